@@ -1,0 +1,96 @@
+"""The bytes of one object on their way: in memory while small, in a spool file when large."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+SPOOL_OVER_BYTES = 8 * 1024 * 1024
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(slots=True)
+class Body:
+    """A complete body with its digests. Exactly one of ``data`` and ``path`` is set."""
+
+    size: int
+    md5: str
+    sha256: str
+    data: bytes | None = None
+    path: Path | None = None
+
+    @contextlib.contextmanager
+    def buffer(self) -> Iterator[bytes | mmap.mmap]:
+        """The bytes for reading; a spooled body is mapped, not loaded."""
+        if self.data is not None:
+            yield self.data
+            return
+        assert self.path is not None
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+            yield m
+
+    def discard(self) -> None:
+        """Remove the spool file. Safe to call twice."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+        self.data = None
+
+
+class BodyWriter:
+    """Collects a body piece by piece, hashing each once.
+
+    Past ``spool_over`` bytes it goes on in a file under ``spool_dir``. The caller bounds the size.
+    Raises OSError when the spool disk is full.
+    """
+
+    def __init__(self, spool_dir: Path, spool_over: int = SPOOL_OVER_BYTES) -> None:
+        self._spool_dir = spool_dir
+        self._spool_over = spool_over
+        self._pieces: list[bytes] = []
+        self._file: BinaryIO | None = None
+        self._path: Path | None = None
+        self._md5: _Hash = hashlib.md5(usedforsecurity=False)
+        self._sha256: _Hash = hashlib.sha256()
+        self.size = 0
+
+    def write(self, piece: bytes) -> None:
+        self.size += len(piece)
+        self._md5.update(piece)
+        self._sha256.update(piece)
+        if self._file is not None:
+            self._file.write(piece)
+            return
+        self._pieces.append(piece)
+        if self.size > self._spool_over:
+            self._spool_dir.mkdir(parents=True, exist_ok=True)
+            fd, name = tempfile.mkstemp(prefix="body-", dir=self._spool_dir)
+            self._path = Path(name)
+            self._file = os.fdopen(fd, "wb")
+            self._file.writelines(self._pieces)
+            self._pieces.clear()
+
+    def finish(self) -> Body:
+        md5, sha256 = self._md5.hexdigest(), self._sha256.hexdigest()
+        if self._file is not None:
+            self._file.close()
+            return Body(self.size, md5, sha256, path=self._path)
+        return Body(self.size, md5, sha256, data=b"".join(self._pieces))
+
+    def abandon(self) -> None:
+        """Give up on this body and remove what was spooled."""
+        if self._file is not None:
+            self._file.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        self._pieces.clear()

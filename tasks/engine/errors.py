@@ -1,0 +1,195 @@
+"""The errors of Ferry, and the only place that knows foreign exceptions.
+
+An error of one object is an :class:`ObjectError`: it becomes an outcome and ends nothing else.
+:class:`Fatal` stops the run and leaves rows pending. :class:`UserError` is found before anything
+moves (exit 2). :class:`LeaseHeld` is exit 3.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+import aiohttp
+import obstore.exceptions as store_errors
+
+from tasks.engine.objects import AGAIN, Again, ErrorClass
+
+
+class FerryError(Exception):
+    """Any error that Ferry raises on purpose; its text is for the user."""
+
+
+class UserError(FerryError):
+    """The job, the manifest, the state or an endpoint is not usable; nothing has moved. Exit 2."""
+
+
+class LeaseHeld(FerryError):
+    """Another run holds this job's state. Exit 3."""
+
+
+class Fatal(FerryError):
+    """Nothing can go on: destination credentials or bucket, state or spool disk. Rows stay pending."""
+
+
+class Stopped(FerryError):
+    """The run was asked to stop. Rows stay pending."""
+
+
+class ChunkIncomplete(FerryError):
+    """A chunk still has pending rows; Prefect's task retry runs those."""
+
+    def __init__(self, chunk: str, pending: int, why: str) -> None:
+        super().__init__(f"chunk {chunk[:12]}: {pending} rows pending: {why}")
+        self.chunk, self.pending, self.why = chunk, pending, why
+
+
+class ObjectError(FerryError):
+    """One object could not be moved; ``message`` is a sentence for people, free of secrets."""
+
+    def __init__(
+        self,
+        error_class: ErrorClass,
+        message: str,
+        *,
+        status_code: int | None = None,
+        retry_after_s: float | None = None,
+        requests: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        self.message = message
+        self.status_code = status_code
+        self.retry_after_s = retry_after_s
+        self.requests = requests  # HTTP requests that this try made
+
+    @property
+    def again(self) -> Again:
+        return AGAIN[self.error_class]
+
+
+def from_status(status: int, *, retry_after_s: float | None = None) -> ObjectError:
+    """The error that an HTTP status of the origin stands for (SEMANTICS: error classes).
+
+    | status | class | again |
+    |---|---|---|
+    | 404 / 410 | not_found / gone | never |
+    | 401, 403, 407 | forbidden | next run |
+    | 408, 425 | timeout | now |
+    | 429 | rate_limited | now |
+    | other 4xx, 1xx, 3xx without a target | client_error | never |
+    | 5xx and unknown | server_error | now |
+    """
+    if status == 404:
+        cls, text = ErrorClass.NOT_FOUND, "the origin has no such object"
+    elif status == 410:
+        cls, text = ErrorClass.GONE, "the origin says that the object is gone for good"
+    elif status in (401, 403, 407):
+        cls, text = ErrorClass.FORBIDDEN, "the origin refuses access"
+    elif status in (408, 425):
+        cls, text = ErrorClass.TIMEOUT, "the origin gave up waiting"
+    elif status == 429:
+        cls, text = ErrorClass.RATE_LIMITED, "the origin asks to slow down"
+    elif status < 500:
+        cls, text = ErrorClass.CLIENT_ERROR, "the origin does not accept the request"
+    else:
+        cls, text = ErrorClass.SERVER_ERROR, "the origin is in trouble"
+    return ObjectError(cls, f"{text} (HTTP {status})", status_code=status, retry_after_s=retry_after_s)
+
+
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def disk_error(exc: OSError, what: str) -> Fatal:
+    """A Fatal for a failing local disk, naming what was being written."""
+    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Fatal(f"{what}: no space left on the disk. Free some space and run the job again; nothing is lost.")
+    if exc.errno == errno.EROFS:
+        return Fatal(f"{what}: the disk is read-only.")
+    return Fatal(f"{what}: {exc.strerror or exc}")
+
+
+def from_origin(exc: BaseException) -> ObjectError | Fatal:
+    """Maps what aiohttp, ssl and the socket layer raise while an object is fetched.
+
+    A spool disk that is full is Fatal. What is not known here is ``internal``: a bug, kept to its row.
+    """
+    if isinstance(exc, (ObjectError, Fatal)):
+        return exc
+    if isinstance(exc, TimeoutError):  # asyncio's, socket's and aiohttp's ServerTimeoutError
+        return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")
+    if isinstance(exc, aiohttp.TooManyRedirects):
+        return ObjectError(ErrorClass.REDIRECT_LOOP, "the redirects do not end")
+    if isinstance(exc, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError)):
+        return ObjectError(ErrorClass.TLS, "the TLS connection failed: " + _tls_reason(exc))
+    if isinstance(exc, (aiohttp.ClientConnectorDNSError, socket.gaierror)):
+        return ObjectError(ErrorClass.DNS, "the origin's host name does not resolve")
+    if isinstance(exc, aiohttp.ClientPayloadError):
+        return ObjectError(ErrorClass.TRUNCATED, "the body ended before it was complete")
+    if isinstance(exc, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
+        return ObjectError(ErrorClass.BAD_URL, "this is not an address that can be fetched")
+    if isinstance(exc, aiohttp.ClientResponseError):  # a malformed answer
+        return ObjectError(ErrorClass.CONNECTION, "the origin's answer is not HTTP")
+    if isinstance(exc, OSError) and exc.errno in _DISK_ERRNOS:
+        return disk_error(exc, "spool file")
+    if isinstance(exc, (aiohttp.ClientError, ConnectionError, OSError)):
+        return ObjectError(ErrorClass.CONNECTION, f"the connection to the origin failed ({_short(exc)})")
+    return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} while fetching; please report it")
+
+
+def _tls_reason(exc: BaseException) -> str:
+    inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
+    return str(getattr(inner, "verify_message", "") or getattr(inner, "reason", "") or type(inner).__name__)
+
+
+def _short(exc: BaseException) -> str:
+    number = getattr(exc, "errno", None)
+    return errno.errorcode.get(number, type(exc).__name__) if isinstance(number, int) else type(exc).__name__
+
+
+def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError | Fatal:
+    """Maps what obstore raises. ``side`` is ``destination`` or ``source``.
+
+    Refused credentials and a missing bucket at the destination are Fatal; at the source they are the
+    row's own failure, as with an HTTP origin. obstore's texts quote addresses and response bodies, so
+    none of them is passed on.
+    """
+    if isinstance(exc, (ObjectError, Fatal)):
+        return exc
+    at_source = side == "source"
+    if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
+        if at_source:
+            return ObjectError(ErrorClass.FORBIDDEN, "the source bucket refuses access", status_code=403)
+        return Fatal("the destination refuses the credentials. Check its `credentials` and the bucket's policy.")
+    if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
+        if at_source:
+            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
+        return Fatal("the destination does not exist (any more). Create the bucket or correct `destination`.")
+    if isinstance(exc, store_errors.InvalidPathError):
+        return ObjectError(ErrorClass.BAD_KEY, "the store cannot hold such a key")
+    if isinstance(exc, TimeoutError):
+        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
+    if isinstance(exc, OSError) and not isinstance(exc, store_errors.BaseError):
+        if exc.errno in _DISK_ERRNOS:
+            return disk_error(exc, side)
+        return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed ({_short(exc)})")
+    if isinstance(exc, store_errors.BaseError):
+        return _generic_store_error(str(exc), side)
+    return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
+
+
+def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
+    """obstore reports throttling and 5xx as one error whose status stands only in the text."""
+    lowered = text.lower()
+    if "no space left" in lowered or "storagefull" in lowered:
+        return Fatal(f"the {side} is full: no space left.")
+    for status in (429, 503, 500, 502, 504):
+        if f"status {status}" in lowered or f"{status} " in lowered and "status" in lowered:
+            cls = ErrorClass.RATE_LIMITED if status == 429 or "slowdown" in lowered else ErrorClass.STORE_ERROR
+            return ObjectError(cls, f"the {side} answered HTTP {status}", status_code=status)
+    if "timed out" in lowered or "timeout" in lowered:
+        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
+    if "error sending request" in lowered or "connect" in lowered:
+        return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed")
+    return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed")

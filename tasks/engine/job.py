@@ -1,0 +1,320 @@
+"""The job: what to move, from where, to where and how. One model for the file, the flow and the UI.
+
+Its fingerprints (SEMANTICS: plan and cache) say what a change of a setting means for work that is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from difflib import get_close_matches
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+OPEN_HEADERS = frozenset({"accept", "accept-language", "referer", "user-agent"})
+_SIGNATURE = re.compile(r"[?&](x-amz-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
+_SECRET_REF = re.compile(r"(secret|env):\S+\Z")
+
+
+class Checks(StrEnum):
+    NONE = "none"
+    LENGTH = "length"
+    IMAGE = "image"
+    DECODE = "decode"
+
+
+class OnExisting(StrEnum):
+    SKIP_SAME = "skip-same"
+    SKIP = "skip"
+    OVERWRITE = "overwrite"
+    FAIL = "fail"
+
+
+def _no_secret_in_address(text: str, key: str) -> str:
+    host = text.partition("://")[2].partition("/")[0]
+    if "@" in host:
+        raise ValueError(f"{key} holds a user name or password; use `headers` or `credentials` with a reference instead")
+    if _SIGNATURE.search(text):
+        raise ValueError(f"{key} holds a signature; a job carries no secrets. Use `credentials`, or download the file first")
+    return text
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest(cls, data: Any) -> Any:
+        """An unknown key is an error that names the nearest known one."""
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    near = get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown key `{name}`{hint}")
+        return data
+
+
+class Columns(_Model):
+    """Which column of the manifest is what. What is not named is recognised by its usual names."""
+
+    source: str | None = None
+    """Where the object is: a URL, or an ID for `source.url`."""
+    key: str | None = None
+    """The key at the destination."""
+    size: str | None = None
+    """Its length in bytes."""
+    md5: str | None = None
+    """Its MD5, hex or base64."""
+    sha256: str | None = None
+    """Its SHA-256, hex or base64."""
+    etag: str | None = None
+    """The origin's ETag."""
+    last_modified: str | None = None
+    """When it last changed."""
+    content_type: str | None = None
+    """Its media type."""
+    id: str | None = None
+    """Your own name for the row; it is carried into every report."""
+
+
+class Source(_Model):
+    """Where the objects come from."""
+
+    url: str | None = None
+    """The address of an object for lists of bare IDs: `https://img.old.example/{id}.jpg`. Any column may stand in braces."""
+    roots: list[str] = []
+    """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
+    headers: dict[str, str] = {}
+    """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
+    user_agent: str | None = None
+    """Who asks. Say how to reach you: an origin's operator will look here first."""
+    allow_private_addresses: list[str] = []
+    """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`."""
+    endpoint_url: str | None = None
+    """For buckets that are not at AWS: the S3 endpoint."""
+    region: str | None = None
+    """The bucket's region."""
+    credentials: str | None = None
+    """For buckets: `profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
+
+    @field_validator("url", "endpoint_url")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return value if value is None else _no_secret_in_address(value, "source address")
+
+    @field_validator("headers")
+    @classmethod
+    def _references(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if name.lower() not in OPEN_HEADERS and not _SECRET_REF.match(value):
+                raise ValueError(
+                    f"header `{name}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
+                    "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
+                )
+        return headers
+
+    @field_validator("credentials")
+    @classmethod
+    def _credentials(cls, value: str | None) -> str | None:
+        return _credentials_reference(value)
+
+
+def _credentials_reference(value: str | None) -> str | None:
+    if value is None or value == "anonymous" or re.match(r"(profile|block):\S+\Z", value):
+        return value
+    raise ValueError("credentials are a reference: `profile:NAME`, `block:NAME` or `anonymous`; leave the key out for boto3's own chain")
+
+
+class Destination(_Model):
+    """Where the objects go."""
+
+    uri: str
+    """`s3://bucket/prefix/` or `file:///dir/`."""
+    endpoint_url: str | None = None
+    """For buckets that are not at AWS: the S3 endpoint, `https://s3.example`."""
+    region: str | None = None
+    """The bucket's region."""
+    credentials: str | None = None
+    """`profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
+    cache_control: str | None = None
+    """The Cache-Control that objects are written with."""
+    metadata: dict[str, str] = {}
+    """User metadata that objects are written with."""
+
+    @field_validator("uri")
+    @classmethod
+    def _uri(cls, value: str) -> str:
+        if value.startswith("s3://") and value[5:].strip("/"):
+            return value
+        if value.startswith("file:///"):
+            return value
+        raise ValueError(f"destination `{value}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return value if value is None else _no_secret_in_address(value, "destination.endpoint_url")
+
+    @field_validator("credentials")
+    @classmethod
+    def _credentials(cls, value: str | None) -> str | None:
+        return _credentials_reference(value)
+
+
+class Retries(_Model):
+    """How often, and after what, a failure is tried again."""
+
+    attempts: Annotated[int, Field(ge=1, le=20)] = 3
+    """Tries of one object before it goes to the end of its chunk for a last one."""
+    backoff_s: Annotated[float, Field(gt=0, le=600)] = 1.0
+    """Seconds before the second try; doubled for each further one, with jitter."""
+    max_backoff_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds at most between two tries; a longer Retry-After leaves the row for later."""
+    passes: Annotated[int, Field(ge=0, le=10)] = 1
+    """Further passes over the retryable failures, after the last chunk."""
+    chunk_attempts: Annotated[int, Field(ge=0, le=100)] = 4
+    """Prefect retries of a chunk for its pending rows."""
+    chunk_delay_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
+    """Seconds before the first of them; doubled for each further one, with jitter."""
+
+
+class Timeouts(_Model):
+    """When an object is given up and tried again."""
+
+    connect_s: Annotated[float, Field(gt=0, le=300)] = 15.0
+    """Seconds to open a connection."""
+    read_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
+    """Seconds without a byte."""
+    total_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    """Seconds for one object, download or upload."""
+
+
+class Job(_Model):
+    """A migration: the list of what to move, where it goes, and how."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """The job's name: letters, digits, `.`, `_` and `-`. Names the state and the runs."""
+    manifest: str
+    """The list: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst); or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
+    destination: Destination
+    """Where to: an address, or a mapping of `uri` and more."""
+    source: Source = Source()
+    """Where the objects come from."""
+    columns: Columns = Columns()
+    """Which column of the manifest is what."""
+    include: list[str] = []
+    """Listed manifests: only keys that match one of these globs."""
+    exclude: list[str] = []
+    """Listed manifests: no key that matches one of these globs."""
+    key: str | None = None
+    """A template for the destination key: `{sku}/{source.name}`, `{sha256}.{ext}`. Default: the row's key column, else the path of its URL."""
+    checks: Checks = Checks.IMAGE
+    """What a body must be: `image` (a whole image of a known format), `decode` (every pixel too), `length`, `none`. Digests in the manifest are always compared."""
+    on_existing: OnExisting = OnExisting.SKIP_SAME
+    """What to do with a key that exists: `skip-same`, `skip`, `overwrite`, `fail`."""
+    bad_lines: Literal["error", "skip"] = "error"
+    """A line of the manifest that cannot be delimited: `error` stops before anything moves, `skip` makes it an outcome."""
+    state: str | None = None
+    """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
+    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
+    """Rows in a chunk; the first plan freezes it."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    """Objects in flight at once."""
+    retries: Retries = Retries()
+    """How often a failure is tried again."""
+    timeouts: Timeouts = Timeouts()
+    """When an object is given up."""
+    failure_budget: int | float | str = "1%"
+    """Failures that a run may end with and still be Completed: a share (`1%`, `0.01`) or a count of rows (`25`)."""
+    max_bytes: Annotated[int, Field(ge=1)] = 1024**3
+    """The largest object that is taken, in bytes."""
+
+    @field_validator("destination", mode="before")
+    @classmethod
+    def _short_destination(cls, value: Any) -> Any:
+        return {"uri": value} if isinstance(value, str) else value
+
+    @field_validator("manifest")
+    @classmethod
+    def _manifest(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("manifest is empty; name the list of what to move")
+        return _no_secret_in_address(value, "manifest")
+
+    @field_validator("failure_budget")
+    @classmethod
+    def _budget(cls, value: int | float | str) -> int | float | str:
+        parse_budget(value)
+        return value
+
+    @field_validator("state")
+    @classmethod
+    def _state(cls, value: str | None) -> str | None:
+        if value is not None and "://" in value and not value.startswith("s3://"):
+            raise ValueError("state is a directory or an `s3://bucket/prefix`")
+        return value
+
+    def where(self) -> dict[str, str]:
+        """The settings that say where rows come from and go to; each as a digest, so that none is shown."""
+        values: dict[str, Any] = {
+            "source.url": self.source.url,
+            "columns": self.columns.model_dump(),
+            "key": self.key,
+            "destination.uri": self.destination.uri.rstrip("/"),
+            "destination.endpoint_url": self.destination.endpoint_url,
+        }
+        return {name: _digest(value) for name, value in values.items()}
+
+    def how(self) -> dict[str, Any]:
+        """The settings that change what is written or accepted, but not which row goes where."""
+        return {
+            "checks": self.checks.value,
+            "on_existing": self.on_existing.value,
+            "max_bytes": self.max_bytes,
+            "cache_control": self.destination.cache_control,
+            "metadata": self.destination.metadata,
+            "headers": sorted(name.lower() for name in self.source.headers),
+        }
+
+    def how_digest(self) -> str:
+        """16 hex digits that outcomes carry: failed and skipped rows of another `how` are planned anew."""
+        return _digest(self.how())[:16]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that changes results; a part of each chunk's cache key."""
+        return _digest({"where": self.where(), "how": self.how()})
+
+    def budget(self, rows: int) -> int:
+        """Failures allowed among ``rows`` rows without duplicates; a share is rounded up to one row."""
+        share, count = parse_budget(self.failure_budget)
+        if count is not None:
+            return count
+        assert share is not None
+        return 0 if share == 0 else max(1, int(rows * share))
+
+
+def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
+    """``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
+    text = str(value).strip()
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+        elif re.fullmatch(r"\d+", text):
+            return None, int(text)
+        else:
+            share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"failure_budget `{value}` is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
+    return share, None
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
