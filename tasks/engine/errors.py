@@ -13,6 +13,7 @@ import ssl
 
 import aiohttp
 import obstore.exceptions as store_errors
+from aiohttp.http_exceptions import HttpProcessingError
 
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 
@@ -31,6 +32,10 @@ class LeaseHeld(FerryError):
 
 class Fatal(FerryError):
     """Nothing can go on: destination credentials or bucket, state or spool disk. Rows stay pending."""
+
+
+class AddressBlocked(FerryError, OSError):
+    """The address filter refuses to connect. An OSError, so that aiohttp closes up and passes it on."""
 
 
 class Stopped(FerryError):
@@ -63,6 +68,8 @@ class ObjectError(FerryError):
         self.status_code = status_code
         self.retry_after_s = retry_after_s
         self.requests = requests  # HTTP requests that this try made
+        self.at_destination = False  # did the upload fail, and not the source?
+        self.body_sha256: str | None = None  # of the whole body that came, where one did
 
     @property
     def again(self) -> Again:
@@ -117,11 +124,22 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     """
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
+    blocked = getattr(exc, "os_error", exc)  # aiohttp wraps what its resolver and its sockets raise
+    if isinstance(blocked, AddressBlocked):
+        return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(blocked))
     if isinstance(exc, TimeoutError):  # asyncio's, socket's and aiohttp's ServerTimeoutError
         return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")
     if isinstance(exc, aiohttp.TooManyRedirects):
         return ObjectError(ErrorClass.REDIRECT_LOOP, "the redirects do not end")
-    if isinstance(exc, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError, ssl.SSLError)):
+    if isinstance(
+        exc,
+        (
+            aiohttp.ClientConnectorCertificateError,
+            aiohttp.ClientSSLError,
+            aiohttp.ServerFingerprintMismatch,
+            ssl.SSLError,
+        ),
+    ):
         return ObjectError(ErrorClass.TLS, "the TLS connection failed: " + _tls_reason(exc))
     if isinstance(exc, (aiohttp.ClientConnectorDNSError, socket.gaierror)):
         return ObjectError(ErrorClass.DNS, "the origin's host name does not resolve")
@@ -129,13 +147,23 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
         return ObjectError(ErrorClass.TRUNCATED, "the body ended before it was complete")
     if isinstance(exc, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
         return ObjectError(ErrorClass.BAD_URL, "this is not an address that can be fetched")
-    if isinstance(exc, aiohttp.ClientResponseError):  # a malformed answer
-        return ObjectError(ErrorClass.CONNECTION, "the origin's answer is not HTTP")
+    if isinstance(exc, (aiohttp.ClientResponseError, HttpProcessingError)):  # a malformed answer
+        return ObjectError(ErrorClass.CONNECTION, "the origin's answer is not HTTP, or its header is too long")
     if isinstance(exc, OSError) and exc.errno in _DISK_ERRNOS:
         return disk_error(exc, "spool file")
     if isinstance(exc, (aiohttp.ClientError, ConnectionError, OSError)):
         return ObjectError(ErrorClass.CONNECTION, f"the connection to the origin failed ({_short(exc)})")
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} while fetching; please report it")
+
+
+def died_unanswered(exc: BaseException) -> bool:
+    """Whether a connection that was open ended before any answer: often one that idled too long.
+
+    RFC 9112 section 9.3.1: a GET may then be sent again at once, on another connection.
+    """
+    if isinstance(exc, (aiohttp.ClientConnectorError, TimeoutError)):
+        return False
+    return isinstance(exc, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError))
 
 
 def _tls_reason(exc: BaseException) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from difflib import get_close_matches
 from enum import StrEnum
@@ -289,12 +290,12 @@ class Job(_Model):
         return _digest({"where": self.where(), "how": self.how()})
 
     def budget(self, rows: int) -> int:
-        """Failures allowed among ``rows`` rows without duplicates; a share is rounded up to one row."""
+        """Failures allowed among ``rows`` rows without duplicates; a share is rounded up, to one row at least."""
         share, count = parse_budget(self.failure_budget)
         if count is not None:
             return count
         assert share is not None
-        return 0 if share == 0 else max(1, int(rows * share))
+        return 0 if share == 0 else max(1, math.ceil(rows * share - 1e-9))
 
 
 def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:

@@ -1,0 +1,417 @@
+"""A small HTTP origin that misbehaves on request, as real ones do.
+
+A plain asyncio protocol and not a web framework: half of the faults (a reset, a body cut short, a
+chunked body without its end) are answers that a framework refuses to send.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import email.utils
+import gzip
+import hashlib
+import json
+import math
+import socket
+import struct
+import threading
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, Self, cast
+
+import uvloop
+
+from demo.ports import free_ports
+
+LAST_MODIFIED = "Thu, 01 Jan 2026 00:00:00 GMT"
+_MAX_HEAD_BYTES = 64 * 1024
+_PIECE_BYTES = 64 * 1024
+
+
+class Trouble(StrEnum):
+    """What an origin can do wrong."""
+
+    NOT_FOUND = "not_found"  # 404
+    GONE = "gone"  # 410
+    FORBIDDEN = "forbidden"  # 403
+    SERVER_ERROR = "server_error"  # 500, for ever
+    FLAKY = "flaky"  # 500 twice, then fine
+    RATE_LIMITED = "rate_limited"  # 429 with Retry-After once, then fine
+    HTML_200 = "html_200"  # a page instead of the image, with status 200 and the image's Content-Type
+    JSON_200 = "json_200"  # a JSON error with status 200
+    TRUNCATED_LENGTH = "truncated_length"  # shorter than its Content-Length
+    TRUNCATED_CHUNKED = "truncated_chunked"  # chunked, without the last chunk
+    TRUNCATED_CLOSE = "truncated_close"  # ended by closing: only the image itself tells that it was cut
+    EMPTY = "empty"  # 200 with no bytes
+    SLOW = "slow"  # complete, but over `seconds`
+    STALL = "stall"  # half of it, then silence until the client leaves
+    REDIRECT = "redirect"  # 302 to another path that serves it
+    REDIRECT_LOOP = "redirect_loop"  # 302 to a path that redirects back
+    RESET = "reset"  # the connection is reset instead of an answer
+    GZIP = "gzip"  # Content-Encoding: gzip whatever was asked for
+    WRONG_TYPE = "wrong_type"  # the image as text/plain
+    ENDLESS = "endless"  # bytes until the client leaves
+
+
+# of the body alone: a HEAD is answered as if all were well
+_OF_BODIES = {
+    Trouble.TRUNCATED_LENGTH,
+    Trouble.TRUNCATED_CHUNKED,
+    Trouble.TRUNCATED_CLOSE,
+    Trouble.SLOW,
+    Trouble.STALL,
+    Trouble.ENDLESS,
+}
+_TIMES = {Trouble.FLAKY: 2, Trouble.RATE_LIMITED: 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A trouble and its measure."""
+
+    kind: Trouble
+    times: int | None = None
+    """Requests that meet it before the path is fine; None: for ever (flaky: 2, rate_limited: 1)."""
+    seconds: float = 1.0
+    """rate_limited: its Retry-After (sent as whole seconds, rounded up). slow: how long the body takes."""
+    http_date: bool = False
+    """rate_limited: Retry-After is a date (RFC 9110, 10.2.3) and no number."""
+    target: str | None = None
+    """redirect: the Location; None: a path beside it that serves the body."""
+    keep: float = 0.5
+    """truncated and stall: the share of the body that is sent."""
+
+
+@dataclass(slots=True)
+class _Object:
+    body: bytes
+    content_type: str
+    fault: Fault | None
+    etag: str
+    head: bytes
+    met: int = 0  # requests that met the fault
+
+    def next_fault(self) -> Fault | None:
+        """What this request meets; called in the loop's thread alone."""
+        fault = self.fault
+        if fault is None:
+            return None
+        times = fault.times if fault.times is not None else _TIMES.get(fault.kind)
+        if times is not None and self.met >= times:
+            return None
+        self.met += 1
+        return fault
+
+
+class Origin:
+    """The server, in a thread and an event loop of its own; its methods may be called from any thread.
+
+    Paths are raw request targets with their query, matched byte for byte: what a client encodes anew
+    is a 404. Healthy answers carry ETag and Last-Modified and honour If-None-Match.
+    """
+
+    def __init__(self, latency_s: float = 0.0) -> None:
+        self.latency_s = latency_s
+        """Seconds before each answer; may be set at any time."""
+        self.requests: collections.Counter[str] = collections.Counter()
+        """Requests per path."""
+        self.last_headers: dict[str, dict[str, str]] = {}
+        """The headers of each path's last request, names in lower case."""
+        self.total = 0
+        """Requests in all."""
+        self.port = free_ports(1)[0]
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        self._objects: dict[str, _Object] = {}
+        self._connections: set[_Connection] = set()
+        self._server: asyncio.AbstractServer | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Listen. Does nothing when started."""
+        if self._loop is None:
+            self._loop = uvloop.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="origin", daemon=True)
+            self._thread.start()
+        self.up()
+
+    def stop(self) -> None:
+        """Stop listening and end the thread. Safe to call twice."""
+        if self._loop is None or self._thread is None:
+            return
+        self.down()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+        self._loop = self._thread = None
+
+    def down(self) -> None:
+        """An outage: connections are reset and new ones are refused, until ``up``."""
+        self._run(self._down())
+
+    def up(self) -> None:
+        """Listen again, on the same port."""
+        self._run(self._up())
+
+    def add(
+        self, path: str, body: bytes, content_type: str = "image/jpeg", fault: Fault | Trouble | None = None
+    ) -> str:
+        """Serve ``body`` at ``path`` (with its query, percent-encoded) and return its URL.
+
+        ``fault`` is what goes wrong with it; a bare Trouble stands for a Fault with its defaults.
+        An earlier object at this path is replaced. Raises ValueError for a path that no request can name.
+        """
+        if not path.startswith("/") or any(not 0x21 <= ord(char) <= 0x7E for char in path) or "#" in path:
+            raise ValueError(f"`{path}` is no percent-encoded request target")
+        if isinstance(fault, Trouble):
+            fault = Fault(fault)
+        self._objects[path] = _new_object(body, content_type, fault)
+        if fault is not None and fault.kind is Trouble.REDIRECT and fault.target is None:
+            self._objects["/-moved" + path] = _new_object(body, content_type, None)
+        if fault is not None and fault.kind is Trouble.REDIRECT_LOOP:
+            self._objects["/-loop" + path] = _new_object(b"", content_type, Fault(Trouble.REDIRECT, target=path))
+        return self.url(path)
+
+    def mend(self, path: str) -> None:
+        """From now on ``path`` serves its body. Raises KeyError for an unknown path."""
+        self._objects[path].fault = None
+
+    def url(self, path: str) -> str:
+        return self.base_url + path
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        if self._loop is None:
+            coroutine.close()
+            raise RuntimeError("the origin is not started")
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(10)
+
+    async def _up(self) -> None:
+        if self._server is None:
+            loop = asyncio.get_running_loop()
+            self._server = await loop.create_server(
+                lambda: _Connection(self), "127.0.0.1", self.port, backlog=1024, reuse_address=True
+            )
+
+    async def _down(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._connections):
+            connection.reset()
+        await self._server.wait_closed()
+        self._server = None
+
+
+def _new_object(body: bytes, content_type: str, fault: Fault | None) -> _Object:
+    etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
+    # kept ready: most answers are this and the body
+    head = _head(200, _headers(content_type, body, etag))
+    return _Object(body, content_type, fault, etag, head)
+
+
+def _headers(content_type: str, body: bytes, etag: str) -> dict[str, str]:
+    return {
+        "Content-Type": content_type,
+        "Content-Length": str(len(body)),
+        "ETag": etag,
+        "Last-Modified": LAST_MODIFIED,
+    }
+
+
+def _head(status: int, headers: dict[str, str]) -> bytes:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+class _Connection(asyncio.Protocol):
+    """One connection: requests one after the other, kept alive as long as the client likes."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._buffer = bytearray()
+        self._keep_alive = True
+        self._busy = False  # an answer is under way; later requests wait in the buffer
+        self._task: asyncio.Task[None] | None = None
+        self._can_write = asyncio.Event()
+        self._can_write.set()
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._origin._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._origin._connections.discard(self)
+        if self._task is not None:
+            self._task.cancel()
+
+    def pause_writing(self) -> None:
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        self._can_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._advance()
+
+    def reset(self) -> None:
+        """Close with RST: what was not sent is dropped (SO_LINGER of 0 s)."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and not self._transport.is_closing():
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+    def _advance(self) -> None:
+        while not self._busy and not self._transport.is_closing():
+            end = self._buffer.find(b"\r\n\r\n")
+            if end < 0:
+                if len(self._buffer) > _MAX_HEAD_BYTES:
+                    self.reset()
+                return
+            head = self._buffer[:end].decode("latin-1")
+            del self._buffer[: end + 4]
+            self._request(head)
+
+    def _request(self, head: str) -> None:
+        first, *lines = head.split("\r\n")
+        method, _, rest = first.partition(" ")
+        target, _, version = rest.rpartition(" ")
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        origin = self._origin
+        origin.requests[target] += 1
+        origin.total += 1
+        origin.last_headers[target] = headers
+        keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
+        if origin.latency_s > 0:
+            self._busy = True
+            loop = asyncio.get_running_loop()
+            loop.call_later(origin.latency_s, self._answer_late, method, target, headers, keep_alive)
+        else:
+            self._answer(method, target, headers, keep_alive)
+
+    def _answer_late(self, method: str, target: str, headers: dict[str, str], keep_alive: bool) -> None:
+        self._busy = False
+        if not self._transport.is_closing():
+            self._answer(method, target, headers, keep_alive)
+            self._advance()
+
+    def _answer(self, method: str, target: str, headers: dict[str, str], keep_alive: bool) -> None:
+        found = self._origin._objects.get(target)
+        self._keep_alive = keep_alive
+        if method not in ("GET", "HEAD"):
+            self._send(405, {"Content-Type": "text/plain", "Allow": "GET, HEAD"}, b"GET and HEAD only\n")
+            self._keep_alive = False  # a body may follow, and nobody reads it
+        elif found is None:
+            self._send(404, {"Content-Type": "text/plain"}, b"no such object\n", method)
+        elif (fault := found.next_fault()) and not (method == "HEAD" and fault.kind in _OF_BODIES):
+            self._misbehave(fault, found, target, method)
+        elif found.etag in headers.get("if-none-match", ""):
+            self._transport.write(_head(304, {"ETag": found.etag, "Last-Modified": LAST_MODIFIED}))
+        else:
+            self._transport.write(found.head + found.body if method == "GET" else found.head)
+        if not self._keep_alive and not self._busy:
+            self._transport.close()
+
+    def _send(self, status: int, headers: dict[str, str], body: bytes, method: str = "GET") -> None:
+        head = _head(status, {**headers, "Content-Length": str(len(body))})
+        self._transport.write(head + body if method == "GET" else head)
+
+    def _misbehave(self, fault: Fault, found: _Object, path: str, method: str) -> None:
+        body, kept = found.body, found.body[: int(len(found.body) * fault.keep)]
+        typed = {"Content-Type": found.content_type}
+        whole = _headers(found.content_type, body, found.etag)
+        match fault.kind:
+            case Trouble.NOT_FOUND:
+                self._send(404, {"Content-Type": "text/html"}, _page("404 Not Found", path), method)
+            case Trouble.GONE:
+                self._send(410, {"Content-Type": "text/html"}, _page("410 Gone", path), method)
+            case Trouble.FORBIDDEN:
+                self._send(403, {"Content-Type": "text/html"}, _page("403 Forbidden", path), method)
+            case Trouble.SERVER_ERROR | Trouble.FLAKY:
+                self._send(500, {"Content-Type": "text/html"}, _page("500 Internal Server Error", path), method)
+            case Trouble.RATE_LIMITED:
+                wait_s = math.ceil(fault.seconds)
+                date = email.utils.formatdate(math.ceil(time.time() + fault.seconds), usegmt=True)
+                self._send(429, {"Retry-After": date if fault.http_date else str(wait_s)}, b"slow down\n", method)
+            case Trouble.HTML_200:
+                self._send(200, typed, _page("Sign in to continue", path), method)
+            case Trouble.JSON_200:
+                error = json.dumps({"error": "NotFound", "path": path}).encode()
+                self._send(200, {"Content-Type": "application/json"}, error, method)
+            case Trouble.TRUNCATED_LENGTH:
+                self._transport.write(_head(200, whole) + kept)
+                self._transport.close()
+            case Trouble.TRUNCATED_CHUNKED:
+                chunk = f"{len(kept):x}\r\n".encode() + kept + b"\r\n" if kept else b""  # "0" would be the last chunk
+                self._transport.write(_head(200, {**typed, "Transfer-Encoding": "chunked"}) + chunk)
+                self._transport.close()
+            case Trouble.TRUNCATED_CLOSE:
+                self._transport.write(_head(200, {**typed, "Connection": "close"}) + kept)
+                self._transport.close()
+            case Trouble.EMPTY:
+                self._send(200, typed, b"", method)
+            case Trouble.SLOW:
+                self._transport.write(_head(200, whole))
+                self._start(self._drip(body, fault.seconds))
+            case Trouble.STALL:
+                self._busy = True
+                self._transport.write(_head(200, whole) + kept)
+            case Trouble.REDIRECT:
+                self._send(302, {"Location": fault.target or "/-moved" + path}, b"", method)
+            case Trouble.REDIRECT_LOOP:
+                self._send(302, {"Location": "/-loop" + path}, b"", method)
+            case Trouble.RESET:
+                self.reset()
+            case Trouble.GZIP:
+                self._send(200, {**typed, "Content-Encoding": "gzip"}, gzip.compress(body, mtime=0), method)
+            case Trouble.WRONG_TYPE:
+                self._send(200, {**whole, "Content-Type": "text/plain"}, body, method)
+            case Trouble.ENDLESS:
+                self._transport.write(_head(200, {**typed, "Connection": "close"}) + body)
+                self._start(self._pour())
+
+    def _start(self, answer: Coroutine[Any, Any, None]) -> None:
+        self._busy = True
+        self._task = asyncio.get_running_loop().create_task(answer)
+
+    async def _drip(self, body: bytes, seconds: float) -> None:
+        """The body in 20 pieces, evenly over ``seconds``."""
+        step = max(1, math.ceil(len(body) / 20))
+        for start in range(0, len(body), step):
+            await asyncio.sleep(seconds / 20)
+            self._transport.write(body[start : start + step])
+        self._task, self._busy = None, False
+        if not self._keep_alive:
+            self._transport.close()
+        self._advance()
+
+    async def _pour(self) -> None:
+        """Bytes until the connection is gone, which cancels this; never more than the client takes."""
+        piece = bytes(_PIECE_BYTES)
+        while True:
+            await self._can_write.wait()
+            self._transport.write(piece)
+            await asyncio.sleep(0)
+
+
+def _page(title: str, path: str) -> bytes:
+    """A page that names its path: many identical ones would look like a site under maintenance."""
+    return f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1>{path}</body></html>\n".encode()

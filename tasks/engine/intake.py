@@ -1,0 +1,163 @@
+"""Brings the list of what to move into the state as normalised Parquet, whatever and wherever it is."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from tasks.engine import __version__
+from tasks.engine.errors import Fatal, ObjectError, UserError
+from tasks.engine.job import Job
+from tasks.engine.keys import Template
+from tasks.engine.manifest import open_manifest
+from tasks.engine.manifest_columns import Batch
+from tasks.engine.rows import normalise
+from tasks.engine.runtime import open_origin, root_uris
+from tasks.engine.store import Access, open_store
+from tasks.engine.urls import redact
+
+LIST_AT_MOST_BYTES = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """``path`` is None when the list is the one that the state holds already."""
+
+    path: Path | None
+    about: dict[str, Any]  # kept in plan.json: the list's digest, recognised columns
+    notes: list[str] = field(default_factory=list)
+
+
+def is_listing(manifest: str) -> bool:
+    """A bucket prefix or a directory, to be listed; everything else is a file."""
+    return manifest.endswith("/") and manifest.startswith(("s3://", "file://"))
+
+
+def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
+    """Fetches or lists the manifest and normalises it. ``known`` is what an earlier plan says of its own.
+
+    Raises UserError for whatever makes the list unusable; a bad row is a row with a problem.
+    """
+    spool_dir.mkdir(parents=True, exist_ok=True)
+    out = spool_dir / "manifest.parquet"
+    key_template = Template.parse(job.key) if job.key is not None else None
+    if is_listing(job.manifest):
+        batches = _listed(job, access, spool_dir)
+        recognised = {"source": "the listing", "key": "the listing"}
+        about: dict[str, Any] = {"recognised": recognised, "digest": None}
+    else:
+        path = _local(job, access, spool_dir)
+        about = {"digest": _digest_of(path, job), "recognised": known.get("recognised", {})}
+        if known.get("digest") == about["digest"]:
+            return Brought(None, about)
+        needed = sorted(key_template.needed) if key_template else []
+        manifest = open_manifest(path, job.manifest, job.columns, needed, job.bad_lines, job.source.url)
+        about["recognised"] = manifest.recognised
+        batches = manifest.batches()
+    parts = urlsplit(job.destination.uri)
+    result = normalise(
+        batches,
+        url_template=Template.parse_url(job.source.url) if job.source.url and not is_listing(job.manifest) else None,
+        key_template=key_template,
+        roots=root_uris(job),
+        prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
+        for_directory=parts.scheme == "file",
+        out_path=out,
+    )
+    notes = [f"{result.late:,} keys are known only after the fetch (`key` names sha256 or ext)"] if result.late else []
+    return Brought(out, about, notes)
+
+
+def _digest_of(path: Path, job: Job) -> str:
+    """Of the list's bytes and of the settings that make rows of them: unchanged, the rows are too."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    settings = [__version__, job.where(), list(root_uris(job)), job.bad_lines, Path(job.manifest).suffix]
+    digest.update(json.dumps(settings, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _local(job: Job, access: Access, spool_dir: Path) -> Path:
+    """The list as a local file."""
+    address = job.manifest
+    copy = spool_dir / "list"
+    if address.startswith(("http://", "https://")):
+        asyncio.run(_download(job, address, copy))
+        return copy
+    if address.startswith("s3://"):
+        parts = urlsplit(address)
+        store = open_store(f"s3://{parts.netloc}", access, spool_dir)
+        asyncio.run(_from_bucket(store, parts.path.lstrip("/"), copy, address))
+        return copy
+    return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else Path(address)
+
+
+async def _download(job: Job, url: str, path: Path) -> None:
+    # Without the job's headers: those are for the images' host, and this may be another.
+    origin = open_origin(job, {}, path.parent)
+    try:
+        await origin.download(url, path, LIST_AT_MOST_BYTES)
+    except ObjectError as error:
+        raise UserError(f"the manifest {redact(url)} cannot be fetched: {error.message}") from None
+    finally:
+        await origin.close()
+
+
+async def _from_bucket(store: Any, key: str, path: Path, address: str) -> None:
+    try:
+        body, _, _ = await store.get(key, max_bytes=LIST_AT_MOST_BYTES)
+    except (ObjectError, Fatal) as error:
+        raise UserError(f"the manifest {address} cannot be read: {error}") from None
+    if body.path is not None:
+        body.path.replace(path)
+    else:
+        path.write_bytes(body.data)
+
+
+def chosen(key: str, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]]) -> bool:
+    """Globs of the job against a key below the listed root; `*` also crosses `/`."""
+    if include and not any(pattern.match(key) for pattern in include):
+        return False
+    return not any(pattern.match(key) for pattern in exclude)
+
+
+def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
+    """The objects under a bucket prefix or a directory, as rows. ETags come along, for bucket to bucket."""
+    root = job.manifest
+    include, exclude = ([re.compile(fnmatch.translate(glob)) for glob in globs] for globs in (job.include, job.exclude))
+    store = open_store(root, access, spool_dir)
+    row_no = 0
+    try:
+        for page in store.list(side="source"):
+            found = [f for f in page if f.key and not f.key.endswith("/") and chosen(f.key, include, exclude)]
+            if store.kind == "file":
+                found.sort(key=lambda f: f.key)
+            if not found:
+                continue
+            yield Batch(
+                row_no=range(row_no + 1, row_no + 1 + len(found)),
+                line_no=None,
+                values={
+                    "source": [root + f.key for f in found],
+                    "key": [f.key for f in found],
+                    "size": [str(f.size) for f in found],
+                    "etag": [f.etag for f in found] if store.kind == "s3" else [None] * len(found),
+                    "last_modified": [f.last_modified.isoformat() if f.last_modified else None for f in found],
+                },
+            )
+            row_no += len(found)
+    except (ObjectError, Fatal) as error:
+        raise UserError(f"the manifest {root} cannot be listed: {error}") from None
+    if not row_no:
+        hint = " that `include` and `exclude` leave over" if job.include or job.exclude else ""
+        raise UserError(f"there is no object under {root}{hint}; nothing would be moved")

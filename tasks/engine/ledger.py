@@ -1,0 +1,108 @@
+"""The ledger: every outcome, folded to the latest per row. The truth about a job (docs/state.md).
+
+`outcomes/` holds what runs append, `ledger/` what :func:`compact` folded. A row may stand in both, and
+more than once in each: readers take the latest by run number, then by time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.engine.errors import UserError
+from tasks.engine.objects import Outcome
+from tasks.engine.state import State
+from tasks.engine.tables import OUTCOME, encode_outcomes
+
+T = TypeVar("T")
+LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, recorded_at DESC, attempt DESC) = 1"
+
+
+def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:
+    """A DuckDB that stays within ``memory``, spills to ``spool_dir`` and downloads nothing."""
+    spool_dir.mkdir(parents=True, exist_ok=True)
+    con = duckdb.connect()
+    con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
+    con.execute(f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+    con.execute("SET temp_directory = ?", [str(spool_dir / "duckdb")])
+    con.execute("SET enable_progress_bar = false")
+    return con
+
+
+def outcome_name(run_no: int, chunk: str, part: int) -> str:
+    """`outcomes/<run>-<chunk>-<part>.parquet`; outcomes of planning and verifying say so for a chunk."""
+    return f"outcomes/{run_no:06d}-{chunk[:32]}-{part:05d}.parquet"
+
+
+def append(state: State, outcomes: Sequence[Outcome], run_no: int, chunk: str, part: int) -> str:
+    """Writes outcomes, whole or not at all, and returns the file's name."""
+    name = outcome_name(run_no, chunk, part)
+    state.write(name, encode_outcomes(outcomes))
+    return name
+
+
+def run_of(name: str) -> int:
+    match = re.match(r"[^/]+/(?:run-)?(\d{6})", name)
+    return int(match.group(1)) if match else 0
+
+
+def last_run_no(state: State) -> int:
+    """The highest run number that left anything behind; 0 before the first run."""
+    return max((run_of(name) for folder in ("outcomes", "ledger", "reports") for name in state.list(folder)), default=0)
+
+
+def files(state: State) -> list[str]:
+    return [name for folder in ("ledger", "outcomes") for name in state.list(folder) if name.endswith(".parquet")]
+
+
+def create_latest(con: duckdb.DuckDBPyConnection, state: State, table: str = "latest") -> None:
+    """Fills a table with the latest outcome of each row."""
+    paths = [str(state.local(name)) for name in files(state)]
+    if not paths:
+        con.register("no_outcomes", OUTCOME.empty_table())
+        con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM no_outcomes")
+        return
+    con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM read_parquet(?) {LATEST}", [paths])
+
+
+def reading(read: Callable[[], T], tries: int = 8) -> T:
+    """Runs a reader that may meet a compaction: a file that went away means: list again."""
+    for left in reversed(range(tries)):
+        try:
+            return read()
+        except (duckdb.IOException, FileNotFoundError):
+            if not left:
+                raise
+            time.sleep(0.1)
+        except duckdb.InvalidInputException as exc:
+            raise UserError(f"a ledger file is damaged: {exc}") from None
+    raise AssertionError("unreachable")
+
+
+def compact(state: State, run_no: int) -> None:
+    """Folds all outcomes into one file of `ledger/`, then deletes what it replaces.
+
+    A crash between the two leaves both: harmless, since readers fold.
+    """
+    old = files(state)
+    name = f"ledger/{run_no:06d}-{time.time_ns():019d}.parquet"
+    con = connect(state.spool_dir)
+    try:
+        create_latest(con, state)
+        target = state.spool_dir / "ledger.parquet"
+        columns = ", ".join(f'"{column}"' for column in OUTCOME.names)
+        reader: Any = con.execute(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)
+        with pq.ParquetWriter(target, OUTCOME, compression="zstd") as writer:
+            for batch in reader:
+                writer.write_table(pa.Table.from_batches([batch]).cast(OUTCOME))
+    finally:
+        con.close()
+    state.write_file(name, target)
+    state.delete(old)

@@ -1,0 +1,186 @@
+"""What a plan is, and the decisions in it: which rows to do and why. Pure; planner.py does the work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from tasks.engine.errors import UserError
+from tasks.engine.job import Job
+from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
+from tasks.engine.tables import SCHEMA_VERSION, check_version
+
+PLAN_FILE = "plan/plan.json"
+MANIFEST_FILE = "plan/manifest.parquet"
+HINTS = "plan/hints"
+HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
+
+Existing = Literal["unknown", "head", "listed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """All that a task is handed: where a chunk is, and what this run's plan found out about it."""
+
+    uri: str  # the file's name in the state
+    digest: str  # SHA-256 of the file
+    rows: int
+    bytes: int  # sum of the sizes that the manifest names
+    kind: Literal["base", "again"]  # base chunks hold rows for good, "again" chunks retry some
+    run_no: int  # the run that cut it
+    done: int = 0  # rows that need nothing more, by the ledger
+    existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
+
+    @property
+    def hints(self) -> str:
+        """The name of the file with what the plan knows of single rows (it need not exist)."""
+        return f"{HINTS}/{self.digest[:32]}.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """plan/plan.json: what stays from run to run."""
+
+    where: dict[str, str]  # Job.where() of the first plan
+    chunk_rows: int
+    rows: int  # of the current manifest
+    manifest: dict[str, Any]  # digest of its source, recognised columns
+    last_run: int
+    chunks: list[ChunkRef] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        return json.dumps({"ferry_schema": SCHEMA_VERSION, **asdict(self)}, indent=1).encode()
+
+    @classmethod
+    def decode(cls, raw: bytes) -> Plan:
+        """Raises UserError when it is of a newer version or damaged."""
+        try:
+            data = json.loads(raw)
+            check_version(data.pop("ferry_schema"), PLAN_FILE)
+            data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
+            return cls(**data)
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{PLAN_FILE} in the state is damaged; restore it, or use --replan or another `state`") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What planning tells the run (JSON between the child process and the flow)."""
+
+    run_no: int
+    rows: int  # rows of the manifest
+    unusable: int
+    duplicates: int
+    collisions: int
+    todo: dict[str, int]  # reason -> rows in new chunks
+    pending: int  # rows of earlier chunks that are still to do
+    settled: int  # rows that need nothing
+    existing: str  # how existing objects are found, in words
+    chunk_rows: int
+    chunks: list[ChunkRef]
+    recognised: dict[str, str]
+    notes: list[str]
+
+    def encode(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def decode(cls, raw: str | bytes) -> Planned:
+        data = json.loads(raw)
+        data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Latest:
+    """What the ledger says of a row."""
+
+    status: Status
+    error_class: ErrorClass | None
+    status_code: int | None
+    attempt: int  # 0: an outcome of planning
+    how_same: bool  # written under the job's present `how`
+    this_run: bool
+
+
+def reason_to_do(
+    latest: Latest | None,
+    *,
+    held: bool,
+    mode: Literal["plain", "retry", "pass"],
+    classes: Collection[str] = (),
+) -> Reason | None:
+    """Why a usable row goes into a new chunk, or None when it does not (SEMANTICS: plan and cache).
+
+    ``held``: a listed chunk holds the row for an attempt that the ledger does not have yet.
+
+    | mode | ledger | held | reason |
+    |---|---|---|---|
+    | plain | any | yes | none: that chunk does it |
+    | plain | nothing, or an outcome of planning | no | new |
+    | plain | pending (found by verify) | no | repair |
+    | plain | copied, unchanged | no | none |
+    | plain | failed under another `how` | no | changed |
+    | plain | failed, retryable | no | retry |
+    | plain | failed, terminal | no | none |
+    | plain | skipped under another `how`, not a duplicate | no | changed |
+    | plain | skipped otherwise | no | none |
+    | retry | failed, of one of ``classes`` (empty: any) | any | retry |
+    | retry | anything else | any | none |
+    | pass | nothing, pending, outcome of planning | yes | repair: its chunk returned without it |
+    | pass | failed in this run, worth another try now | any | retry |
+    | pass | anything else | any | none |
+
+    A class may be named by its name or by the status code (`404`).
+    """
+    if mode == "retry":
+        if latest is None or latest.status is not Status.FAILED or latest.attempt == 0:
+            return None
+        wanted = not classes or latest.error_class in classes or str(latest.status_code) in classes
+        return Reason.RETRY if wanted else None
+    if mode == "pass":
+        if latest is None or latest.status is Status.PENDING or latest.attempt == 0:
+            return Reason.REPAIR if held else None
+        failed = latest.status is Status.FAILED and latest.this_run and latest.error_class is not None
+        return Reason.RETRY if failed and AGAIN[latest.error_class] is Again.NOW else None  # type: ignore[index]
+    if held:
+        return None
+    if latest is None or latest.attempt == 0:
+        return Reason.NEW
+    if latest.status is Status.PENDING:
+        return Reason.REPAIR
+    if latest.status is Status.FAILED:
+        if not latest.how_same:
+            return Reason.CHANGED
+        again = latest.error_class is not None and AGAIN[latest.error_class] is not Again.NEVER
+        return Reason.RETRY if again else None
+    if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
+        return Reason.CHANGED
+    return None
+
+
+def auto_chunk_rows(rows: int) -> int:
+    """SEMANTICS: rows / 500, at least 500, at most 100,000."""
+    return max(500, min(100_000, rows // 500))
+
+
+def check_where(plan: Plan, job: Job) -> None:
+    """Raises UserError when a setting changed that says where rows come from or go to."""
+    changed = [name for name, value in job.where().items() if plan.where.get(name) != value]
+    if changed:
+        names = ", ".join(f"`{name}`" for name in changed)
+        raise UserError(
+            f"{names} changed since this job's first run. Rows that are done would lie in the wrong place: undo the "
+            "change, give the job another `state`, or plan it anew with `ferry run --replan` (nothing is deleted)"
+        )
+
+
+def keep(chunk: ChunkRef, last_run: int) -> bool:
+    """Does a chunk stay in the plan? Base chunks always; retries while unsettled or of the last run."""
+    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == last_run
+
+
+def with_hints(chunk: ChunkRef, done: int, existing: Existing) -> ChunkRef:
+    return replace(chunk, done=done, existing=existing)

@@ -1,0 +1,78 @@
+"""What a run has done so far, for whoever draws it. Counters only; rates are the reader's."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from tasks.engine.objects import ErrorClass, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A moment of a run. ``todo`` counts the rows that this run set out to do."""
+
+    todo: int
+    done: int
+    failed: int
+    bytes: int
+    elapsed_s: float
+    rate: float  # rows a second, over the last few seconds
+    bytes_rate: float
+    left_s: float | None  # None while it cannot be told
+    statuses: dict[str, int]
+    classes: dict[str, int]
+
+
+class Progress:
+    """Counts from the loop's thread, read from any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.todo = 0
+        self._bytes = 0
+        self._statuses: Counter[str] = Counter()
+        self._classes: Counter[str] = Counter()
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self._last = 0.0
+        self._marks: list[tuple[float, int, int]] = []
+
+    def start(self, todo: int) -> None:
+        """More rows to do: the plan's, then those of a further pass."""
+        with self._lock:
+            self.todo += todo
+
+    def add(self, status: Status, error_class: ErrorClass | None, size: int) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if self._first is None:
+                self._first = now
+            self._last = now
+            self._statuses[status] += 1
+            if error_class is not None:
+                self._classes[error_class] += 1
+            self._bytes += size
+
+    @property
+    def steady_s(self) -> float:
+        """Seconds between the first outcome and the last."""
+        return self._last - self._first if self._first is not None else 0.0
+
+    def snapshot(self, window_s: float = 5.0) -> Snapshot:
+        now = time.monotonic()
+        with self._lock:
+            done = sum(self._statuses.values())
+            self._marks = [mark for mark in self._marks if mark[0] >= now - window_s][-200:]
+            since, before, bytes_before = self._marks[0] if self._marks else (self._first or now, 0, 0)
+            self._marks.append((now, done, self._bytes))
+            span = now - since
+            rate = (done - before) / span if span > 0.2 else 0.0
+            left = self.todo - done
+            return Snapshot(
+                self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,
+                (self._bytes - bytes_before) / span if span > 0.2 else 0.0,
+                left / rate if rate > 0 else None, dict(self._statuses), dict(self._classes),
+            )  # fmt: skip

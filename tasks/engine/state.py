@@ -1,0 +1,248 @@
+"""A job's state: named files in a directory or under a bucket's prefix (names: docs/state.md).
+
+Every write is atomic: a reader finds the old file or the new one, never a part. In a directory the
+bytes are synced before the rename and the directory after it, so that a power cut keeps that promise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import obstore
+
+from tasks.engine.errors import Fatal, UserError, disk_error, from_store
+from tasks.engine.store import Access, Store, open_store
+
+FOLDERS = ("plan", "chunks", "outcomes", "ledger", "results", "reports")
+
+
+class State(Protocol):
+    """Files by name (`chunks/ab12.parquet`); directories come and go by themselves."""
+
+    uri: str
+    spool_dir: Path  # local scratch space
+
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def write_file(self, name: str, path: Path) -> None: ...
+    def create(self, name: str, data: bytes) -> bool: ...
+    def swap(self, name: str, old: bytes, new: bytes) -> bool: ...
+    def list(self, folder: str) -> list[str]: ...
+    def delete(self, names: Iterable[str]) -> None: ...
+    def local(self, name: str) -> Path: ...
+
+
+class DirectoryState:
+    """The state in a local directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+        self.spool_dir = root / "spool"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            root.chmod(0o700)  # plan/ and chunks/ hold addresses as they are, signatures included
+        except OSError as exc:
+            raise UserError(f"state: cannot use the directory {root}: {exc.strerror}") from None
+
+    def read(self, name: str) -> bytes:
+        """Raises FileNotFoundError."""
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        target = self.root / name
+        with self._disk(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)  # mode 0600
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+            _sync_directory(target.parent)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Moves a finished local file into the state; it must lie on the same file system (`spool_dir`)."""
+        target = self.root / name
+        with self._disk(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            path.chmod(0o600)
+            os.replace(path, target)
+            _sync_directory(target.parent)
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Writes a file that must not exist yet; False when it does. Whole from its first moment (link)."""
+        target = self.root / name
+        with self._disk(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)
+            try:
+                with os.fdopen(fd, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+            _sync_directory(target.parent)
+        return True
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        """Replaces a file's content if it is still ``old``; False when it is not. Exclusive by a lock file."""
+        import fcntl
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        with (self.root / f".{Path(name).name}.lock").open("w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            try:
+                if (self.root / name).read_bytes() != old:
+                    return False
+            except FileNotFoundError:
+                return False
+            self.write(name, new)
+        return True
+
+    def list(self, folder: str) -> list[str]:
+        """Names under a folder, sorted; unfinished files are not there."""
+        base = self.root / folder
+        names = [
+            str(Path(where).relative_to(self.root) / file)
+            for where, _, files in os.walk(base)
+            for file in files
+            if not file.startswith(".")
+        ]
+        return sorted(names)
+
+    def delete(self, names: Iterable[str]) -> None:
+        for name in names:
+            (self.root / name).unlink(missing_ok=True)
+
+    def local(self, name: str) -> Path:
+        """A local path with the file's content."""
+        return self.root / name
+
+    @contextlib.contextmanager
+    def _disk(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise disk_error(exc, f"state file {self.root / name}") from exc
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class BucketState:
+    """The state under a bucket's prefix, for workers that share it. Files are copied down to be read."""
+
+    def __init__(self, store: Store, cache: Path) -> None:
+        self.uri = store.uri
+        self._store = store
+        self._backend: Any = store.backend
+        self._cache = cache
+        self.spool_dir = cache / "spool"
+
+    def read(self, name: str) -> bytes:
+        try:
+            return bytes(obstore.get(self._backend, self._store.path(name)).bytes())
+        except (FileNotFoundError, obstore.exceptions.NotFoundError):
+            raise FileNotFoundError(name) from None
+        except Exception as exc:
+            raise self._fatal(exc, name) from None
+
+    def write(self, name: str, data: bytes) -> None:
+        try:
+            obstore.put(self._backend, self._store.path(name), data)
+        except Exception as exc:
+            raise self._fatal(exc, name) from None
+
+    def write_file(self, name: str, path: Path) -> None:
+        try:
+            obstore.put(self._backend, self._store.path(name), path)
+        except Exception as exc:
+            raise self._fatal(exc, name) from None
+        path.unlink()
+
+    def create(self, name: str, data: bytes) -> bool:
+        try:
+            obstore.put(self._backend, self._store.path(name), data, mode="create")
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        except Exception as exc:
+            raise self._fatal(exc, name) from None
+        return True
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        try:
+            result = obstore.get(self._backend, self._store.path(name))
+            etag = result.meta["e_tag"]
+            if bytes(result.bytes()) != old:
+                return False
+            obstore.put(self._backend, self._store.path(name), new, mode={"e_tag": etag})
+        except (FileNotFoundError, obstore.exceptions.NotFoundError, obstore.exceptions.PreconditionError):
+            return False
+        except Exception as exc:
+            raise self._fatal(exc, name) from None
+        return True
+
+    def list(self, folder: str) -> list[str]:
+        names: list[str] = []
+        try:
+            for page in obstore.list(self._backend, self._store.path(folder)):
+                names += [str(meta["path"])[len(self._store.prefix) + 1 if self._store.prefix else 0 :] for meta in page]
+        except Exception as exc:
+            raise self._fatal(exc, folder) from None
+        return sorted(names)
+
+    def delete(self, names: Iterable[str]) -> None:
+        paths = [self._store.path(name) for name in names]
+        if not paths:
+            return
+        try:
+            obstore.delete(self._backend, paths)
+        except (FileNotFoundError, obstore.exceptions.NotFoundError):
+            pass
+        except Exception as exc:
+            raise self._fatal(exc, "old files") from None
+
+    def local(self, name: str) -> Path:
+        """Files other than outcomes and hints never change under a name, so one copy is enough."""
+        target = self._cache / name
+        if not target.exists() or name.startswith("plan/"):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f".part-{target.name}")
+            temporary.write_bytes(self.read(name))
+            os.replace(temporary, target)
+        return target
+
+    def _fatal(self, exc: Exception, name: str) -> Fatal:
+        return Fatal(f"state {self.uri}: {name}: {from_store(exc, side='state')}")
+
+
+def open_state(uri: str, access: Access, cache_root: Path) -> State:
+    """The state at a directory or an ``s3://bucket/prefix``; ``cache_root`` is for copies of the latter."""
+    if not uri.startswith("s3://"):
+        return DirectoryState(Path(uri))
+    parts = urlsplit(uri)
+    cache = cache_root / f"{parts.netloc}{parts.path}".replace("/", "_")
+    cache.mkdir(parents=True, exist_ok=True)
+    return BucketState(open_store(uri, access, cache / "spool"), cache)

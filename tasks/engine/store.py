@@ -1,0 +1,266 @@
+"""The one object-store client: S3 and directories behind obstore.
+
+Every call maps its errors through :func:`tasks.engine.errors.from_store` and raises ObjectError or
+Fatal only. The library's own retries are off: the object's retry is the engine's (DESIGN: decisions).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.store import LocalStore, S3Store
+
+from tasks.engine.body import Body, BodyWriter
+from tasks.engine.errors import ObjectError, UserError, from_store
+from tasks.engine.objects import ErrorClass
+
+PART_BYTES = 8 * 1024 * 1024
+_SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
+_MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a bucket. Built where the work runs; never written to disk or logged."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    keys: tuple[str, str, str | None] | None = field(default=None, repr=False)  # id, secret, session token
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object as a listing or a HEAD shows it. ``key`` is relative to the store's prefix."""
+
+    key: str
+    size: int
+    etag: str | None
+    last_modified: datetime | None
+
+
+def md5_of_etag(etag: str | None) -> str | None:
+    """The MD5 that a single-part S3 ETag is, or None (multipart, KMS and file ETags are no MD5)."""
+    match = _SINGLE_PART_ETAG.match(etag or "")
+    return match.group(1) if match else None
+
+
+def multipart_etag(path: Path, part_bytes: int) -> str:
+    """S3's composite ETag: MD5 over the parts' MD5s, and their number (S3 API, object integrity)."""
+    parts = []
+    with path.open("rb") as file:
+        while piece := file.read(part_bytes):
+            parts.append(hashlib.md5(piece, usedforsecurity=False).digest())
+    return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+class Store:
+    """One root: a bucket with a prefix, or a directory."""
+
+    def __init__(
+        self, uri: str, backend: S3Store | LocalStore, prefix: str, kind: Literal["s3", "file"], spool_dir: Path
+    ) -> None:
+        self.uri = uri
+        self.kind = kind
+        self.prefix = prefix
+        self.backend = backend
+        self._spool_dir = spool_dir
+        self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
+
+    def path(self, key: str) -> str:
+        """The key inside the backend: prefix and key joined by exactly one slash."""
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        attributes: Mapping[str, str],
+        *,
+        create: bool = False,
+    ) -> str | None:
+        """Writes one object and returns the store's ETag. With ``create`` an existing key is EXISTS."""
+        source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
+        extra: dict[str, Any] = {"attributes": dict(attributes)} if self.kind == "s3" else {}
+        if create:
+            extra["mode"] = "create"
+        elif body.path is not None:
+            extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": 4}
+        try:
+            result = await obstore.put_async(self.backend, self.path(key), source, **extra)
+        except obstore.exceptions.AlreadyExistsError:
+            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
+        except Exception as exc:
+            raise from_store(exc) from None
+        return result["e_tag"]
+
+    async def head(self, key: str, *, side: str = "destination") -> Found | None:
+        """What stands under a key, or None."""
+        try:
+            meta = await obstore.head_async(self.backend, self.path(key))
+        except (obstore.exceptions.NotFoundError, FileNotFoundError):
+            return None
+        except Exception as exc:
+            raise from_store(exc, side=side) from None
+        return self._found(meta)
+
+    async def get(
+        self, key: str, *, max_bytes: int, side: str = "source"
+    ) -> tuple[Body, Found, dict[str, str]]:
+        """One object with its digests and attributes (Content-Type, Content-Encoding, metadata)."""
+        writer = BodyWriter(self._spool_dir)
+        try:
+            result = await obstore.get_async(self.backend, self.path(key))
+            found = self._found(result.meta)
+            if found.size > max_bytes:
+                raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})")
+            attributes = {str(name): str(value) for name, value in result.attributes.items()}
+            async for piece in result.stream():
+                writer.write(bytes(piece))
+            body = writer.finish()
+        except (asyncio.CancelledError, ObjectError):
+            writer.abandon()
+            raise
+        except Exception as exc:
+            writer.abandon()
+            raise from_store(exc, side=side) from None
+        if body.size != found.size:
+            body.discard()
+            raise ObjectError(ErrorClass.TRUNCATED, f"{body.size:,} of {found.size:,} bytes arrived")
+        return body, found, attributes
+
+    def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
+        """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
+        offset = self.path(start_after) if start_after is not None else None
+        prefix = self.prefix or None
+        try:
+            for page in obstore.list(self.backend, prefix, offset=offset, chunk_size=1000):
+                yield [self._found(meta) for meta in page]
+        except Exception as exc:
+            raise from_store(exc, side=side) from None
+
+    async def confirm(self, key: str, body: Body, etag: str | None) -> None:
+        """Compares the store's answer with what was sent.
+
+        | the answer's ETag | compared with | on difference |
+        |---|---|---|
+        | 32 hex digits, single-part | the body's MD5 | read back: upload_unconfirmed |
+        | composite, and the body was spooled | MD5 over the parts' MD5s | HEAD |
+        | anything else | HEAD: the length | upload_unconfirmed |
+        """
+        md5 = md5_of_etag(etag)
+        if self.kind == "s3":
+            if md5 is not None and md5 == body.md5:
+                self.md5_etags = True
+                return
+            if etag and body.path is not None and (match := _MULTIPART_ETAG.match(etag)):
+                if match.group(1) == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
+                    return
+        found = await self.head(key)
+        if found is None:
+            raise ObjectError(
+                ErrorClass.UPLOAD_UNCONFIRMED, "the destination does not show the object after the upload"
+            )
+        if found.size != body.size:
+            raise ObjectError(
+                ErrorClass.UPLOAD_UNCONFIRMED,
+                f"the destination shows {found.size:,} bytes where {body.size:,} were sent",
+            )
+        if self.kind == "s3" and md5 is not None and self.md5_etags is not False:
+            await self._read_back(key, body)
+
+    async def _read_back(self, key: str, body: Body) -> None:
+        """An ETag that looks like an MD5 and is another: SSE-KMS, or another body. The bytes decide.
+
+        Where they are right and no ETag of this store ever was an MD5, its ETags are not asked again.
+        """
+        stored, _, _ = await self.get(key, max_bytes=body.size, side="destination")
+        try:
+            if stored.sha256 != body.sha256:
+                raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the destination holds other bytes than were sent")
+        finally:
+            stored.discard()
+        if self.md5_etags is None:
+            self.md5_etags = False
+
+    def _found(self, meta: Any) -> Found:
+        path = str(meta["path"])
+        key = path[len(self.prefix) + 1 :] if self.prefix else path
+        return Found(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
+
+
+def open_store(uri: str, access: Access, spool_dir: Path, *, timeout_s: float = 600.0, create: bool = False) -> Store:
+    """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
+
+    Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
+    """
+    parts = urlsplit(uri)
+    if parts.scheme == "s3":
+        return Store(uri, _s3(parts.netloc, access, timeout_s), parts.path.strip("/"), "s3", spool_dir)
+    if parts.scheme == "file":
+        directory = Path(unquote(parts.path))
+        if not directory.is_dir() and not create:
+            raise UserError(f"the directory {directory} does not exist")
+        return Store(uri, LocalStore(directory, mkdir=create), "", "file", spool_dir)
+    raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+
+
+def _s3(bucket: str, access: Access, timeout_s: float) -> S3Store:
+    options: dict[str, Any] = {}
+    if access.endpoint_url:
+        options["endpoint"] = access.endpoint_url.rstrip("/")
+        options["virtual_hosted_style_request"] = False
+    if access.anonymous:
+        options["skip_signature"] = True
+    elif access.keys:
+        options["access_key_id"], options["secret_access_key"] = access.keys[:2]
+        if access.keys[2]:
+            options["session_token"] = access.keys[2]
+    else:
+        options["credential_provider"] = _boto3_provider(access)
+    region = access.region or (None if access.anonymous or access.keys else boto3_session(access).region_name)
+    return S3Store(
+        bucket,
+        region=region or "us-east-1",
+        client_options={
+            "allow_http": True,
+            "timeout": timedelta(seconds=timeout_s),
+            "connect_timeout": "15s",
+            "pool_max_idle_per_host": "512",
+        },
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)},
+        **options,
+    )
+
+
+def boto3_session(access: Access) -> Any:
+    """boto3's credential chain: environment, profiles, SSO, roles. Raises UserError for an unknown profile."""
+    import boto3
+    from botocore.exceptions import ProfileNotFound
+
+    try:
+        return boto3.session.Session(profile_name=access.profile, region_name=access.region)
+    except ProfileNotFound:
+        raise UserError(f"credentials: there is no AWS profile `{access.profile}` on this machine") from None
+
+
+def _boto3_provider(access: Access) -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3_session(access)
+    if session.get_credentials() is None:
+        raise UserError(
+            "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name them with "
+            "`credentials: profile:NAME` or `credentials: block:NAME`"
+        )
+    return Boto3CredentialProvider(session)

@@ -1,0 +1,105 @@
+"""The Parquet files of the state: schemas, writing and reading. Columns: docs/state.md."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.engine.errors import UserError
+from tasks.engine.objects import ErrorClass, Outcome, Reason, Row, Status
+
+SCHEMA_VERSION = 1
+_META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
+_S, _I = pa.string(), pa.int64()
+_TIME = pa.timestamp("us", tz="UTC")
+
+CHUNK = pa.schema(
+    [
+        ("row_id", _S), ("source", _S), ("key", _S), ("late_key", pa.bool_()), ("size", _I), ("md5", _S),
+        ("sha256", _S), ("content_type", _S), ("etag", _S), ("last_modified", _S), ("id", _S),
+        ("reason", _S), ("attempt", _I),
+    ],
+    metadata=_META,
+)  # fmt: skip
+OUTCOME = pa.schema(
+    [
+        ("row_id", _S), ("source", _S), ("key", _S), ("id", _S), ("status", _S), ("error_class", _S),
+        ("status_code", _I), ("message", _S), ("retryable", pa.bool_()), ("reason", _S), ("attempt", _I),
+        ("requests", _I), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("source_etag", _S),
+        ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
+        ("run_no", _I), ("chunk", _S), ("how", _S),
+    ],
+    metadata=_META,
+)  # fmt: skip
+HINT = pa.schema([("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S)], metadata=_META)
+
+_ROW_FIELDS = [f.name for f in fields(Row)]
+_OUTCOME_FIELDS = [f.name for f in fields(Outcome)]
+assert CHUNK.names == _ROW_FIELDS
+assert OUTCOME.names == _OUTCOME_FIELDS
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A Parquet file in memory. The same table gives the same bytes, with one pyarrow version."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def digest(data: bytes) -> str:
+    """The name of an immutable file: SHA-256 of its bytes, 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    get = attrgetter(*_OUTCOME_FIELDS)
+    columns = list(zip(*map(get, outcomes), strict=True)) or [()] * len(OUTCOME)
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, OUTCOME, strict=True)]
+    return to_bytes(pa.Table.from_arrays(arrays, schema=OUTCOME))
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """One state file. Raises UserError when it is of a newer version, or no Parquet file (any more)."""
+    try:
+        with pq.ParquetFile(path) as file:
+            check_version((file.schema_arrow.metadata or {}).get(b"ferry_schema"), str(path))
+            return file.read(columns=list(columns) if columns else None)
+    except pa.ArrowInvalid as exc:
+        raise UserError(f"state file {path} is damaged ({str(exc).splitlines()[0]})") from None
+
+
+def check_version(found: bytes | int | None, what: str) -> None:
+    """Refuses what a newer Ferry wrote."""
+    if found is not None and int(found) > SCHEMA_VERSION:
+        raise UserError(
+            f"{what} was written by a newer version of Ferry (schema {int(found)}; this one reads up to "
+            f"{SCHEMA_VERSION}). Update Ferry here, or use another `state`"
+        )
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    columns = [table.column(name).to_pylist() for name in _ROW_FIELDS]
+    at = _ROW_FIELDS.index("reason")
+    columns[at] = [Reason(value) for value in columns[at]]
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
+    for line in table.select(_OUTCOME_FIELDS).to_pylist():
+        values: dict[str, Any] = dict(line)
+        values["status"] = Status(values["status"])
+        values["reason"] = Reason(values["reason"])
+        values["error_class"] = ErrorClass(values["error_class"]) if values["error_class"] else None
+        yield Outcome(**values)
+
+
+def concat(parts: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables(parts)

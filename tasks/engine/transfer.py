@@ -1,0 +1,269 @@
+"""One row -> what became of it. The steps stand in order in :meth:`Mover.move`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tasks.engine import image, keys
+from tasks.engine.body import Body
+from tasks.engine.errors import ObjectError
+from tasks.engine.job import Checks, OnExisting
+from tasks.engine.limiter import Limiter
+from tasks.engine.objects import ErrorClass, Row, Status
+from tasks.engine.origin import Origin
+from tasks.engine.store import Found, Store, md5_of_etag
+
+# what a host says, or does, when it is asked for too much
+OVERLOAD = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.STORE_ERROR, ErrorClass.TIMEOUT, ErrorClass.CONNECTION})
+DESTINATION = "destination"  # the destination's name in the limiter; no host has it: it holds no dot
+
+
+@dataclass(slots=True)
+class Moved:
+    """The good ends of a row. Failures are ObjectErrors."""
+
+    status: Status
+    key: str
+    size: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    source_etag: str | None = None
+    source_last_modified: str | None = None
+    dest_etag: str | None = None
+    error_class: ErrorClass | None = None
+    message: str | None = None
+    requests: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A body with what its source said of it."""
+
+    body: Body
+    content_type: str | None
+    etag: str | None
+    last_modified: str | None
+    requests: int
+    attributes: dict[str, str] = field(default_factory=dict)  # of bucket sources: encoding and metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The part of the job that a single transfer needs."""
+
+    checks: Checks
+    on_existing: OnExisting
+    max_bytes: int
+    attributes: Mapping[str, str]  # Cache-Control and user metadata that objects are written with
+
+
+Step = Literal["fetch", "skip", "unchanged"]
+
+
+def before_fetch(policy: OnExisting, row: Row, found: Found | None) -> Step:
+    """What an existing object means before anything is downloaded (SEMANTICS: keys, on_existing).
+
+    | policy | object | evidence of sameness | step |
+    |---|---|---|---|
+    | any | none | | fetch |
+    | overwrite | any | | fetch |
+    | skip-same, skip, fail | there | manifest's md5 = single-part ETag, sizes do not differ | unchanged |
+    | skip-same, skip, fail | there | source's ETag = its ETag, both MD5s (bucket to bucket) | unchanged |
+    | skip | there | none | skip |
+    | skip-same, fail | there | none (a size proves difference only) | fetch |
+    """
+    if found is None or policy is OnExisting.OVERWRITE:
+        return "fetch"
+    there = md5_of_etag(found.etag)
+    claimed = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
+    if there is not None and there == claimed and row.size in (None, found.size):
+        return "unchanged"
+    return "skip" if policy is OnExisting.SKIP else "fetch"
+
+
+def after_fetch(policy: OnExisting, same: bool) -> Literal["put", "skip", "unchanged", "exists"]:
+    """What an existing object means once the body is here.
+
+    | policy | equal bytes | other bytes |
+    |---|---|---|
+    | skip-same | unchanged | put |
+    | skip | unchanged | skip |
+    | fail | unchanged | exists |
+    | overwrite | put | put |
+    """
+    if policy is OnExisting.OVERWRITE:
+        return "put"
+    if same:
+        return "unchanged"
+    return {OnExisting.SKIP: "skip", OnExisting.FAIL: "exists"}.get(policy, "put")  # type: ignore[return-value]
+
+
+class Mover:
+    """Moves one object at a time, as many times at once as it is asked to."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        roots: Sequence[tuple[str, Store]],
+        destination: Store,
+        limiter: Limiter,
+        rules: Rules,
+        pool: Executor,
+    ) -> None:
+        self._origin = origin
+        self._roots = roots
+        self._destination = destination
+        self._limiter = limiter
+        self._rules = rules
+        self._pool = pool
+
+    async def move(self, row: Row, found: Found | None, *, look: bool = False) -> Moved:
+        """Get, check, compare, put, confirm. Raises ObjectError (the row's failure) or Fatal.
+
+        ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD.
+        """
+        rules = self._rules
+        if look and not row.late_key and rules.on_existing is not OnExisting.OVERWRITE:
+            found = await self._destination.head(row.key)
+        step = before_fetch(rules.on_existing, row, found)
+        if step != "fetch":
+            assert found is not None
+            return self._left_alone(step, row.key, found)
+        fetch = await self._fetch(row)
+        try:
+            return await self._land(row, fetch, found)
+        except ObjectError as error:
+            error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
+            raise
+        finally:
+            fetch.body.discard()
+
+    async def _land(self, row: Row, fetch: Fetch, found: Found | None) -> Moved:
+        body, rules = fetch.body, self._rules
+        kind = await self._check(row, body, fetch.attributes)
+        key = row.key
+        if row.late_key:
+            key = keys.finish(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
+            if rules.on_existing is not OnExisting.OVERWRITE:
+                found = await self._destination.head(key)
+        moved = Moved(
+            Status.COPIED, key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
+            fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
+        )  # fmt: skip
+        if found is not None:
+            action = after_fetch(rules.on_existing, await self._same(key, body, found))
+            if action == "exists":
+                raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
+            if action != "put":
+                moved.status = Status.UNCHANGED if action == "unchanged" else Status.SKIPPED
+                moved.error_class = None if action == "unchanged" else ErrorClass.EXISTS
+                moved.message = None if action == "unchanged" else "the destination has this key"
+                moved.dest_etag = found.etag
+                return moved
+        create = rules.on_existing in (OnExisting.SKIP, OnExisting.FAIL)
+        attributes = {**fetch.attributes, **rules.attributes, "Content-Type": moved.content_type}
+        try:
+            moved.dest_etag = await self._put(key, body, {n: v for n, v in attributes.items() if v}, create)
+        except ObjectError as error:
+            if error.error_class is not ErrorClass.EXISTS or rules.on_existing is not OnExisting.SKIP:
+                raise
+            moved.status, moved.error_class, moved.message = Status.SKIPPED, error.error_class, error.message
+        return moved
+
+    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
+        """Uploads and has the destination confirm it, under the destination's own limit."""
+        async with self._limiter.host(DESTINATION).slot() as slot:
+            started = time.monotonic()
+            try:
+                etag = await self._destination.put(key, body, attributes, create=create)
+                await self._destination.confirm(key, body, etag)
+            except ObjectError as error:
+                if error.error_class in OVERLOAD:
+                    slot.overloaded(error.retry_after_s, error.message)
+                error.at_destination = True
+                raise
+            slot.ok(time.monotonic() - started)
+        return etag
+
+    async def _fetch(self, row: Row) -> Fetch:
+        if row.source.startswith(("http://", "https://")):
+            got = await self._origin.get(row.source)
+            return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
+        for root, store in self._roots:
+            if row.source.startswith(root):
+                body, found, attributes = await store.get(row.source[len(root) :], max_bytes=self._rules.max_bytes)
+                modified = found.last_modified.isoformat() if found.last_modified else None
+                return Fetch(body, attributes.pop("Content-Type", None), found.etag, modified, 1, attributes)
+        raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
+
+    async def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:
+        """The levels, each with those before, and the manifest's digests. Returns the type, where known.
+
+        A body that its bucket keeps compressed is stored as it is, so it is no image by its bytes.
+        """
+        if self._rules.checks is not Checks.NONE and row.size is not None and row.size != body.size:
+            raise ObjectError(
+                ErrorClass.TRUNCATED if body.size < row.size else ErrorClass.DIGEST_MISMATCH,
+                f"{body.size:,} bytes came where the manifest says {row.size:,}",
+            )
+        with body.buffer() as data:
+            if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
+                kind: image.Kind | None = image.check(data)
+                if self._rules.checks is Checks.DECODE and kind is not None:
+                    await asyncio.get_running_loop().run_in_executor(self._pool, image.decode, data, kind)
+            else:
+                kind = image.sniff(data)
+        for name, claimed, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
+            if claimed is not None and claimed != actual:
+                raise ObjectError(
+                    ErrorClass.DIGEST_MISMATCH, f"the bytes have {name} {actual}, the manifest says {claimed}"
+                )
+        return kind
+
+    async def _same(self, key: str, body: Body, found: Found) -> bool:
+        """Do the destination's bytes equal the body? By its MD5 where the ETag is one, else by reading them."""
+        if found.size != body.size:
+            return False
+        there = md5_of_etag(found.etag)
+        if there == body.md5:
+            return True
+        if there is not None and self._destination.md5_etags:
+            return False
+        stored, _, _ = await self._destination.get(key, max_bytes=found.size, side="destination")
+        try:
+            return stored.sha256 == body.sha256
+        finally:
+            stored.discard()
+
+    def _left_alone(self, step: Step, key: str, found: Found) -> Moved:
+        unchanged = step == "unchanged"
+        return Moved(
+            Status.UNCHANGED if unchanged else Status.SKIPPED,
+            key,
+            found.size,
+            md5=md5_of_etag(found.etag) if unchanged else None,
+            dest_etag=found.etag,
+            error_class=None if unchanged else ErrorClass.EXISTS,
+            message=None if unchanged else "the destination has this key",
+        )
+
+    @staticmethod
+    def _content_type(row: Row, fetch: Fetch, kind: image.Kind | None) -> str | None:
+        """What the bytes are; else the manifest's word, else the origin's."""
+        if kind is not None:
+            return kind.mime
+        return row.content_type or fetch.content_type
+
+
+def host_of(source: str) -> str:
+    """The host (with its port) whose limit and circuit a source counts for; a root's bucket likewise."""
+    return source.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
+
+

@@ -1,0 +1,81 @@
+"""Resolves what a job only refers to: secrets, credentials, paths. Where the work runs, and never written down."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tasks.engine.errors import UserError
+from tasks.engine.job import OPEN_HEADERS, Job
+from tasks.engine.store import Access
+
+
+def anchored(job: Job, base: Path) -> Job:
+    """The job with its relative manifest and state made absolute against ``base``, the job file's folder."""
+    manifest = job.manifest if "://" in job.manifest else str((base / Path(job.manifest).expanduser()).absolute())
+    state = job.state or f".ferry/{job.name}"
+    if "://" not in state:
+        state = str((base / Path(state).expanduser()).absolute())
+    return job.model_copy(update={"manifest": manifest, "state": state})
+
+
+def headers(job: Job) -> dict[str, str]:
+    """The job's request headers with their references resolved. Raises UserError naming what is missing."""
+    return {
+        name: value if name.lower() in OPEN_HEADERS else _secret(value, f"source.headers.{name}")
+        for name, value in job.source.headers.items()
+    }
+
+
+def _secret(reference: str, setting: str) -> str:
+    kind, _, name = reference.partition(":")
+    if kind == "env":
+        value = os.environ.get(name)
+        if not value:
+            raise UserError(f"{setting}: the environment variable {name} is not set where the work runs")
+        return value
+    from prefect.blocks.system import Secret
+
+    block: Any = _load(Secret, name, setting, "Secret")
+    return str(block.get())
+
+
+def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
+    try:
+        return block_type.load(name)
+    except ValueError:
+        raise UserError(
+            f"{setting}: there is no {kind} block `{name}` on this Prefect server. Create it in the UI (Blocks), "
+            "or with Python: see docs/job.md"
+        ) from None
+
+
+def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
+    """How to reach a bucket: `profile:NAME`, `block:NAME`, `anonymous`, or nothing for boto3's chain."""
+    if credentials is None:
+        return Access(endpoint_url, region)
+    if credentials == "anonymous":
+        return Access(endpoint_url, region, anonymous=True)
+    kind, _, name = credentials.partition(":")
+    if kind == "profile":
+        return Access(endpoint_url, region, profile=name)
+    from prefect_aws import AwsCredentials
+
+    block: Any = _load(AwsCredentials, name, setting, "AwsCredentials")
+    endpoint_url = endpoint_url or block.aws_client_parameters.endpoint_url
+    region = region or block.region_name
+    if block.aws_access_key_id and block.aws_secret_access_key:
+        keys = (block.aws_access_key_id, block.aws_secret_access_key.get_secret_value(), block.aws_session_token)
+        return Access(endpoint_url, region, keys=keys)
+    return Access(endpoint_url, region, profile=block.profile_name)
+
+
+def source_access(job: Job) -> Access:
+    s = job.source
+    return access(s.credentials, s.endpoint_url, s.region, "source.credentials")
+
+
+def destination_access(job: Job) -> Access:
+    d = job.destination
+    return access(d.credentials, d.endpoint_url, d.region, "destination.credentials")

@@ -1,0 +1,118 @@
+"""One execution of a job: its state under lease, the engine's runtime, and what became of its chunks."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks import references
+from tasks.engine import lease as leases
+from tasks.engine import ledger
+from tasks.engine.child import Request, run_child
+from tasks.engine.errors import FerryError
+from tasks.engine.job import Job
+from tasks.engine.plan import Planned
+from tasks.engine.planner import read_plan
+from tasks.engine.preflight import preflight
+from tasks.engine.runtime import Runtime
+from tasks.engine.state import State, open_state
+from tasks.engine.store import Access
+
+_current: Run | None = None
+
+
+@dataclass(slots=True)
+class Run:
+    """Made by :func:`open_run`; the tasks of the flow work on it."""
+
+    job: Job
+    state: State
+    runtime: Runtime
+    run_no: int
+    source: Access
+    destination: Access
+    returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
+    cached: int = 0
+    incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
+    errors: list[FerryError] = field(default_factory=list)
+
+    def child(self, work: str, **ask: Any) -> str:
+        """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
+        return run_child(
+            Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask)
+        )
+
+    def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
+        planned = Planned.decode(
+            self.child(
+                "plan", run_no=self.run_no, mode=mode, classes=list(classes), limit=limit, returned=self.returned
+            )
+        )
+        self.runtime.progress.start(sum(chunk.rows - chunk.done for chunk in planned.chunks))
+        return planned
+
+
+def cache_root() -> Path:
+    """Where copies of state in a bucket are kept; nothing there is needed again."""
+    return Path(tempfile.gettempdir()) / "ferry-state"
+
+
+def state_of(job: Job) -> State:
+    """The job's state; relative paths must have been made absolute (references.anchored)."""
+    assert job.state is not None
+    access = references.destination_access(job) if job.state.startswith("s3://") else Access()
+    return open_state(job.state, access, cache_root())
+
+
+def current() -> Run:
+    """The run of this process, for the tasks that Prefect calls."""
+    if _current is None:
+        raise FerryError("transfer_chunk runs only inside the flow `migrate`")
+    return _current
+
+
+@contextlib.contextmanager
+def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
+    """Checks the destination, takes the lease and starts the engine; gives all of it back at the end.
+
+    Raises UserError for settings, LeaseHeld when another run is on.
+    """
+    global _current
+    source, destination = references.source_access(job), references.destination_access(job)
+    headers = references.headers(job)
+    state = state_of(job)
+    read_plan(state)  # a state of a newer version is refused before anything else happens
+    preflight(job.destination.uri, destination)
+    with contextlib.ExitStack() as stack:
+        runtimes: list[Runtime] = []
+
+        def lease_lost() -> None:
+            for lost in runtimes:
+                lost.request_stop("the lease on the state was lost to another run")
+
+        lease = stack.enter_context(leases.held(state, name, lease_lost))
+        clean_spool(state)
+        run_no = ledger.last_run_no(state) + 1
+        runtime = Runtime(
+            job, state, lease, run_no,
+            source_access=source, destination_access=destination, headers=headers, limit=limit,
+        )  # fmt: skip
+        runtimes.append(runtime)
+        stack.callback(runtime.close)
+        _current = Run(job, state, runtime, run_no, source, destination)
+        try:
+            yield _current
+        finally:
+            _current = None
+
+
+def clean_spool(state: State) -> None:
+    """Bodies that a killed run left in the spool; under the lease nobody else uses it."""
+    for path in state.spool_dir.glob("body-*"):
+        path.unlink(missing_ok=True)
+
+

@@ -1,0 +1,84 @@
+"""One task run is one chunk."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, cast
+
+from prefect import task
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectConcurrentFuture
+
+from tasks import policies
+from tasks import run as runs
+from tasks.engine.chunk import run_chunk
+from tasks.engine.errors import ChunkIncomplete, FerryError
+from tasks.engine.plan import ChunkRef
+from tasks.results import result_storage
+
+WINDOW = 6  # chunks at work at once; the limiter decides how many objects that is
+POLL_S = 0.25
+
+
+@task(
+    task_run_name="chunk-{ref.digest:.12}-{ref.rows}-rows",
+    cache_key_fn=policies.chunk_cache_key,
+    retry_condition_fn=policies.worth_another_try,
+    retry_jitter_factor=policies.JITTER,
+    persist_result=True,
+    result_serializer="json",
+    tags=["ferry-chunk"],
+)
+def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:
+    """Moves a chunk's rows. Returns when none is pending; raises ChunkIncomplete otherwise."""
+    return dataclasses.asdict(run_chunk(runs.current().runtime, ref))
+
+
+def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
+    """Maps :func:`transfer_chunk` over the chunks, a window at a time.
+
+    A chunk that sleeps until its retry holds no place in the window. Nothing is submitted once the run
+    is to stop.
+    """
+    retries = run.job.retries
+    mapped = transfer_chunk.with_options(
+        retries=retries.chunk_attempts,
+        retry_delay_seconds=policies.chunk_delays(retries),
+        result_storage=result_storage(run.state, run.destination),
+    )
+    waiting = deque(refs)
+    futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
+    fingerprint = run.job.fingerprint()
+    while futures or (waiting and not run.runtime.stopping):
+        while waiting and not run.runtime.stopping and len(futures) - run.runtime.asleep() < WINDOW:
+            ref = waiting.popleft()
+            future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
+            futures[future.wrapped_future] = (ref, future)
+        done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)
+        for finished in done:
+            ref, future = futures.pop(finished)
+            future.wait()
+            _note(run, ref, future.state)
+    for ref in waiting:
+        run.incomplete[ref.digest] = run.runtime.stop_reason
+
+
+def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
+    """Books what became of a chunk."""
+    if state.is_completed():
+        run.returned.append(ref.digest)
+        run.cached += state.name == "Cached"
+        return
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, ChunkIncomplete):
+        run.incomplete[ref.digest] = error.why
+        return
+    run.incomplete[ref.digest] = str(error)
+    known = error if isinstance(error, FerryError) else FerryError(f"chunk {ref.digest[:12]}: {error}")
+    run.errors.append(known)
+    run.runtime.give_up(known)
+
+

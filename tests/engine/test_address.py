@@ -1,0 +1,366 @@
+"""The address filter. Nothing here connects to, or looks up, anything."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from types import SimpleNamespace
+
+import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.engine import address
+from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, parse_literal
+from tasks.engine.errors import AddressBlocked, UserError
+
+BLOCKED = [
+    "0.0.0.0",
+    "0.1.2.3",
+    "10.0.0.1",
+    "10.255.255.255",
+    "100.64.0.1",
+    "100.127.255.255",
+    "127.0.0.1",
+    "127.255.255.254",
+    "169.254.0.1",
+    "169.254.169.254",
+    "169.254.170.2",
+    "172.16.0.1",
+    "172.31.255.255",
+    "192.0.0.1",
+    "192.0.0.192",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.0.1",
+    "198.18.0.1",
+    "198.19.255.255",
+    "198.51.100.1",
+    "203.0.113.1",
+    "224.0.0.1",
+    "239.255.255.255",
+    "240.0.0.1",
+    "255.255.255.255",
+    "168.63.129.16",
+    "100.100.100.200",
+    "::",
+    "::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "::8.8.8.8",
+    "64:ff9b::127.0.0.1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::808:808",
+    "2002:7f00:1::",
+    "2002:808:808::",
+    "2001::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "2001:db8::1",
+    "3fff::1",
+    "fc00::1",
+    "fd00::1",
+    "fd00:ec2::254",
+    "fd00:ec2::23",
+    "fd20:ce::254",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "ff0e::1",
+    "4000::1",
+    "5f00::1",
+    "e000::1",
+    "100::1",
+    "2606:4700::1%eth0",
+]
+OPEN = [
+    "1.1.1.1",
+    "8.8.8.8",
+    "9.255.255.255",
+    "100.63.255.255",
+    "100.128.0.1",
+    "172.32.0.1",
+    "223.255.255.255",
+    "::ffff:8.8.8.8",
+    "64:ff9b::8.8.8.8",
+    "2606:4700::1",
+    "2a00:1450::1",
+]
+
+
+@pytest.mark.parametrize("ip", BLOCKED)
+def test_special_addresses_are_blocked(ip: str) -> None:
+    """All that is not global unicast is blocked, with a sentence that says what it is."""
+    why = AddressFilter([]).verdict("evil.example", ip)
+    assert why is not None
+    assert "evil.example" in why
+    assert "address" in why or "NAT64" in why
+
+
+@pytest.mark.parametrize("ip", OPEN)
+def test_global_addresses_are_open(ip: str) -> None:
+    """Global unicast passes, also where it comes mapped or through NAT64."""
+    assert AddressFilter([]).verdict("img.example", ip) is None
+
+
+@given(st.ip_addresses())
+def test_never_wider_than_the_standard_library(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+    """What the standard library calls private, multicast or reserved is blocked too."""
+    if AddressFilter([]).verdict("h", ip) is None:
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in ipaddress.ip_network("64:ff9b::/96") else ip
+        assert inner.is_global or ip in ipaddress.ip_network("::ffff:0:0/96")
+        assert not inner.is_multicast
+
+
+@given(st.ip_addresses(v=4))
+def test_mapped_is_judged_as_ipv4(ip: ipaddress.IPv4Address) -> None:
+    """An IPv4-mapped address has the verdict of the address in it; NAT64 opens nothing more."""
+    address_filter = AddressFilter([])
+    blocked = address_filter.verdict("h", ip) is not None
+    assert (address_filter.verdict("h", f"::ffff:{ip}") is not None) is blocked
+    assert (address_filter.verdict("h", f"64:ff9b::{ip}") is not None) is blocked
+
+
+@pytest.mark.parametrize(
+    ("allow", "host", "ip", "opened"),
+    [
+        (["img.internal"], "img.internal", "10.0.0.5", True),
+        (["IMG.internal."], "img.INTERNAL", "10.0.0.5", True),
+        (["img.internal"], "img.internal.", "127.0.0.1", True),
+        (["img.internal"], "other.internal", "10.0.0.5", False),
+        (["img.internal"], "x.img.internal", "10.0.0.5", False),
+        (["img.internal"], "img.internal", "169.254.169.254", False),
+        (["img.internal"], "img.internal", "fd00:ec2::254", False),
+        (["img.internal"], "img.internal", "::ffff:169.254.169.254", False),
+        (["img.internal"], "img.internal", "64:ff9b::169.254.169.254", False),
+        (["img.internal"], "img.internal", "2002:a9fe:a9fe::", False),
+        (["img.internal"], "img.internal", "::169.254.169.254", False),
+        (["localhost"], "localhost", "::1", True),
+        (["10.1.0.0/16"], "any.example", "10.1.2.3", True),
+        (["10.1.0.0/16"], "any.example", "::ffff:10.1.2.3", True),
+        (["10.1.0.0/16"], "any.example", "10.2.0.1", False),
+        (["127.0.0.1"], "127.0.0.1", "127.0.0.1", True),
+        (["127.0.0.1"], "127.0.0.2", "127.0.0.2", False),
+        (["[::1]"], "x", "::1", True),
+        (["::1"], "x", "127.0.0.1", False),
+        (["fd00::/8"], "x", "fd12::1", True),
+        (["fd00::/8"], "x", "fd00:ec2::254", False),
+        (["fd00:ec2::/32"], "x", "fd00:ec2::254", True),
+        (["0.0.0.0/0"], "x", "10.0.0.1", True),
+        (["0.0.0.0/0"], "x", "169.254.169.254", False),
+        (["169.254.0.0/16"], "x", "169.254.169.254", True),
+        (["169.254.169.254"], "x", "169.254.169.254", True),
+        (["fe80::/10"], "x", "fe80::1%eth0", True),
+        (["bücher.internal"], "xn--bcher-kva.internal", "10.0.0.1", True),
+    ],
+)
+def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool) -> None:
+    """A name opens that host, a network its addresses, and neither opens metadata unless it names it."""
+    assert (AddressFilter(allow).verdict(host, ip) is None) is opened
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["", " ", "http://img.internal", "http://img.internal/x", "img.internal:8080", "*", "*.internal", "10.0.0.0/33", "10.0.0",
+     "300.1.1.1", "a b", "img_internal/24", "10.1.2.3/16", "[::1", "::1/x", "-" * 70, "a..b", "user@host"],
+)  # fmt: skip
+def test_nonsense_is_the_users_error(entry: str) -> None:
+    """An entry that is neither a host nor a network is refused by name."""
+    if entry == "10.0.0":  # the old spelling of 10.0.0.0: an address, not nonsense
+        assert AddressFilter([entry]).verdict("x", "10.0.0.0") is None
+        return
+    with pytest.raises(UserError, match="allow_private_addresses"):
+        AddressFilter([entry])
+
+
+def test_bits_beyond_the_prefix_name_the_remedy() -> None:
+    """A sloppy network is answered with the network that was probably meant."""
+    with pytest.raises(UserError, match=r"10\.1\.0\.0/16"):
+        AddressFilter(["10.1.2.3/16"])
+
+
+@pytest.mark.parametrize(
+    ("host", "ip"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("127.0.0.1.", "127.0.0.1"),
+        ("2130706433", "127.0.0.1"),
+        ("0x7f.1", "127.0.0.1"),
+        ("0X7F000001", "127.0.0.1"),
+        ("017700000001", "127.0.0.1"),
+        ("0177.0.0.01", "127.0.0.1"),
+        ("127.1", "127.0.0.1"),
+        ("127.0.1", "127.0.0.1"),
+        ("0", "0.0.0.0"),
+        ("0x", "0.0.0.0"),
+        ("0xa9fea9fe", "169.254.169.254"),
+        ("169.254.43518", "169.254.169.254"),
+        ("1.2.3", "1.2.0.3"),
+        ("①②⑦.⓪.⓪.①", "127.0.0.1"),
+        ("127。0。0。1", "127.0.0.1"),
+        ("[::1]", "::1"),
+        ("::1", "::1"),
+        ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1"),
+        ("[fe80::1%25eth0]", "fe80::1%eth0"),
+        ("[fe80::1%eth0]", "fe80::1%eth0"),
+    ],
+)
+def test_spellings_of_literals(host: str, ip: str) -> None:
+    """Each spelling that some resolver takes for an address is read as that address."""
+    assert parse_literal(host) == ipaddress.ip_address(ip)
+
+
+@pytest.mark.parametrize(
+    "host", ["img.example", "1.example", "0xgg", "a.0xzz", "localhost", "", "x", "1.2.3.4.example", "0x7f.1.de"]
+)
+def test_names_are_no_literals(host: str) -> None:
+    """A host whose last label is no number is a name."""
+    assert parse_literal(host) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "256.1.1.1",
+        "1.2.3.4.5",
+        "4294967296",
+        "08.1.1.1",
+        "1..1",
+        "a.1",
+        "[127.0.0.1]",
+        "[::1",
+        "::g",
+        "9" * 5000,
+        "0x" + "f" * 50,
+    ],
+)
+def test_broken_literals(host: str) -> None:
+    """What ends in a number and is no address is refused, not looked up."""
+    with pytest.raises(ValueError, match=r"."):
+        parse_literal(host)
+
+
+@given(st.ip_addresses(v=4))
+def test_spellings_agree_with_libc(ip: ipaddress.IPv4Address) -> None:
+    """Decimal, octal and hexadecimal spellings come out as libc's inet_aton reads them."""
+    n = int(ip)
+    for text in (
+        str(n),
+        hex(n),
+        f"0{n:o}" if n else "0",
+        f"{n >> 24}.{n & 0xFFFFFF}",
+        f"0x{n >> 24:x}.{n >> 16 & 255}.{n & 0xFFFF}",
+    ):
+        assert parse_literal(text) == ip == ipaddress.ip_address(socket.inet_aton(text))
+
+
+class FixedResolver(AbstractResolver):
+    """Answers from a dictionary and counts."""
+
+    def __init__(self, names: dict[str, list[str]]) -> None:
+        self.names, self.asked = names, list[str]()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        return [
+            ResolveResult(
+                hostname=host,
+                host=ip,
+                port=port,
+                family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                proto=0,
+                flags=0,
+            )
+            for ip in self.names[host]
+        ]
+
+    async def close(self) -> None: ...
+
+
+def resolver(names: dict[str, list[str]], allow: list[str]) -> FilteringResolver:
+    return FilteringResolver(AddressFilter(allow), FixedResolver(names))
+
+
+def info(ip: str) -> tuple[object, ...]:
+    v6 = ":" in ip
+    address = (ip, 80, 0, 0) if v6 else (ip, 80)
+    return (socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
+
+
+def test_resolver_drops_blocked_addresses() -> None:
+    """Of a name's addresses only those that may be connected to are left."""
+
+    async def scenario() -> list[str]:
+        found = await resolver({"mixed.example": ["127.0.0.1", "8.8.8.8", "fd00::1"]}, []).resolve("mixed.example", 80)
+        return [one["host"] for one in found]
+
+    assert asyncio.run(scenario()) == ["8.8.8.8"]
+
+
+@pytest.mark.parametrize("ip", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "fd00:ec2::254", "::ffff:127.0.0.1"])
+def test_resolver_refuses_a_name_without_open_addresses(ip: str) -> None:
+    """A name that resolves only to blocked addresses is an error that says so."""
+    with pytest.raises(AddressBlocked, match=r"evil\.example"):
+        asyncio.run(resolver({"evil.example": [ip]}, []).resolve("evil.example", 80))
+
+
+def test_resolver_gives_up_a_look_up_that_hangs() -> None:
+    """A look-up that does not end is a timeout."""
+
+    class Hanging(FixedResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(FilteringResolver(AddressFilter([]), Hanging({}), 0.02).resolve("slow.example"))
+
+
+@pytest.fixture
+def no_socket(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Notes each socket that would have been made."""
+    made: list[object] = []
+
+    def make(**kwargs: object) -> str:
+        made.append(kwargs)
+        return "a socket"
+
+    monkeypatch.setattr(address, "socket", SimpleNamespace(socket=make))  # asyncio keeps its own
+    return made
+
+
+@pytest.mark.parametrize(
+    "ip", [*(str(ip) for ip in METADATA), "127.0.0.1", "10.0.0.1", "::1", "::ffff:10.0.0.1", "nonsense"]
+)
+def test_no_socket_for_a_blocked_address(ip: str, no_socket: list[object]) -> None:
+    """The last check stands before the socket exists, whatever came before it said."""
+    with pytest.raises(AddressBlocked):
+        resolver({}, []).open_socket(info(ip))
+    assert no_socket == []
+
+
+def test_sockets_for_what_was_let_through(no_socket: list[object]) -> None:
+    """A name's private address is opened once that name has been resolved, and a network's at any time."""
+
+    async def scenario() -> FilteringResolver:
+        guarded = resolver({"img.internal": ["10.0.0.5"]}, ["img.internal", "192.168.1.0/24"])
+        with pytest.raises(AddressBlocked):
+            guarded.open_socket(info("10.0.0.5"))
+        await guarded.resolve("img.internal", 80)
+        return guarded
+
+    guarded = asyncio.run(scenario())
+    for ip in ("10.0.0.5", "192.168.1.7", "8.8.8.8", "2606:4700::1"):
+        assert str(guarded.open_socket(info(ip))) == "a socket"
+    for ip in ("10.0.0.6", "192.168.2.1"):
+        with pytest.raises(AddressBlocked):
+            guarded.open_socket(info(ip))
+    assert len(no_socket) == 4

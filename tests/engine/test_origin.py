@@ -1,0 +1,1174 @@
+"""The HTTP client, against raw servers on 127.0.0.1. No test connects to, or looks up, anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import ipaddress
+import os
+import socket
+import ssl
+import struct
+import traceback
+import zlib
+from asyncio import selector_events
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import aiohttp
+import pytest
+from aiohttp import client_exceptions, http_exceptions
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+from tasks.engine import body as body_module
+from tasks.engine import origin as origin_module
+from tasks.engine.address import AddressFilter
+from tasks.engine.errors import AddressBlocked, Fatal, ObjectError, UserError, from_origin
+from tasks.engine.job import Timeouts
+from tasks.engine.objects import ErrorClass
+from tasks.engine.origin import Fetched, Origin
+
+LOCAL = ["127.0.0.0/8"]
+DATA = os.urandom(40_000)
+NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.fixture(autouse=True)
+def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Notes each address that a test connects to, and refuses all but loopback."""
+    seen: list[str] = []
+    connect = selector_events.BaseSelectorEventLoop.sock_connect
+
+    async def only_loopback(self: Any, sock: socket.socket, address: Any) -> None:
+        seen.append(address[0])
+        if not ipaddress.ip_address(address[0]).is_loopback:
+            raise OSError(f"a test tried to connect to {address[0]}")
+        await connect(self, sock, address)
+
+    monkeypatch.setattr(selector_events.BaseSelectorEventLoop, "sock_connect", only_loopback)
+    return seen
+
+
+class NamesResolver(AbstractResolver):
+    """Names that only this test knows; each one's addresses."""
+
+    def __init__(self, names: dict[str, list[str]]) -> None:
+        self.names, self.asked = names, list[str]()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        self.asked.append(host)
+        if host not in self.names:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [
+            ResolveResult(
+                hostname=host,
+                host=ip,
+                port=port,
+                family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
+                proto=0,
+                flags=0,
+            )
+            for ip in self.names[host]
+        ]
+
+    async def close(self) -> None: ...
+
+
+class Request:
+    """One request as it came over the wire."""
+
+    def __init__(self, head: bytes, port: int) -> None:
+        lines = head.decode("latin-1").split("\r\n")
+        self.line = lines[0]
+        self.target = lines[0].split(" ")[1]
+        self.port = port
+        self.headers = {n.lower(): v.strip() for n, _, v in (line.partition(":") for line in lines[1:] if line)}
+
+
+Answer = Callable[[Request, asyncio.StreamWriter], Awaitable[bool | None]]
+
+
+class Server:
+    """A raw server: ``answer`` writes what it likes and says True to keep the connection."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer, self.requests, self.connections, self.open = answer, list[Request](), 0, 0
+        self.port = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.open += 1
+        try:
+            while True:
+                request = Request(await reader.readuntil(b"\r\n\r\n"), self.port)
+                self.requests.append(request)
+                if not await self.answer(request, writer):
+                    break
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(answer: Answer) -> AsyncIterator[Server]:
+    server = Server(answer)
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listener.close()
+
+
+def reply(body: bytes = b"", status: str = "200 OK", *headers: str, length: int | None = -1) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *headers]
+    if length is not None:
+        lines.append(f"Content-Length: {len(body) if length < 0 else length}")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def always(raw: bytes, keep: bool = False) -> Answer:
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        writer.write(raw)
+        return keep
+
+    return answer
+
+
+def by_path(answers: dict[str, bytes]) -> Answer:
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        writer.write(answers[request.target])
+        return True
+
+    return answer
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+def client(spool: Path, **kwargs: Any) -> Origin:
+    names = kwargs.pop("names", {})
+    timeouts = kwargs.pop("timeouts", Timeouts(connect_s=2, read_s=2, total_s=5))
+    defaults: dict[str, Any] = {
+        "headers": {},
+        "user_agent": "ferry-test",
+        "address_filter": AddressFilter(kwargs.pop("allow", LOCAL)),
+        "timeouts": timeouts,
+        "max_bytes": 1_000_000,
+        "spool_dir": spool,
+        "resolver": NamesResolver(names),
+        "now": lambda: NOW,
+    }
+    return Origin(**(defaults | kwargs))
+
+
+def fetch(
+    answer: Answer, spool: Path, path: str = "/a.jpg", times: int = 1, **kwargs: Any
+) -> tuple[list[Fetched | ObjectError | Fatal], Server]:
+    """Asks a server for ``path``, so many times, with one client."""
+
+    async def scenario() -> tuple[list[Fetched | ObjectError | Fatal], Server]:
+        results: list[Fetched | ObjectError | Fatal] = []
+        async with serving(answer) as server:
+            origin = client(spool, **kwargs)
+            for _ in range(times):
+                try:
+                    results.append(await origin.get(path if "://" in path else f"http://127.0.0.1:{server.port}{path}"))
+                except (ObjectError, Fatal) as exc:
+                    results.append(exc)
+            await origin.close()
+            return results, server
+
+    return asyncio.run(scenario())
+
+
+def got(answer: Answer, spool: Path, path: str = "/a.jpg", **kwargs: Any) -> Fetched:
+    (result,), _ = fetch(answer, spool, path, **kwargs)
+    assert isinstance(result, Fetched), result
+    return result
+
+
+def refused(answer: Answer, spool: Path, path: str = "/a.jpg", **kwargs: Any) -> ObjectError:
+    (result,), _ = fetch(answer, spool, path, **kwargs)
+    assert isinstance(result, ObjectError), result
+    assert list(spool.glob("*")) == []
+    return result
+
+
+def content(fetched: Fetched) -> bytes:
+    with fetched.body.buffer() as data:
+        return bytes(data)
+
+
+# --- objects ---
+
+
+def test_an_object_with_what_its_origin_says(spool: Path) -> None:
+    """Body, digests, status and validators of a plain 200, in one request that says who asks."""
+    raw = reply(DATA, "200 OK", "Content-Type: image/jpeg", 'ETag: "x"', "Last-Modified: yesterday", "Set-Cookie: a=b")
+    (first, second), server = fetch(always(raw, keep=True), spool, times=2)
+    assert isinstance(first, Fetched)
+    assert isinstance(second, Fetched)
+    assert content(first) == DATA
+    assert first.body.md5 == hashlib.md5(DATA).hexdigest()
+    assert first.body.sha256 == hashlib.sha256(DATA).hexdigest()
+    assert (first.status, first.content_type, first.etag) == (200, "image/jpeg", '"x"')
+    assert (first.last_modified, first.requests) == ("yesterday", 1)
+    assert server.connections == 1  # kept alive
+    sent = server.requests[1].headers
+    assert sent["accept-encoding"] == "identity"
+    assert sent["user-agent"] == "ferry-test"
+    assert "cookie" not in sent
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        reply(DATA),
+        reply(DATA, "203 Non-Authoritative Information"),
+        reply(DATA, length=None),
+        reply(DATA, "200 OK", "Content-Encoding: identity"),
+        b"HTTP/1.0 200 OK\r\n\r\n" + DATA,
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + reply(DATA),
+        reply(b"9c40\r\n" + DATA + b"\r\n0\r\n\r\n", "200 OK", "Transfer-Encoding: chunked", length=None),
+    ],
+)
+def test_every_way_to_send_a_body(raw: bytes, spool: Path) -> None:
+    """With a length, in chunks, or ended by the connection's end: the bytes are the same."""
+    assert content(got(always(raw), spool)) == DATA
+
+
+def test_an_empty_object(spool: Path) -> None:
+    """Nothing is an object too; what it may be is for the checks to say."""
+    assert content(got(always(reply(b"")), spool)) == b""
+    assert content(got(always(reply(b"", "200 OK", "Content-Encoding: gzip")), spool)) == b""
+
+
+def test_large_objects_are_spooled(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the spool limit a body lies in a file, whose bytes and digests are right."""
+    monkeypatch.setattr(origin_module, "SPOOL_OVER_BYTES", 1000)
+    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (1000,))
+    fetched = got(always(reply(DATA)), spool)
+    assert fetched.body.path is not None
+    assert content(fetched) == DATA
+    assert fetched.body.sha256 == hashlib.sha256(DATA).hexdigest()
+    fetched.body.discard()
+    assert list(spool.glob("*")) == []
+
+
+# --- encodings ---
+
+TEXT = b"hello " * 10_000
+BARE = zlib.compressobj(wbits=-15)
+RAW_DEFLATE = BARE.compress(TEXT) + BARE.flush()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encoded"),
+    [
+        ("gzip", gzip.compress(TEXT)),
+        ("X-GZIP", gzip.compress(TEXT)),
+        ("gzip", gzip.compress(TEXT[:7000]) + gzip.compress(b"") + gzip.compress(TEXT[7000:])),
+        ("gzip", gzip.compress(TEXT) + b"\0" * 100),
+        ("gzip", gzip.compress(TEXT[:7000]) + b"\0" * 512 + gzip.compress(TEXT[7000:])),
+        ("deflate", zlib.compress(TEXT)),
+        ("deflate", RAW_DEFLATE),
+        ("gzip, identity", gzip.compress(TEXT)),
+        ("gzip, deflate", zlib.compress(gzip.compress(TEXT))),
+        ("deflate,gzip", gzip.compress(zlib.compress(TEXT))),
+    ],
+)
+@pytest.mark.parametrize("piece", [None, 1, 3])
+def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, piece: int | None, spool: Path) -> None:
+    """gzip and deflate in all their forms, stacked too, and however the network cuts them."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(b"", "200 OK", f"Content-Encoding: {encoding}", length=len(encoded)))
+        for at in range(0, len(encoded), piece or len(encoded)):
+            writer.write(encoded[at : at + (piece or len(encoded))])
+            await asyncio.sleep(0)
+
+    assert content(got(answer, spool)) == TEXT
+
+
+@pytest.mark.parametrize("cut", [None, 1, 5, 10, 11, 17, 60])
+def test_decoders_do_not_care_where_pieces_end(cut: int | None) -> None:
+    """The same output for each cut of the input."""
+    encoded = gzip.compress(b"one") + b"\0\0" + gzip.compress(b"two") + gzip.compress(b"")
+    (decoder,) = origin_module._decoders(["gzip"])
+    pieces = [encoded] if cut is None else [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
+    assert b"".join(plain for piece in pieces for plain in decoder.feed(piece)) == b"onetwo"
+    decoder.finish()
+
+
+GZ = gzip.compress(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "encoded", "expected"),
+    [
+        ("gzip", GZ[:-5], ErrorClass.TRUNCATED),
+        ("gzip", GZ[:4], ErrorClass.TRUNCATED),
+        ("gzip", GZ + GZ[:12], ErrorClass.TRUNCATED),
+        ("deflate", zlib.compress(TEXT)[:-1], ErrorClass.TRUNCATED),
+        ("deflate", b"x", ErrorClass.TRUNCATED),
+        ("gzip", GZ[:-8] + b"\0\0\0\0" + GZ[-4:], ErrorClass.BAD_ENCODING),
+        ("gzip", GZ[:30] + b"\xff" * 20 + GZ[50:], ErrorClass.BAD_ENCODING),
+        ("gzip", TEXT, ErrorClass.BAD_ENCODING),
+        ("gzip", GZ + b"garbage", ErrorClass.BAD_ENCODING),
+        ("deflate", zlib.compress(TEXT) + b"x", ErrorClass.BAD_ENCODING),
+        ("br", b"whatever", ErrorClass.BAD_ENCODING),
+        ("zstd", b"whatever", ErrorClass.BAD_ENCODING),
+        ("gzip, br", b"whatever", ErrorClass.BAD_ENCODING),
+        ("gzip," * 5, b"whatever", ErrorClass.BAD_ENCODING),
+        ("gzip, gzip", gzip.compress(GZ[:-5]), ErrorClass.TRUNCATED),
+    ],
+)
+def test_encodings_that_cannot_be_undone(encoding: str, encoded: bytes, expected: ErrorClass, spool: Path) -> None:
+    """An unfinished encoding is truncated; a damaged or an unknown one is bad_encoding."""
+    raw = reply(encoded, "200 OK", f"Content-Encoding: {encoding}")
+    assert refused(always(raw), spool).error_class is expected
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_decompression_bomb_is_too_large(layers: int, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that unpacks past max_bytes stops there, spool file removed, and is never unpacked whole."""
+    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (1000,))
+    written: list[int] = []
+    write = body_module.BodyWriter.write
+
+    def note(self: body_module.BodyWriter, piece: bytes) -> None:
+        written.append(len(piece))
+        write(self, piece)
+
+    monkeypatch.setattr(body_module.BodyWriter, "write", note)
+    bomb = bytes(50_000_000)
+    for _ in range(layers):
+        bomb = gzip.compress(bomb)
+    raw = reply(bomb, "200 OK", "Content-Encoding: " + ", ".join(["gzip"] * layers))
+    error = refused(always(raw), spool)
+    assert error.error_class is ErrorClass.TOO_LARGE
+    assert sum(written) <= 1_000_000
+
+
+# --- bodies that go wrong ---
+
+
+def test_too_large_by_its_length_is_not_read(spool: Path) -> None:
+    """A Content-Length over max_bytes is refused without reading: the body need not even come."""
+    error = refused(always(reply(b"x", length=1_000_001), keep=True), spool)
+    assert error.error_class is ErrorClass.TOO_LARGE
+    assert "1,000,000" in error.message
+
+
+def test_exactly_max_bytes_is_taken(spool: Path) -> None:
+    """max_bytes itself is not too large, with and without a length."""
+    assert got(always(reply(DATA)), spool, max_bytes=40_000).body.size == 40_000
+    assert got(always(reply(DATA, length=None)), spool, max_bytes=40_000).body.size == 40_000
+    assert refused(always(reply(DATA, length=None)), spool, max_bytes=39_999).error_class is ErrorClass.TOO_LARGE
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_an_endless_body_ends_at_max_bytes(chunked: bool, spool: Path) -> None:
+    """A body without a length that does not end is too_large, and its connection is closed."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(b"", "200 OK", *(["Transfer-Encoding: chunked"] if chunked else []), length=None))
+        while True:
+            writer.write(b"ffff\r\n" + b"x" * 65535 + b"\r\n" if chunked else b"x" * 65535)
+            await writer.drain()
+
+    assert refused(answer, spool).error_class is ErrorClass.TOO_LARGE
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Ends a connection with RST."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        reply(b"x" * 100, length=40_000),
+        reply(b"x" * 100, length=20_000_000),
+        reply(b"x" * 100, "200 OK", "Content-Encoding: gzip", length=40_000),
+        reply(b"9c40\r\nxxx", "200 OK", "Transfer-Encoding: chunked", length=None),
+        reply(b"3\r\nxxx\r\n", "200 OK", "Transfer-Encoding: chunked", length=None),
+    ],
+)
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_a_body_that_stops_early_is_truncated(head: bytes, by_reset: bool, spool: Path) -> None:
+    """Fewer bytes than promised, whether the connection ends quietly or by a reset."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        await asyncio.sleep(0.02)
+        if by_reset:
+            reset(writer)
+
+    error = refused(answer, spool, max_bytes=30_000_000)
+    assert error.error_class in (ErrorClass.TRUNCATED, ErrorClass.BAD_ENCODING if b"gzip" in head else None)
+    assert error.requests == 1
+
+
+def test_a_reset_does_not_end_a_body_without_a_length(spool: Path) -> None:
+    """Where only the connection's end delimits a body, an orderly end is good and a reset is truncated."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(reply(b"x" * 100, length=None))
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        reset(writer)
+
+    assert refused(answer, spool).error_class is ErrorClass.TRUNCATED
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n",
+        b"HTTP/1.1 two hundred\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nhello",
+    ],
+)
+def test_answers_that_are_not_http(raw: bytes, spool: Path) -> None:
+    """Nonsense, endless headers and contradictory lengths are the connection's failure, and bounded."""
+    assert refused(always(raw), spool).error_class is ErrorClass.CONNECTION
+
+
+def test_broken_chunks(spool: Path) -> None:
+    """A chunk size that is no number ends the body as truncated or the connection as broken."""
+    raw = reply(b"zz\r\nhello\r\n0\r\n\r\n", "200 OK", "Transfer-Encoding: chunked", length=None)
+    assert refused(always(raw), spool).error_class in (ErrorClass.TRUNCATED, ErrorClass.CONNECTION)
+
+
+def silent(head: bytes) -> Answer:
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(head)
+        await asyncio.sleep(0.6)
+
+    return answer
+
+
+@pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200", reply(b"x", length=100), reply(b"x", length=None)])
+def test_silence_is_a_timeout(head: bytes, spool: Path) -> None:
+    """No byte for read_s, before or within the answer, is a timeout."""
+    error = refused(silent(head), spool, timeouts=Timeouts(connect_s=2, read_s=0.05, total_s=5))
+    assert error.error_class is ErrorClass.TIMEOUT
+    assert error.requests == 1
+
+
+@pytest.mark.parametrize("endless_header", [False, True])
+def test_a_drip_is_bounded_by_the_total(endless_header: bool, spool: Path) -> None:
+    """A byte now and then keeps read_s content; total_s ends it."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nX: " if endless_header else reply(b"", length=10_000))
+        for _ in range(50):
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+
+    error = refused(answer, spool, timeouts=Timeouts(connect_s=2, read_s=1, total_s=0.1))
+    assert error.error_class is ErrorClass.TIMEOUT
+
+
+def test_the_total_covers_all_hops(spool: Path) -> None:
+    """Redirects do not start the clock again."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        await asyncio.sleep(0.06)
+        writer.write(reply(b"", "302 Found", f"Location: {request.target}x"))
+        return True
+
+    (error,), server = fetch(answer, spool, timeouts=Timeouts(connect_s=2, read_s=1, total_s=0.15))
+    assert isinstance(error, ObjectError)
+    assert error.error_class is ErrorClass.TIMEOUT
+    assert len(server.requests) <= 3
+
+
+def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CancelledError is not turned into an outcome; the spool file and the connection go."""
+    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+
+    async def scenario() -> None:
+        async with serving(silent(reply(b"x" * 1000, length=None))) as server:
+            origin = client(spool)
+            task = asyncio.ensure_future(origin.get(f"http://127.0.0.1:{server.port}/"))
+            while not list(spool.glob("*")):
+                await asyncio.sleep(0.005)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert list(spool.glob("*")) == []
+            assert not origin._session.connector._acquired  # type: ignore[union-attr]
+            await origin.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing write is the disk's failure, stops the run, and leaves no file, even if closing fails too."""
+    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+    real = os.fdopen
+
+    def full(fd: int, mode: str) -> Any:
+        os.close(fd)
+        return real(os.open("/dev/full", os.O_WRONLY), mode)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    for raw in (reply(DATA, length=None), reply(b"x" * 100, length=None)):
+        (result,), _ = fetch(always(raw), spool)
+        assert isinstance(result, Fatal)
+        assert "no space left" in str(result)
+        assert list(spool.glob("*")) == []
+
+
+# --- statuses ---
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        ("204 No Content", ErrorClass.CLIENT_ERROR),
+        ("206 Partial Content", ErrorClass.CLIENT_ERROR),
+        ("300 Multiple Choices", ErrorClass.CLIENT_ERROR),
+        ("304 Not Modified", ErrorClass.CLIENT_ERROR),
+        ("400 Bad Request", ErrorClass.CLIENT_ERROR),
+        ("401 Unauthorized", ErrorClass.FORBIDDEN),
+        ("403 Forbidden", ErrorClass.FORBIDDEN),
+        ("404 Not Found", ErrorClass.NOT_FOUND),
+        ("410 Gone", ErrorClass.GONE),
+        ("429 Too Many Requests", ErrorClass.RATE_LIMITED),
+        ("500 Oh", ErrorClass.SERVER_ERROR),
+        ("503 Oh", ErrorClass.SERVER_ERROR),
+    ],
+)
+def test_statuses(status: str, expected: ErrorClass, spool: Path) -> None:
+    """What is not 200 or 203 is no object; the error carries the status."""
+    body = b"" if status[:3] in ("204", "304") else b"{}"
+    error = refused(always(reply(body, status)), spool)
+    assert error.error_class is expected
+    assert error.status_code == int(status[:3])
+    assert error.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("7", 7.0), ("Fri, 20 Nov 2026 12:01:00 GMT", 60.0), ("whenever", None)]
+)
+def test_retry_after_is_passed_on(value: str, expected: float | None, spool: Path) -> None:
+    """Seconds or date of a Retry-After arrive as seconds."""
+    for status in ("429 Slow", "503 Busy"):
+        assert refused(always(reply(b"", status, f"Retry-After: {value}")), spool).retry_after_s == expected
+
+
+@pytest.mark.parametrize(("size", "connections"), [(10_000, 1), (200_000, 3)])
+def test_refusals_keep_the_connection_if_they_are_short(size: int, connections: int, spool: Path) -> None:
+    """A short error page is read to its end; a long one costs its connection and not its bytes."""
+    results, server = fetch(always(reply(b"x" * size, "404 Not Found"), keep=True), spool, times=3)
+    assert all(isinstance(one, ObjectError) and one.error_class is ErrorClass.NOT_FOUND for one in results)
+    assert server.connections == connections
+
+
+def test_nothing_of_a_failed_answer_reaches_the_next(spool: Path) -> None:
+    """After a body that was refused half way, the next object comes clean."""
+    answers = {"/big": reply(b"x" * 900_000, length=900_000), "/a": reply(DATA)}
+
+    async def scenario() -> None:
+        async with serving(by_path(answers)) as server:
+            origin = client(spool, max_bytes=100_000)
+            for _ in range(3):
+                with pytest.raises(ObjectError, match="max_bytes"):
+                    await origin.get(f"http://127.0.0.1:{server.port}/big")
+                assert content(await origin.get(f"http://127.0.0.1:{server.port}/a")) == DATA
+            await origin.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_connection_is_tried_once_more_and_counted(spool: Path) -> None:
+    """A kept connection that the origin closed meanwhile costs a second request, and both are counted."""
+    count = 0
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        nonlocal count
+        count += 1
+        if count == 2:
+            return False
+        writer.write(reply(DATA))
+        return True
+
+    (first, second), server = fetch(answer, spool, times=2)
+    assert isinstance(first, Fetched)
+    assert isinstance(second, Fetched)
+    assert (first.requests, second.requests, len(server.requests)) == (1, 2, 3)
+
+
+def test_a_host_that_always_hangs_up(spool: Path) -> None:
+    """Two requests are made, and no more; the failure is the connection's."""
+    (error,), server = fetch(always(b""), spool)
+    assert isinstance(error, ObjectError)
+    assert (error.error_class, error.requests, len(server.requests)) == (ErrorClass.CONNECTION, 2, 2)
+
+
+# --- redirects ---
+
+
+@pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
+def test_redirects_are_followed(status: str, spool: Path) -> None:
+    """Each redirect status leads to the object, and every request is counted."""
+    answers = {"/a.jpg": reply(b"moved", f"{status} Moved", "Location: /b%2fc?d=%20+"), "/b%2fc?d=%20+": reply(DATA)}
+    fetched = got(by_path(answers), spool)
+    assert content(fetched) == DATA
+    assert fetched.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("location", "target"),
+    [
+        ("/x", "/x"),
+        ("y.jpg", "/d/y.jpg"),
+        ("../z", "/z"),
+        ("?q=1", "/d/a.jpg?q=1"),
+        ("//127.0.0.1:{port}/n", "/n"),
+        ("http://127.0.0.1:{port}/%7Eabs?x=%2F#frag", "/%7Eabs?x=%2F"),
+        ("http://127.0.0.1:{port}", "/"),
+        ("/é", "/%C3%A9"),
+        ("/a b", "/a%20b"),
+    ],
+)
+def test_locations(location: str, target: str, spool: Path) -> None:
+    """Relative, absolute, and not quite legal Locations lead where a browser would go."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        if request.target == "/d/a.jpg":
+            where = location.format(port=request.port).encode()
+            writer.write(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\nLocation: " + where + b"\r\n\r\n")
+        else:
+            writer.write(reply(DATA))
+        return True
+
+    (result,), server = fetch(answer, spool, "/d/a.jpg")
+    assert isinstance(result, Fetched), result
+    assert server.requests[-1].target == target
+
+
+def test_a_location_in_latin_1_keeps_its_bytes(spool: Path) -> None:
+    """Bytes that are not UTF-8 are escaped as they are."""
+    answers = {"/a.jpg": reply(b"", "302 Found", "Location: /\xe9"), "/%E9": reply(DATA)}
+    assert content(got(by_path(answers), spool)) == DATA
+
+
+def test_ten_hops_and_no_more(spool: Path) -> None:
+    """Ten redirects are followed; the eleventh is a loop, and so is an address seen before."""
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
+        left = int(request.target[1:])
+        writer.write(reply(DATA) if not left else reply(b"", "302 Found", f"Location: /{left - 1}"))
+        return True
+
+    assert got(answer, spool, "/10").requests == 11
+    error = refused(answer, spool, "/11")
+    assert (error.error_class, error.requests) == (ErrorClass.REDIRECT_LOOP, 11)
+    error = refused(always(reply(b"", "302 Found", "Location: /a.jpg"), keep=True), spool)
+    assert (error.error_class, error.requests) == (ErrorClass.REDIRECT_LOOP, 1)
+
+
+def test_a_redirect_to_nowhere(spool: Path) -> None:
+    """Without a Location a redirect is a client error."""
+    error = refused(always(reply(b"", "302 Found")), spool)
+    assert error.error_class is ErrorClass.CLIENT_ERROR
+    assert "302" in error.message
+
+
+@pytest.mark.parametrize(
+    ("location", "expected"),
+    [
+        ("file:///etc/passwd", ErrorClass.BAD_URL),
+        ("ftp://127.0.0.1/x", ErrorClass.BAD_URL),
+        ("http://", ErrorClass.BAD_URL),
+        ("http://127.0.0.1:99999/", ErrorClass.BAD_URL),
+        ("http://169.254.169.254/latest/meta-data/", ErrorClass.BLOCKED_ADDRESS),
+        ("http://[::ffff:a9fe:a9fe]/", ErrorClass.BLOCKED_ADDRESS),
+        ("http://2852039166/", ErrorClass.BLOCKED_ADDRESS),
+        ("//10.0.0.1/", ErrorClass.BLOCKED_ADDRESS),
+        ("http://metadata.example/", ErrorClass.BLOCKED_ADDRESS),
+        ("https://rebind.example/", ErrorClass.BLOCKED_ADDRESS),
+    ],
+)
+def test_redirects_pass_the_filter(location: str, expected: ErrorClass, spool: Path, connected: list[str]) -> None:
+    """A hop goes no further than a first request may, and no connection is opened for it."""
+    names = {"metadata.example": ["169.254.169.254"], "rebind.example": ["10.0.0.1", "fd00::1"]}
+    error = refused(always(reply(b"", "302 Found", f"Location: {location}")), spool, names=names)
+    assert error.error_class is expected
+    assert set(connected) == {"127.0.0.1"}
+
+
+def test_secrets_stay_with_their_site(spool: Path) -> None:
+    """Job headers go to the row's site only, and do not come back after a detour; the open four always go."""
+    headers = {
+        "Authorization": "Bearer s3cret",
+        "Cookie": "c=1",
+        "X-Api-Key": "k",
+        "Accept": "image/*",
+        "accept-language": "de",
+        "Referer": "https://shop.example/",
+    }
+
+    async def scenario() -> tuple[Server, Server]:
+        async with serving(always(b"")) as one, serving(always(b"")) as other:
+            home, away = f"http://home.test:{one.port}", f"http://home.test:{other.port}"
+            one.answer = by_path(
+                {
+                    "/a": reply(b"", "302 Found", "Location: /b"),
+                    "/b": reply(b"", "307 Go", f"Location: {away}/c"),
+                    "/d": reply(DATA),
+                }
+            )
+            other.answer = by_path({"/c": reply(b"", "302 Found", f"Location: http://user:pw@home.test:{one.port}/d")})
+            origin = client(spool, headers=headers, names={"home.test": ["127.0.0.1"]})
+            assert (await origin.get(f"{home}/a")).requests == 4
+            assert (await origin.get(f"{home}/d")).requests == 1
+            await origin.close()
+            return one, other
+
+    one, other = asyncio.run(scenario())
+    secret = {"authorization", "cookie", "x-api-key"}
+    for request in (one.requests[0], one.requests[1], one.requests[3]):
+        assert secret <= set(request.headers)
+    for request in (other.requests[0], one.requests[2]):
+        assert not secret & set(request.headers)
+        assert request.headers["accept"] == "image/*"
+        assert request.headers["accept-language"] == "de"
+        assert request.headers["referer"] == "https://shop.example/"
+        assert request.headers["user-agent"] == "ferry-test"
+        assert request.headers["accept-encoding"] == "identity"
+
+
+def test_no_cookies_are_kept(spool: Path) -> None:
+    """A cookie set on a redirect is not sent along."""
+    answers = {"/a.jpg": reply(b"", "302 Found", "Location: /b", "Set-Cookie: s=1; Path=/"), "/b": reply(DATA)}
+    (result,), server = fetch(by_path(answers), spool)
+    assert isinstance(result, Fetched)
+    assert "cookie" not in server.requests[1].headers
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("/a%2Fb%2fc%C3%A9%zz", "/a%2Fb%2fc%C3%A9%zz"),
+        ("/a+b?x=a+b&y=%20&sig=AbC%2B%3D&", "/a+b?x=a+b&y=%20&sig=AbC%2B%3D&"),
+        ("//a/../b/./c", "//a/../b/./c"),
+        ('/"<>\\^`{|}', '/"<>\\^`{|}'),
+        ("/;a=b;c@d:e!$&'()*,", "/;a=b;c@d:e!$&'()*,"),
+        ("/a b", "/a%20b"),
+        ("/ä?q=ö b", "/%C3%A4?q=%C3%B6%20b"),
+        ("/%c3%a4ä", "/%c3%a4%C3%A4"),
+        ("/nbsp\u00a0", "/nbsp%C2%A0"),
+        ("/a#b", "/a"),
+        ("?a=b", "/?a=b"),
+        ("", "/"),
+    ],
+)
+def test_addresses_are_sent_byte_for_byte(path: str, target: str, spool: Path) -> None:
+    """What is legal goes out as it is written; the rest is escaped as UTF-8; the fragment stays here."""
+
+    async def scenario() -> str:
+        async with serving(always(reply(DATA))) as server:
+            origin = client(spool)
+            await origin.get(f"http://127.0.0.1:{server.port}{path}")
+            await origin.close()
+            return server.requests[0].target
+
+    assert asyncio.run(scenario()) == target
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("bücher.test", "xn--bcher-kva.test"),
+        ("IMG.Test", "img.test"),
+        ("under_score.test", "under_score.test"),
+        ("dot.test.", "dot.test."),
+    ],
+)
+def test_host_names(host: str, asked: str, spool: Path) -> None:
+    """Names go to the resolver in lower case and IDNA, and to the origin in Host."""
+
+    async def scenario() -> None:
+        async with serving(always(reply(DATA))) as server:
+            resolver = NamesResolver({asked: ["127.0.0.1"]})
+            origin = client(spool, resolver=resolver)
+            await origin.get(f"HTTP://{host}:{server.port}/")
+            await origin.close()
+            assert resolver.asked == [asked]
+            assert server.requests[0].headers["host"] == f"{asked.removesuffix('.')}:{server.port}"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "spelling", ["127.0.0.1", "2130706433", "0x7f.1", "017700000001", "127.1", "①②⑦.1", "127.0.0.1."]
+)
+def test_allowed_literals_in_any_spelling(spelling: str, spool: Path) -> None:
+    """A literal that is allowed is fetched from, under its usual spelling."""
+
+    async def scenario() -> None:
+        async with serving(always(reply(DATA))) as server:
+            origin = client(spool)
+            await origin.get(f"http://{spelling}:{server.port}/")
+            await origin.close()
+            assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
+
+    asyncio.run(scenario())
+
+
+def test_user_info_is_sent_as_basic_and_to_its_site_only(spool: Path) -> None:
+    """A name and password in an address become an Authorization header, in place of the job's."""
+
+    async def scenario() -> None:
+        async with serving(always(reply(DATA))) as server:
+            origin = client(spool, headers={"authorization": "Bearer x"})
+            await origin.get(f"http://al%40x:p%3Aw@127.0.0.1:{server.port}/")
+            await origin.close()
+            assert server.requests[0].headers["authorization"] == "Basic YWxAeDpwOnc="
+
+    asyncio.run(scenario())
+
+
+NOWHERE = always(b"")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://h.test/", "file:///etc/passwd", "data:,x", "http:///x", "http://", "http:h.test", "://h", "http://h.test:0/", "http://h.test:70000/",
+     "http://h.test:x/", "http://h..test/", "http://-/%00\x00", "http://h.test/a\nb", "http://h.test/a\r\nX: y", "http://h.test/\x7f",
+     "http://h.test/\ud800", "http://h\u0000.test/", "http://h test/", "http://%31.test/", "http://a\\@b.test/x y\t", "http://[::1/", "http://[x]/",
+     "http://1.2.3.4.5/", "http://256.1.1.1/", "http://" + "a" * 64 + ".test/", "http://h.test\\@127.0.0.1/", "  http://h.test/", "javascript://h.test/%0a"],
+)  # fmt: skip
+def test_addresses_that_cannot_be_fetched(url: str, spool: Path, connected: list[str]) -> None:
+    """What is no http(s) address is bad_url, without a request."""
+    error = refused(NOWHERE, spool, url)
+    assert (error.error_class, error.requests) == (ErrorClass.BAD_URL, 0)
+    assert connected == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/", "http://127.0.0.1./", "http://2130706433/", "http://0x7f.1/", "http://017700000001/", "http://127.1/", "http://0/",
+     "http://①②⑦.0.0.1/", "http://127。0。0。1/", "http://[::1]/", "http://[::ffff:127.0.0.1]/", "http://[::ffff:7f00:1]:8080/", "http://[::7f00:1]/",
+     "http://[64:ff9b::7f00:1]/", "http://[2002:7f00:1::]/", "http://[fe80::1%25eth0]/", "http://[fe80::1%eth0]/", "http://[fd00:ec2::254]/",
+     "http://169.254.169.254/latest/", "https://169.254.169.254/", "http://user:pw@169.254.169.254/", "http://0xa9fea9fe/", "http://10.0.0.1:8080/",
+     "http://100.64.0.1/", "http://224.0.0.1/", "http://255.255.255.255/", "http://private.test/", "http://metadata.test/", "http://both.test/",
+     "http://metadata.test./", "https://v6.test/"],
+)  # fmt: skip
+def test_no_connection_to_blocked_addresses(url: str, spool: Path, connected: list[str]) -> None:
+    """Literals in every spelling, and names that resolve to blocked addresses: blocked, nothing opened."""
+    names = {
+        "private.test": ["10.0.0.1"],
+        "metadata.test": ["169.254.169.254"],
+        "metadata.test.": ["169.254.169.254"],
+        "both.test": ["127.0.0.1", "::1"],
+        "v6.test": ["fd00::1"],
+    }
+    error = refused(NOWHERE, spool, url, allow=[], names=names)
+    assert error.error_class is ErrorClass.BLOCKED_ADDRESS, error.message
+    assert connected == []
+    assert "pw" not in error.message
+
+
+def test_metadata_stays_blocked_for_an_allowed_name(spool: Path, connected: list[str]) -> None:
+    """A host allowed by name that suddenly resolves to the metadata address is not connected to."""
+    names = {"img.internal": ["169.254.169.254", "fd00:ec2::254"]}
+    error = refused(NOWHERE, spool, "http://img.internal/", allow=["img.internal"], names=names)
+    assert error.error_class is ErrorClass.BLOCKED_ADDRESS
+    assert connected == []
+
+
+def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where both earlier checks are passed by, the socket is not made, for one address or for several."""
+    names = {"evil.test": ["169.254.169.254"], "evils.test": ["10.0.0.1", "fd00::1", "127.0.0.1"]}
+
+    async def scenario(url: str) -> ObjectError:
+        origin = client(spool, allow=[])
+        origin._session.connector._resolver = NamesResolver(names)  # type: ignore[union-attr]
+        monkeypatch.setattr(origin, "_judge", lambda host: (host, None))
+        with pytest.raises(ObjectError) as caught:
+            await origin.get(url)
+        await origin.close()
+        return caught.value
+
+    for url in ("http://169.254.169.254/", "http://evil.test/", "http://evils.test/", "http://[::1]/"):
+        assert asyncio.run(scenario(url)).error_class is ErrorClass.BLOCKED_ADDRESS
+    assert connected == []
+
+
+def test_a_name_is_allowed_by_itself_only(spool: Path) -> None:
+    """An allowed name is fetched from at its private address; another name at that address is not."""
+
+    async def scenario() -> None:
+        async with serving(always(reply(DATA), keep=True)) as server:
+            names = {"img.internal": ["127.0.0.1"], "evil.test": ["127.0.0.1"]}
+            origin = client(spool, allow=["img.internal"], names=names)
+            assert (await origin.get(f"http://img.internal:{server.port}/")).requests == 1
+            for host in ("evil.test", "127.0.0.1"):
+                with pytest.raises(ObjectError) as caught:
+                    await origin.get(f"http://{host}:{server.port}/")
+                assert caught.value.error_class is ErrorClass.BLOCKED_ADDRESS
+            await origin.close()
+            assert server.connections == 1
+
+    asyncio.run(scenario())
+
+
+def test_unknown_names_are_dns(spool: Path) -> None:
+    """A name that does not resolve is dns, to be tried again."""
+    assert refused(NOWHERE, spool, "http://nobody.test/").error_class is ErrorClass.DNS
+
+
+def test_a_closed_port_is_connection(spool: Path) -> None:
+    """Nobody listens: connection, and the message says so."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        error = refused(NOWHERE, spool, f"http://127.0.0.1:{sock.getsockname()[1]}/")
+    assert error.error_class is ErrorClass.CONNECTION
+    assert "ECONNREFUSED" in error.message
+    assert error.requests == 1
+
+
+def test_tls_that_is_none(spool: Path) -> None:
+    """https at a port that speaks plain HTTP is tls."""
+
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(100)
+        writer.write(reply(b"what?", "400 Bad Request"))
+        writer.close()
+
+    async def raw() -> ObjectError:
+        listener = await asyncio.start_server(plain, "127.0.0.1", 0)
+        origin = client(spool)
+        with pytest.raises(ObjectError) as caught:
+            await origin.get(f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}/")
+        await origin.close()
+        listener.close()
+        return caught.value
+
+    assert asyncio.run(raw()).error_class is ErrorClass.TLS
+
+
+def test_no_secret_in_any_error(spool: Path) -> None:
+    """No text of an error, nor its chain as it is printed, holds a query or a password."""
+
+    async def scenario(url: str) -> str:
+        origin = client(spool, timeouts=Timeouts(connect_s=1, read_s=0.05, total_s=1))
+        try:
+            await origin.get(url)
+        except ObjectError as exc:
+            return "".join(traceback.format_exception(exc)) + str(exc)
+        finally:
+            await origin.close()
+        raise AssertionError
+
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        for url in (
+            f"http://127.0.0.1:{port}/a?sig=s3cret",
+            "http://u:s3cret@nobody.test/?s3cret",
+            "http://h.test:0/?s3cret",
+        ):
+            assert "s3cret" not in asyncio.run(scenario(url))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X-A", "v1\r\nX-B: c"),
+        ("X A", "v1"),
+        ("X-A", "v1\0"),
+        ("", "v1"),
+        ("Range", "bytes=0-9"),
+        ("Content-Length", "9"),
+    ],
+)
+def test_headers_that_cannot_be_sent(name: str, value: str, spool: Path) -> None:
+    """A header that would break or change the request is the user's error, found at once, value not shown."""
+
+    async def scenario() -> None:
+        client(spool, headers={name: value})
+
+    with pytest.raises(UserError, match=r"source\.headers") as caught:
+        asyncio.run(scenario())
+    assert value not in str(caught.value)
+
+
+def test_the_jobs_own_user_agent_and_never_its_accept_encoding(spool: Path) -> None:
+    """A User-Agent header of the job wins; Accept-Encoding stays identity."""
+    headers = {"user-agent": "me", "accept-encoding": "br"}
+    _, server = fetch(always(reply(DATA)), spool, headers=headers)
+    assert server.requests[0].headers["user-agent"] == "me"
+    assert server.requests[0].headers["accept-encoding"] == "identity"
+
+
+# --- download ---
+
+
+def download(answer: Answer, spool: Path, path: Path, max_bytes: int = 1_000_000) -> str:
+    async def scenario() -> str:
+        async with serving(answer) as server:
+            origin = client(spool)
+            try:
+                return await origin.download(f"http://127.0.0.1:{server.port}/list.csv", path, max_bytes)
+            finally:
+                await origin.close()
+
+    return asyncio.run(scenario())
+
+
+def test_download_writes_a_file(spool: Path, tmp_path: Path) -> None:
+    """Redirects are followed, encodings undone, and the type of what came in the end is returned."""
+    answers = {
+        "/list.csv": reply(b"", "302 Found", "Location: /b", "Content-Type: text/html"),
+        "/b": reply(GZ, "200 OK", "Content-Encoding: gzip", "Content-Type: text/csv"),
+    }
+    assert download(by_path(answers), spool, tmp_path / "x") == "text/csv"
+    assert (tmp_path / "x").read_bytes() == TEXT
+    assert download(always(reply(b"")), spool, tmp_path / "y") == ""
+    assert (tmp_path / "y").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (reply(DATA), ErrorClass.TOO_LARGE),
+        (reply(DATA, length=None), ErrorClass.TOO_LARGE),
+        (reply(b"x", length=9), ErrorClass.TRUNCATED),
+        (reply(b"", "404 No"), ErrorClass.NOT_FOUND),
+        (reply(b"x", "200 OK", "Content-Encoding: br"), ErrorClass.BAD_ENCODING),
+    ],
+)
+def test_download_leaves_nothing_behind(raw: bytes, expected: ErrorClass, spool: Path, tmp_path: Path) -> None:
+    """On any error there is no file."""
+    with pytest.raises(ObjectError) as caught:
+        download(always(raw), spool, tmp_path / "x", 1000)
+    assert caught.value.error_class is expected
+    assert not (tmp_path / "x").exists()
+
+
+def test_download_to_a_disk_that_fails(spool: Path, tmp_path: Path) -> None:
+    """A path that cannot be written is Fatal, and names it."""
+    with pytest.raises(Fatal, match="nodir"):
+        download(always(reply(DATA)), spool, tmp_path / "nodir" / "x")
+
+
+# --- the mapping of foreign exceptions ---
+
+KEY = Mock(host="h", port=80, ssl=True, is_ssl=True)
+OS = OSError(111, "refused")
+FOREIGN: dict[str, tuple[Callable[[], BaseException], ErrorClass]] = {
+    "ClientError": (lambda: aiohttp.ClientError(), ErrorClass.CONNECTION),
+    "ClientResponseError": (lambda: aiohttp.ClientResponseError(Mock(), ()), ErrorClass.CONNECTION),
+    "ContentTypeError": (lambda: aiohttp.ContentTypeError(Mock(), ()), ErrorClass.CONNECTION),
+    "WSServerHandshakeError": (lambda: aiohttp.WSServerHandshakeError(Mock(), ()), ErrorClass.CONNECTION),
+    "ClientHttpProxyError": (lambda: aiohttp.ClientHttpProxyError(Mock(), ()), ErrorClass.CONNECTION),
+    "TooManyRedirects": (lambda: aiohttp.TooManyRedirects(Mock(), ()), ErrorClass.REDIRECT_LOOP),
+    "ClientConnectionError": (lambda: aiohttp.ClientConnectionError(), ErrorClass.CONNECTION),
+    "ClientConnectionResetError": (lambda: aiohttp.ClientConnectionResetError(), ErrorClass.CONNECTION),
+    "ClientOSError": (lambda: aiohttp.ClientOSError(104, "reset"), ErrorClass.CONNECTION),
+    "ClientConnectorError": (lambda: aiohttp.ClientConnectorError(KEY, OS), ErrorClass.CONNECTION),
+    "ClientConnectorDNSError": (lambda: aiohttp.ClientConnectorDNSError(KEY, OS), ErrorClass.DNS),
+    "ClientProxyConnectionError": (lambda: aiohttp.ClientProxyConnectionError(KEY, OS), ErrorClass.CONNECTION),
+    "UnixClientConnectorError": (
+        lambda: client_exceptions.UnixClientConnectorError("/x", KEY, OS),
+        ErrorClass.CONNECTION,
+    ),
+    "ClientSSLError": (lambda: aiohttp.ClientSSLError(KEY, ssl.SSLError(1, "x")), ErrorClass.TLS),
+    "ClientConnectorSSLError": (lambda: aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "x")), ErrorClass.TLS),
+    "ClientConnectorCertificateError": (
+        lambda: aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError("x")),
+        ErrorClass.TLS,
+    ),
+    "ServerConnectionError": (lambda: aiohttp.ServerConnectionError(), ErrorClass.CONNECTION),
+    "ServerDisconnectedError": (lambda: aiohttp.ServerDisconnectedError(), ErrorClass.CONNECTION),
+    "ServerTimeoutError": (lambda: aiohttp.ServerTimeoutError(), ErrorClass.TIMEOUT),
+    "ConnectionTimeoutError": (lambda: aiohttp.ConnectionTimeoutError(), ErrorClass.TIMEOUT),
+    "SocketTimeoutError": (lambda: aiohttp.SocketTimeoutError(), ErrorClass.TIMEOUT),
+    "ServerFingerprintMismatch": (lambda: aiohttp.ServerFingerprintMismatch(b"", b"", "h", 1), ErrorClass.TLS),
+    "ClientPayloadError": (lambda: aiohttp.ClientPayloadError(), ErrorClass.TRUNCATED),
+    "UploadAbortedError": (lambda: aiohttp.UploadAbortedError(), ErrorClass.CONNECTION),
+    "InvalidURL": (lambda: aiohttp.InvalidURL("x"), ErrorClass.BAD_URL),
+    "InvalidUrlClientError": (lambda: aiohttp.InvalidUrlClientError("x"), ErrorClass.BAD_URL),
+    "InvalidUrlRedirectClientError": (lambda: aiohttp.InvalidUrlRedirectClientError("x"), ErrorClass.BAD_URL),
+    "RedirectClientError": (lambda: aiohttp.RedirectClientError("x"), ErrorClass.CONNECTION),
+    "NonHttpUrlClientError": (lambda: aiohttp.NonHttpUrlClientError("x"), ErrorClass.BAD_URL),
+    "NonHttpUrlRedirectClientError": (lambda: aiohttp.NonHttpUrlRedirectClientError("x"), ErrorClass.BAD_URL),
+}
+
+
+def descendants(cls: type[BaseException]) -> Iterator[type[BaseException]]:
+    for sub in cls.__subclasses__():
+        yield sub
+        yield from descendants(sub)
+
+
+def test_every_aiohttp_error_is_mapped() -> None:
+    """A class that a new aiohttp brings has no line in the table above, and this fails."""
+    known = {
+        "ClientError",
+        *(c.__name__ for c in descendants(aiohttp.ClientError) if c.__module__.startswith("aiohttp")),
+    }
+    assert known == set(FOREIGN)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_where_aiohttp_errors_go(name: str) -> None:
+    """Each of aiohttp's exceptions stands for one error class, and none for a bug of ours."""
+    make, expected = FOREIGN[name]
+    exc = make()
+    assert type(exc).__name__ == name
+    error = from_origin(exc)
+    assert isinstance(error, ObjectError)
+    assert error.error_class is expected
+
+
+@pytest.mark.parametrize(
+    ("exc", "expected"),
+    [
+        (http_exceptions.BadStatusLine("x"), ErrorClass.CONNECTION),
+        (http_exceptions.TransferEncodingError("x"), ErrorClass.CONNECTION),
+        (AddressBlocked("no"), ErrorClass.BLOCKED_ADDRESS),
+        (aiohttp.ClientConnectorError(KEY, AddressBlocked("no")), ErrorClass.BLOCKED_ADDRESS),
+        (aiohttp.ClientConnectorDNSError(KEY, AddressBlocked("no")), ErrorClass.BLOCKED_ADDRESS),
+        (TimeoutError(), ErrorClass.TIMEOUT),
+        (ssl.SSLError(1, "x"), ErrorClass.TLS),
+        (socket.gaierror(-2, "x"), ErrorClass.DNS),
+        (ConnectionResetError(104, "x"), ErrorClass.CONNECTION),
+        (RuntimeError("http://h/?s3cret"), ErrorClass.INTERNAL),
+    ],
+)
+def test_where_other_errors_go(exc: BaseException, expected: ErrorClass) -> None:
+    """What the layers below aiohttp raise is mapped too; the unknown is internal and quotes nothing."""
+    error = from_origin(exc)
+    assert isinstance(error, ObjectError)
+    assert error.error_class is expected
+    assert "s3cret" not in error.message
