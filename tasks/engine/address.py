@@ -166,7 +166,10 @@ class AddressFilter:
         for inner in (address, *_inside(address)):
             cloud = METADATA.get(_unscoped(inner))
             if cloud and not any(network.prefixlen >= _METADATA_LEAST_PREFIX[network.version] for network in by):
-                return f"{_at(host, address)} is a metadata address ({cloud}), which hands out credentials; it is not fetched from"
+                return (
+                    f"{_at(host, address)} is a metadata address ({cloud}), which hands out credentials; "
+                    "it is not fetched from"
+                )
         what = _special(address)
         if what is None or by or self.allows_name(host):
             return None

@@ -10,12 +10,11 @@ from tasks.engine.objects import ErrorClass
 
 RUN_LENGTH = 50  # refusals, or 5xx, in a row
 BODIES = 200  # how many bodies the maintenance rule looks back
-PAGE_SHARE = 0.05
-PAGE_LEAST = 11  # 5% of 200 bodies is 10: one more opens; and never fewer
+PAGES = 11  # of them: more than 5% of 200, and the least that fewer bodies are judged by
 PROBE_FIRST_S = 30.0
 PROBE_MAX_S = 300.0
 
-# They say something about the way to the host, the destination or the row, and nothing about whether it refuses or fails.
+# They tell of the way to the host, of the destination or of the row, not of whether the host refuses or fails.
 _NO_ANSWER = frozenset(
     {
         ErrorClass.TIMEOUT,
@@ -138,7 +137,7 @@ class Circuit:
         if page is not None:
             self._body(page)
             seen = self._pages[page]
-            if seen >= PAGE_LEAST and seen > PAGE_SHARE * len(self._bodies):
+            if seen >= PAGES:
                 self._open(Cause.PAGE, self._page_sentence(page, seen))
 
     def _while_open(self, answered: bool, page: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from tasks.engine import ledger
 from tasks.engine.job import Job
 from tasks.engine.plan import MANIFEST_FILE
+from tasks.engine.reading import select_failures
 from tasks.engine.state import State
 from tasks.engine.summary import count
 
@@ -28,27 +29,12 @@ def finish(job: Job, state: State, run_no: int) -> dict[str, Any]:
         this_run = dict(
             con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
         )
-        failures = _failures(con, str(state.local(MANIFEST_FILE)))
+        failures, _ = select_failures(con, str(state.local(MANIFEST_FILE)), limit=SHOWN_FAILURES)
     finally:
         con.close()
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
-        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures[:SHOWN_FAILURES],
+        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", json.dumps(answer, indent=1).encode())
     return answer
-
-
-def _failures(con: Any, manifest: str) -> list[dict[str, Any]]:
-    cursor = con.execute(
-        """
-        SELECT l.id, l.source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable,
-               strftime(l.recorded_at, '%Y-%m-%dT%H:%M:%SZ') AS recorded_at
-        FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-        WHERE l.status = 'failed' ORDER BY l.error_class, l.source LIMIT ?
-        """,
-        [manifest, SHOWN_FAILURES],
-    )
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, line, strict=True)) for line in cursor.fetchall()]
-

@@ -122,7 +122,7 @@ def bmp(data: Data) -> None:
         width, height, _, bits = struct.unpack_from("<iiHH", data, 18)
         if header > 16:
             compression, image_size = struct.unpack_from("<II", data, 30)
-    if width <= 0 or height == 0 or bits not in (0, 1, 2, 4, 8, 16, 24, 32, 64):
+    if width <= 0 or height == 0 or bits not in (0, 1, 2, 4, 8, 16, 24, 32, 64) or compression > 13:
         raise wrong("BMP", "its header makes no sense")
     offset = offset or 14 + header
     if compression in (0, 3, 6):

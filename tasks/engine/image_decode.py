@@ -25,6 +25,7 @@ from PIL import (  # each import registers its format, so that no thread has to
     IcnsImagePlugin,
     IcoImagePlugin,
     Image,
+    ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     MpoImagePlugin,
@@ -33,6 +34,7 @@ from PIL import (  # each import registers its format, so that no thread has to
     PsdImagePlugin,
     QoiImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
 MAX_FRAME_PIXELS = 250_000_000
 MAX_TOTAL_PIXELS = 2_000_000_000
 MAX_FRAMES = 10_000
+MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
+MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
 MAX_SVG_BYTES = 64 * 1024 * 1024
 
 # One constant for the whole process. With Pillow's own default an image of 90 to 179 megapixels warns,
@@ -84,7 +88,7 @@ _PILLOW_ERRORS = (
     IndexError,
     TypeError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,  # OverflowError, and ZeroDivisionError for an AVIF whose clock stands still
     RuntimeError,
     struct.error,
     zlib.error,
@@ -141,6 +145,12 @@ def _decode_raster(data: Data, name: str) -> None:
                 total += width * height
                 if width * height > MAX_FRAME_PIXELS or total > MAX_TOTAL_PIXELS or number > MAX_FRAMES:
                     raise _too_many_pixels(name)
+                if max(width, height) > MAX_SIDE_PIXELS or total > MAX_SLOW_PIXELS and _is_slow(image):
+                    raise ObjectError(
+                        ErrorClass.TOO_LARGE,
+                        f"the {name} would take too long to decode ({width:,} × {height:,} pixels); "
+                        "`checks: image` accepts it by its structure",
+                    )
                 image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name) from None
@@ -164,6 +174,11 @@ def _frames(image: Image.Image) -> Iterator[tuple[int, int]]:
         yield image.size
 
 
+def _is_slow(image: Image.Image) -> bool:
+    """Whether a decoder written in Python is about to run: Pillow registers those by name."""
+    return isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile)
+
+
 def _too_many_pixels(name: str) -> ObjectError:
     return ObjectError(
         ErrorClass.TOO_LARGE,
@@ -176,7 +191,9 @@ def _decode_error(exc: BaseException, name: str) -> ObjectError:
     text = str(exc).lower()
     if isinstance(exc, EOFError) or "truncated" in text:
         return cut(name, "its last pixel")
-    return wrong(name, f"it does not decode ({type(exc).__name__})")
+    if isinstance(exc, UnidentifiedImageError):
+        return wrong(name, "Pillow cannot read its header")
+    return wrong(name, "its pixels do not decode")
 
 
 def _parse_svg(data: Data) -> None:

@@ -60,8 +60,8 @@ def _parquet_batches(path: Path, request: Request, wanted: dict[str, str]) -> It
     row_no = 1
     columns = sorted(set(wanted.values()))
     try:
-        with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-            for found in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+        with pq.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file:
+            for found in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
                 texts = {column: _texts(found.column(column)) for column in columns}
                 values = {name: texts[column] for name, column in wanted.items()}
                 yield Batch(range(row_no, row_no + found.num_rows), None, values)
@@ -100,16 +100,11 @@ def _sheet(path: Path, request: Request) -> Iterator[tuple[int, Sequence[Any]]]:
             raise UserError(f"{request.shown} unpacks to {unpacked / 2**30:.1f} GiB; save the sheet as .csv")
         with python_calamine.CalamineWorkbook.from_path(path) as book:
             sheet = book.get_sheet_by_index(0)
-            del book
-            first = 1 if sheet.start is None else 1 + sheet.start[0] * _SKIPS_EMPTY_AREA
-            for number, cells in enumerate(sheet.iter_rows(), first):
+            for number, cells in enumerate(sheet.iter_rows(), 1):
                 if any(cell != "" for cell in cells):
                     yield number, cells
     except (python_calamine.CalamineError, zipfile.BadZipFile, OSError) as error:
         raise UserError(f"{request.shown} is damaged or no workbook: {error}; save it again, or as .csv") from None
-
-
-_SKIPS_EMPTY_AREA = 0
 
 
 def _cell(value: Any) -> str | None:

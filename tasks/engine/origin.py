@@ -304,16 +304,15 @@ class Origin:
             raise
 
     def _redirected(self, base: URL, location: str, status: int) -> _Target:
-        """Where a Location leads. User info in it is not used: it was not the job that wrote it."""
+        """Where a Location leads. The caller does not use user info in it: it was not the job that wrote it."""
         if location.startswith("//"):
             location = f"{base.scheme}:{location}"
         elif not _ABSOLUTE.match(location):
             location = urljoin(str(base), location)
         try:
-            target = self._target(location)
+            return self._target(location)
         except ObjectError as exc:
             raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
-        return _Target(target.url, target.site, None)
 
     def _target(self, text: str) -> _Target:
         """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal.

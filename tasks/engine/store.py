@@ -131,6 +131,9 @@ class Store:
         except (asyncio.CancelledError, ObjectError):
             writer.abandon()
             raise
+        except (obstore.exceptions.NotFoundError, FileNotFoundError):
+            writer.abandon()
+            raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
         except Exception as exc:
             writer.abandon()
             raise from_store(exc, side=side) from None

@@ -27,7 +27,7 @@ from demo.images import FORMATS, make_image
 from demo.library import Library, build_library, key_of
 from demo.origin import Fault, Origin, Trouble
 from demo.ports import is_free
-from demo.s3 import S3Server
+from demo.s3 import S3Server, remove_sockets
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 
 BODY = make_image("jpeg", 7)
@@ -393,7 +393,6 @@ def test_restart_keeps_the_data(tmp_path: Path) -> None:
         assert server.client().get_object(Bucket="kept", Key="a")["Body"].read() == BODY
     finally:
         server.stop(within_s=0)
-    assert "ferry" not in (tmp_path / "s3.json").read_text()
     assert (tmp_path / "s3.json").stat().st_mode & 0o077 == 0
 
 
@@ -430,6 +429,7 @@ def test_failed_start_shows_the_log(tmp_path: Path) -> None:
     """When the server cannot start, the error carries the end of its log, and nothing is left running."""
     server = S3Server(tmp_path)
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(("127.0.0.1", int(server.endpoint_url.rpartition(":")[2])))
         taken.listen()
         with pytest.raises(RuntimeError, match="not available"):
@@ -453,13 +453,13 @@ def test_no_orphan_after_sigkill(tmp_path: Path) -> None:
     """When the process that started it is killed, the server goes too."""
     code = (
         "import sys, time; from pathlib import Path; from demo.s3 import S3Server\n"
-        "s = S3Server(Path(sys.argv[1])); s.start(); print(s.pid, flush=True); time.sleep(600)"
+        "s = S3Server(Path(sys.argv[1])); s.start(); print(s.pid, *s._ports.values(), flush=True); time.sleep(600)"
     )
     root = Path(__file__).parents[2]
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=root)
     try:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        pid, *ports = map(int, parent.stdout.readline().split())
         assert is_alive(pid)
     finally:
         os.kill(parent.pid, signal.SIGKILL)
@@ -467,6 +467,7 @@ def test_no_orphan_after_sigkill(tmp_path: Path) -> None:
         if parent.stdout is not None:
             parent.stdout.close()
     assert poll(lambda: not is_alive(pid))
+    remove_sockets(ports)
 
 
 # library

@@ -165,9 +165,27 @@ def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool)
 
 @pytest.mark.parametrize(
     "entry",
-    ["", " ", "http://img.internal", "http://img.internal/x", "img.internal:8080", "*", "*.internal", "10.0.0.0/33", "10.0.0",
-     "300.1.1.1", "a b", "img_internal/24", "10.1.2.3/16", "[::1", "::1/x", "-" * 70, "a..b", "user@host"],
-)  # fmt: skip
+    [
+        "",
+        " ",
+        "http://img.internal",
+        "http://img.internal/x",
+        "img.internal:8080",
+        "*",
+        "*.internal",
+        "10.0.0.0/33",
+        "10.0.0",
+        "300.1.1.1",
+        "a b",
+        "img_internal/24",
+        "10.1.2.3/16",
+        "[::1",
+        "::1/x",
+        "-" * 70,
+        "a..b",
+        "user@host",
+    ],
+)
 def test_nonsense_is_the_users_error(entry: str) -> None:
     """An entry that is neither a host nor a network is refused by name."""
     if entry == "10.0.0":  # the old spelling of 10.0.0.0: an address, not nonsense

@@ -199,6 +199,17 @@ def test_what_was_in_flight_changes_nothing() -> None:
     assert circuit.may_probe()
 
 
+def test_one_probe_doubles_the_pause_once() -> None:
+    """Failures that arrive behind a probe's own do not lengthen the pause further."""
+    circuit, clock = fresh()
+    refuse(circuit, 50)
+    clock.now += 30
+    assert circuit.may_probe()
+    refuse(circuit, 20)
+    clock.now += 60
+    assert circuit.may_probe()
+
+
 def test_a_probe_that_never_reports_costs_its_pause() -> None:
     """A probe that was cancelled does not keep the circuit open for ever."""
     circuit, clock = fresh()

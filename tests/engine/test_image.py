@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from PIL import Image
@@ -405,8 +406,10 @@ def test_cuts_that_no_structure_shows(name: str) -> None:
         (gzip.compress(b"hello"), "gzip-compressed data, not an image"),
         (
             b"\x89\x01\x02\x03\x04\x05\x06\x07\x08",
-            "not an image of a known format (it begins with 89 01 02 03 04 05 06 07); "
-            "`checks: length` copies any kind of file",
+            (
+                "not an image of a known format (it begins with 89 01 02 03 04 05 06 07); "
+                "`checks: length` copies any kind of file"
+            ),
         ),
     ],
 )
@@ -532,9 +535,10 @@ def test_a_decompression_bomb_is_too_large() -> None:
     bomb = png_of(60_000, 60_000, 8, 0, 0, b"\0")
     assert check(bomb).name == "PNG"
     assert decode_refusal(bomb).error_class is ErrorClass.TOO_LARGE
-    for action in ("ignore", "error"):
+    actions: tuple[Literal["ignore", "error"], ...] = ("ignore", "error")
+    for action in actions:
         with warnings.catch_warnings():
-            warnings.simplefilter(action)  # type: ignore[arg-type]
+            warnings.simplefilter(action)
             assert decode_refusal(png_of(20_000, 15_000, 1, 0, 0, b"\0")).error_class is ErrorClass.TOO_LARGE
 
 
@@ -554,18 +558,34 @@ def test_the_pixels_of_all_frames_count(monkeypatch: pytest.MonkeyPatch) -> None
     assert decode_refusal(data).error_class is ErrorClass.TOO_LARGE
 
 
+def test_shapes_that_take_too_long_to_decode() -> None:
+    """Rows of a million pixels, and many pixels for a decoder written in Python, are refused."""
+    wide = png_of(1_000_000, 2, 1, 0, 0, bytes((1 + 125_000) * 2))
+    assert "too long to decode (1,000,000 × 2 pixels)" in str(decode_refusal(wide))
+    qoi = b"qoif" + struct.pack(">IIBB", 10_000, 10_000, 3, 0) + b"\xfd" * 90 + bytes(7) + b"\x01"
+    assert decode_refusal(qoi).error_class is ErrorClass.TOO_LARGE
+
+
 def test_decode_finds_missing_pixels() -> None:
     """A structure that is whole around pixels that are not passes `image` and fails `decode`."""
     whole = zlib.compress(random.Random(3).randbytes(31 * 30))
     header = png_of(30, 30, 8, 0, 0, b"")[:33]
     missing = header + chunk(b"IDAT", whole[: len(whole) // 2]) + chunk(b"IEND", b"")
     assert check(missing).name == "PNG"
-    assert decode_refusal(missing).error_class is ErrorClass.TRUNCATED
+    assert "its pixels do not decode" in str(decode_refusal(missing))
     bad = png_of(30, 30, 8, 0, 0, b"\x09" * 31 * 30)
     assert decode_refusal(bad).error_class is ErrorClass.NOT_IMAGE
     webp = bytearray(saved("WEBP", lossless=True))
     webp[40:-40] = bytes(len(webp) - 80)
     decode_refusal(bytes(webp))
+
+
+def test_a_film_clock_that_stands_still() -> None:
+    """An AVIF sequence whose time scale is zero, on which Pillow divides by zero, is refused as damaged."""
+    data = body("avif animated")
+    at = data.find(b"mdhd")
+    still = patched(data, at + (24 if data[at + 4] else 16), bytes(4))
+    assert "its pixels do not decode" in str(decode_refusal(still))
 
 
 def test_decode_looks_at_later_frames() -> None:

@@ -15,6 +15,7 @@ NAMES = sorted(name for name in VALID if len(body(name)) < 20_000)
 
 
 def survives(data: bytes) -> None:
+    kind = None
     try:
         kind = check(data)
     except ObjectError as exc:

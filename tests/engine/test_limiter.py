@@ -298,6 +298,26 @@ def test_a_pause_that_nobody_waited_for_ends_by_itself() -> None:
     assert time.timers == []
 
 
+def test_nobody_overtakes_at_the_end_of_a_pause() -> None:
+    """When a pause is over and its timer has yet to run, who waited comes first."""
+
+    async def scenario() -> None:
+        limits, time = limiter(4)
+        host, log = limits.host("a"), list[int]()
+        host.overloaded(5.0, "HTTP 429")
+        holder = Holder(host, 0, log)
+        await ticks()
+        time.now += 5.0
+        assert not host.take()
+        await time.move(0.0)
+        assert log == [0]
+        assert host.take()
+        holder.done.set()
+        await ticks()
+
+    asyncio.run(scenario())
+
+
 def test_growth_wakes_a_waiter() -> None:
     """A place that the law adds goes to who waits."""
 

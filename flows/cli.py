@@ -1,0 +1,274 @@
+"""The `ferry` command. Each command is wiring: load the job, call what does the work, draw the answer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from tasks.engine import __version__
+from tasks.engine.errors import FerryError, LeaseHeld, UserError
+from tasks.engine.job import Job
+from tasks.jobfile import TEMPLATE, load_job
+
+app = App(name="ferry", version=__version__, help="Moves large image libraries between storage providers, and can say what became of each object.")
+
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1, default=str))
+
+
+@app.command
+def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
+    """Write a commented job file to start from."""
+    from flows import terminal
+
+    if path.exists():
+        raise UserError(f"{path} exists already; name another file")
+    name = path.stem if path.stem not in ("job", "") else path.absolute().parent.name
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("._-") or "job"
+    path.write_text(TEMPLATE.format(file=path, name=safe))
+    if json_:
+        _print_json({"file": str(path)})
+    else:
+        terminal.out.print(f"wrote {terminal.shown(path)}. Edit it, then: ferry plan {terminal.shown(path)}")
+    return 0
+
+
+@app.command
+def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
+    """Show what a run would do and why. Nothing is moved, nothing is written."""
+    from flows import terminal
+    from tasks.dry import dry_plan
+    from tasks.plan import describe
+
+    planned = dry_plan(load_job(job_file))
+    if json_:
+        _print_json(dataclasses.asdict(planned))
+    else:
+        for line in describe(planned):
+            terminal.out.print(terminal.shown(line))
+    return 0
+
+
+@app.command
+def run(
+    job_file: Path,
+    *,
+    limit: Annotated[int | None, Parameter(help="Move this many rows at most.")] = None,
+    retry_failed: Annotated[
+        tuple[str, ...], Parameter(name="--retry-failed", negative="", consume_multiple=False, help="Take failed rows alone: all, or those of a class or status code.")
+    ] = (),
+    replan: Annotated[bool, Parameter(negative="", help="Plan from scratch; what is at the destination stays.")] = False,
+    wait: Annotated[bool, Parameter(negative="", help="Wait while another run of the job is on.")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Move what is new, pending or worth another try."""
+    from flows import terminal, watch
+    from flows.local import migrate_here, prefect_for
+    from tasks.reconcile import Report
+
+    job = load_job(job_file)
+    _prepare(job, replan=replan, wait=wait)
+    draw = terminal.is_terminal() and not json_
+    with prefect_for(job_file.absolute().parent, quiet=draw) as url:
+        if draw:
+            watch.drawer = terminal.draw_progress
+            terminal.out.print(f"Prefect UI while this runs: {url.removesuffix('/api')}   (later: ferry ui {terminal.shown(job_file)})")
+        classes: bool | list[str] = False
+        if retry_failed:
+            classes = [name for name in retry_failed if name != "all"] or True
+        code, end = migrate_here(job, classes, limit)
+    if not isinstance(end, Report):
+        if json_:
+            _print_json({"error": str(end), "exit_code": code})
+        if code:
+            terminal.error(str(end))
+        return code
+    if json_:
+        _print_json({**dataclasses.asdict(end), "exit_code": end.exit_code, "message": end.message})
+    else:
+        terminal.report(str(job_file), end)
+    return code
+
+
+def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
+    """`--wait` and `--replan`: before the flow, which has neither."""
+    from tasks.engine import lease
+    from tasks.engine.planner import forget_plan
+    from tasks.run import state_of
+
+    state = state_of(job)
+    while wait and lease.holder(state) is not None:
+        time.sleep(1.0)
+    if replan:
+        with lease.held(state, f"{job.name} (replan)"):
+            forget_plan(state)
+
+
+@app.command
+def status(job_file: Path, *, json_: JsonFlag = False) -> int:
+    """Show how far a job is; also while it runs, and after a crash."""
+    from flows import terminal
+    from tasks.engine import lease
+    from tasks.engine.summary import Counts, read_counts
+    from tasks.run import state_of
+
+    job = load_job(job_file)
+    state = state_of(job)
+    counts = read_counts(state)
+    holder = lease.holder(state)
+    running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
+    if json_:
+        _print_json({"job": job.name, "planned_yet": counts is not None, "running": running, **(counts or Counts()).as_dict()})
+    else:
+        terminal.status(job.name, counts, running)
+    return 0
+
+
+@app.command
+def failures(
+    job_file: Path,
+    *,
+    class_: Annotated[tuple[str, ...], Parameter(name="--class", negative="", consume_multiple=False, help="Only those of a class or status code.")] = (),
+    format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
+    limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """List the failed rows, each with its reason."""
+    import csv
+
+    from flows import terminal
+    from tasks.engine.reading import FAILURE_COLUMNS, select_failures, spreadsheet_safe, with_latest
+    from tasks.run import state_of
+
+    as_table = format_ == "table" and not json_
+    limit = 50 if as_table and limit is None else limit
+    lines, total = with_latest(
+        state_of(load_job(job_file)), lambda con, manifest: select_failures(con, manifest, class_, limit)
+    )
+    if as_table:
+        terminal.failure_table(lines, total)
+    elif format_ == "csv" and not json_:
+        writer = csv.DictWriter(sys.stdout, FAILURE_COLUMNS)
+        writer.writeheader()
+        writer.writerows({name: spreadsheet_safe(value) for name, value in line.items()} for line in lines)
+    else:
+        _print_json({"total": total, "failures": lines})
+    return 0
+
+
+@app.command
+def verify(
+    job_file: Path,
+    *,
+    list_: Annotated[bool, Parameter(name="--list", negative="", help="Compare sizes and ETags from a listing; read no object.")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Read the destination back and compare it with the ledger."""
+    from flows import terminal
+    from flows.local import exit_code, prefect_for, wait_until_recorded
+
+    job = load_job(job_file)
+    with prefect_for(job_file.absolute().parent, quiet=terminal.is_terminal() and not json_):
+        from flows.verify import verify as verify_flow
+
+        state: Any = verify_flow(job, list_, return_state=True)
+        wait_until_recorded(state)
+    code, end = exit_code(state)
+    if json_:
+        _print_json({"exit_code": code, "message": str(state.message), "ok": code == 0})
+    elif code > 1:
+        terminal.error(str(end))
+    else:
+        terminal.out.print(terminal.shown(state.message))
+    return code
+
+
+@app.command
+def export(
+    job_file: Path,
+    out: Annotated[Path, Parameter(help="A .csv, .parquet or .xlsx file.")],
+    *,
+    what: Literal["map", "failures"] = "map",
+    full: Annotated[bool, Parameter(negative="", help="Addresses byte for byte, with their query strings: they may hold signatures.")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Write the map from old address to new key, or the failures, for people."""
+    from flows import terminal
+    from tasks.engine.reading import export as write
+    from tasks.run import state_of
+
+    rows = write(state_of(load_job(job_file)), what, out, full=full)
+    if json_:
+        _print_json({"file": str(out), "rows": rows})
+    else:
+        terminal.out.print(f"wrote {rows:,} rows to {terminal.shown(out)}")
+    return 0
+
+
+@app.command
+def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag = False) -> int:
+    """Serve the Prefect UI over the runs that `ferry run` recorded. Ctrl-C ends it."""
+    from flows import terminal
+    from flows.local import prefect_home
+    from flows.server import LocalServer
+
+    home = prefect_home(job_file.absolute().parent if job_file else Path.cwd())
+    if not (home / "prefect.db").exists():
+        raise UserError(f"there are no runs in {home}; name the job file whose runs you want to see")
+    with LocalServer(home, port) as server:
+        if json_:
+            _print_json({"url": server.url})
+        else:
+            terminal.out.print(f"Prefect UI: {server.url}   (Ctrl-C ends it)")
+        sys.stdout.flush()
+        try:
+            while True:
+                time.sleep(3600)
+        except KeyboardInterrupt:
+            return 0
+
+
+@app.command
+def demo(*, keep: Annotated[bool, Parameter(negative="", help="Keep the servers up at the end, to look around.")] = False, json_: JsonFlag = False) -> int:
+    """Run the whole tour on servers of its own, in `.demo/` of the current folder."""
+    from demo.tour import tour
+
+    return tour(Path.cwd() / ".demo", keep=keep, as_json=json_)
+
+
+def main() -> None:
+    """The console script. Exit codes: SEMANTICS, results of a run."""
+    from flows import terminal
+
+    try:
+        code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
+    except LeaseHeld as exc:
+        terminal.error(str(exc))
+        code = 3
+    except UserError as exc:
+        terminal.error(str(exc))
+        code = 2
+    except FerryError as exc:
+        terminal.error(str(exc))
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _bare_retry_failed(arguments: list[str]) -> list[str]:
+    """`--retry-failed` alone means every class; with `=CLASS` only that one."""
+    return ["--retry-failed=all" if argument == "--retry-failed" else argument for argument in arguments]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Runs the flow in this process, on the Prefect server that PREFECT_API_URL names or on a local one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flows.server import prefect_server
+from tasks.engine.errors import FerryError, LeaseHeld, UserError
+from tasks.engine.job import Job
+
+if TYPE_CHECKING:
+    from tasks.reconcile import Report
+
+RECORDED_S = 30.0
+
+
+def prefect_home(folder: Path) -> Path:
+    """The local server's home: PREFECT_HOME where it is set, else `.ferry/prefect` beside the job file."""
+    given = os.environ.get("PREFECT_HOME")
+    return Path(given) if given else folder / ".ferry" / "prefect"
+
+
+@contextlib.contextmanager
+def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
+    """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console."""
+    if quiet:
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    local = not os.environ.get("PREFECT_API_URL")
+    with prefect_server(prefect_home(folder)) as url:
+        yield url
+        if local:
+            flush_logs()
+
+
+def migrate_here(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> tuple[int, Report | str]:
+    """Runs the flow and waits until the server has recorded its tasks.
+
+    Returns the exit code (SEMANTICS: results of a run) and the report, or the message where there is none.
+    """
+    from flows.migrate import migrate
+
+    state: Any = migrate(job, retry_failed, limit, return_state=True)
+    wait_until_recorded(state)
+    return exit_code(state)
+
+
+def exit_code(state: Any) -> tuple[int, Any]:
+    """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report or its error."""
+    from flows import signals
+    from tasks.reconcile import Report
+
+    try:
+        result = state.result(raise_on_failure=False)
+    except Exception as exc:  # Prefect's: no result was kept
+        result = exc
+    if state.is_cancelled():
+        return signals.EXIT_CODES[signals.last_signal or signal.SIGINT], result
+    if isinstance(result, Report):
+        return result.exit_code, result
+    if isinstance(result, UserError):
+        return 2, str(result)
+    if isinstance(result, LeaseHeld):
+        return 3, str(result)
+    return (0 if state.is_completed() else 1), str(result if isinstance(result, FerryError) else state.message or result)
+
+
+def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
+    """Task runs reach the server by events, after the flow has ended: wait until all are in a final state."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.client.schemas.objects import TERMINAL_STATES
+
+    run_id = state.state_details.flow_run_id
+    if run_id is None:
+        return
+    deadline = time.monotonic() + deadline_s
+    with get_client(sync_client=True) as client:
+        while time.monotonic() < deadline:
+            runs: list[Any] = []
+            while page := client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), offset=len(runs), limit=200
+            ):
+                runs += page
+            if all(run.state_type in TERMINAL_STATES for run in runs):
+                return
+            time.sleep(0.2)
+
+
+def flush_logs() -> None:
+    """Sends what is still queued before the local server goes down."""
+    from prefect.logging.handlers import APILogHandler
+
+    with contextlib.suppress(Exception):
+        APILogHandler().flush()

@@ -1,0 +1,131 @@
+"""What `ferry` draws: progress, outcome tables, failures. All text from outside is shown escaped."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+
+from flows.watch import duration, size
+from tasks.engine.progress import Snapshot
+from tasks.engine.summary import Counts
+from tasks.reconcile import Report
+from tasks.report import outcome_table
+from tasks.run import Run
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+STYLES = {"copied": "green", "unchanged": "green", "skipped": "yellow", "failed": "red", "pending": "yellow"}
+
+
+def shown(text: object) -> str:
+    """Safe on a terminal: control characters as escapes, no markup."""
+    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)))
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+@contextlib.contextmanager
+def draw_progress(run: Run) -> Iterator[None]:
+    """One line that moves, on a terminal, until the block ends."""
+    bar = Progress(
+        TextColumn("{task.fields[rows]}"), BarColumn(bar_width=30), TextColumn("{task.fields[rest]}"),
+        console=out, auto_refresh=False,
+    )  # fmt: skip
+    row = bar.add_task("", total=1, rows="planning", rest="")
+    done = threading.Event()
+
+    def refresh(live: Live) -> None:
+        while True:
+            last = done.wait(0.25)
+            s = run.runtime.progress.snapshot()
+            if s.todo:
+                bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
+            live.refresh()
+            if last:
+                return
+
+    with Live(bar, console=out, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        thread = threading.Thread(target=refresh, args=(live,), name="ferry-draw", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _rest(s: Snapshot) -> str:
+    left = f"{duration(s.left_s)} left" if s.left_s is not None and s.done < s.todo else ""
+    failed = f"[red]{s.failed:,} failed[/red]" if s.failed else ""
+    return "  ".join(part for part in (size(s.bytes), f"{s.rate:,.0f} rows/s", left, failed) if part)
+
+
+def outcome_rows(counts: dict[str, Any]) -> Table:
+    """Outcomes by class, in plain words."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("outcome")
+    table.add_column("")
+    table.add_column("rows", justify="right")
+    for status, words, rows in outcome_table(counts):
+        table.add_row(f"[{STYLES[status]}]{status}[/]", shown(words), f"{rows:,}")
+    table.add_row("planned", "", f"{counts['planned']:,}", style="bold")
+    return table
+
+
+def report(job_path: str, r: Report) -> None:
+    """The end of a run: what became of the rows, how fast, and where to look next."""
+    out.print()
+    out.print(outcome_rows(r.counts))
+    out.print()
+    out.print(f"{r.chunks:,} chunks, {r.cached:,} of them cached. {size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s.")
+    out.print(shown(r.message) + ".")
+    hints = []
+    if r.counts["failed"]:
+        hints.append(f"ferry failures {job_path}           what failed, and why")
+        hints.append(f"ferry run {job_path} --retry-failed  try those alone")
+    if r.counts["pending"]:
+        hints.append(f"ferry run {job_path}                go on")
+    hints.append(f"ferry verify {job_path}             read the destination back and compare")
+    out.print("Next:")
+    for hint in hints:
+        out.print(f"  {shown(hint)}")
+
+
+def status(name: str, counts: Counts | None, running: str | None) -> None:
+    """`ferry status`."""
+    out.print(f"[bold]{shown(name)}[/bold]: {shown(running) if running else 'no run is on'}")
+    if counts is None:
+        out.print("nothing is planned yet")
+        return
+    out.print(outcome_rows(counts.as_dict()))
+    settled = counts.planned - counts.pending
+    out.print(f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), {size(counts.bytes)} copied")
+
+
+def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
+    """`ferry failures`, as blocks: addresses are long."""
+    for line in lines:
+        code = f" {line['status_code']}" if line["status_code"] else ""
+        again = "retryable" if line["retryable"] else "terminal"
+        out.print(f"[red]{shown(line['error_class'])}{code}[/red] ({again}, {line['requests']} requests, {line['recorded_at']})")
+        out.print(f"  {shown(line['source'] or '(no address)')} -> {shown(line['key'] or '(no key)')}" + (f"   id {shown(line['id'])}" if line["id"] else ""))
+        out.print(f"  {shown(line['message'])}")
+    if total > len(lines):
+        out.print(f"... and {total - len(lines):,} more: `--limit`, or `--format csv`")
+    if not total:
+        out.print("no failed rows")
+
+
+def error(text: str) -> None:
+    err.print("[red]error:[/red] " + "\n".join(shown(line) for line in text.splitlines()))

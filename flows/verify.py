@@ -1,0 +1,41 @@
+"""Verification: read the destination back, compare it with the ledger, mark what is to be repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Completed, Failed
+
+from flows.migrate import run_name
+from tasks.engine.errors import FerryError
+from tasks.engine.job import Job
+from tasks.references import anchored
+from tasks.verify import compare_listing, open_check, parts, read_part
+
+
+@flow(
+    name="verify",
+    flow_run_name=run_name,
+    description="Reads the destination back and compares it with the ledger.",
+    persist_result=False,
+)
+def verify(job: Job, list_only: bool = False) -> State[Any]:
+    """Compares digests of every object; with ``list_only`` sizes and ETags from a listing alone."""
+    job = anchored(job, Path.cwd())
+    try:
+        with open_check(job, flow_run.name or job.name) as check:
+            bounds = parts(check)
+            if list_only:
+                compare_listing(check, bounds)
+            else:
+                for part in bounds:
+                    read_part(check, part)
+    except FerryError as error:
+        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+    if check.missing or check.altered:
+        return Failed(message=check.message)
+    return Completed(message=check.message)

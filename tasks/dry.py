@@ -1,0 +1,19 @@
+"""`ferry plan`: what a run would do, found out without a lease and without writing to the state."""
+
+from __future__ import annotations
+
+from tasks import references
+from tasks.engine.child import Request, run_child
+from tasks.engine.job import Job
+from tasks.engine.plan import Planned
+from tasks.run import cache_root
+
+
+def dry_plan(job: Job) -> Planned:
+    """Raises UserError for whatever would stop a run before anything moves."""
+    assert job.state is not None
+    request = Request(
+        "plan", job, job.state, str(cache_root()), references.source_access(job), references.destination_access(job),
+        {"run_no": 0, "dry": True},
+    )  # fmt: skip
+    return Planned.decode(run_child(request))

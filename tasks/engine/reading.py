@@ -1,0 +1,122 @@
+"""What people ask of a job's state: failures, the map from old address to new key. Safe during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import duckdb
+
+from tasks.engine import ledger
+from tasks.engine.errors import UserError
+from tasks.engine.plan import MANIFEST_FILE, PLAN_FILE
+from tasks.engine.state import State
+
+T = TypeVar("T")
+FAILURE_COLUMNS = (
+    "id", "source", "key", "error_class", "status_code", "message", "attempt", "requests", "retryable", "recorded_at",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T]) -> T:
+    """Calls ``work(connection, manifest path)`` with the folded ledger in table ``latest``.
+
+    Raises UserError when nothing is planned yet.
+    """
+
+    def read() -> T:
+        if PLAN_FILE not in state.list("plan"):
+            raise UserError("nothing is planned yet; start with `ferry run`")
+        con = ledger.connect(state.spool_dir)
+        try:
+            ledger.create_latest(con, state)
+            return work(con, str(state.local(MANIFEST_FILE)))
+        finally:
+            con.close()
+
+    return ledger.reading(read)
+
+
+def select_failures(
+    con: duckdb.DuckDBPyConnection, manifest: str, classes: Sequence[str] = (), limit: int | None = None
+) -> tuple[list[dict[str, Any]], int]:
+    """Failed rows of the current manifest, the first ``limit``, and how many there are.
+
+    ``classes``: error classes or status codes; empty takes all.
+    """
+    matching = """
+        FROM latest l SEMI JOIN read_parquet($manifest) m USING (row_id)
+        WHERE l.status = 'failed'
+          AND (len($classes) = 0 OR list_contains($classes, l.error_class)
+               OR list_contains($classes, CAST(l.status_code AS VARCHAR)))
+    """
+    given: dict[str, Any] = {"manifest": manifest, "classes": [str(name) for name in classes] or [""][:0]}
+    if not given["classes"]:
+        matching = matching.partition("AND (len")[0]
+        del given["classes"]
+    (total,) = con.execute(f"SELECT count(*) {matching}", given).fetchone() or (0,)
+    cursor = con.execute(
+        f"""
+        SELECT l.id, l.source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable,
+               strftime(l.recorded_at, '%Y-%m-%dT%H:%M:%SZ')
+        {matching} ORDER BY l.error_class, l.source, l.row_id {"" if limit is None else f"LIMIT {int(limit)}"}
+        """,
+        given,
+    )
+    return [dict(zip(FAILURE_COLUMNS, line, strict=True)) for line in cursor.fetchall()], int(total)
+
+
+def spreadsheet_safe(value: Any) -> Any:
+    """A cell that a spreadsheet will not take for a formula: text that starts like one gets a `'` in front."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def export(state: State, what: str, path: Path, *, full: bool) -> int:
+    """Writes ``map`` (old address, new key, digests) or ``failures`` for people; returns the number of rows.
+
+    The ending decides: csv, parquet or xlsx. ``full`` gives sources byte for byte, signatures included.
+    Raises UserError for another ending, and for an xlsx of more rows than a sheet holds.
+    """
+    ending = path.suffix.lower().lstrip(".")
+    if ending not in ("csv", "parquet", "xlsx"):
+        raise UserError(f"{path.name}: the ending decides the format; write .csv, .parquet or .xlsx")
+    source = "m.source" if full else "l.source"
+    if what == "map":
+        columns = f"l.id, {source} AS source, l.key, l.status, l.size, l.content_type, l.md5, l.sha256"
+        test = "l.status IN ('copied', 'unchanged')"
+    else:
+        columns = f"l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable, l.recorded_at"
+        test = "l.status = 'failed'"
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> int:
+        relation = con.execute(
+            f"CREATE OR REPLACE TABLE export AS SELECT {columns} FROM latest l "
+            f"JOIN read_parquet(?) m USING (row_id) WHERE {test} ORDER BY m.row_no",
+            [manifest],
+        )
+        del relation
+        (rows,) = con.execute("SELECT count(*) FROM export").fetchone() or (0,)
+        if ending == "parquet":
+            con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
+            return int(rows)
+        frame = con.execute("SELECT * FROM export").df()
+        for name in frame.columns:
+            if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
+                frame[name] = frame[name].map(spreadsheet_safe)
+        if ending == "csv":
+            frame.to_csv(path, index=False)
+            return int(rows)
+        if rows > 1_048_575:
+            raise UserError(f"{rows:,} rows do not fit into a sheet (1,048,575); write .csv or .parquet")
+        if "recorded_at" in frame.columns:  # Excel has no time zones
+            frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        frame.to_excel(path, index=False)
+        return int(rows)
+
+    return with_latest(state, work)
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

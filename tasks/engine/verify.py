@@ -1,0 +1,160 @@
+"""Reads the destination back and compares it with the ledger (SEMANTICS: plan and cache)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import duckdb
+
+from tasks.engine import ledger
+from tasks.engine.errors import ObjectError
+from tasks.engine.objects import ErrorClass, Outcome, Status
+from tasks.engine.reading import with_latest
+from tasks.engine.state import State
+from tasks.engine.store import Found, Store, md5_of_etag
+from tasks.engine.tables import outcomes_of
+
+AT_ONCE = 32
+
+
+@dataclass(slots=True)
+class Verified:
+    """What reading back came to. ``wrong`` are outcomes that make their rows pending."""
+
+    checked: int
+    bytes: int
+    missing: int
+    altered: int
+    wrong: list[Outcome]
+
+
+def parts(state: State, rows_each: int) -> list[tuple[str, str]]:
+    """Ranges of row_id, ``(from, below)``, of about ``rows_each`` rows that should be at the destination."""
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[tuple[str, str]]:
+        edges = [
+            row_id
+            for (row_id,) in con.execute(
+                f"""
+                SELECT row_id FROM (
+                    SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
+                    FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
+                    WHERE l.status IN ('copied', 'unchanged')
+                ) WHERE n % {rows_each} = 0 ORDER BY 1
+                """,
+                [manifest],
+            ).fetchall()
+        ]
+        return list(zip(edges, [*edges[1:], "g"], strict=True))  # "g" sorts after every hex digit
+
+    return with_latest(state, work)
+
+
+def expected(state: State, bounds: tuple[str, str]) -> list[Outcome]:
+    """The outcomes of one part: what the destination should hold."""
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
+        table = con.execute(
+            """
+            SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
+            WHERE l.status IN ('copied', 'unchanged') AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
+            """,
+            [manifest, *bounds],
+        ).to_arrow_table()
+        return list(outcomes_of(table))
+
+    return with_latest(state, work)
+
+
+def verdict(outcome: Outcome, size: int | None, md5: str | None, sha256: str | None) -> ErrorClass | None:
+    """Is what stands at the destination what the ledger says? ``size`` None: nothing stands there.
+
+    | size | digest known on both sides | verdict |
+    |---|---|---|
+    | none | | missing |
+    | differs | | altered |
+    | same | sha256 differs, or md5 differs | altered |
+    | same | all that both know agree | None: as it should be |
+    """
+    if size is None:
+        return ErrorClass.MISSING
+    if outcome.size is not None and size != outcome.size:
+        return ErrorClass.ALTERED
+    for here, there in ((outcome.sha256, sha256), (outcome.md5, md5)):
+        if here and there and here != there:
+            return ErrorClass.ALTERED
+    return None
+
+
+async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int) -> Verified:
+    """Downloads each object and compares its bytes' digests. Raises Fatal, and ObjectError after three tries."""
+    result = Verified(0, 0, 0, 0, [])
+    queue = iter(outcomes)
+
+    async def worker() -> None:
+        for outcome in queue:
+            size, md5, sha256 = await _digests(store, outcome)
+            result.bytes += size or 0
+            _book(result, outcome, verdict(outcome, size, md5, sha256), run_no)
+
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    return result
+
+
+async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None]:
+    for left in (2, 1, 0):
+        try:
+            body, _, _ = await store.get(outcome.key, max_bytes=1 << 62, side="destination")
+        except ObjectError as error:
+            if error.error_class is ErrorClass.NOT_FOUND:
+                return None, None, None
+            if not left:
+                raise
+            await asyncio.sleep(1.0)
+            continue
+        try:
+            return body.size, body.md5, body.sha256
+        finally:
+            body.discard()
+    raise AssertionError("unreachable")
+
+
+def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int) -> Verified:
+    """`--list`: sizes, and MD5s where ETags are such; no object is read."""
+    result = Verified(0, 0, 0, 0, [])
+    for outcome in outcomes:
+        found = listed.get(outcome.key)
+        size, md5 = (found.size, md5_of_etag(found.etag)) if found else (None, None)
+        # A KMS ETag looks like an MD5: it counts as one only where it did when the object was written.
+        if md5_of_etag(outcome.dest_etag) != outcome.md5:
+            md5 = None
+        _book(result, outcome, verdict(outcome, size, md5, None), run_no)
+    return result
+
+
+def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: int) -> None:
+    result.checked += 1
+    if wrong is None:
+        return
+    if wrong is ErrorClass.MISSING:
+        result.missing += 1
+        text = "the destination no longer has this object"
+    else:
+        result.altered += 1
+        text = "the destination holds other bytes than the ledger says"
+    now = datetime.now(UTC)
+    result.wrong.append(
+        replace(
+            outcome, status=Status.PENDING, error_class=wrong, status_code=None, message=text, retryable=True,
+            requests=1, started_at=now, recorded_at=now, run_no=run_no, chunk="",
+        )  # fmt: skip
+    )
+
+
+def note_wrong(state: State, result: Verified, run_no: int, part: int) -> None:
+    """Writes the outcomes that make rows pending; the next run repairs them."""
+    if result.wrong:
+        ledger.append(state, result.wrong, run_no, "verify", part)

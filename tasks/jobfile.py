@@ -1,0 +1,82 @@
+"""Job files: YAML in, a validated Job out, with errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tasks.engine.errors import UserError
+from tasks.engine.job import Job
+from tasks.references import anchored
+
+TEMPLATE = """\
+# A job for Ferry: what to move, from where, to where and how. Every key: docs/job.md
+# Look at what would be done:  ferry plan {file}
+# Move the first hundred:      ferry run {file} --limit 100
+# Move everything:             ferry run {file}
+
+name: {name}
+
+# The list: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), here, at s3:// or at https://.
+# Or what to list: s3://old-bucket/images/ or file:///srv/images/
+manifest: products.csv
+
+# Where to. A bucket that is not at AWS needs the mapping:
+#   destination:
+#     uri: s3://new-bucket/products/
+#     endpoint_url: https://s3.example
+#     credentials: profile:new        # or block:NAME; without it boto3's own chain
+destination: s3://new-bucket/products/
+
+# source:
+#   url: https://img.old.example/{{id}}.jpg    # for lists of bare IDs; any column may stand in braces
+#   user_agent: "product-images migration, ops@shop.example"
+#   headers:
+#     Authorization: env:OLD_TOKEN            # or secret:BLOCK; never the value itself
+
+# key: "{{sku}}/{{source.name}}"     # default: the key column, else the path of the URL
+# checks: image                    # none, length, image, decode
+# on_existing: skip-same           # skip-same, skip, overwrite, fail
+# failure_budget: 1%               # a run with more failures than this is Failed
+# state: .ferry/{name}             # or s3://bucket/prefix
+"""
+
+
+def load_job(path: Path) -> Job:
+    """Reads a job file; relative paths in it are made absolute against its folder. Raises UserError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"there is no job file {path}; `ferry init {path}` writes one") from None
+    except (OSError, UnicodeDecodeError) as exc:
+        raise UserError(f"the job file {path} cannot be read: {exc}") from None
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(exc, 'problem', None) or exc})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is no job: it needs at least the keys name, manifest and destination")
+    return anchored(parse_job(data, str(path)), path.absolute().parent)
+
+
+def parse_job(data: dict[str, Any], what: str) -> Job:
+    """A validated Job. Raises UserError that lists what is wrong, key by key."""
+    try:
+        return Job.model_validate(data)
+    except ValidationError as exc:
+        raise UserError("\n".join([f"{what} is not a valid job:", *(f"  {line}" for line in problems(exc))])) from None
+
+
+def problems(exc: ValidationError) -> list[str]:
+    """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
+    lines = []
+    for error in exc.errors(include_input=False, include_url=False):
+        place = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "constrained-", "int", "function-")))
+        message = error["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}: {message}" if place else message)
+    return lines

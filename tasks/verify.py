@@ -1,0 +1,91 @@
+"""Verifying as tasks: one task run reads one part of the ledger's objects back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import references
+from tasks.engine import lease as leases
+from tasks.engine import ledger, verify
+from tasks.engine.job import Job
+from tasks.engine.preflight import preflight
+from tasks.engine.state import State
+from tasks.engine.store import Store, open_store
+from tasks.run import state_of
+
+PART_ROWS = 5_000
+
+
+@dataclass(slots=True)
+class Check:
+    """A verification under way; counts add up over its parts."""
+
+    state: State
+    destination: Store
+    run_no: int
+    checked: int = 0
+    bytes: int = 0
+    missing: int = 0
+    altered: int = 0
+    parts_done: int = 0
+
+    def add(self, result: verify.Verified) -> None:
+        verify.note_wrong(self.state, result, self.run_no, self.parts_done)
+        self.parts_done += 1
+        self.checked += result.checked
+        self.bytes += result.bytes
+        self.missing += result.missing
+        self.altered += result.altered
+
+    @property
+    def message(self) -> str:
+        wrong = self.missing + self.altered
+        if not wrong:
+            return f"{self.checked:,} objects are at the destination as the ledger says"
+        return (
+            f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
+            f"{self.altered:,} altered. The next run repairs them"
+        )
+
+
+@contextlib.contextmanager
+def open_check(job: Job, name: str) -> Iterator[Check]:
+    """Takes the lease: a verification writes outcomes. Raises UserError and LeaseHeld."""
+    access = references.destination_access(job)
+    preflight(job.destination.uri, access)
+    state = state_of(job)
+    with leases.held(state, name):
+        store = open_store(job.destination.uri, access, state.spool_dir)
+        yield Check(state, store, ledger.last_run_no(state) + 1)
+
+
+def parts(check: Check) -> list[tuple[str, str]]:
+    return verify.parts(check.state, PART_ROWS)
+
+
+@task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
+def read_part(check: Check, bounds: tuple[str, str]) -> int:
+    """Downloads a part's objects and compares their digests; returns how many were wrong."""
+    result = asyncio.run(
+        verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no)
+    )
+    check.add(result)
+    return len(result.wrong)
+
+
+@task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
+def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
+    """Compares sizes and ETags from a listing of the whole destination; no object is read."""
+    listed = {found.key: found for page in check.destination.list() for found in page}
+    wrong = 0
+    for part in bounds:
+        result = verify.compare_listing(verify.expected(check.state, part), listed, check.run_no)
+        check.add(result)
+        wrong += len(result.wrong)
+    return wrong
