@@ -16,7 +16,11 @@ from tasks.engine.errors import FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.jobfile import TEMPLATE, load_job
 
-app = App(name="ferry", version=__version__, help="Moves large image libraries between storage providers, and can say what became of each object.")
+app = App(
+    name="ferry",
+    version=__version__,
+    help="Moves large image libraries between storage providers, and can say what became of each object.",
+)
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]
 
@@ -64,9 +68,17 @@ def run(
     *,
     limit: Annotated[int | None, Parameter(help="Move this many rows at most.")] = None,
     retry_failed: Annotated[
-        tuple[str, ...], Parameter(name="--retry-failed", negative="", consume_multiple=False, help="Take failed rows alone: all, or those of a class or status code.")
+        tuple[str, ...],
+        Parameter(
+            name="--retry-failed",
+            negative="",
+            consume_multiple=False,
+            help="Take failed rows alone: all, or those of a class or status code.",
+        ),
     ] = (),
-    replan: Annotated[bool, Parameter(negative="", help="Plan from scratch; what is at the destination stays.")] = False,
+    replan: Annotated[
+        bool, Parameter(negative="", help="Plan from scratch; what is at the destination stays.")
+    ] = False,
     wait: Annotated[bool, Parameter(negative="", help="Wait while another run of the job is on.")] = False,
     json_: JsonFlag = False,
 ) -> int:
@@ -81,7 +93,9 @@ def run(
     with prefect_for(job_file.absolute().parent, quiet=draw) as url:
         if draw:
             watch.drawer = terminal.draw_progress
-            terminal.out.print(f"Prefect UI while this runs: {url.removesuffix('/api')}   (later: ferry ui {terminal.shown(job_file)})")
+            terminal.out.print(
+                f"Prefect UI while this runs: {url.removesuffix('/api')}   (later: ferry ui {terminal.shown(job_file)})"
+            )
         classes: bool | list[str] = False
         if retry_failed:
             classes = [name for name in retry_failed if name != "all"] or True
@@ -127,7 +141,9 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     holder = lease.holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     if json_:
-        _print_json({"job": job.name, "planned_yet": counts is not None, "running": running, **(counts or Counts()).as_dict()})
+        _print_json(
+            {"job": job.name, "planned_yet": counts is not None, "running": running, **(counts or Counts()).as_dict()}
+        )
     else:
         terminal.status(job.name, counts, running)
     return 0
@@ -137,7 +153,10 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
 def failures(
     job_file: Path,
     *,
-    class_: Annotated[tuple[str, ...], Parameter(name="--class", negative="", consume_multiple=False, help="Only those of a class or status code.")] = (),
+    class_: Annotated[
+        tuple[str, ...],
+        Parameter(name="--class", negative="", consume_multiple=False, help="Only those of a class or status code."),
+    ] = (),
     format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
     limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
     json_: JsonFlag = False,
@@ -169,7 +188,9 @@ def failures(
 def verify(
     job_file: Path,
     *,
-    list_: Annotated[bool, Parameter(name="--list", negative="", help="Compare sizes and ETags from a listing; read no object.")] = False,
+    list_: Annotated[
+        bool, Parameter(name="--list", negative="", help="Compare sizes and ETags from a listing; read no object.")
+    ] = False,
     json_: JsonFlag = False,
 ) -> int:
     """Read the destination back and compare it with the ledger."""
@@ -198,7 +219,10 @@ def export(
     out: Annotated[Path, Parameter(help="A .csv, .parquet or .xlsx file.")],
     *,
     what: Literal["map", "failures"] = "map",
-    full: Annotated[bool, Parameter(negative="", help="Addresses byte for byte, with their query strings: they may hold signatures.")] = False,
+    full: Annotated[
+        bool,
+        Parameter(negative="", help="Addresses byte for byte, with their query strings: they may hold signatures."),
+    ] = False,
     json_: JsonFlag = False,
 ) -> int:
     """Write the map from old address to new key, or the failures, for people."""
@@ -238,7 +262,11 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
 
 
 @app.command
-def demo(*, keep: Annotated[bool, Parameter(negative="", help="Keep the servers up at the end, to look around.")] = False, json_: JsonFlag = False) -> int:
+def demo(
+    *,
+    keep: Annotated[bool, Parameter(negative="", help="Keep the servers up at the end, to look around.")] = False,
+    json_: JsonFlag = False,
+) -> int:
     """Run the whole tour on servers of its own, in `.demo/` of the current folder."""
     from demo.tour import tour
 

@@ -38,7 +38,9 @@ def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
             flush_logs()
 
 
-def migrate_here(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> tuple[int, Report | str]:
+def migrate_here(
+    job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
+) -> tuple[int, Report | str]:
     """Runs the flow and waits until the server has recorded its tasks.
 
     Returns the exit code (SEMANTICS: results of a run) and the report, or the message where there is none.
@@ -67,7 +69,9 @@ def exit_code(state: Any) -> tuple[int, Any]:
         return 2, str(result)
     if isinstance(result, LeaseHeld):
         return 3, str(result)
-    return (0 if state.is_completed() else 1), str(result if isinstance(result, FerryError) else state.message or result)
+    return (0 if state.is_completed() else 1), str(
+        result if isinstance(result, FerryError) else state.message or result
+    )
 
 
 def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:

@@ -44,7 +44,11 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
     """Runs a job. ``retry_failed`` takes the failed rows alone (of some classes); ``limit`` rows at most."""
     job = anchored(job, Path.cwd())
     try:
-        with open_run(job, flow_run.name or job.name, limit) as run, stop_on_signals(run.runtime), logging_progress(run):
+        with (
+            open_run(job, flow_run.name or job.name, limit) as run,
+            stop_on_signals(run.runtime),
+            logging_progress(run),
+        ):
             planned = plan_chunks(run, retry_failed, limit)
             transfer_all(run, planned.chunks)
             for _ in range(job.retries.passes):
@@ -68,4 +72,8 @@ def final_state(report: Report) -> State[Any]:
     """Completed, Failed or Cancelled, with the counts in its message."""
     if report.stopped.startswith("interrupted"):
         return Cancelled(message=report.message)
-    return Completed(message=report.message, data=report) if report.exit_code == 0 else Failed(message=report.message, data=report)
+    return (
+        Completed(message=report.message, data=report)
+        if report.exit_code == 0
+        else Failed(message=report.message, data=report)
+    )

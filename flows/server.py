@@ -135,4 +135,3 @@ def prefect_server(home: Path) -> Iterator[str]:
             yield os.environ["PREFECT_API_URL"]
         finally:
             os.environ.pop("PREFECT_API_URL", None)
-

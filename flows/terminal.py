@@ -88,7 +88,9 @@ def report(job_path: str, r: Report) -> None:
     out.print()
     out.print(outcome_rows(r.counts))
     out.print()
-    out.print(f"{r.chunks:,} chunks, {r.cached:,} of them cached. {size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s.")
+    out.print(
+        f"{r.chunks:,} chunks, {r.cached:,} of them cached. {size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
+    )
     out.print(shown(r.message) + ".")
     hints = []
     if r.counts["failed"]:
@@ -110,7 +112,9 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         return
     out.print(outcome_rows(counts.as_dict()))
     settled = counts.planned - counts.pending
-    out.print(f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), {size(counts.bytes)} copied")
+    out.print(
+        f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), {size(counts.bytes)} copied"
+    )
 
 
 def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
@@ -118,8 +122,13 @@ def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
     for line in lines:
         code = f" {line['status_code']}" if line["status_code"] else ""
         again = "retryable" if line["retryable"] else "terminal"
-        out.print(f"[red]{shown(line['error_class'])}{code}[/red] ({again}, {line['requests']} requests, {line['recorded_at']})")
-        out.print(f"  {shown(line['source'] or '(no address)')} -> {shown(line['key'] or '(no key)')}" + (f"   id {shown(line['id'])}" if line["id"] else ""))
+        out.print(
+            f"[red]{shown(line['error_class'])}{code}[/red] ({again}, {line['requests']} requests, {line['recorded_at']})"
+        )
+        out.print(
+            f"  {shown(line['source'] or '(no address)')} -> {shown(line['key'] or '(no key)')}"
+            + (f"   id {shown(line['id'])}" if line["id"] else "")
+        )
         out.print(f"  {shown(line['message'])}")
     if total > len(lines):
         out.print(f"... and {total - len(lines):,} more: `--limit`, or `--format csv`")

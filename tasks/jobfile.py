@@ -76,7 +76,11 @@ def problems(exc: ValidationError) -> list[str]:
     """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
     lines = []
     for error in exc.errors(include_input=False, include_url=False):
-        place = ".".join(str(part) for part in error["loc"] if not str(part).startswith(("literal[", "constrained-", "int", "function-")))
+        place = ".".join(
+            str(part)
+            for part in error["loc"]
+            if not str(part).startswith(("literal[", "constrained-", "int", "function-"))
+        )
         message = error["msg"].removeprefix("Value error, ")
         lines.append(f"{place}: {message}" if place else message)
     return lines

@@ -48,7 +48,9 @@ class Report:
     def message(self) -> str:
         """One line for the flow run's state."""
         run = self.this_run
-        done = ", ".join(f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status))
+        done = ", ".join(
+            f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
+        )
         c = self.counts
         line = f"this run: {done or 'nothing to do'}; in all {c['copied'] + c['unchanged']:,} of {c['planned']:,} are there"
         if c["failed"]:

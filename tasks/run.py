@@ -42,9 +42,7 @@ class Run:
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
-        return run_child(
-            Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask)
-        )
+        return run_child(Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask))
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         planned = Planned.decode(
@@ -114,5 +112,3 @@ def clean_spool(state: State) -> None:
     """Bodies that a killed run left in the spool; under the lease nobody else uses it."""
     for path in state.spool_dir.glob("body-*"):
         path.unlink(missing_ok=True)
-
-

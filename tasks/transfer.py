@@ -80,5 +80,3 @@ def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     known = error if isinstance(error, FerryError) else FerryError(f"chunk {ref.digest[:12]}: {error}")
     run.errors.append(known)
     run.runtime.give_up(known)
-
-

@@ -72,9 +72,7 @@ def parts(check: Check) -> list[tuple[str, str]]:
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
 def read_part(check: Check, bounds: tuple[str, str]) -> int:
     """Downloads a part's objects and compares their digests; returns how many were wrong."""
-    result = asyncio.run(
-        verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no)
-    )
+    result = asyncio.run(verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no))
     check.add(result)
     return len(result.wrong)
 

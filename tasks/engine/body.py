@@ -89,8 +89,12 @@ class BodyWriter:
 
     def abandon(self) -> None:
         """Give up on this body and remove what was spooled."""
-        if self._file is not None:
-            self._file.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        self._pieces.clear()
+        try:
+            if self._file is not None:
+                self._file.close()  # flushes, and so fails on a full disk
+        except OSError:
+            pass
+        finally:
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
+            self._pieces.clear()

@@ -84,9 +84,7 @@ class ChunkRun:
         if self._ref.done >= self._ref.rows:
             return ChunkResult(self._ref.digest, {}, 0, 0.0, "")
         rows, self._found, done = await asyncio.to_thread(read_chunk, self._rt, self._ref)
-        self._agenda = Agenda(
-            row for row in rows if row.row_id not in done and row.row_id not in self._settled.rows
-        )
+        self._agenda = Agenda(row for row in rows if row.row_id not in done and row.row_id not in self._settled.rows)
         flusher = asyncio.create_task(self._flush_often())
         stop = asyncio.create_task(self._rt.stop.wait())
         over = asyncio.create_task(self._over.wait())
@@ -274,9 +272,7 @@ class ChunkRun:
         self._rt.check_lease()
         part = self._settled.next_part
         self._settled.next_part += 1
-        name = await asyncio.to_thread(
-            ledger.append, self._rt.state, batch, self._rt.run_no, self._ref.digest, part
-        )
+        name = await asyncio.to_thread(ledger.append, self._rt.state, batch, self._rt.run_no, self._ref.digest, part)
         self._settled.parts.append(name)
         self._settled.rows.update(outcome.row_id for outcome in batch)
 

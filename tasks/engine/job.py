@@ -37,9 +37,13 @@ class OnExisting(StrEnum):
 def _no_secret_in_address(text: str, key: str) -> str:
     host = text.partition("://")[2].partition("/")[0]
     if "@" in host:
-        raise ValueError(f"{key} holds a user name or password; use `headers` or `credentials` with a reference instead")
+        raise ValueError(
+            f"{key} holds a user name or password; use `headers` or `credentials` with a reference instead"
+        )
     if _SIGNATURE.search(text):
-        raise ValueError(f"{key} holds a signature; a job carries no secrets. Use `credentials`, or download the file first")
+        raise ValueError(
+            f"{key} holds a signature; a job carries no secrets. Use `credentials`, or download the file first"
+        )
     return text
 
 
@@ -127,7 +131,9 @@ class Source(_Model):
 def _credentials_reference(value: str | None) -> str | None:
     if value is None or value == "anonymous" or re.match(r"(profile|block):\S+\Z", value):
         return value
-    raise ValueError("credentials are a reference: `profile:NAME`, `block:NAME` or `anonymous`; leave the key out for boto3's own chain")
+    raise ValueError(
+        "credentials are a reference: `profile:NAME`, `block:NAME` or `anonymous`; leave the key out for boto3's own chain"
+    )
 
 
 class Destination(_Model):

@@ -3,7 +3,8 @@
 What the store client (obstore 0.12) keeps byte for byte, tried on memory, directory and SeaweedFS: every
 character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode
 forms included. What it cannot represent is refused here: empty, `.` and `..` segments, control characters;
-in a directory also names that end in `#` and digits (its names for unfinished files).
+in a directory also names that end in `#` and digits (its names for unfinished files). One server's own
+trait is left to it: SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over 255 bytes.
 """
 
 from __future__ import annotations
@@ -244,7 +245,9 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
             return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
         if len(segments[-1].encode()) > MAX_FILE_NAME_BYTES:
-            return f"the file name is longer than {MAX_FILE_NAME_BYTES} bytes, which leaves no room to write it under another name first"
+            return (
+                f"the file name is longer than {MAX_FILE_NAME_BYTES} bytes, and needs room for `#1` while it is written"
+            )
         if re.search(r"#[0-9]+\Z", segments[-1]):
             return "the file name ends in `#` and digits, which is kept for unfinished files"
     return None

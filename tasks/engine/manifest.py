@@ -131,7 +131,7 @@ def _by_ending(name: str, shown: str) -> tuple[Format, Compression]:
         return format_, packed
     if ending in _INSTEAD:
         raise UserError(f"{shown}: {_INSTEAD[ending]}")
-    near = get_close_matches(ending, _ENDINGS, n=1, cutoff=0.7) if ending else []
+    near = get_close_matches(ending, _ENDINGS, n=1, cutoff=0.6) if ending else []
     hint = f"; did you mean .{near[0]}?" if near else ""
     what = f"the ending .{ending} is not known" if ending else "the name has no ending that says what it is"
     raise UserError(f"{shown}: {what}{hint}; known are {_KNOWN}")

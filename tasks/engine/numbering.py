@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 _BUCKETS = 256  # by the digest's first byte: 100 million rows make 0.4 million each
-_FLUSH_BYTES = 128 * 1024  # of one bucket
+_FLUSH_BYTES = 64 * 1024  # of one bucket
 _READ_RECORDS = 4096
 _SEEN = struct.Struct("<16sq")  # digest, position
 _REPEAT = struct.Struct("<qq")  # position, n

@@ -62,7 +62,9 @@ class Plan:
             data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
             return cls(**data)
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{PLAN_FILE} in the state is damaged; restore it, or use --replan or another `state`") from None
+            raise UserError(
+                f"{PLAN_FILE} in the state is damaged; restore it, or use --replan or another `state`"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

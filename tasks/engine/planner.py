@@ -43,7 +43,9 @@ from tasks.engine.urls import redact
 
 Mode = Literal["plain", "retry", "pass"]
 COLLISIONS_AT_MOST = 0.10
-_CHUNK_COLUMNS = "m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag, m.last_modified, m.id"
+_CHUNK_COLUMNS = (
+    "m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag, m.last_modified, m.id"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,9 @@ class Planner:
             "SELECT count(*) FILTER (error_class = 'duplicate'), count(*) FILTER (error_class = 'key_collision') FROM verdict"
         )
         if collisions > COLLISIONS_AT_MOST * max(1, rows - duplicates):
-            example = self._one("SELECT key FROM m JOIN verdict v USING (row_id) WHERE v.error_class = 'key_collision' LIMIT 1")
+            example = self._one(
+                "SELECT key FROM m JOIN verdict v USING (row_id) WHERE v.error_class = 'key_collision' LIMIT 1"
+            )
             raise UserError(
                 f"{collisions:,} of {rows:,} rows want a key that another row wants too (for one: `{example[0]}`). "
                 "Set `key` to a template that tells them apart, such as `{id}/{source.name}`"
@@ -349,12 +353,13 @@ class Planner:
         elif count <= HEAD_AT_MOST or self.ask.mode == "pass":
             how, words = "head", "by a HEAD for each row"
         else:
-            how, words = "listed", f"by one listing of the destination: {self._list_destination():,} of these keys exist"
+            how, words = (
+                "listed",
+                f"by one listing of the destination: {self._list_destination():,} of these keys exist",
+            )
         self._write_hints(open_chunks)
         still_open = {chunk.digest for chunk in open_chunks}
-        return [
-            with_hints(chunk, chunk.done, how) if chunk.digest in still_open else chunk for chunk in chunks
-        ], words
+        return [with_hints(chunk, chunk.done, how) if chunk.digest in still_open else chunk for chunk in chunks], words
 
     def _list_destination(self) -> int:
         destination = self.job.destination.uri
@@ -451,5 +456,3 @@ def forget_plan(state: State) -> None:
     if plan is not None:
         state.write(f"plan/replaced/{plan.last_run:06d}.json", plan.encode())
         state.delete([PLAN_FILE])
-
-

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.engine.keys import SOURCE_FIELDS, Template, finish, key_problem, source_field
+from tasks.engine.keys import SOURCE_FIELDS, Template, decode_path, finish, key_problem, source_field
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.numbering import Numbering
 from tasks.engine.objects import ErrorClass
@@ -146,19 +146,16 @@ class Normaliser:
             given = self._from_template(self._url, batch, given, wrong)
         sources: list[str | None] = []
         paths: list[str | None] = []
-        match, roots = PLAIN_URL.fullmatch, self._roots
+        match = PLAIN_URL.fullmatch
         for index, source in enumerate(given):
             plain = match(source) if source else None
             if plain is not None:
                 sources.append(source)
-                path = plain[1]
-                if "%" in path or path[:1] == "/":
-                    path, _ = address(source or "", roots)
-                paths.append(path)
+                paths.append(decode_path(plain[1]).lstrip("/"))
                 continue
             source = trim(source) if source else None
             sources.append(source or None)
-            path, why = address(source, roots) if source else (None, f"{_where(batch, index)} has no URL")
+            path, why = address(source, self._roots) if source else (None, f"{_where(batch, index)} has no URL")
             paths.append(path)
             if why is not None:
                 wrong.setdefault(index, (_BAD_URL, why))
@@ -278,7 +275,7 @@ def normalise(
     rows = 0
     try:
         with Numbering(out_path.with_name(out_path.name + ".ids")) as numbering:
-            with pq.ParquetWriter(unfinished, SCHEMA, compression="zstd") as writer:
+            with _writer(unfinished) as writer:
                 for table in _groups(work, batches, numbering):
                     writer.write_table(table, row_group_size=ROW_GROUP)
                     rows += table.num_rows
@@ -288,6 +285,11 @@ def normalise(
     finally:
         unfinished.unlink(missing_ok=True)
     return NormaliseResult(out_path, rows, dict(work.problems), repeated, work.late)
+
+
+def _writer(path: Path) -> pq.ParquetWriter:
+    # Nearly all columns hold a value once: a dictionary of them costs time and memory and saves nothing.
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["content_type", "error_class", "message"])
 
 
 def _groups(work: Normaliser, batches: Iterable[Batch], numbering: Numbering) -> Iterator[pa.Table]:
@@ -319,7 +321,7 @@ def _number_repeated(path: Path, numbering: Numbering) -> int:
     again = path.with_name(path.name + ".2")
     column = SCHEMA.get_field_index("row_id")
     try:
-        with pq.ParquetFile(path) as file, pq.ParquetWriter(again, SCHEMA, compression="zstd") as writer:
+        with pq.ParquetFile(path) as file, _writer(again) as writer:
             os.chmod(again, 0o600)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)

@@ -131,7 +131,9 @@ class Runtime:
     def give_up(self, error: BaseException) -> None:
         """A Fatal error, or a bug, ends the run: rows stay pending."""
         if self.fatal is None and not isinstance(error, Stopped):
-            self.fatal = error if isinstance(error, FerryError) else Fatal(f"unexpected {type(error).__name__}: {error}")
+            self.fatal = (
+                error if isinstance(error, FerryError) else Fatal(f"unexpected {type(error).__name__}: {error}")
+            )
         self.request_stop(str(error))
 
     @property
@@ -189,5 +191,3 @@ def root_uris(job: Job) -> Sequence[str]:
 
 def open_roots(job: Job, access: Access, spool_dir: Path) -> list[tuple[str, Store]]:
     return [(root, open_store(root, access, spool_dir)) for root in root_uris(job)]
-
-

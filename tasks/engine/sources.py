@@ -66,7 +66,7 @@ def address(source: str, roots: Sequence[str]) -> tuple[str | None, str | None]:
         port = parts.port
     except ValueError:
         port = 0
-    if port == 0 or (port is not None and netloc.endswith(":")):
+    if port == 0 or netloc.endswith(":"):
         return None, "the URL's port is not a number from 1 to 65535"
     return default_key(source), None
 

@@ -208,7 +208,9 @@ class BucketState:
         names: list[str] = []
         try:
             for page in obstore.list(self._backend, self._store.path(folder)):
-                names += [str(meta["path"])[len(self._store.prefix) + 1 if self._store.prefix else 0 :] for meta in page]
+                names += [
+                    str(meta["path"])[len(self._store.prefix) + 1 if self._store.prefix else 0 :] for meta in page
+                ]
         except Exception as exc:
             raise self._fatal(exc, folder) from None
         return sorted(names)

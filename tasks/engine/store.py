@@ -114,9 +114,7 @@ class Store:
             raise from_store(exc, side=side) from None
         return self._found(meta)
 
-    async def get(
-        self, key: str, *, max_bytes: int, side: str = "source"
-    ) -> tuple[Body, Found, dict[str, str]]:
+    async def get(self, key: str, *, max_bytes: int, side: str = "source") -> tuple[Body, Found, dict[str, str]]:
         """One object with its digests and attributes (Content-Type, Content-Encoding, metadata)."""
         writer = BodyWriter(self._spool_dir)
         try:

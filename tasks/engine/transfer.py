@@ -265,5 +265,3 @@ class Mover:
 def host_of(source: str) -> str:
     """The host (with its port) whose limit and circuit a source counts for; a root's bucket likewise."""
     return source.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
-
-

@@ -148,8 +148,17 @@ def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: 
     now = datetime.now(UTC)
     result.wrong.append(
         replace(
-            outcome, status=Status.PENDING, error_class=wrong, status_code=None, message=text, retryable=True,
-            requests=1, started_at=now, recorded_at=now, run_no=run_no, chunk="",
+            outcome,
+            status=Status.PENDING,
+            error_class=wrong,
+            status_code=None,
+            message=text,
+            retryable=True,
+            requests=1,
+            started_at=now,
+            recorded_at=now,
+            run_no=run_no,
+            chunk="",
         )  # fmt: skip
     )
 

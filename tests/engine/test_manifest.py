@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 from pathlib import Path
+from typing import Literal
 
 import openpyxl
 import pyarrow as pa
@@ -83,7 +84,9 @@ def write(path: Path, rows: list[tuple[str, str, str]]) -> None:
         path.write_bytes(data)
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl", "ndjson", "parquet", "xlsx", "csv.gz", "csv.zst", "jsonl.gz"])
+@pytest.mark.parametrize(
+    "ending", ["csv", "tsv", "jsonl", "ndjson", "parquet", "xlsx", "csv.gz", "csv.zst", "jsonl.gz"]
+)
 def test_round_trip(ending: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Any rows written in any format read back the same, in order, with rows numbered from 1."""
     folder = tmp_path_factory.mktemp("lists")
@@ -104,17 +107,27 @@ def test_round_trip(ending: str, tmp_path_factory: pytest.TempPathFactory) -> No
 
 @settings(max_examples=200, deadline=None)
 @given(
-    rows=st.lists(st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)] * 3), min_size=1, max_size=20),
+    rows=st.lists(
+        st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)] * 3),
+        min_size=1,
+        max_size=20,
+    ),
     delimiter=st.sampled_from(",;\t|"),
     end=st.sampled_from(["\n", "\r\n"]),
     everything=st.booleans(),
 )
 def test_csv_any_text(
-    rows: list[tuple[str, str, str]], delimiter: str, end: str, everything: bool, tmp_path_factory: pytest.TempPathFactory
+    rows: list[tuple[str, str, str]],
+    delimiter: str,
+    end: str,
+    everything: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """Quotes, delimiters, line breaks and control characters inside fields survive, whatever the dialect."""
     out = io.StringIO(newline="")
-    quoting = csv.QUOTE_ALL if everything else csv.QUOTE_MINIMAL
+    # Python's writer leaves a bare carriage return unquoted when lines end in "\n" alone, which no reader can tell.
+    quote_all = everything or end == "\n"
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows([("url", "sku", "x"), *rows])
     manifest = opened(put(tmp_path_factory.getbasetemp(), "any.csv", out.getvalue()), needed=["x"])
     for at, name in enumerate(("source", "id", "x")):
@@ -131,7 +144,9 @@ def test_csv_line_numbers(tmp_path: Path) -> None:
 def test_csv_blocks(tmp_path: Path) -> None:
     """Records that lie across the reader's blocks are whole, at the right lines."""
     value = "x\n" * 200_000
-    path = put(tmp_path, "a.csv", f'url,t\n{URL},1\n{URL},"{value}"\n' + f"{URL},2\n" * 30_000 + f'{URL},"{value}"\n{URL},3')
+    path = put(
+        tmp_path, "a.csv", f'url,t\n{URL},1\n{URL},"{value}"\n' + f"{URL},2\n" * 30_000 + f'{URL},"{value}"\n{URL},3'
+    )
     manifest = opened(path, needed=["t"])
     assert column(manifest, "t") == ["1", value, *["2"] * 30_000, value, "3"]
     assert [b.line_no[-1] for b in manifest.batches() if b.line_no][-1] == 2 + 200_001 + 30_000 + 200_001 + 1
@@ -196,13 +211,15 @@ def test_ids_with_template(tmp_path: Path) -> None:
 def test_typed_cells(tmp_path: Path) -> None:
     """Numbers, dates and empty cells of typed formats become the text that a CSV would hold."""
     pq.write_table(
-        pa.table({"url": [URL, None], "size": [12.0, None], "sku": [10**15, 2], "t": pa.array([0, None], pa.timestamp("s"))}),
+        pa.table(
+            {"url": [URL, None], "size": [12.0, None], "sku": [10**15, 2], "t": pa.array([0, None], pa.timestamp("s"))}
+        ),
         tmp_path / "a.parquet",
     )
     manifest = opened(tmp_path / "a.parquet", needed=["t"])
     assert column(manifest, "size") == ["12", None]
     assert column(manifest, "id") == ["1000000000000000", "2"]
-    assert column(manifest, "t") == ["1970-01-01 00:00:00", None]
+    assert column(manifest, "t") == ["1970-01-01 00:00:00.000", None]
     book = openpyxl.Workbook()
     assert book.active is not None
     book.active["C4"], book.active["D4"], book.active["C6"], book.active["D6"] = "url", "sku", URL, 4711
@@ -223,5 +240,3 @@ def test_arrow_form(tmp_path: Path) -> None:
     assert batch.schema.names == ["row_no", "line_no", "source", "problem"]
     assert batch.column("source").to_pylist() == [URL, None]
     assert batch.column("line_no").to_pylist() == [2, 3]
-
-

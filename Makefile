@@ -1,0 +1,45 @@
+# Two commands: `make demo` and `make test`. Nothing here needs more than git, make and python3 >= 3.11.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+T ?= tests
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check format lock clean
+
+help:
+	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
+	@echo "make test          linters, types, architecture and all tests   (T=tests/engine runs a part)"
+	@echo "make check         linters, types and architecture alone"
+	@echo "make format        format the code"
+	@echo "make lock          resolve the dependencies anew (needs uv)"
+
+demo: .venv/.installed
+	@$(BIN)/ferry demo
+
+test: .venv/.installed-dev check
+	@$(BIN)/python -m pytest $(T)
+
+check: .venv/.installed-dev
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check . || { echo "run make format"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 4
+
+format: .venv/.installed-dev
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
+
+.venv/.installed: requirements.txt pyproject.toml
+	@./deployments/venv.sh $(PYTHON) requirements.txt
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	@./deployments/venv.sh $(PYTHON) requirements-dev.txt
+	@touch $@
+
+lock:
+	@./deployments/lock.sh
+
+clean:
+	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

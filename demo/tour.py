@@ -1,0 +1,210 @@
+"""`make demo`: the whole job on real parts, from the first byte to the proof.
+
+It runs the same `ferry` commands that a user types, in processes of their own, against a SeaweedFS, an
+HTTP origin that misbehaves on purpose, and one Prefect server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from demo.library import Library, build_library
+from demo.origin import Origin
+from demo.s3 import S3Server
+from flows.server import LocalServer, quiet_environment
+
+BUCKET, PREFIX = "new-bucket", "products/"
+JOB = "job.yaml"
+MEND = 12
+STOP_S = 20.0
+
+
+class Failed(Exception):
+    """A promise of the tour did not hold."""
+
+
+class Tour:
+    def __init__(self, folder: Path, out: Console) -> None:
+        self.folder = folder
+        self.out = out
+        self.environment: dict[str, str] = {}
+        self.prefect_url = ""
+
+    def say(self, text: str) -> None:
+        self.out.print(f"\n[bold]{text}[/bold]")
+
+    def ferry(self, *arguments: str, expect: int = 0) -> None:
+        """Runs a command as a user would, in this terminal."""
+        self.out.print(f"[dim]$ ferry {shlex.join(arguments)}[/dim]")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.cli", *arguments], cwd=self.folder, env=self.environment
+        )
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # it got the Ctrl-C too, and ends by itself
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            raise
+        if code != expect:
+            raise Failed(f"`ferry {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
+
+    def api(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"{self.prefect_url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def chunk_states(self) -> list[Counter[str]]:
+        """For each run of `migrate`, oldest first: how many of its chunk tasks ended in which state."""
+        runs = self.api("flow_runs/filter", {"sort": "START_TIME_ASC", "flows": {"name": {"any_": ["migrate"]}}})
+        return [Counter(task["state_name"] for task in self._tasks(run["id"])) for run in runs]
+
+    def _tasks(self, flow_run_id: str) -> Iterator[dict[str, Any]]:
+        offset = 0
+        while page := self.api(
+            "task_runs/filter",
+            {
+                "flow_runs": {"id": {"any_": [flow_run_id]}},
+                "task_runs": {"tags": {"all_": ["ferry-chunk"]}},
+                "offset": offset,
+                "limit": 200,
+            },
+        ):
+            yield from page
+            offset += len(page)
+
+
+def write_job(folder: Path, s3: S3Server) -> None:
+    job = {
+        "name": "demo",
+        "manifest": "products.csv",
+        "destination": {"uri": f"s3://{BUCKET}/{PREFIX}", "endpoint_url": s3.endpoint_url},
+        "source": {"allow_private_addresses": ["127.0.0.1"]},
+        "failure_budget": "5%",
+        "chunk_rows": 100,
+        "retries": {"backoff_s": 0.2, "max_backoff_s": 5, "chunk_delay_s": 1, "passes": 0},
+    }
+    text = "# The demo's job: its own servers, small chunks, short retries, a budget for the many broken images.\n"
+    (folder / JOB).write_text(text + yaml.safe_dump(job, sort_keys=False))
+
+
+def prove(s3: S3Server, expected: dict[str, bytes]) -> None:
+    """Compares the bucket with what it should hold: the keys, and each object's SHA-256. By boto3, not by Ferry."""
+    client = s3.client()
+    keys: set[str] = set()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=PREFIX):
+        keys |= {item["Key"].removeprefix(PREFIX) for item in page.get("Contents", [])}
+    if keys != set(expected):
+        raise Failed(f"{len(set(expected) - keys)} objects are missing and {len(keys - set(expected))} are too many")
+    for key, body in expected.items():
+        stored = client.get_object(Bucket=BUCKET, Key=PREFIX + key)["Body"].read()
+        if hashlib.sha256(stored).digest() != hashlib.sha256(body).digest():
+            raise Failed(f"{key} is not what the origin has")
+
+
+def walk(tour: Tour, s3: S3Server, origin: Origin, library: Library) -> None:
+    """The story: move, move again, mend and retry, prove."""
+    tour.say("1. Move everything. 63 of the rows are in trouble: broken links, error pages, cut bodies, ...")
+    tour.ferry("run", JOB)
+
+    tour.say("2. The same again: what is done is not done twice.")
+    tour.ferry("run", JOB)
+    first, second = tour.chunk_states()
+    new = sum(second.values()) - sum(first.values())
+    tour.out.print(
+        f"Prefect's records: {sum(first.values())} chunks in the first run; in the second {second['Cached']} came "
+        f"back Cached, and {new} small one tried the rows again whose origin still fails."
+    )
+    if second["Cached"] != sum(first.values()) or new != 1:
+        raise Failed(f"the second run's chunks were not those of the first, Cached, and one more: {dict(second)}")
+
+    mended = library.mend(MEND)
+    tour.say(f"3. Somebody mends {len(mended)} of the broken images at the origin. Retry the failed rows only.")
+    tour.ferry("run", JOB, "--retry-failed")
+
+    tour.say("4. Read the destination back.")
+    tour.ferry("verify", JOB)
+    prove(s3, {**library.expected, **mended})
+    tour.out.print(
+        f"And without Ferry (boto3, SHA-256): s3://{BUCKET}/{PREFIX} holds exactly the {len(library.expected):,} images "
+        f"of the first run and the {len(mended)} mended ones, byte for byte, and nothing else."
+    )
+
+
+def tour(folder: Path, *, keep: bool = False, as_json: bool = False) -> int:
+    """Runs the tour in a folder of its own; 0 when every promise held, 1 when not, 130 on Ctrl-C."""
+    out = Console(stderr=as_json, highlight=False, soft_wrap=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like a Ctrl-C, servers included
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    (folder / ".gitignore").write_text("*\n")
+    it = Tour(folder, out)
+    started = time.monotonic()
+    outcome = {"ok": False, "seconds": 0.0, "error": ""}
+    out.print("Ferry's demo: 2,000 good images and 63 rows in trouble, from a local HTTP origin into a real S3 server.")
+    out.print(
+        "Its job allows 5% failures (`failure_budget`), cuts small chunks (`chunk_rows: 100`) and retries quickly."
+    )
+    code = 1
+    try:
+        with LocalServer(folder / ".ferry" / "prefect") as prefect, S3Server(folder / "s3") as s3, Origin() as origin:
+            s3.make_bucket(BUCKET)
+            library = build_library(origin)
+            library.write_csv(folder / "products.csv")
+            write_job(folder, s3)
+            it.prefect_url = prefect.url
+            it.environment = {
+                **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))},
+                **quiet_environment(prefect.home),
+                "PREFECT_API_URL": f"{prefect.url}/api",
+                "AWS_ACCESS_KEY_ID": s3.access_key,
+                "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+                "AWS_EC2_METADATA_DISABLED": "true",
+                "PYTHONPATH": str(Path(__file__).parents[1]),
+            }
+            walk(it, s3, origin, library)
+            outcome["ok"], code = True, 0
+            if keep:
+                out.print(f"\nThe servers stay up until Ctrl-C. Prefect UI: {prefect.url}")
+                signal.pause()
+    except Failed as error:
+        outcome["error"] = str(error)
+        out.print(f"[red]the demo failed:[/red] {error}")
+    except KeyboardInterrupt:
+        out.print("\ninterrupted; the servers are stopped")
+        code = 0 if outcome["ok"] else 130
+    outcome["seconds"] = round(time.monotonic() - started, 1)
+    if code == 0:
+        out.print(f"\nAll of it in {outcome['seconds']:.0f} s. The servers are stopped; what they left can be read:")
+        here = os.path.relpath(folder)
+        for command, what in (
+            (f"ferry failures {here}/{JOB}", "what failed, and why"),
+            (f"ferry status {here}/{JOB}", "what became of every row"),
+            (f"ferry ui {here}/{JOB}", "the runs in the Prefect UI"),
+            (f"ls {here}/.ferry/demo", "the state: plan, chunks, ledger, reports"),
+        ):
+            out.print(f"  {command:<34}{what}")
+    if as_json:
+        print(json.dumps(outcome))
+    return code

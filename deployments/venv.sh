@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Makes .venv from a hash-locked requirements file: venv.sh PYTHON REQUIREMENTS
+# What is missing on a bare Debian or Ubuntu is installed as root, and named otherwise.
+set -euo pipefail
+python=$1 requirements=$2
+
+apt_line="apt-get update && apt-get install -y python3 python3-venv"
+missing() {
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing python3 and python3-venv with apt"
+    DEBIAN_FRONTEND=noninteractive bash -c "$apt_line" >/dev/null
+  else
+    echo "$1. Run this, then try again:  sudo sh -c '$apt_line'" >&2
+    exit 1
+  fi
+}
+
+command -v "$python" >/dev/null || missing "python3 is not installed"
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "Python 3.11 or newer is needed; $python is $("$python" -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2
+  exit 1
+fi
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing "python3-venv is not installed"
+
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "installing $requirements into .venv"
+.venv/bin/python -m pip install --quiet --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
+.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
