@@ -254,7 +254,7 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._origin._connections.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's signature)
         self._origin._connections.discard(self)
         if self._task is not None:
             self._task.cancel()
@@ -414,4 +414,5 @@ class _Connection(asyncio.Protocol):
 
 def _page(title: str, path: str) -> bytes:
     """A page that names its path: many identical ones would look like a site under maintenance."""
-    return f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1>{path}</body></html>\n".encode()
+    head = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head>"
+    return f"{head}<body><h1>{title}</h1>{path}</body></html>\n".encode()

@@ -122,7 +122,7 @@ def prove(s3: S3Server, expected: dict[str, bytes]) -> None:
             raise Failed(f"{key} is not what the origin has")
 
 
-def walk(tour: Tour, s3: S3Server, origin: Origin, library: Library) -> None:
+def walk(tour: Tour, s3: S3Server, library: Library) -> None:
     """The story: move, move again, mend and retry, prove."""
     tour.say("1. Move everything. 63 of the rows are in trouble: broken links, error pages, cut bodies, ...")
     tour.ferry("run", JOB)
@@ -146,8 +146,8 @@ def walk(tour: Tour, s3: S3Server, origin: Origin, library: Library) -> None:
     tour.ferry("verify", JOB)
     prove(s3, {**library.expected, **mended})
     tour.out.print(
-        f"And without Ferry (boto3, SHA-256): s3://{BUCKET}/{PREFIX} holds exactly the {len(library.expected):,} images "
-        f"of the first run and the {len(mended)} mended ones, byte for byte, and nothing else."
+        f"And without Ferry (boto3, SHA-256): s3://{BUCKET}/{PREFIX} holds exactly the {len(library.expected):,} "
+        f"images of the first run and the {len(mended)} mended ones, byte for byte, and nothing else."
     )
 
 
@@ -183,7 +183,7 @@ def tour(folder: Path, *, keep: bool = False, as_json: bool = False) -> int:
                 "AWS_EC2_METADATA_DISABLED": "true",
                 "PYTHONPATH": str(Path(__file__).parents[1]),
             }
-            walk(it, s3, origin, library)
+            walk(it, s3, library)
             outcome["ok"], code = True, 0
             if keep:
                 out.print(f"\nThe servers stay up until Ctrl-C. Prefect UI: {prefect.url}")

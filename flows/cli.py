@@ -132,12 +132,14 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show how far a job is; also while it runs, and after a crash."""
     from flows import terminal
     from tasks.engine import lease
-    from tasks.engine.summary import Counts, read_counts
+    from tasks.engine.plan import read_plan
+    from tasks.engine.reading import with_latest
+    from tasks.engine.summary import Counts, count
     from tasks.run import state_of
 
     job = load_job(job_file)
     state = state_of(job)
-    counts = read_counts(state)
+    counts = with_latest(state, count) if read_plan(state) else None
     holder = lease.holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     if json_:

@@ -54,12 +54,14 @@ def migrate_here(
 
 def exit_code(state: Any) -> tuple[int, Any]:
     """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report or its error."""
+    from prefect.exceptions import MissingResult
+
     from flows import signals
     from tasks.reconcile import Report
 
     try:
         result = state.result(raise_on_failure=False)
-    except Exception as exc:  # Prefect's: no result was kept
+    except MissingResult as exc:
         result = exc
     if state.is_cancelled():
         return signals.EXIT_CODES[signals.last_signal or signal.SIGINT], result
@@ -100,5 +102,4 @@ def flush_logs() -> None:
     """Sends what is still queued before the local server goes down."""
     from prefect.logging.handlers import APILogHandler
 
-    with contextlib.suppress(Exception):
-        APILogHandler().flush()
+    APILogHandler().flush()

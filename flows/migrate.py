@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from prefect import flow
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-from prefect.futures import PrefectFuture
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.signals import stop_on_signals
@@ -51,9 +51,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
         ):
             planned = plan_chunks(run, retry_failed, limit)
             transfer_all(run, planned.chunks)
-            for _ in range(job.retries.passes):
-                if run.runtime.stopping or not transfer_all_again(run):
-                    break
+            transfer_again(run, job.retries.passes)
             report = reconcile(run)
             publish(run, report)
     except FerryError as error:
@@ -61,11 +59,13 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
     return final_state(report)
 
 
-def transfer_all_again(run: Run) -> bool:
-    """One more pass over the retryable failures. False when there are none."""
-    chunks = plan_pass(run).chunks
-    transfer_all(run, chunks)
-    return bool(chunks)
+def transfer_again(run: Run, passes: int) -> None:
+    """Further passes over the retryable failures, while there are any."""
+    for number in range(max(passes, 1)):
+        retry = number < passes
+        if run.runtime.stopping or not (run.doubtful or (retry and run.runtime.progress.retryable)):
+            return
+        transfer_all(run, plan_pass(run, retry=retry).chunks)
 
 
 def final_state(report: Report) -> State[Any]:

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,9 +70,8 @@ class LocalServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                with urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
-                    return
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+                return
             time.sleep(0.05)
         tail = "\n".join((self.home / "server.log").read_text(errors="replace").splitlines()[-5:])
         self.stop()

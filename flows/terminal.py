@@ -89,7 +89,8 @@ def report(job_path: str, r: Report) -> None:
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(
-        f"{r.chunks:,} chunks, {r.cached:,} of them cached. {size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
+        f"{r.chunks:,} chunks, {r.cached:,} of them cached. "
+        f"{size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
     )
     out.print(shown(r.message) + ".")
     hints = []
@@ -113,7 +114,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
     out.print(outcome_rows(counts.as_dict()))
     settled = counts.planned - counts.pending
     out.print(
-        f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), {size(counts.bytes)} copied"
+        f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), "
+        f"{size(counts.bytes)} copied"
     )
 
 
@@ -123,7 +125,8 @@ def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
         code = f" {line['status_code']}" if line["status_code"] else ""
         again = "retryable" if line["retryable"] else "terminal"
         out.print(
-            f"[red]{shown(line['error_class'])}{code}[/red] ({again}, {line['requests']} requests, {line['recorded_at']})"
+            f"[red]{shown(line['error_class'])}{code}[/red] "
+            f"({again}, {line['requests']} requests, {line['recorded_at']})"
         )
         out.print(
             f"  {shown(line['source'] or '(no address)')} -> {shown(line['key'] or '(no key)')}"

@@ -23,15 +23,16 @@ def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> 
 
 
 @task(name="plan-another-pass", cache_policy=NO_CACHE, persist_result=False)
-def plan_pass(run: Run) -> Planned:
-    """Cuts chunks for the retryable failures of this run."""
-    return run.plan("pass")
+def plan_pass(run: Run, *, retry: bool) -> Planned:
+    """Cuts chunks for the retryable failures of this run, and for rows that a returned chunk did not settle."""
+    return run.plan("pass" if retry else "repair")
 
 
 def describe(planned: Planned) -> list[str]:
     """The plan in sentences, for logs and terminals."""
     lines = [
-        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, {planned.settled:,} need nothing"
+        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
+        f"{planned.settled:,} need nothing"
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))

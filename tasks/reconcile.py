@@ -52,7 +52,8 @@ class Report:
             f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
         )
         c = self.counts
-        line = f"this run: {done or 'nothing to do'}; in all {c['copied'] + c['unchanged']:,} of {c['planned']:,} are there"
+        there = c["copied"] + c["unchanged"]
+        line = f"this run: {done or 'nothing to do'}; in all {there:,} of {c['planned']:,} are there"
         if c["failed"]:
             line += f", {c['failed']:,} failed (budget {self.budget:,})"
         if c["pending"]:

@@ -15,8 +15,7 @@ from tasks.engine import ledger
 from tasks.engine.child import Request, run_child
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
-from tasks.engine.plan import Planned
-from tasks.engine.planner import read_plan
+from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
@@ -37,6 +36,7 @@ class Run:
     destination: Access
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
+    doubtful: bool = False  # a chunk came back Cached whose rows the ledger does not have
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
 

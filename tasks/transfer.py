@@ -32,7 +32,7 @@ POLL_S = 0.25
     result_serializer="json",
     tags=["ferry-chunk"],
 )
-def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:
+def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 (the cache key reads it)
     """Moves a chunk's rows. Returns when none is pending; raises ChunkIncomplete otherwise."""
     return dataclasses.asdict(run_chunk(runs.current().runtime, ref))
 
@@ -70,7 +70,9 @@ def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     """Books what became of a chunk."""
     if state.is_completed():
         run.returned.append(ref.digest)
-        run.cached += state.name == "Cached"
+        if state.name == "Cached":
+            run.cached += 1
+            run.doubtful = run.doubtful or ref.done < ref.rows
         return
     error = state.result(raise_on_failure=False)
     if isinstance(error, ChunkIncomplete):

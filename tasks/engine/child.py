@@ -98,12 +98,12 @@ def _work(request: Request) -> str:
 def main() -> int:
     _die_with_parent()
     try:
-        print(_work(Request.decode(sys.stdin.buffer.read())), end="")
+        sys.stdout.write(_work(Request.decode(sys.stdin.buffer.read())))
     except UserError as error:
-        print(error, end="")
+        sys.stdout.write(str(error))
         return EXIT_USER
     except FerryError as error:
-        print(error, end="")
+        sys.stdout.write(str(error))
         return EXIT_FATAL
     return 0
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import duckdb
+
 from tasks.engine import ledger
 from tasks.engine.job import Job
-from tasks.engine.plan import MANIFEST_FILE
-from tasks.engine.reading import select_failures
+from tasks.engine.reading import select_failures, with_latest
 from tasks.engine.state import State
-from tasks.engine.summary import count
+from tasks.engine.summary import Counts, count
 
 SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
 
@@ -21,17 +22,13 @@ def finish(job: Job, state: State, run_no: int) -> dict[str, Any]:
     Raises FerryError when planned is not the sum of the states.
     """
     ledger.compact(state, run_no)
-    con = ledger.connect(state.spool_dir)
-    try:
-        ledger.create_latest(con, state)
-        counts = count(con, str(state.local(MANIFEST_FILE)))
-        counts.check()
-        this_run = dict(
-            con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
-        )
-        failures, _ = select_failures(con, str(state.local(MANIFEST_FILE)), limit=SHOWN_FAILURES)
-    finally:
-        con.close()
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
+        this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
+        return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
+
+    counts, this_run, failures = with_latest(state, work)
+    counts.check()
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,

@@ -158,7 +158,7 @@ class Origin:
             except BaseException:
                 response.close()
                 raise
-        except Exception as exc:  # noqa: BLE001 - errors.py maps all of them; none may end a chunk
+        except Exception as exc:
             raise _mapped(exc, trip) from None  # aiohttp's texts quote addresses with their signatures
         headers = response.headers
         return Fetched(
@@ -184,7 +184,7 @@ class Origin:
             except BaseException:
                 response.close()
                 raise
-        except Exception as exc:  # noqa: BLE001 - as in get()
+        except Exception as exc:
             raise _mapped(exc, trip) from None
         return response.headers.get("Content-Type", "")
 

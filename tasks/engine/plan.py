@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
@@ -13,11 +13,11 @@ from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
 from tasks.engine.tables import SCHEMA_VERSION, check_version
 
 PLAN_FILE = "plan/plan.json"
-MANIFEST_FILE = "plan/manifest.parquet"
 HINTS = "plan/hints"
 HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
 
 Existing = Literal["unknown", "head", "listed"]
+Mode = Literal["plain", "retry", "pass", "repair"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Plan:
     where: dict[str, str]  # Job.where() of the first plan
     chunk_rows: int
     rows: int  # of the current manifest
-    manifest: dict[str, Any]  # digest of its source, recognised columns
+    manifest: dict[str, Any]  # file, digest of its source, recognised columns
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
 
@@ -111,7 +111,7 @@ def reason_to_do(
     latest: Latest | None,
     *,
     held: bool,
-    mode: Literal["plain", "retry", "pass"],
+    mode: Mode,
     classes: Collection[str] = (),
 ) -> Reason | None:
     """Why a usable row goes into a new chunk, or None when it does not (SEMANTICS: plan and cache).
@@ -134,6 +134,7 @@ def reason_to_do(
     | pass | nothing, pending, outcome of planning | yes | repair: its chunk returned without it |
     | pass | failed in this run, worth another try now | any | retry |
     | pass | anything else | any | none |
+    | repair | as pass, but failures are left alone | | |
 
     A class may be named by its name or by the status code (`404`).
     """
@@ -142,11 +143,12 @@ def reason_to_do(
             return None
         wanted = not classes or latest.error_class in classes or str(latest.status_code) in classes
         return Reason.RETRY if wanted else None
-    if mode == "pass":
+    if mode in ("pass", "repair"):
         if latest is None or latest.status is Status.PENDING or latest.attempt == 0:
             return Reason.REPAIR if held else None
-        failed = latest.status is Status.FAILED and latest.this_run and latest.error_class is not None
-        return Reason.RETRY if failed and AGAIN[latest.error_class] is Again.NOW else None  # type: ignore[index]
+        failed = mode == "pass" and latest.status is Status.FAILED and latest.this_run
+        now = latest.error_class is not None and AGAIN[latest.error_class] is Again.NOW
+        return Reason.RETRY if failed and now else None
     if held:
         return None
     if latest is None or latest.attempt == 0:
@@ -161,6 +163,11 @@ def reason_to_do(
     if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
         return Reason.CHANGED
     return None
+
+
+def manifest_name(run_no: int) -> str:
+    """The normalised manifest's file; plan.json names the one in force, so that both change at once."""
+    return f"plan/manifest-{run_no:06d}.parquet"
 
 
 def auto_chunk_rows(rows: int) -> int:
@@ -179,10 +186,22 @@ def check_where(plan: Plan, job: Job) -> None:
         )
 
 
-def keep(chunk: ChunkRef, last_run: int) -> bool:
-    """Does a chunk stay in the plan? Base chunks always; retries while unsettled or of the last run."""
-    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == last_run
+def keep(chunk: ChunkRef, newest: int) -> bool:
+    """Does a chunk stay in the plan? Base chunks always; retries while unsettled, and the newest ones."""
+    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == newest
 
 
 def with_hints(chunk: ChunkRef, done: int, existing: Existing) -> ChunkRef:
     return replace(chunk, done=done, existing=existing)
+
+
+class _Reads(Protocol):
+    def read(self, name: str) -> bytes: ...
+
+
+def read_plan(state: _Reads) -> Plan | None:
+    """The state's plan, or None before the first. Raises UserError for a newer or damaged one."""
+    try:
+        return Plan.decode(state.read(PLAN_FILE))
+    except FileNotFoundError:
+        return None

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from tasks.engine.objects import ErrorClass, Status
+from tasks.engine.objects import AGAIN, Again, ErrorClass, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,12 @@ class Progress:
             if error_class is not None:
                 self._classes[error_class] += 1
             self._bytes += size
+
+    @property
+    def retryable(self) -> int:
+        """Failures so far that another pass may cure."""
+        with self._lock:
+            return sum(rows for name, rows in self._classes.items() if AGAIN[ErrorClass(name)] is Again.NOW)
 
     @property
     def steady_s(self) -> float:

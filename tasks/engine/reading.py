@@ -10,7 +10,7 @@ import duckdb
 
 from tasks.engine import ledger
 from tasks.engine.errors import UserError
-from tasks.engine.plan import MANIFEST_FILE, PLAN_FILE
+from tasks.engine.plan import read_plan
 from tasks.engine.state import State
 
 T = TypeVar("T")
@@ -27,12 +27,13 @@ def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T
     """
 
     def read() -> T:
-        if PLAN_FILE not in state.list("plan"):
+        plan = read_plan(state)
+        if plan is None:
             raise UserError("nothing is planned yet; start with `ferry run`")
         con = ledger.connect(state.spool_dir)
         try:
             ledger.create_latest(con, state)
-            return work(con, str(state.local(MANIFEST_FILE)))
+            return work(con, str(state.local(plan.manifest["file"])))
         finally:
             con.close()
 
@@ -87,16 +88,16 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
         columns = f"l.id, {source} AS source, l.key, l.status, l.size, l.content_type, l.md5, l.sha256"
         test = "l.status IN ('copied', 'unchanged')"
     else:
-        columns = f"l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable, l.recorded_at"
+        columns = f"""l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
+            l.retryable, l.recorded_at"""
         test = "l.status = 'failed'"
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> int:
-        relation = con.execute(
+        con.execute(
             f"CREATE OR REPLACE TABLE export AS SELECT {columns} FROM latest l "
             f"JOIN read_parquet(?) m USING (row_id) WHERE {test} ORDER BY m.row_no",
             [manifest],
         )
-        del relation
         (rows,) = con.execute("SELECT count(*) FROM export").fetchone() or (0,)
         if ending == "parquet":
             con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -279,9 +278,9 @@ def normalise(
                 for table in _groups(work, batches, numbering):
                     writer.write_table(table, row_group_size=ROW_GROUP)
                     rows += table.num_rows
-            os.chmod(unfinished, 0o600)  # it holds sources byte for byte
+            unfinished.chmod(0o600)  # it holds sources byte for byte
             repeated = _number_repeated(unfinished, numbering)
-        os.replace(unfinished, out_path)
+        unfinished.replace(out_path)
     finally:
         unfinished.unlink(missing_ok=True)
     return NormaliseResult(out_path, rows, dict(work.problems), repeated, work.late)
@@ -322,7 +321,7 @@ def _number_repeated(path: Path, numbering: Numbering) -> int:
     column = SCHEMA.get_field_index("row_id")
     try:
         with pq.ParquetFile(path) as file, _writer(again) as writer:
-            os.chmod(again, 0o600)
+            again.chmod(0o600)
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
                 last_row = first_row + table.num_rows
@@ -336,7 +335,7 @@ def _number_repeated(path: Path, numbering: Numbering) -> int:
                     table = table.set_column(column, SCHEMA.field(column), pa.array(ids, pa.string()))
                 writer.write_table(table.replace_schema_metadata(SCHEMA.metadata), row_group_size=ROW_GROUP)
                 first_row = last_row
-        os.replace(again, path)
+        again.replace(path)
     finally:
         again.unlink(missing_ok=True)
     return repeated

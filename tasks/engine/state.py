@@ -65,7 +65,7 @@ class DirectoryState:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(temporary, target)
+                Path(temporary).replace(target)
             except BaseException:
                 Path(temporary).unlink(missing_ok=True)
                 raise
@@ -79,7 +79,7 @@ class DirectoryState:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.chmod(0o600)
-            os.replace(path, target)
+            path.replace(target)
             _sync_directory(target.parent)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -233,7 +233,7 @@ class BucketState:
             target.parent.mkdir(parents=True, exist_ok=True)
             temporary = target.with_name(f".part-{target.name}")
             temporary.write_bytes(self.read(name))
-            os.replace(temporary, target)
+            Path(temporary).replace(target)
         return target
 
     def _fatal(self, exc: Exception, name: str) -> Fatal:

@@ -164,9 +164,9 @@ class Store:
             if md5 is not None and md5 == body.md5:
                 self.md5_etags = True
                 return
-            if etag and body.path is not None and (match := _MULTIPART_ETAG.match(etag)):
-                if match.group(1) == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
-                    return
+            match = _MULTIPART_ETAG.match(etag or "") if body.path is not None else None
+            if match and body.path and match.group(1) == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
+                return
         found = await self.head(key)
         if found is None:
             raise ObjectError(

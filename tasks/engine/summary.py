@@ -7,11 +7,8 @@ from typing import Any
 
 import duckdb
 
-from tasks.engine import ledger
 from tasks.engine.errors import FerryError
 from tasks.engine.objects import ErrorClass
-from tasks.engine.plan import MANIFEST_FILE, PLAN_FILE
-from tasks.engine.state import State
 
 PLAIN_WORDS: dict[ErrorClass, str] = {
     ErrorClass.NOT_FOUND: "not there (404)",
@@ -100,19 +97,3 @@ def count(con: duckdb.DuckDBPyConnection, manifest: str) -> Counts:
         if error_class == ErrorClass.DUPLICATE:
             counts.duplicates += rows
     return counts
-
-
-def read_counts(state: State) -> Counts | None:
-    """The state's counts now, also in the middle of a run; None before the first plan."""
-
-    def read() -> Counts | None:
-        if PLAN_FILE not in state.list("plan"):
-            return None
-        con = ledger.connect(state.spool_dir)
-        try:
-            ledger.create_latest(con, state)
-            return count(con, str(state.local(MANIFEST_FILE)))
-        finally:
-            con.close()
-
-    return ledger.reading(read)

@@ -57,13 +57,17 @@ def expected(state: State, bounds: tuple[str, str]) -> list[Outcome]:
     """The outcomes of one part: what the destination should hold."""
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
-        table = con.execute(
-            """
+        table = (
+            con.execute(
+                """
             SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
             WHERE l.status IN ('copied', 'unchanged') AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
             """,
-            [manifest, *bounds],
-        ).to_arrow_table()
+                [manifest, *bounds],
+            )
+            .to_arrow_reader(10_000)
+            .read_all()
+        )
         return list(outcomes_of(table))
 
     return with_latest(state, work)
@@ -159,7 +163,7 @@ def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: 
             recorded_at=now,
             run_no=run_no,
             chunk="",
-        )  # fmt: skip
+        )
     )
 
 

@@ -99,7 +99,10 @@ def test_round_trip(ending: str, tmp_path_factory: pytest.TempPathFactory) -> No
         manifest = opened(path, needed=["title"])
         assert manifest.recognised == {"source": "url", "id": "sku"}
         for at, name in enumerate(("source", "id", "title")):
-            assert column(manifest, name) == [row[at] or None for row in rows]
+            found, due = column(manifest, name), [row[at] or None for row in rows]
+            if ending == "xlsx":  # a cell of nothing but blanks is an empty cell
+                found, due = ([value if value and value.strip() else None for value in side] for side in (found, due))
+            assert found == due
         assert row_numbers(manifest) == list(range(1, len(rows) + 1))
 
     check()

@@ -1,0 +1,108 @@
+"""What the plan finds out about the destination: which keys exist, for which rows; kept as hints per chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from tasks.engine import existing as listing
+from tasks.engine import tables
+from tasks.engine.cut import load_held
+from tasks.engine.job import Job, OnExisting
+from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
+from tasks.engine.state import State
+from tasks.engine.store import Access, open_store
+
+
+def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
+    """How existing objects are found, and the same in words (SEMANTICS: keys, on_existing).
+
+    | policy | rows to do | how |
+    |---|---|---|
+    | overwrite | any | not at all |
+    | any other | 0 | not at all |
+    | any other | up to 500 | HEAD |
+    | any other | more | listing |
+    """
+    if policy is OnExisting.OVERWRITE:
+        return "unknown", "not looked for (on_existing: overwrite)"
+    if rows == 0:
+        return "unknown", "not looked for: nothing is to do"
+    if rows <= HEAD_AT_MOST:
+        return "head", "by a HEAD for each row"
+    return "listed", "by one listing of the destination"
+
+
+def find_existing(
+    con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access, chunks: list[ChunkRef], *, dry: bool
+) -> tuple[list[ChunkRef], str]:
+    """Decides how, lists the destination where that is cheaper, and writes the hints of unfinished chunks.
+
+    Returns the chunks with what their tasks need to know, and the decision in words.
+    """
+    if dry:
+        (rows,) = con.execute("SELECT count(*) FROM cut").fetchone() or (0,)
+        return chunks, how_to_find(job.on_existing, rows)[1]
+    unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
+    load_held(con, state, unfinished)
+    con.execute("""
+        CREATE OR REPLACE TABLE open_rows AS
+        SELECT h.chunk, h.row_id, m.key, m.late_key,
+               coalesce(l.attempt >= h.attempt OR m.row_id IS NULL, false) AS done
+        FROM held h LEFT JOIN m ON m.row_id = h.row_id LEFT JOIN latest l ON l.row_id = h.row_id
+    """)
+    (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchone() or (0,)
+    con.execute("CREATE TABLE there (key VARCHAR, size BIGINT, etag VARCHAR)")
+    how, words = how_to_find(job.on_existing, rows)
+    if how == "listed":
+        words += f": {_list(con, state, job, access):,} of these keys exist"
+    state.delete(set(state.list(HINTS)) & {chunk.hints for chunk in chunks})
+    _write_hints(con, state, unfinished)
+    to_do = {chunk.digest for chunk in unfinished}
+    return [with_hints(chunk, chunk.done, how) if chunk.digest in to_do else chunk for chunk in chunks], words
+
+
+def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:
+    """Fills `there` with what exists of the keys to do; returns how many."""
+    store = open_store(job.destination.uri, access, state.spool_dir, create=True)
+    con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT late_key")
+    keys = [key for (key,) in con.execute("SELECT key FROM wanted ORDER BY key").fetchall()]
+    for page in listing.existing(store, keys):
+        columns = {
+            "key": pa.array([found.key for found in page], pa.string()),
+            "size": pa.array([found.size for found in page], pa.int64()),
+            "etag": pa.array([found.etag for found in page], pa.string()),
+        }
+        con.register("page", pa.table(columns))
+        con.execute("INSERT INTO there SELECT page.* FROM page SEMI JOIN wanted USING (key)")
+        con.unregister("page")
+    (count,) = con.execute("SELECT count(DISTINCT key) FROM there").fetchone() or (0,)
+    return int(count)
+
+
+def _write_hints(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
+    """One file per chunk that has anything to say: rows that are done, and what exists under a row's key."""
+    by_digest = {chunk.digest: chunk for chunk in chunks}
+    reader = con.execute("""
+        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag)
+        FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.late_key
+        WHERE o.done OR t.key IS NOT NULL GROUP BY ALL ORDER BY o.chunk
+    """)
+    lines: list[tuple[Any, ...]] = []
+    while batch := reader.fetchmany(50_000):
+        for line in batch:
+            if lines and line[0] != lines[0][0]:
+                _write(state, by_digest[lines[0][0]], lines)
+                lines = []
+            lines.append(line)
+    if lines:
+        _write(state, by_digest[lines[0][0]], lines)
+
+
+def _write(state: State, chunk: ChunkRef, lines: Sequence[tuple[Any, ...]]) -> None:
+    columns = list(zip(*lines, strict=True))[1:]
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, tables.HINT, strict=True)]
+    state.write(chunk.hints, tables.to_bytes(pa.Table.from_arrays(arrays, schema=tables.HINT)))

@@ -1,0 +1,137 @@
+"""What planning finds wrong with rows: duplicates, key collisions, unusable rows. They become outcomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import duckdb
+
+from tasks.engine import ledger
+from tasks.engine.errors import UserError
+from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.state import State
+from tasks.engine.urls import redact
+
+COLLISIONS_AT_MOST = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How many rows the manifest has, and how many of them cannot be moved, by kind."""
+
+    rows: int
+    unusable: int
+    duplicates: int
+    collisions: int
+
+
+def judge(con: duckdb.DuckDBPyConnection, notes: list[str]) -> Judged:
+    """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
+
+    Rows that the ledger has keep their place: before others of the same source and key, and
+    against others of the same key.
+    """
+    con.execute("""
+        CREATE TABLE verdict AS
+        WITH shared AS (
+            SELECT key FROM m WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
+        ), candidates AS (
+            SELECT m.row_id, m.row_no, m.source, m.key, m.late_key,
+                   coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false) AS has
+            FROM m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
+            WHERE m.error_class IS NULL
+        ), ranked AS (
+            SELECT *,
+                   row_number() OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS nth,
+                   first_value(row_no) OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS first_no,
+                   min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key) AS contested,
+                   min(row_no) OVER (PARTITION BY key) AS low_no,
+                   max(row_no) OVER (PARTITION BY key) AS high_no
+            FROM candidates
+        )
+        SELECT row_id,
+               CASE WHEN nth > 1 THEN 'duplicate'
+                    WHEN contested AND NOT late_key AND NOT has THEN 'key_collision' END AS error_class,
+               CASE WHEN nth > 1 THEN 'the same source and key as row ' || first_no
+                    ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
+                         || ' wants the same key from another source' END AS message
+        FROM ranked WHERE nth > 1 OR (contested AND NOT late_key AND NOT has)
+    """)
+    rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
+    duplicates, collisions = one(
+        con,
+        "SELECT count(*) FILTER (error_class = 'duplicate'), "
+        "count(*) FILTER (error_class = 'key_collision') FROM verdict",
+    )
+    if collisions > COLLISIONS_AT_MOST * max(1, rows - duplicates):
+        example = one(
+            con, "SELECT key FROM m JOIN verdict v USING (row_id) WHERE v.error_class = 'key_collision' LIMIT 1"
+        )
+        raise UserError(
+            f"{collisions:,} of {rows:,} rows want a key that another row wants too (for one: `{example[0]}`). "
+            "Set `key` to a template that tells them apart, such as `{id}/{source.name}`"
+        )
+    if unusable == rows:
+        first = one(con, "SELECT message FROM m LIMIT 1")
+        raise UserError(f"no row of the manifest can be used; the first one: {first[0]}")
+    twins = one(
+        con,
+        """
+        SELECT count(*) FROM (SELECT 1 FROM m WHERE error_class IS NULL AND NOT late_key
+        GROUP BY lower(nfc_normalize(key)) HAVING count(DISTINCT key) > 1)
+    """,
+    )[0]
+    if twins:
+        notes.append(
+            f"{twins:,} groups of keys differ only in case or Unicode form; "
+            "a store that does not tell them apart would mix them up"
+        )
+    return Judged(rows, unusable, duplicates, collisions)
+
+
+def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, how: str) -> None:
+    """Unusable, doubled and colliding rows become outcomes, where the ledger does not say so yet."""
+    reader = con.execute("""
+        SELECT m.row_id, m.source, m.key, m.id, m.size, v.error_class, v.message
+        FROM m JOIN (
+            SELECT row_id, error_class, message FROM m WHERE error_class IS NOT NULL
+            UNION ALL SELECT row_id, error_class, message FROM verdict
+        ) v ON v.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
+        WHERE l.row_id IS NULL
+           OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM v.error_class)
+        ORDER BY m.row_no
+    """)
+    part = 0
+    while lines := reader.fetchmany(50_000):
+        outcomes = [_outcome(run_no, how, *line) for line in lines]
+        ledger.append(state, outcomes, run_no, "plan", part)
+        part += 1
+
+
+def _outcome(
+    run_no: int,
+    how: str,
+    row_id: str,
+    source: str | None,
+    key: str | None,
+    id_: str | None,
+    size: int | None,
+    cls: str,
+    text: str,
+) -> Outcome:
+    now = datetime.now(UTC)
+    error = ErrorClass(cls)
+    return Outcome(
+        row_id=row_id, source=redact(source or ""), key=key or "", id=id_,
+        status=Status.SKIPPED if error is ErrorClass.DUPLICATE else Status.FAILED, error_class=error,
+        status_code=None, message=text, retryable=False, reason=Reason.NEW, attempt=0, requests=0, size=size,
+        md5=None, sha256=None, content_type=None, source_etag=None, source_last_modified=None, dest_etag=None,
+        started_at=now, recorded_at=now, run_no=run_no, chunk="", how=how,
+    )  # fmt: skip
+
+
+def one(con: duckdb.DuckDBPyConnection, sql: str) -> Any:
+    """The first line of an answer."""
+    return con.execute(sql).fetchone()

@@ -1,0 +1,293 @@
+"""What the tests of the `ferry` command share: one Prefect server, the command in a process of its own, projects."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from demo.images import make_image
+from demo.origin import Origin
+from demo.s3 import S3Server
+from flows.server import LocalServer, quiet_environment
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+ROOT = Path(__file__).parents[2]
+COMMAND_S = 120.0
+TRACEBACK = "Traceback (most recent call last)"
+QUICK = {"attempts": 2, "backoff_s": 0.05, "max_backoff_s": 5, "chunk_delay_s": 0.3, "chunk_attempts": 1, "passes": 0}
+
+Environment = Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A command that has ended."""
+
+    arguments: Sequence[str]
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def json(self) -> Any:
+        """The one JSON document on standard output."""
+        return json.loads(self.stdout)
+
+    def expect(self, code: int) -> Ended:
+        """Fails unless the command ended with this exit code, and without a traceback."""
+        assert self.code == code, f"ferry {' '.join(self.arguments)}: exit {self.code}, not {code}\n{self.text}"
+        assert TRACEBACK not in self.text, f"ferry {' '.join(self.arguments)}: a traceback\n{self.text}"
+        return self
+
+
+class Cli:
+    """`python -m flows.cli` with an environment that holds nothing of the machine's."""
+
+    def __init__(self, s3: S3Server, prefect: LocalServer, home: Path) -> None:
+        self.s3 = s3
+        self.environment: dict[str, str] = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": str(ROOT),
+            **quiet_environment(prefect.home),
+            "PREFECT_API_URL": f"{prefect.url}/api",
+            "AWS_ACCESS_KEY_ID": s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+            "AWS_EC2_METADATA_DISABLED": "true",  # or boto3 would ask 169.254.169.254
+        }
+
+    def start(self, arguments: Sequence[str], folder: Path, env: Environment = {}) -> subprocess.Popen[str]:
+        """Starts the command in a process group of its own; ``env`` adds variables, or takes them away (None)."""
+        merged = {**self.environment, **env}
+        return subprocess.Popen(
+            [sys.executable, "-c", _UNDER_PARENT, "flows.cli", *arguments],
+            cwd=folder, env={name: value for name, value in merged.items() if value is not None},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(
+        self, arguments: Sequence[str], folder: Path, env: Environment = {}, within_s: float = COMMAND_S
+    ) -> Ended:
+        process = self.start(arguments, folder, env)
+        return self.end(process, arguments, within_s)
+
+    @staticmethod
+    def end(process: subprocess.Popen[str], arguments: Sequence[str], within_s: float = COMMAND_S) -> Ended:
+        try:
+            stdout, stderr = process.communicate(timeout=within_s)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        return Ended(arguments, process.returncode, stdout, stderr)
+
+
+# `python -m flows.cli` as a user starts it, but it goes down with the tests, however they end. SIGINT has its default
+# effect even when these tests run in the background of a shell (FACTS: `&` jobs ignore it).
+_UNDER_PARENT = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+class Prefect:
+    """Prefect's API, asked as any other program would ask it."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url, self.home = url, home
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/api/{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
+        """The job's flow runs, oldest first."""
+        asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
+        runs: list[dict[str, Any]] = self.post("flow_runs/filter", asked)
+        return [run for run in runs if run["name"].startswith(job)]
+
+    def chunk_states(self, run: Mapping[str, Any]) -> list[str]:
+        """The state names of a run's chunk tasks, sorted."""
+        tasks = self.post(
+            "task_runs/filter",
+            {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"tags": {"all_": ["ferry-chunk"]}}},
+        )
+        return sorted(task["state_name"] for task in tasks)
+
+    def database(self) -> bytes:
+        """The bytes of the server's database, its write-ahead log included."""
+        return b"".join(path.read_bytes() for path in sorted(self.home.glob("prefect.db*")))
+
+
+class Project:
+    """A folder with job.yaml and a manifest, as a user has one; the job's name is its own."""
+
+    def __init__(self, folder: Path, cli: Cli, bucket: str) -> None:
+        self.folder, self.cli, self.bucket = folder, cli, bucket
+        self.name = f"job-{secrets.token_hex(4)}"
+        self.prefix = "products/"
+        self.settings: dict[str, Any] = {}
+        self.job()
+
+    @property
+    def state(self) -> Path:
+        return self.folder / ".ferry" / self.name
+
+    def job(self, **settings: Any) -> None:
+        """Writes job.yaml: usual settings, and ``settings`` instead of some; None takes a key away."""
+        self.settings = {
+            "name": self.name,
+            "manifest": "products.csv",
+            "destination": self.destination(),
+            "source": {"allow_private_addresses": ["127.0.0.1"]},
+            "retries": QUICK,
+            "failure_budget": "100%",
+            **settings,
+        }
+        kept = {name: value for name, value in self.settings.items() if value is not None}
+        (self.folder / "job.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+
+    def destination(self, **more: Any) -> dict[str, Any]:
+        return {"uri": f"s3://{self.bucket}/{self.prefix}", "endpoint_url": self.cli.s3.endpoint_url, **more}
+
+    def manifest(self, rows: Sequence[Mapping[str, Any]], name: str = "products.csv") -> None:
+        with (self.folder / name).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def ferry(self, *arguments: str, env: Environment = {}, within_s: float = COMMAND_S) -> Ended:
+        return self.cli.run(arguments, self.folder, env, within_s)
+
+    def start(self, *arguments: str, env: Environment = {}) -> subprocess.Popen[str]:
+        return self.cli.start(arguments, self.folder, env)
+
+    def client(self) -> S3Client:
+        return self.cli.s3.client()
+
+    def stored(self) -> dict[str, bytes]:
+        """What the bucket holds under the prefix: key (without it) to bytes."""
+        client = self.client()
+        found: dict[str, bytes] = {}
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix):
+            for item in page.get("Contents", []):
+                key = item["Key"]
+                found[key.removeprefix(self.prefix)] = client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
+        return found
+
+    def written_at(self) -> dict[str, Any]:
+        """Key to the time of its last write."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return {item["Key"]: (item["LastModified"], item["ETag"]) for page in pages for item in page.get("Contents", [])}
+
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """The latest outcome of each row by its id, read from the state's files without Ferry."""
+        return {line["id"]: line for line in fold(self.state).values()}
+
+    def files(self) -> dict[str, bytes]:
+        """Every file of the state, by name."""
+        return {str(p.relative_to(self.state)): p.read_bytes() for p in sorted(self.state.rglob("*")) if p.is_file()}
+
+
+def fold(state: Path) -> dict[str, dict[str, Any]]:
+    """The latest outcome of each row by row_id, by pyarrow alone."""
+    latest: dict[str, dict[str, Any]] = {}
+    for folder in ("ledger", "outcomes"):
+        for path in sorted((state / folder).glob("*.parquet")):
+            for line in pq.read_table(path).to_pylist():
+                known = latest.get(line["row_id"])
+                if known is None or _order(line) > _order(known):
+                    latest[line["row_id"]] = line
+    return latest
+
+
+def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return line["run_no"], line["recorded_at"], line["attempt"]
+
+
+def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict[str, str]], dict[str, bytes]]:
+    """``count`` JPEGs at the origin: their rows (sku, url), and what the destination must hold."""
+    rows, bodies = [], {}
+    for number in range(count):
+        name = f"{folder}/p{number:04d}.jpg"
+        bodies[name] = make_image("jpeg", number, 40, 30)
+        rows.append({"sku": f"{folder}-{number:04d}", "url": origin.add(f"/{name}", bodies[name])})
+    return rows, bodies
+
+
+def wait_for(what: str, test: Callable[[], Any], within_s: float = 30.0, every_s: float = 0.05) -> Any:
+    """The first true answer of ``test``; fails after ``within_s``."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if answer := test():
+            return answer
+        time.sleep(every_s)
+    pytest.fail(f"waited {within_s:.0f} s in vain for: {what}")
+
+
+def processes_with(mark: str) -> list[str]:
+    """Command lines of live processes that have ``mark`` in their command line or environment, but for this one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            command = (entry / "cmdline").read_bytes()
+            if command and mark.encode() in command + b"\0" + (entry / "environ").read_bytes():
+                found.append(f"{entry.name}: {command.replace(bytes(1), b' ').decode(errors='replace')}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def prefect_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """One Prefect server for all tests of the command."""
+    with LocalServer(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_local: LocalServer) -> Prefect:
+    return Prefect(prefect_local.url, prefect_local.home)
+
+
+@pytest.fixture(scope="session")
+def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """The command, ready to be run."""
+    return Cli(s3, prefect_local, tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture
+def project(cli: Cli, bucket: str, tmp_path: Path) -> Project:
+    """An empty bucket and a folder with a job for it."""
+    return Project(tmp_path, cli, bucket)
