@@ -11,6 +11,7 @@ import pyarrow as pa
 from tasks.engine import existing as listing
 from tasks.engine import tables
 from tasks.engine.cut import load_held
+from tasks.engine.errors import ObjectError
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
 from tasks.engine.state import State
@@ -58,7 +59,10 @@ def find_existing(
     con.execute("CREATE TABLE there (key VARCHAR, size BIGINT, etag VARCHAR)")
     how, words = how_to_find(job.on_existing, rows)
     if how == "listed":
-        words += f": {_list(con, state, job, access):,} of these keys exist"
+        try:
+            words += f": {_list(con, state, job, access):,} of these keys exist"
+        except ObjectError as error:  # a key that the client cannot represent, or a listing that is not allowed
+            how, words = "head", f"by a HEAD for each row, since the destination cannot be listed ({error.message})"
     state.delete(set(state.list(HINTS)) & {chunk.hints for chunk in chunks})
     _write_hints(con, state, unfinished)
     to_do = {chunk.digest for chunk in unfinished}

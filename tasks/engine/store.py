@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -68,13 +69,20 @@ class Store:
     """One root: a bucket with a prefix, or a directory."""
 
     def __init__(
-        self, uri: str, backend: S3Store | LocalStore, prefix: str, kind: Literal["s3", "file"], spool_dir: Path
+        self,
+        uri: str,
+        backend: S3Store | LocalStore,
+        prefix: str,
+        kind: Literal["s3", "file"],
+        spool_dir: Path,
+        directory: Path = Path(),
     ) -> None:
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
         self.backend = backend
         self._spool_dir = spool_dir
+        self.directory = directory
         self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
 
     def path(self, key: str) -> str:
@@ -144,6 +152,9 @@ class Store:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
         offset = self.path(start_after) if start_after is not None else None
         prefix = self.prefix or None
+        if self.kind == "file":
+            yield from walk(self.directory)
+            return
         try:
             for page in obstore.list(self.backend, prefix, offset=offset, chunk_size=1000):
                 yield [self._found(meta) for meta in page]
@@ -200,6 +211,30 @@ class Store:
         return Found(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
 
 
+def walk(directory: Path) -> Iterator[list[Found]]:
+    """A directory's files, page by page in no certain order. obstore's own listing leaves out names like `x#1`.
+
+    Links are followed where they stay inside the directory. Raises UserError for a name that is no UTF-8.
+    """
+    root = directory.resolve()
+    for where, _, names in os.walk(root):
+        page = []
+        for name in names:
+            path = Path(where, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                continue
+            try:
+                key = str(path.relative_to(root)).encode().decode()
+                stat = path.stat()
+            except UnicodeEncodeError:
+                raise UserError(f"{os.fsencode(path)!r} has a name that is not UTF-8; rename it") from None
+            except OSError:
+                continue  # gone since, or a link to nowhere
+            page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
+        if page:
+            yield page
+
+
 def open_store(uri: str, access: Access, spool_dir: Path, *, timeout_s: float = 600.0, create: bool = False) -> Store:
     """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
 
@@ -212,7 +247,7 @@ def open_store(uri: str, access: Access, spool_dir: Path, *, timeout_s: float = 
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:
             raise UserError(f"the directory {directory} does not exist")
-        return Store(uri, LocalStore(directory, mkdir=create), "", "file", spool_dir)
+        return Store(uri, LocalStore(directory, mkdir=create), "", "file", spool_dir, directory)
     raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
 
 

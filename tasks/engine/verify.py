@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 import duckdb
 
@@ -57,18 +58,14 @@ def expected(state: State, bounds: tuple[str, str]) -> list[Outcome]:
     """The outcomes of one part: what the destination should hold."""
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
-        table = (
-            con.execute(
-                """
+        cursor: Any = con.execute(
+            """
             SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
             WHERE l.status IN ('copied', 'unchanged') AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
             """,
-                [manifest, *bounds],
-            )
-            .to_arrow_reader(10_000)
-            .read_all()
+            [manifest, *bounds],
         )
-        return list(outcomes_of(table))
+        return list(outcomes_of(cursor.to_arrow_reader(10_000).read_all()))
 
     return with_latest(state, work)
 
