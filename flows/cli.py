@@ -50,8 +50,8 @@ def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
 def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show what a run would do and why. Nothing is moved, nothing is written."""
     from flows import terminal
+    from tasks.accounts import describe
     from tasks.dry import dry_plan
-    from tasks.plan import describe
 
     planned = dry_plan(load_job(job_file))
     if json_:
@@ -85,7 +85,7 @@ def run(
     """Move what is new, pending or worth another try."""
     from flows import terminal, watch
     from flows.local import migrate_here, prefect_for
-    from tasks.reconcile import Report
+    from tasks.accounts import Report
 
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)

@@ -15,7 +15,7 @@ from tasks.engine.errors import FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 
 if TYPE_CHECKING:
-    from tasks.reconcile import Report
+    from tasks.accounts import Report
 
 RECORDED_S = 30.0
 
@@ -57,7 +57,7 @@ def exit_code(state: Any) -> tuple[int, Any]:
     from prefect.exceptions import MissingResult
 
     from flows import signals
-    from tasks.reconcile import Report
+    from tasks.accounts import Report
 
     try:
         result = state.result(raise_on_failure=False)

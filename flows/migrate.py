@@ -14,10 +14,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.signals import stop_on_signals
 from flows.watch import logging_progress
+from tasks.accounts import Report
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.plan import plan_chunks, plan_pass
-from tasks.reconcile import Report, reconcile
+from tasks.reconcile import reconcile
 from tasks.references import anchored
 from tasks.report import publish
 from tasks.run import Run, open_run

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -14,11 +15,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from flows.watch import duration, size
+from tasks.accounts import Report, describe, duration, outcome_table, size
 from tasks.engine.progress import Snapshot
 from tasks.engine.summary import Counts
-from tasks.reconcile import Report
-from tasks.report import outcome_table
 from tasks.run import Run
 
 out = Console(highlight=False, soft_wrap=True)
@@ -46,9 +45,16 @@ def draw_progress(run: Run) -> Iterator[None]:
     done = threading.Event()
 
     def refresh(live: Live) -> None:
+        described = False
         while True:
             last = done.wait(0.25)
+            if run.planned is not None and not described:
+                described = True
+                for line in describe(run.planned):
+                    out.print(f"[dim]{shown(line)}[/dim]")
             s = run.runtime.progress.snapshot()
+            if last and run.runtime.progress.steady_s:  # what stays on the screen is the whole run's rate
+                s = replace(s, rate=s.done / run.runtime.progress.steady_s)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
             live.refresh()
@@ -89,20 +95,21 @@ def report(job_path: str, r: Report) -> None:
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(
-        f"{r.chunks:,} chunks, {r.cached:,} of them cached. "
+        f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. "
         f"{size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
     )
     out.print(shown(r.message) + ".")
     hints = []
     if r.counts["failed"]:
-        hints.append(f"ferry failures {job_path}           what failed, and why")
-        hints.append(f"ferry run {job_path} --retry-failed  try those alone")
+        hints.append((f"ferry failures {job_path}", "what failed, and why"))
+        hints.append((f"ferry run {job_path} --retry-failed", "try those alone"))
     if r.counts["pending"]:
-        hints.append(f"ferry run {job_path}                go on")
-    hints.append(f"ferry verify {job_path}             read the destination back and compare")
+        hints.append((f"ferry run {job_path}", "go on"))
+    hints.append((f"ferry verify {job_path}", "read the destination back and compare"))
     out.print("Next:")
-    for hint in hints:
-        out.print(f"  {shown(hint)}")
+    width = max(len(command) for command, _ in hints) + 2
+    for command, what in hints:
+        out.print(f"  {shown(command):<{width}}{what}")
 
 
 def status(name: str, counts: Counts | None, running: str | None) -> None:

@@ -9,9 +9,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.engine.objects import ErrorClass
-from tasks.engine.summary import PLAIN_WORDS
-from tasks.reconcile import Report
+from tasks.accounts import Report, outcome_table
 from tasks.run import Run
 
 
@@ -28,31 +26,6 @@ def publish(run: Run, report: Report) -> None:
             key=f"{slug}-failures",
             description=f"{report.counts['failed']:,} failed rows; `ferry failures` lists them all",
         )
-
-
-def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """``(outcome, plain words, rows)``, settled well first, then failures by size."""
-    lines = [(status, words, counts[status]) for status, words in (
-        ("copied", "uploaded and confirmed"), ("unchanged", "already there, the same bytes"),
-    ) if counts[status]]  # fmt: skip
-    skipped = counts["skipped"]
-    classes = sorted(counts["classes"].items(), key=lambda item: -item[1])
-    duplicates = counts["duplicates"]
-    if duplicates:
-        lines.append(("skipped", PLAIN_WORDS[ErrorClass.DUPLICATE], duplicates))
-    if skipped > duplicates:
-        lines.append(("skipped", "key taken at the destination", skipped - duplicates))
-    failed = counts["failed"]
-    for name, rows in classes:
-        if name in (ErrorClass.DUPLICATE, ErrorClass.MISSING, ErrorClass.ALTERED):
-            continue
-        if name == ErrorClass.EXISTS:
-            rows -= skipped - duplicates
-        if rows > 0 and failed:
-            lines.append(("failed", f"{PLAIN_WORDS[ErrorClass(name)]}  [{name}]", rows))
-    if counts["pending"]:
-        lines.append(("pending", "not settled yet", counts["pending"]))
-    return lines
 
 
 def markdown(name: str, report: Report) -> str:

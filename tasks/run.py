@@ -34,6 +34,7 @@ class Run:
     run_no: int
     source: Access
     destination: Access
+    planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
     doubtful: bool = False  # a chunk came back Cached whose rows the ledger does not have
@@ -50,6 +51,7 @@ class Run:
                 "plan", run_no=self.run_no, mode=mode, classes=list(classes), limit=limit, returned=self.returned
             )
         )
+        self.planned = self.planned or planned
         self.runtime.progress.start(sum(chunk.rows - chunk.done for chunk in planned.chunks))
         return planned
 

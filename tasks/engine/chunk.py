@@ -16,7 +16,7 @@ from tasks.engine.plan import ChunkRef
 from tasks.engine.retry import Next, backoff_s, next_step
 from tasks.engine.runtime import Runtime, Settled
 from tasks.engine.store import Found
-from tasks.engine.transfer import OVERLOAD, Moved, host_of
+from tasks.engine.transfer import Moved, host_of, overload
 from tasks.engine.urls import redact
 
 FLUSH_ROWS = 500
@@ -175,8 +175,8 @@ class ChunkRun:
             except ObjectError as error:
                 if not error.at_destination:
                     circuit.record_error(error.error_class, error.status_code, error.body_sha256)
-                    if error.error_class in OVERLOAD:
-                        slot.overloaded(error.retry_after_s, error.message)
+                    if how_sure := overload(error):
+                        slot.overloaded(error.retry_after_s, error.message, sure=how_sure == "sure")
                 failure = error
             except Exception as exc:  # a bug of ours must not end the chunk: it is this row's outcome
                 error_or_fatal = from_origin(exc)

@@ -49,7 +49,7 @@ def write_chunks(con: duckdb.DuckDBPyConnection, state: State, run_no: int, chun
     chunks: list[ChunkRef] = []
     kinds: tuple[tuple[Literal["base", "again"], str], ...] = (("base", "= 'new'"), ("again", "<> 'new'"))
     for kind, test in kinds:
-        reader = con.execute(f"""
+        reader = con.sql(f"""
             SELECT m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
                    m.last_modified, m.id, t.reason, t.attempt
             FROM m JOIN cut t ON t.row_id = m.row_id WHERE t.reason {test} ORDER BY m.row_no

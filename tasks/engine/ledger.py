@@ -98,7 +98,7 @@ def compact(state: State, run_no: int) -> None:
         create_latest(con, state)
         target = state.spool_dir / "ledger.parquet"
         columns = ", ".join(f'"{column}"' for column in OUTCOME.names)
-        reader: Any = con.execute(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)
+        reader: Any = con.sql(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)
         with pq.ParquetWriter(target, OUTCOME, compression="zstd") as writer:
             for batch in reader:
                 writer.write_table(pa.Table.from_batches([batch]).cast(OUTCOME))

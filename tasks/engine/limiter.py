@@ -12,6 +12,8 @@ from typing import Protocol, Self
 AUTO_START = 32
 AUTO_CEILING = 256
 CUT_WINDOW_S = 0.2
+RECENT = 32  # requests that the share of broken ones looks back on, as a moving average
+BROKEN_SHARE = 0.1
 _SHORTEST_TIMER_S = 0.001
 
 
@@ -99,9 +101,13 @@ class Slot:
     def ok(self, latency_s: float) -> None:
         self._host.ok(latency_s)
 
-    def overloaded(self, retry_after_s: float | None = None, why: str = "overload") -> None:
-        """The host is asked for too much. ``retry_after_s`` pauses it as a whole; ``why`` is for status output."""
-        self._host.overloaded(retry_after_s, why)
+    def overloaded(self, retry_after_s: float | None = None, why: str = "overload", *, sure: bool = True) -> None:
+        """The host is asked for too much. ``retry_after_s`` pauses it as a whole; ``why`` is for status output.
+
+        Not ``sure``: a reset or a timeout, which one broken object also causes. It counts once more than a
+        tenth of the host's recent requests end so.
+        """
+        self._host.overloaded(retry_after_s, why, sure)
 
 
 class HostLimit:
@@ -112,6 +118,7 @@ class HostLimit:
     """
 
     __slots__ = (
+        "_broken",
         "_call_later",
         "_clock",
         "_in_flight",
@@ -135,6 +142,7 @@ class HostLimit:
         self._waiters: OrderedDict[asyncio.Future[None], None] | None = None  # made by the first waiter
         self._why_paused = ""
         self._why_slow = ""
+        self._broken = 0.0  # share of recent requests that ended in a reset, a timeout or a refusal
 
     def slot(self) -> Slot:
         """``async with host.slot() as slot:`` waits for a place and for the end of any pause."""
@@ -188,6 +196,7 @@ class HostLimit:
             self._wake()
 
     def ok(self, latency_s: float) -> None:
+        self._broken -= self._broken / RECENT
         before = self._law.limit
         self._law.success(latency_s, self._in_flight)
         if self._law.limit != before:
@@ -195,7 +204,10 @@ class HostLimit:
             if self._waiters:
                 self._wake()
 
-    def overloaded(self, retry_after_s: float | None, why: str) -> None:
+    def overloaded(self, retry_after_s: float | None, why: str, sure: bool = True) -> None:
+        self._broken += (1 - self._broken) / RECENT
+        if not sure and self._broken <= BROKEN_SHARE:
+            return
         if self._law.overload():
             self._why_slow = f"slowed down: {why}"
         if retry_after_s is not None and retry_after_s > 0:

@@ -18,8 +18,6 @@ from tasks.engine.objects import ErrorClass, Row, Status
 from tasks.engine.origin import Origin
 from tasks.engine.store import Found, Store, md5_of_etag
 
-# what a host says, or does, when it is asked for too much
-OVERLOAD = frozenset({ErrorClass.RATE_LIMITED, ErrorClass.STORE_ERROR, ErrorClass.TIMEOUT, ErrorClass.CONNECTION})
 DESTINATION = "destination"  # the destination's name in the limiter; no host has it: it holds no dot
 
 
@@ -185,8 +183,8 @@ class Mover:
                 etag = await self._destination.put(key, body, attributes, create=create)
                 await self._destination.confirm(key, body, etag)
             except ObjectError as error:
-                if error.error_class in OVERLOAD:
-                    slot.overloaded(error.retry_after_s, error.message)
+                if how_sure := overload(error):
+                    slot.overloaded(error.retry_after_s, error.message, sure=how_sure == "sure")
                 error.at_destination = True
                 raise
             slot.ok(time.monotonic() - started)
@@ -260,6 +258,21 @@ class Mover:
         if kind is not None:
             return kind.mime
         return row.content_type or fetch.content_type
+
+
+def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
+    """Does an error say that a host is asked for too much?
+
+    | error | overload |
+    |---|---|
+    | 429, 503 (also SlowDown of a store) | sure |
+    | timeouts, resets, a store in trouble | maybe: one broken object causes them too |
+    | anything else | no |
+    """
+    if error.error_class is ErrorClass.RATE_LIMITED or error.status_code == 503:
+        return "sure"
+    maybe = (ErrorClass.TIMEOUT, ErrorClass.CONNECTION, ErrorClass.STORE_ERROR)
+    return "maybe" if error.error_class in maybe else None
 
 
 def host_of(source: str) -> str:

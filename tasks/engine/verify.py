@@ -58,12 +58,12 @@ def expected(state: State, bounds: tuple[str, str]) -> list[Outcome]:
     """The outcomes of one part: what the destination should hold."""
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
-        cursor: Any = con.execute(
+        cursor: Any = con.sql(
             """
             SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
             WHERE l.status IN ('copied', 'unchanged') AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
             """,
-            [manifest, *bounds],
+            params=[manifest, *bounds],
         )
         return list(outcomes_of(cursor.to_arrow_reader(10_000).read_all()))
 

@@ -151,9 +151,9 @@ def _lay(traps: Traps) -> None:
     t.url("bad-port", "http://127.0.0.1:0/a.jpg")
     t.url("space", t.origin.url(f"/healthy/a b.jpg?token={SECRET}"))
     t.url("metadata", f"http://169.254.169.254/latest/meta-data/iam?token={SECRET}")
-    t.url("metadata-number", "http://2852039166/latest/meta-data/")
-    t.url("metadata-ipv6", "http://[::ffff:169.254.169.254]/latest/meta-data/")
-    t.url("other-loopback", f"http://127.0.0.2:{t.origin.port}/healthy/000.jpg")
+    t.url("metadata-number", "http://2852039166/latest/number")
+    t.url("metadata-ipv6", "http://[::ffff:169.254.169.254]/latest/ipv6")
+    t.url("other-loopback", f"http://127.0.0.2:{t.origin.port}/healthy/other.jpg")
     t.add("to-metadata", "/to/meta.jpg", Fault(Trouble.REDIRECT, target=f"http://169.254.169.254/?token={SECRET}"))
     t.add("to-file", "/to/file.jpg", Fault(Trouble.REDIRECT, target="file:///etc/passwd"))
     t.add("to-nothing", "/to/404.jpg", Fault(Trouble.REDIRECT, target=f"/nowhere.jpg?Signature={SECRET}"))
@@ -441,13 +441,13 @@ def test_a_second_state_finds_everything_unchanged(traps: Traps) -> None:
 
 @pytest.mark.slow
 def test_a_list_cannot_reach_this_machine(
-    cli: Cli, bucket: str, tmp_path: Path, origin: Origin, prefect_api: Prefect
+    cli: Cli, bucket: str, tmp_path: Path, origin: Origin
 ) -> None:
     """Without allow_private_addresses every spelling of loopback is blocked before a connection is made."""
     project = Project(tmp_path, cli, bucket)
     project.job(source=None)
     origin.add("/a.jpg", make_image("jpeg", 1))
-    spellings = ["127.0.0.1", "localhost", "LOCALHOST.", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "[::1]",
+    spellings = ["127.0.0.1", "localhost", "LocalHost", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "[::1]",
                  "[::ffff:127.0.0.1]", "0.0.0.0", "127.0.0.1."]  # fmt: skip
     rows = [{"sku": host, "url": f"http://{host}:{origin.port}/{n}/a.jpg"} for n, host in enumerate(spellings)]
     project.manifest([*rows, {"sku": "10/8", "url": "http://10.0.0.1/a.jpg"}])

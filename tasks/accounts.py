@@ -1,0 +1,136 @@
+"""A run in words and numbers, for logs, terminals and the UI. Imports no Prefect: `ferry status` needs none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.engine.objects import ErrorClass
+from tasks.engine.plan import Planned
+from tasks.engine.progress import Snapshot
+from tasks.engine.summary import PLAIN_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a run came to. ``counts`` is the whole job's, ``this_run`` the rows that this run settled."""
+
+    run_no: int
+    counts: dict[str, Any]
+    this_run: dict[str, int]
+    budget: int
+    failures: list[dict[str, Any]]
+    chunks: int
+    cached: int
+    limited: bool
+    seconds: float
+    bytes: int
+    rate: float  # rows a second between the first outcome and the last
+    stopped: str  # why the run ended early; "" when it did not
+    why_pending: str
+
+    @property
+    def exit_code(self) -> int:
+        """SEMANTICS: results of a run.
+
+        | pending | failed | asked with --limit | code |
+        |---|---|---|---|
+        | 0 | within budget | any | 0 |
+        | some | within budget | yes, and it was reached | 0 |
+        | some | any | no | 1 |
+        | any | over budget | any | 1 |
+        """
+        pending_is_fine = not self.counts["pending"] or (self.limited and not self.stopped)
+        return 0 if pending_is_fine and self.counts["failed"] <= self.budget else 1
+
+    @property
+    def message(self) -> str:
+        """One line for the flow run's state."""
+        run = self.this_run
+        done = ", ".join(
+            f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
+        )
+        c = self.counts
+        there = c["copied"] + c["unchanged"]
+        line = f"this run: {done or 'nothing to do'}; in all {there:,} of {c['planned']:,} are there"
+        if c["failed"]:
+            line += f", {c['failed']:,} failed (budget {self.budget:,})"
+        if c["pending"]:
+            line += f", {c['pending']:,} pending"
+        why = self.stopped or (self.why_pending if c["pending"] else "")
+        return f"{line}. {why}" if why else line
+
+
+def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
+    """``(outcome, plain words, rows)``, settled well first, then failures by size."""
+    lines = [(status, words, counts[status]) for status, words in (
+        ("copied", "uploaded and confirmed"), ("unchanged", "already there, the same bytes"),
+    ) if counts[status]]  # fmt: skip
+    skipped = counts["skipped"]
+    classes = sorted(counts["classes"].items(), key=lambda item: -item[1])
+    duplicates = counts["duplicates"]
+    if duplicates:
+        lines.append(("skipped", PLAIN_WORDS[ErrorClass.DUPLICATE], duplicates))
+    if skipped > duplicates:
+        lines.append(("skipped", "key taken at the destination", skipped - duplicates))
+    failed = counts["failed"]
+    for name, rows in classes:
+        if name in (ErrorClass.DUPLICATE, ErrorClass.MISSING, ErrorClass.ALTERED):
+            continue
+        if name == ErrorClass.EXISTS:
+            rows -= skipped - duplicates
+        if rows > 0 and failed:
+            lines.append(("failed", f"{PLAIN_WORDS[ErrorClass(name)]}  [{name}]", rows))
+    if counts["pending"]:
+        lines.append(("pending", "not settled yet", counts["pending"]))
+    return lines
+
+
+def describe(planned: Planned) -> list[str]:
+    """The plan in sentences, for logs and terminals."""
+    lines = [
+        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
+        f"{planned.settled:,} need nothing"
+    ]
+    if planned.recognised:
+        lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
+    words = {"new": "new", "changed": "settings changed", "retry": "failed before", "repair": "to be repaired"}
+    reasons = [f"{rows:,} {words.get(reason, reason)}" for reason, rows in planned.todo.items()]
+    if planned.pending:
+        reasons.append(f"{planned.pending:,} pending in chunks of earlier runs")
+    if reasons:
+        lines.append("to do: " + ", ".join(reasons))
+    left_out = [
+        f"{count:,} {what}"
+        for count, what in (
+            (planned.duplicates, "duplicates"),
+            (planned.unusable, "unusable rows"),
+            (planned.collisions, "rows with a key that another row wants"),
+        )
+        if count
+    ]
+    if left_out:
+        lines.append("left out: " + ", ".join(left_out) + " (`ferry failures` lists them)")
+    lines.append(f"existing objects are found {planned.existing}")
+    return lines + planned.notes
+
+
+def progress_line(s: Snapshot) -> str:
+    """A moment of the run as one line."""
+    left = f", about {duration(s.left_s)} left" if s.left_s is not None else ""
+    failed = f", {s.failed:,} failed" if s.failed else ""
+    return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)}, {s.rate:,.0f} rows/s{left}{failed}"
+
+
+def size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

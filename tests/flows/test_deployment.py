@@ -1,0 +1,387 @@
+"""The deployment migrate/prod as an operator uses it: server, work pool, `prefect deploy --all`, worker, runs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.library import Library, build_library
+from demo.origin import Origin
+from demo.s3 import S3Server
+from flows.server import LocalServer, quiet_environment
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+COMMAND_S = 60.0
+RUN_S = 90
+RECORDED_S = 30.0
+STOP_S = 20.0
+PREFIX = "products/"
+CHUNK_ROWS = 40
+TOKEN = "token-" + secrets.token_hex(16)  # what the job refers to as env:OLD_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What the API says of one run, and what it cost the origin."""
+
+    code: int
+    output: str
+    flow_run: dict[str, Any]
+    chunks: list[dict[str, Any]]
+    requests: int
+
+    @property
+    def state(self) -> tuple[str, str]:
+        return self.flow_run["state_type"], self.flow_run["state"]["message"]
+
+
+class Prefect:
+    """The `prefect` command against one server, and that server's API."""
+
+    def __init__(self, server: LocalServer, extra: dict[str, str]) -> None:
+        self.url = f"{server.url}/api"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))},
+            **quiet_environment(server.home),
+            "PREFECT_API_URL": self.url,
+            "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            **extra,
+        }
+
+    def start(self, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=self.environment,
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            )  # fmt: skip
+
+    def run(self, *arguments: str, within_s: float = COMMAND_S) -> tuple[int, str]:
+        """A command's exit code and what it printed; it is killed when it takes too long, a prompt included."""
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=self.environment, timeout=within_s,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    def must(self, *arguments: str) -> str:
+        code, output = self.run(*arguments)
+        assert code == 0, f"prefect {' '.join(arguments)}: exit {code}\n{output}"
+        return output
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}/{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    def chunk_runs(self, flow_run_id: str, expected: int) -> list[dict[str, Any]]:
+        """The run's chunk tasks, once the server has recorded as many as expected: they arrive as events."""
+        deadline = time.monotonic() + RECORDED_S
+        ask = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"tags": {"all_": ["ferry-chunk"]}}}
+        while True:
+            runs: list[dict[str, Any]] = self.post("task_runs/filter", ask)
+            final = [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
+            if len(final) == len(runs) >= expected or time.monotonic() > deadline:
+                return runs
+            time.sleep(0.2)
+
+    def flow_run(self, flow_run_id: str) -> dict[str, Any]:
+        """A run, once it has ended; fails after RUN_S."""
+        deadline = time.monotonic() + RUN_S
+        while time.monotonic() < deadline:
+            run: dict[str, Any] = self.get(f"flow_runs/{flow_run_id}")
+            if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED"):
+                return run
+            time.sleep(0.2)
+        raise AssertionError(f"the run {flow_run_id} did not end within {RUN_S} s: {run['state']}")
+
+
+@dataclass(slots=True)
+class World:
+    """Everything that was set up once, and the runs that were made with it."""
+
+    prefect: Prefect
+    home: Path
+    worker_log: Path
+    s3: S3Server
+    bucket: str
+    library: Library
+    rows: list[dict[str, str]]
+    failures: dict[str, str]
+    state: Path
+    runs: list[Ran]
+    lost: dict[str, Any]
+    lost_destination: Path
+    project: tuple[tuple[set[str], bytes], tuple[set[str], bytes]]
+
+    @property
+    def artifacts(self) -> dict[str, dict[str, Any]]:
+        return {a["key"]: a for a in self.prefect.post("artifacts/latest/filter", {})}
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes below ``pid``, those that it started in sessions of their own included."""
+    below: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            below.setdefault(parent, []).append(int(stat.parent.name))
+    found = list(below.get(pid, []))
+    for child in found:
+        found += below.get(child, [])
+    return found
+
+
+@contextlib.contextmanager
+def worker(prefect: Prefect, log: Path) -> Iterator[None]:
+    """A process worker in the project's root; it and what it started are gone at the end."""
+    process = prefect.start("worker", "start", "--pool", "ferry", "--type", "process", log=log)
+    try:
+        yield
+    finally:
+        left = descendants(process.pid)
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def project() -> tuple[set[str], bytes]:
+    """What lies at the top of the project, and the file that `prefect deploy` could rewrite."""
+    return {path.name for path in ROOT.iterdir()}, (ROOT / "prefect.yaml").read_bytes()
+
+
+ELSEWHERE = """
+name: elsewhere
+pull: # what git_clone does, without git: the code in the worker's folder for this run
+  - prefect.deployments.steps.run_shell_script:
+      script: cp -r {root}/flows {root}/tasks .
+  - prefect.deployments.steps.set_working_directory:
+      directory: .
+deployments:
+  - name: elsewhere
+    entrypoint: flows/migrate.py:migrate
+    work_pool:
+      name: ferry
+"""
+
+
+@pytest.fixture(scope="module")
+def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A server, the deployment, a worker, and three runs of one job: the first, again, and with too small a budget."""
+    folder = tmp_path_factory.mktemp("deployment")
+    bucket = f"test-{secrets.token_hex(6)}"
+    s3.make_bucket(bucket)
+    before = project()
+    extra = {
+        "AWS_ACCESS_KEY_ID": s3.access_key,
+        "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "OLD_TOKEN": TOKEN,
+    }
+    with LocalServer(folder / "prefect") as server, Origin() as origin:
+        prefect = Prefect(server, extra)
+        prefect.must("work-pool", "create", "ferry", "--type", "process")
+        library = build_library(origin, count=60)
+        again = set(library.retryable)  # a rerun asks for these once more; this test is of what is settled
+        rows = [row for row in library.rows if row["url"] not in again]
+        failures = {url: name for url, name in library.expected_failures.items() if url not in again}
+        Library(origin, rows).write_csv(folder / "products.csv")
+        job: dict[str, Any] = {
+            "name": "product-images",
+            "manifest": str(folder / "products.csv"),
+            "destination": {"uri": f"s3://{bucket}/{PREFIX}", "endpoint_url": s3.endpoint_url},
+            "source": {"allow_private_addresses": ["127.0.0.1"], "headers": {"X-Token": "env:OLD_TOKEN"}},
+            "state": str(folder / "state"),
+            "chunk_rows": CHUNK_ROWS,
+            "retries": {"backoff_s": 0.1, "max_backoff_s": 5, "chunk_delay_s": 0.5},
+            "failure_budget": len(failures),
+        }
+        (folder / "elsewhere.yaml").write_text(ELSEWHERE.format(root=ROOT))
+        with worker(prefect, folder / "worker.log"):
+            prefect.must("deploy", "--all")
+            prefect.must("deploy", "--all", "--prefect-file", str(folder / "elsewhere.yaml"))
+            lost = start_lost(prefect, folder)
+            runs = [ran(prefect, origin, a_job, folder / "state") for a_job in (job, job, less(job))]
+            yield World(
+                prefect, server.home, folder / "worker.log", s3, bucket, library, rows, failures, folder / "state",
+                runs, prefect.flow_run(lost), folder / "lost", (before, project()),
+            )  # fmt: skip
+
+
+def start_lost(prefect: Prefect, folder: Path) -> str:
+    """Submits a job with the default state to a deployment whose code the worker deletes; the run's id."""
+    (folder / "images").mkdir()
+    (folder / "images" / "one.jpg").write_bytes(make_image("jpeg", 1))
+    destination = {"uri": f"file://{folder}/lost/"}
+    job = {"name": "lost", "manifest": f"file://{folder}/images/", "destination": destination}
+    deployment = prefect.get("deployments/name/migrate/elsewhere")["id"]
+    made = prefect.post(
+        f"deployments/{deployment}/create_flow_run", {"parameters": {"job": job}, "state": {"type": "SCHEDULED"}}
+    )
+    return str(made["id"])
+
+
+def less(job: dict[str, Any]) -> dict[str, Any]:
+    return {**job, "failure_budget": job["failure_budget"] - 1}
+
+
+def ran(prefect: Prefect, origin: Origin, job: dict[str, Any], state: Path) -> Ran:
+    """`prefect deployment run migrate/prod --watch`, to its end and until its tasks are recorded."""
+    requests = origin.total
+    code, output = prefect.run(
+        "deployment", "run", "migrate/prod", "--watch", "--watch-timeout", str(RUN_S), "-p", f"job={json.dumps(job)}",
+        within_s=RUN_S + COMMAND_S,
+    )  # fmt: skip
+    found = re.search(r"UUID: ([0-9a-f-]{36})", output)
+    assert found, output
+    flow_run = prefect.flow_run(found[1])
+    chunks = prefect.chunk_runs(found[1], len(list((state / "chunks").glob("*.parquet"))))
+    return Ran(code, output, flow_run, chunks, origin.total - requests)
+
+
+def names(chunks: Sequence[dict[str, Any]]) -> Counter[str]:
+    return Counter(chunk["state_name"] for chunk in chunks)
+
+
+def in_all(world: World, budget: int) -> str:
+    """The end of the message that every run of the job must have."""
+    copied, failed = len(world.library.expected), len(world.failures)
+    return f"in all {copied} of {len(world.rows)} are there, {failed} failed (budget {budget})"
+
+
+def test_the_first_run_moves_everything(world: World) -> None:
+    """Every good object is at the destination byte for byte and nothing else; the run is Completed with its counts."""
+    first = world.runs[0]
+    assert first.code == 0, first.output
+    copied, skipped, failed = len(world.library.expected), world.library.duplicates, len(world.failures)
+    this_run = f"this run: {copied} copied, {skipped} skipped, {failed} failed"
+    assert first.state == ("COMPLETED", f"{this_run}; {in_all(world, failed)}")
+    client = world.s3.client()
+    stored = {}
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=world.bucket):
+        for item in page.get("Contents", []):
+            stored[item["Key"]] = client.get_object(Bucket=world.bucket, Key=item["Key"])["Body"].read()
+    assert stored == {PREFIX + key: body for key, body in world.library.expected.items()}
+
+
+def test_the_second_run_is_cached(world: World) -> None:
+    """A rerun of the deployment gets every chunk back Cached, asks the origin for nothing, and is Completed."""
+    first, second = world.runs[0], world.runs[1]
+    assert len(first.chunks) > 1
+    assert names(first.chunks) == {"Completed": len(first.chunks)}
+    assert names(second.chunks) == {"Cached": len(first.chunks)}
+    assert {chunk["name"] for chunk in second.chunks} == {chunk["name"] for chunk in first.chunks}
+    assert (first.requests > 0, second.requests) == (True, 0)
+    assert second.code == 0, second.output
+    assert second.state == ("COMPLETED", f"this run: nothing to do; {in_all(world, len(world.failures))}")
+
+
+def test_too_many_failures_fail_the_run(world: World) -> None:
+    """One failure over the budget: the run's state is Failed, with the counts, and `--watch` exits with 1."""
+    third = world.runs[2]
+    assert third.code == 1, third.output
+    assert third.state == ("FAILED", f"this run: nothing to do; {in_all(world, len(world.failures) - 1)}")
+
+
+def test_what_the_ui_lists(world: World) -> None:
+    """Runs and tasks have names that a person can read, and runs their deployment's tag and work pool."""
+    for run in world.runs:
+        assert run.flow_run["name"] == "product-images"
+        assert run.flow_run["tags"] == ["ferry"]
+        assert run.flow_run["work_pool_name"] == "ferry"
+        for chunk in run.chunks:
+            assert re.fullmatch(r"chunk-[0-9a-f]{12}-\d+-rows", chunk["name"])
+            assert chunk["tags"] == ["ferry-chunk"]
+
+
+def test_the_artifacts(world: World) -> None:
+    """The UI shows each run's summary as Markdown and its failures as a table."""
+    summary, failures = world.artifacts["product-images-summary"], world.artifacts["product-images-failures"]
+    assert summary["type"] == "markdown"
+    assert in_all(world, len(world.failures) - 1) in summary["data"].replace("\\", "")
+    assert summary["flow_run_id"] == world.runs[-1].flow_run["id"]
+    assert failures["type"] == "table"
+    listed = Counter(line["error_class"].replace("\\", "") for line in json.loads(failures["data"]))
+    assert listed == Counter(world.failures.values())
+
+
+def test_the_deployment(world: World) -> None:
+    """The server holds what prefect.yaml says: text, tags, one run at a time, no schedule, no path."""
+    made = world.prefect.get("deployments/name/migrate/prod")
+    assert made["description"]
+    assert made["tags"] == ["ferry"]
+    assert made["global_concurrency_limit"]["limit"] == 1
+    assert made["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert made["schedules"] == []
+    assert set(made["parameters"]["job"]) == {"name", "manifest", "destination"}
+    assert str(ROOT) not in json.dumps(made)
+    assert str(ROOT) not in (ROOT / "prefect.yaml").read_text()
+
+
+def test_the_form(world: World) -> None:
+    """Each setting of the job has a description in the form that the UI makes of the schema."""
+    schema = world.prefect.get("deployments/name/migrate/prod")["parameter_openapi_schema"]
+    assert set(schema["properties"]) == {"job", "retry_failed", "limit"}
+    for model in schema["definitions"].values():
+        for name, setting in model.get("properties", {}).items():
+            target = schema["definitions"].get(setting.get("$ref", "").rpartition("/")[2], {})
+            assert setting.get("description") or target.get("description"), f"{model['title']}.{name}"
+
+
+def test_no_secret_reaches_the_server(world: World) -> None:
+    """Credentials, a header's value and the signatures in sources are in no file of the server and in no worker log."""
+    assert any(headers.get("x-token") == TOKEN for headers in world.library.origin.last_headers.values())
+    signatures = {found[1] for row in world.rows if (found := re.search(r"Signature=(\w+)", row["url"]))}
+    assert signatures
+    hidden = [world.s3.secret_key, world.s3.access_key, TOKEN, *signatures]
+    assert "env:OLD_TOKEN" in json.dumps(world.runs[0].flow_run["parameters"])
+    files = [path for path in [*world.home.rglob("*"), world.worker_log] if path.is_file()]
+    assert world.home / "prefect.db" in files
+    for path in files:
+        content = path.read_bytes()
+        assert [text for text in hidden if text.encode() in content] == [], path
+
+
+def test_nothing_is_written_into_the_project(world: World) -> None:
+    """Deploying and running from the project's root leaves nothing new in it, and prefect.yaml as it was."""
+    before, after = world.project
+    assert after == before
+
+
+def test_a_state_that_the_worker_would_delete_is_refused(world: World) -> None:
+    """Code in the worker's folder for a run, with the default state: Failed before anything moves, with the fix."""
+    assert world.lost["state_type"] == "FAILED"
+    message = world.lost["state"]["message"]
+    assert message.startswith("UserError: the state `")
+    assert "deletes when this run ends" in message
+    assert "s3://bucket/prefix" in message
+    assert not world.lost_destination.exists()

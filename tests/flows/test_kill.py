@@ -1,0 +1,151 @@
+"""A run that is killed or interrupted: nothing is lost, nothing is done twice, anybody can look at it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from tests.flows.conftest import Cli, Prefect, Project, fold, processes_with, serve, wait_for
+
+ROWS = 240
+ENDS_S = 15.0
+
+pytestmark = pytest.mark.slow
+
+
+def _begin(project: Project, origin: Origin, *, some: int = 20) -> tuple[subprocess.Popen[str], dict[str, bytes]]:
+    """A run in the middle: ``some`` rows or more are recorded, most are not."""
+    rows, bodies = serve(origin, ROWS)
+    origin.latency_s = 0.25
+    project.job(concurrency=6, chunk_rows=40)
+    project.manifest(rows)
+    process = project.start("run", "job.yaml", "--json")
+    wait_for(f"{some} recorded rows", lambda: len(fold(project.state)) >= some or process.poll() is not None)
+    assert process.poll() is None, Cli.end(process, ("run",)).text
+    return process, bodies
+
+
+def _rerun(project: Project, origin: Origin, bodies: dict[str, bytes], done: set[str]) -> Any:
+    """Runs the job to its end; ``done`` are the keys that the ledger had before. Checks each promise of a rerun."""
+    origin.latency_s = 0.0
+    before = dict(origin.requests)
+    report = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert project.stored() == bodies
+    outcomes = fold(project.state)
+    assert len(outcomes) == len({o["key"] for o in outcomes.values()}) == ROWS
+    assert {o["status"] for o in outcomes.values()} <= {"copied", "unchanged"}
+    asked = {path[1:] for path, count in origin.requests.items() if count > before.get(path, 0)}
+    assert not asked & done, "rows that were recorded before the end were fetched again"
+    assert asked == set(bodies) - done
+    counts = report["counts"]
+    assert counts["planned"] == counts["copied"] + counts["unchanged"] == ROWS
+    assert counts["pending"] == counts["failed"] == 0
+    return report
+
+
+def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """After a SIGKILL the state answers, and a rerun takes exactly the rows that were not recorded."""
+    process, bodies = _begin(project, origin)
+    status = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert str(process.pid) in status["running"]
+    assert 0 < status["copied"] < ROWS
+    assert project.ferry("failures", "job.yaml", "--json").expect(0).json == {"total": 0, "failures": []}
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.communicate()
+
+    recorded = {o["key"] for o in fold(project.state).values()}
+    assert 0 < len(recorded) < ROWS
+    status = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert status["running"] is None
+    assert (status["planned"], status["copied"], status["pending"]) == (ROWS, len(recorded), ROWS - len(recorded))
+    human = project.ferry("status", "job.yaml").expect(0).stdout
+    assert "no run is on" in human
+    assert "pending" in human
+    assert "no failed rows" in project.ferry("failures", "job.yaml").expect(0).stdout
+    wait_for("the killed run's children to go", lambda: not processes_with(str(project.folder)), 10)
+
+    _rerun(project, origin, bodies, recorded)
+    assert not list((project.state / "spool").glob("body-*"))
+    assert [run["state_type"] for run in prefect_api.runs(project.name)][-1] == "COMPLETED"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(
+    project: Project, origin: Origin, prefect_api: Prefect, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C and SIGTERM end a run within 15 s: Cancelled, its own exit code, the rest pending; a rerun finishes."""
+    process, bodies = _begin(project, origin)
+    started = time.monotonic()
+    os.killpg(process.pid, number)  # as a terminal does: the whole group
+    ended = Cli.end(process, ("run", "job.yaml"), ENDS_S * 2).expect(code)
+    assert time.monotonic() - started < ENDS_S
+    report = ended.json
+    assert report["exit_code"] in (1, code)
+    assert f"interrupted by {number.name}" in report["message"]
+    assert report["counts"]["pending"] > 0
+    (run,) = prefect_api.runs(project.name)
+    assert run["state_type"] == "CANCELLED"
+    assert "pending" in run["state"]["message"]
+    wait_for("all task runs to end", lambda: _all_ended(prefect_api, run["id"]), 10)
+    assert not processes_with(str(project.folder))
+
+    recorded = {o["key"] for o in fold(project.state).values()}
+    status = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert status["running"] is None
+    assert (status["copied"], status["pending"]) == (len(recorded), ROWS - len(recorded))
+    assert set(project.stored()) == recorded, "what was in flight at a gentle stop is recorded"
+    _rerun(project, origin, bodies, recorded)
+
+
+def _all_ended(prefect_api: Prefect, run_id: str) -> bool:
+    tasks = prefect_api.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
+    return all(task["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for task in tasks)
+
+
+def test_interrupted_twice(project: Project, origin: Origin) -> None:
+    """A second Ctrl-C ends the process at once, with 130; a rerun finishes all the same."""
+    process, bodies = _begin(project, origin)
+    origin.latency_s = 60.0  # what is in flight will not come back in time
+    time.sleep(0.5)  # let requests meet it: there is nothing to poll for
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1.0)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(5) == 130
+    process.communicate()
+    assert not processes_with(str(project.folder))
+    origin.down()  # answers that were delayed by a minute are not waited for
+    origin.up()
+    _rerun(project, origin, bodies, {o["key"] for o in fold(project.state).values()})
+
+
+def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
+    """Without PREFECT_API_URL a SIGKILL of the run takes its server along; the next run starts one and finishes."""
+    rows, bodies = serve(origin, ROWS)
+    origin.latency_s = 0.25
+    project.job(concurrency=6, chunk_rows=40)
+    project.manifest(rows)
+    alone = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
+    process = project.start("run", "job.yaml", "--json", env=alone)
+    wait_for("recorded rows", lambda: len(fold(project.state)) >= 12 or process.poll() is not None, 60)
+    assert process.poll() is None
+    assert [line for line in processes_with(str(project.folder)) if "uvicorn" in line]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    wait_for("the server to go", lambda: not processes_with(str(project.folder)), 10)
+    recorded = {o["key"] for o in fold(project.state).values()}
+    origin.latency_s = 0.0
+    counts = project.ferry("run", "job.yaml", "--json", env=alone).expect(0).json["counts"]
+    assert counts["copied"] == ROWS
+    assert project.stored() == bodies
+    assert all(origin.requests["/" + key] == 1 for key in recorded)
+    assert not processes_with(str(project.folder))
