@@ -125,6 +125,7 @@ def prove(s3: S3Server, expected: dict[str, bytes]) -> None:
 def walk(tour: Tour, s3: S3Server, library: Library) -> None:
     """The story: move, move again, mend and retry, prove."""
     tour.say("1. Move everything. 63 of the rows are in trouble: broken links, error pages, cut bodies, ...")
+    tour.out.print("Three times the origin will ask for a pause (429, Retry-After: 1), and will get it.")
     tour.ferry("run", JOB)
 
     tour.say("2. The same again: what is done is not done twice.")

@@ -1,0 +1,129 @@
+"""Writes docs/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is out of date."""
+
+from __future__ import annotations
+
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from tasks.engine.job import Job
+
+HEAD = """\
+# The job, key by key
+
+<!-- Written by docs/make_job_md.py from tasks/engine/job.py; change it there. -->
+
+A job is one model: a YAML file for `ferry run`, the parameter `job` of the flow `migrate`, and the form in
+Prefect's UI. Unknown keys are errors that name the nearest known one. The smallest job is three lines:
+
+```yaml
+name: product-images
+manifest: products.csv
+destination: s3://new-bucket/products/
+```
+
+A fuller one:
+
+```yaml
+name: product-images
+manifest: products.csv.gz
+columns:
+  id: article
+source:
+  url: https://img.old.example/{article}.jpg
+  user_agent: "product-images migration, ops@shop.example"
+  headers:
+    Authorization: env:OLD_TOKEN
+destination:
+  uri: s3://new-bucket/products/
+  region: eu-central-1
+  credentials: profile:new
+  cache_control: public, max-age=31536000
+key: "{article}/{source.name}"
+checks: image
+on_existing: skip-same
+failure_budget: 0.5%
+```
+
+Relative paths are taken from the job file's folder; in a deployment from the project's root.
+"""
+
+TAIL = """\
+## Secrets
+
+A job carries none. Header values are references (`env:NAME` is an environment variable, `secret:BLOCK` a Prefect
+Secret block, both read where the work runs), except Accept, Accept-Language, Referer and User-Agent. Credentials
+are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved AwsCredentials
+block:
+
+```python
+from prefect_aws import AwsCredentials
+AwsCredentials(aws_access_key_id="...", aws_secret_access_key="...").save("new-store")   # block:new-store
+```
+
+Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs:
+they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.
+
+State in a bucket (`state: s3://...`) is reached as the destination is: the same endpoint and credentials.
+
+## What a change means for work that is done
+
+| changed | what the next run does |
+|---|---|
+| `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | stops with exit code 2 and names the key: rows that are done would lie in the wrong place. Undo it, use another `state`, or `--replan` |
+| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, names of headers | plans failed and skipped rows anew, keeps what is copied |
+| anything else | nothing: limits, retries, timeouts, budget, credentials and the manifest's place are free to change |
+"""
+
+
+def type_words(annotation: Any) -> str:
+    """A type as people write it in YAML."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(type_words(a) for a in arguments if a is not type(None))
+    if origin is list:
+        return f"list of {type_words(arguments[0])}s"
+    if origin is dict:
+        return "mapping"
+    if origin is not None and hasattr(annotation, "__metadata__"):  # Annotated
+        return type_words(arguments[0])
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "mapping"
+    if isinstance(annotation, type) and hasattr(annotation, "__members__"):
+        return " or ".join(f"`{member.value}`" for member in annotation)
+    return {str: "text", int: "number", float: "number", bool: "true or false"}.get(annotation, str(annotation))
+
+
+def default_words(field: Any) -> str:
+    if field.is_required():
+        return "**required**"
+    default = field.default
+    if default is None or default is PydanticUndefined or isinstance(default, BaseModel) or default in ([], {}):
+        return ""
+    return f"`{getattr(default, 'value', default)}`"
+
+
+def table(model: type[BaseModel], prefix: str = "") -> list[str]:
+    lines = ["| key | what it is | type | default |", "|---|---|---|---|"]
+    nested: list[str] = []
+    for name, field in model.model_fields.items():
+        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        kind = type_words(field.annotation).replace("|", "\\|")
+        lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(field)} |")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            nested += ["", f"## `{prefix}{name}`", "", (inner.__doc__ or "").strip(), "", *table(inner, f"{prefix}{name}.")]
+    return lines + nested
+
+
+def render() -> str:
+    return "\n".join([HEAD, "## Keys", "", *table(Job), "", TAIL])
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "job.md").write_text(render())
