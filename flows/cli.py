@@ -87,6 +87,8 @@ def run(
     from flows.local import migrate_here, prefect_for
     from tasks.accounts import Report
 
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_

@@ -72,7 +72,7 @@ def transfer_again(run: Run, passes: int) -> None:
 def final_state(report: Report) -> State[Any]:
     """Completed, Failed or Cancelled, with the counts in its message."""
     if report.stopped.startswith("interrupted"):
-        return Cancelled(message=report.message)
+        return Cancelled(message=report.message, data=report)
     return (
         Completed(message=report.message, data=report)
         if report.exit_code == 0

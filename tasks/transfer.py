@@ -68,6 +68,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
 
 def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     """Books what became of a chunk."""
+    run.runtime.over(ref.digest)
     if state.is_completed():
         run.returned.append(ref.digest)
         if state.name == "Cached":

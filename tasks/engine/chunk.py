@@ -297,7 +297,7 @@ def run_chunk(runtime: Runtime, ref: ChunkRef) -> ChunkResult:
     for the next attempt in this process; another process finds it in the ledger.
     """
     settled = runtime.settled.setdefault(ref.digest, Settled())
-    with runtime.active(ref.digest):
+    with runtime.awake(ref.digest):
         result = runtime.wait(ChunkRun(runtime, ref, settled).run())
     runtime.settled.pop(ref.digest, None)
     return result

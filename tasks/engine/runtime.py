@@ -17,7 +17,7 @@ import uvloop
 
 from tasks.engine.address import AddressFilter
 from tasks.engine.circuit import Circuit
-from tasks.engine.errors import Fatal, FerryError, Stopped
+from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, Stopped
 from tasks.engine.job import Job, Retries
 from tasks.engine.lease import Lease
 from tasks.engine.limiter import Limiter
@@ -74,9 +74,8 @@ class Runtime:
         self._lease = lease
         self._circuits: dict[str, Circuit] = {}
         self._permits = limit
-        self._running: set[str] = set()
         self._sleeping: set[str] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-pixels")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
@@ -141,25 +140,25 @@ class Runtime:
         return bool(self.stop_reason)
 
     @contextlib.contextmanager
-    def active(self, digest: str) -> Iterator[None]:
-        """Counts a chunk as running while it has a place, and as sleeping once it left rows pending."""
-        with self._changed:
+    def awake(self, digest: str) -> Iterator[None]:
+        """A chunk that leaves rows pending sleeps until Prefect retries it: it holds no place in the window."""
+        with self._lock:
             self._sleeping.discard(digest)
-            self._running.add(digest)
         try:
             yield
-        except BaseException:
-            with self._changed:
+        except ChunkIncomplete:
+            with self._lock:
                 self._sleeping.add(digest)
             raise
-        finally:
-            with self._changed:
-                self._running.discard(digest)
-                self._changed.notify_all()
+
+    def over(self, digest: str) -> None:
+        """This chunk will not come again: it settled, or Prefect gave up on it."""
+        with self._lock:
+            self._sleeping.discard(digest)
 
     def asleep(self) -> int:
-        """Chunks that wait for their retry: they hold no place in the window."""
-        with self._changed:
+        """How many chunks sleep."""
+        with self._lock:
             return len(self._sleeping)
 
     def close(self) -> None:

@@ -165,7 +165,8 @@ class Mover:
                 moved.message = None if action == "unchanged" else "the destination has this key"
                 moved.dest_etag = found.etag
                 return moved
-        create = rules.on_existing in (OnExisting.SKIP, OnExisting.FAIL)
+        # A last guard against a key that appeared meanwhile; a multipart upload has no such condition.
+        create = rules.on_existing in (OnExisting.SKIP, OnExisting.FAIL) and body.path is None
         attributes = {**fetch.attributes, **rules.attributes, "Content-Type": moved.content_type}
         try:
             moved.dest_etag = await self._put(key, body, {n: v for n, v in attributes.items() if v}, create)
