@@ -16,9 +16,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from tasks.engine.errors import UserError
 
 START_S = 60.0
 # In the virtual environment, and named for the version: another one migrates for itself.
@@ -141,6 +144,20 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
+def check_reachable(url: str) -> None:
+    """Raises UserError when nothing answers there; any answer will do, also one that asks who we are."""
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
+            return
+    except urllib.error.HTTPError:
+        return
+    except OSError as exc:
+        raise UserError(
+            f"the Prefect server at {url} (PREFECT_API_URL) does not answer: {getattr(exc, 'reason', exc)}. "
+            "Start it, or unset PREFECT_API_URL to let ferry start a local one"
+        ) from None
+
+
 @contextlib.contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
     """The Prefect API's address: the user's own where PREFECT_API_URL names one, else a local server's.
@@ -149,6 +166,7 @@ def prefect_server(home: Path) -> Iterator[str]:
     """
     given = os.environ.get("PREFECT_API_URL")
     if given:
+        check_reachable(given)
         yield given
         return
     os.environ.update(quiet_environment(home))

@@ -38,10 +38,6 @@ class AddressBlocked(FerryError, OSError):
     """The address filter refuses to connect. An OSError, so that aiohttp closes up and passes it on."""
 
 
-class Stopped(FerryError):
-    """The run was asked to stop. Rows stay pending."""
-
-
 class ChunkIncomplete(FerryError):
     """A chunk still has pending rows; Prefect's task retry runs those."""
 

@@ -17,7 +17,7 @@ import uvloop
 
 from tasks.engine.address import AddressFilter
 from tasks.engine.circuit import Circuit
-from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, Stopped
+from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError
 from tasks.engine.job import Job, Retries
 from tasks.engine.lease import Lease
 from tasks.engine.limiter import Limiter
@@ -129,7 +129,7 @@ class Runtime:
 
     def give_up(self, error: BaseException) -> None:
         """A Fatal error, or a bug, ends the run: rows stay pending."""
-        if self.fatal is None and not isinstance(error, Stopped):
+        if self.fatal is None:
             self.fatal = (
                 error if isinstance(error, FerryError) else Fatal(f"unexpected {type(error).__name__}: {error}")
             )
