@@ -17,6 +17,7 @@ from flows.watch import logging_progress
 from tasks.accounts import Report
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
+from tasks.logs import quiet_errors
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import reconcile
 from tasks.references import anchored
@@ -43,6 +44,7 @@ def run_name() -> str:
 )
 def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> State[Any]:
     """Runs a job. ``retry_failed`` takes the failed rows alone (of some classes); ``limit`` rows at most."""
+    quiet_errors()
     job = anchored(job, Path.cwd())
     try:
         with (

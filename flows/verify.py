@@ -13,6 +13,7 @@ from prefect.states import Completed, Failed
 from flows.migrate import run_name
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
+from tasks.logs import quiet_errors
 from tasks.references import anchored
 from tasks.verify import compare_listing, open_check, parts, read_part
 
@@ -25,6 +26,7 @@ from tasks.verify import compare_listing, open_check, parts, read_part
 )
 def verify(job: Job, list_only: bool = False) -> State[Any]:
     """Compares digests of every object; with ``list_only`` sizes and ETags from a listing alone."""
+    quiet_errors()
     job = anchored(job, Path.cwd())
     try:
         with open_check(job, flow_run.name or job.name) as check:

@@ -1,0 +1,26 @@
+"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, not a traceback."""
+
+from __future__ import annotations
+
+import logging
+
+from tasks.engine.errors import FerryError
+
+
+class NoTraceback(logging.Filter):
+    """Drops the traceback of errors that Ferry raises on purpose; those of bugs stay."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], FerryError):
+            record.exc_info = None
+            record.exc_text = None
+        return True
+
+
+_FILTER = NoTraceback()
+
+
+def quiet_errors() -> None:
+    """Installs the filter on the loggers of task and flow runs; adding it twice does nothing."""
+    for name in ("prefect.task_runs", "prefect.flow_runs"):
+        logging.getLogger(name).addFilter(_FILTER)

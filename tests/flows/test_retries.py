@@ -1,0 +1,64 @@
+"""Prefect's task retries run a chunk's pending rows, and a chunk with pending rows is never cached."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from demo.origin import Fault, Origin, Trouble
+from tests.flows.conftest import QUICK, Prefect, Project, serve, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """A host that answers nothing but 500 is left alone after 50 answers; its rows stay pending, the chunk is
+    retried by Prefect, and once the host is well everything is copied in the same run."""
+    rows, bodies = serve(origin, 120)
+    for name, body in bodies.items():
+        origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.SERVER_ERROR))
+    project.manifest(rows)
+    project.job(chunk_rows=60, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 4})
+    process = project.start("run", "job.yaml", "--json")
+    drawn: list[str] = []
+    readers = [
+        threading.Thread(target=lambda s=stream: drawn.append(s.read())) for stream in (process.stdout, process.stderr)
+    ]
+    for reader in readers:
+        reader.start()
+    wait_for("the circuit to open", lambda: origin.total >= 50)
+    for name in bodies:
+        origin.mend(f"/{name}")
+    asked = origin.total
+    assert asked < 120
+    assert process.wait(120) in (0, 1), drawn
+    for reader in readers:
+        reader.join()
+    run = prefect_api.runs(project.name)[-1]
+    states = prefect_api.chunk_states(run)
+    assert states == ["Completed"] * len(states), states
+    counts = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert counts["pending"] == 0
+    assert counts["copied"] + counts["failed"] == 120
+    assert counts["copied"] >= 60, "rows of the paused host were left pending, and done later"
+    assert len(project.stored()) == counts["copied"]
+
+
+def test_pending_rows_are_not_cached(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """When the retries are used up the chunk is Failed, not cached, its rows are pending, and the next run does them."""
+    rows, bodies = serve(origin, 90)
+    for name, body in bodies.items():
+        origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.FORBIDDEN))
+    project.manifest(rows)
+    project.job(chunk_rows=90, retries={**QUICK, "chunk_attempts": 0})
+    project.ferry("run", "job.yaml", "--json").expect(1)
+    first = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert first["pending"] > 0
+    assert first["pending"] + first["failed"] == 90
+    assert prefect_api.chunk_states(prefect_api.runs(project.name)[-1]) == ["Failed"]
+    for name in bodies:
+        origin.mend(f"/{name}")
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    assert project.ferry("status", "job.yaml", "--json").expect(0).json["copied"] == 90
+    assert project.stored() == bodies

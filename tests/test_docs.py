@@ -1,0 +1,100 @@
+"""The documentation says what the code does: keys, columns, classes, queries, examples."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import duckdb
+import yaml
+
+from tasks.engine import ledger
+from tasks.engine.job import Job
+from tasks.engine.objects import AGAIN, Again, ErrorClass
+from tasks.engine.state import DirectoryState
+from tasks.engine.tables import OUTCOME
+from tasks.jobfile import TEMPLATE, load_job
+from tests.engine.helpers import make_outcome
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_job_md_is_what_the_model_says() -> None:
+    """docs/job.md is what docs/make_job_md.py writes from the model today."""
+    spec = importlib.util.spec_from_file_location("make_job_md", ROOT / "docs" / "make_job_md.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "job.md").read_text() == module.render(), "run: .venv/bin/python docs/make_job_md.py"
+
+
+def test_every_yaml_job_in_the_docs_loads(tmp_path: Path) -> None:
+    """Each YAML block that is a whole job is a valid one, in the README, in docs/ and in `ferry init`."""
+    found = 0
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
+            data = yaml.safe_load(block)
+            if {"name", "manifest", "destination"} <= set(data):
+                Job.model_validate(data)
+                found += 1
+    assert found >= 3
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text(TEMPLATE.format(file="job.yaml", name="x"))
+    assert load_job(job_file).name == "x"
+
+
+def test_what_init_comments_out_is_valid_too(tmp_path: Path) -> None:
+    """The commented settings of `ferry init` load when somebody takes the `#` away."""
+    text = TEMPLATE.format(file="job.yaml", name="x")
+    opened = re.sub(r"^# (?=(source|key|checks|on_existing|failure_budget|state|  ))", "", text, flags=re.MULTILINE)
+    kept = [line for line in opened.splitlines() if not re.match(r"  destination:|    (uri|endpoint|cred)", line)]
+    job_file = tmp_path / "job.yaml"
+    job_file.write_text("\n".join(kept))
+    job = load_job(job_file)
+    assert job.source.url == "https://img.old.example/{id}.jpg"
+    assert job.key == "{sku}/{source.name}"
+
+
+def test_state_md_lists_every_column() -> None:
+    """docs/state.md has a line for each column of the ledger, and for no other."""
+    section = (ROOT / "docs" / "state.md").read_text().partition("## Outcomes")[2].partition("## The three")[0]
+    listed = [
+        name for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
+    ]
+    assert listed == OUTCOME.names
+
+
+def test_state_md_lists_every_error_class() -> None:
+    """docs/state.md has a line for each error class, and says of each whether it is tried again."""
+    section = (ROOT / "docs" / "state.md").read_text().partition("## Error classes")[2]
+    words = {Again.NOW: "yes", Again.NEXT_RUN: "by the next run", Again.NEVER: "no"}
+    listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", section, re.MULTILINE))
+    assert listed == {name.value: words[AGAIN[name]] for name in ErrorClass}
+
+
+def test_the_three_queries_run(tmp_path: Path) -> None:
+    """The queries of docs/state.md, as they stand there, answer from a state's files."""
+    state = DirectoryState(tmp_path)
+    ledger.append(state, [make_outcome("a"), make_outcome("b")], 1, "c" * 64, 0)
+    ledger.compact(state, 1)
+    ledger.append(state, [make_outcome("c")], 2, "d" * 64, 0)
+    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "state.md").read_text(), re.DOTALL)
+    assert len(queries) == 3
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    try:
+        answers = [duckdb.sql(query).fetchall() for query in queries]
+    finally:
+        os.chdir(before)
+    assert sum(line[2] for line in answers[0]) == 3
+    assert len(answers[2]) == 3
+
+
+def test_decisions_are_numbered() -> None:
+    """Each decision has a number of its own and a title."""
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [page.name[:4] for page in pages] == [f"{n:04d}" for n in range(1, len(pages) + 1)]
+    assert all(page.read_text().startswith("# ") for page in pages)
