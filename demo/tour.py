@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
@@ -71,8 +72,15 @@ class Tour:
         request = urllib.request.Request(
             f"{self.prefect_url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for left in range(20, 0, -1):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or left == 1:  # the server's database is busy
+                    raise
+                time.sleep(0.5)
+        raise AssertionError("unreachable")
 
     def chunk_states(self) -> list[Counter[str]]:
         """For each run of `migrate`, oldest first: how many of its chunk tasks ended in which state."""

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.server import prefect_server
-from tasks.engine.errors import FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def migrate_here(
 
 
 def exit_code(state: Any) -> tuple[int, Any]:
-    """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report or its error."""
+    """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report, or its message where there is none."""
     from prefect.exceptions import MissingResult
 
     from flows import signals
@@ -61,19 +60,16 @@ def exit_code(state: Any) -> tuple[int, Any]:
 
     try:
         result = state.result(raise_on_failure=False)
-    except MissingResult as exc:
-        result = exc
+    except MissingResult:
+        result = None
+    name, _, text = (state.message or "").partition(": ")
     if state.is_cancelled():
         return signals.EXIT_CODES[signals.last_signal or signal.SIGINT], result
     if isinstance(result, Report):
         return result.exit_code, result
-    if isinstance(result, UserError):
-        return 2, str(result)
-    if isinstance(result, LeaseHeld):
-        return 3, str(result)
-    return (0 if state.is_completed() else 1), str(
-        result if isinstance(result, FerryError) else state.message or result
-    )
+    if name in ("UserError", "LeaseHeld"):
+        return (2 if name == "UserError" else 3), text
+    return (0 if state.is_completed() else 1), text if name in ("Fatal", "FerryError") else state.message
 
 
 def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:

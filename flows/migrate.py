@@ -43,7 +43,13 @@ def run_name() -> str:
     persist_result=False,
 )
 def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> State[Any]:
-    """Runs a job. ``retry_failed`` takes the failed rows alone (of some classes); ``limit`` rows at most."""
+    """Runs a job: what is new, pending or worth another try.
+
+    Args:
+        job: What to move, from where, to where and how. Every key: docs/job.md.
+        retry_failed: Take failed rows alone: all of them, or those of some error classes or status codes.
+        limit: Move this many rows at most.
+    """
     quiet_errors()
     job = anchored(job, Path.cwd())
     try:
@@ -58,7 +64,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
             report = reconcile(run)
             publish(run, report)
     except FerryError as error:
-        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+        return Failed(message=failure(error))
     return final_state(report)
 
 
@@ -69,6 +75,11 @@ def transfer_again(run: Run, passes: int) -> None:
         if run.runtime.stopping or not (run.doubtful or (retry and run.runtime.progress.retryable)):
             return
         transfer_all(run, plan_pass(run, retry=retry).chunks)
+
+
+def failure(error: FerryError) -> str:
+    """A Failed state's message; the error's name in front decides the exit code of `ferry`."""
+    return f"{type(error).__name__}: {error}"
 
 
 def final_state(report: Report) -> State[Any]:

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.migrate import run_name
+from flows.migrate import failure, run_name
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.logs import quiet_errors
@@ -25,7 +25,12 @@ from tasks.verify import compare_listing, open_check, parts, read_part
     persist_result=False,
 )
 def verify(job: Job, list_only: bool = False) -> State[Any]:
-    """Compares digests of every object; with ``list_only`` sizes and ETags from a listing alone."""
+    """Reads every object at the destination back and compares it with the ledger.
+
+    Args:
+        job: The job whose destination is read.
+        list_only: Compare sizes and ETags from a listing alone; read no object.
+    """
     quiet_errors()
     job = anchored(job, Path.cwd())
     try:
@@ -37,7 +42,7 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
                 for part in bounds:
                     read_part(check, part)
     except FerryError as error:
-        return Failed(message=f"{type(error).__name__}: {error}", data=error)
+        return Failed(message=failure(error))
     if check.missing or check.altered:
         return Failed(message=check.message)
     return Completed(message=check.message)

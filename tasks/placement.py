@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from prefect.runtime import deployment
-
 from tasks.engine.errors import UserError
 
 # Where Prefect 3.8 puts what it fetches for a run: its process worker in tempfile.TemporaryDirectory(suffix="prefect"),
@@ -74,7 +72,14 @@ def facts(state: Path) -> Placement:
     container_layer = is_prefects_container(_first_command()) and on_root_device(state)
     # Outside a flow of a deployment the answer costs a request to the API: asked only where it matters.
     suspicious = clone_root is not None or container_layer
-    return Placement(suspicious and deployment.id is not None, clone_root, container_layer)
+    return Placement(suspicious and _deployment_id() is not None, clone_root, container_layer)
+
+
+def _deployment_id() -> str | None:
+    from prefect.runtime import deployment  # late: `ferry` must know its server before Prefect is imported
+
+    id_: str | None = deployment.id
+    return id_
 
 
 def find_clone_root(folder: Path) -> Path | None:

@@ -12,7 +12,7 @@ from tasks.engine.plan import Planned
 from tasks.run import Run
 
 
-@task(name="plan", cache_policy=NO_CACHE, persist_result=False)
+@task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> Planned:
     """Compares the manifest with the ledger and cuts chunks for what is to do."""
     classes: Sequence[str] = retry_failed if isinstance(retry_failed, list) else ()
@@ -23,7 +23,7 @@ def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> 
     return planned
 
 
-@task(name="plan-another-pass", cache_policy=NO_CACHE, persist_result=False)
+@task(name="plan-another-pass", task_run_name="plan-another-pass", cache_policy=NO_CACHE, persist_result=False)
 def plan_pass(run: Run, *, retry: bool) -> Planned:
     """Cuts chunks for the retryable failures of this run, and for rows that a returned chunk did not settle."""
     return run.plan("pass" if retry else "repair")

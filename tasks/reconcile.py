@@ -11,7 +11,7 @@ from tasks.accounts import Report
 from tasks.run import Run
 
 
-@task(name="reconcile", cache_policy=NO_CACHE, persist_result=False)
+@task(name="reconcile", task_run_name="reconcile", cache_policy=NO_CACHE, persist_result=False)
 def reconcile(run: Run) -> Report:
     """Folds the ledger and checks planned = copied + unchanged + skipped + failed + pending.
 

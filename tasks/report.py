@@ -13,7 +13,7 @@ from tasks.accounts import Report, outcome_table
 from tasks.run import Run
 
 
-@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+@task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(run: Run, report: Report) -> None:
     """Writes reports/run-N/summary.md and the artifacts `<job>-summary` and `<job>-failures`."""
     text = markdown(run.job.name, report)

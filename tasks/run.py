@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import references
+from tasks import placement, references
 from tasks.engine import lease as leases
 from tasks.engine import ledger
 from tasks.engine.child import Request, run_child
@@ -82,6 +82,7 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
     Raises UserError for settings, LeaseHeld when another run is on.
     """
     global _current
+    placement.refuse_lost_state(str(job.state))
     source, destination = references.source_access(job), references.destination_access(job)
     headers = references.headers(job)
     state = state_of(job)

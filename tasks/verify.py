@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import references
+from tasks import placement, references
 from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
 from tasks.engine.job import Job
@@ -57,6 +57,7 @@ class Check:
 @contextlib.contextmanager
 def open_check(job: Job, name: str) -> Iterator[Check]:
     """Takes the lease: a verification writes outcomes. Raises UserError and LeaseHeld."""
+    placement.refuse_lost_state(str(job.state))
     access = references.destination_access(job)
     preflight(job.destination.uri, access)
     state = state_of(job)

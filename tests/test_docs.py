@@ -86,7 +86,7 @@ def test_the_three_queries_run(tmp_path: Path) -> None:
     before = Path.cwd()
     os.chdir(tmp_path)
     try:
-        answers = [duckdb.sql(query).fetchall() for query in queries]
+        answers = [duckdb.connect().execute(query).fetchall() for query in queries]
     finally:
         os.chdir(before)
     assert sum(line[2] for line in answers[0]) == 3

@@ -48,7 +48,12 @@ def _no_secret_in_address(text: str, key: str) -> str:
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        frozen=True,
+        field_title_generator=lambda name, _: name,  # the UI's form shows the keys as they stand in YAML
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +205,11 @@ class Timeouts(_Model):
     """Seconds for one object, download or upload."""
 
 
+def _or_address(schema: dict[str, Any]) -> None:
+    """The short form in the schema too: a Prefect server checks a deployment's parameters against it."""
+    schema["anyOf"] = [{"type": "string", "title": "Address"}, {"$ref": schema.pop("$ref")}]
+
+
 class Job(_Model):
     """A migration: the list of what to move, where it goes, and how."""
 
@@ -207,7 +217,7 @@ class Job(_Model):
     """The job's name: letters, digits, `.`, `_` and `-`. Names the state and the runs."""
     manifest: str
     """The list: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst); or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
-    destination: Destination
+    destination: Annotated[Destination, Field(json_schema_extra=_or_address)]
     """Where to: an address, or a mapping of `uri` and more."""
     source: Source = Source()
     """Where the objects come from."""
