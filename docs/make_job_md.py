@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (Markdown tables are one line a row)
 """Writes docs/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is out of date."""
 
 from __future__ import annotations
@@ -117,7 +118,14 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
         lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(field)} |")
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            nested += ["", f"## `{prefix}{name}`", "", (inner.__doc__ or "").strip(), "", *table(inner, f"{prefix}{name}.")]
+            nested += [
+                "",
+                f"## `{prefix}{name}`",
+                "",
+                (inner.__doc__ or "").strip(),
+                "",
+                *table(inner, f"{prefix}{name}."),
+            ]
     return lines + nested
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from cyclopts import App, Parameter
 from tasks.engine import __version__
 from tasks.engine.errors import FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
+from tasks.engine.objects import class_problem
 from tasks.jobfile import TEMPLATE, load_job
 
 app = App(
@@ -89,6 +91,7 @@ def run(
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
+    _check_classes(name for name in retry_failed if name != "all")
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
@@ -109,10 +112,17 @@ def run(
             terminal.error(str(end))
         return code
     if json_:
-        _print_json({**dataclasses.asdict(end), "exit_code": end.exit_code, "message": end.message})
+        _print_json({**dataclasses.asdict(end), "exit_code": code, "message": end.message})
     else:
         terminal.report(str(job_file), end)
     return code
+
+
+def _check_classes(names: Iterable[str]) -> None:
+    """Raises UserError for the name of an error class that there is not: it would take no row, silently."""
+    for name in names:
+        if problem := class_problem(name):
+            raise UserError(problem)
 
 
 def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
@@ -172,6 +182,7 @@ def failures(
     from tasks.engine.reading import FAILURE_COLUMNS, select_failures, spreadsheet_safe, with_latest
     from tasks.run import state_of
 
+    _check_classes(class_)
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
     lines, total = with_latest(
@@ -283,15 +294,11 @@ def main() -> None:
 
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
-    except LeaseHeld as exc:
-        terminal.error(str(exc))
-        code = 3
-    except UserError as exc:
-        terminal.error(str(exc))
-        code = 2
     except FerryError as exc:
+        code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError) else 1
         terminal.error(str(exc))
-        code = 1
+        if "--json" in sys.argv:
+            _print_json({"error": str(exc), "exit_code": code})
     except KeyboardInterrupt:
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from tasks.accounts import Report, describe, duration, outcome_table, size
+from tasks.accounts import Report, describe, duration, outcome_table, size, worth_retrying
 from tasks.engine.progress import Snapshot
 from tasks.engine.summary import Counts
 from tasks.run import Run
@@ -102,6 +102,7 @@ def report(job_path: str, r: Report) -> None:
     hints = []
     if r.counts["failed"]:
         hints.append((f"ferry failures {job_path}", "what failed, and why"))
+    if worth_retrying(r.counts):
         hints.append((f"ferry run {job_path} --retry-failed", "try those alone"))
     if r.counts["pending"]:
         hints.append((f"ferry run {job_path}", "go on"))

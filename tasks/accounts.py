@@ -61,6 +61,12 @@ class Report:
         return f"{line}. {why}" if why else line
 
 
+def worth_retrying(counts: dict[str, Any]) -> bool:
+    """Are there failures that `--retry-failed` takes? What planning found is not among them: the list is to change."""
+    found_by_plan = (ErrorClass.BAD_URL, ErrorClass.BAD_KEY, ErrorClass.BAD_LINE, ErrorClass.KEY_COLLISION)
+    return bool(counts["failed"] > sum(counts["classes"].get(name, 0) for name in found_by_plan))
+
+
 def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
     """``(outcome, plain words, rows)``, settled well first, then failures by size."""
     lines = [(status, words, counts[status]) for status, words in (
@@ -101,17 +107,17 @@ def describe(planned: Planned) -> list[str]:
     if reasons:
         lines.append("to do: " + ", ".join(reasons))
     left_out = [
-        f"{count:,} {what}"
-        for count, what in (
-            (planned.duplicates, "duplicates"),
-            (planned.unusable, "unusable rows"),
-            (planned.collisions, "rows with a key that another row wants"),
+        f"{count:,} {one if count == 1 else many}"
+        for count, one, many in (
+            (planned.duplicates, "duplicate", "duplicates"),
+            (planned.unusable, "unusable row", "unusable rows"),
+            (planned.collisions, "row with a key that another row wants", "rows with a key that another row wants"),
         )
         if count
     ]
     if left_out:
         lines.append("left out: " + ", ".join(left_out) + " (`ferry failures` lists them)")
-    lines.append(f"existing objects are found {planned.existing}")
+    lines.append(f"existing objects: {planned.existing}")
     return lines + planned.notes
 
 

@@ -72,15 +72,15 @@ def parse_job(data: dict[str, Any], what: str) -> Job:
         raise UserError("\n".join([f"{what} is not a valid job:", *(f"  {line}" for line in problems(exc))])) from None
 
 
+# what pydantic adds to a path to say which member of a union it tried
+_UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']"}
+
+
 def problems(exc: ValidationError) -> list[str]:
     """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
     lines = []
     for error in exc.errors(include_input=False, include_url=False):
-        place = ".".join(
-            str(part)
-            for part in error["loc"]
-            if not str(part).startswith(("literal[", "constrained-", "int", "function-"))
-        )
+        place = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
         message = error["msg"].removeprefix("Value error, ")
         lines.append(f"{place}: {message}" if place else message)
     return lines

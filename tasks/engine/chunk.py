@@ -37,8 +37,8 @@ class ChunkResult:
 
 def read_chunk(runtime: Runtime, ref: ChunkRef) -> tuple[list[Row], dict[str, Found], set[str]]:
     """Rows, what exists of them at the destination, and which need nothing. Raises UserError when damaged."""
-    path = runtime.state.local(ref.uri)
     try:
+        path = runtime.state.local(ref.uri)
         data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"chunk file {ref.uri} is gone. Restore it, or plan anew with `ferry run --replan`") from None
@@ -147,6 +147,8 @@ class ChunkRun:
             if self._rt.stop.is_set():
                 return
             following = self._agenda.next(time.monotonic())
+            if isinstance(following, Item) and following.last:
+                self._pump()  # workers that found nothing to do have left; last tries are for all of them
 
     # --- one try of one row
 

@@ -15,16 +15,31 @@ from tasks.engine.state import State
 
 FILES_AT_ONCE = 500  # paths in one statement
 
+# A row of a listed chunk needs nothing more when the ledger has this attempt of it or a later one, when it left the
+# manifest or may not move (unusable, doubled, colliding), or when a newer chunk holds it.
+DONE = "(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR v.row_id IS NOT NULL OR NOT h.newest)"
+HELD_JOINED = """
+    FROM (
+        SELECT *, row_number() OVER (PARTITION BY row_id ORDER BY attempt DESC, place DESC) = 1 AS newest FROM held
+    ) h
+    LEFT JOIN m ON m.row_id = h.row_id
+    LEFT JOIN verdict v ON v.row_id = h.row_id
+    LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt
+"""
+
 
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
     """Fills `held`: for each row of these chunks, the chunk and for which attempt it holds the row."""
-    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR)")
+    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER)")
+    con.execute("CREATE OR REPLACE TABLE places (chunk VARCHAR, place INTEGER)")
+    if chunks:
+        con.executemany("INSERT INTO places VALUES (?, ?)", [(chunk.digest, n) for n, chunk in enumerate(chunks)])
     for start in range(0, len(chunks), FILES_AT_ONCE):
         try:
             paths = [str(state.local(chunk.uri)) for chunk in chunks[start : start + FILES_AT_ONCE]]
             con.execute(
-                "INSERT INTO held SELECT row_id, attempt, parse_filename(filename, true) "
-                "FROM read_parquet(?, filename = true)",
+                "INSERT INTO held SELECT c.row_id, c.attempt, p.chunk, p.place FROM read_parquet(?, filename = true) c "
+                "JOIN places p ON p.chunk = parse_filename(c.filename, true)",
                 [paths],
             )
         except (duckdb.Error, FileNotFoundError) as exc:
@@ -32,6 +47,12 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
                 f"a chunk file of the plan is missing or damaged ({str(exc).splitlines()[0]}). "
                 "Restore it, or plan anew with `ferry run --replan`"
             ) from None
+
+
+def without(kept: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> list[ChunkRef]:
+    """The listed chunks that are not cut again just now: the same rows give the same chunk."""
+    again = {chunk.digest for chunk in new}
+    return [chunk for chunk in kept if chunk.digest not in again]
 
 
 def choose(con: duckdb.DuckDBPyConnection, limit: int | None, pending: int) -> dict[str, int]:

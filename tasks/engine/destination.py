@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from tasks.engine import existing as listing
 from tasks.engine import tables
-from tasks.engine.cut import load_held
+from tasks.engine.cut import DONE, HELD_JOINED, load_held
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
@@ -33,8 +33,8 @@ def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
     if rows == 0:
         return "unknown", "not looked for: nothing is to do"
     if rows <= HEAD_AT_MOST:
-        return "head", "by a HEAD for each row"
-    return "listed", "by one listing of the destination"
+        return "head", "found by a HEAD for each row"
+    return "listed", "found by one listing of the destination"
 
 
 def find_existing(
@@ -45,24 +45,23 @@ def find_existing(
     Returns the chunks with what their tasks need to know, and the decision in words.
     """
     if dry:
-        (rows,) = con.execute("SELECT count(*) FROM cut").fetchone() or (0,)
+        (rows,) = con.execute("SELECT count(*) FROM cut").fetchall()[0]
         return chunks, how_to_find(job.on_existing, rows)[1]
     unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
     load_held(con, state, unfinished)
-    con.execute("""
-        CREATE OR REPLACE TABLE open_rows AS
-        SELECT h.chunk, h.row_id, m.key, m.late_key,
-               coalesce(l.attempt >= h.attempt OR m.row_id IS NULL, false) AS done
-        FROM held h LEFT JOIN m ON m.row_id = h.row_id LEFT JOIN latest l ON l.row_id = h.row_id
-    """)
-    (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchone() or (0,)
+    columns = f"h.chunk, h.row_id, m.key, m.late_key, {DONE} AS done"
+    con.execute(f"CREATE OR REPLACE TABLE open_rows AS SELECT {columns} {HELD_JOINED}")
+    (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchall()[0]
     con.execute("CREATE TABLE there (key VARCHAR, size BIGINT, etag VARCHAR)")
     how, words = how_to_find(job.on_existing, rows)
     if how == "listed":
         try:
-            words += f": {_list(con, state, job, access):,} of these keys exist"
+            words += f": {_list(con, state, job, access):,} of the keys to do exist"
         except ObjectError as error:  # a key that the client cannot represent, or a listing that is not allowed
-            how, words = "head", f"by a HEAD for each row, since the destination cannot be listed ({error.message})"
+            how, words = (
+                "head",
+                f"found by a HEAD for each row, since the destination cannot be listed ({error.message})",
+            )
     state.delete(set(state.list(HINTS)) & {chunk.hints for chunk in chunks})
     _write_hints(con, state, unfinished)
     to_do = {chunk.digest for chunk in unfinished}
@@ -83,7 +82,7 @@ def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access
         con.register("page", pa.table(columns))
         con.execute("INSERT INTO there SELECT page.* FROM page SEMI JOIN wanted USING (key)")
         con.unregister("page")
-    (count,) = con.execute("SELECT count(DISTINCT key) FROM there").fetchone() or (0,)
+    (count,) = con.execute("SELECT count(DISTINCT key) FROM there").fetchall()[0]
     return int(count)
 
 

@@ -8,6 +8,7 @@ moves (exit 2). :class:`LeaseHeld` is exit 3.
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 
@@ -24,6 +25,10 @@ class FerryError(Exception):
 
 class UserError(FerryError):
     """The job, the manifest, the state or an endpoint is not usable; nothing has moved. Exit 2."""
+
+
+class NewerVersion(UserError):
+    """State that a newer Ferry wrote."""
 
 
 class LeaseHeld(FerryError):
@@ -203,17 +208,29 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
 
 
+_HTTP_STATUS = re.compile(r"status code: (\d{3})")
+_S3_CODE = re.compile(r"<Code>(\w+)</Code>")
+
+
 def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
-    """obstore reports throttling and 5xx as one error whose status stands only in the text."""
-    lowered = text.lower()
-    if "no space left" in lowered or "storagefull" in lowered:
-        return Fatal(f"the {side} is full: no space left.")
-    for status in (429, 503, 500, 502, 504):
-        if f"status {status}" in lowered or f"{status} " in lowered and "status" in lowered:
-            cls = ErrorClass.RATE_LIMITED if status == 429 or "slowdown" in lowered else ErrorClass.STORE_ERROR
-            return ObjectError(cls, f"the {side} answered HTTP {status}", status_code=status)
-    if "timed out" in lowered or "timeout" in lowered:
-        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
-    if "error sending request" in lowered or "connect" in lowered:
+    """obstore reports throttling and 5xx as one error whose status stands only in the text.
+
+    The part after "Debug source" names settings (`retry_timeout`), and keys may hold any words: only the
+    places where obstore writes a status, S3 an error code and the system an error number are read.
+    """
+    head = text.partition("\n\nDebug source")[0]
+    found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
+    name = code.group(1) if code else ""
+    if "(os error 28)" in head or name.endswith("StorageFull"):
+        return Fatal(f"the {side} is full: no space left")
+    if found is None:
+        if "operation timed out" in head or "deadline has elapsed" in head:
+            return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
         return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed")
-    return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed")
+    status = int(found.group(1))
+    shown = f"the {side} answered HTTP {status}" + (f" ({name})" if name else "")
+    if status == 429 or name == "SlowDown":
+        return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status)
+    if status in (401, 403) and side == "destination":
+        return Fatal(f"{shown}: access is refused. Check its `credentials` and the bucket's policy")
+    return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status)

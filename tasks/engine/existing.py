@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from queue import Queue
+from queue import Full, Queue
+from threading import Event
 
 from tasks.engine.store import Found, Store
 
@@ -14,8 +16,11 @@ RANGES_AT_ONCE = 8
 
 
 def just_before(key: str) -> str | None:
-    """Something that a listing may start after so that ``key`` is in it: S3 starts *after* the marker."""
-    return key[:-1] or None
+    """Something that a listing may start after so that ``key`` is in it: S3 starts *after* the marker.
+
+    Never one that ends in `/`, which the client would drop.
+    """
+    return key[:-1].rstrip("/") or None
 
 
 def cut_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tuple[str | None, str | None]]:
@@ -33,21 +38,27 @@ def cut_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tup
 def existing(store: Store, keys: Sequence[str]) -> Iterator[list[Found]]:
     """Pages of what stands at the destination from the first of ``keys`` (sorted) to the last.
 
-    Other keys in between come along; a range's first page may repeat keys of the range before it.
-    A directory is walked once: its order is not the keys'.
+    Other keys come along, and some twice. Ranges are only for stores that list in the order of the keys'
+    bytes, as S3 does: SeaweedFS lists folder by folder, and a range would miss what it puts elsewhere.
     """
-    if store.kind == "file":
+    if not store.in_byte_order:
         yield from store.list()
         return
-    last = keys[-1] if keys else ""
     pages: Queue[list[Found] | None] = Queue(maxsize=64)
+    abandoned = Event()
+
+    def put(page: list[Found] | None) -> None:
+        while not abandoned.is_set():
+            with contextlib.suppress(Full):
+                pages.put(page, timeout=0.5)
+                return
 
     def one(start_after: str | None, end: str | None) -> None:
         for page in store.list(start_after=start_after):
-            wanted = [found for found in page if (end is None or found.key < end) and found.key <= last]
+            wanted = [found for found in page if (end is None or found.key < end) and found.key <= keys[-1]]
             if wanted:
-                pages.put(wanted)
-            if len(wanted) < len(page):
+                put(wanted)
+            if len(wanted) < len(page) or abandoned.is_set():
                 return
 
     def all_of_them() -> None:
@@ -56,10 +67,13 @@ def existing(store: Store, keys: Sequence[str]) -> Iterator[list[Found]]:
                 for future in [pool.submit(one, *bounds) for bounds in cut_ranges(keys)]:
                     future.result()
         finally:
-            pages.put(None)
+            put(None)
 
     with ThreadPoolExecutor(1) as starter:
         listing = starter.submit(all_of_them)
-        while (page := pages.get()) is not None:
-            yield page
-        listing.result()
+        try:
+            while (page := pages.get()) is not None:
+                yield page
+            listing.result()
+        finally:
+            abandoned.set()

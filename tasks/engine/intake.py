@@ -99,7 +99,16 @@ def _local(job: Job, access: Access, spool_dir: Path) -> Path:
         store = open_store(f"s3://{parts.netloc}", access, spool_dir)
         asyncio.run(_from_bucket(store, parts.path.lstrip("/"), copy, address))
         return copy
-    return Path(unquote(urlsplit(address).path)) if address.startswith("file://") else Path(address)
+    path = Path(unquote(urlsplit(address).path)) if address.startswith("file://") else Path(address)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; to move what lies in it, write `manifest: file://{path.absolute()}/`")
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise UserError(f"the manifest {path} does not exist") from None
+    except OSError as exc:
+        raise UserError(f"the manifest {path} cannot be read: {exc.strerror}") from None
+    return path
 
 
 async def _download(job: Job, url: str, path: Path) -> None:

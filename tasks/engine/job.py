@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 OPEN_HEADERS = frozenset({"accept", "accept-language", "referer", "user-agent"})
-_SIGNATURE = re.compile(r"[?&](x-amz-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
+_SIGNATURE = re.compile(r"[?&]((x-amz|x-goog)-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
 _SECRET_REF = re.compile(r"(secret|env):\S+\Z")
 
 
@@ -160,11 +160,10 @@ class Destination(_Model):
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:
-        if value.startswith("s3://") and value[5:].strip("/"):
+        _no_secret_in_address(value, "destination")
+        if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
             return value
-        if value.startswith("file:///"):
-            return value
-        raise ValueError(f"destination `{value}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+        raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
 
     @field_validator("endpoint_url")
     @classmethod

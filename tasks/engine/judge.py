@@ -46,18 +46,20 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str]) -> Judged:
             SELECT *,
                    row_number() OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS nth,
                    first_value(row_no) OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS first_no,
-                   min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key) AS contested,
+                   min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
+                   -- a key that names the digest says itself that its objects are equal
+                   AND NOT (late_key AND contains(replace(key, '{{', ''), '{sha256}')) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates
         )
         SELECT row_id,
                CASE WHEN nth > 1 THEN 'duplicate'
-                    WHEN contested AND NOT late_key AND NOT has THEN 'key_collision' END AS error_class,
+                    WHEN contested AND NOT has THEN 'key_collision' END AS error_class,
                CASE WHEN nth > 1 THEN 'the same source and key as row ' || first_no
                     ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
                          || ' wants the same key from another source' END AS message
-        FROM ranked WHERE nth > 1 OR (contested AND NOT late_key AND NOT has)
+        FROM ranked WHERE nth > 1 OR (contested AND NOT has)
     """)
     rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
     duplicates, collisions = one(
@@ -94,7 +96,7 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str]) -> Judged:
 def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, how: str) -> None:
     """Unusable, doubled and colliding rows become outcomes, where the ledger does not say so yet."""
     reader = con.execute("""
-        SELECT m.row_id, m.source, m.key, m.id, m.size, v.error_class, v.message
+        SELECT m.row_id, m.source, m.key, m.id, m.size, v.error_class, v.message, coalesce(l.attempt, 0)
         FROM m JOIN (
             SELECT row_id, error_class, message FROM m WHERE error_class IS NOT NULL
             UNION ALL SELECT row_id, error_class, message FROM verdict
@@ -120,13 +122,14 @@ def _outcome(
     size: int | None,
     cls: str,
     text: str,
+    attempt: int,
 ) -> Outcome:
     now = datetime.now(UTC)
     error = ErrorClass(cls)
     return Outcome(
         row_id=row_id, source=redact(source or ""), key=key or "", id=id_,
         status=Status.SKIPPED if error is ErrorClass.DUPLICATE else Status.FAILED, error_class=error,
-        status_code=None, message=text, retryable=False, reason=Reason.NEW, attempt=0, requests=0, size=size,
+        status_code=None, message=text, retryable=False, reason=Reason.NEW, attempt=attempt, requests=0, size=size,
         md5=None, sha256=None, content_type=None, source_etag=None, source_last_modified=None, dest_etag=None,
         started_at=now, recorded_at=now, run_no=run_no, chunk="", how=how,
     )  # fmt: skip
@@ -134,4 +137,4 @@ def _outcome(
 
 def one(con: duckdb.DuckDBPyConnection, sql: str) -> Any:
     """The first line of an answer."""
-    return con.execute(sql).fetchone()
+    return con.execute(sql).fetchall()[0]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tasks.engine.errors import FerryError, LeaseHeld
+from tasks.engine.errors import FerryError, LeaseHeld, UserError
 from tasks.engine.state import State
 
 NAME = "lease.json"
@@ -94,7 +94,8 @@ class Lease:
     @property
     def held(self) -> bool:
         """False once another run may have taken it: asked before each write to the state."""
-        return not self._lost and time.monotonic() - self._renewed < LENGTH_S
+        in_time = time.monotonic() - self._renewed < LENGTH_S and time.time() < self._holder.expires_at
+        return in_time and not self._lost
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
@@ -105,12 +106,25 @@ class Lease:
                 if self.held and self._state.swap(NAME, old.encode(), new.encode()):
                     self._holder, self._renewed = new, asked
                     continue
+                if self.held and self._adopt():
+                    continue
             except FerryError:
                 if self.held:
                     continue  # the disk or the network; until the lease ends there is time to try again
             self._lost = True
             self._on_lost()
             return
+
+    def _adopt(self) -> bool:
+        """A swap whose answer was lost may have happened all the same: then the lease is as it left it."""
+        try:
+            found = decode(self._state.read(NAME))
+        except FileNotFoundError:
+            return False
+        ours = found.token == self._holder.token
+        if ours:
+            self._holder = found
+        return ours
 
     def release(self) -> None:
         self._done.set()
@@ -141,7 +155,13 @@ def acquire(state: State, run: str, on_lost: Callable[[], None] = lambda: None) 
 
 
 def decode(raw: bytes) -> Holder:
-    return Holder(**json.loads(raw))
+    """Raises UserError for a damaged lease: nobody can say whether it is held."""
+    try:
+        return Holder(**json.loads(raw))
+    except (ValueError, TypeError):
+        raise UserError(
+            f"{NAME} in the state is damaged. If no other run of this job is on, delete it and try again"
+        ) from None
 
 
 def holder(state: State) -> Holder | None:

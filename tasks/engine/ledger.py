@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from tasks.engine.errors import UserError
 from tasks.engine.objects import Outcome
+from tasks.engine.plan import read_plan
 from tasks.engine.state import State
-from tasks.engine.tables import OUTCOME, encode_outcomes
+from tasks.engine.tables import OUTCOME, check_version, encode_outcomes
 
 T = TypeVar("T")
 LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, recorded_at DESC, attempt DESC) = 1"
@@ -55,21 +56,34 @@ def run_of(name: str) -> int:
 
 def last_run_no(state: State) -> int:
     """The highest run number that left anything behind; 0 before the first run."""
-    return max((run_of(name) for folder in ("outcomes", "ledger", "reports") for name in state.list(folder)), default=0)
+    plan = read_plan(state)
+    names = (name for folder in ("outcomes", "ledger", "reports") for name in state.list(folder))
+    return max((plan.last_run if plan else 0, *map(run_of, names)))
 
 
 def files(state: State) -> list[str]:
     return [name for folder in ("ledger", "outcomes") for name in state.list(folder) if name.endswith(".parquet")]
 
 
-def create_latest(con: duckdb.DuckDBPyConnection, state: State, table: str = "latest") -> None:
-    """Fills a table with the latest outcome of each row."""
+def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int = 0) -> None:
+    """Fills the table `latest` with the latest outcome of each row, of runs from ``since_run`` on.
+
+    Raises UserError for a file that a newer Ferry wrote.
+    """
     paths = [str(state.local(name)) for name in files(state)]
     if not paths:
         con.register("no_outcomes", OUTCOME.empty_table())
-        con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM no_outcomes")
+        con.execute("CREATE OR REPLACE TABLE latest AS SELECT * FROM no_outcomes")
         return
-    con.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM read_parquet(?) {LATEST}", [paths])
+    versions = con.execute(
+        "SELECT max(CAST(decode(value) AS INTEGER)) FROM parquet_kv_metadata(?) WHERE decode(key) = 'ferry_schema'",
+        [paths],
+    ).fetchall()
+    check_version(versions[0][0], "the ledger")
+    con.execute(
+        f"CREATE OR REPLACE TABLE latest AS SELECT * FROM read_parquet(?) WHERE run_no >= ? {LATEST}",
+        [paths, since_run],
+    )
 
 
 def reading(read: Callable[[], T], tries: int = 8) -> T:

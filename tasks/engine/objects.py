@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
+from difflib import get_close_matches
 from enum import StrEnum
 
 
@@ -73,6 +75,15 @@ class ErrorClass(StrEnum):
     ALTERED = "altered"
     # an exception that errors.py does not know: a bug of ours, kept to its row
     INTERNAL = "internal"
+
+
+def class_problem(name: str) -> str | None:
+    """What is wrong with the name of an error class (or a status code) that somebody asks for; None if nothing."""
+    if name in set(ErrorClass) or re.fullmatch(r"[1-5]\d\d", name):
+        return None
+    near = get_close_matches(name, list(ErrorClass), n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(ErrorClass)}, and status codes"
+    return f"`{name}` is no error class; {hint}"
 
 
 AGAIN: dict[ErrorClass, Again] = {

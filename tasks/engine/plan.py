@@ -49,6 +49,7 @@ class Plan:
     manifest: dict[str, Any]  # file, digest of its source, recognised columns
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
+    since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
 
     def encode(self) -> bytes:
         return json.dumps({"ferry_schema": SCHEMA_VERSION, **asdict(self)}, indent=1).encode()
@@ -61,7 +62,7 @@ class Plan:
             check_version(data.pop("ferry_schema"), PLAN_FILE)
             data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
             return cls(**data)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{PLAN_FILE} in the state is damaged; restore it, or use --replan or another `state`"
             ) from None
@@ -102,7 +103,7 @@ class Latest:
     status: Status
     error_class: ErrorClass | None
     status_code: int | None
-    attempt: int  # 0: an outcome of planning
+    by_plan: bool  # an outcome of planning: unusable, doubled, colliding
     how_same: bool  # written under the job's present `how`
     this_run: bool
 
@@ -139,19 +140,23 @@ def reason_to_do(
     A class may be named by its name or by the status code (`404`).
     """
     if mode == "retry":
-        if latest is None or latest.status is not Status.FAILED or latest.attempt == 0:
+        if latest is None or latest.status is not Status.FAILED or latest.by_plan:
             return None
-        wanted = not classes or latest.error_class in classes or str(latest.status_code) in classes
+        wanted = (
+            not classes
+            or latest.error_class in classes
+            or (latest.status_code is not None and str(latest.status_code) in classes)
+        )
         return Reason.RETRY if wanted else None
     if mode in ("pass", "repair"):
-        if latest is None or latest.status is Status.PENDING or latest.attempt == 0:
+        if latest is None or latest.status is Status.PENDING or latest.by_plan:
             return Reason.REPAIR if held else None
         failed = mode == "pass" and latest.status is Status.FAILED and latest.this_run
         now = latest.error_class is not None and AGAIN[latest.error_class] is Again.NOW
         return Reason.RETRY if failed and now else None
     if held:
         return None
-    if latest is None or latest.attempt == 0:
+    if latest is None or latest.by_plan:
         return Reason.NEW
     if latest.status is Status.PENDING:
         return Reason.REPAIR

@@ -8,14 +8,15 @@ found again by a later plan.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tasks.engine import cut, judge, ledger
 from tasks.engine.destination import find_existing
-from tasks.engine.intake import bring_manifest
+from tasks.engine.errors import NewerVersion, UserError
+from tasks.engine.intake import Brought, bring_manifest
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import (
@@ -35,6 +36,8 @@ from tasks.engine.plan import (
 )
 from tasks.engine.state import State
 from tasks.engine.store import Access
+
+REPLACED = "plan/replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,10 @@ class Planner:
 
     def __init__(self, job: Job, state: State, access: Accesses, ask: Ask) -> None:
         self.job, self.state, self.access, self.ask = job, state, access, ask
-        self.con = ledger.connect(state.spool_dir)
+        # `ferry plan` may look at a job whose run is on: its work files lie elsewhere, and go.
+        self._scratch = tempfile.TemporaryDirectory(prefix="ferry-plan-") if ask.dry else None
+        self.spool_dir = Path(self._scratch.name) if self._scratch else state.spool_dir
+        self.con = ledger.connect(self.spool_dir)
         self.notes: list[str] = []
 
     def run(self) -> Planned:
@@ -72,9 +78,17 @@ class Planner:
         if old is not None:
             check_where(old, self.job)
         chunks = old.chunks if old else []
-        manifest, about = self._manifest(old)
-        self._load(manifest, chunks)
+        since_run = old.since_run if old else self._since_run()
+        brought = self._manifest(old)
+        self._view(brought)
+        ledger.create_latest(self.con, self.state, since_run)
+        self._load_held(chunks)
         judged = judge.judge(self.con, self.notes)
+        about = brought.about
+        if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
+            about = {**about, "file": manifest_name(self.ask.run_no)}
+            self.state.write_file(about["file"], brought.path)
+            self._view(Brought(None, about))
         self._decide()
         listed = self._count_done(chunks) if plain else []
         if plain and not dry:
@@ -83,12 +97,13 @@ class Planner:
         todo = cut.choose(self.con, self.ask.limit, pending)
         chunk_rows = old.chunk_rows if old else self._chunk_rows(judged.rows)
         new = [] if dry else cut.write_chunks(self.con, self.state, self.ask.run_no, chunk_rows)
+        kept = cut.without(listed if plain else chunks, new)
         run_chunks, how_found = find_existing(
-            self.con, self.state, self.job, self.access.destination, [*listed, *new], dry=dry
+            self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, dry=dry
         )
         if not dry:
-            kept = listed if plain else chunks
-            plan = Plan(self.job.where(), chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new])
+            where = self.job.where()
+            plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run)
             self.state.write(PLAN_FILE, plan.encode())
             self._forget_old_manifests(about["file"])
         return Planned(
@@ -98,30 +113,38 @@ class Planner:
             chunks=run_chunks, recognised=about.get("recognised", {}), notes=self.notes,
         )  # fmt: skip
 
+    def close(self) -> None:
+        self.con.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _since_run(self) -> int:
+        """The first plan after a --replan: a new place makes all that was done before count for nothing."""
+        replaced = replaced_plan(self.state)
+        if replaced is None:
+            return 0
+        return replaced.since_run if replaced.where == self.job.where() else self.ask.run_no
+
     def _chunk_rows(self, rows: int) -> int:
         return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
 
-    def _manifest(self, old: Plan | None) -> tuple[Path, dict[str, Any]]:
-        """The normalised manifest: made anew when the list changed, kept where only the ledger did."""
+    def _manifest(self, old: Plan | None) -> Brought:
+        """The list, brought and normalised; or the one that the state holds, where it did not change."""
         known = old.manifest if old else {}
         if self.ask.mode != "plain" and old is not None:
-            return self.state.local(known["file"]), known
-        brought = bring_manifest(self.job, self.access.source, self.state.spool_dir, known)
+            return Brought(None, known)
+        brought = bring_manifest(self.job, self.access.source, self.spool_dir, known)
         self.notes += brought.notes
-        if brought.path is None:
-            return self.state.local(known["file"]), known
-        if self.ask.dry:
-            return brought.path, brought.about
-        name = manifest_name(self.ask.run_no)
-        self.state.write_file(name, brought.path)
-        return self.state.local(name), {**brought.about, "file": name}
+        return brought if brought.path is not None else Brought(None, known)
+
+    def _view(self, manifest: Brought) -> None:
+        path = manifest.path or self.state.local(manifest.about["file"])
+        self.con.from_parquet(str(path)).create_view("m", replace=True)
 
     def _forget_old_manifests(self, current: str) -> None:
         self.state.delete(n for n in self.state.list("plan") if n.startswith("plan/manifest-") and n != current)
 
-    def _load(self, manifest: Path, chunks: Sequence[ChunkRef]) -> None:
-        self.con.from_parquet(str(manifest)).create_view("m")
-        ledger.create_latest(self.con, self.state)
+    def _load_held(self, chunks: Sequence[ChunkRef]) -> None:
         if self.ask.mode in ("pass", "repair"):
             returned = set(self.ask.returned)
             chunks = [chunk for chunk in chunks if chunk.digest in returned]
@@ -133,7 +156,8 @@ class Planner:
             """
             CREATE TABLE facts AS
             SELECT m.row_id, m.row_no, l.row_id IS NOT NULL AS known, l.status, l.error_class, l.status_code,
-                   l.attempt, l.how = ? AS how_same, l.run_no = ? AS this_run,
+                   l.attempt, l.chunk = '' AND l.status <> 'pending' AS by_plan, l.how = ? AS how_same,
+                   l.run_no = ? AS this_run,
                    coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held
             FROM m LEFT JOIN latest l ON l.row_id = m.row_id
                    LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held GROUP BY 1) h ON h.row_id = m.row_id
@@ -141,21 +165,21 @@ class Planner:
             """,
             [self.job.how_digest(), self.ask.run_no],
         )
-        facts = ["known", "status", "error_class", "status_code", "attempt = 0", "how_same", "this_run", "held"]
+        facts = ["known", "status", "error_class", "status_code", "by_plan", "how_same", "this_run", "held"]
         combos = self.con.execute(f"SELECT DISTINCT {', '.join(facts)} FROM facts").fetchall()
         self.con.execute(
             "CREATE TABLE answer (known BOOLEAN, status VARCHAR, error_class VARCHAR, status_code BIGINT, "
-            "planned_only BOOLEAN, how_same BOOLEAN, this_run BOOLEAN, held BOOLEAN, reason VARCHAR)"
+            "by_plan BOOLEAN, how_same BOOLEAN, this_run BOOLEAN, held BOOLEAN, reason VARCHAR)"
         )
-        for known, status, error_class, code, planned_only, how_same, this_run, held in combos:
+        for known, status, error_class, code, by_plan, how_same, this_run, held in combos:
             latest = None
             if known:
                 error = ErrorClass(error_class) if error_class else None
-                latest = Latest(Status(status), error, code, 0 if planned_only else 1, how_same, this_run)
+                latest = Latest(Status(status), error, code, by_plan, how_same, this_run)
             reason = reason_to_do(latest, held=held, mode=self.ask.mode, classes=self.ask.classes)
             self.con.execute(
                 "INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [known, status, error_class, code, planned_only, how_same, this_run, held, reason],
+                [known, status, error_class, code, by_plan, how_same, this_run, held, reason],
             )
         self.con.execute("""
             CREATE TABLE todo AS
@@ -163,22 +187,14 @@ class Planner:
             FROM facts f JOIN answer a ON a.known = f.known AND a.held = f.held
                 AND a.status IS NOT DISTINCT FROM f.status AND a.error_class IS NOT DISTINCT FROM f.error_class
                 AND a.status_code IS NOT DISTINCT FROM f.status_code
-                AND a.planned_only IS NOT DISTINCT FROM (f.attempt = 0)
+                AND a.by_plan IS NOT DISTINCT FROM f.by_plan
                 AND a.how_same IS NOT DISTINCT FROM f.how_same AND a.this_run IS NOT DISTINCT FROM f.this_run
             WHERE a.reason IS NOT NULL
         """)
 
     def _count_done(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
-        """The listed chunks that stay, each with how many of its rows need nothing more.
-
-        A row needs nothing when the ledger has this attempt of it, or when it left the manifest.
-        """
-        self.con.execute("""
-            CREATE TABLE done AS
-            SELECT h.chunk, h.row_id, (l.row_id IS NOT NULL OR m.row_id IS NULL) AS done
-            FROM held h LEFT JOIN m ON m.row_id = h.row_id
-                        LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt
-        """)
+        """The listed chunks that stay, each with how many of its rows need nothing more (cut.DONE)."""
+        self.con.execute(f"CREATE TABLE done AS SELECT h.chunk, {cut.DONE} AS done {cut.HELD_JOINED}")
         counts: dict[str, int] = dict(
             self.con.execute("SELECT chunk, count(*) FILTER (done) FROM done GROUP BY 1").fetchall()
         )
@@ -192,12 +208,33 @@ def make_plan(job: Job, state: State, access: Accesses, ask: Ask) -> Planned:
     try:
         return planner.run()
     finally:
-        planner.con.close()
+        planner.close()
 
 
 def forget_plan(state: State) -> None:
-    """`--replan`: puts the present plan aside. The ledger stays: it is what happened."""
-    plan = read_plan(state)
-    if plan is not None:
-        state.write(f"plan/replaced/{plan.last_run:06d}.json", plan.encode())
-        state.delete([PLAN_FILE])
+    """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
+
+    Raises UserError when it is of a newer version.
+    """
+    try:
+        raw = state.read(PLAN_FILE)
+    except FileNotFoundError:
+        return
+    try:
+        number = Plan.decode(raw).last_run
+    except NewerVersion:
+        raise
+    except UserError:
+        number = 0
+    state.write(f"{REPLACED}/{number:06d}.json", raw)
+    state.delete([PLAN_FILE])
+
+
+def replaced_plan(state: State) -> Plan | None:
+    """The plan that the last --replan put aside, where it can still be read."""
+    for name in reversed(state.list(REPLACED)):
+        try:
+            return Plan.decode(state.read(name))
+        except UserError:
+            continue
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ T = TypeVar("T")
 FAILURE_COLUMNS = (
     "id", "source", "key", "error_class", "status_code", "message", "attempt", "requests", "retryable", "recorded_at",
 )  # fmt: skip
+_NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -32,7 +34,7 @@ def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T
             raise UserError("nothing is planned yet; start with `ferry run`")
         con = ledger.connect(state.spool_dir)
         try:
-            ledger.create_latest(con, state)
+            ledger.create_latest(con, state, plan.since_run)
             return work(con, str(state.local(plan.manifest["file"])))
         finally:
             con.close()
@@ -57,7 +59,7 @@ def select_failures(
     if not given["classes"]:
         matching = matching.partition("AND (len")[0]
         del given["classes"]
-    (total,) = con.execute(f"SELECT count(*) {matching}", given).fetchone() or (0,)
+    (total,) = con.execute(f"SELECT count(*) {matching}", given).fetchall()[0]
     cursor = con.execute(
         f"""
         SELECT l.id, l.source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable,
@@ -72,6 +74,11 @@ def select_failures(
 def spreadsheet_safe(value: Any) -> Any:
     """A cell that a spreadsheet will not take for a formula: text that starts like one gets a `'` in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def without_control(text: str) -> str:
+    """Control characters that a sheet cannot hold (XML 1.0 section 2.2), as escapes."""
+    return _NO_XML.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def export(state: State, what: str, path: Path, *, full: bool) -> int:
@@ -98,7 +105,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             f"JOIN read_parquet(?) m USING (row_id) WHERE {test} ORDER BY m.row_no",
             [manifest],
         )
-        (rows,) = con.execute("SELECT count(*) FROM export").fetchone() or (0,)
+        (rows,) = con.execute("SELECT count(*) FROM export").fetchall()[0]
         if ending == "parquet":
             con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
             return int(rows)
@@ -113,9 +120,14 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             raise UserError(f"{rows:,} rows do not fit into a sheet (1,048,575); write .csv or .parquet")
         if "recorded_at" in frame.columns:  # Excel has no time zones
             frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        for name in frame.columns:
+            if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
+                frame[name] = frame[name].map(without_control, na_action="ignore")
         frame.to_excel(path, index=False)
         return int(rows)
 
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"the folder {path.absolute().parent} does not exist")
     return with_latest(state, work)
 
 

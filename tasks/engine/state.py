@@ -7,6 +7,7 @@ bytes are synced before the rename and the directory after it, so that a power c
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -105,8 +106,7 @@ class DirectoryState:
         """Replaces a file's content if it is still ``old``; False when it is not. Exclusive by a lock file."""
         import fcntl
 
-        self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / f".{Path(name).name}.lock").open("w") as guard:
+        with self._disk(name), (self.root / f".{Path(name).name}.lock").open("w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)
             try:
                 if (self.root / name).read_bytes() != old:
@@ -227,12 +227,14 @@ class BucketState:
             raise self._fatal(exc, "old files") from None
 
     def local(self, name: str) -> Path:
-        """Files other than outcomes and hints never change under a name, so one copy is enough."""
+        """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
         target = self._cache / name
-        if not target.exists() or name.startswith("plan/"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".part-{target.name}")
-            temporary.write_bytes(self.read(name))
+        if not target.exists() or not name.startswith(("chunks/", "ledger/")):
+            data = self.read(name)
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)  # mode 0600
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
             Path(temporary).replace(target)
         return target
 
@@ -245,6 +247,7 @@ def open_state(uri: str, access: Access, cache_root: Path) -> State:
     if not uri.startswith("s3://"):
         return DirectoryState(Path(uri))
     parts = urlsplit(uri)
-    cache = cache_root / f"{parts.netloc}{parts.path}".replace("/", "_")
-    cache.mkdir(parents=True, exist_ok=True)
+    place = hashlib.sha256(f"{access.endpoint_url} {uri.rstrip('/')}".encode()).hexdigest()[:16]
+    cache = cache_root / f"{parts.netloc}-{place}"
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     return BucketState(open_store(uri, access, cache / "spool"), cache)

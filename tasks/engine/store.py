@@ -76,6 +76,8 @@ class Store:
         kind: Literal["s3", "file"],
         spool_dir: Path,
         directory: Path = Path(),
+        *,
+        in_byte_order: bool = False,
     ) -> None:
         self.uri = uri
         self.kind = kind
@@ -83,6 +85,7 @@ class Store:
         self.backend = backend
         self._spool_dir = spool_dir
         self.directory = directory
+        self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
 
     def path(self, key: str) -> str:
@@ -104,6 +107,8 @@ class Store:
             extra["mode"] = "create"
         elif body.path is not None:
             extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": 4}
+        else:
+            extra["use_multipart"] = False  # one part, so that the ETag is the MD5
         try:
             result = await obstore.put_async(self.backend, self.path(key), source, **extra)
         except obstore.exceptions.AlreadyExistsError:
@@ -242,7 +247,10 @@ def open_store(uri: str, access: Access, spool_dir: Path, *, timeout_s: float = 
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        return Store(uri, _s3(parts.netloc, access, timeout_s), parts.path.strip("/"), "s3", spool_dir)
+        backend = _s3(parts.netloc, access, timeout_s)
+        # Amazon promises it (ListObjectsV2); of other stores nothing is known.
+        at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
+        return Store(uri, backend, parts.path.strip("/"), "s3", spool_dir, in_byte_order=at_amazon)
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:

@@ -77,7 +77,7 @@ def count(con: duckdb.DuckDBPyConnection, manifest: str) -> Counts:
     ``planned`` is counted apart from the states, so that :meth:`Counts.check` can fail.
     """
     counts = Counts()
-    (counts.planned,) = con.execute("SELECT count(*) FROM read_parquet(?)", [manifest]).fetchone() or (0,)
+    (counts.planned,) = con.execute("SELECT count(*) FROM read_parquet(?)", [manifest]).fetchall()[0]
     lines = con.execute(
         """
         SELECT coalesce(l.status, 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),

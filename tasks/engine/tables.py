@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.engine.errors import UserError
+from tasks.engine.errors import NewerVersion, UserError
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Row, Status
 
 SCHEMA_VERSION = 1
@@ -79,7 +79,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def check_version(found: bytes | int | None, what: str) -> None:
     """Refuses what a newer Ferry wrote."""
     if found is not None and int(found) > SCHEMA_VERSION:
-        raise UserError(
+        raise NewerVersion(
             f"{what} was written by a newer version of Ferry (schema {int(found)}; this one reads up to "
             f"{SCHEMA_VERSION}). Update Ferry here, or use another `state`"
         )

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Literal
+from weakref import WeakValueDictionary
 
 from tasks.engine import image, keys
 from tasks.engine.body import Body
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import Limiter
-from tasks.engine.objects import ErrorClass, Row, Status
+from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
 from tasks.engine.store import Found, Store, md5_of_etag
 
+_AUTHORITY_END = re.compile(r"[/?#]")
 DESTINATION = "destination"  # the destination's name in the limiter; no host has it: it holds no dot
 
 
@@ -103,6 +106,14 @@ def after_fetch(policy: OnExisting, same: bool) -> Literal["put", "skip", "uncha
     return {OnExisting.SKIP: "skip", OnExisting.FAIL: "exists"}.get(policy, "put")  # type: ignore[return-value]
 
 
+def policy_for(policy: OnExisting, row: Row) -> OnExisting:
+    """What verify found altered is written again whatever the policy: the object there is not the row's.
+
+    A repair of attempt 1 is of a row that its chunk left out: nothing is known of its key, the policy holds.
+    """
+    return OnExisting.OVERWRITE if row.reason is Reason.REPAIR and row.attempt > 1 else policy
+
+
 class Mover:
     """Moves one object at a time, as many times at once as it is asked to."""
 
@@ -121,60 +132,80 @@ class Mover:
         self._limiter = limiter
         self._rules = rules
         self._pool = pool
+        self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def move(self, row: Row, found: Found | None, *, look: bool = False) -> Moved:
         """Get, check, compare, put, confirm. Raises ObjectError (the row's failure) or Fatal.
 
         ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD.
         """
-        rules = self._rules
-        if look and not row.late_key and rules.on_existing is not OnExisting.OVERWRITE:
+        policy = policy_for(self._rules.on_existing, row)
+        if look and not row.late_key and policy is not OnExisting.OVERWRITE:
             found = await self._destination.head(row.key)
-        step = before_fetch(rules.on_existing, row, found)
+        step = before_fetch(policy, row, found)
         if step != "fetch":
             assert found is not None
             return self._left_alone(step, row.key, found)
         fetch = await self._fetch(row)
         try:
-            return await self._land(row, fetch, found)
+            return await self._land(row, fetch, found, policy)
         except ObjectError as error:
             error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
             raise
         finally:
             fetch.body.discard()
 
-    async def _land(self, row: Row, fetch: Fetch, found: Found | None) -> Moved:
-        body, rules = fetch.body, self._rules
+    async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting) -> Moved:
+        body = fetch.body
         kind = await self._check(row, body, fetch.attributes)
-        key = row.key
-        if row.late_key:
-            key = keys.finish(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
-            if rules.on_existing is not OnExisting.OVERWRITE:
-                found = await self._destination.head(key)
         moved = Moved(
-            Status.COPIED, key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
+            Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
             fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
         )  # fmt: skip
-        if found is not None:
-            action = after_fetch(rules.on_existing, await self._same(key, body, found))
-            if action == "exists":
-                raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
-            if action != "put":
-                moved.status = Status.UNCHANGED if action == "unchanged" else Status.SKIPPED
-                moved.error_class = None if action == "unchanged" else ErrorClass.EXISTS
-                moved.message = None if action == "unchanged" else "the destination has this key"
-                moved.dest_etag = found.etag
-                return moved
-        # A last guard against a key that appeared meanwhile; a multipart upload has no such condition.
-        create = rules.on_existing in (OnExisting.SKIP, OnExisting.FAIL) and body.path is None
-        attributes = {**fetch.attributes, **rules.attributes, "Content-Type": moved.content_type}
+        attributes = {**fetch.attributes, **self._rules.attributes, "Content-Type": moved.content_type}
+        given = {name: value for name, value in attributes.items() if value}
+        if not row.late_key:
+            return await self._settle(moved, body, given, found, policy)
+        moved.key = keys.finish(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
+        # Rows that come to one key, `{sha256}.{ext}` of equal bodies, one after the other: the next sees the first.
+        async with self._late_keys.setdefault(moved.key, asyncio.Lock()):
+            if policy is not OnExisting.OVERWRITE:
+                found = await self._destination.head(moved.key)
+            return await self._settle(moved, body, given, found, policy)
+
+    async def _settle(
+        self, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
+    ) -> Moved:
+        """Leaves alone what stands under the key, or puts the body there."""
+        if found is not None and await self._stays(moved, body, found, policy):
+            return moved
+        # A last guard against a key that the plan did not see; a multipart upload has no such condition.
+        create = policy in (OnExisting.SKIP, OnExisting.FAIL) and body.path is None
         try:
-            moved.dest_etag = await self._put(key, body, {n: v for n, v in attributes.items() if v}, create)
+            moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
-            if error.error_class is not ErrorClass.EXISTS or rules.on_existing is not OnExisting.SKIP:
+            found = await self._destination.head(moved.key) if error.error_class is ErrorClass.EXISTS else None
+            if found is None:
                 raise
-            moved.status, moved.error_class, moved.message = Status.SKIPPED, error.error_class, error.message
+            await self._stays(moved, body, found, policy)
         return moved
+
+    async def _stays(self, moved: Moved, body: Body, found: Found, policy: OnExisting) -> bool:
+        """Judges an object that stands under the key: False when the body is to replace it.
+
+        Raises ObjectError with ``exists`` where the policy is to fail.
+        """
+        action = after_fetch(policy, await self._same(moved.key, body, found))
+        if action == "put":
+            return False
+        if action == "exists":
+            raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
+        moved.dest_etag = found.etag
+        moved.status = Status.UNCHANGED
+        if action == "skip":
+            moved.status, moved.error_class = Status.SKIPPED, ErrorClass.EXISTS
+            moved.message = "the destination has this key"
+        return True
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
         """Uploads and has the destination confirm it, under the destination's own limit."""
@@ -278,4 +309,4 @@ def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
 
 def host_of(source: str) -> str:
     """The host (with its port) whose limit and circuit a source counts for; a root's bucket likewise."""
-    return source.partition("://")[2].partition("/")[0].rpartition("@")[2].lower()
+    return _AUTHORITY_END.split(source.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].lower()

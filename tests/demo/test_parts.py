@@ -376,7 +376,7 @@ def test_reader_may_read_but_not_write(s3: S3Server, bucket: str) -> None:
 
 
 def test_restart_keeps_the_data(tmp_path: Path) -> None:
-    """Stopped, it refuses connections; started again, it has the objects at the same address. Stopping twice is fine."""
+    """Stopped, it refuses connections; started again, it has the objects where they were. Stopping twice is fine."""
     server = S3Server(tmp_path)
     try:
         server.start()

@@ -279,16 +279,19 @@ RAW_DEFLATE = BARE.compress(TEXT) + BARE.flush()
 @pytest.mark.parametrize(
     ("encoding", "encoded"),
     [
-        ("gzip", gzip.compress(TEXT)),
-        ("X-GZIP", gzip.compress(TEXT)),
-        ("gzip", gzip.compress(TEXT[:7000]) + gzip.compress(b"") + gzip.compress(TEXT[7000:])),
-        ("gzip", gzip.compress(TEXT) + b"\0" * 100),
-        ("gzip", gzip.compress(TEXT[:7000]) + b"\0" * 512 + gzip.compress(TEXT[7000:])),
+        ("gzip", gzip.compress(TEXT, mtime=0)),
+        ("X-GZIP", gzip.compress(TEXT, mtime=0)),
+        (
+            "gzip",
+            gzip.compress(TEXT[:7000], mtime=0) + gzip.compress(b"", mtime=0) + gzip.compress(TEXT[7000:], mtime=0),
+        ),
+        ("gzip", gzip.compress(TEXT, mtime=0) + b"\0" * 100),
+        ("gzip", gzip.compress(TEXT[:7000], mtime=0) + b"\0" * 512 + gzip.compress(TEXT[7000:], mtime=0)),
         ("deflate", zlib.compress(TEXT)),
         ("deflate", RAW_DEFLATE),
-        ("gzip, identity", gzip.compress(TEXT)),
-        ("gzip, deflate", zlib.compress(gzip.compress(TEXT))),
-        ("deflate,gzip", gzip.compress(zlib.compress(TEXT))),
+        ("gzip, identity", gzip.compress(TEXT, mtime=0)),
+        ("gzip, deflate", zlib.compress(gzip.compress(TEXT, mtime=0))),
+        ("deflate,gzip", gzip.compress(zlib.compress(TEXT), mtime=0)),
     ],
 )
 @pytest.mark.parametrize("piece", [None, 1, 3])
@@ -307,14 +310,14 @@ def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, pi
 @pytest.mark.parametrize("cut", [None, 1, 5, 10, 11, 17, 60])
 def test_decoders_do_not_care_where_pieces_end(cut: int | None) -> None:
     """The same output for each cut of the input."""
-    encoded = gzip.compress(b"one") + b"\0\0" + gzip.compress(b"two") + gzip.compress(b"")
+    encoded = gzip.compress(b"one", mtime=0) + b"\0\0" + gzip.compress(b"two", mtime=0) + gzip.compress(b"", mtime=0)
     (decoder,) = origin_module._decoders(["gzip"])
     pieces = [encoded] if cut is None else [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
     assert b"".join(plain for piece in pieces for plain in decoder.feed(piece)) == b"onetwo"
     decoder.finish()
 
 
-GZ = gzip.compress(TEXT)
+GZ = gzip.compress(TEXT, mtime=0)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +337,7 @@ GZ = gzip.compress(TEXT)
         ("zstd", b"whatever", ErrorClass.BAD_ENCODING),
         ("gzip, br", b"whatever", ErrorClass.BAD_ENCODING),
         ("gzip," * 5, b"whatever", ErrorClass.BAD_ENCODING),
-        ("gzip, gzip", gzip.compress(GZ[:-5]), ErrorClass.TRUNCATED),
+        ("gzip, gzip", gzip.compress(GZ[:-5], mtime=0), ErrorClass.TRUNCATED),
     ],
 )
 def test_encodings_that_cannot_be_undone(encoding: str, encoded: bytes, expected: ErrorClass, spool: Path) -> None:
@@ -357,7 +360,7 @@ def test_a_decompression_bomb_is_too_large(layers: int, spool: Path, monkeypatch
     monkeypatch.setattr(body_module.BodyWriter, "write", note)
     bomb = bytes(50_000_000)
     for _ in range(layers):
-        bomb = gzip.compress(bomb)
+        bomb = gzip.compress(bomb, mtime=0)
     raw = reply(bomb, "200 OK", "Content-Encoding: " + ", ".join(["gzip"] * layers))
     error = refused(always(raw), spool)
     assert error.error_class is ErrorClass.TOO_LARGE

@@ -89,9 +89,7 @@ class Cli:
             start_new_session=True,
         )  # fmt: skip
 
-    def run(
-        self, arguments: Sequence[str], folder: Path, env: Environment = {}, within_s: float = COMMAND_S
-    ) -> Ended:
+    def run(self, arguments: Sequence[str], folder: Path, env: Environment = {}, within_s: float = COMMAND_S) -> Ended:
         process = self.start(arguments, folder, env)
         return self.end(process, arguments, within_s)
 
@@ -209,7 +207,9 @@ class Project:
     def written_at(self) -> dict[str, Any]:
         """Key to the time of its last write."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
-        return {item["Key"]: (item["LastModified"], item["ETag"]) for page in pages for item in page.get("Contents", [])}
+        return {
+            item["Key"]: (item["LastModified"], item["ETag"]) for page in pages for item in page.get("Contents", [])
+        }
 
     def ledger(self) -> dict[str, dict[str, Any]]:
         """The latest outcome of each row by its id, read from the state's files without Ferry."""
@@ -288,6 +288,9 @@ def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def project(cli: Cli, bucket: str, tmp_path: Path) -> Project:
-    """An empty bucket and a folder with a job for it."""
-    return Project(tmp_path, cli, bucket)
+def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
+    """An empty bucket and a folder with a job for it. What a failed test left running there is ended."""
+    yield Project(tmp_path, cli, bucket)
+    for line in processes_with(str(tmp_path)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(line.partition(":")[0]), signal.SIGKILL)

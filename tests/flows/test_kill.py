@@ -49,6 +49,13 @@ def _rerun(project: Project, origin: Origin, bodies: dict[str, bytes], done: set
     return report
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL to the process alone. Its output ends with it: nobody that it started holds on to that."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    Cli.end(process, ("run",), 20)
+
+
 def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None:
     """After a SIGKILL the state answers, and a rerun takes exactly the rows that were not recorded."""
     process, bodies = _begin(project, origin)
@@ -57,9 +64,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
     assert 0 < status["copied"] < ROWS
     assert project.ferry("failures", "job.yaml", "--json").expect(0).json == {"total": 0, "failures": []}
     assert process.poll() is None
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.communicate()
+    _kill(process)
 
     recorded = {o["key"] for o in fold(project.state).values()}
     assert 0 < len(recorded) < ROWS
@@ -78,9 +83,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(
-    project: Project, origin: Origin, prefect_api: Prefect, number: signal.Signals, code: int
-) -> None:
+def test_interrupted(project: Project, origin: Origin, prefect_api: Prefect, number: signal.Signals, code: int) -> None:
     """Ctrl-C and SIGTERM end a run within 15 s: Cancelled, its own exit code, the rest pending; a rerun finishes."""
     process, bodies = _begin(project, origin)
     started = time.monotonic()
@@ -88,7 +91,6 @@ def test_interrupted(
     ended = Cli.end(process, ("run", "job.yaml"), ENDS_S * 2).expect(code)
     assert time.monotonic() - started < ENDS_S
     report = ended.json
-    assert report["exit_code"] in (1, code)
     assert f"interrupted by {number.name}" in report["message"]
     assert report["counts"]["pending"] > 0
     (run,) = prefect_api.runs(project.name)
@@ -103,6 +105,7 @@ def test_interrupted(
     assert (status["copied"], status["pending"]) == (len(recorded), ROWS - len(recorded))
     assert set(project.stored()) == recorded, "what was in flight at a gentle stop is recorded"
     _rerun(project, origin, bodies, recorded)
+    assert report["exit_code"] == code
 
 
 def _all_ended(prefect_api: Prefect, run_id: str) -> bool:
@@ -120,7 +123,7 @@ def test_interrupted_twice(project: Project, origin: Origin) -> None:
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(5) == 130
-    process.communicate()
+    Cli.end(process, ("run",), 20)
     assert not processes_with(str(project.folder))
     origin.down()  # answers that were delayed by a minute are not waited for
     origin.up()
@@ -138,14 +141,12 @@ def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 12 or process.poll() is not None, 60)
     assert process.poll() is None
     assert [line for line in processes_with(str(project.folder)) if "uvicorn" in line]
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.communicate()
+    _kill(process)
     wait_for("the server to go", lambda: not processes_with(str(project.folder)), 10)
     recorded = {o["key"] for o in fold(project.state).values()}
     origin.latency_s = 0.0
     counts = project.ferry("run", "job.yaml", "--json", env=alone).expect(0).json["counts"]
-    assert counts["copied"] == ROWS
+    assert counts["copied"] + counts["unchanged"] == ROWS
     assert project.stored() == bodies
     assert all(origin.requests["/" + key] == 1 for key in recorded)
     assert not processes_with(str(project.folder))

@@ -46,7 +46,7 @@ def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefe
 
 
 def test_pending_rows_are_not_cached(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """When the retries are used up the chunk is Failed, not cached; its rows are pending, and the next run does them."""
+    """Its retries used up, a chunk is Failed, not cached; its rows are pending, and the next run does them."""
     rows, bodies = serve(origin, 90)
     for name, body in bodies.items():
         origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.FORBIDDEN))

@@ -440,9 +440,7 @@ def test_a_second_state_finds_everything_unchanged(traps: Traps) -> None:
 
 
 @pytest.mark.slow
-def test_a_list_cannot_reach_this_machine(
-    cli: Cli, bucket: str, tmp_path: Path, origin: Origin
-) -> None:
+def test_a_list_cannot_reach_this_machine(cli: Cli, bucket: str, tmp_path: Path, origin: Origin) -> None:
     """Without allow_private_addresses every spelling of loopback is blocked before a connection is made."""
     project = Project(tmp_path, cli, bucket)
     project.job(source=None)
@@ -453,9 +451,9 @@ def test_a_list_cannot_reach_this_machine(
     project.manifest([*rows, {"sku": "10/8", "url": "http://10.0.0.1/a.jpg"}])
     project.ferry("run", "job.yaml", "--json").expect(0)
     ledger = project.ledger()
-    assert {name: (o["status"], o["error_class"]) for name, o in ledger.items()} == {
-        name: ("failed", "blocked_address") for name in [*spellings, "10/8"]
-    }
+    assert {name: (o["status"], o["error_class"]) for name, o in ledger.items()} == dict.fromkeys(
+        [*spellings, "10/8"], ("failed", "blocked_address")
+    )
     assert origin.total == 0
     assert not processes_with(str(tmp_path))
 
@@ -478,5 +476,3 @@ def test_a_directory_takes_odd_names_and_refuses_to_be_left(
     assert found == {"a+b%41#?.jpg": body, "sub/ü \u00a0.jpg": body, "abs.jpg": body}
     assert [outcomes[n]["error_class"] for n in ("2", "3", "5")] == ["bad_key"] * 3
     assert not list(tmp_path.rglob("escape.jpg"))
-
-

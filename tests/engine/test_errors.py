@@ -1,0 +1,290 @@
+"""Error classes and the mapping of foreign exceptions: complete, and without a word of theirs."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import obstore.exceptions as store_errors
+import pytest
+from aiohttp.client_reqrep import ConnectionKey
+from yarl import URL
+
+from tasks.engine.errors import (
+    AddressBlocked,
+    ChunkIncomplete,
+    Fatal,
+    FerryError,
+    LeaseHeld,
+    ObjectError,
+    UserError,
+    disk_error,
+    from_origin,
+    from_status,
+    from_store,
+)
+from tasks.engine.objects import AGAIN, Again, ErrorClass
+from tasks.engine.summary import PLAIN_WORDS
+
+E = ErrorClass
+ROOT = Path(__file__).parents[2]
+SECRET = "https://me:topsecret@h.example/x?Signature=topsecret <Error>topsecret body</Error>"
+
+# SEMANTICS: error classes, and the classes of the other findings
+TERMINAL = {
+    E.NOT_FOUND, E.GONE, E.CLIENT_ERROR, E.REDIRECT_LOOP, E.BLOCKED_ADDRESS, E.NOT_IMAGE, E.BAD_ENCODING, E.TOO_LARGE,
+    E.DIGEST_MISMATCH, E.EXISTS, E.BAD_URL, E.BAD_KEY, E.BAD_LINE, E.KEY_COLLISION, E.DUPLICATE,
+}  # fmt: skip
+NEXT_RUN = {E.FORBIDDEN, E.MISSING, E.ALTERED, E.INTERNAL}
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_says_when_again(cls: ErrorClass) -> None:
+    """Terminal, next run, or now: as SEMANTICS has it."""
+    expected = Again.NEVER if cls in TERMINAL else Again.NEXT_RUN if cls in NEXT_RUN else Again.NOW
+    assert AGAIN[cls] is expected
+    assert ObjectError(cls, "x").again is expected
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_has_plain_words(cls: ErrorClass) -> None:
+    """A report says each in words of its own."""
+    assert PLAIN_WORDS[cls].strip()
+    assert list(PLAIN_WORDS.values()).count(PLAIN_WORDS[cls]) == 1
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_is_documented(cls: ErrorClass) -> None:
+    """docs/state.md lists it."""
+    assert f"`{cls}`" in (ROOT / "docs/state.md").read_text()
+
+
+def test_no_class_is_left_over() -> None:
+    """Tables hold no class that is no more."""
+    assert set(AGAIN) == set(PLAIN_WORDS) == set(ErrorClass)
+
+
+STATUSES = {
+    **dict.fromkeys((404,), E.NOT_FOUND),
+    **dict.fromkeys((410,), E.GONE),
+    **dict.fromkeys((401, 403, 407), E.FORBIDDEN),
+    **dict.fromkeys((408, 425), E.TIMEOUT),
+    **dict.fromkeys((429,), E.RATE_LIMITED),
+    **dict.fromkeys(
+        (100, 101, 204, 300, 304, 400, 402, 405, 406, 409, 411, 414, 416, 418, 422, 451, 499), E.CLIENT_ERROR
+    ),
+    **dict.fromkeys((500, 501, 502, 503, 504, 520, 599, 600, 999), E.SERVER_ERROR),
+}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_what_a_status_means(status: int) -> None:
+    """The status table; status and Retry-After are kept, and the message names the status."""
+    error = from_status(status, retry_after_s=3.0)
+    assert error.error_class is STATUSES[status]
+    assert (error.status_code, error.retry_after_s) == (status, 3.0)
+    assert f"(HTTP {status})" in error.message
+
+
+def test_errors_are_ferrys() -> None:
+    """One base for all that is raised on purpose; an object's failure is none of the run's."""
+    for cls in (UserError, LeaseHeld, Fatal, ObjectError, ChunkIncomplete, AddressBlocked):
+        assert issubclass(cls, FerryError)
+    assert not issubclass(ObjectError, (Fatal, UserError))
+    error = ChunkIncomplete("a" * 64, 3, "why")
+    assert (error.pending, error.why) == (3, "why")
+    assert "3 rows pending: why" in str(error)
+
+
+KEY = ConnectionKey("h", 443, True, True, None, None, None)
+OS_ERROR = OSError(errno.ECONNREFUSED, SECRET)
+INFO: Any = aiohttp.RequestInfo(URL("http://h/"), "GET", None, URL("http://h/"))  # type: ignore[arg-type]
+
+ORIGIN: list[tuple[BaseException, ErrorClass]] = [
+    (TimeoutError(SECRET), E.TIMEOUT),
+    (TimeoutError(), E.TIMEOUT),
+    (aiohttp.ServerTimeoutError(SECRET), E.TIMEOUT),
+    (aiohttp.SocketTimeoutError(SECRET), E.TIMEOUT),
+    (aiohttp.ConnectionTimeoutError(SECRET), E.TIMEOUT),
+    (aiohttp.TooManyRedirects(INFO, ()), E.REDIRECT_LOOP),
+    (aiohttp.ClientConnectorCertificateError(KEY, ssl.SSLCertVerificationError(1, SECRET)), E.TLS),
+    (aiohttp.ClientConnectorSSLError(KEY, OS_ERROR), E.TLS),
+    (aiohttp.ServerFingerprintMismatch(b"a", b"b", SECRET, 1), E.TLS),
+    (ssl.SSLError(1, SECRET), E.TLS),
+    (aiohttp.ClientConnectorDNSError(KEY, OS_ERROR), E.DNS),
+    (socket.gaierror(socket.EAI_NONAME, SECRET), E.DNS),
+    (aiohttp.ClientPayloadError(SECRET), E.TRUNCATED),
+    (aiohttp.InvalidURL(SECRET), E.BAD_URL),
+    (aiohttp.NonHttpUrlClientError(SECRET), E.BAD_URL),
+    (aiohttp.NonHttpUrlRedirectClientError(SECRET), E.BAD_URL),
+    (aiohttp.InvalidUrlRedirectClientError(SECRET), E.BAD_URL),
+    (aiohttp.ClientResponseError(INFO, ()), E.CONNECTION),
+    (aiohttp.ServerDisconnectedError(SECRET), E.CONNECTION),
+    (aiohttp.ClientOSError(errno.ECONNRESET, SECRET), E.CONNECTION),
+    (aiohttp.ClientConnectorError(KEY, OS_ERROR), E.CONNECTION),
+    (aiohttp.ClientConnectionError(SECRET), E.CONNECTION),
+    (aiohttp.ClientError(SECRET), E.CONNECTION),
+    (ConnectionResetError(errno.ECONNRESET, SECRET), E.CONNECTION),
+    (BrokenPipeError(errno.EPIPE, SECRET), E.CONNECTION),
+    (AddressBlocked("127.0.0.1 is a private address"), E.BLOCKED_ADDRESS),
+    (aiohttp.ClientConnectorError(KEY, AddressBlocked("127.0.0.1 is a private address")), E.BLOCKED_ADDRESS),
+    (aiohttp.ClientConnectorDNSError(KEY, AddressBlocked("127.0.0.1 is a private address")), E.BLOCKED_ADDRESS),
+    (ValueError(SECRET), E.INTERNAL),
+    (KeyError(SECRET), E.INTERNAL),
+]
+
+
+@pytest.mark.parametrize(("exc", "cls"), ORIGIN, ids=lambda value: type(value).__name__)
+def test_what_an_origin_raises(exc: BaseException, cls: ErrorClass) -> None:
+    """Each has its class, and no text of it reaches the message."""
+    error = from_origin(exc)
+    assert isinstance(error, ObjectError)
+    assert error.error_class is cls
+    assert "topsecret" not in str(error)
+    assert error.message
+
+
+def test_every_aiohttp_client_error_is_known() -> None:
+    """A new exception of aiohttp's must be looked at: none of them may be `internal`."""
+    names = [name for name in dir(aiohttp) if isinstance(getattr(aiohttp, name), type)]
+    classes = [getattr(aiohttp, name) for name in names if issubclass(getattr(aiohttp, name), aiohttp.ClientError)]
+    assert len(classes) > 15
+    for cls in classes:
+        error = from_origin(cls.__new__(cls))
+        assert isinstance(error, ObjectError)
+        assert error.error_class is not E.INTERNAL, cls
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_spool_disk_is_fatal(number: int) -> None:
+    """Whoever meets it: it is the run's trouble, not the object's."""
+    for error in (
+        from_origin(OSError(number, "x")),
+        from_store(OSError(number, "x")),
+        disk_error(OSError(number, "x"), "w"),
+    ):
+        assert isinstance(error, Fatal)
+
+
+def test_what_is_mapped_stays_as_it_is() -> None:
+    """Mapping twice changes nothing."""
+    for error in (ObjectError(E.GONE, "x"), Fatal("x")):
+        assert from_origin(error) is error
+        assert from_store(error) is error
+
+
+NO_SPACE = "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"
+
+
+def generic(status: int, key: str = "k", code: str = "") -> str:
+    """A text as obstore 0.12 makes it, with the address, the body and its Debug source."""
+    body = f"<Error><Code>{code}</Code><Message>topsecret</Message></Error>"
+    return (
+        f"Generic S3 error: Error performing PUT http://h.example/b/{key} in 3ms - Server returned non-2xx status "
+        f'code: {status} Whatever: {body}\n\nDebug source:\nGeneric {{\n    store: "S3",\n    source: RetryError(\n'
+        f"        RetryErrorImpl {{\n            method: PUT,\n            uri: Some(\n                http://h.example/b/{key},"
+        "\n            ),\n            retries: 0,\n            max_retries: 0,\n            elapsed: 3ms,\n"
+        f"            retry_timeout: 600s,\n            inner: Status {{\n                status: {status},\n"
+        f'                body: Some(\n                    "{body}",\n                ),\n            }},\n'
+        "        },\n    ),\n}"
+    )
+
+
+CONNECT = (
+    "Generic S3 error: Error performing PUT http://h.example/b/k in 191us - HTTP error: error sending request\n\n"
+    'Debug source:\nGeneric {\n    store: "S3",\n    source: RetryError(\n        RetryErrorImpl {\n            '
+    "retry_timeout: 600s,\n            inner: Http(\n                HttpError {\n                    kind: Connect,\n"
+)
+
+STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
+    (store_errors.PermissionDeniedError(SECRET), Fatal, None),
+    (store_errors.UnauthenticatedError(SECRET), Fatal, None),
+    (store_errors.NotFoundError(SECRET), Fatal, None),
+    (FileNotFoundError(SECRET), Fatal, None),
+    (store_errors.InvalidPathError(SECRET), E.BAD_KEY, None),
+    (TimeoutError(SECRET), E.TIMEOUT, None),
+    (OSError(errno.EIO, SECRET), E.STORE_ERROR, None),
+    (store_errors.GenericError(NO_SPACE), Fatal, None),
+    (store_errors.GenericError(generic(507, code="XMinioStorageFull")), Fatal, None),
+    (store_errors.GenericError(generic(503, code="SlowDown")), E.RATE_LIMITED, 503),
+    (store_errors.GenericError(generic(429)), E.RATE_LIMITED, 429),
+    (store_errors.GenericError(generic(500, code="InternalError")), E.STORE_ERROR, 500),
+    (store_errors.GenericError(generic(502)), E.STORE_ERROR, 502),
+    (store_errors.GenericError(generic(400, code="KeyTooLongError")), E.STORE_ERROR, 400),
+    (store_errors.GenericError(CONNECT), E.STORE_ERROR, None),
+    (store_errors.GenericError("Generic S3 error: operation timed out"), E.TIMEOUT, None),
+    (store_errors.GenericError(SECRET), E.STORE_ERROR, None),
+    (store_errors.PreconditionError(SECRET), E.STORE_ERROR, None),
+    (store_errors.NotModifiedError(SECRET), E.STORE_ERROR, None),
+    (store_errors.NotSupportedError(SECRET), E.STORE_ERROR, None),
+    (store_errors.JoinError(SECRET), E.STORE_ERROR, None),
+    (store_errors.UnknownConfigurationKeyError(SECRET), E.STORE_ERROR, None),
+    (store_errors.AlreadyExistsError(SECRET), E.STORE_ERROR, None),
+    (ValueError(SECRET), E.INTERNAL, None),
+]
+
+
+@pytest.mark.parametrize(("exc", "end", "status"), STORE, ids=lambda value: type(value).__name__)
+def test_what_a_destination_raises(exc: BaseException, end: ErrorClass | type[Fatal], status: int | None) -> None:
+    """Each has its class and status; neither addresses nor bodies are passed on."""
+    error = from_store(exc)
+    if isinstance(end, ErrorClass):
+        assert isinstance(error, ObjectError), error
+        assert (error.error_class, error.status_code) == (end, status)
+    else:
+        assert isinstance(error, Fatal)
+    for leak in ("topsecret", "h.example", "<Error>", "Debug source"):
+        assert leak not in str(error)
+
+
+def test_every_obstore_exception_is_known() -> None:
+    """A new exception of obstore's must be looked at: none of them may be `internal`, nor pass its text on."""
+    classes = [cls for cls in vars(store_errors).values() if isinstance(cls, type) and issubclass(cls, BaseException)]
+    assert len(classes) >= 12
+    assert {type(exc) for exc, _, _ in STORE} >= set(classes) - {store_errors.BaseError}
+    for cls in classes:
+        for side in ("destination", "source", "state"):
+            error = from_store(cls(SECRET), side=side)
+            assert getattr(error, "error_class", None) is not E.INTERNAL
+            assert "topsecret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("exc", "cls"),
+    [
+        (store_errors.PermissionDeniedError(SECRET), E.FORBIDDEN),
+        (store_errors.UnauthenticatedError(SECRET), E.FORBIDDEN),
+        (store_errors.NotFoundError(SECRET), E.NOT_FOUND),
+        (FileNotFoundError(SECRET), E.NOT_FOUND),
+    ],
+)
+def test_a_source_that_refuses_is_the_rows_failure(exc: BaseException, cls: ErrorClass) -> None:
+    """As with an HTTP origin; the circuit sees its status."""
+    error = from_store(exc, side="source")
+    assert isinstance(error, ObjectError)
+    assert error.error_class is cls
+    assert error.status_code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    "key", ["no space left.jpg", "no%20space%20left.jpg", "storagefull.jpg", "slowdown.jpg", "timeout.jpg", "429 .jpg",
+            "status 429.jpg", "connect.jpg"],
+)  # fmt: skip
+def test_words_in_a_key_decide_nothing(key: str) -> None:
+    """obstore quotes the key in its text: a key must not make an HTTP 500 fatal, or anything but an HTTP 500."""
+    error = from_store(store_errors.GenericError(generic(500, key)))
+    assert isinstance(error, ObjectError)
+    assert (error.error_class, error.status_code) == (E.STORE_ERROR, 500)
+
+
+def test_only_errors_py_names_foreign_exceptions() -> None:
+    """STYLE, habit 4: the engine's other modules catch them through errors.py."""
+    for path in (ROOT / "tasks/engine").glob("*.py"):
+        if path.name in ("errors.py", "origin.py", "store.py", "state.py", "preflight.py", "address.py"):
+            continue
+        assert not re.search(r"except[^:\n]*\b(aiohttp|obstore|botocore)\.", path.read_text()), path.name

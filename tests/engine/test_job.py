@@ -1,0 +1,190 @@
+"""The job model: what it accepts, what it refuses and says, and what its fingerprints cover."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tasks.engine.job import Job, parse_budget
+from tests.engine.helpers import make_job
+
+MINIMAL = {"name": "n", "manifest": "list.csv", "destination": "s3://bucket/p/"}
+
+
+def refused(**given: Any) -> str:
+    with pytest.raises(ValidationError) as caught:
+        Job.model_validate({**MINIMAL, **given})
+    return str(caught.value)
+
+
+def test_three_keys_are_a_job() -> None:
+    """Everything else has a default; a destination may be an address alone."""
+    job = Job.model_validate(MINIMAL)
+    assert job.destination.uri == "s3://bucket/p/"
+    assert (job.checks, job.on_existing, job.chunk_rows, job.failure_budget) == ("image", "skip-same", "auto", "1%")
+    assert job == Job.model_validate({**MINIMAL, "destination": {"uri": "s3://bucket/p/"}})
+    assert Job.model_validate(job.model_dump(mode="json")) == job
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"chekcs": "none"}, "unknown key `chekcs`; did you mean `checks`?"),
+        ({"retries": {"attempt": 2}}, "did you mean `attempts`?"),
+        ({"zzz": 1}, "unknown key `zzz`; known keys: name, manifest"),
+        ({"name": "a/b"}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "../x"}, "name"),
+        ({"manifest": " "}, "manifest is empty"),
+        ({"destination": "bucket/p"}, "is neither"),
+        ({"destination": "s3://"}, "is neither"),
+        ({"destination": "s3:///p"}, "is neither"),
+        ({"destination": "file://relative/x"}, "is neither"),
+        ({"checks": "pixels"}, "decode"),
+        ({"chunk_rows": 0}, "chunk_rows"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"state": "gs://b/x"}, "state is a directory"),
+        ({"failure_budget": "101%"}, "neither a share"),
+        ({"failure_budget": "some"}, "neither a share"),
+        ({"failure_budget": -1}, "neither a share"),
+        ({"failure_budget": "nan%"}, "neither a share"),
+        ({"retries": {"attempts": 0}}, "attempts"),
+    ],
+)
+def test_what_is_refused(given: dict[str, Any], words: str) -> None:
+    """Each with words that help."""
+    assert words in refused(**given)
+
+
+SECRETS: list[tuple[dict[str, Any], str]] = [
+    ({"manifest": "https://user:topsecret@h.example/list.csv"}, "user name or password"),
+    ({"manifest": "https://topsecret@h.example/list.csv"}, "user name or password"),
+    ({"manifest": "https://h.example/l.csv?X-Amz-Signature=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?a=b&x-amz-credential=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?sig=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?Expires=1&Signature=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?AWSAccessKeyId=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?X-Goog-Signature=topsecret"}, "signature"),
+    ({"source": {"url": "https://me:topsecret@h/{id}"}}, "user name or password"),
+    ({"source": {"url": "https://h/{id}?sig=topsecret"}}, "signature"),
+    ({"source": {"endpoint_url": "https://me:topsecret@h"}}, "user name or password"),
+    ({"destination": {"uri": "s3://b", "endpoint_url": "https://me:topsecret@h"}}, "user name or password"),
+    ({"source": {"headers": {"Authorization": "Bearer topsecret"}}}, "literal value"),
+    ({"source": {"headers": {"X-Key": "env:"}}}, "literal value"),
+    ({"source": {"headers": {"X-Key": "env:A topsecret"}}}, "literal value"),
+    ({"source": {"credentials": "AKIA:topsecret"}}, "reference"),
+    ({"destination": {"uri": "s3://b", "credentials": "topsecret"}}, "reference"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), SECRETS)
+def test_a_job_carries_no_secret(given: dict[str, Any], words: str) -> None:
+    """User info, signatures and literal header values are refused."""
+    assert words in refused(**given)
+
+
+@pytest.mark.parametrize("name", ["Accept", "accept-language", "REFERER", "User-Agent"])
+def test_open_headers_may_be_literal(name: str) -> None:
+    """Those that hold no secret."""
+    Job.model_validate({**MINIMAL, "source": {"headers": {name: "plain text", "X-Key": "secret:block", "Y": "env:Y"}}})
+
+
+ELSEWHERE: list[dict[str, Any]] = [
+    {"source": {"url": "https://h/{id}"}},
+    {"columns": {"id": "sku"}},
+    {"key": "{sha256}"},
+    {"destination": "s3://other/p/"},
+    {"destination": {"uri": "s3://bucket/p/", "endpoint_url": "https://h"}},
+]
+OTHERWISE: list[dict[str, Any]] = [
+    {"checks": "decode"},
+    {"on_existing": "skip"},
+    {"max_bytes": 5},
+    {"destination": {"uri": "s3://bucket/p/", "cache_control": "no-store"}},
+    {"destination": {"uri": "s3://bucket/p/", "metadata": {"a": "b"}}},
+    {"source": {"headers": {"X-Key": "env:A"}}},
+]
+NEITHER: list[dict[str, Any]] = [
+    {"name": "m"},
+    {"manifest": "https://h/other.csv"},
+    {"state": "elsewhere"},
+    {"source": {"credentials": "profile:x", "region": "eu", "user_agent": "me"}},
+    {"source": {"allow_private_addresses": ["10.0.0.0/8"]}},
+    {"destination": {"uri": "s3://bucket/p/", "credentials": "anonymous", "region": "eu"}},
+    {"concurrency": 5},
+    {"timeouts": {"read_s": 5}},
+    {"retries": {"attempts": 7}},
+    {"failure_budget": 9},
+    {"chunk_rows": 9},
+    {"checks": "image", "on_existing": "skip-same"},
+    {"destination": "s3://bucket/p"},
+]
+
+
+@pytest.mark.parametrize("change", ELSEWHERE)
+def test_where(change: dict[str, Any]) -> None:
+    """Settings that say where rows come from and go to change `where` and the fingerprint, not `how`."""
+    before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
+    assert before.where() != after.where()
+    assert before.how() == after.how()
+    assert before.fingerprint() != after.fingerprint()
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+def test_how(change: dict[str, Any]) -> None:
+    """Settings that say how objects are taken change `how` and the fingerprint, not `where`."""
+    before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
+    assert before.where() == after.where()
+    assert before.how_digest() != after.how_digest()
+    assert before.fingerprint() != after.fingerprint()
+
+
+@pytest.mark.parametrize("change", NEITHER)
+def test_what_changes_no_result(change: dict[str, Any]) -> None:
+    """Names, paths, credentials, limits, retries, budget, defaults spelled out: the same fingerprint."""
+    assert Job.model_validate(MINIMAL).fingerprint() == Job.model_validate({**MINIMAL, **change}).fingerprint()
+
+
+def test_a_header_counts_by_its_name() -> None:
+    """A renewed secret is no other job; order and case are none either."""
+    one = make_job(source={"headers": {"X-Key": "env:OLD", "Accept": "a"}})
+    two = make_job(source={"headers": {"accept": "b", "x-key": "secret:NEW"}})
+    assert one.fingerprint() == two.fingerprint()
+
+
+def test_the_fingerprint_is_written_down() -> None:
+    """It must not change by itself from one version to the next: all cached chunks would be lost."""
+    assert Job.model_validate(MINIMAL).fingerprint() == Job.model_validate(MINIMAL).fingerprint()
+    assert len(Job.model_validate(MINIMAL).fingerprint()) == 64
+    metadata = [{"a": "1", "b": "2"}, {"b": "2", "a": "1"}]
+    one, two = (make_job(destination={"uri": "s3://b", "metadata": given}) for given in metadata)
+    assert one.fingerprint() == two.fingerprint()
+
+
+def test_where_shows_no_setting() -> None:
+    """plan.json holds digests, so that an address with a token stays out of it."""
+    job = make_job(source={"url": "https://h/{id}?token=abc"})
+    assert all(len(value) == 64 for value in job.where().values())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("1%", (0.01, None)), ("0.5 %", (0.005, None)), (25, (None, 25)), ("25", (None, 25)), (0.25, (0.25, None)),
+     ("0.25", (0.25, None)), (0, (None, 0)), (0.0, (0.0, None)), ("100%", (1.0, None)), (1, (None, 1)),
+     (1.0, (1.0, None))],
+)  # fmt: skip
+def test_budgets(value: int | float | str, expected: tuple[float | None, int | None]) -> None:
+    """Whole numbers are counts, the rest shares."""
+    share, count = parse_budget(value)
+    assert (None if share is None else pytest.approx(share), count) == expected
+
+
+@given(share=st.floats(0.0001, 1.0), rows=st.integers(0, 10**7))
+def test_a_budget_lies_within_its_share(share: float, rows: int) -> None:
+    """Never more than the share rounded up, never less than one row."""
+    allowed = make_job(failure_budget=share).budget(rows)
+    assert max(1, rows * share - 0.001) <= allowed <= max(1, rows * share + 1)

@@ -1,0 +1,223 @@
+"""The ledger: the latest outcome of each row counts, whatever files it lies in, also while they are folded."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demo.s3 import S3Server
+from tasks.engine import ledger
+from tasks.engine.errors import UserError
+from tasks.engine.ledger import append, compact, files, last_run_no
+from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.state import DirectoryState, open_state
+from tasks.engine.tables import encode_outcomes, outcomes_of, read_table
+from tests.engine.helpers import access, directory_state, later, latest, make_outcome, row_id
+
+FULL = make_outcome(
+    1, Status.FAILED, id="x", error_class=ErrorClass.NOT_FOUND, status_code=404, message="ä, \"quoted\"\n",
+    retryable=False, reason=Reason.RETRY, attempt=3, requests=4, size=None, md5="a" * 32, sha256="b" * 64,
+    content_type="image/png", source_etag='"e"', source_last_modified="yesterday", dest_etag='"f"', chunk="c" * 64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> DirectoryState:
+    return directory_state(tmp_path)
+
+
+def test_an_outcome_survives_its_file(state: DirectoryState) -> None:
+    """Every field comes back as it was, before and after a compaction."""
+    append(state, [FULL, make_outcome(2)], 1, "c", 0)
+    assert latest(state) == {row_id(1): FULL, row_id(2): make_outcome(2)}
+    compact(state, 1)
+    assert latest(state) == {row_id(1): FULL, row_id(2): make_outcome(2)}
+
+
+def test_nothing_is_no_outcome(state: DirectoryState) -> None:
+    """An empty ledger folds to nothing, also after a compaction."""
+    assert latest(state) == {}
+    compact(state, 1)
+    assert latest(state) == {}
+
+
+def test_the_latest_run_wins_then_the_latest_time(state: DirectoryState) -> None:
+    """A run's number beats the clock: machines' clocks differ."""
+    append(state, [make_outcome(1, run_no=2, message="run 2", recorded_at=later(0))], 2, "c", 0)
+    append(state, [make_outcome(1, run_no=1, message="run 1", recorded_at=later(99))], 1, "c", 0)
+    append(state, [make_outcome(2, message="early", recorded_at=later(0))], 1, "c", 1)
+    append(state, [make_outcome(2, message="late", recorded_at=later(1))], 1, "c", 2)
+    assert {o.message for o in latest(state).values()} == {"run 2", "late"}
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lines=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 5)), unique=True, max_size=25),
+    folds=st.sets(st.integers(0, 24), max_size=3),
+)
+def test_folding_often_or_never_comes_to_the_same(
+    lines: list[tuple[int, int, int]], folds: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whenever it is compacted, each row's outcome is that of the highest run, then of the latest time."""
+    state = directory_state(tmp_path_factory.mktemp("ledger"))
+    for part, (row, run_no, second) in enumerate(lines):
+        append(state, [make_outcome(row, run_no=run_no, recorded_at=later(second))], run_no, "c", part)
+        if part in folds:
+            compact(state, run_no)
+    expected: dict[str, tuple[int, int]] = {}
+    for row, run_no, second in lines:
+        expected[row_id(row)] = max(expected.get(row_id(row), (0, 0)), (run_no, second))
+    found = {id_: (o.run_no, int((o.recorded_at - later(0)).total_seconds())) for id_, o in latest(state).items()}
+    assert found == expected
+
+
+def test_compaction_leaves_one_file(state: DirectoryState) -> None:
+    """`outcomes/` is empty afterwards, `ledger/` holds one file with a line per row; its mode is 0600."""
+    for part in range(5):
+        append(state, [make_outcome(n, recorded_at=later(part)) for n in range(3)], 1, "c", part)
+    compact(state, 1)
+    compact(state, 2)
+    (name,) = files(state)
+    assert name.startswith("ledger/000002-")
+    assert read_table(state.local(name)).num_rows == 3
+    assert state.local(name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_crash_between_write_and_delete_counts_nothing_twice(
+    state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and folded files stand side by side: the same outcomes, and the next compaction cleans up."""
+    append(state, [make_outcome(n) for n in range(4)], 1, "c", 0)
+    append(state, [make_outcome(n, Status.FAILED, run_no=2) for n in range(2)], 2, "c", 0)
+    before = latest(state)
+
+    def killed(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact(state, 2)
+    monkeypatch.undo()
+    assert len(files(state)) == 3
+    assert latest(state) == before
+    append(state, [make_outcome(9, run_no=3)], 3, "c", 0)
+    compact(state, 3)
+    assert len(files(state)) == 1
+    assert latest(state) == {**before, row_id(9): make_outcome(9, run_no=3)}
+
+
+def test_a_crash_before_the_write_changes_nothing(state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that does not reach the state leaves the outcomes as they are."""
+    append(state, [make_outcome(1)], 1, "c", 0)
+    before = files(state)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact(state, 1)
+    assert files(state) == before
+    assert set(latest(state)) == {row_id(1)}
+
+
+def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None:
+    """While outcomes are appended and folded, every reader sees at least what was there when it began."""
+    append(state, [make_outcome(n) for n in range(50)], 1, "c", 0)
+    stop = threading.Event()
+    wrong: list[Any] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                rows = ledger.reading(lambda: latest(state))
+                if len(rows) < 50:
+                    wrong.append(len(rows))
+            except Exception as exc:
+                wrong.append(exc)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for n in range(25):
+        append(state, [make_outcome(100 + n)], 1, "c", n + 1)
+        compact(state, 1)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+    assert len(latest(state)) == 75
+
+
+def test_duckdb_and_pandas_read_the_files(state: DirectoryState) -> None:
+    """Plain Parquet: anybody's tools read outcomes and ledger, with times in UTC."""
+    append(state, [make_outcome(n) for n in range(3)], 1, "c", 0)
+    folder = state.root
+    sql = f"SELECT count(*), min(status) FROM '{folder}/outcomes/*.parquet'"
+    assert duckdb.connect().execute(sql).fetchall() == [(3, "copied")]
+    compact(state, 1)
+    frame = pd.read_parquet(folder / "ledger")
+    assert list(frame["status"]) == ["copied"] * 3
+    assert str(frame["recorded_at"].dt.tz) == "UTC"
+    assert frame["recorded_at"][0] == pd.Timestamp(later(0))
+
+
+def test_the_last_run_is_the_highest_that_left_anything(state: DirectoryState) -> None:
+    """Outcomes, ledger and reports count; other names do not."""
+    assert last_run_no(state) == 0
+    append(state, [make_outcome(1)], 3, "plan", 0)
+    assert last_run_no(state) == 3
+    compact(state, 4)
+    assert last_run_no(state) == 4
+    state.write("reports/run-000012/summary.md", b"x")
+    assert last_run_no(state) == 12
+
+
+def test_a_damaged_outcome_file_is_an_error_of_the_user(state: DirectoryState) -> None:
+    """Not a traceback, and no ledger without it: a sentence that says damaged."""
+    name = append(state, [make_outcome(1)], 1, "c", 0)
+    raw = state.read(name)
+    for data in (raw[:-30], b"", b"hello" * 50):
+        state.write(name, data)
+        with pytest.raises(UserError, match="damaged"):
+            ledger.reading(lambda: latest(state), tries=2)
+
+
+def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
+    """A ledger that a newer Ferry wrote is not read as if it were of this one."""
+    import pyarrow.parquet as pq
+
+    name = append(state, [make_outcome(1)], 1, "c", 0)
+    table = pq.read_table(state.local(name)).replace_schema_metadata({b"ferry_schema": b"2"})
+    pq.write_table(table, state.local(name))
+    with pytest.raises(UserError, match="newer version of Ferry"):
+        read_table(state.local(name))
+    with pytest.raises(UserError, match="newer version of Ferry"):
+        ledger.reading(lambda: latest(state), tries=2)
+
+
+def test_a_ledger_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The same in a bucket: append, fold, compact, and a second reader with a copy of its own."""
+    state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
+    for part in range(3):
+        append(state, [make_outcome(n, recorded_at=later(part)) for n in range(4)], 1, "c", part)
+    other = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "other")
+    assert len(latest(other)) == 4
+    compact(state, 1)
+    assert latest(state) == latest(other) == {row_id(n): make_outcome(n, recorded_at=later(2)) for n in range(4)}
+    assert len(files(other)) == 1
+
+
+def test_no_outcomes_are_a_file_all_the_same(tmp_path: Path) -> None:
+    """The schema does not depend on what is in it."""
+    path = tmp_path / "x.parquet"
+    path.write_bytes(encode_outcomes([]))
+    none: list[Outcome] = list(outcomes_of(read_table(path)))
+    assert none == []

@@ -1,0 +1,207 @@
+"""The plan's decisions, row by row of their tables."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.engine.destination import how_to_find
+from tasks.engine.errors import UserError
+from tasks.engine.job import OnExisting
+from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
+from tasks.engine.plan import (
+    ChunkRef,
+    Latest,
+    Mode,
+    Plan,
+    auto_chunk_rows,
+    check_where,
+    keep,
+    reason_to_do,
+    with_hints,
+)
+from tests.engine.helpers import make_job
+
+E, S = ErrorClass, Status
+REF = ChunkRef("chunks/a.parquet", "a" * 64, 10, 0, "base", 1)
+
+
+def known(status: Status, error: ErrorClass | None = None, code: int | None = None, **given: Any) -> Latest:
+    return Latest(
+        status, error, code, given.get("by_plan", False), given.get("how_same", True), given.get("now", False)
+    )
+
+
+PLANNED_ONLY = known(S.FAILED, E.KEY_COLLISION, by_plan=True)
+
+PLAIN: list[tuple[Latest | None, Reason | None]] = [
+    (None, Reason.NEW),
+    (PLANNED_ONLY, Reason.NEW),
+    (known(S.SKIPPED, E.DUPLICATE, by_plan=True), Reason.NEW),
+    (known(S.PENDING, E.MISSING), Reason.REPAIR),
+    (known(S.PENDING, E.ALTERED), Reason.REPAIR),
+    (known(S.COPIED), None),
+    (known(S.COPIED, how_same=False), None),
+    (known(S.UNCHANGED), None),
+    (known(S.UNCHANGED, how_same=False), None),
+    (known(S.FAILED, E.NOT_FOUND, 404, how_same=False), Reason.CHANGED),
+    (known(S.FAILED, E.TIMEOUT, how_same=False), Reason.CHANGED),
+    (known(S.FAILED, E.TIMEOUT), Reason.RETRY),
+    (known(S.FAILED, E.FORBIDDEN, 403), Reason.RETRY),
+    (known(S.FAILED, E.INTERNAL), Reason.RETRY),
+    (known(S.FAILED, E.NOT_FOUND, 404), None),
+    (known(S.FAILED, E.EXISTS), None),
+    (known(S.SKIPPED, E.EXISTS, how_same=False), Reason.CHANGED),
+    (known(S.SKIPPED, E.DUPLICATE, how_same=False), None),
+    (known(S.SKIPPED, E.EXISTS), None),
+]
+
+
+@pytest.mark.parametrize(("latest", "reason"), PLAIN)
+def test_a_plain_run(latest: Latest | None, reason: Reason | None) -> None:
+    """The plain rows of the table; a row that a listed chunk holds is that chunk's."""
+    assert reason_to_do(latest, held=False, mode="plain") is reason
+    assert reason_to_do(latest, held=True, mode="plain") is None
+
+
+@pytest.mark.parametrize(
+    ("latest", "classes", "wanted"),
+    [
+        (known(S.FAILED, E.NOT_FOUND, 404), (), True),
+        (known(S.FAILED, E.NOT_FOUND, 404), ("not_found",), True),
+        (known(S.FAILED, E.NOT_FOUND, 404), ("404", "timeout"), True),
+        (known(S.FAILED, E.NOT_FOUND, 404), ("500",), False),
+        (known(S.FAILED, E.TIMEOUT), ("None",), False),
+        (known(S.FAILED, E.TIMEOUT), ("timeout",), True),
+        (known(S.COPIED), (), False),
+        (known(S.SKIPPED, E.EXISTS), ("exists",), False),
+        (known(S.PENDING, E.MISSING), ("missing",), False),
+        (PLANNED_ONLY, (), False),
+        (None, (), False),
+    ],
+)
+@pytest.mark.parametrize("held", [True, False])
+def test_retry_failed(latest: Latest | None, classes: tuple[str, ...], wanted: bool, held: bool) -> None:
+    """Failed rows of the named classes, by name or status code; held or not."""
+    assert reason_to_do(latest, held=held, mode="retry", classes=classes) is (Reason.RETRY if wanted else None)
+
+
+@pytest.mark.parametrize(
+    ("latest", "held", "reason", "in_repair"),
+    [
+        (None, True, Reason.REPAIR, Reason.REPAIR),
+        (None, False, None, None),
+        (PLANNED_ONLY, True, Reason.REPAIR, Reason.REPAIR),
+        (known(S.PENDING, E.MISSING), True, Reason.REPAIR, Reason.REPAIR),
+        (known(S.PENDING, E.MISSING), False, None, None),
+        (known(S.FAILED, E.TIMEOUT, now=True), False, Reason.RETRY, None),
+        (known(S.FAILED, E.TIMEOUT, now=True), True, Reason.RETRY, None),
+        (known(S.FAILED, E.TIMEOUT, now=False), False, None, None),
+        (known(S.FAILED, E.FORBIDDEN, 403, now=True), False, None, None),
+        (known(S.FAILED, E.NOT_FOUND, 404, now=True), False, None, None),
+        (known(S.COPIED, now=True), True, None, None),
+        (known(S.SKIPPED, E.EXISTS, now=True), False, None, None),
+    ],
+)
+def test_a_further_pass(latest: Latest | None, held: bool, reason: Reason | None, in_repair: Reason | None) -> None:
+    """What failed in this run and may pass now, and rows whose chunk returned without them."""
+    assert reason_to_do(latest, held=held, mode="pass") is reason
+    assert reason_to_do(latest, held=held, mode="repair") is in_repair
+
+
+@given(
+    status=st.sampled_from([*Status, None]),
+    error=st.sampled_from(list(ErrorClass)),
+    by_plan=st.booleans(),
+    how_same=st.booleans(),
+    now=st.booleans(),
+    held=st.booleans(),
+)
+def test_a_row_is_held_planned_or_settled_and_never_two(
+    status: Status | None, error: ErrorClass, by_plan: bool, how_same: bool, now: bool, held: bool
+) -> None:
+    """Over all facts: a held row is never planned too; an open row that none holds always is; a good end never."""
+    latest = None
+    if status is not None:
+        latest = Latest(status, error, None, by_plan, how_same, now)
+    reason = reason_to_do(latest, held=held, mode="plain")
+    if held:
+        assert reason is None
+    elif latest is None or by_plan or status is Status.PENDING:
+        assert reason in (Reason.NEW, Reason.REPAIR)
+    elif status in (Status.COPIED, Status.UNCHANGED):
+        assert reason is None
+    elif status is Status.FAILED and how_same:
+        assert (reason is None) == (AGAIN[error] is Again.NEVER)
+    modes: tuple[Mode, ...] = ("retry", "pass", "repair")
+    for mode in modes:
+        if latest is not None and not by_plan and status in (Status.COPIED, Status.UNCHANGED, Status.SKIPPED):
+            assert reason_to_do(latest, held=held, mode=mode) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "chunk"),
+    [(0, 500), (1, 500), (250_000, 500), (250_499, 500), (250_500, 501), (1_000_000, 2000), (49_999_999, 99_999),
+     (50_000_000, 100_000), (10**9, 100_000)],
+)  # fmt: skip
+def test_auto_chunk_rows(rows: int, chunk: int) -> None:
+    """rows / 500, at least 500, at most 100,000."""
+    assert auto_chunk_rows(rows) == chunk
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({}, []),
+        ({"destination": "s3://bucket/p"}, []),
+        ({"name": "other", "manifest": "x.csv", "state": "y", "concurrency": 3, "chunk_rows": 7}, []),
+        ({"checks": "none", "on_existing": "fail", "max_bytes": 1}, []),
+        ({"key": "{id}"}, ["key"]),
+        ({"destination": "s3://bucket/q/", "columns": {"id": "a"}}, ["columns", "destination.uri"]),
+        ({"destination": {"uri": "s3://bucket/p/", "endpoint_url": "http://x"}}, ["destination.endpoint_url"]),
+        ({"source": {"url": "https://h/{id}"}}, ["source.url"]),
+    ],
+)
+def test_check_where(change: dict[str, Any], names: list[str]) -> None:
+    """A change of where stops and names each key; a final slash, and everything else, is no change."""
+    plan = Plan(make_job().where(), 500, 1, {}, 1)
+    if not names:
+        check_where(plan, make_job(**change))
+        return
+    with pytest.raises(UserError) as caught:
+        check_where(plan, make_job(**change))
+    assert [word for word in str(caught.value).split("`") if word in make_job().where()] == names
+
+
+def test_which_chunks_stay() -> None:
+    """Base chunks for good; retries while rows are open, and those of the newest run."""
+    for kind, done, run_no in itertools.product(("base", "again"), (0, 9, 10), (1, 5)):
+        chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done)  # type: ignore[arg-type]
+        assert keep(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
+
+
+def test_hints_change_nothing_else() -> None:
+    """A chunk's file and digest stay; its hints have a name of their own."""
+    chunk = with_hints(REF, 3, "listed")
+    assert (chunk.done, chunk.existing, chunk.digest, chunk.uri) == (3, "listed", REF.digest, REF.uri)
+    assert chunk.hints == REF.hints == "plan/hints/" + "a" * 32 + ".parquet"
+
+
+@pytest.mark.parametrize(
+    ("policy", "rows", "how"),
+    [
+        (OnExisting.OVERWRITE, 0, "unknown"),
+        (OnExisting.OVERWRITE, 10**6, "unknown"),
+        *((policy, rows, how) for policy in (OnExisting.SKIP, OnExisting.SKIP_SAME, OnExisting.FAIL)
+          for rows, how in ((0, "unknown"), (1, "head"), (500, "head"), (501, "listed"))),
+    ],
+)  # fmt: skip
+def test_how_existing_objects_are_found(policy: OnExisting, rows: int, how: str) -> None:
+    """The table of how_to_find; the plan says which in words."""
+    found, words = how_to_find(policy, rows)
+    assert found == how
+    assert words

@@ -1,0 +1,217 @@
+"""Reading the destination back: what is gone or altered is found, waits, and is repaired by the next run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Origin
+from demo.s3 import S3Server
+from tasks.engine import ledger, verify
+from tasks.engine.errors import Fatal
+from tasks.engine.job import Job
+from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.state import DirectoryState
+from tasks.engine.store import Found, Store, open_store
+from tests.engine.helpers import (
+    access,
+    by_key,
+    chunk_rows,
+    directory_state,
+    make_job,
+    make_outcome,
+    plan,
+    run,
+    stored,
+    write_list,
+)
+
+MD5, SHA = "a" * 32, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("ledger_says", "size", "md5", "sha256", "expected"),
+    [
+        ({"size": 10}, None, None, None, ErrorClass.MISSING),
+        ({"size": 0}, None, None, None, ErrorClass.MISSING),
+        ({"size": 10}, 11, None, None, ErrorClass.ALTERED),
+        ({"size": 0}, 1, None, None, ErrorClass.ALTERED),
+        ({"size": 10}, 0, None, None, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, MD5, SHA, None),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, MD5, "c" * 64, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, "c" * 32, SHA, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5}, 10, "c" * 32, SHA, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5}, 10, None, None, None),
+        ({"size": 10}, 10, MD5, SHA, None),
+        ({"size": None, "md5": MD5}, 10, MD5, None, None),
+        ({"size": None, "md5": MD5}, 10, "c" * 32, None, ErrorClass.ALTERED),
+    ],
+)
+def test_the_verdict(
+    ledger_says: dict[str, Any],
+    size: int | None,
+    md5: str | None,
+    sha256: str | None,
+    expected: ErrorClass | None,
+) -> None:
+    """The table of verdict()."""
+    assert verify.verdict(make_outcome(1, **ledger_says), size, md5, sha256) is expected
+
+
+def moved(folder: Path, origin: Origin, s3: S3Server, bucket: str, **given: str) -> tuple[Job, DirectoryState, Store]:
+    """Five images at the destination, by a run."""
+    lines = [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(5)]
+    write_list(folder / "list.csv", lines)
+    job = make_job(manifest=str(folder / "list.csv"), destination=f"s3://{bucket}/p/", **given)
+    state = directory_state(folder)
+    run(job, state, access(s3))
+    assert {o.status for o in by_key(state).values()} == {Status.COPIED}
+    return job, state, open_store(job.destination.uri, access(s3), state.spool_dir)
+
+
+def damage(s3: S3Server, bucket: str) -> None:
+    """0 is gone, 1 is longer, 2 holds other bytes of the same length."""
+    client = s3.client()
+    body = make_image("jpeg", 2)
+    client.delete_object(Bucket=bucket, Key="p/0.jpg")
+    client.put_object(Bucket=bucket, Key="p/1.jpg", Body=make_image("jpeg", 1) + b"x")
+    client.put_object(Bucket=bucket, Key="p/2.jpg", Body=body[:-1] + bytes([body[-1] ^ 1]))
+
+
+def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.Verified:
+    whole = verify.Verified(0, 0, 0, 0, [])
+    listed = {found.key: found for page in store.list() for found in page}
+    for part, bounds in enumerate(verify.parts(state, 2)):
+        outcomes = verify.expected(state, bounds)
+        if how == "read":
+            result = asyncio.run(verify.read_back(store, outcomes, run_no))
+        else:
+            result = verify.compare_listing(outcomes, listed, run_no)
+        verify.note_wrong(state, result, run_no, part)
+        whole.checked += result.checked
+        whole.missing += result.missing
+        whole.altered += result.altered
+        whole.wrong += result.wrong
+    return whole
+
+
+@pytest.mark.parametrize("how", ["read", "list"])
+def test_what_is_well_is_well(how: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Nothing is wrong, nothing is written, and every object was looked at once."""
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    result = check(state, store, how, 2)
+    assert (result.checked, result.missing, result.altered, result.wrong) == (5, 0, 0, [])
+    assert state.list("outcomes") == []
+
+
+@pytest.mark.parametrize(
+    ("how", "policy"),
+    [("read", "skip-same"), ("read", "skip"), ("read", "fail"), ("list", "skip-same"), ("list", "overwrite")],
+)
+def test_what_is_wrong_is_found_and_repaired_by_the_next_run(
+    how: str, policy: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Missing and altered rows are pending, and a plain run repairs them in a new chunk: the bytes are right again."""
+    job, state, store = moved(tmp_path, origin, s3, bucket, on_existing=policy)
+    damage(s3, bucket)
+    result = check(state, store, how, 2)
+    assert (result.checked, result.missing, result.altered) == (5, 1, 2)
+    said = by_key(state)
+    assert {key: (o.status, o.error_class) for key, o in said.items()} == {
+        "0.jpg": (Status.PENDING, ErrorClass.MISSING),
+        "1.jpg": (Status.PENDING, ErrorClass.ALTERED),
+        "2.jpg": (Status.PENDING, ErrorClass.ALTERED),
+        "3.jpg": (Status.COPIED, None),
+        "4.jpg": (Status.COPIED, None),
+    }
+    asked = origin.total
+    planned = run(job, state, access(s3), 3)
+    assert planned.todo == {"repair": 3}
+    (again,) = [ref for ref in planned.chunks if ref.kind == "again"]
+    assert {(row.reason, row.attempt) for row in chunk_rows(state, again)} == {(Reason.REPAIR, 2)}
+    assert origin.total == asked + 3
+    assert stored(s3, bucket) == {f"p/{n}.jpg": make_image("jpeg", n) for n in range(5)}
+    assert {o.status for o in by_key(state).values()} <= {Status.COPIED, Status.UNCHANGED}
+    assert check(state, store, how, 4).wrong == []
+
+
+def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A second verification, and an interrupted repair, leave the row to do once."""
+    job, state, store = moved(tmp_path, origin, s3, bucket)
+    damage(s3, bucket)
+    check(state, store, "read", 2)
+    assert check(state, store, "read", 3).checked == 2  # pending rows are not expected to be there
+    assert plan(job, state, 4, server=access(s3)).todo == {"repair": 3}
+    again = plan(job, state, 5, server=access(s3))
+    assert (again.todo, again.pending) == ({}, 3)
+
+
+def test_parts_cover_every_row_once(tmp_path: Path) -> None:
+    """Ranges of row IDs: each row that should be there lies in one of them, whatever their number."""
+    state = directory_state(tmp_path)
+    lines = [[f"https://img.example/{n}.jpg"] for n in range(50)]
+    write_list(tmp_path / "list.csv", lines)
+    job = make_job(manifest=str(tmp_path / "list.csv"))
+    (ref,) = plan(job, state).chunks
+    rows = chunk_rows(state, ref)
+    outcomes = [make_outcome(row.row_id, Status.COPIED if n % 3 else Status.FAILED) for n, row in enumerate(rows)]
+    ledger.append(state, [*outcomes, make_outcome("f" * 64)], 1, "c", 0)
+    wanted = sorted(o.row_id for o in outcomes if o.status is Status.COPIED)
+    for rows_each in (1, 7, 33, 1000):
+        parts = verify.parts(state, rows_each)
+        found = [o.row_id for bounds in parts for o in verify.expected(state, bounds)]
+        assert sorted(found) == wanted
+        assert len(parts) == -(-len(wanted) // rows_each)
+
+
+def outcome(data: bytes, etag: str | None) -> Outcome:
+    md5 = hashlib.md5(data).hexdigest()
+    return make_outcome(1, key="k", size=len(data), md5=md5, sha256=SHA, dest_etag=etag)
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "altered"),
+    [
+        ("md5", "md5", False),
+        ("md5", "other", True),
+        ("md5", "composite", False),
+        ("kms", "kms", False),
+        ("kms", "other", False),
+        (None, "other", False),
+    ],
+)
+def test_an_etag_counts_where_it_was_an_md5(written: str | None, now: str, altered: bool) -> None:
+    """A KMS ETag looks like an MD5; it is compared only where the upload's ETag was the body's MD5."""
+    etags = {
+        "md5": hashlib.md5(b"data").hexdigest(), "other": "c" * 32, "kms": "d" * 32,
+        "composite": "e" * 32 + "-2", None: None,
+    }  # fmt: skip
+    said = outcome(b"data", etags[written])
+    result = verify.compare_listing([said], {"k": Found("k", 4, etags[now], None)}, 2)
+    assert result.altered == altered
+
+
+def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
+    """Only its status changes: key, digests and attempt stay, so that the repair is the next attempt."""
+    said = make_outcome(1, attempt=3, md5=MD5, sha256=SHA, chunk="c")
+    (wrong,) = verify.compare_listing([said], {}, 9).wrong
+    assert wrong == replace(
+        said, status=Status.PENDING, error_class=ErrorClass.MISSING, message=wrong.message, retryable=True,
+        started_at=wrong.started_at, recorded_at=wrong.recorded_at, run_no=9, chunk="",
+    )  # fmt: skip
+
+
+def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A destination that does not answer properly is Fatal: a verification must not declare everything lost."""
+    job, state, _ = moved(tmp_path, origin, s3, bucket)
+    nobody = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
+    store = open_store(job.destination.uri, nobody, state.spool_dir)
+    (bounds,) = verify.parts(state, 100)
+    with pytest.raises(Fatal):
+        asyncio.run(verify.read_back(store, verify.expected(state, bounds), 2))

@@ -1,0 +1,572 @@
+"""The `ferry` command as a user runs it: processes of their own, a real S3 server, a real Prefect server."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import urllib.request
+from typing import Any
+
+import openpyxl
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from demo.images import make_image
+from demo.origin import Fault, Origin, Trouble
+from tests.flows.conftest import Cli, Prefect, Project, fold, processes_with, serve, wait_for
+
+pytestmark = pytest.mark.slow
+TOKEN = "t0ken-of-the-0rigin-5521"
+
+
+def test_three_lines_are_a_job(project: Project, origin: Origin) -> None:
+    """name, manifest and destination are enough, with credentials from the environment; --json and exit code agree."""
+    rows, bodies = serve(origin, 3)
+    project.manifest(rows)
+    target = project.folder / "out"
+    lines = f"name: three\nmanifest: products.csv\ndestination: file://{target}/\n"
+    (project.folder / "job.yaml").write_text(lines)
+    ended = project.ferry("run", "job.yaml", "--json").expect(1)  # the origin is on loopback: blocked, over budget
+    assert ended.json["counts"]["classes"] == {"blocked_address": 3}
+    assert ended.json["exit_code"] == 1
+    assert origin.total == 0
+    (project.folder / "job.yaml").write_text(lines + "source: {allow_private_addresses: [127.0.0.1]}\n")
+    report = project.ferry("run", "job.yaml", "--retry-failed", "--json").expect(0).json
+    assert report["counts"]["copied"] == 3
+    assert {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()} == bodies
+    assert (project.folder / ".ferry" / "three" / "plan" / "plan.json").exists()
+
+
+def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """`plan` touches nothing; a second run is Cached and asks nobody; new rows add chunks for themselves alone."""
+    rows, bodies = serve(origin, 60)
+    project.job(chunk_rows=20)
+    project.manifest(rows)
+    planned = project.ferry("plan", "job.yaml", "--json").expect(0).json
+    assert planned["todo"] == {"new": 60}
+    assert planned["recognised"] == {"source": "url", "id": "sku"}
+    assert origin.total == 0
+    assert project.stored() == {}
+
+    first = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert (first["counts"]["copied"], first["chunks"], first["cached"]) == (60, 3, 0)
+    assert project.stored() == bodies
+    asked, written, files = origin.total, project.written_at(), project.files()
+    text = project.ferry("plan", "job.yaml").expect(0).stdout
+    assert "60 rows: 0 to do, 60 need nothing" in text
+    assert project.files() == files
+
+    again = project.ferry("run", "job.yaml").expect(0)
+    assert "nothing to do" in again.stdout
+    assert "3 chunks, 3 of them cached" in again.stdout
+    assert origin.total == asked
+    assert project.written_at() == written
+    runs = prefect_api.runs(project.name)
+    assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
+    assert [prefect_api.chunk_states(run) for run in runs] == [["Completed"] * 3, ["Cached"] * 3]
+
+    more, more_bodies = serve(origin, 10, "more")
+    project.manifest([*more, *reversed(rows)])
+    third = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert (third["counts"]["copied"], third["chunks"], third["cached"]) == (70, 4, 3)
+    assert third["this_run"] == {"copied": 10}
+    assert origin.total == asked + 10
+    assert project.stored() == {**bodies, **more_bodies}
+    assert {key: at for key, at in project.written_at().items() if key in written} == written
+
+    project.manifest(rows[:5])  # rows that left the list are ignored, and nothing is deleted
+    fourth = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert (fourth["counts"]["planned"], fourth["counts"]["copied"]) == (5, 5)
+    assert project.stored() == {**bodies, **more_bodies}
+
+
+def test_plan_writes_nothing(project: Project, origin: Origin) -> None:
+    """`plan` leaves the state as it was: no file more, none changed, before the first run and after it."""
+    rows, _ = serve(origin, 3)
+    project.manifest(rows)
+    project.ferry("plan", "job.yaml").expect(0)
+    before_first = set(project.files())
+    project.ferry("run", "job.yaml").expect(0)
+    files = project.files()
+    project.manifest([*rows, {"sku": "more", "url": origin.url("/more.jpg")}])
+    assert project.ferry("plan", "job.yaml", "--json").expect(0).json["todo"] == {"new": 1}
+    assert project.files() == files
+    assert before_first == set()
+
+
+def test_limit_and_status(project: Project, origin: Origin) -> None:
+    """--limit moves so many rows and exits 0; status counts in integers that add up; the next run takes the rest."""
+    rows, bodies = serve(origin, 25)
+    project.manifest(rows)
+    before = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert (before["planned_yet"], before["planned"]) == (False, 0)
+    project.ferry("run", "job.yaml", "--limit", "10", "--json").expect(0)
+    assert len(project.stored()) == origin.total == 10
+    status = project.ferry("status", "job.yaml", "--json").expect(0).json
+    parts = [status[name] for name in ("copied", "unchanged", "skipped", "failed", "pending")]
+    assert all(type(part) is int for part in [*parts, status["planned"], status["bytes"]])
+    assert status["planned"] == sum(parts) == 25
+    assert (status["copied"], status["pending"]) == (10, 15)
+    assert status["bytes"] == sum(len(body) for body in project.stored().values())
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    assert project.stored() == bodies
+    assert origin.total == 25
+
+
+def test_failures_and_retries(project: Project, origin: Origin) -> None:
+    """Failures are listed as text, CSV and JSON, safely; --retry-failed takes them all, a class or a status code."""
+    rows, _ = serve(origin, 40)
+    for number, trouble in enumerate((Trouble.NOT_FOUND, Trouble.NOT_FOUND, Trouble.HTML_200, Trouble.GONE)):
+        origin.add(f"/bad/{number}.jpg", make_image("jpeg", number), fault=trouble)
+        rows.append({"sku": f"bad-{number}", "url": origin.url(f"/bad/{number}.jpg")})
+    origin.add("/bad/5.jpg", make_image("jpeg", 5), fault=Fault(Trouble.SERVER_ERROR))
+    rows.append({"sku": "=cmd|'/c calc'!A1", "url": origin.url("/bad/5.jpg")})
+    rows.append({"sku": "\x1b[31mred[/red]\x07", "url": "no address"})
+    project.job(failure_budget="1%")
+    project.manifest(rows)
+    first = project.ferry("run", "job.yaml")
+    first.expect(1)
+    assert "6 failed (budget 1)" in first.stdout
+    assert "ferry failures job.yaml" in first.stdout
+
+    found = project.ferry("failures", "job.yaml", "--json").expect(0).json
+    assert found["total"] == len(found["failures"]) == 6
+    assert {line["error_class"]: line["retryable"] for line in found["failures"]} == {
+        "not_found": False, "not_image": False, "gone": False, "server_error": True, "bad_url": False,
+    }  # fmt: skip
+    only = project.ferry("failures", "job.yaml", "--class", "404", "--class", "gone", "--format", "json").expect(0).json
+    assert sorted(line["id"] for line in only["failures"]) == ["bad-0", "bad-1", "bad-3"]
+    table = list(csv.DictReader(io.StringIO(project.ferry("failures", "job.yaml", "--format", "csv").expect(0).stdout)))
+    assert len(table) == 6
+    assert "'=cmd|'/c calc'!A1" in [line["id"] for line in table]
+    text = project.ferry("failures", "job.yaml").expect(0).stdout
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert "\\x1b[31mred[/red]\\x07" in text
+    assert "... and 4 more" in project.ferry("failures", "job.yaml", "--limit", "2").expect(0).stdout
+
+    asked = origin.requests.copy()
+    plain = project.ferry("run", "job.yaml", "--json").expect(1).json  # a plain run: the retryable one alone
+    assert {path for path in origin.requests if origin.requests[path] > asked[path]} == {"/bad/5.jpg"}
+    assert plain["this_run"] == {"failed": 1}
+    origin.mend("/bad/0.jpg")
+    asked = origin.requests.copy()
+    some = project.ferry("run", "job.yaml", "--retry-failed=404", "--json").expect(1).json
+    assert {path for path in origin.requests if origin.requests[path] > asked[path]} == {"/bad/0.jpg", "/bad/1.jpg"}
+    assert some["this_run"] == {"copied": 1, "failed": 1}
+    asked = origin.requests.copy()
+    project.ferry("run", "job.yaml", "--retry-failed=not_image", "--json").expect(1)
+    assert {path for path in origin.requests if origin.requests[path] > asked[path]} == {"/bad/2.jpg"}
+    for path in ("/bad/1.jpg", "/bad/2.jpg", "/bad/3.jpg", "/bad/5.jpg"):
+        origin.mend(path)
+    last = project.ferry("run", "job.yaml", "--retry-failed", "--json").expect(0).json
+    assert last["this_run"] == {"copied": 4}
+    assert (last["counts"]["copied"], last["counts"]["failed"], last["budget"]) == (45, 1, 1)
+    unknown = project.ferry("run", "job.yaml", "--retry-failed=not_fuond")
+    unknown.expect(2)
+    assert "not_found" in unknown.stderr
+
+
+def test_init(project: Project) -> None:
+    """`init` writes a job that loads; it does not overwrite; --json says where it is."""
+    (project.folder / "job.yaml").unlink()
+    assert project.ferry("init", "--json").expect(0).json == {"file": "job.yaml"}
+    assert "products.csv does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
+    before = (project.folder / "job.yaml").read_text()
+    assert "exists already" in project.ferry("init").expect(2).stderr
+    assert (project.folder / "job.yaml").read_text() == before
+
+
+def test_export(project: Project, origin: Origin) -> None:
+    """The map comes as CSV, Parquet and xlsx, without queries unless --full asks for them."""
+    rows, bodies = serve(origin, 4)
+    path = "/images/signed.jpg?Signature=s1gned"
+    bodies["images/signed.jpg"] = make_image("jpeg", 99)
+    rows.append({"sku": "=1+1", "url": origin.add(path, bodies["images/signed.jpg"])})
+    project.manifest(rows)
+    assert "nothing is planned yet" in project.ferry("export", "job.yaml", "map.csv").expect(2).stderr
+    assert not (project.folder / "map.csv").exists()
+    project.ferry("run", "job.yaml").expect(0)
+    wanted = {key: hashlib.sha256(body).hexdigest() for key, body in bodies.items()}
+    assert project.ferry("export", "job.yaml", "map.csv", "--json").expect(0).json == {"file": "map.csv", "rows": 5}
+    with (project.folder / "map.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert {line["key"]: line["sha256"] for line in lines} == wanted
+    assert [line["id"] for line in lines] == [*(row["sku"] for row in rows[:-1]), "'=1+1"]
+    assert "s1gned" not in (project.folder / "map.csv").read_text()
+    project.ferry("export", "job.yaml", "map.parquet", "--full").expect(0)
+    table = pq.read_table(project.folder / "map.parquet").to_pylist()
+    assert [line["source"] for line in table] == [row["url"] for row in rows]
+    project.ferry("export", "job.yaml", "map.xlsx").expect(0)
+    sheet = openpyxl.load_workbook(project.folder / "map.xlsx").active
+    assert sheet is not None
+    cells = list(sheet.iter_rows(values_only=True))
+    assert {str(line[cells[0].index("key")]) for line in cells[1:]} == set(bodies)
+    assert not [cell for line in sheet.iter_rows() for cell in line if cell.data_type == "f"]
+    assert ".csv, .parquet or .xlsx" in project.ferry("export", "job.yaml", "map.ods").expect(2).stderr
+    assert project.ferry("export", "job.yaml", "no/such/folder/map.csv").expect(2).stderr
+
+
+def test_verify_and_repair(project: Project, origin: Origin) -> None:
+    """verify finds what is gone and what is altered (exit 1), the next run repairs just that, then it exits 0."""
+    rows, bodies = serve(origin, 12)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml").expect(0)
+    good = project.ferry("verify", "job.yaml", "--json").expect(0)
+    assert good.json["ok"] is True
+    assert "Warning" not in good.stderr
+    keys = sorted(bodies)
+    client = project.client()
+    altered = bodies[keys[1]][:-1] + b"\x00"
+    assert len(altered) == len(bodies[keys[1]])
+    client.delete_object(Bucket=project.bucket, Key=project.prefix + keys[0])
+    client.put_object(Bucket=project.bucket, Key=project.prefix + keys[1], Body=altered)
+    ended = project.ferry("verify", "job.yaml")
+    ended.expect(1)
+    assert "2 of 12 objects are not as the ledger says: 1 missing, 1 altered" in ended.text
+    status = project.ferry("status", "job.yaml", "--json").expect(0).json
+    assert (status["copied"], status["pending"]) == (10, 2)
+    asked = origin.requests.copy()
+    repaired = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert repaired["this_run"] == {"copied": 2}
+    assert {p for p in origin.requests if origin.requests[p] > asked[p]} == {"/" + keys[0], "/" + keys[1]}
+    assert project.stored() == bodies
+    listed = project.ferry("verify", "job.yaml", "--list", "--json").expect(0).json
+    assert listed["message"].startswith("12 objects are at the destination")
+    client.delete_object(Bucket=project.bucket, Key=project.prefix + keys[2])
+    client.put_object(Bucket=project.bucket, Key=project.prefix + keys[3], Body=altered)
+    assert "1 missing, 1 altered" in project.ferry("verify", "job.yaml", "--list", "--json").expect(1).json["message"]
+
+
+def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """A second run leaves with exit 3 and names the holder; with --wait it waits, and then finds nothing to do."""
+    rows, bodies = serve(origin, 60)
+    origin.latency_s = 0.4
+    project.job(concurrency=4)
+    project.manifest(rows)
+    first = project.start("run", "job.yaml", "--json")
+    wait_for("the first run's lease", lambda: (project.state / "lease.json").exists() or first.poll() is not None)
+    refused = project.ferry("run", "job.yaml")
+    refused.expect(3)
+    assert f"process {first.pid}" in refused.stderr
+    assert "--wait" in refused.stderr
+    assert first.poll() is None
+    project.ferry("plan", "job.yaml", "--json").expect(0)  # a plan beside a run does it no harm
+    waiting = project.start("run", "job.yaml", "--wait", "--json")
+    assert "another run" in project.ferry("run", "job.yaml", "--replan").expect(3).stderr
+    assert first.poll() is None
+    origin.latency_s = 0.0
+    Cli.end(first, ("run",)).expect(0)
+    after = Cli.end(waiting, ("run", "--wait")).expect(0)
+    assert after.json["this_run"] == {}
+    assert project.stored() == bodies
+    assert max(origin.requests.values()) == 1
+    held = [run for run in prefect_api.runs(project.name) if run["state_type"] == "FAILED"]
+    assert [run["state"]["message"].startswith("LeaseHeld: another run of this job is on") for run in held] == [True]
+
+
+def test_replan_and_changed_settings(project: Project, origin: Origin) -> None:
+    """A changed key stops with exit 2 and names it, --replan takes it; a changed check plans failed rows anew."""
+    rows, bodies = serve(origin, 12)
+    rows.append({"sku": "leaflet", "url": origin.add("/doc/leaflet.pdf", b"%PDF-1.7\n%%EOF\n", "application/pdf")})
+    project.manifest(rows)
+    project.ferry("run", "job.yaml").expect(0)
+    written, asked = project.written_at(), origin.total
+    project.job(checks="length")
+    relaxed = project.ferry("plan", "job.yaml", "--json").expect(0).json
+    assert relaxed["todo"] == {"changed": 1}
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["this_run"] == {"copied": 1}
+    assert origin.total == asked + 1
+    assert project.stored() == {**bodies, "doc/leaflet.pdf": b"%PDF-1.7\n%%EOF\n"}
+
+    asked = origin.total
+    project.job(checks="length", key="by-sku/{sku}.{source.ext}")
+    refused = project.ferry("run", "job.yaml").expect(2)
+    assert "`key` changed" in refused.stderr
+    assert "--replan" in refused.stderr
+    assert origin.total == asked
+    project.ferry("run", "job.yaml", "--replan", "--json").expect(0)
+    keys = {f"by-sku/{row['sku']}.{row['url'].rpartition('.')[2]}" for row in rows}
+    assert keys <= set(project.stored()), "the run succeeded, and nothing lies under the new keys"
+    now = project.written_at()
+    assert {key: now[key] for key in written} == written, "nothing is deleted or written anew"
+
+
+def test_replan_to_another_place(project: Project, origin: Origin) -> None:
+    """After `--replan` for another destination the objects are there, not only in the ledger; then all is cached."""
+    rows, bodies = serve(origin, 5)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml").expect(0)
+    project.prefix = "elsewhere/"
+    project.job(destination=project.destination())
+    project.ferry("run", "job.yaml", "--replan").expect(0)
+    assert project.stored() == bodies
+    asked = origin.total
+    again = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert (again["this_run"], origin.total) == ({}, asked)
+
+
+@pytest.fixture
+def occupied(project: Project, origin: Origin) -> tuple[Project, dict[str, bytes], dict[str, bytes]]:
+    """Ten rows; the bucket has the first two already, with the same bytes, and the next two with others."""
+    rows, bodies = serve(origin, 10)
+    project.manifest(rows)
+    keys = sorted(bodies)
+    before = {keys[0]: bodies[keys[0]], keys[1]: bodies[keys[1]], keys[2]: b"other", keys[3]: bodies[keys[3]][::-1]}
+    for key, body in before.items():
+        project.client().put_object(Bucket=project.bucket, Key=project.prefix + key, Body=body)
+    return project, bodies, before
+
+
+@pytest.mark.parametrize(
+    ("policy", "counts", "kept"),
+    [
+        ("skip-same", {"copied": 8, "unchanged": 2}, 2),
+        ("skip", {"copied": 6, "skipped": 4}, 4),
+        ("overwrite", {"copied": 10}, 0),
+        ("fail", {"copied": 6, "unchanged": 2, "failed": 2}, 4),
+    ],
+)
+def test_on_existing(
+    occupied: tuple[Project, dict[str, bytes], dict[str, bytes]], policy: str, counts: dict[str, int], kept: int
+) -> None:
+    """Each policy does to the same object and to another one what SEMANTICS says."""
+    project, bodies, before = occupied
+    there = project.written_at()
+    project.job(on_existing=policy)
+    report = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert report["this_run"] == counts
+    if policy == "fail":
+        assert report["counts"]["classes"] == {"exists": 2}
+    keys = sorted(bodies)
+    left = {key: before[key] for key in keys[2:4]} if kept == 4 else {}
+    assert project.stored() == {**bodies, **left}
+    if kept:
+        now = project.written_at()
+        assert {project.prefix + k: now[project.prefix + k] for k in keys[:kept]} == dict(list(there.items())[:kept])
+
+
+def test_key_templates(project: Project, origin: Origin) -> None:
+    """{sha256}.{ext} names by content and stores twins once; columns and source fields work; collisions are exit 2."""
+    bodies = [make_image("png", n) for n in range(3)]
+    rows = [{"sku": f"s{n}", "url": origin.add(f"/{n}/photo.jpg", bodies[n]), "folder": "a b"} for n in range(3)]
+    rows.append({"sku": "twin", "url": origin.add("/9/photo.jpg", bodies[0]), "folder": "x"})
+    project.manifest(rows)
+    project.job(key="{sha256}.{ext}")
+    counts = project.ferry("run", "job.yaml", "--json").expect(0).json["counts"]
+    assert project.stored() == {f"{hashlib.sha256(body).hexdigest()}.png": body for body in bodies}
+    assert (counts["copied"], counts["unchanged"], counts["planned"]) == (3, 1, 4)
+    assert project.ferry("verify", "job.yaml", "--json").expect(0).json["ok"]
+
+    project.prefix = "named/"
+    project.job(key="{folder}/{sku}-{source.stem}.{ext}", destination=project.destination(), state="named")
+    project.ferry("run", "job.yaml").expect(0)
+    names = ["a b/s0-photo.png", "a b/s1-photo.png", "a b/s2-photo.png", "x/twin-photo.png"]
+    assert project.stored() == dict(zip(names, [*bodies, bodies[0]], strict=True))
+
+    project.job(key="{source.name}", state="collide")
+    clash = project.ferry("run", "job.yaml").expect(2)
+    assert "photo.jpg" in clash.stderr
+    assert "`key`" in clash.stderr
+
+
+def test_late_collisions(project: Project, origin: Origin) -> None:
+    """Two rows whose late keys turn out to be one, with other bytes: order must not decide; none is lost unsaid."""
+    rows = [{**row, "name": row["sku"]} for row in serve(origin, 40)[0]]
+    first, second = make_image("jpeg", 1001), make_image("jpeg", 1002)
+    rows.append({"sku": "one", "url": origin.add("/c/1.jpg", first), "name": "same"})
+    rows.append({"sku": "two", "url": origin.add("/c/2.jpg", second), "name": "same"})
+    project.manifest(rows)
+    project.job(key="{name}.{ext}")
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    ledger = project.ledger()
+    good = {row["sku"] for row in rows if ledger[row["sku"]]["status"] == "copied"}
+    claimed = {name: ledger[name]["sha256"] for name in ("one", "two") if name in good}
+    stored = {key: hashlib.sha256(body).hexdigest() for key, body in project.stored().items()}
+    assert all(stored["same.jpg"] == digest for digest in claimed.values()), "a row is called copied and is not there"
+    assert {ledger[name]["error_class"] for name in ("one", "two") if name not in good} == {"key_collision"}
+    assert len(good) in (40, 41)
+    assert project.ferry("verify", "job.yaml", "--json").expect(0).json["ok"]
+
+
+def test_listed_manifests(project: Project, origin: Origin) -> None:
+    """A bucket prefix moves to another, a directory into a bucket: metadata kept, include and exclude obeyed."""
+    client = project.client()
+    bodies = {f"{n % 2}/p {n}+é.jpg": make_image("jpeg", n) for n in range(8)}
+    for key, body in bodies.items():
+        client.put_object(
+            Bucket=project.bucket, Key=f"old/{key}", Body=body, ContentType="image/x-odd", Metadata={"a": "b"}
+        )
+    client.put_object(Bucket=project.bucket, Key="old/readme.txt", Body=b"no image")
+    client.put_object(Bucket=project.bucket, Key="older/p.jpg", Body=b"not under old/")
+    source = {"endpoint_url": project.cli.s3.endpoint_url}
+    project.job(manifest=f"s3://{project.bucket}/old/", source=source, exclude=["*.txt"])
+    counts = project.ferry("run", "job.yaml", "--json").expect(0).json["counts"]
+    assert (counts["planned"], counts["copied"]) == (8, 8)
+    assert project.stored() == bodies
+    head = client.head_object(Bucket=project.bucket, Key=project.prefix + min(bodies))
+    assert (head["ContentType"], head["Metadata"]) == ("image/jpeg", {"a": "b"})
+    client.put_object(Bucket=project.bucket, Key="old/new.jpg", Body=make_image("jpeg", 77))
+    second = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert second["this_run"] == {"copied": 1}
+    assert second["cached"] == 1
+
+    tree = project.folder / "tree"
+    for key, body in bodies.items():
+        (tree / key).parent.mkdir(parents=True, exist_ok=True)
+        (tree / key).write_bytes(body)
+    (tree / "readme.txt").write_text("no image")
+    (tree / "leads-out.jpg").symlink_to("/etc/passwd")
+    project.prefix = "from-tree/"
+    project.job(
+        manifest=f"file://{tree}/", destination=project.destination(), source=None, state="tree", include=["0/*"]
+    )
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    assert project.stored() == {key: body for key, body in bodies.items() if key.startswith("0/")}
+    project.job(
+        manifest=f"file://{tree}/", destination=project.destination(), source=None, state="tree2", include=["*.gif"]
+    )
+    assert "no object under" in project.ferry("run", "job.yaml").expect(2).stderr
+
+
+def test_manifests_from_elsewhere(project: Project, origin: Origin) -> None:
+    """The list itself may lie at http:// (behind the address filter) or in a bucket; a missing one is exit 2."""
+    rows, bodies = serve(origin, 5)
+    project.manifest(rows)
+    text = (project.folder / "products.csv").read_bytes()
+    url = origin.add("/lists/products.csv?v=2", text, "text/csv")
+    project.job(manifest=url)
+    project.ferry("run", "job.yaml").expect(0)
+    assert project.stored() == bodies
+    project.job(manifest=url, source={"allow_private_addresses": ["10.1.2.3"]}, state="b")
+    assert "allow_private_addresses" in project.ferry("run", "job.yaml").expect(2).stderr
+    project.job(manifest=origin.url("/lists/none.csv"), state="c")
+    assert "HTTP 404" in project.ferry("run", "job.yaml").expect(2).stderr
+
+    project.client().put_object(Bucket=project.bucket, Key="lists/products.csv", Body=text)
+    project.prefix = "second/"
+    source = {"endpoint_url": project.cli.s3.endpoint_url, "allow_private_addresses": ["127.0.0.1"]}
+    project.job(
+        manifest=f"s3://{project.bucket}/lists/products.csv",
+        source=source,
+        destination=project.destination(),
+        state="d",
+    )
+    project.ferry("run", "job.yaml").expect(0)
+    assert project.stored() == bodies
+    project.job(manifest=f"s3://{project.bucket}/lists/none.csv", source=source, state="e")
+    assert "none.csv" in project.ferry("run", "job.yaml").expect(2).stderr
+
+
+def test_secrets(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """A literal header is refused unseen; a reference reaches the origin and stands nowhere else."""
+    rows, bodies = serve(origin, 3)
+    rows.append({"sku": "none", "url": origin.url("/none.jpg")})
+    project.manifest(rows)
+    source: dict[str, Any] = {"allow_private_addresses": ["127.0.0.1"], "headers": {"Authorization": f"Bearer {TOKEN}"}}
+    project.job(source=source)
+    refused = project.ferry("run", "job.yaml").expect(2)
+    assert "Authorization" in refused.stderr
+    assert "env:NAME" in refused.stderr
+    assert TOKEN not in refused.text
+    source["headers"] = {"Authorization": "env:OLD_TOKEN", "Referer": "https://shop.example/"}
+    project.job(source=source)
+    missing = project.ferry("run", "job.yaml").expect(2)
+    assert "OLD_TOKEN" in missing.stderr
+    assert origin.total == 0
+    ended = project.ferry("run", "job.yaml", env={"OLD_TOKEN": f"Bearer {TOKEN}"}).expect(0)
+    assert project.stored() == bodies
+    for path in (*(f"/{key}" for key in bodies), "/none.jpg"):
+        assert origin.last_headers[path]["authorization"] == f"Bearer {TOKEN}"
+        assert origin.last_headers[path]["referer"] == "https://shop.example/"
+    secrets = [TOKEN, project.cli.s3.secret_key]
+    parquet = json.dumps(list(fold(project.state).values()), default=str)
+    for secret in secrets:
+        assert secret not in ended.text
+        assert secret not in parquet
+        assert not [name for name, data in project.files().items() if secret.encode() in data]
+        assert secret.encode() not in prefect_api.database()
+    assert b"OLD_TOKEN" in prefect_api.database()
+
+
+def test_state_in_a_bucket(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """With its state in a bucket a job runs, is cached the second time and can be asked; nothing is left on disk."""
+    rows, bodies = serve(origin, 6)
+    rows.append({"sku": "none", "url": origin.url("/none.jpg")})
+    project.job(state=f"s3://{project.bucket}/state/{project.name}")
+    project.manifest(rows)
+    tmp = {"TMPDIR": str(project.folder / "tmp")}
+    (project.folder / "tmp").mkdir()
+    project.ferry("run", "job.yaml", "--json", env=tmp).expect(0)
+    asked = origin.total
+    again = project.ferry("run", "job.yaml", "--json", env=tmp).expect(0).json
+    assert (again["chunks"], again["cached"]) == (1, 1)
+    assert origin.total == asked
+    assert project.stored() == bodies
+    status = project.ferry("status", "job.yaml", "--json", env=tmp).expect(0).json
+    assert (status["copied"], status["failed"], status["running"]) == (6, 1, None)
+    assert project.ferry("failures", "job.yaml", "--json", env=tmp).expect(0).json["failures"][0]["id"] == "none"
+    assert not (project.folder / ".ferry").exists()
+    assert project.cli.s3.secret_key.encode() not in prefect_api.database()
+
+
+def test_ui(project: Project, origin: Origin) -> None:
+    """Runs on the local server are all recorded, `ferry ui` shows them, and no process is left behind by either."""
+    alone: dict[str, str | None] = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
+    rows, bodies = serve(origin, 40)
+    project.job(chunk_rows=5)
+    project.manifest(rows)
+    assert "there are no runs" in project.ferry("ui", "job.yaml", env=alone).expect(2).stderr
+    project.ferry("run", "job.yaml", "--json", env=alone).expect(0)
+    assert not processes_with(str(project.folder))
+    project.ferry("run", "job.yaml", env=alone).expect(0)
+    assert not processes_with(str(project.folder))
+    assert project.stored() == bodies
+    assert max(origin.requests.values()) == 1
+
+    process = project.start("ui", "job.yaml", "--json", env=alone)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        url = json.loads("".join(lines))["url"]
+        api = Prefect(url, project.folder)
+        runs = api.runs(project.name)
+        assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
+        assert [api.chunk_states(run) for run in runs] == [["Completed"] * 8, ["Cached"] * 8]
+        total = api.post("task_runs/count", {})
+        ended = api.post("task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
+        assert total == ended == 2 * (8 + 3)  # plan, reconcile and report beside the chunks
+        assert api.post("logs/filter", {"limit": 1})
+        with urllib.request.urlopen(url + "/", timeout=10) as page:
+            assert b"<html" in page.read().lower()
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        ended_ui = Cli.end(process, ("ui",), 30)
+    ended_ui.expect(0)
+    wait_for("its server to go", lambda: not processes_with(str(project.folder)), 10)
+
+
+def test_wrong_commands(project: Project) -> None:
+    """A missing job, a job that is none and an unknown option end with a sentence and no success."""
+    missing = project.ferry("run", "none.yaml").expect(2)
+    assert "there is no job file none.yaml" in missing.stderr
+    for text in ("just text", "", "name: ["):
+        (project.folder / "bad.yaml").write_text(text)
+        ended = project.ferry("status", "bad.yaml").expect(2)
+        assert "bad.yaml" in ended.stderr, text
+    assert project.ferry("run", "job.yaml", "--lmit", "3").code != 0
+    assert project.ferry("run", "job.yaml", "--limit", "-3").code != 0
+    assert yaml.safe_load((project.folder / "job.yaml").read_text())["name"] == project.name
+
+
+def test_errors_as_json(project: Project) -> None:
+    """With --json an error is one JSON document too, whatever the command and wherever it is found."""
+    for command in ("run", "status"):
+        answer = project.ferry(command, "none.yaml", "--json").expect(2)
+        assert "none.yaml" in answer.stdout + answer.stderr
+        assert "none.yaml" in answer.json["error"]
