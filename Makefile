@@ -19,7 +19,7 @@ demo: .venv/.installed
 	@$(BIN)/ferry demo
 
 test: .venv/.installed-dev check
-	@$(BIN)/python -m pytest $(T)
+	@$(BIN)/python -m pytest -n 3 $(T)
 
 check: .venv/.installed-dev
 	@$(BIN)/ruff check --quiet .
@@ -34,7 +34,7 @@ format: .venv/.installed-dev
 	@./deployments/venv.sh $(PYTHON) requirements.txt
 	@touch $@
 
-.venv/.installed-dev: requirements-dev.txt .venv/.installed
+.venv/.installed-dev: requirements-dev.txt pyproject.toml
 	@./deployments/venv.sh $(PYTHON) requirements-dev.txt
 	@touch $@
 

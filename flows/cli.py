@@ -209,11 +209,13 @@ def verify(
     json_: JsonFlag = False,
 ) -> int:
     """Read the destination back and compare it with the ledger."""
-    from flows import terminal
+    from flows import terminal, watch
     from flows.local import exit_code, prefect_for, wait_until_recorded
 
     job = load_job(job_file)
-    with prefect_for(job_file.absolute().parent, quiet=terminal.is_terminal() and not json_):
+    draw = terminal.is_terminal() and not json_
+    watch.drawer = terminal.draw_progress if draw else None
+    with prefect_for(job_file.absolute().parent, quiet=draw):
         from flows.verify import verify as verify_flow
 
         state: Any = verify_flow(job, list_, return_state=True)

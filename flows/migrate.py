@@ -13,9 +13,9 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.signals import stop_on_signals
-from flows.watch import logging_progress
+from flows.watch import showing
 from tasks.accounts import Report
-from tasks.engine.errors import FerryError
+from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.logs import quiet_errors
 from tasks.plan import plan_chunks, plan_pass
@@ -56,7 +56,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
         with (
             open_run(job, flow_run.name or job.name, limit) as run,
             stop_on_signals(run.runtime),
-            logging_progress(run),
+            showing(run.runtime.progress, lambda: run.planned),
         ):
             planned = plan_chunks(run, retry_failed, limit)
             transfer_all(run, planned.chunks)
@@ -78,8 +78,10 @@ def transfer_again(run: Run, passes: int) -> None:
 
 
 def failure(error: FerryError) -> str:
-    """A Failed state's message; the error's name in front decides the exit code of `ferry`."""
-    return f"{type(error).__name__}: {error}"
+    """A Failed state's message; the kind of error in front decides the exit code of `ferry`."""
+    kinds = (UserError, LeaseHeld, Fatal, FerryError)
+    name = next(kind.__name__ for kind in kinds if isinstance(error, kind))
+    return f"{name}: {error}"
 
 
 def final_state(report: Report) -> State[Any]:

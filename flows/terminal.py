@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 
 from tasks.accounts import Report, describe, duration, outcome_table, size, worth_retrying
-from tasks.engine.progress import Snapshot
+from tasks.engine.plan import Planned
+from tasks.engine.progress import Progress, Snapshot
 from tasks.engine.summary import Counts
-from tasks.run import Run
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -35,26 +36,27 @@ def is_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def draw_progress(run: Run) -> Iterator[None]:
+def draw_progress(progress: Progress, planned: Callable[[], Planned | None]) -> Iterator[None]:
     """One line that moves, on a terminal, until the block ends."""
-    bar = Progress(
+    bar = Bar(
         TextColumn("{task.fields[rows]}"), BarColumn(bar_width=30), TextColumn("{task.fields[rest]}"),
         console=out, auto_refresh=False,
     )  # fmt: skip
-    row = bar.add_task("", total=1, rows="planning", rest="")
+    row = bar.add_task("", total=1, rows="starting", rest="")
     done = threading.Event()
 
     def refresh(live: Live) -> None:
         described = False
         while True:
             last = done.wait(0.25)
-            if run.planned is not None and not described:
+            plan = planned()
+            if plan is not None and not described:
                 described = True
-                for line in describe(run.planned):
+                for line in describe(plan):
                     out.print(f"[dim]{shown(line)}[/dim]")
-            s = run.runtime.progress.snapshot()
-            if last and run.runtime.progress.steady_s:  # what stays on the screen is the whole run's rate
-                s = replace(s, rate=s.done / run.runtime.progress.steady_s)
+            s = progress.snapshot()
+            if last and progress.steady_s:  # what stays on the screen is the whole run's rate
+                s = replace(s, rate=s.done / progress.steady_s)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
             live.refresh()

@@ -11,6 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.migrate import failure, run_name
+from flows.watch import showing
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.logs import quiet_errors
@@ -34,7 +35,7 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
     quiet_errors()
     job = anchored(job, Path.cwd())
     try:
-        with open_check(job, flow_run.name or job.name) as check:
+        with open_check(job, flow_run.name or job.name) as check, showing(check.progress):
             bounds = parts(check)
             if list_only:
                 compare_listing(check, bounds)

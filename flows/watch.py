@@ -8,17 +8,19 @@ import threading
 from collections.abc import Callable, Iterator
 
 from tasks.accounts import progress_line
-from tasks.run import Run
+from tasks.engine.plan import Planned
+from tasks.engine.progress import Progress
 
 EVERY_S = 5.0
-drawer: Callable[[Run], contextlib.AbstractContextManager[None]] | None = None  # set by `ferry` on a terminal
+Draw = Callable[[Progress, Callable[[], Planned | None]], contextlib.AbstractContextManager[None]]
+drawer: Draw | None = None  # set by `ferry` on a terminal
 
 
 @contextlib.contextmanager
-def logging_progress(run: Run) -> Iterator[None]:
-    """Reports on a run until the block ends."""
+def showing(progress: Progress, planned: Callable[[], Planned | None] = lambda: None) -> Iterator[None]:
+    """Reports on a run, or on a verification, until the block ends."""
     if drawer is not None:
-        with drawer(run):
+        with drawer(progress, planned):
             yield
         return
     from prefect import get_run_logger
@@ -28,7 +30,7 @@ def logging_progress(run: Run) -> Iterator[None]:
 
     def report() -> None:
         while not done.wait(EVERY_S):
-            logger.info(progress_line(run.runtime.progress.snapshot()))
+            logger.info(progress_line(progress.snapshot()))
 
     # get_run_logger() finds the run by context variables, which a new thread does not have.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(report,), name="ferry-log", daemon=True)

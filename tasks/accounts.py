@@ -73,7 +73,7 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
         ("copied", "uploaded and confirmed"), ("unchanged", "already there, the same bytes"),
     ) if counts[status]]  # fmt: skip
     skipped = counts["skipped"]
-    classes = sorted(counts["classes"].items(), key=lambda item: -item[1])
+    classes = sorted(counts["classes"].items(), key=lambda item: (-item[1], item[0]))
     duplicates = counts["duplicates"]
     if duplicates:
         lines.append(("skipped", PLAIN_WORDS[ErrorClass.DUPLICATE], duplicates))

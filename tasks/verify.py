@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,6 +15,7 @@ from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
 from tasks.engine.job import Job
 from tasks.engine.preflight import preflight
+from tasks.engine.progress import Progress
 from tasks.engine.state import State
 from tasks.engine.store import Store, open_store
 from tasks.run import state_of
@@ -29,6 +30,7 @@ class Check:
     state: State
     destination: Store
     run_no: int
+    progress: Progress = field(default_factory=Progress)
     checked: int = 0
     bytes: int = 0
     missing: int = 0
@@ -67,13 +69,18 @@ def open_check(job: Job, name: str) -> Iterator[Check]:
 
 
 def parts(check: Check) -> list[tuple[str, str]]:
-    return verify.parts(check.state, PART_ROWS)
+    """What is to be read, cut into parts."""
+    rows, bounds = verify.parts(check.state, PART_ROWS)
+    check.progress.start(rows)
+    return bounds
 
 
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
 def read_part(check: Check, bounds: tuple[str, str]) -> int:
     """Downloads a part's objects and compares their digests; returns how many were wrong."""
-    result = asyncio.run(verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no))
+    result = asyncio.run(
+        verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no, check.progress)
+    )
     check.add(result)
     return len(result.wrong)
 
@@ -84,7 +91,7 @@ def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:
-        result = verify.compare_listing(verify.expected(check.state, part), listed, check.run_no)
+        result = verify.compare_listing(verify.expected(check.state, part), listed, check.run_no, check.progress)
         check.add(result)
         wrong += len(result.wrong)
     return wrong

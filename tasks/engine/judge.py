@@ -27,11 +27,11 @@ class Judged:
     collisions: int
 
 
-def judge(con: duckdb.DuckDBPyConnection, notes: list[str]) -> Judged:
+def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bool) -> Judged:
     """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
 
     Rows that the ledger has keep their place: before others of the same source and key, and
-    against others of the same key.
+    against others of the same key. In a directory a file cannot have the name of a folder.
     """
     con.execute("""
         CREATE TABLE verdict AS
@@ -61,6 +61,18 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str]) -> Judged:
                          || ' wants the same key from another source' END AS message
         FROM ranked WHERE nth > 1 OR (contested AND NOT has)
     """)
+    if for_directory:
+        con.execute("""
+            INSERT INTO verdict
+            WITH usable AS (
+                SELECT row_id, key FROM m WHERE error_class IS NULL AND row_id NOT IN (SELECT row_id FROM verdict)
+            ), folders AS (
+                SELECT DISTINCT unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
+                FROM (SELECT string_split(key, '/') AS parts FROM usable WHERE contains(key, '/'))
+            )
+            SELECT row_id, 'key_collision', 'other rows want this key as a directory'
+            FROM usable SEMI JOIN folders USING (key)
+        """)
     rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
     duplicates, collisions = one(
         con,

@@ -83,7 +83,7 @@ class Planner:
         self._view(brought)
         ledger.create_latest(self.con, self.state, since_run)
         self._load_held(chunks)
-        judged = judge.judge(self.con, self.notes)
+        judged = judge.judge(self.con, self.notes, for_directory=self.job.destination.uri.startswith("file://"))
         about = brought.about
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
             about = {**about, "file": manifest_name(self.ask.run_no)}

@@ -13,6 +13,7 @@ import duckdb
 from tasks.engine import ledger
 from tasks.engine.errors import ObjectError
 from tasks.engine.objects import ErrorClass, Outcome, Status
+from tasks.engine.progress import Progress
 from tasks.engine.reading import with_latest
 from tasks.engine.state import State
 from tasks.engine.store import Found, Store, md5_of_etag
@@ -32,24 +33,24 @@ class Verified:
     wrong: list[Outcome]
 
 
-def parts(state: State, rows_each: int) -> list[tuple[str, str]]:
-    """Ranges of row_id, ``(from, below)``, of about ``rows_each`` rows that should be at the destination."""
+def parts(state: State, rows_each: int) -> tuple[int, list[tuple[str, str]]]:
+    """How many rows should be at the destination, and ranges of row_id, ``(from, below)``, of about ``rows_each``."""
 
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[tuple[str, str]]:
-        edges = [
-            row_id
-            for (row_id,) in con.execute(
-                f"""
-                SELECT row_id FROM (
-                    SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
-                    FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-                    WHERE l.status IN ('copied', 'unchanged')
-                ) WHERE n % {rows_each} = 0 ORDER BY 1
-                """,
-                [manifest],
-            ).fetchall()
-        ]
-        return list(zip(edges, [*edges[1:], "g"], strict=True))  # "g" sorts after every hex digit
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[int, list[tuple[str, str]]]:
+        lines = con.execute(
+            f"""
+            WITH there AS (
+                SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
+                FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
+                WHERE l.status IN ('copied', 'unchanged')
+            )
+            SELECT row_id, (SELECT count(*) FROM there) FROM there WHERE n % {rows_each} = 0 ORDER BY 1
+            """,
+            [manifest],
+        ).fetchall()
+        edges = [row_id for row_id, _ in lines]
+        bounds = list(zip(edges, [*edges[1:], "g"], strict=bool(edges)))  # "g" sorts after every hex digit
+        return (lines[0][1] if lines else 0), bounds
 
     return with_latest(state, work)
 
@@ -90,7 +91,7 @@ def verdict(outcome: Outcome, size: int | None, md5: str | None, sha256: str | N
     return None
 
 
-async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int) -> Verified:
+async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
     """Downloads each object and compares its bytes' digests. Raises Fatal, and ObjectError after three tries."""
     result = Verified(0, 0, 0, 0, [])
     queue = iter(outcomes)
@@ -98,8 +99,10 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int) -> V
     async def worker() -> None:
         for outcome in queue:
             size, md5, sha256 = await _digests(store, outcome)
+            wrong = verdict(outcome, size, md5, sha256)
+            _book(result, outcome, wrong, run_no)
             result.bytes += size or 0
-            _book(result, outcome, verdict(outcome, size, md5, sha256), run_no)
+            progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
     await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
     return result
@@ -123,7 +126,7 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
     raise AssertionError("unreachable")
 
 
-def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int) -> Verified:
+def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int, progress: Progress) -> Verified:
     """`--list`: sizes, and MD5s where ETags are such; no object is read."""
     result = Verified(0, 0, 0, 0, [])
     for outcome in outcomes:
@@ -132,7 +135,9 @@ def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_n
         # A KMS ETag looks like an MD5: it counts as one only where it did when the object was written.
         if md5_of_etag(outcome.dest_etag) != outcome.md5:
             md5 = None
-        _book(result, outcome, verdict(outcome, size, md5, None), run_no)
+        wrong = verdict(outcome, size, md5, None)
+        _book(result, outcome, wrong, run_no)
+        progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, 0)
     return result
 
 

@@ -79,7 +79,7 @@ def test_prefix_counts() -> None:
 
 def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
     """Whatever key_problem accepts is put, read, listed and deleted under exactly that key."""
-    local, memory = LocalStore(tmp_path), MemoryStore()
+    local, memory = LocalStore(tmp_path, automatic_cleanup=True), MemoryStore()
 
     @settings(max_examples=200, deadline=None)
     @given(st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]\u00a01"), st.characters()), min_size=1, max_size=20))

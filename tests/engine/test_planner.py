@@ -246,6 +246,19 @@ def test_late_keys_that_will_meet_do_not_move(tmp_path: Path, state: DirectorySt
         assert plan(job, state).todo == {"new": 3}
 
 
+def test_a_file_cannot_be_a_folder_too(tmp_path: Path, state: DirectoryState) -> None:
+    """In a directory destination a key that others need as a directory collides; in a bucket it does not."""
+    rows = [["https://img.example/a"], ["https://img.example/a/b/c.jpg"], *urls(*range(20))]
+    write_list(tmp_path / "list.csv", rows)
+    in_bucket = plan(
+        make_job(manifest=str(tmp_path / "list.csv"), destination="s3://bucket/", on_existing="overwrite"), state
+    )
+    assert in_bucket.collisions == 0
+    in_directory = plan(job_in(tmp_path), DirectoryState(tmp_path / "other"))
+    assert in_directory.collisions == 1
+    assert in_directory.todo == {"new": 21}
+
+
 def test_a_row_that_becomes_usable_again_is_planned(tmp_path: Path, state: DirectoryState) -> None:
     """A collision that goes away leaves a row to do, exactly once."""
     rival = ["https://img.example/5.jpg?new"]

@@ -17,6 +17,7 @@ from tasks.engine import ledger, verify
 from tasks.engine.errors import Fatal
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.progress import Progress
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import Found, Store, open_store
 from tests.engine.helpers import (
@@ -87,12 +88,12 @@ def damage(s3: S3Server, bucket: str) -> None:
 def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.Verified:
     whole = verify.Verified(0, 0, 0, 0, [])
     listed = {found.key: found for page in store.list() for found in page}
-    for part, bounds in enumerate(verify.parts(state, 2)):
+    for part, bounds in enumerate(verify.parts(state, 2)[1]):
         outcomes = verify.expected(state, bounds)
         if how == "read":
-            result = asyncio.run(verify.read_back(store, outcomes, run_no))
+            result = asyncio.run(verify.read_back(store, outcomes, run_no, Progress()))
         else:
-            result = verify.compare_listing(outcomes, listed, run_no)
+            result = verify.compare_listing(outcomes, listed, run_no, Progress())
         verify.note_wrong(state, result, run_no, part)
         whole.checked += result.checked
         whole.missing += result.missing
@@ -164,7 +165,7 @@ def test_parts_cover_every_row_once(tmp_path: Path) -> None:
     ledger.append(state, [*outcomes, make_outcome("f" * 64)], 1, "c", 0)
     wanted = sorted(o.row_id for o in outcomes if o.status is Status.COPIED)
     for rows_each in (1, 7, 33, 1000):
-        parts = verify.parts(state, rows_each)
+        _, parts = verify.parts(state, rows_each)
         found = [o.row_id for bounds in parts for o in verify.expected(state, bounds)]
         assert sorted(found) == wanted
         assert len(parts) == -(-len(wanted) // rows_each)
@@ -193,14 +194,14 @@ def test_an_etag_counts_where_it_was_an_md5(written: str | None, now: str, alter
         "composite": "e" * 32 + "-2", None: None,
     }  # fmt: skip
     said = outcome(b"data", etags[written])
-    result = verify.compare_listing([said], {"k": Found("k", 4, etags[now], None)}, 2)
+    result = verify.compare_listing([said], {"k": Found("k", 4, etags[now], None)}, 2, Progress())
     assert result.altered == altered
 
 
 def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
     """Only its status changes: key, digests and attempt stay, so that the repair is the next attempt."""
     said = make_outcome(1, attempt=3, md5=MD5, sha256=SHA, chunk="c")
-    (wrong,) = verify.compare_listing([said], {}, 9).wrong
+    (wrong,) = verify.compare_listing([said], {}, 9, Progress()).wrong
     assert wrong == replace(
         said, status=Status.PENDING, error_class=ErrorClass.MISSING, message=wrong.message, retryable=True,
         started_at=wrong.started_at, recorded_at=wrong.recorded_at, run_no=9, chunk="",
@@ -212,6 +213,6 @@ def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, b
     job, state, _ = moved(tmp_path, origin, s3, bucket)
     nobody = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
     store = open_store(job.destination.uri, nobody, state.spool_dir)
-    (bounds,) = verify.parts(state, 100)
+    _, (bounds,) = verify.parts(state, 100)
     with pytest.raises(Fatal):
-        asyncio.run(verify.read_back(store, verify.expected(state, bounds), 2))
+        asyncio.run(verify.read_back(store, verify.expected(state, bounds), 2, Progress()))

@@ -19,7 +19,10 @@ def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefe
     for name, body in bodies.items():
         origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.SERVER_ERROR))
     project.manifest(rows)
-    project.job(chunk_rows=60, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 4})
+    # Few at once, so that the circuit opens before every row has been asked for.
+    project.job(
+        chunk_rows=60, concurrency=4, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 4}
+    )
     process = project.start("run", "job.yaml", "--json")
     drawn: list[str] = []
     readers = [
