@@ -21,6 +21,7 @@ from tasks.engine.urls import redact
 
 FLUSH_ROWS = 500
 FLUSH_S = 2.0
+PROBE_POLL_S = 0.25  # rows of a host that is being probed wait for the answer
 GRACE_S = 10.0  # in-flight objects get this long after a stop
 
 
@@ -157,7 +158,10 @@ class ChunkRun:
         host = host_of(row.source)
         circuit = rt.circuit(host)
         if circuit.open_reason is not None and not circuit.may_probe():
-            self._leave(item, circuit.open_reason)
+            if circuit.probing:
+                self._agenda.retry(item, time.monotonic() + PROBE_POLL_S)
+            else:
+                self._leave(item, circuit.open_reason)
             return
         if not item.tries and not rt.permit():
             self._leave(item, "the run's --limit is reached")

@@ -99,6 +99,11 @@ class Circuit:
         """None while requests may pass; else a sentence for people: what is wrong and what to do."""
         return self._reason
 
+    @property
+    def probing(self) -> bool:
+        """A probe is under way; its end will say whether the others may pass."""
+        return self._probing
+
     def may_probe(self, now: float | None = None) -> bool:
         """True once per pause while the circuit is open: the caller sends one request and records its end."""
         now = self._clock() if now is None else now

@@ -26,6 +26,7 @@ SOURCE_FIELDS = frozenset({"source.name", "source.stem", "source.ext", "source.p
 
 _LATE_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
 _PLAIN_KEY = re.compile(r"(?:[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)(?:/[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)*")
+_DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -220,6 +221,8 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
 
     ``prefix`` is the destination's, for the limit of 1,024 bytes on both together.
     """
+    if for_directory and ":" in key and any(_DRIVE.fullmatch(segment) for segment in key.split("/")):
+        return "the key holds the name of a Windows drive, which the store client takes for one"
     if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
         return None  # nearly all keys
     if not key:

@@ -10,6 +10,8 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -63,10 +65,15 @@ class Ended:
 
 
 class Cli:
-    """`python -m flows.cli` with an environment that holds nothing of the machine's."""
+    """`python -m flows.cli` with an environment that holds nothing of the machine's.
+
+    Two thirds of a command's time are imports. :meth:`run` forks them from a process that has done them
+    once; what tests the process itself (signals, servers, other settings of Prefect) takes :meth:`start`.
+    """
 
     def __init__(self, s3: S3Server, prefect: LocalServer, home: Path) -> None:
         self.s3 = s3
+        self._one_at_a_time = threading.Lock()
         self.environment: dict[str, str] = {
             "PATH": os.environ["PATH"],
             "HOME": str(home),
@@ -78,6 +85,11 @@ class Cli:
             "AWS_SECRET_ACCESS_KEY": s3.secret_key,
             "AWS_EC2_METADATA_DISABLED": "true",  # or boto3 would ask 169.254.169.254
         }
+        # Here and not at the first command: the parent-death signal is of the thread that forks.
+        self._forker = subprocess.Popen(
+            [sys.executable, "-c", _FORKER], env=self.environment, text=True, start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
 
     def start(self, arguments: Sequence[str], folder: Path, env: Environment = {}) -> subprocess.Popen[str]:
         """Starts the command in a process group of its own; ``env`` adds variables, or takes them away (None)."""
@@ -90,8 +102,25 @@ class Cli:
         )  # fmt: skip
 
     def run(self, arguments: Sequence[str], folder: Path, env: Environment = {}, within_s: float = COMMAND_S) -> Ended:
-        process = self.start(arguments, folder, env)
-        return self.end(process, arguments, within_s)
+        if any(name.startswith("PREFECT_") for name in env):  # read when Prefect is imported
+            return self.end(self.start(arguments, folder, env), arguments, within_s)
+        return self._fork(arguments, folder, env, within_s)
+
+    def _fork(self, arguments: Sequence[str], folder: Path, env: Environment, within_s: float) -> Ended:
+        with self._one_at_a_time, tempfile.TemporaryDirectory() as out:
+            assert self._forker.stdin is not None
+            assert self._forker.stdout is not None
+            kept = {name: value for name, value in {**self.environment, **env}.items() if value is not None}
+            asked = {"arguments": list(arguments), "folder": str(folder), "env": kept, "out": out, "within": within_s}
+            self._forker.stdin.write(json.dumps(asked) + "\n")
+            self._forker.stdin.flush()
+            code = int(self._forker.stdout.readline())
+            return Ended(arguments, code, Path(out, "out").read_text(), Path(out, "err").read_text())
+
+    def close(self) -> None:
+        assert self._forker.stdin is not None
+        self._forker.stdin.close()
+        self._forker.wait(10)
 
     @staticmethod
     def end(process: subprocess.Popen[str], arguments: Sequence[str], within_s: float = COMMAND_S) -> Ended:
@@ -114,6 +143,30 @@ if sys.platform == "linux":
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+# Imports the command once and forks for each request; ends with its standard input.
+_FORKER = """
+import ctypes, json, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+import flows.cli, flows.local, flows.migrate, flows.terminal, flows.verify, flows.watch
+for line in sys.stdin:
+    asked = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        os.setsid()
+        os.chdir(asked["folder"])
+        os.environ.clear()
+        os.environ.update(asked["env"])
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(asked["out"] + "/" + name, os.O_WRONLY | os.O_CREAT), number)
+        sys.argv = ["ferry", *asked["arguments"]]
+        signal.alarm(int(asked["within"]))
+        flows.cli.main()
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
@@ -282,9 +335,11 @@ def prefect_api(prefect_local: LocalServer) -> Prefect:
 
 
 @pytest.fixture(scope="session")
-def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     """The command, ready to be run."""
-    return Cli(s3, prefect_local, tmp_path_factory.mktemp("home"))
+    command = Cli(s3, prefect_local, tmp_path_factory.mktemp("home"))
+    yield command
+    command.close()
 
 
 @pytest.fixture

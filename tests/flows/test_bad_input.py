@@ -20,8 +20,6 @@ from demo.origin import Origin
 from demo.ports import free_ports
 from tests.flows.conftest import Cli, Ended, Project, fold, serve, wait_for
 
-AT_ONCE = 2  # commands side by side: they are all start-up
-
 
 @dataclass(slots=True)
 class Laid:
@@ -213,7 +211,7 @@ def ended(
             CASES[name].lay(at)
             return at, at.project.ferry(CASES[name].command, "job.yaml", env=at.env)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(1) as pool:
         yield {name: pool.submit(one, name) for name in CASES if name in wanted}
 
 

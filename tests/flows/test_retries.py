@@ -21,7 +21,7 @@ def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefe
     project.manifest(rows)
     # Few at once, so that the circuit opens before every row has been asked for.
     project.job(
-        chunk_rows=60, concurrency=4, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 4}
+        chunk_rows=60, concurrency=4, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 13}
     )
     process = project.start("run", "job.yaml", "--json")
     drawn: list[str] = []
