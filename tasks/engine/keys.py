@@ -3,7 +3,7 @@
 What the store client (obstore 0.12) keeps byte for byte, tried on memory, directory and SeaweedFS: every
 character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode
 forms included. What it cannot represent is refused here: empty, `.` and `..` segments, control characters;
-in a directory also names that end in `#` and digits (its names for unfinished files). One server's own
+in a directory also names that end in `#` and digits (its names for unfinished files) or in a letter and `:` or `|`. One server's own
 trait is left to it: SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over 255 bytes.
 """
 
@@ -26,7 +26,7 @@ SOURCE_FIELDS = frozenset({"source.name", "source.stem", "source.ext", "source.p
 
 _LATE_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
 _PLAIN_KEY = re.compile(r"(?:[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)(?:/[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)*")
-_DRIVE = re.compile(r"[A-Za-z]:")
+_DRIVE = re.compile(r"[A-Za-z][:|]\Z")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -221,8 +221,8 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
 
     ``prefix`` is the destination's, for the limit of 1,024 bytes on both together.
     """
-    if for_directory and ":" in key and any(_DRIVE.fullmatch(segment) for segment in key.split("/")):
-        return "the key holds the name of a Windows drive, which the store client takes for one"
+    if for_directory and _DRIVE.search(key):
+        return "the key ends like the name of a Windows drive, which the store client takes for one"
     if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
         return None  # nearly all keys
     if not key:
