@@ -3,8 +3,9 @@
 What the store client (obstore 0.12) keeps byte for byte, tried on memory, directory and SeaweedFS: every
 character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode
 forms included. What it cannot represent is refused here: empty, `.` and `..` segments, control characters;
-in a directory also names that end in `#` and digits (its names for unfinished files) or in a letter and `:` or `|`. One server's own
-trait is left to it: SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over 255 bytes.
+in a directory also names that end in `#` and digits (its names for unfinished files), or in a letter and `:`
+or `|`. One server's own trait is left to it: SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over
+255 bytes.
 """
 
 from __future__ import annotations
