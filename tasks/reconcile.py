@@ -15,8 +15,9 @@ from tasks.run import Run
 def reconcile(run: Run) -> Report:
     """Folds the ledger and checks planned = copied + unchanged + skipped + failed + pending.
 
-    Raises FerryError when it does not hold.
+    Raises FerryError when it does not hold, and Fatal when the lease was lost: another run writes now.
     """
+    run.runtime.check_lease()
     answer = json.loads(run.child("finish", run_no=run.run_no))
     snapshot = run.runtime.progress.snapshot()
     steady = run.runtime.progress.steady_s
