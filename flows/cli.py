@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from tasks.engine import __version__
-from tasks.engine.errors import FerryError, LeaseHeld, UserError
+from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import class_problem
 from tasks.jobfile import TEMPLATE, load_job
@@ -126,16 +127,15 @@ def _check_classes(names: Iterable[str]) -> None:
 
 
 def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
-    """`--wait` and `--replan`: before the flow, which has neither."""
+    """`--wait` and `--replan`: the flow has no parameter for them."""
+    from tasks import run as runs
     from tasks.engine import lease
     from tasks.engine.planner import forget_plan
-    from tasks.run import state_of
 
-    state = state_of(job)
-    while wait and lease.holder(state) is not None:
-        time.sleep(1.0)
+    runs.wait_for_others = wait
     if replan:
-        with lease.held(state, f"{job.name} (replan)"):
+        state = runs.state_of(job)
+        with lease.held(state, f"{job.name} (replan)", wait=wait):
             forget_plan(state)
 
 
@@ -182,6 +182,8 @@ def failures(
     from tasks.engine.reading import FAILURE_COLUMNS, select_failures, spreadsheet_safe, with_latest
     from tasks.run import state_of
 
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: show at least one row, or leave the option out")
     _check_classes(class_)
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
@@ -222,7 +224,10 @@ def verify(
         wait_until_recorded(state)
     code, end = exit_code(state)
     if json_:
-        _print_json({"exit_code": code, "message": str(state.message), "ok": code == 0})
+        if code > 1:
+            _print_json({"error": str(end), "exit_code": code})
+        else:
+            _print_json({"exit_code": code, "message": str(state.message), "ok": code == 0})
     elif code > 1:
         terminal.error(str(end))
     else:
@@ -240,6 +245,7 @@ def export(
         bool,
         Parameter(negative="", help="Addresses byte for byte, with their query strings: they may hold signatures."),
     ] = False,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace the file when it exists.")] = False,
     json_: JsonFlag = False,
 ) -> int:
     """Write the map from old address to new key, or the failures, for people."""
@@ -247,7 +253,12 @@ def export(
     from tasks.engine.reading import export as write
     from tasks.run import state_of
 
-    rows = write(state_of(load_job(job_file)), what, out, full=full)
+    job = load_job(job_file)
+    if out.exists() and out.resolve() in (Path(job.manifest).resolve(), job_file.resolve()):
+        raise UserError(f"{out} is the job's own file; export to another one")
+    if out.exists() and not overwrite:
+        raise UserError(f"{out} exists already; name another file, or add --overwrite")
+    rows = write(state_of(job), what, out, full=full)
     if json_:
         _print_json({"file": str(out), "rows": rows})
     else:
@@ -260,8 +271,12 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
     """Serve the Prefect UI over the runs that `ferry run` recorded. Ctrl-C ends it."""
     from flows import terminal
     from flows.local import prefect_home
-    from flows.server import LocalServer
+    from flows.server import LocalServer, is_free
 
+    if job_file is not None:
+        load_job(job_file)
+    if port is not None and not is_free(port):
+        raise UserError(f"--port {port} cannot be used: it is taken, or no port at all. Leave it out for any free one")
     home = prefect_home(job_file.absolute().parent if job_file else Path.cwd())
     if not (home / "prefect.db").exists():
         raise UserError(f"there are no runs in {home}; name the job file whose runs you want to see")
@@ -297,12 +312,16 @@ def main() -> None:
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:
-        code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError) else 1
+        # Fatal outside the flow: the state cannot be read, and nothing has moved.
+        code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError | Fatal) else 1
         terminal.error(str(exc))
         if "--json" in sys.argv:
             _print_json({"error": str(exc), "exit_code": code})
     except KeyboardInterrupt:
         code = 130
+    except BrokenPipeError:  # `ferry failures ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code if isinstance(code, int) else 0)
 
 

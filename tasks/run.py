@@ -22,6 +22,7 @@ from tasks.engine.state import State, open_state
 from tasks.engine.store import Access
 
 _current: Run | None = None
+wait_for_others = False  # `ferry run --wait`
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
             for lost in runtimes:
                 lost.request_stop("the lease on the state was lost to another run")
 
-        lease = stack.enter_context(leases.held(state, name, lease_lost))
+        lease = stack.enter_context(leases.held(state, name, lease_lost, wait=wait_for_others))
         clean_spool(state)
         run_no = ledger.last_run_no(state) + 1
         runtime = Runtime(

@@ -190,11 +190,11 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
         if at_source:
             return ObjectError(ErrorClass.FORBIDDEN, "the source bucket refuses access", status_code=403)
-        return Fatal("the destination refuses the credentials. Check its `credentials` and the bucket's policy.")
+        return Fatal(f"the {side} refuses the credentials. Check `credentials` and the bucket's policy")
     if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
         if at_source:
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
-        return Fatal("the destination does not exist (any more). Create the bucket or correct `destination`.")
+        return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
     if isinstance(exc, store_errors.InvalidPathError):
         return ObjectError(ErrorClass.BAD_KEY, "the store cannot hold such a key")
     if isinstance(exc, TimeoutError):

@@ -50,6 +50,9 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
     out = spool_dir / "manifest.parquet"
     key_template = Template.parse(job.key) if job.key is not None else None
     if is_listing(job.manifest):
+        same_store = job.source.endpoint_url == job.destination.endpoint_url
+        if job.manifest.rstrip("/") == job.destination.uri.rstrip("/") and same_store:
+            raise UserError(f"manifest and destination are the same place ({job.manifest}); nothing would be moved")
         batches = _listed(job, access, spool_dir)
         recognised = {"source": "the listing", "key": "the listing"}
         about: dict[str, Any] = {"recognised": recognised, "digest": None}

@@ -34,6 +34,15 @@ class OnExisting(StrEnum):
     FAIL = "fail"
 
 
+def _endpoint(value: str | None, key: str) -> str | None:
+    """An S3 endpoint: http or https, a host, no secret."""
+    if value is None:
+        return None
+    if not re.match(r"https?://[^/\s]+/?\Z", value):
+        raise ValueError(f"{key} is not an address such as `https://s3.example` or `http://127.0.0.1:9000`")
+    return _no_secret_in_address(value, key)
+
+
 def _no_secret_in_address(text: str, key: str) -> str:
     host = text.partition("://")[2].partition("/")[0]
     if "@" in host:
@@ -111,10 +120,23 @@ class Source(_Model):
     credentials: str | None = None
     """For buckets: `profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
 
-    @field_validator("url", "endpoint_url")
+    @field_validator("url")
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
-        return value if value is None else _no_secret_in_address(value, "source address")
+        return value if value is None else _no_secret_in_address(value, "source.url")
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        return _endpoint(value, "source.endpoint_url")
+
+    @field_validator("roots")
+    @classmethod
+    def _roots(cls, roots: list[str]) -> list[str]:
+        for root in roots:
+            if not re.match(r"s3://[^/]+|file:///", root):
+                raise ValueError(f"root `{root}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+        return roots
 
     @field_validator("headers")
     @classmethod
@@ -167,8 +189,8 @@ class Destination(_Model):
 
     @field_validator("endpoint_url")
     @classmethod
-    def _no_secret(cls, value: str | None) -> str | None:
-        return value if value is None else _no_secret_in_address(value, "destination.endpoint_url")
+    def _endpoint(cls, value: str | None) -> str | None:
+        return _endpoint(value, "destination.endpoint_url")
 
     @field_validator("credentials")
     @classmethod
@@ -261,18 +283,29 @@ class Job(_Model):
             raise ValueError("manifest is empty; name the list of what to move")
         return _no_secret_in_address(value, "manifest")
 
-    @field_validator("failure_budget")
+    @field_validator("failure_budget", mode="before")
     @classmethod
     def _budget(cls, value: int | float | str) -> int | float | str:
+        if isinstance(value, bool):
+            raise ValueError("failure_budget is a share (`1%`, `0.01`) or a count of rows (`25`)")
         parse_budget(value)
         return value
 
     @field_validator("state")
     @classmethod
     def _state(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and not value.startswith("s3://"):
+        if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
             raise ValueError("state is a directory or an `s3://bucket/prefix`")
         return value
+
+    @model_validator(mode="after")
+    def _globs(self) -> Job:
+        listed = self.manifest.endswith("/") and self.manifest.startswith(("s3://", "file://"))
+        if (self.include or self.exclude) and not listed:
+            raise ValueError(
+                "include and exclude are for manifests that are listed (`s3://old/images/`, `file:///dir/`)"
+            )
+        return self
 
     def where(self) -> dict[str, str]:
         """The settings that say where rows come from and go to; each as a digest, so that none is shown."""

@@ -19,6 +19,7 @@ from tasks.engine.state import State
 NAME = "lease.json"
 LENGTH_S = 120.0
 RENEW_S = 30.0
+WAIT_S = 1.0  # between two looks at a lease that another run holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +136,18 @@ class Lease:
                     self._state.delete([NAME])
 
 
-def acquire(state: State, run: str, on_lost: Callable[[], None] = lambda: None) -> Lease:
-    """Takes the lease, or raises LeaseHeld naming its holder."""
+def acquire(state: State, run: str, on_lost: Callable[[], None] = lambda: None, *, wait: bool = False) -> Lease:
+    """Takes the lease; raises LeaseHeld naming its holder, or with ``wait`` asks again until it is free."""
+    while True:
+        try:
+            return _acquire(state, run, on_lost)
+        except LeaseHeld:
+            if not wait:
+                raise
+            time.sleep(WAIT_S)
+
+
+def _acquire(state: State, run: str, on_lost: Callable[[], None]) -> Lease:
     mine = this_process(run, time.time() + LENGTH_S)
     for _ in range(3):
         if state.create(NAME, mine.encode()):
@@ -174,8 +185,8 @@ def holder(state: State) -> Holder | None:
 
 
 @contextlib.contextmanager
-def held(state: State, run: str, on_lost: Callable[[], None] = lambda: None) -> Iterator[Lease]:
-    lease = acquire(state, run, on_lost)
+def held(state: State, run: str, on_lost: Callable[[], None] = lambda: None, *, wait: bool = False) -> Iterator[Lease]:
+    lease = acquire(state, run, on_lost, wait=wait)
     try:
         yield lease
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,7 +86,8 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
     """Writes ``map`` (old address, new key, digests) or ``failures`` for people; returns the number of rows.
 
     The ending decides: csv, parquet or xlsx. ``full`` gives sources byte for byte, signatures included.
-    Raises UserError for another ending, and for an xlsx of more rows than a sheet holds.
+    The file appears under its name when it is whole. Raises UserError for another ending, where it cannot be
+    written, and for an xlsx of more rows than a sheet holds.
     """
     ending = path.suffix.lower().lstrip(".")
     if ending not in ("csv", "parquet", "xlsx"):
@@ -99,7 +101,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             l.retryable, l.recorded_at"""
         test = "l.status = 'failed'"
 
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> int:
+    def work(con: duckdb.DuckDBPyConnection, manifest: str, path: Path) -> int:
         con.execute(
             f"CREATE OR REPLACE TABLE export AS SELECT {columns} FROM latest l "
             f"JOIN read_parquet(?) m USING (row_id) WHERE {test} ORDER BY m.row_no",
@@ -126,9 +128,14 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
         frame.to_excel(path, index=False)
         return int(rows)
 
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"the folder {path.absolute().parent} does not exist")
-    return with_latest(state, work)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".ferry-export-", dir=path.absolute().parent) as folder:
+            part = Path(folder) / path.name
+            rows = with_latest(state, lambda con, manifest: work(con, manifest, part))
+            part.replace(path)
+    except OSError as exc:
+        raise UserError(f"cannot write {path}: {exc.strerror or exc}") from None
+    return rows
 
 
 def _quoted(path: Path) -> str:

@@ -295,7 +295,8 @@ def boto3_session(access: Access) -> Any:
     try:
         return boto3.session.Session(profile_name=access.profile, region_name=access.region)
     except ProfileNotFound:
-        raise UserError(f"credentials: there is no AWS profile `{access.profile}` on this machine") from None
+        named = f"`{access.profile}`" if access.profile else "as AWS_PROFILE names"
+        raise UserError(f"credentials: there is no AWS profile {named} on this machine") from None
 
 
 def _boto3_provider(access: Access) -> Any:
