@@ -28,6 +28,9 @@ app = App(
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]
 
 
+SHOWN_WRONG = 50  # objects that `ferry verify` names
+
+
 def _print_json(data: Any) -> None:
     print(json.dumps(data, indent=1, default=str))
 
@@ -76,7 +79,7 @@ def run(
             name="--retry-failed",
             negative="",
             consume_multiple=False,
-            help="Take failed rows alone: all, or those of a class or status code.",
+            help="Take failed rows alone: all, or with =CLASS[,CLASS] those of a class or status code.",
         ),
     ] = (),
     replan: Annotated[
@@ -92,6 +95,7 @@ def run(
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
+    retry_failed = _split(retry_failed)
     _check_classes(name for name in retry_failed if name != "all")
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)
@@ -117,6 +121,11 @@ def run(
     else:
         terminal.report(str(job_file), end)
     return code
+
+
+def _split(names: tuple[str, ...]) -> tuple[str, ...]:
+    """`--class not_found,404` as well as the option twice."""
+    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
 
 
 def _check_classes(names: Iterable[str]) -> None:
@@ -169,7 +178,12 @@ def failures(
     *,
     class_: Annotated[
         tuple[str, ...],
-        Parameter(name="--class", negative="", consume_multiple=False, help="Only those of a class or status code."),
+        Parameter(
+            name="--class",
+            negative="",
+            consume_multiple=False,
+            help="Only those of CLASS[,CLASS] or status codes.",
+        ),
     ] = (),
     format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
     limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
@@ -184,6 +198,7 @@ def failures(
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: show at least one row, or leave the option out")
+    class_ = _split(class_)
     _check_classes(class_)
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
@@ -213,6 +228,8 @@ def verify(
     """Read the destination back and compare it with the ledger."""
     from flows import terminal, watch
     from flows.local import exit_code, prefect_for, wait_until_recorded
+    from tasks.engine.reading import select_wrong, with_latest
+    from tasks.run import state_of
 
     job = load_job(job_file)
     draw = terminal.is_terminal() and not json_
@@ -223,14 +240,19 @@ def verify(
         state: Any = verify_flow(job, list_, return_state=True)
         wait_until_recorded(state)
     code, end = exit_code(state)
+    wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []
     if json_:
         if code > 1:
             _print_json({"error": str(end), "exit_code": code})
         else:
-            _print_json({"exit_code": code, "message": str(state.message), "ok": code == 0})
+            _print_json({"exit_code": code, "message": str(state.message), "ok": code == 0, "wrong": wrong})
     elif code > 1:
         terminal.error(str(end))
     else:
+        for line in wrong:
+            terminal.out.print(f"[red]{line['error_class']}[/red]  {terminal.shown(line['key'])}")
+        if len(wrong) == SHOWN_WRONG:
+            terminal.out.print("... these are the first; the ledger has them all (docs/state.md)")
         terminal.out.print(terminal.shown(state.message))
     return code
 

@@ -108,9 +108,13 @@ def report(job_path: str, r: Report) -> None:
         hints.append((f"ferry run {job_path} --retry-failed", "try those alone"))
     if r.counts["pending"]:
         hints.append((f"ferry run {job_path}", "go on"))
-    hints.append((f"ferry verify {job_path}", "read the destination back and compare"))
+    if r.counts["copied"] + r.counts["unchanged"]:
+        hints.append((f"ferry verify {job_path}", "read the destination back and compare"))
+    if r.counts["classes"].get("blocked_address"):
+        out.print("Addresses in private networks are fetched only where `source.allow_private_addresses` names them;")
+        out.print("then take the rows with --retry-failed=blocked_address.")
     out.print("Next:")
-    width = max(len(command) for command, _ in hints) + 2
+    width = max((len(command) for command, _ in hints), default=0) + 2
     for command, what in hints:
         out.print(f"  {shown(command):<{width}}{what}")
 

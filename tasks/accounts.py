@@ -96,7 +96,7 @@ def describe(planned: Planned) -> list[str]:
     """The plan in sentences, for logs and terminals."""
     lines = [
         f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
-        f"{planned.settled:,} need nothing"
+        f"{planned.settled:,} left as they are"
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
@@ -106,15 +106,20 @@ def describe(planned: Planned) -> list[str]:
         reasons.append(f"{planned.pending:,} pending in chunks of earlier runs")
     if reasons:
         lines.append("to do: " + ", ".join(reasons))
+    if planned.beyond:
+        lines.append(f"left for later by --limit: {planned.beyond:,}")
+    if planned.lasting:
+        lines.append(f"left alone: {planned.lasting:,} that failed for a lasting reason (`--retry-failed` takes them)")
     left_out = [
         f"{count:,} {one if count == 1 else many}"
         for count, one, many in (
-            (planned.duplicates, "duplicate", "duplicates"),
             (planned.unusable, "unusable row", "unusable rows"),
             (planned.collisions, "row with a key that another row wants", "rows with a key that another row wants"),
         )
         if count
     ]
+    if planned.duplicates:
+        lines.append(f"the same row again: {planned.duplicates:,} (`ferry export` has each with the key of the first)")
     if left_out:
         lines.append("left out: " + ", ".join(left_out) + " (`ferry failures` lists them)")
     lines.append(f"existing objects: {planned.existing}")

@@ -15,6 +15,7 @@ from tasks.engine import ledger
 from tasks.engine.child import Request, run_child
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
+from tasks.engine.objects import Reason
 from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
@@ -53,7 +54,10 @@ class Run:
             )
         )
         self.planned = self.planned or planned
-        self.runtime.progress.start(sum(chunk.rows - chunk.done for chunk in planned.chunks))
+        rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)
+        again = planned.todo.get(Reason.RETRY, 0) if mode == "pass" else 0
+        self.runtime.progress.again(again)
+        self.runtime.progress.start(rows - again)
         return planned
 
 

@@ -79,7 +79,9 @@ class Planned:
     collisions: int
     todo: dict[str, int]  # reason -> rows in new chunks
     pending: int  # rows of earlier chunks that are still to do
-    settled: int  # rows that need nothing
+    settled: int  # rows that this run does not touch, whatever became of them
+    lasting: int  # of these: failed for a reason that a plain run does not try again
+    beyond: int  # rows to do that --limit leaves for later
     existing: str  # how existing objects are found, in words
     chunk_rows: int
     chunks: list[ChunkRef]

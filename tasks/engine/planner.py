@@ -95,6 +95,10 @@ class Planner:
             judge.write_outcomes(self.con, self.state, self.ask.run_no, self.job.how_digest())
         pending = sum(chunk.rows - chunk.done for chunk in listed)
         todo = cut.choose(self.con, self.ask.limit, pending)
+        (open_rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
+        (lasting,) = self.con.execute(
+            "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
+        ).fetchall()[0]
         chunk_rows = old.chunk_rows if old else self._chunk_rows(judged.rows)
         new = [] if dry else cut.write_chunks(self.con, self.state, self.ask.run_no, chunk_rows)
         kept = cut.without(listed if plain else chunks, new)
@@ -109,7 +113,8 @@ class Planner:
         return Planned(
             run_no=self.ask.run_no, rows=judged.rows, unusable=judged.unusable, duplicates=judged.duplicates,
             collisions=judged.collisions, todo=todo, pending=pending,
-            settled=max(0, judged.rows - sum(todo.values()) - pending), existing=how_found, chunk_rows=chunk_rows,
+            settled=judged.rows - open_rows - pending, lasting=lasting if plain else 0,
+            beyond=open_rows - sum(todo.values()), existing=how_found, chunk_rows=chunk_rows,
             chunks=run_chunks, recognised=about.get("recognised", {}), notes=self.notes,
         )  # fmt: skip
 

@@ -41,9 +41,16 @@ class Progress:
         self._marks: list[tuple[float, int, int]] = []
 
     def start(self, todo: int) -> None:
-        """More rows to do: the plan's, then those of a further pass."""
+        """More rows to do."""
         with self._lock:
             self.todo += todo
+
+    def again(self, rows: int) -> None:
+        """Rows that failed in this run are tried once more: they are to do again, and failed no longer."""
+        with self._lock:
+            self._statuses[Status.FAILED] -= rows
+            for name in [name for name in self._classes if AGAIN[ErrorClass(name)] is Again.NOW]:
+                del self._classes[name]  # a pass takes all of these
 
     def add(self, status: Status, error_class: ErrorClass | None, size: int) -> None:
         now = time.monotonic()
@@ -75,7 +82,7 @@ class Progress:
             since, before, bytes_before = self._marks[0] if self._marks else (self._first or now, 0, 0)
             self._marks.append((now, done, self._bytes))
             span = now - since
-            rate = (done - before) / span if span > 0.2 else 0.0
+            rate = max(0.0, done - before) / span if span > 0.2 else 0.0  # a further pass takes rows back
             left = self.todo - done
             return Snapshot(
                 self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,

@@ -72,6 +72,18 @@ def select_failures(
     return [dict(zip(FAILURE_COLUMNS, line, strict=True)) for line in cursor.fetchall()], int(total)
 
 
+def select_wrong(con: duckdb.DuckDBPyConnection, manifest: str, limit: int) -> list[dict[str, str]]:
+    """Rows that `ferry verify` found missing or altered and that no run has repaired since."""
+    found = con.execute(
+        """
+        SELECT l.key, l.error_class, l.message FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
+        WHERE l.status = 'pending' AND l.error_class IN ('missing', 'altered') ORDER BY l.key LIMIT ?
+        """,
+        [manifest, limit],
+    ).fetchall()
+    return [dict(zip(("key", "error_class", "message"), line, strict=True)) for line in found]
+
+
 def spreadsheet_safe(value: Any) -> Any:
     """A cell that a spreadsheet will not take for a formula: text that starts like one gets a `'` in front."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
@@ -94,19 +106,30 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
         raise UserError(f"{path.name}: the ending decides the format; write .csv, .parquet or .xlsx")
     source = "m.source" if full else "l.source"
     if what == "map":
-        columns = f"l.id, {source} AS source, l.key, l.status, l.size, l.content_type, l.md5, l.sha256"
-        test = "l.status IN ('copied', 'unchanged')"
+        # A duplicate has the object of the row it repeats: whoever joins on `id` finds both.
+        query = f"""
+            WITH rows AS (
+                SELECT m.row_no, m.source AS asked, m.key AS wanted, l.id, {source} AS source, l.key, l.status, l.size,
+                       l.content_type, l.md5, l.sha256, l.error_class
+                FROM latest l JOIN read_parquet(?) m USING (row_id)
+            ), there AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged'))
+            SELECT id, source, key, status, size, content_type, md5, sha256 FROM (
+                SELECT * EXCLUDE (asked, wanted, error_class) FROM there
+                UNION ALL
+                SELECT d.row_no, d.id, d.source, t.key, d.status, t.size, t.content_type, t.md5, t.sha256
+                FROM rows d JOIN there t USING (asked, wanted) WHERE d.error_class = 'duplicate'
+            ) ORDER BY row_no
+        """
     else:
-        columns = f"""l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
-            l.retryable, l.recorded_at"""
-        test = "l.status = 'failed'"
+        query = f"""
+            SELECT l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
+                   l.retryable, l.recorded_at
+            FROM latest l JOIN read_parquet(?) m USING (row_id) WHERE l.status = 'failed' ORDER BY m.row_no
+        """
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str, path: Path) -> int:
-        con.execute(
-            f"CREATE OR REPLACE TABLE export AS SELECT {columns} FROM latest l "
-            f"JOIN read_parquet(?) m USING (row_id) WHERE {test} ORDER BY m.row_no",
-            [manifest],
-        )
+        con.execute("SET preserve_insertion_order = true")
+        con.execute(f"CREATE OR REPLACE TABLE export AS {query}", [manifest])
         (rows,) = con.execute("SELECT count(*) FROM export").fetchall()[0]
         if ending == "parquet":
             con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")

@@ -219,7 +219,7 @@ class Store:
 def walk(directory: Path) -> Iterator[list[Found]]:
     """A directory's files, page by page in no certain order. obstore's own listing leaves out names like `x#1`.
 
-    Links are followed where they stay inside the directory. Raises UserError for a name that is no UTF-8.
+    Links are followed where they stay inside the directory.
     """
     root = directory.resolve()
     for where, _, names in os.walk(root):
@@ -228,11 +228,10 @@ def walk(directory: Path) -> Iterator[list[Found]]:
             path = Path(where, name)
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 continue
+            # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
+            key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
             try:
-                key = str(path.relative_to(root)).encode().decode()
                 stat = path.stat()
-            except UnicodeEncodeError:
-                raise UserError(f"{os.fsencode(path)!r} has a name that is not UTF-8; rename it") from None
             except OSError:
                 continue  # gone since, or a link to nowhere
             page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))

@@ -612,7 +612,7 @@ def test_existing_objects_are_listed_for_many_rows(tmp_path: Path, state: Direct
 def test_plan_and_planned_survive_their_json() -> None:
     """What the child process answers is what it meant."""
     ref = ChunkRef("chunks/a.parquet", "a" * 64, 3, 0, "base", 1, 2, "listed")
-    planned = Planned(1, 3, 0, 0, 0, {"new": 3}, 0, 0, "by", 500, [ref], {"source": "url"}, ["note"])
+    planned = Planned(1, 3, 0, 0, 0, {"new": 3}, 0, 0, 0, 0, "by", 500, [ref], {"source": "url"}, ["note"])
     assert Planned.decode(planned.encode()) == planned
     kept = Plan({"key": "d"}, 500, 3, {"digest": None}, 1, [ref])
     assert Plan.decode(kept.encode()) == kept

@@ -58,7 +58,7 @@ def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: P
     assert project.stored() == bodies
     asked, written, files = origin.total, project.written_at(), project.files()
     text = project.ferry("plan", "job.yaml").expect(0).stdout
-    assert "60 rows: 0 to do, 60 need nothing" in text
+    assert "60 rows: 0 to do, 60 left as they are" in text
     assert project.files() == files
 
     again = project.ferry("run", "job.yaml").expect(0)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from demo.origin import Origin
-from tests.flows.conftest import TRACEBACK, Project, serve
+from demo.images import make_image
+from demo.origin import Fault, Origin, Trouble
+from tests.flows.conftest import QUICK, TRACEBACK, Project, serve
 
 pytestmark = pytest.mark.slow
 
@@ -102,3 +106,52 @@ def test_a_place_onto_itself(project: Project) -> None:
     endpoint = project.cli.s3.endpoint_url
     project.job(manifest=uri, source={"endpoint_url": endpoint}, destination={"uri": uri, "endpoint_url": endpoint})
     assert "the same place" in project.ferry("plan", "job.yaml").expect(2).stderr
+
+
+def test_a_name_that_is_not_text(project: Project) -> None:
+    """A file whose name is not UTF-8 is a failed row; the other files of the directory are moved."""
+    folder = project.folder / "old"
+    folder.mkdir()
+    (folder / "good.jpg").write_bytes(make_image("jpeg", 1))
+    bad = os.fsencode(folder) + b"/b\xffd.jpg"
+    Path(os.fsdecode(bad)).write_bytes(make_image("jpeg", 2))
+    project.job(manifest=f"file://{folder}/")
+    project.ferry("run", "job.yaml").expect(0)
+    assert set(project.stored()) == {"good.jpg"}
+    listed = project.ferry("failures", "job.yaml", "--json").expect(0).json
+    assert [line["key"] for line in listed["failures"]] == [r"b\xffd.jpg"]
+
+
+def test_the_map_has_every_id(project: Project, origin: Origin) -> None:
+    """Two products that share a picture are both in the map; counts of a further pass are not added up twice."""
+    rows, _ = serve(origin, 2)
+    cut = origin.add("/cut.jpg", make_image("jpeg", 9), "image/jpeg", Fault(Trouble.TRUNCATED_LENGTH))
+    project.manifest([*rows, {**rows[0], "sku": "twin"}, {"sku": "cut", "url": cut}])
+    project.job(retries={**QUICK, "passes": 2})
+    end = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert end["this_run"] == {"copied": 2, "skipped": 1, "failed": 1}
+    project.ferry("export", "job.yaml", "map.csv").expect(0)
+    lines = list(csv.DictReader((project.folder / "map.csv").open()))
+    keys = {line["id"]: line["key"] for line in lines}
+    assert keys["twin"] == keys[rows[0]["sku"]] == "images/p0000.jpg"
+    assert len(lines) == 3
+
+
+def test_verify_names_what_is_wrong(project: Project, origin: Origin) -> None:
+    """A missing and an altered object are named, on the terminal and in JSON."""
+    rows, _ = serve(origin, 4)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml").expect(0)
+    client = project.client()
+    client.delete_object(Bucket=project.bucket, Key=project.prefix + "images/p0001.jpg")
+    client.put_object(Bucket=project.bucket, Key=project.prefix + "images/p0002.jpg", Body=b"other")
+    text = project.ferry("verify", "job.yaml").expect(1).stdout
+    assert "missing  images/p0001.jpg" in text
+    assert "altered  images/p0002.jpg" in text
+    wrong = project.ferry("verify", "job.yaml", "--json").expect(1).json["wrong"]
+    assert [(line["error_class"], line["key"]) for line in wrong] == [
+        ("missing", "images/p0001.jpg"),
+        ("altered", "images/p0002.jpg"),
+    ], "it stays wrong until a run has repaired it"
+    project.ferry("run", "job.yaml").expect(0)
+    project.ferry("verify", "job.yaml").expect(0)
