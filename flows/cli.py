@@ -350,7 +350,3 @@ def main() -> None:
 def _bare_retry_failed(arguments: list[str]) -> list[str]:
     """`--retry-failed` alone means every class; with `=CLASS` only that one."""
     return ["--retry-failed=all" if argument == "--retry-failed" else argument for argument in arguments]
-
-
-if __name__ == "__main__":
-    main()

@@ -6,14 +6,17 @@ from tasks import references
 from tasks.engine.child import Request, run_child
 from tasks.engine.job import Job
 from tasks.engine.plan import Planned
+from tasks.engine.preflight import preflight
 from tasks.run import cache_root
 
 
 def dry_plan(job: Job) -> Planned:
     """Raises UserError for whatever would stop a run before anything moves."""
     assert job.state is not None
+    destination = references.destination_access(job)
+    preflight(job.destination.uri, destination, dry=True)
     request = Request(
-        "plan", job, job.state, str(cache_root()), references.source_access(job), references.destination_access(job),
+        "plan", job, job.state, str(cache_root()), references.source_access(job), destination,
         {"run_no": 0, "dry": True},
     )  # fmt: skip
     return Planned.decode(run_child(request))

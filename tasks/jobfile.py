@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
@@ -45,6 +46,19 @@ destination: s3://new-bucket/products/
 """
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without its oddest rule: of a key that is given twice, the last one would win in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key `{key.value}` is given twice", problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load_job(path: Path) -> Job:
     """Reads a job file; relative paths in it are made absolute against its folder. Raises UserError."""
     try:
@@ -54,7 +68,7 @@ def load_job(path: Path) -> Job:
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError(f"the job file {path} cannot be read: {exc}") from None
     try:
-        data = yaml.safe_load(text)
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -78,9 +92,23 @@ _UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']"}
 
 def problems(exc: ValidationError) -> list[str]:
     """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
-    lines = []
-    for error in exc.errors(include_input=False, include_url=False):
+    found: dict[str, list[str]] = {}
+    for error in exc.errors(include_url=False):
         place = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
-        message = error["msg"].removeprefix("Value error, ")
-        lines.append(f"{place}: {message}" if place else message)
-    return lines
+        found.setdefault(place, []).append(_in_words(error))
+    # The members of a union (`concurrency`: a number or `auto`) each say what they miss: one line for all.
+    return [f"{place}: {'; or: '.join(words)}" if place else "; ".join(words) for place, words in found.items()]
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """What is wrong with one value, without the value; where YAML read something else than was meant, that too."""
+    if error["type"] == "string_pattern_mismatch":
+        return "1 to 100 letters, digits, `.`, `_` and `-`, the first one a letter or digit"
+    words = error["msg"].removeprefix("Value error, ")
+    given = error["input"]
+    if error["type"] in ("string_type", "enum", "literal_error") and not isinstance(given, str | dict | list):
+        if isinstance(given, bool):
+            return f"{words} (to YAML, yes, no, on and off are true and false: write one of the words, or use quotes)"
+        if given is not None:
+            return f"{words} (put the {'number' if isinstance(given, int | float) else type(given).__name__} in quotes)"
+    return words

@@ -138,6 +138,19 @@ class Source(_Model):
                 raise ValueError(f"root `{root}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
         return roots
 
+    @field_validator("allow_private_addresses")
+    @classmethod
+    def _allowed(cls, entries: list[str]) -> list[str]:
+        """Raises ValueError for what is neither a host nor a network."""
+        from tasks.engine.address import AddressFilter  # these bring aiohttp, which few jobs need here
+        from tasks.engine.errors import UserError
+
+        try:
+            AddressFilter(entries)
+        except UserError as exc:
+            raise ValueError(str(exc).removeprefix("source.allow_private_addresses: ")) from None
+        return entries
+
     @field_validator("headers")
     @classmethod
     def _references(cls, headers: dict[str, str]) -> dict[str, str]:

@@ -85,7 +85,8 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bo
         )
         raise UserError(
             f"{collisions:,} of {rows:,} rows want a key that another row wants too (for one: `{example[0]}`). "
-            "Set `key` to a template that tells them apart, such as `{id}/{source.name}`"
+            f"More than {COLLISIONS_AT_MOST:.0%} are no accident: "
+            "set `key` to a template that tells them apart, such as `{id}/{source.name}`"
         )
     if unusable == rows:
         first = one(con, "SELECT message FROM m LIMIT 1")

@@ -12,23 +12,30 @@ from tasks.engine.errors import UserError
 from tasks.engine.store import Access, boto3_session
 
 
-def preflight(uri: str, access: Access) -> None:
+def preflight(uri: str, access: Access, *, dry: bool = False) -> None:
     """Raises UserError when the destination is missing or does not let us write.
 
     A bucket is asked with HeadBucket, and for the right to write by starting a multipart upload and
-    aborting it: that leaves no object behind, whatever happens.
+    aborting it: that leaves no object behind, whatever happens. With ``dry`` nothing is begun or made.
     """
     parts = urlsplit(uri)
     if parts.scheme == "file":
-        directory = Path(unquote(parts.path))
-        try:
+        _check_directory(Path(unquote(parts.path)), dry=dry)
+    else:
+        _check_bucket(parts.netloc, parts.path.strip("/"), access, dry=dry)
+
+
+def _check_directory(directory: Path, *, dry: bool) -> None:
+    try:
+        if not dry:
             directory.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise UserError(f"destination: cannot make the directory {directory}: {exc.strerror}") from None
-        if not os.access(directory, os.W_OK):
-            raise UserError(f"destination: no right to write to {directory}")
-        return
-    _check_bucket(parts.netloc, parts.path.strip("/"), access)
+    except OSError as exc:
+        raise UserError(f"destination: cannot make the directory {directory}: {exc.strerror}") from None
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"destination: {there} is no directory")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"destination: no right to write to {there}")
 
 
 def s3_client(access: Access) -> Any:
@@ -51,13 +58,15 @@ def s3_client(access: Access) -> Any:
     return session.client("s3", endpoint_url=access.endpoint_url, region_name=region, config=config, **keys)
 
 
-def _check_bucket(bucket: str, prefix: str, access: Access) -> None:
+def _check_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> None:
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     where = f"destination bucket `{bucket}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
     try:
         client = s3_client(access)
         client.head_bucket(Bucket=bucket)
+        if dry:
+            return
         key = f"{prefix}/.ferry-preflight-{uuid.uuid4().hex}".lstrip("/")
         upload = client.create_multipart_upload(Bucket=bucket, Key=key)
         client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])

@@ -64,6 +64,21 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (TEXT + "chunk_rows: many\n", "chunk_rows: "),
         (TEXT + "failure_budget: [1]\n", "failure_budget: "),
         (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {internal: [1]}}"), "destination.metadata.internal: "),
+        (
+            TEXT + "source: {allow_private_addresses: [127.0.0.1/33]}\n",
+            "source.allow_private_addresses: `127.0.0.1/33`",
+        ),
+        (TEXT + "source: {allow_private_addresses: [127.0.0.1/8]}\n", "write `127.0.0.0/8`"),
+        (TEXT + "checks: no\n", "checks: Input should be 'none', 'length', 'image' or 'decode' (to YAML, yes, no"),
+        (TEXT.replace("name: n", "name: 2024"), "name: Input should be a valid string (put the number in quotes)"),
+        (TEXT.replace("name: n", "name: 2024-01-02"), "name: Input should be a valid string (put the date in quotes)"),
+        (TEXT.replace("name: n", "name: a b"), "name: 1 to 100 letters, digits"),
+        (
+            TEXT + "concurrency: 0\n",
+            "concurrency: Input should be greater than or equal to 1; or: Input should be",
+        ),
+        (TEXT + "name: m\n", "line 4, column 1: not valid YAML (the key `name` is given twice)"),
+        (TEXT + "source: {url: a, url: b}\n", "the key `url` is given twice"),
         (TEXT + "source: {headers: {int-key: literal}}\n", "source.headers: "),
     ],
 )

@@ -65,7 +65,7 @@ class Ended:
 
 
 class Cli:
-    """`python -m flows.cli` with an environment that holds nothing of the machine's.
+    """`python -m flows` with an environment that holds nothing of the machine's.
 
     Two thirds of a command's time are imports. :meth:`run` forks them from a process that has done them
     once; what tests the process itself (signals, servers, other settings of Prefect) takes :meth:`start`.
@@ -95,7 +95,7 @@ class Cli:
         """Starts the command in a process group of its own; ``env`` adds variables, or takes them away (None)."""
         merged = {**self.environment, **env}
         return subprocess.Popen(
-            [sys.executable, "-c", _UNDER_PARENT, "flows.cli", *arguments],
+            [sys.executable, "-c", _UNDER_PARENT, "flows", *arguments],
             cwd=folder, env={name: value for name, value in merged.items() if value is not None},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -134,7 +134,7 @@ class Cli:
         return Ended(arguments, process.returncode, stdout, stderr)
 
 
-# `python -m flows.cli` as a user starts it, but it goes down with the tests, however they end. SIGINT has its default
+# `python -m flows` as a user starts it, but it goes down with the tests, however they end. SIGINT has its default
 # effect even when these tests run in the background of a shell (FACTS: `&` jobs ignore it).
 _UNDER_PARENT = """
 import ctypes, runpy, signal, sys

@@ -50,7 +50,7 @@ def masked(text: str) -> list[str]:
 
 def test_the_demo_is_what_the_readme_shows(tmp_path: Path) -> None:
     """Every line of the README's transcript is printed by the demo, in this order; no process is left."""
-    code, shown = on_terminal([sys.executable, "-m", "flows.cli", "demo"], tmp_path)
+    code, shown = on_terminal([sys.executable, "-m", "flows", "demo"], tmp_path)
     assert code == 0, shown
     transcript = re.search(r"<!-- transcript.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert transcript is not None

@@ -55,7 +55,7 @@ def test_a_reader_that_has_seen_enough(project: Project, origin: Origin) -> None
     project.manifest([*rows, *missing])
     project.ferry("run", "job.yaml").expect(0)
     process = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "failures", "job.yaml", "--format", "csv"], cwd=project.folder,
+        [sys.executable, "-m", "flows", "failures", "job.yaml", "--format", "csv"], cwd=project.folder,
         env=project.cli.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
