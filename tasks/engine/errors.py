@@ -12,9 +12,7 @@ import re
 import socket
 import ssl
 
-import aiohttp
 import obstore.exceptions as store_errors
-from aiohttp.http_exceptions import HttpProcessingError
 
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 
@@ -123,6 +121,9 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
 
     A spool disk that is full is Fatal. What is not known here is ``internal``: a bug, kept to its row.
     """
+    import aiohttp  # loaded long before; `ferry status` and the planning process raise none of these
+    from aiohttp.http_exceptions import HttpProcessingError
+
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
     blocked = getattr(exc, "os_error", exc)  # aiohttp wraps what its resolver and its sockets raise
@@ -162,6 +163,8 @@ def died_unanswered(exc: BaseException) -> bool:
 
     RFC 9112 section 9.3.1: a GET may then be sent again at once, on another connection.
     """
+    import aiohttp
+
     if isinstance(exc, (aiohttp.ClientConnectorError, TimeoutError)):
         return False
     return isinstance(exc, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError))
