@@ -8,12 +8,16 @@ from tasks.engine.errors import FerryError
 
 
 class NoTraceback(logging.Filter):
-    """Drops the traceback of errors that Ferry raises on purpose; those of bugs stay."""
+    """Drops the traceback of errors that Ferry raises on purpose; those of bugs stay.
+
+    Where no retry follows the whole line goes: Prefect's next one, `Finished in state Failed`, has the sentence again.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], FerryError):
             record.exc_info = None
             record.exc_text = None
+            return "Retry" in record.getMessage()
         return True
 
 
