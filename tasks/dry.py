@@ -14,9 +14,10 @@ def dry_plan(job: Job) -> Planned:
     """Raises UserError for whatever would stop a run before anything moves."""
     assert job.state is not None
     destination = references.destination_access(job)
-    preflight(job.destination.uri, destination, dry=True)
     request = Request(
         "plan", job, job.state, str(cache_root()), references.source_access(job), destination,
         {"run_no": 0, "dry": True},
     )  # fmt: skip
-    return Planned.decode(run_child(request))
+    planned = Planned.decode(run_child(request))
+    preflight(job.destination.uri, destination, dry=True)
+    return planned

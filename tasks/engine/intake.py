@@ -20,7 +20,6 @@ from tasks.engine.keys import Template
 from tasks.engine.manifest import open_manifest
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.rows import normalise
-from tasks.engine.runtime import open_origin, root_uris
 from tasks.engine.store import Access, open_store
 from tasks.engine.urls import redact
 
@@ -36,11 +35,6 @@ class Brought:
     notes: list[str] = field(default_factory=list)
 
 
-def is_listing(manifest: str) -> bool:
-    """A bucket prefix or a directory, to be listed; everything else is a file."""
-    return manifest.endswith("/") and manifest.startswith(("s3://", "file://"))
-
-
 def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
     """Fetches or lists the manifest and normalises it. ``known`` is what an earlier plan says of its own.
 
@@ -49,7 +43,7 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
     spool_dir.mkdir(parents=True, exist_ok=True)
     out = spool_dir / "manifest.parquet"
     key_template = Template.parse(job.key) if job.key is not None else None
-    if is_listing(job.manifest):
+    if job.is_listed():
         same_store = job.source.endpoint_url == job.destination.endpoint_url
         if job.manifest.rstrip("/") == job.destination.uri.rstrip("/") and same_store:
             raise UserError(f"manifest and destination are the same place ({job.manifest}); nothing would be moved")
@@ -68,9 +62,9 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
     parts = urlsplit(job.destination.uri)
     result = normalise(
         batches,
-        url_template=Template.parse_url(job.source.url) if job.source.url and not is_listing(job.manifest) else None,
+        url_template=Template.parse_url(job.source.url) if job.source.url and not job.is_listed() else None,
         key_template=key_template,
-        roots=root_uris(job),
+        roots=job.roots(),
         prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
         for_directory=parts.scheme == "file",
         out_path=out,
@@ -85,7 +79,7 @@ def _digest_of(path: Path, job: Job) -> str:
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    settings = [__version__, job.where(), list(root_uris(job)), job.bad_lines, Path(job.manifest).suffix]
+    settings = [__version__, job.where(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -116,6 +110,8 @@ def _local(job: Job, access: Access, spool_dir: Path) -> Path:
 
 async def _download(job: Job, url: str, path: Path) -> None:
     # Without the job's headers: those are for the images' host, and this may be another.
+    from tasks.engine.runtime import open_origin  # 0.1 s of imports, for lists at an address alone
+
     origin = open_origin(job, {}, path.parent)
     try:
         await origin.download(url, path, LIST_AT_MOST_BYTES)

@@ -313,12 +313,20 @@ class Job(_Model):
 
     @model_validator(mode="after")
     def _globs(self) -> Job:
-        listed = self.manifest.endswith("/") and self.manifest.startswith(("s3://", "file://"))
-        if (self.include or self.exclude) and not listed:
+        if (self.include or self.exclude) and not self.is_listed():
             raise ValueError(
                 "include and exclude are for manifests that are listed (`s3://old/images/`, `file:///dir/`)"
             )
         return self
+
+    def is_listed(self) -> bool:
+        """The manifest is a bucket prefix or a directory, to be listed; every other one is a file."""
+        return self.manifest.endswith("/") and self.manifest.startswith(("s3://", "file://"))
+
+    def roots(self) -> list[str]:
+        """Where `s3://` and `file://` sources may lie: `source.roots`, and a listed manifest itself."""
+        listed = [self.manifest] if self.is_listed() else []
+        return [root if root.endswith("/") else root + "/" for root in (*self.source.roots, *listed)]
 
     def where(self) -> dict[str, str]:
         """The settings that say where rows come from and go to; each as a digest, so that none is shown."""

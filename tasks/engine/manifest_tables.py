@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import python_calamine
 
@@ -52,7 +51,7 @@ def _texts(array: pa.Array) -> list[str | None]:
     if pa.types.is_floating(kind):
         return [_cell(value) for value in array.to_pylist()]
     if pa.types.is_boolean(kind) or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        array = pc.cast(array, pa.string())
+        array = array.cast(pa.string())
     return [value or None for value in array.to_pylist()]
 
 

@@ -7,7 +7,7 @@ import contextlib
 import random
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,11 +182,5 @@ def open_origin(job: Job, headers: Mapping[str, str], spool_dir: Path) -> Origin
     )
 
 
-def root_uris(job: Job) -> Sequence[str]:
-    """Where `s3://` and `file://` sources may lie: the job's roots, and a listed manifest itself."""
-    listed = [job.manifest] if job.manifest.endswith("/") and job.manifest.startswith(("s3://", "file://")) else []
-    return [root if root.endswith("/") else root + "/" for root in (*job.source.roots, *listed)]
-
-
 def open_roots(job: Job, access: Access, spool_dir: Path) -> list[tuple[str, Store]]:
-    return [(root, open_store(root, access, spool_dir)) for root in root_uris(job)]
+    return [(root, open_store(root, access, spool_dir)) for root in job.roots()]

@@ -177,7 +177,7 @@ def test_many_collisions_are_an_error_of_the_key(tmp_path: Path, state: Director
     write_list(tmp_path / "list.csv", rows)
     assert plan(job_in(tmp_path), state).collisions == 2
     write_list(tmp_path / "list.csv", rows[1:])
-    with pytest.raises(UserError, match=r"2 of 19 rows want a key .*Set `key`"):
+    with pytest.raises(UserError, match=r"2 of 19 rows want a key .*10% .*set `key`"):
         plan(job_in(tmp_path), directory_state(tmp_path, "other"))
 
 

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import openpyxl
@@ -97,6 +98,19 @@ def test_plan_writes_nothing(project: Project, origin: Origin) -> None:
     assert project.ferry("plan", "job.yaml", "--json").expect(0).json["todo"] == {"new": 1}
     assert project.files() == files
     assert before_first == set()
+
+
+def test_plan_asks_for_the_destination(project: Project, tmp_path: Path) -> None:
+    """What would stop the run at its destination stops the plan, and nothing is made there."""
+    project.manifest([{"sku": "1", "url": "https://img.example/1.jpg"}])
+    folder = tmp_path / "new" / "folder"
+    project.job(destination=f"file://{folder}/")
+    project.ferry("plan", "job.yaml").expect(0)
+    assert not folder.parent.exists()
+    folder.parent.write_text("a file")
+    assert "is no directory" in project.ferry("plan", "job.yaml").expect(2).stderr
+    project.job(destination={"uri": "s3://no-such-bucket/", "endpoint_url": project.cli.s3.endpoint_url})
+    assert "does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
 
 
 def test_limit_and_status(project: Project, origin: Origin) -> None:
