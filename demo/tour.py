@@ -91,7 +91,7 @@ class Tour:
             "task_runs/filter",
             {
                 "flow_runs": {"id": {"any_": [flow_run_id]}},
-                "task_runs": {"tags": {"all_": ["ferry-chunk"]}},
+                "task_runs": {"name": {"like_": "chunk-"}},
                 "offset": offset,
                 "limit": 200,
             },

@@ -139,7 +139,7 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     """`--wait` and `--replan`: the flow has no parameter for them."""
     from tasks import run as runs
     from tasks.engine import lease
-    from tasks.engine.planner import forget_plan
+    from tasks.engine.plan import forget_plan
 
     runs.wait_for_others = wait
     if replan:

@@ -30,7 +30,6 @@ POLL_S = 0.25
     retry_jitter_factor=policies.JITTER,
     persist_result=True,
     result_serializer="json",
-    tags=["ferry-chunk"],
 )
 def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 (the cache key reads it)
     """Moves a chunk's rows. Returns when none is pending; raises ChunkIncomplete otherwise."""

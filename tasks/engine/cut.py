@@ -80,7 +80,7 @@ def write_chunks(con: duckdb.DuckDBPyConnection, state: State, run_no: int, chun
 
 
 def _write(state: State, table: pa.Table, kind: Literal["base", "again"], run_no: int) -> ChunkRef:
-    data = tables.to_bytes(table.cast(tables.CHUNK))
+    data = tables.to_bytes(tables.with_schema(table, tables.CHUNK))
     digest = tables.digest(data)
     name = f"chunks/{digest}.parquet"
     state.write(name, data)

@@ -20,7 +20,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
 from tasks.engine.state import State
-from tasks.engine.tables import OUTCOME, check_version, encode_outcomes
+from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
 T = TypeVar("T")
 LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, recorded_at DESC, attempt DESC) = 1"
@@ -115,7 +115,7 @@ def compact(state: State, run_no: int) -> None:
         reader: Any = con.sql(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)
         with pq.ParquetWriter(target, OUTCOME, compression="zstd") as writer:
             for batch in reader:
-                writer.write_table(pa.Table.from_batches([batch]).cast(OUTCOME))
+                writer.write_table(with_schema(pa.Table.from_batches([batch]), OUTCOME))
     finally:
         con.close()
     state.write_file(name, target)

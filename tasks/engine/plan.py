@@ -7,13 +7,15 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from tasks.engine.errors import UserError
+from tasks.engine.errors import NewerVersion, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
+from tasks.engine.state import State
 from tasks.engine.tables import SCHEMA_VERSION, check_version
 
 PLAN_FILE = "plan/plan.json"
 HINTS = "plan/hints"
+REPLACED = "plan/replaced"
 HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
 
 Existing = Literal["unknown", "head", "listed"]
@@ -212,3 +214,32 @@ def read_plan(state: _Reads) -> Plan | None:
         return Plan.decode(state.read(PLAN_FILE))
     except FileNotFoundError:
         return None
+
+
+def forget_plan(state: State) -> None:
+    """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
+
+    Raises UserError when it is of a newer version.
+    """
+    try:
+        raw = state.read(PLAN_FILE)
+    except FileNotFoundError:
+        return
+    try:
+        number = Plan.decode(raw).last_run
+    except NewerVersion:
+        raise
+    except UserError:
+        number = 0
+    state.write(f"{REPLACED}/{number:06d}.json", raw)
+    state.delete([PLAN_FILE])
+
+
+def replaced_plan(state: State) -> Plan | None:
+    """The plan that the last --replan put aside, where it can still be read."""
+    for name in reversed(state.list(REPLACED)):
+        try:
+            return Plan.decode(state.read(name))
+        except UserError:
+            continue
+    return None

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from tasks.engine import cut, judge, ledger
 from tasks.engine.destination import find_existing
-from tasks.engine.errors import NewerVersion, UserError
 from tasks.engine.intake import Brought, bring_manifest
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Status
@@ -32,12 +31,11 @@ from tasks.engine.plan import (
     manifest_name,
     read_plan,
     reason_to_do,
+    replaced_plan,
     with_hints,
 )
 from tasks.engine.state import State
 from tasks.engine.store import Access
-
-REPLACED = "plan/replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,32 +212,3 @@ def make_plan(job: Job, state: State, access: Accesses, ask: Ask) -> Planned:
         return planner.run()
     finally:
         planner.close()
-
-
-def forget_plan(state: State) -> None:
-    """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
-
-    Raises UserError when it is of a newer version.
-    """
-    try:
-        raw = state.read(PLAN_FILE)
-    except FileNotFoundError:
-        return
-    try:
-        number = Plan.decode(raw).last_run
-    except NewerVersion:
-        raise
-    except UserError:
-        number = 0
-    state.write(f"{REPLACED}/{number:06d}.json", raw)
-    state.delete([PLAN_FILE])
-
-
-def replaced_plan(state: State) -> Plan | None:
-    """The plan that the last --replan put aside, where it can still be read."""
-    for name in reversed(state.list(REPLACED)):
-        try:
-            return Plan.decode(state.read(name))
-        except UserError:
-            continue
-    return None

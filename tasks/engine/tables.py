@@ -63,6 +63,11 @@ assert CHUNK.names == _ROW_FIELDS
 assert OUTCOME.names == _OUTCOME_FIELDS
 
 
+def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table as ``schema`` has it. What has its types already takes no cast, and so no `pyarrow.compute` (50 ms)."""
+    return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table.cast(schema)
+
+
 def to_bytes(table: pa.Table) -> bytes:
     """A Parquet file in memory. The same table gives the same bytes, with one pyarrow version."""
     sink = io.BytesIO()

@@ -17,8 +17,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
-from tasks.engine.plan import PLAN_FILE, ChunkRef, Mode, Plan, Planned, read_plan
-from tasks.engine.planner import forget_plan
+from tasks.engine.plan import PLAN_FILE, ChunkRef, Mode, Plan, Planned, forget_plan, read_plan
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import (
     FAILED_404,

@@ -151,6 +151,7 @@ _FORKER = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 import flows.cli, flows.local, flows.migrate, flows.terminal, flows.verify, flows.watch
+import boto3, prefect.flow_engine, prefect.task_engine
 for line in sys.stdin:
     asked = json.loads(line)
     pid = os.fork()
@@ -192,7 +193,7 @@ class Prefect:
         """The state names of a run's chunk tasks, sorted."""
         tasks = self.post(
             "task_runs/filter",
-            {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"tags": {"all_": ["ferry-chunk"]}}},
+            {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"like_": "chunk-"}}},
         )
         return sorted(task["state_name"] for task in tasks)
 

@@ -123,7 +123,7 @@ class Prefect:
     def chunk_runs(self, flow_run_id: str, expected: int) -> list[dict[str, Any]]:
         """The run's chunk tasks, once the server has recorded as many as expected: they arrive as events."""
         deadline = time.monotonic() + RECORDED_S
-        ask = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"tags": {"all_": ["ferry-chunk"]}}}
+        ask = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"name": {"like_": "chunk-"}}}
         while True:
             runs: list[dict[str, Any]] = self.post("task_runs/filter", ask)
             final = [run for run in runs if run["state_type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")]
@@ -344,7 +344,7 @@ def test_what_the_ui_lists(world: World) -> None:
         assert run.flow_run["work_pool_name"] == "ferry"
         for chunk in run.chunks:
             assert re.fullmatch(r"chunk-[0-9a-f]{12}-\d+-rows", chunk["name"])
-            assert chunk["tags"] == ["ferry-chunk"]
+            assert chunk["tags"] == []  # a tagged task asks the server for leave before it starts
 
 
 def test_the_artifacts(world: World) -> None:
