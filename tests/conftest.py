@@ -33,3 +33,8 @@ def origin() -> Iterator[Origin]:
     """An origin without objects, listening."""
     with Origin() as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow modules first: one that begins last keeps a core waiting for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
