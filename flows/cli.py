@@ -139,9 +139,11 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     """`--wait` and `--replan`: the flow has no parameter for them."""
     from tasks import run as runs
     from tasks.engine import lease
+    from tasks.engine.child import Child
     from tasks.engine.plan import forget_plan
 
     runs.wait_for_others = wait
+    runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:
         state = runs.state_of(job)
         with lease.held(state, f"{job.name} (replan)", wait=wait):

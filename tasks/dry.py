@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks import references
-from tasks.engine.child import Request, run_child
+from tasks.engine.child import Child, Request
 from tasks.engine.job import Job
 from tasks.engine.plan import Planned
 from tasks.engine.preflight import preflight
@@ -18,6 +18,7 @@ def dry_plan(job: Job) -> Planned:
         "plan", job, job.state, str(cache_root()), references.source_access(job), destination,
         {"run_no": 0, "dry": True},
     )  # fmt: skip
-    planned = Planned.decode(run_child(request))
+    with Child() as child:
+        planned = Planned.decode(child.ask(request))
     preflight(job.destination.uri, destination, dry=True)
     return planned

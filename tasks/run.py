@@ -12,7 +12,7 @@ from typing import Any
 from tasks import placement, references
 from tasks.engine import lease as leases
 from tasks.engine import ledger
-from tasks.engine.child import Request, run_child
+from tasks.engine.child import Child, Request
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.engine.objects import Reason
@@ -24,6 +24,8 @@ from tasks.engine.store import Access
 
 _current: Run | None = None
 wait_for_others = False  # `ferry run --wait`
+warm: Child | None = None  # `ferry run` starts it before it loads Prefect
+KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class Run:
     run_no: int
     source: Access
     destination: Access
+    planner: Child
     planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
@@ -45,7 +48,9 @@ class Run:
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
-        return run_child(Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask))
+        return self.planner.ask(
+            Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask)
+        )
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         planned = Planned.decode(
@@ -55,6 +60,8 @@ class Run:
         )
         self.planned = self.planned or planned
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)
+        if rows > KEEP_CHILD_ROWS:
+            self.planner.close()
         again = planned.todo.get(Reason.RETRY, 0) if mode == "pass" else 0
         self.runtime.progress.again(again)
         self.runtime.progress.start(rows - again)
@@ -94,6 +101,7 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
     read_plan(state)  # a state of a newer version is refused before anything else happens
     preflight(job.destination.uri, destination)
     with contextlib.ExitStack() as stack:
+        planner = stack.enter_context(_planner())
         runtimes: list[Runtime] = []
 
         def lease_lost() -> None:
@@ -109,11 +117,17 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
-        _current = Run(job, state, runtime, run_no, source, destination)
+        _current = Run(job, state, runtime, run_no, source, destination, planner)
         try:
             yield _current
         finally:
             _current = None
+
+
+def _planner() -> Child:
+    global warm
+    child, warm = warm or Child(), None
+    return child
 
 
 def clean_spool(state: State) -> None:

@@ -37,4 +37,4 @@ def origin() -> Iterator[Origin]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow modules first: one that begins last keeps a core waiting for it."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))

@@ -1,25 +1,32 @@
 """The child process that plans, counts and folds: DuckDB's and pandas' memory ends with it.
 
-It reads one request as JSON from standard input (credentials come that way, not by argument or
-environment) and writes one answer to standard output.
+It reads requests as JSON from standard input (credentials come that way, not by argument or environment)
+and writes answers to standard output. Half a second of imports is done once: each request has a fork of it,
+with whose end its memory goes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 from tasks.engine.errors import Fatal, FerryError, UserError
 from tasks.engine.job import Job
 from tasks.engine.store import Access
 
-EXIT_USER, EXIT_FATAL = 2, 4
+EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
+_SIZE = struct.Struct(">iQ")  # exit code (0 in requests), length of the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,42 +59,88 @@ class Request:
         return cls(**{**data, "job": Job.model_validate(data["job"])})
 
 
-def run_child(request: Request) -> str:
-    """Runs the work in a child process and returns its answer. Raises UserError or Fatal as the work did.
+class Child:
+    """The process, started at once: its imports run beside whatever comes before the first request.
 
-    The child has its own session, so that a Ctrl-C reaches the run first, and dies with its parent.
+    It has its own session, so that a Ctrl-C reaches the run first, and dies with the thread that made it.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tasks.engine.child"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        start_new_session=True, cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
-    try:
-        out, err = process.communicate(request.encode())
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    if process.returncode == 0:
-        return out.decode()
-    if process.returncode == EXIT_USER:
-        raise UserError(out.decode())
-    if process.returncode == EXIT_FATAL:
-        raise Fatal(out.decode())
-    tail = err.decode(errors="replace").strip().splitlines()[-1:] or [f"signal {-process.returncode}"]
-    raise Fatal(f"planning ended unexpectedly ({tail[0]})")
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tasks.engine.child"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                start_new_session=True, cwd=Path(__file__).resolve().parents[2],
+                # its own idle threads would be forked with it
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def ask(self, request: Request) -> str:
+        """Has the work done and returns its answer. Raises UserError or Fatal as the work did."""
+        self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            _write(self._process.stdin, 0, request.encode())
+            answer = _read(self._process.stdout)
+        except BrokenPipeError:
+            answer = None
+        except BaseException:  # it is at work for nobody now
+            os.killpg(self._process.pid, signal.SIGKILL)
+            raise
+        if answer is None:
+            code = self._process.wait()
+            self.close()
+            raise Fatal(f"the planning process ended unexpectedly (exit code {code})")
+        code, text = answer[0], answer[1].decode()
+        if code == 0:
+            return text
+        raise UserError(text) if code == EXIT_USER else Fatal(text)
+
+    def close(self) -> None:
+        """Ends the process and gives its memory back; the next request starts another."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+def _write(stream: Any, code: int, message: bytes) -> None:
+    stream.write(_SIZE.pack(code, len(message)) + message)
+    stream.flush()
 
 
-def _work(request: Request) -> str:
+def _read(stream: Any) -> tuple[int, bytes] | None:
+    """The next message, or None when the other end is gone."""
+    head = stream.read(_SIZE.size)
+    if len(head) < _SIZE.size:
+        return None
+    code, length = _SIZE.unpack(head)
+    message = stream.read(length)
+    return (code, message) if len(message) == length else None
+
+
+def _work(raw: bytes) -> str:
     from tasks.engine.finish import finish
     from tasks.engine.planner import Accesses, Ask, make_plan
     from tasks.engine.state import open_state
 
+    request = Request.decode(raw)
     state = open_state(request.state, request.destination, Path(request.cache_root))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
@@ -95,18 +148,56 @@ def _work(request: Request) -> str:
     return json.dumps(finish(request.job, state, **request.ask))
 
 
-def main() -> int:
-    _die_with_parent()
+def _answer(raw: bytes, out: BinaryIO) -> int:
+    """Does the work and writes what came of it; the exit code says what that is."""
     try:
-        sys.stdout.write(_work(Request.decode(sys.stdin.buffer.read())))
+        code, text = 0, _work(raw)
     except UserError as error:
-        sys.stdout.write(str(error))
-        return EXIT_USER
+        code, text = EXIT_USER, str(error)
     except FerryError as error:
-        sys.stdout.write(str(error))
-        return EXIT_FATAL
-    return 0
+        code, text = EXIT_FATAL, str(error)
+    except Exception as error:  # noqa: BLE001 - a bug: said, with its traceback, and not taken for the user's
+        traceback.print_exc()
+        code, text = EXIT_BUG, f"planning ended unexpectedly ({type(error).__name__}: {error}); please report it"
+    out.write(text.encode())
+    out.flush()
+    return code
+
+
+def _forked(raw: bytes) -> tuple[int, bytes]:
+    """The answer of a fork of this process."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        code = EXIT_BUG
+        try:
+            _die_with_parent()
+            with os.fdopen(theirs, "wb") as out:
+                code = _answer(raw, out)
+        finally:
+            os._exit(code)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        text = answer.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        return EXIT_FATAL, f"planning was ended by {signal.Signals(-code).name}; is there memory enough?".encode()
+    return code, text
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+
+
+def main() -> None:
+    _die_with_parent()
+    import tasks.engine.finish
+    import tasks.engine.planner  # noqa: F401 - before the first request, and once for all
+
+    while request := _read(sys.stdin.buffer):
+        _write(sys.stdout.buffer, *_forked(request[1]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

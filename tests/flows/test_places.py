@@ -1,4 +1,4 @@
-"""What a job says about places and keys, end to end: other settings, existing objects, templates, lists from elsewhere."""
+"""Places and keys, end to end: changed settings, existing objects, key templates, lists from elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from demo.origin import Origin
 from tests.flows.conftest import Project, serve
 
 pytestmark = pytest.mark.slow
-TOKEN = "t0ken-of-the-0rigin-5521"
 
 
 def test_replan_and_changed_settings(project: Project, origin: Origin) -> None:
