@@ -19,7 +19,7 @@ demo: .venv/.installed
 	@$(BIN)/ferry demo
 
 test: .venv/.installed-dev check
-	@$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder $(T)
+	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T)
 
 check: .venv/.installed-dev
 	@$(BIN)/ruff check --quiet .

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from tasks.engine.errors import Fatal, FerryError, UserError
+from tasks.engine.errors import Fatal, FerryError, UserError, from_planning
 from tasks.engine.job import Job
 from tasks.engine.store import Access
 
@@ -135,12 +135,11 @@ def _read(stream: Any) -> tuple[int, bytes] | None:
     return (code, message) if len(message) == length else None
 
 
-def _work(raw: bytes) -> str:
+def _work(request: Request) -> str:
     from tasks.engine.finish import finish
     from tasks.engine.planner import Accesses, Ask, make_plan
     from tasks.engine.state import open_state
 
-    request = Request.decode(raw)
     state = open_state(request.state, request.destination, Path(request.cache_root))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
@@ -150,15 +149,19 @@ def _work(raw: bytes) -> str:
 
 def _answer(raw: bytes, out: BinaryIO) -> int:
     """Does the work and writes what came of it; the exit code says what that is."""
+    request = Request.decode(raw)
     try:
-        code, text = 0, _work(raw)
+        code, text = 0, _work(request)
     except UserError as error:
         code, text = EXIT_USER, str(error)
     except FerryError as error:
         code, text = EXIT_FATAL, str(error)
-    except Exception as error:  # noqa: BLE001 - a bug: said, with its traceback, and not taken for the user's
-        traceback.print_exc()
-        code, text = EXIT_BUG, f"planning ended unexpectedly ({type(error).__name__}: {error}); please report it"
+    except Exception as error:  # noqa: BLE001 - a full disk, or a bug: said, and not taken for the user's
+        known = from_planning(error, request.state)
+        if known is None:
+            traceback.print_exc()
+            known = Fatal(f"planning ended unexpectedly ({type(error).__name__}: {error}); please report it")
+        code, text = EXIT_FATAL, str(known)
     out.write(text.encode())
     out.flush()
     return code
@@ -167,11 +170,15 @@ def _answer(raw: bytes, out: BinaryIO) -> int:
 def _forked(raw: bytes) -> tuple[int, bytes]:
     """The answer of a fork of this process."""
     ours, theirs = os.pipe()
+    parent = os.getpid()
     pid = os.fork()
     if not pid:
         code = EXIT_BUG
         try:
             _die_with_parent()
+            if os.getppid() != parent:  # it died before this process could say that it wants to follow
+                os._exit(EXIT_BUG)
+            os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # the run waits for the end of the real one
             with os.fdopen(theirs, "wb") as out:
                 code = _answer(raw, out)
         finally:

@@ -8,6 +8,7 @@ moves (exit 2). :class:`LeaseHeld` is exit 3.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import socket
 import ssl
@@ -114,6 +115,19 @@ def disk_error(exc: OSError, what: str) -> Fatal:
     if exc.errno == errno.EROFS:
         return Fatal(f"{what}: the disk is read-only.")
     return Fatal(f"{what}: {exc.strerror or exc}")
+
+
+def from_planning(exc: Exception, state: str) -> Fatal | None:
+    """Maps what DuckDB and Arrow raise while the state at ``state`` is planned, counted or folded.
+
+    Arrow sets errno; DuckDB only repeats strerror(3) in its text. What is not known here is a bug: None.
+    """
+    if isinstance(exc, OSError) and exc.errno in _DISK_ERRNOS:
+        return disk_error(exc, f"state {state}")
+    for number in _DISK_ERRNOS:
+        if os.strerror(number) in str(exc):
+            return disk_error(OSError(number, os.strerror(number)), f"state {state}")
+    return None
 
 
 def from_origin(exc: BaseException) -> ObjectError | Fatal:

@@ -25,6 +25,7 @@ from tasks.engine.errors import (
     UserError,
     disk_error,
     from_origin,
+    from_planning,
     from_status,
     from_store,
 )
@@ -280,6 +281,22 @@ def test_words_in_a_key_decide_nothing(key: str) -> None:
     error = from_store(store_errors.GenericError(generic(500, key)))
     assert isinstance(error, ObjectError)
     assert (error.error_class, error.status_code) == (E.STORE_ERROR, 500)
+
+
+@pytest.mark.parametrize(
+    ("exc", "said"),
+    [
+        (OSError(errno.ENOSPC, "Error writing bytes"), "no space left"),  # Arrow's
+        (OSError(errno.EROFS, "Read-only"), "read-only"),
+        (RuntimeError('IO Error: Could not write file "x": No space left on device'), "no space left"),  # DuckDB's
+        (RuntimeError("Invalid Input Error"), None),
+        (OSError(errno.EIO, "broken"), None),
+    ],
+)
+def test_what_planning_raises(exc: Exception, said: str | None) -> None:
+    """A disk that takes no more is Fatal and names the state; the rest is not known."""
+    known = from_planning(exc, "/srv/state")
+    assert (known is None) if said is None else (said in str(known) and "/srv/state" in str(known))
 
 
 def test_only_errors_py_names_foreign_exceptions() -> None:
