@@ -24,5 +24,6 @@ fi
 
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 echo "installing $requirements into .venv"
-.venv/bin/python -m pip install --quiet --no-compile --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
+# The lock names every package: there is nothing to resolve.
+.venv/bin/python -m pip install --quiet --no-compile --no-deps --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
