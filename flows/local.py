@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.accounts import Report
 
 RECORDED_S = 30.0
+TAG = "ferry"  # of each run, as in prefect.yaml: the UI filters by it
 
 
 def prefect_home(folder: Path) -> Path:
@@ -44,9 +45,12 @@ def migrate_here(
 
     Returns the exit code (SEMANTICS: results of a run) and the report, or the message where there is none.
     """
+    from prefect import tags
+
     from flows.migrate import migrate
 
-    state: Any = migrate(job, retry_failed, limit, return_state=True)
+    with tags(TAG):
+        state: Any = migrate(job, retry_failed, limit, return_state=True)
     wait_until_recorded(state)
     return exit_code(state)
 

@@ -37,6 +37,10 @@ def quiet_environment(home: Path) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_CLIENT_METRICS_ENABLED": "false",
+        # Where the pages find the API: beside themselves, whatever port they are served or forwarded on. The default
+        # is port 4200.
+        "PREFECT_UI_API_URL": "/api",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
 
 

@@ -35,7 +35,7 @@ def markdown(name: str, report: Report) -> str:
     lines += [f"| {status} | {_escaped(words)} | {rows:,} |" for status, words, rows in outcome_table(report.counts)]
     lines += [f"| **planned** | | **{report.counts['planned']:,}** |", ""]
     lines += [
-        f"- {report.chunks:,} chunks, {report.cached:,} of them cached",
+        f"- {report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}, {report.cached:,} of them cached",
         f"- {report.bytes:,} bytes read in {report.seconds:,.1f} s; {report.rate:,.0f} rows/s",
         f"- failure budget: {report.budget:,} rows",
     ]
@@ -43,7 +43,9 @@ def markdown(name: str, report: Report) -> str:
 
 
 def _cells(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: _escaped(value) if isinstance(value, str) else value for name, value in line.items()}
+    """What failed and why come first: the UI shows the first columns, the others when one scrolls."""
+    first = {name: line[name] for name in ("id", "error_class", "message", "key", "source")}
+    return {name: _escaped(value) if isinstance(value, str) else value for name, value in {**first, **line}.items()}
 
 
 def _escaped(text: str) -> str:

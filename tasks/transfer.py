@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from prefect import task
 from prefect.client.schemas.objects import State
+from prefect.context import TagsContext
 from prefect.futures import PrefectConcurrentFuture
 
 from tasks import policies
@@ -54,7 +55,8 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     while futures or (waiting and not run.runtime.stopping):
         while waiting and not run.runtime.stopping and len(futures) - run.runtime.asleep() < WINDOW:
             ref = waiting.popleft()
-            future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
+            with TagsContext(current_tags=set()):  # a task with tags asks the server for leave before it starts
+                future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)
         for finished in done:

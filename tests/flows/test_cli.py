@@ -359,12 +359,15 @@ def test_ui(project: Project, origin: Origin) -> None:
         runs = api.runs(project.name)
         assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
         assert [api.chunk_states(run) for run in runs] == [["Completed"] * 8, ["Cached"] * 8]
+        assert [run["tags"] for run in runs] == [["ferry"], ["ferry"]]
         total = api.post("task_runs/count", {})
         ended = api.post("task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
         assert total == ended == 2 * (8 + 3)  # plan, reconcile and report beside the chunks
         assert api.post("logs/filter", {"limit": 1})
         with urllib.request.urlopen(url + "/", timeout=10) as page:
             assert b"<html" in page.read().lower()
+        with urllib.request.urlopen(url + "/ui-settings", timeout=10) as answer:
+            assert json.load(answer)["api_url"] == "/api"  # else the pages ask port 4200, and show nothing
     finally:
         os.killpg(process.pid, signal.SIGINT)
         ended_ui = Cli.end(process, ("ui",), 30)
