@@ -229,7 +229,7 @@ def verify(
 ) -> int:
     """Read the destination back and compare it with the ledger."""
     from flows import terminal, watch
-    from flows.local import TAG, exit_code, prefect_for, wait_until_recorded
+    from flows.local import as_recorded, exit_code, prefect_for, wait_until_recorded
     from tasks.engine.reading import select_wrong, with_latest
     from tasks.run import state_of
 
@@ -237,11 +237,9 @@ def verify(
     draw = terminal.is_terminal() and not json_
     watch.drawer = terminal.draw_progress if draw else None
     with prefect_for(job_file.absolute().parent, quiet=draw):
-        from prefect import tags
-
         from flows.verify import verify as verify_flow
 
-        with tags(TAG):
+        with as_recorded():
             state: Any = verify_flow(job, list_, return_state=True)
         wait_until_recorded(state)
     code, end = exit_code(state)

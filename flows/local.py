@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from tasks.accounts import Report
 
 RECORDED_S = 30.0
-TAG = "ferry"  # of each run, as in prefect.yaml: the UI filters by it
 
 
 def prefect_home(folder: Path) -> Path:
@@ -38,6 +37,17 @@ def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
             flush_logs()
 
 
+@contextlib.contextmanager
+def as_recorded() -> Iterator[None]:
+    """How the server knows a run of this process: tagged, as prefect.yaml tags those of the deployment, and without
+    heartbeats. Their thread sleeps in whole seconds, and a flow waits for its end; the lease says who is alive."""
+    from prefect import tags
+    from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+
+    with tags("ferry"), temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
+
+
 def migrate_here(
     job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
 ) -> tuple[int, Report | str]:
@@ -45,11 +55,9 @@ def migrate_here(
 
     Returns the exit code (SEMANTICS: results of a run) and the report, or the message where there is none.
     """
-    from prefect import tags
-
     from flows.migrate import migrate
 
-    with tags(TAG):
+    with as_recorded():
         state: Any = migrate(job, retry_failed, limit, return_state=True)
     wait_until_recorded(state)
     return exit_code(state)
