@@ -61,6 +61,8 @@ class _Loader(yaml.SafeLoader):
 
 def load_job(path: Path) -> Job:
     """Reads a job file; relative paths in it are made absolute against its folder. Raises UserError."""
+    if not _is_text(path.absolute()):
+        raise UserError(f"the folder of {path.name!a} has a name that is not UTF-8; rename it, or move the job")
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -76,6 +78,15 @@ def load_job(path: Path) -> Job:
     if not isinstance(data, dict):
         raise UserError(f"{path} is no job: it needs at least the keys name, manifest and destination")
     return anchored(parse_job(data, str(path)), path.absolute().parent)
+
+
+def _is_text(path: Path) -> bool:
+    """Paths go into JSON: into requests, states and the server's records."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def parse_job(data: dict[str, Any], what: str) -> Job:

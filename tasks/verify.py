@@ -14,6 +14,7 @@ from tasks import placement, references
 from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
 from tasks.engine.job import Job
+from tasks.engine.plan import check_where, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.progress import Progress
 from tasks.engine.state import State
@@ -63,6 +64,8 @@ def open_check(job: Job, name: str) -> Iterator[Check]:
     access = references.destination_access(job)
     preflight(job.destination.uri, access)
     state = state_of(job)
+    if plan := read_plan(state):
+        check_where(plan, job)
     with leases.held(state, name):
         store = open_store(job.destination.uri, access, state.spool_dir)
         yield Check(state, store, ledger.last_run_no(state) + 1)

@@ -149,20 +149,21 @@ def _work(request: Request) -> str:
 
 def _answer(raw: bytes, out: BinaryIO) -> int:
     """Does the work and writes what came of it; the exit code says what that is."""
-    request = Request.decode(raw)
+    request: Request | None = None
     try:
+        request = Request.decode(raw)
         code, text = 0, _work(request)
     except UserError as error:
         code, text = EXIT_USER, str(error)
     except FerryError as error:
         code, text = EXIT_FATAL, str(error)
     except Exception as error:  # noqa: BLE001 - a full disk, or a bug: said, and not taken for the user's
-        known = from_planning(error, request.state)
+        known = from_planning(error, request.state if request else "")
         if known is None:
             traceback.print_exc()
             known = Fatal(f"planning ended unexpectedly ({type(error).__name__}: {error}); please report it")
         code, text = EXIT_FATAL, str(known)
-    out.write(text.encode())
+    out.write(text.encode("utf-8", "backslashreplace"))
     out.flush()
     return code
 

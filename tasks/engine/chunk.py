@@ -10,7 +10,9 @@ from datetime import UTC, datetime
 
 from tasks.engine import ledger, tables
 from tasks.engine.agenda import Agenda, Item
+from tasks.engine.circuit import Circuit
 from tasks.engine.errors import ChunkIncomplete, Fatal, ObjectError, UserError, from_origin
+from tasks.engine.limiter import PausedTooLong
 from tasks.engine.objects import Again, ErrorClass, Outcome, Row, Status
 from tasks.engine.plan import ChunkRef
 from tasks.engine.retry import Next, backoff_s, next_step
@@ -166,6 +168,14 @@ class ChunkRun:
         if not item.tries and not rt.permit():
             self._leave(item, "the run's --limit is reached")
             return
+        try:
+            await self._ask(item, host, circuit)
+        except PausedTooLong as pause:
+            self._leave(item, str(pause))
+
+    async def _ask(self, item: Item, host: str, circuit: Circuit) -> None:
+        """One request for the row, in a place at its host. Raises PausedTooLong."""
+        row, rt = item.row, self._rt
         item.started_at = item.started_at or datetime.now(UTC)
         item.tries += 1
         async with rt.limiter.host(host).slot() as slot:
@@ -177,6 +187,8 @@ class ChunkRun:
                 moved = await rt.mover.move(row, self._found.get(row.row_id), look=self._ref.existing == "head")
             except Fatal:
                 self._leave(item, "")
+                raise
+            except PausedTooLong:
                 raise
             except ObjectError as error:
                 if not error.at_destination:

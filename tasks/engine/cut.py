@@ -80,7 +80,12 @@ def write_chunks(con: duckdb.DuckDBPyConnection, state: State, run_no: int, chun
 
 
 def _write(state: State, table: pa.Table, kind: Literal["base", "again"], run_no: int) -> ChunkRef:
-    data = tables.to_bytes(tables.with_schema(table, tables.CHUNK))
+    table = tables.with_schema(table, tables.CHUNK)
+    if kind == "again":
+        # The same rows for the same reason may be due in several runs: the result that Prefect keeps of one must not
+        # be taken for another's.
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"ferry_run": str(run_no).encode()})
+    data = tables.to_bytes(table)
     digest = tables.digest(data)
     name = f"chunks/{digest}.parquet"
     state.write(name, data)

@@ -240,6 +240,10 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     name = code.group(1) if code else ""
     if "(os error 28)" in head or name.endswith("StorageFull"):
         return Fatal(f"the {side} is full: no space left")
+    if "(os error 20)" in head or "(os error 21)" in head:  # ENOTDIR, EISDIR
+        if side == "source":
+            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
+        return ObjectError(ErrorClass.KEY_COLLISION, "a file stands where this key needs a directory, or the reverse")
     if found is None:
         if "operation timed out" in head or "deadline has elapsed" in head:
             return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")

@@ -99,6 +99,8 @@ def _local(job: Job, access: Access, spool_dir: Path) -> Path:
     path = Path(unquote(urlsplit(address).path)) if address.startswith("file://") else Path(address)
     if path.is_dir():
         raise UserError(f"{path} is a directory; to move what lies in it, write `manifest: file://{path.absolute()}/`")
+    if path.exists() and not path.is_file():
+        raise UserError(f"the manifest {path} is no file (a pipe or a device); write the list to a file first")
     try:
         path.open("rb").close()
     except FileNotFoundError:

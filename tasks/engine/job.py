@@ -309,7 +309,7 @@ class Job(_Model):
     def _state(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
             raise ValueError("state is a directory or an `s3://bucket/prefix`")
-        return value
+        return value if value is None else _no_secret_in_address(value, "state")
 
     @model_validator(mode="after")
     def _globs(self) -> Job:

@@ -27,6 +27,27 @@ class Judged:
     collisions: int
 
 
+def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
+    """Fills `superseded`: rows that are copied as the ledger says, and whose key another row has written since.
+
+    Their object is gone: a row that left the list does not keep its key from one that came later.
+    """
+    con.execute("""
+        CREATE TABLE superseded AS
+        WITH there AS (SELECT row_id, key, sha256, md5, run_no, recorded_at FROM latest
+                       WHERE status IN ('copied', 'unchanged')),
+        shared AS (SELECT key FROM there GROUP BY key HAVING count(*) > 1),
+        ordered AS (
+            SELECT *, first_value(row_id) OVER last AS last_id, first_value(sha256) OVER last AS last_sha256,
+                   first_value(md5) OVER last AS last_md5
+            FROM there SEMI JOIN shared USING (key)
+            WINDOW last AS (PARTITION BY key ORDER BY run_no DESC, recorded_at DESC, row_id)
+        )
+        SELECT row_id FROM ordered
+        WHERE row_id <> last_id AND NOT coalesce(sha256 = last_sha256 OR md5 = last_md5, false)
+    """)
+
+
 def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bool) -> Judged:
     """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
 
@@ -39,8 +60,10 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bo
             SELECT key FROM m WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
         ), candidates AS (
             SELECT m.row_id, m.row_no, m.source, m.key, m.late_key,
-                   coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false) AS has
+                   coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
+                   AND s.row_id IS NULL AS has
             FROM m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
+                 LEFT JOIN superseded s ON s.row_id = m.row_id
             WHERE m.error_class IS NULL
         ), ranked AS (
             SELECT *,
@@ -65,13 +88,20 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bo
         con.execute("""
             INSERT INTO verdict
             WITH usable AS (
-                SELECT row_id, key FROM m WHERE error_class IS NULL AND row_id NOT IN (SELECT row_id FROM verdict)
-            ), folders AS (
-                SELECT DISTINCT unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
-                FROM (SELECT string_split(key, '/') AS parts FROM usable WHERE contains(key, '/'))
+                SELECT m.row_id, m.key, coalesce(l.status IN ('copied', 'unchanged', 'pending'), false)
+                       AND s.row_id IS NULL AS has
+                FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
+                WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM verdict)
+            ), below AS (
+                SELECT row_id, has, unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
+                FROM (SELECT *, string_split(key, '/') AS parts FROM usable WHERE contains(key, '/'))
+            ), files AS (
+                SELECT * FROM usable SEMI JOIN below USING (key)
             )
-            SELECT row_id, 'key_collision', 'other rows want this key as a directory'
-            FROM usable SEMI JOIN folders USING (key)
+            SELECT row_id, 'key_collision', 'other rows want this key as a directory' FROM files WHERE NOT has
+            UNION
+            SELECT row_id, 'key_collision', 'another row has the key of its directory'
+            FROM below SEMI JOIN (SELECT key FROM files WHERE has) USING (key) WHERE NOT has
         """)
     rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
     duplicates, collisions = one(
@@ -114,7 +144,8 @@ def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, ho
             SELECT row_id, error_class, message FROM m WHERE error_class IS NOT NULL
             UNION ALL SELECT row_id, error_class, message FROM verdict
         ) v ON v.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
-        WHERE l.row_id IS NULL
+          LEFT JOIN superseded s ON s.row_id = m.row_id
+        WHERE l.row_id IS NULL OR s.row_id IS NOT NULL
            OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM v.error_class)
         ORDER BY m.row_no
     """)

@@ -1,7 +1,7 @@
 """The ledger: every outcome, folded to the latest per row. The truth about a job (docs/state.md).
 
 `outcomes/` holds what runs append, `ledger/` what :func:`compact` folded. A row may stand in both, and
-more than once in each: readers take the latest by run number, then by time.
+more than once in each: readers take the latest by run number, then by attempt, then by time (a clock may step back).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tasks.engine.state import State
 from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
 T = TypeVar("T")
-LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, recorded_at DESC, attempt DESC) = 1"
+LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, attempt DESC, recorded_at DESC) = 1"
 
 
 def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:

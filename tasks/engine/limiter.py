@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,10 @@ class HostSnapshot:
     why: str  # "" while nothing holds it back
 
 
+class PausedTooLong(Exception):
+    """The host asked for a pause that nobody here waits for; the text says who and how long."""
+
+
 class Slot:
     """One place at a host; a context manager. Tell it once how the request went, or nothing."""
 
@@ -90,7 +95,7 @@ class Slot:
     async def __aenter__(self) -> Self:
         host = self._host
         if not host.take():
-            await host.wait()
+            await host.wait()  # raises PausedTooLong
         return self
 
     async def __aexit__(
@@ -123,6 +128,7 @@ class HostLimit:
         "_clock",
         "_in_flight",
         "_law",
+        "_patience_s",
         "_paused_until",
         "_timer",
         "_waiters",
@@ -131,8 +137,16 @@ class HostLimit:
         "name",
     )
 
-    def __init__(self, name: str, law: Aimd, clock: Callable[[], float], call_later: CallLater | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        law: Aimd,
+        clock: Callable[[], float],
+        call_later: CallLater | None = None,
+        patience_s: float = math.inf,
+    ) -> None:
         self.name = name
+        self._patience_s = patience_s
         self._law = law
         self._clock = clock
         self._call_later = call_later
@@ -175,7 +189,12 @@ class HostLimit:
         return True
 
     async def wait(self) -> None:
-        """Queue for a place. Cancelled while queued, it leaves no trace."""
+        """Queue for a place. Cancelled while queued, it leaves no trace.
+
+        Raises PausedTooLong, at once or while queued, for a pause of more than ``patience_s``.
+        """
+        if self.paused_for_s > self._patience_s:
+            raise PausedTooLong(self._pause_in_words())
         if self._waiters is None:
             self._waiters = OrderedDict()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -215,6 +234,18 @@ class HostLimit:
             if self._paused_until is None or until > self._paused_until:
                 self._paused_until = until
                 self._why_paused = f"paused: {why}, Retry-After {retry_after_s:.0f} s"
+            self._send_away()
+
+    def _send_away(self) -> None:
+        """Waiters do not outwait a long pause."""
+        if self._waiters and self.paused_for_s > self._patience_s:
+            while self._waiters:
+                future, _ = self._waiters.popitem(last=False)
+                if not future.done():
+                    future.set_exception(PausedTooLong(self._pause_in_words()))
+
+    def _pause_in_words(self) -> str:
+        return f"{self.name} asks to be left alone for {self.paused_for_s:,.0f} s (Retry-After)"
 
     def _wake(self) -> None:
         """Hand free places to the first waiters, or have the pause's end call again."""
@@ -242,7 +273,8 @@ class Limiter:
     """The limits of all hosts; the destination is one more name.
 
     ``concurrency`` None is auto: 32 at first, up to ``ceiling``. A number is where each host starts
-    and its ceiling: backing off from it, and coming back, works the same way.
+    and its ceiling: backing off from it, and coming back, works the same way. A pause of more than
+    ``patience_s`` is not waited for.
     """
 
     def __init__(
@@ -252,7 +284,9 @@ class Limiter:
         clock: Callable[[], float],
         *,
         call_later: CallLater | None = None,
+        patience_s: float = math.inf,
     ) -> None:
+        self._patience_s = patience_s
         self._start = AUTO_START if concurrency is None else concurrency
         self._ceiling = ceiling if concurrency is None else concurrency
         self._clock = clock
@@ -263,7 +297,7 @@ class Limiter:
         found = self._hosts.get(name)
         if found is None:
             law = Aimd(self._start, self._ceiling, self._clock)
-            found = self._hosts[name] = HostLimit(name, law, self._clock, self._call_later)
+            found = self._hosts[name] = HostLimit(name, law, self._clock, self._call_later, self._patience_s)
         return found
 
     def snapshot(self) -> dict[str, HostSnapshot]:

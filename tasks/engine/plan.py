@@ -14,6 +14,7 @@ from tasks.engine.state import State
 from tasks.engine.tables import SCHEMA_VERSION, check_version
 
 PLAN_FILE = "plan/plan.json"
+PLACE_FILE = "plan/place.json"
 HINTS = "plan/hints"
 REPLACED = "plan/replaced"
 HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
@@ -71,6 +72,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where the rows go, and since which run: what a --replan, also of a damaged plan, must still know."""
+
+    where: dict[str, str]
+    since_run: int
+
+    def encode(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """What planning tells the run (JSON between the child process and the flow)."""
 
@@ -110,6 +122,7 @@ class Latest:
     by_plan: bool  # an outcome of planning: unusable, doubled, colliding
     how_same: bool  # written under the job's present `how`
     this_run: bool
+    superseded: bool = False  # copied once, and another row wrote its key since
 
 
 def reason_to_do(
@@ -128,7 +141,8 @@ def reason_to_do(
     | plain | any | yes | none: that chunk does it |
     | plain | nothing, or an outcome of planning | no | new |
     | plain | pending (found by verify) | no | repair |
-    | plain | copied, unchanged | no | none |
+    | plain | copied, unchanged; another row wrote the key since | no | changed |
+    | plain | copied, unchanged otherwise | no | none |
     | plain | failed under another `how` | no | changed |
     | plain | failed, retryable | no | retry |
     | plain | failed, terminal | no | none |
@@ -169,6 +183,8 @@ def reason_to_do(
             return Reason.CHANGED
         again = latest.error_class is not None and AGAIN[latest.error_class] is not Again.NEVER
         return Reason.RETRY if again else None
+    if latest.superseded:
+        return Reason.CHANGED
     if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
         return Reason.CHANGED
     return None
@@ -216,6 +232,17 @@ def read_plan(state: _Reads) -> Plan | None:
         return None
 
 
+def read_place(state: _Reads) -> Place | None:
+    """The place of the last plan, or None before the first. Raises UserError when it cannot be read any more."""
+    try:
+        data = json.loads(state.read(PLACE_FILE))
+        return Place(dict(data["where"]), int(data["since_run"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError) as exc:
+        raise UserError(f"{PLACE_FILE} in the state is damaged ({type(exc).__name__})") from None
+
+
 def forget_plan(state: State) -> None:
     """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
 
@@ -226,20 +253,10 @@ def forget_plan(state: State) -> None:
     except FileNotFoundError:
         return
     try:
-        number = Plan.decode(raw).last_run
+        Plan.decode(raw)
     except NewerVersion:
         raise
     except UserError:
-        number = 0
-    state.write(f"{REPLACED}/{number:06d}.json", raw)
+        pass
+    state.write(f"{REPLACED}/{len(state.list(REPLACED)) + 1:06d}.json", raw)
     state.delete([PLAN_FILE])
-
-
-def replaced_plan(state: State) -> Plan | None:
-    """The plan that the last --replan put aside, where it can still be read."""
-    for name in reversed(state.list(REPLACED)):
-        try:
-            return Plan.decode(state.read(name))
-        except UserError:
-            continue
-    return None

@@ -15,23 +15,26 @@ from pathlib import Path
 
 from tasks.engine import cut, judge, ledger
 from tasks.engine.destination import find_existing
+from tasks.engine.errors import UserError
 from tasks.engine.intake import Brought, bring_manifest
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import (
+    PLACE_FILE,
     PLAN_FILE,
     ChunkRef,
     Latest,
     Mode,
+    Place,
     Plan,
     Planned,
     auto_chunk_rows,
     check_where,
     keep,
     manifest_name,
+    read_place,
     read_plan,
     reason_to_do,
-    replaced_plan,
     with_hints,
 )
 from tasks.engine.state import State
@@ -80,6 +83,7 @@ class Planner:
         brought = self._manifest(old)
         self._view(brought)
         ledger.create_latest(self.con, self.state, since_run)
+        judge.find_superseded(self.con)
         self._load_held(chunks)
         judged = judge.judge(self.con, self.notes, for_directory=self.job.destination.uri.startswith("file://"))
         about = brought.about
@@ -105,6 +109,7 @@ class Planner:
         )
         if not dry:
             where = self.job.where()
+            self.state.write(PLACE_FILE, Place(where, since_run).encode())
             plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run)
             self.state.write(PLAN_FILE, plan.encode())
             self._forget_old_manifests(about["file"])
@@ -122,11 +127,17 @@ class Planner:
             self._scratch.cleanup()
 
     def _since_run(self) -> int:
-        """The first plan after a --replan: a new place makes all that was done before count for nothing."""
-        replaced = replaced_plan(self.state)
-        if replaced is None:
+        """The first plan after a --replan: a new place makes all that was done before count for nothing.
+
+        So does an old place that cannot be read any more: rows are looked at again rather than believed.
+        """
+        try:
+            place = read_place(self.state)
+        except UserError:
+            return self.ask.run_no
+        if place is None:
             return 0
-        return replaced.since_run if replaced.where == self.job.where() else self.ask.run_no
+        return place.since_run if place.where == self.job.where() else self.ask.run_no
 
     def _chunk_rows(self, rows: int) -> int:
         return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
@@ -160,29 +171,29 @@ class Planner:
             CREATE TABLE facts AS
             SELECT m.row_id, m.row_no, l.row_id IS NOT NULL AS known, l.status, l.error_class, l.status_code,
                    l.attempt, l.chunk = '' AND l.status <> 'pending' AS by_plan, l.how = ? AS how_same,
-                   l.run_no = ? AS this_run,
+                   l.run_no = ? AS this_run, s.row_id IS NOT NULL AS superseded,
                    coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held
-            FROM m LEFT JOIN latest l ON l.row_id = m.row_id
+            FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
                    LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held GROUP BY 1) h ON h.row_id = m.row_id
             WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM verdict)
             """,
             [self.job.how_digest(), self.ask.run_no],
         )
-        facts = ["known", "status", "error_class", "status_code", "by_plan", "how_same", "this_run", "held"]
-        combos = self.con.execute(f"SELECT DISTINCT {', '.join(facts)} FROM facts").fetchall()
+        facts = "known, status, error_class, status_code, by_plan, how_same, this_run, superseded, held"
+        combos = self.con.execute(f"SELECT DISTINCT {facts} FROM facts").fetchall()
         self.con.execute(
             "CREATE TABLE answer (known BOOLEAN, status VARCHAR, error_class VARCHAR, status_code BIGINT, "
-            "by_plan BOOLEAN, how_same BOOLEAN, this_run BOOLEAN, held BOOLEAN, reason VARCHAR)"
+            "by_plan BOOLEAN, how_same BOOLEAN, this_run BOOLEAN, superseded BOOLEAN, held BOOLEAN, reason VARCHAR)"
         )
-        for known, status, error_class, code, by_plan, how_same, this_run, held in combos:
+        for known, status, error_class, code, by_plan, how_same, this_run, superseded, held in combos:
             latest = None
             if known:
                 error = ErrorClass(error_class) if error_class else None
-                latest = Latest(Status(status), error, code, by_plan, how_same, this_run)
+                latest = Latest(Status(status), error, code, by_plan, how_same, this_run, superseded)
             reason = reason_to_do(latest, held=held, mode=self.ask.mode, classes=self.ask.classes)
             self.con.execute(
-                "INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [known, status, error_class, code, by_plan, how_same, this_run, held, reason],
+                "INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                [known, status, error_class, code, by_plan, how_same, this_run, superseded, held, reason],
             )
         self.con.execute("""
             CREATE TABLE todo AS
@@ -192,6 +203,7 @@ class Planner:
                 AND a.status_code IS NOT DISTINCT FROM f.status_code
                 AND a.by_plan IS NOT DISTINCT FROM f.by_plan
                 AND a.how_same IS NOT DISTINCT FROM f.how_same AND a.this_run IS NOT DISTINCT FROM f.this_run
+                AND a.superseded = f.superseded
             WHERE a.reason IS NOT NULL
         """)
 

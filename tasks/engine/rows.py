@@ -55,13 +55,13 @@ class NormaliseResult:
 
 
 def base_row_id(source: str | None, key: str | None, id_: str | None) -> bytes:
-    """SHA-256 of (source, key column, id), each with its length in front, so that no two tuples read alike."""
+    """SHA-256 of (source, key, id), each with its length in front, so that no two tuples read alike."""
     text = "".join([f"{len(part)}:{part}" if part is not None else "-" for part in (source, key, id_)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def row_id(base: bytes, n: int) -> str:
-    """The ID of the n-th row (from 0) with this source, key column and id."""
+    """The ID of the n-th row (from 0) with this source, key and id."""
     return base.hex() if n == 0 else hashlib.sha256(base + b":%d" % n).hexdigest()
 
 
@@ -112,8 +112,10 @@ class Normaliser:
         wrong: dict[int, tuple[str, str]] = {index: (_BAD_LINE, why) for index, why in batch.problems.items()}
 
         sources, paths = self._sources(batch, wrong)
-        bases = [base_row_id(*row) for row in zip(sources, key_column, ids, strict=True)]
         keys = self._keys(batch, sources, paths, key_column, wrong)
+        # What the row wants, and not how the list says it: under another key it is another row.
+        wanted = (key if key is not None else text for key, text in zip(keys, key_column, strict=True))
+        bases = [base_row_id(*row) for row in zip(sources, wanted, ids, strict=True)]
         late = self._key_template is not None and self._key_template.late
         out: dict[str, list[object]] = {
             "row_no": list(batch.row_no),

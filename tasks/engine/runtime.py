@@ -70,7 +70,7 @@ class Runtime:
         self.stop_reason = ""
         fixed = None if job.concurrency == "auto" else job.concurrency
         self.width = AUTO_WIDTH if fixed is None else min(AUTO_WIDTH, fixed)
-        self.limiter = Limiter(fixed, CEILING, time.monotonic)
+        self.limiter = Limiter(fixed, CEILING, time.monotonic, patience_s=job.retries.max_backoff_s)
         self._lease = lease
         self._circuits: dict[str, Circuit] = {}
         self._permits = limit

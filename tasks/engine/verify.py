@@ -115,7 +115,7 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
         try:
             body, _, _ = await store.get(outcome.key, max_bytes=1 << 62, side="destination")
         except ObjectError as error:
-            if error.error_class is ErrorClass.NOT_FOUND:
+            if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):  # or no file can be there
                 return None, None, None
             if not left:
                 raise

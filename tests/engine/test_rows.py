@@ -274,7 +274,7 @@ def test_repeated_rows(tmp_path: Path, rows: int) -> None:
     expected = []
     for id_ in ids:
         n = seen[id_] = seen.get(id_, -1) + 1
-        expected.append(row_id(base_row_id(URL, None, id_), n))
+        expected.append(row_id(base_row_id(URL, "x/y.jpg", id_), n))
     assert table.column("row_id").to_pylist() == expected
     assert len(set(expected)) == rows
     assert table.column("id").to_pylist() == ids
