@@ -205,7 +205,8 @@ class S3Server:
         }
         command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
         # no AWS_* and no home directory of the user's: weed would read its credentials and configuration there
-        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder)}
+        # weed writes its logs to TMPDIR, whatever else it is told.
+        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder), "TMPDIR": str(self.folder)}
         try:
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(

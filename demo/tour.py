@@ -44,6 +44,7 @@ class Tour:
     def __init__(self, folder: Path, out: Console) -> None:
         self.folder = folder
         self.out = out
+        self._children_print_to = sys.stderr if out.stderr else None  # with --json standard output is one document
         self.environment: dict[str, str] = {}
         self.prefect_url = ""
 
@@ -53,7 +54,9 @@ class Tour:
     def ferry(self, *arguments: str, expect: int = 0) -> None:
         """Runs a command as a user would, in this terminal."""
         self.out.print(f"[dim]$ ferry {shlex.join(arguments)}[/dim]")
-        process = subprocess.Popen([sys.executable, "-m", "flows", *arguments], cwd=self.folder, env=self.environment)
+        process = subprocess.Popen([sys.executable, "-m", "flows", *arguments], cwd=self.folder, env=self.environment,
+            stdout=self._children_print_to,
+        )  # fmt: skip
         try:
             code = process.wait()
         except KeyboardInterrupt:  # it got the Ctrl-C too, and ends by itself

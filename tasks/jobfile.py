@@ -117,7 +117,11 @@ def _in_words(error: ErrorDetails) -> str:
         return "1 to 100 letters, digits, `.`, `_` and `-`, the first one a letter or digit"
     words = error["msg"].removeprefix("Value error, ")
     given = error["input"]
-    if error["type"] in ("string_type", "enum", "literal_error") and not isinstance(given, str | dict | list):
+    if error["type"] == "model_type":
+        return "not a value but a mapping of keys is wanted here (docs/job.md lists them)"
+    if error["type"] == "int_parsing":
+        return "a whole number is wanted here, without a unit"
+    if error["type"] in ("string_type", "enum") and not isinstance(given, str | dict | list):
         if isinstance(given, bool):
             return f"{words} (to YAML, yes, no, on and off are true and false: write one of the words, or use quotes)"
         if given is not None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.engine.errors import UserError
-from tasks.engine.job import OPEN_HEADERS, Job
+from tasks.engine.job import Job
+from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.store import Access
 
 

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import duckdb
+import pytest
 import yaml
 
 from tasks.engine import ledger
@@ -75,12 +76,18 @@ def test_state_md_lists_every_error_class() -> None:
     assert listed == {name.value: words[AGAIN[name]] for name in ErrorClass}
 
 
-def test_the_three_queries_run(tmp_path: Path) -> None:
-    """The queries of docs/state.md, as they stand there, answer from a state's files."""
+@pytest.mark.parametrize("moment", ["in the first run", "finished", "in a later run"])
+def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
+    """The queries of docs/state.md, as they stand there, answer from a state's files at any time."""
     state = DirectoryState(tmp_path)
-    ledger.append(state, [make_outcome("a"), make_outcome("b")], 1, "c" * 64, 0)
-    ledger.compact(state, 1)
-    ledger.append(state, [make_outcome("c")], 2, "d" * 64, 0)
+    ledger.append(state, [make_outcome("a"), make_outcome("b"), make_outcome("c")], 1, "c" * 64, 0)
+    if moment != "in the first run":
+        ledger.compact(state, 1)
+    if moment == "in a later run":
+        ledger.append(state, [make_outcome("c", run_no=2)], 2, "d" * 64, 0)
+    for other in ("chunks", "plan"):  # these are no outcomes
+        (tmp_path / other).mkdir()
+        (tmp_path / other / "x.parquet").write_bytes(b"no Parquet")
     queries = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "state.md").read_text(), re.DOTALL)
     assert len(queries) == 3
     before = Path.cwd()

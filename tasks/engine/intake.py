@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from tasks.engine import __version__
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.job import Job
-from tasks.engine.keys import Template
+from tasks.engine.keys import SOURCE_FIELDS, Template
 from tasks.engine.manifest import open_manifest
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.rows import normalise
@@ -24,6 +24,7 @@ from tasks.engine.store import Access, open_store
 from tasks.engine.urls import redact
 
 LIST_AT_MOST_BYTES = 1 << 40
+LISTED_FIELDS = frozenset({"source", "key", "size", "etag", "last_modified"})  # what a listing says of each object
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,9 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
         same_store = job.source.endpoint_url == job.destination.endpoint_url
         if job.manifest.rstrip("/") == job.destination.uri.rstrip("/") and same_store:
             raise UserError(f"manifest and destination are the same place ({job.manifest}); nothing would be moved")
+        if key_template is not None and (unknown := key_template.needed - LISTED_FIELDS):
+            usable = ", ".join(f"{{{name}}}" for name in sorted({*LISTED_FIELDS, *SOURCE_FIELDS, "sha256", "ext"}))
+            raise UserError(f"the key template names {{{min(unknown)}}}; a listed manifest has {usable}")
         batches = _listed(job, access, spool_dir)
         recognised = {"source": "the listing", "key": "the listing"}
         about: dict[str, Any] = {"recognised": recognised, "digest": None}
@@ -127,7 +131,8 @@ async def _from_bucket(store: Any, key: str, path: Path, address: str) -> None:
     try:
         body, _, _ = await store.get(key, max_bytes=LIST_AT_MOST_BYTES)
     except (ObjectError, Fatal) as error:
-        raise UserError(f"the manifest {address} cannot be read: {error}") from None
+        hint = "" if address.endswith("/") else ". To list what lies below it, end it with a `/`"
+        raise UserError(f"the manifest {address} cannot be read: {error}{hint}") from None
     if body.path is not None:
         body.path.replace(path)
     else:

@@ -15,9 +15,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-OPEN_HEADERS = frozenset({"accept", "accept-language", "referer", "user-agent"})
-_SIGNATURE = re.compile(r"[?&]((x-amz|x-goog)-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
-_SECRET_REF = re.compile(r"(secret|env):\S+\Z")
+from tasks.engine.job_rules import (
+    METADATA_NAME,
+    OPEN_HEADERS,
+    SECRET_REF,
+    credentials_reference,
+    endpoint,
+    no_secret_in_address,
+    parse_budget,
+    sendable,
+)
 
 
 class Checks(StrEnum):
@@ -32,28 +39,6 @@ class OnExisting(StrEnum):
     SKIP = "skip"
     OVERWRITE = "overwrite"
     FAIL = "fail"
-
-
-def _endpoint(value: str | None, key: str) -> str | None:
-    """An S3 endpoint: http or https, a host, no secret."""
-    if value is None:
-        return None
-    if not re.match(r"https?://[^/\s]+/?\Z", value):
-        raise ValueError(f"{key} is not an address such as `https://s3.example` or `http://127.0.0.1:9000`")
-    return _no_secret_in_address(value, key)
-
-
-def _no_secret_in_address(text: str, key: str) -> str:
-    host = text.partition("://")[2].partition("/")[0]
-    if "@" in host:
-        raise ValueError(
-            f"{key} holds a user name or password; use `headers` or `credentials` with a reference instead"
-        )
-    if _SIGNATURE.search(text):
-        raise ValueError(
-            f"{key} holds a signature; a job carries no secrets. Use `credentials`, or download the file first"
-        )
-    return text
 
 
 class _Model(BaseModel):
@@ -71,10 +56,22 @@ class _Model(BaseModel):
         if isinstance(data, dict):
             for name in data:
                 if name not in cls.model_fields:
-                    near = get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-                    hint = f"; did you mean `{near[0]}`?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                    near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    hint = " or ".join(f"`{key}`" for key in near)
+                    hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key `{name}`{hint}")
         return data
+
+    @classmethod
+    def _elsewhere(cls, name: str) -> list[str]:
+        """Where a key of this name stands, one level below."""
+        return [
+            f"{field}.{name}"
+            for field, info in cls.model_fields.items()
+            if isinstance(info.annotation, type)
+            and issubclass(info.annotation, _Model)
+            and name in info.annotation.model_fields
+        ]
 
 
 class Columns(_Model):
@@ -120,15 +117,20 @@ class Source(_Model):
     credentials: str | None = None
     """For buckets: `profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
 
+    @field_validator("user_agent")
+    @classmethod
+    def _user_agent(cls, value: str | None) -> str | None:
+        return sendable(value, "source.user_agent")
+
     @field_validator("url")
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
-        return value if value is None else _no_secret_in_address(value, "source.url")
+        return value if value is None else no_secret_in_address(value, "source.url")
 
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
-        return _endpoint(value, "source.endpoint_url")
+        return endpoint(value, "source.endpoint_url")
 
     @field_validator("roots")
     @classmethod
@@ -155,7 +157,7 @@ class Source(_Model):
     @classmethod
     def _references(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
-            if name.lower() not in OPEN_HEADERS and not _SECRET_REF.match(value):
+            if name.lower() not in OPEN_HEADERS and not SECRET_REF.match(value):
                 raise ValueError(
                     f"header `{name}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
                     "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
@@ -165,15 +167,7 @@ class Source(_Model):
     @field_validator("credentials")
     @classmethod
     def _credentials(cls, value: str | None) -> str | None:
-        return _credentials_reference(value)
-
-
-def _credentials_reference(value: str | None) -> str | None:
-    if value is None or value == "anonymous" or re.match(r"(profile|block):\S+\Z", value):
-        return value
-    raise ValueError(
-        "credentials are a reference: `profile:NAME`, `block:NAME` or `anonymous`; leave the key out for boto3's own chain"
-    )
+        return credentials_reference(value)
 
 
 class Destination(_Model):
@@ -195,7 +189,7 @@ class Destination(_Model):
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:
-        _no_secret_in_address(value, "destination")
+        no_secret_in_address(value, "destination")
         if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
             return value
         raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
@@ -203,12 +197,34 @@ class Destination(_Model):
     @field_validator("endpoint_url")
     @classmethod
     def _endpoint(cls, value: str | None) -> str | None:
-        return _endpoint(value, "destination.endpoint_url")
+        return endpoint(value, "destination.endpoint_url")
 
     @field_validator("credentials")
     @classmethod
     def _credentials(cls, value: str | None) -> str | None:
-        return _credentials_reference(value)
+        return credentials_reference(value)
+
+    @field_validator("cache_control")
+    @classmethod
+    def _cache_control(cls, value: str | None) -> str | None:
+        return sendable(value, "destination.cache_control")
+
+    @field_validator("metadata")
+    @classmethod
+    def _metadata(cls, values: dict[str, str]) -> dict[str, str]:
+        for name, value in values.items():
+            if not METADATA_NAME.match(name):
+                raise ValueError(
+                    f"destination.metadata: `{ascii(name)[1:-1]}` is no name; use letters, digits, -, _ and ."
+                )
+            sendable(value, f"destination.metadata.{name}")
+        return values
+
+    @model_validator(mode="after")
+    def _files_have_no_headers(self) -> Destination:
+        if self.uri.startswith("file:") and (self.cache_control or self.metadata):
+            raise ValueError("cache_control and metadata cannot be kept in a directory; leave them out")
+        return self
 
 
 class Retries(_Model):
@@ -294,7 +310,7 @@ class Job(_Model):
     def _manifest(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("manifest is empty; name the list of what to move")
-        return _no_secret_in_address(value, "manifest")
+        return no_secret_in_address(value, "manifest")
 
     @field_validator("failure_budget", mode="before")
     @classmethod
@@ -309,14 +325,17 @@ class Job(_Model):
     def _state(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
             raise ValueError("state is a directory or an `s3://bucket/prefix`")
-        return value if value is None else _no_secret_in_address(value, "state")
+        return value if value is None else no_secret_in_address(value, "state")
 
     @model_validator(mode="after")
     def _globs(self) -> Job:
         if (self.include or self.exclude) and not self.is_listed():
             raise ValueError(
-                "include and exclude are for manifests that are listed (`s3://old/images/`, `file:///dir/`)"
+                "include and exclude are for manifests that are listed: `s3://old/images/` or `file:///dir/`, "
+                "with the `/` at the end"
             )
+        if self.is_listed() and (self.source.url or self.columns != Columns()):
+            raise ValueError("source.url and columns are for lists; a listed manifest says both source and key itself")
         return self
 
     def is_listed(self) -> bool:
@@ -365,23 +384,6 @@ class Job(_Model):
             return count
         assert share is not None
         return 0 if share == 0 else max(1, math.ceil(rows * share - 1e-9))
-
-
-def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
-    """``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
-    text = str(value).strip()
-    try:
-        if text.endswith("%"):
-            share = float(text[:-1]) / 100
-        elif re.fullmatch(r"\d+", text):
-            return None, int(text)
-        else:
-            share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise ValueError(f"failure_budget `{value}` is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
-    return share, None
 
 
 def _digest(value: Any) -> str:

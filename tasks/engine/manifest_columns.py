@@ -37,6 +37,7 @@ def squash(name: str) -> str:
     return name.strip().casefold().replace(" ", "").replace("_", "").replace("-", "")
 
 
+_ORDER = {squash(name): at for names in USUAL_NAMES.values() for at, name in enumerate(names)}
 _ROLE_OF = {squash(name): role for role, names in USUAL_NAMES.items() for name in names}
 
 
@@ -124,7 +125,8 @@ def _nearest(name: str, names: Sequence[str]) -> str | None:
 def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked:
     """Decide which column is what; ``seen_in`` says how far a format without a header was read.
 
-    Raises UserError for doubled names, two columns for one role, a named or template column that is
+    Of two columns for one role the first of USUAL_NAMES is taken, but for source and key.
+    Raises UserError for doubled names, two columns for source or key, a named or template column that is
     missing, and when nothing says where an object is.
     """
     shown = request.shown
@@ -144,7 +146,10 @@ def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked
         found = [name for name in names if _ROLE_OF.get(squash(name)) == role and name not in taken]
         if role in roles or not found:
             continue
-        if len(found) > 1:
+        if len(found) > 1 and role not in ("source", "key"):
+            # A shop's list has an id and a sku: nothing moves otherwise for the choice, and it is printed.
+            found.sort(key=lambda name: _ORDER[squash(name)])
+        elif len(found) > 1:
             raise UserError(
                 f"{shown}: {' and '.join(f'`{_plain(name)}`' for name in found)} could each be the {role}; "
                 f"choose one with `columns: {{{role}: {_plain(found[0])}}}`"

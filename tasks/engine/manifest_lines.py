@@ -81,8 +81,18 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """RFC 8259 section 4 leaves to the reader what a name given twice means: here the line is refused."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"`{ascii(twice)[1:-1][:60]}` is given twice")
+    return found
+
+
 # Numbers keep the text that the list has for them.
-_decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=_no_constant, object_pairs_hook=_pairs).decode
 
 
 def _object(line: str) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from yarl import URL
 from tasks.engine.address import HOST_NAME, AddressFilter, FilteringResolver, parse_literal
 from tasks.engine.body import SPOOL_OVER_BYTES, Body, BodyWriter
 from tasks.engine.errors import Fatal, ObjectError, UserError, died_unanswered, disk_error, from_origin, from_status
-from tasks.engine.job import OPEN_HEADERS, Timeouts
+from tasks.engine.job import Timeouts
+from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
 from tasks.engine.retry import parse_retry_after
 

@@ -75,6 +75,7 @@ def before_fetch(policy: OnExisting, row: Row, found: Found | None) -> Step:
     |---|---|---|---|
     | any | none | | fetch |
     | overwrite | any | | fetch |
+    | any | there | the row names a sha256, and no ETag is one | as without evidence |
     | skip-same, skip, fail | there | manifest's md5 = single-part ETag, sizes do not differ | unchanged |
     | skip-same, skip, fail | there | source's ETag = its ETag, both MD5s (bucket to bucket) | unchanged |
     | skip | there | none | skip |
@@ -84,7 +85,7 @@ def before_fetch(policy: OnExisting, row: Row, found: Found | None) -> Step:
         return "fetch"
     there = md5_of_etag(found.etag)
     claimed = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
-    if there is not None and there == claimed and row.size in (None, found.size):
+    if there is not None and there == claimed and row.size in (None, found.size) and row.sha256 is None:
         return "unchanged"
     return "skip" if policy is OnExisting.SKIP else "fetch"
 

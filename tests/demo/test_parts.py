@@ -22,12 +22,15 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from PIL import Image
+from rich.console import Console
 
 from demo.images import FORMATS, make_image
 from demo.library import Library, build_library, key_of
 from demo.origin import Fault, Origin, Trouble
 from demo.ports import is_free
 from demo.s3 import S3Server, remove_sockets
+from demo.tour import Tour
+from tasks.engine import __version__
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 
 BODY = make_image("jpeg", 7)
@@ -380,6 +383,7 @@ def test_restart_keeps_the_data(tmp_path: Path) -> None:
     server = S3Server(tmp_path)
     try:
         server.start()
+        pid = server.pid
         server.make_bucket("kept")
         server.client().put_object(Bucket="kept", Key="a", Body=BODY)
         before = time.monotonic()
@@ -394,6 +398,19 @@ def test_restart_keeps_the_data(tmp_path: Path) -> None:
     finally:
         server.stop(within_s=0)
     assert (tmp_path / "s3.json").stat().st_mode & 0o077 == 0
+    assert not list(Path("/tmp").glob(f"weed*.{pid}"))  # its logs lie in its folder
+
+
+def test_with_json_the_tours_commands_print_to_standard_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Standard output is the one JSON document of `ferry demo --json`."""
+    for as_json in (True, False):
+        tour = Tour(tmp_path, Console(stderr=as_json))
+        tour.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
+        tour.ferry("--version")
+        shown = capfd.readouterr()
+        assert (__version__ in shown.err, __version__ in shown.out) == (as_json, not as_json)
 
 
 def test_killed_server_keeps_the_data(tmp_path: Path) -> None:

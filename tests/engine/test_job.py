@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.engine.job import Job, parse_budget
+from tasks.engine.job import Job
+from tasks.engine.job_rules import parse_budget
 from tests.engine.helpers import make_job
 
 MINIMAL = {"name": "n", "manifest": "list.csv", "destination": "s3://bucket/p/"}

@@ -176,6 +176,7 @@ def test_excel_dialect(tmp_path: Path) -> None:
         ("ImageUrl,MD5SUM,sha256,ETag", {"source": "ImageUrl", "md5": "MD5SUM", "sha256": "sha256", "etag": "ETag"}),
         ("src,LastModified,mimetype", {"source": "src", "last_modified": "LastModified", "content_type": "mimetype"}),
         ("href,filename", {"source": "href", "key": "filename"}),
+        ("sku,url,id,mtime,updated_at", {"source": "url", "id": "id", "last_modified": "mtime"}),
     ],
 )
 def test_usual_names(tmp_path: Path, header: str, recognised: dict[str, str]) -> None:

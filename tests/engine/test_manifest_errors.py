@@ -35,6 +35,7 @@ GOOD = f"{URL},1\n"
         ("a.csv", "foo\n1\n", "no column is recognised as the source; the columns are: `foo`"),
         ("a.csv", f"{URL},x\n", "has no header row: its first line is `https://a.example/x.jpg, x`, split at each comma"),
         ("a.csv", f"url,Image_URL\n{GOOD}", "`url` and `Image_URL` could each be the source; choose one with `columns: {source: url}`"),
+        ("a.jsonl", f'{{"url": "{URL}"}}\n{{"url": "{URL}", "url": "b"}}\n', "line 2: `url` is given twice"),
         ("a.csv", f"url,sku,sku\n{GOOD}", "has more than one column named `sku`"),
         ("a.csv", b"url,sku\nhttps://a/,\xe4\n", "a.csv is not UTF-8: line 2 holds the byte 0xe4 after `https://a/,`; convert it: `iconv -f windows-1252"),
         ("a.csv", "url,sku\n".encode("utf-16le"), "is UTF-16 without a byte order mark; convert it: `iconv -f utf-16le"),

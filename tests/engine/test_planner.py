@@ -688,3 +688,14 @@ def settle_some(
     ]  # fmt: skip
     if outcomes:
         append(state, outcomes, run_no, ref.digest, part)
+
+
+def test_a_template_that_no_listing_can_fill(tmp_path: Path, state: DirectoryState) -> None:
+    """A listed manifest has no columns of the user's: a field that it lacks stops the plan and names what there is."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a.jpg").write_bytes(b"x")
+    listed = {"manifest": f"file://{tmp_path}/old/"}
+    job = Job.model_validate({**job_in(tmp_path, key="{skuu}.jpg").model_dump(), **listed})
+    with pytest.raises(UserError, match=r"names \{skuu\}; a listed manifest has .*\{source\.name\}"):
+        plan(job, state)
+    assert plan(Job.model_validate({**job.model_dump(), "key": "new/{key}"}), state).rows == 1

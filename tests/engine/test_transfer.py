@@ -58,6 +58,7 @@ NOT_PROVED: list[tuple[Row, Found]] = [
     (row("s3://old/x", etag=f'"{MD5}"', md5=OTHER), found()),
     (row("s3://old/x", etag=f'"{OTHER}"'), found()),
     (row(sha256="c" * 64), found()),
+    (row(md5=MD5, sha256="c" * 64), found()),  # a digest that is named is compared, and the store has no SHA-256
 ]
 
 

@@ -74,7 +74,7 @@ def test_a_reader_that_has_seen_enough(project: Project, origin: Origin) -> None
         ({"destination": {"uri": "s3://some-bucket/", "endpoint_url": "127.0.0.1:9000"}}, "destination.endpoint_url"),
         ({"destination": {"uri": "s3://some-bucket/", "endpoint_url": ""}}, "destination.endpoint_url"),
         ({"failure_budget": True}, "failure_budget"),
-        ({"include": ["*.jpg"]}, "include and exclude are for manifests that are listed"),
+        ({"include": ["*.jpg"]}, "with the `/` at the end"),
         ({"state": ""}, "state"),
         ({"source": {"roots": ["old/images"]}}, "old/images"),
     ],
