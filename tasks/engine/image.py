@@ -24,9 +24,13 @@ What is accepted, and how deep :func:`check` looks:
 | QOI | yes | end marker |
 | PBM, PGM, PPM, PAM, PFM | raw ones | samples counted; plain ones (P1, P2, P3) only roughly |
 | DDS | first surface | later mipmaps are a trailer; DX10 formats: header only |
+| SGI, DIB, MSP, SPIDER, BLP | yes | rows, or the table of where they lie |
+| TGA | yes | the footer (TGA 2.0); without one it cannot be told from anything else, and is not accepted |
+| PCX | yes | packed rows; above 4 MB the header only |
+| XBM, IM | roughly | the end of the array; the least that the size asks for |
 
-Not accepted: TGA, PCX, XBM, SGI, WMF and other formats without a usable signature or end; EPS and PDF,
-which are documents; scientific containers (FITS, GRIB, HDF5). `checks: length` copies those.
+Not accepted: formats without a usable signature (Palm, WMF); EPS and PDF, which are documents; scientific
+containers (FITS, BUFR, GRIB, HDF5). `checks: length` copies those.
 
 What no structure shows: a JPEG with flipped bits or a hole in its coded data, or one spliced from a cut
 copy and a whole one; `decode` finds some of these, a digest in the manifest finds all.
@@ -37,7 +41,7 @@ from __future__ import annotations
 import struct
 from typing import NoReturn
 
-from tasks.engine import formats, formats_boxes, formats_files, formats_text
+from tasks.engine import formats, formats_boxes, formats_files, formats_rare, formats_text
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind
 from tasks.engine.objects import ErrorClass
@@ -81,8 +85,22 @@ _PPM, _PFM = Kind("PPM", "ppm", "image/x-portable-pixmap"), Kind("PFM", "pfm", "
 _PAM = Kind("PAM", "pam", "image/x-portable-arbitrarymap")
 _PNMS = dict(zip(b"1234567fF", (_PBM, _PGM, _PPM, _PBM, _PGM, _PPM, _PAM, _PFM, _PFM), strict=True))
 
+_RARE = {
+    "TGA": Kind("TGA", "tga", "image/x-tga"),
+    "PCX": Kind("PCX", "pcx", "image/vnd.zbrush.pcx"),
+    "SGI": Kind("SGI", "sgi", "image/x-sgi"),
+    "XBM": Kind("XBM", "xbm", "image/x-xbitmap"),
+    "BLP": Kind("BLP", "blp", "image/x-blp"),
+    "DIB": Kind("DIB", "dib", "image/bmp"),
+    "IM": Kind("IM", "im", "image/x-labeye-im"),
+    "MSP": Kind("MSP", "msp", "image/x-msp"),
+    "SPIDER": Kind("SPIDER", "spider", "image/x-spider"),
+}
+
 KINDS: frozenset[Kind] = frozenset(
-    {kind for _, kind in _BY_START} | {_WEBP, _BMP, _SVG, _SVGZ, *_ICONS.values(), *_HEIFS.values(), *_PNMS.values()}
+    {kind for _, kind in _BY_START}
+    | set(_RARE.values())
+    | {_WEBP, _BMP, _SVG, _SVGZ, *_ICONS.values(), *_HEIFS.values(), *_PNMS.values()}
 )
 
 
@@ -97,9 +115,9 @@ def sniff(data: Data) -> Kind | None:
     if head[4:8] == b"ftyp":
         name = formats_boxes.heif_name(data)
         return _HEIFS[name] if name else None
-    if len(head) >= 22 and head[:3] == b"\0\0" + head[2:3] and head[3] == 0 and head[2] in _ICONS:
-        # a TGA file may begin so too, with a count of zero
-        return _ICONS[head[2]] if head[4:6] != b"\0\0" and head[9] == 0 else None
+    # a TGA file may begin as an icon does, with a count of zero
+    if len(head) >= 22 and head[:2] == b"\0\0" and head[2] in _ICONS and head[3] == head[9] == 0 != head[4] + head[5]:
+        return _ICONS[head[2]]
     if head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in formats_files.BMP_HEADERS:
         return _BMP
     if head[:1] == b"P" and len(head) > 3 and head[1] in _PNMS and head[2:3].isspace():
@@ -110,7 +128,8 @@ def sniff(data: Data) -> Kind | None:
         return _SVGZ if inside is not None and formats_text.is_svg(inside) else None
     if head[:1] in b"<\xef\xff\xfe\0 \t\r\n" and formats_text.is_svg(data):
         return _SVG
-    return None
+    name = formats_rare.rare_name(data)
+    return _RARE[name] if name else None
 
 
 def check(data: Data) -> Kind:
@@ -165,6 +184,8 @@ def _walk(data: Data, kind: Kind) -> None:
             formats_files.dds(data)
         case "QOI":
             formats_files.qoi(data)
+        case name if name in _RARE:
+            formats_rare.rare(data, name)
         case _:
             formats_files.pnm(data, kind.name)
 

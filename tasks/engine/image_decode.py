@@ -29,10 +29,13 @@ from PIL import (  # each import registers its format, so that no thread has to
     Jpeg2KImagePlugin,
     JpegImagePlugin,
     MpoImagePlugin,
+    PcxImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
     PsdImagePlugin,
     QoiImagePlugin,
+    SgiImagePlugin,
+    TgaImagePlugin,
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
@@ -74,6 +77,9 @@ _PLUGINS: dict[str, str] = {
     "ICNS": IcnsImagePlugin.IcnsImageFile.format,
     "PSD": PsdImagePlugin.PsdImageFile.format,
     "DDS": DdsImagePlugin.DdsImageFile.format,
+    "TGA": TgaImagePlugin.TgaImageFile.format,
+    "PCX": PcxImagePlugin.PcxImageFile.format,
+    "SGI": SgiImagePlugin.SgiImageFile.format,
     "QOI": QoiImagePlugin.QoiImageFile.format,
 } | dict.fromkeys(("PBM", "PGM", "PPM", "PFM"), PpmImagePlugin.PpmImageFile.format)
 assert MpoImagePlugin  # JPEG hands files with several pictures to it

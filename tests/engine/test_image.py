@@ -211,6 +211,10 @@ EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "svg odd": ("SVG", lambda: SVG_ODD.encode()),
     "svg root alone": ("SVG", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
     "svgz": ("SVGZ", lambda: gzip.compress(SVG.encode() * 1, mtime=0)),
+    "sgi": ("SGI", lambda: saved("SGI")),
+    "tga": ("TGA", lambda: saved("TGA")),
+    "tga packed": ("TGA", lambda: saved("TGA", compression="tga_rle")),
+    "tga palette": ("TGA", lambda: saved("TGA", "P")),
 }
 # Valid, and decoded where Pillow can; a cut may go unseen, or the last byte carries nothing.
 LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -233,6 +237,9 @@ LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tiff many strips": ("TIFF", lambda: saved("TIFF", size=(60, 90), strip_size=500)),
     "tiff big": ("TIFF", lambda: saved("TIFF", big_tiff=True)),
     "tiff pages": ("TIFF", lambda: animated("TIFF")),
+    "pcx": ("PCX", lambda: saved("PCX")),
+    "pcx palette": ("PCX", lambda: saved("PCX", "P")),
+    "pcx 1 bit": ("PCX", lambda: saved("PCX", "1")),
     "pgm plain": ("PGM", lambda: b"P2 3 2 9 1 2 3\n4 5 6"),
     "pbm plain": ("PBM", lambda: b"P1\n3 2\n101010\n"),
 }
@@ -254,6 +261,13 @@ UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
         "PAM",
         lambda: b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 4\n# c\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + bytes(16),
     ),
+    "blp": ("BLP", lambda: saved("BLP", "P")),
+    "dib": ("DIB", lambda: saved("DIB")),
+    "dib palette": ("DIB", lambda: saved("DIB", "P")),
+    "im": ("IM", lambda: saved("IM")),
+    "msp": ("MSP", lambda: saved("MSP", "1")),
+    "spider": ("SPIDER", lambda: saved("SPIDER", "F")),
+    "xbm": ("XBM", lambda: saved("XBM", "1")),
     "psd of Photoshop zip": ("PSD", lambda: psd(0)[:38] + b"\0\x02x"),
 }
 VALID = EXACT | LOOSE | UNDECODABLE
@@ -354,6 +368,43 @@ def test_a_cut_before_the_first_end_marker_of_a_multi_picture_jpeg_is_found() ->
         assert check(data[:end]).name == "JPEG"
         for length in (*range(2, end, 7), end - 1):
             refusal(data[:length])
+
+
+NOT_IMAGES = {
+    "PDF": "a document (SEMANTICS: files and bodies)",
+    "EPS": "a document: a program in PostScript",
+    "PALM": "no signature; Pillow itself cannot read what it writes",
+    "BUFR": "meteorological data; Pillow writes it through a handler that it does not bring",
+    "GRIB": "meteorological data; the same",
+    "HDF5": "a scientific container; the same",
+    "WMF": "a drawing program; the same",
+}
+
+
+@pytest.mark.parametrize("format_", sorted(set(Image.SAVE) | set(Image.SAVE_ALL)))
+def test_every_format_that_pillow_writes(format_: str) -> None:
+    """Each is accepted in every mode that Pillow writes it in, and cut in half refused; the others say why not."""
+    if format_ in NOT_IMAGES:
+        return
+    written = 0
+    for mode in ("RGB", "RGBA", "P", "L", "1", "F"):
+        out = io.BytesIO()
+        try:
+            picture("RGB", (40, 32)).convert(mode).save(out, format_)
+        except (OSError, ValueError):  # this format has no such mode
+            continue
+        written += 1
+        check(out.getvalue())
+        refusal(out.getvalue()[: len(out.getvalue()) // 2])
+    assert written
+
+
+@pytest.mark.parametrize("name", ["blp", "dib", "im", "msp", "spider", "xbm", "pcx", "pcx 1 bit"])
+def test_cuts_of_rare_formats(name: str) -> None:
+    """Whatever of the rows is missing is found."""
+    data = body(name)
+    for length in range(0, len(data) - 3, 7):
+        refusal(data[:length])
 
 
 @pytest.mark.parametrize("name", ["jxl code stream", "pgm plain"])
@@ -483,9 +534,9 @@ def test_one_formats_signature_before_anothers_body(head: str) -> None:
             refusal(body(head)[: SIGNATURES[head]] + body(tail)[SIGNATURES[tail] :])
 
 
-@pytest.mark.parametrize("name", [n for n in EXACT if n[:3] not in ("pbm", "pgm", "ppm", "pfm")])
+@pytest.mark.parametrize("name", [n for n in EXACT if n[:3] not in ("pbm", "pgm", "ppm", "pfm", "sgi")])
 def test_a_signature_followed_by_zeros(name: str) -> None:
-    """A file that was preallocated and never filled is refused, where black pixels are not zeros too (PNM)."""
+    """A file that was preallocated and never filled is refused, where black pixels are not zeros too (PNM, SGI)."""
     refusal(body(name)[:16] + bytes(3000))
 
 
