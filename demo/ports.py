@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import random
-import socket
+
+from flows.server import is_free
 
 # Below Linux's ephemeral range (32768 and up). A port inside it can be taken by somebody's outgoing
 # connection while its server is down, and a client polling it can even connect to itself.
 _LOW, _HIGH = 20_000, 32_600
 _random = random.SystemRandom()
-
-
-def is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:``port`` now."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier server is no obstacle
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def free_ports(count: int, *, below: int = _HIGH, but: tuple[int, ...] = ()) -> list[int]:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Self
 import boto3
 from botocore.config import Config
 
-from demo.ports import free_ports, is_free
+from demo.ports import free_ports
+from flows.server import is_free
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

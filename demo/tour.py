@@ -54,9 +54,8 @@ class Tour:
     def ferry(self, *arguments: str, expect: int = 0) -> None:
         """Runs a command as a user would, in this terminal."""
         self.out.print(f"[dim]$ ferry {shlex.join(arguments)}[/dim]")
-        process = subprocess.Popen([sys.executable, "-m", "flows", *arguments], cwd=self.folder, env=self.environment,
-            stdout=self._children_print_to,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "flows", *arguments]
+        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=self._children_print_to)
         try:
             code = process.wait()
         except KeyboardInterrupt:  # it got the Ctrl-C too, and ends by itself

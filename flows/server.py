@@ -51,9 +51,9 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
-    """Can a server listen there?"""
+    """Whether a server could listen on 127.0.0.1:``port`` now."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT of an earlier server is no obstacle
         try:
             probe.bind(("127.0.0.1", port))
         except (OSError, OverflowError):

@@ -66,7 +66,7 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
     parts = urlsplit(job.destination.uri)
     result = normalise(
         batches,
-        url_template=Template.parse_url(job.source.url) if job.source.url and not job.is_listed() else None,
+        url_template=Template.parse_url(job.source.url) if job.source.url else None,
         key_template=key_template,
         roots=job.roots(),
         prefix=parts.path.strip("/") if parts.scheme == "s3" else "",

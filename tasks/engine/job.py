@@ -11,9 +11,10 @@ import math
 import re
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.engine.job_rules import (
     METADATA_NAME,
@@ -106,31 +107,21 @@ class Source(_Model):
     """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
     headers: dict[str, str] = {}
     """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
-    user_agent: str | None = None
+    user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """Who asks. Say how to reach you: an origin's operator will look here first."""
     allow_private_addresses: list[str] = []
     """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`."""
-    endpoint_url: str | None = None
+    endpoint_url: Annotated[str | None, AfterValidator(partial(endpoint, key="source.endpoint_url"))] = None
     """For buckets that are not at AWS: the S3 endpoint."""
     region: str | None = None
     """The bucket's region."""
-    credentials: str | None = None
+    credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
     """For buckets: `profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
-
-    @field_validator("user_agent")
-    @classmethod
-    def _user_agent(cls, value: str | None) -> str | None:
-        return sendable(value, "source.user_agent")
 
     @field_validator("url")
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
         return value if value is None else no_secret_in_address(value, "source.url")
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _endpoint(cls, value: str | None) -> str | None:
-        return endpoint(value, "source.endpoint_url")
 
     @field_validator("roots")
     @classmethod
@@ -164,24 +155,19 @@ class Source(_Model):
                 )
         return headers
 
-    @field_validator("credentials")
-    @classmethod
-    def _credentials(cls, value: str | None) -> str | None:
-        return credentials_reference(value)
-
 
 class Destination(_Model):
     """Where the objects go."""
 
     uri: str
     """`s3://bucket/prefix/` or `file:///dir/`."""
-    endpoint_url: str | None = None
+    endpoint_url: Annotated[str | None, AfterValidator(partial(endpoint, key="destination.endpoint_url"))] = None
     """For buckets that are not at AWS: the S3 endpoint, `https://s3.example`."""
     region: str | None = None
     """The bucket's region."""
-    credentials: str | None = None
+    credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
     """`profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
-    cache_control: str | None = None
+    cache_control: Annotated[str | None, AfterValidator(partial(sendable, key="destination.cache_control"))] = None
     """The Cache-Control that objects are written with."""
     metadata: dict[str, str] = {}
     """User metadata that objects are written with."""
@@ -193,21 +179,6 @@ class Destination(_Model):
         if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
             return value
         raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
-
-    @field_validator("endpoint_url")
-    @classmethod
-    def _endpoint(cls, value: str | None) -> str | None:
-        return endpoint(value, "destination.endpoint_url")
-
-    @field_validator("credentials")
-    @classmethod
-    def _credentials(cls, value: str | None) -> str | None:
-        return credentials_reference(value)
-
-    @field_validator("cache_control")
-    @classmethod
-    def _cache_control(cls, value: str | None) -> str | None:
-        return sendable(value, "destination.cache_control")
 
     @field_validator("metadata")
     @classmethod

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import re
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote, urljoin
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDict
 from yarl import URL
 
-from tasks.engine.address import HOST_NAME, AddressFilter, FilteringResolver, parse_literal
+from tasks.engine.address import AddressFilter, FilteringResolver
 from tasks.engine.body import SPOOL_OVER_BYTES, Body, BodyWriter
+from tasks.engine.codings import decoded, decoders, truncated
 from tasks.engine.errors import Fatal, ObjectError, UserError, died_unanswered, disk_error, from_origin, from_status
 from tasks.engine.job import Timeouts
 from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
 from tasks.engine.retry import parse_retry_after
+from tasks.engine.targets import Targets
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WHOLE = frozenset({200, 203})  # 203: a proxy on the way changed something, and the object is whole
 _DRAIN_BYTES = 64 * 1024  # of an answer nobody wants, read so that its connection can be used again
 _HEADER_BYTES = 16 * 1024  # one line of an answer's header, or the value of one field
-_PIECE_BYTES = 256 * 1024
 _DNS_CACHE_S = 60
-_HOSTS_KEPT = 4096
-_MAX_CODINGS = 3
+
 
 # They would change what a GET means, or how the connection is used.
 _NOT_FOR_JOBS = frozenset(
@@ -54,14 +51,6 @@ _NOT_FOR_JOBS = frozenset(
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
-_ADDRESS = re.compile(
-    r"(?P<scheme>https?)://(?:(?P<user>[^/?#\\]*)@)?(?P<host>\[[^\[\]/?#]*\]|[^\[\]/?#:]*)(?::(?P<port>[0-9]{0,5}))?(?P<rest>[/?#].*)?",
-    re.IGNORECASE | re.DOTALL | re.ASCII,
-)
-_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
-
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
@@ -73,15 +62,6 @@ class Fetched:
     etag: str | None
     last_modified: str | None
     requests: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Target:
-    """Where one request goes."""
-
-    url: URL
-    site: tuple[str, str, int]  # scheme, host, port: what headers are meant for
-    authorization: str | None  # from user info in the address
 
 
 @dataclass(slots=True)
@@ -115,7 +95,7 @@ class Origin:
         resolver: AbstractResolver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._filter = address_filter
+        self._targets = Targets(address_filter)
         self._max_bytes = max_bytes
         self._spool_dir = spool_dir
         self._total_s = timeouts.total_s
@@ -125,7 +105,6 @@ class Origin:
         self._open_headers = CIMultiDict(
             (name, value) for name, value in self._headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
         )
-        self._hosts: dict[str, tuple[str, str | None]] = {}
         self._resolver = FilteringResolver(address_filter, resolver, timeouts.connect_s)
         self._timeout = aiohttp.ClientTimeout(
             total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s
@@ -195,7 +174,7 @@ class Origin:
 
     async def _open(self, url: str, trip: _Trip) -> aiohttp.ClientResponse:
         """The answer with the object, its body not read yet, at the end of the redirects."""
-        target = self._target(url)
+        target = self._targets.read(url)
         site = target.site
         headers = self._headers
         if target.authorization is not None:
@@ -219,7 +198,7 @@ class Origin:
                     status_code=status,
                 )
             seen.add(target.url)
-            target = self._redirected(target.url, location, status)
+            target = self._targets.redirected(target.url, location, status)
             if target.site != site:
                 headers = self._open_headers
             if target.url in seen or len(seen) > MAX_HOPS:
@@ -271,7 +250,7 @@ class Origin:
         ):
             data = await response.read()
             if len(data) != length:
-                raise _truncated()
+                raise truncated()
             writer = BodyWriter(self._spool_dir)
             writer.write(data)
             return writer.finish()
@@ -304,71 +283,6 @@ class Origin:
             path.unlink(missing_ok=True)
             raise
 
-    def _redirected(self, base: URL, location: str, status: int) -> _Target:
-        """Where a Location leads. The caller does not use user info in it: it was not the job that wrote it."""
-        if location.startswith("//"):
-            location = f"{base.scheme}:{location}"
-        elif not _ABSOLUTE.match(location):
-            location = urljoin(str(base), location)
-        try:
-            return self._target(location)
-        except ObjectError as exc:
-            raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
-
-    def _target(self, text: str) -> _Target:
-        """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal.
-
-        What is plain ASCII is sent as it stands, escapes and all. Spaces and what is not ASCII are
-        escaped as UTF-8, a host that is not ASCII becomes IDNA, a literal address its usual spelling;
-        the fragment goes. (One exception, yarl's: a `?` with nothing behind it is dropped.)
-        """
-        match = _ADDRESS.fullmatch(text)
-        if match is None:
-            raise _bad_url("it is not an http:// or https:// address")
-        scheme, user, host, port_text, rest = match.groups()
-        scheme = scheme.lower()
-        known = self._hosts.get(host)
-        if known is None:
-            known = self._judge(host)
-        host, blocked = known
-        if blocked is not None:
-            raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
-        default = 443 if scheme == "https" else 80
-        port = int(port_text) if port_text else default
-        if not 0 < port < 65536:
-            raise _bad_url("its port is out of range")
-        rest = (rest or "/").partition("#")[0]
-        if rest[:1] != "/":
-            rest = "/" + rest
-        if not rest.isascii() or not rest.isprintable() or " " in rest:
-            rest = _quoted(rest)
-        where = host if port == default else f"{host}:{port}"
-        authorization = None if user is None else _basic(user)
-        return _Target(URL(f"{scheme}://{where}{rest}", encoded=True), (scheme, host, port), authorization)
-
-    def _judge(self, text: str) -> tuple[str, str | None]:
-        """A URL's host as it is asked for, and why not, if it is a blocked literal. Remembered."""
-        host = text.lower()
-        if not host.isascii():
-            try:
-                host = URL.build(scheme="http", host=host).raw_host or ""
-            except ValueError:
-                raise _bad_url("its host is not a host name") from None
-        try:
-            literal = parse_literal(host)
-        except ValueError as exc:
-            raise _bad_url(f"its host is not a host name ({exc})") from None
-        blocked = None
-        if literal is not None:
-            blocked = self._filter.verdict(host, literal)
-            host = f"[{literal}]" if literal.version == 6 else str(literal)
-        elif not HOST_NAME.fullmatch(host.removesuffix(".")):
-            raise _bad_url("its host is not a host name")
-        if len(self._hosts) >= _HOSTS_KEPT:
-            self._hosts.clear()
-        self._hosts[text] = (host, blocked)
-        return host, blocked
-
 
 def _request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict[str]:
     """What a request carries. The job's own User-Agent header wins; Accept-Encoding is always ours."""
@@ -390,33 +304,6 @@ def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
     if isinstance(error, ObjectError):
         error.requests = trip.requests
     return error
-
-
-def _bad_url(why: str) -> ObjectError:
-    return ObjectError(ErrorClass.BAD_URL, f"this address cannot be fetched: {why}")
-
-
-def _truncated() -> ObjectError:
-    return ObjectError(ErrorClass.TRUNCATED, "the body ended before it was complete")
-
-
-def _quoted(rest: str) -> str:
-    """Escapes spaces and what is not ASCII; leaves every other byte alone.
-
-    aiohttp hands over header bytes that are not UTF-8 as surrogates: they become what they were.
-    """
-    if _CONTROL.search(rest):
-        raise _bad_url("it holds control characters")
-    try:
-        return _TO_QUOTE.sub(lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "surrogateescape")), rest)
-    except UnicodeEncodeError:
-        raise _bad_url("it is not Unicode") from None
-
-
-def _basic(user: str) -> str:
-    """RFC 7617, for user info in an address."""
-    name, _, password = user.partition(":")
-    return "Basic " + base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
 
 
 async def _drain(response: aiohttp.ClientResponse) -> None:
@@ -457,28 +344,28 @@ async def _pour(response: aiohttp.ClientResponse, write: Callable[[bytes], None]
     length = None if chunked else response.content_length
     if length is not None and length > max_bytes:
         raise _too_large(max_bytes)
-    decoders = _decoders(response.headers.getall("Content-Encoding", []))
+    undo = decoders(response.headers.getall("Content-Encoding", []))
     came = written = 0
     content = response.content
     while piece := await content.readany():
         came += len(piece)
         if came > max_bytes:
             raise _too_large(max_bytes)
-        if not decoders:
+        if not undo:
             write(piece)
             continue
-        for plain in _decoded(decoders, piece):
+        for plain in decoded(undo, piece):
             written += len(plain)
             if written > max_bytes:
                 raise _too_large(max_bytes)
             write(plain)
             await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
     if length is not None and came != length:
-        raise _truncated()
+        raise truncated()
     if length is None and not chunked and _reset(response):
-        raise _truncated()
+        raise truncated()
     if came:
-        for decoder in decoders:
+        for decoder in undo:
             decoder.finish()
 
 
@@ -493,76 +380,3 @@ def _reset(response: aiohttp.ClientResponse) -> bool:
 
 def _too_large(max_bytes: int) -> ObjectError:
     return ObjectError(ErrorClass.TOO_LARGE, f"the object is larger than `max_bytes` ({max_bytes:,} bytes)")
-
-
-class _Inflater:
-    """Undoes gzip (RFC 1952, any number of members) or deflate (zlib, or bare as some servers send it)."""
-
-    __slots__ = ("_between", "_head", "_name", "_z")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._head = b""  # deflate: bytes held until they tell which kind it is
-        self._z: zlib._Decompress | None = zlib.decompressobj(31) if name == "gzip" else None
-        self._between = False  # gzip: a member has ended, and nothing has come since
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Pieces of at most 256 KiB. Raises ObjectError(bad_encoding)."""
-        if self._z is None:
-            data = self._head + data
-            if len(data) < 2:
-                self._head = data
-                return
-            self._head = b""
-            is_zlib = data[0] & 0x0F == 8 and (data[0] << 8 | data[1]) % 31 == 0
-            self._z = zlib.decompressobj(15 if is_zlib else -15)
-        while data:
-            if self._between:
-                data = data.lstrip(b"\0")  # padding, as gzip itself takes it
-                if not data:
-                    return
-                self._between = False
-                self._z = zlib.decompressobj(31)
-            if self._z.eof:
-                raise self._bad("there are bytes behind its end")
-            try:
-                plain = self._z.decompress(data, _PIECE_BYTES)
-                while plain:
-                    yield plain
-                    plain = self._z.decompress(self._z.unconsumed_tail, _PIECE_BYTES)
-            except zlib.error:
-                raise self._bad("the data is damaged") from None
-            data = self._z.unused_data
-            if self._z.eof and self._name == "gzip":
-                self._between = True
-
-    def finish(self) -> None:
-        """Raises ObjectError(truncated) if the end has not been reached."""
-        if not self._between and (self._z is None or not self._z.eof):
-            raise _truncated()
-
-    def _bad(self, why: str) -> ObjectError:
-        return ObjectError(ErrorClass.BAD_ENCODING, f"the body's {self._name} encoding cannot be undone: {why}")
-
-
-def _decoders(values: list[str]) -> list[_Inflater]:
-    """What undoes a Content-Encoding, in the order to apply it (RFC 9110 section 8.4: listed as applied)."""
-    names = [name.strip().lower() for value in values for name in value.split(",")]
-    codings = [name.removeprefix("x-") for name in names if name not in ("", "identity")]
-    for name in codings:
-        if name not in ("gzip", "deflate"):
-            shown = name if len(name) <= 20 and name.isascii() and name.isprintable() else "an unknown one"
-            raise ObjectError(
-                ErrorClass.BAD_ENCODING, f"the body comes in an encoding that was not asked for ({shown})"
-            )
-    if len(codings) > _MAX_CODINGS:
-        raise ObjectError(ErrorClass.BAD_ENCODING, f"the body is encoded {len(codings)} times over")
-    return [_Inflater(name) for name in reversed(codings)]
-
-
-def _decoded(decoders: list[_Inflater], piece: bytes) -> Iterator[bytes]:
-    if not decoders:
-        yield piece
-        return
-    for plain in decoders[0].feed(piece):
-        yield from _decoded(decoders[1:], plain)

@@ -27,9 +27,9 @@ from rich.console import Console
 from demo.images import FORMATS, make_image
 from demo.library import Library, build_library, key_of
 from demo.origin import Fault, Origin, Trouble
-from demo.ports import is_free
 from demo.s3 import S3Server, remove_sockets
 from demo.tour import Tour
+from flows.server import is_free
 from tasks.engine import __version__
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 

@@ -29,6 +29,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from tasks.engine import body as body_module
 from tasks.engine import origin as origin_module
 from tasks.engine.address import AddressFilter
+from tasks.engine.codings import decoders
 from tasks.engine.errors import AddressBlocked, Fatal, ObjectError, UserError, from_origin
 from tasks.engine.job import Timeouts
 from tasks.engine.objects import ErrorClass
@@ -311,7 +312,7 @@ def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, pi
 def test_decoders_do_not_care_where_pieces_end(cut: int | None) -> None:
     """The same output for each cut of the input."""
     encoded = gzip.compress(b"one", mtime=0) + b"\0\0" + gzip.compress(b"two", mtime=0) + gzip.compress(b"", mtime=0)
-    (decoder,) = origin_module._decoders(["gzip"])
+    (decoder,) = decoders(["gzip"])
     pieces = [encoded] if cut is None else [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
     assert b"".join(plain for piece in pieces for plain in decoder.feed(piece)) == b"onetwo"
     decoder.finish()
@@ -983,7 +984,7 @@ def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monk
     async def scenario(url: str) -> ObjectError:
         origin = client(spool, allow=[])
         origin._session.connector._resolver = NamesResolver(names)  # type: ignore[union-attr]
-        monkeypatch.setattr(origin, "_judge", lambda host: (host, None))
+        monkeypatch.setattr(origin._targets, "_judge", lambda host: (host, None))
         with pytest.raises(ObjectError) as caught:
             await origin.get(url)
         await origin.close()
