@@ -155,6 +155,7 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show how far a job is; also while it runs, and after a crash."""
     from flows import terminal
     from tasks.engine import lease
+    from tasks.engine.hosts import read_hosts
     from tasks.engine.plan import read_plan
     from tasks.engine.reading import with_latest
     from tasks.engine.summary import Counts, count
@@ -165,12 +166,19 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     counts = with_latest(state, count) if read_plan(state) else None
     holder = lease.holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
+    hosts = read_hosts(state)
     if json_:
+        known = dataclasses.asdict(hosts) if hosts else None
         _print_json(
-            {"job": job.name, "planned_yet": counts is not None, "running": running, **(counts or Counts()).as_dict()}
-        )
+            {
+                "job": job.name, "planned_yet": counts is not None, "running": running,
+                **(counts or Counts()).as_dict(), "limiter": known,
+            }
+        )  # fmt: skip
     else:
         terminal.status(job.name, counts, running)
+        if hosts is not None:
+            terminal.hosts(hosts, time.time() - hosts.at)
     return 0
 
 

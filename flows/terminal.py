@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from tasks.accounts import Report, describe, duration, outcome_table, size, worth_retrying
+from tasks.engine.hosts import Hosts
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Progress, Snapshot
 from tasks.engine.summary import Counts
@@ -131,6 +132,23 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), "
         f"{size(counts.bytes)} copied"
     )
+
+
+def hosts(known: Hosts, age_s: float) -> None:
+    """What the limiter does at each host, and why; `ferry status`."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("host", "in flight", "limit", "requests", "refused", "latency", "why"):
+        table.add_column(name, justify="left" if name in ("host", "why") else "right")
+    for host in known.hosts:
+        table.add_row(
+            shown(host.host), f"{host.in_flight:,}", f"{host.limit:,}", f"{host.requests:,}", f"{host.refused:,}",
+            f"{host.latency_s * 1000:,.0f} ms", shown(host.why),
+        )  # fmt: skip
+    out.print()
+    out.print(f"Hosts, as of {duration(max(0.0, age_s))} ago (docs/concurrency.md):")
+    out.print(table)
+    if known.more:
+        out.print(f"... and {known.more:,} more")
 
 
 def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:

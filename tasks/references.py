@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+from tasks.engine.access import Access
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.job_rules import OPEN_HEADERS
-from tasks.engine.store import Access
 
 
 def anchored(job: Job, base: Path) -> Job:
@@ -54,6 +57,17 @@ def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
 
 def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     """How to reach a bucket: `profile:NAME`, `block:NAME`, `anonymous`, or nothing for boto3's chain."""
+    found = _access(credentials, endpoint_url, region, setting)
+    return replace(found, proxied=_proxied(found.endpoint_url or "https://s3.amazonaws.com"))
+
+
+def _proxied(address: str) -> bool:
+    """Whether HTTPS_PROXY and the like name a proxy for an address."""
+    parts = urlsplit(address)
+    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
+
+
+def _access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     if credentials is None:
         return Access(endpoint_url, region)
     if credentials == "anonymous":

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tasks.engine.access import Access
 from tasks.engine.state import DirectoryState, State
-from tasks.engine.store import Access
 
 
 def result_storage(state: State, access: Access) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from tasks import placement, references
 from tasks.engine import lease as leases
 from tasks.engine import ledger
+from tasks.engine.access import Access
 from tasks.engine.child import Child, Request
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
@@ -20,7 +21,7 @@ from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
-from tasks.engine.store import Access
+from tasks.process import for_many_objects, raise_file_limit
 
 _current: Run | None = None
 wait_for_others = False  # `ferry run --wait`
@@ -111,12 +112,14 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
         lease = stack.enter_context(leases.held(state, name, lease_lost, wait=wait_for_others))
         clean_spool(state)
         run_no = ledger.last_run_no(state) + 1
+        raise_file_limit()
         runtime = Runtime(
             job, state, lease, run_no,
             source_access=source, destination_access=destination, headers=headers, limit=limit,
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
+        stack.enter_context(for_many_objects())
         _current = Run(job, state, runtime, run_no, source, destination, planner)
         try:
             yield _current

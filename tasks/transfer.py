@@ -20,7 +20,8 @@ from tasks.engine.errors import ChunkIncomplete, FerryError
 from tasks.engine.plan import ChunkRef
 from tasks.results import result_storage
 
-WINDOW = 6  # chunks at work at once; the limiter decides how many objects that is
+WINDOW = 2  # chunks that are at work at least, while there are as many
+MOST_CHUNKS = 64  # and at most; in between it is for the dispatcher to say whether it has rows enough
 POLL_S = 0.25
 
 
@@ -53,7 +54,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
     fingerprint = run.job.fingerprint()
     while futures or (waiting and not run.runtime.stopping):
-        while waiting and not run.runtime.stopping and len(futures) - run.runtime.asleep() < WINDOW:
+        while waiting and not run.runtime.stopping and wants_more(run, len(futures)):
             ref = waiting.popleft()
             with TagsContext(current_tags=set()):  # a task with tags asks the server for leave before it starts
                 future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
@@ -65,6 +66,12 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             _note(run, ref, future.state)
     for ref in waiting:
         run.incomplete[ref.digest] = run.runtime.stop_reason
+
+
+def wants_more(run: runs.Run, submitted: int) -> bool:
+    """Whether one more chunk is to begin. Small ones are over in a moment, large ones are worth waiting for."""
+    awake = submitted - run.runtime.asleep()
+    return awake < WINDOW or (awake < MOST_CHUNKS and run.runtime.dispatcher.hungry)
 
 
 def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:

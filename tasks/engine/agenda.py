@@ -1,21 +1,23 @@
-"""The order in which a chunk's rows are tried: ready ones, delayed ones, and last tries at the end. Pure."""
+"""What is left of one chunk: rows not handed out yet, rows under way, and last tries that wait for all others. Pure."""
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from tasks.engine.objects import Row
 
+SLICE_ROWS = 500  # rows that are made from the chunk's table at a time
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Item:
     """A row with what its tries in this chunk attempt came to."""
 
     row: Row
+    host: str
     tries: int = 0
     requests: int = 0
     mismatches: int = 0
@@ -23,53 +25,58 @@ class Item:
     started_at: datetime | None = None
 
 
-class Agenda:
-    """Hands out items; the caller gives back each with :meth:`retry`, :meth:`to_the_end` or :meth:`done`."""
+class Rows(Protocol):
+    """Where the rows come from, a slice at a time, so that a chunk of 100,000 rows is not in memory as objects."""
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self._ready = deque(Item(row) for row in rows)
-        self._delayed: list[tuple[float, int, Item]] = []
-        self._end: deque[Item] = deque()
-        self._first_out = 0  # items being tried that may come back
-        self._last_out = 0
-        self._count = 0
+    def take(self, count: int) -> Sequence[Item] | None:
+        """Up to ``count`` further rows that are to be done (perhaps none of these); None at the end."""
+        ...
+
+
+class Agenda:
+    """Hands out items in slices, and the last tries once nothing else is under way.
+
+    Each item that was handed out is given back once: with :meth:`to_the_end` or :meth:`done`. One that waits for
+    another try stays under way.
+    """
+
+    __slots__ = ("_end", "_rows", "_under_way")
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows: Rows | None = rows
+        self._under_way = 0
+        self._end: list[Item] = []
 
     @property
-    def empty(self) -> bool:
-        """Nothing is left, nor being tried."""
-        return not (self._ready or self._delayed or self._end or self._first_out or self._last_out)
+    def idle(self) -> bool:
+        """Nothing is under way: :meth:`more` has something, or it is over."""
+        return not self._under_way
 
-    def next(self, now: float) -> Item | float | None:
-        """An item to try; or the seconds after which one will be ready; or None: nothing for now.
+    @property
+    def over(self) -> bool:
+        """Nothing is left, nor under way."""
+        return self._rows is None and not self._under_way and not self._end
 
-        Last tries are handed out once nothing else is ready, delayed or being tried.
-        """
-        item: Item | None = None
-        if self._delayed and self._delayed[0][0] <= now:
-            item = heapq.heappop(self._delayed)[2]
-        elif self._ready:
-            item = self._ready.popleft()
-        elif self._end and not self._delayed and not self._first_out:
-            self._last_out += 1
-            return self._end.popleft()
-        if item is not None:
-            self._first_out += 1
-            return item
-        return max(0.001, self._delayed[0][0] - now) if self._delayed else None
-
-    def retry(self, item: Item, at: float) -> None:
-        self.done(item)
-        item.last = False
-        self._count += 1
-        heapq.heappush(self._delayed, (at, self._count, item))
+    def more(self) -> Sequence[Item]:
+        """The next slice; empty when there is none, for now or for ever."""
+        while self._rows is not None:
+            items = self._rows.take(SLICE_ROWS)
+            if items is None:
+                self._rows = None
+            elif items:
+                self._under_way += len(items)
+                return items
+        if self._under_way or not self._end:
+            return ()
+        last, self._end = self._end, []
+        for item in last:
+            item.last = True
+        self._under_way = len(last)
+        return last
 
     def to_the_end(self, item: Item) -> None:
-        self.done(item)
-        item.last = True
+        self._under_way -= 1
         self._end.append(item)
 
-    def done(self, item: Item) -> None:
-        if item.last:
-            self._last_out -= 1
-        else:
-            self._first_out -= 1
+    def done(self) -> None:
+        self._under_way -= 1

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from tasks.engine.budget import Budget
+
 SPOOL_OVER_BYTES = 8 * 1024 * 1024
+BATCH_BYTES = 1024 * 1024
+PART_BYTES = 8 * 1024 * 1024  # of a multipart upload
+PARTS_AT_ONCE = 4
+SPOOLED_BYTES = (PARTS_AT_ONCE + 1) * PART_BYTES  # what a spooled body takes of the memory while it is uploaded
 
 
 class _Hash(Protocol):
@@ -20,15 +28,25 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+def weight(length: int | None) -> int:
+    """How many bytes of memory a body of this length (None: unknown) takes at most on its way."""
+    return length if length is not None and length <= SPOOL_OVER_BYTES else SPOOLED_BYTES
+
+
 @dataclass(slots=True)
 class Body:
-    """A complete body with its digests. Exactly one of ``data`` and ``path`` is set."""
+    """A complete body with its digests. Exactly one of ``data`` and ``path`` is set.
+
+    ``held`` bytes of ``budget`` are given back by :meth:`discard`.
+    """
 
     size: int
     md5: str
     sha256: str
     data: bytes | None = None
     path: Path | None = None
+    budget: Budget | None = None
+    held: int = 0
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -41,10 +59,59 @@ class Body:
             yield m
 
     def discard(self) -> None:
-        """Remove the spool file. Safe to call twice."""
+        """Remove the spool file and give the memory back. Safe to call twice."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         self.data = None
+        if self.budget is not None:
+            self.budget.give_back(self.held)
+            self.budget = None
+
+
+def small_body(data: bytes) -> Body:
+    """A body that came in one piece."""
+    return Body(
+        len(data),
+        hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        hashlib.sha256(data).hexdigest(),
+        data,
+    )
+
+
+class Batches:
+    """Hands pieces of a body on a MiB at a time: hashing and writing those is work for a thread, not for the loop.
+
+    What is less than that in the end is written at once: a hop to a thread costs more.
+    """
+
+    __slots__ = ("_pieces", "_pool", "_size", "_write")
+
+    def __init__(self, write: Callable[[bytes], None], pool: Executor | None) -> None:
+        self._write = write
+        self._pool = pool
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    async def add(self, piece: bytes) -> None:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        if self._size >= BATCH_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        batch = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        if len(batch) < BATCH_BYTES:
+            if batch:
+                self._write(batch)
+            return
+        work = asyncio.get_running_loop().run_in_executor(self._pool, self._write, batch)
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})  # its file must not be written to once it is given up
+            raise
 
 
 class BodyWriter:

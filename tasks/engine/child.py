@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, FerryError, UserError, from_planning
 from tasks.engine.job import Job
-from tasks.engine.store import Access
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 _SIZE = struct.Struct(">iQ")  # exit code (0 in requests), length of the message

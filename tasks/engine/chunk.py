@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import pyarrow as pa
 
 from tasks.engine import ledger, tables
 from tasks.engine.agenda import Agenda, Item
-from tasks.engine.circuit import Circuit
+from tasks.engine.dispatch import Lane
 from tasks.engine.errors import ChunkIncomplete, Fatal, ObjectError, UserError, from_origin
 from tasks.engine.limiter import PausedTooLong
-from tasks.engine.objects import Again, ErrorClass, Outcome, Row, Status
+from tasks.engine.objects import Again, ErrorClass, Outcome, Status
+from tasks.engine.place import Place, host_of
 from tasks.engine.plan import ChunkRef
 from tasks.engine.retry import Next, backoff_s, next_step
 from tasks.engine.runtime import Runtime, Settled
 from tasks.engine.store import Found
-from tasks.engine.transfer import Moved, host_of, overload
+from tasks.engine.transfer import Moved
 from tasks.engine.urls import redact
 
 FLUSH_ROWS = 500
 FLUSH_S = 2.0
-PROBE_POLL_S = 0.25  # rows of a host that is being probed wait for the answer
 GRACE_S = 10.0  # in-flight objects get this long after a stop
 
 
@@ -38,7 +41,29 @@ class ChunkResult:
     outcomes: str  # name of the file; "" when an earlier run settled everything
 
 
-def read_chunk(runtime: Runtime, ref: ChunkRef) -> tuple[list[Row], dict[str, Found], set[str]]:
+class ChunkRows:
+    """A chunk's rows, made from its table a slice at a time, without those that are settled already."""
+
+    def __init__(self, table: pa.Table, done: Set[str], settled: Set[str]) -> None:
+        self._table = table
+        self._done = done
+        self._settled = settled
+        self._at = 0
+
+    @property
+    def unread(self) -> int:
+        return len(self._table) - self._at
+
+    def take(self, count: int) -> list[Item] | None:
+        if not self.unread:
+            return None
+        rows = tables.rows_of(self._table.slice(self._at, count))
+        self._at += len(rows)
+        done, settled = self._done, self._settled
+        return [Item(row, host_of(row.source)) for row in rows if row.row_id not in done and row.row_id not in settled]
+
+
+def read_chunk(runtime: Runtime, ref: ChunkRef) -> tuple[pa.Table, dict[str, Found], set[str]]:
     """Rows, what exists of them at the destination, and which need nothing. Raises UserError when damaged."""
     try:
         path = runtime.state.local(ref.uri)
@@ -47,20 +72,22 @@ def read_chunk(runtime: Runtime, ref: ChunkRef) -> tuple[list[Row], dict[str, Fo
         raise UserError(f"chunk file {ref.uri} is gone. Restore it, or plan anew with `ferry run --replan`") from None
     if tables.digest(data) != ref.digest:
         raise UserError(f"chunk file {ref.uri} is damaged. Restore it, or plan anew with `ferry run --replan`")
-    rows = tables.rows_of(tables.read_table(path))
+    table = tables.read_table(path)
     found: dict[str, Found] = {}
     done: set[str] = set()
     try:
         hints = tables.read_table(runtime.state.local(ref.hints)).to_pylist()
     except FileNotFoundError:
         hints = []
-    keys = {row.row_id: row.key for row in rows} if hints else {}
+    keys: dict[str, str] = {}
+    if hints:
+        keys = dict(zip(table.column("row_id").to_pylist(), table.column("key").to_pylist(), strict=True))
     for hint in hints:
         if hint["done"]:
             done.add(hint["row_id"])
         elif hint["dest_size"] is not None:
             found[hint["row_id"]] = Found(keys[hint["row_id"]], hint["dest_size"], hint["dest_etag"], None)
-    return rows, found, done
+    return table, found, done
 
 
 class ChunkRun:
@@ -72,13 +99,14 @@ class ChunkRun:
         self._settled = settled
         self._buffer: list[Outcome] = []
         self._found: dict[str, Found] = {}
-        self._left = 0
+        self._look = ref.existing == "head"
         self._why = ""
-        self._alive = 0
-        self._workers: set[asyncio.Task[None]] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._rows: ChunkRows | None = None
+        self._agenda: Agenda | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._delayed: set[asyncio.TimerHandle] = set()
         self._over = asyncio.Event()
-        self._agenda = Agenda(())
         self._closing = asyncio.Event()
 
     async def run(self) -> ChunkResult:
@@ -86,27 +114,34 @@ class ChunkRun:
         started = time.monotonic()
         if self._ref.done >= self._ref.rows:
             return ChunkResult(self._ref.digest, {}, 0, 0.0, "")
-        rows, self._found, done = await asyncio.to_thread(read_chunk, self._rt, self._ref)
-        self._agenda = Agenda(row for row in rows if row.row_id not in done and row.row_id not in self._settled.rows)
+        table, self._found, done = await asyncio.to_thread(read_chunk, self._rt, self._ref)
+        pending = len(table) - len(done) - len(self._settled.rows)
+        # a copy of what was settled: rows that settle from now on are under way and not to be left out
+        self._rows = ChunkRows(table, done, frozenset(self._settled.rows))
+        self._agenda = Agenda(self._rows)
         flusher = asyncio.create_task(self._flush_often())
         stop = asyncio.create_task(self._rt.stop.wait())
         over = asyncio.create_task(self._over.wait())
+        dispatcher = self._rt.dispatcher
         try:
-            self._pump()
-            await asyncio.wait({stop, over}, return_when=asyncio.FIRST_COMPLETED)
-            if not self._over.is_set():
-                await asyncio.wait({over}, timeout=GRACE_S)
+            if pending:
+                dispatcher.enter(self)
+                await asyncio.wait({stop, over}, return_when=asyncio.FIRST_COMPLETED)
+            if self._under_way:
+                await asyncio.wait(self._under_way, timeout=GRACE_S)
         finally:
             self._closing.set()
-            for task in (*self._workers, stop, over):
+            dispatcher.exit(self)
+            for timer in self._delayed:
+                timer.cancel()
+            under_way = list(self._under_way)
+            for task in (*under_way, stop, over):
                 task.cancel()
-            await asyncio.gather(*self._workers, flusher, stop, over, return_exceptions=True)
-            if self._timer is not None:
-                self._timer.cancel()
+            await asyncio.gather(*under_way, flusher, stop, over, return_exceptions=True)
             await self._flush()
         if self._rt.fatal is not None:
             raise self._rt.fatal
-        pending = len(rows) - len(done) - len(self._settled.rows)
+        pending = len(table) - len(done) - len(self._settled.rows)
         if pending:
             raise ChunkIncomplete(self._ref.digest, pending, self._why or self._rt.stop_reason or "not reached")
         name = await asyncio.to_thread(self._merge_parts)
@@ -114,109 +149,80 @@ class ChunkRun:
             self._ref.digest, self._settled.counts, self._settled.bytes, time.monotonic() - started, name
         )
 
-    # --- handing out rows
+    # --- what the dispatcher asks
 
-    def _pump(self) -> None:
-        """Starts workers while there are rows for them; the last one to leave says that it is over."""
-        self._timer = None
-        now = time.monotonic()
-        while self._alive < self._rt.width and not self._rt.stop.is_set():
-            item = self._agenda.next(now)
-            if isinstance(item, Item):
-                self._alive += 1
-                task = asyncio.create_task(self._work(item))
-                self._workers.add(task)
-                task.add_done_callback(self._gone)
-                continue
-            if item is not None and self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(item, self._pump)
-            break
-        if not self._alive and (self._agenda.empty or self._rt.stop.is_set()):
+    def more(self) -> Sequence[Item]:
+        assert self._agenda is not None
+        items = self._agenda.more()
+        if self._agenda.over:
             self._over.set()
+        return items
 
-    def _gone(self, task: asyncio.Task[None]) -> None:
-        self._workers.discard(task)
-        self._alive -= 1
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._rt.give_up(error)
-        if self._timer is not None:
-            self._timer.cancel()
-        self._pump()
+    def rows_unread(self) -> int:
+        return self._rows.unread if self._rows is not None else 0
 
-    async def _work(self, item: Item) -> None:
-        following: Item | float | None = item
-        while isinstance(following, Item):
-            await self._try(following)
-            if self._rt.stop.is_set():
-                return
-            following = self._agenda.next(time.monotonic())
-            if isinstance(following, Item) and following.last:
-                self._pump()  # workers that found nothing to do have left; last tries are for all of them
+    def begin(self, item: Item, lane: Lane) -> None:
+        task = self._loop.create_task(self._try(item, lane))
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+
+    def leave(self, item: Item, why: str) -> None:  # noqa: ARG002
+        self._why = why or self._why
+        self._done()
+
+    def _done(self) -> None:
+        """One item less; the last one makes way for last tries, or ends the chunk."""
+        assert self._agenda is not None
+        self._agenda.done()
+        self._see_to_the_end()
+
+    def _see_to_the_end(self) -> None:
+        assert self._agenda is not None
+        if self._agenda.idle:  # a turn of the loop later: what leaves a whole slice pending must not recurse
+            self._loop.call_soon(self._rt.dispatcher.feed, self)
 
     # --- one try of one row
 
-    async def _try(self, item: Item) -> None:
-        row, rt = item.row, self._rt
-        host = host_of(row.source)
-        circuit = rt.circuit(host)
-        if circuit.open_reason is not None and not circuit.may_probe():
-            if circuit.probing:
-                self._agenda.retry(item, time.monotonic() + PROBE_POLL_S)
-            else:
-                self._leave(item, circuit.open_reason)
-            return
-        if not item.tries and not rt.permit():
-            self._leave(item, "the run's --limit is reached")
-            return
-        try:
-            await self._ask(item, host, circuit)
-        except PausedTooLong as pause:
-            self._leave(item, str(pause))
-
-    async def _ask(self, item: Item, host: str, circuit: Circuit) -> None:
-        """One request for the row, in a place at its host. Raises PausedTooLong."""
-        row, rt = item.row, self._rt
-        item.started_at = item.started_at or datetime.now(UTC)
+    async def _try(self, item: Item, lane: Lane) -> None:
+        """One request for the row, in the place at its host that it was given."""
+        rt, row = self._rt, item.row
+        if item.started_at is None:
+            item.started_at = datetime.now(UTC)
         item.tries += 1
-        async with rt.limiter.host(host).slot() as slot:
-            if rt.stop.is_set():
-                self._leave(item, "")
-                return
-            started = time.monotonic()
-            try:
-                moved = await rt.mover.move(row, self._found.get(row.row_id), look=self._ref.existing == "head")
-            except Fatal:
-                self._leave(item, "")
-                raise
-            except PausedTooLong:
-                raise
-            except ObjectError as error:
-                if not error.at_destination:
-                    circuit.record_error(error.error_class, error.status_code, error.body_sha256)
-                    if how_sure := overload(error):
-                        slot.overloaded(error.retry_after_s, error.message, sure=how_sure == "sure")
-                failure = error
-            except Exception as exc:  # a bug of ours must not end the chunk: it is this row's outcome
-                error_or_fatal = from_origin(exc)
-                if isinstance(error_or_fatal, Fatal):
-                    self._leave(item, "")
-                    raise error_or_fatal from exc
-                failure = error_or_fatal
+        place = Place(lane.limit)
+        circuit = lane.circuit
+        try:
+            moved = await rt.mover.move(row, self._found.get(row.row_id), place, look=self._look)
+        except ObjectError as error:
+            if error.at_destination:
+                circuit.record_ok()  # the source did what it should
             else:
-                slot.ok(time.monotonic() - started)
-                circuit.record_ok()
-                item.requests += moved.requests
-                self._agenda.done(item)
-                self._settle(item, moved)
-                return
-        self._failed(item, failure, circuit.open_reason)
+                circuit.record_error(error.error_class, error.status_code, error.body_sha256)
+            self._failed(item, error, circuit.open_reason)
+            rt.dispatcher.look(item.host)
+        except PausedTooLong as pause:
+            self.leave(item, str(pause))
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the chunk: it is this row's outcome
+            error_or_fatal = from_origin(exc)
+            if isinstance(error_or_fatal, Fatal):
+                self.leave(item, "")
+                rt.give_up(error_or_fatal)
+            else:
+                self._failed(item, error_or_fatal, None)
+        else:
+            circuit.record_ok()
+            item.requests += moved.requests
+            self._settle(item, moved)
+            self._done()
+        finally:
+            place.free()
 
     def _failed(self, item: Item, error: ObjectError, open_reason: str | None) -> None:
         retries = self._rt.retries
         item.requests += max(1, error.requests)
         item.mismatches += error.error_class is ErrorClass.DIGEST_MISMATCH
         if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
-            self._leave(item, open_reason)  # the host is in trouble, not this row
+            self.leave(item, open_reason)  # the host is in trouble, not this row
             return
         step = next_step(
             error, item.tries, retries.attempts, item.last, retries.max_backoff_s,
@@ -224,18 +230,23 @@ class ChunkRun:
             mismatches=item.mismatches,
         )  # fmt: skip
         if step.next is Next.RETRY_AFTER:
-            self._agenda.retry(item, time.monotonic() + step.delay_s)
+            item.last = False
+            self._after(step.delay_s, item)
         elif step.next is Next.TO_THE_END:
+            assert self._agenda is not None
             self._agenda.to_the_end(item)
+            self._see_to_the_end()
         else:
-            self._agenda.done(item)
             self._settle(item, error)
+            self._done()
 
-    def _leave(self, item: Item, why: str) -> None:
-        """The row stays pending."""
-        self._agenda.done(item)
-        self._left += 1
-        self._why = why or self._why
+    def _after(self, delay_s: float, item: Item) -> None:
+        def due() -> None:
+            self._delayed.discard(timer)
+            self._rt.dispatcher.again(item, self)
+
+        timer = self._loop.call_later(delay_s, due)
+        self._delayed.add(timer)
 
     # --- outcomes
 
@@ -251,22 +262,22 @@ class ChunkRun:
     def _outcome(self, item: Item, end: Moved | ObjectError) -> Outcome:
         row, rt = item.row, self._rt
         now = datetime.now(UTC)
-        base = Outcome(
-            row_id=row.row_id, source=redact(row.source), key=row.key, id=row.id, status=Status.FAILED,
-            error_class=None, status_code=None, message=None, retryable=False, reason=row.reason,
-            attempt=row.attempt, requests=item.requests, size=row.size, md5=None, sha256=None,
-            content_type=None, source_etag=None, source_last_modified=None, dest_etag=None,
-            started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
-        )  # fmt: skip
         if isinstance(end, ObjectError):
-            return replace(
-                base, error_class=end.error_class, status_code=end.status_code, message=end.message,
-                retryable=end.again is not Again.NEVER,
+            return Outcome(
+                row_id=row.row_id, source=redact(row.source), key=row.key, id=row.id, status=Status.FAILED,
+                error_class=end.error_class, status_code=end.status_code, message=end.message,
+                retryable=end.again is not Again.NEVER, reason=row.reason, attempt=row.attempt,
+                requests=item.requests, size=row.size, md5=None, sha256=None, content_type=None, source_etag=None,
+                source_last_modified=None, dest_etag=None, started_at=item.started_at or now, recorded_at=now,
+                run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
             )  # fmt: skip
-        return replace(
-            base, status=end.status, key=end.key, error_class=end.error_class, message=end.message, size=end.size,
-            md5=end.md5, sha256=end.sha256, content_type=end.content_type, source_etag=end.source_etag,
+        return Outcome(
+            row_id=row.row_id, source=redact(row.source), key=end.key, id=row.id, status=end.status,
+            error_class=end.error_class, status_code=None, message=end.message, retryable=False, reason=row.reason,
+            attempt=row.attempt, requests=item.requests, size=end.size, md5=end.md5, sha256=end.sha256,
+            content_type=end.content_type, source_etag=end.source_etag,
             source_last_modified=end.source_last_modified, dest_etag=end.dest_etag,
+            started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
         )  # fmt: skip
 
     async def _flush_often(self) -> None:
@@ -316,6 +327,10 @@ def run_chunk(runtime: Runtime, ref: ChunkRef) -> ChunkResult:
     """
     settled = runtime.settled.setdefault(ref.digest, Settled())
     with runtime.awake(ref.digest):
-        result = runtime.wait(ChunkRun(runtime, ref, settled).run())
+        result = runtime.wait(_run(runtime, ref, settled))
     runtime.settled.pop(ref.digest, None)
     return result
+
+
+async def _run(runtime: Runtime, ref: ChunkRef, settled: Settled) -> ChunkResult:
+    return await ChunkRun(runtime, ref, settled).run()

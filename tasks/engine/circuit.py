@@ -104,6 +104,11 @@ class Circuit:
         """A probe is under way; its end will say whether the others may pass."""
         return self._probing
 
+    @property
+    def probe_due(self) -> bool:
+        """It is open, and its pause is over: :meth:`may_probe` would let one request through."""
+        return self._cause is not None and self._clock() >= self._next_probe
+
     def may_probe(self, now: float | None = None) -> bool:
         """True once per pause while the circuit is open: the caller sends one request and records its end."""
         now = self._clock() if now is None else now

@@ -10,12 +10,13 @@ import pyarrow as pa
 
 from tasks.engine import existing as listing
 from tasks.engine import tables
+from tasks.engine.access import Access
 from tasks.engine.cut import DONE, HELD_JOINED, load_held
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
 from tasks.engine.state import State
-from tasks.engine.store import Access, open_store
+from tasks.engine.store import open_store
 
 
 def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:

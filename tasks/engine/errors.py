@@ -248,10 +248,57 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
         if "operation timed out" in head or "deadline has elapsed" in head:
             return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
         return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed")
-    status = int(found.group(1))
-    shown = f"the {side} answered HTTP {status}" + (f" ({name})" if name else "")
-    if status == 429 or name == "SlowDown":
-        return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status)
-    if status in (401, 403) and side == "destination":
-        return Fatal(f"{shown}: access is refused. Check its `credentials` and the bucket's policy")
-    return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status)
+    return store_status(int(found.group(1)), name, side)
+
+
+def store_status(status: int, code: str, side: str, retry_after_s: float | None = None) -> ObjectError | Fatal:
+    """The error that a store's HTTP status and S3 error code stand for.
+
+    | status, code | at the destination | at the source |
+    |---|---|---|
+    | 401, 403 | Fatal | forbidden |
+    | 404 | Fatal: only the bucket can be missing | not_found |
+    | 429, SlowDown | rate_limited | rate_limited |
+    | ...StorageFull | Fatal | store_error |
+    | any other | store_error | store_error |
+    """
+    shown = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
+    if status == 429 or code.startswith("SlowDown"):  # "SlowDownRead", "SlowDownWrite": MinIO's
+        return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status, retry_after_s=retry_after_s)
+    if status in (401, 403):
+        if side == "source":
+            return ObjectError(ErrorClass.FORBIDDEN, f"{shown}: access is refused", status_code=status)
+        said = f"HTTP {status} {code}".rstrip()
+        return Fatal(f"the {side} refuses the credentials ({said}). Check `credentials` and the bucket's policy")
+    if status == 404:
+        if side == "source":
+            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
+        return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
+    if code.endswith("StorageFull") and side != "source":
+        return Fatal(f"the {side} is full: no space left")
+    return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status, retry_after_s=retry_after_s)
+
+
+def s3_code(body: bytes) -> str:
+    """The error code in an S3 error document; "" where there is none (S3 API, error responses)."""
+    found = _S3_CODE.search(body.decode("utf-8", "replace"))
+    return found.group(1) if found else ""
+
+
+def credentials_error(exc: BaseException) -> ObjectError:
+    """boto3's chain could not renew credentials that expire: a metadata service or a login that does not answer."""
+    return ObjectError(ErrorClass.STORE_ERROR, f"the AWS credentials could not be renewed ({type(exc).__name__})")
+
+
+def from_store_http(exc: BaseException, side: str) -> ObjectError | Fatal:
+    """Maps what aiohttp raises while it talks to a store: as from an origin, in the store's name."""
+    error = from_origin(exc)
+    if not isinstance(error, ObjectError) or error is exc:
+        return error
+    if error.error_class is ErrorClass.TIMEOUT:
+        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
+    if error.error_class is ErrorClass.TRUNCATED and side == "source":
+        return error
+    if error.error_class is ErrorClass.INTERNAL:
+        return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
+    return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed ({_short(exc)})")

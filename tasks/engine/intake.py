@@ -14,13 +14,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tasks.engine import __version__
+from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.job import Job
 from tasks.engine.keys import SOURCE_FIELDS, Template
 from tasks.engine.manifest import open_manifest
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.rows import normalise
-from tasks.engine.store import Access, open_store
+from tasks.engine.store import open_store
 from tasks.engine.urls import redact
 
 LIST_AT_MOST_BYTES = 1 << 40

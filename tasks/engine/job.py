@@ -20,10 +20,15 @@ from tasks.engine.job_rules import (
     METADATA_NAME,
     OPEN_HEADERS,
     SECRET_REF,
+    BytesPerSecond,
+    PerSecond,
+    Places,
     credentials_reference,
     endpoint,
+    host_pattern,
     no_secret_in_address,
     parse_budget,
+    patterns_for,
     sendable,
 )
 
@@ -226,6 +231,31 @@ class Timeouts(_Model):
     """Seconds for one object, download or upload."""
 
 
+class HostLimits(_Model):
+    """Bounds for the destination, or for one host. What adapts stays below them."""
+
+    concurrency: Places = None
+    """Requests in flight at most, 1 to 4096."""
+    requests_per_s: PerSecond = None
+    """Requests per second at most, evenly spread; `0.5` is one every two seconds."""
+    bytes_per_s: BytesPerSecond = None
+    """Bytes per second at most: a number, or `10MB`, `10MiB`, `1GB`."""
+
+
+class Limits(HostLimits):
+    """Bounds that you set; docs/concurrency.md says what adapts by itself below them. `concurrency`, `requests_per_s` and `bytes_per_s` here are for all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
+
+    hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
+    """Bounds for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. The most exact entry counts, alone."""
+    destination: HostLimits = HostLimits()
+    """Bounds for the destination."""
+
+    def of_host(self, host: str) -> tuple[str, HostLimits]:
+        """The most exact entry for a host (with its port) or a bucket, and its key; ("", no bounds) where none is."""
+        key = next((key for key in patterns_for(host) if key in self.hosts), "") if self.hosts else ""
+        return key, self.hosts.get(key, HostLimits())
+
+
 def _or_address(schema: dict[str, Any]) -> None:
     """The short form in the schema too: a Prefect server checks a deployment's parameters against it."""
     schema["anyOf"] = [{"type": "string", "title": "Address"}, {"$ref": schema.pop("$ref")}]
@@ -261,7 +291,9 @@ class Job(_Model):
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Rows in a chunk; the first plan freezes it."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
-    """Objects in flight at once."""
+    """Objects in flight at each host at most, the destination included. `auto` finds out what each host bears; a number is a bound that is backed off from, and come back to, in the same way. `limits` bounds single hosts, rates, and the whole job."""
+    limits: Limits = Limits()
+    """Bounds on what origin hosts and the destination are asked for."""
     retries: Retries = Retries()
     """How often a failure is tried again."""
     timeouts: Timeouts = Timeouts()

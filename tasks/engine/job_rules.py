@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 OPEN_HEADERS = frozenset({"accept", "accept-language", "referer", "user-agent"})
 _SIGNATURE = re.compile(r"[?&]((x-amz|x-goog)-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
@@ -65,3 +70,81 @@ def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
     if not 0 <= share <= 1:
         raise ValueError(f"failure_budget `{value}` is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
     return share, None
+
+
+_STOP = "to stop a job for a while, do not run it"
+_LIMITS = {  # least, most, what else to write
+    "concurrency": (1, 4096, "write a whole number from 1 to 4096, or leave it out"),
+    "requests_per_s": (0.001, 1e6, "write a number from 0.001 to 1000000, or leave it out"),
+    "bytes_per_s": (1000, 10**12, "write bytes from 1000 on, or `10MB`, `10MiB`, `1GB`; or leave it out"),
+}
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(?:/s)?\s*\Z")
+_HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1,5})?\Z|\[[0-9a-f:.]+\](:[0-9]{1,5})?\Z")
+
+
+def limit(value: Any, key: str) -> Any:
+    """A bound of `limits:`; ``key`` is its name. None: there is none."""
+    least, most, instead = _LIMITS[key]
+    if value is None:
+        return None
+    if key == "bytes_per_s" and isinstance(value, str):
+        value = _bytes(value, instead)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{key} is no number; {instead}")
+    if not math.isfinite(value):
+        raise ValueError(f"{key} is no finite number; {instead}")
+    if value <= 0:
+        raise ValueError(f"{key} of {value} would let nothing through: {_STOP}; else {instead}")
+    if value < least:
+        raise ValueError(f"{key} of {value:g} is too little for any work: {_STOP}; else {instead}")
+    if value > most:
+        raise ValueError(f"{key} of {value:g} is more than any host serves, so it bounds nothing; {instead}")
+    if key == "requests_per_s":
+        return float(value)
+    if value != int(value):
+        raise ValueError(f"{key} is no whole number; {instead}")
+    return int(value)
+
+
+def _bytes(text: str, instead: str) -> float:
+    found = _BYTES.match(text)
+    if found is None or found[2] not in _UNITS:
+        hint = "bits are not meant here; " if found and found[2].lower().endswith(("b", "bit")) else ""
+        raise ValueError(f"bytes_per_s is neither a number nor a number with a unit; {hint}{instead}")
+    return round(float(found[1]) * _UNITS[found[2]])
+
+
+Places = Annotated[int | None, BeforeValidator(partial(limit, key="concurrency"))]
+PerSecond = Annotated[float | None, BeforeValidator(partial(limit, key="requests_per_s"))]
+BytesPerSecond = Annotated[int | str | None, BeforeValidator(partial(limit, key="bytes_per_s"))]
+
+
+def host_pattern(name: str) -> str:
+    """A key of `limits.hosts`, in lower case."""
+    lower = name.strip().lower()
+    if not _HOST_NAME.match(lower):
+        raise ValueError(
+            f"`{name}` in limits.hosts is no host; write `img.example.com`, `img.example.com:8080`, `*.example.com` "
+            "or a bucket's name, without `https://` and without a path"
+        )
+    return lower
+
+
+def patterns_for(host: str) -> list[str]:
+    """The keys of `limits.hosts` that mean a host, the most exact one first.
+
+    | host | keys |
+    |---|---|
+    | a.b.com:80 | a.b.com:80, a.b.com, *.b.com:80, *.b.com, *.com:80, *.com |
+    | a.b.com | a.b.com, *.b.com, *.com |
+    | a bucket | its name |
+    """
+    name, colon, port = host.rpartition(":")
+    if not colon or not port.isdigit():
+        name, port = host, ""
+    wanted = [name]
+    if not name.startswith("["):
+        parts = name.split(".")
+        wanted += ["*." + ".".join(parts[n:]) for n in range(1, len(parts))]
+    return [key for pattern in wanted for key in ([f"{pattern}:{port}", pattern] if port else [pattern])]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +17,10 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from tasks.engine.address import AddressFilter, FilteringResolver
-from tasks.engine.body import SPOOL_OVER_BYTES, Body, BodyWriter
-from tasks.engine.codings import decoded, decoders, truncated
+from tasks.engine.body import Batches, Body
+from tasks.engine.budget import Budget
 from tasks.engine.errors import Fatal, ObjectError, UserError, died_unanswered, disk_error, from_origin, from_status
+from tasks.engine.incoming import Charge, Reader, for_nothing, pour, to_disk
 from tasks.engine.job import Timeouts
 from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
@@ -91,13 +93,15 @@ class Origin:
         timeouts: Timeouts,
         max_bytes: int,
         spool_dir: Path,
+        budget: Budget | None = None,
+        pool: Executor | None = None,
         connections: int = 512,
         resolver: AbstractResolver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._targets = Targets(address_filter)
-        self._max_bytes = max_bytes
-        self._spool_dir = spool_dir
+        self._pool = pool
+        self._reader = Reader(spool_dir, budget, pool, max_bytes)
         self._total_s = timeouts.total_s
         self._now = now
         self._loop = asyncio.get_running_loop()
@@ -124,8 +128,8 @@ class Origin:
         )
         self._session._retry_connection = False  # aiohttp's own retry cannot be counted; _send has it
 
-    async def get(self, url: str) -> Fetched:
-        """The object at ``url``, which is sent byte for byte.
+    async def get(self, url: str, charge: Charge = for_nothing) -> Fetched:
+        """The object at ``url``, which is sent byte for byte. ``charge`` says how long to wait after so many bytes.
 
         Only 200 and 203 are objects. Content-Encoding is undone. Raises ObjectError, with the number of
         HTTP requests made, or Fatal for a failing spool disk; nothing else but CancelledError.
@@ -134,7 +138,7 @@ class Origin:
         try:
             response = await self._open(url, trip)
             try:
-                body = await self._body(response)
+                body = await self._reader.body(response, charge)
             except BaseException:
                 response.close()
                 raise
@@ -160,7 +164,7 @@ class Origin:
         try:
             response = await self._open(url, trip)
             try:
-                await self._save(response, path, max_bytes)
+                await self._save(response, path, max_bytes)  # no budget: nothing else is on yet
             except BaseException:
                 response.close()
                 raise
@@ -238,33 +242,6 @@ class Origin:
         retry_after_s = parse_retry_after(retry_after, self._now()) if retry_after else None
         return from_status(status, retry_after_s=retry_after_s)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> Body:
-        headers = response.headers
-        length = response.content_length
-        if (
-            length is not None
-            and length <= SPOOL_OVER_BYTES
-            and length <= self._max_bytes
-            and "Content-Encoding" not in headers
-            and "Transfer-Encoding" not in headers
-        ):
-            data = await response.read()
-            if len(data) != length:
-                raise truncated()
-            writer = BodyWriter(self._spool_dir)
-            writer.write(data)
-            return writer.finish()
-        writer = BodyWriter(self._spool_dir)
-        try:
-            await _pour(response, _to_disk(writer.write, "spool file"), self._max_bytes)
-            try:
-                return writer.finish()
-            except OSError as exc:
-                raise disk_error(exc, "spool file") from exc
-        except BaseException:
-            _abandon(writer)
-            raise
-
     async def _save(self, response: aiohttp.ClientResponse, path: Path, max_bytes: int) -> None:
         what = f"the downloaded file {path}"
         try:
@@ -272,7 +249,7 @@ class Origin:
         except OSError as exc:
             raise disk_error(exc, what) from exc
         try:
-            await _pour(response, _to_disk(file.write, what), max_bytes)
+            await pour(response, Batches(to_disk(file.write, what), self._pool), max_bytes, for_nothing)
             try:
                 file.close()
             except OSError as exc:
@@ -316,67 +293,3 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
         response.release()
     else:
         response.close()
-
-
-def _to_disk(write: Callable[[bytes], object], what: str) -> Callable[[bytes], None]:
-    """``write``, whose failures are the disk's and not the origin's."""
-
-    def checked(piece: bytes) -> None:
-        try:
-            write(piece)
-        except OSError as exc:
-            raise disk_error(exc, what) from exc
-
-    return checked
-
-
-def _abandon(writer: BodyWriter) -> None:
-    """Removes what was spooled, also when the disk is so full that the file cannot be closed cleanly."""
-    try:
-        writer.abandon()
-    except OSError:
-        writer.abandon()  # the file is closed by now
-
-
-async def _pour(response: aiohttp.ClientResponse, write: Callable[[bytes], None], max_bytes: int) -> None:
-    """Hands a body to ``write`` piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
-    chunked = "Transfer-Encoding" in response.headers
-    length = None if chunked else response.content_length
-    if length is not None and length > max_bytes:
-        raise _too_large(max_bytes)
-    undo = decoders(response.headers.getall("Content-Encoding", []))
-    came = written = 0
-    content = response.content
-    while piece := await content.readany():
-        came += len(piece)
-        if came > max_bytes:
-            raise _too_large(max_bytes)
-        if not undo:
-            write(piece)
-            continue
-        for plain in decoded(undo, piece):
-            written += len(plain)
-            if written > max_bytes:
-                raise _too_large(max_bytes)
-            write(plain)
-            await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
-    if length is not None and came != length:
-        raise truncated()
-    if length is None and not chunked and _reset(response):
-        raise truncated()
-    if came:
-        for decoder in undo:
-            decoder.finish()
-
-
-def _reset(response: aiohttp.ClientResponse) -> bool:
-    """Whether a body that only the connection's end delimits was ended by a reset.
-
-    aiohttp takes any end for a good one there, and keeps the reason in its protocol object.
-    """
-    protocol = response._protocol
-    return protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError)
-
-
-def _too_large(max_bytes: int) -> ObjectError:
-    return ObjectError(ErrorClass.TOO_LARGE, f"the object is larger than `max_bytes` ({max_bytes:,} bytes)")

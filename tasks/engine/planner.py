@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.engine import cut, judge, ledger
+from tasks.engine.access import Access
 from tasks.engine.destination import find_existing
 from tasks.engine.errors import UserError
 from tasks.engine.intake import Brought, bring_manifest
@@ -38,7 +39,6 @@ from tasks.engine.plan import (
     with_hints,
 )
 from tasks.engine.state import State
-from tasks.engine.store import Access
 
 
 @dataclass(frozen=True, slots=True)

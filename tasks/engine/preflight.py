@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from tasks.engine.access import Access, boto3_session
 from tasks.engine.errors import UserError
-from tasks.engine.store import Access, boto3_session
 
 
 def preflight(uri: str, access: Access, *, dry: bool = False) -> None:

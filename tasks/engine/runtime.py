@@ -5,31 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import resource
 import threading
 import time
 from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
+from tasks.engine.access import Access
 from tasks.engine.address import AddressFilter
-from tasks.engine.circuit import Circuit
+from tasks.engine.budget import Budget
+from tasks.engine.dispatch import Dispatcher
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError
+from tasks.engine.hosts import keep_written
 from tasks.engine.job import Job, Retries
 from tasks.engine.lease import Lease
 from tasks.engine.limiter import Limiter
 from tasks.engine.origin import Origin
 from tasks.engine.progress import Progress
 from tasks.engine.state import State
-from tasks.engine.store import Access, Store, open_store
+from tasks.engine.store import open_store
 from tasks.engine.transfer import Mover, Rules
 
 T = TypeVar("T")
-CEILING = 256
-AUTO_WIDTH = 64  # workers of one chunk; the limiter decides how many of them are at work
+MOST_IN_FLIGHT = 512  # at one host, if file descriptors allow it
+FILES_KEPT = 256  # file descriptors that are not for connections to objects
+BODIES_BYTES = 160 * 1024 * 1024  # of bodies in memory at once
 USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a contact with source.user_agent)"
 
 
@@ -69,10 +74,13 @@ class Runtime:
         self.fatal: FerryError | None = None
         self.stop_reason = ""
         fixed = None if job.concurrency == "auto" else job.concurrency
-        self.width = AUTO_WIDTH if fixed is None else min(AUTO_WIDTH, fixed)
-        self.limiter = Limiter(fixed, CEILING, time.monotonic, patience_s=job.retries.max_backoff_s)
+        patience_s = job.retries.max_backoff_s
+        ceiling = most_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        # All origins together use half of the connections, the destination the other half.
+        limits = job.limits.model_copy(update={"concurrency": job.limits.concurrency or ceiling})
+        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s)
+        self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         self._lease = lease
-        self._circuits: dict[str, Circuit] = {}
         self._permits = limit
         self._sleeping: set[str] = set()
         self._lock = threading.Lock()
@@ -81,28 +89,27 @@ class Runtime:
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
         self._thread.start()
         self.stop: asyncio.Event = asyncio.Event()
-        destination = open_store(
-            job.destination.uri, destination_access, state.spool_dir, timeout_s=job.timeouts.total_s, create=True
-        )
-        roots = open_roots(job, source_access, state.spool_dir)
+        budget = Budget(BODIES_BYTES)
+        shared: dict[str, Any] = {"budget": budget, "pool": self._pool}
+        stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
+        destination = open_store(job.destination.uri, destination_access, state.spool_dir, create=True, **stores)
+        roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]
+        self._stores = [destination, *(store for _, store in roots)]
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
         rules = Rules(job.checks, job.on_existing, job.max_bytes, attributes)
 
         async def build() -> tuple[Origin, Mover]:
-            origin = open_origin(job, headers, state.spool_dir)
+            origin = open_origin(job, headers, state.spool_dir, **shared)
             return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool)
 
         self._origin, self.mover = self.wait(build())
+        self._hosts = asyncio.run_coroutine_threadsafe(
+            keep_written(state, self.limiter, run_no, lambda: lease.held), self._loop
+        )
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine in the loop and waits for it, from another thread."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def circuit(self, host: str) -> Circuit:
-        found = self._circuits.get(host)
-        if found is None:
-            found = self._circuits[host] = Circuit(host, time.monotonic)
-        return found
 
     def permit(self) -> bool:
         """May one more row begin? Counts down the run's --limit."""
@@ -125,7 +132,11 @@ class Runtime:
     def request_stop(self, reason: str) -> None:
         """No new rows; those in flight may end. From any thread, also from a signal handler's."""
         self.stop_reason = self.stop_reason or reason
-        self._loop.call_soon_threadsafe(self.stop.set)
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        self.dispatcher.stop()
+        self.stop.set()
 
     def give_up(self, error: BaseException) -> None:
         """A Fatal error, or a bug, ends the run: rows stay pending."""
@@ -163,14 +174,28 @@ class Runtime:
 
     def close(self) -> None:
         """Closes the connections and ends the loop's thread."""
+        self._hosts.cancel()
         self.wait(self._origin.close())
+        for store in self._stores:
+            self.wait(store.close())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def open_origin(job: Job, headers: Mapping[str, str], spool_dir: Path) -> Origin:
+def most_in_flight(files: int) -> int:
+    """Connections that each side may have with ``files`` file descriptors: a half each of what is left."""
+    return max(8, min(MOST_IN_FLIGHT, (files - FILES_KEPT) // 2))
+
+
+def open_origin(
+    job: Job,
+    headers: Mapping[str, str],
+    spool_dir: Path,
+    budget: Budget | None = None,
+    pool: Executor | None = None,
+) -> Origin:
     """The job's HTTP client; inside the running loop."""
     return Origin(
         headers=headers,
@@ -179,8 +204,6 @@ def open_origin(job: Job, headers: Mapping[str, str], spool_dir: Path) -> Origin
         timeouts=job.timeouts,
         max_bytes=job.max_bytes,
         spool_dir=spool_dir,
+        budget=budget,
+        pool=pool,
     )
-
-
-def open_roots(job: Job, access: Access, spool_dir: Path) -> list[tuple[str, Store]]:
-    return [(root, open_store(root, access, spool_dir)) for root in job.roots()]

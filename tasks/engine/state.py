@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 import obstore
 
+from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, UserError, disk_error, from_store
-from tasks.engine.store import Access, Store, open_store
+from tasks.engine.store import Store, open_store
 
 FOLDERS = ("plan", "chunks", "outcomes", "ledger", "results", "reports")
 

@@ -7,12 +7,15 @@ Fatal only. The library's own retries are off: the object's retry is the engine'
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -20,24 +23,25 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import LocalStore, S3Store
 
-from tasks.engine.body import Body, BodyWriter
-from tasks.engine.errors import ObjectError, UserError, from_store
+from tasks.engine.access import Access, s3_client, short_client
+from tasks.engine.body import (
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    SPOOL_OVER_BYTES,
+    Batches,
+    Body,
+    BodyWriter,
+    small_body,
+    weight,
+)
+from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_modified
+from tasks.engine.budget import Budget
+from tasks.engine.errors import ObjectError, UserError, from_store, from_store_http
+from tasks.engine.incoming import Charge, Reader, for_nothing
 from tasks.engine.objects import ErrorClass
 
-PART_BYTES = 8 * 1024 * 1024
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
 _MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to reach a bucket. Built where the work runs; never written to disk or logged."""
-
-    endpoint_url: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    anonymous: bool = False
-    keys: tuple[str, str, str | None] | None = field(default=None, repr=False)  # id, secret, session token
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +82,19 @@ class Store:
         directory: Path = Path(),
         *,
         in_byte_order: bool = False,
+        budget: Budget | None = None,
+        pool: Executor | None = None,
+        http: Callable[[], BucketHttp] | None = None,
     ) -> None:
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
         self.backend = backend
         self._spool_dir = spool_dir
+        self._budget = budget or Budget(2**62)
+        self._pool = pool
+        self._make_http = http
+        self._http: BucketHttp | None = None
         self.directory = directory
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
@@ -101,12 +112,18 @@ class Store:
         create: bool = False,
     ) -> str | None:
         """Writes one object and returns the store's ETag. With ``create`` an existing key is EXISTS."""
+        if body.data is not None and (http := self._short_way()) is not None:
+            with contextlib.suppress(NotPlain):
+                sent = await http.put(self.path(key), body.data, body.sha256, attributes, create)
+                if sent.exists:
+                    raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
+                return sent.etag
         source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
-        extra: dict[str, Any] = {"attributes": dict(attributes)} if self.kind == "s3" else {}
+        extra: dict[str, Any] = {"attributes": attributes} if self.kind == "s3" else {}
         if create:
             extra["mode"] = "create"
         elif body.path is not None:
-            extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": 4}
+            extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
         else:
             extra["use_multipart"] = False  # one part, so that the ETag is the MD5
         try:
@@ -127,31 +144,83 @@ class Store:
             raise from_store(exc, side=side) from None
         return self._found(meta)
 
-    async def get(self, key: str, *, max_bytes: int, side: str = "source") -> tuple[Body, Found, dict[str, str]]:
-        """One object with its digests and attributes (Content-Type, Content-Encoding, metadata)."""
-        writer = BodyWriter(self._spool_dir)
+    async def get(
+        self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
+    ) -> tuple[Body, Found, dict[str, str]]:
+        """One object with its digests and attributes (Content-Type, Content-Encoding, metadata).
+
+        ``charge`` says how long to wait after so many bytes.
+        """
+        if (http := self._short_way()) is not None:
+            with contextlib.suppress(NotPlain):
+                return await self._get_short(http, key, max_bytes, side, charge or for_nothing)
+        held = 0
         try:
             result = await obstore.get_async(self.backend, self.path(key))
             found = self._found(result.meta)
             if found.size > max_bytes:
                 raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})")
             attributes = {str(name): str(value) for name, value in result.attributes.items()}
-            async for piece in result.stream():
-                writer.write(bytes(piece))
-            body = writer.finish()
-        except (asyncio.CancelledError, ObjectError):
-            writer.abandon()
-            raise
-        except (obstore.exceptions.NotFoundError, FileNotFoundError):
-            writer.abandon()
-            raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
-        except Exception as exc:
-            writer.abandon()
+            held = await self._budget.take(weight(found.size))
+            if found.size <= SPOOL_OVER_BYTES:
+                body = small_body(bytes(await result.bytes_async()))
+                if charge is not None and (delay_s := charge(body.size)):
+                    await asyncio.sleep(delay_s)
+            else:
+                body = await self._spooled(result, charge)
+        except BaseException as exc:
+            self._budget.give_back(held)
+            if isinstance(exc, (obstore.exceptions.NotFoundError, FileNotFoundError)):
+                raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
+            if not isinstance(exc, Exception) or isinstance(exc, ObjectError):
+                raise
             raise from_store(exc, side=side) from None
+        body.budget, body.held = self._budget, held
         if body.size != found.size:
             body.discard()
             raise ObjectError(ErrorClass.TRUNCATED, f"{body.size:,} of {found.size:,} bytes arrived")
         return body, found, attributes
+
+    def _short_way(self) -> BucketHttp | None:
+        if self._http is None and self._make_http is not None:
+            self._http = self._make_http()
+        return self._http
+
+    async def close(self) -> None:
+        if self._http is not None:
+            await self._http.close()
+
+    async def _get_short(
+        self, http: BucketHttp, key: str, max_bytes: int, side: str, charge: Charge
+    ) -> tuple[Body, Found, dict[str, str]]:
+        response = await http.get(self.path(key), side)
+        try:
+            length = response.content_length
+            if length is not None and length > max_bytes:
+                raise ObjectError(ErrorClass.TOO_LARGE, f"{length:,} bytes are more than max_bytes ({max_bytes:,})")
+            reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
+            body = await reader.body(response, charge, undo=False)
+        except BaseException as exc:
+            response.close()
+            if isinstance(exc, Exception):
+                raise from_store_http(exc, side) from None
+            raise
+        found = Found(key, body.size, response.headers.get("ETag"), last_modified(response.headers))
+        return body, found, attributes_of(response.headers)
+
+    async def _spooled(self, result: Any, charge: Charge | None) -> Body:
+        writer = BodyWriter(self._spool_dir)
+        try:
+            batches = Batches(writer.write, self._pool)
+            async for piece in result.stream():
+                await batches.add(bytes(piece))
+                if charge is not None and (delay_s := charge(len(piece))):
+                    await asyncio.sleep(delay_s)
+            await batches.flush()
+            return writer.finish()
+        except BaseException:
+            writer.abandon()
+            raise
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
@@ -239,72 +308,37 @@ def walk(directory: Path) -> Iterator[list[Found]]:
             yield page
 
 
-def open_store(uri: str, access: Access, spool_dir: Path, *, timeout_s: float = 600.0, create: bool = False) -> Store:
+def open_store(
+    uri: str,
+    access: Access,
+    spool_dir: Path,
+    *,
+    timeout_s: float = 600.0,
+    create: bool = False,
+    budget: Budget | None = None,
+    pool: Executor | None = None,
+    short_way: bool = False,
+) -> Store:
     """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
 
+    ``budget`` bounds the bytes of bodies read, ``pool`` hashes large ones. With ``short_way`` single objects of a
+    bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end.
     Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        backend = _s3(parts.netloc, access, timeout_s)
+        backend = s3_client(parts.netloc, access, timeout_s)
         # Amazon promises it (ListObjectsV2); of other stores nothing is known.
         at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
-        return Store(uri, backend, parts.path.strip("/"), "s3", spool_dir, in_byte_order=at_amazon)
+        prefix = parts.path.strip("/")
+        http = partial(short_client, parts.netloc, access, timeout_s) if short_way and not access.proxied else None
+        return Store(
+            uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http
+        )
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:
             raise UserError(f"the directory {directory} does not exist")
-        return Store(uri, LocalStore(directory, mkdir=create), "", "file", spool_dir, directory)
+        local = LocalStore(directory, mkdir=create)
+        return Store(uri, local, "", "file", spool_dir, directory, budget=budget, pool=pool)
     raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
-
-
-def _s3(bucket: str, access: Access, timeout_s: float) -> S3Store:
-    options: dict[str, Any] = {}
-    if access.endpoint_url:
-        options["endpoint"] = access.endpoint_url.rstrip("/")
-        options["virtual_hosted_style_request"] = False
-    if access.anonymous:
-        options["skip_signature"] = True
-    elif access.keys:
-        options["access_key_id"], options["secret_access_key"] = access.keys[:2]
-        if access.keys[2]:
-            options["session_token"] = access.keys[2]
-    else:
-        options["credential_provider"] = _boto3_provider(access)
-    region = access.region or (None if access.anonymous or access.keys else boto3_session(access).region_name)
-    return S3Store(
-        bucket,
-        region=region or "us-east-1",
-        client_options={
-            "allow_http": True,
-            "timeout": timedelta(seconds=timeout_s),
-            "connect_timeout": "15s",
-            "pool_max_idle_per_host": "512",
-        },
-        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)},
-        **options,
-    )
-
-
-def boto3_session(access: Access) -> Any:
-    """boto3's credential chain: environment, profiles, SSO, roles. Raises UserError for an unknown profile."""
-    import boto3
-    from botocore.exceptions import ProfileNotFound
-
-    try:
-        return boto3.session.Session(profile_name=access.profile, region_name=access.region)
-    except ProfileNotFound:
-        named = f"`{access.profile}`" if access.profile else "as AWS_PROFILE names"
-        raise UserError(f"credentials: there is no AWS profile {named} on this machine") from None
-
-
-def _boto3_provider(access: Access) -> Any:
-    from obstore.auth.boto3 import Boto3CredentialProvider
-
-    session = boto3_session(access)
-    if session.get_credentials() is None:
-        raise UserError(
-            "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name them with "
-            "`credentials: profile:NAME` or `credentials: block:NAME`"
-        )
-    return Boto3CredentialProvider(session)

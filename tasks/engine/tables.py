@@ -7,8 +7,6 @@ import importlib.abc
 import io
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +55,9 @@ OUTCOME = pa.schema(
 )  # fmt: skip
 HINT = pa.schema([("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S)], metadata=_META)
 
-_ROW_FIELDS = [f.name for f in fields(Row)]
-_OUTCOME_FIELDS = [f.name for f in fields(Outcome)]
-assert CHUNK.names == _ROW_FIELDS
-assert OUTCOME.names == _OUTCOME_FIELDS
+assert CHUNK.names == list(Row._fields)
+assert OUTCOME.names == list(Outcome._fields)
+_REASONS = {reason.value: reason for reason in Reason}
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -81,8 +78,7 @@ def digest(data: bytes) -> str:
 
 
 def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
-    get = attrgetter(*_OUTCOME_FIELDS)
-    columns = list(zip(*map(get, outcomes), strict=True)) or [()] * len(OUTCOME)
+    columns = list(zip(*outcomes, strict=True)) or [()] * len(OUTCOME)
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, OUTCOME, strict=True)]
     return to_bytes(pa.Table.from_arrays(arrays, schema=OUTCOME))
 
@@ -107,14 +103,14 @@ def check_version(found: bytes | int | None, what: str) -> None:
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    columns = [table.column(name).to_pylist() for name in _ROW_FIELDS]
-    at = _ROW_FIELDS.index("reason")
-    columns[at] = [Reason(value) for value in columns[at]]
-    return [Row(*values) for values in zip(*columns, strict=True)]
+    columns = [table.column(name).to_pylist() for name in Row._fields]
+    at = Row._fields.index("reason")
+    columns[at] = [_REASONS[value] for value in columns[at]]
+    return [Row._make(values) for values in zip(*columns, strict=True)]
 
 
 def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
-    for line in table.select(_OUTCOME_FIELDS).to_pylist():
+    for line in table.select(Outcome._fields).to_pylist():
         values: dict[str, Any] = dict(line)
         values["status"] = Status(values["status"])
         values["reason"] = Reason(values["reason"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -15,13 +14,11 @@ from tasks.engine import image, keys
 from tasks.engine.body import Body
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Checks, OnExisting
-from tasks.engine.limiter import Limiter
+from tasks.engine.limiter import DESTINATION, Limiter
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
+from tasks.engine.place import Place, overload
 from tasks.engine.store import Found, Store, md5_of_etag
-
-_AUTHORITY_END = re.compile(r"[/?#]")
-DESTINATION = "destination"  # the destination's name in the limiter; no host has it: it holds no dot
 
 
 @dataclass(slots=True)
@@ -134,11 +131,14 @@ class Mover:
         self._rules = rules
         self._pool = pool
         self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._given = {name: value for name, value in rules.attributes.items() if value}
 
-    async def move(self, row: Row, found: Found | None, *, look: bool = False) -> Moved:
-        """Get, check, compare, put, confirm. Raises ObjectError (the row's failure) or Fatal.
+    async def move(self, row: Row, found: Found | None, place: Place, *, look: bool = False) -> Moved:
+        """Get, check, compare, put, confirm. Raises ObjectError (the row's failure), Fatal or PausedTooLong.
 
-        ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD.
+        ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD. ``place`` at the
+        source is free again once the body is here and has a place at the destination: so a slow destination slows
+        the source down, and bodies do not pile up between them.
         """
         policy = policy_for(self._rules.on_existing, row)
         if look and not row.late_key and policy is not OnExisting.OVERWRITE:
@@ -147,24 +147,59 @@ class Mover:
         if step != "fetch":
             assert found is not None
             return self._left_alone(step, row.key, found)
-        fetch = await self._fetch(row)
+        started = time.monotonic()
         try:
-            return await self._land(row, fetch, found, policy)
+            fetch = await self._fetch(row, place)
+        except ObjectError as error:
+            place.failed(error, time.monotonic() - started)
+            raise
+        place.came(time.monotonic() - started)
+        try:
+            return await self._land(row, fetch, found, policy, place)
         except ObjectError as error:
             error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
             raise
         finally:
             fetch.body.discard()
 
-    async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting) -> Moved:
+    async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
+        """Checks the body, and writes it in a place at the destination."""
         body = fetch.body
-        kind = await self._check(row, body, fetch.attributes)
+        if body.data is not None:
+            kind = self._check(row, body, fetch.attributes)
+        else:  # a large one: not in the loop's thread
+            kind = await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._check, row, body, fetch.attributes
+            )
+        if self._rules.checks is Checks.DECODE and kind is not None:
+            with body.buffer() as data:
+                await asyncio.get_running_loop().run_in_executor(self._pool, image.decode, data, kind)
         moved = Moved(
             Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
             fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
         )  # fmt: skip
-        attributes = {**fetch.attributes, **self._rules.attributes, "Content-Type": moved.content_type}
-        given = {name: value for name, value in attributes.items() if value}
+        given = {**fetch.attributes, **self._given} if fetch.attributes else self._given.copy()
+        if moved.content_type:
+            given["Content-Type"] = moved.content_type
+        destination = self._limiter.host(DESTINATION)
+        if not destination.take():
+            await destination.wait()
+        place.free()
+        try:
+            return await self._write(row, moved, body, given, found, policy, kind)
+        finally:
+            destination.give_back()
+
+    async def _write(
+        self,
+        row: Row,
+        moved: Moved,
+        body: Body,
+        given: Mapping[str, str],
+        found: Found | None,
+        policy: OnExisting,
+        kind: image.Kind | None,
+    ) -> Moved:
         if not row.late_key:
             return await self._settle(moved, body, given, found, policy)
         moved.key = keys.finish(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
@@ -209,32 +244,38 @@ class Mover:
         return True
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
-        """Uploads and has the destination confirm it, under the destination's own limit."""
-        async with self._limiter.host(DESTINATION).slot() as slot:
-            started = time.monotonic()
-            try:
-                etag = await self._destination.put(key, body, attributes, create=create)
-                await self._destination.confirm(key, body, etag)
-            except ObjectError as error:
-                if how_sure := overload(error):
-                    slot.overloaded(error.retry_after_s, error.message, sure=how_sure == "sure")
-                error.at_destination = True
-                raise
-            slot.ok(time.monotonic() - started)
+        """Uploads and has the destination confirm it."""
+        limit = self._limiter.host(DESTINATION)
+        if delay_s := limit.charge(body.size):
+            await asyncio.sleep(delay_s)
+        started = time.monotonic()
+        try:
+            etag = await self._destination.put(key, body, attributes, create=create)
+            await self._destination.confirm(key, body, etag)
+        except ObjectError as error:
+            if how_sure := overload(error):
+                limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")
+            else:
+                limit.answered(time.monotonic() - started)
+            error.at_destination = True
+            raise
+        limit.ok(time.monotonic() - started)
         return etag
 
-    async def _fetch(self, row: Row) -> Fetch:
+    async def _fetch(self, row: Row, place: Place) -> Fetch:
         if row.source.startswith(("http://", "https://")):
-            got = await self._origin.get(row.source)
+            got = await self._origin.get(row.source, place.charge)
             return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
         for root, store in self._roots:
             if row.source.startswith(root):
-                body, found, attributes = await store.get(row.source[len(root) :], max_bytes=self._rules.max_bytes)
+                body, found, attributes = await store.get(
+                    row.source[len(root) :], max_bytes=self._rules.max_bytes, charge=place.charge
+                )
                 modified = found.last_modified.isoformat() if found.last_modified else None
                 return Fetch(body, attributes.pop("Content-Type", None), found.etag, modified, 1, attributes)
         raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
 
-    async def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:
+    def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:
         """The levels, each with those before, and the manifest's digests. Returns the type, where known.
 
         A body that its bucket keeps compressed is stored as it is, so it is no image by its bytes.
@@ -244,13 +285,14 @@ class Mover:
                 ErrorClass.TRUNCATED if body.size < row.size else ErrorClass.DIGEST_MISMATCH,
                 f"{body.size:,} bytes came where the manifest says {row.size:,}",
             )
-        with body.buffer() as data:
-            if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
-                kind: image.Kind | None = image.check(data)
-                if self._rules.checks is Checks.DECODE and kind is not None:
-                    await asyncio.get_running_loop().run_in_executor(self._pool, image.decode, data, kind)
-            else:
-                kind = image.sniff(data)
+        by_bytes = image.sniff
+        if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
+            by_bytes = image.check
+        if body.data is not None:
+            kind = by_bytes(body.data)
+        else:
+            with body.buffer() as data:
+                kind = by_bytes(data)
         for name, claimed, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
             if claimed is not None and claimed != actual:
                 raise ObjectError(
@@ -291,23 +333,3 @@ class Mover:
         if kind is not None:
             return kind.mime
         return row.content_type or fetch.content_type
-
-
-def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
-    """Does an error say that a host is asked for too much?
-
-    | error | overload |
-    |---|---|
-    | 429, 503 (also SlowDown of a store) | sure |
-    | timeouts, resets, a store in trouble | maybe: one broken object causes them too |
-    | anything else | no |
-    """
-    if error.error_class is ErrorClass.RATE_LIMITED or error.status_code == 503:
-        return "sure"
-    maybe = (ErrorClass.TIMEOUT, ErrorClass.CONNECTION, ErrorClass.STORE_ERROR)
-    return "maybe" if error.error_class in maybe else None
-
-
-def host_of(source: str) -> str:
-    """The host (with its port) whose limit and circuit a source counts for; a root's bucket likewise."""
-    return _AUTHORITY_END.split(source.partition("://")[2], maxsplit=1)[0].rpartition("@")[2].lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -155,8 +155,7 @@ def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: 
         text = "the destination holds other bytes than the ledger says"
     now = datetime.now(UTC)
     result.wrong.append(
-        replace(
-            outcome,
+        outcome._replace(
             status=Status.PENDING,
             error_class=wrong,
             status_code=None,

@@ -12,6 +12,7 @@ from typing import Any
 from demo.images import make_image
 from demo.s3 import S3Server
 from tasks.engine import lease, ledger, tables
+from tasks.engine.access import Access
 from tasks.engine.body import Body, BodyWriter
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import ChunkIncomplete
@@ -21,7 +22,6 @@ from tasks.engine.plan import ChunkRef, Mode, Planned
 from tasks.engine.planner import Accesses, Ask, make_plan
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import DirectoryState, State
-from tasks.engine.store import Access
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 QUICK = {"attempts": 1, "backoff_s": 0.01, "max_backoff_s": 2.0}
@@ -50,7 +50,7 @@ def row_id(n: int | str) -> str:
     return hashlib.sha256(str(n).encode()).hexdigest()
 
 
-def make_row(n: int, source: str | None = None, **given: Any) -> Row:
+def make_row(n: int | str, source: str | None = None, **given: Any) -> Row:
     return Row(row_id(n), source or f"https://img.example/{n}.jpg", given.pop("key", f"{n}.jpg"), **given)
 
 

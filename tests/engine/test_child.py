@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tasks.engine.access import Access
 from tasks.engine.child import Child, Request
 from tasks.engine.errors import Fatal, UserError
 from tasks.engine.plan import Planned
-from tasks.engine.store import Access
 from tests.engine.helpers import make_job
 
 

@@ -140,7 +140,7 @@ def test_an_open_circuit_leaves_rows_pending_and_the_next_attempt_takes_those_al
         before = dict(origin.requests)
         for n in range(90):
             origin.mend(f"/{n}.jpg")
-        runtime._circuits.clear()  # 30 s later
+        runtime.dispatcher._circuits.clear()  # 30 s later
         result = run_chunk(runtime, ref)
     assert result.counts == {"failed": len(settled), "copied": 90 - len(settled)}
     for row in rows:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from tasks.engine import existing as listing
+from tasks.engine.access import Access
 from tasks.engine.existing import cut_ranges, existing, just_before
-from tasks.engine.store import Access, open_store
+from tasks.engine.store import open_store
 from tests.engine.helpers import access
 
 TEXT = st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -100,7 +101,8 @@ def test_a_reader_that_gives_up_does_not_hang(s3: S3Server, bucket: str, tmp_pat
 import sys
 from pathlib import Path
 from tasks.engine import existing
-from tasks.engine.store import Access, open_store
+from tasks.engine.access import Access
+from tasks.engine.store import open_store
 existing.cut_ranges.__defaults__ = (1,)
 store = open_store("s3://{bucket}/p/", Access({s3.endpoint_url!r}, "us-east-1",
     keys=({s3.access_key!r}, {s3.secret_key!r}, None)), Path({str(tmp_path)!r}))

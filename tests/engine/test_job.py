@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.engine.job import Job
+from tasks.engine.job import Job, Limits
 from tasks.engine.job_rules import parse_budget
 from tests.engine.helpers import make_job
 
@@ -117,6 +117,7 @@ NEITHER: list[dict[str, Any]] = [
     {"source": {"allow_private_addresses": ["10.0.0.0/8"]}},
     {"destination": {"uri": "s3://bucket/p/", "credentials": "anonymous", "region": "eu"}},
     {"concurrency": 5},
+    {"limits": {"concurrency": 5, "hosts": {"h": {"requests_per_s": 1}}, "destination": {"bytes_per_s": "1MB"}}},
     {"timeouts": {"read_s": 5}},
     {"retries": {"attempts": 7}},
     {"failure_budget": 9},
@@ -189,3 +190,90 @@ def test_a_budget_lies_within_its_share(share: float, rows: int) -> None:
     """Never more than the share rounded up, never less than one row."""
     allowed = make_job(failure_budget=share).budget(rows)
     assert max(1, rows * share - 0.001) <= allowed <= max(1, rows * share + 1)
+
+
+# --- limits
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(5000, 5000), ("5000", 5000), ("10MB", 10_000_000), ("10 MB/s", 10_000_000), ("10MiB", 10 * 2**20),
+     ("1.5GB", 1_500_000_000), ("64KiB", 65536), ("64kB", 64000), (2e6, 2_000_000), (None, None)],
+)  # fmt: skip
+def test_bytes_per_s(given: Any, expected: int | None) -> None:
+    """A number of bytes, or one with a unit; the same after a round trip."""
+    limits = make_job(limits={"bytes_per_s": given, "destination": {"bytes_per_s": given}}).limits
+    assert limits.bytes_per_s == limits.destination.bytes_per_s == expected
+    assert Limits.model_validate(limits.model_dump(mode="json")) == limits
+
+
+STOP = "to stop a job for a while, do not run it"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"concurrency": 0}, f"concurrency of 0 would let nothing through: {STOP}; else write a whole number from 1"),
+        ({"concurrency": -3}, STOP),
+        ({"concurrency": 4097}, "more than any host serves"),
+        ({"concurrency": True}, "concurrency is no number; write a whole number from 1 to 4096"),
+        ({"concurrency": 2.5}, "no whole number"),
+        ({"concurrency": "many"}, "concurrency is no number"),
+        ({"requests_per_s": 0}, STOP),
+        ({"requests_per_s": -0.5}, STOP),
+        ({"requests_per_s": 0.0001}, f"too little for any work: {STOP}"),
+        ({"requests_per_s": 2e6}, "bounds nothing; write a number from 0.001"),
+        ({"requests_per_s": float("nan")}, "no finite number"),
+        ({"requests_per_s": float("inf")}, "no finite number"),
+        ({"requests_per_s": False}, "no number"),
+        ({"bytes_per_s": 0}, STOP),
+        ({"bytes_per_s": "0MB"}, STOP),
+        ({"bytes_per_s": 999}, "too little"),
+        ({"bytes_per_s": 10**13}, "bounds nothing"),
+        ({"bytes_per_s": "10Mb"}, "bits are not meant here; write bytes"),
+        ({"bytes_per_s": "10Mbit/s"}, "bits are not meant here"),
+        ({"bytes_per_s": "fast"}, "neither a number nor a number with a unit"),
+        ({"bytes_per_s": "-10MB"}, "neither a number"),
+        ({"bytes_per_s": True}, "no number"),
+        ({"requests": 5}, "unknown key `requests`; did you mean `requests_per_s`?"),
+        ({"hosts": {"https://h.example/": {}}}, "is no host; write `img.example.com`"),
+        ({"hosts": {"h.example/x": {}}}, "is no host"),
+        ({"hosts": {"*": {}}}, "is no host"),
+        ({"hosts": {"": {}}}, "is no host"),
+        ({"hosts": {"h.example": {"requests_per_s": 0}}}, "requests_per_s of 0 would let nothing through"),
+        ({"hosts": {"h.example": {"hosts": {}}}}, "unknown key `hosts`"),
+        ({"destination": {"concurrency": 0}}, "destination.concurrency"),
+    ],
+)
+def test_limits_that_are_refused(given: dict[str, Any], words: str) -> None:
+    """Zero, negative, absurd, no number: with the key, the reason and what to write instead."""
+    assert words in refused(limits=given)
+
+
+def test_a_key_of_limits_at_the_wrong_place() -> None:
+    """Is pointed to its own."""
+    assert "did you mean `limits.requests_per_s`?" in refused(requests_per_s=5)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("img.old.example", "img.old.example"), ("img.old.example:8080", "img.old.example:8080"),
+     ("img.old.example:81", "img.old.example"), ("a.old.example", "*.old.example"),
+     ("a.b.old.example:9", "*.old.example"), ("old.example", "*.example"), ("example", ""),
+     ("evilold.example", "*.example"), ("old-images", "old-images"),
+     ("[::1]:80", "[::1]"), ("other.test", "")],
+)  # fmt: skip
+def test_the_most_exact_entry_counts(host: str, expected: str) -> None:
+    """Host with port, host, then wildcards from the longest on; case does not matter; a bucket by its name."""
+    names = ["IMG.old.example", "img.old.example:8080", "*.old.example", "*.example", "old-images", "[::1]"]
+    hosts = {name: {"concurrency": n + 1} for n, name in enumerate(names)}
+    key, limits = make_job(limits={"hosts": hosts}).limits.of_host(host)
+    assert key == expected
+    assert limits.concurrency == ([name.lower() for name in names].index(expected) + 1 if expected else None)
+
+
+def test_limits_in_the_schema() -> None:
+    """A Prefect server checks parameters against it: sizes may be numbers or text."""
+    schema = Job.model_json_schema()["$defs"]["HostLimits"]["properties"]
+    kinds = {kind["type"] for kind in schema["bytes_per_s"]["anyOf"]}
+    assert kinds == {"integer", "string", "null"}

@@ -12,13 +12,13 @@ import pytest
 
 from demo.origin import Fault, Origin, Trouble
 from tasks.engine import ledger
+from tasks.engine.access import Access
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.limiter import HostLimit, Limiter, PausedTooLong
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import PLACE_FILE, PLAN_FILE, forget_plan, read_plan
 from tasks.engine.reading import with_latest
-from tasks.engine.store import Access
 from tasks.engine.summary import count
 from tests.engine.helpers import directory_state, later, latest, make_job, make_outcome, plan, run
 

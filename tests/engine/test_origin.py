@@ -27,7 +27,7 @@ from aiohttp import client_exceptions, http_exceptions
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from tasks.engine import body as body_module
-from tasks.engine import origin as origin_module
+from tasks.engine import incoming as incoming_module
 from tasks.engine.address import AddressFilter
 from tasks.engine.codings import decoders
 from tasks.engine.errors import AddressBlocked, Fatal, ObjectError, UserError, from_origin
@@ -260,7 +260,7 @@ def test_an_empty_object(spool: Path) -> None:
 
 def test_large_objects_are_spooled(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the spool limit a body lies in a file, whose bytes and digests are right."""
-    monkeypatch.setattr(origin_module, "SPOOL_OVER_BYTES", 1000)
+    monkeypatch.setattr(incoming_module, "SPOOL_OVER_BYTES", 1000)
     monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (1000,))
     fetched = got(always(reply(DATA)), spool)
     assert fetched.body.path is not None
@@ -512,6 +512,7 @@ def test_the_total_covers_all_hops(spool: Path) -> None:
 def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CancelledError is not turned into an outcome; the spool file and the connection go."""
     monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
 
     async def scenario() -> None:
         async with serving(silent(reply(b"x" * 1000, length=None))) as server:
@@ -532,6 +533,7 @@ def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.Monkey
 def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing write is the disk's failure, stops the run, and leaves no file, even if closing fails too."""
     monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
     real = os.fdopen
 
     def full(fd: int, mode: str) -> Any:

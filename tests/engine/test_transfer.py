@@ -9,8 +9,9 @@ import pytest
 
 from tasks.engine.job import OnExisting
 from tasks.engine.objects import Row
+from tasks.engine.place import host_of
 from tasks.engine.store import Found
-from tasks.engine.transfer import after_fetch, before_fetch, host_of
+from tasks.engine.transfer import after_fetch, before_fetch
 from tests.engine.helpers import make_row
 
 P = OnExisting

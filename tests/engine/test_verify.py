@@ -202,8 +202,8 @@ def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
     """Only its status changes: key, digests and attempt stay, so that the repair is the next attempt."""
     said = make_outcome(1, attempt=3, md5=MD5, sha256=SHA, chunk="c")
     (wrong,) = verify.compare_listing([said], {}, 9, Progress()).wrong
-    assert wrong == replace(
-        said, status=Status.PENDING, error_class=ErrorClass.MISSING, message=wrong.message, retryable=True,
+    assert wrong == said._replace(
+        status=Status.PENDING, error_class=ErrorClass.MISSING, message=wrong.message, retryable=True,
         started_at=wrong.started_at, recorded_at=wrong.recorded_at, run_no=9, chunk="",
     )  # fmt: skip
 

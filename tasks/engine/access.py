@@ -1,0 +1,96 @@
+"""How a bucket is reached: endpoint, region, credentials, and the two clients made of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from obstore.store import S3Store
+
+from tasks.engine.bucket_http import Boto3, BucketHttp, Credentials, Fixed
+from tasks.engine.errors import UserError
+from tasks.engine.sigv4 import Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a bucket. Built where the work runs; never written to disk or logged."""
+
+    endpoint_url: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    proxied: bool = False  # the environment names a proxy for it, which obstore's client uses
+    keys: tuple[str, str, str | None] | None = field(default=None, repr=False)  # id, secret, session token
+
+
+def s3_client(bucket: str, access: Access, timeout_s: float) -> S3Store:
+    """obstore's client of a bucket, its own retries off."""
+    options: dict[str, Any] = {}
+    if access.endpoint_url:
+        options["endpoint"] = access.endpoint_url.rstrip("/")
+        options["virtual_hosted_style_request"] = False
+    if access.anonymous:
+        options["skip_signature"] = True
+    elif access.keys:
+        options["access_key_id"], options["secret_access_key"] = access.keys[:2]
+        if access.keys[2]:
+            options["session_token"] = access.keys[2]
+    else:
+        options["credential_provider"] = _boto3_provider(access)
+    return S3Store(
+        bucket,
+        region=region_of(access),
+        client_options={
+            "allow_http": True,
+            "timeout": timedelta(seconds=timeout_s),
+            "connect_timeout": "15s",
+            "pool_max_idle_per_host": "512",
+        },
+        retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=timeout_s)},
+        **options,
+    )
+
+
+def region_of(access: Access) -> str:
+    region = access.region or (None if access.anonymous or access.keys else boto3_session(access).region_name)
+    return region or "us-east-1"
+
+
+def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
+    """The short way to the same bucket; inside the loop that uses it."""
+    region = region_of(access)
+    credentials: Credentials
+    if access.anonymous:
+        credentials = Fixed(None)
+    elif access.keys:
+        credentials = Fixed(Keys(*access.keys))
+    else:
+        credentials = Boto3(boto3_session(access).get_credentials())
+    endpoint = access.endpoint_url or f"https://s3.{region}.amazonaws.com"
+    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512)
+
+
+def boto3_session(access: Access) -> Any:
+    """boto3's credential chain: environment, profiles, SSO, roles. Raises UserError for an unknown profile."""
+    import boto3
+    from botocore.exceptions import ProfileNotFound
+
+    try:
+        return boto3.session.Session(profile_name=access.profile, region_name=access.region)
+    except ProfileNotFound:
+        named = f"`{access.profile}`" if access.profile else "as AWS_PROFILE names"
+        raise UserError(f"credentials: there is no AWS profile {named} on this machine") from None
+
+
+def _boto3_provider(access: Access) -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3_session(access)
+    if session.get_credentials() is None:
+        raise UserError(
+            "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name them with "
+            "`credentials: profile:NAME` or `credentials: block:NAME`"
+        )
+    return Boto3CredentialProvider(session)

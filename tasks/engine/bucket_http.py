@@ -1,0 +1,201 @@
+"""Single objects of a bucket over HTTP in the loop's own thread: the short way for what every row does.
+
+obstore's client lives in threads of its own, and each call is handed over and back: with aiohttp a row's GET and PUT
+take a quarter less of the processor (docs/decisions/0009). Whatever is not plain here is obstore's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+import aiohttp
+from yarl import URL
+
+from tasks.engine.errors import Fatal, ObjectError, credentials_error, from_store_http, s3_code, store_status
+from tasks.engine.retry import parse_retry_after
+from tasks.engine.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
+
+# Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
+_PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
+_PLAIN_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
+_PLAIN_NAME = re.compile(r"[a-z0-9-]+")
+_HEADERS = {
+    name.lower(): name
+    for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
+}
+_META = "x-amz-meta-"
+_ERROR_BYTES = 16 * 1024
+
+
+class Credentials(Protocol):
+    """Where the keys come from; they may change while a run is on."""
+
+    async def current(self) -> Keys | None:
+        """The keys to sign with, or None to ask unsigned."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A store's answer to a PUT."""
+
+    etag: str | None
+    exists: bool = False  # the key was there, and `create` was asked for
+
+
+class NotPlain(Exception):
+    """This request is none for the short way."""
+
+
+class BucketHttp:
+    """One bucket. Made inside the loop that uses it; closed at the end. Raises ObjectError, Fatal and NotPlain."""
+
+    def __init__(
+        self, endpoint: str, bucket: str, region: str, credentials: Credentials, *, timeout_s: float, connections: int
+    ) -> None:
+        base = URL(endpoint)
+        self._base = f"{base.scheme}://{base.raw_authority}"
+        self._root = f"{base.raw_path.rstrip('/')}/{bucket}/"
+        port = "" if base.port in (None, {"http": 80, "https": 443}.get(base.scheme)) else f":{base.port}"
+        self._signer = Signer(f"{base.raw_host}{port}", region)
+        self._credentials = credentials
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=15.0),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def put(self, key: str, data: bytes, sha256: str, attributes: Mapping[str, str], create: bool) -> Sent:
+        """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another."""
+        headers = plain_headers(attributes)
+        if create:
+            headers["if-none-match"] = "*"
+        response = await self._ask("PUT", key, headers, sha256, data, "destination")
+        try:
+            status = response.status
+            if status == 200:
+                await response.read()
+                return Sent(response.headers.get("ETag"))
+            if create and status == 412:
+                await response.read()
+                return Sent(None, exists=True)
+            raise await self._refused(response, "destination")
+        except NotPlain:
+            raise
+        except Exception as exc:  # noqa: BLE001 - errors.py knows them
+            raise from_store_http(exc, "destination") from None
+        finally:
+            response.release()
+
+    async def get(self, key: str, side: str) -> aiohttp.ClientResponse:
+        """The answer with the object, its body not read yet; whoever takes it reads or closes it."""
+        response = await self._ask("GET", key, {}, EMPTY_SHA256, None, side)
+        if response.status == 200:
+            return response
+        try:
+            raise await self._refused(response, side)
+        finally:
+            response.release()
+
+    async def _ask(
+        self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | None, side: str
+    ) -> aiohttp.ClientResponse:
+        if not _PLAIN_KEY.fullmatch(key):
+            raise NotPlain
+        path = self._root + encoded(key)
+        keys = await self._credentials.current()
+        if keys is not None:
+            headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC))
+        try:
+            return await self._session.request(
+                method, URL(self._base + path, encoded=True), headers=headers, data=data, allow_redirects=False
+            )
+        except Exception as exc:  # noqa: BLE001 - errors.py knows them
+            raise from_store_http(exc, side) from None
+
+    async def _refused(self, response: aiohttp.ClientResponse, side: str) -> ObjectError | Fatal | NotPlain:
+        if response.status < 400:  # a redirect to the bucket's own region, or nothing that S3 answers
+            return NotPlain()
+        body = await response.content.read(_ERROR_BYTES)
+        retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
+        return store_status(response.status, s3_code(body), side, retry_after_s)
+
+
+def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:
+    """An object's attributes as request headers: what S3 knows under its name, all else as user metadata.
+
+    Raises NotPlain for what clients write in different ways.
+    """
+    headers = {}
+    for name, value in attributes.items():
+        lower = name.lower()
+        if not _PLAIN_NAME.fullmatch(lower) or not _PLAIN_VALUE.fullmatch(value):
+            raise NotPlain
+        headers[lower if lower in _HEADERS else _META + lower] = value
+    return headers
+
+
+def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """The attributes that an answer's headers tell of, named as obstore names them."""
+    found = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in _HEADERS:
+            found[_HEADERS[lower]] = value
+        elif lower.startswith(_META):
+            found[lower[len(_META) :]] = value
+    return found
+
+
+def last_modified(headers: Mapping[str, str]) -> datetime | None:
+    try:
+        return parsedate_to_datetime(headers["Last-Modified"])
+    except (KeyError, ValueError, TypeError):
+        return None
+
+
+class Fixed:
+    """Keys that do not change, or none."""
+
+    def __init__(self, keys: Keys | None) -> None:
+        self._keys = keys
+
+    async def current(self) -> Keys | None:
+        return self._keys
+
+
+class Boto3:
+    """Keys of boto3's chain. Those that expire are renewed in a thread: that may ask a metadata service."""
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+        self._frozen: Any = None
+        self._keys: Keys | None = None
+        self._lock: asyncio.Lock | None = None
+
+    async def current(self) -> Keys | None:
+        needed = getattr(self._credentials, "refresh_needed", None)
+        if self._keys is not None and (needed is None or not needed()):
+            return self._keys
+        if self._lock is None:
+            self._lock = asyncio.Lock()
+        async with self._lock:
+            try:
+                frozen = await asyncio.to_thread(self._credentials.get_frozen_credentials)
+            except Exception as exc:  # noqa: BLE001 - botocore's, and those of what it asks
+                raise credentials_error(exc) from None
+            if frozen != self._frozen:
+                self._frozen = frozen
+                self._keys = Keys(frozen.access_key, frozen.secret_key, frozen.token)
+        return self._keys
