@@ -141,7 +141,9 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     from tasks.engine import lease
     from tasks.engine.child import Child
     from tasks.engine.plan import forget_plan
+    from tasks.process import few_heaps
 
+    few_heaps()
     runs.wait_for_others = wait
     runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import resource
 from collections.abc import Iterator
 
 MOST_FILES = 65_536
+_M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one for each thread would be 10 MB more
 # A new object's allocations are hardly ever cycles. The library's default, 700, looks through the youngest ones
 # every few objects and through all of a chunk's rows now and then: a tenth of the loop's time.
 GC_THRESHOLDS = (20_000, 20, 100)
@@ -20,6 +22,12 @@ def raise_file_limit() -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def few_heaps() -> None:
+    """Keeps the C library from making a heap for each thread; early, since those that are there stay."""
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
 
 
 @contextlib.contextmanager

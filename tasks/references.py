@@ -69,7 +69,7 @@ def _proxied(address: str) -> bool:
 
 def _access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     if credentials is None:
-        return Access(endpoint_url, region)
+        return _from_environment(endpoint_url, region) or Access(endpoint_url, region)
     if credentials == "anonymous":
         return Access(endpoint_url, region, anonymous=True)
     kind, _, name = credentials.partition(":")
@@ -84,6 +84,22 @@ def _access(credentials: str | None, endpoint_url: str | None, region: str | Non
         keys = (block.aws_access_key_id, block.aws_secret_access_key.get_secret_value(), block.aws_session_token)
         return Access(endpoint_url, region, keys=keys)
     return Access(endpoint_url, region, profile=block.profile_name)
+
+
+def _from_environment(endpoint_url: str | None, region: str | None) -> Access | None:
+    """The keys that boto3's chain would take first, where they are set and no file has a say.
+
+    boto3 itself costs 10 MB and 0.2 s, for two variables.
+    """
+    named = os.environ.get
+    key_id, secret = named("AWS_ACCESS_KEY_ID"), named("AWS_SECRET_ACCESS_KEY")
+    config = Path(named("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    if not key_id or not secret or named("AWS_PROFILE") or named("AWS_DEFAULT_PROFILE") or config.exists():
+        return None
+    region = region or named("AWS_DEFAULT_REGION")
+    return Access(
+        endpoint_url, region, keys=(key_id, secret, named("AWS_SESSION_TOKEN") or named("AWS_SECURITY_TOKEN"))
+    )
 
 
 def source_access(job: Job) -> Access:

@@ -21,7 +21,7 @@ from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
-from tasks.process import for_many_objects, raise_file_limit
+from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 _current: Run | None = None
 wait_for_others = False  # `ferry run --wait`
@@ -113,6 +113,7 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
         clean_spool(state)
         run_no = ledger.last_run_no(state) + 1
         raise_file_limit()
+        few_heaps()
         runtime = Runtime(
             job, state, lease, run_no,
             source_access=source, destination_access=destination, headers=headers, limit=limit,

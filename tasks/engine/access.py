@@ -58,8 +58,8 @@ def region_of(access: Access) -> str:
     return region or "us-east-1"
 
 
-def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
-    """The short way to the same bucket; inside the loop that uses it."""
+def short_client(bucket: str, access: Access, timeout_s: float, *, trust_env: bool = False) -> BucketHttp:
+    """The short way to the same bucket; inside the loop that uses it. Raises UserError where there are no keys."""
     region = region_of(access)
     credentials: Credentials
     if access.anonymous:
@@ -67,9 +67,9 @@ def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
     elif access.keys:
         credentials = Fixed(Keys(*access.keys))
     else:
-        credentials = Boto3(boto3_session(access).get_credentials())
+        credentials = Boto3(chain(access).get_credentials())
     endpoint = access.endpoint_url or f"https://s3.{region}.amazonaws.com"
-    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512)
+    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512, trust_env=trust_env)
 
 
 def boto3_session(access: Access) -> Any:
@@ -87,10 +87,15 @@ def boto3_session(access: Access) -> Any:
 def _boto3_provider(access: Access) -> Any:
     from obstore.auth.boto3 import Boto3CredentialProvider
 
+    return Boto3CredentialProvider(chain(access))
+
+
+def chain(access: Access) -> Any:
+    """A boto3 session that has credentials. Raises UserError for one that has none."""
     session = boto3_session(access)
     if session.get_credentials() is None:
         raise UserError(
             "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name them with "
             "`credentials: profile:NAME` or `credentials: block:NAME`"
         )
-    return Boto3CredentialProvider(session)
+    return session

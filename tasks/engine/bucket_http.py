@@ -57,7 +57,15 @@ class BucketHttp:
     """One bucket. Made inside the loop that uses it; closed at the end. Raises ObjectError, Fatal and NotPlain."""
 
     def __init__(
-        self, endpoint: str, bucket: str, region: str, credentials: Credentials, *, timeout_s: float, connections: int
+        self,
+        endpoint: str,
+        bucket: str,
+        region: str,
+        credentials: Credentials,
+        *,
+        timeout_s: float,
+        connections: int,
+        trust_env: bool = False,  # ask by the proxy that the environment names
     ) -> None:
         base = URL(endpoint)
         self._base = f"{base.scheme}://{base.raw_authority}"
@@ -70,6 +78,7 @@ class BucketHttp:
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=15.0),
             auto_decompress=False,
+            trust_env=trust_env,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
         )
 
@@ -108,19 +117,39 @@ class BucketHttp:
         finally:
             response.release()
 
+    async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
+        """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""
+        response = await self._send(method, self._root + encoded(key), {}, EMPTY_SHA256, None, "destination", query)
+        try:
+            return response.status, await response.content.read(_ERROR_BYTES)
+        except Exception as exc:  # noqa: BLE001 - errors.py knows them
+            raise from_store_http(exc, "destination") from None
+        finally:
+            response.close()
+
     async def _ask(
         self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | None, side: str
     ) -> aiohttp.ClientResponse:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
-        path = self._root + encoded(key)
+        return await self._send(method, self._root + encoded(key), headers, sha256, data, side)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str],
+        sha256: str,
+        data: bytes | None,
+        side: str,
+        query: str = "",
+    ) -> aiohttp.ClientResponse:
         keys = await self._credentials.current()
         if keys is not None:
-            headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC))
+            headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC), query)
+        url = URL(f"{self._base}{path}?{query}" if query else self._base + path, encoded=True)
         try:
-            return await self._session.request(
-                method, URL(self._base + path, encoded=True), headers=headers, data=data, allow_redirects=False
-            )
+            return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 

@@ -10,9 +10,8 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,12 +21,17 @@ from tasks.engine.plan import read_plan
 from tasks.engine.state import State
 from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
+if TYPE_CHECKING:
+    import duckdb
+
 T = TypeVar("T")
 LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, attempt DESC, recorded_at DESC) = 1"
 
 
 def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:
     """A DuckDB that stays within ``memory``, spills to ``spool_dir`` and downloads nothing."""
+    import duckdb  # 30 MB, which the transferring process does without
+
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
@@ -88,6 +92,8 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
 
 def reading(read: Callable[[], T], tries: int = 8) -> T:
     """Runs a reader that may meet a compaction: a file that went away means: list again."""
+    import duckdb
+
     for left in reversed(range(tries)):
         try:
             return read()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import uuid
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+from xml.sax.saxutils import unescape
 
-from tasks.engine.access import Access, boto3_session
-from tasks.engine.errors import UserError
+from tasks.engine.access import Access, short_client
+from tasks.engine.errors import ObjectError, UserError, s3_code
+
+TIMEOUT_S = 30.0
+_UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 
 
 def preflight(uri: str, access: Access, *, dry: bool = False) -> None:
@@ -38,57 +43,51 @@ def _check_directory(directory: Path, *, dry: bool) -> None:
         raise UserError(f"destination: no right to write to {there}")
 
 
-def s3_client(access: Access) -> Any:
-    """A boto3 client for the few calls outside the data path."""
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=10,
-        read_timeout=30,
-        retries={"max_attempts": 2},
-        s3={"addressing_style": "path"} if access.endpoint_url else {},
-        signature_version=UNSIGNED if access.anonymous else None,
-    )
-    keys: dict[str, Any] = {}
-    if access.keys:
-        keys = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), access.keys, strict=True))
-    session = boto3_session(access)
-    region = access.region or session.region_name or "us-east-1"
-    return session.client("s3", endpoint_url=access.endpoint_url, region_name=region, config=config, **keys)
-
-
 def _check_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> None:
-    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
-
     where = f"destination bucket `{bucket}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
     try:
-        client = s3_client(access)
-        client.head_bucket(Bucket=bucket)
+        refusal = asyncio.run(_ask_bucket(bucket, prefix, access, dry=dry))
+    except ObjectError as exc:
+        raise UserError(f"{where} cannot be reached ({exc.message}). Check `endpoint_url` and the network") from None
+    if refusal is not None:
+        raise UserError(f"{where} {refusal}")
+
+
+async def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> str | None:
+    """What the bucket says against us, as the end of a sentence (S3 API: HeadBucket, CreateMultipartUpload).
+
+    | answer | to HEAD of the bucket | to the start of an upload |
+    |---|---|---|
+    | 404 | does not exist | does not exist |
+    | 401, 403 | refuses access | refuses writing |
+    | 3xx, 400 | another region? | answered ... |
+    | other errors | answered ... | answered ... |
+    """
+    http = short_client(bucket, access, TIMEOUT_S, trust_env=access.proxied)
+    try:
+        status, body = await http.call("HEAD")
+        if status >= 300:
+            return _refusal(status, body, "access")
         if dry:
-            return
+            return None
         key = f"{prefix}/.ferry-preflight-{uuid.uuid4().hex}".lstrip("/")
-        upload = client.create_multipart_upload(Bucket=bucket, Key=key)
-        client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload["UploadId"])
-    except NoCredentialsError:
-        raise UserError(
-            "destination: no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name "
-            "them with `credentials: profile:NAME` or `credentials: block:NAME`"
-        ) from None
-    except ClientError as exc:
-        status = exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        code = exc.response.get("Error", {}).get("Code")
-        if status == 404:
-            raise UserError(f"{where} does not exist. Create it, or correct `destination`") from None
-        if status in (401, 403):
-            what = "writing" if exc.operation_name != "HeadBucket" else "access"
-            raise UserError(
-                f"{where} refuses {what} with these credentials ({code}). Check `credentials` and the bucket's policy"
-            ) from None
-        if status in (301, 307, 400) and exc.operation_name == "HeadBucket":
-            raise UserError(f"{where} answered HTTP {status}: is `region` right, and the name?") from None
-        raise UserError(f"{where} answered HTTP {status} ({code}) to {exc.operation_name}") from None
-    except BotoCoreError as exc:
-        raise UserError(
-            f"{where} cannot be reached ({type(exc).__name__}). Check `endpoint_url` and the network"
-        ) from None
+        status, body = await http.call("POST", key, "uploads=")
+        if status >= 300:
+            return _refusal(status, body, "writing")
+        if (upload := _UPLOAD_ID.search(body.decode("utf-8", "replace"))) is not None:
+            await http.call("DELETE", key, f"uploadId={quote(unescape(upload[1]), safe='~')}")
+        return None
+    finally:
+        await http.close()
+
+
+def _refusal(status: int, body: bytes, what: str) -> str:
+    code = s3_code(body)
+    said = f"HTTP {status}" + (f" {code}" if code else "")
+    if status == 404:
+        return "does not exist. Create it, or correct `destination`"
+    if status in (401, 403):
+        return f"refuses {what} with these credentials ({said}). Check `credentials` and the bucket's policy"
+    if what == "access" and (status < 400 or status == 400):
+        return f"answered {said}: is `region` right, and the name?"
+    return f"answered {said} when asked for {what}"

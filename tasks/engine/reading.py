@@ -6,14 +6,15 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import duckdb
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.engine import ledger
 from tasks.engine.errors import UserError
 from tasks.engine.plan import read_plan
 from tasks.engine.state import State
+
+if TYPE_CHECKING:
+    import duckdb
 
 T = TypeVar("T")
 FAILURE_COLUMNS = (

@@ -43,11 +43,19 @@ class Signer:
         self._key = b""
 
     def headers(
-        self, method: str, path: str, headers: Mapping[str, str], payload_sha256: str, keys: Keys, now: datetime
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        payload_sha256: str,
+        keys: Keys,
+        now: datetime,
+        query: str = "",
     ) -> dict[str, str]:
         """``headers`` (lower-case names, values without blanks around them) and what signs the request.
 
-        ``path`` is encoded; there is no query. ``now`` is UTC. All headers are signed, and the host with them.
+        ``path`` is encoded; so is ``query``, each parameter with its `=`, in order. ``now`` is UTC. All headers are
+        signed, and the host with them.
         """
         stamp = now.strftime("%Y%m%dT%H%M%SZ")
         day = stamp[:8]
@@ -57,7 +65,7 @@ class Signer:
         names = sorted([*signed, "host"])
         lines = "".join(f"{name}:{self._host if name == 'host' else signed[name]}\n" for name in names)
         listed = ";".join(names)
-        request = f"{method}\n{path}\n\n{lines}\n{listed}\n{payload_sha256}"
+        request = f"{method}\n{path}\n{query}\n{lines}\n{listed}\n{payload_sha256}"
         scope = f"{day}/{self._region}/s3/aws4_request"
         text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{hashlib.sha256(request.encode()).hexdigest()}"
         if day != self._day or keys is not self._day_keys:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from tasks.engine.errors import FerryError
 from tasks.engine.objects import ErrorClass
+
+if TYPE_CHECKING:
+    import duckdb
 
 PLAIN_WORDS: dict[ErrorClass, str] = {
     ErrorClass.NOT_FOUND: "not there (404)",

@@ -6,9 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
-
-import duckdb
+from typing import TYPE_CHECKING, Any
 
 from tasks.engine import ledger
 from tasks.engine.errors import ObjectError
@@ -18,6 +16,9 @@ from tasks.engine.reading import with_latest
 from tasks.engine.state import State
 from tasks.engine.store import Found, Store, md5_of_etag
 from tasks.engine.tables import outcomes_of
+
+if TYPE_CHECKING:
+    import duckdb
 
 AT_ONCE = 32
 # also what an earlier verification found wrong, until a run has repaired it

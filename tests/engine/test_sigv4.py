@@ -66,6 +66,13 @@ def test_a_get_is_signed_with_the_empty_payload() -> None:
     )
 
 
+@pytest.mark.parametrize("query", ["uploads=", "uploadId=a%2Fb~c", "a=1&b=%20"])
+def test_a_query_is_signed(query: str) -> None:
+    """In its canonical form it is signed as it is sent."""
+    ours = Signer("h", "eu-west-3").headers("POST", "/b/k", {}, EMPTY_SHA256, KEYS, NOW, query)
+    assert ours["authorization"] == botocore_signature(f"http://h/b/k?{query}", "POST", {}, b"", KEYS, NOW)
+
+
 def test_the_key_of_the_day_changes_with_day_and_credentials() -> None:
     """A run that goes over midnight, and one whose credentials are renewed, sign rightly."""
     signer = Signer("h", "eu-west-3")
