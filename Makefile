@@ -6,13 +6,14 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test check format bench lock clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
 	@echo "make test          linters, types, architecture and all tests   (T=tests/engine runs a part)"
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
+	@echo "make bench         Ferry beside rclone, s5cmd, juicefs, img2dataset and a script, over an hour   (N=2000: quick)"
 	@echo "make lock          resolve the dependencies anew (needs uv)"
 
 demo: .venv/.installed
@@ -38,8 +39,18 @@ format: .venv/.installed-dev
 	@./deployments/venv.sh $(PYTHON) requirements-dev.txt
 	@touch $@
 
+# N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/performance.md; WRITE=1: any.
+bench: .venv/.installed-dev .bench/venv/.installed
+	@$(BIN)/python -m tests.bench $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SCENES),--scenes $(SCENES)) $(if $(WRITE),--write) $(if $(KEEP),--keep)
+
+.bench/venv/.installed: requirements-bench.txt
+	@mkdir -p .bench
+	@./deployments/venv.sh $(PYTHON) requirements-bench.txt .bench/venv
+	@touch $@
+
 lock:
 	@./deployments/lock.sh
 
 clean:
-	@rm -rf .venv .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,3 +10,4 @@ trap 'rm -f "$build"' EXIT
 printf 'setuptools>=80\nwheel\n' >"$build" # for the editable install of Ferry itself
 compile pyproject.toml "$build" --extra demo -o requirements.txt
 compile pyproject.toml "$build" --extra demo --extra dev -c requirements.txt -o requirements-dev.txt
+compile tests/bench/requirements.in -o requirements-bench.txt # a virtual environment of its own, clashing with ours

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv from a hash-locked requirements file: venv.sh PYTHON REQUIREMENTS
+# Makes a virtual environment from a hash-locked requirements file: venv.sh PYTHON REQUIREMENTS [FOLDER]
+# Without FOLDER that is .venv, with Ferry itself in it.
 # What is missing on a bare Debian or Ubuntu is installed as root, and named otherwise.
 set -euo pipefail
-python=$1 requirements=$2
+python=$1 requirements=$2 venv=${3:-.venv}
 
 apt_line="apt-get update && apt-get install -y python3 python3-venv"
 missing() {
@@ -22,8 +23,8 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
 fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing "python3-venv is not installed"
 
-[ -x .venv/bin/python ] || "$python" -m venv .venv
-echo "installing $requirements into .venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+echo "installing $requirements into $venv"
 # The lock names every package: there is nothing to resolve.
-.venv/bin/python -m pip install --quiet --no-compile --no-deps --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
-.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+"$venv/bin/python" -m pip install --quiet --no-compile --no-deps --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
+[ "$venv" != .venv ] || .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .

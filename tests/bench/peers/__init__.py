@@ -1,0 +1,1 @@
+"""Scripts that run in the peers' own virtual environment, not in Ferry's."""

@@ -1,0 +1,40 @@
+"""What `make bench` was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FULL_N, FULL_ROUNDS = 20_000, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    n: int = FULL_N
+    rounds: int = FULL_ROUNDS
+    scenes: tuple[str, ...] = ()
+    write: bool = True
+    keep: bool = False
+
+    @property
+    def quick(self) -> bool:
+        return self.n < FULL_N
+
+    @property
+    def limited(self) -> int:
+        """Objects from the origin that allows 200 a second: half a minute's, or a few seconds' in a quick run."""
+        return max(6_000, self.n * 3 // 10) if not self.quick else min(self.n, max(1_000, self.n * 3 // 10))
+
+    @property
+    def many(self) -> int:
+        """Images that are asked for under five prefixes each: 100,000 objects."""
+        return self.n // 2 if self.quick else self.n
+
+    @property
+    def large(self) -> tuple[int, int]:
+        """Large objects, and megabytes of each."""
+        return (4, 50) if self.quick else (20, 200)
+
+    @property
+    def patience(self) -> tuple[float, float]:
+        """Seconds that a run may take, and that a machine still busy is waited for before one."""
+        return (180.0, 1.0) if self.quick else (3600.0, 15.0)
