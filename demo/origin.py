@@ -124,6 +124,8 @@ class Origin:
         """The headers of each path's last request, names in lower case."""
         self.total = 0
         """Requests in all."""
+        self.at_once = self.most_at_once = 0
+        """Requests that `latency_s` holds up, now and at most; the latter may be set back."""
         self.port = free_ports(1)[0]
         self.base_url = f"http://127.0.0.1:{self.port}"
         self._objects: dict[str, _Object] = {}
@@ -302,6 +304,8 @@ class _Connection(asyncio.Protocol):
         keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
         if origin.latency_s > 0:
             self._busy = True
+            origin.at_once += 1
+            origin.most_at_once = max(origin.most_at_once, origin.at_once)
             loop = asyncio.get_running_loop()
             loop.call_later(origin.latency_s, self._answer_late, method, target, headers, keep_alive)
         else:
@@ -309,6 +313,7 @@ class _Connection(asyncio.Protocol):
 
     def _answer_late(self, method: str, target: str, headers: dict[str, str], keep_alive: bool) -> None:
         self._busy = False
+        self._origin.at_once -= 1
         if not self._transport.is_closing():
             self._answer(method, target, headers, keep_alive)
             self._advance()

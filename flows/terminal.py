@@ -136,17 +136,15 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
 
 def hosts(known: Hosts, age_s: float) -> None:
     """What the limiter does at each host, and why; `ferry status`."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ("host", "in flight", "limit", "requests", "refused", "latency", "why"):
-        table.add_column(name, justify="left" if name in ("host", "why") else "right")
-    for host in known.hosts:
-        table.add_row(
-            shown(host.host), f"{host.in_flight:,}", f"{host.limit:,}", f"{host.requests:,}", f"{host.refused:,}",
-            f"{host.latency_s * 1000:,.0f} ms", shown(host.why),
-        )  # fmt: skip
     out.print()
     out.print(f"Hosts, as of {duration(max(0.0, age_s))} ago (docs/concurrency.md):")
-    out.print(table)
+    for host in known.hosts:
+        refused = f", [yellow]{host.refused:,} refused[/yellow]" if host.refused else ""
+        out.print(
+            f"[bold]{shown(host.host)}[/bold]  {host.in_flight:,} in flight of {host.limit:,} at most, "
+            f"{host.requests:,} requests{refused}, {host.latency_s * 1000:,.0f} ms each"
+        )
+        out.print(f"  {shown(host.why)}")
     if known.more:
         out.print(f"... and {known.more:,} more")
 

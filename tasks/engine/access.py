@@ -58,7 +58,7 @@ def region_of(access: Access) -> str:
     return region or "us-east-1"
 
 
-def short_client(bucket: str, access: Access, timeout_s: float, *, trust_env: bool = False) -> BucketHttp:
+def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
     """The short way to the same bucket; inside the loop that uses it. Raises UserError where there are no keys."""
     region = region_of(access)
     credentials: Credentials
@@ -69,7 +69,7 @@ def short_client(bucket: str, access: Access, timeout_s: float, *, trust_env: bo
     else:
         credentials = Boto3(chain(access).get_credentials())
     endpoint = access.endpoint_url or f"https://s3.{region}.amazonaws.com"
-    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512, trust_env=trust_env)
+    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512)
 
 
 def boto3_session(access: Access) -> Any:

@@ -13,10 +13,7 @@ import re
 import socket
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
-
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
+from typing import Any, Protocol, TypedDict
 
 from tasks.engine.errors import AddressBlocked, UserError
 
@@ -263,29 +260,52 @@ def _at(host: str, address: Address) -> str:
     return f"the address {address}" if name in ("", str(address)) else f"{_shown(host)} ({address})"
 
 
-class FilteringResolver(AbstractResolver):
+class Resolved(TypedDict):
+    """One address of a name."""
+
+    host: str
+    port: int
+    family: int
+
+
+class Resolver(Protocol):
+    """Who looks names up. Raises socket.gaierror."""
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
+
+
+class SystemResolver:
+    """getaddrinfo, in a thread."""
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        resolved: list[Resolved] = []
+        for family, _, _, _, address in found:
+            text = str(address[0])
+            if family == socket.AF_INET6 and len(address) == 4 and address[3] and "%" not in text:
+                text += f"%{address[3]}"  # link-local: of an interface
+            resolved.append(Resolved(host=text, port=port, family=family))
+        return resolved
+
+
+class FilteringResolver:
     """A resolver that leaves out blocked addresses, and the maker of the sockets to those it let through.
 
-    Hand the object to TCPConnector as ``resolver`` and :meth:`open_socket` as ``socket_factory``.
-    aiohttp asks no resolver about literal addresses: those are for the caller to judge first.
-    ``timeout_s`` bounds one look-up, which aiohttp's own connect timeout does not.
+    Nobody is asked about literal addresses: those are for the caller to judge first. ``timeout_s`` bounds one look-up.
     """
 
-    def __init__(
-        self, address_filter: AddressFilter, inner: AbstractResolver | None = None, timeout_s: float = 15.0
-    ) -> None:
+    def __init__(self, address_filter: AddressFilter, inner: Resolver | None = None, timeout_s: float = 15.0) -> None:
         self._filter = address_filter
-        self._inner = inner or ThreadedResolver()
+        self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
         self._opened_by_name: set[str] = set()
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
         async with asyncio.timeout(self._timeout_s):
-            results = await self._inner.resolve(host, port, family)
-        kept: list[ResolveResult] = []
+            results = await self._inner.resolve(host, port)
+        kept: list[Resolved] = []
         why: str | None = None
         for result in results:
             blocked = self._filter.verdict(host, result["host"])
@@ -306,6 +326,3 @@ class FilteringResolver(AbstractResolver):
         if why is not None and sockaddr[0] not in self._opened_by_name:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)
-
-    async def close(self) -> None:
-        await self._inner.close()

@@ -1,25 +1,36 @@
 """Single objects of a bucket over HTTP in the loop's own thread: the short way for what every row does.
 
-obstore's client lives in threads of its own, and each call is handed over and back: with aiohttp a row's GET and PUT
-take a quarter less of the processor (docs/decisions/0009). Whatever is not plain here is obstore's.
+obstore's client lives in threads of its own, and each call is handed over and back (docs/decisions/0009). Whatever is
+not plain here is obstore's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
-import aiohttp
 from yarl import URL
 
-from tasks.engine.errors import Fatal, ObjectError, credentials_error, from_store_http, s3_code, store_status
+from tasks.engine.address import SystemResolver
+from tasks.engine.connections import Connections
+from tasks.engine.errors import (
+    Fatal,
+    ObjectError,
+    credentials_error,
+    died_unanswered,
+    from_store_http,
+    s3_code,
+    store_status,
+)
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
+from tasks.engine.wire import Answer
 
 # Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
@@ -30,7 +41,15 @@ _HEADERS = {
     for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
 }
 _META = "x-amz-meta-"
-_ERROR_BYTES = 16 * 1024
+_ANSWER_BYTES = 64 * 1024
+CONNECT_S = 15.0
+
+
+class AnyAddress(SystemResolver):
+    """Names without a filter: endpoints are the user's own."""
+
+    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
+        return socket.socket(family=addr_info[0], type=addr_info[1], proto=addr_info[2])
 
 
 class Credentials(Protocol):
@@ -65,7 +84,6 @@ class BucketHttp:
         *,
         timeout_s: float,
         connections: int,
-        trust_env: bool = False,  # ask by the proxy that the environment names
     ) -> None:
         base = URL(endpoint)
         self._base = f"{base.scheme}://{base.raw_authority}"
@@ -73,17 +91,14 @@ class BucketHttp:
         port = "" if base.port in (None, {"http": 80, "https": 443}.get(base.scheme)) else f":{base.port}"
         self._signer = Signer(f"{base.raw_host}{port}", region)
         self._credentials = credentials
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, ttl_dns_cache=60),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=15.0),
-            auto_decompress=False,
-            trust_env=trust_env,
-            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
-        )
+        self._site = (base.scheme, base.raw_host or "", base.port or 443)
+        self._host = f"{base.raw_host}{port}"
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=timeout_s)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     async def put(self, key: str, data: bytes, sha256: str, attributes: Mapping[str, str], create: bool) -> Sent:
         """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another."""
@@ -91,45 +106,28 @@ class BucketHttp:
         if create:
             headers["if-none-match"] = "*"
         response = await self._ask("PUT", key, headers, sha256, data, "destination")
-        try:
-            status = response.status
-            if status == 200:
-                await response.read()
-                return Sent(response.headers.get("ETag"))
-            if create and status == 412:
-                await response.read()
-                return Sent(None, exists=True)
-            raise await self._refused(response, "destination")
-        except NotPlain:
-            raise
-        except Exception as exc:  # noqa: BLE001 - errors.py knows them
-            raise from_store_http(exc, "destination") from None
-        finally:
-            response.release()
+        status = response.status
+        if status == 200 or (create and status == 412):
+            await self._rest(response, "destination")
+            return Sent(None, exists=True) if status == 412 else Sent(response.headers.get("ETag"))
+        raise await self._refused(response, "destination")
 
-    async def get(self, key: str, side: str) -> aiohttp.ClientResponse:
+    async def get(self, key: str, side: str) -> Answer:
         """The answer with the object, its body not read yet; whoever takes it reads or closes it."""
         response = await self._ask("GET", key, {}, EMPTY_SHA256, None, side)
         if response.status == 200:
             return response
-        try:
-            raise await self._refused(response, side)
-        finally:
-            response.release()
+        raise await self._refused(response, side)
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""
-        response = await self._send(method, self._root + encoded(key), {}, EMPTY_SHA256, None, "destination", query)
-        try:
-            return response.status, await response.content.read(_ERROR_BYTES)
-        except Exception as exc:  # noqa: BLE001 - errors.py knows them
-            raise from_store_http(exc, "destination") from None
-        finally:
-            response.close()
+        path = self._root + encoded(key)
+        response = await self._send(method, path, {}, EMPTY_SHA256, None, "destination", query)
+        return response.status, await self._rest(response, "destination")
 
     async def _ask(
         self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | None, side: str
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
         return await self._send(method, self._root + encoded(key), headers, sha256, data, side)
@@ -143,20 +141,43 @@ class BucketHttp:
         data: bytes | None,
         side: str,
         query: str = "",
-    ) -> aiohttp.ClientResponse:
+    ) -> Answer:
         keys = await self._credentials.current()
         if keys is not None:
             headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC), query)
-        url = URL(f"{self._base}{path}?{query}" if query else self._base + path, encoded=True)
+        length = f"content-length: {len(data)}\r\n" if data is not None else ""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        target = f"{path}?{query}" if query else path
+        head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
+        deadline = self._loop.time() + self._timeout_s
+        only = method == "HEAD"
         try:
-            return await self._session.request(method, url, headers=headers, data=data, allow_redirects=False)
+            try:
+                return await self._connections.ask(self._site, head, data, deadline=deadline, heads_only=only)
+            except Exception as exc:
+                if not died_unanswered(exc):
+                    raise
+            # An idle connection that the store had ended. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
+            return await self._connections.ask(self._site, head, data, deadline=deadline, heads_only=only, fresh=True)
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 
-    async def _refused(self, response: aiohttp.ClientResponse, side: str) -> ObjectError | Fatal | NotPlain:
+    async def _rest(self, response: Answer, side: str) -> bytes:
+        """The body of an answer that is no object, as far as anybody reads it."""
+        taken = b""
+        try:
+            while len(taken) < _ANSWER_BYTES and (piece := await response.piece()):
+                taken += piece
+        except Exception as exc:  # noqa: BLE001 - errors.py knows them
+            raise from_store_http(exc, side) from None
+        finally:
+            response.close()
+        return taken
+
+    async def _refused(self, response: Answer, side: str) -> ObjectError | Fatal | NotPlain:
+        body = await self._rest(response, side)
         if response.status < 400:  # a redirect to the bucket's own region, or nothing that S3 answers
             return NotPlain()
-        body = await response.content.read(_ERROR_BYTES)
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
         return store_status(response.status, s3_code(body), side, retry_after_s)
 

@@ -39,7 +39,19 @@ class Fatal(FerryError):
 
 
 class AddressBlocked(FerryError, OSError):
-    """The address filter refuses to connect. An OSError, so that aiohttp closes up and passes it on."""
+    """The address filter refuses to connect. An OSError: what makes sockets may raise it."""
+
+
+class NotHttp(FerryError):
+    """What a server sent is no HTTP/1.1, or its header is too long."""
+
+
+class Disconnected(FerryError, ConnectionError):
+    """A connection ended before any answer came."""
+
+
+class BodyCut(FerryError):
+    """A connection ended in the middle of an answer's body."""
 
 
 class ChunkIncomplete(FerryError):
@@ -131,43 +143,27 @@ def from_planning(exc: Exception, state: str) -> Fatal | None:
 
 
 def from_origin(exc: BaseException) -> ObjectError | Fatal:
-    """Maps what aiohttp, ssl and the socket layer raise while an object is fetched.
+    """Maps what wire.py, ssl and the socket layer raise while an object is fetched.
 
     A spool disk that is full is Fatal. What is not known here is ``internal``: a bug, kept to its row.
     """
-    import aiohttp  # loaded long before; `ferry status` and the planning process raise none of these
-    from aiohttp.http_exceptions import HttpProcessingError
-
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
-    blocked = getattr(exc, "os_error", exc)  # aiohttp wraps what its resolver and its sockets raise
-    if isinstance(blocked, AddressBlocked):
-        return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(blocked))
-    if isinstance(exc, TimeoutError):  # asyncio's, socket's and aiohttp's ServerTimeoutError
+    if isinstance(exc, AddressBlocked):
+        return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(exc))
+    if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")
-    if isinstance(exc, aiohttp.TooManyRedirects):
-        return ObjectError(ErrorClass.REDIRECT_LOOP, "the redirects do not end")
-    if isinstance(
-        exc,
-        (
-            aiohttp.ClientConnectorCertificateError,
-            aiohttp.ClientSSLError,
-            aiohttp.ServerFingerprintMismatch,
-            ssl.SSLError,
-        ),
-    ):
+    if isinstance(exc, ssl.SSLError):
         return ObjectError(ErrorClass.TLS, "the TLS connection failed: " + _tls_reason(exc))
-    if isinstance(exc, (aiohttp.ClientConnectorDNSError, socket.gaierror)):
+    if isinstance(exc, socket.gaierror):
         return ObjectError(ErrorClass.DNS, "the origin's host name does not resolve")
-    if isinstance(exc, aiohttp.ClientPayloadError):
+    if isinstance(exc, BodyCut):
         return ObjectError(ErrorClass.TRUNCATED, "the body ended before it was complete")
-    if isinstance(exc, (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)):
-        return ObjectError(ErrorClass.BAD_URL, "this is not an address that can be fetched")
-    if isinstance(exc, (aiohttp.ClientResponseError, HttpProcessingError)):  # a malformed answer
+    if isinstance(exc, NotHttp):
         return ObjectError(ErrorClass.CONNECTION, "the origin's answer is not HTTP, or its header is too long")
     if isinstance(exc, OSError) and exc.errno in _DISK_ERRNOS:
         return disk_error(exc, "spool file")
-    if isinstance(exc, (aiohttp.ClientError, ConnectionError, OSError)):
+    if isinstance(exc, OSError):
         return ObjectError(ErrorClass.CONNECTION, f"the connection to the origin failed ({_short(exc)})")
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} while fetching; please report it")
 
@@ -177,16 +173,11 @@ def died_unanswered(exc: BaseException) -> bool:
 
     RFC 9112 section 9.3.1: a GET may then be sent again at once, on another connection.
     """
-    import aiohttp
-
-    if isinstance(exc, (aiohttp.ClientConnectorError, TimeoutError)):
-        return False
-    return isinstance(exc, (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError))
+    return isinstance(exc, (Disconnected, ConnectionResetError, BrokenPipeError))
 
 
 def _tls_reason(exc: BaseException) -> str:
-    inner = getattr(exc, "certificate_error", None) or getattr(exc, "os_error", None) or exc
-    return str(getattr(inner, "verify_message", "") or getattr(inner, "reason", "") or type(inner).__name__)
+    return str(getattr(exc, "verify_message", "") or getattr(exc, "reason", "") or type(exc).__name__)
 
 
 def _short(exc: BaseException) -> str:
@@ -291,7 +282,7 @@ def credentials_error(exc: BaseException) -> ObjectError:
 
 
 def from_store_http(exc: BaseException, side: str) -> ObjectError | Fatal:
-    """Maps what aiohttp raises while it talks to a store: as from an origin, in the store's name."""
+    """Maps what is raised while it talks to a store: as from an origin, in the store's name."""
     error = from_origin(exc)
     if not isinstance(error, ObjectError) or error is exc:
         return error

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-import aiohttp
-
 from tasks.engine.body import SPOOL_OVER_BYTES, Batches, Body, BodyWriter, small_body, weight
 from tasks.engine.budget import Budget
 from tasks.engine.codings import decoded, decoders, truncated
 from tasks.engine.errors import ObjectError, disk_error
 from tasks.engine.objects import ErrorClass
+from tasks.engine.wire import Answer
 
 Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
 
@@ -31,17 +30,17 @@ class Reader:
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: aiohttp.ClientResponse, charge: Charge, *, undo: bool = True) -> Body:
+    async def body(self, response: Answer, charge: Charge, *, undo: bool = True) -> Body:
         """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError."""
         headers = response.headers
-        length = response.content_length
-        if (undo and "Content-Encoding" in headers) or "Transfer-Encoding" in headers:
+        length = response.length
+        if (undo and "Content-Encoding" in headers) or response.chunked:
             length = None
         budget = self._budget
         held = await budget.take(weight(length))
         try:
             if length is not None and length <= SPOOL_OVER_BYTES and length <= self._max_bytes:
-                data = await response.read()
+                data = await response.body()
                 if len(data) != length:
                     raise truncated()
                 if delay_s := charge(length):
@@ -55,7 +54,7 @@ class Reader:
         body.budget, body.held = budget, held
         return body
 
-    async def _spooled(self, response: aiohttp.ClientResponse, charge: Charge, undo: bool) -> Body:
+    async def _spooled(self, response: Answer, charge: Charge, undo: bool) -> Body:
         """A body that is large, or may be."""
         writer = BodyWriter(self._spool_dir)
         try:
@@ -90,18 +89,14 @@ def _abandon(writer: BodyWriter) -> None:
         writer.abandon()  # the file is closed by now
 
 
-async def pour(
-    response: aiohttp.ClientResponse, batches: Batches, max_bytes: int, charge: Charge, *, undo: bool = True
-) -> None:
+async def pour(response: Answer, batches: Batches, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
     """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
-    chunked = "Transfer-Encoding" in response.headers
-    length = None if chunked else response.content_length
+    length = response.length
     if length is not None and length > max_bytes:
         raise _too_large(max_bytes)
     codings = decoders(response.headers.getall("Content-Encoding", [])) if undo else []
     came = written = 0
-    content = response.content
-    while piece := await content.readany():
+    while piece := await response.piece():
         came += len(piece)
         if came > max_bytes:
             raise _too_large(max_bytes)
@@ -118,21 +113,10 @@ async def pour(
             await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
     if length is not None and came != length:
         raise truncated()
-    if length is None and not chunked and _reset(response):
-        raise truncated()
     if came:
         for decoder in codings:
             decoder.finish()
     await batches.flush()
-
-
-def _reset(response: aiohttp.ClientResponse) -> bool:
-    """Whether a body that only the connection's end delimits was ended by a reset.
-
-    aiohttp takes any end for a good one there, and keeps the reason in its protocol object.
-    """
-    protocol = response._protocol
-    return protocol is not None and isinstance(protocol.exception(), aiohttp.ClientOSError)
 
 
 def _too_large(max_bytes: int) -> ObjectError:

@@ -140,7 +140,7 @@ class Source(_Model):
     @classmethod
     def _allowed(cls, entries: list[str]) -> list[str]:
         """Raises ValueError for what is neither a host nor a network."""
-        from tasks.engine.address import AddressFilter  # these bring aiohttp, which few jobs need here
+        from tasks.engine.address import AddressFilter  # few jobs need it
         from tasks.engine.errors import UserError
 
         try:

@@ -1,38 +1,46 @@
-"""The one HTTP client of the data path: aiohttp behind the address filter, redirects followed by hand."""
+"""The HTTP client of origins: behind the address filter, redirects followed by hand."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import aiohttp
-from aiohttp.abc import AbstractResolver
 from multidict import CIMultiDict
 from yarl import URL
 
-from tasks.engine.address import AddressFilter, FilteringResolver
+from tasks.engine.address import AddressFilter, FilteringResolver, Resolver
 from tasks.engine.body import Batches, Body
 from tasks.engine.budget import Budget
-from tasks.engine.errors import Fatal, ObjectError, UserError, died_unanswered, disk_error, from_origin, from_status
+from tasks.engine.connections import Connections
+from tasks.engine.errors import (
+    Fatal,
+    FerryError,
+    ObjectError,
+    UserError,
+    died_unanswered,
+    disk_error,
+    from_origin,
+    from_status,
+)
 from tasks.engine.incoming import Charge, Reader, for_nothing, pour, to_disk
 from tasks.engine.job import Timeouts
 from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
 from tasks.engine.retry import parse_retry_after
-from tasks.engine.targets import Targets
+from tasks.engine.targets import Target, Targets
+from tasks.engine.wire import Answer
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WHOLE = frozenset({200, 203})  # 203: a proxy on the way changed something, and the object is whole
 _DRAIN_BYTES = 64 * 1024  # of an answer nobody wants, read so that its connection can be used again
-_HEADER_BYTES = 16 * 1024  # one line of an answer's header, or the value of one field
-_DNS_CACHE_S = 60
 
 
 # They would change what a GET means, or how the connection is used.
@@ -96,7 +104,8 @@ class Origin:
         budget: Budget | None = None,
         pool: Executor | None = None,
         connections: int = 512,
-        resolver: AbstractResolver | None = None,
+        context: ssl.SSLContext | None = None,
+        resolver: Resolver | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._targets = Targets(address_filter)
@@ -106,27 +115,18 @@ class Origin:
         self._now = now
         self._loop = asyncio.get_running_loop()
         self._headers = _request_headers(headers, user_agent)
-        self._open_headers = CIMultiDict(
-            (name, value) for name, value in self._headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
+        self._block = _block(self._headers)
+        self._open_block = _block(
+            CIMultiDict(
+                (name, value)
+                for name, value in self._headers.items()
+                if name.lower() in OPEN_HEADERS | {"accept-encoding"}
+            )
         )
         self._resolver = FilteringResolver(address_filter, resolver, timeouts.connect_s)
-        self._timeout = aiohttp.ClientTimeout(
-            total=timeouts.total_s, sock_connect=timeouts.connect_s, sock_read=timeouts.read_s
+        self._connections = Connections(
+            self._resolver, limit=connections, connect_s=timeouts.connect_s, read_s=timeouts.read_s, context=context
         )
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=connections,
-                resolver=self._resolver,
-                socket_factory=self._resolver.open_socket,
-                ttl_dns_cache=_DNS_CACHE_S,
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=self._timeout,
-            auto_decompress=False,
-            max_line_size=_HEADER_BYTES,
-            max_field_size=_HEADER_BYTES,
-        )
-        self._session._retry_connection = False  # aiohttp's own retry cannot be counted; _send has it
 
     async def get(self, url: str, charge: Charge = for_nothing) -> Fetched:
         """The object at ``url``, which is sent byte for byte. ``charge`` says how long to wait after so many bytes.
@@ -143,7 +143,7 @@ class Origin:
                 response.close()
                 raise
         except Exception as exc:
-            raise _mapped(exc, trip) from None  # aiohttp's texts quote addresses with their signatures
+            raise _mapped(exc, trip) from None
         headers = response.headers
         return Fetched(
             body,
@@ -173,21 +173,26 @@ class Origin:
         return response.headers.get("Content-Type", "")
 
     async def close(self) -> None:
-        await self._session.close()
-        await self._resolver.close()
+        await self._connections.close()
 
-    async def _open(self, url: str, trip: _Trip) -> aiohttp.ClientResponse:
+    @property
+    def handshakes(self) -> int:
+        """Connections opened so far."""
+        return self._connections.handshakes
+
+    async def _open(self, url: str, trip: _Trip) -> Answer:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
-        headers = self._headers
+        block = self._block
         if target.authorization is not None:
-            headers = headers.copy()
-            headers["Authorization"] = target.authorization
-        timeout = self._timeout
+            own = self._headers.copy()
+            own["Authorization"] = target.authorization
+            block = _block(own)
+        deadline = trip.started + self._total_s
         seen: set[URL] = set()
         while True:
-            response = await self._send(target.url, headers, timeout, trip)
+            response = await self._send(target, block, deadline, trip)
             status = response.status
             if status in _WHOLE:
                 return response
@@ -204,30 +209,26 @@ class Origin:
             seen.add(target.url)
             target = self._targets.redirected(target.url, location, status)
             if target.site != site:
-                headers = self._open_headers
+                block = self._open_block
             if target.url in seen or len(seen) > MAX_HOPS:
                 raise ObjectError(ErrorClass.REDIRECT_LOOP, "the redirects do not end", status_code=status)
-            left_s = self._total_s - (self._loop.time() - trip.started)
-            if left_s <= 0:
+            if self._loop.time() >= deadline:
                 raise TimeoutError
-            timeout = aiohttp.ClientTimeout(
-                total=left_s, sock_connect=self._timeout.sock_connect, sock_read=self._timeout.sock_read
-            )
 
-    async def _send(
-        self, url: URL, headers: CIMultiDict[str], timeout: aiohttp.ClientTimeout, trip: _Trip
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, target: Target, block: bytes, deadline: float, trip: _Trip) -> Answer:
         """One request; a second at once when its connection turns out to be dead."""
+        url = target.url
+        head = b"GET %s HTTP/1.1\r\nHost: %s\r\n%s" % (url.raw_path_qs.encode(), _authority(url).encode(), block)
         trip.requests += 1
         try:
-            return await self._session.get(url, headers=headers, allow_redirects=False, timeout=timeout)
+            return await self._connections.ask(target.site, head, deadline=deadline)
         except Exception as exc:
             if not died_unanswered(exc):
                 raise
         trip.requests += 1
-        return await self._session.get(url, headers=headers, allow_redirects=False, timeout=timeout)
+        return await self._connections.ask(target.site, head, deadline=deadline, fresh=True)
 
-    async def _refused(self, response: aiohttp.ClientResponse) -> ObjectError:
+    async def _refused(self, response: Answer) -> ObjectError:
         """The error for an answer that is no object and no redirect."""
         status = response.status
         if status < 300:
@@ -242,7 +243,7 @@ class Origin:
         retry_after_s = parse_retry_after(retry_after, self._now()) if retry_after else None
         return from_status(status, retry_after_s=retry_after_s)
 
-    async def _save(self, response: aiohttp.ClientResponse, path: Path, max_bytes: int) -> None:
+    async def _save(self, response: Answer, path: Path, max_bytes: int) -> None:
         what = f"the downloaded file {path}"
         try:
             file = path.open("wb")
@@ -276,6 +277,17 @@ def _request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict
     return made
 
 
+def _authority(url: URL) -> str:
+    """What Host says: without the dot that makes a name absolute, as servers know themselves."""
+    return url.raw_authority.rstrip(".").replace(".:", ":")
+
+
+def _block(headers: CIMultiDict[str]) -> bytes:
+    """Headers as they are sent, with the empty line behind them."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{lines}\r\n".encode("utf-8", "surrogateescape")
+
+
 def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
     error = from_origin(exc)
     if isinstance(error, ObjectError):
@@ -283,13 +295,10 @@ def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
     return error
 
 
-async def _drain(response: aiohttp.ClientResponse) -> None:
+async def _drain(response: Answer) -> None:
     """Be done with an answer: a short rest is read, so that the connection is used again, else it is closed."""
     left = _DRAIN_BYTES
-    with contextlib.suppress(aiohttp.ClientError, OSError):
-        while left > 0 and not response.content.at_eof():
-            left -= len(await response.content.readany())
-    if response.content.at_eof():
-        response.release()
-    else:
-        response.close()
+    with contextlib.suppress(FerryError, OSError):
+        while left > 0 and (piece := await response.piece()):
+            left -= len(piece)
+    response.close()

@@ -26,7 +26,7 @@ def preflight(uri: str, access: Access, *, dry: bool = False) -> None:
     parts = urlsplit(uri)
     if parts.scheme == "file":
         _check_directory(Path(unquote(parts.path)), dry=dry)
-    else:
+    elif not access.proxied:  # through a proxy only obstore speaks; what it is told at the first upload is Fatal
         _check_bucket(parts.netloc, parts.path.strip("/"), access, dry=dry)
 
 
@@ -63,7 +63,7 @@ async def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) ->
     | 3xx, 400 | another region? | answered ... |
     | other errors | answered ... | answered ... |
     """
-    http = short_client(bucket, access, TIMEOUT_S, trust_env=access.proxied)
+    http = short_client(bucket, access, TIMEOUT_S)
     try:
         status, body = await http.call("HEAD")
         if status >= 300:

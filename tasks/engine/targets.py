@@ -112,7 +112,7 @@ def _bad_url(why: str) -> ObjectError:
 def _quoted(rest: str) -> str:
     """Escapes spaces and what is not ASCII; leaves every other byte alone.
 
-    aiohttp hands over header bytes that are not UTF-8 as surrogates: they become what they were.
+    wire.py hands over header bytes that are not UTF-8 as surrogates: they become what they were.
     """
     if _CONTROL.search(rest):
         raise _bad_url("it holds control characters")

@@ -8,12 +8,11 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine import address
-from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, parse_literal
+from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, Resolved, parse_literal
 from tasks.engine.errors import AddressBlocked, UserError
 
 BLOCKED = [
@@ -276,24 +275,19 @@ def test_spellings_agree_with_libc(ip: ipaddress.IPv4Address) -> None:
         assert parse_literal(text) == ip == ipaddress.ip_address(socket.inet_aton(text))
 
 
-class FixedResolver(AbstractResolver):
+class FixedResolver:
     """Answers from a dictionary and counts."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names, self.asked = names, list[str]()
 
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         self.asked.append(host)
         return [
-            ResolveResult(
-                hostname=host,
+            Resolved(
                 host=ip,
                 port=port,
                 family=socket.AF_INET6 if ":" in ip else socket.AF_INET,
-                proto=0,
-                flags=0,
             )
             for ip in self.names[host]
         ]
@@ -332,9 +326,7 @@ def test_resolver_gives_up_a_look_up_that_hangs() -> None:
     """A look-up that does not end is a timeout."""
 
     class Hanging(FixedResolver):
-        async def resolve(
-            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-        ) -> list[ResolveResult]:
+        async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
             await asyncio.Event().wait()
             raise AssertionError
 

@@ -1,0 +1,295 @@
+"""Connections: kept and reused, bounded, ended in time; one answer for each request, whatever the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tasks.engine.address import Resolved
+from tasks.engine.connections import Connections
+from tasks.engine.errors import BodyCut, Disconnected, NotHttp
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+class Loopback:
+    """Every name is 127.0.0.1."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
+        self.asked.append(host)
+        return [Resolved(host="127.0.0.1", port=port, family=socket.AF_INET)]
+
+    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
+        assert addr_info[4][0] == "127.0.0.1"
+        return socket.socket(addr_info[0], addr_info[1])
+
+
+class World:
+    """A server, and a client of it."""
+
+    def __init__(self, port: int, connections: Connections, names: Loopback) -> None:
+        self.port, self.connections, self.names = port, connections, names
+
+    async def ask(self, body: bytes | None = None, host: str = "h.test", **given: Any) -> bytes:
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        if body is not None:
+            head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+        deadline = asyncio.get_running_loop().time() + given.pop("total_s", 5.0)
+        answer = await self.connections.ask(("http", host, self.port), head, body, deadline=deadline, **given)
+        return await answer.body()
+
+
+@asynccontextmanager
+async def world(handler: Handler, **given: Any) -> AsyncIterator[World]:
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    names = Loopback()
+    settings: dict[str, Any] = {"limit": 10, "connect_s": 2.0, "read_s": 2.0, **given}
+    connections = Connections(names, **settings)
+    try:
+        yield World(server.sockets[0].getsockname()[1], connections, names)
+    finally:
+        await connections.close()
+        server.close()
+
+
+def always(raw: bytes, *, then_close: bool = False) -> Handler:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(raw)
+            if then_close:
+                writer.close()
+                return
+
+    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handle(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    return quietly
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+def test_a_connection_is_used_again() -> None:
+    """A hundred requests one after the other are one handshake and one look-up."""
+
+    async def test() -> None:
+        async with world(always(OK)) as w:
+            for _ in range(100):
+                assert await w.ask() == b"ok"
+            assert (w.connections.handshakes, w.names.asked) == (1, ["h.test"])
+
+    run(test)
+
+
+def test_no_more_connections_than_allowed() -> None:
+    """Twenty at once over three: each is answered, none beyond the limit is opened, idle ones make way."""
+
+    async def test() -> None:
+        async with world(always(OK), limit=3) as w:
+            assert await asyncio.gather(*(w.ask(host=f"h{n}.test") for n in range(20))) == [b"ok"] * 20
+            assert len(w.connections._sites) <= 3
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\n\r\nok",
+    ],
+)
+def test_a_connection_that_ends_is_not_used_again(raw: bytes) -> None:
+    """HTTP/1.0, `Connection: close`, and bodies that end with the connection."""
+
+    async def test() -> None:
+        async with world(always(raw, then_close=True)) as w:
+            assert [await w.ask(), await w.ask()] == [b"ok", b"ok"]
+            assert w.connections.handshakes == 2
+
+    run(test)
+
+
+def test_answers_before_the_answer_are_passed_over() -> None:
+    """100 Continue and 103 Early Hints, with headers of their own."""
+
+    async def test() -> None:
+        raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + OK
+        async with world(always(raw)) as w:
+            assert [await w.ask(), await w.ask()] == [b"ok", b"ok"]
+            assert w.connections.handshakes == 1
+
+    run(test)
+
+
+def test_a_head_has_no_body() -> None:
+    """Whatever length it names; and what follows is not taken for one."""
+
+    async def test() -> None:
+        async with world(always(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")) as w:
+            assert await w.ask(heads_only=True) == b""
+
+    run(test)
+
+
+def test_bytes_that_nobody_asked_for_do_not_become_the_next_answer() -> None:
+    """A server that sends more than it announced: the connection goes, and the next request has its own answer."""
+
+    async def test() -> None:
+        async with world(always(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")) as w:
+            for _ in range(5):
+                assert await w.ask() == b"ok"
+                await asyncio.sleep(0.01)
+
+    run(test)
+
+
+def test_an_answer_before_the_request_is_sent_ends_the_connection() -> None:
+    """A refusal while a body is on its way: the rest of the body must not be read as the next request."""
+    seen: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+        await asyncio.sleep(0.5)
+        writer.close()
+
+    async def test() -> None:
+        async with world(refuse) as w:
+            for _ in range(2):
+                assert await w.ask(b"x" * 30_000_000) == b"no"
+            assert w.connections.handshakes == 2
+
+    run(test)
+    assert all(head.startswith(b"PUT / ") for head in seen)
+
+
+def test_patience() -> None:
+    """Silence ends after `read_s`, a drip after the deadline, a server that accepts and says nothing after either."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b"x")
+            await asyncio.sleep(0.05)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    async def test() -> None:
+        for handler, total_s in ((silent, 5.0), (silent, 0.1), (drip, 0.3)):
+            async with world(handler, read_s=0.2) as w:
+                with pytest.raises(TimeoutError):
+                    await w.ask(total_s=total_s)
+                assert not w.connections._sites
+
+    run(test)
+
+
+def test_ends_in_the_middle() -> None:
+    """Before the answer: Disconnected, which may be asked again. In the body: BodyCut. Nonsense: NotHttp."""
+
+    async def test() -> None:
+        for raw, error in (
+            (b"", Disconnected),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort", BodyCut),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", BodyCut),
+            (b"SMTP ready\r\n\r\n", NotHttp),
+            (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", NotHttp),
+        ):
+            async with world(always(raw, then_close=True)) as w:
+                with pytest.raises(error):
+                    await w.ask()
+
+    run(test)
+
+
+def test_a_body_that_nobody_takes_is_not_read_on() -> None:
+    """Backpressure: of a gigabyte only a little is in memory while its reader is busy elsewhere."""
+    sent = 0
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        try:
+            while sent < 1_000_000_000:
+                writer.write(b"x" * 100_000)
+                await writer.drain()
+                sent += 100_000
+        except ConnectionError:
+            pass
+
+    async def test() -> None:
+        async with world(pour, read_s=0.3) as w:
+            deadline = asyncio.get_running_loop().time() + 10
+            head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+            answer = await w.connections.ask(("http", "h.test", w.port), head, deadline=deadline)
+            await asyncio.sleep(0.6)  # longer than read_s: whoever does not read is not kept waiting
+            held = sent
+            assert held < 50_000_000
+            assert await answer.piece()
+            answer.close()
+
+    run(test)
+
+
+def test_cancelled_requests_give_everything_back() -> None:
+    """Cancelled while connecting, waiting for room, or waiting for the answer."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    async def test() -> None:
+        async with world(silent, limit=2) as w:
+            tasks = [asyncio.create_task(w.ask()) for _ in range(6)]
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert (len(w.connections._sites), w.connections._opening, len(w.connections._busy)) == (0, 0, 0)
+
+    run(test)
+
+
+def test_a_name_that_does_not_resolve_is_asked_again() -> None:
+    """A failed look-up is not remembered; one that is under way is shared."""
+
+    async def test() -> None:
+        async with world(always(OK)) as w:
+            resolve, fails = w.names.resolve, [True]
+
+            async def sometimes(host: str, port: int = 0) -> list[Resolved]:
+                await asyncio.sleep(0.01)
+                if fails[0]:
+                    w.names.asked.append(host)
+                    raise socket.gaierror(socket.EAI_NONAME, "unknown")
+                return await resolve(host, port)
+
+            w.names.resolve = sometimes  # type: ignore[method-assign]
+            ends = await asyncio.gather(*(w.ask() for _ in range(5)), return_exceptions=True)
+            assert all(isinstance(end, socket.gaierror) for end in ends)
+            assert len(w.names.asked) == 1
+            fails[0] = False
+            assert await w.ask() == b"ok"
+
+    run(test)
