@@ -147,6 +147,7 @@ def hosts(known: Hosts, age_s: float) -> None:
         out.print(f"  {shown(host.why)}")
     if known.more:
         out.print(f"... and {known.more:,} more")
+    out.print(f"{known.handshakes:,} connections were opened for all of it")
 
 
 def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:

@@ -279,7 +279,9 @@ class SystemResolver:
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        # Only families that this machine has; its own loopback does not count as one, so not for localhost.
+        flags = 0 if host.rpartition(".")[2] == "localhost" else socket.AI_ADDRCONFIG
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
         resolved: list[Resolved] = []
         for family, _, _, _, address in found:
             text = str(address[0])

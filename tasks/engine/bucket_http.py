@@ -100,6 +100,11 @@ class BucketHttp:
     async def close(self) -> None:
         await self._connections.close()
 
+    @property
+    def handshakes(self) -> int:
+        """Connections opened so far."""
+        return self._connections.handshakes
+
     async def put(self, key: str, data: bytes, sha256: str, attributes: Mapping[str, str], create: bool) -> Sent:
         """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another."""
         headers = plain_headers(attributes)

@@ -104,8 +104,11 @@ class Runtime:
 
         self._origin, self.mover = self.wait(build())
         self._hosts = asyncio.run_coroutine_threadsafe(
-            keep_written(state, self.limiter, run_no, lambda: lease.held), self._loop
+            keep_written(state, self.limiter, run_no, lambda: lease.held, self._handshakes), self._loop
         )
+
+    def _handshakes(self) -> int:
+        return self._origin.handshakes + sum(store.handshakes for store in self._stores)
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine in the loop and waits for it, from another thread."""

@@ -186,6 +186,11 @@ class Store:
             self._http = self._make_http()
         return self._http
 
+    @property
+    def handshakes(self) -> int:
+        """Connections that the short way opened so far."""
+        return self._http.handshakes if self._http is not None else 0
+
     async def close(self) -> None:
         if self._http is not None:
             await self._http.close()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine import address
-from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, Resolved, parse_literal
+from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, Resolved, SystemResolver, parse_literal
 from tasks.engine.errors import AddressBlocked, UserError
 
 BLOCKED = [
@@ -374,3 +374,15 @@ def test_sockets_for_what_was_let_through(no_socket: list[object]) -> None:
         with pytest.raises(AddressBlocked):
             guarded.open_socket(info(ip))
     assert len(no_socket) == 4
+
+
+def test_the_system_s_resolver() -> None:
+    """localhost resolves on any machine, to loopback; with the port that was asked for."""
+
+    async def work() -> None:
+        found = await SystemResolver().resolve("localhost", 80)
+        assert found
+        assert {entry["host"] for entry in found} <= {"127.0.0.1", "::1"}
+        assert {entry["port"] for entry in found} == {80}
+
+    asyncio.run(work())

@@ -43,6 +43,7 @@ def test_a_run_leaves_what_it_did_at_each_host(origin: Origin, s3: S3Server, buc
     source = by_name[origin.base_url.removeprefix("http://")]
     assert (source.requests, source.refused) == (22, 1)
     assert all(host.why for host in known.hosts)
+    assert 2 <= known.handshakes <= 2 + 21 + 2  # kept and used again: at most as many as were in flight
     with terminal.out.capture() as drawn:
         terminal.hosts(known, 3.0)
     assert "destination" in drawn.get()
