@@ -11,7 +11,7 @@ from collections.abc import Iterator
 MOST_FILES = 65_536
 _M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one for each thread would be 10 MB more
 # A new object's allocations are hardly ever cycles. The library's default, 700, looks through the youngest ones
-# every few objects and through all of a chunk's rows now and then: a tenth of the loop's time.
+# every few objects and through all of a chunk's rows now and then.
 GC_THRESHOLDS = (20_000, 20, 100)
 
 

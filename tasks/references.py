@@ -89,7 +89,7 @@ def _access(credentials: str | None, endpoint_url: str | None, region: str | Non
 def _from_environment(endpoint_url: str | None, region: str | None) -> Access | None:
     """The keys that boto3's chain would take first, where they are set and no file has a say.
 
-    boto3 itself costs 10 MB and 0.2 s, for two variables.
+    boto3 itself holds 9 MB, for two variables.
     """
     named = os.environ.get
     key_id, secret = named("AWS_ACCESS_KEY_ID"), named("AWS_SECRET_ACCESS_KEY")

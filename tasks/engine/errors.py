@@ -229,7 +229,7 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     head = text.partition("\n\nDebug source")[0]
     found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
     name = code.group(1) if code else ""
-    if "(os error 28)" in head or name.endswith("StorageFull"):
+    if "(os error 28)" in head:
         return Fatal(f"the {side} is full: no space left")
     if "(os error 20)" in head or "(os error 21)" in head:  # ENOTDIR, EISDIR
         if side == "source":

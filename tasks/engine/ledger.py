@@ -30,7 +30,7 @@ LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, a
 
 def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:
     """A DuckDB that stays within ``memory``, spills to ``spool_dir`` and downloads nothing."""
-    import duckdb  # 30 MB, which the transferring process does without
+    import duckdb  # which the transferring process does without
 
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()

@@ -14,39 +14,39 @@ _PLAIN_HOST = re.compile(r"[a-z]+://([a-z0-9.:-]+)/")
 
 
 class Place:
-    """A place at a row's host, taken by whoever begins the row. It is given back once, and hears once how it went."""
+    """A place at a row's host, taken by whoever begins the row. It hears once how that went, and is given back."""
 
-    __slots__ = ("_limit", "_told")
+    __slots__ = ("_free", "_limit")
 
     def __init__(self, limit: HostLimit) -> None:
-        self._limit: HostLimit | None = limit
-        self._told = False
+        self._limit = limit
+        self._free = False
 
     def came(self, latency_s: float) -> None:
         """The body is here."""
-        if self._limit is not None and not self._told:
-            self._told = True
-            self._limit.ok(latency_s)
+        self._limit.ok(latency_s)
 
     def failed(self, error: ObjectError, latency_s: float) -> None:
         """The source answered otherwise, or not at all."""
-        if self._limit is None or self._told:
-            return
-        self._told = True
-        if how_sure := overload(error):
-            self._limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")
-        else:
-            self._limit.answered(latency_s)
+        tell(self._limit, error, latency_s)
 
     def charge(self, size: int) -> float:
         """Books bytes that came; returns the seconds to wait before more are read."""
-        return self._limit.charge(size) if self._limit is not None else 0.0
+        return self._limit.charge(size)
 
     def free(self) -> None:
         """Safe to call twice."""
-        if self._limit is not None:
-            limit, self._limit = self._limit, None
-            limit.give_back()
+        if not self._free:
+            self._free = True
+            self._limit.give_back()
+
+
+def tell(limit: HostLimit, error: ObjectError, latency_s: float) -> None:
+    """What a limit hears of a request that failed: overload, or an answer like any other."""
+    if how_sure := overload(error):
+        limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")
+    else:
+        limit.answered(latency_s)
 
 
 def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:

@@ -200,9 +200,6 @@ class Store:
     ) -> tuple[Body, Found, dict[str, str]]:
         response = await http.get(self.path(key), side)
         try:
-            length = response.length
-            if length is not None and length > max_bytes:
-                raise ObjectError(ErrorClass.TOO_LARGE, f"{length:,} bytes are more than max_bytes ({max_bytes:,})")
             reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
             body = await reader.body(response, charge, undo=False)
         except BaseException as exc:

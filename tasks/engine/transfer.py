@@ -17,7 +17,7 @@ from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import DESTINATION, Limiter
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
-from tasks.engine.place import Place, overload
+from tasks.engine.place import Place, tell
 from tasks.engine.store import Found, Store, md5_of_etag
 
 
@@ -181,14 +181,9 @@ class Mover:
         given = {**fetch.attributes, **self._given} if fetch.attributes else self._given.copy()
         if moved.content_type:
             given["Content-Type"] = moved.content_type
-        destination = self._limiter.host(DESTINATION)
-        if not destination.take():
-            await destination.wait()
-        place.free()
-        try:
+        async with self._limiter.host(DESTINATION).slot():
+            place.free()
             return await self._write(row, moved, body, given, found, policy, kind)
-        finally:
-            destination.give_back()
 
     async def _write(
         self,
@@ -253,10 +248,7 @@ class Mover:
             etag = await self._destination.put(key, body, attributes, create=create)
             await self._destination.confirm(key, body, etag)
         except ObjectError as error:
-            if how_sure := overload(error):
-                limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")
-            else:
-                limit.answered(time.monotonic() - started)
+            tell(limit, error, time.monotonic() - started)
             error.at_destination = True
             raise
         limit.ok(time.monotonic() - started)

@@ -80,7 +80,6 @@ class Line(asyncio.Protocol):
         self._heads_only = False
         self._surplus = False  # more came than one answer
         self._error: Exception | None = None
-        self.used = False  # it served a request before
         self.free = True
         self.gone = False
         self.last_byte_at = 0.0
@@ -109,7 +108,6 @@ class Line(asyncio.Protocol):
         except BaseException:
             self.close()
             raise
-        self.used = True
         answer = Answer(self, self._status, self._headers)
         if self._ended and not self._parts:
             self._done()
