@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.signals import stop_on_signals
 from flows.watch import showing
+from tasks import policies
 from tasks.accounts import Report
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
@@ -57,6 +58,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
             open_run(job, flow_run.name or job.name, limit) as run,
             stop_on_signals(run.runtime),
             showing(run.runtime.progress, lambda: run.planned),
+            policies.untagged(),
         ):
             planned = plan_chunks(run, retry_failed, limit)
             transfer_all(run, planned.chunks)

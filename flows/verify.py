@@ -12,6 +12,7 @@ from prefect.states import Completed, Failed
 
 from flows.migrate import failure, run_name
 from flows.watch import showing
+from tasks import policies
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.logs import quiet_errors
@@ -35,7 +36,7 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
     quiet_errors()
     job = anchored(job, Path.cwd())
     try:
-        with open_check(job, flow_run.name or job.name) as check, showing(check.progress):
+        with open_check(job, flow_run.name or job.name) as check, showing(check.progress), policies.untagged():
             bounds = parts(check)
             if list_only:
                 compare_listing(check, bounds)

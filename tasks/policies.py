@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect.context import TagsContext
+
 from tasks import run as runs
 from tasks.engine import __version__
 from tasks.engine.errors import ChunkIncomplete
@@ -22,6 +24,14 @@ def chunk_cache_key(_: Any, parameters: dict[str, Any]) -> str:
 def chunk_delays(retries: Retries) -> list[float]:
     """Seconds before each Prefect retry of a chunk: doubled each time, 15 minutes at most."""
     return [min(MAX_DELAY_S, retries.chunk_delay_s * 2**n) for n in range(retries.chunk_attempts)]
+
+
+def untagged() -> TagsContext:
+    """Tasks do without their flow's tags: each task that has some asks the server for leave before it starts.
+
+    The server answers when it has recorded the events before, two seconds later at the end of a run.
+    """
+    return TagsContext(current_tags=set())
 
 
 def worth_another_try(_task: Any, _run: Any, state: Any) -> bool:

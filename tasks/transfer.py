@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from prefect import task
 from prefect.client.schemas.objects import State
-from prefect.context import TagsContext
 from prefect.futures import PrefectConcurrentFuture
 
 from tasks import policies
@@ -56,8 +55,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     while futures or (waiting and not run.runtime.stopping):
         while waiting and not run.runtime.stopping and wants_more(run, len(futures)):
             ref = waiting.popleft()
-            with TagsContext(current_tags=set()):  # a task with tags asks the server for leave before it starts
-                future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
+            future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)
         for finished in done:

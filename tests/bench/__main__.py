@@ -18,7 +18,7 @@ from tests.bench.images import images
 from tests.bench.library import Shelf
 from tests.bench.machine import facts
 from tests.bench.nginx import Nginx
-from tests.bench.place import BENCH, RESULTS, ROOT, work_folder
+from tests.bench.place import BENCH, RESULTS, ROOT, kind, work_folders
 from tests.bench.results import Result
 from tests.bench.scenes import SCENES, Scene
 from tests.bench.settings import FULL_N, FULL_ROUNDS, Settings
@@ -67,10 +67,10 @@ def play(scene: Scene, settings: Settings, stage: Stage) -> list[Result]:
     return results
 
 
-def bench(settings: Settings, folder: Path) -> Generator[list[Result]]:
+def bench(settings: Settings, links: Path, folder: Path) -> Generator[list[Result]]:
     """The results of one scene after another."""
     pool, entries = images(BENCH, settings.n)
-    root = folder / "origin"
+    root = links / "origin"
     digests = folder / "md5.txt"
     digests.write_text("".join(f"{path.rpartition('/')[2]}\t{md5}\n" for path, md5, _ in entries))
     shelf = Shelf(root, pool, entries)
@@ -93,10 +93,12 @@ def main() -> int:
     data = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.json"
     began, results = time.monotonic(), list[Result]()
     try:
-        with work_folder(keep=settings.keep) as folder, contextlib.closing(bench(settings, folder)) as scenes:
-            for found in scenes:
-                results += found
-                data.write_text(report.as_json(settings, machine, results, time.monotonic() - began))
+        with work_folders(keep=settings.keep, room=settings.room) as (links, folder):
+            machine["store and state in"] = kind(folder)
+            with contextlib.closing(bench(settings, links, folder)) as scenes:
+                for found in scenes:
+                    results += found
+                    data.write_text(report.as_json(settings, machine, results, time.monotonic() - began))
     except KeyboardInterrupt:
         print("interrupted; the servers are stopped")
         return 130

@@ -1,5 +1,7 @@
 """Where the bench puts things: `.bench/`, with a folder for each invocation that goes with it.
 
+The servers' and the contenders' own folders are in memory where it has room (`/dev/shm`): a disk that writes back
+what the run before left slows the store by a third, now and then, and it is not the disk that is measured.
 Two may run at once. What a killed one left is removed by the next, which sees that nobody holds its lock.
 """
 
@@ -18,14 +20,40 @@ BENCH = ROOT / ".bench"
 PEERS = BENCH / "venv" / "bin"
 RESULTS = BENCH / "results"
 _RUNS = BENCH / "runs"
+_MEMORY = Path("/dev/shm")
+_MEMORY_RUNS = _MEMORY / f"ferry-bench-{os.getuid()}"
 
 
 @contextlib.contextmanager
-def work_folder(*, keep: bool) -> Iterator[Path]:
-    """A folder of this invocation's own, removed at its end unless ``keep``."""
-    _RUNS.mkdir(parents=True, exist_ok=True)
-    _sweep()
-    folder = Path(tempfile.mkdtemp(dir=_RUNS, prefix=f"{os.getpid()}-"))
+def work_folders(*, keep: bool, room: int) -> Iterator[tuple[Path, Path]]:
+    """Two folders of this invocation's own, removed at its end unless ``keep``.
+
+    The first lies on the disk of `.bench`, where links to the images can be made; the second is for all that is
+    written, ``room`` bytes at most, and lies in memory where that is no more than half of what is free.
+    """
+    written = _MEMORY_RUNS if 2 * room <= _free_memory() else _RUNS
+    with _folder(_RUNS, keep=keep) as links, _folder(written, keep=keep) as folder:
+        yield links, folder
+
+
+def kind(folder: Path) -> str:
+    """Where ``folder`` lies, as the report says it."""
+    return "memory (tmpfs)" if folder.is_relative_to(_MEMORY) else "disk"
+
+
+def _free_memory() -> int:
+    try:
+        free = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())["MemAvailable"]
+        return min(int(free.split()[0]) * 1024, shutil.disk_usage(_MEMORY).free)
+    except (OSError, KeyError):
+        return 0
+
+
+@contextlib.contextmanager
+def _folder(runs: Path, *, keep: bool) -> Iterator[Path]:
+    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _sweep(runs)
+    folder = Path(tempfile.mkdtemp(dir=runs, prefix=f"{os.getpid()}-"))
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -35,8 +63,8 @@ def work_folder(*, keep: bool) -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep() -> None:
-    for folder in _RUNS.iterdir():
+def _sweep(runs: Path) -> None:
+    for folder in runs.iterdir():
         lock_file = folder / ".lock"
         if not lock_file.exists():
             continue

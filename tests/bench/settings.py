@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FULL_N, FULL_ROUNDS = 20_000, 3
+IMAGE_BYTES = 42_000  # the mean of images, and what a store needs beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,12 @@ class Settings:
     def large(self) -> tuple[int, int]:
         """Large objects, and megabytes of each."""
         return (4, 50) if self.quick else (20, 200)
+
+    @property
+    def room(self) -> int:
+        """Bytes that all of it needs at most: f keeps one copy for g and checks another; h reads and writes."""
+        count, megabytes = self.large
+        return max(2 * 5 * self.many * IMAGE_BYTES, 2 * count * megabytes * 1_000_000)
 
     @property
     def patience(self) -> tuple[float, float]:

@@ -57,7 +57,7 @@ def shown(argv: list[str]) -> str:
 def shown_text(text: str) -> str:
     """Without the paths, ports and throw-away names of this machine."""
     text = re.sub(r"minio://\w+:\w+@", "minio://KEY:SECRET@", text.replace(f"{ROOT}/", ""))
-    text = re.sub(r"\.bench/runs/[^/ ]+/run-\d+/", "", text)
+    text = re.sub(r"(\.bench/runs|/dev/shm/ferry-bench-\d+)/[^/ ]+/run-\d+/", "", text)
     text = re.sub(r"\bto-[0-9a-f]{8}/run-\d+", "bucket/prefix", text)
     text = re.sub(r"\bto-[0-9a-f]{8} run-\d+", "bucket prefix", text)
     return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)
