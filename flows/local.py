@@ -25,13 +25,18 @@ def prefect_home(folder: Path) -> Path:
     return Path(given) if given else folder / ".ferry" / "prefect"
 
 
+def load_flows() -> None:
+    """Imports Prefect, a second's work; its settings must be in the environment by now."""
+    import flows.migrate  # noqa: F401
+
+
 @contextlib.contextmanager
 def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
     """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console."""
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     local = not os.environ.get("PREFECT_API_URL")
-    with prefect_server(prefect_home(folder)) as url:
+    with prefect_server(prefect_home(folder), load_flows) as url:
         yield url
         if local:
             flush_logs()

@@ -34,8 +34,7 @@ def few_heaps() -> None:
 def for_many_objects() -> Iterator[None]:
     """What was loaded so far is not looked through for garbage again, and what comes less often; until the end."""
     before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # without a look first: it would take a tenth of a second, and what was loaded has few cycles
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         yield
