@@ -27,4 +27,6 @@ fi
 echo "installing $requirements into $venv"
 # The lock names every package: there is nothing to resolve.
 "$venv/bin/python" -m pip install --quiet --no-compile --no-deps --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
-[ "$venv" != .venv ] || .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+[ "$venv" = .venv ] || exit 0
+.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+.venv/bin/python deployments/first_start.py

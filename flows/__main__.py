@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import gc
 import signal
 
@@ -11,9 +10,7 @@ from tasks.process import GC_THRESHOLDS
 
 def main() -> None:
     """Ctrl-C before the command has its libraries ends the process as it ends others, without a traceback."""
-    # Looking for cycles takes a tenth of the time of Prefect's import, and 0.4 s at the end, where all of it goes anyway.
-    gc.set_threshold(*GC_THRESHOLDS)
-    atexit.register(gc.freeze)
+    gc.set_threshold(*GC_THRESHOLDS)  # looking for cycles takes a tenth of the time of Prefect's import
     handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore it, and go on doing so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -18,6 +18,7 @@ from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import class_problem
 from tasks.jobfile import TEMPLATE, load_job
+from tasks.process import arrow_without_numpy, few_heaps, leave_at_once
 
 app = App(
     name="ferry",
@@ -89,6 +90,8 @@ def run(
     json_: JsonFlag = False,
 ) -> int:
     """Move what is new, pending or worth another try."""
+    arrow_without_numpy()
+    leave_at_once()
     from flows import terminal, watch
     from flows.local import migrate_here, prefect_for
     from tasks.accounts import Report
@@ -141,7 +144,6 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     from tasks.engine import lease
     from tasks.engine.child import Child
     from tasks.engine.plan import forget_plan
-    from tasks.process import few_heaps
 
     few_heaps()
     runs.wait_for_others = wait

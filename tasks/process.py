@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import resource
+import sys
 from collections.abc import Iterator
 
 MOST_FILES = 65_536
@@ -13,6 +15,28 @@ _M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one for each
 # A new object's allocations are hardly ever cycles. The library's default, 700, looks through the youngest ones
 # every few objects and through all of a chunk's rows now and then.
 GC_THRESHOLDS = (20_000, 20, 100)
+
+
+def arrow_without_numpy() -> None:
+    """Loads Arrow so that it does not load NumPy, where neither is loaded yet: 11 MB that a run does not use.
+
+    NumPy is an option of Arrow's. Whoever imports it later gets it; Arrow's tables do not become its arrays.
+    """
+    if "numpy" in sys.modules or "pyarrow" in sys.modules:
+        return
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # what `import` takes for: there is none
+    try:
+        import pyarrow.parquet  # noqa: F401
+    finally:
+        del sys.modules["numpy"]
+
+
+def leave_at_once() -> None:
+    """At its end the process looks for no cycles: after Prefect's import that takes 0.4 s, and all goes anyway.
+
+    Not where DuckDB is loaded: it counts what was not collected, and says so on the terminal.
+    """
+    atexit.register(gc.freeze)
 
 
 def raise_file_limit() -> None:

@@ -1,0 +1,63 @@
+"""What makes a run start sooner and smaller must not change what it does."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+from flows import server
+from flows.server import PREPARED, LocalServer
+
+ARROW = """
+from tasks.process import arrow_without_numpy
+arrow_without_numpy()
+import sys
+import pyarrow.parquet as pq
+from tasks.engine import tables
+from tasks.engine.tables import to_bytes
+import io, pyarrow as pa
+table = pa.table({"key": ["a", None], "size": [1, 2]})
+assert pq.ParquetFile(io.BytesIO(to_bytes(table))).read().to_pylist() == table.to_pylist()
+print("numpy" in sys.modules, "pandas" in sys.modules)
+import numpy
+print(numpy.zeros(1).sum())
+"""
+
+
+def test_arrow_works_without_numpy_and_numpy_can_be_had_later() -> None:
+    ended = subprocess.run([sys.executable, "-c", ARROW], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout.split(), ended.stderr) == (["False", "False", "0.0"], "")
+
+
+def _environment_of(started: LocalServer) -> dict[str, str]:
+    assert started._process is not None
+    raw = Path(f"/proc/{started._process.pid}/environ").read_bytes()
+    return dict(pair.split("=", 1) for pair in os.fsdecode(raw).split("\0") if "=" in pair)
+
+
+def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with LocalServer(home) as first:
+        first.stop()
+    assert (home / "prepared-by").read_text() == server.VERSION
+    with LocalServer(home) as again:
+        assert PREPARED.items() <= _environment_of(again).items()
+    (home / "prepared-by").write_text("3.0.0")  # the last server here was of another version: this one migrates
+    with LocalServer(home) as newer:
+        assert not PREPARED.keys() & _environment_of(newer).keys()
+        newer.stop()
+    assert (home / "prepared-by").read_text() == server.VERSION
+    with sqlite3.connect(home / "prefect.db") as database:
+        assert database.execute("select count(*) from flow_run").fetchall() == [(0,)]
+
+
+def test_a_home_whose_database_was_deleted_is_prepared_anew(tmp_path: Path) -> None:
+    """`prepared-by` without a database says nothing; the template is of this version and counts."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "prepared-by").write_text(server.VERSION)
+    with LocalServer(home), sqlite3.connect(home / "prefect.db") as database:
+        assert database.execute("select count(*) from flow").fetchall() == [(0,)]
