@@ -16,6 +16,10 @@ HALF = 2.0  # where far too many are in flight
 UP_SHARE = 0.3  # a probe up stays when it brought this share of what it would with no queue at all
 GROW_SHARE = 0.7  # and goes on doubling from this share on
 DOWN_SHARE = 0.1  # a probe down stays when it cost no more than this share
+ALL_SHARE = 0.1  # what steps down may cost together, before half of the way back is tried
+FEW = 8  # in flight are no burden: fewer are tried only where the host is plainly beyond what it bears
+NOISE = 1.5  # over the root of a round's answers: what a rate may be off by; counts on top of both
+BACK_SHARE = 0.01  # more is brought by the way back, if it is kept
 HALF_SHARE = 0.3  # and one by half
 PLAIN_SHARE = 0.5  # from this share on it is plain that the places are needed
 UP_WAIT_S = 4.0
@@ -53,7 +57,9 @@ class Climb:
     | hold | within -30% .. +40% of before | now and then: up by a quarter, or down by a third or a fifth |
     | hold | less / more than that | down by half / grow |
     | up | nearly in proportion / somewhat / not above hold's | grow / keep, go on / back |
+    | up, half the way back | above / not | keep / back |
     | down | hardly below hold's / below | keep, go on / back, wait longer |
+    | down | hardly, but a tenth and more below the best one | up, half the way back to where that was |
 
     Overload halves the limit (or ends a probe up), at most once per window; the limit that was refused is a
     wall that is left alone for 4 s, or twice as long as last time if it was the same.
@@ -63,9 +69,10 @@ class Climb:
     """
 
     __slots__ = (
-        "_base", "_best", "_ceiling", "_count", "_cut_at", "_down_at", "_down_wait_s", "_factor", "_fastest_s", "_flat",
-        "_floor", "_gains", "_good", "_need", "_proved", "_settling", "_since", "_steady", "_sum_s", "_up_at", "_used",
-        "_wall", "_wall_at", "_wall_wait_s", "latency_s", "limit", "phase",
+        "_back_to", "_base", "_best", "_best_held", "_best_limit", "_ceiling", "_count", "_cut_at", "_down_at",
+        "_down_wait_s", "_factor", "_fastest_s", "_flat", "_floor", "_gains", "_good", "_least", "_need", "_noise",
+        "_proved", "_settling", "_since", "_steady", "_sum_s", "_up_at", "_used", "_wall", "_wall_at", "_wall_wait_s",
+        "latency_s", "limit", "phase",
     )  # fmt: skip
 
     def __init__(self, start: int, ceiling: int, floor: int = 1) -> None:
@@ -95,6 +102,12 @@ class Climb:
         self._up_at = self._down_at = 0.0
         self._down_wait_s = DOWN_WAIT_S[0]
         self._factor = STRIDE
+        # steps down that cost little each may cost much together
+        self._best_held = 0.0  # the best steady rate, and
+        self._best_limit = self.limit
+        self._back_to = False  # the probe up is one to there
+        self._least = max(FEW, floor)  # for a probe down
+        self._noise = 0.0
 
     def done(self, latency_s: float, in_flight: int, now: float) -> bool:
         """A request was answered; ``in_flight`` counts it. True when the limit rose. Once per object: cheap."""
@@ -143,6 +156,12 @@ class Climb:
     def at_ceiling(self) -> bool:
         return self.limit >= self._ceiling
 
+    def bound(self, ceiling: int) -> None:
+        """Another ceiling, from now on."""
+        self._ceiling = max(self._floor, ceiling)
+        if self.limit > self._ceiling:
+            self._set(self._ceiling)
+
     # --- rounds
 
     def _set(self, limit: int) -> None:
@@ -177,6 +196,7 @@ class Climb:
         rate, mean_s = self._count / elapsed, self._sum_s / self._count
         idle = self._used * 5 < self._count * 4
         before = self.limit
+        self._noise = NOISE / math.sqrt(self._count)
         self._measure(now)
         if not idle:
             self._judge(rate, mean_s, now)
@@ -209,6 +229,8 @@ class Climb:
     def _grow(self, best: float, limit: int) -> None:
         self.phase = Phase.GROW
         self._best = best
+        self._best_held = 0.0
+        self._least = max(FEW, self._floor)
         self._fastest_s = math.inf
         self._flat = self._gains = 0
         self._good = self.limit
@@ -217,9 +239,14 @@ class Climb:
 
     def _hold(self, limit: int, base: float) -> None:
         self.phase = Phase.HOLD
+        self._back_to = False
         self._base = base
         self._steady = limit
         self._set(limit)
+
+    def _note_best(self) -> None:
+        if self._base > self._best_held:
+            self._best_held, self._best_limit = self._base, self.limit
 
     def _after_grow(self, rate: float, mean_s: float, now: float) -> None:
         self._fastest_s = min(self._fastest_s, mean_s)
@@ -262,13 +289,15 @@ class Climb:
                 return
             if rate < base * SLOWER:  # measured once more: this round may be half of before, half of now
                 self._base, self._factor, self._down_at = 0.0, HALF, now
+                self._best_held = 0.0
                 return
             self._base = (base + rate) / 2
         elif self._factor < HALF and rate < self._best * LESS:  # it drained too much
             self._up_at = now
+        self._note_best()
         if self._factor < HALF and self._due(self._up_at, now) and self._up(now):
             return
-        if self._due(self._down_at, now) and self.limit > self._floor:
+        if self._due(self._down_at, now) and self.limit > self._least:
             self._down()
 
     @staticmethod
@@ -288,9 +317,12 @@ class Climb:
     def _down(self) -> None:
         self.phase = Phase.DOWN
         self._steady = self.limit
-        self._set(min(self.limit - 1, round(self.limit / self._factor)))
+        self._set(max(self._least, min(self.limit - 1, round(self.limit / self._factor))))
 
     def _after_up(self, rate: float, now: float) -> None:
+        if self._back_to:
+            self._after_back(rate, now)
+            return
         share = (rate / self._base - 1) / (self.limit / self._steady - 1)
         if share >= GROW_SHARE and self.limit < self._top(now):
             self._grow(rate, min(self.limit * 2, self._top(now)))
@@ -303,16 +335,34 @@ class Climb:
             self._up_at = now + UP_WAIT_S
             self._hold(self._steady, self._base)
 
+    def _back(self) -> None:
+        """Was it the steps down that cost so much, or is the host slower now? Half the way back will tell."""
+        self.phase, self._back_to, self._factor = Phase.UP, True, STRIDE
+        self._steady = self.limit
+        self._set(max(self.limit + 1, round(math.sqrt(self.limit * self._best_limit))))
+
+    def _after_back(self, rate: float, now: float) -> None:
+        if rate >= self._base * (1 + BACK_SHARE + self._noise):
+            self._down_wait_s = DOWN_WAIT_S[1]
+            self._down_at = now + self._down_wait_s
+            self._hold(self.limit, rate)
+        else:
+            self._hold(self._steady, self._base)
+        self._best_held, self._best_limit = self._base, self.limit
+
     def _after_down(self, rate: float, now: float) -> None:
         share = (1 - rate / self._base) / (1 - self.limit / self._steady)
         if share <= (DOWN_SHARE if self._factor < HALF else HALF_SHARE):
             if share < -0.25:  # less in flight even brings more: the host is beyond what it bears
-                self._factor = HALF
+                self._factor, self._least = HALF, self._floor
             elif self._factor < HALF:
                 self._factor = STRIDE
             self._down_wait_s = DOWN_WAIT_S[0]
             self._base = rate
-            if self.limit > self._floor:
+            self._note_best()
+            if rate < self._best_held * (1 - ALL_SHARE - self._noise) and self._best_limit <= self._top(now):
+                self._back()
+            elif self.limit > self._least:
                 self._down()
             else:
                 self._hold(self.limit, rate)

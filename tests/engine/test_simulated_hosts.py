@@ -28,6 +28,7 @@ from tests.engine.simulated_hosts import (
     stray,
     table,
     thrashing,
+    turns,
 )
 
 DOC = Path(__file__).parents[2] / "docs" / "concurrency.md"
@@ -49,6 +50,12 @@ def test_the_client_s_own_limit() -> None:
     assert seen.share >= 0.95
     assert seen.most <= 2 * 65
     assert seen.latency_ms <= 100
+
+
+def test_steps_down_that_cost_little_each_do_not_add_up() -> None:
+    """Where the client itself is the limit, few in flight cost it more each: it does not end with one at a time."""
+    seen = turns()
+    assert seen.share >= 0.93
 
 
 def test_capacity_steps() -> None:
