@@ -76,6 +76,7 @@ def transfer_again(run: Run, passes: int) -> None:
         retry = number < passes
         if run.runtime.stopping or not (run.doubtful or (retry and run.runtime.progress.retryable)):
             return
+        run.doubtful = False
         transfer_all(run, plan_pass(run, retry=retry).chunks)
 
 

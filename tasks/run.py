@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks import placement, references
+from tasks.crew import Crew, processes_of
 from tasks.engine import lease as leases
 from tasks.engine import ledger
 from tasks.engine.access import Access
@@ -21,6 +22,7 @@ from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
+from tasks.helper import Setup
 from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 _current: Run | None = None
@@ -40,6 +42,7 @@ class Run:
     source: Access
     destination: Access
     planner: Child
+    crew: Crew
     planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
@@ -114,14 +117,18 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
         run_no = ledger.last_run_no(state) + 1
         raise_file_limit()
         few_heaps()
+        share, most = processes_of(job, limit)
         runtime = Runtime(
             job, state, lease, run_no,
-            source_access=source, destination_access=destination, headers=headers, limit=limit,
+            source_access=source, destination_access=destination, headers=headers, limit=limit, share=share,
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
+        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share)
+        crew = Crew(runtime, lease, setup, most)
+        stack.callback(crew.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, runtime, run_no, source, destination, planner)
+        _current = Run(job, state, runtime, run_no, source, destination, planner, crew)
         try:
             yield _current
         finally:

@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, cast
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 
 from tasks import policies
 from tasks import run as runs
-from tasks.engine.chunk import run_chunk
-from tasks.engine.errors import ChunkIncomplete, FerryError
+from tasks.engine.errors import ChunkIncomplete, FerryError, ProcessLost
 from tasks.engine.plan import ChunkRef
 from tasks.results import result_storage
 
@@ -34,7 +33,7 @@ POLL_S = 0.25
 )
 def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 (the cache key reads it)
     """Moves a chunk's rows. Returns when none is pending; raises ChunkIncomplete otherwise."""
-    return dataclasses.asdict(run_chunk(runs.current().runtime, ref))
+    return dataclasses.asdict(runs.current().crew.run_chunk(ref))
 
 
 def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
@@ -53,7 +52,9 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
     fingerprint = run.job.fingerprint()
     while futures or (waiting and not run.runtime.stopping):
-        while waiting and not run.runtime.stopping and wants_more(run, len(futures)):
+        if run.crew.look():
+            get_run_logger().info("%d engine processes: one core was what limited the rate", run.crew.processes)
+        while waiting and not run.runtime.stopping and place(run, waiting[0], len(futures)):
             ref = waiting.popleft()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
@@ -66,15 +67,15 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
         run.incomplete[ref.digest] = run.runtime.stop_reason
 
 
-def wants_more(run: runs.Run, submitted: int) -> bool:
+def place(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     """Whether one more chunk is to begin. Small ones are over in a moment, large ones are worth waiting for."""
     awake = submitted - run.runtime.asleep()
-    return awake < WINDOW or (awake < MOST_CHUNKS and run.runtime.dispatcher.hungry)
+    return awake < MOST_CHUNKS and run.crew.place(ref, wanted=awake < WINDOW)
 
 
 def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     """Books what became of a chunk."""
-    run.runtime.over(ref.digest)
+    run.crew.over(ref.digest)
     if state.is_completed():
         run.returned.append(ref.digest)
         if state.name == "Cached":
@@ -84,6 +85,11 @@ def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     error = state.result(raise_on_failure=False)
     if isinstance(error, ChunkIncomplete):
         run.incomplete[ref.digest] = error.why
+        return
+    if isinstance(error, ProcessLost):
+        run.incomplete[ref.digest] = str(error)
+        run.returned.append(ref.digest)  # as one that returned without its rows: a further pass takes those
+        run.doubtful = True
         return
     run.incomplete[ref.digest] = str(error)
     known = error if isinstance(error, FerryError) else FerryError(f"chunk {ref.digest[:12]}: {error}")

@@ -24,6 +24,11 @@ class Access:
     proxied: bool = False  # the environment names a proxy for it, which obstore's client uses
     keys: tuple[str, str, str | None] | None = field(default=None, repr=False)  # id, secret, session token
 
+    @classmethod
+    def decode(cls, data: dict[str, Any]) -> Access:
+        """From what ``dataclasses.asdict`` gave, after a way through JSON."""
+        return cls(**{**data, "keys": tuple(data["keys"]) if data["keys"] else None})
+
 
 def s3_client(bucket: str, access: Access, timeout_s: float) -> S3Store:
     """obstore's client of a bucket, its own retries off."""

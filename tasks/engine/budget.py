@@ -42,6 +42,12 @@ class Budget:
             raise
         return size
 
+    def resize(self, capacity_bytes: int) -> None:
+        """What is out stays out; nothing more goes until it is back where that is too much."""
+        self._free += capacity_bytes - self._capacity
+        self._capacity = capacity_bytes
+        self._hand_over()
+
     def give_back(self, size: int) -> None:
         self._free += size
         if self._waiters:
@@ -50,7 +56,7 @@ class Budget:
     def _hand_over(self) -> None:
         while self._waiters:
             future, size = next(iter(self._waiters.items()))
-            if size > self._free:
+            if size > self._free and self._free < self._capacity:  # all of it: asked for when there was more
                 return
             del self._waiters[future]
             if not future.done():

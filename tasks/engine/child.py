@@ -8,11 +8,9 @@ with whose end its memory goes.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import traceback
@@ -24,9 +22,9 @@ from typing import Any, BinaryIO, Self
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, FerryError, UserError, from_planning
 from tasks.engine.job import Job
+from tasks.engine.pipes import die_with_parent, read, write
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
-_SIZE = struct.Struct(">iQ")  # exit code (0 in requests), length of the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +51,8 @@ class Request:
     @classmethod
     def decode(cls, raw: bytes) -> Request:
         data = json.loads(raw)
-        for side in ("source", "destination"):
-            keys = data[side]["keys"]
-            data[side] = Access(**{**data[side], "keys": tuple(keys) if keys else None})
-        return cls(**{**data, "job": Job.model_validate(data["job"])})
+        sides = {side: Access.decode(data[side]) for side in ("source", "destination")}
+        return cls(**{**data, **sides, "job": Job.model_validate(data["job"])})
 
 
 class Child:
@@ -86,8 +82,8 @@ class Child:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            _write(self._process.stdin, 0, request.encode())
-            answer = _read(self._process.stdout)
+            write(self._process.stdin, 0, request.encode())
+            answer = read(self._process.stdout)
         except BrokenPipeError:
             answer = None
         except BaseException:  # it is at work for nobody now
@@ -118,21 +114,6 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def _write(stream: Any, code: int, message: bytes) -> None:
-    stream.write(_SIZE.pack(code, len(message)) + message)
-    stream.flush()
-
-
-def _read(stream: Any) -> tuple[int, bytes] | None:
-    """The next message, or None when the other end is gone."""
-    head = stream.read(_SIZE.size)
-    if len(head) < _SIZE.size:
-        return None
-    code, length = _SIZE.unpack(head)
-    message = stream.read(length)
-    return (code, message) if len(message) == length else None
 
 
 def _work(request: Request) -> str:
@@ -176,7 +157,7 @@ def _forked(raw: bytes) -> tuple[int, bytes]:
     if not pid:
         code = EXIT_BUG
         try:
-            _die_with_parent()
+            die_with_parent()
             if os.getppid() != parent:  # it died before this process could say that it wants to follow
                 os._exit(EXIT_BUG)
             os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # the run waits for the end of the real one
@@ -193,18 +174,13 @@ def _forked(raw: bytes) -> tuple[int, bytes]:
     return code, text
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
-
-
 def main() -> None:
-    _die_with_parent()
+    die_with_parent()
     import tasks.engine.finish
     import tasks.engine.planner  # noqa: F401 - before the first request, and once for all
 
-    while request := _read(sys.stdin.buffer):
-        _write(sys.stdout.buffer, *_forked(request[1]))
+    while request := read(sys.stdin.buffer):
+        write(sys.stdout.buffer, *_forked(request[1]))
 
 
 if __name__ == "__main__":

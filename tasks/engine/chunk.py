@@ -126,6 +126,8 @@ class ChunkRun:
         try:
             if pending:
                 dispatcher.enter(self)
+            self._rt.begun(self._ref.digest)
+            if pending:
                 await asyncio.wait({stop, over}, return_when=asyncio.FIRST_COMPLETED)
             if self._under_way:
                 await asyncio.wait(self._under_way, timeout=GRACE_S)

@@ -54,7 +54,8 @@ class Lane:
 
 
 class Dispatcher:
-    """Begins items as their hosts have places. Lives in the runtime's loop; :attr:`hungry` is read from any thread.
+    """Begins items as their hosts have places. Lives in the loop; :attr:`rows_ahead` and :attr:`room` are for any
+    thread.
 
     Rows of a host go in the order of their chunks, so that chunks end one after the other. A host that is paused or
     whose circuit is open holds up its own rows alone. ``permit`` says whether one more row may begin (--limit).
@@ -81,10 +82,14 @@ class Dispatcher:
         self.stopped = False
 
     @property
-    def hungry(self) -> bool:
-        """Few rows could begin: it is time for another chunk."""
-        rows = self._ready + sum(attempt.rows_unread() for attempt in list(self._attempts))
-        return rows < self._wanted + AHEAD_ROWS and self._queued < MOST_ROWS
+    def rows_ahead(self) -> int:
+        """Rows that could begin, or that chunks at work will give."""
+        return self._ready + sum(attempt.rows_unread() for attempt in list(self._attempts))
+
+    @property
+    def room(self) -> int:
+        """Rows ahead from which on it takes no further chunk; 0 while hosts that pause hold up too many."""
+        return self._wanted + AHEAD_ROWS if self._queued < MOST_ROWS else 0
 
     def circuit(self, host: str) -> Circuit:
         found = self._circuits.get(host)

@@ -62,6 +62,10 @@ class ChunkIncomplete(FerryError):
         self.chunk, self.pending, self.why = chunk, pending, why
 
 
+class ProcessLost(FerryError):
+    """An engine process ended in the middle of a chunk. What it recorded counts: the rest is planned anew."""
+
+
 class ObjectError(FerryError):
     """One object could not be moved; ``message`` is a sentence for people, free of secrets."""
 

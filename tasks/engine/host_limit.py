@@ -6,11 +6,11 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from tasks.engine.climb import Climb, Phase
+from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import HostLimits
 from tasks.engine.job_limit import BYTES_AHEAD_S, CallLater, Handle, JobLimit
 from tasks.engine.pace import Pace, Rate
@@ -23,22 +23,6 @@ _PACED_S = 0.25  # a learned rate that held a request back this long ago is what
 _BOUND_S = 2.0  # a rate that held something back this long ago is what bounds a host, for status output
 _SHORTEST_TIMER_S, _LONGEST_TIMER_S = 0.001, 60.0
 _LONGEST_PAUSE_S = 366 * 86400.0
-
-
-@dataclass(frozen=True, slots=True)
-class HostSnapshot:
-    """The state of one host, for status output."""
-
-    host: str
-    limit: int
-    in_flight: int
-    waiting: int
-    paused_for_s: float
-    why: str  # a sentence: what the limiter does, and why
-    requests_per_s: float | None = None  # the ceiling, found or set by the user; None: there is none
-    requests: int = 0
-    refused: int = 0  # of them with 429, 503, SlowDown
-    latency_s: float = 0.0  # of recent requests
 
 
 class PausedTooLong(Exception):
@@ -312,6 +296,22 @@ class HostLimit:
         return wait_s
 
     # --- pauses and being called
+
+    @property
+    def paused_until(self) -> float | None:
+        """By the host's clock; None where it is not paused. From any thread."""
+        return self._paused_until
+
+    def pause_until(self, until: float, why: str) -> None:
+        """Another process was told to leave the host alone."""
+        now = self._clock()
+        if until > now:
+            self._pause(now, min(until - now, _LONGEST_PAUSE_S), why)
+            self._send_away()
+
+    def bound(self, ceiling: int) -> None:
+        """No more than that at once, from now on."""
+        self._climb.bound(ceiling)
 
     @property
     def paused_for_s(self) -> float:

@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tasks.engine.errors import FerryError
-from tasks.engine.limiter import HostSnapshot, Limiter
+from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.state import State
 
 NAME = "reports/hosts.json"
@@ -45,23 +45,50 @@ def read_hosts(state: State) -> Hosts | None:
         return None
 
 
+def together(processes: Sequence[Sequence[HostSnapshot]]) -> list[HostSnapshot]:
+    """Each host once: what all processes of a run do there. The words are those of the process that asks most."""
+    found: dict[str, list[HostSnapshot]] = {}
+    for snapshots in processes:
+        for host in snapshots:
+            found.setdefault(host.host, []).append(host)
+    return [_sum(of_host) if len(of_host) > 1 else of_host[0] for of_host in found.values()]
+
+
+def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
+    most = max(parts, key=lambda part: (part.paused_for_s, part.requests))
+    rates = [part.requests_per_s for part in parts]
+    requests = sum(part.requests for part in parts)
+    latency_s = sum(part.latency_s * part.requests for part in parts) / requests if requests else 0.0
+    return replace(
+        most,
+        limit=sum(part.limit for part in parts), in_flight=sum(part.in_flight for part in parts),
+        waiting=sum(part.waiting for part in parts), requests=requests, refused=sum(part.refused for part in parts),
+        requests_per_s=None if None in rates else sum(rate for rate in rates if rate is not None),
+        latency_s=latency_s, why=f"{most.why} (of {len(parts)} processes)",
+    )  # fmt: skip
+
+
 async def keep_written(
-    state: State, limiter: Limiter, run_no: int, held: Callable[[], bool], handshakes: Callable[[], int]
+    state: State, look: Callable[[], tuple[list[HostSnapshot], int]], run_no: int, held: Callable[[], bool]
 ) -> None:
-    """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then."""
+    """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then.
+
+    ``look`` gives the hosts of all processes, and how many connections they opened.
+    """
     every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
     try:
         while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(_write, state, limiter, run_no, held, handshakes)
+            await asyncio.to_thread(_write, state, look, run_no, held)
     finally:
-        _write(state, limiter, run_no, held, handshakes)
+        _write(state, look, run_no, held)
 
 
 def _write(
-    state: State, limiter: Limiter, run_no: int, held: Callable[[], bool], handshakes: Callable[[], int]
+    state: State, look: Callable[[], tuple[list[HostSnapshot], int]], run_no: int, held: Callable[[], bool]
 ) -> None:
-    hosts = busiest(run_no, list(limiter.snapshot().values()), time.time(), handshakes())
+    snapshots, handshakes = look()
+    hosts = busiest(run_no, snapshots, time.time(), handshakes)
     if hosts.hosts and held():
         with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
             state.write(NAME, json.dumps(asdict(hosts)).encode())

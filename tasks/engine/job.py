@@ -294,6 +294,8 @@ class Job(_Model):
     """Objects in flight at each host at most, the destination included. `auto` finds out what each host bears; a number is a bound that is backed off from, and come back to, in the same way. `limits` bounds single hosts, rates, and the whole job."""
     limits: Limits = Limits()
     """Bounds on what origin hosts and the destination are asked for."""
+    processes: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
+    """Engine processes. `auto`: one, and another when its core is what limits the rate, a core is idle, and nothing else is bounded. A number divides all bounds among them."""
     retries: Retries = Retries()
     """How often a failure is tried again."""
     timeouts: Timeouts = Timeouts()

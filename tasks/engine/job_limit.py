@@ -80,6 +80,10 @@ class JobLimit:
             self._requests.book(now)
         return True
 
+    def bound(self, concurrency: int) -> None:
+        """No more than that in flight, from now on."""
+        self._concurrency = min(self._concurrency, concurrency)
+
     def leave(self) -> None:
         """A request of some host is over."""
         self._in_flight -= 1

@@ -95,8 +95,13 @@ class Lease:
     @property
     def held(self) -> bool:
         """False once another run may have taken it: asked before each write to the state."""
-        in_time = time.monotonic() - self._renewed < LENGTH_S and time.time() < self._holder.expires_at
-        return in_time and not self._lost
+        return time.monotonic() < self.until
+
+    @property
+    def until(self) -> float:
+        """Monotonic seconds, the same in all processes of a machine; 0.0 once it is lost."""
+        left_s = min(self._renewed + LENGTH_S - time.monotonic(), self._holder.expires_at - time.time())
+        return time.monotonic() + left_s if left_s > 0 and not self._lost else 0.0
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
@@ -134,6 +139,17 @@ class Lease:
             with contextlib.suppress(FerryError, FileNotFoundError):
                 if self._state.read(NAME) == self._holder.encode():
                     self._state.delete([NAME])
+
+
+class Borrowed:
+    """The lease as another process of the run holds it, for as long as that one said last."""
+
+    def __init__(self) -> None:
+        self.until = 0.0
+
+    @property
+    def held(self) -> bool:
+        return time.monotonic() < self.until
 
 
 def acquire(state: State, run: str, on_lost: Callable[[], None] = lambda: None, *, wait: bool = False) -> Lease:

@@ -7,11 +7,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from tasks.engine.climb import Climb
-from tasks.engine.host_limit import HostLimit, HostSnapshot, PausedTooLong, Slot
+from tasks.engine.host_limit import HostLimit, PausedTooLong, Slot
+from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import Limits
 from tasks.engine.job_limit import CallLater, JobLimit
 
-__all__ = ["HostLimit", "HostSnapshot", "Limiter", "PausedTooLong", "Slot"]
+__all__ = ["HostLimit", "Limiter", "PausedTooLong", "Slot"]
 
 AUTO_START = 32
 AUTO_CEILING = 256
@@ -65,6 +66,20 @@ class Limiter:
     def snapshot(self) -> dict[str, HostSnapshot]:
         """From any thread."""
         return {name: host.snapshot() for name, host in list(self._hosts.items())}
+
+    def bound(self, ceiling: int) -> None:
+        """No more than that at once at any host, and at all origins together: other processes have the rest."""
+        self._ceiling = ceiling
+        for host in self._hosts.values():
+            host.bound(ceiling)
+        if self._job is not None:
+            self._job.bound(ceiling)
+
+    def pauses(self) -> dict[str, tuple[float, str]]:
+        """Hosts that are to be left alone: until when, by the clock, and why. From any thread."""
+        now = self._clock()
+        paused = [(name, host, host.paused_until) for name, host in list(self._hosts.items())]
+        return {name: (until, host.snapshot().why) for name, host, until in paused if until is not None and until > now}
 
     def _new(self, name: str) -> HostLimit:
         if name == DESTINATION:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tasks.engine.objects import AGAIN, Again, ErrorClass, Status
@@ -61,6 +62,17 @@ class Progress:
             self._statuses[status] += 1
             if error_class is not None:
                 self._classes[error_class] += 1
+            self._bytes += size
+
+    def add_all(self, statuses: Mapping[str, int], classes: Mapping[str, int], size: int) -> None:
+        """What another process did since it was asked last."""
+        now = time.monotonic()
+        with self._lock:
+            if sum(statuses.values()):
+                self._first = self._first or now
+                self._last = now
+            self._statuses.update(statuses)
+            self._classes.update(classes)
             self._bytes += size
 
     @property

@@ -8,8 +8,8 @@ import random
 import resource
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,12 +21,14 @@ from tasks.engine.address import AddressFilter
 from tasks.engine.budget import Budget
 from tasks.engine.dispatch import Dispatcher
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError
-from tasks.engine.hosts import keep_written
+from tasks.engine.host_snapshot import HostSnapshot
+from tasks.engine.hosts import keep_written, together
 from tasks.engine.job import Job, Retries
-from tasks.engine.lease import Lease
+from tasks.engine.lease import Borrowed, Lease
 from tasks.engine.limiter import Limiter
 from tasks.engine.origin import Origin
 from tasks.engine.progress import Progress
+from tasks.engine.shares import limits_of
 from tasks.engine.state import State
 from tasks.engine.store import open_store
 from tasks.engine.transfer import Mover, Rules
@@ -56,14 +58,16 @@ class Runtime:
         self,
         job: Job,
         state: State,
-        lease: Lease,
+        lease: Lease | Borrowed,
         run_no: int,
         *,
         source_access: Access,
         destination_access: Access,
         headers: Mapping[str, str],
         limit: int | None = None,
+        share: int = 1,
     ) -> None:
+        """``share`` is how many processes divide the hosts' limits. With a borrowed lease this is not the first one."""
         self.state = state
         self.run_no = run_no
         self.how = job.how_digest()
@@ -73,24 +77,27 @@ class Runtime:
         self.settled: dict[str, Settled] = {}
         self.fatal: FerryError | None = None
         self.stop_reason = ""
-        fixed = None if job.concurrency == "auto" else job.concurrency
+        fixed = None if job.concurrency == "auto" else max(1, job.concurrency // share)
         patience_s = job.retries.max_backoff_s
-        ceiling = most_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._ceiling = most_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        ceiling = max(1, self._ceiling // share)
         # All origins together use half of the connections, the destination the other half.
-        limits = job.limits.model_copy(update={"concurrency": job.limits.concurrency or ceiling})
+        limits = limits_of(job.limits, share)
+        limits = limits.model_copy(update={"concurrency": limits.concurrency or ceiling})
         self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         self._lease = lease
         self._permits = limit
         self._sleeping: set[str] = set()
+        self._coming: dict[str, int] = {}  # chunks that have not begun yet, and their rows
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-pixels")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
         self._thread.start()
         self.stop: asyncio.Event = asyncio.Event()
-        budget = Budget(BODIES_BYTES)
-        shared: dict[str, Any] = {"budget": budget, "pool": self._pool}
+        self._budget = Budget(BODIES_BYTES // share)
+        shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
         destination = open_store(job.destination.uri, destination_access, state.spool_dir, create=True, **stores)
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]
@@ -103,12 +110,42 @@ class Runtime:
             return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool)
 
         self._origin, self.mover = self.wait(build())
-        self._hosts = asyncio.run_coroutine_threadsafe(
-            keep_written(state, self.limiter, run_no, lambda: lease.held, self._handshakes), self._loop
-        )
+        self.others: Callable[[], list[tuple[list[HostSnapshot], int]]] = list  # hosts at other processes of the run
+        self._hosts: Future[None] | None = None
+        if isinstance(lease, Lease):
+            self._hosts = asyncio.run_coroutine_threadsafe(
+                keep_written(state, self._all_hosts, run_no, lambda: lease.held), self._loop
+            )
 
-    def _handshakes(self) -> int:
-        return self._origin.handshakes + sum(store.handshakes for store in self._stores)
+    def hosts(self) -> tuple[list[HostSnapshot], int]:
+        """What this process does at each host, and how many connections it opened. From any thread."""
+        opened = self._origin.handshakes + sum(store.handshakes for store in self._stores)
+        return list(self.limiter.snapshot().values()), opened
+
+    def _all_hosts(self) -> tuple[list[HostSnapshot], int]:
+        every = [self.hosts(), *self.others()]
+        return together([snapshots for snapshots, _ in every]), sum(opened for _, opened in every)
+
+    def divide(self, share: int) -> None:
+        """So many processes work from now on: each has its part of connections and memory. From any thread."""
+        self._loop.call_soon_threadsafe(self.limiter.bound, max(1, self._ceiling // share))
+        self._loop.call_soon_threadsafe(self._budget.resize, BODIES_BYTES // share)
+
+    def heed(self, pauses: Mapping[str, tuple[float, str]]) -> None:
+        """Hosts that another process was asked to leave alone: until when (monotonic), and why. From any thread."""
+
+        def apply() -> None:
+            for name, (until, why) in pauses.items():
+                self.limiter.host(name).pause_until(until, why)
+                self.dispatcher.look(name)
+
+        self._loop.call_soon_threadsafe(apply)
+
+    def loop_cpu_s(self) -> float:
+        """Seconds of processor that the event loop's thread has used."""
+        if not hasattr(time, "pthread_getcpuclockid") or self._thread.ident is None:
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine in the loop and waits for it, from another thread."""
@@ -153,6 +190,24 @@ class Runtime:
     def stopping(self) -> bool:
         return bool(self.stop_reason)
 
+    def expect(self, digest: str, rows: int) -> None:
+        """A chunk will begin; until :meth:`begun` or :meth:`over` its rows count as ahead."""
+        self._coming[digest] = rows
+
+    def begun(self, digest: str) -> None:
+        """The dispatcher has its rows now."""
+        self._coming.pop(digest, None)
+
+    @property
+    def rows_ahead(self) -> int:
+        """Rows that could begin, of chunks at work and of those that come. From any thread."""
+        return self.dispatcher.rows_ahead + sum(list(self._coming.values()))
+
+    @property
+    def hungry(self) -> bool:
+        """It is time for another chunk."""
+        return self.rows_ahead < self.dispatcher.room
+
     @contextlib.contextmanager
     def awake(self, digest: str) -> Iterator[None]:
         """A chunk that leaves rows pending sleeps until Prefect retries it: it holds no place in the window."""
@@ -167,6 +222,7 @@ class Runtime:
 
     def over(self, digest: str) -> None:
         """This chunk will not come again: it settled, or Prefect gave up on it."""
+        self._coming.pop(digest, None)
         with self._lock:
             self._sleeping.discard(digest)
 
@@ -177,7 +233,8 @@ class Runtime:
 
     def close(self) -> None:
         """Closes the connections and ends the loop's thread."""
-        self._hosts.cancel()
+        if self._hosts is not None:
+            self._hosts.cancel()
         self.wait(self._origin.close())
         for store in self._stores:
             self.wait(store.close())

@@ -154,15 +154,18 @@ def _i(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
 
 
 def _sink(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
-    library = shelf.plain(settings.n)
     entries: list[Entry] = []
     for how, cores in PINNED.items():
+        library = shelf.plain(settings.n) if cores else shelf.five(settings.many)
         tools = [
             ferry(f"{FERRY}, {how}"),
             rclone_copy(f"{COPY_OFF}, {how}", "--transfers", "32", *UNCHECKED),
-            rclone_copy(f"{COPY_NO_HEADS}, {how}", "--transfers", "32", *NO_HEADS),
         ]
-        entries += [Entry(tool, library, store="sink", cores=cores) for tool in tools[: 2 if settings.quick else 3]]
+        if not cores:
+            tools += [ferry(f"{FERRY}, {how}, processes: {count}", processes=count) for count in (1, 2)]
+        if not settings.quick:
+            tools.append(rclone_copy(f"{COPY_NO_HEADS}, {how}", "--transfers", "32", *NO_HEADS))
+        entries += [Entry(tool, library, store="sink", cores=cores) for tool in tools]
     return entries
 
 

@@ -20,6 +20,7 @@ from tasks.engine import ledger, tables
 from tasks.engine.chunk import ChunkResult, run_chunk
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, UserError
 from tasks.engine.job import Job
+from tasks.engine.lease import Borrowed
 from tasks.engine.objects import ErrorClass, Outcome, Row, Status
 from tasks.engine.plan import ChunkRef, Existing
 from tasks.engine.runtime import Runtime
@@ -284,10 +285,33 @@ def test_a_lost_lease_writes_no_outcome(origin: Origin, s3: S3Server, bucket: st
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 3))
     with engine(job_for(bucket), state, access(s3)) as runtime:
-        runtime._lease._lost = True
+        runtime._lease._lost = True  # type: ignore[union-attr]
         with pytest.raises(Fatal, match="lost its lease"):
             run_chunk(runtime, ref)
     assert state.list("outcomes") == []
+
+
+def test_a_process_that_hears_nothing_writes_nothing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The lease is the run's: a helper has it for as long as it was told, by a clock that all processes share."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 3))
+    for until, written in ((0.0, False), (time.monotonic() - 1, False), (time.monotonic() + 60, True)):
+        borrowed = Borrowed()
+        borrowed.until = until
+        runtime = Runtime(
+            job_for(bucket), state, borrowed, 1,
+            source_access=access(s3), destination_access=access(s3), headers={}, share=2,
+        )  # fmt: skip
+        try:
+            if written:
+                run_chunk(runtime, ref)
+            else:
+                with pytest.raises(Fatal, match="lost its lease"):
+                    run_chunk(runtime, ref)
+        finally:
+            runtime.close()
+        assert bool(state.list("outcomes")) is written
+        assert not state.list("reports")  # hosts.json is the first process's
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_a_paused_host_holds_up_its_own_rows_alone() -> None:
         chunk = Chunk("x", "a.example", "a.example", "b.example", "a.example", "b.example")
         dispatcher.enter(chunk)
         assert chunk.names == ["x2", "x4"]
-        assert dispatcher.hungry
+        assert dispatcher.rows_ahead < dispatcher.room
         clock.pass_(29.0)
         assert len(chunk.begun) == 2
         clock.pass_(1.1)
@@ -266,7 +266,7 @@ def test_rows_are_read_as_they_are_needed() -> None:
         chunk = Chunk("x", *["a.example"] * 100_000)
         dispatcher.enter(chunk)
         assert 100_000 - len(chunk.items) <= dispatch.READY_ROWS + chunk.slice_rows
-        assert not dispatcher.hungry
+        assert dispatcher.rows_ahead >= dispatcher.room
         limiter.host("a.example").overloaded(30.0, "HTTP 429", True)
         chunk.end(0)
         dispatcher.look("a.example")

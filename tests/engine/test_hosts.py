@@ -13,8 +13,8 @@ from demo.s3 import S3Server
 from flows import terminal
 from tasks.engine import hosts
 from tasks.engine.chunk import run_chunk
+from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.hosts import busiest, read_hosts
-from tasks.engine.limiter import HostSnapshot
 from tests.engine.helpers import access, directory_state, engine, make_job, make_row
 from tests.engine.test_chunk import write_chunk
 

@@ -1,0 +1,261 @@
+"""The engine processes of a run: this one, and others where one core is not enough (docs/decisions/0011)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from tasks.engine.chunk import ChunkResult, run_chunk
+from tasks.engine.dispatch import AHEAD_ROWS, READY_ROWS
+from tasks.engine.errors import ProcessLost
+from tasks.engine.growth import Growth, cores, idle_s
+from tasks.engine.host_snapshot import HostSnapshot
+from tasks.engine.job import Job
+from tasks.engine.lease import Lease
+from tasks.engine.pipes import read, write
+from tasks.engine.plan import ChunkRef
+from tasks.engine.runtime import Runtime
+from tasks.engine.shares import is_bounded, most_processes
+from tasks.helper import BEAT, CHUNK, ENDED_S, Setup, error_of
+
+Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
+
+
+class Helper:
+    """Another engine process, seen from the run. It dies with the thread that made it."""
+
+    def __init__(self, setup: Setup, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tasks.helper"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C reaches the run first
+            cwd=Path(__file__).resolve().parents[1],
+        )  # fmt: skip
+        self._lock = threading.Lock()
+        self._waiting: dict[str, Future[ChunkResult]] = {}
+        self.coming: dict[str, int] = {}  # chunks that it has not heard of yet, and their rows
+        self._beat: dict[str, Any] = {
+            "got": [], "rows": 0, "room": READY_ROWS + AHEAD_ROWS, "cpu_s": 0.0, "hosts": [], "opened": 0, "pauses": {},
+            "statuses": {}, "classes": {}, "bytes": 0,
+        }  # fmt: skip
+        self.is_lost = False
+        self._send(0, setup.encode())
+        threading.Thread(target=self._listen, name="ferry-helper", daemon=True).start()
+
+    @property
+    def hungry(self) -> bool:
+        """It could do with another chunk."""
+        return not self.is_lost and self.rows_ahead < self._beat["room"]
+
+    @property
+    def rows_ahead(self) -> int:
+        """What it said last, and what it was given since."""
+        return int(self._beat["rows"]) + sum(list(self.coming.values()))
+
+    @property
+    def cpu_s(self) -> float:
+        return float(self._beat["cpu_s"])
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def hosts(self) -> tuple[list[HostSnapshot], int]:
+        """What it does at each host, and how many connections it opened."""
+        return [HostSnapshot(**host) for host in self._beat["hosts"]], self._beat["opened"]
+
+    @property
+    def pauses(self) -> Pauses:
+        return {name: (until, why) for name, (until, why) in self._beat["pauses"].items()}
+
+    def run(self, ref: ChunkRef) -> ChunkResult:
+        """As :func:`tasks.engine.chunk.run_chunk`; raises ProcessLost as well."""
+        future: Future[ChunkResult] = Future()
+        with self._lock:
+            self._waiting[ref.digest] = future
+        self._send(CHUNK, json.dumps(asdict(ref)).encode())
+        if self.is_lost:
+            self._lose()
+        with self._runtime.awake(ref.digest):
+            return future.result()
+
+    def tell(self, beat: dict[str, Any]) -> None:
+        self._send(BEAT, json.dumps(beat).encode())
+
+    def close(self) -> None:
+        """Ends it; after what it has at hand, which is to be nothing."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(ENDED_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _send(self, kind: int, message: bytes) -> None:
+        with self._lock:
+            try:
+                write(self._process.stdin, kind, message)
+            except (BrokenPipeError, ValueError):  # it is gone; the listener sees that too
+                self.is_lost = True
+
+    def _listen(self) -> None:
+        while message := read(self._process.stdout):
+            data = json.loads(message[1])
+            if message[0] == BEAT:
+                self._heard(data)
+            else:
+                future = self._waiting.pop(data["chunk"])
+                if "result" in data:
+                    future.set_result(ChunkResult(**data["result"]))
+                else:
+                    future.set_exception(error_of(data, data["chunk"]))
+        self._lose()
+
+    def _heard(self, beat: dict[str, Any]) -> None:
+        """Counts what it did since it was heard last."""
+        before, self._beat = self._beat, beat
+        for digest in beat["got"]:
+            self.coming.pop(digest, None)
+        more = {
+            name: {key: count - before[name].get(key, 0) for key, count in beat[name].items()}
+            for name in ("statuses", "classes")
+        }
+        self._runtime.progress.add_all(more["statuses"], more["classes"], beat["bytes"] - before["bytes"])
+
+    def _lose(self) -> None:
+        self.is_lost = True
+        with self._lock:
+            waiting, self._waiting = self._waiting, {}
+        for digest, future in waiting.items():
+            future.set_exception(
+                ProcessLost(f"an engine process ended in the middle of chunk {digest[:12]} (was there memory enough?)")
+            )
+
+
+def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
+    """Engine processes at the start, and at most. A run with --limit counts its rows in one.
+
+    | `processes` | bounds by the user | at the start | at most |
+    |---|---|---|---|
+    | auto | none | 1 | cores |
+    | auto | some | 1 | 1: what is measured is the bound |
+    | N | none | N | N |
+    | N | some | N, or the places of the smallest one | the same |
+    """
+    concurrency = None if job.concurrency == "auto" else job.concurrency
+    if limit is not None:
+        return 1, 1
+    if job.processes == "auto":
+        return 1, 1 if is_bounded(concurrency, job.limits) else cores()
+    most = most_processes(job.processes, concurrency, job.limits)
+    return most, most
+
+
+class Crew:
+    """Which process runs which chunk, and when another one is started. Made by the run, in its main thread."""
+
+    def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int) -> None:
+        """Starts with ``setup.share`` processes, this one among them; at most ``most``."""
+        self._runtime = runtime
+        self._lease = lease
+        self._setup = setup
+        self._most = most
+        self._growth = Growth()
+        self._at: dict[str, Helper | None] = {}  # of chunks that are not settled: it knows what of them is done
+        self.helpers: list[Helper] = []
+        runtime.others = lambda: [helper.hosts for helper in self.helpers]
+        for _ in range(setup.share - 1):
+            self.helpers.append(Helper(setup, runtime))
+
+    @property
+    def processes(self) -> int:
+        return 1 + sum(not helper.is_lost for helper in self.helpers)
+
+    def place(self, ref: ChunkRef, *, wanted: bool) -> bool:
+        """Decides who is to run a chunk: the process with the least to do. False: all have enough, and ``wanted`` is
+        not set. A chunk stays where it ran before: what of it is done, that process knows.
+        """
+        own = self._runtime
+        able: list[tuple[int, Helper | None]] = [
+            (helper.rows_ahead, helper) for helper in self.helpers if helper.hungry
+        ]
+        if own.hungry or (wanted and not able):
+            able.append((own.rows_ahead, None))
+        if not able:
+            return False
+        helper = self._at[ref.digest] = min(able, key=lambda entry: entry[0])[1]
+        rows = ref.rows - ref.done
+        if helper is None:
+            own.expect(ref.digest, rows)
+        else:
+            helper.coming[ref.digest] = rows
+        return True
+
+    def run_chunk(self, ref: ChunkRef) -> ChunkResult:
+        """Runs a chunk in its place; from the thread of its task. As tasks.engine.chunk.run_chunk."""
+        helper = self._at[ref.digest]
+        return run_chunk(self._runtime, ref) if helper is None else helper.run(ref)
+
+    def over(self, digest: str) -> None:
+        """This chunk will not come again: it settled, or came back Cached, or Prefect gave up on it."""
+        self._runtime.over(digest)
+        if helper := self._at.pop(digest, None):
+            helper.coming.pop(digest, None)
+
+    def look(self) -> bool:
+        """A few times a second: tells the others how things stand. True when it started one more."""
+        if self.helpers:
+            self._beat()
+        if self.processes != 1 + len(self.helpers) or self.processes >= self._most or self._runtime.stopping:
+            return False  # after one was lost, to lack of memory perhaps, none is started
+        idle = idle_s()
+        if idle is None:
+            return False
+        used = [self._runtime.loop_cpu_s(), *(helper.cpu_s for helper in self.helpers)]
+        now = time.monotonic()
+        if self._growth.look(now, used, idle, lambda: self._runtime.progress.snapshot().left_s) and not self._held_back:
+            self._start(len(self.helpers) + 2)
+            return True
+        return False
+
+    @property
+    def _held_back(self) -> bool:
+        """A host allows no more than so many requests per second: another process brings none."""
+        return any(host.requests_per_s is not None for host in self._runtime.hosts()[0])
+
+    def _start(self, share: int) -> None:
+        self._setup = replace(self._setup, share=share)
+        self._runtime.divide(share)
+        self.helpers.append(Helper(self._setup, self._runtime))
+        self._beat()
+
+    def _beat(self) -> None:
+        live = [helper for helper in self.helpers if not helper.is_lost]
+        pauses: dict[Helper | None, Pauses] = {None: self._runtime.limiter.pauses()}
+        pauses |= {helper: helper.pauses for helper in live}
+        for helper in live:
+            if pauses[helper]:
+                self._runtime.heed(pauses[helper])
+            merged = {name: pause for other in pauses if other is not helper for name, pause in pauses[other].items()}
+            helper.tell(
+                {
+                    "until": self._lease.until, "stop": self._runtime.stop_reason, "share": self._setup.share,
+                    "pauses": merged,
+                }
+            )  # fmt: skip
+
+    def close(self) -> None:
+        for helper in self.helpers:
+            helper.close()
