@@ -36,7 +36,7 @@ def markdown(name: str, report: Report) -> str:
     lines += [f"| **planned** | | **{report.counts['planned']:,}** |", ""]
     lines += [
         f"- {report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}, {report.cached:,} of them cached",
-        f"- {report.bytes:,} bytes read in {report.seconds:,.1f} s; {report.rate:,.0f} rows/s",
+        f"- {report.bytes:,} bytes in {report.seconds:,.1f} s; {report.rate:,.0f} rows/s",
         f"- failure budget: {report.budget:,} rows",
     ]
     return "\n".join(lines) + "\n"

@@ -41,6 +41,7 @@ _HEADERS = {
     for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
 }
 _META = "x-amz-meta-"
+_COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
 _ANSWER_BYTES = 64 * 1024
 CONNECT_S = 15.0
 
@@ -123,6 +124,25 @@ class BucketHttp:
         if response.status == 200:
             return response
         raise await self._refused(response, side)
+
+    async def copy(self, key: str, source: str, etag: str) -> str:
+        """Has the server copy an object as it is, if it still has this ETag; returns the new one (CopyObject).
+
+        ``source`` is the bucket and the key, joined by a slash. Raises NotPlain where the server does not do it:
+        whoever reads and writes the bytes instead learns on which side the trouble is.
+        """
+        if not _PLAIN_KEY.fullmatch(source):
+            raise NotPlain
+        quoted = etag if etag.startswith('"') else f'"{etag}"'
+        headers = {"x-amz-copy-source": "/" + encoded(source), "x-amz-copy-source-if-match": quoted}
+        response = await self._ask("PUT", key, headers, EMPTY_SHA256, b"", "destination")
+        if response.status in (429, 503):
+            raise await self._refused(response, "destination")
+        answer = await self._rest(response, "destination")
+        found = _COPIED.search(answer)  # a 200 may be an error that came up on the way
+        if response.status != 200 or found is None:
+            raise NotPlain
+        return found[1].decode()
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""

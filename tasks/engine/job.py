@@ -281,7 +281,7 @@ class Job(_Model):
     key: str | None = None
     """A template for the destination key: `{sku}/{source.name}`, `{sha256}.{ext}`. Default: the row's key column, else the path of its URL."""
     checks: Checks = Checks.IMAGE
-    """What a body must be: `image` (a whole image of a known format), `decode` (every pixel too), `length`, `none`. Digests in the manifest are always compared."""
+    """What a body must be: `image` (a whole image of a known format), `decode` (every pixel too), `length`, `none`. Digests in the manifest are always compared. With `none`, S3 copies from bucket to bucket by itself."""
     on_existing: OnExisting = OnExisting.SKIP_SAME
     """What to do with a key that exists: `skip-same`, `skip`, `overwrite`, `fail`."""
     bad_lines: Literal["error", "skip"] = "error"

@@ -85,6 +85,7 @@ class Store:
         budget: Budget | None = None,
         pool: Executor | None = None,
         http: Callable[[], BucketHttp] | None = None,
+        access: Access | None = None,
     ) -> None:
         self.uri = uri
         self.kind = kind
@@ -94,6 +95,7 @@ class Store:
         self._budget = budget or Budget(2**62)
         self._pool = pool
         self._make_http = http
+        self._access = access
         self._http: BucketHttp | None = None
         self.directory = directory
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
@@ -133,6 +135,29 @@ class Store:
         except Exception as exc:
             raise from_store(exc) from None
         return result["e_tag"]
+
+    def can_copy_from(self, source: Store) -> bool:
+        """Both are buckets of one server, for one set of credentials."""
+        both = self.kind == source.kind == "s3" and self._make_http is not None
+        return both and self._access is not None and self._access == source._access
+
+    async def copy_from(self, source: Store, source_key: str, key: str, *, size: int, etag: str) -> str:
+        """Has the server copy an object that was listed with this size and ETag; returns the copy's ETag.
+
+        Confirmed by equal ETags where those are MD5s, else by its size. Raises NotPlain where the server does not copy.
+        """
+        http = self._short_way()
+        assert http is not None
+        bucket = urlsplit(source.uri).netloc
+        copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag)
+        if md5_of_etag(copied) is None or md5_of_etag(copied) != md5_of_etag(etag):
+            found = await self.head(key)
+            if found is None or found.size != size:
+                raise ObjectError(
+                    ErrorClass.UPLOAD_UNCONFIRMED,
+                    f"the copy at the destination has not the {size:,} bytes of its source",
+                )
+        return copied
 
     async def head(self, key: str, *, side: str = "destination") -> Found | None:
         """What stands under a key, or None."""
@@ -335,8 +360,9 @@ def open_store(
         prefix = parts.path.strip("/")
         http = partial(short_client, parts.netloc, access, timeout_s) if short_way and not access.proxied else None
         return Store(
-            uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http
-        )
+            uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
+            access=access,
+        )  # fmt: skip
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
@@ -12,6 +13,7 @@ from weakref import WeakValueDictionary
 
 from tasks.engine import image, keys
 from tasks.engine.body import Body
+from tasks.engine.bucket_http import NotPlain
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import DESTINATION, Limiter
@@ -112,6 +114,10 @@ def policy_for(policy: OnExisting, row: Row) -> OnExisting:
     return OnExisting.OVERWRITE if row.reason is Reason.REPAIR and row.attempt > 1 else policy
 
 
+MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
+GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
+
+
 class Mover:
     """Moves one object at a time, as many times at once as it is asked to."""
 
@@ -147,6 +153,9 @@ class Mover:
         if step != "fetch":
             assert found is not None
             return self._left_alone(step, row.key, found)
+        if (source := self._on_one_server(row, found)) is not None:
+            with contextlib.suppress(NotPlain):
+                return await self._have_copied(row, source, place)
         started = time.monotonic()
         try:
             fetch = await self._fetch(row, place)
@@ -161,6 +170,44 @@ class Mover:
             raise
         finally:
             fetch.body.discard()
+
+    def _on_one_server(self, row: Row, found: Found | None) -> tuple[Store, str] | None:
+        """Where the server may copy the object by itself: the bucket and the key (docs/decisions/0012).
+
+        Only with `checks: none`, since everything else is about bytes that have come here; for objects that were
+        listed, whose key is free, and that are written as they are: no digest of the manifest's, no type, attributes
+        or late key.
+        """
+        if self._rules.checks is not Checks.NONE or found is not None or self._given or row.late_key:
+            return None
+        if row.size is None or not row.etag or row.md5 or row.sha256 or row.content_type:
+            return None
+        if row.size > min(self._rules.max_bytes, MOST_COPIED) or self._rules.on_existing in GUARDED:
+            return None
+        for root, store in self._roots:
+            if row.source.startswith(root):
+                return (store, row.source[len(root) :]) if self._destination.can_copy_from(store) else None
+        return None
+
+    async def _have_copied(self, row: Row, source: tuple[Store, str], place: Place) -> Moved:
+        assert row.size is not None
+        assert row.etag is not None
+        limit = self._limiter.host(DESTINATION)
+        async with limit.slot():
+            started = time.monotonic()
+            try:
+                etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
+            except ObjectError as error:
+                tell(limit, error, time.monotonic() - started)
+                error.at_destination = True
+                raise
+            limit.ok(time.monotonic() - started)
+        place.came(time.monotonic() - started)
+        md5 = md5_of_etag(etag)
+        return Moved(
+            Status.COPIED, row.key, row.size, md5 if md5 == md5_of_etag(row.etag) else None, source_etag=row.etag,
+            source_last_modified=row.last_modified, dest_etag=etag, requests=1, bytes_read=row.size,
+        )  # fmt: skip
 
     async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
         """Checks the body, and writes it in a place at the destination."""
@@ -211,7 +258,7 @@ class Mover:
         if found is not None and await self._stays(moved, body, found, policy):
             return moved
         # A last guard against a key that the plan did not see; a multipart upload has no such condition.
-        create = policy in (OnExisting.SKIP, OnExisting.FAIL) and body.path is None
+        create = policy in GUARDED and body.path is None
         try:
             moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:

@@ -28,6 +28,7 @@ PINNED: dict[str, tuple[int, ...]] = {"one core": (0,), "all cores": ()}
 BY_HAND = (64, 128, 256)
 
 FERRY, FERRY_LOCAL = "Ferry", "Ferry, local server"
+FERRY_UNCHECKED = "Ferry, checks: none"
 FERRY_NEW = "Ferry, local server, new folder, empty HOME"
 COPY, COPY_OFF = "rclone copy, 32 transfers", "rclone copy, 32 transfers, no checks"
 COPY_NO_HEADS = f"{COPY_OFF}, no HEADs"
@@ -96,6 +97,7 @@ def _d(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
     library = shelf.plain(settings.n)
     tools = [
         ferry(FERRY),
+        ferry(FERRY_UNCHECKED, checks="none"),
         s5cmd(S5CMD),
         juicefs_sync(JUICEFS, "--threads", "32"),
         rclone_copy(COPY, "--transfers", "32"),
