@@ -17,6 +17,7 @@ UP_SHARE = 0.3  # a probe up stays when it brought this share of what it would w
 GROW_SHARE = 0.7  # and goes on doubling from this share on
 DOWN_SHARE = 0.1  # a probe down stays when it cost no more than this share
 ALL_SHARE = 0.1  # what steps down may cost together, before half of the way back is tried
+BURDEN = 0.5  # of the places taken up by requests (rate x latency): else rows wait in them for another host
 FEW = 8  # in flight are no burden: fewer are tried only where the host is plainly beyond what it bears
 NOISE = 1.5  # over the root of a round's answers: what a rate may be off by; counts on top of both
 BACK_SHARE = 0.01  # more is brought by the way back, if it is kept
@@ -55,6 +56,7 @@ class Climb:
     | start, grow | 25% above the best so far | double, up to the ceiling (or 4/5 of what was refused) |
     | start, grow | not, twice; or less than before | hold at best rate x lowest latency x 1.25 |
     | hold | within -30% .. +40% of before | now and then: up by a quarter, or down by a third or a fifth |
+    | hold | most places wait for another host | no probe down: it would relieve nobody |
     | hold | less / more than that | down by half / grow |
     | up | nearly in proportion / somewhat / not above hold's | grow / keep, go on / back |
     | up, half the way back | above / not | keep / back |
@@ -69,13 +71,14 @@ class Climb:
     """
 
     __slots__ = (
-        "_back_to", "_base", "_best", "_best_held", "_best_limit", "_ceiling", "_count", "_cut_at", "_down_at",
-        "_down_wait_s", "_factor", "_fastest_s", "_flat", "_floor", "_gains", "_good", "_least", "_need", "_noise",
-        "_proved", "_settling", "_since", "_steady", "_sum_s", "_up_at", "_used", "_wall", "_wall_at", "_wall_wait_s",
-        "latency_s", "limit", "phase",
+        "_back_to", "_base", "_best", "_best_held", "_best_limit", "_burdened", "_ceiling", "_count", "_cut_at",
+        "_down_at", "_down_wait_s", "_factor", "_fastest_s", "_few", "_flat", "_floor", "_gains", "_good", "_least",
+        "_need", "_noise", "_proved", "_settling", "_since", "_steady", "_sum_s", "_up_at", "_used", "_wall",
+        "_wall_at", "_wall_wait_s", "latency_s", "limit", "phase",
     )  # fmt: skip
 
-    def __init__(self, start: int, ceiling: int, floor: int = 1) -> None:
+    def __init__(self, start: int, ceiling: int, floor: int = 1, few: int = FEW) -> None:
+        self._few = max(few, floor)
         self._floor = floor
         self._ceiling = max(floor, ceiling)
         self.limit = max(floor, min(start, ceiling))
@@ -106,8 +109,9 @@ class Climb:
         self._best_held = 0.0  # the best steady rate, and
         self._best_limit = self.limit
         self._back_to = False  # the probe up is one to there
-        self._least = max(FEW, floor)  # for a probe down
+        self._least = self._few  # for a probe down
         self._noise = 0.0
+        self._burdened = True
 
     def done(self, latency_s: float, in_flight: int, now: float) -> bool:
         """A request was answered; ``in_flight`` counts it. True when the limit rose. Once per object: cheap."""
@@ -197,6 +201,7 @@ class Climb:
         idle = self._used * 5 < self._count * 4
         before = self.limit
         self._noise = NOISE / math.sqrt(self._count)
+        self._burdened = rate * mean_s >= self.limit * BURDEN
         self._measure(now)
         if not idle:
             self._judge(rate, mean_s, now)
@@ -230,7 +235,7 @@ class Climb:
         self.phase = Phase.GROW
         self._best = best
         self._best_held = 0.0
-        self._least = max(FEW, self._floor)
+        self._least = self._few
         self._fastest_s = math.inf
         self._flat = self._gains = 0
         self._good = self.limit
@@ -297,7 +302,7 @@ class Climb:
         self._note_best()
         if self._factor < HALF and self._due(self._up_at, now) and self._up(now):
             return
-        if self._due(self._down_at, now) and self.limit > self._least:
+        if self._due(self._down_at, now) and self.limit > self._least and self._burdened:
             self._down()
 
     @staticmethod
@@ -362,7 +367,7 @@ class Climb:
             self._note_best()
             if rate < self._best_held * (1 - ALL_SHARE - self._noise) and self._best_limit <= self._top(now):
                 self._back()
-            elif self.limit > self._least:
+            elif self.limit > self._least and self._burdened:
                 self._down()
             else:
                 self._hold(self.limit, rate)

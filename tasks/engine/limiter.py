@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 
-from tasks.engine.climb import Climb
+from tasks.engine.climb import FEW, Climb
 from tasks.engine.host_limit import HostLimit, PausedTooLong, Slot
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import Limits
@@ -89,7 +89,9 @@ class Limiter:
             key, job = f"limits.hosts.{pattern}", self._job
         bound = limits.concurrency or self._concurrency
         start = bound if self._concurrency is not None and bound else AUTO_START
-        climb = Climb(start, min(bound or self._ceiling, self._ceiling))
+        # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
+        few = AUTO_START if name == DESTINATION else FEW
+        climb = Climb(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
             name, climb, self._clock, self._call_later, self._patience_s,
             limits=limits, limits_key=key, job=job, adopt=self._adopt,

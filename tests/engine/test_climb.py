@@ -184,3 +184,25 @@ def test_words() -> None:
     now = by_capacity(climb, now, 1.5, 1000)
     assert "were refused" in climb.words(now)
     assert not math.isnan(climb.latency_s)
+
+
+def _least(climb: Climb, latency_s: float) -> int:
+    """The smallest limit in a minute at a host that delivers 1,000/s whatever the limit, after so many seconds."""
+    now, least = 0.0, climb.limit
+    while now < 60:
+        now = feed(climb, now, 0.1, 1000, latency_s)
+        least = min(least, climb.limit)
+    return least
+
+
+def test_places_that_wait_for_another_host_are_no_burden() -> None:
+    """1,000/s at 1 ms are one request at a time: after startup no fewer are tried, since that would relieve nobody."""
+    assert _least(Climb(32, 256), 0.001) == 16
+    assert _least(Climb(32, 256), 0.016) < 16
+
+
+def test_fewer_than_a_few_are_not_tried() -> None:
+    """8 at an origin, as many as it started with at the destination; a user's own bound may be less."""
+    assert _least(Climb(32, 256), 0.05) == 8
+    assert _least(Climb(32, 256, few=32), 0.05) == 32
+    assert _least(Climb(4, 4), 0.05) == 4
