@@ -26,6 +26,7 @@ from tasks.engine.runtime import Runtime
 from tasks.engine.shares import is_bounded, most_processes
 from tasks.helper import BEAT, CHUNK, ENDED_S, Setup, error_of
 
+MOST = 16  # processes; more were never measured
 Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
 
 
@@ -149,7 +150,7 @@ def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
 
     | `processes` | bounds by the user | at the start | at most |
     |---|---|---|---|
-    | auto | none | 1 | cores |
+    | auto | none | 1 | cores, 16 at most |
     | auto | some | 1 | 1: what is measured is the bound |
     | N | none | N | N |
     | N | some | N, or the places of the smallest one | the same |
@@ -158,7 +159,7 @@ def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
     if limit is not None:
         return 1, 1
     if job.processes == "auto":
-        return 1, 1 if is_bounded(concurrency, job.limits) else cores()
+        return 1, 1 if is_bounded(concurrency, job.limits) else min(cores(), MOST)
     most = most_processes(job.processes, concurrency, job.limits)
     return most, most
 
@@ -226,8 +227,7 @@ class Crew:
         used = [self._runtime.loop_cpu_s(), *(helper.cpu_s for helper in self.helpers)]
         now = time.monotonic()
         if self._growth.look(now, used, idle, lambda: self._runtime.progress.snapshot().left_s) and not self._held_back:
-            self._start(len(self.helpers) + 2)
-            return True
+            return self._start(len(self.helpers) + 2)
         return False
 
     @property
@@ -235,11 +235,17 @@ class Crew:
         """A host allows no more than so many requests per second: another process brings none."""
         return any(host.requests_per_s is not None for host in self._runtime.hosts()[0])
 
-    def _start(self, share: int) -> None:
-        self._setup = replace(self._setup, share=share)
+    def _start(self, share: int) -> bool:
+        setup = replace(self._setup, share=share)
+        try:
+            self.helpers.append(Helper(setup, self._runtime))
+        except OSError:  # no memory, or no process more for this user: one less will do
+            self._most = self.processes
+            return False
+        self._setup = setup
         self._runtime.divide(share)
-        self.helpers.append(Helper(self._setup, self._runtime))
         self._beat()
+        return True
 
     def _beat(self) -> None:
         live = [helper for helper in self.helpers if not helper.is_lost]

@@ -126,7 +126,11 @@ class Dispatcher:
     def look(self, host: str) -> None:
         """A host answered with an error: is it paused now? Then other rows take the turn of its own."""
         lane = self._lanes.get(host)
-        if lane is not None and lane.limit.paused_for_s > 0 and not lane.held:
+        if lane is None:
+            return
+        if lane.limit.silent_for_s > self._patience_s:
+            self._pump(lane)  # its rows are not to wait for ever
+        elif lane.limit.paused_for_s > 0 and not lane.held:
             self._hold(lane, True)
             self.refill()
 
@@ -199,6 +203,9 @@ class Dispatcher:
                 continue
             if limit.paused_for_s > self._patience_s:
                 self._leave(lane, f"{lane.name} asks to be left alone for {limit.paused_for_s:,.0f} s (Retry-After)")
+                continue
+            if limit.silent_for_s > self._patience_s and limit.paused_for_s > 0:  # else: one row may try it
+                self._leave(lane, f"nobody has answered at {lane.name} for {limit.silent_for_s:,.0f} s")
                 continue
             if not limit.take():
                 self._hold(lane, limit.paused_for_s > 0)

@@ -6,14 +6,13 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 from tasks.engine.climb import Climb, Phase
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import HostLimits
 from tasks.engine.job_limit import BYTES_AHEAD_S, CallLater, Handle, JobLimit
 from tasks.engine.pace import Pace, Rate
+from tasks.engine.slot import PausedTooLong, Slot
 
 RECENT = 32  # requests that the share of broken ones looks back on, as a moving average
 BROKEN_SHARE = 0.1
@@ -23,44 +22,6 @@ _PACED_S = 0.25  # a learned rate that held a request back this long ago is what
 _BOUND_S = 2.0  # a rate that held something back this long ago is what bounds a host, for status output
 _SHORTEST_TIMER_S, _LONGEST_TIMER_S = 0.001, 60.0
 _LONGEST_PAUSE_S = 366 * 86400.0
-
-
-class PausedTooLong(Exception):
-    """The host asked for a pause that nobody here waits for; the text says who and how long."""
-
-
-class Slot:
-    """One place at a host; a context manager. Tell it once how the request went, or nothing."""
-
-    __slots__ = ("_host",)
-
-    def __init__(self, host: HostLimit) -> None:
-        self._host = host
-
-    async def __aenter__(self) -> Self:
-        host = self._host
-        if not host.take():
-            await host.wait()  # raises PausedTooLong
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._host.give_back()
-
-    def ok(self, latency_s: float) -> None:
-        self._host.ok(latency_s)
-
-    def answered(self, latency_s: float) -> None:
-        self._host.answered(latency_s)
-
-    def overloaded(self, retry_after_s: float | None = None, why: str = "overload", *, sure: bool = True) -> None:
-        """The host is asked for too much. ``retry_after_s`` pauses it as a whole; ``why`` is for status output.
-
-        Not ``sure``: a reset or a timeout, which one broken object also causes. It counts once more than a
-        tenth of the host's recent requests end so.
-        """
-        self._host.overloaded(retry_after_s, why, sure)
 
 
 class HostLimit:
@@ -76,8 +37,8 @@ class HostLimit:
     __slots__ = (
         "_adopt", "_always_held", "_asked", "_broken", "_bytes", "_call_later", "_charged", "_climb", "_clock", "_held",
         "_in_flight", "_job", "_limits_key", "_pace", "_patience_s", "_pause_s", "_paused_until", "_rate",
-        "_rate_wanted_at", "_refused", "_rest_s", "_slow", "_timer", "_timer_at", "_waiters", "_why_paused",
-        "_why_slow", "forgotten", "name", "on_room", "queued", "requests", "seen",
+        "_rate_wanted_at", "_refused", "_rest_s", "_silent_at", "_slow", "_timer", "_timer_at", "_waiters",
+        "_why_paused", "_why_slow", "forgotten", "name", "on_room", "queued", "requests", "seen",
     )  # fmt: skip
 
     def __init__(
@@ -123,6 +84,7 @@ class HostLimit:
         self._why_paused = self._why_slow = ""
         self._slow = 0  # the limit after the last cut; 0: it has grown since
         self._rest_s = 0.0
+        self._silent_at = 0.0  # when the first rest began; counts while `_rest_s` is set
         self._broken = 0.0  # share of recent requests that ended in a reset, a timeout or a refusal
 
     def slot(self) -> Slot:
@@ -240,6 +202,7 @@ class HostLimit:
         elif self._broken > BROKEN_SHARE:
             self._cut(now, why)
             if self._broken > DEAD_SHARE and self._climb.limit == 1 and not retry_after_s:
+                self._silent_at = self._silent_at if self._rest_s else now
                 self._rest_s = min(max(self._rest_s * 2, REST_S[0]), REST_S[1], self._patience_s)
                 self._pause(now, self._rest_s, f"paused: {why}; a try every {self._rest_s:,.3g} s")
         if retry_after_s is not None and retry_after_s > 0:
@@ -317,6 +280,11 @@ class HostLimit:
     def paused_for_s(self) -> float:
         """Seconds until the host may be asked again; 0 when it is not paused."""
         return self._pause_left_s(self._clock()) if self._paused_until is not None else 0.0
+
+    @property
+    def silent_for_s(self) -> float:
+        """Seconds for which nobody has answered here, however often that was tried; 0 while somebody does."""
+        return max(0.0, self._clock() - self._silent_at) if self._rest_s else 0.0
 
     def _send_away(self) -> None:
         """Waiters do not outwait a long pause."""

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from tasks.engine.climb import FEW, Climb
-from tasks.engine.host_limit import HostLimit, PausedTooLong, Slot
+from tasks.engine.host_limit import HostLimit
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import Limits
 from tasks.engine.job_limit import CallLater, JobLimit
+from tasks.engine.slot import PausedTooLong, Slot
 
 __all__ = ["HostLimit", "Limiter", "PausedTooLong", "Slot"]
 

@@ -172,6 +172,49 @@ def test_rows_of_a_host_that_asks_for_too_long_stay_pending() -> None:
     scene(test)
 
 
+def test_a_host_that_answers_nothing_for_a_minute_holds_nobody() -> None:
+    """A few tries, then its rows are left with the reason; each later chunk tries it once, until somebody answers."""
+
+    async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
+        chunk = Chunk("x", *["dead.example"] * 500, "b.example")
+        limit = limiter.host("dead.example")
+        dispatcher.enter(chunk)
+        over = 0
+
+        def fail(chunk: Chunk, number: int) -> None:
+            limit.overloaded(None, "connection refused", False)
+            dispatcher.look("dead.example")
+            chunk.end(number)
+
+        while not chunk.left:
+            assert clock() < 2000
+            for number in range(over, len(chunk.begun)):
+                if chunk.begun[number].host == "dead.example":
+                    fail(chunk, number)
+                over += 1
+            clock.pass_(0.25)
+        tries = len(chunk.begun)
+        assert tries < 120
+        assert len(chunk.left) == 501 - tries
+        assert chunk.left[0][1].startswith("nobody has answered at dead.example for 6")
+        assert "b.example" in {item.host for item in chunk.begun}
+        clock.pass_(30.0)
+        later = Chunk("y", *["dead.example"] * 50)
+        dispatcher.enter(later)
+        assert (later.names, later.left) == (["y0"], [])
+        fail(later, 0)
+        assert len(later.left) == 49
+        clock.pass_(30.0)
+        last = Chunk("z", *["dead.example"] * 50)
+        dispatcher.enter(last)
+        limit.ok(0.05)
+        last.end(0)
+        assert not last.left
+        assert len(last.begun) == 2
+
+    scene(test)
+
+
 def test_an_open_circuit_leaves_rows_and_lets_one_probe_through() -> None:
     """While the probe is under way the others wait for its answer; then they go."""
 

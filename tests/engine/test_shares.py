@@ -43,7 +43,7 @@ def test_bounds_are_divided() -> None:
 @pytest.mark.parametrize(
     ("settings", "limit", "expected"),
     [
-        ({}, None, (1, cores())),
+        ({}, None, (1, min(16, cores()))),
         ({"processes": "auto", "concurrency": 20}, None, (1, 1)),
         ({"limits": {"requests_per_s": 5}}, None, (1, 1)),
         ({"limits": {"hosts": {"a.example": {"bytes_per_s": 5000}}}}, None, (1, 1)),

@@ -1,0 +1,106 @@
+"""Hosts that cannot be found for a while, or that nobody answers at: their rows wait, other hosts go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from demo.ports import free_ports
+from tests.flows.conftest import Cli, Ended, Project, serve
+
+pytestmark = pytest.mark.slow
+
+# The command, with a resolver of our own: `img.example` is this machine, but for a while after so many look-ups.
+# Nobody else is asked for it: nothing leaves this machine.
+COMMAND = """
+import asyncio, runpy, socket, sys, time
+from tasks.engine.address import Resolved, SystemResolver
+first, seconds = int(sys.argv[1]), float(sys.argv[2])
+ask, asked = SystemResolver.resolve, []
+async def resolve(self, host, port=0):
+    if host != "img.example":
+        return await ask(self, host, port)
+    asked.append(time.monotonic())
+    if len(asked) > first and time.monotonic() < asked[first] + seconds:
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+    return [Resolved(host="127.0.0.1", port=port, family=socket.AF_INET)]
+SystemResolver.resolve = resolve
+sys.argv = ["ferry", *sys.argv[3:]]
+runpy.run_module("flows", run_name="__main__", alter_sys=True)
+"""
+
+
+def run(project: Project, first: int, seconds: float) -> Ended:
+    arguments = ["run", "job.yaml", "--json"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(first), str(seconds), *arguments],
+        cwd=project.folder, env=project.cli.environment, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    return Cli.end(process, arguments)
+
+
+def list_of_two_hosts(project: Project, origin: Origin, **retries: Any) -> dict[str, bytes]:
+    """Every other row is of the host that cannot be found."""
+    rows, bodies = serve(origin, 80)
+    for row in rows[::2]:
+        row["url"] = row["url"].replace("127.0.0.1", "img.example")
+    quick = {"attempts": 2, "backoff_s": 0.2, "max_backoff_s": 1, "chunk_attempts": 0, **retries}
+    project.job(retries=quick, chunk_rows=20, failure_budget=0)
+    project.manifest(rows)
+    return bodies
+
+
+def test_a_name_that_is_unknown_for_a_whole_run(project: Project, origin: Origin) -> None:
+    """Its rows fail as `dns`, to be tried again, in seconds; the other host's arrive; the next run takes the rest."""
+    bodies = list_of_two_hosts(project, origin, passes=1)
+    report = run(project, 0, 60.0).expect(1).json
+    assert report["this_run"] == {"copied": 40, "failed": 40}
+    assert report["counts"]["classes"] == {"dns": 40}
+    assert report["counts"]["retryable"] == 40
+    assert "does not resolve" in report["failures"][0]["message"]
+    again = run(project, 0, 0.0).expect(0).json
+    assert again["this_run"] == {"copied": 40}
+    assert project.stored() == bodies
+    assert set(origin.requests.values()) == {1}
+
+
+def test_a_name_that_is_unknown_for_a_part_of_a_run(project: Project, origin: Origin) -> None:
+    """Found at first, then not for two seconds: the same run takes those rows at its end."""
+    bodies = list_of_two_hosts(project, origin, attempts=4, backoff_s=1.0, passes=3)
+    origin.latency_s = 0.05
+    report = run(project, 1, 2.0).expect(0).json
+    assert report["counts"]["copied"] == 80
+    assert project.stored() == bodies
+    assert set(origin.requests.values()) == {1}
+
+
+def test_a_host_that_nobody_answers_at(project: Project, origin: Origin) -> None:
+    """At a try every five seconds 2,000 rows would take hours: after as long as one would wait for a retry they are
+    left pending, with the reason. The next run takes them."""
+    rows, bodies = serve(origin, 20)
+    image = next(iter(bodies.values()))
+    live = origin.base_url.rpartition("://")[2]
+    dead = f"127.0.0.1:{free_ports(1)[0]}"
+    for number in range(2000):
+        bodies[f"late/{number}.jpg"] = image
+        url = origin.add(f"/late/{number}.jpg", image)
+        rows.insert(number, {"sku": f"late-{number}", "url": url.replace(live, dead)})
+    retries = {"attempts": 3, "backoff_s": 0.5, "max_backoff_s": 3, "chunk_attempts": 1, "chunk_delay_s": 0.3}
+    project.job(retries={**retries, "passes": 0}, chunk_rows=500)
+    project.manifest(rows)
+    report = project.ferry("run", "job.yaml", "--json", within_s=60).expect(1).json
+    counts = report["counts"]
+    assert counts["copied"] == 20
+    assert counts["pending"] + counts["failed"] == 2000
+    assert counts["pending"] >= 500
+    assert f"nobody has answered at {dead} for" in report["message"]
+    for row in rows:
+        row["url"] = row["url"].replace(dead, live)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    assert set(project.stored()) == set(bodies)
