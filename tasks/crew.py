@@ -67,10 +67,6 @@ class Helper:
         return float(self._beat["cpu_s"])
 
     @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
     def hosts(self) -> tuple[list[HostSnapshot], int]:
         """What it does at each host, and how many connections it opened."""
         return [HostSnapshot(**host) for host in self._beat["hosts"]], self._beat["opened"]

@@ -15,8 +15,8 @@ def dry_plan(job: Job) -> Planned:
     assert job.state is not None
     destination = references.destination_access(job)
     request = Request(
-        "plan", job, job.state, str(cache_root()), references.source_access(job), destination,
-        {"run_no": 0, "dry": True},
+        job, job.state, str(cache_root()), references.source_access(job), destination,
+        "plan", {"run_no": 0, "dry": True},
     )  # fmt: skip
     with Child() as child:
         planned = Planned.decode(child.ask(request))

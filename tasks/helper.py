@@ -11,19 +11,16 @@ import os
 import sys
 import threading
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from tasks.engine.access import Access
 from tasks.engine.chunk import run_chunk
+from tasks.engine.errand import Errand
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, UserError
 from tasks.engine.hosts import busiest
-from tasks.engine.job import Job
 from tasks.engine.lease import Borrowed
 from tasks.engine.pipes import die_with_parent, read, write
 from tasks.engine.plan import ChunkRef
 from tasks.engine.runtime import Runtime
-from tasks.engine.state import open_state
 from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
@@ -32,29 +29,12 @@ ENDED_S = 12.0  # longer than a chunk's grace
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
-    """The first message: what the process works for, and with what. Held in memory alone."""
+class Setup(Errand):
+    """The first message: what the process works for, and with what."""
 
-    job: Job
-    state: str
-    cache_root: str
-    source: Access
-    destination: Access
     headers: dict[str, str]
     run_no: int
     share: int
-
-    def encode(self) -> bytes:
-        plain = {"job": self.job.model_dump(mode="json"), "source": asdict(self.source)}
-        plain["destination"] = asdict(self.destination)
-        rest = ("state", "cache_root", "headers", "run_no", "share")
-        return json.dumps({**plain, **{name: getattr(self, name) for name in rest}}).encode()
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Setup:
-        data = json.loads(raw)
-        sides = {side: Access.decode(data[side]) for side in ("source", "destination")}
-        return cls(**{**data, **sides, "job": Job.model_validate(data["job"])})
 
 
 class Helper:
@@ -64,7 +44,7 @@ class Helper:
         self._lease = Borrowed()
         self._share = setup.share
         self.runtime = Runtime(
-            setup.job, open_state(setup.state, setup.destination, Path(setup.cache_root)), self._lease, setup.run_no,
+            setup.job, setup.open_state(), self._lease, setup.run_no,
             source_access=setup.source, destination_access=setup.destination, headers=setup.headers, share=setup.share,
         )  # fmt: skip
         self._out = out

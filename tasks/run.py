@@ -53,7 +53,7 @@ class Run:
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
         return self.planner.ask(
-            Request(work, self.job, self.state.uri, str(cache_root()), self.source, self.destination, ask)
+            Request(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:

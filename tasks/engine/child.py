@@ -14,45 +14,24 @@ import signal
 import subprocess
 import sys
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from tasks.engine.access import Access
+from tasks.engine.errand import Errand
 from tasks.engine.errors import Fatal, FerryError, UserError, from_planning
-from tasks.engine.job import Job
 from tasks.engine.pipes import die_with_parent, read, write
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Errand):
     """What the child is to do, and with what."""
 
     work: str  # plan, finish
-    job: Job
-    state: str
-    cache_root: str
-    source: Access
-    destination: Access
     ask: dict[str, Any]
-
-    def encode(self) -> bytes:
-        return json.dumps(
-            {
-                "work": self.work, "job": self.job.model_dump(mode="json"), "state": self.state,
-                "cache_root": self.cache_root, "source": asdict(self.source),
-                "destination": asdict(self.destination), "ask": self.ask,
-            }
-        ).encode()  # fmt: skip
-
-    @classmethod
-    def decode(cls, raw: bytes) -> Request:
-        data = json.loads(raw)
-        sides = {side: Access.decode(data[side]) for side in ("source", "destination")}
-        return cls(**{**data, **sides, "job": Job.model_validate(data["job"])})
 
 
 class Child:
@@ -119,9 +98,8 @@ class Child:
 def _work(request: Request) -> str:
     from tasks.engine.finish import finish
     from tasks.engine.planner import Accesses, Ask, make_plan
-    from tasks.engine.state import open_state
 
-    state = open_state(request.state, request.destination, Path(request.cache_root))
+    state = request.open_state()
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
         return make_plan(request.job, state, access, Ask(**request.ask)).encode()

@@ -150,7 +150,8 @@ class Store:
         assert http is not None
         bucket = urlsplit(source.uri).netloc
         copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag)
-        if md5_of_etag(copied) is None or md5_of_etag(copied) != md5_of_etag(etag):
+        md5 = md5_of_etag(copied)
+        if md5 is None or md5 != md5_of_etag(etag):
             found = await self.head(key)
             if found is None or found.size != size:
                 raise ObjectError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,7 +16,7 @@ from tasks.engine.body import Body
 from tasks.engine.bucket_http import NotPlain
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Checks, OnExisting
-from tasks.engine.limiter import DESTINATION, Limiter
+from tasks.engine.limiter import DESTINATION, HostLimit, Limiter
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
 from tasks.engine.place import Place, tell
@@ -114,6 +114,19 @@ def policy_for(policy: OnExisting, row: Row) -> OnExisting:
     return OnExisting.OVERWRITE if row.reason is Reason.REPAIR and row.attempt > 1 else policy
 
 
+@contextlib.contextmanager
+def _telling(limit: HostLimit) -> Iterator[None]:
+    """The destination's limit hears how the work of the block went, and the error that it was the destination's."""
+    started = time.monotonic()
+    try:
+        yield
+    except ObjectError as error:
+        tell(limit, error, time.monotonic() - started)
+        error.at_destination = True
+        raise
+    limit.ok(time.monotonic() - started)
+
+
 MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
 
@@ -193,15 +206,10 @@ class Mover:
         assert row.size is not None
         assert row.etag is not None
         limit = self._limiter.host(DESTINATION)
+        started = time.monotonic()
         async with limit.slot():
-            started = time.monotonic()
-            try:
+            with _telling(limit):
                 etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
-            except ObjectError as error:
-                tell(limit, error, time.monotonic() - started)
-                error.at_destination = True
-                raise
-            limit.ok(time.monotonic() - started)
         place.came(time.monotonic() - started)
         md5 = md5_of_etag(etag)
         return Moved(
@@ -290,15 +298,9 @@ class Mover:
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
             await asyncio.sleep(delay_s)
-        started = time.monotonic()
-        try:
+        with _telling(limit):
             etag = await self._destination.put(key, body, attributes, create=create)
             await self._destination.confirm(key, body, etag)
-        except ObjectError as error:
-            tell(limit, error, time.monotonic() - started)
-            error.at_destination = True
-            raise
-        limit.ok(time.monotonic() - started)
         return etag
 
     async def _fetch(self, row: Row, place: Place) -> Fetch:

@@ -28,7 +28,7 @@ def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask:
     (folder / "list.csv").write_text("sku,url\n1,https://img.example/1.jpg\n2,https://img.example/2.jpg\n")
     job = make_job(manifest=str(folder / manifest), destination=f"file://{folder}/out/")
     asked = {"run_no": 1, "dry": True, **ask} if work == "plan" else {"run_no": 1}
-    return Request(work, job, str(folder / "state"), str(folder / "cache"), Access(), Access(), asked)
+    return Request(job, str(folder / "state"), str(folder / "cache"), Access(), Access(), work, asked)
 
 
 def processes_below(pid: int) -> set[int]:
