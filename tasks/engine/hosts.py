@@ -46,10 +46,10 @@ def read_hosts(state: State) -> Hosts | None:
 
 
 def together(processes: Sequence[Sequence[HostSnapshot]]) -> list[HostSnapshot]:
-    """Each host once: what all processes of a run do there. The words are those of the process that asks most."""
+    """Each host once: what the processes of a run that ask there do. The words are those of the one that asks most."""
     found: dict[str, list[HostSnapshot]] = {}
     for snapshots in processes:
-        for host in snapshots:
+        for host in (host for host in snapshots if host.requests):  # a pause that it heard of alone makes a host known
             found.setdefault(host.host, []).append(host)
     return [_sum(of_host) if len(of_host) > 1 else of_host[0] for of_host in found.values()]
 
