@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import mmap
 import os
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tasks.engine.budget import Budget
+from tasks.engine.errors import disk_error
 
 SPOOL_OVER_BYTES = 8 * 1024 * 1024
 BATCH_BYTES = 1024 * 1024
-PART_BYTES = 8 * 1024 * 1024  # of a multipart upload
+ONE_PUT_BYTES = 200 * 1024 * 1024  # larger ones go up in parts (docs/decisions/0014)
+PART_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 4
-SPOOLED_BYTES = (PARTS_AT_ONCE + 1) * PART_BYTES  # what a spooled body takes of the memory while it is uploaded
+SPOOLED_BYTES = 16 * 1024 * 1024  # what a spooled body takes of the memory at most; ten of them share the budget
+IN_PARTS_BYTES = (PARTS_AT_ONCE + 1) * PART_BYTES  # the same while it goes up in parts
 
 
 class _Hash(Protocol):
@@ -30,7 +34,9 @@ class _Hash(Protocol):
 
 def weight(length: int | None) -> int:
     """How many bytes of memory a body of this length (None: unknown) takes at most on its way."""
-    return length if length is not None and length <= SPOOL_OVER_BYTES else SPOOLED_BYTES
+    if length is None or length > ONE_PUT_BYTES:
+        return IN_PARTS_BYTES
+    return min(length, SPOOLED_BYTES)
 
 
 @dataclass(slots=True)
@@ -58,6 +64,16 @@ class Body:
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
             yield m
 
+    @contextlib.contextmanager
+    def upload(self) -> Iterator[bytes | Spooled]:
+        """The bytes for sending: a spooled body is read on the way."""
+        if self.data is not None:
+            yield self.data
+            return
+        assert self.path is not None
+        with self.path.open("rb") as file:
+            yield Spooled(file.fileno(), self.size)
+
     def discard(self) -> None:
         """Remove the spool file and give the memory back. Safe to call twice."""
         if self.path is not None:
@@ -66,6 +82,29 @@ class Body:
         if self.budget is not None:
             self.budget.give_back(self.held)
             self.budget = None
+
+
+class Spooled:
+    """A spool file as a request's body. Read in a thread: it may have gone to the disk since it was written."""
+
+    __slots__ = ("_file", "_size")
+
+    def __init__(self, file: int, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    async def read(self, offset: int) -> bytes:
+        """Raises Fatal where the disk fails."""
+        read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, BATCH_BYTES, offset)
+        try:
+            if piece := await read:
+                return piece
+            raise OSError(errno.EIO, "the file has become shorter")
+        except OSError as exc:
+            raise disk_error(exc, "spool file") from exc
 
 
 def small_body(data: bytes) -> Body:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from yarl import URL
 
 from tasks.engine.address import SystemResolver
+from tasks.engine.body import PART_BYTES
 from tasks.engine.connections import Connections
 from tasks.engine.errors import (
     Fatal,
@@ -30,7 +31,7 @@ from tasks.engine.errors import (
 )
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
-from tasks.engine.wire import Answer
+from tasks.engine.wire import Answer, Upload
 
 # Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
@@ -106,7 +107,9 @@ class BucketHttp:
         """Connections opened so far."""
         return self._connections.handshakes
 
-    async def put(self, key: str, data: bytes, sha256: str, attributes: Mapping[str, str], create: bool) -> Sent:
+    async def put(
+        self, key: str, data: bytes | Upload, sha256: str, attributes: Mapping[str, str], create: bool
+    ) -> Sent:
         """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another."""
         headers = plain_headers(attributes)
         if create:
@@ -151,7 +154,7 @@ class BucketHttp:
         return response.status, await self._rest(response, "destination")
 
     async def _ask(
-        self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | None, side: str
+        self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | Upload | None, side: str
     ) -> Answer:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
@@ -163,7 +166,7 @@ class BucketHttp:
         path: str,
         headers: dict[str, str],
         sha256: str,
-        data: bytes | None,
+        data: bytes | Upload | None,
         side: str,
         query: str = "",
     ) -> Answer:
@@ -174,7 +177,8 @@ class BucketHttp:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         target = f"{path}?{query}" if query else path
         head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
-        deadline = self._loop.time() + self._timeout_s
+        # A large body has as long as its parts would have together, one after the other.
+        deadline = self._loop.time() + self._timeout_s * (1 + len(data or b"") // PART_BYTES)
         only = method == "HEAD"
         try:
             try:

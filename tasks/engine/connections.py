@@ -13,7 +13,7 @@ import aiohappyeyeballs
 
 from tasks.engine.address import Resolved
 from tasks.engine.errors import AddressBlocked
-from tasks.engine.wire import Answer, Line
+from tasks.engine.wire import Answer, Line, Upload
 
 DNS_KEPT_S = 60.0
 IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
@@ -70,7 +70,7 @@ class Connections:
         self,
         site: Site,
         head: bytes,
-        body: bytes | None = None,
+        body: bytes | Upload | None = None,
         *,
         deadline: float,
         heads_only: bool = False,

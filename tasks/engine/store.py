@@ -25,6 +25,7 @@ from obstore.store import LocalStore, S3Store
 
 from tasks.engine.access import Access, s3_client, short_client
 from tasks.engine.body import (
+    ONE_PUT_BYTES,
     PART_BYTES,
     PARTS_AT_ONCE,
     SPOOL_OVER_BYTES,
@@ -113,19 +114,22 @@ class Store:
         *,
         create: bool = False,
     ) -> str | None:
-        """Writes one object and returns the store's ETag. With ``create`` an existing key is EXISTS."""
-        if body.data is not None and (http := self._short_way()) is not None:
-            with contextlib.suppress(NotPlain):
-                sent = await http.put(self.path(key), body.data, body.sha256, attributes, create)
+        """Writes one object and returns the store's ETag.
+
+        With ``create`` an existing key is EXISTS, but for what goes up in parts: they know no such condition.
+        """
+        if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
+            with contextlib.suppress(NotPlain), body.upload() as data:
+                sent = await http.put(self.path(key), data, body.sha256, attributes, create)
                 if sent.exists:
                     raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
                 return sent.etag
         source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
         extra: dict[str, Any] = {"attributes": attributes} if self.kind == "s3" else {}
-        if create:
-            extra["mode"] = "create"
-        elif body.path is not None:
+        if body.path is not None:
             extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+        elif create:
+            extra["mode"] = "create"
         else:
             extra["use_multipart"] = False  # one part, so that the ETag is the MD5
         try:

@@ -265,8 +265,7 @@ class Mover:
         """Leaves alone what stands under the key, or puts the body there."""
         if found is not None and await self._stays(moved, body, found, policy):
             return moved
-        # A last guard against a key that the plan did not see; a multipart upload has no such condition.
-        create = policy in GUARDED and body.path is None
+        create = policy in GUARDED  # a last guard against a key that the plan did not see
         try:
             moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 from multidict import CIMultiDict
@@ -23,6 +23,16 @@ HEADERS_BYTES = 64 * 1024  # all of them
 FIELDS = 500  # how many there may be
 _HIGH_BYTES = 512 * 1024  # of a body that nobody has taken yet: the connection is read no further
 _NO_BODY = frozenset({204, 304})
+
+
+class Upload(Protocol):
+    """A request's body that is read while it is sent, from its beginning again if it is sent again."""
+
+    def __len__(self) -> int: ...
+
+    async def read(self, offset: int) -> bytes:
+        """A piece from there on; never empty before the end."""
+        ...
 
 
 class Answer:
@@ -77,6 +87,8 @@ class Line(asyncio.Protocol):
         self._until_eof = False
         self._keep = False
         self._paused = False
+        self._full = False  # what was written has not been sent yet
+        self._cut = False  # an answer came before the whole request was written
         self._heads_only = False
         self._surplus = False  # more came than one answer
         self._error: Exception | None = None
@@ -88,21 +100,23 @@ class Line(asyncio.Protocol):
 
     # --- one request
 
-    async def ask(self, head: bytes, body: bytes | None, *, heads_only: bool = False) -> Answer:
+    async def ask(self, head: bytes, body: bytes | Upload | None, *, heads_only: bool = False) -> Answer:
         """Sends a request and waits for its answer's header. Raises Disconnected, NotHttp, TimeoutError, OSError."""
         assert self._transport is not None
         if self.gone:
             raise Disconnected("the connection had ended")
         self._headers = CIMultiDict()
         self._headers_bytes = self._fields = 0
-        self._headed = self._ended = self._until_eof = self.free = False
+        self._headed = self._ended = self._until_eof = self._cut = self.free = False
         self._heads_only = heads_only
         self.last_byte_at = self._loop.time()
-        if body is None:
-            self._transport.write(head)
-        else:
+        if isinstance(body, bytes):
             self._transport.writelines((head, body))
+        else:
+            self._transport.write(head)
         try:
+            if body is not None and not isinstance(body, bytes):
+                await self._upload(body)
             while not self._headed:
                 await self._wait()
         except BaseException:
@@ -112,6 +126,18 @@ class Line(asyncio.Protocol):
         if self._ended and not self._parts:
             self._done()
         return answer
+
+    async def _upload(self, body: Upload) -> None:
+        """Sends a body as fast as it is taken, and no further once there is an answer."""
+        sent = 0
+        while sent < len(body) and not self._headed:
+            piece = await body.read(sent)
+            if not self.gone:
+                cast("asyncio.Transport", self._transport).write(piece)
+            sent += len(piece)
+            while not self._headed and (self._full or self.gone or self._error is not None):
+                await self._wait()
+        self._cut = sent < len(body)
 
     async def piece(self) -> bytes:
         while not self._parts:
@@ -171,7 +197,7 @@ class Line(asyncio.Protocol):
 
     def _unsent(self) -> bool:
         """An answer that came before the request was all sent: the rest of it must not meet the next answer."""
-        return self.gone or cast("asyncio.Transport", self._transport).get_write_buffer_size() > 0
+        return self.gone or self._cut or cast("asyncio.Transport", self._transport).get_write_buffer_size() > 0
 
     def fail(self, error: Exception) -> None:
         """Ends the answer with an error: patience is over, or what came is no HTTP."""
@@ -200,6 +226,14 @@ class Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self.last_byte_at = self._loop.time()
+        self._wake()
 
     def data_received(self, data: bytes) -> None:
         self.last_byte_at = self._loop.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from tasks.engine.address import Resolved
 from tasks.engine.connections import Connections
 from tasks.engine.errors import BodyCut, Disconnected, NotHttp
+from tasks.engine.wire import Upload
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -39,7 +41,7 @@ class World:
     def __init__(self, port: int, connections: Connections, names: Loopback) -> None:
         self.port, self.connections, self.names = port, connections, names
 
-    async def ask(self, body: bytes | None = None, host: str = "h.test", **given: Any) -> bytes:
+    async def ask(self, body: bytes | Upload | None = None, host: str = "h.test", **given: Any) -> bytes:
         head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
         if body is not None:
             head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
@@ -174,12 +176,130 @@ def test_an_answer_before_the_request_is_sent_ends_the_connection() -> None:
 
     async def test() -> None:
         async with world(refuse) as w:
-            for _ in range(2):
-                assert await w.ask(b"x" * 30_000_000) == b"no"
-            assert w.connections.handshakes == 2
+            for body in (b"x" * 30_000_000, Bytes(b"x" * 30_000_000), None):
+                assert await w.ask(body) == b"no"
+            assert w.connections.handshakes == 3
 
     run(test)
-    assert all(head.startswith(b"PUT / ") for head in seen)
+    assert [head[:4] for head in seen] == [b"PUT "] * 2 + [b"GET "]
+
+
+class Bytes:
+    """A body that is read piece by piece, and how far it was."""
+
+    def __init__(self, data: bytes, piece: int = 100_000) -> None:
+        self.data, self.piece = data, piece
+        self.read_to = 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    async def read(self, offset: int) -> bytes:
+        await asyncio.sleep(0)
+        self.read_to = min(offset + self.piece, len(self.data))
+        return self.data[offset : self.read_to]
+
+
+def counting(taken: list[int], *, pause_s: float = 0.0, stop_after: int | None = None) -> Handler:
+    """Takes bodies and says how much came; the first one is broken off ``stop_after`` so many bytes."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length, came = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0]), 0
+                while came < length and (piece := await reader.read(length - came)):
+                    came += len(piece)
+                    if stop_after is not None and came >= stop_after and not taken:
+                        taken.append(came)
+                        return writer.transport.abort()
+                    await asyncio.sleep(pause_s)
+                taken.append(came)
+                writer.write(OK)
+        return None
+
+    return handle
+
+
+def test_a_body_is_read_as_it_is_sent() -> None:
+    """Two over one connection; the second one's reader is slow, and is not run ahead of."""
+    taken: list[int] = []
+
+    async def test() -> None:
+        async with world(counting(taken)) as w:
+            for size in (1, 100_000, 25_000_001):
+                assert await w.ask(Bytes(b"x" * size)) == b"ok"
+            assert w.connections.handshakes == 1
+
+    run(test)
+    assert taken == [1, 100_000, 25_000_001]
+
+
+def test_a_body_that_nobody_takes_is_not_read_to_its_end() -> None:
+    """Only what the sockets hold is read of it; after `read_s` of that the answer is given up."""
+    body = Bytes(b"x" * 60_000_000)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    async def test() -> None:
+        async with world(silent, read_s=0.3) as w:
+            with pytest.raises(TimeoutError):
+                await w.ask(body)
+            assert not w.connections._sites
+
+    run(test)
+    assert body.read_to < 30_000_000
+
+
+def test_a_slow_taker_is_waited_for() -> None:
+    """A body that takes longer than `read_s` arrives, as long as some of it is taken in that time."""
+    taken: list[int] = []
+
+    async def test() -> None:
+        async with world(counting(taken, pause_s=0.02), read_s=1.5) as w:
+            began = asyncio.get_running_loop().time()
+            assert await w.ask(Bytes(b"x" * 16_000_000), total_s=15.0) == b"ok"
+            assert asyncio.get_running_loop().time() - began > 1.5  # or nothing was shown
+
+    run(test)
+    assert taken == [16_000_000]
+
+
+def test_a_connection_that_breaks_under_a_body_says_so() -> None:
+    """Disconnected or reset: whoever sends may send the same bytes again from their beginning."""
+    taken: list[int] = []
+
+    async def test() -> None:
+        async with world(counting(taken, stop_after=1_000_000)) as w:
+            body = Bytes(b"x" * 20_000_000)
+            with pytest.raises((Disconnected, ConnectionError)):
+                await w.ask(body)
+            assert body.read_to < 20_000_000
+            assert await w.ask(body) == b"ok"
+
+    run(test)
+    assert taken[1] == 20_000_000
+
+
+def test_a_body_that_cannot_be_read_ends_its_connection() -> None:
+    """What was sent of it must not become the beginning of another request."""
+    taken: list[int] = []
+
+    class Broken(Bytes):
+        async def read(self, offset: int) -> bytes:
+            if offset > 500_000:
+                raise RuntimeError("disk")
+            return await super().read(offset)
+
+    async def test() -> None:
+        async with world(counting(taken)) as w:
+            with pytest.raises(RuntimeError):
+                await w.ask(Broken(b"x" * 1_000_000))
+            assert not w.connections._sites
+            assert await w.ask(b"x") == b"ok"
+
+    run(test)
+    assert taken[-1] == 1
 
 
 def test_patience() -> None:

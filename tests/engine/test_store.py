@@ -12,6 +12,7 @@ import pytest
 
 from demo.ports import free_ports
 from demo.s3 import S3Server
+from tasks.engine import store as store_module
 from tasks.engine.access import Access
 from tasks.engine.body import PART_BYTES
 from tasks.engine.errors import Fatal, ObjectError, UserError
@@ -169,13 +170,18 @@ def test_a_second_put_replaces(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [3, PART_BYTES + 1])
 def test_create_leaves_what_is_there(size: int, store: Store, tmp_path: Path) -> None:
-    """With create an existing key is EXISTS and keeps its bytes, whatever the new body's size."""
+    """With create an existing key is EXISTS and keeps its bytes. What goes up in parts knows no such condition."""
     data = b"x" * size
+    in_parts = size > PART_BYTES and not short(store)
 
     async def work() -> None:
         await put(store, "new", data, tmp_path, create=True)
         assert await get(store, "new") == data
         await put(store, "k", b"one", tmp_path)
+        if in_parts:
+            await put(store, "k", data, tmp_path, create=True)
+            assert await get(store, "k") == data
+            return
         with pytest.raises(ObjectError) as caught:
             await put(store, "k", data, tmp_path, create=True)
         assert caught.value.error_class is ErrorClass.EXISTS
@@ -186,22 +192,37 @@ def test_create_leaves_what_is_there(size: int, store: Store, tmp_path: Path) ->
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 20 * MIB + 7])
 def test_sizes_around_the_spool(size: int, store: Store, tmp_path: Path) -> None:
-    """Small, spooled and multipart bodies arrive whole and are confirmed; no spool file stays."""
+    """Small and spooled bodies, in one request or in parts, arrive whole and are confirmed; no spool file stays."""
     data = (bytes(range(251)) * (size // 251 + 1))[:size]
     spool = tmp_path / "mine"
-
-    async def work() -> None:
-        etag = await put(store, "k", data, spool)
-        assert hashlib.sha256(await get(store, "k")).digest() == hashlib.sha256(data).digest()
-        if store.kind == "s3" and size <= PART_BYTES:
-            assert md5_of_etag(etag) == hashlib.md5(data).hexdigest()
-        if store.kind == "s3" and size > PART_BYTES:
-            path = tmp_path / "whole"
-            path.write_bytes(data)
-            assert (etag or "").strip('"') == multipart_etag(path, PART_BYTES)
-
-    wait(work())
+    wait(arrives(store, data, spool, in_parts=size > PART_BYTES and not short(store)))
     assert not list(tmp_path.rglob("body-*"))
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_one_request_up_to_a_size(
+    more: int, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body of ONE_PUT_BYTES is one object of one part, a larger one has parts."""
+    monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 20 * MIB)
+    for store in opened(f"s3://{bucket}/p/", access(s3), tmp_path / "spool", True):
+        wait(arrives(store, b"ab" * 10 * MIB + b"c" * more, tmp_path, in_parts=more == 1))
+
+
+def short(store: Store) -> bool:
+    """Does it send single objects by itself, and not through obstore?"""
+    return store._make_http is not None
+
+
+async def arrives(store: Store, data: bytes, spool: Path, *, in_parts: bool) -> None:
+    etag = await put(store, "k", data, spool)
+    assert hashlib.sha256(await get(store, "k")).digest() == hashlib.sha256(data).digest()
+    if store.kind == "s3" and not in_parts:
+        assert md5_of_etag(etag) == hashlib.md5(data).hexdigest()
+    if store.kind == "s3" and in_parts:
+        path = spool / "whole"
+        path.write_bytes(data)
+        assert (etag or "").strip('"') == multipart_etag(path, PART_BYTES)
 
 
 def test_attributes_arrive(s3: S3Server, bucket: str, tmp_path: Path) -> None:
