@@ -258,11 +258,11 @@ def test_a_slow_taker_is_waited_for() -> None:
     async def test() -> None:
         async with world(counting(taken, pause_s=0.02), read_s=1.5) as w:
             began = asyncio.get_running_loop().time()
-            assert await w.ask(Bytes(b"x" * 16_000_000), total_s=15.0) == b"ok"
+            assert await w.ask(Bytes(b"x" * 30_000_000), total_s=15.0) == b"ok"
             assert asyncio.get_running_loop().time() - began > 1.5  # or nothing was shown
 
     run(test)
-    assert taken == [16_000_000]
+    assert taken == [30_000_000]
 
 
 def test_a_connection_that_breaks_under_a_body_says_so() -> None:
