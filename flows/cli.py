@@ -103,16 +103,17 @@ def run(
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
-    with prefect_for(job_file.absolute().parent, quiet=draw) as url:
+    with prefect_for(job_file.absolute().parent, quiet=draw) as api:
         if draw:
             watch.drawer = terminal.draw_progress
             terminal.out.print(
-                f"Prefect UI while this runs: {url.removesuffix('/api')}   (later: ferry ui {terminal.shown(job_file)})"
+                f"Prefect UI while this runs: {api.url.removesuffix('/api')}   "
+                f"(later: ferry ui {terminal.shown(job_file)})"
             )
         classes: bool | list[str] = False
         if retry_failed:
             classes = [name for name in retry_failed if name != "all"] or True
-        code, end = migrate_here(job, classes, limit)
+        code, end = migrate_here(api, job, classes, limit)
     if not isinstance(end, Report):
         if json_:
             _print_json({"error": str(end), "exit_code": code})
@@ -241,19 +242,19 @@ def verify(
 ) -> int:
     """Read the destination back and compare it with the ledger."""
     from flows import terminal, watch
-    from flows.local import as_recorded, exit_code, prefect_for, wait_until_recorded
+    from flows.local import as_recorded, exit_code, prefect_for
     from tasks.engine.reading import select_wrong, with_latest
     from tasks.run import state_of
 
     job = load_job(job_file)
     draw = terminal.is_terminal() and not json_
     watch.drawer = terminal.draw_progress if draw else None
-    with prefect_for(job_file.absolute().parent, quiet=draw):
+    with prefect_for(job_file.absolute().parent, quiet=draw) as api:
         from flows.verify import verify as verify_flow
 
         with as_recorded():
             state: Any = verify_flow(job, list_, return_state=True)
-        wait_until_recorded(state)
+        api.settle(state)
     code, end = exit_code(state)
     wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []
     if json_:

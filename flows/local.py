@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,14 +31,30 @@ def load_flows() -> None:
     import flows.migrate  # noqa: F401
 
 
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The Prefect API that a command works against."""
+
+    url: str
+    ends_with_us: bool  # a local server, started for this command
+
+    def settle(self, state: Any) -> None:
+        """Waits until the tasks of a run are recorded, where the server would not be there to do it later.
+
+        Task runs reach a server by events. At the process's end Prefect sends those that are left.
+        """
+        if self.ends_with_us:
+            wait_until_recorded(state)
+
+
 @contextlib.contextmanager
-def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
+def prefect_for(folder: Path, *, quiet: bool) -> Iterator[Api]:
     """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console."""
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     local = not os.environ.get("PREFECT_API_URL")
     with prefect_server(prefect_home(folder), load_flows) as url:
-        yield url
+        yield Api(url, local)
         if local:
             flush_logs()
 
@@ -54,17 +71,14 @@ def as_recorded() -> Iterator[None]:
 
 
 def migrate_here(
-    job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
+    api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
 ) -> tuple[int, Report | str]:
-    """Runs the flow and waits until the server has recorded its tasks.
-
-    Returns the exit code (SEMANTICS: results of a run) and the report, or the message where there is none.
-    """
+    """Runs the flow; returns the exit code (SEMANTICS: results of a run), and the report, or a message without one."""
     from flows.migrate import migrate
 
     with as_recorded():
         state: Any = migrate(job, retry_failed, limit, return_state=True)
-    wait_until_recorded(state)
+    api.settle(state)
     return exit_code(state)
 
 
@@ -90,25 +104,22 @@ def exit_code(state: Any) -> tuple[int, Any]:
 
 
 def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
-    """Task runs reach the server by events, after the flow has ended: wait until all are in a final state."""
+    """Until the server has all task runs of a flow run in a final state."""
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.client.schemas.objects import TERMINAL_STATES
 
-    run_id = state.state_details.flow_run_id
-    if run_id is None:
-        return
+    from tasks import tally
+
+    ended = {
+        "flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}},
+        "task_runs": {"state": {"type": {"any_": sorted(kind.value for kind in TERMINAL_STATES)}}},
+    }
     deadline = time.monotonic() + deadline_s
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline:
-            runs: list[Any] = []
-            while page := client.read_task_runs(
-                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])), offset=len(runs), limit=200
-            ):
-                runs += page
-            if all(run.state_type in TERMINAL_STATES for run in runs):
+            if client.request("POST", "/task_runs/count", json=ended).json() >= tally.made():
                 return
-            time.sleep(0.2)
+            time.sleep(0.05)
 
 
 def flush_logs() -> None:

@@ -18,7 +18,7 @@ from tasks import policies
 from tasks.accounts import Report
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
-from tasks.logs import quiet_errors
+from tasks.logs import tidy_logs
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import reconcile
 from tasks.references import anchored
@@ -51,7 +51,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
         retry_failed: Take failed rows alone: all of them, or those of some error classes or status codes.
         limit: Move this many rows at most.
     """
-    quiet_errors()
+    tidy_logs()
     job = anchored(job, Path.cwd())
     try:
         with (

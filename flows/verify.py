@@ -15,7 +15,7 @@ from flows.watch import showing
 from tasks import policies
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
-from tasks.logs import quiet_errors
+from tasks.logs import tidy_logs
 from tasks.references import anchored
 from tasks.verify import compare_listing, open_check, parts, read_part
 
@@ -33,7 +33,7 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
         job: The job whose destination is read.
         list_only: Compare sizes and ETags from a listing alone; read no object.
     """
-    quiet_errors()
+    tidy_logs()
     job = anchored(job, Path.cwd())
     try:
         with open_check(job, flow_run.name or job.name) as check, showing(check.progress), policies.untagged():

@@ -1,4 +1,4 @@
-"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, not a traceback."""
+"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, and what is done already is no news."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 from tasks.engine.errors import FerryError
 
 
-class NoTraceback(logging.Filter):
+class ForPeople(logging.Filter):
     """Drops the traceback of errors that Ferry raises on purpose; those of bugs stay.
 
     Where no retry follows the whole line goes: Prefect's next one, `Finished in state Failed`, has the sentence again.
+    So do the lines about cached chunks: a rerun would have hundreds, and the report counts them.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -18,13 +19,13 @@ class NoTraceback(logging.Filter):
             record.exc_info = None
             record.exc_text = None
             return "Retry" in record.getMessage()
-        return True
+        return not record.getMessage().startswith("Finished in state Cached")
 
 
-_FILTER = NoTraceback()
+_FILTER = ForPeople()
 
 
-def quiet_errors() -> None:
+def tidy_logs() -> None:
     """Installs the filter on the loggers of task and flow runs; adding it twice does nothing."""
     for name in ("prefect.task_runs", "prefect.flow_runs"):
         logging.getLogger(name).addFilter(_FILTER)

@@ -7,6 +7,7 @@ import json
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks import tally
 from tasks.accounts import Report
 from tasks.run import Run
 
@@ -17,6 +18,7 @@ def reconcile(run: Run) -> Report:
 
     Raises FerryError when it does not hold, and Fatal when the lease was lost: another run writes now.
     """
+    tally.one()
     run.runtime.check_lease()
     answer = json.loads(run.child("finish", run_no=run.run_no))
     snapshot = run.runtime.progress.snapshot()

@@ -9,6 +9,7 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks import tally
 from tasks.accounts import Report, outcome_table
 from tasks.run import Run
 
@@ -16,6 +17,7 @@ from tasks.run import Run
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(run: Run, report: Report) -> None:
     """Writes reports/run-N/summary.md and the artifacts `<job>-summary` and `<job>-failures`."""
+    tally.one()
     text = markdown(run.job.name, report)
     run.state.write(f"reports/run-{report.run_no:06d}/summary.md", text.encode())
     slug = re.sub(r"[^a-z0-9]+", "-", run.job.name.lower()).strip("-") or "job"

@@ -12,7 +12,7 @@ from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 
-from tasks import policies
+from tasks import policies, tally
 from tasks import run as runs
 from tasks.engine.errors import ChunkIncomplete, FerryError, ProcessLost
 from tasks.engine.plan import ChunkRef
@@ -56,6 +56,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             get_run_logger().info("%d engine processes: one core was what limited the rate", run.crew.processes)
         while waiting and not run.runtime.stopping and place(run, waiting[0], len(futures)):
             ref = waiting.popleft()
+            tally.one()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)

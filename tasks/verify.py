@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import placement, references
+from tasks import placement, references, tally
 from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
 from tasks.engine.job import Job
@@ -81,6 +81,7 @@ def parts(check: Check) -> list[tuple[str, str]]:
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
 def read_part(check: Check, bounds: tuple[str, str]) -> int:
     """Downloads a part's objects and compares their digests; returns how many were wrong."""
+    tally.one()
     result = asyncio.run(
         verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no, check.progress)
     )
@@ -91,6 +92,7 @@ def read_part(check: Check, bounds: tuple[str, str]) -> int:
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
 def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
     """Compares sizes and ETags from a listing of the whole destination; no object is read."""
+    tally.one()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:

@@ -31,9 +31,11 @@ HELD_JOINED = """
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
     """Fills `held`: for each row of these chunks, the chunk and for which attempt it holds the row."""
     con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER)")
-    con.execute("CREATE OR REPLACE TABLE places (chunk VARCHAR, place INTEGER)")
-    if chunks:
-        con.executemany("INSERT INTO places VALUES (?, ?)", [(chunk.digest, n) for n, chunk in enumerate(chunks)])
+    digests = [chunk.digest for chunk in chunks]
+    con.execute(
+        "CREATE OR REPLACE TABLE places AS SELECT unnest(?::VARCHAR[]) AS chunk, unnest(range(?))::INTEGER AS place",
+        [digests, len(digests)],
+    )
     for start in range(0, len(chunks), FILES_AT_ONCE):
         try:
             paths = [str(state.local(chunk.uri)) for chunk in chunks[start : start + FILES_AT_ONCE]]

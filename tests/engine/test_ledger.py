@@ -79,12 +79,16 @@ def test_folding_often_or_never_comes_to_the_same(
 
 
 def test_compaction_leaves_one_file(state: DirectoryState) -> None:
-    """`outcomes/` is empty afterwards, `ledger/` holds one file with a line per row; its mode is 0600."""
+    """`outcomes/` is empty afterwards, `ledger/` holds one file with a line per row; its mode is 0600.
+
+    Where nothing came since, that file stays as it is.
+    """
     for part in range(5):
         append(state, [make_outcome(n, recorded_at=later(part)) for n in range(3)], 1, "c", part)
-    compact(state, 1)
     compact(state, 2)
     (name,) = files(state)
+    compact(state, 3)
+    assert files(state) == [name]
     assert name.startswith("ledger/000002-")
     assert read_table(state.local(name)).num_rows == 3
     assert state.local(name).stat().st_mode & 0o777 == 0o600

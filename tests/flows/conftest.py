@@ -190,11 +190,11 @@ class Prefect:
         return [run for run in runs if run["name"].startswith(job)]
 
     def chunk_states(self, run: Mapping[str, Any]) -> list[str]:
-        """The state names of a run's chunk tasks, sorted."""
-        tasks = self.post(
-            "task_runs/filter",
-            {"flow_runs": {"id": {"any_": [run["id"]]}}, "task_runs": {"name": {"like_": "chunk-"}}},
-        )
+        """The state names of a run's chunk tasks, sorted, once the server has recorded that its last task ended."""
+        mine = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+        last = {"task_runs": {"name": {"any_": ["report"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
+        wait_for("the last task to be recorded", lambda: self.post("task_runs/count", {**mine, **last}))
+        tasks = self.post("task_runs/filter", {**mine, "task_runs": {"name": {"like_": "chunk-"}}})
         return sorted(task["state_name"] for task in tasks)
 
     def database(self) -> bytes:
