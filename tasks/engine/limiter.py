@@ -16,6 +16,7 @@ from tasks.engine.slot import PausedTooLong, Slot
 __all__ = ["HostLimit", "Limiter", "PausedTooLong", "Slot"]
 
 AUTO_START = 32
+COPIES_START = 256  # where the server copies by itself: such a request waits for it, and moves nothing
 AUTO_CEILING = 256
 KEPT_HOSTS = 1000
 DESTINATION = "destination"  # no host has this name: it holds no dot
@@ -25,7 +26,7 @@ _LOOKS = 16  # hosts that are looked at for one to forget, when a new one comes
 class Limiter:
     """The limits of all hosts; the destination is one more name.
 
-    ``concurrency`` None is auto: 32 at first. A number is where each host starts, and its ceiling:
+    ``concurrency`` None is auto: ``start`` at first. A number is where each host starts, and its ceiling:
     backing off from it, and coming back, works the same way. No host gets more than ``ceiling``, which
     is what file descriptors and memory allow. A pause of more than ``patience_s`` is not waited for.
 
@@ -42,7 +43,9 @@ class Limiter:
         limits: Limits | None = None,
         call_later: CallLater | None = None,
         patience_s: float = math.inf,
+        start: int = AUTO_START,
     ) -> None:
+        self._start = start
         self._limits = limits or Limits()
         self._concurrency = concurrency
         self._ceiling = ceiling
@@ -89,9 +92,9 @@ class Limiter:
             pattern, limits = self._limits.of_host(name)
             key, job = f"limits.hosts.{pattern}", self._job
         bound = limits.concurrency or self._concurrency
-        start = bound if self._concurrency is not None and bound else AUTO_START
+        start = bound if self._concurrency is not None and bound else self._start
         # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
-        few = AUTO_START if name == DESTINATION else FEW
+        few = self._start if name == DESTINATION else FEW
         climb = Climb(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
             name, climb, self._clock, self._call_later, self._patience_s,

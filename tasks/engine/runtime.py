@@ -23,9 +23,9 @@ from tasks.engine.dispatch import Dispatcher
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.hosts import keep_written, together
-from tasks.engine.job import Job, Retries
+from tasks.engine.job import Checks, Job, Retries
 from tasks.engine.lease import Borrowed, Lease
-from tasks.engine.limiter import Limiter
+from tasks.engine.limiter import AUTO_START, COPIES_START, Limiter
 from tasks.engine.origin import Origin
 from tasks.engine.progress import Progress
 from tasks.engine.shares import limits_of
@@ -84,8 +84,6 @@ class Runtime:
         # All origins together use half of the connections, the destination the other half.
         limits = limits_of(job.limits, share)
         limits = limits.model_copy(update={"concurrency": limits.concurrency or ceiling})
-        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s)
-        self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         self._lease = lease
         self._permits = limit
         self._sleeping: set[str] = set()
@@ -102,6 +100,12 @@ class Runtime:
         destination = open_store(job.destination.uri, destination_access, state.spool_dir, create=True, **stores)
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]
         self._stores = [destination, *(store for _, store in roots)]
+        copies = job.checks is Checks.NONE and any(destination.can_copy_from(store) for _, store in roots)
+        self.limiter = Limiter(
+            fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s,
+            start=COPIES_START if copies else AUTO_START,
+        )  # fmt: skip
+        self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
         rules = Rules(job.checks, job.on_existing, job.max_bytes, attributes)
 

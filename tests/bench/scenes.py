@@ -78,10 +78,10 @@ def _b(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
 
 
 def _c(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
-    library = shelf.plain(settings.limited)
+    long, library = shelf.plain(settings.limited), shelf.plain(settings.limited_peers)
     entries: list[Entry] = []
     for origin, how in PAUSES.items():
-        entries.append(Entry(ferry(f"{FERRY} ({how})"), library, origin=origin))
+        entries.append(Entry(ferry(f"{FERRY} ({how})"), long, origin=origin))
         if settings.quick and how != PAUSES["limited"]:  # once is enough to see that they work
             continue
         tools = [

@@ -22,8 +22,13 @@ class Settings:
 
     @property
     def limited(self) -> int:
-        """Objects from the origin that allows 200 a second: half a minute's, or a few seconds' in a quick run."""
-        return max(6_000, self.n * 3 // 10) if not self.quick else min(self.n, max(1_000, self.n * 3 // 10))
+        """Objects from the origin that allows 200 a second, for Ferry: 100 s, or a few seconds in a quick run."""
+        return self.n if not self.quick else self.limited_peers
+
+    @property
+    def limited_peers(self) -> int:
+        """The same for the peers, which lose them in any number, or take hours."""
+        return 2_000 if not self.quick else min(self.n, max(1_000, self.n * 3 // 10))
 
     @property
     def many(self) -> int:
