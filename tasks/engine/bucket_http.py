@@ -110,7 +110,10 @@ class BucketHttp:
     async def put(
         self, key: str, data: bytes | Upload, sha256: str, attributes: Mapping[str, str], create: bool
     ) -> Sent:
-        """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another."""
+        """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another.
+
+        Raises NotPlain where one request may not be so large: a proxy before the store may have a limit of its own.
+        """
         headers = plain_headers(attributes)
         if create:
             headers["if-none-match"] = "*"
@@ -119,6 +122,9 @@ class BucketHttp:
         if status == 200 or (create and status == 412):
             await self._rest(response, "destination")
             return Sent(None, exists=True) if status == 412 else Sent(response.headers.get("ETag"))
+        if status == 413 and not isinstance(data, bytes):
+            response.close()
+            raise NotPlain
         raise await self._refused(response, "destination")
 
     async def get(self, key: str, side: str) -> Answer:

@@ -138,6 +138,7 @@ class Line(asyncio.Protocol):
             while not self._headed and (self._full or self.gone or self._error is not None):
                 await self._wait()
         self._cut = sent < len(body)
+        self.last_byte_at = self._loop.time()  # reading it may have taken long
 
     async def piece(self) -> bytes:
         while not self._parts:

@@ -166,7 +166,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 def install() -> None:
     """Debian's nginx with Lua. As root it is installed; otherwise the line to run is said and the exit code is 2."""
-    if _program() and (MODULES / "ngx_http_lua_module.so").exists():
+    if program() and (MODULES / "ngx_http_lua_module.so").exists():
         return
     line = f"apt-get update && apt-get install -y --no-install-recommends {' '.join(PACKAGES)}"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
@@ -179,12 +179,13 @@ def install() -> None:
 
 
 def version() -> str:
-    program = _program()
-    assert program is not None
-    return subprocess.run([program, "-v"], capture_output=True, text=True, check=True).stderr.strip().rpartition("/")[2]
+    found = program()
+    assert found is not None
+    return subprocess.run([found, "-v"], capture_output=True, text=True, check=True).stderr.strip().rpartition("/")[2]
 
 
-def _program() -> str | None:
+def program() -> str | None:
+    """Where nginx is."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
@@ -225,10 +226,10 @@ class Nginx:
             os.sched_setaffinity(pid, cores)
 
     def __enter__(self) -> Self:
-        program = _program()
-        assert program is not None
+        found = program()
+        assert found is not None
         arguments = [
-            program,
+            found,
             "-p",
             str(self.run),
             "-c",

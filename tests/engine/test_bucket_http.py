@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,13 +15,13 @@ from aiohttp import web
 
 from demo.s3 import S3Server
 from tasks.engine.access import Access
-from tasks.engine.body import Body, small_body
+from tasks.engine.body import SPOOL_OVER_BYTES, Body, small_body
 from tasks.engine.bucket_http import Boto3, BucketHttp, Fixed, NotPlain, plain_headers
 from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.objects import ErrorClass
 from tasks.engine.sigv4 import Keys
 from tasks.engine.store import Store, open_store
-from tests.engine.helpers import access
+from tests.engine.helpers import access, make_body
 
 ATTRIBUTES = {
     "Content-Type": "image/jpeg",
@@ -275,6 +276,114 @@ def test_an_answer_that_does_not_come_is_a_timeout(tmp_path: Path) -> None:
         async with bucket_at(answer, tmp_path) as store:
             with pytest.raises(ObjectError, match="the destination did not answer in time"):
                 await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+BIG = b"x" * (SPOOL_OVER_BYTES + 1)
+
+
+async def whole(request: web.Request) -> bytes:
+    """A body of any size; aiohttp's own `read` has a limit."""
+    return b"".join([piece async for piece in request.content.iter_any()])
+
+
+def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) -> None:
+    """A proxy before the store may have a limit of its own (413), where parts of 8 MiB go through."""
+    asked: list[tuple[str, str]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append((request.method, request.query_string))
+        if request.method == "PUT" and not request.query_string:
+            return web.Response(status=413)
+        body = await whole(request)
+        if "uploads" in request.query_string:
+            return web.Response(
+                text="<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            )
+        if request.method == "PUT":
+            return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        return web.Response(text="<CompleteMultipartUploadResult><ETag>e-2</ETag></CompleteMultipartUploadResult>")
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            assert await store.put("k", make_body(BIG, tmp_path), {}) == "e-2"
+
+    asyncio.run(go())
+    assert asked[0] == ("PUT", "")
+    assert sum("partNumber" in query for _, query in asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [(503, "SlowDown", ErrorClass.RATE_LIMITED), (500, "", ErrorClass.STORE_ERROR), (403, "AccessDenied", None)],
+)
+def test_what_a_store_answers_before_it_has_a_large_body(
+    status: int, code: str, expected: ErrorClass | None, tmp_path: Path
+) -> None:
+    """The answer counts, not that the rest could not be sent; None stands for Fatal. The next request gets its own."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "PUT" and request.content_length != 1:
+            await request.content.readany()
+            response = web.Response(status=status, text=f"<Error><Code>{code}</Code></Error>")
+            await response.prepare(request)
+            await response.write_eof()
+            await asyncio.sleep(0.3)  # a server that stops reading, and closes
+            return response
+        await whole(request)
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            body = make_body(BIG * 4, tmp_path)
+            with pytest.raises((ObjectError, Fatal)) as caught:
+                await store.put("k", body, {})
+            if isinstance(caught.value, ObjectError):
+                assert caught.value.error_class is expected
+            else:
+                assert expected is None
+            assert await store.put("k", small_body(b"x"), {}) == '"e"'
+
+    asyncio.run(go())
+
+
+def test_a_large_body_that_breaks_once_is_sent_again_from_its_beginning(tmp_path: Path) -> None:
+    """A kept connection that the store had ended: the second one gets every byte."""
+    came: list[bytes] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        if request.content_length != 1 and not came:
+            came.append(await request.content.readany())
+            request.transport.abort()
+            return web.Response()
+        came.append(await whole(request))
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            await store.put("k", make_body(BIG, tmp_path), {})
+
+    asyncio.run(go())
+    assert came[-1] == BIG
+    assert len(came) == 2
+
+
+def test_a_spool_file_that_was_cut_is_the_disks_trouble(tmp_path: Path) -> None:
+    """Fatal, which names it: nothing short of the whole body may look like an upload."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await whole(request)
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            body = make_body(BIG, tmp_path)
+            assert body.path is not None
+            os.truncate(body.path, 1_500_000)
+            with pytest.raises(Fatal, match="spool file"):
+                await store.put("k", body, {})
 
     asyncio.run(go())
 
