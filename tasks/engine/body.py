@@ -20,6 +20,7 @@ from tasks.engine.errors import disk_error
 
 SPOOL_OVER_BYTES = 8 * 1024 * 1024
 BATCH_BYTES = 1024 * 1024
+POOLED_BYTES = 256 * 1024  # from this size on a body is hashed in a thread: the loop has others to see to
 ONE_PUT_BYTES = 200 * 1024 * 1024  # larger ones go up in parts (docs/decisions/0014)
 PART_BYTES = 8 * 1024 * 1024
 PARTS_AT_ONCE = 4
@@ -115,6 +116,13 @@ def small_body(data: bytes) -> Body:
         hashlib.sha256(data).hexdigest(),
         data,
     )
+
+
+async def whole_body(data: bytes, pool: Executor | None) -> Body:
+    """As :func:`small_body`; in a thread where the hop costs less than the hashing (tests/bench/digests.py)."""
+    if len(data) < POOLED_BYTES:
+        return small_body(data)
+    return await asyncio.get_running_loop().run_in_executor(pool, small_body, data)
 
 
 class Batches:

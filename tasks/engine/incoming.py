@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from tasks.engine.body import SPOOL_OVER_BYTES, Batches, Body, BodyWriter, small_body, weight
+from tasks.engine.body import SPOOL_OVER_BYTES, Batches, Body, BodyWriter, weight, whole_body
 from tasks.engine.budget import Budget
 from tasks.engine.codings import decoded, decoders, truncated
 from tasks.engine.errors import ObjectError, disk_error
@@ -45,7 +45,7 @@ class Reader:
                     raise truncated()
                 if delay_s := charge(length):
                     await asyncio.sleep(delay_s)
-                body = small_body(data)
+                body = await whole_body(data, self._pool)
             else:
                 body = await self._spooled(response, charge, undo)
         except BaseException:

@@ -32,8 +32,8 @@ from tasks.engine.body import (
     Batches,
     Body,
     BodyWriter,
-    small_body,
     weight,
+    whole_body,
 )
 from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_modified
 from tasks.engine.budget import Budget
@@ -193,7 +193,7 @@ class Store:
             attributes = {str(name): str(value) for name, value in result.attributes.items()}
             held = await self._budget.take(weight(found.size))
             if found.size <= SPOOL_OVER_BYTES:
-                body = small_body(bytes(await result.bytes_async()))
+                body = await whole_body(bytes(await result.bytes_async()), self._pool)
                 if charge is not None and (delay_s := charge(body.size)):
                     await asyncio.sleep(delay_s)
             else:
