@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from tasks.engine.climb import FEW, Climb
 from tasks.engine.host_limit import HostLimit
@@ -26,9 +27,9 @@ _LOOKS = 16  # hosts that are looked at for one to forget, when a new one comes
 class Limiter:
     """The limits of all hosts; the destination is one more name.
 
-    ``concurrency`` None is auto: ``start`` at first. A number is where each host starts, and its ceiling:
-    backing off from it, and coming back, works the same way. No host gets more than ``ceiling``, which
-    is what file descriptors and memory allow. A pause of more than ``patience_s`` is not waited for.
+    ``concurrency`` None is auto: 32 at first, or what ``starts`` has for a name. A number is where each host
+    starts, and its ceiling: backing off from it, and coming back, works the same way. No host gets more than
+    ``ceiling``, which is what file descriptors and memory allow. A pause of more than ``patience_s`` is not waited for.
 
     About 1,000 hosts are kept. One that nobody uses is forgotten with what was learned of it, long
     unused ones first (CLOCK, F. Corbató 1968: a host used since it was last looked at is passed over once).
@@ -43,9 +44,9 @@ class Limiter:
         limits: Limits | None = None,
         call_later: CallLater | None = None,
         patience_s: float = math.inf,
-        start: int = AUTO_START,
+        starts: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        self._start = start
+        self._starts = starts
         self._limits = limits or Limits()
         self._concurrency = concurrency
         self._ceiling = ceiling
@@ -92,9 +93,10 @@ class Limiter:
             pattern, limits = self._limits.of_host(name)
             key, job = f"limits.hosts.{pattern}", self._job
         bound = limits.concurrency or self._concurrency
-        start = bound if self._concurrency is not None and bound else self._start
+        auto = self._starts.get(name, AUTO_START)
+        start = bound if self._concurrency is not None and bound else auto
         # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
-        few = self._start if name == DESTINATION else FEW
+        few = auto if name == DESTINATION else FEW
         climb = Climb(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
             name, climb, self._clock, self._call_later, self._patience_s,

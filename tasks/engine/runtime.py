@@ -25,8 +25,9 @@ from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.hosts import keep_written, together
 from tasks.engine.job import Checks, Job, Retries
 from tasks.engine.lease import Borrowed, Lease
-from tasks.engine.limiter import AUTO_START, COPIES_START, Limiter
+from tasks.engine.limiter import COPIES_START, DESTINATION, Limiter
 from tasks.engine.origin import Origin
+from tasks.engine.place import host_of
 from tasks.engine.progress import Progress
 from tasks.engine.shares import limits_of
 from tasks.engine.state import State
@@ -100,11 +101,9 @@ class Runtime:
         destination = open_store(job.destination.uri, destination_access, state.spool_dir, create=True, **stores)
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]
         self._stores = [destination, *(store for _, store in roots)]
-        copies = job.checks is Checks.NONE and any(destination.can_copy_from(store) for _, store in roots)
-        self.limiter = Limiter(
-            fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s,
-            start=COPIES_START if copies else AUTO_START,
-        )  # fmt: skip
+        copied = [root for root, store in roots if job.checks is Checks.NONE and destination.can_copy_from(store)]
+        starts = dict.fromkeys((DESTINATION, *map(host_of, copied)), COPIES_START) if copied else {}
+        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
         rules = Rules(job.checks, job.on_existing, job.max_bytes, attributes)

@@ -195,3 +195,24 @@ def test_a_server_that_asks_to_slow_down() -> None:
     with pytest.raises(ObjectError) as caught:
         ask(answers(503, "<Error><Code>SlowDown</Code></Error>"))
     assert caught.value.error_class is ErrorClass.RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    ("settings", "bucket_start"),
+    [({"checks": "none"}, 256), ({"checks": "image"}, 32), ({"checks": "none", "concurrency": 20}, 20)],
+)
+def test_only_what_the_server_copies_begins_with_many_at_once(
+    settings: dict[str, Any], bucket_start: int, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """The two buckets of such a job; an origin of the same job begins as ever."""
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", **settings)
+    with engine(job, directory_state(tmp_path), access(s3)) as runtime:
+        at = {name: runtime.limiter.host(name).snapshot().limit for name in (bucket, "destination", "img.example")}
+    assert at == {bucket: bucket_start, "destination": bucket_start, "img.example": min(32, bucket_start)}
+
+
+def test_another_servers_objects_are_read_at_the_usual_pace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Other credentials at the source: nothing is copied by the server."""
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", checks="none")
+    with engine(job, directory_state(tmp_path), access(s3), source=access(s3, reader=True)) as runtime:
+        assert runtime.limiter.host("destination").snapshot().limit == 32
