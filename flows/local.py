@@ -12,18 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.server import prefect_server
+from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
+from tasks.engine.plan import read_plan
+from tasks.run import state_of
 
 if TYPE_CHECKING:
     from tasks.accounts import Report
 
 RECORDED_S = 30.0
+MANY_CHUNKS = 50
 
 
 def prefect_home(folder: Path) -> Path:
     """The local server's home: PREFECT_HOME where it is set, else `.ferry/prefect` beside the job file."""
     given = os.environ.get("PREFECT_HOME")
     return Path(given) if given else folder / ".ferry" / "prefect"
+
+
+def has_many_chunks(job: Job) -> bool:
+    """A rerun of a large job: its chunks come back from the cache faster than a server records them one by one."""
+    try:
+        plan = None if str(job.state).startswith("s3://") else read_plan(state_of(job))
+    except FerryError:
+        return False  # the run will say so
+    return plan is not None and len(plan.chunks) >= MANY_CHUNKS
 
 
 def load_flows() -> None:
@@ -48,12 +61,12 @@ class Api:
 
 
 @contextlib.contextmanager
-def prefect_for(folder: Path, *, quiet: bool) -> Iterator[Api]:
+def prefect_for(folder: Path, *, quiet: bool, many_tasks: bool = False) -> Iterator[Api]:
     """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console."""
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     local = not os.environ.get("PREFECT_API_URL")
-    with prefect_server(prefect_home(folder), load_flows) as url:
+    with prefect_server(prefect_home(folder), load_flows, many_tasks=many_tasks) as url:
         yield Api(url, local)
         if local:
             flush_logs()

@@ -29,6 +29,12 @@ VERSION = importlib.metadata.version("prefect")
 TEMPLATE = Path(sys.prefix, "share", "ferry", f"prefect-{VERSION}.db")
 STOP_S = 10.0
 # What a server need not do on a database that one of its version has been on: a second of four.
+# Task runs are written 50 events at a time, or after a second, and not one by one: 200 cached chunks take 1 s and not
+# 3.5 s. Where there are few, that second would be longer than they take.
+MANY_TASKS = {
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
 PREPARED = {"PREFECT_API_DATABASE_MIGRATE_ON_START": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 
 
@@ -44,10 +50,6 @@ def quiet_environment(home: Path) -> dict[str, str]:
         # is port 4200.
         "PREFECT_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        # Task runs are written 12 events at a time, or after a second, and not one by one: 200 chunks in 1 s instead of
-        # 3.5 s. Twelve is what a run with one chunk tells of its four tasks: its end waits for no second.
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "12",
-        "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     }
 
 
@@ -71,8 +73,9 @@ def is_free(port: int) -> bool:
 class LocalServer:
     """``with LocalServer(home) as server:`` a Prefect server with its database in ``home``."""
 
-    def __init__(self, home: Path, port: int | None = None) -> None:
+    def __init__(self, home: Path, port: int | None = None, *, many_tasks: bool = False) -> None:
         self.home = home
+        self._more = MANY_TASKS if many_tasks else {}
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -92,7 +95,7 @@ class LocalServer:
         prepared = self._prepared_by.exists() and self._prepared_by.read_text() == VERSION
         log = self.home / "server.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        environment |= quiet_environment(self.home) | (PREPARED if prepared else {})
+        environment |= quiet_environment(self.home) | (PREPARED if prepared else {}) | self._more
         serve = [
             "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1",
             "--port", str(self.port), "--timeout-keep-alive", "60", "--no-access-log", "--log-level", "warning",
@@ -189,7 +192,7 @@ def check_reachable(url: str) -> None:
 
 
 @contextlib.contextmanager
-def prefect_server(home: Path, meanwhile: Callable[[], None]) -> Iterator[str]:
+def prefect_server(home: Path, meanwhile: Callable[[], None], *, many_tasks: bool = False) -> Iterator[str]:
     """The Prefect API's address: the user's own where PREFECT_API_URL names one, else a local server's.
 
     Sets the environment that `import prefect` reads, then calls ``meanwhile`` while the local server starts.
@@ -200,7 +203,7 @@ def prefect_server(home: Path, meanwhile: Callable[[], None]) -> Iterator[str]:
         yield given
         return
     os.environ.update(quiet_environment(home))
-    server = LocalServer(home)
+    server = LocalServer(home, many_tasks=many_tasks)
     try:
         server.start()
         os.environ["PREFECT_API_URL"] = f"{server.url}/api"

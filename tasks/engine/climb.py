@@ -54,9 +54,10 @@ class Climb:
     |---|---|---|
     | any | the limit was not in use | proves nothing: measured again; a probe is taken back |
     | start, grow | 25% above the best so far | double, up to the ceiling (or 4/5 of what was refused) |
-    | start, grow | not, twice; or less than before | hold at best rate x lowest latency x 1.25 |
+    | start, grow | not, twice; or less than before | hold at best rate x lowest latency x 1.25, ``few`` at least |
     | hold | within -30% .. +40% of before | now and then: up by a quarter, or down by a third or a fifth |
     | hold | most places wait for another host | no probe down: it would relieve nobody |
+    | hold, far too many | no further down | up by a quarter now and then, as ever |
     | hold | less / more than that | down by half / grow |
     | up | nearly in proportion / somewhat / not above hold's | grow / keep, go on / back |
     | up, half the way back | above / not | keep / back |
@@ -272,7 +273,7 @@ class Climb:
             less = rate < self._best * LESS
             if self._flat < FLAT_ROUNDS and not less and self.limit < self._top(now):
                 return
-            limit = max(math.ceil(self._best * self._fastest_s * ROOM), self._good // 2)
+            limit = max(math.ceil(self._best * self._fastest_s * ROOM), self._good // 2, self._few)
             if less:
                 limit = min(limit, self._good)
             if not self._gains:  # it began with more than the host bears
@@ -300,6 +301,8 @@ class Climb:
         elif self._factor < HALF and rate < self._best * LESS:  # it drained too much
             self._up_at = now
         self._note_best()
+        if self._factor == HALF and not (self.limit > self._least and self._burdened):
+            self._factor = STRIDE  # no further down, so up again now and then
         if self._factor < HALF and self._due(self._up_at, now) and self._up(now):
             return
         if self._due(self._down_at, now) and self.limit > self._least and self._burdened:

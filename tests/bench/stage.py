@@ -145,7 +145,10 @@ class Stage:
 
     def _window(self, entry: Entry, work: Work, watched: Watched, since: int) -> Window:
         if entry.origin != "s3":
-            return accesslog.read_window(self.nginx.log(entry.origin), since)
+            window = accesslog.read_window(self.nginx.log(entry.origin), since)
+            if entry.tool.is_ferry and window.done_at:  # it may have large bodies that are here and not stored yet
+                window.last = max(window.last, ledger_window(work.folder / ".ferry").last)
+            return window
         if entry.tool.is_ferry:
             return ledger_window(work.folder / ".ferry")
         return Window(watched.began, watched.ended)

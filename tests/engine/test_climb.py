@@ -206,3 +206,46 @@ def test_fewer_than_a_few_are_not_tried() -> None:
     assert _least(Climb(32, 256), 0.05) == 8
     assert _least(Climb(32, 256, few=32), 0.05) == 32
     assert _least(Climb(4, 4), 0.05) == 4
+
+
+def by_crowd(climb: Climb, now: float, seconds: float, per_s: float, base_s: float = 0.005) -> float:
+    """As by_capacity, but that each further one in flight brings a little: a store that works best on many at once."""
+    end = now + seconds
+    while now < end:
+        rate = min(per_s * (1 - 2 / (climb.limit + 2)), climb.limit / base_s)
+        now += 1 / rate
+        climb.done(climb.limit / rate, climb.limit, now)
+    return now
+
+
+def test_startup_ends_with_a_few_at_least() -> None:
+    """A store that is near, and delivers as much to 64 as to 32: 32 stay, where rate x latency asks for 14."""
+    climb = Climb(32, 256, few=32)
+    now = 0.0
+    for _ in range(60):
+        now = feed(climb, now, 1, 1400, latency_s=0.008)
+        assert climb.limit >= 32
+
+
+def test_no_limit_is_held_for_good() -> None:
+    """Wherever startup ends, more are tried now and then: else a wrong start would last for as long as the run."""
+    for few in (8, 32):
+        climb = Climb(32, 256, few=few)
+        now = by_crowd(climb, 0.0, 20, 1500)
+        for _ in range(3):
+            seen = set()
+            for _ in range(700):
+                now = by_crowd(climb, now, 0.1, 1500)
+                seen.add(climb.limit)
+            assert len(seen) > 1
+
+
+def test_a_host_that_grows_slowly_faster_is_followed_from_a_few() -> None:
+    """Fifteen per cent more every ten seconds is no other host at any moment; ten times as much in the end."""
+    climb = Climb(32, 256, few=8)
+    now, per_s = by_capacity(climb, 0.0, 30, 100), 100.0
+    assert climb.limit <= 10
+    for _ in range(20):
+        per_s *= 1.15
+        now = by_capacity(climb, now, 10, per_s)
+    assert climb.limit >= 0.8 * per_s * 0.05
