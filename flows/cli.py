@@ -93,7 +93,7 @@ def run(
     arrow_without_numpy()
     leave_at_once()
     from flows import terminal, watch
-    from flows.local import has_many_chunks, migrate_here, prefect_for
+    from flows.local import migrate_here, prefect_for
     from tasks.accounts import Report
 
     if limit is not None and limit < 1:
@@ -103,8 +103,7 @@ def run(
     job = load_job(job_file)
     _prepare(job, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
-    many = has_many_chunks(job)
-    with prefect_for(job_file.absolute().parent, quiet=draw, many_tasks=many) as api:
+    with prefect_for(job_file.absolute().parent, quiet=draw, job=job) as api:
         if draw:
             watch.drawer = terminal.draw_progress
             terminal.out.print(

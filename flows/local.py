@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Any
 from flows.server import prefect_server
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
-from tasks.engine.plan import read_plan
-from tasks.run import state_of
 
 if TYPE_CHECKING:
     from tasks.accounts import Report
@@ -31,10 +29,16 @@ def prefect_home(folder: Path) -> Path:
 
 
 def has_many_chunks(job: Job) -> bool:
-    """A rerun of a large job: its chunks come back from the cache faster than a server records them one by one."""
+    """A rerun of a large job: its chunks come back from the cache faster than a server records them one by one.
+
+    Of a state in a bucket nothing is known yet: to ask there would be the first request of the run.
+    """
+    from tasks.engine.plan import read_plan
+    from tasks.run import state_of
+
     try:
         plan = None if str(job.state).startswith("s3://") else read_plan(state_of(job))
-    except FerryError:
+    except (FerryError, OSError):
         return False  # the run will say so
     return plan is not None and len(plan.chunks) >= MANY_CHUNKS
 
@@ -61,11 +65,15 @@ class Api:
 
 
 @contextlib.contextmanager
-def prefect_for(folder: Path, *, quiet: bool, many_tasks: bool = False) -> Iterator[Api]:
-    """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console."""
+def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterator[Api]:
+    """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console.
+
+    A local server is made ready for many tasks where ``job`` has them.
+    """
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     local = not os.environ.get("PREFECT_API_URL")
+    many_tasks = local and job is not None and has_many_chunks(job)
     with prefect_server(prefect_home(folder), load_flows, many_tasks=many_tasks) as url:
         yield Api(url, local)
         if local:
@@ -123,6 +131,8 @@ def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
 
     from tasks import tally
 
+    if state.state_details.flow_run_id is None:
+        return
     ended = {
         "flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}},
         "task_runs": {"state": {"type": {"any_": sorted(kind.value for kind in TERMINAL_STATES)}}},

@@ -28,13 +28,13 @@ VERSION = importlib.metadata.version("prefect")
 # In the virtual environment, and named for the version: another one migrates for itself.
 TEMPLATE = Path(sys.prefix, "share", "ferry", f"prefect-{VERSION}.db")
 STOP_S = 10.0
-# What a server need not do on a database that one of its version has been on: a second of four.
 # Task runs are written 50 events at a time, or after a second, and not one by one: 200 cached chunks take 1 s and not
 # 3.5 s. Where there are few, that second would be longer than they take.
 MANY_TASKS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
+# What a server need not do on a database that one of its version has been on: a second of four.
 PREPARED = {"PREFECT_API_DATABASE_MIGRATE_ON_START": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 
 

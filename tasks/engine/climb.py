@@ -301,12 +301,17 @@ class Climb:
         elif self._factor < HALF and rate < self._best * LESS:  # it drained too much
             self._up_at = now
         self._note_best()
-        if self._factor == HALF and not (self.limit > self._least and self._burdened):
+        if self._factor == HALF and not self._may_shrink:
             self._factor = STRIDE  # no further down, so up again now and then
         if self._factor < HALF and self._due(self._up_at, now) and self._up(now):
             return
-        if self._due(self._down_at, now) and self.limit > self._least and self._burdened:
+        if self._due(self._down_at, now) and self._may_shrink:
             self._down()
+
+    @property
+    def _may_shrink(self) -> bool:
+        """Fewer may be tried: these are more than a few, and rows do not wait in them for another host."""
+        return self.limit > self._least and self._burdened
 
     @staticmethod
     def _due(at: float, now: float) -> bool:
@@ -370,7 +375,7 @@ class Climb:
             self._note_best()
             if rate < self._best_held * (1 - ALL_SHARE - self._noise) and self._best_limit <= self._top(now):
                 self._back()
-            elif self.limit > self._least and self._burdened:
+            elif self._may_shrink:
                 self._down()
             else:
                 self._hold(self.limit, rate)

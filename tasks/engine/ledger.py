@@ -74,9 +74,10 @@ def folded(names: Sequence[str]) -> bool:
     return len(names) == 1 and names[0].startswith("ledger/")
 
 
-def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int = 0) -> None:
-    """Fills the table `latest` with the latest outcome of each row, of runs from ``since_run`` on.
+def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int = 0, *, at_once: bool = False) -> None:
+    """Makes `latest`, the latest outcome of each row, of runs from ``since_run`` on.
 
+    A folded ledger is a view, read when it is asked; ``at_once`` where a run may fold it anew meanwhile.
     Raises UserError for a file that a newer Ferry wrote.
     """
     names = files(state)
@@ -90,7 +91,7 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
         [paths],
     ).fetchall()
     check_version(versions[0][0], "the ledger")
-    if folded(names):  # each row once: read as it is, and only what is asked for
+    if folded(names) and not at_once:
         con.from_parquet(paths[0]).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
         return
     con.execute(

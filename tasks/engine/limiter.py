@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 
 from tasks.engine.climb import FEW, Climb
 from tasks.engine.host_limit import HostLimit
@@ -44,9 +43,9 @@ class Limiter:
         limits: Limits | None = None,
         call_later: CallLater | None = None,
         patience_s: float = math.inf,
-        starts: Mapping[str, int] = MappingProxyType({}),
+        starts: Mapping[str, int] | None = None,
     ) -> None:
-        self._starts = starts
+        self._starts = starts or {}
         self._limits = limits or Limits()
         self._concurrency = concurrency
         self._ceiling = ceiling

@@ -82,7 +82,7 @@ class Planner:
         since_run = old.since_run if old else self._since_run()
         brought = self._manifest(old)
         self._view(brought)
-        ledger.create_latest(self.con, self.state, since_run)
+        ledger.create_latest(self.con, self.state, since_run, at_once=dry)  # the job's run may be on
         judge.find_superseded(self.con)
         self._load_held(chunks)
         judged = judge.judge(self.con, self.notes, for_directory=self.job.destination.uri.startswith("file://"))

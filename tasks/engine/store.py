@@ -116,7 +116,7 @@ class Store:
     ) -> str | None:
         """Writes one object and returns the store's ETag.
 
-        With ``create`` an existing key is EXISTS, but for what goes up in parts: they know no such condition.
+        With ``create`` an existing key is EXISTS. Parts know no such condition: for them it is looked for just before.
         """
         if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
             with contextlib.suppress(NotPlain), body.upload() as data:
@@ -127,6 +127,8 @@ class Store:
         source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
         extra: dict[str, Any] = {"attributes": attributes} if self.kind == "s3" else {}
         if body.path is not None:
+            if create and await self.head(key) is not None:
+                raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
             extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
         elif create:
             extra["mode"] = "create"
