@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import statistics
-import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import uvloop
@@ -16,8 +13,9 @@ from tasks.engine.store import Store, open_store
 from tests.bench.images import images
 from tests.bench.place import BENCH, work_folders
 from tests.bench.settings import IMAGE_BYTES
+from tests.bench.turns import ROUNDS, Took, at_once, show
 
-OBJECTS, AT_ONCE, ROUNDS = 6_000, 32, 3
+OBJECTS = 6_000
 MOST = 1 << 40
 
 Way = Callable[[Store, Store, str, str, int], Awaitable[object]]
@@ -44,18 +42,6 @@ WAYS: dict[str, Way] = {
 }
 
 
-async def at_once(work: Iterator[Awaitable[object]]) -> tuple[float, float]:
-    """Seconds, and seconds of this process's processor, that the work took with so many at once."""
-
-    async def worker() -> None:
-        for one in work:
-            await one
-
-    began, used = time.monotonic(), time.process_time()
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-    return time.monotonic() - began, time.process_time() - used
-
-
 async def measure(s3: S3Server, spool: Path) -> None:
     access = Access(s3.endpoint_url, s3.region, keys=(s3.access_key, s3.secret_key, None))
 
@@ -68,18 +54,14 @@ async def measure(s3: S3Server, spool: Path) -> None:
     client = s3.client()
     for path, _, _ in entries:
         client.put_object(Bucket="source", Key=path, Body=(pool / path).read_bytes())
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in WAYS}
+    took: dict[str, list[Took]] = {name: [] for name in WAYS}
     for number in range(ROUNDS):
         for place, (name, way) in enumerate(WAYS.items()):
             target = opened(f"to-{number}-{place}")
             took[name].append(await at_once(way(source, target, path, md5, size) for path, md5, size in entries))
             await target.close()
     await source.close()
-    print(f"{OBJECTS:,} objects, {AT_ONCE} at once, {ROUNDS} rounds in turn, medians:")
-    for name, times in took.items():
-        rate = OBJECTS / statistics.median(wall for wall, _ in times)
-        used_ms = statistics.median(cpu for _, cpu in times) / OBJECTS * 1000
-        print(f"| {name} | {rate:,.0f} objects/s | {used_ms:.2f} ms |")
+    show(took, OBJECTS)
 
 
 def main() -> None:

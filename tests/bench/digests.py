@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 import uvloop
 
 from tasks.engine.body import small_body
+from tests.bench.turns import AT_ONCE, ROUNDS, at_once
 
 SIZES = (40_000, 250_000, 1_000_000, 4_000_000)
-BYTES, AT_ONCE, ROUNDS, THREADS = 400_000_000, 32, 3, 2
+BYTES, THREADS = 400_000_000, 2
 
 DIGESTS: dict[str, Callable[[bytes], object]] = {
     "MD5": lambda data: hashlib.md5(data, usedforsecurity=False).digest(),
@@ -40,19 +41,16 @@ def megabytes_per_s(digest: Callable[[bytes], object], data: bytes) -> float:
 async def hash_many(data: bytes, pool: ThreadPoolExecutor | None) -> float:
     """Microseconds that an object takes, so many at once."""
     loop, count = asyncio.get_running_loop(), BYTES // len(data)
-    work = iter(range(count))
 
-    async def worker() -> None:
-        for _ in work:
-            if pool is None:
-                small_body(data)
-                await asyncio.sleep(0)
-            else:
-                await loop.run_in_executor(pool, small_body, data)
+    async def one() -> None:
+        if pool is None:
+            small_body(data)
+            await asyncio.sleep(0)
+        else:
+            await loop.run_in_executor(pool, small_body, data)
 
-    began = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-    return (time.perf_counter() - began) / count * 1e6
+    wall, _ = await at_once(one() for _ in range(count))
+    return wall / count * 1e6
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import ssl
-import statistics
 import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -20,9 +19,9 @@ from demo.ports import free_ports
 from tasks.engine.bucket_http import AnyAddress
 from tasks.engine.connections import Connections
 from tests.bench import nginx
-from tests.bench.copies import AT_ONCE, ROUNDS, at_once
 from tests.bench.images import images
 from tests.bench.place import BENCH, work_folders
+from tests.bench.turns import AT_ONCE, ROUNDS, Took, at_once, show
 
 OBJECTS = 2_000
 _CONF = """
@@ -101,7 +100,7 @@ async def measure(port: int, trust: ssl.SSLContext) -> None:
         "httpx over HTTP/1.1": lambda: httpxs(port, trust, http2=False),
     }
     _, entries = images(BENCH, OBJECTS)
-    took: dict[str, list[tuple[float, float]]] = {name: [] for name in clients}
+    took: dict[str, list[Took]] = {name: [] for name in clients}
     for _ in range(ROUNDS):
         for name, client in clients.items():
             sizes: list[int] = []
@@ -112,11 +111,7 @@ async def measure(port: int, trust: ssl.SSLContext) -> None:
             async with client() as get:
                 took[name].append(await at_once(one(get, path) for path, _, _ in entries))
             assert sum(sizes) == sum(size for _, _, size in entries)
-    print(f"{OBJECTS:,} images over TLS, {AT_ONCE} at once, {ROUNDS} rounds in turn, medians:")
-    for name, times in took.items():
-        rate = OBJECTS / statistics.median(wall for wall, _ in times)
-        used_ms = statistics.median(cpu for _, cpu in times) / OBJECTS * 1000
-        print(f"| {name} | {rate:,.0f} objects/s | {used_ms:.2f} ms |")
+    show(took, OBJECTS)
 
 
 def main() -> None:

@@ -1,0 +1,33 @@
+"""Ways to do one thing that take turns in this process: how long each took, of the clock and of the processor."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+
+AT_ONCE, ROUNDS = 32, 3
+
+Took = tuple[float, float]  # seconds of the clock, and of this process's processor
+
+
+async def at_once(work: Iterator[Awaitable[object]]) -> Took:
+    """Does the work, so many at once."""
+
+    async def worker() -> None:
+        for one in work:
+            await one
+
+    began, used = time.monotonic(), time.process_time()
+    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    return time.monotonic() - began, time.process_time() - used
+
+
+def show(took: Mapping[str, Sequence[Took]], objects: int) -> None:
+    """Prints the medians as the lines of a Markdown table."""
+    print(f"{objects:,} objects, {AT_ONCE} at once, {ROUNDS} rounds in turn, medians:")
+    for name, times in took.items():
+        rate = objects / statistics.median(wall for wall, _ in times)
+        used_ms = statistics.median(cpu for _, cpu in times) / objects * 1000
+        print(f"| {name} | {rate:,.0f} objects/s | {used_ms:.2f} ms |")
