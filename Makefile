@@ -6,11 +6,12 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test quick-bench check format bench lock clean
+.PHONY: help demo test faults quick-bench check format bench lock clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
 	@echo "make test          linters, types, architecture, a quick bench and all tests   (T=tests/engine: a part of the tests)"
+	@echo "make faults        all fault experiments: kills, power cuts, damage, outages, fuzzing; up to 45 minutes"
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
 	@echo "make bench         Ferry beside rclone, s5cmd, juicefs, img2dataset and a script, over an hour   (N=2000: quick)"
@@ -22,6 +23,10 @@ demo: .venv/.installed
 # The quick bench shows that it works: a run of Ferry's that lost an object fails it, timings do not.
 test: .venv/.installed-dev check $(if $(filter tests,$(T)),quick-bench)
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T)
+
+# What `make test` tries a few times of, tried in full; prints a table.
+faults: .venv/.installed-dev
+	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed check
 	@$(BIN)/python -m tests.bench --n 500

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
@@ -55,7 +55,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
     job = anchored(job, Path.cwd())
     try:
         with (
-            open_run(job, flow_run.name or job.name, limit) as run,
+            open_run(job, flow_run.name or job.name, limit, str(flow_run.id or ""), get_run_logger().warning) as run,
             stop_on_signals(run.runtime),
             showing(run.runtime.progress, lambda: run.planned),
             policies.untagged(),

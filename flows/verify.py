@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
@@ -36,7 +36,11 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
     tidy_logs()
     job = anchored(job, Path.cwd())
     try:
-        with open_check(job, flow_run.name or job.name) as check, showing(check.progress), policies.untagged():
+        with (
+            open_check(job, flow_run.name or job.name, str(flow_run.id or ""), get_run_logger().warning) as check,
+            showing(check.progress),
+            policies.untagged(),
+        ):
             bounds = parts(check)
             if list_only:
                 compare_listing(check, bounds)

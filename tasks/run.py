@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tasks.engine import lease as leases
 from tasks.engine import ledger
 from tasks.engine.access import Access
 from tasks.engine.child import Child, Request
-from tasks.engine.errors import FerryError
+from tasks.engine.errors import FerryError, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import Reason
 from tasks.engine.plan import Planned, read_plan
@@ -37,6 +39,7 @@ class Run:
 
     job: Job
     state: State
+    lease: leases.Lease
     runtime: Runtime
     run_no: int
     source: Access
@@ -73,8 +76,16 @@ class Run:
 
 
 def cache_root() -> Path:
-    """Where copies of state in a bucket are kept; nothing there is needed again."""
-    return Path(tempfile.gettempdir()) / "ferry-state"
+    """Where copies of state in a bucket are kept, for this user alone; nothing there is needed again.
+
+    Raises UserError when somebody else has made the directory, or may write into it.
+    """
+    root = Path(tempfile.gettempdir()) / f"ferry-state-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(f"{root} is not a directory of yours alone: delete it, or set TMPDIR to another directory")
+    return root
 
 
 def state_of(job: Job) -> State:
@@ -92,9 +103,12 @@ def current() -> Run:
 
 
 @contextlib.contextmanager
-def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
+def open_run(
+    job: Job, name: str, limit: int | None = None, flow_run: str = "", tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Run]:
     """Checks the destination, takes the lease and starts the engine; gives all of it back at the end.
 
+    ``flow_run``: Prefect's ID, for whoever finds the lease of a run that died; ``tell`` hears what it waits for.
     Raises UserError for settings, LeaseHeld when another run is on.
     """
     global _current
@@ -112,7 +126,9 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
             for lost in runtimes:
                 lost.request_stop("the lease on the state was lost to another run")
 
-        lease = stack.enter_context(leases.held(state, name, lease_lost, wait=wait_for_others))
+        lease = stack.enter_context(
+            leases.held(state, name, lease_lost, flow_run=flow_run, wait=wait_for_others, tell=tell)
+        )
         clean_spool(state)
         run_no = ledger.last_run_no(state) + 1
         raise_file_limit()
@@ -128,7 +144,7 @@ def open_run(job: Job, name: str, limit: int | None = None) -> Iterator[Run]:
         crew = Crew(runtime, lease, setup, most)
         stack.callback(crew.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, runtime, run_no, source, destination, planner, crew)
+        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, crew)
         try:
             yield _current
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from prefect import task
@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks import placement, references, tally
 from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
+from tasks.engine.errors import Fatal
 from tasks.engine.job import Job
 from tasks.engine.plan import check_where, read_plan
 from tasks.engine.preflight import preflight
@@ -30,6 +31,7 @@ class Check:
 
     state: State
     destination: Store
+    lease: leases.Lease
     run_no: int
     progress: Progress = field(default_factory=Progress)
     checked: int = 0
@@ -39,6 +41,9 @@ class Check:
     parts_done: int = 0
 
     def add(self, result: verify.Verified) -> None:
+        """Writes what is wrong to the ledger. Raises Fatal when another run has taken the lease meanwhile."""
+        if not self.lease.regain():
+            raise Fatal("this verification lost its lease on the state to another run; it writes nothing more")
         verify.note_wrong(self.state, result, self.run_no, self.parts_done)
         self.parts_done += 1
         self.checked += result.checked
@@ -58,7 +63,9 @@ class Check:
 
 
 @contextlib.contextmanager
-def open_check(job: Job, name: str) -> Iterator[Check]:
+def open_check(
+    job: Job, name: str, flow_run: str = "", tell: Callable[[str], None] = lambda _: None
+) -> Iterator[Check]:
     """Takes the lease: a verification writes outcomes. Raises UserError and LeaseHeld."""
     placement.refuse_lost_state(str(job.state))
     access = references.destination_access(job)
@@ -66,9 +73,9 @@ def open_check(job: Job, name: str) -> Iterator[Check]:
     state = state_of(job)
     if plan := read_plan(state):
         check_where(plan, job)
-    with leases.held(state, name):
+    with leases.held(state, name, flow_run=flow_run, tell=tell) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Check(state, store, ledger.last_run_no(state) + 1)
+        yield Check(state, store, lease, ledger.last_run_no(state) + 1)
 
 
 def parts(check: Check) -> list[tuple[str, str]]:

@@ -1,14 +1,20 @@
-"""Fixtures for all tests: a real S3 server, a bucket of one's own, an origin that misbehaves on request."""
+"""Fixtures for all tests: a real S3 server, a bucket of one's own, an origin that misbehaves, the `ferry` command."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
+from flows.server import LocalServer
+from tests.flows.project import Cli, Prefect, Project, processes_with
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +39,35 @@ def origin() -> Iterator[Origin]:
     """An origin without objects, listening."""
     with Origin() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    """One Prefect server for all tests of the command."""
+    with LocalServer(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def prefect_api(prefect_local: LocalServer) -> Prefect:
+    return Prefect(prefect_local.url, prefect_local.home)
+
+
+@pytest.fixture(scope="session")
+def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """The command, ready to be run."""
+    command = Cli(s3, prefect_local, tmp_path_factory.mktemp("home"))
+    yield command
+    command.close()
+
+
+@pytest.fixture
+def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
+    """An empty bucket and a folder with a job for it. What a failed test left running there is ended."""
+    yield Project(tmp_path, cli, bucket)
+    for line in processes_with(str(tmp_path)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(line.partition(":")[0]), signal.SIGKILL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -300,12 +300,15 @@ class ChunkRun:
         batch, self._buffer = self._buffer, []
         if not batch:
             return
-        self._rt.check_lease()
         part = self._settled.next_part
         self._settled.next_part += 1
-        name = await asyncio.to_thread(ledger.append, self._rt.state, batch, self._rt.run_no, self._ref.digest, part)
+        name = await asyncio.to_thread(self._append, batch, part)
         self._settled.parts.append(name)
         self._settled.rows.update(outcome.row_id for outcome in batch)
+
+    def _append(self, batch: list[Outcome], part: int) -> str:
+        self._rt.check_lease()
+        return ledger.append(self._rt.state, batch, self._rt.run_no, self._ref.digest, part)
 
     def _merge_parts(self) -> str:
         """One outcomes file for a settled chunk: the parts are deleted once the whole is written."""

@@ -168,8 +168,8 @@ class Runtime:
         return self._permits is not None and self._permits <= 0
 
     def check_lease(self) -> None:
-        """Raises Fatal once another run may hold the state."""
-        if not self._lease.held:
+        """Raises Fatal once another run may hold the state. It may wait for the disk: not for the loop's thread."""
+        if not self._lease.held and not self._lease.regain():
             raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
 
     def request_stop(self, reason: str) -> None:

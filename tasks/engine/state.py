@@ -21,7 +21,7 @@ from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, UserError, disk_error, from_store
 from tasks.engine.store import Store, open_store
 
-FOLDERS = ("plan", "chunks", "outcomes", "ledger", "results", "reports")
+PART = ".part-"  # begins the name of a file that is being written; those of killed runs are deleted by the next
 
 
 class State(Protocol):
@@ -35,41 +35,39 @@ class State(Protocol):
     def write_file(self, name: str, path: Path) -> None: ...
     def create(self, name: str, data: bytes) -> bool: ...
     def swap(self, name: str, old: bytes, new: bytes) -> bool: ...
+    def drop(self, name: str, old: bytes, instead: bytes) -> bool: ...
     def list(self, folder: str) -> list[str]: ...
     def delete(self, names: Iterable[str]) -> None: ...
     def local(self, name: str) -> Path: ...
 
 
 class DirectoryState:
-    """The state in a local directory."""
+    """The state in a local directory. A name is safe on disk when its method returns, directories included."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.uri = str(root)
         self.spool_dir = root / "spool"
         try:
-            root.mkdir(parents=True, exist_ok=True)
+            _make_directory(root)
             root.chmod(0o700)  # plan/ and chunks/ hold addresses as they are, signatures included
         except OSError as exc:
             raise UserError(f"state: cannot use the directory {root}: {exc.strerror}") from None
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
-        return (self.root / name).read_bytes()
+        """Raises FileNotFoundError, and Fatal for a disk that fails."""
+        with self._disk(name, may_miss=True):
+            return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         target = self.root / name
         with self._disk(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)  # mode 0600
+            _make_directory(target.parent)
+            temporary = _written(target.parent, data)
             try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(temporary).replace(target)
+                temporary.replace(target)
             except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
             _sync_directory(target.parent)
 
@@ -77,7 +75,7 @@ class DirectoryState:
         """Moves a finished local file into the state; it must lie on the same file system (`spool_dir`)."""
         target = self.root / name
         with self._disk(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_directory(target.parent)
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             path.chmod(0o600)
@@ -88,34 +86,52 @@ class DirectoryState:
         """Writes a file that must not exist yet; False when it does. Whole from its first moment (link)."""
         target = self.root / name
         with self._disk(name):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)
+            _make_directory(target.parent)
+            temporary = _written(target.parent, data)
             try:
-                with os.fdopen(fd, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
                 os.link(temporary, target)
             except FileExistsError:
                 return False
             finally:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
             _sync_directory(target.parent)
         return True
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
         """Replaces a file's content if it is still ``old``; False when it is not. Exclusive by a lock file."""
-        import fcntl
-
-        with self._disk(name), (self.root / f".{Path(name).name}.lock").open("w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            try:
-                if (self.root / name).read_bytes() != old:
-                    return False
-            except FileNotFoundError:
+        with self._locked(name) as content:
+            if content != old:
                 return False
             self.write(name, new)
         return True
+
+    def drop(self, name: str, old: bytes, instead: bytes) -> bool:  # noqa: ARG002
+        """Deletes a file if its content is still ``old``; False when it is not.
+
+        Where nothing can be deleted on a condition (a bucket) it holds ``instead`` afterwards.
+        """
+        with self._locked(name) as content:
+            if content != old:
+                return False
+            self.delete([name])
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[bytes | None]:
+        """The file's content, None where there is none; nobody else changes it meanwhile."""
+        import fcntl
+
+        with self._disk(name):
+            lock = os.open(self.root / f".{Path(name).name}.lock", os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                content: bytes | None = self.read(name)
+            except FileNotFoundError:
+                content = None
+            yield content
+        finally:
+            os.close(lock)
 
     def list(self, folder: str) -> list[str]:
         """Names under a folder, sorted; unfinished files are not there."""
@@ -129,19 +145,48 @@ class DirectoryState:
         return sorted(names)
 
     def delete(self, names: Iterable[str]) -> None:
+        """Missing ones are no error. Nobody waits for the disk here: a name that comes back is read as before."""
         for name in names:
-            (self.root / name).unlink(missing_ok=True)
+            with self._disk(name):
+                (self.root / name).unlink(missing_ok=True)
 
     def local(self, name: str) -> Path:
         """A local path with the file's content."""
         return self.root / name
 
     @contextlib.contextmanager
-    def _disk(self, name: str) -> Iterator[None]:
+    def _disk(self, name: str, *, may_miss: bool = False) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
+            if may_miss and isinstance(exc, FileNotFoundError):
+                raise
             raise disk_error(exc, f"state file {self.root / name}") from exc
+
+
+def _written(directory: Path, data: bytes) -> Path:
+    """A new file with these bytes, on disk, under a name that :meth:`State.list` leaves out. Mode 0600."""
+    fd, name = tempfile.mkstemp(prefix=PART, dir=directory)
+    temporary = Path(name)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _make_directory(directory: Path) -> None:
+    """Makes a directory and those above it, for the owner alone; each name is on disk afterwards."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    _sync_directory(directory.parent)
 
 
 def _sync_directory(directory: Path) -> None:
@@ -204,6 +249,10 @@ class BucketState:
         except Exception as exc:
             raise self._fatal(exc, name) from None
         return True
+
+    def drop(self, name: str, old: bytes, instead: bytes) -> bool:
+        """As :meth:`DirectoryState.drop`: S3 deletes on no condition, so ``instead`` stands there afterwards."""
+        return self.swap(name, old, instead)
 
     def list(self, folder: str) -> list[str]:
         names: list[str] = []

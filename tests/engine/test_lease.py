@@ -17,7 +17,7 @@ import pytest
 
 from tasks.engine import lease
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld
-from tasks.engine.lease import NAME, Holder, acquire, decode, held, is_over, this_process
+from tasks.engine.lease import NAME, Holder, acquire, decode, held, this_process, verdict
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import access
 
@@ -47,27 +47,36 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "place", "started", "over"),
+    ("now", "place", "started", "expected"),
     [
-        (1000.0, "boot/ns", "100", True),
-        (1000.0, "elsewhere", None, True),
-        (1000.1, "", "", True),
-        (999.9, "elsewhere", None, False),
-        (999.9, "elsewhere", "7", False),
-        (999.9, "", None, False),
-        (999.9, "boot/ns", None, True),
-        (999.9, "boot/ns", "101", True),
-        (999.9, "boot/ns", "100", False),
+        (999.9, "elsewhere", None, "held"),
+        (999.9, "elsewhere", "7", "held"),
+        (999.9, "", None, "held"),
+        (999.9, "boot/ns", "100", "held"),
+        (880.0, "elsewhere", None, "held"),
+        (999.9, "boot/ns", None, "over"),
+        (999.9, "boot/ns", "101", "over"),
+        (1000.0, "boot/ns", None, "over"),
+        (1000.0, "boot/ns", "100", "watch"),
+        (1000.0, "elsewhere", None, "watch"),
+        (1000.1, "", "", "watch"),
+        (879.9, "elsewhere", None, "watch"),
+        (0.0, "elsewhere", None, "watch"),
     ],
 )
-def test_when_a_lease_is_over(now: float, place: str, started: str | None, over: bool) -> None:
-    """The truth table of is_over."""
-    assert is_over(HOLDER, now, place, started) is over
+def test_when_a_lease_is_over(now: float, place: str, started: str | None, expected: str) -> None:
+    """The truth table of verdict: a dead process is over at once, time alone is never believed."""
+    assert verdict(HOLDER, now, place, started) == expected
+
+
+def test_a_lease_that_was_given_back_is_over() -> None:
+    """As a bucket keeps it, by any clock and for any process."""
+    assert verdict(replace(HOLDER, expires_at=lease.RELEASED), 1e9, "boot/ns", "100") == "over"
 
 
 def test_a_place_that_is_unknown_proves_nothing() -> None:
-    """Without /proc neither side knows its place: only time ends such a lease."""
-    assert not is_over(replace(HOLDER, place=""), 999.0, "", None)
+    """Without /proc neither side knows its place: only watching ends such a lease."""
+    assert verdict(replace(HOLDER, place=""), 999.0, "", None) == "held"
 
 
 def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
@@ -79,10 +88,9 @@ def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
         assert found is not None
         assert found.run == "first run"
     assert lease.holder(state) is None
-    with held(state, "third run"):
-        pass
-    with pytest.raises(FileNotFoundError):
-        state.read(NAME)
+    with held(state, "third run") as third:
+        assert third.took_over is None
+    assert lease.holder(state) is None
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
@@ -107,16 +115,42 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
         child.wait()
 
 
-def test_an_expired_lease_is_taken_over_and_a_live_one_is_not(state: State) -> None:
-    """Of a process on another machine only the time can tell."""
+def test_an_expired_lease_is_taken_over_and_a_live_one_is_not(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process on another machine only watching can tell: nobody renewed it, so it is over; who had it is known."""
+    monkeypatch.setattr(lease, "WATCH_S", 0.2)
+    monkeypatch.setattr(lease, "WAIT_S", 0.05)
     far = replace(HOLDER, expires_at=time.time() + 60)
     state.write(NAME, far.encode())
     with pytest.raises(LeaseHeld, match="nightly"):
         acquire(state, "me")
     assert state.read(NAME) == far.encode()
-    state.write(NAME, replace(far, expires_at=time.time() - 1).encode())
-    with held(state, "me"):
+    dead = replace(far, expires_at=time.time() - 1)
+    state.write(NAME, dead.encode())
+    told: list[str] = []
+    with held(state, "me", tell=told.append) as mine:
         assert decode(state.read(NAME)).run == "me"
+        assert mine.took_over == dead
+    assert len(told) == 1
+    assert "nightly (process 42 on host) may be dead" in told[0]
+
+
+@pytest.mark.parametrize("off_s", [-600.0, 600.0], ids=["behind", "ahead"])
+def test_a_clock_that_is_off_costs_nobody_the_lease(
+    off_s: float, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder on a machine whose clock is ten minutes off renews its lease; whoever watches sees it, and leaves it."""
+    monkeypatch.setattr(lease, "WATCH_S", 5.0)
+    monkeypatch.setattr(lease, "WAIT_S", 0.05)
+    far = replace(HOLDER, expires_at=time.time() + off_s)
+    state.write(NAME, far.encode())
+    renewed = threading.Timer(0.3, lambda: state.write(NAME, replace(far, expires_at=far.expires_at + 30).encode()))
+    renewed.start()
+    try:
+        with pytest.raises(LeaseHeld, match="nightly"):
+            acquire(state, "me")
+    finally:
+        renewed.join()
+    assert decode(state.read(NAME)).token == HOLDER.token
 
 
 def race(state: State, contenders: int) -> list[lease.Lease | None]:
@@ -138,12 +172,14 @@ def race(state: State, contenders: int) -> list[lease.Lease | None]:
     return results
 
 
-@pytest.mark.parametrize("before", ["nothing", "expired"])
+@pytest.mark.parametrize("before", ["nothing", "given back", "dead"])
 def test_of_eight_at_once_one_wins(before: str, state: State) -> None:
-    """From nothing and from an expired lease, exactly one gets it, and the file names that one."""
+    """From nothing, a lease given back and a dead process's, exactly one gets it, and the file names that one."""
     for _ in range(3 if isinstance(state, DirectoryState) else 1):
-        if before == "expired":
-            state.write(NAME, replace(HOLDER, expires_at=1.0).encode())
+        if before == "given back":
+            state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
+        if before == "dead":
+            state.write(NAME, replace(this_process("old", time.time() + 60), started="another").encode())
         winners = [(n, won) for n, won in enumerate(race(state, 8)) if won is not None]
         assert len(winners) == 1
         n, won = winners[0]
@@ -163,10 +199,10 @@ def _contend(folder: str, go: Any, answers: Any, over: Any) -> None:
 
 
 def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
-    """The same with processes, over an expired lease."""
+    """The same with processes, over a lease that was given back."""
     context = multiprocessing.get_context("forkserver")
     state = DirectoryState(tmp_path / "state")
-    state.write(NAME, replace(HOLDER, expires_at=1.0).encode())
+    state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
     go, over, answers = context.Event(), context.Event(), context.Queue()
     arguments = (str(tmp_path / "state"), go, answers, over)
     children = [context.Process(target=_contend, args=arguments) for _ in range(8)]
@@ -205,20 +241,49 @@ def test_a_lost_lease_is_noticed_and_left_alone(end: str, state: State, quick: N
         assert state.read(NAME) == other
 
 
-def test_a_lease_past_its_time_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a renewal within 120 s, by either clock (a laptop that slept stops the monotonic one), it is not held."""
-    state = DirectoryState(tmp_path / "state")
+def test_a_lease_past_its_time_is_not_held_before_it_is_regained(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a renewal within 120 s it is not held. A holder that was suspended, and whose lease nobody took, goes on;
+    a clock that was set meanwhile changes nothing."""
     with held(state, "me") as mine:
         assert mine.held
-        at = time.monotonic()
-        monkeypatch.setattr(time, "monotonic", lambda: at + lease.LENGTH_S + 1)
+        before, at, now = state.read(NAME), lease.steady_s(), time.time()
+        monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+        monkeypatch.setattr(time, "time", lambda: now - 3600)
         assert not mine.held
-        monkeypatch.undo()
+        assert mine.regain()
         assert mine.held
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda: now + lease.LENGTH_S + 1)
-        assert not mine.held
+        assert state.read(NAME) != before
         monkeypatch.undo()
+
+
+def test_a_suspended_holder_whose_lease_was_taken_writes_nothing_more(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the other's token, tells the run once, and keeps its hands off the file."""
+    lost: list[int] = []
+    with held(state, "me", lambda: lost.append(1)) as mine:
+        other = replace(HOLDER, expires_at=time.time() + 60).encode()
+        state.write(NAME, other)
+        at = lease.steady_s()
+        monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+        assert not mine.regain()
+        monkeypatch.undo()
+        assert not mine.held
+        assert not mine.regain()
+        with pytest.raises(Fatal, match="lost its lease"):
+            lease.check(state, mine.token)
+    assert lost == [1]
+    assert state.read(NAME) == other
+
+
+def test_what_others_build_on_is_written_by_the_holder_alone(state: State) -> None:
+    """check asks the file: the holder passes, anybody else and a lease that is gone do not."""
+    with held(state, "me") as mine:
+        lease.check(state, mine.token)
+        with pytest.raises(Fatal):
+            lease.check(state, "another")
+    with pytest.raises(Fatal):
+        lease.check(state, "another")
 
 
 class Unreliable(DirectoryState):

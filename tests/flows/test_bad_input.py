@@ -18,7 +18,7 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from demo.ports import free_ports
-from tests.flows.conftest import Cli, Ended, Project, fold, serve, wait_for
+from tests.flows.project import Cli, Ended, Project, fold, serve, wait_for
 
 
 @dataclass(slots=True)

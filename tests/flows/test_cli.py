@@ -19,7 +19,7 @@ import yaml
 
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.conftest import Cli, Prefect, Project, fold, processes_with, serve, wait_for
+from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 pytestmark = pytest.mark.slow
 TOKEN = "t0ken-of-the-0rigin-5521"

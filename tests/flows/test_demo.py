@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.conftest import ROOT, processes_with
+from tests.flows.project import ROOT, processes_with
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from demo.origin import Origin
-from tests.flows.conftest import Cli, Prefect, Project, fold, processes_with, serve, wait_for
+from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 240
 ENDS_S = 15.0

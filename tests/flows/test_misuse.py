@@ -13,7 +13,7 @@ import pytest
 
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.conftest import QUICK, TRACEBACK, Project, serve
+from tests.flows.project import QUICK, TRACEBACK, Project, serve
 
 pytestmark = pytest.mark.slow
 

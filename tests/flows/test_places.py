@@ -8,7 +8,7 @@ import pytest
 
 from demo.images import make_image
 from demo.origin import Origin
-from tests.flows.conftest import Project, serve
+from tests.flows.project import Project, serve
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.conftest import Cli, Prefect, Project, fold, processes_with, serve, wait_for
+from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 160
 HELPER = "tasks.helper"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from tests.flows.conftest import Cli
+from tests.flows.project import Cli
 
 SCRIPT = """
 from prefect.blocks.system import Secret

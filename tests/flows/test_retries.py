@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.conftest import QUICK, Prefect, Project, serve, wait_for
+from tests.flows.project import QUICK, Prefect, Project, serve, wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import pytest
 
 from demo.origin import Origin
 from demo.ports import free_ports
-from tests.flows.conftest import Cli, Ended, Project, serve
+from tests.flows.project import Cli, Ended, Project, serve
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.conftest import Cli, Ended, Prefect, Project, processes_with
+from tests.flows.project import Cli, Ended, Prefect, Project, processes_with
 
 SECRET = "sIgNaTuRe0123456789"
 MAX_BYTES = 11_000_000

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -321,32 +321,3 @@ def processes_with(mark: str) -> list[str]:
             if command and mark.encode() in command + b"\0" + (entry / "environ").read_bytes():
                 found.append(f"{entry.name}: {command.replace(bytes(1), b' ').decode(errors='replace')}")
     return found
-
-
-@pytest.fixture(scope="session")
-def prefect_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """One Prefect server for all tests of the command."""
-    with LocalServer(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def prefect_api(prefect_local: LocalServer) -> Prefect:
-    return Prefect(prefect_local.url, prefect_local.home)
-
-
-@pytest.fixture(scope="session")
-def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """The command, ready to be run."""
-    command = Cli(s3, prefect_local, tmp_path_factory.mktemp("home"))
-    yield command
-    command.close()
-
-
-@pytest.fixture
-def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
-    """An empty bucket and a folder with a job for it. What a failed test left running there is ended."""
-    yield Project(tmp_path, cli, bucket)
-    for line in processes_with(str(tmp_path)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(line.partition(":")[0]), signal.SIGKILL)
