@@ -142,7 +142,7 @@ def _check_classes(names: Iterable[str]) -> None:
 def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     """`--wait` and `--replan`: the flow has no parameter for them."""
     from tasks import run as runs
-    from tasks.engine import lease
+    from tasks.engine import lease, ledger
     from tasks.engine.child import Child
     from tasks.engine.plan import forget_plan
 
@@ -153,6 +153,11 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
         state = runs.state_of(job)
         with lease.held(state, f"{job.name} (replan)", wait=wait):
             forget_plan(state)
+            for name in ledger.put_aside(state):
+                print(
+                    f"{name} was damaged or gone: put aside, rows that it alone had are looked at again",
+                    file=sys.stderr,
+                )
 
 
 @app.command

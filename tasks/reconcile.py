@@ -20,7 +20,7 @@ def reconcile(run: Run) -> Report:
     """
     tally.one()
     run.runtime.check_lease()
-    answer = json.loads(run.child("finish", run_no=run.run_no))
+    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token))
     snapshot = run.runtime.progress.snapshot()
     steady = run.runtime.progress.steady_s
     return Report(

@@ -17,7 +17,7 @@ from tasks.engine import lease as leases
 from tasks.engine import ledger
 from tasks.engine.access import Access
 from tasks.engine.child import Child, Request
-from tasks.engine.errors import FerryError, UserError
+from tasks.engine.errors import Damaged, FerryError, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import Reason
 from tasks.engine.plan import Planned, read_plan
@@ -62,7 +62,13 @@ class Run:
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         planned = Planned.decode(
             self.child(
-                "plan", run_no=self.run_no, mode=mode, classes=list(classes), limit=limit, returned=self.returned
+                "plan",
+                run_no=self.run_no,
+                mode=mode,
+                classes=list(classes),
+                limit=limit,
+                returned=self.returned,
+                token=self.lease.token,
             )
         )
         self.planned = self.planned or planned
@@ -116,7 +122,8 @@ def open_run(
     source, destination = references.source_access(job), references.destination_access(job)
     headers = references.headers(job)
     state = state_of(job)
-    read_plan(state)  # a state of a newer version is refused before anything else happens
+    with contextlib.suppress(Damaged):  # of which planning makes what it can
+        read_plan(state)  # a state of a newer version is refused before anything else happens
     preflight(job.destination.uri, destination)
     with contextlib.ExitStack() as stack:
         planner = stack.enter_context(_planner())

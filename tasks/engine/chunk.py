@@ -11,16 +11,17 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from tasks.engine import ledger, tables
+from tasks.engine import ledger, seal, tables
 from tasks.engine.agenda import Agenda, Item
 from tasks.engine.dispatch import Lane
-from tasks.engine.errors import ChunkIncomplete, Fatal, ObjectError, UserError, from_origin
+from tasks.engine.errors import ChunkIncomplete, Damaged, Fatal, ObjectError, from_origin
 from tasks.engine.limiter import PausedTooLong
 from tasks.engine.objects import Again, ErrorClass, Outcome, Status
 from tasks.engine.place import Place, host_of
 from tasks.engine.plan import ChunkRef
 from tasks.engine.retry import Next, backoff_s, next_step
 from tasks.engine.runtime import Runtime, Settled
+from tasks.engine.state import State
 from tasks.engine.store import Found
 from tasks.engine.transfer import Moved
 from tasks.engine.urls import redact
@@ -63,31 +64,30 @@ class ChunkRows:
         return [Item(row, host_of(row.source)) for row in rows if row.row_id not in done and row.row_id not in settled]
 
 
-def read_chunk(runtime: Runtime, ref: ChunkRef) -> tuple[pa.Table, dict[str, Found], set[str]]:
-    """Rows, what exists of them at the destination, and which need nothing. Raises UserError when damaged."""
-    try:
-        path = runtime.state.local(ref.uri)
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"chunk file {ref.uri} is gone. Restore it, or plan anew with `ferry run --replan`") from None
-    if tables.digest(data) != ref.digest:
-        raise UserError(f"chunk file {ref.uri} is damaged. Restore it, or plan anew with `ferry run --replan`")
-    table = tables.read_table(path)
+ADVICE = "Run the job again: planning cuts its rows anew"
+
+
+def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, dict[str, Found], set[str]]:
+    """Rows, what exists of them at the destination, and which need nothing. Raises Damaged."""
+    table = _table(state, ref.uri)
     found: dict[str, Found] = {}
     done: set[str] = set()
-    try:
-        hints = tables.read_table(runtime.state.local(ref.hints)).to_pylist()
-    except FileNotFoundError:
-        hints = []
-    keys: dict[str, str] = {}
-    if hints:
-        keys = dict(zip(table.column("row_id").to_pylist(), table.column("key").to_pylist(), strict=True))
-    for hint in hints:
+    if not ref.hints:
+        return table, found, done
+    keys = dict(zip(table.column("row_id").to_pylist(), table.column("key").to_pylist(), strict=True))
+    for hint in _table(state, ref.hints).to_pylist():
         if hint["done"]:
             done.add(hint["row_id"])
         elif hint["dest_size"] is not None:
             found[hint["row_id"]] = Found(keys[hint["row_id"]], hint["dest_size"], hint["dest_etag"], None)
     return table, found, done
+
+
+def _table(state: State, name: str) -> pa.Table:
+    try:
+        return tables.read_table(seal.whole(state, name, ADVICE))
+    except FileNotFoundError:
+        raise Damaged(f"state file {name} is gone. {ADVICE}") from None
 
 
 class ChunkRun:
@@ -110,11 +110,11 @@ class ChunkRun:
         self._closing = asyncio.Event()
 
     async def run(self) -> ChunkResult:
-        """Raises ChunkIncomplete with rows pending, Fatal, UserError for a damaged chunk file."""
+        """Raises ChunkIncomplete with rows pending, Fatal, Damaged for a chunk file."""
         started = time.monotonic()
         if self._ref.done >= self._ref.rows:
             return ChunkResult(self._ref.digest, {}, 0, 0.0, "")
-        table, self._found, done = await asyncio.to_thread(read_chunk, self._rt, self._ref)
+        table, self._found, done = await asyncio.to_thread(read_chunk, self._rt.state, self._ref)
         pending = len(table) - len(done) - len(self._settled.rows)
         # a copy of what was settled: rows that settle from now on are under way and not to be left out
         self._rows = ChunkRows(table, done, frozenset(self._settled.rows))
@@ -290,7 +290,7 @@ class ChunkRun:
             if len(self._buffer) >= FLUSH_ROWS or (self._buffer and time.monotonic() - since >= FLUSH_S):
                 try:
                     await self._flush()
-                except Fatal as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, outcomes can no longer be written
                     self._rt.give_up(error)
                     return
                 since = time.monotonic()
@@ -316,9 +316,9 @@ class ChunkRun:
         if len(settled.parts) < 2:
             return settled.parts[0] if settled.parts else ""
         self._rt.check_lease()
-        parts = [tables.read_table(self._rt.state.local(name)) for name in settled.parts]
-        name = ledger.outcome_name(self._rt.run_no, self._ref.digest, settled.next_part)
-        self._rt.state.write(name, tables.to_bytes(tables.concat(parts)))
+        parts = [tables.read_table(seal.whole(self._rt.state, name, ledger.ADVICE)) for name in settled.parts]
+        whole = tables.to_bytes(tables.concat(parts))
+        name = ledger.write_outcomes(self._rt.state, whole, self._rt.run_no, self._ref.digest, settled.next_part)
         self._rt.state.delete(settled.parts)
         settled.parts = [name]
         return name

@@ -47,7 +47,7 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
         except (duckdb.Error, FileNotFoundError) as exc:
             raise UserError(
                 f"a chunk file of the plan is missing or damaged ({str(exc).splitlines()[0]}). "
-                "Restore it, or plan anew with `ferry run --replan`"
+                "Run the job again: its rows are cut anew"
             ) from None
 
 

@@ -15,6 +15,7 @@ from tasks.engine.cut import DONE, HELD_JOINED, load_held
 from tasks.engine.errors import ObjectError
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
+from tasks.engine.seal import sealed
 from tasks.engine.state import State
 from tasks.engine.store import open_store
 
@@ -63,10 +64,17 @@ def find_existing(
                 "head",
                 f"found by a HEAD for each row, since the destination cannot be listed ({error.message})",
             )
-    state.delete(set(state.list(HINTS)) & {chunk.hints for chunk in chunks})
-    _write_hints(con, state, unfinished)
+    hints = _write_hints(con, state)
     to_do = {chunk.digest for chunk in unfinished}
-    return [with_hints(chunk, chunk.done, how) if chunk.digest in to_do else chunk for chunk in chunks], words
+    return [
+        with_hints(chunk, chunk.done, how, hints.get(chunk.digest, "")) if chunk.digest in to_do else chunk
+        for chunk in chunks
+    ], words
+
+
+def forget_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
+    """Deletes what earlier plans found out. ``chunks``: those of the plan in force."""
+    state.delete(set(state.list(HINTS)) - {chunk.hints for chunk in chunks})
 
 
 def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:
@@ -87,26 +95,33 @@ def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access
     return int(count)
 
 
-def _write_hints(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
-    """One file per chunk that has anything to say: rows that are done, and what exists under a row's key."""
-    by_digest = {chunk.digest: chunk for chunk in chunks}
+def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]:
+    """One file per chunk that has anything to say: rows that are done, and what exists under a row's key.
+
+    Returns the files' names by chunk.
+    """
     reader = con.execute("""
         SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag)
         FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.late_key
         WHERE o.done OR t.key IS NOT NULL GROUP BY ALL ORDER BY o.chunk
     """)
     lines: list[tuple[Any, ...]] = []
+    names: dict[str, str] = {}
     while batch := reader.fetchmany(50_000):
         for line in batch:
             if lines and line[0] != lines[0][0]:
-                _write(state, by_digest[lines[0][0]], lines)
+                names[lines[0][0]] = _write(state, lines)
                 lines = []
             lines.append(line)
     if lines:
-        _write(state, by_digest[lines[0][0]], lines)
+        names[lines[0][0]] = _write(state, lines)
+    return names
 
 
-def _write(state: State, chunk: ChunkRef, lines: Sequence[tuple[Any, ...]]) -> None:
-    columns = list(zip(*lines, strict=True))[1:]
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, tables.HINT, strict=True)]
-    state.write(chunk.hints, tables.to_bytes(pa.Table.from_arrays(arrays, schema=tables.HINT)))
+def _write(state: State, lines: Sequence[tuple[Any, ...]]) -> str:
+    columns = list(zip(*lines, strict=True))
+    arrays = [pa.array(column, type=field.type) for column, field in zip(columns[1:], tables.HINT, strict=True)]
+    data = tables.to_bytes(pa.Table.from_arrays(arrays, schema=tables.HINT))
+    name = sealed(f"{HINTS}/{columns[0][0][:32]}", data)
+    state.write(name, data)
+    return name

@@ -30,6 +30,10 @@ class NewerVersion(UserError):
     """State that a newer Ferry wrote."""
 
 
+class Damaged(UserError):
+    """A state file that is not as it was written."""
+
+
 class LeaseHeld(FerryError):
     """Another run holds this job's state. Exit 3."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from tasks.engine import ledger
+from tasks.engine import lease, ledger
 from tasks.engine.job import Job
 from tasks.engine.reading import select_failures, with_latest
 from tasks.engine.state import State
@@ -16,22 +16,25 @@ from tasks.engine.summary import Counts, count
 SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
 
 
-def finish(job: Job, state: State, run_no: int) -> dict[str, Any]:
+def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, Any]:
     """Folds and counts. The answer: counts of the job, counts of this run, budget, the first failures.
 
-    Raises FerryError when planned is not the sum of the states.
+    ``token``: of the run's lease. Raises Fatal when another run has taken it, FerryError when planned is not the sum
+    of the states.
     """
-    ledger.compact(state, run_no)
+    if token:
+        lease.check(state, token)
+    folded = ledger.compact(state, run_no)
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
         return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
-    counts, this_run, failures = with_latest(state, work)
+    counts, this_run, failures = with_latest(state, work, state.spool_dir)
     counts.check()
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
     }  # fmt: skip
-    state.write(f"reports/run-{run_no:06d}/summary.json", json.dumps(answer, indent=1).encode())
+    state.write(f"reports/run-{run_no:06d}/summary.json", json.dumps({**answer, "ledger": folded}, indent=1).encode())
     return answer

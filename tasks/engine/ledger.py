@@ -6,7 +6,9 @@ more than once in each: readers take the latest by run number, then by attempt, 
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.engine.errors import UserError
+from tasks.engine.errors import Damaged, UserError
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
+from tasks.engine.seal import fits, sealed, sealed_file, whole
 from tasks.engine.state import State
 from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
@@ -25,6 +28,11 @@ if TYPE_CHECKING:
     import duckdb
 
 T = TypeVar("T")
+DAMAGED = "damaged"  # where `--replan` puts files that are not as they were written
+ADVICE = (
+    "Restore it from a copy of the state, or plan anew with `ferry run --replan`: it is put aside, and rows whose "
+    "outcomes it alone had are looked at again"
+)
 LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, attempt DESC, recorded_at DESC) = 1"
 
 
@@ -36,21 +44,24 @@ def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
     con.execute(f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
-    con.execute("SET temp_directory = ?", [str(spool_dir / "duckdb")])
+    con.execute("SET temp_directory = ?", [str(spool_dir / f"duckdb-{secrets.token_hex(4)}")])
     con.execute("SET enable_progress_bar = false")
     return con
 
 
-def outcome_name(run_no: int, chunk: str, part: int) -> str:
-    """`outcomes/<run>-<chunk>-<part>.parquet`; outcomes of planning and verifying say so for a chunk."""
-    return f"outcomes/{run_no:06d}-{chunk[:32]}-{part:05d}.parquet"
+def write_outcomes(state: State, data: bytes, run_no: int, chunk: str, part: int) -> str:
+    """Writes `outcomes/<run>-<chunk>-<part>-<digest>.parquet`, whole or not at all, and returns its name.
+
+    Outcomes of planning and of verifying say so for a chunk.
+    """
+    name = sealed(f"outcomes/{run_no:06d}-{chunk[:32]}-{part:05d}", data)
+    state.write(name, data)
+    return name
 
 
 def append(state: State, outcomes: Sequence[Outcome], run_no: int, chunk: str, part: int) -> str:
-    """Writes outcomes, whole or not at all, and returns the file's name."""
-    name = outcome_name(run_no, chunk, part)
-    state.write(name, encode_outcomes(outcomes))
-    return name
+    """As :func:`write_outcomes`."""
+    return write_outcomes(state, encode_outcomes(outcomes), run_no, chunk, part)
 
 
 def run_of(name: str) -> int:
@@ -60,12 +71,16 @@ def run_of(name: str) -> int:
 
 def last_run_no(state: State) -> int:
     """The highest run number that left anything behind; 0 before the first run."""
-    plan = read_plan(state)
-    names = (name for folder in ("outcomes", "ledger", "reports") for name in state.list(folder))
+    try:
+        plan = read_plan(state)
+    except Damaged:  # planning will say so
+        plan = None
+    names = (name for folder in ("outcomes", "ledger", "reports", DAMAGED) for name in state.list(folder))
     return max((plan.last_run if plan else 0, *map(run_of, names)))
 
 
 def files(state: State) -> list[str]:
+    """The ledger's files. Each outcome is in one of them at any time: what replaces a file is there before it goes."""
     return [name for folder in ("ledger", "outcomes") for name in state.list(folder) if name.endswith(".parquet")]
 
 
@@ -78,10 +93,11 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
     """Makes `latest`, the latest outcome of each row, of runs from ``since_run`` on.
 
     A folded ledger is a view, read when it is asked; ``at_once`` where a run may fold it anew meanwhile.
-    Raises UserError for a file that a newer Ferry wrote.
+    Raises UserError for a file that a newer Ferry wrote, Damaged for one that is not as it was written: DuckDB and
+    Arrow read most flipped bits without a word.
     """
     names = files(state)
-    paths = [str(state.local(name)) for name in names]
+    paths = [str(whole(state, name, ADVICE)) for name in names]
     if not paths:
         con.register("no_outcomes", OUTCOME.empty_table())
         con.execute("CREATE OR REPLACE TABLE latest AS SELECT * FROM no_outcomes")
@@ -116,15 +132,14 @@ def reading(read: Callable[[], T], tries: int = 8) -> T:
     raise AssertionError("unreachable")
 
 
-def compact(state: State, run_no: int) -> None:
-    """Folds all outcomes into one file of `ledger/`, then deletes what it replaces.
+def compact(state: State, run_no: int) -> str:
+    """Folds all outcomes into one file of `ledger/`, then deletes what it replaces; returns the file's name.
 
     A crash between the two leaves both: harmless, since readers fold. Where a run left nothing, all is folded already.
     """
     old = files(state)
     if folded(old):
-        return
-    name = f"ledger/{run_no:06d}-{time.time_ns():019d}.parquet"
+        return old[0]
     con = connect(state.spool_dir)
     try:
         create_latest(con, state)
@@ -136,5 +151,42 @@ def compact(state: State, run_no: int) -> None:
                 writer.write_table(with_schema(pa.Table.from_batches([batch]), OUTCOME))
     finally:
         con.close()
+    name = sealed_file(f"ledger/{run_no:06d}-{time.time_ns():019d}", target)
     state.write_file(name, target)
     state.delete(old)
+    return name
+
+
+def refuse_lost(state: State) -> None:
+    """Raises Damaged when the folded ledger that the last finished run named is gone, and no later one is there.
+
+    A later run folds it into its own; `--replan` books it as lost.
+    """
+    summaries = [name for name in state.list("reports") if name.endswith("/summary.json")]
+    if not summaries:
+        return
+    try:
+        name = str(json.loads(state.read(max(summaries, key=run_of)))["ledger"])
+    except (ValueError, KeyError, TypeError):  # of an earlier Ferry, or damaged: it proves nothing
+        return
+    there = state.list("ledger")
+    booked = {Path(known).name for known in state.list(DAMAGED)}
+    if name in there or any(run_of(other) > run_of(name) for other in there) or Path(name).name in booked:
+        return
+    raise Damaged(f"state file {name} is gone, with the outcomes of all runs up to {run_of(name)}. {ADVICE}")
+
+
+def put_aside(state: State) -> list[str]:
+    """`--replan`: moves damaged files of the ledger to `damaged/`, and books a lost one there. Returns their names."""
+    damaged = [name for name in files(state) if not fits(name, state.local(name))]
+    for name in damaged:
+        state.write(f"{DAMAGED}/{Path(name).name}", state.read(name))
+    state.delete(damaged)
+    try:
+        refuse_lost(state)
+    except Damaged:
+        summary = max((name for name in state.list("reports") if name.endswith("/summary.json")), key=run_of)
+        lost = str(json.loads(state.read(summary))["ledger"])
+        state.write(f"{DAMAGED}/{Path(lost).name}", b"")
+        damaged.append(lost)
+    return damaged

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
-from tasks.engine.errors import NewerVersion, UserError
+from tasks.engine.errors import Damaged, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
+from tasks.engine.seal import open_json, seal_json
 from tasks.engine.state import State
 from tasks.engine.tables import SCHEMA_VERSION, check_version
 
@@ -17,6 +19,7 @@ PLAN_FILE = "plan/plan.json"
 PLACE_FILE = "plan/place.json"
 HINTS = "plan/hints"
 REPLACED = "plan/replaced"
+REPLAN = "plan/replan"
 HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
 
 Existing = Literal["unknown", "head", "listed"]
@@ -35,11 +38,7 @@ class ChunkRef:
     run_no: int  # the run that cut it
     done: int = 0  # rows that need nothing more, by the ledger
     existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
-
-    @property
-    def hints(self) -> str:
-        """The name of the file with what the plan knows of single rows (it need not exist)."""
-        return f"{HINTS}/{self.digest[:32]}.parquet"
+    hints: str = ""  # the file with what this run's plan knows of single rows; "" where it knows nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +54,19 @@ class Plan:
     since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
 
     def encode(self) -> bytes:
-        return json.dumps({"ferry_schema": SCHEMA_VERSION, **asdict(self)}, indent=1).encode()
+        return seal_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
     def decode(cls, raw: bytes) -> Plan:
-        """Raises UserError when it is of a newer version or damaged."""
+        """Raises NewerVersion, or Damaged."""
         try:
-            data = json.loads(raw)
+            data = open_json(raw)
             check_version(data.pop("ferry_schema"), PLAN_FILE)
             data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(
-                f"{PLAN_FILE} in the state is damaged; restore it, or use --replan or another `state`"
+            raise Damaged(
+                f"{PLAN_FILE} in the state is damaged. `ferry run` plans anew from the list and the ledger"
             ) from None
 
 
@@ -79,7 +78,7 @@ class Place:
     since_run: int
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode()
+        return seal_json(asdict(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +189,9 @@ def reason_to_do(
     return None
 
 
-def manifest_name(run_no: int) -> str:
-    """The normalised manifest's file; plan.json names the one in force, so that both change at once."""
-    return f"plan/manifest-{run_no:06d}.parquet"
+def manifest_stem(run_no: int) -> str:
+    """What the normalised manifest's name begins with; plan.json has the whole name, so that both change at once."""
+    return f"plan/manifest-{run_no:06d}"
 
 
 def auto_chunk_rows(rows: int) -> int:
@@ -216,8 +215,8 @@ def keep(chunk: ChunkRef, newest: int) -> bool:
     return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == newest
 
 
-def with_hints(chunk: ChunkRef, done: int, existing: Existing) -> ChunkRef:
-    return replace(chunk, done=done, existing=existing)
+def with_hints(chunk: ChunkRef, done: int, existing: Existing, hints: str = "") -> ChunkRef:
+    return replace(chunk, done=done, existing=existing, hints=hints)
 
 
 class _Reads(Protocol):
@@ -225,7 +224,7 @@ class _Reads(Protocol):
 
 
 def read_plan(state: _Reads) -> Plan | None:
-    """The state's plan, or None before the first. Raises UserError for a newer or damaged one."""
+    """The state's plan, or None before the first. Raises NewerVersion, or Damaged."""
     try:
         return Plan.decode(state.read(PLAN_FILE))
     except FileNotFoundError:
@@ -233,30 +232,29 @@ def read_plan(state: _Reads) -> Plan | None:
 
 
 def read_place(state: _Reads) -> Place | None:
-    """The place of the last plan, or None before the first. Raises UserError when it cannot be read any more."""
+    """The place of the last plan, or None before the first. Raises Damaged."""
     try:
-        data = json.loads(state.read(PLACE_FILE))
+        data = open_json(state.read(PLACE_FILE))
         return Place(dict(data["where"]), int(data["since_run"]))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as exc:
-        raise UserError(f"{PLACE_FILE} in the state is damaged ({type(exc).__name__})") from None
+        raise Damaged(f"{PLACE_FILE} in the state is damaged ({type(exc).__name__})") from None
 
 
 def forget_plan(state: State) -> None:
     """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
 
-    Raises UserError when it is of a newer version.
+    REPLAN says until the next plan that this one is missing on purpose. Raises NewerVersion.
     """
     try:
         raw = state.read(PLAN_FILE)
     except FileNotFoundError:
-        return
-    try:
+        raw = b""
+    with contextlib.suppress(Damaged):
         Plan.decode(raw)
-    except NewerVersion:
-        raise
-    except UserError:
-        pass
+    state.write(REPLAN, b"")
+    if not raw:
+        return
     state.write(f"{REPLACED}/{len(state.list(REPLACED)) + 1:06d}.json", raw)
     state.delete([PLAN_FILE])

@@ -8,21 +8,23 @@ found again by a later plan.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.engine import cut, judge, ledger
+from tasks.engine import cut, judge, lease, ledger
 from tasks.engine.access import Access
-from tasks.engine.destination import find_existing
-from tasks.engine.errors import UserError
+from tasks.engine.destination import find_existing, forget_hints
+from tasks.engine.errors import Damaged
 from tasks.engine.intake import Brought, bring_manifest
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import (
     PLACE_FILE,
     PLAN_FILE,
+    REPLAN,
     ChunkRef,
     Latest,
     Mode,
@@ -32,12 +34,13 @@ from tasks.engine.plan import (
     auto_chunk_rows,
     check_where,
     keep,
-    manifest_name,
+    manifest_stem,
     read_place,
     read_plan,
     reason_to_do,
     with_hints,
 )
+from tasks.engine.seal import fits, sealed_file
 from tasks.engine.state import State
 
 
@@ -51,6 +54,7 @@ class Ask:
     limit: int | None = None
     dry: bool = False  # `ferry plan`: count, write nothing
     returned: Sequence[str] = ()  # modes pass and repair: the chunks of this run that returned
+    token: str = ""  # of the run's lease: the plan is not written when another run has taken it
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +79,11 @@ class Planner:
     def run(self) -> Planned:
         """Raises UserError for a job, list or state that cannot be used; nothing has moved then."""
         plain, dry = self.ask.mode == "plain", self.ask.dry
-        old = read_plan(self.state)
+        old = self._plan_in_force()
         if old is not None:
             check_where(old, self.job)
-        chunks = old.chunks if old else []
+        ledger.refuse_lost(self.state)
+        chunks = self._whole(old.chunks) if old else []
         since_run = old.since_run if old else self._since_run()
         brought = self._manifest(old)
         self._view(brought)
@@ -87,8 +92,10 @@ class Planner:
         self._load_held(chunks)
         judged = judge.judge(self.con, self.notes, for_directory=self.job.destination.uri.startswith("file://"))
         about = brought.about
+        if old is None and not dry:  # before all else: what is found without a plan is of this place
+            self.state.write(PLACE_FILE, Place(self.job.where(), since_run).encode())
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
-            about = {**about, "file": manifest_name(self.ask.run_no)}
+            about = {**about, "file": sealed_file(manifest_stem(self.ask.run_no), brought.path)}
             self.state.write_file(about["file"], brought.path)
             self._view(Brought(None, about))
         self._decide()
@@ -111,8 +118,13 @@ class Planner:
             where = self.job.where()
             self.state.write(PLACE_FILE, Place(where, since_run).encode())
             plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run)
+            if self.ask.token:
+                lease.check(self.state, self.ask.token)
             self.state.write(PLAN_FILE, plan.encode())
+            self.state.delete([REPLAN])
             self._forget_old_manifests(about["file"])
+            if plain:
+                forget_hints(self.state, run_chunks)
         return Planned(
             run_no=self.ask.run_no, rows=judged.rows, unusable=judged.unusable, duplicates=judged.duplicates,
             collisions=judged.collisions, todo=todo, pending=pending,
@@ -126,18 +138,62 @@ class Planner:
         if self._scratch is not None:
             self._scratch.cleanup()
 
+    def _plan_in_force(self) -> Plan | None:
+        """A damaged or lost plan is as none, where it is known that what the ledger has is of this place.
+
+        Raises Damaged where it is not, and NewerVersion.
+        """
+        what = "is gone"
+        try:
+            plan = read_plan(self.state)
+        except Damaged:
+            plan, what = None, "is damaged"
+        if plan is not None or REPLAN in self.state.list("plan"):
+            return plan
+        if not ledger.files(self.state) and what == "is gone":
+            return None
+        place = self._place()
+        if place is None or place.where != self.job.where():
+            raise Damaged(
+                f"{PLAN_FILE} in the state {what}, and {PLACE_FILE} does not say that rows went where this job says. "
+                "Restore it, undo a change of the job, or plan anew with `ferry run --replan` (nothing is deleted)"
+            )
+        self.notes.append(f"no plan was in force ({PLAN_FILE} {what}): made anew from the list and the ledger")
+        return None
+
+    def _place(self) -> Place | None:
+        with contextlib.suppress(Damaged):
+            return read_place(self.state)
+        return None
+
     def _since_run(self) -> int:
         """The first plan after a --replan: a new place makes all that was done before count for nothing.
 
-        So does an old place that cannot be read any more: rows are looked at again rather than believed.
+        So does an old place that is not known any more: rows are looked at again rather than believed.
         """
-        try:
-            place = read_place(self.state)
-        except UserError:
-            return self.ask.run_no
+        place = self._place()
         if place is None:
-            return 0
+            return self.ask.run_no if ledger.files(self.state) else 0
         return place.since_run if place.where == self.job.where() else self.ask.run_no
+
+    def _whole(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
+        """The chunks whose files are as they were written; rows of others are in no chunk any more, and come anew."""
+        if self.ask.mode in ("pass", "repair"):
+            return list(chunks)
+        kept = [chunk for chunk in chunks if self._is_whole(chunk.uri)]
+        if len(kept) < len(chunks):
+            lost = sorted({chunk.uri for chunk in chunks} - {chunk.uri for chunk in kept})
+            self.notes.append(
+                f"{len(lost):,} chunk files were damaged or gone ({lost[0]}"
+                f"{', ...' if len(lost) > 1 else ''}): what of their rows is to do is cut anew"
+            )
+        return kept
+
+    def _is_whole(self, name: str) -> bool:
+        try:
+            return fits(name, self.state.local(name))
+        except FileNotFoundError:
+            return False
 
     def _chunk_rows(self, rows: int) -> int:
         return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
@@ -145,7 +201,10 @@ class Planner:
     def _manifest(self, old: Plan | None) -> Brought:
         """The list, brought and normalised; or the one that the state holds, where it did not change."""
         known = old.manifest if old else {}
-        if self.ask.mode != "plain" and old is not None:
+        if known and not self._is_whole(known["file"]):
+            self.notes.append(f"{known['file']} was damaged or gone: made anew from the list")
+            known = {}
+        if self.ask.mode != "plain" and known:
             return Brought(None, known)
         brought = bring_manifest(self.job, self.access.source, self.spool_dir, known)
         self.notes += brought.notes

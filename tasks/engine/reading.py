@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tasks.engine import ledger
 from tasks.engine.errors import UserError
 from tasks.engine.plan import read_plan
+from tasks.engine.seal import whole
 from tasks.engine.state import State
 
 if TYPE_CHECKING:
@@ -24,22 +25,26 @@ _NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T]) -> T:
+def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T], spool_dir: Path | None = None) -> T:
     """Calls ``work(connection, manifest path)`` with the folded ledger in table ``latest``.
 
-    Raises UserError when nothing is planned yet.
+    What does not fit into memory goes to ``spool_dir``; else to a temporary directory, since a reader may have no
+    right to write to the state. Raises UserError when nothing is planned yet, Damaged for a file of the ledger.
     """
 
     def read() -> T:
         plan = read_plan(state)
         if plan is None:
             raise UserError("nothing is planned yet; start with `ferry run`")
-        con = ledger.connect(state.spool_dir)
-        try:
-            ledger.create_latest(con, state, plan.since_run)
-            return work(con, str(state.local(plan.manifest["file"])))
-        finally:
-            con.close()
+        manifest = whole(state, plan.manifest["file"], "The next `ferry run` makes it anew from the list")
+        ledger.refuse_lost(state)
+        with tempfile.TemporaryDirectory(prefix="ferry-read-") as scratch:
+            con = ledger.connect(spool_dir or Path(scratch))
+            try:
+                ledger.create_latest(con, state, plan.since_run)
+                return work(con, str(manifest))
+            finally:
+                con.close()
 
     return ledger.reading(read)
 

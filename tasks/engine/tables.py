@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.engine.errors import NewerVersion, UserError
+from tasks.engine.errors import Damaged, NewerVersion
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Row, Status
 
 
@@ -84,13 +84,13 @@ def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One state file. Raises UserError when it is of a newer version, or no Parquet file (any more)."""
+    """One state file. Raises NewerVersion, or Damaged when it is no Parquet file (any more)."""
     try:
         with pq.ParquetFile(path) as file:
             check_version((file.schema_arrow.metadata or {}).get(b"ferry_schema"), str(path))
             return file.read(columns=list(columns) if columns else None)
     except pa.ArrowInvalid as exc:
-        raise UserError(f"state file {path} is damaged ({str(exc).splitlines()[0]})") from None
+        raise Damaged(f"state file {path} is damaged ({str(exc).splitlines()[0]})") from None
 
 
 def check_version(found: bytes | int | None, what: str) -> None:
