@@ -23,6 +23,7 @@ from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import reconcile
 from tasks.references import anchored
 from tasks.report import publish
+from tasks.results import kept_in
 from tasks.run import Run, open_run
 from tasks.transfer import transfer_all
 
@@ -59,6 +60,7 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
             stop_on_signals(run.runtime),
             showing(run.runtime.progress, lambda: run.planned),
             policies.untagged(),
+            kept_in(run.state),
         ):
             planned = plan_chunks(run, retry_failed, limit)
             transfer_all(run, planned.chunks)

@@ -16,7 +16,6 @@ from tasks import policies, tally
 from tasks import run as runs
 from tasks.engine.errors import ChunkIncomplete, FerryError, ProcessLost
 from tasks.engine.plan import ChunkRef
-from tasks.results import result_storage
 
 WINDOW = 2  # chunks that are at work at least, while there are as many
 MOST_CHUNKS = 64  # and at most; in between it is for the dispatcher to say whether it has rows enough
@@ -46,7 +45,6 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     mapped = transfer_chunk.with_options(
         retries=retries.chunk_attempts,
         retry_delay_seconds=policies.chunk_delays(retries),
-        result_storage=result_storage(run.state, run.destination),
     )
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
