@@ -2,7 +2,7 @@
 
 Prefect's own record names the serializer that reads it: whoever can write such a file chooses pickle, and with it the
 code that runs. And to reach a bucket Prefect wants a saved block, with credentials in its database. So the state keeps
-five plain values, checked when they are read, and Prefect's record is made around them (docs/decisions/0016).
+five plain values, checked when they are read, and Prefect's record is made around them (docs/decisions/0017).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import duckdb
@@ -10,6 +9,7 @@ import duckdb
 from tasks.engine import lease, ledger
 from tasks.engine.job import Job
 from tasks.engine.reading import select_failures, with_latest
+from tasks.engine.seal import seal_json
 from tasks.engine.state import State
 from tasks.engine.summary import Counts, count
 
@@ -36,5 +36,5 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
     }  # fmt: skip
-    state.write(f"reports/run-{run_no:06d}/summary.json", json.dumps({**answer, "ledger": folded}, indent=1).encode())
+    state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
     return answer

@@ -6,7 +6,6 @@ more than once in each: readers take the latest by run number, then by attempt, 
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import time
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from tasks.engine.errors import Damaged, UserError
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
-from tasks.engine.seal import fits, sealed, sealed_file, whole
+from tasks.engine.seal import fits, open_json, sealed, sealed_file, whole
 from tasks.engine.state import State
 from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
@@ -166,7 +165,7 @@ def refuse_lost(state: State) -> None:
     if not summaries:
         return
     try:
-        name = str(json.loads(state.read(max(summaries, key=run_of)))["ledger"])
+        name = str(open_json(state.read(max(summaries, key=run_of)))["ledger"])
     except (ValueError, KeyError, TypeError):  # of an earlier Ferry, or damaged: it proves nothing
         return
     there = state.list("ledger")
@@ -186,7 +185,7 @@ def put_aside(state: State) -> list[str]:
         refuse_lost(state)
     except Damaged:
         summary = max((name for name in state.list("reports") if name.endswith("/summary.json")), key=run_of)
-        lost = str(json.loads(state.read(summary))["ledger"])
+        lost = str(open_json(state.read(summary))["ledger"])
         state.write(f"{DAMAGED}/{Path(lost).name}", b"")
         damaged.append(lost)
     return damaged

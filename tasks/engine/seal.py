@@ -1,4 +1,4 @@
-"""Digests that tell a whole state file from one that was cut, or has a bit that flipped (docs/decisions/0015).
+"""Digests that tell a whole state file from one that was cut, or has a bit that flipped (docs/decisions/0016).
 
 Parquet files carry 16 hex digits of their SHA-256 in their names, chunk files all 64; JSON files hold theirs inside.
 A file whose name has none was written by an earlier Ferry, and is taken as it is.

@@ -1,0 +1,197 @@
+"""A disk that forgets: records what the state does to its files, and leaves what a power cut may leave of it.
+
+The model is the weakest that POSIX allows and Linux file systems keep to: bytes are safe once their file was synced
+(fsync(2)), names once their directory was; names of one directory reach the disk in order, directories apart from each
+other; a rename within one directory happens wholly or not at all. A file that was not synced may be empty, cut, or
+whole.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+How = Literal["nothing", "everything", "chance"]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """A file's bytes were synced, or (``safe`` False) only written."""
+
+    inode: int
+    data: bytes
+    safe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names in one directory that changed at once; None: gone, "" for an inode that is a directory."""
+
+    directory: str
+    changes: tuple[tuple[str, int | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """A directory's names so far are on disk."""
+
+    directory: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """Ferry counts on this from now on."""
+
+    what: Any
+
+
+Step = Content | Names | Synced | Promised
+DIRECTORY = -1  # in the place of an inode
+
+
+@dataclass(slots=True)
+class Disk:
+    """Everything below ``root``, as steps; :meth:`after_cut` makes a folder of what may be left of the first few."""
+
+    root: Path
+    steps: list[Step] = field(default_factory=list)
+    _known: dict[str, int] = field(default_factory=dict)  # path -> inode
+
+    def promise(self, what: Any) -> None:
+        self.steps.append(Promised(what))
+
+    @contextmanager
+    def recording(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        """Looks on at os.fsync, os.replace, os.link, os.unlink and os.mkdir. The calls themselves are made."""
+        real = {name: getattr(os, name) for name in ("fsync", "replace", "link", "unlink", "mkdir")}
+
+        def fsync(fd: int) -> None:
+            real["fsync"](fd)
+            path = Path(f"/proc/self/fd/{fd}").readlink()
+            if not self._inside(path):
+                return
+            if path.is_dir():
+                self.steps.append(Synced(str(path)))
+            else:
+                self._learn(path, safe=True)
+
+        def replace(old: Any, new: Any) -> None:
+            inside = self._inside(new)
+            if inside:
+                self._learn(old, safe=False)
+            real["replace"](old, new)
+            if inside:
+                inode = self._known.pop(str(old))
+                self._known[str(new)] = inode
+                if Path(old).parent == Path(new).parent:
+                    self._name(Path(new).parent, (Path(old).name, None), (Path(new).name, inode))
+                else:
+                    self._name(Path(new).parent, (Path(new).name, inode))
+                    self._name(Path(old).parent, (Path(old).name, None))
+
+        def link(old: Any, new: Any) -> None:
+            real["link"](old, new)
+            if self._inside(new):
+                self._learn(old, safe=False)
+                self._known[str(new)] = self._known[str(old)]
+                self._name(Path(new).parent, (Path(new).name, self._known[str(old)]))
+
+        def unlink(path: Any, *args: Any, **more: Any) -> None:
+            real["unlink"](path, *args, **more)
+            if self._inside(path) and self._known.pop(str(path), None) is not None:
+                self._name(Path(path).parent, (Path(path).name, None))
+
+        def mkdir(path: Any, *args: Any, **more: Any) -> None:
+            real["mkdir"](path, *args, **more)
+            if self._inside(path):
+                self._name(Path(path).parent, (Path(path).name, DIRECTORY))
+
+        for name, ours in (
+            ("fsync", fsync),
+            ("replace", replace),
+            ("link", link),
+            ("unlink", unlink),
+            ("mkdir", mkdir),
+        ):
+            monkeypatch.setattr(os, name, ours)
+        try:
+            yield
+        finally:
+            for name, theirs in real.items():
+                monkeypatch.setattr(os, name, theirs)
+
+    def _inside(self, path: Any) -> bool:
+        return isinstance(path, str | Path) and str(path).startswith(str(self.root))
+
+    def _learn(self, path: Any, *, safe: bool) -> None:
+        """A file as it is now; its name is known from its first time on."""
+        path = Path(path)
+        if str(path) in self._known and not safe:
+            return
+        inode = path.stat().st_ino
+        self.steps.append(Content(inode, path.read_bytes(), safe))
+        if self._known.get(str(path)) != inode:
+            self._known[str(path)] = inode
+            self._name(path.parent, (path.name, inode))
+
+    def _name(self, directory: Path, *changes: tuple[str, int | None]) -> None:
+        self.steps.append(Names(str(directory), changes))
+
+    def promised(self, count: int) -> list[Any]:
+        return [step.what for step in self.steps[:count] if isinstance(step, Promised)]
+
+    def after_cut(self, count: int, how: How, folder: Path, rng: random.Random) -> Path:
+        """Writes into ``folder`` what a cut after ``count`` steps may leave: of what is not safe on disk yet nothing,
+        everything, or some. Returns where the root is in it."""
+        names: dict[str, dict[str, int]] = {}
+        pending: dict[str, list[Names]] = {}
+        contents: dict[int, Content] = {}
+        for step in self.steps[:count]:
+            if isinstance(step, Names):
+                pending.setdefault(step.directory, []).append(step)
+            elif isinstance(step, Synced):
+                for change in pending.pop(step.directory, []):
+                    _apply(names, change)
+            elif isinstance(step, Content):
+                contents[step.inode] = step
+        for changes in pending.values():
+            kept = {"nothing": 0, "everything": len(changes), "chance": rng.randint(0, len(changes))}[how]
+            for change in changes[:kept]:
+                _apply(names, change)
+        self._write(str(self.root.parent), folder, names, contents, how, rng)
+        return folder / self.root.name
+
+    def _write(
+        self,
+        directory: str,
+        target: Path,
+        names: dict[str, dict[str, int]],
+        contents: dict[int, Content],
+        how: How,
+        rng: random.Random,
+    ) -> None:
+        target.mkdir(parents=True, exist_ok=True)
+        for name, inode in names.get(directory, {}).items():
+            if inode == DIRECTORY:
+                self._write(f"{directory}/{name}", target / name, names, contents, how, rng)
+                continue
+            content = contents[inode]
+            size = len(content.data)
+            kept = size if content.safe else {"nothing": 0, "everything": size, "chance": rng.randint(0, size)}[how]
+            (target / name).write_bytes(content.data[:kept])
+
+
+def _apply(names: dict[str, dict[str, int]], change: Names) -> None:
+    entries = names.setdefault(change.directory, {})
+    for name, inode in change.changes:
+        if inode is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = inode

@@ -1,0 +1,122 @@
+"""SIGKILL of the engine's process at seeded moments: one more run ends the job, and nothing recorded moves twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Origin
+from demo.s3 import S3Server
+from tasks.engine import ledger
+from tasks.engine.finish import finish
+from tasks.engine.objects import Status
+from tasks.engine.state import DirectoryState
+from tests.engine import helpers
+from tests.faults.amount import some
+
+ROWS = 24
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+
+
+class World:
+    """An origin with images, a bucket, a job; each life of it begins with an empty prefix and a new state."""
+
+    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path) -> None:
+        self.origin, self.s3, self.bucket, self.folder = origin, s3, bucket, folder
+        self.bodies = {f"i/{n}.jpg": make_image("jpeg", n, 30, 20) for n in range(ROWS)}
+        self.list = helpers.write_list(
+            folder / "list.csv", [[origin.add(f"/{key}", body)] for key, body in self.bodies.items()]
+        )
+        self.lives = 0
+
+    def life(self) -> tuple[Any, DirectoryState]:
+        self.lives += 1
+        self.origin.requests.clear()
+        job = helpers.make_job(
+            manifest=str(self.list), chunk_rows=10, on_existing="overwrite",
+            destination={"uri": f"s3://{self.bucket}/{self.lives}/", "endpoint_url": self.s3.endpoint_url},
+        )  # fmt: skip
+        return job, DirectoryState(self.folder / f"state-{self.lives}")
+
+    def run(self, job: Any, state: DirectoryState, *point: str) -> tuple[int, dict[str, int]]:
+        """The exit code of one run in a process of its own, and how often it came by each point."""
+        setup, reached = self.folder / "setup.json", self.folder / "reached.json"
+        reached.unlink(missing_ok=True)
+        given = {
+            "job": job.model_dump(mode="json"), "state": state.uri, "reached": str(reached),
+            "access": asdict(helpers.access(self.s3)),
+        }  # fmt: skip
+        setup.write_text(json.dumps(given))
+        command = [sys.executable, "-m", "tests.faults.victim", str(setup), *point]
+        ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        return ended.returncode, json.loads(reached.read_text()) if reached.exists() else {}
+
+    def check(self, job: Any, state: DirectoryState, what: str) -> None:
+        """After the cause is gone, one plain run."""
+        recorded = {outcome.key for outcome in helpers.latest(state).values() if outcome.status is Status.COPIED}
+        before = dict(self.origin.requests)
+        run_no = ledger.last_run_no(state) + 1
+        helpers.run(job, state, helpers.access(self.s3), run_no)
+        counts = finish(job, state, run_no)["counts"]
+        assert counts["copied"] == counts["planned"] == ROWS, f"{what}: {counts}"
+        assert helpers.stored(self.s3, self.bucket, f"{self.lives}/") == {
+            f"{self.lives}/{key}": body for key, body in self.bodies.items()
+        }, what
+        again = [key for key in recorded if self.origin.requests[f"/{key}"] != before[f"/{key}"]]
+        assert not again, f"{what}: {len(again)} recorded rows were fetched again"
+        assert not list(state.spool_dir.glob("body-*")), what
+
+
+@pytest.fixture
+def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
+    return World(origin, s3, bucket, tmp_path)
+
+
+def moments(reached: dict[str, int], count: int, seed: int) -> list[tuple[str, int]]:
+    """``count`` moments, the points in turn, and at each a seeded one of the times that it was reached."""
+    rng = random.Random(seed)
+    points = sorted(reached)
+    rng.shuffle(points)
+    return [(point, rng.randint(1, reached[point])) for n in range(count) for point in [points[n % len(points)]]]
+
+
+def test_killed_at_any_moment(world: World, tried: Callable[..., None]) -> None:
+    """80 kills (3 in the quick run), each point in turn: the next run moves what was not recorded, and that alone."""
+    code, reached = world.run(*world.life())
+    assert code == 0
+    assert len(reached) > 25
+    chosen = moments(reached, some(3, 80), seed=41)
+    killed = 0
+    for point, number in chosen:
+        job, state = world.life()
+        code, _ = world.run(job, state, point, str(number))
+        assert code in (0, -signal.SIGKILL), f"{point} {number}: exit {code}"
+        killed += code == -signal.SIGKILL
+        world.check(job, state, f"killed {point}, time {number}")
+    assert killed >= len(chosen) * 0.8  # threads take turns otherwise each time: a number is not always reached
+    tried("SIGKILL of the engine's process", killed)
+
+
+def test_killed_again_and_again(world: World, tried: Callable[..., None]) -> None:
+    """A run that dies every time gets further every time, and the last one ends it."""
+    job, state = world.life()
+    recorded = 0
+    lives = some(2, 8)
+    for number in range(1, lives + 1):
+        world.run(job, state, "after flush", str(1 + number % 2))
+        now = sum(outcome.status is Status.COPIED for outcome in helpers.latest(state).values())
+        assert now > recorded or now == ROWS
+        recorded = now
+    world.check(job, state, "killed again and again")
+    tried("SIGKILL of the engine's process, many times in one job", lives)

@@ -1,0 +1,105 @@
+"""One run of the engine's (lease, plan, transfer, fold) in a process that kills itself at a named moment.
+
+`python -m tests.faults.victim SETUP.json [POINT NUMBER]`: SIGKILL when POINT is reached for the NUMBERth time. Without
+a point it lives, and writes how often each was reached to the setup's `reached`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tasks.engine import chunk, cut, destination, finish, judge, lease, ledger, planner, transfer
+from tasks.engine.access import Access
+from tasks.engine.job import Job
+from tasks.engine.state import DirectoryState
+from tests.engine import helpers
+
+# What is wrapped: the moment before the call and the one after it are points.
+CALLS: dict[str, tuple[Any, str]] = {
+    "upload": (transfer.Mover, "move"),  # after: it is there, and nothing has recorded it
+    "write": (DirectoryState, "write"),
+    "rename": (os, "replace"),
+    "sync": (os, "fsync"),
+    "flush": (ledger, "append"),
+    "delete": (DirectoryState, "delete"),
+    "move a file in": (DirectoryState, "write_file"),
+    "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
+    "compaction": (ledger, "compact"),
+    "bringing the list": (planner, "bring_manifest"),
+    "judging": (judge, "write_outcomes"),
+    "cutting chunks": (cut, "write_chunks"),
+    "looking for existing objects": (planner, "find_existing"),
+    "hints": (destination, "_write"),
+    "finish": (finish, "finish"),
+    "lease": (DirectoryState, "swap"),
+}
+
+
+class Killer:
+    """Counts the points; at one of them the process ends as by `kill -9`."""
+
+    def __init__(self, point: str = "", number: int = 0) -> None:
+        self.reached: Counter[str] = Counter()
+        self._point, self._number = point, number
+        self._lock = threading.Lock()
+
+    def pass_by(self, point: str) -> None:
+        with self._lock:
+            self.reached[point] += 1
+            if point == self._point and self.reached[point] == self._number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self) -> None:
+        for name, (owner, attribute) in CALLS.items():
+            call = getattr(owner, attribute)
+            wrapped = self._async(name, call) if name == "upload" else self._sync(name, call)
+            setattr(owner, attribute, wrapped)
+
+    def _sync(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def watched(*args: Any, **more: Any) -> Any:
+            self.pass_by(f"before {name}")
+            answer = call(*args, **more)
+            self.pass_by(f"after {name}")
+            return answer
+
+        return watched
+
+    def _async(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        async def watched(*args: Any, **more: Any) -> Any:
+            self.pass_by(f"before {name}")
+            answer = await call(*args, **more)
+            self.pass_by(f"after {name}")
+            return answer
+
+        return watched
+
+
+def main(setup: dict[str, Any], killer: Killer) -> None:
+    chunk.FLUSH_ROWS, chunk.FLUSH_S = 3, 0.05
+    lease.RENEW_S = 0.1
+    job = Job.model_validate(setup["job"])
+    state = DirectoryState(Path(setup["state"]))
+    access = Access.decode(setup["access"])
+    killer.watch()
+    run_no = ledger.last_run_no(state) + 1
+    helpers.run(job, state, access, run_no)
+    finish.finish(job, state, run_no)
+    killer.pass_by("the end")
+
+
+if __name__ == "__main__":
+    given: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    doomed = Killer(sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else Killer()
+    main(given, doomed)
+    Path(given["reached"]).write_text(json.dumps(doomed.reached))
