@@ -137,8 +137,8 @@ class Lease:
         """As ``held``, asked before each write. A holder that was suspended beyond its time looks whether anybody
         has taken the lease meanwhile, and goes on with it where not."""
         with self._lock:
-            if self.held:
-                return True
+            if self.held or self._lost:
+                return self.held
             with contextlib.suppress(FerryError):
                 self._renew()
             if not self.held:

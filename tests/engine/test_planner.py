@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
-from tasks.engine.plan import PLAN_FILE, ChunkRef, Mode, Plan, Planned, forget_plan, read_plan
+from tasks.engine.plan import PLACE_FILE, PLAN_FILE, ChunkRef, Mode, Plan, Planned, forget_plan, read_plan
+from tasks.engine.seal import open_json, seal_json
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import (
     FAILED_404,
@@ -425,14 +425,17 @@ def test_replan_of_the_same_job_keeps_what_is_copied(tmp_path: Path, state: Dire
 
 
 def test_replan_is_the_way_out_of_a_damaged_plan(tmp_path: Path, state: DirectoryState) -> None:
-    """The message for a damaged plan.json advises --replan, so that must work."""
+    """Where place.json cannot say that rows went where the job says, the message advises --replan: that must work."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1)
     state.write(PLAN_FILE, b'{"ferry_schema": 1, "cut')
+    place = state.read(PLACE_FILE)
+    state.write(PLACE_FILE, place.replace(b"out", b"other"))
     with pytest.raises(UserError, match="--replan"):
         plan(job, state, 2)
     forget_plan(state)
+    state.write(PLACE_FILE, place)
     assert plan(job, state, 2).settled == 3
 
 
@@ -450,21 +453,19 @@ def test_a_plan_of_a_newer_schema_is_refused(tmp_path: Path, state: DirectorySta
     write_list(tmp_path / "list.csv", urls(1))
     job = job_in(tmp_path)
     plan(job, state)
-    raw = json.loads(state.read(PLAN_FILE)) | {"ferry_schema": tables.SCHEMA_VERSION + 1, "unheard_of": 1}
-    state.write(PLAN_FILE, json.dumps(raw).encode())
+    raw = seal_json(open_json(state.read(PLAN_FILE)) | {"ferry_schema": tables.SCHEMA_VERSION + 1, "unheard_of": 1})
+    state.write(PLAN_FILE, raw)
     with pytest.raises(UserError, match="newer version of Ferry"):
         plan(job, state, 2)
     with pytest.raises(UserError, match="newer version of Ferry"):
         forget_plan(state)
-    assert json.loads(state.read(PLAN_FILE)) == raw
+    assert state.read(PLAN_FILE) == raw
 
 
 @pytest.mark.parametrize("place", ["directory", "bucket"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "text"])
-def test_a_damaged_chunk_is_an_error_of_the_user(
-    place: str, damage: str, tmp_path: Path, s3: S3Server, bucket: str
-) -> None:
-    """A chunk file that cannot be read stops the plan with what to do."""
+def test_a_damaged_chunk_is_cut_anew(place: str, damage: str, tmp_path: Path, s3: S3Server, bucket: str) -> None:
+    """Rows of a chunk file that is gone or damaged are in a new one, where the ledger has them not; a note says so."""
     state: State = directory_state(tmp_path)
     if place == "bucket":
         state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
@@ -478,8 +479,10 @@ def test_a_damaged_chunk_is_an_error_of_the_user(
         state.delete([ref.uri])
     else:
         state.write(ref.uri, {"cut": raw[:-20], "empty": b"", "text": b"hello " * 30}[damage])
-    with pytest.raises(UserError, match=r"chunk file .*--replan"):
-        plan(job, state, 2)
+    planned = plan(job, state, 2)
+    assert planned.todo == {"new": 1}
+    assert any(ref.uri in note for note in planned.notes)
+    assert keys(state, planned) == ["1.jpg"]
 
 
 def test_an_empty_list_is_an_error_of_the_user(tmp_path: Path, state: DirectoryState) -> None:
