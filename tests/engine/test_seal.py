@@ -73,6 +73,6 @@ def test_a_sealed_document_is_read_back() -> None:
             found = open_json(bytes(changed))
         except ValueError:
             continue
-        # what is left are blanks, the case of a \\u escape, and the name of the seal itself, which is then an unknown key
+        # what is left: blanks, the case of a \\u escape, and the seal's own name, which is then an unknown key
         wrong += found != data and set(found) == set(data)
     assert not wrong
