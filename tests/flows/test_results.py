@@ -67,7 +67,6 @@ def test_nothing_else_is_kept(results: StateResults) -> None:
             {"metadata": {"serializer": {"type": "pickle"}}, "result": PickleSerializer().dumps(Bomb()).decode()}
         ).encode(),
         seal_json({**COUNTS, "counts": {"__class__": "tests.flows.test_results.Bomb", "data": {}}}),
-        seal_json({**COUNTS, "more": 1}),
         seal_json({**COUNTS, "seconds": "0.5"}),
         json.dumps({**COUNTS, "sha256": "0" * 64}).encode(),
     ],
