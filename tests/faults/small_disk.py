@@ -1,0 +1,76 @@
+"""Runs of the engine's on a small disk of their own: `python -m tests.faults.small_disk SETUP.json`, inside
+`unshare --mount`. The disk fills up or turns read-only, then it is mended, and the job runs once more.
+
+Prints a JSON line: what the first run said, what was recorded then, and the accounts at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from tasks.engine import chunk, ledger
+from tasks.engine.access import Access
+from tasks.engine.errors import FerryError
+from tasks.engine.finish import finish
+from tasks.engine.job import Job
+from tasks.engine.objects import Status
+from tasks.engine.state import DirectoryState
+from tests.engine import helpers
+
+SIZE_KB = 2048
+
+
+def main(setup: dict[str, Any]) -> dict[str, Any]:
+    disk = Path(setup["disk"])
+    mount(disk, f"size={SIZE_KB}k")
+    chunk.FLUSH_ROWS, chunk.FLUSH_S = 2, 0.02
+    job, access = Job.model_validate(setup["job"]), Access.decode(setup["access"])
+    state = DirectoryState(disk / "state")
+    filler = disk / "filler"
+    if setup["fault"] == "full":
+        filler.write_bytes(bytes((SIZE_KB - setup["left_kb"]) * 1024))
+    else:
+        threading.Thread(target=_read_only, args=(disk, setup["after_files"]), daemon=True).start()
+    said = ""
+    try:
+        helpers.run(job, state, access, 1)
+        finish(job, state, 1)
+    except FerryError as error:
+        said = f"{type(error).__name__}: {error}"
+    if setup["fault"] == "full":
+        filler.unlink()
+    else:
+        mount(disk, "remount,rw")
+    recorded = [outcome.key for outcome in helpers.latest(state).values() if outcome.status is Status.COPIED]
+    print(json.dumps({"said": said, "recorded": recorded}), flush=True)
+    sys.stdin.readline()  # until the test has looked at the origin
+    run_no = ledger.last_run_no(state) + 1
+    helpers.run(job, state, access, run_no)
+    unfinished = [str(path.name) for path in state.root.rglob(".part-*")]
+    return {"counts": finish(job, state, run_no)["counts"], "unfinished": unfinished}
+
+
+def mount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+
+
+def _read_only(disk: Path, after_files: int) -> None:
+    """Once so many files of outcomes are there."""
+    deadline = time.monotonic() + 30
+    while len(list(disk.glob("state/outcomes/*"))) < after_files and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for _ in range(100):  # a file that is open for writing keeps the disk writable for a moment
+        ended = subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True, check=False)
+        if ended.returncode == 0:
+            return
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(Path(sys.argv[1]).read_text()))), flush=True)
