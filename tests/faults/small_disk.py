@@ -16,7 +16,7 @@ from typing import Any
 
 from tasks.engine import chunk, ledger
 from tasks.engine.access import Access
-from tasks.engine.errors import FerryError
+from tasks.engine.errors import FerryError, from_planning
 from tasks.engine.finish import finish
 from tasks.engine.job import Job
 from tasks.engine.objects import Status
@@ -41,8 +41,11 @@ def main(setup: dict[str, Any]) -> dict[str, Any]:
     try:
         helpers.run(job, state, access, 1)
         finish(job, state, 1)
-    except FerryError as error:
-        said = f"{type(error).__name__}: {error}"
+    except Exception as error:
+        known = error if isinstance(error, FerryError) else from_planning(error, state.uri)
+        if known is None:
+            raise
+        said = f"{type(known).__name__}: {known}"
     if setup["fault"] == "full":
         filler.unlink()
     else:

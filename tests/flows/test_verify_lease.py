@@ -1,0 +1,33 @@
+"""A verification writes outcomes under the lease alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from tasks.engine import lease
+from tasks.engine.errors import Fatal
+from tasks.engine.objects import Status
+from tasks.engine.verify import Verified
+from tasks.verify import Check
+from tests.engine.helpers import directory_state, make_outcome
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path: Path) -> None:
+    """What it found wrong is written while it holds the lease; after another run has taken it, nothing is."""
+    state = directory_state(tmp_path)
+    with lease.held(state, "verify") as held:
+        check = Check(state, cast("Any", None), held, 1)
+        if lost:
+            state.write(lease.NAME, lease.this_process("other", 1e12).encode())
+            held._renewed -= lease.LENGTH_S  # it was suspended meanwhile
+        found = Verified(1, 0, 1, 0, [make_outcome(1, Status.PENDING)])
+        if lost:
+            with pytest.raises(Fatal, match="lost its lease"):
+                check.add(found)
+        else:
+            check.add(found)
+    assert bool(state.list("outcomes")) is not lost
