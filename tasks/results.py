@@ -15,7 +15,7 @@ from typing import Any
 
 from prefect.context import FlowRunContext
 from prefect.filesystems import WritableFileSystem
-from prefect.results import ResultRecord, ResultRecordMetadata
+from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]  # re-exported since 3.4
 from prefect.serializers import JSONSerializer
 from pydantic import PrivateAttr, TypeAdapter
 
@@ -33,14 +33,14 @@ class StateResults(WritableFileSystem):
 
     def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """Prefect's record of a chunk. What is missing, damaged or no such result raises: to Prefect that is a miss."""
-        kept = _RESULT.validate_python(open_json(self._state.read(_name(path))), strict=True)
+        kept = _RESULT.validate_json(json.dumps(open_json(self._state.read(_name(path)))), strict=True)
         metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
         return ResultRecord(metadata=metadata, result=dataclasses.asdict(kept)).serialize()
 
     def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
         """Keeps a chunk's result. Anything else (an exception that Prefect wants kept) is left out."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            kept = _RESULT.validate_python(json.loads(json.loads(content)["result"]), strict=True)
+            kept = _RESULT.validate_json(json.loads(content)["result"], strict=True)
             self._state.write(_name(path), seal_json(dataclasses.asdict(kept)))
 
     def _resolve_path(self, _: str) -> None:

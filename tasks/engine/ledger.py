@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tasks.engine.errors import Damaged, UserError
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
-from tasks.engine.seal import fits, open_json, sealed, sealed_file, whole
+from tasks.engine.seal import is_whole, open_json, sealed, sealed_file, whole
 from tasks.engine.state import State
 from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
 
@@ -177,7 +177,7 @@ def refuse_lost(state: State) -> None:
 
 def put_aside(state: State) -> list[str]:
     """`--replan`: moves damaged files of the ledger to `damaged/`, and books a lost one there. Returns their names."""
-    damaged = [name for name in files(state) if not fits(name, state.local(name))]
+    damaged = [name for name in files(state) if not is_whole(state, name)]
     for name in damaged:
         state.write(f"{DAMAGED}/{Path(name).name}", state.read(name))
     state.delete(damaged)

@@ -40,7 +40,7 @@ from tasks.engine.plan import (
     reason_to_do,
     with_hints,
 )
-from tasks.engine.seal import fits, sealed_file
+from tasks.engine.seal import is_whole, sealed_file
 from tasks.engine.state import State
 
 
@@ -180,7 +180,7 @@ class Planner:
         """The chunks whose files are as they were written; rows of others are in no chunk any more, and come anew."""
         if self.ask.mode in ("pass", "repair"):
             return list(chunks)
-        kept = [chunk for chunk in chunks if self._is_whole(chunk.uri)]
+        kept = [chunk for chunk in chunks if is_whole(self.state, chunk.uri)]
         if len(kept) < len(chunks):
             lost = sorted({chunk.uri for chunk in chunks} - {chunk.uri for chunk in kept})
             self.notes.append(
@@ -189,19 +189,13 @@ class Planner:
             )
         return kept
 
-    def _is_whole(self, name: str) -> bool:
-        try:
-            return fits(name, self.state.local(name))
-        except FileNotFoundError:
-            return False
-
     def _chunk_rows(self, rows: int) -> int:
         return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
 
     def _manifest(self, old: Plan | None) -> Brought:
         """The list, brought and normalised; or the one that the state holds, where it did not change."""
         known = old.manifest if old else {}
-        if known and not self._is_whole(known["file"]):
+        if known and not is_whole(self.state, known["file"]):
             self.notes.append(f"{known['file']} was damaged or gone: made anew from the list")
             known = {}
         if self.ask.mode != "plain" and known:

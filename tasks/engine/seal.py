@@ -35,11 +35,19 @@ def fits(name: str, path: Path) -> bool:
     return found is None or _digest(path).startswith(found[1])
 
 
+def is_whole(state: State, name: str) -> bool:
+    """Is the file there, with the bytes that were written under its name? A copy that is not is fetched anew."""
+    try:
+        return fits(name, state.local(name)) or fits(name, state.local(name, anew=True))
+    except FileNotFoundError:
+        return False
+
+
 def whole(state: State, name: str, advice: str) -> Path:
     """A local path with the file's content. Raises Damaged, ending with ``advice``, when that is another than was
     written, and FileNotFoundError when it is gone."""
     path = state.local(name)
-    if not fits(name, path):
+    if not fits(name, path) and not fits(name, state.local(name, anew=True)):
         raise Damaged(f"state file {name} is damaged: its bytes do not fit the digest in its name. {advice}")
     return path
 

@@ -7,6 +7,7 @@ bytes are synced before the rename and the directory after it, so that a power c
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -38,7 +39,7 @@ class State(Protocol):
     def drop(self, name: str, old: bytes, instead: bytes) -> bool: ...
     def list(self, folder: str) -> list[str]: ...
     def delete(self, names: Iterable[str]) -> None: ...
-    def local(self, name: str) -> Path: ...
+    def local(self, name: str, *, anew: bool = False) -> Path: ...
 
 
 class DirectoryState:
@@ -150,8 +151,8 @@ class DirectoryState:
             with self._disk(name):
                 (self.root / name).unlink(missing_ok=True)
 
-    def local(self, name: str) -> Path:
-        """A local path with the file's content."""
+    def local(self, name: str, *, anew: bool = False) -> Path:  # noqa: ARG002
+        """A local path with the file's content. ``anew``: of one that had been copied, a new copy."""
         return self.root / name
 
     @contextlib.contextmanager
@@ -186,6 +187,8 @@ def _make_directory(directory: Path) -> None:
     _make_directory(directory.parent)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
+    if not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
     _sync_directory(directory.parent)
 
 
@@ -216,12 +219,14 @@ class BucketState:
             raise self._fatal(exc, name) from None
 
     def write(self, name: str, data: bytes) -> None:
+        self._forget_copy(name)
         try:
             obstore.put(self._backend, self._store.path(name), data)
         except Exception as exc:
             raise self._fatal(exc, name) from None
 
     def write_file(self, name: str, path: Path) -> None:
+        self._forget_copy(name)
         try:
             obstore.put(self._backend, self._store.path(name), path)
         except Exception as exc:
@@ -276,17 +281,21 @@ class BucketState:
         except Exception as exc:
             raise self._fatal(exc, "old files") from None
 
-    def local(self, name: str) -> Path:
+    def local(self, name: str, *, anew: bool = False) -> Path:
         """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
         target = self._cache / name
-        if not target.exists() or not name.startswith(("chunks/", "ledger/")):
+        if anew or not target.exists() or not name.startswith(("chunks/", "ledger/")):
             data = self.read(name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd, temporary = tempfile.mkstemp(prefix=".part-", dir=target.parent)  # mode 0600
+            fd, temporary = tempfile.mkstemp(prefix=PART, dir=target.parent)  # mode 0600
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
             Path(temporary).replace(target)
         return target
+
+    def _forget_copy(self, name: str) -> None:
+        """What is written again under its name was damaged before."""
+        (self._cache / name).unlink(missing_ok=True)
 
     def _fatal(self, exc: Exception, name: str) -> Fatal:
         return Fatal(f"state {self.uri}: {name}: {from_store(exc, side='state')}")

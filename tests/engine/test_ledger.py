@@ -8,6 +8,7 @@ from typing import Any
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from tasks.engine import ledger
 from tasks.engine.errors import UserError
 from tasks.engine.ledger import append, compact, files, last_run_no
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.seal import sealed
 from tasks.engine.state import DirectoryState, open_state
 from tasks.engine.tables import encode_outcomes, outcomes_of, read_table
 from tests.engine.helpers import access, directory_state, later, latest, make_outcome, row_id
@@ -198,9 +200,12 @@ def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
     """A ledger that a newer Ferry wrote is not read as if it were of this one."""
     import pyarrow.parquet as pq
 
-    name = append(state, [make_outcome(1)], 1, "c", 0)
-    table = pq.read_table(state.local(name)).replace_schema_metadata({b"ferry_schema": b"2"})
-    pq.write_table(table, state.local(name))
+    first = append(state, [make_outcome(1)], 1, "c", 0)
+    newer = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(state.local(first)).replace_schema_metadata({b"ferry_schema": b"2"}), newer)
+    state.delete([first])
+    name = sealed("outcomes/000001-c-00000", newer.getvalue().to_pybytes())
+    state.write(name, newer.getvalue().to_pybytes())
     with pytest.raises(UserError, match="newer version of Ferry"):
         read_table(state.local(name))
     with pytest.raises(UserError, match="newer version of Ferry"):

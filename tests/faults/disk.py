@@ -8,6 +8,7 @@ whole.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from collections.abc import Iterator
@@ -25,14 +26,14 @@ How = Literal["nothing", "everything", "chance"]
 class Content:
     """A file's bytes were synced, or (``safe`` False) only written."""
 
-    inode: int
+    file: int
     data: bytes
     safe: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names in one directory that changed at once; None: gone, "" for an inode that is a directory."""
+    """Names in one directory that changed at once; None: gone, DIRECTORY: a directory."""
 
     directory: str
     changes: tuple[tuple[str, int | None], ...]
@@ -53,7 +54,7 @@ class Promised:
 
 
 Step = Content | Names | Synced | Promised
-DIRECTORY = -1  # in the place of an inode
+DIRECTORY = -1  # in the place of a file's number
 
 
 @dataclass(slots=True)
@@ -62,7 +63,8 @@ class Disk:
 
     root: Path
     steps: list[Step] = field(default_factory=list)
-    _known: dict[str, int] = field(default_factory=dict)  # path -> inode
+    _known: dict[str, tuple[int, int]] = field(default_factory=dict)  # path -> its inode, and our number for the file
+    _numbers: Iterator[int] = field(default_factory=itertools.count)  # inodes come again, files do not
 
     def promise(self, what: Any) -> None:
         self.steps.append(Promised(what))
@@ -75,11 +77,9 @@ class Disk:
         def fsync(fd: int) -> None:
             real["fsync"](fd)
             path = Path(f"/proc/self/fd/{fd}").readlink()
-            if not self._inside(path):
-                return
-            if path.is_dir():
+            if path.is_dir() and (self._inside(path) or path == self.root.parent):
                 self.steps.append(Synced(str(path)))
-            else:
+            elif self._inside(path):
                 self._learn(path, safe=True)
 
         def replace(old: Any, new: Any) -> None:
@@ -88,20 +88,19 @@ class Disk:
                 self._learn(old, safe=False)
             real["replace"](old, new)
             if inside:
-                inode = self._known.pop(str(old))
-                self._known[str(new)] = inode
+                self._known[str(new)] = (_, number) = self._known.pop(str(old))
                 if Path(old).parent == Path(new).parent:
-                    self._name(Path(new).parent, (Path(old).name, None), (Path(new).name, inode))
+                    self._name(Path(new).parent, (Path(old).name, None), (Path(new).name, number))
                 else:
-                    self._name(Path(new).parent, (Path(new).name, inode))
+                    self._name(Path(new).parent, (Path(new).name, number))
                     self._name(Path(old).parent, (Path(old).name, None))
 
         def link(old: Any, new: Any) -> None:
             real["link"](old, new)
             if self._inside(new):
                 self._learn(old, safe=False)
-                self._known[str(new)] = self._known[str(old)]
-                self._name(Path(new).parent, (Path(new).name, self._known[str(old)]))
+                self._known[str(new)] = (_, number) = self._known[str(old)]
+                self._name(Path(new).parent, (Path(new).name, number))
 
         def unlink(path: Any, *args: Any, **more: Any) -> None:
             real["unlink"](path, *args, **more)
@@ -136,10 +135,13 @@ class Disk:
         if str(path) in self._known and not safe:
             return
         inode = path.stat().st_ino
-        self.steps.append(Content(inode, path.read_bytes(), safe))
-        if self._known.get(str(path)) != inode:
-            self._known[str(path)] = inode
-            self._name(path.parent, (path.name, inode))
+        known, number = self._known.get(str(path), (None, -1))
+        if known != inode:
+            number = next(self._numbers)
+        self.steps.append(Content(number, path.read_bytes(), safe))
+        if known != inode:
+            self._known[str(path)] = (inode, number)
+            self._name(path.parent, (path.name, number))
 
     def _name(self, directory: Path, *changes: tuple[str, int | None]) -> None:
         self.steps.append(Names(str(directory), changes))
@@ -160,7 +162,7 @@ class Disk:
                 for change in pending.pop(step.directory, []):
                     _apply(names, change)
             elif isinstance(step, Content):
-                contents[step.inode] = step
+                contents[step.file] = step
         for changes in pending.values():
             kept = {"nothing": 0, "everything": len(changes), "chance": rng.randint(0, len(changes))}[how]
             for change in changes[:kept]:
@@ -178,11 +180,11 @@ class Disk:
         rng: random.Random,
     ) -> None:
         target.mkdir(parents=True, exist_ok=True)
-        for name, inode in names.get(directory, {}).items():
-            if inode == DIRECTORY:
+        for name, number in names.get(directory, {}).items():
+            if number == DIRECTORY:
                 self._write(f"{directory}/{name}", target / name, names, contents, how, rng)
                 continue
-            content = contents[inode]
+            content = contents[number]
             size = len(content.data)
             kept = size if content.safe else {"nothing": 0, "everything": size, "chance": rng.randint(0, size)}[how]
             (target / name).write_bytes(content.data[:kept])
@@ -190,8 +192,8 @@ class Disk:
 
 def _apply(names: dict[str, dict[str, int]], change: Names) -> None:
     entries = names.setdefault(change.directory, {})
-    for name, inode in change.changes:
-        if inode is None:
+    for name, number in change.changes:
+        if number is None:
             entries.pop(name, None)
         else:
-            entries[name] = inode
+            entries[name] = number

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from tasks.engine import chunk, lease, ledger
+from tasks.engine import lease, ledger, seal
 from tasks.engine.chunk import read_chunk
 from tasks.engine.errors import Damaged, FerryError, UserError
 from tasks.engine.finish import finish
@@ -198,4 +198,4 @@ def test_a_part_that_is_damaged_while_its_chunk_runs(world: World) -> None:
     """Before parts are merged, and so deleted, each is read by its digest."""
     state = world.damaged(world.names("outcomes/")[0], "flipped", random.Random(3))
     with pytest.raises(Damaged):
-        chunk.seal.whole(state, world.names("outcomes/")[0], ledger.ADVICE)
+        seal.whole(state, world.names("outcomes/")[0], ledger.ADVICE)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -277,7 +278,7 @@ class Recovery(RuleBasedStateMachine):
         gone = before._replace(
             status=Status.PENDING, run_no=run_no, chunk="", retryable=True, recorded_at=helpers.later(ledger_time())
         )
-        self._survives(lambda: note_wrong(self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0) or True, death)
+        self._survives(partial(note_wrong, self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0), death)
         if helpers.latest(self.state)[row_id].status is Status.PENDING:
             self.known[row_id] = MISSING
 
@@ -291,7 +292,7 @@ class Recovery(RuleBasedStateMachine):
     @precondition(lambda self: self.planned is None)
     @rule(death=DEATHS)
     def replan(self, death: int | None) -> None:
-        self._survives(lambda: forget_plan(self.state) or True, death)
+        self._survives(partial(forget_plan, self.state), death)
 
     # --- what always holds
 

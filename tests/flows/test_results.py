@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.results import ResultRecord, ResultRecordMetadata
+from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.serializers import JSONSerializer, PickleSerializer
 
 from tasks.engine.seal import seal_json
