@@ -24,6 +24,8 @@ from tasks.engine.store import Store, open_store
 
 PART = ".part-"  # begins the name of a file that is being written; those of killed runs are deleted by the next
 
+LASTING = ("chunks/", "ledger/")  # names whose content never changes
+
 
 class State(Protocol):
     """Files by name (`chunks/ab12.parquet`); directories come and go by themselves."""
@@ -284,7 +286,7 @@ class BucketState:
     def local(self, name: str, *, anew: bool = False) -> Path:
         """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
         target = self._cache / name
-        if anew or not target.exists() or not name.startswith(("chunks/", "ledger/")):
+        if anew or not target.exists() or not name.startswith(LASTING):
             data = self.read(name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd, temporary = tempfile.mkstemp(prefix=PART, dir=target.parent)  # mode 0600
@@ -294,8 +296,9 @@ class BucketState:
         return target
 
     def _forget_copy(self, name: str) -> None:
-        """What is written again under its name was damaged before."""
-        (self._cache / name).unlink(missing_ok=True)
+        """What never changes and is written again under its name was damaged before."""
+        if name.startswith(LASTING):
+            (self._cache / name).unlink(missing_ok=True)
 
     def _fatal(self, exc: Exception, name: str) -> Fatal:
         return Fatal(f"state {self.uri}: {name}: {from_store(exc, side='state')}")
