@@ -49,6 +49,4 @@ def verify(job: Job, list_only: bool = False) -> State[Any]:
                     read_part(check, part)
     except FerryError as error:
         return Failed(message=failure(error))
-    if check.missing or check.altered:
-        return Failed(message=check.message)
-    return Completed(message=check.message)
+    return Completed(message=check.message) if check.proven else Failed(message=check.message)

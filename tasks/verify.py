@@ -38,6 +38,8 @@ class Check:
     bytes: int = 0
     missing: int = 0
     altered: int = 0
+    unread: int = 0
+    unread_first: str = ""
     parts_done: int = 0
 
     def add(self, result: verify.Verified) -> None:
@@ -50,16 +52,26 @@ class Check:
         self.bytes += result.bytes
         self.missing += result.missing
         self.altered += result.altered
+        self.unread += result.unread
+        self.unread_first = self.unread_first or result.unread_first
+
+    @property
+    def proven(self) -> bool:
+        """Was every object read, and is as the ledger says?"""
+        return not (self.missing or self.altered or self.unread)
 
     @property
     def message(self) -> str:
         wrong = self.missing + self.altered
-        if not wrong:
-            return f"{self.checked:,} objects are at the destination as the ledger says"
-        return (
-            f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
-            f"{self.altered:,} altered. The next run repairs them"
-        )
+        text = f"{self.checked:,} objects are at the destination as the ledger says"
+        if wrong:
+            text = (
+                f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
+                f"{self.altered:,} altered. The next run repairs them"
+            )
+        if self.unread:
+            text += f". {self.unread:,} more could not be read ({self.unread_first}): verify again"
+        return text
 
 
 @contextlib.contextmanager

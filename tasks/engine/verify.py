@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tasks.engine import ledger
-from tasks.engine.errors import ObjectError
+from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.objects import ErrorClass, Outcome, Status
 from tasks.engine.progress import Progress
 from tasks.engine.reading import with_latest
@@ -21,19 +21,26 @@ if TYPE_CHECKING:
     import duckdb
 
 AT_ONCE = 32
+BETWEEN_TRIES_S = 1.0
+UNREAD_IN_A_ROW = 50  # objects, then it is the destination that fails, and not they
 # also what an earlier verification found wrong, until a run has repaired it
 SHOULD_BE_THERE = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
 
 
 @dataclass(slots=True)
 class Verified:
-    """What reading back came to. ``wrong`` are outcomes that make their rows pending."""
+    """What reading back came to. ``wrong`` are outcomes that make their rows pending.
+
+    ``unread`` objects could not be read: nothing is known of them, and their rows stay as they are.
+    """
 
     checked: int
     bytes: int
     missing: int
     altered: int
     wrong: list[Outcome]
+    unread: int = 0
+    unread_first: str = ""  # its key, and why
 
 
 def parts(state: State, rows_each: int) -> tuple[int, list[tuple[str, str]]]:
@@ -95,13 +102,31 @@ def verdict(outcome: Outcome, size: int | None, md5: str | None, sha256: str | N
 
 
 async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
-    """Downloads each object and compares its bytes' digests. Raises Fatal, and ObjectError after three tries."""
+    """Downloads each object and compares its bytes' digests.
+
+    An object that cannot be read in three tries is counted. Raises Fatal, also after :data:`UNREAD_IN_A_ROW` of these.
+    """
     result = Verified(0, 0, 0, 0, [])
     queue = iter(outcomes)
+    in_a_row = 0
 
     async def worker() -> None:
+        nonlocal in_a_row
         for outcome in queue:
-            size, md5, sha256 = await _digests(store, outcome)
+            try:
+                size, md5, sha256 = await _digests(store, outcome)
+            except ObjectError as error:
+                result.unread += 1
+                result.unread_first = result.unread_first or f"{outcome.key}: {error}"
+                progress.add(Status.PENDING, error.error_class, 0)
+                in_a_row += 1
+                if in_a_row >= UNREAD_IN_A_ROW:
+                    raise Fatal(
+                        f"{in_a_row} objects in a row could not be read from the destination, the last one "
+                        f"{outcome.key}: {error}. Verify again when it answers"
+                    ) from None
+                continue
+            in_a_row = 0
             wrong = verdict(outcome, size, md5, sha256)
             _book(result, outcome, wrong, run_no)
             result.bytes += size or 0
@@ -120,7 +145,7 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
                 return None, None, None
             if not left:
                 raise
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(BETWEEN_TRIES_S)
             continue
         try:
             return body.size, body.md5, body.sha256

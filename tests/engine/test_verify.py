@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from demo.images import make_image
 from demo.origin import Origin
 from demo.s3 import S3Server
 from tasks.engine import ledger, verify
-from tasks.engine.errors import Fatal
+from tasks.engine.access import Access
+from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.progress import Progress
@@ -216,3 +218,47 @@ def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, b
     _, (bounds,) = verify.parts(state, 100)
     with pytest.raises(Fatal):
         asyncio.run(verify.read_back(store, verify.expected(state, bounds), 2, Progress()))
+
+
+class PartlyBroken:
+    """The destination, where some objects answer 500 for ever."""
+
+    def __init__(self, store: Store, broken: Callable[[str], bool]) -> None:
+        self.store, self.broken = store, broken
+
+    async def get(self, key: str, **how: Any) -> Any:
+        if self.broken(key):
+            raise ObjectError(ErrorClass.STORE_ERROR, "the destination answered 500", status_code=500)
+        return await self.store.get(key, **how)
+
+
+def test_an_object_that_cannot_be_read_is_counted(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object that answers 500 for ever: the others are read, nothing is said of it, and its row stays copied."""
+    monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    damage(s3, bucket)
+    flaky: Any = PartlyBroken(store, lambda key: key == "3.jpg")
+    _, (bounds,) = verify.parts(state, 100)
+    result = asyncio.run(verify.read_back(flaky, verify.expected(state, bounds), 2, Progress()))
+    assert (result.checked, result.missing, result.altered, result.unread) == (4, 1, 2, 1)
+    assert result.unread_first.startswith("3.jpg: ")
+    assert "3.jpg" not in {outcome.key for outcome in result.wrong}
+
+
+def test_a_destination_that_answers_nothing_ends_the_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every object answers 500: it ends after a bounded number, and declares nothing lost."""
+    monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
+    asked: list[str] = []
+
+    def broken(key: str) -> bool:
+        asked.append(key)
+        return True
+
+    dead: Any = PartlyBroken(open_store(f"file://{tmp_path}", Access(), tmp_path), broken)
+    with pytest.raises(Fatal, match="50 objects in a row"):
+        asyncio.run(verify.read_back(dead, [make_outcome(n, key=f"{n}") for n in range(5_000)], 2, Progress()))
+    assert len(set(asked)) < 50 + verify.AT_ONCE
