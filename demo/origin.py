@@ -56,6 +56,7 @@ class Trouble(StrEnum):
     GZIP = "gzip"  # Content-Encoding: gzip whatever was asked for
     WRONG_TYPE = "wrong_type"  # the image as text/plain
     ENDLESS = "endless"  # bytes until the client leaves
+    CHANGES = "changes"  # half of it with its whole length, and from then on another object stands there
 
 
 # of the body alone: a HEAD is answered as if all were well
@@ -66,6 +67,7 @@ _OF_BODIES = {
     Trouble.SLOW,
     Trouble.STALL,
     Trouble.ENDLESS,
+    Trouble.CHANGES,
 }
 _TIMES = {Trouble.FLAKY: 2, Trouble.RATE_LIMITED: 1}
 
@@ -84,7 +86,9 @@ class Fault:
     target: str | None = None
     """redirect: the Location; None: a path beside it that serves the body."""
     keep: float = 0.5
-    """truncated and stall: the share of the body that is sent."""
+    """truncated, stall and changes: the share of the body that is sent."""
+    then: bytes = b""
+    """changes: the other object."""
 
 
 @dataclass(slots=True)
@@ -128,6 +132,8 @@ class Origin:
         """Requests that `latency_s` holds up, now and at most; the latter may be set back."""
         self.port = free_ports(1)[0]
         self.base_url = f"http://127.0.0.1:{self.port}"
+        self.trouble: Fault | None = None
+        """What every request meets, whatever its path was added with; may be set at any time."""
         self._objects: dict[str, _Object] = {}
         self._connections: set[_Connection] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -326,7 +332,9 @@ class _Connection(asyncio.Protocol):
             self._keep_alive = False  # a body may follow, and nobody reads it
         elif found is None:
             self._send(404, {"Content-Type": "text/plain"}, b"no such object\n", method)
-        elif (fault := found.next_fault()) and not (method == "HEAD" and fault.kind in _OF_BODIES):
+        elif (fault := self._origin.trouble or found.next_fault()) and not (
+            method == "HEAD" and fault.kind in _OF_BODIES
+        ):
             self._misbehave(fault, found, target, method)
         elif found.etag in headers.get("if-none-match", ""):
             self._transport.write(_head(304, {"ETag": found.etag, "Last-Modified": LAST_MODIFIED}))
@@ -371,6 +379,10 @@ class _Connection(asyncio.Protocol):
             case Trouble.TRUNCATED_CLOSE:
                 self._transport.write(_head(200, {**typed, "Connection": "close"}) + kept)
                 self._transport.close()
+            case Trouble.CHANGES:
+                self._origin._objects[path] = _new_object(fault.then, found.content_type, None)
+                self._transport.write(_head(200, whole) + kept)
+                self._transport.close()
             case Trouble.EMPTY:
                 self._send(200, typed, b"", method)
             case Trouble.SLOW:
@@ -398,10 +410,11 @@ class _Connection(asyncio.Protocol):
         self._task = asyncio.get_running_loop().create_task(answer)
 
     async def _drip(self, body: bytes, seconds: float) -> None:
-        """The body in 20 pieces, evenly over ``seconds``."""
-        step = max(1, math.ceil(len(body) / 20))
+        """The body evenly over ``seconds``, in 20 pieces or one each second."""
+        pieces = max(20, math.ceil(seconds))
+        step = max(1, math.ceil(len(body) / pieces))
         for start in range(0, len(body), step):
-            await asyncio.sleep(seconds / 20)
+            await asyncio.sleep(seconds / pieces)
             self._transport.write(body[start : start + step])
         self._task, self._busy = None, False
         if not self._keep_alive:

@@ -52,7 +52,8 @@ class Report:
         )
         c = self.counts
         there = c["copied"] + c["unchanged"]
-        line = f"this run: {done or 'nothing to do'}; in all {there:,} of {c['planned']:,} are there"
+        nothing = "nothing settled" if c["pending"] else "nothing to do"
+        line = f"this run: {done or nothing}; in all {there:,} of {c['planned']:,} are there"
         if c["failed"]:
             line += f", {c['failed']:,} failed (budget {self.budget:,})"
         if c["pending"]:
