@@ -268,14 +268,17 @@ def test_a_connection_that_breaks_is_an_error_of_the_row(cut: str, tmp_path: Pat
 def test_an_answer_that_does_not_come_is_a_timeout(tmp_path: Path) -> None:
     """In the store's name."""
 
-    async def answer(request: web.Request) -> web.StreamResponse:
-        await asyncio.sleep(30)
-        return web.Response()
-
     async def go() -> None:
+        over = asyncio.Event()  # closing the server waits for its answers
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            await over.wait()
+            return web.Response()
+
         async with bucket_at(answer, tmp_path) as store:
             with pytest.raises(ObjectError, match="the destination did not answer in time"):
                 await store.put("k", small_body(b"x"), {})
+            over.set()
 
     asyncio.run(go())
 
