@@ -15,70 +15,12 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any, Protocol, TypedDict
 
+from tasks.engine.address_kinds import METADATA, Address, inside, special, unmapped, unscoped
 from tasks.engine.errors import AddressBlocked, UserError
+from tasks.engine.ports import OTHER_SERVICES
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-# Where clouds serve credentials to whoever asks from inside. No allowed name and no wide network opens these.
-METADATA: dict[Address, str] = {
-    ipaddress.ip_address(address): what
-    for address, what in (
-        ("169.254.169.254", "AWS, Google Cloud, Azure and others"),
-        ("169.254.170.2", "AWS ECS"),
-        ("169.254.170.23", "AWS EKS"),
-        ("fd00:ec2::254", "AWS"),
-        ("fd00:ec2::23", "AWS EKS"),
-        ("fd20:ce::254", "Google Cloud"),
-        ("168.63.129.16", "Azure"),
-        ("100.100.100.200", "Alibaba Cloud"),
-        ("192.0.0.192", "Oracle Cloud"),
-    )
-}
-_METADATA_LEAST_PREFIX = {4: 16, 6: 32}  # a network no wider than this names them explicitly
-
-# IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890): all that is not plain global unicast.
-_SPECIAL_4 = [
-    (ipaddress.IPv4Network(network), what)
-    for network, what in (
-        ("255.255.255.255/32", "the broadcast address"),
-        ("127.0.0.0/8", "a loopback address"),
-        ("10.0.0.0/8", "a private address"),
-        ("172.16.0.0/12", "a private address"),
-        ("192.168.0.0/16", "a private address"),
-        ("169.254.0.0/16", "a link-local address"),
-        ("100.64.0.0/10", "an address of carrier-grade NAT"),
-        ("0.0.0.0/8", "an unspecified address"),
-        ("224.0.0.0/4", "a multicast address"),
-        ("240.0.0.0/4", "a reserved address"),
-        ("192.0.0.0/24", "a reserved address"),
-        ("192.88.99.0/24", "a reserved address"),
-        ("198.18.0.0/15", "an address for benchmarks"),
-        ("192.0.2.0/24", "an address for documentation"),
-        ("198.51.100.0/24", "an address for documentation"),
-        ("203.0.113.0/24", "an address for documentation"),
-    )
-]
-_SPECIAL_6 = [
-    (ipaddress.IPv6Network(network), what)
-    for network, what in (
-        ("::/128", "the unspecified address"),
-        ("::1/128", "the loopback address"),
-        ("::/96", "an IPv4-compatible address"),
-        ("64:ff9b:1::/48", "an address of local NAT64"),
-        ("2002::/16", "an address of the 6to4 tunnel"),
-        ("2001::/32", "an address of the Teredo tunnel"),
-        ("2001::/23", "a reserved address"),
-        ("2001:db8::/32", "an address for documentation"),
-        ("3fff::/20", "an address for documentation"),
-        ("fc00::/7", "a private address"),
-        ("fe80::/10", "a link-local address"),
-        ("fec0::/10", "a site-local address"),
-        ("ff00::/8", "a multicast address"),
-    )
-]
-_GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
@@ -119,31 +61,31 @@ def _number(text: str) -> int:
 class AddressFilter:
     """What may be connected to: global unicast addresses, and what the job allows by name or network.
 
-    ``allow`` holds host names, addresses and networks (`source.allow_private_addresses`). A name opens
-    that host whatever it resolves to; a network opens its addresses under any name. Metadata addresses
-    open only to a network no wider than a /16 (IPv6: a /32). Raises UserError for other entries.
+    ``allow`` holds host names, addresses and networks (`source.allow_private_addresses`). A name opens that host
+    whatever it resolves to; a network opens its addresses under any name; a name or an address with a port opens that
+    port alone. Metadata addresses open only to an entry that is this very address. Raises UserError for other entries.
     """
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
         self._hosts: set[str] = set()
         self._networks: list[Network] = []
+        self._places: set[tuple[str | Address, int]] = set()
         for entry in allow:
-            parsed = _entry(entry)
-            if isinstance(parsed, str):
+            parsed, port = _entry(entry)
+            if port is not None:
+                self._places.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
+            elif isinstance(parsed, str):
                 self._hosts.add(parsed)
             else:
                 self._networks.append(parsed)
 
-    def allows_name(self, host: str) -> bool:
-        return _plain(host) in self._hosts
-
-    def verdict(self, host: str, ip: str | Address) -> str | None:
+    def verdict(self, host: str, ip: str | Address, port: int = 0) -> str | None:
         """None if ``ip``, which ``host`` is or resolves to, may be connected to; else a sentence why not.
 
-        | address | allowed by network | host allowed by name | verdict |
+        | address | allowed by network, or address with port | host allowed by name, with this port or any | verdict |
         |---|---|---|---|
-        | metadata | by one that names it | any | None |
-        | metadata | no, or only by a wide one | any | blocked |
+        | metadata | by exactly this address | any | None |
+        | metadata | no, or by a network around it | any | blocked |
         | special | yes | any | None |
         | special | no | yes | None |
         | special | no | no | blocked |
@@ -152,44 +94,71 @@ class AddressFilter:
         An IPv4-mapped address is the IPv4 address in it; one of NAT64 is judged by the address in it too.
         """
         try:
-            address = _unmapped(ipaddress.ip_address(ip))
+            address = unmapped(ipaddress.ip_address(ip))
         except ValueError:
             return f"{_shown(host)} resolves to something that is no address"
-        by = [
-            network
-            for network in self._networks
-            if network.version == address.version and _unscoped(address) in network
-        ]
-        for inner in (address, *_inside(address)):
-            cloud = METADATA.get(_unscoped(inner))
-            if cloud and not any(network.prefixlen >= _METADATA_LEAST_PREFIX[network.version] for network in by):
+        plain, name = unscoped(address), _plain(host)
+        by = [network for network in self._networks if network.version == address.version and plain in network]
+        with_port = (plain, port) in self._places
+        exactly = with_port or any(network.prefixlen == network.max_prefixlen for network in by)
+        for inner in (address, *inside(address)):
+            cloud = METADATA.get(unscoped(inner))
+            if cloud and not exactly:
                 return (
                     f"{_at(host, address)} is a metadata address ({cloud}), which hands out credentials; "
                     "it is not fetched from"
                 )
-        what = _special(address)
-        if what is None or by or self.allows_name(host):
+        what = special(address)
+        if what is None or by or with_port or name in self._hosts or (name, port) in self._places:
             return None
         return (
             f"{_at(host, address)} is {what}; addresses that are not public are fetched from only if "
             "`source.allow_private_addresses` names the host or its network"
         )
 
+    def port_verdict(self, host: str, port: int) -> str | None:
+        """None if HTTP may be spoken to this port; else a sentence why not. ``host``: a name, or a literal address.
 
-def _entry(text: str) -> str | Network:
-    """One entry of the allow list. Raises UserError with what to write instead."""
+        | port | an entry `host:port` | verdict |
+        |---|---|---|
+        | of another service | no | blocked, also where the host is allowed without its port |
+        | of another service | yes | None |
+        | any other | any | None |
+        """
+        if port not in OTHER_SERVICES:
+            return None
+        name = _plain(host).strip("[]")
+        try:
+            place: str | Address = unmapped(unscoped(ipaddress.ip_address(name)))
+        except ValueError:
+            place = name
+        if (place, port) in self._places:
+            return None
+        return (
+            f"port {port} is not for HTTP ({OTHER_SERVICES[port]}); where it is all the same, "
+            f"`source.allow_private_addresses` may name `{_shown(host)}:{port}`"
+        )
+
+
+_WITH_PORT = re.compile(r"(\[[^\[\]]+\]|[^:/\[\]]+):([0-9]{1,5})")
+
+
+def _entry(text: str) -> tuple[str | Network, int | None]:
+    """One entry of the allow list: a host or a network, and the port. Raises UserError with what to write instead."""
     where = f"source.allow_private_addresses: `{text}`"
-    bare = text.strip()
+    bare, port = text.strip(), None
+    if (found := _WITH_PORT.fullmatch(bare)) and 0 < int(found[2]) < 65536:
+        bare, port = found[1], int(found[2])
     try:
         if "/" in bare and "://" not in bare:
             try:
-                return ipaddress.ip_network(bare)
+                return ipaddress.ip_network(bare), None
             except ValueError:
                 loose = ipaddress.ip_network(bare, strict=False)  # raises too where it is no network
                 raise UserError(f"{where} has bits set beyond its prefix; write `{loose}`") from None
         literal = parse_literal(bare)
         if literal is not None:
-            return ipaddress.ip_network(_unmapped(_unscoped(literal)))
+            return ipaddress.ip_network(unmapped(unscoped(literal))), port
     except ValueError:
         pass
     else:
@@ -200,55 +169,15 @@ def _entry(text: str) -> str | Network:
             except UnicodeError:
                 name = ""
         if HOST_NAME.fullmatch(name):
-            return name
+            return name, port
     raise UserError(
-        f"{where} is neither a host (`img.internal`, without scheme, port or path) nor a network (`10.1.0.0/16`)"
+        f"{where} is neither a host (`img.internal`, `img.internal:8080`, without scheme or path) nor a network "
+        "(`10.1.0.0/16`)"
     )
 
 
 def _plain(host: str) -> str:
     return host.lower().removesuffix(".")
-
-
-def _unscoped(address: Address) -> Address:
-    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        return ipaddress.IPv6Address(int(address))
-    return address
-
-
-def _unmapped(address: Address) -> Address:
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def _inside(address: Address) -> list[Address]:
-    """IPv4 addresses that an IPv6 address carries through a tunnel or a translator."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    found: list[Address] = []
-    if address in _NAT64 or int(address) >> 32 == 0:
-        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    if address.sixtofour is not None:
-        found.append(address.sixtofour)
-    if address.teredo is not None:
-        found.extend(address.teredo)
-    return found
-
-
-def _special(address: Address) -> str | None:
-    """What kind of address this is, if it is not plain global unicast."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return next((what for network, what in _SPECIAL_4 if address in network), None)
-    if address.scope_id is not None:
-        return "an address with a zone"
-    if address in _NAT64:
-        inner = _special(_inside(address)[0])
-        return None if inner is None else f"NAT64 for {inner}"
-    for network, what in _SPECIAL_6:
-        if address in network:
-            return what
-    return None if address in _GLOBAL_6 else "a reserved address"
 
 
 def _shown(host: str) -> str:
@@ -301,7 +230,7 @@ class FilteringResolver:
         self._filter = address_filter
         self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
-        self._opened_by_name: set[str] = set()
+        self._opened_by_name: set[tuple[str, int]] = set()
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
@@ -310,13 +239,13 @@ class FilteringResolver:
         kept: list[Resolved] = []
         why: str | None = None
         for result in results:
-            blocked = self._filter.verdict(host, result["host"])
+            blocked = self._filter.verdict(host, result["host"], port)
             if blocked is not None:
                 why = why or blocked
                 continue
             kept.append(result)
-            if self._filter.verdict("", result["host"]) is not None:
-                self._opened_by_name.add(result["host"])
+            if self._filter.verdict("", result["host"], port) is not None:
+                self._opened_by_name.add((result["host"], port))
         if why is not None and not kept:
             raise AddressBlocked(why)
         return kept
@@ -324,7 +253,7 @@ class FilteringResolver:
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         """A socket for exactly this address. Raises AddressBlocked, before one is made."""
         family, kind, protocol, _, sockaddr = addr_info
-        why = self._filter.verdict("", sockaddr[0])
-        if why is not None and sockaddr[0] not in self._opened_by_name:
+        why = self._filter.verdict("", *sockaddr[:2])
+        if why is not None and sockaddr[:2] not in self._opened_by_name:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)

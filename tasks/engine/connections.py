@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import aiohappyeyeballs
 
 from tasks.engine.address import Resolved
-from tasks.engine.errors import AddressBlocked
+from tasks.engine.drip import MESSAGE, Drip
+from tasks.engine.errors import AddressBlocked, Dripping
 from tasks.engine.wire import Answer, Line, Upload
 
 DNS_KEPT_S = 60.0
@@ -42,8 +43,8 @@ class Connections:
     """Pools of connections by site. Lives in one loop; closed at the end.
 
     ``limit`` connections at most, over all sites. ``connect_s`` bounds the opening of one, ``read_s`` the silence
-    while an answer is waited for; the deadline of an answer comes with its request. They are looked after by one
-    timer for all, so silence may last an eighth longer.
+    while an answer is waited for; the deadline of an answer comes with its request, and drip.py says how slowly a body
+    may come. They are looked after by one timer for all, so silence may last an eighth longer.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class Connections:
                     if scheme == "https":
                         secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".")}
                     _, line = await self._loop.create_connection(
-                        lambda: Line(self._loop, self._on_free), sock=sock, **secure
+                        lambda: Line(self._loop, self._on_free, Drip(self._read_s)), sock=sock, **secure
                     )
                 except BaseException:
                     sock.close()
@@ -224,6 +225,8 @@ class Connections:
         for line in list(self._busy):
             if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= self._read_s):
                 line.fail(TimeoutError())
+            elif line.drips(now):
+                line.fail(Dripping(MESSAGE))
         for lines in list(self._idle.values()):
             for line in [line for line in lines if now - line.idle_since >= IDLE_S]:
                 line.close()

@@ -54,6 +54,10 @@ class Disconnected(FerryError, ConnectionError):
     """A connection ended before any answer came."""
 
 
+class Dripping(FerryError, TimeoutError):
+    """A body comes too slowly; the text says what that means."""
+
+
 class BodyCut(FerryError):
     """A connection ended in the middle of an answer's body."""
 
@@ -159,6 +163,8 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
         return exc
     if isinstance(exc, AddressBlocked):
         return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(exc))
+    if isinstance(exc, Dripping):
+        return ObjectError(ErrorClass.TIMEOUT, str(exc))
     if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")
     if isinstance(exc, ssl.SSLError):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from tasks.engine.body import SPOOL_OVER_BYTES, Batches, Body, BodyWriter, weight, whole_body
 from tasks.engine.budget import Budget
-from tasks.engine.codings import decoded, decoders, truncated
-from tasks.engine.errors import ObjectError, disk_error
-from tasks.engine.objects import ErrorClass
+from tasks.engine.codings import decoded, decoders, too_large, truncated
+from tasks.engine.errors import disk_error
 from tasks.engine.wire import Answer
 
 Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
@@ -93,23 +92,21 @@ async def pour(response: Answer, batches: Batches, max_bytes: int, charge: Charg
     """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
     length = response.length
     if length is not None and length > max_bytes:
-        raise _too_large(max_bytes)
-    codings = decoders(response.headers.getall("Content-Encoding", [])) if undo else []
-    came = written = 0
+        raise too_large(max_bytes)
+    codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if undo else []
+    came = 0
     while piece := await response.piece():
         came += len(piece)
         if came > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large(max_bytes)
         if delay_s := charge(len(piece)):
             await asyncio.sleep(delay_s)
         if not codings:
             await batches.add(piece)
             continue
         for plain in decoded(codings, piece):
-            written += len(plain)
-            if written > max_bytes:
-                raise _too_large(max_bytes)
-            await batches.add(plain)
+            if plain:
+                await batches.add(plain)
             await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
     if length is not None and came != length:
         raise truncated()
@@ -117,7 +114,3 @@ async def pour(response: Answer, batches: Batches, max_bytes: int, charge: Charg
         for decoder in codings:
             decoder.finish()
     await batches.flush()
-
-
-def _too_large(max_bytes: int) -> ObjectError:
-    return ObjectError(ErrorClass.TOO_LARGE, f"the object is larger than `max_bytes` ({max_bytes:,} bytes)")

@@ -115,7 +115,7 @@ class Source(_Model):
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """Who asks. Say how to reach you: an origin's operator will look here first."""
     allow_private_addresses: list[str] = []
-    """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`."""
+    """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`; with a port, `img.internal:8080`, that port alone."""
     endpoint_url: Annotated[str | None, AfterValidator(partial(endpoint, key="source.endpoint_url"))] = None
     """For buckets that are not at AWS: the S3 endpoint."""
     region: str | None = None

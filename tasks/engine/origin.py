@@ -35,7 +35,7 @@ from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.targets import Target, Targets
-from tasks.engine.wire import Answer
+from tasks.engine.wire import Answer, media_type, said
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -148,9 +148,9 @@ class Origin:
         return Fetched(
             body,
             response.status,
-            headers.get("Content-Type"),
-            headers.get("ETag"),
-            headers.get("Last-Modified"),
+            media_type(headers.get("Content-Type")),
+            said(headers.get("ETag")),
+            said(headers.get("Last-Modified")),
             trip.requests,
         )
 
@@ -170,7 +170,7 @@ class Origin:
                 raise
         except Exception as exc:
             raise _mapped(exc, trip) from None
-        return response.headers.get("Content-Type", "")
+        return media_type(response.headers.get("Content-Type")) or ""
 
     async def close(self) -> None:
         await self._connections.close()

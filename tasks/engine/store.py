@@ -40,6 +40,7 @@ from tasks.engine.budget import Budget
 from tasks.engine.errors import ObjectError, UserError, from_store, from_store_http
 from tasks.engine.incoming import Charge, Reader, for_nothing
 from tasks.engine.objects import ErrorClass
+from tasks.engine.wire import said
 
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
 _MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
@@ -239,7 +240,7 @@ class Store:
             if isinstance(exc, Exception):
                 raise from_store_http(exc, side) from None
             raise
-        found = Found(key, body.size, response.headers.get("ETag"), last_modified(response.headers))
+        found = Found(key, body.size, said(response.headers.get("ETag")), last_modified(response.headers))
         return body, found, attributes_of(response.headers)
 
     async def _spooled(self, result: Any, charge: Charge | None) -> Body:

@@ -37,10 +37,10 @@ class Targets:
 
     def __init__(self, address_filter: AddressFilter) -> None:
         self._filter = address_filter
-        self._hosts: dict[str, tuple[str, str | None]] = {}
+        self._hosts: dict[tuple[str, int], tuple[str, str | None]] = {}
 
     def read(self, text: str) -> Target:
-        """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal.
+        """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal or a port.
 
         What is plain ASCII is sent as it stands, escapes and all. Spaces and what is not ASCII are
         escaped as UTF-8, a host that is not ASCII becomes IDNA, a literal address its usual spelling;
@@ -51,16 +51,16 @@ class Targets:
             raise _bad_url("it is not an http:// or https:// address")
         scheme, user, host, port_text, rest = match.groups()
         scheme = scheme.lower()
-        known = self._hosts.get(host)
-        if known is None:
-            known = self._judge(host)
-        host, blocked = known
-        if blocked is not None:
-            raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
         default = 443 if scheme == "https" else 80
         port = int(port_text) if port_text else default
         if not 0 < port < 65536:
             raise _bad_url("its port is out of range")
+        known = self._hosts.get((host, port))
+        if known is None:
+            known = self._judge(host, port)
+        host, blocked = known
+        if blocked is not None:
+            raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
         rest = (rest or "/").partition("#")[0]
         if rest[:1] != "/":
             rest = "/" + rest
@@ -81,8 +81,8 @@ class Targets:
         except ObjectError as exc:
             raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
 
-    def _judge(self, text: str) -> tuple[str, str | None]:
-        """A URL's host as it is asked for, and why not, if it is a blocked literal. Remembered."""
+    def _judge(self, text: str, port: int) -> tuple[str, str | None]:
+        """A URL's host as it is asked for, and why not, if it is a blocked literal or port. Remembered."""
         host = text.lower()
         if not host.isascii():
             try:
@@ -95,13 +95,14 @@ class Targets:
             raise _bad_url(f"its host is not a host name ({exc})") from None
         blocked = None
         if literal is not None:
-            blocked = self._filter.verdict(host, literal)
+            blocked = self._filter.verdict(host, literal, port)
             host = f"[{literal}]" if literal.version == 6 else str(literal)
         elif not HOST_NAME.fullmatch(host.removesuffix(".")):
             raise _bad_url("its host is not a host name")
+        blocked = blocked or self._filter.port_verdict(host, port)
         if len(self._hosts) >= _HOSTS_KEPT:
             self._hosts.clear()
-        self._hosts[text] = (host, blocked)
+        self._hosts[text, port] = (host, blocked)
         return host, blocked
 
 

@@ -21,6 +21,7 @@ from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
 from tasks.engine.place import Place, tell
 from tasks.engine.store import Found, Store, md5_of_etag
+from tasks.engine.wire import media_type
 
 
 @dataclass(slots=True)
@@ -312,7 +313,9 @@ class Mover:
                     row.source[len(root) :], max_bytes=self._rules.max_bytes, charge=place.charge
                 )
                 modified = found.last_modified.isoformat() if found.last_modified else None
-                return Fetch(body, attributes.pop("Content-Type", None), found.etag, modified, 1, attributes)
+                return Fetch(
+                    body, media_type(attributes.pop("Content-Type", None)), found.etag, modified, 1, attributes
+                )
         raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
 
     def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 from multidict import CIMultiDict
 
+from tasks.engine.drip import Drip
 from tasks.engine.errors import BodyCut, Disconnected, NotHttp
 
 if TYPE_CHECKING:
@@ -20,8 +21,13 @@ if TYPE_CHECKING:
 
 HEADER_BYTES = 16 * 1024  # one field's value, or its name
 HEADERS_BYTES = 64 * 1024  # all of them
+SAID_CHARS = 1024  # of a validator or a media type that is kept
 FIELDS = 500  # how many there may be
+INTERIM = 20  # answers before the answer (1xx)
+_NO_BODY_BYTES = 2 * HEADERS_BYTES  # of all that is not the body: unfinished lines, and what is not kept, count too
+_CHUNK_BYTES = 32  # of that for each chunk of a chunked body: its length, its line ends
 _HIGH_BYTES = 512 * 1024  # of a body that nobody has taken yet: the connection is read no further
+_PART_BYTES = 64  # what a piece of it takes beside its bytes
 _NO_BODY = frozenset({204, 304})
 
 
@@ -70,9 +76,10 @@ class Answer:
 class Line(asyncio.Protocol):
     """One connection; one request at a time. ``on_free`` is called when it may be used again, or has gone."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_free: Callable[[Line], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_free: Callable[[Line], None], drip: Drip) -> None:
         self._loop = loop
         self._on_free = on_free
+        self._drip = drip
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
@@ -81,6 +88,10 @@ class Line(asyncio.Protocol):
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._headers_bytes = 0
         self._fields = 0
+        self._interim = 0
+        self._came_bytes = 0  # since the request
+        self._body_bytes = 0
+        self._chunks = 0
         self._status = 0
         self._headed = False  # the answer's header is complete
         self._ended = True  # the answer is complete; true between requests
@@ -106,7 +117,9 @@ class Line(asyncio.Protocol):
         if self.gone:
             raise Disconnected("the connection had ended")
         self._headers = CIMultiDict()
-        self._headers_bytes = self._fields = 0
+        self._headers_bytes = self._fields = self._interim = 0
+        self._came_bytes = self._body_bytes = self._chunks = 0
+        self._drip.begin()
         self._headed = self._ended = self._until_eof = self._cut = self.free = False
         self._heads_only = heads_only
         self.last_byte_at = self._loop.time()
@@ -175,6 +188,8 @@ class Line(asyncio.Protocol):
             error = self._error or self._at_end()
             self.close()
             raise error
+        if self._headed:
+            self._drip.wait(self._loop.time())
         self._waiter = self._loop.create_future()
         try:
             await self._waiter
@@ -219,6 +234,10 @@ class Line(asyncio.Protocol):
         """Somebody waits for bytes of it."""
         return self._waiter is not None
 
+    def drips(self, now: float) -> bool:
+        """Its body comes too slowly."""
+        return self._headed and not self._ended and self._drip.drips(now)
+
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -243,8 +262,16 @@ class Line(asyncio.Protocol):
             if self.free:
                 self.close()
             return
+        if self._error is not None:  # whoever waits for the answer hears of it, and ends the connection
+            return
+        self._came_bytes += len(data)
         try:
             self._parser.feed_data(data)
+            beside = self._came_bytes - self._body_bytes
+            if beside > _NO_BODY_BYTES + self._chunks * _CHUNK_BYTES and not self._ended:
+                raise NotHttp("the answer's header is too long")
+        except NotHttp as exc:
+            self.fail(exc)
         except httptools.HttpParserCallbackError as exc:
             inner = exc.__context__ or exc.__cause__
             self.fail(inner if isinstance(inner, NotHttp) else NotHttp("the answer is not HTTP"))
@@ -287,6 +314,9 @@ class Line(asyncio.Protocol):
             return
         status = self._parser.get_status_code()
         if 100 <= status < 200:
+            self._interim += 1
+            if self._interim > INTERIM:
+                raise NotHttp("there are too many answers before the answer")
             self._headers = CIMultiDict()
             return
         self._status = status
@@ -299,11 +329,17 @@ class Line(asyncio.Protocol):
             self._ended = True
         self._wake()
 
+    def on_chunk_header(self) -> None:
+        self._chunks += 1
+
     def on_body(self, body: bytes) -> None:
         if self._surplus:
             return
+        size = len(body)
+        self._body_bytes += size
+        self._drip.came(self.last_byte_at, size)
         self._parts.append(body)
-        self._waiting_bytes += len(body)
+        self._waiting_bytes += size + _PART_BYTES
         if self._waiting_bytes > _HIGH_BYTES and not self._paused:
             self._paused = True
             with contextlib.suppress(RuntimeError):
@@ -314,3 +350,22 @@ class Line(asyncio.Protocol):
         if self._headed:
             self._ended = True
             self._wake()
+
+
+def said(value: str | None) -> str | None:
+    """A header's value that is kept, in a ledger of 100 million rows too: a short one line of text, else none.
+
+    Bytes that are not UTF-8 are surrogates here, which no file holds. HTTP's own reading of them is Latin-1 (RFC 9110
+    section 5.5).
+    """
+    if value is None or len(value) > SAID_CHARS:
+        return None
+    if not value.isprintable():
+        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return value if value.isprintable() else None
+
+
+def media_type(value: str | None) -> str | None:
+    """A Content-Type that may be passed on to a store: ASCII (RFC 9110 section 8.3.1)."""
+    text = said(value)
+    return text if text is not None and text.isascii() else None

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine import address
-from tasks.engine.address import METADATA, AddressFilter, FilteringResolver, Resolved, SystemResolver, parse_literal
+from tasks.engine.address import AddressFilter, FilteringResolver, Resolved, SystemResolver, parse_literal
+from tasks.engine.address_kinds import METADATA
 from tasks.engine.errors import AddressBlocked, UserError
 
 BLOCKED = [
@@ -43,6 +44,8 @@ BLOCKED = [
     "240.0.0.1",
     "255.255.255.255",
     "168.63.129.16",
+    "169.254.0.23",
+    "169.254.42.42",
     "100.100.100.200",
     "::",
     "::1",
@@ -65,6 +68,8 @@ BLOCKED = [
     "fd00:ec2::254",
     "fd00:ec2::23",
     "fd20:ce::254",
+    "fd00:42::42",
+    "fe80::a9fe:a9fe",
     "fe80::1",
     "fe80::1%eth0",
     "fec0::1",
@@ -148,10 +153,29 @@ def test_mapped_is_judged_as_ipv4(ip: ipaddress.IPv4Address) -> None:
         (["::1"], "x", "127.0.0.1", False),
         (["fd00::/8"], "x", "fd12::1", True),
         (["fd00::/8"], "x", "fd00:ec2::254", False),
-        (["fd00:ec2::/32"], "x", "fd00:ec2::254", True),
+        (["fd00:ec2::/32"], "x", "fd00:ec2::254", False),
+        (["fd00:ec2::/127"], "x", "fd00:ec2::254", False),
+        (["fd00:ec2::254"], "x", "fd00:ec2::254", True),
+        (["fd00:ec2::254/128"], "x", "fd00:ec2::254", True),
+        (["::/0"], "x", "fe80::a9fe:a9fe", False),
+        (["100.64.0.0/10"], "x", "100.100.100.200", False),
+        (["100.100.100.200"], "x", "100.100.100.200", True),
         (["0.0.0.0/0"], "x", "10.0.0.1", True),
         (["0.0.0.0/0"], "x", "169.254.169.254", False),
-        (["169.254.0.0/16"], "x", "169.254.169.254", True),
+        (["169.254.0.0/16"], "x", "169.254.169.254", False),
+        (["169.254.0.0/16"], "x", "169.254.1.1", True),
+        (["169.254.169.254/31"], "x", "169.254.169.254", False),
+        (["169.254.169.254"], "x", "64:ff9b::169.254.169.254", False),
+        (["169.254.169.254"], "x", "::ffff:169.254.169.254", True),
+        (["64:ff9b::/96"], "x", "64:ff9b::10.0.0.1", True),
+        (["64:ff9b::/96"], "x", "64:ff9b::169.254.169.254", False),
+        (["64:ff9b:1::/48"], "x", "64:ff9b:1::10.0.0.1", True),
+        (["64:ff9b:1::/48"], "x", "64:ff9b:1::169.254.169.254", False),
+        (["64:ff9b:1::/48"], "x", "64:ff9b:1:a9fe:a9:fe00::", False),
+        (["64:ff9b:1::/48"], "x", "64:ff9b:1:a9:fe:a9fe::", False),
+        (["64:ff9b:1::/48"], "x", "64:ff9b:1:0:a9:fea9:fe00:0", False),
+        (["2002::/16"], "x", "2002:a9fe:a9fe::1", False),
+        (["2001::/32"], "x", "2001:0:1:2:3:4:5601:5601", False),
         (["169.254.169.254"], "x", "169.254.169.254", True),
         (["fe80::/10"], "x", "fe80::1%eth0", True),
         (["bücher.internal"], "xn--bcher-kva.internal", "10.0.0.1", True),
@@ -163,13 +187,53 @@ def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool)
 
 
 @pytest.mark.parametrize(
+    ("allow", "host", "ip", "opened"),
+    [
+        ("img.internal:8080", "img.internal", "10.0.0.5", {8080}),
+        ("IMG.internal.:8080", "img.internal", "10.0.0.5", {8080}),
+        ("img.internal:8080", "other.internal", "10.0.0.5", set()),
+        ("img.internal:8080", "img.internal", "169.254.169.254", set()),
+        ("10.0.0.5:8080", "any.example", "10.0.0.5", {8080}),
+        ("10.0.0.5:8080", "any.example", "::ffff:10.0.0.5", {8080}),
+        ("10.0.0.5:8080", "any.example", "10.0.0.6", set()),
+        ("[fd00::5]:8080", "any.example", "fd00::5", {8080}),
+        ("169.254.169.254:80", "any.example", "169.254.169.254", {80}),
+    ],
+)
+def test_an_entry_with_a_port_opens_that_port_alone(allow: str, host: str, ip: str, opened: set[int]) -> None:
+    """`img.internal:8080` is one service, and not whatever else runs on that machine."""
+    address_filter = AddressFilter([allow])
+    assert {port for port in (0, 80, 443, 8080) if address_filter.verdict(host, ip, port) is None} == opened
+
+
+def test_ports_of_other_services() -> None:
+    """They are refused everywhere, also where the host is allowed, but for the very port that the job names."""
+    address_filter = AddressFilter(["img.internal", "10.0.0.0/8", "scan.internal:6566", "10.0.0.9:515", "[fd00::9]:22"])
+    for port in (22, 25, 110, 143, 515, 587, 993, 2049, 6000, 6566, 6667, 10080):
+        for host in ("img.example", "img.internal", "10.0.0.1", "[fd00::1]"):
+            why = address_filter.port_verdict(host, port)
+            assert why is not None
+            assert f"{host}:{port}" in why
+    for host, port in (("scan.internal", 6566), ("SCAN.internal.", 6566), ("10.0.0.9", 515), ("[fd00::9]", 22)):
+        assert address_filter.port_verdict(host, port) is None
+    for port in (80, 443, 8000, 8080, 8443, 9000, 32768, 65535):
+        assert address_filter.port_verdict("img.example", port) is None
+
+
+@pytest.mark.parametrize(
     "entry",
     [
         "",
         " ",
         "http://img.internal",
         "http://img.internal/x",
-        "img.internal:8080",
+        "img.internal:0",
+        "img.internal:70000",
+        "img.internal:8080/x",
+        "http://img.internal:8080",
+        "10.1.0.0/16:8080",
+        "img.internal:8080:1",
+        "::1:x",
         "*",
         "*.internal",
         "10.0.0.0/33",
@@ -219,6 +283,9 @@ def test_bits_beyond_the_prefix_name_the_remedy() -> None:
         ("1.2.3", "1.2.0.3"),
         ("①②⑦.⓪.⓪.①", "127.0.0.1"),
         ("127。0。0。1", "127.0.0.1"),
+        ("127．0.0.1", "127.0.0.1"),
+        ("0x7F.0X0.0.0x1", "127.0.0.1"),
+        ("00000000177.0.0.1", "127.0.0.1"),
         ("[::1]", "::1"),
         ("::1", "::1"),
         ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1"),
@@ -251,6 +318,8 @@ def test_names_are_no_literals(host: str) -> None:
         "[127.0.0.1]",
         "[::1",
         "::g",
+        "127.0.0.1x.1",
+        "0x7f.0.0.0x1g.1",
         "9" * 5000,
         "0x" + "f" * 50,
     ],
@@ -299,9 +368,9 @@ def resolver(names: dict[str, list[str]], allow: list[str]) -> FilteringResolver
     return FilteringResolver(AddressFilter(allow), FixedResolver(names))
 
 
-def info(ip: str) -> tuple[object, ...]:
+def info(ip: str, port: int = 80) -> tuple[object, ...]:
     v6 = ":" in ip
-    address = (ip, 80, 0, 0) if v6 else (ip, 80)
+    address = (ip, port, 0, 0) if v6 else (ip, port)
     return (socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)
 
 
@@ -374,6 +443,23 @@ def test_sockets_for_what_was_let_through(no_socket: list[object]) -> None:
         with pytest.raises(AddressBlocked):
             guarded.open_socket(info(ip))
     assert len(no_socket) == 4
+
+
+def test_a_socket_for_one_port_is_none_for_another(no_socket: list[object]) -> None:
+    """Where an entry names a port, neither the name nor the address is connected to at another."""
+
+    async def scenario() -> None:
+        guarded = resolver({"img.internal": ["10.0.0.5"]}, ["img.internal:8080", "10.0.0.7:9000"])
+        await guarded.resolve("img.internal", 8080)
+        with pytest.raises(AddressBlocked):
+            await guarded.resolve("img.internal", 8081)
+        for ip, port in (("10.0.0.5", 8080), ("10.0.0.7", 9000)):
+            assert str(guarded.open_socket(info(ip, port))) == "a socket"
+            with pytest.raises(AddressBlocked):
+                guarded.open_socket(info(ip, port + 1))
+
+    asyncio.run(scenario())
+    assert len(no_socket) == 2
 
 
 def test_the_system_s_resolver() -> None:

@@ -23,9 +23,11 @@ import pytest
 import uvloop
 
 from tasks.engine import body as body_module
+from tasks.engine import connections as connections_module
+from tasks.engine import drip
 from tasks.engine import incoming as incoming_module
 from tasks.engine.address import AddressFilter, Resolved
-from tasks.engine.codings import decoders
+from tasks.engine.codings import decoded, decoders
 from tasks.engine.errors import (
     AddressBlocked,
     BodyCut,
@@ -252,6 +254,27 @@ def test_every_way_to_send_a_body(raw: bytes, spool: Path) -> None:
     assert content(got(always(raw), spool)) == DATA
 
 
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'"plain"', '"plain"'),
+        ('"ä"'.encode(), '"ä"'),
+        ('"ä"'.encode("latin-1"), '"ä"'),
+        (b"\xff\xfe", "\u00ff\u00fe"),
+        (b"\x9b2J", None),
+        (b"a\tb", None),
+        (b"x" * 1024, "x" * 1024),
+        (b"x" * 1025, None),
+    ],
+)
+def test_what_an_origin_says_is_text_that_can_be_kept(raw: bytes, said: str | None, spool: Path) -> None:
+    """Validators go to the ledger: no surrogates, which end a run there, no control characters, not 16 KiB a row."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nETag: %b\r\nLast-Modified: %b\r\nContent-Type: %b\r\n\r\nx"
+    fetched = got(always(head % (raw, raw, raw)), spool)
+    assert fetched.etag == fetched.last_modified == said
+    assert fetched.content_type == (said if said and said.isascii() else None)
+
+
 def test_an_empty_object(spool: Path) -> None:
     """Nothing is an object too; what it may be is for the checks to say."""
     assert content(got(always(reply(b"")), spool)) == b""
@@ -312,7 +335,7 @@ def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, pi
 def test_decoders_do_not_care_where_pieces_end(cut: int | None) -> None:
     """The same output for each cut of the input."""
     encoded = gzip.compress(b"one", mtime=0) + b"\0\0" + gzip.compress(b"two", mtime=0) + gzip.compress(b"", mtime=0)
-    (decoder,) = decoders(["gzip"])
+    (decoder,) = decoders(["gzip"], 1000)
     pieces = [encoded] if cut is None else [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
     assert b"".join(plain for piece in pieces for plain in decoder.feed(piece)) == b"onetwo"
     decoder.finish()
@@ -366,6 +389,52 @@ def test_a_decompression_bomb_is_too_large(layers: int, spool: Path, monkeypatch
     error = refused(always(raw), spool)
     assert error.error_class is ErrorClass.TOO_LARGE
     assert sum(written) <= 1_000_000
+
+
+EMPTY_MEMBER = gzip.compress(b"", mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("inside", "encoding", "expected"),
+    [
+        (gzip.compress(b"x", mtime=0) + bytes(50_000_000), "gzip, gzip", ErrorClass.TOO_LARGE),
+        (zlib.compress(gzip.compress(b"x", mtime=0) + bytes(50_000_000)), "gzip, deflate, gzip", ErrorClass.TOO_LARGE),
+        (EMPTY_MEMBER * 60_000, "gzip, gzip", ErrorClass.TOO_LARGE),
+        (EMPTY_MEMBER * 40_000, "gzip, gzip", None),
+    ],
+)
+def test_a_bomb_whose_last_layer_gives_nothing(
+    inside: bytes, encoding: str, expected: ErrorClass | None, spool: Path
+) -> None:
+    """Each layer is bounded: what unpacks to padding, or to members without a byte, is work all the same."""
+    raw = reply(gzip.compress(inside, mtime=0), "200 OK", f"Content-Encoding: {encoding}")
+    if expected is None:
+        assert content(got(always(raw), spool)) == b""
+    else:
+        assert refused(always(raw), spool).error_class is expected
+
+
+def test_members_without_end(spool: Path) -> None:
+    """More members than any file has are refused, however many bytes may come."""
+    raw = reply(EMPTY_MEMBER * 110_000, "200 OK", "Content-Encoding: gzip")
+    error = refused(always(raw), spool, max_bytes=10_000_000)
+    assert error.error_class is ErrorClass.BAD_ENCODING
+    assert "members" in error.message
+
+
+@pytest.mark.parametrize(
+    ("inside", "steps"),
+    [
+        (gzip.compress(b"x", mtime=0) + bytes(20_000_000), 20_000_000 // 262_144),
+        (EMPTY_MEMBER * 50_000, 50_000 // 1000),
+    ],
+)
+def test_undoing_an_encoding_lets_others_have_their_turn(inside: bytes, steps: int) -> None:
+    """Whoever undoes a little that is much work gives way after each 256 KiB or 1,000 members."""
+    undo = decoders(["gzip, gzip"], 2**40)
+    turns = list(decoded(undo, gzip.compress(inside, mtime=0)))
+    assert len(turns) >= steps
+    assert max(map(len, turns)) <= 262_144
 
 
 # --- bodies that go wrong ---
@@ -449,6 +518,9 @@ def test_a_reset_does_not_end_a_body_without_a_length(spool: Path) -> None:
         b"HTTP/1.1 two hundred\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X%d: " % n + b"x" * 8_000 + b"\r\n" for n in range(9)) + b"\r\n",
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 21 + reply(b""),
+        b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n" * 100_000,
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\nhello",
@@ -457,6 +529,42 @@ def test_a_reset_does_not_end_a_body_without_a_length(spool: Path) -> None:
 def test_answers_that_are_not_http(raw: bytes, spool: Path) -> None:
     """Nonsense, endless headers and contradictory lengths are the connection's failure, and bounded."""
     assert refused(always(raw), spool).error_class is ErrorClass.CONNECTION
+
+
+ENDLESS: dict[str, tuple[bytes, bytes]] = {
+    "status line": (b"HTTP/1.1 200 ", b"x" * 1000),
+    "header name": (b"HTTP/1.1 200 OK\r\n", b"x" * 1000),
+    "header line": (b"HTTP/1.1 200 OK\r\nX: ", b"x" * 1000),
+    "header lines": (b"HTTP/1.1 200 OK\r\n", b"X: " + b"x" * 1000 + b"\r\n"),
+    "header lines without a value": (b"HTTP/1.1 200 OK\r\n", b"X:\r\n" * 200),
+    "empty lines": (b"", b"\r\n" * 500),
+    "answers before the answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "chunk's extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=", b"x" * 1000),
+    "chunk's length": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 1000),
+    "trailer": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ", b"x" * 1000),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"X: " + b"x" * 99 + b"\r\n"),
+    "hints": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: " + b"x" * 4000 + b"\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_does_not_end_and_is_no_body(what: str, spool: Path) -> None:
+    """All of an answer that is not its body is bounded in bytes, also where the parser would wait for a line's end."""
+    start, more = ENDLESS[what]
+    sent = 0
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(start)
+        while sent < 50_000_000:
+            writer.write(more)
+            sent += len(more)
+            await writer.drain()
+
+    error = refused(answer, spool, timeouts=Timeouts(connect_s=2, read_s=20, total_s=30))
+    assert error.error_class is ErrorClass.CONNECTION
+    assert "header is too long" in error.message
+    assert sent < 20_000_000  # of which the sockets hold a part
 
 
 def test_broken_chunks(spool: Path) -> None:
@@ -493,6 +601,24 @@ def test_a_drip_is_bounded_by_the_total(endless_header: bool, spool: Path) -> No
 
     error = refused(answer, spool, timeouts=Timeouts(connect_s=2, read_s=1, total_s=0.1))
     assert error.error_class is ErrorClass.TIMEOUT
+
+
+def test_a_drip_is_given_up_long_before_the_total(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then, by the rule of drip.py; before the body comes, waiting is waiting."""
+    monkeypatch.setattr(drip, "WINDOW_S", 0.5)
+
+    async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
+        for byte in reply(b"", length=100_000):
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+        while True:
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    error = refused(answer, spool, timeouts=Timeouts(connect_s=2, read_s=0.5, total_s=60))
+    assert error.error_class is ErrorClass.TIMEOUT
+    assert error.message == drip.MESSAGE
 
 
 def test_the_total_covers_all_hops(spool: Path) -> None:
@@ -971,6 +1097,59 @@ def test_no_connection_to_blocked_addresses(url: str, spool: Path, connected: li
     assert "pw" not in error.message
 
 
+@pytest.mark.parametrize("redirected", [False, True])
+@pytest.mark.parametrize("name", ["private.test", "metadata.test", "metadata.test.", "v6.test", "mapped.test"])
+def test_manifests_pass_the_filter(
+    name: str, redirected: bool, spool: Path, tmp_path: Path, connected: list[str]
+) -> None:
+    """A manifest's address, and where it redirects to, is judged by what its name resolves to, as an object's."""
+    names = {
+        "private.test": ["10.0.0.1"],
+        "metadata.test": ["169.254.169.254"],
+        "metadata.test.": ["169.254.169.254"],
+        "v6.test": ["fd00::1", "fd00:ec2::254"],
+        "mapped.test": ["::ffff:10.0.0.1"],
+    }
+
+    async def scenario() -> ObjectError:
+        async with serving(always(reply(b"", "302 Found", f"Location: http://{name}/list.csv"))) as server:
+            origin = client(spool, names=names)
+            url = f"http://127.0.0.1:{server.port}/list.csv" if redirected else f"http://{name}/list.csv"
+            with pytest.raises(ObjectError) as caught:
+                await origin.download(url, tmp_path / "x", 1000)
+            await origin.close()
+            return caught.value
+
+    assert asyncio.run(scenario()).error_class is ErrorClass.BLOCKED_ADDRESS
+    assert connected == (["127.0.0.1"] if redirected else [])
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_name_that_resolves_to_something_else_later(
+    spool: Path, connected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rebinding: each look-up is judged, the kept one is connected to by the address that was judged, and no other."""
+    monkeypatch.setattr(connections_module, "DNS_KEPT_S", 0.0)
+
+    async def scenario() -> None:
+        async with serving(always(reply(DATA))) as server:
+            resolver = NamesResolver({"img.test": ["127.0.0.1"]})
+            origin = client(spool, allow=["127.0.0.0/8"], resolver=resolver)
+            url = f"http://img.test:{server.port}/"
+            assert content(await origin.get(url)) == DATA
+            for evil in ("169.254.169.254", "10.0.0.1", "::1", "fd00:ec2::254", "::ffff:169.254.169.254"):
+                resolver.names["img.test"] = [evil]
+                with pytest.raises(ObjectError) as caught:
+                    await origin.get(url)
+                assert caught.value.error_class is ErrorClass.BLOCKED_ADDRESS
+            resolver.names["img.test"] = ["10.0.0.1", "127.0.0.1"]  # of several, those that are open
+            assert content(await origin.get(url)) == DATA
+            await origin.close()
+
+    asyncio.run(scenario())
+    assert set(connected) == {"127.0.0.1"}
+
+
 def test_metadata_stays_blocked_for_an_allowed_name(spool: Path, connected: list[str]) -> None:
     """A host allowed by name that suddenly resolves to the metadata address is not connected to."""
     names = {"img.internal": ["169.254.169.254", "fd00:ec2::254"]}
@@ -986,7 +1165,7 @@ def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monk
     async def scenario(url: str) -> ObjectError:
         origin = client(spool, allow=[])
         monkeypatch.setattr(origin._resolver, "resolve", NamesResolver(names).resolve)
-        monkeypatch.setattr(origin._targets, "_judge", lambda host: (host, None))
+        monkeypatch.setattr(origin._targets, "_judge", lambda host, port: (host, None))
         with pytest.raises(ObjectError) as caught:
             await origin.get(url)
         await origin.close()

@@ -1,0 +1,125 @@
+"""What kinds of addresses there are, and which addresses lie in others. Pure tables and arithmetic."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+# Where clouds serve credentials to whoever asks from inside. No allowed name and no network opens these.
+METADATA: dict[Address, str] = {
+    ipaddress.ip_address(address): what
+    for address, what in (
+        ("169.254.169.254", "AWS, Google Cloud, Azure and others"),
+        ("169.254.0.23", "Tencent Cloud"),
+        ("169.254.42.42", "Scaleway"),
+        ("169.254.170.2", "AWS ECS"),
+        ("169.254.170.23", "AWS EKS"),
+        ("fd00:ec2::254", "AWS"),
+        ("fd00:ec2::23", "AWS EKS"),
+        ("fd00:42::42", "Scaleway"),
+        ("fd20:ce::254", "Google Cloud"),
+        ("fe80::a9fe:a9fe", "OpenStack"),
+        ("168.63.129.16", "Azure"),
+        ("100.100.100.200", "Alibaba Cloud"),
+        ("192.0.0.192", "Oracle Cloud"),
+    )
+}
+
+# IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890): all that is not plain global unicast.
+_SPECIAL_4 = [
+    (ipaddress.IPv4Network(network), what)
+    for network, what in (
+        ("255.255.255.255/32", "the broadcast address"),
+        ("127.0.0.0/8", "a loopback address"),
+        ("10.0.0.0/8", "a private address"),
+        ("172.16.0.0/12", "a private address"),
+        ("192.168.0.0/16", "a private address"),
+        ("169.254.0.0/16", "a link-local address"),
+        ("100.64.0.0/10", "an address of carrier-grade NAT"),
+        ("0.0.0.0/8", "an unspecified address"),
+        ("224.0.0.0/4", "a multicast address"),
+        ("240.0.0.0/4", "a reserved address"),
+        ("192.0.0.0/24", "a reserved address"),
+        ("192.88.99.0/24", "a reserved address"),
+        ("198.18.0.0/15", "an address for benchmarks"),
+        ("192.0.2.0/24", "an address for documentation"),
+        ("198.51.100.0/24", "an address for documentation"),
+        ("203.0.113.0/24", "an address for documentation"),
+    )
+]
+_SPECIAL_6 = [
+    (ipaddress.IPv6Network(network), what)
+    for network, what in (
+        ("::/128", "the unspecified address"),
+        ("::1/128", "the loopback address"),
+        ("::/96", "an IPv4-compatible address"),
+        ("64:ff9b:1::/48", "an address of local NAT64"),
+        ("2002::/16", "an address of the 6to4 tunnel"),
+        ("2001::/32", "an address of the Teredo tunnel"),
+        ("2001::/23", "a reserved address"),
+        ("2001:db8::/32", "an address for documentation"),
+        ("3fff::/20", "an address for documentation"),
+        ("fc00::/7", "a private address"),
+        ("fe80::/10", "a link-local address"),
+        ("fec0::/10", "a site-local address"),
+        ("ff00::/8", "a multicast address"),
+    )
+]
+_GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+# RFC 6052 section 2.2: where a translator's prefix of so many bits has the IPv4 address; bits 64 to 71 are left out.
+_EMBEDDED = {48: ((48, 16), (72, 16)), 56: ((56, 8), (72, 24)), 64: ((72, 32),), 96: ((96, 32),)}
+
+
+def unscoped(address: Address) -> Address:
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        return ipaddress.IPv6Address(int(address))
+    return address
+
+
+def unmapped(address: Address) -> Address:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def inside(address: Address) -> list[Address]:
+    """IPv4 addresses that an IPv6 address carries through a tunnel or a translator."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return []
+    found: list[Address] = []
+    if address in _NAT64 or int(address) >> 32 == 0:
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    if address in _LOCAL_NAT64:
+        found.extend(_embedded(int(address), parts) for parts in _EMBEDDED.values())
+    if address.sixtofour is not None:
+        found.append(address.sixtofour)
+    if address.teredo is not None:
+        found.extend(address.teredo)
+    return found
+
+
+def _embedded(address: int, parts: Iterable[tuple[int, int]]) -> ipaddress.IPv4Address:
+    """The IPv4 address in (first bit, how many) of an IPv6 one."""
+    value = 0
+    for first, bits in parts:
+        value = value << bits | address >> (128 - first - bits) & (1 << bits) - 1
+    return ipaddress.IPv4Address(value)
+
+
+def special(address: Address) -> str | None:
+    """What kind of address this is, if it is not plain global unicast."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return next((what for network, what in _SPECIAL_4 if address in network), None)
+    if address.scope_id is not None:
+        return "an address with a zone"
+    if address in _NAT64:
+        inner = special(inside(address)[0])
+        return None if inner is None else f"NAT64 for {inner}"
+    for network, what in _SPECIAL_6:
+        if address in network:
+            return what
+    return None if address in _GLOBAL_6 else "a reserved address"
