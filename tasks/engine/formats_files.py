@@ -74,6 +74,34 @@ class _Tiff:
         return fields, self.pointer.unpack_from(self.data, at)[0]
 
 
+_TILE_SIDES = (322, 323)
+
+
+def largest_tile(data: Data, name: str) -> int:
+    """The pixels of the largest tile that a TIFF's directories declare: a decoder unpacks a tile as a whole.
+
+    Of fields that stand twice the larger counts: readers do not agree on which is meant. Raises ObjectError,
+    struct.error as :func:`tiff` does.
+    """
+    file = _Tiff(data, name)
+    sides, start = [0, 0], file.first()
+    for _ in range(MAX_IFDS):
+        many, at = file.count.unpack_from(data, start)[0], start + file.count.size
+        file.entries -= many
+        if file.entries < 0:
+            break
+        for _ in range(many):
+            tag, kind, _ = file.entry.unpack_from(data, at)
+            if tag in _TILE_SIDES and kind in _TIFF_CODES:
+                value = struct.unpack_from(file.order + _TIFF_CODES[kind], data, at + file.entry.size)[0]
+                sides[tag - 322] = max(sides[tag - 322], value)
+            at += file.entry.size + file.pointer.size
+        start = file.pointer.unpack_from(data, at)[0]
+        if not start:
+            break
+    return sides[0] * sides[1]
+
+
 def tiff(data: Data, name: str) -> None:
     """TIFF 6.0, BigTIFF and JPEG XR (T.832 annex A): every directory, and that all strips or tiles lie inside."""
     file = _Tiff(data, name)

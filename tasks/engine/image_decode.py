@@ -12,9 +12,9 @@ from __future__ import annotations
 import io
 import mmap
 import struct
+import warnings
 import zlib
 from typing import TYPE_CHECKING
-from xml.parsers import expat
 
 from PIL import (  # each import registers its format, so that no thread has to
     AvifImagePlugin,
@@ -41,9 +41,13 @@ from PIL import (  # each import registers its format, so that no thread has to
     WebPImagePlugin,
 )
 
+from tasks.engine.decode_memory import DecodeMemory, bytes_a_pixel
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind, cut, wrong
+from tasks.engine.formats_files import largest_tile
 from tasks.engine.formats_text import gunzip
+from tasks.engine.image_svg import parse_svg
+from tasks.engine.jpeg_scans import most_scans
 from tasks.engine.objects import ErrorClass
 
 if TYPE_CHECKING:
@@ -55,12 +59,15 @@ MAX_FRAME_PIXELS = 250_000_000
 MAX_TOTAL_PIXELS = 2_000_000_000
 MAX_FRAMES = 10_000
 MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
+MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
+MAX_ICON_PIXELS = 16_000_000  # of one picture in an icon file, whose directory says less
+MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
 MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
-MAX_SVG_BYTES = 64 * 1024 * 1024
 
 # One constant for the whole process. With Pillow's own default an image of 90 to 179 megapixels warns,
 # and fails where warnings are errors; so does one over our limit now, which is refused in any case.
 Image.MAX_IMAGE_PIXELS = MAX_FRAME_PIXELS
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the row says it
 
 _PLUGINS: dict[str, str] = {
     "JPEG": JpegImagePlugin.JpegImageFile.format,
@@ -104,9 +111,9 @@ _PILLOW_ERRORS = (
 def decode(data: Data, kind: Kind) -> None:
     """Every pixel of every frame. Raises ObjectError: ``truncated``, ``not_image`` or ``too_large``."""
     if kind.name == "SVG":
-        _parse_svg(data)
+        parse_svg(data)
     elif kind.name == "SVGZ":
-        _parse_svg(gunzip(data))
+        parse_svg(gunzip(data))
     elif kind.name in _PLUGINS:
         _decode_raster(data, kind.name)
     else:
@@ -142,21 +149,29 @@ class _Mapped(io.RawIOBase):
         return self._pos
 
 
+_memory = DecodeMemory()
+
+
 def _decode_raster(data: Data, name: str) -> None:
+    try:
+        inside = _nested_pixels(data, name)
+    except (struct.error, IndexError):
+        raise wrong(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:
-        with Image.open(file, formats=[_PLUGINS[name]]) as image:
+        with _memory.borrowed() as loan, Image.open(file, formats=[_PLUGINS[name]]) as image:
             total = 0
+            animated, progressive = getattr(image, "n_frames", 1) > 1, bool(image.info.get("progressive"))
             for number, (width, height) in enumerate(_frames(image), 1):
-                total += width * height
-                if width * height > MAX_FRAME_PIXELS or total > MAX_TOTAL_PIXELS or number > MAX_FRAMES:
+                pixels = width * height
+                total += pixels
+                if pixels > MAX_FRAME_PIXELS or total > MAX_TOTAL_PIXELS or number > MAX_FRAMES:
                     raise _too_many_pixels(name)
                 if max(width, height) > MAX_SIDE_PIXELS or total > MAX_SLOW_PIXELS and _is_slow(image):
-                    raise ObjectError(
-                        ErrorClass.TOO_LARGE,
-                        f"the {name} would take too long to decode ({width:,} × {height:,} pixels); "
-                        "`checks: image` accepts it by its structure",
-                    )
+                    raise _too_much(f"the {name} would take too long to decode ({width:,} × {height:,} pixels)")
+                a_pixel = bytes_a_pixel(name, image.mode, animated=animated, progressive=progressive)
+                if not loan.need(pixels * a_pixel + inside * 8):
+                    raise _too_much(f"the {name} takes too much memory to decode ({width:,} × {height:,} pixels)")
                 image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name) from None
@@ -164,6 +179,38 @@ def _decode_raster(data: Data, name: str) -> None:
         raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} needs more memory to decode than there is") from None
     except _PILLOW_ERRORS as exc:
         raise _decode_error(exc, name) from None
+
+
+def _nested_pixels(data: Data, name: str) -> int:
+    """The largest tile of a TIFF, the largest picture in an icon: what the size that Pillow shows does not say.
+
+    Raises ObjectError where that is too much, and for a JPEG of many scans.
+    """
+    if name == "JPEG" and most_scans(data, MAX_SCANS) > MAX_SCANS:
+        raise _too_much(f"the JPEG has more than {MAX_SCANS} scans, each of which is a pass over all of it")
+    largest = 0
+    if name == "TIFF":
+        largest = largest_tile(data, name)
+        if largest > MAX_TILE_PIXELS:
+            raise _too_much(f"the TIFF has tiles of {largest:,} pixels, which are unpacked as a whole")
+    elif name in ("ICO", "CUR", "ICNS"):
+        for signature, at in _SIZES:
+            found = data.find(signature)
+            while found >= 0:
+                header = data[found + at : found + at + 8]
+                largest = max(largest, int.from_bytes(header[:4], "big") * int.from_bytes(header[4:], "big"))
+                found = data.find(signature, found + 1)
+        if largest > MAX_ICON_PIXELS:
+            raise _too_much(f"the {name} has a picture of {largest:,} pixels, which no icon has")
+    return largest
+
+
+# signatures in icon files, and where behind them width and height stand
+_SIZES = ((b"\x89PNG\r\n\x1a\n", 16), (b"\xff\x4f\xff\x51", 8))
+
+
+def _too_much(what: str) -> ObjectError:
+    return ObjectError(ErrorClass.TOO_LARGE, f"{what}; `checks: image` accepts it by its structure")
 
 
 def _frames(image: Image.Image) -> Iterator[tuple[int, int]]:
@@ -200,43 +247,3 @@ def _decode_error(exc: BaseException, name: str) -> ObjectError:
     if isinstance(exc, UnidentifiedImageError):
         return wrong(name, "Pillow cannot read its header")
     return wrong(name, "its pixels do not decode")
-
-
-def _parse_svg(data: Data) -> None:
-    """Well-formed, the root is `svg`, and no entity is declared (a few of them can expand to gigabytes)."""
-    if len(data) > MAX_SVG_BYTES:
-        raise ObjectError(ErrorClass.TOO_LARGE, "an SVG over 64 MB is not parsed; `checks: image` accepts it")
-    parser = expat.ParserCreate(namespace_separator=" ")
-    started = False
-
-    def start(tag: str, _attributes: dict[str, str]) -> None:
-        nonlocal started
-        if not started and tag.rpartition(" ")[2] != "svg":
-            raise wrong("SVG", "its root element is not svg")
-        started = True
-
-    def entity(*_declaration: object) -> None:
-        raise wrong("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
-
-    parser.StartElementHandler = start
-    parser.EntityDeclHandler = entity
-    try:
-        # In one piece: before expat 2.6 a long attribute (an embedded image) was scanned anew with each piece
-        parser.Parse(data, True)
-    except expat.ExpatError as exc:
-        if exc.code in _UNFINISHED:
-            raise cut("SVG", "its XML is complete") from None
-        raise wrong("SVG", f"its XML is not well-formed in line {exc.lineno} ({expat.ErrorString(exc.code)})") from None
-    except (LookupError, ValueError):  # raised for an encoding that Python does not know or cannot map
-        raise wrong("SVG", "it declares an unknown encoding") from None
-
-
-_UNFINISHED = frozenset(
-    expat.errors.codes[text]
-    for text in (
-        expat.errors.XML_ERROR_NO_ELEMENTS,
-        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
-        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
-        expat.errors.XML_ERROR_PARTIAL_CHAR,
-    )
-)

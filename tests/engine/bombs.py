@@ -1,0 +1,225 @@
+"""Small bodies that ask for much memory or time, and a process that measures what each of them takes.
+
+`python -m tests.engine.bombs NAME...` checks and decodes each and prints a line of JSON: its size, how it ended, the
+memory that it took at its peak.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tasks.engine import image
+from tasks.engine.errors import ObjectError
+
+PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def png_chunk(tag: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+
+def png(width: int, height: int, colour: int = 6, depth: int = 8, before: bytes = b"") -> bytes:
+    """A whole PNG of zeros, packed as it grows."""
+    samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    row = bytes(1 + (width * samples * depth + 7) // 8)
+    pack = zlib.compressobj(1)
+    pixels = [pack.compress(row) for _ in range(height)]
+    pixels.append(pack.flush())
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = png_chunk(b"IHDR", header) + before + png_chunk(b"IDAT", b"".join(pixels)) + png_chunk(b"IEND", b"")
+    return PNG_START + body
+
+
+def png_of_nothing(width: int, height: int) -> bytes:
+    """The size is a claim alone."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    pixels = png_chunk(b"IDAT", zlib.compress(b"\0"))
+    return PNG_START + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
+
+
+def saved(format_: str, size: tuple[int, int], mode: str = "RGB", **given: Any) -> bytes:
+    out = io.BytesIO()
+    Image.new(mode, size, 0).save(out, format_, **given)
+    return out.getvalue()
+
+
+def animation(format_: str, side: int) -> bytes:
+    """Three pictures, each over a part of the one before."""
+    pictures = [Image.new("RGB", (side, side), (shade, 0, 0)) for shade in (0, 100, 200)]
+    out = io.BytesIO()
+    pictures[0].save(out, format_, save_all=True, append_images=pictures[1:], duration=10, disposal=2)
+    return out.getvalue()
+
+
+def webp_of_nothing(width: int, height: int) -> bytes:
+    """A lossless picture of one colour: a header and five empty codes (RFC 9649, section 3.7.2)."""
+    bits = width - 1 | height - 1 << 14
+    body = b"\x2f" + struct.pack("<I", bits) + bytes.fromhex("0788888808") + bytes(8)
+    chunk = b"VP8L" + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def gif_of_nothing(width: int, height: int) -> bytes:
+    screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
+    picture = b"\x2c" + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x4c\x01\0"
+    return b"GIF89a" + screen + picture + b"\x3b"
+
+
+def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG, and its last scan over and over."""
+    whole = saved("JPEG", (width, height), progressive=True)
+    at = whole.rfind(b"\xff\xda")
+    return whole[:-2] + whole[at:-2] * scans + whole[-2:]
+
+
+def jpeg_of_nothing(width: int, height: int) -> bytes:
+    whole = saved("JPEG", (16, 16))
+    at = whole.find(b"\xff\xc0")
+    return whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 :]
+
+
+def jp2_of_nothing(width: int, height: int) -> bytes:
+    """One tile as large as the picture."""
+    whole = saved("JPEG2000", (16, 16))
+    at = whole.find(b"\xff\x4f\xff\x51") + 8
+    size = struct.pack(">II", width, height)
+    sized = whole[:at] + size + whole[at + 8 : at + 16] + size + whole[at + 24 :]
+    return sized.replace(b"ihdr" + struct.pack(">II", 16, 16), b"ihdr" + struct.pack(">II", height, width))
+
+
+def ico_with(picture: bytes) -> bytes:
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
+    return b"\0\0\x01\0\x01\0" + entry + picture
+
+
+def tiff_with_a_large_tile(side: int) -> bytes:
+    """16 by 16 pixels, in one tile of ``side`` by ``side``, which unpacks to as much."""
+    pack = zlib.compressobj(1)
+    row = bytes(side)
+    tile = b"".join([*(pack.compress(row) for _ in range(side)), pack.flush()])
+    fields = [
+        (256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, side), (323, 4, side),
+        (324, 4, 8), (325, 4, len(tile)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(fields))
+    for tag, kind, value in fields:
+        directory += struct.pack("<HHI", tag, kind, 1) + (
+            struct.pack("<HH", value, 0) if kind == 3 else struct.pack("<I", value)
+        )
+    return b"II*\0" + struct.pack("<I", 8 + len(tile)) + tile + directory + bytes(4)
+
+
+def many_frames(count: int) -> bytes:
+    """An animated GIF whose pictures are one byte each."""
+    start = b"GIF89a" + struct.pack("<HHBBB", 1000, 1000, 0x80, 0, 0) + bytes(6)
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
+    return start + frame * count + b"\x3b"
+
+
+LAUGHS = b'<!DOCTYPE svg [<!ENTITY a0 "ha">' + b"".join(
+    b'<!ENTITY a%d "%b">' % (n, b"&a%d;" % (n - 1) * 10) for n in range(1, 12)
+)  # fmt: skip
+MB = 1024 * 1024
+HUNDRED_MB = b"a\0\0" + zlib.compress(bytes(100 * MB), 1)  # a name, and what is packed
+
+# Refused: `too_large`, `not_image` or `truncated`, whatever a decoder would have made of them.
+REFUSED: dict[str, Callable[[], bytes]] = {
+    "png, 3.6 gigapixels": lambda: png_of_nothing(60_000, 60_000),
+    "png, 2 thousand million a side": lambda: png_of_nothing(2**31 - 1, 2**31 - 1),
+    "png, 300 megapixels that are there": lambda: png(20_000, 15_000, 0, 1),
+    "png, a text of 100 MB": lambda: png(8, 8, before=png_chunk(b"zTXt", HUNDRED_MB)),
+    "png, a profile of 100 MB": lambda: png(8, 8, before=png_chunk(b"iCCP", HUNDRED_MB)),
+    "webp, 268 megapixels": lambda: webp_of_nothing(16_383, 16_383),
+    "gif, 4.3 gigapixels": lambda: gif_of_nothing(65_535, 65_535),
+    "gif, 10,001 frames": lambda: many_frames(10_001),
+    "jpeg, 4.3 gigapixels": lambda: jpeg_of_nothing(65_500, 65_500),
+    "jpeg, 500 scans": lambda: jpeg_of_scans(2000, 2000, 500),
+    "jp2, 10 gigapixels": lambda: jp2_of_nothing(100_000, 100_000),
+    "jp2, 100 megapixels": lambda: jp2_of_nothing(10_000, 10_000),
+    "ico, a png of 400 megapixels": lambda: ico_with(png_of_nothing(20_000, 20_000)),
+    "ico, a png of 100 megapixels that are there": lambda: ico_with(png(10_000, 10_000, 0, 1)),
+    "tiff, a tile of 900 megapixels": lambda: tiff_with_a_large_tile(30_000),
+    "svg, entities": lambda: LAUGHS + b"]><svg>&a11;</svg>",
+    "svg, one long entity": lambda: (
+        b'<!DOCTYPE svg [<!ENTITY a "' + b"x" * MB + b'">]><svg>' + b"&a;" * 99_999 + b"</svg>"
+    ),
+    "svg, 5 million attributes": lambda: b"<svg " + b"".join(b"a%d=''" % n for n in range(5_000_000)) + b"/>",
+    "svg, 5 million names": lambda: b"<svg>" + b"".join(b"<a%d/>" % n for n in range(5_000_000)) + b"</svg>",
+    "svg, 900,000 deep": lambda: b"<svg>" + b"<a>" * 900_000 + b"</a>" * 900_000 + b"</svg>",
+    "svg, 1,000 declared attributes": lambda: (
+        b"<!DOCTYPE svg [" + b"".join(b"<!ATTLIST svg a%d CDATA 'x'>" % n for n in range(1000)) + b"]><svg/>"
+    ),
+    "svgz, 1,000 to 1": lambda: gzip.compress(b"<svg>" + b" " * (200 * MB) + b"</svg>", 9, mtime=0),
+}  # fmt: skip
+
+# Taken, since they are what they say; each to its own bound.
+TAKEN: dict[str, Callable[[], bytes]] = {
+    "svg, 1 million attributes": lambda: b"<svg " + b" ".join(b"a%d=''" % n for n in range(1_000_000)) + b"/>",
+    "svg, 1 million names": lambda: b"<svg>" + b"".join(b"<a%d/>" % n for n in range(1_000_000)) + b"</svg>",
+    "svg, an attribute that its DTD gives to 1 million elements": lambda: (
+        b"<!DOCTYPE svg [<!ATTLIST a b CDATA '" + b"x" * 60_000 + b"'>]><svg>" + b"<a/>" * 1_000_000 + b"</svg>"
+    ),
+    "svg, a namespace of 1 MB in 400,000 names": lambda: (
+        b"<svg xmlns:n='" + b"x" * MB + b"'>" + b"<n:a n:b=''/>" * 400_000 + b"</svg>"
+    ),
+}  # fmt: skip
+
+
+def resident(field: str) -> int:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def measure(bodies: list[bytes]) -> dict[str, Any]:
+    """Checks and decodes them all at once, a thread each."""
+    ends: list[str] = []
+
+    def work(data: bytes) -> None:
+        try:
+            image.decode(data, image.check(data))
+            ends.append("taken")
+        except ObjectError as error:
+            ends.append(f"{error.error_class}: {error.message}")
+
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM to what is resident now
+    before = resident("VmRSS:")
+    threads = [threading.Thread(target=work, args=(data,)) for data in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"size": sum(map(len, bodies)), "ends": ends, "peak": resident("VmHWM:") - before}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        made = {**REFUSED, **TAKEN, **LARGE}[name]
+        print(json.dumps({"name": name, **measure([made()] if name not in LARGE else [made()] * 2)}), flush=True)
+
+
+# The largest that is decoded, two at once.
+LARGE: dict[str, Callable[[], bytes]] = {
+    "png, 160 megapixels": lambda: png(16_000, 10_000),
+    "jpeg, progressive": lambda: saved("JPEG", (9_000, 9_000), progressive=True),
+    "webp": lambda: saved("WEBP", (6_500, 6_500), "RGBA", lossless=True, method=0),
+    "gif": lambda: saved("GIF", (8_000, 8_000), "P"),
+    "gif, animated": lambda: animation("GIF", 7_000),
+    "png, animated": lambda: animation("PNG", 7_000),
+    "tiff": lambda: saved("TIFF", (9_000, 9_000), compression="tiff_adobe_deflate"),
+    "jp2": lambda: saved("JPEG2000", (5_000, 5_000)),
+    "avif": lambda: saved("AVIF", (8_000, 8_000), speed=10),
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
