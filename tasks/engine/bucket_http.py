@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
+from urllib.parse import quote
+from xml.sax.saxutils import unescape
 
 from yarl import URL
 
@@ -43,6 +46,7 @@ _HEADERS = {
 }
 _META = "x-amz-meta-"
 _COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
+_UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 _ANSWER_BYTES = 64 * 1024
 CONNECT_S = 15.0
 
@@ -152,6 +156,17 @@ class BucketHttp:
         if response.status != 200 or found is None:
             raise NotPlain
         return found[1].decode()
+
+    async def may_write(self, prefix: str) -> tuple[int, bytes]:
+        """Asks for the right to write below a prefix: status and answer.
+
+        A multipart upload is begun and aborted: that leaves no object behind, whatever happens.
+        """
+        key = f"{prefix}/.ferry-preflight-{uuid.uuid4().hex}".lstrip("/")
+        status, body = await self.call("POST", key, "uploads=")
+        if status < 300 and (upload := _UPLOAD_ID.search(body.decode("utf-8", "replace"))) is not None:
+            await self.call("DELETE", key, f"uploadId={quote(unescape(upload[1]), safe='~')}")
+        return status, body
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""

@@ -128,7 +128,7 @@ class Circuit:
     def record_error(self, error_class: ErrorClass, status_code: int | None, body_digest: str | None = None) -> None:
         """A try failed. ``body_digest`` is the SHA-256 of a whole body that came, for `not_image`."""
         trouble: Cause | None = None
-        if error_class is ErrorClass.FORBIDDEN and status_code in (401, 403):
+        if error_class is ErrorClass.FORBIDDEN and status_code in (400, 401, 403):  # 400: a store's ExpiredToken
             trouble = Cause.REFUSALS
         elif error_class is ErrorClass.SERVER_ERROR:
             trouble = Cause.SERVER_ERRORS

@@ -42,6 +42,14 @@ class Fatal(FerryError):
     """Nothing can go on: destination credentials or bucket, state or spool disk. Rows stay pending."""
 
 
+class Refused(Fatal):
+    """The destination says no to a write: to all of them, or under this key alone (Store.put finds out)."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said  # `HTTP 403 AccessDenied`
+
+
 class AddressBlocked(FerryError, OSError):
     """The address filter refuses to connect. An OSError: what makes sockets may raise it."""
 
@@ -212,7 +220,9 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
         if at_source:
             return ObjectError(ErrorClass.FORBIDDEN, "the source bucket refuses access", status_code=403)
-        return Fatal(f"the {side} refuses the credentials. Check `credentials` and the bucket's policy")
+        code = _S3_CODE.search(_without_debug(exc))
+        status = 401 if isinstance(exc, store_errors.UnauthenticatedError) else 403
+        return store_status(status, code[1] if code else "", side)
     if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
         if at_source:
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
@@ -234,13 +244,17 @@ _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
+def _without_debug(exc: BaseException | str) -> str:
+    return str(exc).partition("\n\nDebug source")[0]
+
+
 def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     """obstore reports throttling and 5xx as one error whose status stands only in the text.
 
     The part after "Debug source" names settings (`retry_timeout`), and keys may hold any words: only the
     places where obstore writes a status, S3 an error code and the system an error number are read.
     """
-    head = text.partition("\n\nDebug source")[0]
+    head = _without_debug(text)
     found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
     name = code.group(1) if code else ""
     if "(os error 28)" in head:
@@ -256,32 +270,75 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     return store_status(int(found.group(1)), name, side)
 
 
+# What a store says of the one who asks, and not of what was asked for (S3 API, error responses; Ceph's UserSuspended).
+_NOBODY = frozenset(
+    {
+        "AccountProblem",
+        "AllAccessDisabled",
+        "AuthorizationHeaderMalformed",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidSecurity",
+        "InvalidToken",
+        "NotSignedUp",
+        "SignatureDoesNotMatch",
+        "UserSuspended",
+    }
+)
+_EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired"})
+_FULL = ("StorageFull", "QuotaExceeded", "CapExceeded")  # XMinioStorageFull, XMinioAdminBucketQuotaExceeded, ...
+
+
 def store_status(status: int, code: str, side: str, retry_after_s: float | None = None) -> ObjectError | Fatal:
-    """The error that a store's HTTP status and S3 error code stand for.
+    """The error that a store's HTTP status and S3 error code stand for; the first row that fits.
 
     | status, code | at the destination | at the source |
     |---|---|---|
-    | 401, 403 | Fatal | forbidden |
-    | 404 | Fatal: only the bucket can be missing | not_found |
     | 429, SlowDown | rate_limited | rate_limited |
-    | ...StorageFull | Fatal | store_error |
+    | ...StorageFull, ...QuotaExceeded, 507 | Fatal | store_error |
+    | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
+    | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
+    | other 401, 403: AccessDenied | Refused: a Fatal, unless other keys are taken | forbidden |
+    | 404 | Fatal: only the bucket can be missing | not_found |
     | any other | store_error | store_error |
     """
     shown = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
+    said = f"HTTP {status} {code}".rstrip()
+    at_source = side == "source"
     if status == 429 or code.startswith("SlowDown"):  # "SlowDownRead", "SlowDownWrite": MinIO's
         return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status, retry_after_s=retry_after_s)
-    if status in (401, 403):
-        if side == "source":
+    if (status == 507 or code.endswith(_FULL)) and not at_source:
+        return Fatal(
+            f"the {side} is full: no space left, or its quota is used up ({said}). "
+            "Make room there, and run the job again; nothing is lost"
+        )
+    about_us = code in _NOBODY or code in _EXPIRED or code == "RequestTimeTooSkewed"
+    if status in (401, 403) or about_us:
+        if at_source:
             return ObjectError(ErrorClass.FORBIDDEN, f"{shown}: access is refused", status_code=status)
-        said = f"HTTP {status} {code}".rstrip()
-        return Fatal(f"the {side} refuses the credentials ({said}). Check `credentials` and the bucket's policy")
+        if code in _EXPIRED:
+            return Fatal(
+                f"the {side} says that the credentials have expired ({said}). Renew them, and run the job again"
+            )
+        if code == "RequestTimeTooSkewed":
+            return Fatal(f"the {side} says that this machine's clock is wrong ({said}). Set it, and run the job again")
+        text = f"the {side} refuses the credentials ({said}). Check `credentials` and the bucket's policy"
+        return Fatal(text) if about_us else Refused(text, said)
     if status == 404:
-        if side == "source":
+        if at_source:
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
         return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
-    if code.endswith("StorageFull") and side != "source":
-        return Fatal(f"the {side} is full: no space left")
     return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status, retry_after_s=retry_after_s)
+
+
+def key_refused(refused: Refused) -> ObjectError:
+    """The destination takes other keys: it is this one that it does not let us write."""
+    return ObjectError(
+        ErrorClass.FORBIDDEN,
+        f"the destination refuses to have this key written ({refused.said}), and takes others: is the object locked "
+        "there, or the key left out by the bucket's policy?",
+        status_code=403,
+    )
 
 
 def s3_code(body: bytes) -> str:

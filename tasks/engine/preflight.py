@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
-import uuid
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
-from xml.sax.saxutils import unescape
+from urllib.parse import unquote, urlsplit
 
 from tasks.engine.access import Access, short_client
 from tasks.engine.errors import ObjectError, UserError, s3_code
 
 TIMEOUT_S = 30.0
-_UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 
 
 def preflight(uri: str, access: Access, *, dry: bool = False) -> None:
@@ -70,12 +66,9 @@ async def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) ->
             return _refusal(status, body, "access")
         if dry:
             return None
-        key = f"{prefix}/.ferry-preflight-{uuid.uuid4().hex}".lstrip("/")
-        status, body = await http.call("POST", key, "uploads=")
+        status, body = await http.may_write(prefix)
         if status >= 300:
             return _refusal(status, body, "writing")
-        if (upload := _UPLOAD_ID.search(body.decode("utf-8", "replace"))) is not None:
-            await http.call("DELETE", key, f"uploadId={quote(unescape(upload[1]), safe='~')}")
         return None
     finally:
         await http.close()

@@ -37,12 +37,13 @@ from tasks.engine.body import (
 )
 from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_modified
 from tasks.engine.budget import Budget
-from tasks.engine.errors import ObjectError, UserError, from_store, from_store_http
+from tasks.engine.errors import ObjectError, Refused, UserError, from_store, from_store_http, key_refused
 from tasks.engine.incoming import Charge, Reader, for_nothing
 from tasks.engine.objects import ErrorClass
 from tasks.engine.wire import said
 
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
+REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
 _MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
 
 
@@ -101,6 +102,7 @@ class Store:
         self._http: BucketHttp | None = None
         self.directory = directory
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
+        self._refused_in_a_row = 0
         self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
 
     def path(self, key: str) -> str:
@@ -118,7 +120,22 @@ class Store:
         """Writes one object and returns the store's ETag.
 
         With ``create`` an existing key is EXISTS. Parts know no such condition: for them it is looked for just before.
+        A refusal is Fatal, unless other keys are taken: then it is this row's own failure (forbidden).
         """
+        try:
+            etag = await self._put(key, body, attributes, create)
+        except Refused as refused:
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row > REFUSED_IN_A_ROW or (http := self._short_way()) is None:
+                raise
+            status, _ = await http.may_write(self.prefix)
+            if status >= 300:
+                raise
+            raise key_refused(refused) from None
+        self._refused_in_a_row = 0
+        return etag
+
+    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
         if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
             with contextlib.suppress(NotPlain), body.upload() as data:
                 sent = await http.put(self.path(key), data, body.sha256, attributes, create)

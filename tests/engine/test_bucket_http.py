@@ -220,6 +220,75 @@ def test_what_a_store_answers(
     asyncio.run(go())
 
 
+def test_a_key_that_is_locked_is_the_rows_failure(tmp_path: Path) -> None:
+    """The bucket takes other keys: one object under a lock must not end the run, and every run after it, for all."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(f"{request.method} {request.path_qs}")
+        await request.read()
+        if request.method == "PUT" and request.path.endswith("locked"):
+            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+        if request.method == "POST":
+            return web.Response(text="<X><UploadId>u1</UploadId></X>")
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            with pytest.raises(ObjectError, match="refuses to have this key written") as caught:
+                await store.put("locked", small_body(b"x"), {})
+            assert (caught.value.error_class, caught.value.status_code) == (ErrorClass.FORBIDDEN, 403)
+            assert asked[-1].startswith("DELETE")
+            assert asked[-1].endswith("?uploadId=u1")
+            await store.put("free", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AccessDenied"), (403, "InvalidAccessKeyId"), (400, "ExpiredToken")]
+)
+def test_refusals_of_all_keys_end_the_run(status: int, code: str, tmp_path: Path) -> None:
+    """No row fails for it."""
+
+    async def go() -> None:
+        async with bucket_at(error(status, code), tmp_path) as store:
+            with pytest.raises(Fatal, match=code):
+                await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+def test_keys_refused_one_after_the_other_end_the_run(tmp_path: Path) -> None:
+    """A store that lets uploads begin, and takes no object: 50 rows fail, and not the whole list. One that goes
+    through begins the count anew."""
+    refuses = True
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        if request.method == "PUT" and refuses:
+            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+        return web.Response(text="<X><UploadId>u1</UploadId></X>", headers={"ETag": '"e"'})
+
+    async def refused(store: Store, times: int) -> None:
+        for number in range(times):
+            with pytest.raises(ObjectError):
+                await store.put(str(number), small_body(b"x"), {})
+
+    async def go() -> None:
+        nonlocal refuses
+        async with bucket_at(answer, tmp_path) as store:
+            await refused(store, 50)
+            refuses = False
+            await store.put("k", small_body(b"x"), {})
+            refuses = True
+            await refused(store, 50)
+            with pytest.raises(Fatal):
+                await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
 def test_a_redirect_is_not_followed_with_the_signature(tmp_path: Path) -> None:
     """A bucket of another region: obstore, which knows what to make of it, says what is wrong; no loop, no leak."""
     asked: list[str] = []
@@ -319,7 +388,7 @@ def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
-    [(503, "SlowDown", ErrorClass.RATE_LIMITED), (500, "", ErrorClass.STORE_ERROR), (403, "AccessDenied", None)],
+    [(503, "SlowDown", ErrorClass.RATE_LIMITED), (500, "", ErrorClass.STORE_ERROR), (403, "InvalidAccessKeyId", None)],
 )
 def test_what_a_store_answers_before_it_has_a_large_body(
     status: int, code: str, expected: ErrorClass | None, tmp_path: Path

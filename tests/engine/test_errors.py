@@ -21,12 +21,14 @@ from tasks.engine.errors import (
     LeaseHeld,
     NotHttp,
     ObjectError,
+    Refused,
     UserError,
     disk_error,
     from_origin,
     from_planning,
     from_status,
     from_store,
+    store_status,
 )
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 from tasks.engine.summary import PLAIN_WORDS
@@ -179,6 +181,9 @@ STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
     (OSError(errno.EIO, SECRET), E.STORE_ERROR, None),
     (store_errors.GenericError(NO_SPACE), Fatal, None),
     (store_errors.GenericError(generic(507, code="XMinioStorageFull")), Fatal, None),
+    (store_errors.GenericError(generic(507)), Fatal, None),
+    (store_errors.GenericError(generic(400, code="ExpiredToken")), Fatal, None),
+    (store_errors.PermissionDeniedError(generic(403, code="QuotaExceeded")), Fatal, None),
     (store_errors.GenericError(generic(503, code="SlowDown")), E.RATE_LIMITED, 503),
     (store_errors.GenericError(generic(429)), E.RATE_LIMITED, 429),
     (store_errors.GenericError(generic(500, code="InternalError")), E.STORE_ERROR, 500),
@@ -208,6 +213,57 @@ def test_what_a_destination_raises(exc: BaseException, end: ErrorClass | type[Fa
         assert isinstance(error, Fatal)
     for leak in ("topsecret", "h.example", "<Error>", "Debug source"):
         assert leak not in str(error)
+
+
+REFUSALS = [
+    (403, "AccessDenied", Refused, "the bucket's policy"),
+    (403, "", Refused, "the bucket's policy"),
+    (401, "Unauthorized", Refused, "the bucket's policy"),
+    (403, "InvalidAccessKeyId", Fatal, "Check `credentials`"),
+    (403, "SignatureDoesNotMatch", Fatal, "Check `credentials`"),
+    (403, "AllAccessDisabled", Fatal, "Check `credentials`"),
+    (400, "AuthorizationHeaderMalformed", Fatal, "Check `credentials`"),
+    (400, "InvalidToken", Fatal, "Check `credentials`"),
+    (400, "ExpiredToken", Fatal, "Renew them"),
+    (403, "ExpiredToken", Fatal, "Renew them"),
+    (403, "RequestTimeTooSkewed", Fatal, "clock"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "words"), REFUSALS)
+def test_a_store_that_refuses_us(status: int, code: str, kind: type[Fatal], words: str) -> None:
+    """At the destination the run ends, and hears what to do; at the source it is the row's, for the next run."""
+    error = store_status(status, code, "destination")
+    assert type(error) is kind
+    assert words in str(error)
+    assert f"HTTP {status} {code}".rstrip() in str(error)
+    at_source = store_status(status, code, "source")
+    assert isinstance(at_source, ObjectError)
+    assert (at_source.error_class, at_source.status_code) == (E.FORBIDDEN, status)
+
+
+FULL = [
+    (507, ""), (507, "XMinioStorageFull"), (403, "QuotaExceeded"), (400, "XMinioAdminBucketQuotaExceeded"),
+    (403, "StorageQuotaExceeded"), (403, "StorageCapExceeded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "code"), FULL)
+def test_a_store_that_is_full(status: int, code: str) -> None:
+    """Not a refusal of the credentials, whatever the status."""
+    error = store_status(status, code, "destination")
+    assert type(error) is Fatal
+    assert "is full" in str(error)
+    assert isinstance(store_status(status, code, "source"), ObjectError)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "KeyTooLongError"), (400, "InvalidArgument"), (400, "EntityTooLarge"), (409, "OperationAborted"),
+     (500, "InternalError"), (503, "ServiceUnavailable"), (405, "MethodNotAllowed"), (412, "PreconditionFailed")],
+)  # fmt: skip
+def test_what_is_of_one_object_is_no_end_of_the_run(status: int, code: str) -> None:
+    assert isinstance(store_status(status, code, "destination"), ObjectError)
 
 
 def test_every_obstore_exception_is_known() -> None:
