@@ -239,7 +239,7 @@ class ChunkRun:
             self._agenda.to_the_end(item)
             self._see_to_the_end()
         else:
-            self._settle(item, error)
+            self._settle(item, self._rt.mover.unconfirmed.last_word(item.row, error))
             self._done()
 
     def _after(self, delay_s: float, item: Item) -> None:

@@ -154,8 +154,13 @@ def reason_to_do(
     | pass | anything else | any | none |
     | repair | as pass, but failures are left alone | | |
 
+    Where `retry` or `changed` is said of a failed row, one that failed as `upload_unconfirmed` is a `repair`: what
+    stands under its key may be what arrived of our own upload, and no policy is to keep that.
+
     A class may be named by its name or by the status code (`404`).
     """
+    ours = latest is not None and latest.error_class is ErrorClass.UPLOAD_UNCONFIRMED
+    retry = Reason.REPAIR if ours else Reason.RETRY
     if mode == "retry":
         if latest is None or latest.status is not Status.FAILED or latest.by_plan:
             return None
@@ -164,13 +169,13 @@ def reason_to_do(
             or latest.error_class in classes
             or (latest.status_code is not None and str(latest.status_code) in classes)
         )
-        return Reason.RETRY if wanted else None
+        return retry if wanted else None
     if mode in ("pass", "repair"):
         if latest is None or latest.status is Status.PENDING or latest.by_plan:
             return Reason.REPAIR if held else None
         failed = mode == "pass" and latest.status is Status.FAILED and latest.this_run
         now = latest.error_class is not None and AGAIN[latest.error_class] is Again.NOW
-        return Reason.RETRY if failed and now else None
+        return retry if failed and now else None
     if held:
         return None
     if latest is None or latest.by_plan:
@@ -179,9 +184,9 @@ def reason_to_do(
         return Reason.REPAIR
     if latest.status is Status.FAILED:
         if not latest.how_same:
-            return Reason.CHANGED
+            return Reason.REPAIR if ours else Reason.CHANGED
         again = latest.error_class is not None and AGAIN[latest.error_class] is not Again.NEVER
-        return Reason.RETRY if again else None
+        return retry if again else None
     if latest.superseded:
         return Reason.CHANGED
     if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:

@@ -43,6 +43,7 @@ from tasks.engine.objects import ErrorClass
 from tasks.engine.wire import said
 
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
+OPAQUE_AFTER = 8
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
 _MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
 
@@ -103,6 +104,7 @@ class Store:
         self.directory = directory
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self._refused_in_a_row = 0
+        self._opaque = 0  # objects that were right under an ETag that is not their MD5
         self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
 
     def path(self, key: str) -> str:
@@ -320,7 +322,8 @@ class Store:
     async def _read_back(self, key: str, body: Body) -> None:
         """An ETag that looks like an MD5 and is another: SSE-KMS, or another body. The bytes decide.
 
-        Where they are right and no ETag of this store ever was an MD5, its ETags are not asked again.
+        Where they are right again and again, and no ETag of this store ever was an MD5, its ETags are not asked again.
+        Once proves nothing: an answer that was lost, and a second one that was wrong, look the same.
         """
         stored, _, _ = await self.get(key, max_bytes=body.size, side="destination")
         try:
@@ -328,7 +331,8 @@ class Store:
                 raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the destination holds other bytes than were sent")
         finally:
             stored.discard()
-        if self.md5_etags is None:
+        self._opaque += 1
+        if self.md5_etags is None and self._opaque >= OPAQUE_AFTER:
             self.md5_etags = False
 
     def _found(self, meta: Any) -> Found:

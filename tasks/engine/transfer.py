@@ -21,6 +21,7 @@ from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
 from tasks.engine.place import Place, tell
 from tasks.engine.store import Found, Store, md5_of_etag
+from tasks.engine.unconfirmed import Unconfirmed
 from tasks.engine.wire import media_type
 
 
@@ -151,6 +152,7 @@ class Mover:
         self._rules = rules
         self._pool = pool
         self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.unconfirmed = Unconfirmed()
         self._given = {name: value for name, value in rules.attributes.items() if value}
 
     async def move(self, row: Row, found: Found | None, place: Place, *, look: bool = False) -> Moved:
@@ -160,7 +162,7 @@ class Mover:
         source is free again once the body is here and has a place at the destination: so a slow destination slows
         the source down, and bodies do not pile up between them.
         """
-        policy = policy_for(self._rules.on_existing, row)
+        policy = self._policy(row, row.key)
         if look and not row.late_key and policy is not OnExisting.OVERWRITE:
             found = await self._destination.head(row.key)
         step = before_fetch(policy, row, found)
@@ -252,13 +254,31 @@ class Mover:
         kind: image.Kind | None,
     ) -> Moved:
         if not row.late_key:
-            return await self._settle(moved, body, given, found, policy)
+            return await self._mind(row, moved, body, given, found, policy)
         moved.key = keys.finish(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
         # Rows that come to one key, `{sha256}.{ext}` of equal bodies, one after the other: the next sees the first.
         async with self._late_keys.setdefault(moved.key, asyncio.Lock()):
+            policy = self._policy(row, moved.key)
             if policy is not OnExisting.OVERWRITE:
                 found = await self._destination.head(moved.key)
-            return await self._settle(moved, body, given, found, policy)
+            return await self._mind(row, moved, body, given, found, policy)
+
+    async def _mind(
+        self, row: Row, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
+    ) -> Moved:
+        """Settles the row, and keeps in mind where its upload went wrong."""
+        try:
+            await self._settle(moved, body, attributes, found, policy)
+        except ObjectError as error:
+            if policy in GUARDED and error.error_class is ErrorClass.UPLOAD_UNCONFIRMED:
+                self.unconfirmed.note(row, moved.key)
+            raise
+        self.unconfirmed.forget(row)
+        return moved
+
+    def _policy(self, row: Row, key: str) -> OnExisting:
+        ours = self.unconfirmed.ours(row, key)
+        return OnExisting.OVERWRITE if ours else policy_for(self._rules.on_existing, row)
 
     async def _settle(
         self, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
