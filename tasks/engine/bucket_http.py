@@ -46,6 +46,8 @@ _HEADERS = {
 }
 _META = "x-amz-meta-"
 _COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
+_UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.DOTALL)
+_UPLOAD_KEY = re.compile(r"<Key>([^<]*)</Key>")
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 _ANSWER_BYTES = 64 * 1024
 CONNECT_S = 15.0
@@ -162,11 +164,33 @@ class BucketHttp:
 
         A multipart upload is begun and aborted: that leaves no object behind, whatever happens.
         """
-        key = f"{prefix}/.ferry-preflight-{uuid.uuid4().hex}".lstrip("/")
+        key = _trial(prefix) + uuid.uuid4().hex
         status, body = await self.call("POST", key, "uploads=")
         if status < 300 and (upload := _UPLOAD_ID.search(body.decode("utf-8", "replace"))) is not None:
             await self.call("DELETE", key, f"uploadId={quote(unescape(upload[1]), safe='~')}")
         return status, body
+
+    async def abort(self, key: str, *, below: bool = False) -> bool:
+        """Aborts all multipart uploads to exactly this key, or to keys that begin so; True when none is left.
+
+        S3 API: ListMultipartUploads, AbortMultipartUpload.
+        """
+        status, body = await self.call("GET", "", f"prefix={quote(key, safe='~')}&uploads=")
+        if status != 200:
+            return False
+        for upload in _UPLOAD.findall(body.decode("utf-8", "replace")):
+            found, upload_id = _UPLOAD_KEY.search(upload), _UPLOAD_ID.search(upload)
+            its_key = unescape(found[1]) if found else ""
+            if upload_id is None or not (its_key == key or (below and its_key.startswith(key))):
+                continue
+            status, _ = await self.call("DELETE", its_key, f"uploadId={quote(unescape(upload_id[1]), safe='~')}")
+            if status not in (200, 204, 404):
+                return False
+        return True
+
+    async def forget_trials(self, prefix: str) -> None:
+        """Aborts what :meth:`may_write` began and, killed, did not end."""
+        await self.abort(_trial(prefix), below=True)
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""
@@ -230,6 +254,10 @@ class BucketHttp:
             return NotPlain()
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
         return store_status(response.status, s3_code(body), side, retry_after_s)
+
+
+def _trial(prefix: str) -> str:
+    return f"{prefix}/.ferry-preflight-".lstrip("/")
 
 
 def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:

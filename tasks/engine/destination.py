@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import duckdb
 import pyarrow as pa
@@ -12,7 +14,8 @@ from tasks.engine import existing as listing
 from tasks.engine import tables
 from tasks.engine.access import Access
 from tasks.engine.cut import DONE, HELD_JOINED, load_held
-from tasks.engine.errors import ObjectError
+from tasks.engine.errors import ObjectError, UserError
+from tasks.engine.folder import Folder, Twin
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
 from tasks.engine.seal import sealed
@@ -75,6 +78,17 @@ def find_existing(
 def forget_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
     """Deletes what earlier plans found out. ``chunks``: those of the plan in force."""
     state.delete(set(state.list(HINTS)) - {chunk.hints for chunk in chunks})
+
+
+def twins_in(uri: str) -> frozenset[Twin]:
+    """Which names are one in a directory though they differ. Raises UserError where it cannot be tried."""
+    folder = Folder(Path(unquote(urlsplit(uri).path)), "plan", create=True)
+    try:
+        return folder.twins()
+    except OSError as exc:
+        raise UserError(f"destination: cannot write to {folder.root}: {exc.strerror}") from None
+    finally:
+        folder.close()
 
 
 def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:

@@ -240,6 +240,47 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
 
 
+def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
+    """Maps what the operating system says of a file in a directory that is a source or the destination.
+
+    | errno | at the destination | at the source |
+    |---|---|---|
+    | ENOSPC, EDQUOT, EROFS | Fatal | Fatal (nobody writes there: the spool) |
+    | ENOENT | Fatal: the directory is gone | not_found |
+    | ENOTDIR, EISDIR, ELOOP | key_collision: a file, a folder or a link is in the way | not_found |
+    | EACCES, EPERM | Refused: a Fatal, unless other keys are taken | forbidden |
+    | ENAMETOOLONG, EINVAL, EILSEQ | bad_key | not_found |
+    | any other | store_error | store_error |
+    """
+    at_source = side == "source"
+    if exc.errno in _DISK_ERRNOS:
+        return disk_error(exc, side)
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        if at_source:
+            return ObjectError(ErrorClass.FORBIDDEN, "no right to read this file", status_code=403)
+        return Refused(
+            f"the {side} directory does not let this user write ({_short(exc)}). Check the rights of the directory",
+            _short(exc),
+        )
+    if isinstance(exc, FileNotFoundError) and not at_source:
+        return Fatal(f"the {side} does not exist (any more). Create the directory or correct `{side}`")
+    if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP) and not at_source:
+        return ObjectError(
+            ErrorClass.KEY_COLLISION,
+            "a file or a link stands where this key needs a directory, or the reverse; links are not written through",
+        )
+    if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ) and not at_source:
+        return ObjectError(ErrorClass.BAD_KEY, f"the directory's file system cannot hold such a name ({_short(exc)})")
+    if exc.errno == errno.ELOOP:
+        return ObjectError(ErrorClass.NOT_FOUND, "a link leads out of the source's root: it is not followed")
+    if exc.errno in _NO_SUCH_FILE:
+        return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
+    return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed ({_short(exc)})")
+
+
+_NO_SUCH_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
+}  # fmt: skip
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ import duckdb
 
 from tasks.engine import ledger
 from tasks.engine.errors import UserError
+from tasks.engine.folder import Twin
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.state import State
 from tasks.engine.urls import redact
@@ -48,11 +50,18 @@ def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
-def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bool) -> Judged:
+def judge(
+    con: duckdb.DuckDBPyConnection,
+    notes: list[str],
+    *,
+    for_directory: bool,
+    twins: Callable[[], Collection[Twin]] = tuple,
+) -> Judged:
     """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
 
     Rows that the ledger has keep their place: before others of the same source and key, and
-    against others of the same key. In a directory a file cannot have the name of a folder.
+    against others of the same key. In a directory a file cannot have the name of a folder, and ``twins`` says which
+    names are one there though they differ; it is asked only where the list has such.
     """
     con.execute("""
         CREATE TABLE verdict AS
@@ -103,6 +112,7 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bo
             SELECT row_id, 'key_collision', 'another row has the key of its directory'
             FROM below SEMI JOIN (SELECT key FROM files WHERE has) USING (key) WHERE NOT has
         """)
+    _judge_twins(con, notes, twins)
     rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
     duplicates, collisions = one(
         con,
@@ -121,19 +131,63 @@ def judge(con: duckdb.DuckDBPyConnection, notes: list[str], *, for_directory: bo
     if unusable == rows:
         first = one(con, "SELECT message FROM m LIMIT 1")
         raise UserError(f"no row of the manifest can be used; the first one: {first[0]}")
-    twins = one(
-        con,
-        """
-        SELECT count(*) FROM (SELECT 1 FROM m WHERE error_class IS NULL AND NOT late_key
-        GROUP BY lower(nfc_normalize(key)) HAVING count(DISTINCT key) > 1)
-    """,
-    )[0]
-    if twins:
-        notes.append(
-            f"{twins:,} groups of keys differ only in case or Unicode form; "
-            "a store that does not tell them apart would mix them up"
-        )
     return Judged(rows, unusable, duplicates, collisions)
+
+
+_FOLDS: dict[Twin, str] = {
+    "dots": "regexp_replace({}, '[. ]+(/|$)', '\\1', 'g')",
+    "form": "nfc_normalize({})",
+    "case": "lower({})",
+}
+
+
+def _folded(twins: Collection[Twin]) -> str:
+    """The key as SQL, alike for keys that only these differences tell apart."""
+    expression = "key"
+    for twin, fold in _FOLDS.items():
+        if twin in twins:
+            expression = fold.format(expression)
+    return expression
+
+
+def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callable[[], Collection[Twin]]) -> None:
+    """Keys that differ only in case, Unicode form or dots at the end of a name: told apart by most stores, not by all.
+
+    Where the destination is known not to tell them apart, none of their rows moves, as with any shared key.
+    """
+    con.execute(f"""
+        CREATE OR REPLACE TEMP VIEW told_apart AS
+        SELECT row_id, row_no, key, {_folded(list(_FOLDS))} AS folded FROM m
+        -- a key that names the digest says itself that its objects are equal
+        WHERE error_class IS NULL AND NOT (late_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
+    """)
+    (groups,) = one(
+        con, "SELECT count(*) FROM (SELECT 1 FROM told_apart GROUP BY folded HAVING count(DISTINCT key) > 1)"
+    )
+    if not groups:
+        return
+    if found := twins():
+        con.execute(f"""
+            INSERT INTO verdict
+            WITH usable AS (
+                SELECT t.row_id, t.row_no, t.key, t.folded,
+                       coalesce(l.status IN ('copied', 'unchanged', 'pending'), false) AND s.row_id IS NULL AS has
+                FROM (SELECT row_id, row_no, key, {_folded(found)} AS folded FROM told_apart) t
+                     LEFT JOIN latest l ON l.row_id = t.row_id LEFT JOIN superseded s ON s.row_id = t.row_id
+                WHERE t.row_id NOT IN (SELECT row_id FROM verdict)
+            ), shared AS (
+                SELECT folded, min(row_no) AS low_no, max(row_no) AS high_no FROM usable
+                GROUP BY folded HAVING count(DISTINCT key) > 1
+            )
+            SELECT row_id, 'key_collision', 'the directory does not tell this key from that of row '
+                   || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
+            FROM usable JOIN shared USING (folded) WHERE NOT has
+        """)
+        return
+    notes.append(
+        f"{groups:,} groups of keys differ only in case, Unicode form or dots at the end of a name; "
+        "a store that does not tell them apart would mix them up"
+    )
 
 
 def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, how: str) -> None:

@@ -1,11 +1,10 @@
 """Destination keys: templates, the default, what a key may be, and how prefix and key are joined.
 
-What the store client (obstore 0.12) keeps byte for byte, tried on memory, directory and SeaweedFS: every
-character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode
+What the store client (obstore 0.12) keeps byte for byte, tried on memory and SeaweedFS, and folder.py in a directory:
+every character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode
 forms included. What it cannot represent is refused here: empty, `.` and `..` segments, control characters;
-in a directory also names that end in `#` and digits (its names for unfinished files), or in a letter and `:`
-or `|`. One server's own trait is left to it: SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over
-255 bytes.
+in a directory also the name that Ferry keeps for unfinished files. One server's own trait is left to it:
+SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over 255 bytes.
 """
 
 from __future__ import annotations
@@ -17,17 +16,16 @@ from difflib import get_close_matches
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from tasks.engine.errors import UserError
+from tasks.engine.folder import PARTS
 
 MAX_KEY_BYTES = 1024  # S3 API, "Creating object key names"
 MAX_SEGMENT_BYTES = 255  # ext4, xfs and most others
-MAX_FILE_NAME_BYTES = MAX_SEGMENT_BYTES - 2  # the client writes NAME#1 first and renames it
 
 LATE_FIELDS = frozenset({"sha256", "ext"})
 SOURCE_FIELDS = frozenset({"source.name", "source.stem", "source.ext", "source.path", "source.host"})
 
 _LATE_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
-_PLAIN_KEY = re.compile(r"(?:[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)(?:/[^/.#\x00-\x1f\x7f][^/#\x00-\x1f\x7f]*)*")
-_DRIVE = re.compile(r"[A-Za-z][:|]\Z")
+_PLAIN_KEY = re.compile(r"(?:[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)(?:/[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -222,8 +220,6 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
 
     ``prefix`` is the destination's, for the limit of 1,024 bytes on both together.
     """
-    if for_directory and _DRIVE.search(key):
-        return "the key ends like the name of a Windows drive, which the store client takes for one"
     if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
         return None  # nearly all keys
     if not key:
@@ -248,10 +244,6 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
     if for_directory:
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
             return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
-        if len(segments[-1].encode()) > MAX_FILE_NAME_BYTES:
-            return (
-                f"the file name is longer than {MAX_FILE_NAME_BYTES} bytes, and needs room for `#1` while it is written"
-            )
-        if re.search(r"#[0-9]+\Z", segments[-1]):
-            return "the file name ends in `#` and digits, which is kept for unfinished files"
+        if segments[0].startswith(PARTS):
+            return f"the key begins with `{PARTS}`, where unfinished files are kept"
     return None

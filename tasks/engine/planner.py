@@ -12,11 +12,12 @@ import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tasks.engine import cut, judge, lease, ledger
 from tasks.engine.access import Access
-from tasks.engine.destination import find_existing, forget_hints
+from tasks.engine.destination import find_existing, forget_hints, twins_in
 from tasks.engine.errors import Damaged
 from tasks.engine.intake import Brought, bring_manifest
 from tasks.engine.job import Job
@@ -90,7 +91,9 @@ class Planner:
         ledger.create_latest(self.con, self.state, since_run, at_once=dry)  # the job's run may be on
         judge.find_superseded(self.con)
         self._load_held(chunks)
-        judged = judge.judge(self.con, self.notes, for_directory=self.job.destination.uri.startswith("file://"))
+        to_directory = self.job.destination.uri.startswith("file://")
+        twins = partial(twins_in, self.job.destination.uri) if to_directory and not dry else tuple
+        judged = judge.judge(self.con, self.notes, for_directory=to_directory, twins=twins)
         about = brought.about
         if old is None and not dry:  # before all else: what is found without a plan is of this place
             self.state.write(PLACE_FILE, Place(self.job.where(), since_run).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import random
 import resource
 import threading
@@ -33,6 +34,7 @@ from tasks.engine.shares import limits_of
 from tasks.engine.state import State
 from tasks.engine.store import open_store
 from tasks.engine.transfer import Mover, Rules
+from tasks.engine.uploads import Uploads
 
 T = TypeVar("T")
 MOST_IN_FLIGHT = 512  # at one host, if file descriptors allow it
@@ -98,7 +100,16 @@ class Runtime:
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
-        destination = open_store(job.destination.uri, destination_access, state.spool_dir, create=True, **stores)
+        mark = hashlib.sha256(state.uri.encode()).hexdigest()[:12]
+        destination = open_store(
+            job.destination.uri,
+            destination_access,
+            state.spool_dir,
+            create=True,
+            mark=mark,
+            uploads=Uploads(state),
+            **stores,
+        )
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]
         self._stores = [destination, *(store for _, store in roots)]
         copied = [root for root, store in roots if job.checks is Checks.NONE and destination.can_copy_from(store)]
@@ -110,6 +121,8 @@ class Runtime:
 
         async def build() -> tuple[Origin, Mover]:
             origin = open_origin(job, headers, state.spool_dir, **shared)
+            if isinstance(lease, Lease):  # the first process of the only run of this job
+                await destination.clean()
             return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool)
 
         self._origin, self.mover = self.wait(build())

@@ -1,6 +1,6 @@
-"""The one object-store client: S3 and directories behind obstore.
+"""The one object-store client: S3 behind obstore and the short way, directories behind folder.py.
 
-Every call maps its errors through :func:`tasks.engine.errors.from_store` and raises ObjectError or
+Every call maps its errors through :func:`tasks.engine.errors.from_store` (from_folder) and raises ObjectError or
 Fatal only. The library's own retries are off: the object's retry is the engine's (DESIGN: decisions).
 """
 
@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
 import obstore
-from obstore.store import LocalStore, S3Store
+from obstore.store import S3Store
 
 from tasks.engine.access import Access, s3_client, short_client
 from tasks.engine.body import (
@@ -37,40 +32,34 @@ from tasks.engine.body import (
 )
 from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_modified
 from tasks.engine.budget import Budget
-from tasks.engine.errors import ObjectError, Refused, UserError, from_store, from_store_http, key_refused
+from tasks.engine.directory import Directory, walk
+from tasks.engine.errors import (
+    Fatal,
+    ObjectError,
+    Refused,
+    UserError,
+    from_store,
+    from_store_http,
+    key_refused,
+)
+from tasks.engine.folder import Folder
+from tasks.engine.found import Found, composite_etag, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Charge, Reader, for_nothing
 from tasks.engine.objects import ErrorClass
 from tasks.engine.wire import said
 
-_SINGLE_PART_ETAG = re.compile(r'"?([0-9a-f]{32})"?\Z')
+__all__ = ["Found", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
+
 OPAQUE_AFTER = 8
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
-_MULTIPART_ETAG = re.compile(r'"?([0-9a-f]{32}-\d+)"?\Z')
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """An object as a listing or a HEAD shows it. ``key`` is relative to the store's prefix."""
+class Uploads(Protocol):
+    """Notes of multipart uploads under way (uploads.py)."""
 
-    key: str
-    size: int
-    etag: str | None
-    last_modified: datetime | None
-
-
-def md5_of_etag(etag: str | None) -> str | None:
-    """The MD5 that a single-part S3 ETag is, or None (multipart, KMS and file ETags are no MD5)."""
-    match = _SINGLE_PART_ETAG.match(etag or "")
-    return match.group(1) if match else None
-
-
-def multipart_etag(path: Path, part_bytes: int) -> str:
-    """S3's composite ETag: MD5 over the parts' MD5s, and their number (S3 API, object integrity)."""
-    parts = []
-    with path.open("rb") as file:
-        while piece := file.read(part_bytes):
-            parts.append(hashlib.md5(piece, usedforsecurity=False).digest())
-    return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+    def begin(self, bucket: str, path: str) -> None: ...
+    def end(self, bucket: str, path: str) -> None: ...
+    def left(self, bucket: str) -> list[str]: ...
 
 
 class Store:
@@ -79,29 +68,31 @@ class Store:
     def __init__(
         self,
         uri: str,
-        backend: S3Store | LocalStore,
+        backend: S3Store | None,
         prefix: str,
         kind: Literal["s3", "file"],
         spool_dir: Path,
-        directory: Path = Path(),
+        folder: Folder | None = None,
         *,
         in_byte_order: bool = False,
         budget: Budget | None = None,
         pool: Executor | None = None,
         http: Callable[[], BucketHttp] | None = None,
         access: Access | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
-        self.backend = backend
+        self.backend: Any = backend
         self._spool_dir = spool_dir
         self._budget = budget or Budget(2**62)
         self._pool = pool
         self._make_http = http
         self._access = access
+        self._uploads = uploads
         self._http: BucketHttp | None = None
-        self.directory = directory
+        self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self._refused_in_a_row = 0
         self._opaque = 0  # objects that were right under an ETag that is not their MD5
@@ -128,39 +119,73 @@ class Store:
             etag = await self._put(key, body, attributes, create)
         except Refused as refused:
             self._refused_in_a_row += 1
-            if self._refused_in_a_row > REFUSED_IN_A_ROW or (http := self._short_way()) is None:
-                raise
-            status, _ = await http.may_write(self.prefix)
-            if status >= 300:
+            if self._refused_in_a_row > REFUSED_IN_A_ROW or not await self._may_write():
                 raise
             raise key_refused(refused) from None
         self._refused_in_a_row = 0
         return etag
 
+    async def _may_write(self) -> bool:
+        """Does the destination take other keys?"""
+        if self._directory is not None:
+            return await self._directory.may_write()
+        if (http := self._short_way()) is None:
+            return False
+        status, _ = await http.may_write(self.prefix)
+        return status < 300
+
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
+        if self._directory is not None:
+            return await self._directory.put(key, body, create)
         if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
             with contextlib.suppress(NotPlain), body.upload() as data:
                 sent = await http.put(self.path(key), data, body.sha256, attributes, create)
                 if sent.exists:
                     raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
                 return sent.etag
-        source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
-        extra: dict[str, Any] = {"attributes": attributes} if self.kind == "s3" else {}
         if body.path is not None:
-            if create and await self.head(key) is not None:
-                raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
-            extra |= {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
-        elif create:
-            extra["mode"] = "create"
-        else:
-            extra["use_multipart"] = False  # one part, so that the ETag is the MD5
+            return await self._put_parts(key, body.path, attributes, create)
+        assert body.data is not None
+        extra: dict[str, Any] = (
+            {"mode": "create"} if create else {"use_multipart": False}
+        )  # one part: the ETag is the MD5
+        return await self._put_long_way(key, body.data, attributes, extra)
+
+    async def _put_parts(self, key: str, path: Path, attributes: Mapping[str, str], create: bool) -> str | None:
+        """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
+        if create and await self.head(key) is not None:
+            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
+        extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
+        note = (urlsplit(self.uri).netloc, self.path(key))
+        if self._uploads is not None:
+            await asyncio.to_thread(self._uploads.begin, *note)
         try:
+            etag = await self._put_long_way(key, path, attributes, extra)
+        except (ObjectError, Fatal):
+            with contextlib.suppress(ObjectError, Fatal):  # what the upload failed of counts; the note stays
+                if await self._abort(self.path(key)) and self._uploads is not None:
+                    await asyncio.to_thread(self._uploads.end, *note)
+            raise
+        if self._uploads is not None:
+            await asyncio.to_thread(self._uploads.end, *note)
+        return etag
+
+    async def _abort(self, path: str) -> bool:
+        http = self._short_way()
+        return http is not None and await http.abort(path)
+
+    async def _put_long_way(
+        self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
+    ) -> str | None:
+        try:
+            extra |= {"attributes": attributes}
             result = await obstore.put_async(self.backend, self.path(key), source, **extra)
         except obstore.exceptions.AlreadyExistsError:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
         except Exception as exc:
             raise from_store(exc) from None
-        return result["e_tag"]
+        etag: str | None = result["e_tag"]
+        return etag
 
     def can_copy_from(self, source: Store) -> bool:
         """Both are buckets of one server, for one set of credentials."""
@@ -188,6 +213,8 @@ class Store:
 
     async def head(self, key: str, *, side: str = "destination") -> Found | None:
         """What stands under a key, or None."""
+        if self._directory is not None:
+            return await self._directory.head(key, side)
         try:
             meta = await obstore.head_async(self.backend, self.path(key))
         except (obstore.exceptions.NotFoundError, FileNotFoundError):
@@ -203,6 +230,8 @@ class Store:
 
         ``charge`` says how long to wait after so many bytes.
         """
+        if self._directory is not None:
+            return await self._directory.get(key, max_bytes, side, charge or for_nothing)
         if (http := self._short_way()) is not None:
             with contextlib.suppress(NotPlain):
                 return await self._get_short(http, key, max_bytes, side, charge or for_nothing)
@@ -243,7 +272,22 @@ class Store:
         """Connections that the short way opened so far."""
         return self._http.handshakes if self._http is not None else 0
 
+    async def clean(self) -> None:
+        """Ends what killed runs of this job left unfinished; while no other run of it is on."""
+        if self._directory is not None:
+            await self._directory.clean()
+        elif self._uploads is not None and (http := self._short_way()) is not None:
+            with contextlib.suppress(ObjectError, Fatal):
+                await http.forget_trials(self.prefix)
+            bucket = urlsplit(self.uri).netloc
+            for path in await asyncio.to_thread(self._uploads.left, bucket):
+                with contextlib.suppress(ObjectError, Fatal):  # the next run tries it again
+                    if await self._abort(path):
+                        await asyncio.to_thread(self._uploads.end, bucket, path)
+
     async def close(self) -> None:
+        if self._directory is not None:
+            await asyncio.to_thread(self._directory.folder.close)
         if self._http is not None:
             await self._http.close()
 
@@ -280,8 +324,8 @@ class Store:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
         offset = self.path(start_after) if start_after is not None else None
         prefix = self.prefix or None
-        if self.kind == "file":
-            yield from walk(self.directory)
+        if self._directory is not None:
+            yield from walk(self._directory.folder.root)
             return
         try:
             for page in obstore.list(self.backend, prefix, offset=offset, chunk_size=1000):
@@ -303,8 +347,8 @@ class Store:
             if md5 is not None and md5 == body.md5:
                 self.md5_etags = True
                 return
-            match = _MULTIPART_ETAG.match(etag or "") if body.path is not None else None
-            if match and body.path and match.group(1) == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
+            composite = composite_etag(etag) if body.path is not None else None
+            if composite and body.path and composite == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
                 return
         found = await self.head(key)
         if found is None:
@@ -341,29 +385,6 @@ class Store:
         return Found(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
 
 
-def walk(directory: Path) -> Iterator[list[Found]]:
-    """A directory's files, page by page in no certain order. obstore's own listing leaves out names like `x#1`.
-
-    Links are followed where they stay inside the directory.
-    """
-    root = directory.resolve()
-    for where, _, names in os.walk(root):
-        page = []
-        for name in names:
-            path = Path(where, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                continue
-            # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
-            key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
-            try:
-                stat = path.stat()
-            except OSError:
-                continue  # gone since, or a link to nowhere
-            page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
-        if page:
-            yield page
-
-
 def open_store(
     uri: str,
     access: Access,
@@ -374,11 +395,14 @@ def open_store(
     budget: Budget | None = None,
     pool: Executor | None = None,
     short_way: bool = False,
+    mark: str = "ferry",
+    uploads: Uploads | None = None,
 ) -> Store:
     """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
 
     ``budget`` bounds the bytes of bodies read, ``pool`` hashes large ones. With ``short_way`` single objects of a
-    bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end.
+    bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end. ``mark``
+    is the job's: what it leaves unfinished in a directory is known by it; ``uploads`` notes what it begins in a bucket.
     Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
     """
     parts = urlsplit(uri)
@@ -390,12 +414,12 @@ def open_store(
         http = partial(short_client, parts.netloc, access, timeout_s) if short_way and not access.proxied else None
         return Store(
             uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
-            access=access,
+            access=access, uploads=uploads,
         )  # fmt: skip
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:
             raise UserError(f"the directory {directory} does not exist")
-        local = LocalStore(directory, mkdir=create)
-        return Store(uri, local, "", "file", spool_dir, directory, budget=budget, pool=pool)
+        folder = Folder(directory, mark, create=create)
+        return Store(uri, None, "", "file", spool_dir, folder, budget=budget, pool=pool)
     raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")

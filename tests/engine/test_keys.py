@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from obstore.store import LocalStore, MemoryStore
+from obstore.store import MemoryStore
 
 from tasks.engine.errors import UserError
+from tasks.engine.folder import Folder
 from tasks.engine.keys import MissingValue, Template, default_key, finish, join_key, key_problem
+from tasks.engine.store import walk
 
 SHA = "ab" * 32
+ODD_KEYS = st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.characters()), min_size=1, max_size=20)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +61,16 @@ def test_default_key(source: str, key: str) -> None:
         ("./a", True, "the key holds `.` or `..` as a name"),
         ("ä" * 512, False, None),
         ("ä" * 513, False, "the key is 1,026 bytes long with its prefix; 1,024 are allowed"),
-        ("d" * 255 + "/" + "f" * 253, True, None),
+        ("d" * 255 + "/" + "f" * 255, True, None),
         ("d" * 256 + "/f", True, "a name in the key is longer than 255 bytes, which no directory takes"),
-        ("f" * 254, True, "the file name is longer than 253 bytes, and needs room for `#1` while it is written"),
+        ("f" * 256, True, "a name in the key is longer than 255 bytes, which no directory takes"),
         ("f" * 256, False, None),
-        ("a#1", True, "the file name ends in `#` and digits, which is kept for unfinished files"),
-        ("a#1/b#x", True, None),
+        ("a#1", True, None),
+        ("C:", True, None),
+        ("CON", True, None),
+        (".ferry-parts/x", True, "the key begins with `.ferry-parts`, where unfinished files are kept"),
+        (".ferry-parts/x", False, None),
+        ("a/.ferry-parts/x", True, None),
         ("a#1", False, None),
     ],
 )  # fmt: skip
@@ -79,20 +87,45 @@ def test_prefix_counts() -> None:
 
 def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
     """Whatever key_problem accepts is put, read, listed and deleted under exactly that key."""
-    local, memory = LocalStore(tmp_path, automatic_cleanup=True), MemoryStore()
+    memory = MemoryStore()
 
     @settings(max_examples=200, deadline=None)
-    @given(st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.characters()), min_size=1, max_size=20))
+    @given(ODD_KEYS)
     def check(key: str) -> None:
-        for store in (memory, local):
-            if key_problem(key, for_directory=store is local) is not None:
-                continue
-            store.put(key, key.encode())
-            assert bytes(store.get(key).bytes()) == key.encode()
-            assert [meta["path"] for page in store.list() for meta in page] == [key]
-            store.delete(key)
+        if key_problem(key, for_directory=False) is None:
+            memory.put(key, key.encode())
+            assert bytes(memory.get(key).bytes()) == key.encode()
+            assert [meta["path"] for page in memory.list() for meta in page] == [key]
+            memory.delete(key)
 
     check()
+
+
+def test_accepted_keys_survive_a_directory(tmp_path: Path) -> None:
+    """The same in a directory: there is one file then, and it is where the key says."""
+    root = tmp_path / "root"
+    folder = Folder(root, "mark", create=True)
+
+    async def all_of_them() -> None:
+        @settings(max_examples=200, deadline=None)
+        @given(ODD_KEYS)
+        def check(key: str) -> None:
+            keys.append(key)
+
+        check()
+        for key in keys:
+            if key_problem(key, for_directory=True) is None:
+                await folder.put(key, key.encode(), create=False)
+                assert [found.key for page in walk(root) for found in page] == [key]
+                assert (root / key).read_bytes() == key.encode()
+                (root / key).unlink()
+                for above in (root / key).relative_to(root).parents:
+                    if above != Path():
+                        (root / above).rmdir()
+
+    keys: list[str] = []
+    asyncio.run(all_of_them())
+    folder.close()
 
 
 @pytest.mark.parametrize(

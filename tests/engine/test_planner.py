@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from tasks.engine import ledger, tables
+from tasks.engine import ledger, planner, tables
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
@@ -231,6 +231,35 @@ def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path:
     will_move = [row.key for row in chunk_rows(state, ref) if row.row_id not in done]
     assert "5.jpg" not in will_move
     assert planned.pending == 19
+
+
+@pytest.mark.parametrize(
+    ("twins", "colliding"),
+    [
+        ((), set()),
+        (("case",), {"x/A.jpg", "x/a.jpg"}),
+        (("form",), {"x/\u00e9.jpg", "x/e\u0301.jpg"}),
+        (("dots",), {"x/b.jpg", "x./b.jpg", "x /b.jpg"}),
+    ],
+)
+def test_keys_that_a_directory_does_not_tell_apart(
+    twins: tuple[str, ...], colliding: set[str], tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it was tried and found so, none of them moves: the second would replace the first, and both be called
+    copied. Elsewhere there is a note."""
+    monkeypatch.setattr(planner, "twins_in", lambda _: frozenset(twins))
+    names = ["x/A.jpg", "x/a.jpg", "x/\u00e9.jpg", "x/e\u0301.jpg", "x/b.jpg", "x./b.jpg", "x /b.jpg"]
+    names += [f"other/{n}.jpg" for n in range(60)]
+    lines = [[f"https://img.example/{n}.jpg", name] for n, name in enumerate(names)]
+    write_list(tmp_path / "list.csv", lines, ("url", "name"))
+    planned = plan(job_in(tmp_path, key="{name}"), state)
+    assert set(names) - set(keys(state, planned)) == colliding
+    assert planned.collisions == len(colliding)
+    assert {(o.error_class, "does not tell this key" in (o.message or "")) for o in latest(state).values()} == (
+        {(ErrorClass.KEY_COLLISION, True)} if colliding else set()
+    )
+    assert [note for note in planned.notes if "differ only in case" in note] == planned.notes[: not twins]
+    check_each_row_once(state, planned)
 
 
 @pytest.mark.parametrize(("key", "collisions"), [("sku.{ext}", 3), ("{{sha256}}.{ext}", 3), ("{sha256}.{ext}", 0)])

@@ -71,7 +71,10 @@ class Disk:
 
     @contextmanager
     def recording(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Looks on at os.fsync, os.replace, os.link, os.unlink and os.mkdir. The calls themselves are made."""
+        """Looks on at os.fsync, os.replace, os.link, os.unlink and os.mkdir. The calls themselves are made.
+
+        Names relative to a directory's file descriptor are known by its path.
+        """
         real = {name: getattr(os, name) for name in ("fsync", "replace", "link", "unlink", "mkdir")}
 
         def fsync(fd: int) -> None:
@@ -82,35 +85,39 @@ class Disk:
             elif self._inside(path):
                 self._learn(path, safe=True)
 
-        def replace(old: Any, new: Any) -> None:
-            inside = self._inside(new)
+        def replace(old: Any, new: Any, **fds: Any) -> None:
+            source, target = _at(old, fds.get("src_dir_fd")), _at(new, fds.get("dst_dir_fd"))
+            inside = self._inside(target)
             if inside:
-                self._learn(old, safe=False)
-            real["replace"](old, new)
+                self._learn(source, safe=False)
+            real["replace"](old, new, **fds)
             if inside:
-                self._known[str(new)] = (_, number) = self._known.pop(str(old))
-                if Path(old).parent == Path(new).parent:
-                    self._name(Path(new).parent, (Path(old).name, None), (Path(new).name, number))
+                self._known[str(target)] = (_, number) = self._known.pop(str(source))
+                if source.parent == target.parent:
+                    self._name(target.parent, (source.name, None), (target.name, number))
                 else:
-                    self._name(Path(new).parent, (Path(new).name, number))
-                    self._name(Path(old).parent, (Path(old).name, None))
+                    self._name(target.parent, (target.name, number))
+                    self._name(source.parent, (source.name, None))
 
-        def link(old: Any, new: Any) -> None:
-            real["link"](old, new)
-            if self._inside(new):
-                self._learn(old, safe=False)
-                self._known[str(new)] = (_, number) = self._known[str(old)]
-                self._name(Path(new).parent, (Path(new).name, number))
+        def link(old: Any, new: Any, **more: Any) -> None:
+            source, target = _at(old, more.get("src_dir_fd")), _at(new, more.get("dst_dir_fd"))
+            real["link"](old, new, **more)
+            if self._inside(target):
+                self._learn(source, safe=False)
+                self._known[str(target)] = (_, number) = self._known[str(source)]
+                self._name(target.parent, (target.name, number))
 
-        def unlink(path: Any, *args: Any, **more: Any) -> None:
-            real["unlink"](path, *args, **more)
-            if self._inside(path) and self._known.pop(str(path), None) is not None:
-                self._name(Path(path).parent, (Path(path).name, None))
+        def unlink(path: Any, **more: Any) -> None:
+            gone = _at(path, more.get("dir_fd"))
+            real["unlink"](path, **more)
+            if self._inside(gone) and self._known.pop(str(gone), None) is not None:
+                self._name(gone.parent, (gone.name, None))
 
         def mkdir(path: Any, *args: Any, **more: Any) -> None:
+            made = _at(path, more.get("dir_fd"))
             real["mkdir"](path, *args, **more)
-            if self._inside(path):
-                self._name(Path(path).parent, (Path(path).name, DIRECTORY))
+            if self._inside(made):
+                self._name(made.parent, (made.name, DIRECTORY))
 
         for name, ours in (
             ("fsync", fsync),
@@ -188,6 +195,10 @@ class Disk:
             size = len(content.data)
             kept = size if content.safe else {"nothing": 0, "everything": size, "chance": rng.randint(0, size)}[how]
             (target / name).write_bytes(content.data[:kept])
+
+
+def _at(path: Any, dir_fd: int | None) -> Path:
+    return Path(path) if dir_fd is None else Path(f"/proc/self/fd/{dir_fd}").readlink() / path
 
 
 def _apply(names: dict[str, dict[str, int]], change: Names) -> None:

@@ -1,0 +1,120 @@
+"""A directory as the engine's stores see it: bodies, what was found, errors with their class. The files: folder.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from tasks.engine.body import SPOOL_OVER_BYTES, Body, BodyWriter, weight, whole_body
+from tasks.engine.budget import Budget
+from tasks.engine.errors import FerryError, ObjectError, from_folder
+from tasks.engine.folder import PARTS, Entry, Folder, entry_of
+from tasks.engine.found import Found
+from tasks.engine.incoming import Charge, to_disk
+from tasks.engine.objects import ErrorClass
+
+
+class Directory:
+    """Raises ObjectError and Fatal."""
+
+    def __init__(self, folder: Folder, spool_dir: Path, budget: Budget, pool: Executor | None) -> None:
+        self.folder = folder
+        self._spool_dir = spool_dir
+        self._budget = budget
+        self._pool = pool
+
+    async def put(self, key: str, body: Body, create: bool) -> str:
+        source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
+        try:
+            return await self.folder.put(key, source, create=create)
+        except FileExistsError:
+            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
+    async def head(self, key: str, side: str) -> Found | None:
+        try:
+            entry = await asyncio.to_thread(self.folder.find, key)
+        except OSError as exc:
+            raise from_folder(exc, side) from None
+        return _found_file(key, entry) if entry is not None else None
+
+    async def may_write(self) -> bool:
+        return await asyncio.to_thread(self.folder.may_write)
+
+    async def clean(self) -> None:
+        try:
+            await asyncio.to_thread(self.folder.clean)
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
+    async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, Found, dict[str, str]]:
+        held = 0
+        writer = BodyWriter(self._spool_dir)
+        try:
+            with os.fdopen(await asyncio.to_thread(self.folder.open, key), "rb") as file:
+                found = _found_file(key, entry_of(file.fileno()))
+                if found.size > max_bytes:
+                    raise ObjectError(
+                        ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})"
+                    )
+                held = await self._budget.take(weight(found.size))
+                if found.size <= SPOOL_OVER_BYTES:
+                    body = await whole_body(await asyncio.to_thread(file.read, found.size + 1), self._pool)
+                else:
+                    body = await self._copied(file, writer, found.size)
+            if delay_s := charge(body.size):
+                await asyncio.sleep(delay_s)
+        except BaseException as exc:
+            writer.abandon()
+            self._budget.give_back(held)
+            if isinstance(exc, OSError) and not isinstance(exc, FerryError):
+                raise from_folder(exc, side) from None
+            raise
+        body.budget, body.held = self._budget, held
+        if body.size != found.size:
+            body.discard()
+            raise ObjectError(ErrorClass.TRUNCATED, f"{body.size:,} of {found.size:,} bytes arrived")
+        return body, found, {}
+
+    async def _copied(self, file: BinaryIO, writer: BodyWriter, size: int) -> Body:
+        """A large file in the spool: it may change while it is uploaded."""
+        write = to_disk(writer.write, "spool file")
+        while writer.size <= size and (piece := await asyncio.to_thread(file.read, 1 << 20)):
+            await asyncio.to_thread(write, piece)
+        return writer.finish()
+
+
+def _found_file(key: str, entry: Entry) -> Found:
+    return Found(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
+
+
+def walk(directory: Path) -> Iterator[list[Found]]:
+    """A directory's files, page by page in no certain order, without Ferry's unfinished ones.
+
+    Links are followed where they stay inside the directory.
+    """
+    root = directory.resolve()
+    for where, below, names in os.walk(root):
+        below[:] = [name for name in below if name != PARTS]
+        page = []
+        for name in names:
+            if name.startswith(PARTS):
+                continue
+            path = Path(where, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                continue
+            # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
+            key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+            try:
+                stat = path.stat()
+            except OSError:
+                continue  # gone since, or a link to nowhere
+            page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
+        if page:
+            yield page
