@@ -34,13 +34,14 @@ from tasks.engine.progress import Progress
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import open_store
 from tests.engine import helpers
-from tests.faults.amount import LONG, some
+from tests.faults.amount import LONG, each, some
 from tests.faults.proxy import Bad, Proxy, Refusal
 from tests.faults.test_state_disk import UNSHARE
+from tests.flows.project import Project, serve
 
 E = ErrorClass
 ROOT = Path(__file__).parents[2]
-ROWS = 60
+ROWS = some(30, 60)
 RETRIES = {"attempts": 3, "backoff_s": 0.05, "max_backoff_s": 0.5}
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -141,7 +142,7 @@ def through(proxy: Proxy, s3: S3Server) -> Access:
 # --- the store itself
 
 
-@pytest.mark.parametrize("seconds", [60.0, 5.0, 0.0] if LONG else [2.0])
+@pytest.mark.parametrize("seconds", [60.0, 5.0, 0.0] if LONG else [1.0])
 def test_it_goes_away_for_a_while(
     seconds: float, own: S3Server, own_bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
@@ -194,7 +195,7 @@ def answers(store: S3Server, bucket: str, well: bool, key: str) -> bool:
 ALL = ["Admin", "Read", "Write", "List", "Tagging"]
 
 
-@pytest.mark.parametrize("fault", ["read-only", "revoked"])
+@pytest.mark.parametrize("fault", each(["read-only", "revoked"], 1))
 def test_it_takes_no_more_from_us(
     fault: str, own: S3Server, own_bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
@@ -223,6 +224,7 @@ def test_it_takes_no_more_from_us(
     tried(f"destination {fault}")
 
 
+@pytest.mark.skipif(not LONG, reason="takes a while: `make faults`")
 @pytest.mark.skipif(
     subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True, check=False).returncode
     != 0,
@@ -284,7 +286,7 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSALS)
+@pytest.mark.parametrize("what", each(list(REFUSALS), 1))
 def test_it_answers_no_to_all(
     what: str, proxy: Proxy, s3: S3Server, bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
@@ -305,7 +307,7 @@ def test_it_answers_no_to_all(
     tried("destination answers that it is full, closed or unknown")
 
 
-@pytest.mark.parametrize("retry_after", [None, "1", "30"])
+@pytest.mark.parametrize("retry_after", each([None, "1", "30"], 1))
 def test_it_asks_to_slow_down_for_a_while(
     retry_after: str | None,
     proxy: Proxy, s3: S3Server, bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None],
@@ -336,10 +338,33 @@ def test_it_asks_to_slow_down_for_a_while(
     tried("destination answers 503 SlowDown for a while")
 
 
+def test_what_the_user_sees(project: Project, origin: Origin, tried: Callable[..., None]) -> None:
+    """`ferry run` ends with exit code 1 and the sentence; its accounts add up. The next one ends the job."""
+    rows, bodies = serve(origin, 30)
+    project.manifest(rows)
+    with Proxy(project.cli.s3.endpoint_url) as proxy:
+        project.job(destination=project.destination(endpoint_url=proxy.endpoint_url), chunk_rows=10, concurrency=2)
+        proxy.on_put = lambda number: proxy.refuse(Refusal(400, "ExpiredToken")) if number == 12 else None
+        report = project.ferry("run", "job.yaml", "--json").expect(1).json
+        assert "the credentials have expired (HTTP 400 ExpiredToken). Renew them" in report["message"]
+        counts = report["counts"]
+        assert (counts["failed"], counts["copied"] + counts["pending"]) == (0, 30)
+        assert counts["copied"] >= 12
+        before = dict(origin.requests)
+        recorded = {line["key"] for line in project.ledger().values() if line["status"] == "copied"}
+        proxy.behave()
+        proxy.on_put = lambda _: None
+        project.ferry("run", "job.yaml", "--json").expect(0)
+    assert project.stored() == bodies
+    again = [key for key in recorded if origin.requests[f"/{key}"] != before.get(f"/{key}", 0)]
+    assert not again
+    tried("destination says that the credentials have expired, in `ferry run`")
+
+
 LOSSES = (Bad.LOST, Bad.CUT, Bad.ALTERED, Bad.RESET, Bad.ANSWER_LOST, Bad.INTERNAL, Bad.SLOW_DOWN)
 
 
-@pytest.mark.parametrize("on_existing", ["skip-same", "skip", "fail", "overwrite"])
+@pytest.mark.parametrize("on_existing", each(["skip", "skip-same", "fail", "overwrite"], 1))
 @pytest.mark.parametrize("seed", range(some(1, 12)))
 def test_what_it_accepts_and_loses(
     seed: int, on_existing: str, s3: S3Server, bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None]
@@ -362,7 +387,7 @@ def test_what_it_accepts_and_loses(
         tried("uploads that are lost, cut or altered on their way", sum(proxy.met.values()))
 
 
-@pytest.mark.parametrize("on_existing", ["skip", "fail"])
+@pytest.mark.parametrize("on_existing", each(["skip", "fail"], 1))
 def test_an_altered_object_that_a_run_left_is_replaced_by_the_next(
     on_existing: str, s3: S3Server, bucket: str, origin: Origin, tmp_path: Path
 ) -> None:
