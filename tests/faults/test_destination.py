@@ -338,6 +338,7 @@ def test_it_asks_to_slow_down_for_a_while(
     tried("destination answers 503 SlowDown for a while")
 
 
+@pytest.mark.skipif(not LONG, reason="takes a while: `make faults`")
 def test_what_the_user_sees(project: Project, origin: Origin, tried: Callable[..., None]) -> None:
     """`ferry run` ends with exit code 1 and the sentence; its accounts add up. The next one ends the job."""
     rows, bodies = serve(origin, 30)

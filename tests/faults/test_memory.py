@@ -26,7 +26,7 @@ from tests.faults.amount import LONG, some
 from tests.faults.proxy import Bad, Proxy
 
 ROOT = Path(__file__).parents[2]
-PLAN_MB = 1300 if LONG else 500  # of planning a million rows, of 40,000
+PLAN_MB = 1300 if LONG else 500  # of planning a million rows, of 20,000
 MOVE_MB = 400
 MIB = 1024 * 1024
 pytestmark = [
@@ -51,7 +51,7 @@ def measured(what: str, job: Job, access: Access, folder: Path) -> Any:
 
 def test_a_plan_of_a_million_rows(tmp_path: Path, tried: Callable[..., None]) -> None:
     """Planned anew, and planned again over a ledger that has nine of ten rows."""
-    rows = some(40_000, 1_000_000)
+    rows = some(20_000, 1_000_000)
     with (tmp_path / "list.csv").open("w") as file:
         file.write("id,url\n")
         file.writelines(f"{n},https://img{n % 7}.example/products/{n % 1000}/{n:09d}-front.jpg\n" for n in range(rows))
@@ -84,7 +84,7 @@ def test_a_thousand_large_objects(
 ) -> None:
     """Of 5 to 24 MiB, as many at once as the engine likes; and some of 60. A store that takes and forgets them, since
     what is measured is the one who moves them."""
-    count = some(40, 1000)
+    count = some(20, 1000)
     rng = random.Random(9)
     bodies = [rng.randbytes(size * MIB + 17) for size in (5, 9, 16, 24, 60)]
     rows = [[origin.add(f"/{n}.bin", bodies[n % (len(bodies) - (n % 20 > 0))])] for n in range(count)]

@@ -31,12 +31,12 @@ pytestmark = pytest.mark.slow
 
 
 class World:
-    """Three objects of three parts each, a small one, and somebody else's upload in the same bucket."""
+    """Two objects or three, of three parts each, a small one, and somebody else's upload in the same bucket."""
 
     def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path, proxy: Proxy) -> None:
         self.s3, self.bucket, self.folder = s3, bucket, folder
         rng = random.Random(7)
-        self.bodies = {f"{n}ü .bin" if n == 2 else f"{n}.bin": rng.randbytes(20 * MIB + n) for n in range(3)}
+        self.bodies = {f"{n}ü .bin" if n == 1 else f"{n}.bin": rng.randbytes(20 * MIB + n) for n in range(some(2, 3))}
         self.bodies["small.bin"] = b"small"
         rows = [[origin.add(f"/{n}", body), key] for n, (key, body) in enumerate(self.bodies.items())]
         self.access = dataclasses.replace(helpers.access(s3), endpoint_url=proxy.endpoint_url)
@@ -83,9 +83,10 @@ def world(
     return World(origin, s3, bucket, tmp_path, proxy)
 
 
-@pytest.mark.parametrize("part", random.Random(3).sample(range(1, 9), some(1, 8)))
+@pytest.mark.parametrize("part", random.Random(3).sample(range(2, some(5, 9)), some(1, 7)))
 def test_killed_in_an_upload_in_parts(part: int, world: World, proxy: Proxy, tried: Callable[..., None]) -> None:
-    """SIGKILL once so many parts are there. The next run of the job aborts what it left, and nobody else's."""
+    """SIGKILL once so many requests were answered, a part among them. The next run of the job aborts what it left, and
+    nobody else's."""
     helpers.plan(world.job, world.state, server=world.access)
     setup = world.folder / "setup.json"
     given = {
@@ -100,6 +101,8 @@ def test_killed_in_an_upload_in_parts(part: int, world: World, proxy: Proxy, tri
     left = world.uploads()
     assert left, "nothing was left: this shows nothing"
     world.check_visible()
+    # Whether we may write is asked by beginning an upload: one that a killed run did not end goes, too.
+    world.s3.client().create_multipart_upload(Bucket=world.bucket, Key="p/.ferry-preflight-0123")
     world.end()
     tried("SIGKILL in an upload in parts", len(left))
 
@@ -112,13 +115,6 @@ def test_an_upload_whose_parts_fail_is_aborted_at_once(world: World, proxy: Prox
     assert world.uploads() == []
     assert world.state.list("uploads") == []
     proxy.behave()
-    world.end()
-
-
-def test_a_trial_of_a_killed_run_is_ended(world: World) -> None:
-    """Whether we may write is asked by beginning an upload: one that nobody ended goes at the next run."""
-    world.s3.client().create_multipart_upload(Bucket=world.bucket, Key="p/.ferry-preflight-0123")
-    assert world.uploads() == ["p/.ferry-preflight-0123"]
     world.end()
 
 
