@@ -39,10 +39,11 @@ class Connector:
         scheme, host, port = site
         url = f"{scheme}://{host}:{port}{head.split(b' ')[1].decode()}"
         self.asked.append((url, head.decode()))
+        raw = self.answers[url]
         loop = asyncio.get_running_loop()
         line = Line(loop, lambda _: None, Drip(60))
         line.connection_made(cast("asyncio.BaseTransport", Transport()))
-        loop.call_soon(lambda: line.data_received(self.answers[url]))
+        loop.call_soon(lambda: line.data_received(raw))
         return await line.ask(head, None)
 
     async def close(self) -> None: ...
