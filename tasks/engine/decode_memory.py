@@ -14,7 +14,7 @@ DECODE_BYTES = 1024**3  # of one process, pixels and what decoders keep beside t
 FREE_BYTES = 64 * 1024**2  # pictures that need less do not wait: two threads decode
 
 
-# Bytes a pixel beside the picture's own, at most; measured (Pillow 13, tests/engine/test_image_memory.py holds them).
+# Bytes a pixel beside the picture's own, at most; measured (Pillow 13, tests/faults/test_image_memory.py holds them).
 _BESIDE = {"WebP": 13, "AVIF": 10, "TIFF": 8, "SGI": 2}
 _ANIMATED = {"GIF": 12, "PNG": 12}  # the picture before, and the one to return to
 _J2K_OF_A_BAND = 5  # OpenJPEG has 32 bits for each sample

@@ -1,6 +1,6 @@
 """Small bodies that ask for much memory or time, and a process that measures what each of them takes.
 
-`python -m tests.engine.bombs NAME...` checks and decodes each and prints a line of JSON: its size, how it ended, the
+`python -m tests.faults.bombs NAME...` checks and decodes each and prints a line of JSON: its size, how it ended, the
 memory that it took at its peak.
 """
 

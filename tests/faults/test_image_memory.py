@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.engine.decode_memory import DECODE_BYTES
-from tests.engine import bombs
+from tests.faults import bombs
 from tests.faults.amount import each
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +21,12 @@ pytestmark = pytest.mark.slow
 
 
 def measured(names: Sequence[str]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.engine.bombs", *names]
+    command = [sys.executable, "-m", "tests.faults.bombs", *names]
     ended = subprocess.run(command, cwd=ROOT, timeout=240, check=True, stdout=subprocess.PIPE, text=True)
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
-def test_what_is_refused_costs_next_to_nothing() -> None:
+def test_what_is_refused_costs_next_to_nothing(tried: Callable[..., None]) -> None:
     """Sizes that are claims alone, pixels that are not wanted, texts, profiles, tiles, entities, names without end: at
     most 128 MB (an SVG may have 64 MB), and a class that says why."""
     names = each(list(bombs.REFUSED), 12)
@@ -37,17 +37,22 @@ def test_what_is_refused_costs_next_to_nothing() -> None:
         assert end.startswith(("too_large: ", "not_image: ", "truncated: ")), one
         assert one["peak"] < 128 * MB, one
         assert one["size"] < 80 * MB, one
+    tried("bodies that stand for much more than they are", len(found))
 
 
-def test_what_is_taken_costs_its_bound() -> None:
+def test_what_is_taken_costs_its_bound(tried: Callable[..., None]) -> None:
     """A drawing at the limit of what is counted: below 600 MB, and in time that grows with its size alone."""
-    for one in measured(each(list(bombs.TAKEN), 1)):
+    found = measured(each(list(bombs.TAKEN), 1))
+    for one in found:
         assert one["ends"] == ["taken"], one
         assert one["peak"] < 600 * MB, one
+    tried("drawings at the limit of what is counted", len(found))
 
 
-def test_two_at_once_do_not_take_twice_the_bound() -> None:
+def test_two_at_once_do_not_take_twice_the_bound(tried: Callable[..., None]) -> None:
     """Whatever two threads decode, together it is a gigabyte (and a tenth: what the allocator keeps)."""
-    for one in measured(each(list(bombs.LARGE), 1)):
+    found = measured(each(list(bombs.LARGE), 1))
+    for one in found:
         assert one["ends"] == ["taken", "taken"], one
         assert one["peak"] < 1.1 * DECODE_BYTES, one
+    tried("large pictures decoded at once", 2 * len(found))
