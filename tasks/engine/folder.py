@@ -2,7 +2,7 @@
 
 Names are opened one after the other below the directory's own file descriptor, links not followed (openat(2)), so that
 nothing that changes meanwhile leads elsewhere. A write goes to a file of its own in `.ferry-parts`, is synced, and is
-renamed; its directories are synced before anybody calls it done, those of many writes at once (docs/decisions/0015).
+renamed; its directories are synced before anybody calls it done, those of many writes at once (docs/decisions/0019).
 """
 
 from __future__ import annotations
