@@ -151,7 +151,8 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:
         state = runs.state_of(job)
-        with lease.held(state, f"{job.name} (replan)", wait=wait):
+        with lease.held(state, f"{job.name} (replan)", wait=wait) as held:
+            runs.died = held.took_over
             forget_plan(state)
             for name in ledger.put_aside(state):
                 print(
@@ -246,7 +247,7 @@ def verify(
     json_: JsonFlag = False,
 ) -> int:
     """Read the destination back and compare it with the ledger."""
-    from flows import terminal, watch
+    from flows import signals, terminal, watch
     from flows.local import as_recorded, exit_code, prefect_for
     from tasks.engine.reading import select_wrong, with_latest
     from tasks.run import state_of
@@ -257,7 +258,7 @@ def verify(
     with prefect_for(job_file.absolute().parent, quiet=draw) as api:
         from flows.verify import verify as verify_flow
 
-        with as_recorded():
+        with signals.listening(), as_recorded():
             state: Any = verify_flow(job, list_, return_state=True)
         api.settle(state)
     code, end = exit_code(state)
@@ -350,7 +351,7 @@ def demo(
 
 def main() -> None:
     """The console script. Exit codes: SEMANTICS, results of a run."""
-    from flows import terminal
+    from flows import signals, terminal
 
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
@@ -361,7 +362,7 @@ def main() -> None:
         if "--json" in sys.argv:
             _print_json({"error": str(exc), "exit_code": code})
     except KeyboardInterrupt:
-        code = 130
+        code = signals.exit_code()
     except BrokenPipeError:  # `ferry failures ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

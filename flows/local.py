@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows import signals
 from flows.server import prefect_server
-from tasks.engine.errors import FerryError
+from tasks.engine.errors import FerryError, UserError
 from tasks.engine.job import Job
 
 if TYPE_CHECKING:
@@ -95,11 +95,23 @@ def migrate_here(
     api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
 ) -> tuple[int, Report | str]:
     """Runs the flow; returns the exit code (SEMANTICS: results of a run), and the report, or a message without one."""
-    from flows.migrate import migrate
+    from flows import migrate as flow
+    from flows import terminal
+    from tasks.api import UNANSWERED
 
-    with as_recorded():
-        state: Any = migrate(job, retry_failed, limit, return_state=True)
-    api.settle(state)
+    with signals.listening(), as_recorded():
+        try:
+            state: Any = flow.migrate(job, retry_failed, limit, return_state=True)
+        except UNANSWERED:
+            if flow.ended is None:
+                raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None
+            state = flow.ended
+            terminal.warning(
+                f"the Prefect server at {api.url} does not answer: it shows this run as Running. The state has all "
+                "that the run did, and what follows is true"
+            )
+        with contextlib.suppress(*UNANSWERED):
+            api.settle(state)
     return exit_code(state)
 
 
@@ -107,7 +119,6 @@ def exit_code(state: Any) -> tuple[int, Any]:
     """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report, or its message where there is none."""
     from prefect.exceptions import MissingResult
 
-    from flows import signals
     from tasks.accounts import Report
 
     try:
@@ -116,7 +127,7 @@ def exit_code(state: Any) -> tuple[int, Any]:
         result = None
     name, _, text = (state.message or "").partition(": ")
     if state.is_cancelled():
-        return signals.EXIT_CODES[signals.last_signal or signal.SIGINT], result
+        return signals.exit_code(), result if isinstance(result, Report) else state.message
     if isinstance(result, Report):
         return result.exit_code, result
     if name in ("UserError", "LeaseHeld"):
@@ -125,7 +136,7 @@ def exit_code(state: Any) -> tuple[int, Any]:
 
 
 def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
-    """Until the server has all task runs of a flow run in a final state."""
+    """Until the server has all task runs of a flow run in a final state, or somebody presses Ctrl-C."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import TERMINAL_STATES
 
@@ -138,8 +149,9 @@ def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
         "task_runs": {"state": {"type": {"any_": sorted(kind.value for kind in TERMINAL_STATES)}}},
     }
     deadline = time.monotonic() + deadline_s
+    heard = signals.last_signal
     with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and signals.last_signal is heard:
             if client.request("POST", "/task_runs/count", json=ended).json() >= tally.made():
                 return
             time.sleep(0.05)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -12,20 +13,26 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.signals import stop_on_signals
+from flows import signals
+from flows.slot import hold_loosely
 from flows.watch import showing
-from tasks import policies
+from tasks import api, policies
 from tasks.accounts import Report
-from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
+from tasks.crashed import look_around, mark_predecessor
+from tasks.engine.errors import Fatal, FerryError, LeaseHeld, Stopped, UserError
 from tasks.engine.job import Job
 from tasks.logs import tidy_logs
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import reconcile
 from tasks.references import anchored
-from tasks.report import publish
+from tasks.report import keep, publish
 from tasks.results import kept_in
 from tasks.run import Run, open_run
 from tasks.transfer import transfer_all
+
+INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
+ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
+hold_loosely()
 
 
 def run_name() -> str:
@@ -52,24 +59,48 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
         retry_failed: Take failed rows alone: all of them, or those of some error classes or status codes.
         limit: Move this many rows at most.
     """
+    global ended
     tidy_logs()
-    job = anchored(job, Path.cwd())
+    signals.listen()
+    report: Report | None = None
     try:
-        with (
-            open_run(job, flow_run.name or job.name, limit, str(flow_run.id or ""), get_run_logger().warning) as run,
-            stop_on_signals(run.runtime),
-            showing(run.runtime.progress, lambda: run.planned),
-            policies.untagged(),
-            kept_in(run.state),
-        ):
-            planned = plan_chunks(run, retry_failed, limit)
-            transfer_all(run, planned.chunks)
-            transfer_again(run, job.retries.passes)
-            report = reconcile(run)
-            publish(run, report)
+        report = run_job(anchored(job, Path.cwd()), retry_failed, limit)
+        ended = final_state(report)
+    except (signals.Interrupted, Stopped) as interrupt:
+        ended = Cancelled(message=f"nothing has moved: {interrupt}")
     except FerryError as error:
-        return Failed(message=failure(error))
-    return final_state(report)
+        ended = Failed(message=failure(error))
+    if await_server() and report is not None:
+        with policies.untagged():
+            publish(job.name, report)
+    return ended
+
+
+def run_job(job: Job, retry_failed: bool | list[str], limit: int | None) -> Report:
+    """The run, from its lease to its accounts. Raises FerryError, and Interrupted before anything moves."""
+    tell, own = get_run_logger().warning, UUID(flow_run.id)
+    look_around(own, flow_run.run_count, tell)
+    with (
+        open_run(job, flow_run.name or job.name, limit, str(own), tell) as run,
+        signals.telling(run.stop),
+        showing(run.runtime.progress, lambda: run.planned),
+        policies.untagged(),
+        kept_in(run.state),
+    ):
+        mark_predecessor(run.lease, own, tell)
+        planned = plan_chunks(run, retry_failed, limit)
+        transfer_all(run, planned.chunks)
+        transfer_again(run, job.retries.passes)
+        report = reconcile(run)
+        keep(run, report)
+        return report
+
+
+def await_server() -> bool:
+    """Prefect's server is to hear how the run ended, now or when it is back. False: it will not."""
+    patience_s = api.PATIENCE_S if signals.last_signal is None else INTERRUPTED_S
+    heard = signals.last_signal
+    return api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
 
 
 def transfer_again(run: Run, passes: int) -> None:
@@ -79,7 +110,10 @@ def transfer_again(run: Run, passes: int) -> None:
         if run.runtime.stopping or not (run.doubtful or (retry and run.runtime.progress.retryable)):
             return
         run.doubtful = False
-        transfer_all(run, plan_pass(run, retry=retry).chunks)
+        try:
+            transfer_all(run, plan_pass(run, retry=retry).chunks)
+        except Stopped:
+            return
 
 
 def failure(error: FerryError) -> str:

@@ -15,10 +15,12 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 from tasks.engine.errors import UserError
@@ -28,6 +30,7 @@ VERSION = importlib.metadata.version("prefect")
 # In the virtual environment, and named for the version: another one migrates for itself.
 TEMPLATE = Path(sys.prefix, "share", "ferry", f"prefect-{VERSION}.db")
 STOP_S = 10.0
+MOST_RESTARTS, RESTART_S = 3, 0.5
 # Task runs are written 50 events at a time, or after a second, and not one by one: 200 cached chunks take 1 s and not
 # 3.5 s. Where there are few, that second would be longer than they take.
 MANY_TASKS = {
@@ -73,8 +76,12 @@ def is_free(port: int) -> bool:
 class LocalServer:
     """``with LocalServer(home) as server:`` a Prefect server with its database in ``home``."""
 
-    def __init__(self, home: Path, port: int | None = None, *, many_tasks: bool = False) -> None:
+    def __init__(self, home: Path, port: int | None = None, *, many_tasks: bool = False, keep_up: bool = False) -> None:
+        """With ``keep_up`` a server that dies (for want of memory, say) is started again, on the same port."""
         self.home = home
+        self._keep_up = keep_up
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
         self._more = MANY_TASKS if many_tasks else {}
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -85,6 +92,32 @@ class LocalServer:
 
     def start(self) -> None:
         """Starts it without waiting; :meth:`ready` waits."""
+        if not self._keep_up:
+            self._spawn()
+            return
+        self._stopped.clear()
+        started: Future[None] = Future()
+        threading.Thread(target=self._keep, args=(started,), name="ferry-prefect", daemon=True).start()
+        started.result()
+
+    def _keep(self, started: Future[None]) -> None:
+        """Starts it, and starts it again. It dies with the thread that forked it: so that one stays."""
+        try:
+            process = self._spawn()
+        except BaseException as error:  # noqa: BLE001 - whatever it is: raised by start()
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        for _ in range(MOST_RESTARTS):
+            process.wait()
+            if self._stopped.wait(RESTART_S):
+                return
+            with self._lock:
+                if self._stopped.is_set():
+                    return
+                process = self._spawn()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
         self.home.mkdir(parents=True, exist_ok=True)
         self._is_new = not self._database.exists()
         if self._is_new:
@@ -101,10 +134,11 @@ class LocalServer:
             "--port", str(self.port), "--timeout-keep-alive", "60", "--no-access-log", "--log-level", "warning",
         ]  # fmt: skip
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
+            process = self._process = subprocess.Popen(
                 [sys.executable, "-c", _STARTER, *serve],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
             )  # fmt: skip
+        return process
 
     def ready(self) -> None:
         """Waits until it answers. Raises RuntimeError with the end of its log when it does not."""
@@ -138,7 +172,9 @@ class LocalServer:
 
     def stop(self) -> None:
         """Ends it; safe to call twice."""
-        process, self._process = self._process, None
+        with self._lock:
+            self._stopped.set()
+            process, self._process = self._process, None
         if process is None or process.poll() is not None:
             return
         process.terminate()
@@ -203,7 +239,7 @@ def prefect_server(home: Path, meanwhile: Callable[[], None], *, many_tasks: boo
         yield given
         return
     os.environ.update(quiet_environment(home))
-    server = LocalServer(home, many_tasks=many_tasks)
+    server = LocalServer(home, many_tasks=many_tasks, keep_up=True)
     try:
         server.start()
         os.environ["PREFECT_API_URL"] = f"{server.url}/api"

@@ -1,4 +1,12 @@
-"""Ctrl-C and SIGTERM: no new objects, those in flight may end, outcomes are written."""
+"""Ctrl-C and SIGTERM: what they mean depends on how far the run is.
+
+| the run | the first signal | a second one |
+|---|---|---|
+| opens: nothing moves yet | ends it, as `Interrupted` | ends the process at once |
+| plans | ends the planning; nothing was decided that would be lost | the same |
+| moves | no new objects; those in flight may end, for 10 s at most; outcomes are written | the same |
+| is over, and is being recorded | changes nothing | the same |
+"""
 
 from __future__ import annotations
 
@@ -6,36 +14,73 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-
-from tasks.engine.runtime import Runtime
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 last_signal: signal.Signals | None = None  # for the exit code
+_told: Callable[[str], None] | None = None  # hears of the first signal; None: it is raised
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal, while nothing had to be brought to an end. No Exception: nobody is to take it for a failure."""
+
+
+def exit_code() -> int:
+    """Of a command that a signal has ended."""
+    return EXIT_CODES[last_signal or signal.SIGINT]
+
+
+def _received(number: int, _: FrameType | None) -> None:
+    global last_signal
+    if last_signal is not None:
+        os._exit(EXIT_CODES[last_signal])
+    last_signal = signal.Signals(number)
+    reason = f"interrupted by {last_signal.name}; run the job again to go on where it stopped"
+    if _told is None:
+        raise Interrupted(reason)
+    _told(reason)
+
+
+def listen() -> None:
+    """From now on signals are ours; only in the main thread, which alone may say so.
+
+    A flow says so once more: Prefect has put its own handler of SIGTERM in between, which ends a run as Crashed, and
+    puts back what was before when it has recorded the run's end. Where a signal is ignored (a shell's background jobs
+    ignore SIGINT) it stays so.
+    """
+    global _told
+    _told = None
+    if threading.current_thread() is threading.main_thread():
+        for number in EXIT_CODES:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _received)
 
 
 @contextlib.contextmanager
-def stop_on_signals(runtime: Runtime) -> Iterator[None]:
-    """The first signal stops the run gently, a second one ends the process at once.
-
-    Prefect replaces the SIGTERM handler inside a flow and waits for running threads: ours goes in after
-    it, and gives it back. Only the main thread may do so.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: FrameType | None) -> None:
-        global last_signal
-        if last_signal is not None:
-            os._exit(EXIT_CODES[last_signal])
-        last_signal = signal.Signals(number)
-        runtime.request_stop(f"interrupted by {last_signal.name}; run the job again to go on where it stopped")
-
-    before = {number: signal.signal(number, stop) for number in EXIT_CODES}
+def listening() -> Iterator[None]:
+    """As :func:`listen`, for a command: until the end of the block."""
+    before = {number: signal.getsignal(number) for number in EXIT_CODES}
+    listen()
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def telling(stop: Callable[[str], None]) -> Iterator[None]:
+    """From now on the first signal calls ``stop`` with a sentence for people, in the main thread, between any two
+    instructions: it may wait for nothing. After the block it changes nothing."""
+    global _told
+    _told = stop
+    try:
+        yield
+    finally:
+        _told = _ignored
+
+
+def _ignored(_: str) -> None:
+    """The end of a run is recorded; that takes a moment."""

@@ -170,5 +170,9 @@ def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
         out.print("no failed rows")
 
 
+def warning(text: str) -> None:
+    err.print(f"[yellow]warning:[/yellow] {shown(text)}")
+
+
 def error(text: str) -> None:
     err.print("[red]error:[/red] " + "\n".join(shown(line) for line in text.splitlines()))

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import sys
+import time
+
+from rich.console import Console
 
 from tasks.engine.errors import FerryError
 
@@ -22,10 +28,52 @@ class ForPeople(logging.Filter):
         return not record.getMessage().startswith("Finished in state Cached")
 
 
-_FILTER = ForPeople()
+class ServerAway(logging.Filter):
+    """What Prefect's client says while its server is away, in one line a minute.
+
+    It says it of every event, each a task that began or ended, with all that the event holds.
+    """
+
+    EVERY_S = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "'EventsWorker' failed to process item" in text:
+            return False
+        if "Unable to connect to" not in text:
+            return True
+        if time.monotonic() - self._said < self.EVERY_S:
+            return False
+        self._said = time.monotonic()
+        record.msg, record.args = (
+            "the Prefect server does not answer: the run goes on, and its page there may miss some of its tasks",
+            None,
+        )
+        return True
+
+
+_FOR_PEOPLE, _SERVER_AWAY = ForPeople(), ServerAway()
+
+
+def _nobody_reads() -> None:
+    """Whoever read what this process says is gone: a worker that was killed, `| head`. Rich would exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def tidy_logs() -> None:
-    """Installs the filter on the loggers of task and flow runs; adding it twice does nothing."""
+    """Installs the filters on Prefect's loggers; twice does nothing. A log that nobody reads ends no run."""
+    for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):
+        for handler in logger.handlers:
+            if isinstance(console := getattr(handler, "console", None), Console):
+                console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
     for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(_FILTER)
+        logging.getLogger(name).addFilter(_FOR_PEOPLE)
+    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
+        logging.getLogger(name).addFilter(_SERVER_AWAY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 from prefect.context import TagsContext
@@ -21,9 +22,9 @@ def chunk_cache_key(_: Any, parameters: dict[str, Any]) -> str:
     return f"ferry-{__version__}-{parameters['fingerprint'][:32]}-{ref.digest[:32]}"
 
 
-def chunk_delays(retries: Retries) -> list[float]:
-    """Seconds before each Prefect retry of a chunk: doubled each time, 15 minutes at most."""
-    return [min(MAX_DELAY_S, retries.chunk_delay_s * 2**n) for n in range(retries.chunk_attempts)]
+def chunk_delay_s(retries: Retries, retry: int, rng: random.Random) -> float:
+    """Seconds before a chunk's retry 1, 2, ...: doubled each time, 15 minutes at most, and up to a fifth more."""
+    return min(MAX_DELAY_S, retries.chunk_delay_s * 2.0 ** min(retry - 1, 32)) * rng.uniform(1.0, 1.0 + JITTER)
 
 
 def untagged() -> TagsContext:

@@ -5,29 +5,33 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks import tally
+from tasks import api, tally
 from tasks.accounts import Report, outcome_table
 from tasks.run import Run
 
 
+def keep(run: Run, report: Report) -> None:
+    """Writes reports/run-N/summary.md into the state."""
+    run.state.write(f"reports/run-{report.run_no:06d}/summary.md", markdown(run.job.name, report).encode())
+
+
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
-def publish(run: Run, report: Report) -> None:
-    """Writes reports/run-N/summary.md and the artifacts `<job>-summary` and `<job>-failures`."""
+def publish(name: str, report: Report) -> None:
+    """Makes the artifacts `<job>-summary` and `<job>-failures`, where Prefect takes them."""
     tally.one()
-    text = markdown(run.job.name, report)
-    run.state.write(f"reports/run-{report.run_no:06d}/summary.md", text.encode())
-    slug = re.sub(r"[^a-z0-9]+", "-", run.job.name.lower()).strip("-") or "job"
-    create_markdown_artifact(text, key=f"{slug}-summary", description=report.message)
-    if report.failures:
-        create_table_artifact(
-            [_cells(line) for line in report.failures],
-            key=f"{slug}-failures",
-            description=f"{report.counts['failed']:,} failed rows; `ferry failures` lists them all",
-        )
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "job"
+    with api.courtesy(get_run_logger().warning, "the report as artifacts of the run"):
+        create_markdown_artifact(markdown(name, report), key=f"{slug}-summary", description=report.message)
+        if report.failures:
+            create_table_artifact(
+                [_cells(line) for line in report.failures],
+                key=f"{slug}-failures",
+                description=f"{report.counts['failed']:,} failed rows; `ferry failures` lists them all",
+            )
 
 
 def markdown(name: str, report: Report) -> str:

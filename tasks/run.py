@@ -17,7 +17,7 @@ from tasks.engine import lease as leases
 from tasks.engine import ledger
 from tasks.engine.access import Access
 from tasks.engine.child import Child, Request
-from tasks.engine.errors import Damaged, FerryError, UserError
+from tasks.engine.errors import Damaged, FerryError, Stopped, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import Reason
 from tasks.engine.plan import Planned, read_plan
@@ -29,6 +29,7 @@ from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 _current: Run | None = None
 wait_for_others = False  # `ferry run --wait`
+died: leases.Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: Child | None = None  # `ferry run` starts it before it loads Prefect
 KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
 
@@ -52,6 +53,7 @@ class Run:
     doubtful: bool = False  # a chunk came back Cached whose rows the ledger does not have
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
+    planning: bool = False
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
@@ -59,9 +61,19 @@ class Run:
             Request(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
 
+    def stop(self, reason: str) -> None:
+        """Nothing new begins; what is in flight may end. From a signal's handler: it waits for nothing."""
+        self.runtime.request_stop(reason)
+        if self.planning:
+            self.planner.stop(reason)
+
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
-        planned = Planned.decode(
-            self.child(
+        """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""
+        self.planning = True
+        try:
+            if self.runtime.stopping:
+                raise Stopped(self.runtime.stop_reason)
+            answer = self.child(
                 "plan",
                 run_no=self.run_no,
                 mode=mode,
@@ -70,7 +82,10 @@ class Run:
                 returned=self.returned,
                 token=self.lease.token,
             )
-        )
+        finally:
+            self.planning = False
+            self.planner.go_on()
+        planned = Planned.decode(answer)
         self.planned = self.planned or planned
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)
         if rows > KEEP_CHILD_ROWS:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
+from prefect.runtime import task_run
 
 from tasks import policies, tally
 from tasks import run as runs
@@ -26,13 +27,16 @@ POLL_S = 0.25
     task_run_name="chunk-{ref.digest:.12}-{ref.rows}-rows",
     cache_key_fn=policies.chunk_cache_key,
     retry_condition_fn=policies.worth_another_try,
-    retry_jitter_factor=policies.JITTER,
     persist_result=True,
     result_serializer="json",
 )
 def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 (the cache key reads it)
     """Moves a chunk's rows. Returns when none is pending; raises ChunkIncomplete otherwise."""
-    return dataclasses.asdict(runs.current().crew.run_chunk(ref))
+    run = runs.current()
+    retry = (task_run.run_count or 1) - 1
+    if retry:  # here and not by Prefect, whose wait for a retry nothing can end: neither a stop nor a Ctrl-C
+        run.runtime.sleep(policies.chunk_delay_s(run.job.retries, retry, run.runtime.rng))
+    return dataclasses.asdict(run.crew.run_chunk(ref))
 
 
 def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
@@ -41,11 +45,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     A chunk that sleeps until its retry holds no place in the window. Nothing is submitted once the run
     is to stop.
     """
-    retries = run.job.retries
-    mapped = transfer_chunk.with_options(
-        retries=retries.chunk_attempts,
-        retry_delay_seconds=policies.chunk_delays(retries),
-    )
+    mapped = transfer_chunk.with_options(retries=run.job.retries.chunk_attempts, retry_delay_seconds=0)
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
     fingerprint = run.job.fingerprint()

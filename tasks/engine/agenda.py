@@ -19,6 +19,7 @@ class Item:
     row: Row
     host: str
     tries: int = 0
+    excused: int = 0  # of them, tries that found nobody at the destination
     requests: int = 0
     mismatches: int = 0
     last: bool = False  # this is the try at the chunk's end

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from tasks.engine.errand import Errand
-from tasks.engine.errors import Fatal, FerryError, UserError, from_planning
+from tasks.engine.errors import Fatal, FerryError, Stopped, UserError, from_planning
 from tasks.engine.pipes import die_with_parent, read, write
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
@@ -42,6 +42,7 @@ class Child:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = ""
         self.start()
 
     def start(self) -> None:
@@ -55,7 +56,9 @@ class Child:
             )  # fmt: skip
 
     def ask(self, request: Request) -> str:
-        """Has the work done and returns its answer. Raises UserError or Fatal as the work did."""
+        """Has the work done and returns its answer. Raises UserError or Fatal as the work did, Stopped after stop()."""
+        if self._stopped:
+            raise Stopped(self._stopped)
         self.start()
         assert self._process is not None
         assert self._process.stdin is not None
@@ -71,11 +74,26 @@ class Child:
         if answer is None:
             code = self._process.wait()
             self.close()
+            if self._stopped:
+                raise Stopped(self._stopped)
             raise Fatal(f"the planning process ended unexpectedly (exit code {code})")
         code, text = answer[0], answer[1].decode()
         if code == 0:
             return text
         raise UserError(text) if code == EXIT_USER else Fatal(text)
+
+    def stop(self, why: str) -> None:
+        """Ends the work that is under way, and takes no other; from a signal's handler, in :meth:`ask`'s thread."""
+        if self._process is not None:
+            self._stopped = why
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # of its session: its fork is in it
+
+    def go_on(self) -> None:
+        """After a stop: the next request has a process of its own."""
+        if self._stopped:
+            self.close()
+            self._stopped = ""
 
     def close(self) -> None:
         """Ends the process and gives its memory back; the next request starts another."""

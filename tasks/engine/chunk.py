@@ -28,6 +28,7 @@ from tasks.engine.urls import redact
 
 FLUSH_ROWS = 500
 FLUSH_S = 2.0
+AWAY_S = 0.5  # before a row is fetched again that found nobody at the destination; up to twice that
 GRACE_S = 10.0  # in-flight objects get this long after a stop
 
 
@@ -226,9 +227,14 @@ class ChunkRun:
         if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
             self.leave(item, open_reason)  # the host is in trouble, not this row
             return
+        if error.nobody_there:  # nor this row's failure: it waits, as those do that wait for a place there
+            item.excused += 1
+            self._after(AWAY_S + backoff_s(1, AWAY_S, AWAY_S, self._rt.rng), item)
+            return
+        tries = item.tries - item.excused
         step = next_step(
-            error, item.tries, retries.attempts, item.last, retries.max_backoff_s,
-            delay_s=backoff_s(item.tries, retries.backoff_s, retries.max_backoff_s, self._rt.rng),
+            error, tries, retries.attempts, item.last, retries.max_backoff_s,
+            delay_s=backoff_s(tries, retries.backoff_s, retries.max_backoff_s, self._rt.rng),
             mismatches=item.mismatches,
         )  # fmt: skip
         if step.next is Next.RETRY_AFTER:

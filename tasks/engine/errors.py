@@ -50,6 +50,10 @@ class Refused(Fatal):
         self.said = said  # `HTTP 403 AccessDenied`
 
 
+class Stopped(FerryError):
+    """The run was asked to stop, and what was under way is not needed any more."""
+
+
 class AddressBlocked(FerryError, OSError):
     """The address filter refuses to connect. An OSError: what makes sockets may raise it."""
 
@@ -101,6 +105,7 @@ class ObjectError(FerryError):
         self.retry_after_s = retry_after_s
         self.requests = requests  # HTTP requests that this try made
         self.at_destination = False  # did the upload fail, and not the source?
+        self.nobody_there = False  # at the destination, for any row: not this one's failure
         self.body_sha256: str | None = None  # of the whole body that came, where one did
 
     @property

@@ -202,13 +202,20 @@ class HostLimit:
         elif self._broken > BROKEN_SHARE:
             self._cut(now, why)
             if self._broken > DEAD_SHARE and self._climb.limit == 1 and not retry_after_s:
-                self._silent_at = self._silent_at if self._rest_s else now
-                self._rest_s = min(max(self._rest_s * 2, REST_S[0]), REST_S[1], self._patience_s)
-                self._pause(now, self._rest_s, f"paused: {why}; a try every {self._rest_s:,.3g} s")
+                self.rest(why)
         if retry_after_s is not None and retry_after_s > 0:
             asked_s = min(retry_after_s, _LONGEST_PAUSE_S)
             self._pause(now, asked_s, f"paused: {why}, Retry-After {asked_s:,.0f} s")
             self._send_away()
+
+    def rest(self, why: str) -> None:
+        """Nobody is there: it is tried again after half a second, then after twice as long each time, up to 5 s."""
+        now = self._clock()
+        if self._pause_left_s(now):
+            return
+        self._silent_at = self._silent_at if self._rest_s else now
+        self._rest_s = min(max(self._rest_s * 2, REST_S[0]), REST_S[1], self._patience_s)
+        self._pause(now, self._rest_s, f"paused: {why}; a try every {self._rest_s:,.3g} s")
 
     def _refusal(self, now: float, why: str, told: bool) -> None:
         """429, 503, SlowDown: too many at a time, or too many per second?

@@ -77,6 +77,11 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in ("Z", "X") else fields[19]
 
 
+def is_dead(place: str, pid: int, started: str) -> bool:
+    """Is the process certainly gone? Of a process on another machine, or in another container, nobody can say so."""
+    return bool(place) and place == _place() and _started(pid) != started
+
+
 def verdict(holder: Holder, now: float, place: str, started: str | None) -> Literal["over", "held", "watch"]:
     """May a lease be taken over? ``started`` is what this machine says of the holder's pid.
 

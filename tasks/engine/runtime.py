@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import hashlib
 import random
@@ -38,6 +39,7 @@ from tasks.engine.uploads import Uploads
 
 T = TypeVar("T")
 MOST_IN_FLIGHT = 512  # at one host, if file descriptors allow it
+CLOSE_S = 12.0  # longer than a chunk's grace
 FILES_KEPT = 256  # file descriptors that are not for connections to objects
 BODIES_BYTES = 160 * 1024 * 1024  # of bodies in memory at once
 USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a contact with source.user_agent)"
@@ -97,6 +99,8 @@ class Runtime:
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
         self._thread.start()
         self.stop: asyncio.Event = asyncio.Event()
+        self._waited_for: set[Future[Any]] = set()
+        self._wake = threading.Event()  # set by the loop's thread alone: a signal's handler must wait for no lock
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
@@ -165,7 +169,12 @@ class Runtime:
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Runs a coroutine in the loop and waits for it, from another thread."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._waited_for.add(future)
+        try:
+            return future.result()
+        finally:
+            self._waited_for.discard(future)
 
     def permit(self) -> bool:
         """May one more row begin? Counts down the run's --limit."""
@@ -193,6 +202,11 @@ class Runtime:
     def _stop(self) -> None:
         self.dispatcher.stop()
         self.stop.set()
+        self._wake.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Less once the run is to stop."""
+        self._wake.wait(seconds)
 
     def give_up(self, error: BaseException) -> None:
         """A Fatal error, or a bug, ends the run: rows stay pending."""
@@ -248,7 +262,14 @@ class Runtime:
             return len(self._sleeping)
 
     def close(self) -> None:
-        """Closes the connections and ends the loop's thread."""
+        """Closes the connections and ends the loop's thread. Chunks that are still at work, because something ended the
+        run from outside, end first as after a stop: their threads wait, and would do so for ever."""
+        at_work = list(self._waited_for)
+        if at_work:
+            self.request_stop("the run has ended")
+            concurrent.futures.wait(at_work, CLOSE_S)
+            for future in at_work:
+                future.cancel()
         if self._hosts is not None:
             self._hosts.cancel()
         self.wait(self._origin.close())

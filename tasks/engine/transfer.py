@@ -19,6 +19,7 @@ from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import DESTINATION, HostLimit, Limiter
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.origin import Origin
+from tasks.engine.outage import Outage
 from tasks.engine.place import Place, tell
 from tasks.engine.store import Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
@@ -116,19 +117,6 @@ def policy_for(policy: OnExisting, row: Row) -> OnExisting:
     return OnExisting.OVERWRITE if row.reason is Reason.REPAIR and row.attempt > 1 else policy
 
 
-@contextlib.contextmanager
-def _telling(limit: HostLimit) -> Iterator[None]:
-    """The destination's limit hears how the work of the block went, and the error that it was the destination's."""
-    started = time.monotonic()
-    try:
-        yield
-    except ObjectError as error:
-        tell(limit, error, time.monotonic() - started)
-        error.at_destination = True
-        raise
-    limit.ok(time.monotonic() - started)
-
-
 MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
 
@@ -154,6 +142,7 @@ class Mover:
         self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unconfirmed = Unconfirmed()
         self._given = {name: value for name, value in rules.attributes.items() if value}
+        self._outage = Outage(time.monotonic)
 
     async def move(self, row: Row, found: Found | None, place: Place, *, look: bool = False) -> Moved:
         """Get, check, compare, put, confirm. Raises ObjectError (the row's failure), Fatal or PausedTooLong.
@@ -164,7 +153,8 @@ class Mover:
         """
         policy = self._policy(row, row.key)
         if look and not row.late_key and policy is not OnExisting.OVERWRITE:
-            found = await self._destination.head(row.key)
+            async with self._limiter.host(DESTINATION).slot():
+                found = await self._head(row.key)
         step = before_fetch(policy, row, found)
         if step != "fetch":
             assert found is not None
@@ -211,7 +201,7 @@ class Mover:
         limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
         async with limit.slot():
-            with _telling(limit):
+            with self._telling(limit, row.key):
                 etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         place.came(time.monotonic() - started)
         md5 = md5_of_etag(etag)
@@ -260,7 +250,7 @@ class Mover:
         async with self._late_keys.setdefault(moved.key, asyncio.Lock()):
             policy = self._policy(row, moved.key)
             if policy is not OnExisting.OVERWRITE:
-                found = await self._destination.head(moved.key)
+                found = await self._head(moved.key)
             return await self._mind(row, moved, body, given, found, policy)
 
     async def _mind(
@@ -290,7 +280,7 @@ class Mover:
         try:
             moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
-            found = await self._destination.head(moved.key) if error.error_class is ErrorClass.EXISTS else None
+            found = await self._head(moved.key) if error.error_class is ErrorClass.EXISTS else None
             if found is None:
                 raise
             await self._stays(moved, body, found, policy)
@@ -318,10 +308,41 @@ class Mover:
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
             await asyncio.sleep(delay_s)
-        with _telling(limit):
+        with self._telling(limit, key):
             etag = await self._destination.put(key, body, attributes, create=create)
             await self._destination.confirm(key, body, etag)
         return etag
+
+    async def _head(self, key: str) -> Found | None:
+        """What stands under the key; in a place at the destination."""
+        started = time.monotonic()
+        try:
+            found = await self._destination.head(key)
+        except ObjectError as error:
+            self._failed_there(self._limiter.host(DESTINATION), key, error, started)
+            raise
+        self._outage.answered()
+        return found
+
+    @contextlib.contextmanager
+    def _telling(self, limit: HostLimit, key: str) -> Iterator[None]:
+        """The destination's limit hears how the work of the block went, and the error that it was the destination's."""
+        started = time.monotonic()
+        try:
+            yield
+        except ObjectError as error:
+            self._failed_there(limit, key, error, started)
+            raise
+        limit.ok(time.monotonic() - started)
+        self._outage.answered()
+
+    def _failed_there(self, limit: HostLimit, key: str, error: ObjectError, started: float) -> None:
+        """Raises Fatal when the destination has been silent for too long."""
+        tell(limit, error, time.monotonic() - started)
+        error.at_destination = True
+        if self._outage.failed(key, error):
+            error.nobody_there = True
+            limit.rest(error.message)
 
     async def _fetch(self, row: Row, place: Place) -> Fetch:
         if row.source.startswith(("http://", "https://")):

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,13 @@ class Killer:
         with self._lock:
             self.reached[point] += 1
             if point == self._point and self.reached[point] == self._number:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self._kill()
 
-    def watch(self) -> None:
-        for name, (owner, attribute) in CALLS.items():
+    def _kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, calls: Mapping[str, tuple[Any, str]] = CALLS) -> None:
+        for name, (owner, attribute) in calls.items():
             call = getattr(owner, attribute)
             wrapped = self._async(name, call) if name == "upload" else self._sync(name, call)
             setattr(owner, attribute, wrapped)

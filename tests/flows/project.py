@@ -275,7 +275,15 @@ class Project:
 
 
 def fold(state: Path) -> dict[str, dict[str, Any]]:
-    """The latest outcome of each row by row_id, by pyarrow alone."""
+    """The latest outcome of each row by row_id, by pyarrow alone; also while a run is on, which merges its files."""
+    while True:
+        try:
+            return _fold(state)
+        except FileNotFoundError:
+            continue
+
+
+def _fold(state: Path) -> dict[str, dict[str, Any]]:
     latest: dict[str, dict[str, Any]] = {}
     for folder in ("ledger", "outcomes"):
         for path in sorted((state / folder).glob("*.parquet")):

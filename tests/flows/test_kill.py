@@ -1,4 +1,5 @@
-"""A run that is killed or interrupted: nothing is lost, nothing is done twice, anybody can look at it."""
+"""A run that is killed or interrupted: nothing is lost, nothing is done twice, anybody can look at it. More of signals:
+tests/faults/test_signals.py."""
 
 from __future__ import annotations
 
@@ -14,7 +15,6 @@ from demo.origin import Origin
 from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 240
-ENDS_S = 15.0
 
 pytestmark = pytest.mark.slow
 
@@ -80,37 +80,6 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
     _rerun(project, origin, bodies, recorded)
     assert not list((project.state / "spool").glob("body-*"))
     assert [run["state_type"] for run in prefect_api.runs(project.name)][-1] == "COMPLETED"
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(project: Project, origin: Origin, prefect_api: Prefect, number: signal.Signals, code: int) -> None:
-    """Ctrl-C and SIGTERM end a run within 15 s: Cancelled, its own exit code, the rest pending; a rerun finishes."""
-    process, bodies = _begin(project, origin)
-    started = time.monotonic()
-    os.killpg(process.pid, number)  # as a terminal does: the whole group
-    ended = Cli.end(process, ("run", "job.yaml"), ENDS_S * 2).expect(code)
-    assert time.monotonic() - started < ENDS_S
-    report = ended.json
-    assert f"interrupted by {number.name}" in report["message"]
-    assert report["counts"]["pending"] > 0
-    (run,) = prefect_api.runs(project.name)
-    assert run["state_type"] == "CANCELLED"
-    assert "pending" in run["state"]["message"]
-    wait_for("all task runs to end", lambda: _all_ended(prefect_api, run["id"]), 10)
-    assert not processes_with(str(project.folder))
-
-    recorded = {o["key"] for o in fold(project.state).values()}
-    status = project.ferry("status", "job.yaml", "--json").expect(0).json
-    assert status["running"] is None
-    assert (status["copied"], status["pending"]) == (len(recorded), ROWS - len(recorded))
-    assert set(project.stored()) == recorded, "what was in flight at a gentle stop is recorded"
-    _rerun(project, origin, bodies, recorded)
-    assert report["exit_code"] == code
-
-
-def _all_ended(prefect_api: Prefect, run_id: str) -> bool:
-    tasks = prefect_api.post("task_runs/filter", {"flow_runs": {"id": {"any_": [run_id]}}})
-    return all(task["state_type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") for task in tasks)
 
 
 def test_interrupted_twice(project: Project, origin: Origin) -> None:

@@ -1,0 +1,151 @@
+"""Who is marked as Crashed at Prefect: a run whose process is certainly gone, or whose lease was taken over."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed, Running
+
+from demo.ports import free_ports
+from flows.server import LocalServer
+from tasks import crashed
+from tasks.engine.lease import LENGTH_S, RELEASED, Holder, this_process
+
+NOW = time.time()
+FLOW = "migrate"
+
+
+def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
+    """One that gave its last sign of life now."""
+    return Holder(socket.gethostname(), 1, "elsewhere", "1", "job", "token", expires_at, "id")
+
+
+@pytest.mark.parametrize(
+    ("kind", "since_s", "expected"),
+    [
+        (StateType.RUNNING, -3600, True),
+        (StateType.CANCELLING, -1, True),
+        (StateType.RUNNING, 29, True),
+        (StateType.RUNNING, 31, False),
+        (StateType.COMPLETED, -3600, False),
+        (StateType.FAILED, -3600, False),
+        (StateType.SCHEDULED, -1, False),
+        (StateType.PENDING, -1, False),
+        (StateType.PAUSED, -1, False),
+    ],
+)
+def test_what_a_dead_holder_left(kind: StateType, since_s: float, expected: bool) -> None:
+    """The truth table; ``since_s`` is counted from the holder's last sign of life."""
+    since = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=since_s)
+    assert crashed.is_left_behind(kind, since, holder()) is expected
+    assert not crashed.is_left_behind(kind, since, holder(RELEASED))
+
+
+def labelled(**changed: Any) -> Any:
+    """A run of this very process, or of one that differs."""
+    me = this_process("", 0.0)
+    labels = {
+        crashed.PID: os.getpid(), crashed.PLACE: me.place, crashed.STARTED: me.started, crashed.TIMES: 1, **changed
+    }  # fmt: skip
+    return SimpleNamespace(labels=labels, run_count=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "died"),
+    [
+        ({}, False),
+        ({crashed.STARTED: "1"}, True),  # another process has its number now
+        ({crashed.PID: 2**22 + 1}, True),  # more than the kernel gives out
+        ({crashed.PID: 2**22 + 1, crashed.PLACE: "another machine"}, False),
+        ({crashed.PID: 2**22 + 1, crashed.PLACE: ""}, False),
+        ({crashed.PID: 2**22 + 1, crashed.TIMES: 2}, False),  # retried in the UI
+        ({crashed.PID: 2**22 + 1, crashed.TIMES: None}, False),  # nobody said who it is
+    ],
+)
+def test_whose_process_is_gone(changed: dict[str, Any], died: bool) -> None:
+    """Certainty only: a process of another machine, or one that has not said which it is, is never taken for dead."""
+    assert crashed.has_died(labelled(**changed)) is died
+
+
+@pytest.fixture
+def at_prefect(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
+    with (
+        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}),
+        get_client(sync_client=True) as client,
+    ):
+        yield client
+
+
+def running(client: SyncPrefectClient) -> UUID:
+    """A run that Prefect has as Running."""
+
+    @flow(name=FLOW)
+    def nothing() -> None: ...
+
+    return client.create_flow_run(nothing, name="left-behind", state=Running()).id
+
+
+def state_of(client: SyncPrefectClient, run: UUID) -> StateType | None:
+    state = client.read_flow_run(run).state
+    return state.type if state else None
+
+
+def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> None:
+    """On whatever machine it was. This run itself, started again in the UI, is left alone; so is one that has ended."""
+    dead, own = running(at_prefect), running(at_prefect)
+    said: list[str] = []
+    for victim in (own, dead):
+        lease: Any = SimpleNamespace(took_over=replace(holder(), flow_run=str(victim)))
+        crashed.mark_predecessor(lease, own, said.append)
+    assert (state_of(at_prefect, own), state_of(at_prefect, dead)) == (StateType.RUNNING, StateType.CRASHED)
+    assert len(said) == 1
+    at_prefect.set_flow_run_state(own, Completed())
+    lease = SimpleNamespace(took_over=replace(holder(), flow_run=str(own)))
+    crashed.mark_predecessor(lease, dead, said.append)
+    assert state_of(at_prefect, own) == StateType.COMPLETED
+
+
+def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient) -> None:
+    """A run looks around: whose process is gone is Crashed; who lives, and who has not said who it is, is not."""
+    live, dead, unknown, own = (running(at_prefect) for _ in range(4))
+    me = this_process("", 0.0)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for run, pid, started in ((live, os.getpid(), me.started), (dead, gone.pid, "12345")):
+        labels: dict[str, Any] = {
+            crashed.PID: pid,
+            crashed.PLACE: me.place,
+            crashed.STARTED: started,
+            crashed.HOST: "here",
+        }
+        at_prefect.update_flow_run_labels(run, {**labels, crashed.TIMES: at_prefect.read_flow_run(run).run_count})
+    crashed.look_around(own, 1, lambda _: None)
+    states = [state_of(at_prefect, run) for run in (live, dead, unknown, own)]
+    assert states == [StateType.RUNNING, StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
+
+
+def test_another_server_or_none(prefect_local: LocalServer) -> None:
+    """A run that this server does not know, and a server that is away, are no trouble."""
+    said: list[str] = []
+    lease: Any = SimpleNamespace(took_over=replace(holder(), flow_run=str(uuid4())))
+    with temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}):
+        crashed.mark_predecessor(lease, uuid4(), said.append)
+    with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_ports(1)[0]}/api"}):
+        crashed.mark_predecessor(lease, uuid4(), said.append)
+        crashed.look_around(uuid4(), 1, said.append)
+    assert len(said) == 1
+    assert "not marked as Crashed" in said[0]
