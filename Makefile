@@ -6,7 +6,7 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test faults quick-bench check format bench lock clean
+.PHONY: help demo test faults quick-bench check format bench lock advisories clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
@@ -15,6 +15,7 @@ help:
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
 	@echo "make bench         Ferry beside rclone, s5cmd, juicefs, img2dataset and a script, over an hour   (N=2000: quick)"
+	@echo "make advisories    ask the package index for known vulnerabilities of what the locks name"
 	@echo "make lock          resolve the dependencies anew (needs uv)"
 
 demo: .venv/.installed
@@ -60,6 +61,10 @@ bench: .venv/.installed-dev .bench/venv/.installed
 
 lock:
 	@./deployments/lock.sh
+
+# Needs an index that has PyPI's JSON API, and says so where it has not.
+advisories: .venv/.installed-dev
+	@$(BIN)/python deployments/advisories.py
 
 clean:
 	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

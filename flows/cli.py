@@ -214,7 +214,7 @@ def failures(
     import csv
 
     from flows import terminal
-    from tasks.engine.reading import FAILURE_COLUMNS, select_failures, spreadsheet_safe, with_latest
+    from tasks.engine.reading import FAILURE_COLUMNS, failure_cell, select_failures, with_latest
     from tasks.run import state_of
 
     if limit is not None and limit < 1:
@@ -231,7 +231,7 @@ def failures(
     elif format_ == "csv" and not json_:
         writer = csv.DictWriter(sys.stdout, FAILURE_COLUMNS)
         writer.writeheader()
-        writer.writerows({name: spreadsheet_safe(value) for name, value in line.items()} for line in lines)
+        writer.writerows({name: failure_cell(value) for name, value in line.items()} for line in lines)
     else:
         _print_json({"total": total, "failures": lines})
     return 0

@@ -118,7 +118,7 @@ class LocalServer:
                 process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # saved blocks, and the key to them
         self._is_new = not self._database.exists()
         if self._is_new:
             self._prepared_by.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from tasks.engine.hosts import Hosts
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Progress, Snapshot
 from tasks.engine.summary import Counts
+from tasks.engine.urls import escaped
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -29,7 +30,7 @@ STYLES = {"copied": "green", "unchanged": "green", "skipped": "yellow", "failed"
 
 def shown(text: object) -> str:
     """Safe on a terminal: control characters as escapes, no markup."""
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)))
+    return escape(escaped(str(text)))
 
 
 def is_terminal() -> bool:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
+from tasks.engine.urls import escaped, short
 from tasks.references import anchored
 
 TEMPLATE = """\
@@ -46,17 +47,38 @@ destination: s3://new-bucket/products/
 """
 
 
+MOST_CHARACTERS = 1 << 18  # a long job has some thousands
+MOST_KEYS = 10_000
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without its oddest rule: of a key that is given twice, the last one would win in silence."""
+    """YAML without its oddest rules: of a key that is given twice, the last one would win in silence, and nine lines
+    of `<<` could become a thousand million keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
             if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key `{key.value}` is given twice", problem_mark=key.start_mark)
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                seen.add(key.value)
+                raise _marked(f"the key `{short(key.value)}` is given twice", key)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            raise _marked(f"more than {MOST_KEYS:,} keys", node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, OverflowError, KeyError, AttributeError):  # 2001-99-99, a number of 5,000 digits
+            raise _marked("a value that cannot be read", node) from None
+
+
+def _marked(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def load_job(path: Path) -> Job:
@@ -64,20 +86,32 @@ def load_job(path: Path) -> Job:
     if not _is_text(path.absolute()):
         raise UserError(f"the folder of {path.name!a} has a name that is not UTF-8; rename it, or move the job")
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise UserError(f"there is no job file {path}; `ferry init {path}` writes one") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError(f"the job file {path} cannot be read: {exc}") from None
-    try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as exc:
-        mark = getattr(exc, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(exc, 'problem', None) or exc})") from None
+    if len(text) > MOST_CHARACTERS:
+        raise UserError(f"{path} is no job: it holds more than {MOST_CHARACTERS:,} characters")
+    data = _read(text, path)
     if not isinstance(data, dict):
         raise UserError(f"{path} is no job: it needs at least the keys name, manifest and destination")
     return anchored(parse_job(data, str(path)), path.absolute().parent)
+
+
+def _read(text: str, path: Path) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as exc:
+        mark = getattr(exc, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(exc, "problem", None) or getattr(exc, "reason", None) or "it cannot be read"
+        raise UserError(f"{path}{where}: not valid YAML ({escaped(str(problem))})") from None
+    except RecursionError:
+        raise UserError(f"{path}: not valid YAML (nested too deeply)") from None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # of sets and the like, made at the end
+        raise UserError(f"{path}: not valid YAML (a value that cannot be read)") from None
 
 
 def _is_text(path: Path) -> bool:
@@ -105,7 +139,7 @@ def problems(exc: ValidationError) -> list[str]:
     """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
     found: dict[str, list[str]] = {}
     for error in exc.errors(include_url=False):
-        place = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
+        place = ".".join(short(str(part)) for part in error["loc"] if part not in _UNION_MEMBERS)
         found.setdefault(place, []).append(_in_words(error))
     # The members of a union (`concurrency`: a number or `auto`) each say what they miss: one line for all.
     return [f"{place}: {'; or: '.join(words)}" if place else "; ".join(words) for place, words in found.items()]

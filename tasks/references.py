@@ -13,15 +13,25 @@ from tasks.engine.access import Access
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.job_rules import OPEN_HEADERS
+from tasks.engine.urls import short
 
 
 def anchored(job: Job, base: Path) -> Job:
     """The job with its relative manifest and state made absolute against ``base``, the job file's folder."""
-    manifest = job.manifest if "://" in job.manifest else str((base / Path(job.manifest).expanduser()).absolute())
+    manifest = job.manifest if "://" in job.manifest else _absolute(job.manifest, base, "manifest")
     state = job.state or f".ferry/{job.name}"
     if "://" not in state:
-        state = str((base / Path(state).expanduser()).absolute())
+        state = _absolute(state, base, "state")
     return job.model_copy(update={"manifest": manifest, "state": state})
+
+
+def _absolute(path: str, base: Path, setting: str) -> str:
+    try:
+        return str((base / Path(path).expanduser()).absolute())
+    except RuntimeError:
+        raise UserError(
+            f"{setting}: `{short(path)}` begins with `~` and names no user's home; write ./~... or a path"
+        ) from None
 
 
 def headers(job: Job) -> dict[str, str]:

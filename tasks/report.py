@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import api, tally
 from tasks.accounts import Report, outcome_table
+from tasks.engine.urls import escaped
 from tasks.run import Run
 
 
@@ -56,5 +57,5 @@ def _cells(line: dict[str, Any]) -> dict[str, Any]:
 
 def _escaped(text: str) -> str:
     """Safe in Markdown and HTML: control characters shown, markup escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    shown = escaped(text)
     return re.sub(r"([\\`*_{}\[\]<>|#&])", r"\\\1", shown) if re.search(r"[<>`|\[\]*&]", shown) else shown

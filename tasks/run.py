@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -180,6 +181,10 @@ def _planner() -> Child:
 
 
 def clean_spool(state: State) -> None:
-    """Bodies that a killed run left in the spool; under the lease nobody else uses it."""
-    for path in state.spool_dir.glob("body-*"):
-        path.unlink(missing_ok=True)
+    """What a killed run left in the spool: bodies, and the list with its addresses as they are. Under the lease
+    nobody else uses it."""
+    for path in state.spool_dir.glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -100,6 +100,35 @@ def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
     assert len(answers[2]) == 3
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/guarantees.md"])
+def test_tests_that_are_named_exist(page: str) -> None:
+    """What is promised has the test that is named beside it."""
+    named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / page).read_text()))
+    assert len(named) > 10
+    for path, name in sorted(named):
+        assert (ROOT / path).is_file(), path
+        assert not name or re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
+
+
+def test_bounds_are_what_the_code_says() -> None:
+    """SECURITY.md's table of bounds has the numbers that lists are read with."""
+    from tasks import jobfile
+    from tasks.engine import intake, manifest_columns, manifest_csv, manifest_tables, manifest_text, sheet
+
+    table = (ROOT / "SECURITY.md").read_text().partition("## Bounds on lists")[2].partition("\n## ")[0]
+    for shown in (
+        f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {manifest_columns.MAX_CELL:,} characters",
+        f"{manifest_columns.MAX_COLUMNS:,} |",
+        f"{manifest_text.MAX_UNPACKED_BYTES >> 20} MiB and {manifest_text.MAX_RATIO} times",
+        f"{manifest_csv.MAX_AGAIN >> 20} million characters",
+        f"{manifest_tables.MOST_BYTES >> 30} GiB |",
+        f"{sheet.MOST_BYTES >> 30} GiB of memory and {sheet.MOST_SECONDS // 60} minutes",
+        f"{intake.LIST_AT_MOST_BYTES >> 30} GiB",
+        f"{jobfile.MOST_CHARACTERS:,} characters, {jobfile.MOST_KEYS:,} keys",
+    ):
+        assert shown in table, shown
+
+
 def test_decisions_are_numbered() -> None:
     """Each decision has a number of its own and a title."""
     pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))

@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypedDict
 from tasks.engine.address_kinds import METADATA, Address, inside, special, unmapped, unscoped
 from tasks.engine.errors import AddressBlocked, UserError
 from tasks.engine.ports import OTHER_SERVICES
+from tasks.engine.urls import escaped, short
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -37,7 +38,10 @@ def parse_literal(host: str) -> Address | None:
     if host.startswith("[") or ":" in host:
         if host.startswith("[") != host.endswith("]"):
             raise ValueError("unbalanced brackets")
-        return ipaddress.IPv6Address(host.strip("[]").replace("%25", "%", 1))
+        try:
+            return ipaddress.IPv6Address(host.strip("[]").replace("%25", "%", 1))
+        except ValueError:  # its text quotes what may be a password
+            raise ValueError("it is no IPv6 address") from None
     parts = host.removesuffix(".").split(".")
     if not _NUMBER.fullmatch(parts[-1]):
         return None
@@ -145,7 +149,7 @@ _WITH_PORT = re.compile(r"(\[[^\[\]]+\]|[^:/\[\]]+):([0-9]{1,5})")
 
 def _entry(text: str) -> tuple[str | Network, int | None]:
     """One entry of the allow list: a host or a network, and the port. Raises UserError with what to write instead."""
-    where = f"source.allow_private_addresses: `{text}`"
+    where = f"source.allow_private_addresses: `{short(text)}`"
     bare, port = text.strip(), None
     if (found := _WITH_PORT.fullmatch(bare)) and 0 < int(found[2]) < 65536:
         bare, port = found[1], int(found[2])
@@ -181,12 +185,13 @@ def _plain(host: str) -> str:
 
 
 def _shown(host: str) -> str:
-    return host if len(host) <= 253 else host[:250] + "..."
+    return escaped(host if len(host) <= 253 else host[:250] + "...")  # the zone of an IPv6 address may hold anything
 
 
 def _at(host: str, address: Address) -> str:
     name = _plain(host).strip("[]")
-    return f"the address {address}" if name in ("", str(address)) else f"{_shown(host)} ({address})"
+    shown = _shown(str(address))
+    return f"the address {shown}" if name in ("", str(address)) else f"{_shown(host)} ({shown})"
 
 
 class Resolved(TypedDict):

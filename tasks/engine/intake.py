@@ -24,7 +24,8 @@ from tasks.engine.rows import normalise
 from tasks.engine.store import open_store
 from tasks.engine.urls import redact
 
-LIST_AT_MOST_BYTES = 1 << 40
+LIST_AT_MOST_BYTES = 64 << 30  # 100 million rows of 600 bytes; who serves more wants to fill the disk
+COPY, NORMALISED = "list", "manifest.parquet"  # in the spool
 LISTED_FIELDS = frozenset({"source", "key", "size", "etag", "last_modified"})  # what a listing says of each object
 
 
@@ -43,7 +44,14 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
     Raises UserError for whatever makes the list unusable; a bad row is a row with a problem.
     """
     spool_dir.mkdir(parents=True, exist_ok=True)
-    out = spool_dir / "manifest.parquet"
+    try:
+        return _bring(job, access, spool_dir, known)
+    finally:
+        (spool_dir / COPY).unlink(missing_ok=True)  # it holds addresses as they are
+
+
+def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
+    out = spool_dir / NORMALISED
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
         same_store = job.source.endpoint_url == job.destination.endpoint_url
@@ -92,7 +100,7 @@ def _digest_of(path: Path, job: Job) -> str:
 def _local(job: Job, access: Access, spool_dir: Path) -> Path:
     """The list as a local file."""
     address = job.manifest
-    copy = spool_dir / "list"
+    copy = spool_dir / COPY
     if address.startswith(("http://", "https://")):
         asyncio.run(_download(job, address, copy))
         return copy

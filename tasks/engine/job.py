@@ -17,20 +17,24 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tasks.engine.job_rules import (
+    ADDRESS_SCHEMA,
+    HEADERS_SCHEMA,
     METADATA_NAME,
     OPEN_HEADERS,
     SECRET_REF,
     BytesPerSecond,
+    DestinationEndpoint,
     PerSecond,
     Places,
+    SourceEndpoint,
     credentials_reference,
-    endpoint,
     host_pattern,
     no_secret_in_address,
     parse_budget,
     patterns_for,
     sendable,
 )
+from tasks.engine.urls import short
 
 
 class Checks(StrEnum):
@@ -65,7 +69,7 @@ class _Model(BaseModel):
                     near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
                     hint = " or ".join(f"`{key}`" for key in near)
                     hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown key `{name}`{hint}")
+                    raise ValueError(f"unknown key `{short(str(name))}`{hint}")
         return data
 
     @classmethod
@@ -106,17 +110,17 @@ class Columns(_Model):
 class Source(_Model):
     """Where the objects come from."""
 
-    url: str | None = None
+    url: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """The address of an object for lists of bare IDs: `https://img.old.example/{id}.jpg`. Any column may stand in braces."""
     roots: list[str] = []
     """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
-    headers: dict[str, str] = {}
+    headers: Annotated[dict[str, str], Field(json_schema_extra=HEADERS_SCHEMA)] = {}
     """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """Who asks. Say how to reach you: an origin's operator will look here first."""
     allow_private_addresses: list[str] = []
     """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`; with a port, `img.internal:8080`, that port alone."""
-    endpoint_url: Annotated[str | None, AfterValidator(partial(endpoint, key="source.endpoint_url"))] = None
+    endpoint_url: SourceEndpoint = None
     """For buckets that are not at AWS: the S3 endpoint."""
     region: str | None = None
     """The bucket's region."""
@@ -133,7 +137,7 @@ class Source(_Model):
     def _roots(cls, roots: list[str]) -> list[str]:
         for root in roots:
             if not re.match(r"s3://[^/]+|file:///", root):
-                raise ValueError(f"root `{root}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+                raise ValueError(f"root `{short(root)}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
         return roots
 
     @field_validator("allow_private_addresses")
@@ -153,9 +157,11 @@ class Source(_Model):
     @classmethod
     def _references(cls, headers: dict[str, str]) -> dict[str, str]:
         for name, value in headers.items():
-            if name.lower() not in OPEN_HEADERS and not SECRET_REF.match(value):
+            if name.lower() in OPEN_HEADERS:
+                no_secret_in_address(value, f"header `{name}`")
+            elif not SECRET_REF.match(value):
                 raise ValueError(
-                    f"header `{name}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
+                    f"header `{short(name)}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
                     "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
                 )
         return headers
@@ -164,9 +170,9 @@ class Source(_Model):
 class Destination(_Model):
     """Where the objects go."""
 
-    uri: str
+    uri: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
     """`s3://bucket/prefix/` or `file:///dir/`."""
-    endpoint_url: Annotated[str | None, AfterValidator(partial(endpoint, key="destination.endpoint_url"))] = None
+    endpoint_url: DestinationEndpoint = None
     """For buckets that are not at AWS: the S3 endpoint, `https://s3.example`."""
     region: str | None = None
     """The bucket's region."""
@@ -258,7 +264,7 @@ class Limits(HostLimits):
 
 def _or_address(schema: dict[str, Any]) -> None:
     """The short form in the schema too: a Prefect server checks a deployment's parameters against it."""
-    schema["anyOf"] = [{"type": "string", "title": "Address"}, {"$ref": schema.pop("$ref")}]
+    schema["anyOf"] = [{"type": "string", "title": "Address", **ADDRESS_SCHEMA}, {"$ref": schema.pop("$ref")}]
 
 
 class Job(_Model):
@@ -266,7 +272,7 @@ class Job(_Model):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """The job's name: letters, digits, `.`, `_` and `-`. Names the state and the runs."""
-    manifest: str
+    manifest: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
     """The list: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst); or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
     destination: Annotated[Destination, Field(json_schema_extra=_or_address)]
     """Where to: an address, or a mapping of `uri` and more."""
@@ -286,7 +292,7 @@ class Job(_Model):
     """What to do with a key that exists: `skip-same`, `skip`, `overwrite`, `fail`."""
     bad_lines: Literal["error", "skip"] = "error"
     """A line of the manifest that cannot be delimited: `error` stops before anything moves, `skip` makes it an outcome."""
-    state: str | None = None
+    state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Rows in a chunk; the first plan freezes it."""
@@ -320,8 +326,6 @@ class Job(_Model):
     @field_validator("failure_budget", mode="before")
     @classmethod
     def _budget(cls, value: int | float | str) -> int | float | str:
-        if isinstance(value, bool):
-            raise ValueError("failure_budget is a share (`1%`, `0.01`) or a count of rows (`25`)")
         parse_budget(value)
         return value
 
@@ -385,9 +389,8 @@ class Job(_Model):
     def budget(self, rows: int) -> int:
         """Failures allowed among ``rows`` rows without duplicates; a share is rounded up, to one row at least."""
         share, count = parse_budget(self.failure_budget)
-        if count is not None:
-            return count
-        assert share is not None
+        if share is None:
+            return count or 0
         return 0 if share == 0 else max(1, math.ceil(rows * share - 1e-9))
 
 

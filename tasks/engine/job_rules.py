@@ -7,10 +7,11 @@ import re
 from functools import partial
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from tasks.engine.urls import SECRET_PARAMETER, holds_secret, in_any_case, short
 
 OPEN_HEADERS = frozenset({"accept", "accept-language", "referer", "user-agent"})
-_SIGNATURE = re.compile(r"[?&]((x-amz|x-goog)-(signature|credential)|signature|sig|awsaccesskeyid)=", re.IGNORECASE)
 _SENDABLE = re.compile(r"[\x20-\x7e]*\Z")  # in a header: what every server and store gives back as it was sent
 METADATA_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 SECRET_REF = re.compile(r"(secret|env):\S+\Z")
@@ -26,16 +27,36 @@ def endpoint(value: str | None, key: str) -> str | None:
 
 
 def no_secret_in_address(text: str, key: str) -> str:
-    host = text.partition("://")[2].partition("/")[0]
-    if "@" in host:
-        raise ValueError(
-            f"{key} holds a user name or password; use `headers` or `credentials` with a reference instead"
-        )
-    if _SIGNATURE.search(text):
-        raise ValueError(
-            f"{key} holds a signature; a job carries no secrets. Use `credentials`, or download the file first"
-        )
+    """The text, if it lets nobody in. A job is written down: in its file, in Prefect's database, in the UI."""
+    found = holds_secret(text)
+    if found == "a user name or password":
+        raise ValueError(f"{key} holds {found}; use `headers` or `credentials` with a reference instead")
+    if found:
+        instead = "download the file first, or use a bucket and `credentials`"
+        if key == "source.url":
+            instead = "give the list a column for it and name that: `?token={token}`"
+        raise ValueError(f"{key} holds {found}; a job carries no secrets. Instead {instead}")
     return text
+
+
+# What a schema can say of the same: a Prefect server refuses parameters by it, before it writes them down.
+ADDRESS_SCHEMA: dict[str, Any] = {
+    "pattern": r"^(?![A-Za-z][A-Za-z0-9+.-]*:[/\\]+[^/?#]*@)(?![\s\S]*" + SECRET_PARAMETER + ")"
+}
+HEADERS_SCHEMA: dict[str, Any] = {
+    "patternProperties": {"^(" + in_any_case(" ".join(sorted(OPEN_HEADERS))) + ")$": {"type": "string"}},
+    "additionalProperties": {"type": "string", "pattern": r"^(secret|env):\S+$"},
+}
+
+
+SourceEndpoint = Annotated[
+    str | None, AfterValidator(partial(endpoint, key="source.endpoint_url")), Field(json_schema_extra=ADDRESS_SCHEMA)
+]
+DestinationEndpoint = Annotated[
+    str | None,
+    AfterValidator(partial(endpoint, key="destination.endpoint_url")),
+    Field(json_schema_extra=ADDRESS_SCHEMA),
+]
 
 
 def sendable(value: str | None, key: str) -> str | None:
@@ -57,6 +78,8 @@ def credentials_reference(value: str | None) -> str | None:
 
 def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
     """``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("failure_budget is a share (`1%`, `0.01`) or a count of rows (`25`)")
     text = str(value).strip()
     try:
         if text.endswith("%"):
@@ -68,7 +91,7 @@ def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ValueError(f"failure_budget `{value}` is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
+        raise ValueError("failure_budget is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
     return share, None
 
 
@@ -125,8 +148,8 @@ def host_pattern(name: str) -> str:
     lower = name.strip().lower()
     if not _HOST_NAME.match(lower):
         raise ValueError(
-            f"`{name}` in limits.hosts is no host; write `img.example.com`, `img.example.com:8080`, `*.example.com` "
-            "or a bucket's name, without `https://` and without a path"
+            f"`{short(name)}` in limits.hosts is no host; write `img.example.com`, `img.example.com:8080`, "
+            "`*.example.com` or a bucket's name, without `https://` and without a path"
         )
     return lower
 

@@ -14,7 +14,7 @@ from tasks.engine.errors import UserError
 from tasks.engine.folder import Twin
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.state import State
-from tasks.engine.urls import redact
+from tasks.engine.urls import redact, short
 
 COLLISIONS_AT_MOST = 0.10
 
@@ -124,8 +124,8 @@ def judge(
             con, "SELECT key FROM m JOIN verdict v USING (row_id) WHERE v.error_class = 'key_collision' LIMIT 1"
         )
         raise UserError(
-            f"{collisions:,} of {rows:,} rows want a key that another row wants too (for one: `{example[0]}`). "
-            f"More than {COLLISIONS_AT_MOST:.0%} are no accident: "
+            f"{collisions:,} of {rows:,} rows want a key that another row wants too "
+            f"(for one: `{short(example[0], 200)}`). More than {COLLISIONS_AT_MOST:.0%} are no accident: "
             "set `key` to a template that tells them apart, such as `{id}/{source.name}`"
         )
     if unusable == rows:

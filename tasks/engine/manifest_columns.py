@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ import pyarrow as pa
 
 from tasks.engine.errors import UserError
 from tasks.engine.job import Columns
+from tasks.engine.urls import short
 
 ROLES = ("source", "key", "size", "md5", "sha256", "etag", "last_modified", "content_type", "id")
 
@@ -30,6 +32,16 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "content_type": ("content_type", "mime", "mime_type"),
     "id": ("id", "sku", "product_id", "asset_id", "item_id", "image_id", "uuid", "guid"),
 }  # fmt: skip
+
+
+MAX_COLUMNS = 16_384  # as Excel has
+MAX_CELL = 1 << 20  # characters; a line of text is bounded to as many bytes
+
+
+def refuse_many_columns(count: int, request: Request) -> None:
+    """Raises UserError for a list that is wider than any list."""
+    if count > MAX_COLUMNS:
+        raise UserError(f"{request.shown} has more than {MAX_COLUMNS:,} columns; leave out those that are not needed")
 
 
 def squash(name: str) -> str:
@@ -108,8 +120,7 @@ def listed(names: Sequence[str], most: int = 30) -> str:
 
 
 def _plain(name: str) -> str:
-    short = name if len(name) <= 60 else name[:60] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short.partition("?")[0])
+    return short(name) + ("…" if len(name) > 60 else "")
 
 
 def _missing(what: str, names: Sequence[str], near: str | None) -> UserError:
@@ -130,7 +141,8 @@ def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked
     missing, and when nothing says where an object is.
     """
     shown = request.shown
-    doubled = {name for name in names if name and names.count(name) > 1}
+    refuse_many_columns(len(names), request)
+    doubled = {name for name, times in Counter(names).items() if name and times > 1}
     if doubled:
         raise UserError(f"{shown} has more than one column named {listed(sorted(doubled))}; rename or drop one")
     named = request.named()

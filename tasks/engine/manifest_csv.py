@@ -12,6 +12,7 @@ from tasks.engine.manifest_columns import Batch, Picked, Request, known_names, p
 from tasks.engine.manifest_text import MAX_LINE_BYTES, Block, Compression, blocks, excerpt
 
 _DELIMITERS = ",;\t|"
+MAX_AGAIN = 256 << 20
 _NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 Rows = list[list[str]]
@@ -74,6 +75,7 @@ class Delimited:
         self._delimiter, self._fields, self._request = delimiter, fields, request
         self._carry: list[str] = []  # lines of a record that the last block left open
         self._carry_line = 1
+        self._again = 0
 
     def take(self, block: Block) -> tuple[Rows, list[int] | range, dict[int, str]]:
         """The block's records, the line of each, and the bad ones (index -> why; the record is empty)."""
@@ -83,6 +85,8 @@ class Delimited:
             self._report(rows, lines, bad, block.first_line, why)
             return rows, lines, bad
         if not self._carry:
+            if not block.text.strip("\r\n"):
+                return [], [], {}  # blank lines: of these there may be many
             try:
                 rows = list(csv.reader(io.StringIO(block.text, newline="\n"), delimiter=self._delimiter, strict=True))
             except csv.Error:
@@ -119,6 +123,7 @@ class Delimited:
                     self._carry, self._carry_line = record, first + start
                     return rows, lines, bad
                 self._report(rows, lines, bad, first + start, self._why(error, record, ended=cursor.ended), record)
+                self._read_again(size, first + start)
                 cursor.at = start + 1
                 continue
             if not row:
@@ -134,6 +139,16 @@ class Delimited:
             rows.append(row)
         self._carry = []
         return rows, lines, bad
+
+    def _read_again(self, size: int, line: int) -> None:
+        """Behind a bad record's first line everything is read once more: a list of nothing but open quotes would take
+        days."""
+        self._again += size
+        if self._again > MAX_AGAIN:
+            raise UserError(
+                f"{self._request.shown}, line {line}: {MAX_AGAIN >> 20:,} million characters lie behind quotes that "
+                "open and are not closed. Mend the quotes; is the delimiter right?"
+            )
 
     @staticmethod
     def _why(error: csv.Error, record: list[str], *, ended: bool) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tasks.engine.errors import UserError
-from tasks.engine.manifest_columns import USUAL_NAMES, Batch, Request, pick, squash
+from tasks.engine.manifest_columns import USUAL_NAMES, Batch, Request, pick, refuse_many_columns, squash
 from tasks.engine.manifest_csv import BadLine, split_addresses
 from tasks.engine.manifest_text import Block, Compression, blocks, excerpt
 
@@ -85,8 +86,8 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """RFC 8259 section 4 leaves to the reader what a name given twice means: here the line is refused."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name, times in names.items() if times > 1)
         raise ValueError(f"`{ascii(twice)[1:-1][:60]}` is given twice")
     return found
 
@@ -130,6 +131,7 @@ def open_jsonl(path: Path, compression: Compression, request: Request) -> Opened
     for line in islice(sample(), SAMPLE_LINES):
         try:
             names.update(dict.fromkeys(_object(line)))
+            refuse_many_columns(len(names), request)
         except ValueError as error:
             failure = failure or f"{error}: {excerpt(line)}"
     if not names:

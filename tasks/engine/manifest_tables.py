@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import datetime as dt
-import math
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import python_calamine
 
 from tasks.engine.errors import UserError
-from tasks.engine.manifest_columns import Batch, Request, known_names, pick
+from tasks.engine.manifest_columns import MAX_CELL, Batch, Request, known_names, pick
+from tasks.engine.memory import at_most
+from tasks.engine.sheet import Unreadable, cell, rows
+from tasks.engine.urls import short
 
 _BATCH_ROWS = 8192
-_MAX_SHEET_BYTES = 1 << 30  # of XML; Excel's own limit of 1,048,576 rows stays below it
+MOST_BYTES = 2 << 30  # for one batch: what a page packs is not known before it is unpacked
 
 Opened = tuple[dict[str, str], Callable[[], Iterator[Batch]]]
 
@@ -26,22 +24,26 @@ Opened = tuple[dict[str, str], Callable[[], Iterator[Batch]]]
 def open_parquet(path: Path, request: Request) -> Opened:
     """Any plain column type is taken as text; binary and nested columns are refused when they are needed."""
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{request.shown} is damaged or no Parquet file: {str(error).partition(chr(10))[0]}") from None
-    with file:
-        schema = file.schema_arrow
-        rows = file.metadata.num_rows
-    picked = pick(list(schema.names), request)
+        with at_most(MOST_BYTES):
+            file = pq.ParquetFile(path)
+        with file:
+            schema = file.schema_arrow
+            rows_in_all, names = file.metadata.num_rows, list(schema.names)
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
+        why = short(str(error).partition("\n")[0], 200)
+        raise UserError(f"{request.shown} is damaged or no Parquet file: {why}") from None
+    picked = pick(names, request)
     for column in picked.wanted.values():
         kind = schema.field(column).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         if pa.types.is_nested(kind):
-            raise UserError(f"{request.shown}: column `{column}` is nested ({kind}); write a plain column of text")
+            raise UserError(
+                f"{request.shown}: column `{column}` is nested ({short(str(kind))}); write a plain column of text"
+            )
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
             raise UserError(f"{request.shown}: column `{column}` is binary; write it as text (hex for digests)")
-    if not rows:
+    if not rows_in_all:
         return picked.roles, lambda: iter(())
     return picked.roles, lambda: _parquet_batches(path, request, picked.wanted)
 
@@ -49,7 +51,7 @@ def open_parquet(path: Path, request: Request) -> Opened:
 def _texts(array: pa.Array) -> list[str | None]:
     kind = array.type
     if pa.types.is_floating(kind):
-        return [_cell(value) for value in array.to_pylist()]
+        return [cell(value) for value in array.to_pylist()]
     if pa.types.is_boolean(kind) or not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         array = array.cast(pa.string())
     return [value or None for value in array.to_pylist()]
@@ -60,79 +62,90 @@ def _parquet_batches(path: Path, request: Request, wanted: dict[str, str]) -> It
     columns = sorted(set(wanted.values()))
     try:
         with pq.ParquetFile(path, buffer_size=1 << 16, pre_buffer=False) as file:
-            for found in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False):
-                texts = {column: _texts(found.column(column)) for column in columns}
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns, use_threads=False)
+            while True:
+                with at_most(MOST_BYTES):
+                    found = next(batches, None)
+                    if found is None:
+                        return
+                    texts = {column: _texts(found.column(column)) for column in columns}
+                _check_cells(texts, row_no, request)
                 values = {name: texts[column] for name, column in wanted.items()}
                 yield Batch(range(row_no, row_no + found.num_rows), None, values)
                 row_no += found.num_rows
+    except MemoryError:  # Arrow's is an ArrowException too
+        raise UserError(
+            f"{request.shown} takes more than {MOST_BYTES >> 30} GiB of memory for the {_BATCH_ROWS:,} rows after row "
+            f"{row_no - 1:,}; write it anew with short texts"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{request.shown} holds text that is not UTF-8 in one of the {_BATCH_ROWS:,} rows after row {row_no - 1:,}"
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{request.shown} cannot be read after row {row_no - 1:,}: {str(error).partition(chr(10))[0]}"
+            f"{request.shown} cannot be read after row {row_no - 1:,}: {short(str(error).partition(chr(10))[0], 200)}"
         ) from None
+
+
+def _check_cells(texts: dict[str, list[str | None]], row_no: int, request: Request) -> None:
+    """A line of text is bounded before it is read; here a cell is, before anything is made of it."""
+    for column, values in texts.items():
+        if max(map(len, filter(None, values)), default=0) <= MAX_CELL:
+            continue
+        for at, value in enumerate(values):
+            if value is not None and len(value) > MAX_CELL:
+                raise UserError(
+                    f"{request.shown}, row {row_no + at:,}: `{short(column)}` holds {len(value):,} characters; "
+                    f"{MAX_CELL:,} are read at most"
+                )
 
 
 def open_xlsx(path: Path, request: Request) -> Opened:
     """The first sheet; its first row that is not empty is the header.
 
-    A sheet cannot be streamed: it is held in memory once (about 500 bytes a row of three columns), which
-    Excel's limit of 1,048,576 rows bounds.
+    A sheet cannot be streamed: it is held in memory once (about 500 bytes a row of three columns), by a process with
+    bounds (sheet.py).
     """
-    first = next(_sheet(path, request), None)
+    sheet = _sheet(path, request)
+    first = next(sheet, None)
     if first is None:
         raise UserError(f"{request.shown}: the first sheet is empty")
     header_line, cells = first
-    header = [(_cell(cell) or "").strip() for cell in cells]
+    header = [(text or "").strip() for text in cells]
     while header and not header[-1]:
         header.pop()
     if not known_names(header, request) and any("://" in name for name in header):
         raise UserError(f"{request.shown} has no header row; put the columns' names into the first row")
     picked = pick(header, request)
-    return picked.roles, lambda: _xlsx_batches(path, request, header, picked.wanted, header_line)
+    index = {name: header.index(column) for name, column in picked.wanted.items()}
+    opened = [sheet]  # who reads it for the first time goes on where the header ended
+
+    def batches() -> Iterator[Batch]:
+        below = opened.pop() if opened else (row for row in _sheet(path, request) if row[0] > header_line)
+        return _xlsx_batches(below, request, index)
+
+    return picked.roles, batches
 
 
-def _sheet(path: Path, request: Request) -> Iterator[tuple[int, Sequence[Any]]]:
+def _sheet(path: Path, request: Request) -> Iterator[tuple[int, list[str | None]]]:
     """Rows that hold anything, with their numbers in the sheet."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist() if part.filename.startswith("xl/"))
-        if unpacked > _MAX_SHEET_BYTES:
-            raise UserError(f"{request.shown} unpacks to {unpacked / 2**30:.1f} GiB; save the sheet as .csv")
-        with python_calamine.CalamineWorkbook.from_path(path) as book:
-            sheet = book.get_sheet_by_index(0)
-            for number, cells in enumerate(sheet.iter_rows(), 1):
-                if any(cell != "" for cell in cells):
-                    yield number, cells
-    except (python_calamine.CalamineError, zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{request.shown} is damaged or no workbook: {error}; save it again, or as .csv") from None
-
-
-def _cell(value: Any) -> str | None:
-    """A cell as text: whole numbers without a fraction (Excel and pandas hold integers as floats)."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() and abs(value) < 1e17 else repr(value)
-    if isinstance(value, dt.datetime | dt.date | dt.time):
-        return value.isoformat()
-    return str(value)
+        yield from rows(path)
+    except Unreadable as error:
+        why = short(str(error), 200)
+        raise UserError(f"{request.shown} is damaged or no workbook: {why}; save it again, or as .csv") from None
 
 
 def _xlsx_batches(
-    path: Path, request: Request, header: list[str], wanted: dict[str, str], header_line: int
+    below: Iterator[tuple[int, list[str | None]]], request: Request, index: dict[str, int]
 ) -> Iterator[Batch]:
-    index = {name: header.index(column) for name, column in wanted.items()}
-    rows = (row for row in _sheet(path, request) if row[0] > header_line)
     row_no = 1
-    while found := list(islice(rows, _BATCH_ROWS)):
+    while found := list(islice(below, _BATCH_ROWS)):
         values = {
-            name: [_cell(cells[column]) if column < len(cells) else None for _, cells in found]
+            name: [cells[column] if column < len(cells) else None for _, cells in found]
             for name, column in index.items()
         }
+        _check_cells(values, row_no, request)
         yield Batch(range(row_no, row_no + len(found)), [number for number, _ in found], values)
         row_no += len(found)

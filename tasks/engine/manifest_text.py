@@ -15,10 +15,14 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 from tasks.engine.errors import UserError
+from tasks.engine.urls import escaped, redact
 
 MAX_LINE_BYTES = 1 << 20
+MAX_UNPACKED_BYTES, MAX_RATIO = 64 << 20, 250  # a packed list: the first plus its size times the second
 _CHUNK_BYTES = 1 << 19  # at most MAX_LINE_BYTES, so that only the first line of a block can be too long
 _EXCERPT_CHARS = 80
+_TORN = re.compile(r"(//[^\s/@]*:)\s[^\s@]*@")  # a password with a blank in front
+_WORD = re.compile(r"""[^\s,;|"'<>]+""")
 
 Compression = Literal["", "gz", "zst"]
 
@@ -38,12 +42,10 @@ class Block:
 
 def excerpt(text: str) -> str:
     """The beginning of a line for a message: no query, no user info, control characters escaped."""
-    shown = re.sub(r"://[^/\s@]*@", "://", text[: 4 * _EXCERPT_CHARS].rstrip("\r\n"))
-    shown, query, _ = shown.partition("?")
+    shown, query, _ = text[: 4 * _EXCERPT_CHARS].rstrip("\r\n").partition("?")
+    shown = _WORD.sub(lambda found: redact(found.group()), _TORN.sub(r"\1…@", shown))
     cut = bool(query) or len(shown) > _EXCERPT_CHARS
-    shown = shown[:_EXCERPT_CHARS]
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
-    return f"`{shown}{'…' if cut else ''}`"
+    return f"`{escaped(shown[:_EXCERPT_CHARS])}{'…' if cut else ''}`"
 
 
 @contextmanager
@@ -67,6 +69,7 @@ def head_bytes(path: Path, compression: Compression, shown: str, size: int = 409
 
 def _chunks(path: Path, compression: Compression, shown: str, size: int = _CHUNK_BYTES) -> Iterator[bytes]:
     done = 0
+    most = MAX_UNPACKED_BYTES + MAX_RATIO * path.stat().st_size
     with open_bytes(path, compression) as stream:
         while True:
             try:
@@ -77,6 +80,11 @@ def _chunks(path: Path, compression: Compression, shown: str, size: int = _CHUNK
             if not chunk:
                 return
             done += len(chunk)
+            if compression and done > most:
+                raise UserError(
+                    f"{shown} unpacks to more than {done >> 20:,} MiB, over {MAX_RATIO} times its size. A list does "
+                    "not pack that well; unpack it yourself if it is one"
+                )
             yield chunk
 
 
@@ -113,7 +121,8 @@ def _decode(data: bytes, line: int, shown: str) -> str:
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         start = data.rfind(b"\n", 0, error.start) + 1
-        before = excerpt(data[max(start, error.start - 40) : error.start].decode(errors="replace"))
+        # From the line's start on: the end of what stands before the byte may be half of a signature.
+        before = excerpt(data[start : min(error.start, start + 4 * _EXCERPT_CHARS)].decode(errors="replace"))
         raise UserError(
             f"{shown} is not UTF-8: line {line} holds the byte 0x{data[error.start]:02x} after {before}; "
             "convert it: `iconv -f windows-1252 -t utf-8 OLD > NEW` (or whatever its encoding is)"

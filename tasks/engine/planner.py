@@ -19,7 +19,7 @@ from tasks.engine import cut, judge, lease, ledger
 from tasks.engine.access import Access
 from tasks.engine.destination import find_existing, forget_hints, twins_in
 from tasks.engine.errors import Damaged
-from tasks.engine.intake import Brought, bring_manifest
+from tasks.engine.intake import NORMALISED, Brought, bring_manifest
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import (
@@ -138,6 +138,7 @@ class Planner:
 
     def close(self) -> None:
         self.con.close()
+        (self.spool_dir / NORMALISED).unlink(missing_ok=True)  # of a list that was refused
         if self._scratch is not None:
             self._scratch.cleanup()
 

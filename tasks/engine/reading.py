@@ -21,8 +21,11 @@ T = TypeVar("T")
 FAILURE_COLUMNS = (
     "id", "source", "key", "error_class", "status_code", "message", "attempt", "requests", "retryable", "recorded_at",
 )  # fmt: skip
-_NO_XML = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What terminals and editors take for orders, or do not show; XML 1.0 (section 2.2) has no place for half of it.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ufffe\uffff]")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
+# Where Windows says that lists are separated by `;` Excel splits a .csv there, and no quotes around the cell help.
+_FORMULA_INSIDE = re.compile(r"([;|])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T], spool_dir: Path | None = None) -> T:
@@ -91,21 +94,28 @@ def select_wrong(con: duckdb.DuckDBPyConnection, manifest: str, limit: int) -> l
 
 
 def spreadsheet_safe(value: Any) -> Any:
-    """A cell that a spreadsheet will not take for a formula: text that starts like one gets a `'` in front."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A cell that a spreadsheet will not take for a formula: text that starts like one gets a `'` in front.
+
+    Control characters are escapes: a .csv is looked at in a terminal too, and a sheet cannot hold them.
+    """
+    if not isinstance(value, str):
+        return value
+    text = _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), value)
+    return f"'{text}" if value.startswith(_FORMULA) else text
 
 
-def without_control(text: str) -> str:
-    """Control characters that a sheet cannot hold (XML 1.0 section 2.2), as escapes."""
-    return _NO_XML.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+def failure_cell(value: Any) -> Any:
+    """As :func:`spreadsheet_safe`, for cells that strangers wrote and nobody joins on: safe inside the cell, too."""
+    safe = spreadsheet_safe(value)
+    return _FORMULA_INSIDE.sub(r"\1'", safe) if isinstance(safe, str) else safe
 
 
 def export(state: State, what: str, path: Path, *, full: bool) -> int:
     """Writes ``map`` (old address, new key, digests) or ``failures`` for people; returns the number of rows.
 
     The ending decides: csv, parquet or xlsx. ``full`` gives sources byte for byte, signatures included.
-    The file appears under its name when it is whole. Raises UserError for another ending, where it cannot be
-    written, and for an xlsx of more rows than a sheet holds.
+    The file appears under its name when it is whole, for the owner alone. Raises UserError for another ending, where
+    it cannot be written, and for an xlsx of more rows than a sheet holds.
     """
     ending = path.suffix.lower().lstrip(".")
     if ending not in ("csv", "parquet", "xlsx"):
@@ -141,9 +151,10 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             con.execute(f"COPY export TO '{_quoted(path)}' (FORMAT parquet, COMPRESSION zstd)")
             return int(rows)
         frame = con.execute("SELECT * FROM export").df()
+        safe = failure_cell if what == "failures" else spreadsheet_safe
         for name in frame.columns:
             if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
-                frame[name] = frame[name].map(spreadsheet_safe)
+                frame[name] = frame[name].map(safe, na_action="ignore")
         if ending == "csv":
             frame.to_csv(path, index=False)
             return int(rows)
@@ -151,9 +162,6 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             raise UserError(f"{rows:,} rows do not fit into a sheet (1,048,575); write .csv or .parquet")
         if "recorded_at" in frame.columns:  # Excel has no time zones
             frame["recorded_at"] = frame["recorded_at"].dt.strftime("%Y-%m-%dT%H:%M:%SZ")
-        for name in frame.columns:
-            if frame[name].dtype == object or str(frame[name].dtype) in ("str", "string"):
-                frame[name] = frame[name].map(without_control, na_action="ignore")
         frame.to_excel(path, index=False)
         return int(rows)
 
@@ -161,6 +169,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
         with tempfile.TemporaryDirectory(prefix=".ferry-export-", dir=path.absolute().parent) as folder:
             part = Path(folder) / path.name
             rows = with_latest(state, lambda con, manifest: work(con, manifest, part))
+            part.chmod(0o600)  # with --full it holds signatures
             part.replace(path)
     except OSError as exc:
         raise UserError(f"cannot write {path}: {exc.strerror or exc}") from None

@@ -19,6 +19,7 @@ from tasks.engine.manifest_columns import Batch
 from tasks.engine.numbering import Numbering
 from tasks.engine.objects import ErrorClass
 from tasks.engine.sources import PLAIN_URL, address, normal_roots, trim
+from tasks.engine.urls import redact, redact_id, short
 
 ROW_GROUP = 65_536
 SCHEMA = pa.schema(
@@ -129,13 +130,15 @@ class Normaliser:
             "etag": list(get("etag") or none),
             "last_modified": list(get("last_modified") or none),
             "content_type": self._media_types(get("content_type"), rows, wrong),
-            "id": list(ids),
+            "id": [id_ and redact_id(id_) for id_ in ids],  # it goes into every report
             "error_class": list(none),
             "message": list(none),
         }
         for index, (error_class, message) in wrong.items():
             out["error_class"][index], out["message"][index] = error_class, message
             self.problems[error_class] += 1
+            if error_class == _BAD_KEY and "://" in (keys[index] or ""):
+                out["key"][index] = redact(keys[index] or "")  # the wrong column was taken for the key
         self.late += rows if late else 0
         return out, bases
 
@@ -226,7 +229,7 @@ class Normaliser:
             if value is None:
                 form = "a whole number of bytes" if digest_bytes is None else (
                     f"{2 * digest_bytes} hex digits or base64 of {digest_bytes} bytes")  # fmt: skip
-                wrong.setdefault(index, (_BAD_LINE, f"{role} `{_short(text)}` is not {form}"))
+                wrong.setdefault(index, (_BAD_LINE, f"{role} `{short(text)}` is not {form}"))
         return out
 
     @staticmethod
@@ -240,13 +243,8 @@ class Normaliser:
             known[text] = value if _MEDIA_TYPE.fullmatch(value) else None
         for index, text in enumerate(column):
             if text and text.strip() and known[text] is None:
-                wrong.setdefault(index, (_BAD_LINE, f"content_type `{_short(text)}` is no media type (image/jpeg)"))
+                wrong.setdefault(index, (_BAD_LINE, f"content_type `{short(text)}` is no media type (image/jpeg)"))
         return [known[text] for text in column]
-
-
-def _short(text: str) -> str:
-    shown = text.partition("?")[0][:60]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _where(batch: Batch, index: int) -> str:

@@ -75,7 +75,14 @@ class Targets:
         if location.startswith("//"):
             location = f"{base.scheme}:{location}"
         elif not _ABSOLUTE.match(location):
-            location = urljoin(str(base), location)
+            try:
+                location = urljoin(str(base), location)
+            except ValueError:  # brackets that hold no address, in what looked like a path
+                raise ObjectError(
+                    ErrorClass.BAD_URL,
+                    "redirected: this address cannot be fetched: it cannot be read",
+                    status_code=status,
+                ) from None
         try:
             return self.read(location)
         except ObjectError as exc:
@@ -126,4 +133,7 @@ def _quoted(rest: str) -> str:
 def _basic(user: str) -> str:
     """RFC 7617, for user info in an address."""
     name, _, password = user.partition(":")
-    return "Basic " + base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    try:
+        return "Basic " + base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    except UnicodeEncodeError:
+        raise _bad_url("it is not Unicode") from None

@@ -70,6 +70,15 @@ SECRETS: list[tuple[dict[str, Any], str]] = [
     ({"manifest": "https://h.example/l.csv?Expires=1&Signature=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?AWSAccessKeyId=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?X-Goog-Signature=topsecret"}, "signature"),
+    ({"manifest": "https://h.example/l.csv?shop=1&access_token=topsecret"}, "download the file first"),
+    ({"manifest": "https:/me:topsecret@h.example/l.csv"}, "user name or password"),
+    ({"source": {"url": "https://h/{id}?token=topsecret"}}, "give the list a column for it"),
+    ({"source": {"headers": {"Referer": "https://me:topsecret@h/"}}}, "user name or password"),
+    ({"source": {"roots": ["https://me:topsecret@h/"]}}, "neither"),
+    ({"source": {"allow_private_addresses": ["https://me:topsecret@h/"]}}, "neither"),
+    ({"limits": {"hosts": {"https://me:topsecret@h/": {}}}}, "is no host"),
+    ({"failure_budget": "topsecret"}, "neither a share"),
+    ({"state": "s3://me:topsecret@bucket/"}, "user name or password"),
     ({"source": {"url": "https://me:topsecret@h/{id}"}}, "user name or password"),
     ({"source": {"url": "https://h/{id}?sig=topsecret"}}, "signature"),
     ({"source": {"endpoint_url": "https://me:topsecret@h"}}, "user name or password"),
@@ -169,7 +178,7 @@ def test_the_fingerprint_is_written_down() -> None:
 
 def test_where_shows_no_setting() -> None:
     """plan.json holds digests, so that an address with a token stays out of it."""
-    job = make_job(source={"url": "https://h/{id}?token=abc"})
+    job = make_job(source={"url": "https://h/{id}?w=abc"})
     assert all(len(value) == 64 for value in job.where().values())
 
 

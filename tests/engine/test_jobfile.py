@@ -9,6 +9,7 @@ import pytest
 
 from tasks.engine.errors import UserError
 from tasks.jobfile import TEMPLATE, load_job, parse_job
+from tests.engine.test_job import SECRETS
 
 TEXT = "name: n\nmanifest: list.csv\ndestination: s3://bucket/p/\n"
 
@@ -131,6 +132,7 @@ def test_no_file_and_no_right_to_read(tmp_path: Path) -> None:
         {"source": {"url": "https://h/{id}?sig=topsecret"}},
         {"name": "topsecret/"},
         {"checks": "topsecret"},
+        *(given for given, _ in SECRETS),
     ],
 )
 def test_no_value_is_shown(given: dict[str, Any]) -> None:

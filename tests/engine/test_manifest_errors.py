@@ -191,6 +191,7 @@ def test_bounded_memory(tmp_path: Path) -> None:
     code = (
         "import sys, resource; from pathlib import Path; from tasks.engine.manifest import open_manifest\n"
         "from tasks.engine.job import Columns\n"
+        "from tasks.engine import manifest_text; manifest_text.MAX_UNPACKED_BYTES = 1 << 30\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "print(sum(map(len, open_manifest(Path(sys.argv[1]), 'a.csv.gz', Columns(), bad_lines='skip').batches())))\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"

@@ -12,7 +12,7 @@ import pytest
 from tasks.engine import ledger
 from tasks.engine.errors import UserError
 from tasks.engine.objects import ErrorClass, Status
-from tasks.engine.reading import FAILURE_COLUMNS, export, select_failures, spreadsheet_safe, with_latest
+from tasks.engine.reading import FAILURE_COLUMNS, export, failure_cell, select_failures, spreadsheet_safe, with_latest
 from tasks.engine.state import DirectoryState
 from tests.engine.helpers import chunk_rows, directory_state, make_job, make_outcome, plan, write_list
 
@@ -105,7 +105,7 @@ def test_no_cell_is_a_formula(ending: str, state: DirectoryState, tmp_path: Path
     """IDs and messages of others that start like one get a quote in front, for spreadsheets only."""
     export(state, "map", tmp_path / f"map.{ending}", full=False)
     ids = [line["id"] for line in read(tmp_path / f"map.{ending}")]
-    assert ids == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\tx", "plain"]
+    assert ids == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\\tx", "plain"]
     export(state, "failures", tmp_path / f"failures.{ending}", full=False)
     assert read(tmp_path / f"failures.{ending}")[0]["message"] == "'=cmd|' /C calc'!A0"
 
@@ -176,9 +176,26 @@ def test_an_empty_answer_is_a_file_with_a_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("value", "safe"),
-    [("=1", "'=1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("\tx", "'\tx"), ("\rx", "'\rx"), ("x=1", "x=1"),
+    [("=1", "'=1"), ("+1", "'+1"), ("-1", "'-1"), ("@x", "'@x"), ("\tx", "'\\tx"), ("\rx", "'\\rx"), ("\n=1", "'\\n=1"),
+     ("\uff1d1", "'\uff1d1"), ("x=1", "x=1"), ("a\x1b[2J", "a\\x1b[2J"), ("a\u202eb", "a\\u202eb"),
      ("", ""), (None, None), (5, 5), (-5, -5), (True, True)],
 )  # fmt: skip
 def test_what_is_quoted(value: Any, safe: Any) -> None:
-    """Text that starts like a formula, and nothing else."""
+    """Text that starts like a formula, and nothing else. Control characters are escapes."""
     assert spreadsheet_safe(value) == safe
+    assert failure_cell(value) == safe
+
+
+def test_a_sheet_that_splits_at_semicolons() -> None:
+    """Where lists are separated by `;` a formula may begin inside a cell: not in what strangers wrote."""
+    assert failure_cell("a;=1+1|@x; -2;b|c") == "a;'=1+1|'@x;' -2;b|c"
+    assert spreadsheet_safe("a;-b.jpg") == "a;-b.jpg"  # the map has keys byte for byte
+
+
+@pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
+def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tmp_path: Path) -> None:
+    """Whatever the umask says: with --full it holds signatures."""
+    path = tmp_path / f"map.{ending}"
+    path.touch(mode=0o666)
+    export(state, "map", path, full=True)
+    assert path.stat().st_mode & 0o777 == 0o600
