@@ -24,6 +24,7 @@ app = App(
     name="ferry",
     version=__version__,
     help="Moves large image libraries between storage providers, and can say what became of each object.",
+    suppress_keyboard_interrupt=False,  # main() says which signal it was
 )
 
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]

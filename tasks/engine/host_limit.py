@@ -202,7 +202,7 @@ class HostLimit:
         elif self._broken > BROKEN_SHARE:
             self._cut(now, why)
             if self._broken > DEAD_SHARE and self._climb.limit == 1 and not retry_after_s:
-                self.rest(why)
+                self._rest(now, why)
         if retry_after_s is not None and retry_after_s > 0:
             asked_s = min(retry_after_s, _LONGEST_PAUSE_S)
             self._pause(now, asked_s, f"paused: {why}, Retry-After {asked_s:,.0f} s")
@@ -211,8 +211,10 @@ class HostLimit:
     def rest(self, why: str) -> None:
         """Nobody is there: it is tried again after half a second, then after twice as long each time, up to 5 s."""
         now = self._clock()
-        if self._pause_left_s(now):
-            return
+        if not self._pause_left_s(now):
+            self._rest(now, why)
+
+    def _rest(self, now: float, why: str) -> None:
         self._silent_at = self._silent_at if self._rest_s else now
         self._rest_s = min(max(self._rest_s * 2, REST_S[0]), REST_S[1], self._patience_s)
         self._pause(now, self._rest_s, f"paused: {why}; a try every {self._rest_s:,.3g} s")

@@ -143,7 +143,7 @@ def check(data: Data) -> Kind:
         _refuse(data)
     try:
         _walk(data, kind)
-    except (IndexError, struct.error):  # a walk read past the end
+    except (IndexError, struct.error, OverflowError):  # a walk read past the end
         raise formats.cut(kind.name, "its structure is complete") from None
     return kind
 

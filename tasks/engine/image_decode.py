@@ -155,7 +155,7 @@ _memory = DecodeMemory()
 def _decode_raster(data: Data, name: str) -> None:
     try:
         inside = _nested_pixels(data, name)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
         raise wrong(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:

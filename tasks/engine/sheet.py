@@ -1,4 +1,4 @@
-"""Reads the first sheet of a workbook in a process of its own: `python -m tasks.engine.sheet FILE`.
+"""Reads the first sheet of a workbook in a process of its own: `python -m tasks.engine.sheet FILE BYTES`.
 
 A workbook is a packed archive, and a file of a kilobyte can ask for more memory than there is (two cells at opposite
 corners, a text that a million cells share, a part that unpacks a thousandfold). The library that reads it ends its
@@ -35,7 +35,7 @@ class Unreadable(Exception):
 
 def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
     """Rows of the first sheet that hold anything, with their numbers. Raises Unreadable."""
-    command = [sys.executable, "-m", "tasks.engine.sheet", str(path.absolute())]
+    command = [sys.executable, "-m", "tasks.engine.sheet", str(path.absolute()), str(MOST_BYTES)]
     with subprocess.Popen(
         command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         encoding="utf-8", env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
@@ -47,9 +47,12 @@ def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
                 if isinstance(found, dict):
                     raise Unreadable(found["error"])
                 yield found[0], found[1]
-            if process.wait():
+            code = process.wait()
+            if code > 0:
+                raise Unreadable("what reads workbooks failed on it")
+            if code:  # the library ends its process where it gets no memory
                 raise Unreadable(
-                    f"reading it takes more than {MOST_BYTES >> 30} GiB of memory or {MOST_SECONDS // 60} minutes"
+                    f"reading it takes more than {MOST_BYTES >> 20:,} MiB of memory or {MOST_SECONDS // 60} minutes"
                 )
         finally:
             process.kill()
@@ -94,11 +97,15 @@ def _read(path: str) -> Iterator[Any]:
 
 
 def main() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    most_bytes = int(sys.argv[2])
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (MOST_SECONDS, MOST_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in _read(sys.argv[1]):
-        sys.stdout.write(json.dumps(line) + "\n")
+    try:
+        for line in _read(sys.argv[1]):
+            sys.stdout.write(json.dumps(line) + "\n")
+    except MemoryError:
+        os.abort()
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 import warnings
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -86,3 +88,11 @@ def test_text_like_markup(text: str) -> None:
     survives(text.encode())
     survives(b"<svg>" + text.encode())
     survives(text.encode("utf-16"))
+
+
+@pytest.mark.parametrize("place", [2**63, 2**64 - 1])
+def test_a_big_tiff_whose_directory_lies_nowhere(place: int) -> None:
+    """A place of 64 bits that no index can be: found by the test above."""
+    survives(b"II+\0\x08\0\0\0" + place.to_bytes(8, "little") + bytes(100))
+    entry = struct.pack("<HHQQ", 322, 4, 1, 64)
+    survives(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + entry + place.to_bytes(8, "little") + bytes(100))

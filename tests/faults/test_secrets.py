@@ -20,6 +20,7 @@ from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from flows.server import LocalServer
+from tests.faults.amount import LONG
 from tests.faults.canaries import Canaries, files, unpacked, where_found
 from tests.faults.malformed import MALFORMED
 from tests.flows.project import QUICK, Cli, Prefect, Project, wait_for
@@ -197,7 +198,7 @@ TRICKY = [
 
 
 def _work(w: World) -> None:
-    """A run with failures, and every command that shows something of it."""
+    """A run with failures, and commands that show something of it: all of them in `make faults`."""
     w.project.manifest(w.rows)
     source = {
         "allow_private_addresses": ["127.0.0.1"],
@@ -206,16 +207,20 @@ def _work(w: World) -> None:
     w.project.job(
         source=source, retries={**QUICK, "passes": 1}, destination=w.project.destination(credentials="block:new-store")
     )
-    for command in ("plan", "run", "status"):
-        w.ferry(command, "job.yaml")
-    w.ferry("run", "job.yaml", "--retry-failed", "--json")
-    w.s3.client().delete_object(Bucket="secrets", Key=w.project.prefix + "i/fine-0.jpg")
-    w.s3.client().put_object(Bucket="secrets", Key=w.project.prefix + "i/fine-1.jpg", Body=b"other")
-    w.ferry("verify", "job.yaml", code=1)
+    w.ferry("run", "job.yaml")
+    if LONG:
+        w.ferry("plan", "job.yaml")
+        w.ferry("run", "job.yaml", "--retry-failed", "--json")
+        w.s3.client().delete_object(Bucket="secrets", Key=w.project.prefix + "i/fine-0.jpg")
+        w.s3.client().put_object(Bucket="secrets", Key=w.project.prefix + "i/fine-1.jpg", Body=b"other")
+        w.ferry("verify", "job.yaml", code=1)
+        w.ferry("failures", "job.yaml", "--json")
+        w.ferry("status", "job.yaml")
+        w.ferry("export", "job.yaml", "failures.parquet", "--what", "failures")
+        w.ferry("export", "job.yaml", "failures.xlsx", "--what", "failures")
     w.ferry("failures", "job.yaml", "--limit", "1000")
-    for ending in ("csv", "parquet", "xlsx"):
-        w.ferry("export", "job.yaml", f"failures.{ending}", "--what", "failures")
-    w.ferry("export", "job.yaml", "map.csv")
+    w.ferry("export", "job.yaml", "failures.csv", "--what", "failures")
+    w.ferry("export", "job.yaml", "map.xlsx")
 
 
 def belongs(name: str) -> bool:
@@ -249,8 +254,9 @@ def test_files_are_for_the_owner_alone(world: World) -> None:
         held = [path for path in (state / folder).rglob("*.parquet") if path.parent.name != "hints"]
         assert held
         assert {stat.S_IMODE(path.stat().st_mode) for path in held} == {0o600}
-    for name in ("failures.csv", "failures.parquet", "failures.xlsx", "map.csv"):
-        assert stat.S_IMODE((world.project.folder / name).stat().st_mode) == 0o600
+    exported = [path for path in world.project.folder.iterdir() if path.stem in ("failures", "map")]
+    assert len(exported) >= 2
+    assert {stat.S_IMODE(path.stat().st_mode) for path in exported} == {0o600}
     assert stat.S_IMODE(world.prefect.home.stat().st_mode) == 0o700
     assert not list((state / "spool").iterdir())
 
@@ -283,7 +289,7 @@ def test_what_strangers_wrote_is_only_shown(world: World) -> None:
     for text in [*summaries, *(cell for row in rows for cell in row)]:
         assert not set("\x1b\x9b\u202e\u2066") & set(text)
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@")) or ";=" in cell]
-    shown = world.printed["5: ferry failures job.yaml --limit 1000"]
+    shown = next(text for name, text in world.printed.items() if name.endswith("--limit 1000"))
     assert "\\x1b[2J\\x1b[31mred" in shown
     assert "[bold]x[/bold]" in shown
     asked = {"artifacts": {"key": {"like_": world.project.name}}, "sort": "CREATED_DESC"}
@@ -295,4 +301,4 @@ def test_what_strangers_wrote_is_only_shown(world: World) -> None:
         for cell in cells:
             assert not set("\x1b\x9b\u202e\u2066") & set(cell)
             assert not re.search(r"(?<!\\)<", cell), cell
-            assert "](" not in cell
+            assert not re.search(r"(?<!\\)\]\(", cell), cell

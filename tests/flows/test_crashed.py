@@ -109,7 +109,7 @@ def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> No
     dead, own = running(at_prefect), running(at_prefect)
     said: list[str] = []
     for victim in (own, dead):
-        lease: Any = SimpleNamespace(took_over=replace(holder(), flow_run=str(victim)))
+        lease: Any = SimpleNamespace(took_over=replace(holder(time.time() + LENGTH_S), flow_run=str(victim)))
         crashed.mark_predecessor(lease, own, said.append)
     assert (state_of(at_prefect, own), state_of(at_prefect, dead)) == (StateType.RUNNING, StateType.CRASHED)
     assert len(said) == 1
