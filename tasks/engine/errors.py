@@ -283,9 +283,7 @@ def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
     return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed ({_short(exc)})")
 
 
-_NO_SUCH_FILE = {
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ,
-}  # fmt: skip
+_NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -317,20 +315,10 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
 
 
 # What a store says of the one who asks, and not of what was asked for (S3 API, error responses; Ceph's UserSuspended).
-_NOBODY = frozenset(
-    {
-        "AccountProblem",
-        "AllAccessDisabled",
-        "AuthorizationHeaderMalformed",
-        "InvalidAccessKeyId",
-        "InvalidClientTokenId",
-        "InvalidSecurity",
-        "InvalidToken",
-        "NotSignedUp",
-        "SignatureDoesNotMatch",
-        "UserSuspended",
-    }
-)
+_NOBODY = {
+    "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "InvalidAccessKeyId", "InvalidClientTokenId",
+    "InvalidSecurity", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch", "UserSuspended",
+}  # fmt: skip
 _EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired"})
 _FULL = ("StorageFull", "QuotaExceeded", "CapExceeded")  # XMinioStorageFull, XMinioAdminBucketQuotaExceeded, ...
 

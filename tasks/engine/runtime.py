@@ -111,7 +111,7 @@ class Runtime:
             state.spool_dir,
             create=True,
             mark=mark,
-            uploads=Uploads(state),
+            notes=Uploads(state),
             **stores,
         )
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -34,7 +34,6 @@ from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_m
 from tasks.engine.budget import Budget
 from tasks.engine.directory import Directory, walk
 from tasks.engine.errors import (
-    Fatal,
     ObjectError,
     Refused,
     UserError,
@@ -46,20 +45,13 @@ from tasks.engine.folder import Folder
 from tasks.engine.found import Found, composite_etag, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Charge, Reader, for_nothing
 from tasks.engine.objects import ErrorClass
+from tasks.engine.parts import Notes, Parts
 from tasks.engine.wire import said
 
 __all__ = ["Found", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
 OPAQUE_AFTER = 8
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
-
-
-class Uploads(Protocol):
-    """Notes of multipart uploads under way (uploads.py)."""
-
-    def begin(self, bucket: str, path: str) -> None: ...
-    def end(self, bucket: str, path: str) -> None: ...
-    def left(self, bucket: str) -> list[str]: ...
 
 
 class Store:
@@ -79,7 +71,7 @@ class Store:
         pool: Executor | None = None,
         http: Callable[[], BucketHttp] | None = None,
         access: Access | None = None,
-        uploads: Uploads | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self.uri = uri
         self.kind = kind
@@ -90,7 +82,7 @@ class Store:
         self._pool = pool
         self._make_http = http
         self._access = access
-        self._uploads = uploads
+        self._parts = Parts(urlsplit(uri).netloc, notes, self._short_way)
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
@@ -156,23 +148,7 @@ class Store:
         if create and await self.head(key) is not None:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
         extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
-        note = (urlsplit(self.uri).netloc, self.path(key))
-        if self._uploads is not None:
-            await asyncio.to_thread(self._uploads.begin, *note)
-        try:
-            etag = await self._put_long_way(key, path, attributes, extra)
-        except (ObjectError, Fatal):
-            with contextlib.suppress(ObjectError, Fatal):  # what the upload failed of counts; the note stays
-                if await self._abort(self.path(key)) and self._uploads is not None:
-                    await asyncio.to_thread(self._uploads.end, *note)
-            raise
-        if self._uploads is not None:
-            await asyncio.to_thread(self._uploads.end, *note)
-        return etag
-
-    async def _abort(self, path: str) -> bool:
-        http = self._short_way()
-        return http is not None and await http.abort(path)
+        return await self._parts.upload(self.path(key), lambda: self._put_long_way(key, path, attributes, extra))
 
     async def _put_long_way(
         self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
@@ -276,14 +252,8 @@ class Store:
         """Ends what killed runs of this job left unfinished; while no other run of it is on."""
         if self._directory is not None:
             await self._directory.clean()
-        elif self._uploads is not None and (http := self._short_way()) is not None:
-            with contextlib.suppress(ObjectError, Fatal):
-                await http.forget_trials(self.prefix)
-            bucket = urlsplit(self.uri).netloc
-            for path in await asyncio.to_thread(self._uploads.left, bucket):
-                with contextlib.suppress(ObjectError, Fatal):  # the next run tries it again
-                    if await self._abort(path):
-                        await asyncio.to_thread(self._uploads.end, bucket, path)
+        else:
+            await self._parts.clean(self.prefix)
 
     async def close(self) -> None:
         if self._directory is not None:
@@ -396,13 +366,13 @@ def open_store(
     pool: Executor | None = None,
     short_way: bool = False,
     mark: str = "ferry",
-    uploads: Uploads | None = None,
+    notes: Notes | None = None,
 ) -> Store:
     """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
 
     ``budget`` bounds the bytes of bodies read, ``pool`` hashes large ones. With ``short_way`` single objects of a
     bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end. ``mark``
-    is the job's: what it leaves unfinished in a directory is known by it; ``uploads`` notes what it begins in a bucket.
+    is the job's: what it leaves unfinished in a directory is known by it; ``notes`` has what it begins in a bucket.
     Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
     """
     parts = urlsplit(uri)
@@ -414,7 +384,7 @@ def open_store(
         http = partial(short_client, parts.netloc, access, timeout_s) if short_way and not access.proxied else None
         return Store(
             uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
-            access=access, uploads=uploads,
+            access=access, notes=notes,
         )  # fmt: skip
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))

@@ -9,9 +9,9 @@ import pytest
 
 from tasks.engine.job import OnExisting
 from tasks.engine.objects import Row
+from tasks.engine.on_existing import after_fetch, before_fetch
 from tasks.engine.place import host_of
 from tasks.engine.store import Found
-from tasks.engine.transfer import after_fetch, before_fetch
 from tests.engine.helpers import make_row
 
 P = OnExisting

@@ -1,0 +1,61 @@
+"""Uploads in parts: noted before they begin, aborted where they fail, and cleaned up after runs that were killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from tasks.engine.bucket_http import BucketHttp
+from tasks.engine.errors import Fatal, ObjectError
+
+
+class Notes(Protocol):
+    """Notes of uploads under way (uploads.py)."""
+
+    def begin(self, bucket: str, path: str) -> None: ...
+    def end(self, bucket: str, path: str) -> None: ...
+    def left(self, bucket: str) -> list[str]: ...
+
+
+class Parts:
+    """One bucket's uploads. Without a short way to it (a proxy) none can be aborted, and the notes stay."""
+
+    def __init__(self, bucket: str, notes: Notes | None, http: Callable[[], BucketHttp | None]) -> None:
+        self._bucket = bucket
+        self._notes = notes
+        self._http = http
+
+    async def upload(self, path: str, work: Callable[[], Awaitable[str | None]]) -> str | None:
+        """Has the work done. One that is broken off, cancelled too, leaves its note for the next run."""
+        if self._notes is not None:
+            await asyncio.to_thread(self._notes.begin, self._bucket, path)
+        try:
+            etag = await work()
+        except (ObjectError, Fatal):
+            with contextlib.suppress(ObjectError, Fatal):  # what the upload failed of counts
+                await self._abort(path)
+            raise
+        await self._forget(path)
+        return etag
+
+    async def clean(self, prefix: str) -> None:
+        """Aborts what earlier runs of this job began; while no other run of it is on."""
+        http = self._http()
+        if self._notes is None or http is None:
+            return
+        with contextlib.suppress(ObjectError, Fatal):
+            await http.forget_trials(prefix)
+        for path in await asyncio.to_thread(self._notes.left, self._bucket):
+            with contextlib.suppress(ObjectError, Fatal):  # the next run tries it again
+                await self._abort(path)
+
+    async def _abort(self, path: str) -> None:
+        http = self._http()
+        if http is not None and await http.abort(path):
+            await self._forget(path)
+
+    async def _forget(self, path: str) -> None:
+        if self._notes is not None:
+            await asyncio.to_thread(self._notes.end, self._bucket, path)
