@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 import urllib.error
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,7 @@ TAKEN: list[dict[str, Any]] = [
 
 def test_parameters_are_references(prefect_api: Prefect, tried: Callable[..., None]) -> None:
     """Literal secrets are refused by the deployment's schema and stand nowhere after; what is right is taken."""
+    from prefect.exceptions import ParameterTypeError
     from prefect.utilities.callables import parameter_schema
 
     from flows.migrate import migrate
@@ -64,4 +66,9 @@ def test_parameters_are_references(prefect_api: Prefect, tried: Callable[..., No
     assert b"secret:block" in prefect_api.database()
     found = where_found(CANARIES, files(prefect_api.home))
     assert not found, json.dumps({name: sorted(names) for name, names in found.items()})
+    # Where no server checked them the flow does, and what is logged of it quotes no value.
+    for name, given in REFUSED.items():
+        with pytest.raises(ParameterTypeError) as refused:
+            migrate.validate_parameters({"job": {**JOB, **given}})
+        assert not CANARIES.found_in("".join(traceback.format_exception(refused.value)).encode()), name
     tried("secrets as parameters", len(REFUSED), lost=len(found))
