@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -180,8 +181,15 @@ class Prefect:
     def post(self, path: str, body: dict[str, Any]) -> Any:
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/api/{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)
+        for left in range(20, 0, -1):
+            try:
+                with urllib.request.urlopen(request, timeout=30) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or left == 1:  # the server's database is busy
+                    raise
+                time.sleep(0.5)
+        raise AssertionError("unreachable")
 
     def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
         """The job's flow runs, oldest first."""
