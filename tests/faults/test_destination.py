@@ -381,7 +381,7 @@ def test_what_it_accepts_and_loses(
         # An upload whose answer was lost stands there whole: `skip` leaves it alone, without a look at its bytes.
         assert counts["skipped"] <= (proxy.met[Bad.ANSWER_LOST] if on_existing == "skip" else 0)
         assert counts["failed"] == counts["retryable"]
-        assert {bad for bad in LOSSES if proxy.met[bad]} >= {Bad.LOST, Bad.CUT, Bad.ALTERED}
+        assert sum(proxy.met[bad] for bad in (Bad.LOST, Bad.CUT, Bad.ALTERED)) >= 5
         world.check_recorded(s3)
         proxy.behave()
         world.end(s3)
