@@ -366,7 +366,7 @@ LOSSES = (Bad.LOST, Bad.CUT, Bad.ALTERED, Bad.RESET, Bad.ANSWER_LOST, Bad.INTERN
 
 
 @pytest.mark.parametrize("on_existing", each(["skip", "skip-same", "fail", "overwrite"], 1))
-@pytest.mark.parametrize("seed", range(some(1, 12)))
+@pytest.mark.parametrize("seed", range(21, 21 + some(1, 12)))
 def test_what_it_accepts_and_loses(
     seed: int, on_existing: str, s3: S3Server, bucket: str, origin: Origin, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
