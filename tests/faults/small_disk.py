@@ -6,11 +6,14 @@ Prints a JSON line: what the first run said, what was recorded then, and the acc
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ SIZE_KB = 2048
 
 
 def main(setup: dict[str, Any]) -> dict[str, Any]:
+    """The first run has a process of its own: where the disk took no more, its lease could not be given back."""
     disk = Path(setup["disk"])
     mount(disk, f"size={SIZE_KB}k")
     chunk.FLUSH_ROWS, chunk.FLUSH_S = 2, 0.02
@@ -35,20 +39,11 @@ def main(setup: dict[str, Any]) -> dict[str, Any]:
     filler = disk / "filler"
     if setup["fault"] == "full":
         filler.write_bytes(bytes((SIZE_KB - setup["left_kb"]) * 1024))
-    else:
-        threading.Thread(target=_read_only, args=(disk, setup["after_files"]), daemon=True).start()
-    said = ""
-    try:
-        helpers.run(job, state, access, 1)
-        finish(job, state, 1)
-    except Exception as error:
-        known = error if isinstance(error, FerryError) else from_planning(error, state.uri)
-        if known is None:
-            raise
-        said = f"{type(known).__name__}: {known}"
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as pool:
+        said = pool.submit(first_run, job, state, access, setup.get("after_files")).result()
     if setup["fault"] == "full":
         filler.unlink()
-    else:
+    elif said:
         mount(disk, "remount,rw")
     recorded = [outcome.key for outcome in helpers.latest(state).values() if outcome.status is Status.COPIED]
     print(json.dumps({"said": said, "recorded": recorded}), flush=True)
@@ -59,20 +54,47 @@ def main(setup: dict[str, Any]) -> dict[str, Any]:
     return {"counts": finish(job, state, run_no)["counts"], "unfinished": unfinished}
 
 
+def first_run(job: Job, state: DirectoryState, access: Access, read_only_after: int | None) -> str:
+    """What it said at its end; nothing, where it was through before the disk was full."""
+    if read_only_after is not None:
+        _read_only(state.root.parent, read_only_after)
+    try:
+        helpers.run(job, state, access, 1)
+        finish(job, state, 1)
+    except Exception as error:
+        known = error if isinstance(error, FerryError) else from_planning(error, state.uri)
+        if known is None:
+            raise
+        return f"{type(known).__name__}: {known}"
+    return ""
+
+
 def mount(disk: Path, options: str) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
 
 
 def _read_only(disk: Path, after_files: int) -> None:
-    """Once so many files of outcomes are there."""
-    deadline = time.monotonic() + 30
-    while len(list(disk.glob("state/outcomes/*"))) < after_files and time.monotonic() < deadline:
-        time.sleep(0.005)
-    for _ in range(100):  # a file that is open for writing keeps the disk writable for a moment
+    """From the next file of outcomes on, once there are so many: nobody writes one while the disk changes."""
+    append, lock = ledger.append, threading.Lock()
+    done = itertools.count()
+
+    def then_no_more(*given: Any) -> str:
+        with lock:
+            if next(done) == after_files:
+                _remount(disk)
+            return append(*given)
+
+    ledger.append = then_no_more
+
+
+def _remount(disk: Path) -> None:
+    """Another file that is open for writing, the lease's, keeps the disk writable for a moment."""
+    for _ in range(200):
         ended = subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True, check=False)
         if ended.returncode == 0:
             return
-        time.sleep(0.005)
+        time.sleep(0.01)
+    raise RuntimeError(f"the disk stays writable: {ended.stderr.decode()}")
 
 
 if __name__ == "__main__":

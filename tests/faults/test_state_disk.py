@@ -21,6 +21,7 @@ from tests.engine import helpers
 from tests.faults.amount import some
 
 ROWS = 60
+ENOUGH_KB = 100  # a run's state takes more than this
 ROOT = Path(__file__).parents[2]
 UNSHARE = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 pytestmark = [
@@ -36,7 +37,7 @@ pytestmark = [
 def faults() -> list[dict[str, Any]]:
     rng = random.Random(5)
     full = [{"fault": "full", "left_kb": rng.randint(4, 150)} for _ in range(some(2, 20))]
-    return full + [{"fault": "read-only", "after_files": rng.randint(1, 12)} for _ in range(some(1, 10))]
+    return full + [{"fault": "read-only", "after_files": rng.randint(0, 3)} for _ in range(some(1, 10))]
 
 
 @pytest.mark.parametrize("fault", faults(), ids=lambda fault: "-".join(map(str, fault.values())))
@@ -70,8 +71,10 @@ def test_the_disk_of_the_state(
         process.kill()
         process.wait()
     words = "no space left" if fault["fault"] == "full" else "read-only"
-    assert not first["said"] or words in first["said"].lower(), first["said"]
+    if first["said"] or fault.get("left_kb", 0) < ENOUGH_KB:
+        assert words in first["said"].lower(), first["said"]
     last = json.loads(out)
+    assert not last["unfinished"], "files of the state that were begun stay"
     assert last["counts"]["copied"] == last["counts"]["planned"] == ROWS
     again = [key for key in first["recorded"] if origin.requests[f"/{key}"] != before[f"/{key}"]]
     assert not again, "recorded rows were fetched again"
