@@ -23,15 +23,22 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ferry-faults-") as folder:
         asked = sys.argv[1:] or ["tests/faults"]
         command = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS), "--durations=10", *asked]
-        ended = subprocess.run(
-            command, env={**os.environ, "FERRY_FAULTS": folder}, stdout=subprocess.PIPE, text=True, check=False
-        )
+        code, last = shown_but_the_last(command, {**os.environ, "FERRY_FAULTS": folder})
         lines = [json.loads(line) for path in Path(folder).glob("*.jsonl") for line in path.read_text().splitlines()]
-    output = ended.stdout.rstrip().splitlines()
-    print("\n".join(output[:-1]))
     draw(lines, time.monotonic() - started)
-    print(output[-1] if output else "")
-    return ended.returncode
+    print(last, end="")
+    return code
+
+
+def shown_but_the_last(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Runs it, and shows its lines as they come, except for the last one: the table goes before that."""
+    last = ""
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(last, end="", flush=True)
+            last = line
+    return process.returncode, last
 
 
 def draw(lines: list[dict[str, Any]], seconds: float) -> None:
