@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from flows import local, signals
 from tasks.engine import __version__
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
@@ -91,11 +92,12 @@ def run(
     json_: JsonFlag = False,
 ) -> int:
     """Move what is new, pending or worth another try."""
-    arrow_without_numpy()
-    leave_at_once()
-    from flows import terminal, watch
-    from flows.local import migrate_here, prefect_for
-    from tasks.accounts import Report
+    with signals.ended_by_the_system():
+        arrow_without_numpy()
+        leave_at_once()
+        from flows import terminal, watch
+        from flows.local import migrate_here, prefect_for
+        from tasks.accounts import Report
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
@@ -248,15 +250,17 @@ def verify(
     json_: JsonFlag = False,
 ) -> int:
     """Read the destination back and compare it with the ledger."""
-    from flows import signals, terminal, watch
-    from flows.local import as_recorded, exit_code, prefect_for
-    from tasks.engine.reading import select_wrong, with_latest
-    from tasks.run import state_of
+    with signals.ended_by_the_system():
+        from flows import terminal, watch
+        from flows.local import as_recorded, exit_code, load_flows, prefect_for
+        from tasks.engine.reading import select_wrong, with_latest
+        from tasks.run import state_of
 
     job = load_job(job_file)
     draw = terminal.is_terminal() and not json_
     watch.drawer = terminal.draw_progress if draw else None
     with prefect_for(job_file.absolute().parent, quiet=draw) as api:
+        load_flows()
         from flows.verify import verify as verify_flow
 
         with signals.listening(), as_recorded():
@@ -352,13 +356,13 @@ def demo(
 
 def main() -> None:
     """The console script. Exit codes: SEMANTICS, results of a run."""
-    from flows import signals, terminal
-
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:
         # Fatal outside the flow: the state cannot be read, and nothing has moved.
         code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError | Fatal) else 1
+        from flows import terminal
+
         terminal.error(str(exc))
         if "--json" in sys.argv:
             _print_json({"error": str(exc), "exit_code": code})
@@ -367,7 +371,16 @@ def main() -> None:
     except BrokenPipeError:  # `ferry failures ... | head`: the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
-    sys.exit(code if isinstance(code, int) else 0)
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> None:
+    """Ends the process; where the Prefect server is gone, without what Prefect would try to send it for minutes."""
+    if not local.lost:
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _bare_retry_failed(arguments: list[str]) -> list[str]:

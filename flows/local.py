@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 RECORDED_S = 30.0
 MANY_CHUNKS = 50
+lost = False  # the server went away for good: what Prefect would still send at the process's end has nowhere to go
 
 
 def prefect_home(folder: Path) -> Path:
@@ -45,7 +46,8 @@ def has_many_chunks(job: Job) -> bool:
 
 def load_flows() -> None:
     """Imports Prefect, a second's work; its settings must be in the environment by now."""
-    import flows.migrate  # noqa: F401
+    with signals.ended_by_the_system():
+        import flows.migrate  # noqa: F401
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ def migrate_here(
     api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
 ) -> tuple[int, Report | str]:
     """Runs the flow; returns the exit code (SEMANTICS: results of a run), and the report, or a message without one."""
+    global lost
+    load_flows()
     from flows import migrate as flow
     from flows import terminal
     from tasks.api import UNANSWERED
@@ -105,7 +109,7 @@ def migrate_here(
         except UNANSWERED:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None
-            state = flow.ended
+            state, lost = flow.ended, True
             terminal.warning(
                 f"the Prefect server at {api.url} does not answer: it shows this run as Running. The state has all "
                 "that the run did, and what follows is true"

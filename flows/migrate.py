@@ -100,7 +100,10 @@ def await_server() -> bool:
     """Prefect's server is to hear how the run ended, now or when it is back. False: it will not."""
     patience_s = api.PATIENCE_S if signals.last_signal is None else INTERRUPTED_S
     heard = signals.last_signal
-    return api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
+    there = api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
+    if not there:
+        api.give_up()
+    return there
 
 
 def transfer_again(run: Run, passes: int) -> None:

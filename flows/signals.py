@@ -71,6 +71,21 @@ def listening() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ended_by_the_system() -> Iterator[None]:
+    """While libraries load, a Ctrl-C ends the process: raised there, pydantic takes it for an error of a model's, and
+    Prefect goes on without what it was about to load."""
+    handler = signal.getsignal(signal.SIGINT)
+    ours = handler is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, handler)
+
+
+@contextlib.contextmanager
 def telling(stop: Callable[[str], None]) -> Iterator[None]:
     """From now on the first signal calls ``stop`` with a sentence for people, in the main thread, between any two
     instructions: it may wait for nothing. After the block it changes nothing."""

@@ -8,15 +8,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 UNANSWERED = (httpx.HTTPError, PrefectException)  # Prefect's own error of a status is httpx's
 PATIENCE_S = 600.0
 LOOK_S = 1.0
 TIMEOUT_S = 10.0
+_given_up: contextlib.AbstractContextManager[Any] | None = None
 
 
 def _new_client() -> SyncPrefectClient:
@@ -50,6 +53,13 @@ def wait(tell: Callable[[str], None], over: Callable[[], bool], patience_s: floa
             )
         time.sleep(LOOK_S)
     return True
+
+
+def give_up() -> None:
+    """From now on, and until the process ends, this thread's requests are tried once and not for a minute each."""
+    global _given_up
+    _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: without it they are as before
+    _given_up.__enter__()
 
 
 @contextlib.contextmanager

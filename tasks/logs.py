@@ -8,20 +8,21 @@ import os
 import sys
 import time
 
+import httpx
 from rich.console import Console
 
 from tasks.engine.errors import FerryError
 
 
 class ForPeople(logging.Filter):
-    """Drops the traceback of errors that Ferry raises on purpose; those of bugs stay.
+    """Drops the traceback of errors that Ferry raises on purpose, and of a server that is away; those of bugs stay.
 
     Where no retry follows the whole line goes: Prefect's next one, `Finished in state Failed`, has the sentence again.
     So do the lines about cached chunks: a rerun would have hundreds, and the report counts them.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], FerryError):
+        if record.exc_info and isinstance(record.exc_info[1], FerryError | httpx.TransportError):
             record.exc_info = None
             record.exc_text = None
             return "Retry" in record.getMessage()
