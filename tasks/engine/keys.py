@@ -244,6 +244,6 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
     if for_directory:
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
             return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
-        if segments[0].startswith(PARTS):
-            return f"the key begins with `{PARTS}`, where unfinished files are kept"
+        if any(segment.startswith(PARTS) for segment in segments):
+            return f"a name in the key begins with `{PARTS}`, as those of unfinished files do"
     return None

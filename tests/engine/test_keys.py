@@ -68,9 +68,9 @@ def test_default_key(source: str, key: str) -> None:
         ("a#1", True, None),
         ("C:", True, None),
         ("CON", True, None),
-        (".ferry-parts/x", True, "the key begins with `.ferry-parts`, where unfinished files are kept"),
+        (".ferry-parts/x", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
         (".ferry-parts/x", False, None),
-        ("a/.ferry-parts/x", True, None),
+        ("a/.ferry-parts-1", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
         ("a#1", False, None),
     ],
 )  # fmt: skip

@@ -102,3 +102,45 @@ def goes_on(job: Job, state: DirectoryState, promised: list[dict[str, Status]], 
     plan = read_plan(state)
     assert plan is not None
     assert plan.last_run == run_no
+
+
+def test_what_a_method_has_written_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every method of the state that writes, in a folder that it had to make: once it has returned."""
+    root = tmp_path / "disk" / "state"
+    root.parent.mkdir()
+    disk = Disk(root)
+    with disk.recording(monkeypatch):
+        state = DirectoryState(root)
+        state.write("a/written", b"1")
+        disk.promise(("a/written", b"1"))
+        (root / "moved").write_bytes(b"2")
+        state.write_file("b/moved", root / "moved")
+        disk.promise(("b/moved", b"2"))
+        assert state.create("c/created", b"3")
+        disk.promise(("c/created", b"3"))
+        assert state.swap("a/written", b"1", b"4")
+        disk.promise(("a/written", b"4"))
+    for count in range(len(disk.steps) + 1):
+        left = disk.after_cut(count, "nothing", tmp_path / f"cut-{count}", random.Random(count))
+        for name, data in dict(disk.promised(count)).items():
+            assert (left / name).read_bytes() == data or (name, data) == ("a/written", b"1"), f"after {count} steps"
+
+
+def test_damaged_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--replan` moves them: at any moment they are at one place or at both, for whoever can still read them."""
+    root = tmp_path / "disk" / "state"
+    root.parent.mkdir()
+    disk, damaged = Disk(root), b"what is left of it"
+    with disk.recording(monkeypatch):
+        state = DirectoryState(root)
+        name = ledger.write_outcomes(state, b"outcomes", 1, "chunk", 0)
+        state.write(name, damaged)
+        disk.promise(name)
+        assert ledger.put_aside(state) == [name]
+    assert (root / ledger.DAMAGED / Path(name).name).read_bytes() == damaged
+    for count in range(len(disk.steps) + 1):
+        for how in ("nothing", "everything"):
+            left = disk.after_cut(count, how, tmp_path / f"cut-{count}-{how}", random.Random(count))
+            if disk.promised(count):
+                kept = [left / name, left / ledger.DAMAGED / Path(name).name]
+                assert any(path.exists() and path.read_bytes() == damaged for path in kept), f"after {count} steps"
