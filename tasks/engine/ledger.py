@@ -79,8 +79,12 @@ def last_run_no(state: State) -> int:
 
 
 def files(state: State) -> list[str]:
-    """The ledger's files. Each outcome is in one of them at any time: what replaces a file is there before it goes."""
-    return [name for folder in ("ledger", "outcomes") for name in state.list(folder) if name.endswith(".parquet")]
+    """The ledger's files. Each outcome is in one of them at any time: what replaces a file is there before it goes.
+
+    `outcomes/` is listed first: what a fold takes from there meanwhile is in `ledger/` by then.
+    """
+    outcomes, folds = state.list("outcomes"), state.list("ledger")
+    return [name for name in (*folds, *outcomes) if name.endswith(".parquet")]
 
 
 def folded(names: Sequence[str]) -> bool:

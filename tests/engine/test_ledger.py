@@ -162,6 +162,26 @@ def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None
     assert len(latest(state)) == 75
 
 
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_fold_between_two_listings_hides_nothing(
+    after: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fold of a job moves all outcomes from one folder to another while somebody looks."""
+    append(state, [make_outcome(1)], 1, "c", 0)
+    append(state, [make_outcome(2)], 1, "c", 1)
+    listed: list[str] = []
+
+    def listing(folder: str) -> list[str]:
+        names = DirectoryState.list(state, folder)
+        listed.append(folder)
+        if len(listed) == after:
+            compact(DirectoryState(state.root), 1)
+        return names
+
+    monkeypatch.setattr(state, "list", listing)
+    assert set(ledger.reading(lambda: latest(state))) == {row_id(1), row_id(2)}
+
+
 def test_duckdb_and_pandas_read_the_files(state: DirectoryState) -> None:
     """Plain Parquet: anybody's tools read outcomes and ledger, with times in UTC."""
     append(state, [make_outcome(n) for n in range(3)], 1, "c", 0)
