@@ -168,4 +168,8 @@ def goals(summary: Summary) -> list[Goal]:
     for how in scenes.PINNED:
         over = it.best("sink", f"{FERRY}, {how}", [f"{name}, {how}" for name in off], rate)
         it.at_least("sink", f"rate over rclone's best with its checks off, {how}", over, 1.0)
+    # where it cannot be the store that tires
+    it.at_least(
+        "sink", "rate in the last tenth over the second, one process", median("sink", scenes.FERRY_ONE, endurance), 0.97
+    )
     return it.goals

@@ -29,6 +29,7 @@ BY_HAND = (64, 128, 256)
 
 FERRY, FERRY_LOCAL = "Ferry", "Ferry, local server"
 FERRY_UNCHECKED = "Ferry, checks: none"
+FERRY_ONE = "Ferry, all cores, processes: 1"
 FERRY_NEW = "Ferry, local server, new folder, empty HOME"
 COPY, COPY_OFF = "rclone copy, 32 transfers", "rclone copy, 32 transfers, no checks"
 COPY_NO_HEADS = f"{COPY_OFF}, no HEADs"
@@ -167,7 +168,7 @@ def _sink(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
             tools += [ferry(f"{FERRY}, {how}, processes: {count}", processes=count) for count in (1, 2)]
         if not settings.quick:
             tools.append(rclone_copy(f"{COPY_NO_HEADS}, {how}", "--transfers", "32", *NO_HEADS))
-        entries += [Entry(tool, library, store="sink", cores=cores) for tool in tools]
+        entries += [Entry(tool, library, store="sink", cores=cores, curve=not cores) for tool in tools]
     return entries
 
 
