@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime
+from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +18,7 @@ from tasks.engine.folder import PARTS, Entry, Folder, entry_of
 from tasks.engine.found import Found
 from tasks.engine.incoming import Charge, to_disk
 from tasks.engine.objects import ErrorClass
+from tasks.engine.urls import short
 
 
 class Directory:
@@ -94,27 +96,68 @@ def _found_file(key: str, entry: Entry) -> Found:
     return Found(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
 
 
-def walk(directory: Path) -> Iterator[list[Found]]:
+def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
     """A directory's files, page by page in no certain order, without Ferry's unfinished ones.
 
-    Links are followed where they stay inside the directory.
+    Links to files are followed where they stay inside the directory; those to folders are not, since what lies there
+    has a name of its own. With ``links`` those that lead out, or nowhere, are told of: nothing is read through them,
+    and a list of what to move must not leave them out without a word. One to a folder has a `/` at its end.
+    Raises ObjectError for what cannot be read: a listing that lacks something looks like any other.
     """
     root = directory.resolve()
-    for where, below, names in os.walk(root):
+
+    def refused(exc: OSError) -> None:
+        if not _is_gone(exc):
+            raise _unreadable(exc)
+
+    for where, below, names in os.walk(root, onerror=refused):
         below[:] = [name for name in below if name != PARTS]
         page = []
-        for name in names:
+        folders = {name for name in below if links and _is_link(Path(where, name))}
+        for name in (*names, *folders):
             if name.startswith(PARTS):
                 continue
             path = Path(where, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                continue
             # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
             key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
             try:
+                if _is_link(path) and not _stays_inside(path, root):
+                    if links:
+                        slash = "/" if name in folders else ""
+                        page.append(Found(key + slash, 0, None, None))
+                    continue
+                if name in folders:
+                    continue
                 stat = path.stat()
-            except OSError:
-                continue  # gone since, or a link to nowhere
+            except OSError as exc:
+                if _is_gone(exc):
+                    continue
+                raise _unreadable(exc) from None
             page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
         if page:
             yield page
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # whoever wants to read it hears of that
+        return False
+
+
+def _stays_inside(link: Path, root: Path) -> bool:
+    """Does it lead to something inside the directory?"""
+    try:
+        return link.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # nowhere, or in a circle
+        return False
+
+
+def _is_gone(exc: OSError) -> bool:
+    """It was there when its folder was read, and is not any more."""
+    return exc.errno in (ENOENT, ENOTDIR)
+
+
+def _unreadable(exc: OSError) -> ObjectError:
+    what = os.fsencode(exc.filename or "").decode("utf-8", "backslashreplace")
+    return ObjectError(ErrorClass.STORE_ERROR, f"{short(what, 300)} cannot be read ({exc.strerror})")

@@ -16,13 +16,14 @@ from urllib.parse import unquote, urlsplit
 from tasks.engine import __version__
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, UserError
+from tasks.engine.found import Found
 from tasks.engine.job import Job
 from tasks.engine.keys import SOURCE_FIELDS, Template
 from tasks.engine.manifest import open_manifest
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.rows import normalise
 from tasks.engine.store import open_store
-from tasks.engine.urls import redact
+from tasks.engine.urls import redact, short
 
 LIST_AT_MOST_BYTES = 64 << 30  # 100 million rows of 600 bytes; who serves more wants to fill the disk
 COPY, NORMALISED = "list", "manifest.parquet"  # in the spool
@@ -165,6 +166,7 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
         for page in store.list(side="source"):
             found = [f for f in page if f.key and not f.key.endswith("/") and chosen(f.key, include, exclude)]
             if store.kind == "file":
+                _refuse_links(root, page, exclude)
                 found.sort(key=lambda f: f.key)
             if not found:
                 continue
@@ -185,3 +187,14 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     if not row_no:
         hint = " that `include` and `exclude` leave over" if job.include or job.exclude else ""
         raise UserError(f"there is no object under {root}{hint}; nothing would be moved")
+
+
+def _refuse_links(root: str, page: Sequence[Found], exclude: Sequence[re.Pattern[str]]) -> None:
+    """Links to folders elsewhere: whole trees that would be left out, by a list that looks complete."""
+    for found in page:
+        if found.key.endswith("/") and chosen(found.key, [], exclude):
+            raise UserError(
+                f"{root}{short(found.key, 300)} is a link to a folder outside of {root}: links out are not followed, "
+                "and what lies there would not be moved. Move that folder with a job of its own, and leave the link "
+                f"out here: `exclude: ['{short(found.key, 300)}*']`"
+            )

@@ -295,7 +295,7 @@ class Store:
         offset = self.path(start_after) if start_after is not None else None
         prefix = self.prefix or None
         if self._directory is not None:
-            yield from walk(self._directory.folder.root)
+            yield from walk(self._directory.folder.root, links=side == "source")
             return
         try:
             for page in obstore.list(self.backend, prefix, offset=offset, chunk_size=1000):
