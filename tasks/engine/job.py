@@ -32,6 +32,8 @@ from tasks.engine.job_rules import (
     no_secret_in_address,
     parse_budget,
     patterns_for,
+    plain_place,
+    root_address,
     sendable,
 )
 from tasks.engine.urls import short
@@ -112,7 +114,7 @@ class Source(_Model):
 
     url: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """The address of an object for lists of bare IDs: `https://img.old.example/{id}.jpg`. Any column may stand in braces."""
-    roots: list[str] = []
+    roots: list[Annotated[str, AfterValidator(root_address)]] = []
     """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
     headers: Annotated[dict[str, str], Field(json_schema_extra=HEADERS_SCHEMA)] = {}
     """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
@@ -131,14 +133,6 @@ class Source(_Model):
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
         return value if value is None else no_secret_in_address(value, "source.url")
-
-    @field_validator("roots")
-    @classmethod
-    def _roots(cls, roots: list[str]) -> list[str]:
-        for root in roots:
-            if not re.match(r"s3://[^/]+|file:///", root):
-                raise ValueError(f"root `{short(root)}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
-        return roots
 
     @field_validator("allow_private_addresses")
     @classmethod
@@ -186,7 +180,7 @@ class Destination(_Model):
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:
-        no_secret_in_address(value, "destination")
+        plain_place(value, "destination")
         if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
             return value
         raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
@@ -321,7 +315,7 @@ class Job(_Model):
     def _manifest(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("manifest is empty; name the list of what to move")
-        return no_secret_in_address(value, "manifest")
+        return plain_place(value, "manifest")
 
     @field_validator("failure_budget", mode="before")
     @classmethod
@@ -334,7 +328,7 @@ class Job(_Model):
     def _state(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
             raise ValueError("state is a directory or an `s3://bucket/prefix`")
-        return value if value is None else no_secret_in_address(value, "state")
+        return value if value is None else plain_place(value, "state")
 
     @model_validator(mode="after")
     def _globs(self) -> Job:

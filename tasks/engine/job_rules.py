@@ -39,6 +39,29 @@ def no_secret_in_address(text: str, key: str) -> str:
     return text
 
 
+def plain_place(text: str, key: str) -> str:
+    """The text, if it names the place that it seems to. In an address `?` and `#` end the path, and no client asks for
+    the empty names in `a//b`: objects would come from, or go to, another place than the one that is written."""
+    no_secret_in_address(text, key)
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("s3", "file"):
+        return text
+    above = "name a place above it (for a listing with `include`, for a list as one of `source.roots`)"
+    if found := re.search(r"[?#\x00-\x1f\x7f]", rest):
+        instead = f"write %{ord(found[0]):02X}" if scheme == "file" else above
+        raise ValueError(f"{key} holds {found[0]!a}, at which an address ends; {instead}")
+    if scheme == "s3" and "//" in rest:
+        raise ValueError(f"{key} holds `//`, an empty name, which cannot be asked for; {above}")
+    return text
+
+
+def root_address(root: str) -> str:
+    """An entry of `source.roots`."""
+    if not re.match(r"s3://[^/]+|file:///", root):
+        raise ValueError(f"root `{short(root)}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
+    return plain_place(root, "source.roots")
+
+
 # What a schema can say of the same: a Prefect server refuses parameters by it, before it writes them down.
 ADDRESS_SCHEMA: dict[str, Any] = {
     "pattern": r"^(?![A-Za-z][A-Za-z0-9+.-]*:[/\\]+[^/?#]*@)(?![\s\S]*" + SECRET_PARAMETER + ")"

@@ -93,6 +93,8 @@ def _under_root(source: str, kind: str, roots: Sequence[str]) -> tuple[str | Non
                 return None, "the source is a root itself, and names no object"
             if not key.isascii() and _SURROGATE.search(key):
                 return None, "the source holds half of a surrogate pair, which is no text"
+            if key.endswith("/"):  # a store's client would ask for the object without it
+                return None, "the source ends in `/`, so it names no object"
             if kind == "file" and any(part in (".", "..") for part in key.split("/")):
                 return None, "the source holds `.` or `..`, which could leave its root"
             return key.lstrip("/"), None

@@ -54,6 +54,13 @@ def test_three_keys_are_a_job() -> None:
         ({"failure_budget": -1}, "neither a share"),
         ({"failure_budget": "nan%"}, "neither a share"),
         ({"retries": {"attempts": 0}}, "attempts"),
+        ({"destination": "s3://b/a#1/"}, "destination holds '#', at which an address ends; name a place above it"),
+        ({"destination": "file:///srv/a#1/"}, "destination holds '#', at which an address ends; write %23"),
+        ({"manifest": "s3://b/a?1/"}, "manifest holds '?'"),
+        ({"manifest": "file:///srv/list?.csv"}, "write %3F"),
+        ({"source": {"roots": ["s3://b/", "s3://b/a\tb/"]}}, "source.roots holds '\\t'"),
+        ({"source": {"roots": ["s3://b//a/"]}}, "source.roots holds `//`, an empty name"),
+        ({"state": "s3://b/a#1"}, "state holds '#'"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], words: str) -> None:
@@ -286,3 +293,10 @@ def test_limits_in_the_schema() -> None:
     schema = Job.model_json_schema()["$defs"]["HostLimits"]["properties"]
     kinds = {kind["type"] for kind in schema["bytes_per_s"]["anyOf"]}
     assert kinds == {"integer", "string", "null"}
+
+
+@pytest.mark.parametrize("place", ["s3://b/a%23b/", "s3://b", "file:///srv/a%23b/", "file:////srv//x/", "s3://b/ä b/"])
+def test_places_that_are_what_they_say(place: str) -> None:
+    """What is percent-encoded in a directory's address is one character; in a bucket's it is what it is."""
+    job = Job.model_validate({**MINIMAL, "destination": place, "source": {"roots": [place]}, "state": "a#b?c//d"})
+    assert (job.destination.uri, job.source.roots) == (place, [place])

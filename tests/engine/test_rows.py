@@ -121,6 +121,7 @@ def test_good_url(tmp_path: Path, source: str, key: str) -> None:
         ("s3://old/images2/x.jpg", None, "the source lies under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
         ("file:///srv/images/../../etc/passwd", None, "the source holds `.` or `..`, which could leave its root"),
         ("s3://old/images/", None, "the source is a root itself, and names no object"),
+        ("s3://old/images/a.jpg/", None, "the source ends in `/`, so it names no object"),
     ],
 )  # fmt: skip
 def test_roots(tmp_path: Path, source: str, key: str | None, message: str | None) -> None:
