@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime
@@ -19,6 +20,8 @@ from tasks.engine.found import Found
 from tasks.engine.incoming import Charge, to_disk
 from tasks.engine.objects import ErrorClass
 from tasks.engine.urls import short
+
+TICK_S = 0.02  # two writes within a clock's tick leave the same time of change; ticks are 10 ms at most
 
 
 class Directory:
@@ -60,16 +63,20 @@ class Directory:
         writer = BodyWriter(self._spool_dir)
         try:
             with os.fdopen(await asyncio.to_thread(self.folder.open, key), "rb") as file:
-                found = _found_file(key, entry_of(file.fileno()))
+                before = entry_of(file.fileno())
+                found = _found_file(key, before)
                 if found.size > max_bytes:
                     raise ObjectError(
                         ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})"
                     )
                 held = await self._budget.take(weight(found.size))
+                if 0 <= time.time() - before.modified_s < TICK_S:
+                    await asyncio.sleep(TICK_S)  # so that whoever writes from now on is seen
                 if found.size <= SPOOL_OVER_BYTES:
                     body = await whole_body(await asyncio.to_thread(file.read, found.size + 1), self._pool)
                 else:
                     body = await self._copied(file, writer, found.size)
+                changed = entry_of(file.fileno()) != before
             if delay_s := charge(body.size):
                 await asyncio.sleep(delay_s)
         except BaseException as exc:
@@ -79,9 +86,9 @@ class Directory:
                 raise from_folder(exc, side) from None
             raise
         body.budget, body.held = self._budget, held
-        if body.size != found.size:
+        if changed or body.size != found.size:  # perhaps half of what it was and half of what it is now
             body.discard()
-            raise ObjectError(ErrorClass.TRUNCATED, f"{body.size:,} of {found.size:,} bytes arrived")
+            raise ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
         return body, found, {}
 
     async def _copied(self, file: BinaryIO, writer: BodyWriter, size: int) -> Body:

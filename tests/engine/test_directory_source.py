@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
 from tasks.engine.access import Access
-from tasks.engine.errors import UserError
+from tasks.engine.budget import Budget
+from tasks.engine.errors import ObjectError, UserError
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.state import DirectoryState
+from tasks.engine.store import open_store
 from tests.engine.helpers import IMAGE, by_key, directory_state, make_job, plan, run
 
 
@@ -73,3 +76,36 @@ def test_a_link_that_leads_out_or_nowhere_is_a_failed_row(old: Path, state: Dire
         "a.jpg": copied, "inside.jpg": copied, "folder/c.jpg": copied,
         "out.jpg": failed, "nowhere.jpg": failed, "itself.jpg": failed,
     }  # fmt: skip
+
+
+class Meanwhile(Budget):
+    """Waits for memory, and while it does somebody writes to the file, once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(1 << 30)
+        self._path: Path | None = path
+
+    async def take(self, weight: int) -> int:
+        if self._path is not None:
+            with self._path.open("r+b") as file:
+                file.seek(1000)
+                file.write(b"new")
+            self._path = None
+        return await super().take(weight)
+
+
+@pytest.mark.parametrize("size", [4_000, 12_000_000])
+def test_a_file_that_is_written_to_while_it_is_read(size: int, old: Path, tmp_path: Path) -> None:
+    """Half of an old and half of a new file of the same length is no object: it is read again."""
+    path = old / "a.jpg"
+    path.write_bytes(b"a" * size)
+    os.utime(path, (1e9, 1e9))
+    store = open_store(f"file://{old}/", Access(), tmp_path / "spool", budget=Meanwhile(path))
+    with pytest.raises(ObjectError, match="written to while it was read") as caught:
+        asyncio.run(store.get("a.jpg", max_bytes=1 << 30))
+    assert caught.value.error_class is ErrorClass.TRUNCATED
+    assert not list((tmp_path / "spool").glob("*"))
+    body, found, _ = asyncio.run(store.get("a.jpg", max_bytes=1 << 30))
+    with body.buffer() as data:
+        assert data[:] == path.read_bytes()
+    assert found.size == size
