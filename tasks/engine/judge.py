@@ -17,6 +17,7 @@ from tasks.engine.state import State
 from tasks.engine.urls import redact, short
 
 COLLISIONS_AT_MOST = 0.10
+MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')"  # a first try that failed so
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +33,24 @@ class Judged:
 def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
     """Fills `superseded`: rows that are copied as the ledger says, and whose key another row has written since.
 
-    Their object is gone: a row that left the list does not keep its key from one that came later.
+    Their object is gone: a row that left the list does not keep its key from one that came later. Nor where that one's
+    object was found wrong since, or its last try failed and may have left something under the key.
     """
-    con.execute("""
+    con.execute(f"""
         CREATE TABLE superseded AS
-        WITH there AS (SELECT row_id, key, sha256, md5, run_no, recorded_at FROM latest
-                       WHERE status IN ('copied', 'unchanged')),
-        shared AS (SELECT key FROM there GROUP BY key HAVING count(*) > 1),
+        WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged') AS there
+                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending') OR (status = 'failed'
+                            AND chunk <> '' AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN}))),
+        shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(there)),
         ordered AS (
-            SELECT *, first_value(row_id) OVER last AS last_id, first_value(sha256) OVER last AS last_sha256,
-                   first_value(md5) OVER last AS last_md5
-            FROM there SEMI JOIN shared USING (key)
+            SELECT *, first_value(row_id) OVER last AS last_id, first_value(there) OVER last AS last_there,
+                   first_value(sha256) OVER last AS last_sha256, first_value(md5) OVER last AS last_md5
+            FROM tried SEMI JOIN shared USING (key)
             WINDOW last AS (PARTITION BY key ORDER BY run_no DESC, recorded_at DESC, row_id)
         )
         SELECT row_id FROM ordered
-        WHERE row_id <> last_id AND NOT coalesce(sha256 = last_sha256 OR md5 = last_md5, false)
+        WHERE there AND row_id <> last_id
+              AND NOT (last_there AND coalesce(sha256 = last_sha256 OR md5 = last_md5, false))
     """)
 
 

@@ -27,6 +27,7 @@ from tests.engine.helpers import (
     directory_state,
     latest,
     make_job,
+    make_outcome,
     plan,
     settle,
     urls,
@@ -214,6 +215,34 @@ def test_a_row_that_has_a_key_keeps_it(status: Status, tmp_path: Path, state: Di
     (collided,) = [o for o in latest(state).values() if o.error_class is ErrorClass.KEY_COLLISION]
     assert "?" in collided.source
     check_each_row_once(state, planned)
+
+
+@pytest.mark.parametrize(
+    ("end", "again"),
+    [
+        ({"status": Status.COPIED}, True),
+        ({"status": Status.COPIED, "sha256": "a" * 64}, False),  # the same bytes
+        ({"status": Status.PENDING, "error_class": ErrorClass.MISSING, "sha256": "a" * 64, "chunk": ""}, True),
+        ({"status": Status.PENDING, "error_class": ErrorClass.ALTERED, "chunk": ""}, True),
+        ({"status": Status.FAILED, "error_class": ErrorClass.UPLOAD_UNCONFIRMED}, True),
+        ({"status": Status.FAILED, "error_class": ErrorClass.TIMEOUT}, True),
+        ({"status": Status.FAILED, "attempt": 3, **FAILED_404}, True),  # of an earlier attempt nobody knows any more
+        ({"status": Status.FAILED, **FAILED_404}, False),
+    ],
+)
+def test_a_key_that_another_row_had_since(
+    end: dict[str, Any], again: bool, tmp_path: Path, state: DirectoryState
+) -> None:
+    """A row that is back in the list is not believed to be copied where another one may have written its key since."""
+    write_list(tmp_path / "list.csv", [["https://a.example/1.jpg", "k.jpg"]], ("url", "path"))
+    job = job_in(tmp_path)
+    settle(state, plan(job, state).chunks[0], 1, sha256="a" * 64)
+    write_list(tmp_path / "list.csv", [["https://b.example/1.jpg", "k.jpg"]], ("url", "path"))
+    (other,) = planned_rows(state, plan(job, state, 2))
+    outcome = {"key": "k.jpg", "run_no": 2, "sha256": "b" * 64, "size": 10, **end}
+    append(state, [make_outcome(other.row_id, **outcome)], 2, "b", 0)
+    write_list(tmp_path / "list.csv", [["https://a.example/1.jpg", "k.jpg"]], ("url", "path"))
+    assert plan(job, state, 3).todo == ({"changed": 1} if again else {})
 
 
 def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path: Path, state: DirectoryState) -> None:
