@@ -51,6 +51,25 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
             ) from None
 
 
+def load_begun(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
+    """Fills `begun`: rows that left the list and whose chunk holds them for an attempt without an outcome.
+
+    A run that was killed may have moved them, and written their keys.
+    """
+    con.execute("""
+        CREATE TABLE left_out AS SELECT h.row_id, h.chunk FROM held h ANTI JOIN m USING (row_id)
+        LEFT JOIN latest l ON l.row_id = h.row_id AND l.attempt >= h.attempt WHERE l.row_id IS NULL
+    """)
+    con.execute("CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)")
+    refs = {chunk.digest: chunk for chunk in chunks}
+    for (digest,) in con.execute("SELECT DISTINCT chunk FROM left_out").fetchall():
+        con.execute(
+            "INSERT INTO begun SELECT c.row_id, c.key, ? FROM read_parquet(?) c "
+            "JOIN left_out o ON o.row_id = c.row_id AND o.chunk = ?",
+            [refs[digest].run_no, str(state.local(refs[digest].uri)), digest],
+        )
+
+
 def without(kept: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> list[ChunkRef]:
     """The listed chunks that are not cut again just now: the same rows give the same chunk."""
     again = {chunk.digest for chunk in new}

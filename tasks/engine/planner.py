@@ -89,8 +89,9 @@ class Planner:
         brought = self._manifest(old)
         self._view(brought)
         ledger.create_latest(self.con, self.state, since_run, at_once=dry)  # the job's run may be on
-        judge.find_superseded(self.con)
         self._load_held(chunks)
+        cut.load_begun(self.con, self.state, chunks)
+        judge.find_superseded(self.con)
         to_directory = self.job.destination.uri.startswith("file://")
         twins = partial(twins_in, self.job.destination.uri) if to_directory and not dry else tuple
         judged = judge.judge(self.con, self.notes, for_directory=to_directory, twins=twins)

@@ -245,6 +245,21 @@ def test_a_key_that_another_row_had_since(
     assert plan(job, state, 3).todo == ({"changed": 1} if again else {})
 
 
+def test_a_key_that_another_row_may_have_had_since(tmp_path: Path, state: DirectoryState) -> None:
+    """As above, of a row whose run was killed: it may have been moved, and has no outcome. Once is enough."""
+    one, other = ["https://a.example/1.jpg", "k.jpg"], ["https://b.example/1.jpg", "k.jpg"]
+    write_list(tmp_path / "list.csv", [one], ("url", "path"))
+    job = job_in(tmp_path)
+    settle(state, plan(job, state).chunks[0], 1)
+    write_list(tmp_path / "list.csv", [other], ("url", "path"))
+    assert plan(job, state, 2).todo == {"new": 1}
+    write_list(tmp_path / "list.csv", [one], ("url", "path"))
+    planned = plan(job, state, 3)
+    assert planned.todo == {"changed": 1}
+    settle(state, planned.chunks[-1], 3, Status.UNCHANGED)
+    assert plan(job, state, 4).todo == {}
+
+
 def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path: Path, state: DirectoryState) -> None:
     """A row still pending in an old chunk when a rival for its key appears must not move: order never decides."""
     write_list(tmp_path / "list.csv", urls(*range(20)))
