@@ -76,6 +76,7 @@ State in a bucket (`state: s3://...`) is reached as the destination is: the same
 |---|---|
 | `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | stops with exit code 2 and names the key: rows that are done would lie in the wrong place. Undo it, use another `state`, or `--replan` |
 | `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, names of headers | plans failed and skipped rows anew, keeps what is copied |
+| size, digests, ETag or type of a row, in the list | what waits is moved by what the list says now; what is copied stays, and so does what failed for a lasting reason (`--retry-failed` takes it) |
 | anything else | nothing: limits, retries, timeouts, budget, credentials and the manifest's place are free to change |
 """
 

@@ -16,11 +16,14 @@ from tasks.engine.state import State
 FILES_AT_ONCE = 500  # paths in one statement
 
 # A row of a listed chunk needs nothing more when the ledger has this attempt of it or a later one, when it left the
-# manifest or may not move (unusable, doubled, colliding), or when a newer chunk holds it.
-DONE = "(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR v.row_id IS NOT NULL OR NOT h.newest)"
+# manifest or may not move (unusable, doubled, colliding), when the list says something else of it since, or when a
+# newer chunk holds it.
+DONE = """(l.row_id IS NOT NULL OR m.row_id IS NULL OR m.error_class IS NOT NULL OR v.row_id IS NOT NULL OR h.stale
+           OR NOT h.newest)"""
 HELD_JOINED = """
     FROM (
-        SELECT *, row_number() OVER (PARTITION BY row_id ORDER BY attempt DESC, place DESC) = 1 AS newest FROM held
+        SELECT *, row_number() OVER (PARTITION BY row_id ORDER BY stale, attempt DESC, place DESC) = 1 AS newest
+        FROM held
     ) h
     LEFT JOIN m ON m.row_id = h.row_id
     LEFT JOIN verdict v ON v.row_id = h.row_id
@@ -28,9 +31,20 @@ HELD_JOINED = """
 """
 
 
+def _said(table: str) -> str:
+    """What the list says of a row besides what it is, as SQL; NULL where there is no row."""
+    columns = ", ".join(f"{table}.{name}" for name in ("size", "md5", "sha256", "etag", "content_type"))
+    return f"CASE WHEN {table}.row_id IS NOT NULL THEN hash({columns}) END"
+
+
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
-    """Fills `held`: for each row of these chunks, the chunk and for which attempt it holds the row."""
-    con.execute("CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER)")
+    """Fills `held`: for each row of these chunks, the chunk and for which attempt it holds the row.
+
+    ``stale``: the list has another size or digest for the row than it had when the chunk was cut.
+    """
+    con.execute(
+        "CREATE OR REPLACE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER, stale BOOLEAN)"
+    )
     digests = [chunk.digest for chunk in chunks]
     con.execute(
         "CREATE OR REPLACE TABLE places AS SELECT unnest(?::VARCHAR[]) AS chunk, unnest(range(?))::INTEGER AS place",
@@ -40,8 +54,12 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
         try:
             paths = [str(state.local(chunk.uri)) for chunk in chunks[start : start + FILES_AT_ONCE]]
             con.execute(
-                "INSERT INTO held SELECT c.row_id, c.attempt, p.chunk, p.place FROM read_parquet(?, filename = true) c "
-                "JOIN places p ON p.chunk = parse_filename(c.filename, true)",
+                f"""
+                INSERT INTO held
+                SELECT c.row_id, c.attempt, p.chunk, p.place, coalesce({_said("c")} <> {_said("m")}, false)
+                FROM read_parquet(?, filename = true) c JOIN places p ON p.chunk = parse_filename(c.filename, true)
+                     LEFT JOIN m ON m.row_id = c.row_id
+                """,
                 [paths],
             )
         except (duckdb.Error, FileNotFoundError) as exc:

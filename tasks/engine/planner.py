@@ -232,7 +232,8 @@ class Planner:
                    l.run_no = ? AS this_run, s.row_id IS NOT NULL AS superseded,
                    coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held
             FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
-                   LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held GROUP BY 1) h ON h.row_id = m.row_id
+                   LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held WHERE NOT stale GROUP BY 1) h
+                   ON h.row_id = m.row_id
             WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM verdict)
             """,
             [self.job.how_digest(), self.ask.run_no],

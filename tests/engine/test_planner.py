@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from tasks.engine import ledger, planner, tables
+from tasks.engine.chunk import read_chunk
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
@@ -134,6 +135,39 @@ def test_a_changed_manifest_adds_chunks_for_new_rows_only(tmp_path: Path, state:
     assert (second.rows, second.todo, second.pending, second.settled) == (12, {"new": 5}, 5, 2)
     assert second.chunks[0].done == 4
     check_each_row_once(state, second)
+
+
+def test_what_waits_is_moved_by_what_the_list_says_now(tmp_path: Path, state: DirectoryState) -> None:
+    """A digest that the list has got since the row's chunk was cut is compared, and one that was mended is not held
+    against the row. What is settled stays; back and forth again each row is planned once."""
+    header, address = ("url", "sha256", "size"), "https://img.example/{}.jpg"
+
+    def listed(digest: str, size: str = "") -> None:
+        write_list(tmp_path / "list.csv", [[address.format(n), digest, size] for n in range(4)], header)
+
+    job = job_in(tmp_path)
+    listed("")
+    (first,) = plan(job, state).chunks
+    settle(state, first, 1, only=2)
+    for run_no, digest in ((2, "a" * 64), (3, ""), (4, "b" * 64), (5, "a" * 64)):
+        listed(digest)
+        planned = plan(job, state, run_no)
+        check_waiting(state, planned, {"2.jpg": digest or None, "3.jpg": digest or None})
+    listed("a" * 64, "10")
+    planned = plan(job, state, 6)
+    check_waiting(state, planned, {"2.jpg": "a" * 64, "3.jpg": "a" * 64})
+    settle(state, planned.chunks[-1], 6)
+    assert all(ref.done == ref.rows for ref in plan(job, state, 7).chunks)
+
+
+def check_waiting(state: State, planned: Planned, expected: dict[str, str | None]) -> None:
+    """Rows that a task would move, each once, with the digest that it would compare."""
+    waiting = []
+    for ref in planned.chunks:
+        table, _, done = read_chunk(state, ref)
+        waiting += [row for row in tables.rows_of(table) if row.row_id not in done and ref.done < ref.rows]
+    assert sorted((row.key, row.sha256) for row in waiting) == sorted(expected.items())
+    assert sum(planned.todo.values()) + planned.pending == len(expected)
 
 
 def test_chunk_rows_are_frozen_by_the_first_plan(tmp_path: Path, state: DirectoryState) -> None:
