@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -32,6 +33,7 @@ _current: Run | None = None
 wait_for_others = False  # `ferry run --wait`
 died: leases.Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: Child | None = None  # `ferry run` starts it before it loads Prefect
+SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet)\Z|manifest\.parquet(\.|\Z))")  # what Ferry names so there
 KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
 
 
@@ -182,8 +184,10 @@ def _planner() -> Child:
 
 def clean_spool(state: State) -> None:
     """What a killed run left in the spool: bodies, and the list with its addresses as they are. Under the lease
-    nobody else uses it."""
+    no other run uses it; what has none of Ferry's names was there before somebody said `state: .`."""
     for path in state.spool_dir.glob("*"):
+        if not SPOOLED.match(path.name):
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -41,9 +41,21 @@ def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
     spool = state.spool_dir
     (spool / "duckdb-1").mkdir(parents=True)
     (spool / "duckdb-1" / "tmp").touch()
-    (spool / "link").symlink_to(other)
-    for name in ("body-1", "list", "manifest.parquet.unfinished"):
+    (spool / "body-link").symlink_to(other)
+    for name in ("body-1", "list", "ledger.parquet", "manifest.parquet", "manifest.parquet.unfinished"):
         (spool / name).touch()
+    (spool / "manifest.parquet.ids").mkdir()
     clean_spool(state)
     assert list(spool.iterdir()) == []
     assert (other / "mine").exists()
+
+
+def test_what_is_not_of_a_run_stays(tmp_path: Path) -> None:
+    """With `state: .` the spool may be a folder of the user's own."""
+    state = directory_state(tmp_path)
+    theirs = [state.spool_dir / name for name in ("photos/a.jpg", "listing.csv", "list.csv", "my-body-1")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    clean_spool(state)
+    assert all(path.exists() for path in theirs)
