@@ -333,7 +333,7 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
     | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
     | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
     | other 401, 403: AccessDenied | Refused: a Fatal, unless other keys are taken | forbidden |
-    | 404 | Fatal: only the bucket can be missing | not_found |
+    | 404 | NoSuchKey: not_found; else Fatal, since the bucket is missing | not_found |
     | any other | store_error | store_error |
     """
     shown = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
@@ -359,8 +359,8 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
         text = f"the {side} refuses the credentials ({said}). Check `credentials` and the bucket's policy"
         return Fatal(text) if about_us else Refused(text, said)
     if status == 404:
-        if at_source:
-            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
+        if at_source or code == "NoSuchKey":
+            return ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404)
         return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
     return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status, retry_after_s=retry_after_s)
 

@@ -339,12 +339,16 @@ class Store:
         Where they are right again and again, and no ETag of this store ever was an MD5, its ETags are not asked again.
         Once proves nothing: an answer that was lost, and a second one that was wrong, look the same.
         """
-        stored, _, _ = await self.get(key, max_bytes=body.size, side="destination")
         try:
-            if stored.sha256 != body.sha256:
-                raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the destination holds other bytes than were sent")
-        finally:
+            stored, _, _ = await self.get(key, max_bytes=body.size, side="destination")
             stored.discard()
+            same = stored.sha256 == body.sha256
+        except ObjectError as error:
+            if error.error_class not in (ErrorClass.NOT_FOUND, ErrorClass.TOO_LARGE):
+                raise
+            same = False
+        if not same:
+            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the destination holds other bytes than were sent")
         self._opaque += 1
         if self.md5_etags is None and self._opaque >= OPAQUE_AFTER:
             self.md5_etags = False

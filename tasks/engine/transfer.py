@@ -231,17 +231,24 @@ class Mover:
             moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
             found = await self._head(moved.key) if error.error_class is ErrorClass.EXISTS else None
-            if found is None:
+            if found is None or not await self._stays(moved, body, found, policy):
                 raise
-            await self._stays(moved, body, found, policy)
         return moved
 
     async def _stays(self, moved: Moved, body: Body, found: Found, policy: OnExisting) -> bool:
-        """Judges an object that stands under the key: False when the body is to replace it.
+        """Judges an object that stands under the key: False when the body is to replace it, or it has gone since.
 
         Raises ObjectError with ``exists`` where the policy is to fail.
         """
-        action = after_fetch(policy, await self._same(moved.key, body, found))
+        try:
+            same = await self._same(moved.key, body, found)
+        except ObjectError as error:
+            if error.error_class is ErrorClass.NOT_FOUND:
+                return False
+            if error.error_class is not ErrorClass.TOO_LARGE:
+                raise
+            same = False  # it has become another one since
+        action = after_fetch(policy, same)
         if action == "put":
             return False
         if action == "exists":

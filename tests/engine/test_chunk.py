@@ -16,16 +16,28 @@ from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from tasks.engine import chunk as chunks
-from tasks.engine import ledger, tables
+from tasks.engine import destination, ledger, tables
 from tasks.engine.chunk import ChunkResult, run_chunk
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, UserError
-from tasks.engine.job import Job
+from tasks.engine.job import Job, OnExisting
 from tasks.engine.lease import Borrowed, steady_s
 from tasks.engine.objects import ErrorClass, Outcome, Row, Status
 from tasks.engine.plan import ChunkRef, Existing
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import DirectoryState, State, open_state
-from tests.engine.helpers import access, directory_state, engine, latest, make_job, make_row, row_id, stored
+from tests.engine.helpers import (
+    IMAGE,
+    access,
+    directory_state,
+    engine,
+    latest,
+    make_job,
+    make_row,
+    plan,
+    row_id,
+    stored,
+    write_list,
+)
 
 WAIT_S = 20.0
 
@@ -440,6 +452,38 @@ def test_another_object_under_the_key(
     (outcome,) = latest(state).values()
     assert (outcome.status, outcome.error_class) == (status, error)
     assert stored(s3, bucket) == {"p/1.jpg": other if kept else body}
+
+
+@pytest.mark.parametrize(
+    ("policy", "since", "status"),
+    [
+        (OnExisting.SKIP_SAME, b"", Status.COPIED),
+        (OnExisting.FAIL, b"", Status.COPIED),
+        (OnExisting.SKIP_SAME, b"longer" * len(IMAGE), Status.COPIED),
+        (OnExisting.FAIL, b"longer" * len(IMAGE), Status.FAILED),
+    ],
+)
+def test_what_was_listed_and_is_another_or_gone(
+    policy: OnExisting, since: bytes, status: Status, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A listing may be hours old: an object that somebody deleted meanwhile is no lost bucket, and ends no run."""
+    monkeypatch.setattr(destination, "HEAD_AT_MOST", 0)
+    listed = write_list(tmp_path / "list.csv", [[origin.add("/a.jpg", IMAGE)]])
+    job = make_job(manifest=str(listed), destination=f"s3://{bucket}/p/", on_existing=policy)
+    state = directory_state(tmp_path)
+    s3.client().put_object(Bucket=bucket, Key="p/a.jpg", Body=b"x" * len(IMAGE))
+    (ref,) = plan(job, state, server=access(s3)).chunks
+    assert ref.existing == "listed"
+    s3.client().delete_object(Bucket=bucket, Key="p/a.jpg")
+    if since:
+        s3.client().put_object(Bucket=bucket, Key="p/a.jpg", Body=since)
+    with engine(job, state, access(s3)) as runtime:
+        run_chunk(runtime, ref)
+    (outcome,) = latest(state).values()
+    assert outcome.status is status
+    assert outcome.error_class is (ErrorClass.EXISTS if status is Status.FAILED else None)
+    assert stored(s3, bucket)["p/a.jpg"] == (IMAGE if status is Status.COPIED else since)
 
 
 @pytest.mark.parametrize("wrong", [{"md5": "0" * 32}, {"sha256": "0" * 64}])
