@@ -60,15 +60,21 @@ def judge(
     notes: list[str],
     *,
     for_directory: bool,
+    listed: bool = False,
     twins: Callable[[], Collection[Twin]] = tuple,
 ) -> Judged:
     """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
+
+    What a listing (``listed``) has twice are two objects, whose names the client cannot tell apart: `a.jpg` and
+    `/a.jpg` in a bucket, a file's name that is not UTF-8 and one that looks like it. Only one of them can be asked for.
 
     Rows that the ledger has keep their place: before others of the same source and key, and
     against others of the same key. In a directory a file cannot have the name of a folder, and ``twins`` says which
     names are one there though they differ; it is asked only where the list has such.
     """
-    con.execute("""
+    again = ("key_collision", "a second object whose name the client cannot tell from this one; like row ")
+    twice = again if listed else ("duplicate", "the same source and key as row ")
+    con.execute(f"""
         CREATE TABLE verdict AS
         WITH shared AS (
             SELECT key FROM m WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
@@ -85,15 +91,15 @@ def judge(
                    first_value(row_no) OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS first_no,
                    min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
                    -- a key that names the digest says itself that its objects are equal
-                   AND NOT (late_key AND contains(replace(key, '{{', ''), '{sha256}')) AS contested,
+                   AND NOT (late_key AND contains(replace(key, '{{{{', ''), '{{sha256}}')) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates
         )
         SELECT row_id,
-               CASE WHEN nth > 1 THEN 'duplicate'
+               CASE WHEN nth > 1 THEN '{twice[0]}'
                     WHEN contested AND NOT has THEN 'key_collision' END AS error_class,
-               CASE WHEN nth > 1 THEN 'the same source and key as row ' || first_no
+               CASE WHEN nth > 1 THEN '{twice[1]}' || first_no
                     ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
                          || ' wants the same key from another source' END AS message
         FROM ranked WHERE nth > 1 OR (contested AND NOT has)

@@ -94,7 +94,7 @@ class Planner:
         judge.find_superseded(self.con)
         to_directory = self.job.destination.uri.startswith("file://")
         twins = partial(twins_in, self.job.destination.uri) if to_directory and not dry else tuple
-        judged = judge.judge(self.con, self.notes, for_directory=to_directory, twins=twins)
+        judged = judge.judge(self.con, self.notes, for_directory=to_directory, listed=self.job.is_listed(), twins=twins)
         about = brought.about
         if old is None and not dry:  # before all else: what is found without a plan is of this place
             self.state.write(PLACE_FILE, Place(self.job.where(), since_run).encode())

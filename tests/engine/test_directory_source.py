@@ -14,7 +14,7 @@ from tasks.engine.errors import ObjectError, UserError
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import open_store
-from tests.engine.helpers import IMAGE, by_key, directory_state, make_job, plan, run
+from tests.engine.helpers import IMAGE, by_key, directory_state, latest, make_job, plan, run
 
 
 @pytest.fixture
@@ -109,3 +109,18 @@ def test_a_file_that_is_written_to_while_it_is_read(size: int, old: Path, tmp_pa
     with body.buffer() as data:
         assert data[:] == path.read_bytes()
     assert found.size == size
+
+
+def test_a_name_that_looks_like_another_is_no_duplicate(old: Path, state: DirectoryState) -> None:
+    """A name that is not UTF-8 is shown with escapes, and another file may be called so: two files, and not one twice."""
+    (old / r"b\xffd.jpg").write_bytes(IMAGE)
+    Path(os.fsdecode(os.fsencode(old) + b"/b\xffd.jpg")).write_bytes(IMAGE)
+    for n in range(20):  # few of many collide
+        (old / f"{n}.jpg").write_bytes(IMAGE)
+    run(job_of(old), state, Access())
+    outcomes = latest(state).values()
+    assert sorted(outcome.status for outcome in outcomes) == [*[Status.COPIED] * 22, Status.FAILED]
+    (failed,) = [outcome for outcome in outcomes if outcome.status is Status.FAILED]
+    assert failed.error_class is ErrorClass.KEY_COLLISION
+    assert failed.message is not None
+    assert failed.message.startswith("a second object whose name")
