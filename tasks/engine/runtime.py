@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import hashlib
 import random
 import resource
 import threading
@@ -35,7 +34,7 @@ from tasks.engine.shares import limits_of
 from tasks.engine.state import State
 from tasks.engine.store import open_store
 from tasks.engine.transfer import Mover, Rules
-from tasks.engine.uploads import Uploads
+from tasks.engine.uploads import Uploads, mark_of
 
 T = TypeVar("T")
 MOST_IN_FLIGHT = 512  # at one host, if file descriptors allow it
@@ -104,7 +103,7 @@ class Runtime:
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
-        mark = hashlib.sha256(state.uri.encode()).hexdigest()[:12]
+        mark = mark_of(state) if job.destination.uri.startswith("file:") else "ferry"
         destination = open_store(
             job.destination.uri,
             destination_access,

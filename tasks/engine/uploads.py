@@ -8,10 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 
 from tasks.engine.state import State
 
 FOLDER = "uploads"
+MARK = "uploads/mark"
+
+
+def mark_of(state: State) -> str:
+    """What begins the names of this job's unfinished files in a directory. It stands in the state: two machines, or two
+    containers, may have states of different jobs under one path, and one directory as the destination."""
+    try:
+        mark = state.read(MARK)
+    except FileNotFoundError:
+        state.create(MARK, secrets.token_hex(16).encode())
+        mark = state.read(MARK)
+    return hashlib.sha256(mark).hexdigest()[:12]
 
 
 class Uploads:

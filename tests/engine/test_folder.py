@@ -27,6 +27,7 @@ from tasks.engine.errors import Fatal, ObjectError, from_folder
 from tasks.engine.folder import PARTS, Folder
 from tasks.engine.objects import ErrorClass
 from tasks.engine.store import open_store, walk
+from tasks.engine.uploads import mark_of
 from tests.engine import helpers
 from tests.faults.disk import Disk, How
 
@@ -298,6 +299,26 @@ def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Pat
     left = files(root)
     assert left.pop("a/b.jpg") == body
     assert [name.startswith(f"{PARTS}/another-") for name in left] == [True]
+
+
+def test_a_state_under_the_same_path_is_another_job(tmp_path: Path) -> None:
+    """Two containers have each `/data/state`, and one directory as their destination: what one of them is writing just
+    now is no leftover of the other."""
+    state = helpers.directory_state(tmp_path)
+    mark = mark_of(state)
+    assert mark_of(helpers.directory_state(tmp_path)) == mark
+    state.root.rename(tmp_path / "on another machine")
+    other = helpers.directory_state(tmp_path)
+    assert other.uri == state.uri
+    assert mark_of(other) != mark
+    writing, starting = (
+        Folder(tmp_path / "out", mark, create=True),
+        Folder(tmp_path / "out", mark_of(other), create=True),
+    )
+    with writing._temporary() as (parts, name, fd):
+        os.close(fd)
+        assert starting.clean() == 0
+        os.stat(name, dir_fd=parts)
 
 
 def test_which_names_are_one_is_tried(root: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
