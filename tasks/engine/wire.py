@@ -323,6 +323,9 @@ class Line(asyncio.Protocol):
         self._headed = True
         self._keep = self._parser.should_keep_alive()
         headers = self._headers
+        coded = headers.getall("Transfer-Encoding", ())
+        if coded and {value.strip().lower() for value in coded} != {"chunked"}:
+            raise NotHttp("the answer comes in a transfer coding that was not asked for")  # its bytes are no object
         delimited = "Transfer-Encoding" in headers or "Content-Length" in headers or status in _NO_BODY
         self._until_eof = not delimited and not self._heads_only
         if self._heads_only:

@@ -335,6 +335,9 @@ def test_ends_in_the_middle() -> None:
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", BodyCut),
             (b"SMTP ready\r\n\r\n", NotHttp),
             (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", NotHttp),
+            # what came would be taken for the object as it is
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", NotHttp),
+            (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", NotHttp),
         ):
             async with world(always(raw, then_close=True)) as w:
                 with pytest.raises(error):
