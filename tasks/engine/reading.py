@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tasks.engine import ledger
-from tasks.engine.errors import UserError
-from tasks.engine.plan import read_plan
+from tasks.engine.errors import Damaged, UserError
+from tasks.engine.plan import Plan, read_plan
 from tasks.engine.seal import whole
 from tasks.engine.state import State
 
@@ -29,7 +30,8 @@ _FORMULA_INSIDE = re.compile(r"([;|])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
 
 
 def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T], spool_dir: Path | None = None) -> T:
-    """Calls ``work(connection, manifest path)`` with the folded ledger in table ``latest``.
+    """Calls ``work(connection, manifest path)`` with the folded ledger in table ``latest``, and in ``waiting`` the rows
+    that stand in the ledger as settled, and that the plan wants moved once more.
 
     What does not fit into memory goes to ``spool_dir``; else to a temporary directory, since a reader may have no
     right to write to the state. Raises UserError when nothing is planned yet, Damaged for a file of the ledger.
@@ -45,11 +47,29 @@ def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T
             con = ledger.connect(spool_dir or Path(scratch))
             try:
                 ledger.create_latest(con, state, plan.since_run)
+                _load_waiting(con, state, plan)
                 return work(con, str(manifest))
             finally:
                 con.close()
 
     return ledger.reading(read)
+
+
+def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> None:
+    """Rows whose key another one has written since, and those that other settings may not skip: `changed`, and without
+    an outcome. A failed one among them is failed until it has another end."""
+    con.execute("CREATE TABLE waiting (row_id VARCHAR)")
+    for chunk in plan.chunks:
+        if chunk.kind != "again":
+            continue
+        with contextlib.suppress(FileNotFoundError, Damaged):  # planning cuts its rows anew
+            con.execute(
+                """
+                INSERT INTO waiting SELECT c.row_id FROM read_parquet(?) c JOIN latest l USING (row_id)
+                WHERE c.reason = 'changed' AND c.attempt > l.attempt AND l.status IN ('copied', 'unchanged', 'skipped')
+                """,
+                [str(whole(state, chunk.uri, ""))],
+            )
 
 
 def select_failures(

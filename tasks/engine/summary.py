@@ -73,7 +73,8 @@ class Counts:
 
 
 def count(con: duckdb.DuckDBPyConnection, manifest: str) -> Counts:
-    """Counts over the rows of the manifest; the table ``latest`` holds the folded ledger.
+    """Counts over the rows of the manifest; the table ``latest`` holds the folded ledger, ``waiting`` what is to be
+    moved once more all the same.
 
     ``planned`` is counted apart from the states, so that :meth:`Counts.check` can fail.
     """
@@ -83,7 +84,8 @@ def count(con: duckdb.DuckDBPyConnection, manifest: str) -> Counts:
         """
         SELECT coalesce(l.status, 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),
                count(*) FILTER (l.retryable)
-        FROM read_parquet(?) m LEFT JOIN latest l USING (row_id) GROUP BY 1, 2
+        FROM read_parquet(?) m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l USING (row_id)
+        GROUP BY 1, 2
         """,
         [manifest],
     ).fetchall()

@@ -112,7 +112,7 @@ def test_a_file_that_is_written_to_while_it_is_read(size: int, old: Path, tmp_pa
 
 
 def test_a_name_that_looks_like_another_is_no_duplicate(old: Path, state: DirectoryState) -> None:
-    """A name that is not UTF-8 is shown with escapes, and another file may be called so: two files, and not one twice."""
+    """A name that is not UTF-8 is shown with escapes, and another file may be called so: not one file twice."""
     (old / r"b\xffd.jpg").write_bytes(IMAGE)
     Path(os.fsdecode(os.fsencode(old) + b"/b\xffd.jpg")).write_bytes(IMAGE)
     for n in range(20):  # few of many collide

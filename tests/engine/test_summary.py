@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tasks.engine import ledger
 from tasks.engine.errors import FerryError, UserError
 from tasks.engine.finish import finish
+from tasks.engine.job import OnExisting
 from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.reading import with_latest
 from tasks.engine.summary import Counts, count
@@ -70,6 +71,35 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     plan(job, state, 3)
     counts = with_latest(state, count)
     assert (counts.planned, counts.failed, counts.copied, counts.pending) == (2, 2, 0, 0)
+
+
+def test_what_is_to_be_moved_once_more_is_pending(tmp_path: Path) -> None:
+    """The ledger says copied of a row whose key another one has written since, and skipped of one that the settings now
+    let through. Until that is done, and the run may end before it is, neither is settled."""
+    state = directory_state(tmp_path)
+    header, other = ("url", "path"), ["https://b.example/0.jpg", "0.jpg"]
+    lines = [[f"https://a.example/{n}.jpg", f"{n}.jpg"] for n in range(4)]
+    job = make_job(manifest=str(write_list(tmp_path / "list.csv", lines, header)), chunk_rows=1)
+    refs = plan(job, state).chunks
+    for ref in refs[:2]:
+        settle(state, ref, 1, sha256="a" * 64)
+    settle(state, refs[2], 1, Status.SKIPPED, error_class=ErrorClass.EXISTS)
+    settle(state, refs[3], 1, Status.FAILED, **FAILED_404)
+    write_list(tmp_path / "list.csv", [other, *lines[1:]], header)
+    settle(state, next(ref for ref in plan(job, state, 2).chunks if ref.done < ref.rows), 2, sha256="b" * 64)
+    write_list(tmp_path / "list.csv", lines, header)
+    again = job.model_copy(update={"on_existing": OnExisting.OVERWRITE})
+    planned = plan(again, state, 3)
+    assert planned.todo == {"changed": 3}
+    counts = finish(again, state, 3)["counts"]
+    assert {name: counts[name] for name in ("copied", "skipped", "failed", "pending")} == {
+        "copied": 1, "skipped": 0, "failed": 1, "pending": 2,
+    }  # fmt: skip
+    for ref in planned.chunks:
+        if ref.done < ref.rows:
+            settle(state, ref, 4)
+    counts = finish(again, state, 4)["counts"]
+    assert (counts["copied"], counts["pending"]) == (4, 0)
 
 
 @settings(max_examples=5, deadline=None)
