@@ -33,15 +33,16 @@ class Report:
     def exit_code(self) -> int:
         """SEMANTICS: results of a run.
 
-        | pending | failed | asked with --limit | code |
-        |---|---|---|---|
-        | 0 | within budget | any | 0 |
-        | some | within budget | yes, and it was reached | 0 |
-        | some | any | no | 1 |
-        | any | over budget | any | 1 |
+        | ended early | pending | failed | asked with --limit | code |
+        |---|---|---|---|---|
+        | no | 0 | within budget | any | 0 |
+        | no | some | within budget | yes, and it was reached | 0 |
+        | no | some | any | no | 1 |
+        | any | any | over budget | any | 1 |
+        | yes | any | any | any | 1: what it was to try again counts as failed, and was not tried |
         """
-        pending_is_fine = not self.counts["pending"] or (self.limited and not self.stopped)
-        return 0 if pending_is_fine and self.counts["failed"] <= self.budget else 1
+        pending_is_fine = not self.counts["pending"] or self.limited
+        return 0 if pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget else 1
 
     @property
     def message(self) -> str:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.accounts import Report
 from tasks.engine import ledger
 from tasks.engine.errors import FerryError, UserError
 from tasks.engine.finish import finish
@@ -138,3 +139,23 @@ def test_the_identity_holds_for_any_ledger(
 def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
     """A share of the rows without duplicates, rounded up to at least one, or a count."""
     assert make_job(failure_budget=budget).budget(rows) == allowed
+
+
+@pytest.mark.parametrize(
+    ("stopped", "pending", "failed", "limited", "code"),
+    [
+        ("", 0, 0, False, 0),
+        ("", 0, 2, False, 0),
+        ("", 0, 3, False, 1),
+        ("", 5, 0, False, 1),
+        ("", 5, 0, True, 0),
+        ("", 5, 3, True, 1),
+        ("the destination refuses the credentials", 5, 0, True, 1),
+        ("the destination refuses the credentials", 0, 2, False, 1),  # those two were to be tried again
+    ],
+)
+def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int) -> None:
+    """0 where all that was to be done was tried, and the failures lie within the budget."""
+    counts = {"pending": pending, "failed": failed, "copied": 10, "unchanged": 0, "planned": 10 + pending + failed}
+    report = Report(1, counts, {}, 2, [], 1, 0, limited, 1.0, 1, 1.0, stopped, "")
+    assert report.exit_code == code
