@@ -150,9 +150,10 @@ def reason_to_do(
     | retry | failed, of one of ``classes`` (empty: any) | any | retry |
     | retry | anything else | any | none |
     | pass | nothing, pending, outcome of planning | yes | repair: its chunk returned without it |
+    | pass | anything of an earlier run | yes | retry: likewise, and on_existing is asked |
     | pass | failed in this run, worth another try now | any | retry |
     | pass | anything else | any | none |
-    | repair | as pass, but failures are left alone | | |
+    | repair | as pass, but failures of this run are left alone | | |
 
     Where `retry` or `changed` is said of a failed row, one that failed as `upload_unconfirmed` is a `repair`: what
     stands under its key may be what arrived of our own upload, and no policy is to keep that.
@@ -173,6 +174,8 @@ def reason_to_do(
     if mode in ("pass", "repair"):
         if latest is None or latest.status is Status.PENDING or latest.by_plan:
             return Reason.REPAIR if held else None
+        if held and not latest.this_run:
+            return retry
         failed = mode == "pass" and latest.status is Status.FAILED and latest.this_run
         now = latest.error_class is not None and AGAIN[latest.error_class] is Again.NOW
         return retry if failed and now else None

@@ -624,7 +624,7 @@ def test_a_pass_takes_what_failed_in_this_run_and_may_pass(tmp_path: Path, state
     settle(state, refs[2], 2, Status.FAILED, **FAILED_404)
     settle(state, refs[3], 2, Status.FAILED, error_class=ErrorClass.FORBIDDEN, status_code=403, retryable=True)
     settle(state, refs[4], 2)
-    returned = [ref.digest for ref in planned.chunks]
+    returned = [ref.digest for ref in planned.chunks if ref.kind == "base"]
     passed = plan(job, state, 2, "pass", returned=returned)
     assert [(row.key, row.reason, row.attempt) for row in planned_rows(state, passed)] == [("1.jpg", Reason.RETRY, 2)]
     settle(state, passed.chunks[0], 2, Status.FAILED, **FAILED_500)
@@ -642,6 +642,23 @@ def test_a_pass_repairs_rows_whose_chunk_came_back_without_them(tmp_path: Path, 
         ("0.jpg", Reason.REPAIR), ("1.jpg", Reason.REPAIR),
     ]  # fmt: skip
     assert passed.chunks[0].digest not in (first.digest, second.digest)
+
+
+@pytest.mark.parametrize("mode", ["pass", "repair"])
+def test_a_pass_repairs_rows_whose_retry_came_back_without_them(
+    mode: Mode, tmp_path: Path, state: DirectoryState
+) -> None:
+    """A chunk of failed rows is Cached, and its outcomes are gone: no chunk would ever do them again."""
+    write_list(tmp_path / "list.csv", urls(*range(3)))
+    job = job_in(tmp_path)
+    (base,) = plan(job, state).chunks
+    settle(state, base, 1, Status.FAILED, **FAILED_500)
+    compact(state, 1)
+    (again,) = [ref for ref in plan(job, state, 2).chunks if ref.kind == "again"]
+    assert plan(job, state, 3).pending == 3
+    passed = plan(job, state, 3, mode, returned=[base.digest, again.digest])
+    assert passed.todo == {"retry": 3}
+    assert all(row.attempt == 2 for row in planned_rows(state, passed))
 
 
 def test_a_repair_that_was_interrupted_is_not_listed_twice(tmp_path: Path, state: DirectoryState) -> None:
