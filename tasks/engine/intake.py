@@ -66,6 +66,7 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
         about: dict[str, Any] = {"recognised": recognised, "digest": None}
     else:
         path = _local(job, access, spool_dir)
+        before = _version(path)
         about = {"digest": _digest_of(path, job), "recognised": known.get("recognised", {})}
         if known.get("digest") == about["digest"]:
             return Brought(None, about)
@@ -83,8 +84,22 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
         for_directory=parts.scheme == "file",
         out_path=out,
     )
+    if not job.is_listed() and _version(path) != before:
+        raise UserError(
+            f"the manifest {job.manifest} was written to while it was read: rows may be missing. Run the job again "
+            "when it is complete; whoever writes it should write another file and rename it"
+        )
     notes = [f"{result.late:,} keys are known only after the fetch (`key` names sha256 or ext)"] if result.late else []
     return Brought(out, about, notes)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """Changes when a file is written to, or another one gets its name."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _digest_of(path: Path, job: Job) -> str:

@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from tasks.engine import ledger, planner, tables
+from tasks.engine import intake, ledger, planner, tables
 from tasks.engine.chunk import read_chunk
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.plan import PLACE_FILE, PLAN_FILE, ChunkRef, Mode, Place, Plan, Planned, forget_plan, read_plan
+from tasks.engine.rows import normalise
 from tasks.engine.seal import open_json, seal_json
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import (
@@ -227,6 +228,34 @@ def test_a_list_that_is_refused_leaves_the_old_one_in_force(tmp_path: Path, stat
     planned = plan(job, state, ledger.last_run_no(state) + 1)
     assert (planned.rows, planned.pending) == (3, 3)
     assert [ref.digest for ref in planned.chunks] == [ref.digest for ref in first.chunks]
+
+
+@pytest.mark.parametrize("how", ["appended", "replaced", "gone"])
+def test_a_list_that_is_written_to_while_it_is_read_is_refused(
+    how: str, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that runs at the same time: half of its rows would be a whole list, and the run would end well."""
+    path = write_list(tmp_path / "list.csv", urls(*range(5)))
+    read = normalise
+
+    def meanwhile(*args: Any, **given: Any) -> Any:
+        result = read(*args, **given)
+        if how == "appended":
+            with path.open("a") as file:
+                file.write("https://img.example/6.jpg\n")
+        else:
+            path.rename(tmp_path / "old.csv")
+            if how == "replaced":
+                path.write_bytes((tmp_path / "old.csv").read_bytes())
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(intake, "normalise", meanwhile)
+        with pytest.raises(UserError, match="was written to while it was read"):
+            plan(job_in(tmp_path), state)
+    assert read_plan(state) is None
+    if how == "appended":
+        assert plan(job_in(tmp_path), state).rows == 6
 
 
 def test_a_plan_counts_as_a_run(tmp_path: Path, state: DirectoryState) -> None:
