@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from tasks.engine.errors import UserError
 from tasks.engine.manifest_columns import MAX_CELL, Batch, Request, known_names, pick
 from tasks.engine.memory import at_most
-from tasks.engine.sheet import Unreadable, cell, rows
+from tasks.engine.sheet import AnotherSheet, Unreadable, cell, rows
 from tasks.engine.urls import short
 
 _BATCH_ROWS = 8192
@@ -132,6 +132,11 @@ def _sheet(path: Path, request: Request) -> Iterator[tuple[int, list[str | None]
     """Rows that hold anything, with their numbers in the sheet."""
     try:
         yield from rows(path)
+    except AnotherSheet as error:
+        raise UserError(
+            f"{request.shown}: the sheet `{short(str(error))}` has the columns of the first one, and only the first is "
+            "read: its rows would be left behind. Put all rows into one sheet, or save each as a .csv"
+        ) from None
     except Unreadable as error:
         why = short(str(error), 200)
         raise UserError(f"{request.shown} is damaged or no workbook: {why}; save it again, or as .csv") from None

@@ -4,7 +4,8 @@ A workbook is a packed archive, and a file of a kilobyte can ask for more memory
 corners, a text that a million cells share, a part that unpacks a thousandfold). The library that reads it ends its
 process then. So the process has bounds, and the list's planning has none of that.
 
-Each line on standard output is `[number of the row, [cells as text]]`, or `{"error": why}` as the last one.
+Each line on standard output is `[number of the row, [cells as text]]`, or `{"error": why}` or `{"another": sheet}` as
+the last one.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ class Unreadable(Exception):
     """The workbook cannot be read; the text says why."""
 
 
+class AnotherSheet(Exception):
+    """The list goes on in another sheet; the text is its name."""
+
+
 def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
-    """Rows of the first sheet that hold anything, with their numbers. Raises Unreadable."""
+    """Rows of the first sheet that hold anything, with their numbers. Raises Unreadable, at the end AnotherSheet."""
     command = [sys.executable, "-m", "tasks.engine.sheet", str(path.absolute()), str(MOST_BYTES)]
     with subprocess.Popen(
         command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -44,6 +49,8 @@ def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
             assert process.stdout is not None
             for line in process.stdout:
                 found = json.loads(line)
+                if isinstance(found, dict) and "another" in found:
+                    raise AnotherSheet(found["another"])
                 if isinstance(found, dict):
                     raise Unreadable(found["error"])
                 yield found[0], found[1]
@@ -84,6 +91,7 @@ def _read(path: str) -> Iterator[Any]:
         if unpacked > _MOST_UNPACKED:
             yield {"error": f"it unpacks to {unpacked / 2**30:.1f} GiB, and 1 GiB is read at most"}
             return
+        header: list[str] = []
         with python_calamine.CalamineWorkbook.from_path(path) as book:
             for number, cells in enumerate(book.get_sheet_by_index(0).iter_rows(), 1):
                 if any(value != "" for value in cells):
@@ -91,9 +99,24 @@ def _read(path: str) -> Iterator[Any]:
                     if sum(map(len, filter(None, texts))) > MOST_ROW_CHARACTERS:
                         yield {"error": f"row {number:,} holds over {MOST_ROW_CHARACTERS >> 20} million characters"}
                         return
+                    header = header or _names(cells)
                     yield number, texts
+            for index, sheet in enumerate(book.sheets_metadata):
+                plain = (python_calamine.SheetTypeEnum.WorkSheet, python_calamine.SheetVisibleEnum.Visible)
+                if index and (sheet.typ, sheet.visible) == plain:  # a long list may be split by year
+                    first = (
+                        cells for cells in book.get_sheet_by_index(index).iter_rows() if any(c != "" for c in cells)
+                    )
+                    if _names(next(first, [])) == header:
+                        yield {"another": sheet.name}
+                        return
     except (python_calamine.CalamineError, zipfile.BadZipFile, OSError, NotImplementedError, IndexError) as error:
         yield {"error": str(error).partition("\n")[0]}
+
+
+def _names(cells: list[Any]) -> list[str]:
+    """A header row as it is compared with another sheet's."""
+    return [text for value in cells if (text := str(value).strip().casefold())]
 
 
 def main() -> None:

@@ -135,6 +135,28 @@ def test_xlsx_empty(tmp_path: Path) -> None:
     assert "has no header row" in refused(tmp_path / "a.xlsx")
 
 
+def test_xlsx_of_two_sheets(tmp_path: Path) -> None:
+    """A list that goes on in another sheet is not read by half; notes, hidden sheets and empty ones are no list."""
+    book = openpyxl.Workbook()
+    assert book.active is not None
+    book.active.append(["url", "sku"])
+    book.active.append([URL, "1"])
+    book.create_sheet("empty")
+    book.create_sheet("notes").append(["what", "why"])
+    hidden = book.create_sheet("old")
+    hidden.append(["url", "sku"])
+    hidden.sheet_state = "hidden"
+    book.create_chartsheet("sales")
+    book.save(tmp_path / "a.xlsx")
+    assert column(opened(tmp_path / "a.xlsx"), "source") == [URL]
+    more = book.create_sheet("2024")
+    more.append([])
+    more.append(["URL ", "SKU"])
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(UserError, match=r"the sheet `2024` has the columns of the first one"):
+        column(opened(tmp_path / "a.xlsx"), "source")
+
+
 def test_name_is_redacted(tmp_path: Path) -> None:
     """A list fetched from a signed address decides by its path, and the signature is in no message."""
     path = put(tmp_path, "spool", "a,b\n1,2\n")
