@@ -53,6 +53,11 @@ _ORDER = {squash(name): at for names in USUAL_NAMES.values() for at, name in enu
 _ROLE_OF = {squash(name): role for role, names in USUAL_NAMES.items() for name in names}
 
 
+def role_of(name: str) -> str | None:
+    """The role that a column of this name usually has."""
+    return _ROLE_OF.get(squash(name))
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some thousand consecutive rows of a list, column by column; all values are text, empty is None.

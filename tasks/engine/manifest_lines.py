@@ -5,15 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tasks.engine.errors import UserError
-from tasks.engine.manifest_columns import USUAL_NAMES, Batch, Request, pick, refuse_many_columns, squash
+from tasks.engine.manifest_columns import (
+    MAX_COLUMNS,
+    USUAL_NAMES,
+    Batch,
+    Request,
+    pick,
+    refuse_many_columns,
+    role_of,
+    squash,
+)
 from tasks.engine.manifest_csv import BadLine, split_addresses
 from tasks.engine.manifest_text import Block, Compression, blocks, excerpt
+from tasks.engine.urls import short
 
 SAMPLE_LINES = 1000  # JSON Lines has no header: columns are what these lines name
 
@@ -139,13 +149,38 @@ def open_jsonl(path: Path, compression: Compression, request: Request) -> Opened
             raise UserError(f"{request.shown} holds no JSON objects; its first line is {failure}")
         raise UserError(f"{request.shown} is empty")
     picked = pick(list(names), request, seen_in=f" in its first {SAMPLE_LINES:,} lines")
-    return picked.roles, lambda: _jsonl_batches(path, compression, request, picked.wanted)
+    seen = Names(picked.roles, set(names), request.shown)
+    return picked.roles, lambda: _jsonl_batches(path, compression, request, picked.wanted, seen)
+
+
+class Names:
+    """What the first lines' objects name. A digest or a key that comes up later would be left out without a word."""
+
+    def __init__(self, roles: Mapping[str, str], known: set[str], shown: str) -> None:
+        self._roles, self._known, self._shown = roles, known, shown
+
+    def look(self, found: dict[str, Any], line: int) -> None:
+        """Raises UserError for a name that would have had a role."""
+        if found.keys() <= self._known:
+            return
+        for name in found.keys() - self._known:
+            role = role_of(name)
+            if role is not None and role not in self._roles and found[name] is not None:
+                raise UserError(
+                    f"{self._shown}, line {line}: `{short(name)}` would be the {role}, and none of the first "
+                    f"{SAMPLE_LINES:,} lines has it, so it is no column. Move this line to the top of the list, or "
+                    "rename what it names"
+                )
+            if len(self._known) < MAX_COLUMNS:
+                self._known.add(name)
 
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-def _jsonl_batches(path: Path, compression: Compression, request: Request, wanted: dict[str, str]) -> Iterator[Batch]:
+def _jsonl_batches(
+    path: Path, compression: Compression, request: Request, wanted: dict[str, str], seen: Names
+) -> Iterator[Batch]:
     row_no = 1
     columns = list(wanted.values())
     empty: tuple[str | None, ...] = (None,) * len(columns)
@@ -163,6 +198,7 @@ def _jsonl_batches(path: Path, compression: Compression, request: Request, wante
                 numbers.append(number)
                 try:
                     found = _object(line)
+                    seen.look(found, number)
                     row = tuple([_value(found, column) for column in columns])
                     if _SURROGATE_ESCAPE.search(line):
                         for value in row:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,20 @@ def test_xlsx_of_two_sheets(tmp_path: Path) -> None:
     book.save(tmp_path / "a.xlsx")
     with pytest.raises(UserError, match=r"the sheet `2024` has the columns of the first one"):
         column(opened(tmp_path / "a.xlsx"), "source")
+
+
+def test_a_name_that_comes_late(tmp_path: Path) -> None:
+    """JSON Lines have no header. A digest or a key that only later lines name is not ignored; any other name is, and
+    so is one that says nothing."""
+    lines = ['{"url": "https://a/x.jpg"}'] * 1000
+    path = put(tmp_path, "a.jsonl", "\n".join([*lines, '{"url": "https://a/y.jpg", "colour": "red", "md5": null}']))
+    assert len(column(opened(path), "source")) == 1001
+    for name, role in (("SHA-256", "sha256"), ("key", "key"), ("file_size", "size")):
+        put(tmp_path, "a.jsonl", "\n".join([*lines, json.dumps({"url": "https://a/y.jpg", name: "1"})]))
+        with pytest.raises(UserError, match=rf"line 1001: `{name}` would be the {role}"):
+            column(opened(path), "source")
+    put(tmp_path, "a.jsonl", "\n".join([*lines[:999], '{"url": "https://a/y.jpg", "key": "k"}']))
+    assert column(opened(path), "key")[-1] == "k"
 
 
 def test_name_is_redacted(tmp_path: Path) -> None:
