@@ -126,7 +126,7 @@ class Runtime:
             origin = open_origin(job, headers, state.spool_dir, **shared)
             if isinstance(lease, Lease):  # the first process of the only run of this job
                 await destination.clean()
-            return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool)
+            return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool, self._hold_lease)
 
         self._origin, self.mover = self.wait(build())
         self.others: Callable[[], list[tuple[list[HostSnapshot], int]]] = list  # hosts at other processes of the run
@@ -192,6 +192,11 @@ class Runtime:
         """Raises Fatal once another run may hold the state. It may wait for the disk: not for the loop's thread."""
         if not self._lease.held and not self._lease.regain():
             raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
+
+    async def _hold_lease(self) -> None:
+        """As :meth:`check_lease`, for the loop's thread."""
+        if not self._lease.held:
+            await asyncio.to_thread(self.check_lease)
 
     def request_stop(self, reason: str) -> None:
         """No new rows; those in flight may end. From any thread, also from a signal handler's."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -82,13 +82,16 @@ class Mover:
         limiter: Limiter,
         rules: Rules,
         pool: Executor,
+        may_write: Callable[[], Awaitable[None]],
     ) -> None:
+        """``may_write`` raises Fatal once another run may be at work on this job's rows."""
         self._origin = origin
         self._roots = roots
         self._destination = destination
         self._limiter = limiter
         self._rules = rules
         self._pool = pool
+        self._may_write = may_write
         self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unconfirmed = Unconfirmed()
         self._given = {name: value for name, value in rules.attributes.items() if value}
@@ -151,6 +154,7 @@ class Mover:
         limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
         async with limit.slot():
+            await self._may_write()
             with self._telling(limit, row.key):
                 etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         place.came(time.monotonic() - started)
@@ -265,6 +269,7 @@ class Mover:
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
             await asyncio.sleep(delay_s)
+        await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
         with self._telling(limit, key):
             etag = await self._destination.put(key, body, attributes, create=create)
             await self._destination.confirm(key, body, etag)

@@ -292,8 +292,9 @@ def test_a_damaged_chunk_file_is_an_error_of_the_user(
     assert origin.total == 0
 
 
-def test_a_lost_lease_writes_no_outcome(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A holder that lost its lease stops before its next write to the state."""
+def test_a_lost_lease_writes_nothing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A holder that lost its lease stops before its next write, to the state or to the destination: the run that has it
+    now may have put a newer object there, and recorded it."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 3))
     with engine(job_for(bucket), state, access(s3)) as runtime:
@@ -301,6 +302,7 @@ def test_a_lost_lease_writes_no_outcome(origin: Origin, s3: S3Server, bucket: st
         with pytest.raises(Fatal, match="lost its lease"):
             run_chunk(runtime, ref)
     assert state.list("outcomes") == []
+    assert stored(s3, bucket) == {}
 
 
 def test_a_process_that_hears_nothing_writes_nothing(
