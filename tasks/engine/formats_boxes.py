@@ -103,6 +103,16 @@ def jp2(data: Data, name: str) -> None:
     raise cut(name, "its image data")
 
 
+def code_stream(data: Data, name: str) -> int:
+    """Where the code stream of a JPEG 2000 begins, in its box or bare. Raises ObjectError where there is none."""
+    if data[:2] == b"\xff\x4f":
+        return 0
+    for tag, body, _ in _boxes(data, name, "its image data"):
+        if tag == b"jp2c":
+            return body
+    raise cut(name, "its image data")
+
+
 def j2k(data: Data, name: str, pos: int = 0, end: int | None = None) -> None:
     """ISO/IEC 15444-1 annex A: main header segments, tile-parts by their lengths, end marker FF D9."""
     size = len(data) if end is None else end

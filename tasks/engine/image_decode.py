@@ -44,9 +44,11 @@ from PIL import (  # each import registers its format, so that no thread has to
 from tasks.engine.decode_memory import DecodeMemory, bytes_a_pixel
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind, cut, wrong
+from tasks.engine.formats_boxes import code_stream
 from tasks.engine.formats_files import largest_tile
 from tasks.engine.formats_text import gunzip
 from tasks.engine.image_svg import parse_svg
+from tasks.engine.jpeg2000 import MAX_COMPONENTS, MAX_STEPS, burden
 from tasks.engine.jpeg_scans import most_scans
 from tasks.engine.objects import ErrorClass
 
@@ -155,6 +157,7 @@ _memory = DecodeMemory()
 def _decode_raster(data: Data, name: str) -> None:
     try:
         inside = _nested_pixels(data, name)
+        beside = _beside_the_pixels(data, name)
     except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
         raise wrong(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
@@ -170,7 +173,7 @@ def _decode_raster(data: Data, name: str) -> None:
                 if max(width, height) > MAX_SIDE_PIXELS or total > MAX_SLOW_PIXELS and _is_slow(image):
                     raise _too_much(f"the {name} would take too long to decode ({width:,} × {height:,} pixels)")
                 a_pixel = bytes_a_pixel(name, image.mode, animated=animated, progressive=progressive)
-                if not loan.need(pixels * a_pixel + inside * 8):
+                if not loan.need(pixels * a_pixel + inside * 8 + beside):
                     raise _too_much(f"the {name} takes too much memory to decode ({width:,} × {height:,} pixels)")
                 image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -205,8 +208,28 @@ def _nested_pixels(data: Data, name: str) -> int:
     return largest
 
 
+def _beside_the_pixels(data: Data, name: str) -> int:
+    """Bytes for the tables of a JPEG 2000 (in ICNS too); its size says nothing of them. Raises ObjectError."""
+    at = -1
+    if name.startswith("JPEG 2000"):
+        at = code_stream(data, name)
+    elif name == "ICNS":
+        at = data.find(_J2K)
+    most = 0
+    while at >= 0:
+        if int.from_bytes(data[at + 40 : at + 42], "big") > MAX_COMPONENTS:
+            raise wrong(name, f"it has more than {MAX_COMPONENTS} components")
+        found = burden(data, at)
+        if found.steps > MAX_STEPS:
+            raise _too_much(f"the {name} is cut into {found.steps:,} parts, which would take too long to decode")
+        most = max(most, found.held)
+        at = data.find(_J2K, at + 1) if name == "ICNS" else -1
+    return most
+
+
+_J2K = b"\xff\x4f\xff\x51"
 # signatures in icon files, and where behind them width and height stand
-_SIZES = ((b"\x89PNG\r\n\x1a\n", 16), (b"\xff\x4f\xff\x51", 8))
+_SIZES = ((b"\x89PNG\r\n\x1a\n", 16), (_J2K, 8))
 
 
 def _too_much(what: str) -> ObjectError:

@@ -22,6 +22,7 @@ from tasks.engine import image_decode
 from tasks.engine.errors import ObjectError
 from tasks.engine.image import KINDS, check, decode, sniff
 from tasks.engine.objects import ErrorClass
+from tests.faults import bombs
 
 EXIF_TIFF = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
@@ -617,6 +618,35 @@ def test_shapes_that_take_too_long_to_decode() -> None:
     assert "too long to decode (1,000,000 × 2 pixels)" in str(decode_refusal(wide))
     qoi = b"qoif" + struct.pack(">IIBB", 10_000, 10_000, 3, 0) + b"\xfd" * 90 + bytes(7) + b"\x01"
     assert decode_refusal(qoi).error_class is ErrorClass.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.j2k(100, 100, tile=100, layers=65_535, precinct=1),
+        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1),
+        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1, hidden=True),
+        bombs.j2k(11_000, 11_000, tile=11_000, precinct=1),
+        bombs.jp2_around(bombs.j2k(255, 255, tile=1, components=1_000), 255, 255),
+    ],
+    ids=("packets", "code-blocks", "hidden code-blocks", "many code-blocks", "components"),
+)
+def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
+    """Tables of tiles, code-blocks and packets need no byte in the file: what they take is known before decoding."""
+    kind = check(data)
+    started = time.perf_counter()
+    with pytest.raises(ObjectError):
+        decode(data, kind)
+    assert time.perf_counter() - started < 1
+    assert len(data) < 4_000
+
+
+def test_a_jpeg_2000_of_many_parts_decodes() -> None:
+    """Tiles, precincts and layers as real encoders make them."""
+    cut_up = {"tile_size": (64, 64), "precinct_size": (32, 32), "codeblock_size": (16, 16), "num_resolutions": 3}
+    for layers in ([1], [40, 20, 10, 5, 1]):
+        data = saved("JPEG2000", size=(500, 400), quality_layers=layers, irreversible=True, **cut_up)
+        decode(data, check(data))
 
 
 def test_decode_finds_missing_pixels() -> None:

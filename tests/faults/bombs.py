@@ -98,6 +98,39 @@ def jp2_of_nothing(width: int, height: int) -> bytes:
     return sized.replace(b"ihdr" + struct.pack(">II", 16, 16), b"ihdr" + struct.pack(">II", height, width))
 
 
+def j2k(
+    width: int,
+    height: int,
+    *,
+    tile: int,
+    components: int = 1,
+    layers: int = 1,
+    precinct: int = 15,
+    hidden: bool = False,
+) -> bytes:
+    """A code stream with one empty tile-part; ``precinct`` is the power of two of a precinct's sides. With ``hidden``
+    what says so lies in a segment that nobody knows: OpenJPEG looks for it there."""
+    sizes = struct.pack(">H8IH", 0, width, height, 0, 0, tile, tile, 0, 0, components) + b"\x07\x01\x01" * components
+    style = struct.pack(">BBHBBBBBB", precinct < 15, 0, layers, 0, 1, 4, 4, 0, 1)
+    style += bytes([precinct | precinct << 4] * 2) if precinct < 15 else b""
+    segments = ((0xFF51, sizes), (0xFF52, style), (0xFF5C, b"\x40" * 5))
+    size, cut, quantized = (struct.pack(">HH", marker, 2 + len(body)) + body for marker, body in segments)
+    around = struct.pack(">HH", 0xFF30, 2 + len(cut)) if hidden else b""
+    tile_part = struct.pack(">HHHIBBH", 0xFF90, 10, 0, 15, 0, 1, 0xFF93) + b"\0"
+    return b"\xff\x4f" + size + around + cut + quantized + tile_part + b"\xff\xd9"
+
+
+def jp2_around(stream: bytes, width: int, height: int) -> bytes:
+    """Its header says three components, whatever the code stream says; Pillow looks no further than the empty box."""
+
+    def box(tag: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", 8 + len(body)) + tag + body
+
+    header = box(b"ihdr", struct.pack(">IIHBBBB", height, width, 3, 7, 7, 0, 0)) + box(b"colr", b"\1\0\0\0\0\0\x10")
+    kind = box(b"jP  ", b"\r\n\x87\n") + box(b"ftyp", b"jp2 \0\0\0\0jp2 ")
+    return kind + box(b"jp2h", header) + box(b"free", b"") + box(b"jp2c", stream)
+
+
 def ico_with(picture: bytes) -> bytes:
     entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
     return b"\0\0\x01\0\x01\0" + entry + picture
@@ -147,6 +180,10 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jpeg, 500 scans": lambda: jpeg_of_scans(2000, 2000, 500),
     "jp2, 10 gigapixels": lambda: jp2_of_nothing(100_000, 100_000),
     "jp2, 100 megapixels": lambda: jp2_of_nothing(10_000, 10_000),
+    "j2k, precincts of two by two": lambda: j2k(11_000, 11_000, tile=11_000, precinct=1),
+    "j2k, 205 million packets": lambda: j2k(100, 100, tile=100, layers=65_535, precinct=1),
+    "j2k, precincts behind a marker that nobody knows": lambda: j2k(2_000, 2_000, tile=2_000, precinct=1, hidden=True),
+    "jp2, 65,000 tiles of 16,000 components": lambda: jp2_around(j2k(255, 255, tile=1, components=16_000), 255, 255),
     "ico, a png of 400 megapixels": lambda: ico_with(png_of_nothing(20_000, 20_000)),
     "ico, a png of 100 megapixels that are there": lambda: ico_with(png(10_000, 10_000, 0, 1)),
     "tiff, a tile of 900 megapixels": lambda: tiff_with_a_large_tile(30_000),
