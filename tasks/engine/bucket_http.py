@@ -39,6 +39,7 @@ from tasks.engine.wire import Answer, Upload
 # Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
 _PLAIN_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
+_ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a list's column may hold anything
 _PLAIN_NAME = re.compile(r"[a-z0-9-]+")
 _HEADERS = {
     name.lower(): name
@@ -146,7 +147,7 @@ class BucketHttp:
         ``source`` is the bucket and the key, joined by a slash. Raises NotPlain where the server does not do it:
         whoever reads and writes the bytes instead learns on which side the trouble is.
         """
-        if not _PLAIN_KEY.fullmatch(source):
+        if not _PLAIN_KEY.fullmatch(source) or not _ETAG.fullmatch(etag):
             raise NotPlain
         quoted = etag if etag.startswith('"') else f'"{etag}"'
         headers = {"x-amz-copy-source": "/" + encoded(source), "x-amz-copy-source-if-match": quoted}

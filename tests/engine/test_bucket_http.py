@@ -121,6 +121,42 @@ def test_values_that_clients_write_differently_are_not_plain(value: str) -> None
         plain_headers({"owner": value})
 
 
+@pytest.mark.parametrize(
+    "etag",
+    [
+        "x\r\nx-amz-tagging: a=b",
+        'x"\r\ncontent-length: 0\r\n\r\nDELETE /bucket/other HTTP/1.1\r\nhost: internal\r\n\r\n',
+        "x\ny",
+        "x\0",
+        "ü",
+        "",
+    ],
+)
+def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
+    """A row's ETag may come from a stranger's list: what is none is never sent, whoever wrote it."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(1 << 16))
+        writer.close()
+
+    async def go() -> None:
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        http = BucketHttp(
+            f"http://127.0.0.1:{port}", "bucket", "r", Fixed(Keys("id", "secret")), timeout_s=5, connections=2
+        )
+        try:
+            with pytest.raises(NotPlain):
+                await http.copy("new/a.jpg", "bucket/old/a.jpg", etag)
+        finally:
+            await http.close()
+            server.close()
+
+    asyncio.run(go())
+    assert heard == []
+
+
 def test_create_does_not_replace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """If-None-Match: the second writer is told, and the first one's bytes stay."""
 
