@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 import obstore
 
 from tasks.engine.access import Access
-from tasks.engine.errors import Fatal, UserError, disk_error, from_store
+from tasks.engine.errors import Damaged, Fatal, UserError, disk_error, from_store
 from tasks.engine.store import Store, open_store
+from tasks.engine.urls import short
 
 PART = ".part-"  # begins the name of a file that is being written; those of killed runs are deleted by the next
 
@@ -155,7 +156,7 @@ class DirectoryState:
 
     def local(self, name: str, *, anew: bool = False) -> Path:  # noqa: ARG002
         """A local path with the file's content. ``anew``: of one that had been copied, a new copy."""
-        return self.root / name
+        return _below(self.root, name)
 
     @contextlib.contextmanager
     def _disk(self, name: str, *, may_miss: bool = False) -> Iterator[None]:
@@ -165,6 +166,13 @@ class DirectoryState:
             if may_miss and isinstance(exc, FileNotFoundError):
                 raise
             raise disk_error(exc, f"state file {self.root / name}") from exc
+
+
+def _below(root: Path, name: str) -> Path:
+    """Raises Damaged for what leads elsewhere: names stand in the state's JSON files, and others may write those."""
+    if any(part in ("", ".", "..") or "\0" in part for part in name.split("/")):
+        raise Damaged(f"the state names `{short(name)}` as one of its files, which leads out of the state")
+    return root / name
 
 
 def _written(directory: Path, data: bytes) -> Path:
@@ -285,7 +293,7 @@ class BucketState:
 
     def local(self, name: str, *, anew: bool = False) -> Path:
         """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
-        target = self._cache / name
+        target = _below(self._cache, name)
         if anew or not target.exists() or not name.startswith(LASTING):
             data = self.read(name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

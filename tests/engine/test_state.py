@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -10,11 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
+from obstore.store import MemoryStore
 
 from demo.s3 import S3Server
-from tasks.engine.errors import Fatal, UserError
-from tasks.engine.state import DirectoryState, State, open_state
+from tasks.engine.errors import Damaged, Fatal, UserError
+from tasks.engine.state import BucketState, DirectoryState, State, open_state
+from tasks.engine.store import Store
 from tests.engine.helpers import access
 
 
@@ -134,6 +138,27 @@ def test_a_reader_finds_whole_files_only(state: State) -> None:
     for reader in readers:
         reader.join()
     assert errors == []
+
+
+@pytest.mark.parametrize(
+    "name", ["{tmp}/out/file", "../out/file", "chunks/../../../out/file", "", "plan/", ".", "a//b"]
+)
+@pytest.mark.parametrize("prefix", ["", "some/state"])
+def test_no_name_leads_out_of_the_state(name: str, prefix: str, tmp_path: Path) -> None:
+    """Whoever writes to the state names files in its plan: what is copied down lies below the copies, or nowhere."""
+    (tmp_path / "out").mkdir()
+    name = name.format(tmp=tmp_path)
+    backend = MemoryStore()
+    for key in (name.lstrip("/"), f"{prefix}/{name}".lstrip("/")):
+        with contextlib.suppress(ValueError):
+            obstore.put(backend, key, b"planted")
+    store: Any = Store(f"s3://bucket/{prefix}", None, prefix, "s3", tmp_path / "spool")
+    store.backend = backend
+    before = sorted(tmp_path.rglob("*"))
+    for state in (BucketState(store, tmp_path / "cache"), DirectoryState(tmp_path / "state" / "of a job")):
+        with pytest.raises(Damaged, match="leads out of the state"):
+            state.local(name)
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "state" not in path.parts] == []
 
 
 def test_what_lies_on_this_machine_is_for_its_owner_alone(state: State) -> None:
