@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -157,6 +158,28 @@ def test_no_connection_is_asked_for(url: str, manifest: bool, tmp_path: Path) ->
     assert error.message.startswith("redirected: ")
     assert len(connector.asked) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://" + "@" * 16_000 + "[",
+        "http://" + "a@" * 8_000 + ":x",
+        "http://" + "@[" * 8_000,
+        "http://" + "\ufdfa" * 5_300 + "/",
+        "http://a" + "\u30fb" * 5_300 + "\u6f22/",
+        "http://[" + "1:" * 8_000 + "]/",
+        "http://" + "1." * 8_000,
+    ],
+)
+def test_no_address_takes_long_to_read(url: str, tmp_path: Path) -> None:
+    """A redirect may be as long as a header may be; the loop waits for whoever reads it."""
+    answers = {"https://img.example:443/a": moved(url)}
+    started = time.perf_counter()
+    _, error = follow("https://img.example/a", answers, tmp_path)
+    assert time.perf_counter() - started < 0.5
+    assert error is not None
+    assert error.error_class is ErrorClass.BAD_URL
 
 
 @pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://100.100.100.200/"])
