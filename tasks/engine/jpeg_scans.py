@@ -6,7 +6,7 @@ import re
 
 from tasks.engine.formats import Data
 
-_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # ITU-T T.81 annex B; FF 00 and the restarts are coded data
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # ITU-T T.81 annex B; FF 00 and the restarts are coded data
 _ALONE = frozenset({0x01, 0xD8})
 _SCAN, _END = 0xDA, 0xD9
 

@@ -641,6 +641,15 @@ def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
     assert len(data) < 4_000
 
 
+def test_fill_bytes_cost_little_to_decode() -> None:
+    """Before a marker there may be any number of them; before none, too."""
+    data = bombs.jpeg_of_markers(b"\xff" * 1_000_000 + b"\0", 5)
+    kind = check(data)
+    started = time.perf_counter()
+    decode(data, kind)
+    assert time.perf_counter() - started < 1
+
+
 def test_a_jpeg_2000_of_many_parts_decodes() -> None:
     """Tiles, precincts and layers as real encoders make them."""
     cut_up = {"tile_size": (64, 64), "precinct_size": (32, 32), "codeblock_size": (16, 16), "num_resolutions": 3}

@@ -136,6 +136,12 @@ def ico_with(picture: bytes) -> bytes:
     return b"\0\0\x01\0\x01\0" + entry + picture
 
 
+def jpeg_of_markers(marker: bytes, count: int) -> bytes:
+    """Between a scan and the end of the picture."""
+    whole = saved("JPEG", (16, 16))
+    return whole[:-2] + marker * count + whole[-2:]
+
+
 def tiff_with_a_large_tile(side: int) -> bytes:
     """16 by 16 pixels, in one tile of ``side`` by ``side``, which unpacks to as much."""
     pack = zlib.compressobj(1)
