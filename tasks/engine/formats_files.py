@@ -9,7 +9,9 @@ import re
 import struct
 from collections.abc import Sequence
 
+from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, cut, wrong
+from tasks.engine.objects import ErrorClass
 
 MAX_IFDS = 65_536
 MAX_TIFF_ENTRIES = 1_000_000  # over all directories
@@ -77,15 +79,15 @@ class _Tiff:
 _TILE_SIDES = (322, 323)
 
 
-def largest_tile(data: Data, name: str) -> int:
+def largest_tile(data: Data, name: str, most: int) -> int:
     """The pixels of the largest tile that a TIFF's directories declare: a decoder unpacks a tile as a whole.
 
-    Of fields that stand twice the larger counts: readers do not agree on which is meant. Raises ObjectError,
-    struct.error as :func:`tiff` does.
+    Of fields that stand twice the larger counts: readers do not agree on which is meant. Raises ObjectError (where
+    there are more than ``most`` directories: Pillow compares each with all before it), struct.error as :func:`tiff`.
     """
     file = _Tiff(data, name)
     sides, start = [0, 0], file.first()
-    for _ in range(MAX_IFDS):
+    for _ in range(most):
         many, at = file.count.unpack_from(data, start)[0], start + file.count.size
         file.entries -= many
         if file.entries < 0:
@@ -98,7 +100,9 @@ def largest_tile(data: Data, name: str) -> int:
             at += file.entry.size + file.pointer.size
         start = file.pointer.unpack_from(data, at)[0]
         if not start:
-            break
+            return sides[0] * sides[1]
+    else:
+        raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} has more than {most:,} pictures")
     return sides[0] * sides[1]
 
 

@@ -63,6 +63,7 @@ MAX_FRAMES = 10_000
 MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
 MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
 MAX_ICON_PIXELS = 16_000_000  # of one picture in an icon file, whose directory says less
+MAX_ICON_PICTURES = 1000
 MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
 MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
 
@@ -166,7 +167,7 @@ def _decode_raster(data: Data, name: str) -> None:
             total = 0
             animated, progressive = getattr(image, "n_frames", 1) > 1, bool(image.info.get("progressive"))
             for number, (width, height) in enumerate(_frames(image), 1):
-                pixels = width * height
+                pixels = max(width * height, inside if name == "ICO" else 0)  # its sizes may share one picture
                 total += pixels
                 if pixels > MAX_FRAME_PIXELS or total > MAX_TOTAL_PIXELS or number > MAX_FRAMES:
                     raise _too_many_pixels(name)
@@ -193,16 +194,20 @@ def _nested_pixels(data: Data, name: str) -> int:
         raise _too_much(f"the JPEG has more than {MAX_SCANS} scans, each of which is a pass over all of it")
     largest = 0
     if name == "TIFF":
-        largest = largest_tile(data, name)
+        largest = largest_tile(data, name, MAX_FRAMES)
         if largest > MAX_TILE_PIXELS:
             raise _too_much(f"the TIFF has tiles of {largest:,} pixels, which are unpacked as a whole")
     elif name in ("ICO", "CUR", "ICNS"):
+        pictures = 0 if name == "ICNS" else int.from_bytes(data[4:6], "little")
         for signature, at in _SIZES:
             found = data.find(signature)
-            while found >= 0:
+            while found >= 0 and pictures <= MAX_ICON_PICTURES:
+                pictures += 1
                 header = data[found + at : found + at + 8]
                 largest = max(largest, int.from_bytes(header[:4], "big") * int.from_bytes(header[4:], "big"))
                 found = data.find(signature, found + 1)
+        if pictures > MAX_ICON_PICTURES:
+            raise _too_much(f"the {name} has more than {MAX_ICON_PICTURES:,} pictures, which no icon has")
         if largest > MAX_ICON_PIXELS:
             raise _too_much(f"the {name} has a picture of {largest:,} pixels, which no icon has")
     return largest

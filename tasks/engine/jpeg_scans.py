@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import re
 
-from tasks.engine.formats import Data
+from tasks.engine.formats import Data, wrong
 
+MAX_MARKERS = 100_000  # in all; a picture with 100 MB of metadata in pieces has 1,600
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # ITU-T T.81 annex B; FF 00 and the restarts are coded data
 _ALONE = frozenset({0x01, 0xD8})
 _SCAN, _END = 0xDA, 0xD9
 
 
 def most_scans(data: Data, enough: int) -> int:
-    """The scans of that picture in the file that has most of them (MPO has several); stops counting past ``enough``."""
-    most, pos = 0, data.find(b"\xff\xd8\xff")
-    while pos >= 0 and most <= enough:
-        scans, pos = _scans(data, pos, enough)
-        most = max(most, scans)
-        pos = data.find(b"\xff\xd8\xff", pos)
-    return most
+    """The scans of that picture in the file that has most of them (MPO has several); stops counting past ``enough``.
 
-
-def _scans(data: Data, pos: int, enough: int) -> tuple[int, int]:
-    """Of the picture at ``pos``, and where it ends."""
-    scans = 0
-    while scans <= enough and (found := _MARKER.search(data, pos)):
+    Raises ObjectError where there are more markers than are looked at.
+    """
+    most = scans = 0
+    pos = data.find(b"\xff\xd8\xff")
+    for _ in range(MAX_MARKERS):
+        found = _MARKER.search(data, pos) if pos >= 0 and most <= enough else None
+        if found is None:
+            return most
         marker, pos = found[1][0], found.end()
         if marker == _END:
-            return scans, pos
-        if marker in _ALONE:
-            continue
-        scans += marker == _SCAN
-        pos += max(2, int.from_bytes(data[pos : pos + 2], "big"))
-    return scans, len(data)
+            scans, pos = 0, data.find(b"\xff\xd8\xff", pos)
+        elif marker not in _ALONE:
+            scans += marker == _SCAN
+            most = max(most, scans)
+            pos += max(2, int.from_bytes(data[pos : pos + 2], "big"))
+    raise wrong("JPEG", f"it has more than {MAX_MARKERS:,} markers")

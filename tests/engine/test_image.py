@@ -641,6 +641,30 @@ def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
     assert len(data) < 4_000
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.ico_of_one_picture(30_000, bombs.png(3_000, 3_000, 0, 8)),
+        b"\0\0\x01\0\x01\0"
+        + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 99, 22)
+        + b"\x28\0\0\0"
+        + b"\xff\x4f\xff\x51" * 3_000_000,
+        bombs.tiff_of_directories(30_000),
+        bombs.jpeg_of_markers(b"\xff\x01", 5_000_000),
+        bombs.jpeg_of_markers(b"\xff\xfe\0\2", 5_000_000),
+        bombs.jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
+    ],
+    ids=("sizes of one picture", "signatures", "directories", "markers", "segments", "empty pictures"),
+)
+def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
+    """Pictures that lie over each other, and small pieces by the million, are not looked at one by one."""
+    kind = check(data)
+    started = time.perf_counter()
+    with pytest.raises(ObjectError):
+        decode(data, kind)
+    assert time.perf_counter() - started < 1
+
+
 def test_fill_bytes_cost_little_to_decode() -> None:
     """Before a marker there may be any number of them; before none, too."""
     data = bombs.jpeg_of_markers(b"\xff" * 1_000_000 + b"\0", 5)

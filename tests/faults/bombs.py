@@ -136,6 +136,24 @@ def ico_with(picture: bytes) -> bytes:
     return b"\0\0\x01\0\x01\0" + entry + picture
 
 
+def ico_of_one_picture(entries: int, picture: bytes) -> bytes:
+    """Entries of as many sizes, all with the same picture behind them."""
+    start = 6 + 16 * entries
+    directory = b"".join(
+        struct.pack("<BBBBHHII", at >> 8, at & 255, 0, 0, 1, 32, len(picture), start) for at in range(entries)
+    )
+    return b"\0\0\x01\0" + struct.pack("<H", entries) + directory + picture
+
+
+def tiff_of_directories(count: int) -> bytes:
+    """One pixel in each, which is the same one."""
+    fields = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
+    directory = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in fields)
+    size = len(directory) + 4
+    places = [struct.pack("<I", 8 + size * at) for at in range(1, count)] + [bytes(4)]
+    return b"II*\0" + struct.pack("<I", 8) + b"".join(directory + place for place in places)
+
+
 def jpeg_of_markers(marker: bytes, count: int) -> bytes:
     """Between a scan and the end of the picture."""
     whole = saved("JPEG", (16, 16))
@@ -192,6 +210,10 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jp2, 65,000 tiles of 16,000 components": lambda: jp2_around(j2k(255, 255, tile=1, components=16_000), 255, 255),
     "ico, a png of 400 megapixels": lambda: ico_with(png_of_nothing(20_000, 20_000)),
     "ico, a png of 100 megapixels that are there": lambda: ico_with(png(10_000, 10_000, 0, 1)),
+    "ico, 65,000 sizes of one png": lambda: ico_of_one_picture(65_000, png(4_000, 4_000, 0, 8)),
+    "tiff, 65,000 directories": lambda: tiff_of_directories(65_000),
+    "jpeg, 5 million markers": lambda: jpeg_of_markers(b"\xff\x01", 5_000_000),
+    "jpeg, 5 million empty pictures": lambda: jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
     "tiff, a tile of 900 megapixels": lambda: tiff_with_a_large_tile(30_000),
     "svg, entities": lambda: LAUGHS + b"]><svg>&a11;</svg>",
     "svg, one long entity": lambda: (
