@@ -18,6 +18,7 @@ _XBM = re.compile(
     rb"\s*(?:/\*.{0,500}?\*/\s*)?#define\s+\S{1,200}_width\s+\d+\s+#define\s+\S{1,200}_height\s+\d+", re.DOTALL
 )
 _IM_SIZE = re.compile(rb"Image size \(x\*y\): (\d{1,7})\*(\d{1,7})")
+_SGI_ROWS = 1_000_000  # of all planes; the numbers of each take 72 bytes. A height has 16 bits
 _PCX_PLAIN_BYTES = 4 << 20  # of longer ones only the header is looked at: a walk takes 0.2 s for each of these
 
 
@@ -116,6 +117,8 @@ def _sgi(data: Data) -> int:
     if not packed:
         return 512 + int(x * rows * planes * width)
     count = rows * planes
+    if count > _SGI_ROWS:
+        raise wrong("SGI", f"more than {_SGI_ROWS:,} rows")
     starts = struct.unpack_from(f">{count}I", data, 512)
     lengths = struct.unpack_from(f">{count}I", data, 512 + 4 * count)
     return int(max(start + length for start, length in zip(starts, lengths, strict=True)))

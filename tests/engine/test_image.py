@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import io
@@ -9,6 +10,7 @@ import mmap
 import random
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 from collections.abc import Callable
@@ -576,6 +578,18 @@ def test_hostile_bodies_cost_little(data: bytes) -> None:
     started = time.perf_counter()
     refusal(data)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("data", [bombs.sgi_of_rows(60), bombs.tiff_of_strips(400_000)], ids=("SGI", "TIFF"))
+def test_tables_are_not_unpacked_whole(data: bytes) -> None:
+    """A file may be a gigabyte of places of rows: nine times that in numbers would be too much."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ObjectError):
+            check(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_directory_that_loops() -> None:

@@ -154,6 +154,19 @@ def tiff_of_directories(count: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + b"".join(directory + place for place in places)
 
 
+def sgi_of_rows(planes: int) -> bytes:
+    """65,535 rows in each plane, all with the same place in the file."""
+    head = b"\x01\xda\x01\x01" + struct.pack(">HHHH", 3, 1, 65_535, planes) + bytes(500)
+    return head + struct.pack(">I", 4097) * (2 * 65_535 * planes)
+
+
+def tiff_of_strips(count: int) -> bytes:
+    """Places and lengths of so many strips, which are the same numbers."""
+    fields = ((273, count), (279, count))
+    directory = struct.pack("<H", 2) + b"".join(struct.pack("<HHII", tag, 3, n, 8) for tag, n in fields) + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + 2 * count) + b"\1\2" * count + directory
+
+
 def jpeg_of_markers(marker: bytes, count: int) -> bytes:
     """Between a scan and the end of the picture."""
     whole = saved("JPEG", (16, 16))
@@ -214,6 +227,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "tiff, 65,000 directories": lambda: tiff_of_directories(65_000),
     "jpeg, 5 million markers": lambda: jpeg_of_markers(b"\xff\x01", 5_000_000),
     "jpeg, 5 million empty pictures": lambda: jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
+    "sgi, 8 million rows": lambda: sgi_of_rows(122),
+    "tiff, 4 million strips": lambda: tiff_of_strips(4_000_000),
     "tiff, a tile of 900 megapixels": lambda: tiff_with_a_large_tile(30_000),
     "svg, entities": lambda: LAUGHS + b"]><svg>&a11;</svg>",
     "svg, one long entity": lambda: (
