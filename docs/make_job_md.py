@@ -68,7 +68,8 @@ AwsCredentials(aws_access_key_id="...", aws_secret_access_key="...").save("new-s
 Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs:
 they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.
 
-State in a bucket (`state: s3://...`) is reached as the destination is: the same endpoint and credentials.
+State in a bucket (`state: s3://...`) is reached as the destination is: the same endpoint and credentials. It may not lie
+in the destination (exit code 2): there a row's key could be that of one of its files.
 
 ## What a change means for work that is done
 

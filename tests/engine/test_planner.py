@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from demo.s3 import S3Server
 from tasks.engine import intake, ledger, planner, tables
 from tasks.engine.chunk import read_chunk
+from tasks.engine.destination import state_inside
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
@@ -855,3 +856,41 @@ def test_a_template_that_no_listing_can_fill(tmp_path: Path, state: DirectorySta
     with pytest.raises(UserError, match=r"names \{skuu\}; a listed manifest has .*\{source\.name\}"):
         plan(job, state)
     assert plan(Job.model_validate({**job.model_dump(), "key": "new/{key}"}), state).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("destination", "place", "inside"),
+    [
+        ("out", "out/.ferry/x", True),
+        ("out", "out", True),
+        ("out", "link/x", True),
+        ("out", "output/.ferry/x", False),
+        ("out", ".ferry/x", False),
+    ],
+)
+def test_no_row_writes_into_the_state(destination: str, place: str, inside: bool, tmp_path: Path) -> None:
+    """Its files have keys where it lies in the destination: a list that names them must not plan the next run."""
+    (tmp_path / destination).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    write_list(tmp_path / "list.csv", [["https://img.example/1.jpg", f"{PLAN_FILE}"]], ("url", "key"))
+    job = make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/{destination}/")
+    state = DirectoryState(tmp_path / place)
+    for dry in (True, False):
+        if inside:
+            with pytest.raises(UserError, match="lies in the destination"):
+                plan(job, state, dry=dry)
+        else:
+            plan(job, state, dry=dry)
+
+
+def test_no_row_writes_into_a_state_in_the_same_bucket(tmp_path: Path) -> None:
+    """Likewise by the names of keys: a prefix ends at a slash."""
+    for uri, place, inside in (
+        ("s3://b/new/", "s3://b/new/.ferry/x", True),
+        ("s3://b", "s3://b/state", True),
+        ("s3://b/new", "s3://b/newer/x", False),
+        ("s3://b/new", "s3://other/new/x", False),
+        ("s3://b/new", str(tmp_path), False),
+        (f"file://{tmp_path}/", "s3://b/new", False),
+    ):
+        assert state_inside(uri, place) is inside
