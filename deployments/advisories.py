@@ -77,16 +77,18 @@ class Index:
         path = re.sub(r"/(\+?simple)/?$", "", parts.path.rstrip("/"))
         self._base = f"{parts.scheme}://{host}{path}/pypi"
         self.shown = redact(simple_url)
-        self._headers = {"Accept": "application/json"}
+        self._authorization = ""
         if parts.username:
             user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            self._headers["Authorization"] = "Basic " + base64.b64encode(user.encode()).decode()
+            self._authorization = "Basic " + base64.b64encode(user.encode()).decode()
         self._context = ssl.create_default_context(cafile=os.environ.get("PIP_CERT") or None)
 
     def vulnerabilities(self, package: Locked, deadline: float) -> list[dict[str, Any]]:
         """What is known of one version. Raises NotOffered, and OSError where no answer comes."""
         name, version = package
-        request = urllib.request.Request(f"{self._base}/{name}/{version}/json", headers=self._headers)
+        request = urllib.request.Request(f"{self._base}/{name}/{version}/json", headers={"Accept": "application/json"})
+        if self._authorization:  # for this host: not for one that it redirects to
+            request.add_unredirected_header("Authorization", self._authorization)
         left = min(ONE_S, deadline - time.monotonic())
         if left <= 0:
             raise TimeoutError("no time is left")

@@ -35,7 +35,7 @@ WITHDRAWN = {**BAD, "id": "PYSEC-2", "withdrawn": "2026-01-01"}
 
 
 class Index:
-    """An index: path -> JSON document, or bytes, or seconds to stay silent."""
+    """An index: path -> JSON document, or bytes, or seconds to stay silent, or where to look instead."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -50,6 +50,12 @@ class Index:
                 answer = outer.answers.get(self.path)
                 if isinstance(answer, float):
                     time.sleep(answer)
+                    return
+                if isinstance(answer, str):
+                    self.send_response(302)
+                    self.send_header("Location", answer)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
                     return
                 body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(404 if answer is None else 200)
@@ -94,6 +100,25 @@ def ask(lock: Path, url: str | None, **env: str) -> tuple[int, str]:
         timeout=60, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout + done.stderr
+
+
+def test_the_index_s_password_stays_there(index: Index, lock: Path) -> None:
+    """An index may send us on; whoever is asked then is not told who we are to the first."""
+    other = Index()
+    try:
+        for name, version in (("good", "1.0"), ("bad", "2.0"), ("odd.name", "3.0rc1")):
+            other.knows(name, version)
+            path = f"/pypi/{name}/{version}/json"
+            index.answers[path] = f"http://127.0.0.1:{other.port}{path}"
+        code, said = ask(lock, f"http://me:s3cret@127.0.0.1:{index.port}/simple/")
+    finally:
+        other.server.shutdown()
+        other.server.server_close()
+    assert code == 0, said
+    assert (len(index.authorization), None in index.authorization) == (1, False)
+    assert len(other.asked) == 3
+    assert other.authorization == {None}
+    assert "s3cret" not in said
 
 
 def test_what_is_known_is_told(index: Index, lock: Path) -> None:
