@@ -24,6 +24,9 @@ METADATA: dict[Address, str] = {
         ("168.63.129.16", "Azure"),
         ("100.100.100.200", "Alibaba Cloud"),
         ("192.0.0.192", "Oracle Cloud"),
+        ("fd00:c1::a9fe:a9fe", "Oracle Cloud"),
+        ("fd00:a9fe:a9fe::1", "Akamai"),
+        ("fd00:100::100:200", "Alibaba Cloud"),
     )
 }
 

@@ -182,10 +182,16 @@ def test_no_address_takes_long_to_read(url: str, tmp_path: Path) -> None:
     assert error.error_class is ErrorClass.BAD_URL
 
 
-@pytest.mark.parametrize("url", ["http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://100.100.100.200/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/", "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[fd00:c1::a9fe:a9fe]/",
+        "http://[fd00:a9fe:a9fe::1]/", "http://[fd00:100::100:200]/",
+    ],
+)  # fmt: skip
 def test_metadata_is_not_opened_by_what_lies_around_it(url: str, tmp_path: Path) -> None:
     """However much the job allows: only the address itself, as an entry of its own, opens it."""
-    wide = ["0.0.0.0/0", "::/0", "169.254.0.0/16", "169.254.169.0/24", "fd00:ec2::/64", "100.64.0.0/10"]
+    wide = ["0.0.0.0/0", "::/0", "169.254.0.0/16", "169.254.169.0/24", "fd00::/8", "100.64.0.0/10"]
     connector, error = follow(url, {}, tmp_path, wide)
     assert error is not None
     assert error.error_class is ErrorClass.BLOCKED_ADDRESS
