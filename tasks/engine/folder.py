@@ -52,7 +52,7 @@ def entry_of(fd: int) -> Entry:
 def names_of(key: str) -> Names:
     """The names of a key, one below the other. Raises OSError (EINVAL) for what leads elsewhere: `..` is no link."""
     names = tuple(key.split("/"))
-    if any(name in ("", ".", "..") or "\0" in name or name.startswith(PARTS) for name in names):
+    if any(name in ("", ".", "..") or "\0" in name or name.casefold().startswith(PARTS) for name in names):
         raise OSError(EINVAL, "no name below a directory")
     return names
 

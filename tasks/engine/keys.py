@@ -244,6 +244,7 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
     if for_directory:
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
             return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
-        if any(segment.startswith(PARTS) for segment in segments):
+        # one and the same name where the file system does not tell case apart
+        if any(segment.casefold().startswith(PARTS) for segment in segments):
             return f"a name in the key begins with `{PARTS}`, as those of unfinished files do"
     return None

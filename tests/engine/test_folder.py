@@ -123,7 +123,7 @@ def test_links_that_lead_out_are_not_read(root: Path, tmp_path: Path, folder: Fo
 
 
 @pytest.mark.parametrize(
-    "key", ["../x", "a/../../x", "..", ".", "a/./x", "/x", "a//x", "", "x\0y", f"{PARTS}/x", f"a/{PARTS}-1"]
+    "key", ["../x", "a/../../x", "..", ".", "a/./x", "/x", "a//x", "", "x\0y", f"{PARTS}/x", f"a/{PARTS.upper()}-1"]
 )
 def test_names_that_lead_elsewhere_are_none(key: str, root: Path, tmp_path: Path, folder: Folder) -> None:
     """Planning refuses such keys; so does the last one who could."""

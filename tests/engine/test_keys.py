@@ -70,7 +70,7 @@ def test_default_key(source: str, key: str) -> None:
         ("CON", True, None),
         (".ferry-parts/x", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
         (".ferry-parts/x", False, None),
-        ("a/.ferry-parts-1", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
+        ("a/.Ferry-PARTS-1", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
         ("a#1", False, None),
     ],
 )  # fmt: skip
