@@ -8,11 +8,13 @@ judged by the very address that it is for.
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import re
 import socket
 import unicodedata
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypedDict
 
 from tasks.engine.address_kinds import METADATA, Address, inside, special, unmapped, unscoped
@@ -23,6 +25,7 @@ from tasks.engine.urls import escaped, short
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
+LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
@@ -208,6 +211,13 @@ class Resolver(Protocol):
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
 
 
+@functools.cache
+def _lookers() -> ThreadPoolExecutor:
+    """Threads for look-ups alone. One that nobody answers takes its thread for a minute, whoever gave it up: names that
+    a stranger chose must not hold up other names, nor what else asyncio's own few threads are for."""
+    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="ferry-look-up")
+
+
 class SystemResolver:
     """getaddrinfo, in a thread."""
 
@@ -215,7 +225,8 @@ class SystemResolver:
         loop = asyncio.get_running_loop()
         # Only families that this machine has; its own loopback does not count as one, so not for localhost.
         flags = 0 if host.rpartition(".")[2] == "localhost" else socket.AI_ADDRCONFIG
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=flags)
+        found = await loop.run_in_executor(_lookers(), look_up)
         resolved: list[Resolved] = []
         for family, _, _, _, address in found:
             text = str(address[0])

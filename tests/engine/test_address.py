@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -472,3 +473,31 @@ def test_the_system_s_resolver() -> None:
         assert {entry["port"] for entry in found} == {80}
 
     asyncio.run(work())
+
+
+def test_look_ups_that_hang_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred names that nobody answers for: another name is found at once, and asyncio's own threads are free."""
+    over = threading.Event()
+
+    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if host.startswith("hangs"):
+            over.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def go() -> None:
+        resolver = FilteringResolver(AddressFilter(), timeout_s=5.0)
+        hanging = [asyncio.create_task(resolver.resolve(f"hangs-{n}.example", 80)) for n in range(100)]
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(2):
+            assert [one["host"] for one in await resolver.resolve("img.example", 80)] == ["93.184.216.34"]
+            await asyncio.to_thread(int)
+        over.set()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+    try:
+        asyncio.run(go())
+    finally:
+        over.set()
