@@ -12,6 +12,7 @@ from typing import Any
 
 from tasks.engine.errors import UserError
 from tasks.engine.manifest_columns import (
+    MAX_CELL,
     MAX_COLUMNS,
     USUAL_NAMES,
     Batch,
@@ -137,10 +138,17 @@ def open_jsonl(path: Path, compression: Compression, request: Request) -> Opened
                 yield from (line for line in _lines(block) if line.strip())
 
     names: dict[str, None] = {}
-    failure = ""
+    failure, characters = "", 0
     for line in islice(sample(), SAMPLE_LINES):
         try:
-            names.update(dict.fromkeys(_object(line)))
+            found = _object(line)
+            characters += sum(len(name) for name in found if name not in names)
+            if characters > MAX_CELL:  # each is as long as its line, and they are kept
+                raise UserError(
+                    f"{request.shown}: its first lines name columns of more than {MAX_CELL:,} characters in all; leave "
+                    "out those that are not needed"
+                )
+            names.update(dict.fromkeys(found))
             refuse_many_columns(len(names), request)
         except ValueError as error:
             failure = failure or f"{error}: {excerpt(line)}"

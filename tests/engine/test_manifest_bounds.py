@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import time
+import tracemalloc
 import zipfile
 import zlib
 from functools import partial
@@ -49,6 +50,18 @@ def test_too_wide(name: str, content: str, tmp_path: Path) -> None:
     """More columns than Excel has are refused, by their number."""
     assert "a." in (message := refused_quickly(put(tmp_path, name, content)))
     assert f"more than {MAX_COLUMNS:,} columns" in message
+
+
+def test_long_names(tmp_path: Path) -> None:
+    """What a thousand lines name as columns is kept: together no more than one line may have."""
+    lines = [json.dumps({"url": URL, f"{n}😀{'x' * 500_000}": 1}, ensure_ascii=False) + "\n" for n in range(20)]
+    path = put(tmp_path, "a.jsonl", "".join(lines))
+    tracemalloc.start()
+    try:
+        assert "its first lines name columns of more than 1,048,576 characters" in refused_quickly(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_too_wide_parquet(tmp_path: Path) -> None:
