@@ -19,6 +19,7 @@ HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looke
 MAX_UTF16_BYTES = 64 * 1024 * 1024
 MAX_SVGZ_BYTES = 64 * 1024 * 1024  # decompressed
 MAX_SVG_TOKENS = 500_000
+_SVGZ_STEP = 1024 * 1024
 
 _PROLOG = re.compile(
     rb"(?:\s++|<\?(?:[^?]++|\?(?!>))*+\?>|<!--(?:[^-]++|-(?!->))*+-->"
@@ -122,15 +123,21 @@ def gunzip_head(data: Data) -> bytes | None:
 def gunzip(data: Data) -> bytes:
     """A whole gzip stream (RFC 1952), bounded, its checksum verified. For SVGZ."""
     stream = zlib.decompressobj(31)
-    try:
-        text = stream.decompress(data, MAX_SVGZ_BYTES)
-    except zlib.error:
-        raise wrong("SVGZ", "it does not decompress") from None
-    if not stream.eof:
-        if stream.unconsumed_tail:
-            raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
-        raise cut("SVGZ", "the end of its gzip stream")
-    return text
+    parts, left = [], MAX_SVGZ_BYTES
+    for at in range(0, len(data), HEAD_BYTES):  # zlib copies what it leaves of its input: a body may be a gigabyte
+        piece, full = data[at : at + HEAD_BYTES], True
+        while full and not stream.eof:
+            try:
+                parts.append(stream.decompress(piece, _SVGZ_STEP))
+            except zlib.error:
+                raise wrong("SVGZ", "it does not decompress") from None
+            left -= len(parts[-1])
+            if left < 0:
+                raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
+            piece, full = stream.unconsumed_tail, len(parts[-1]) == _SVGZ_STEP
+        if stream.eof:
+            return b"".join(parts)
+    raise cut("SVGZ", "the end of its gzip stream")
 
 
 _SIGNATURES: tuple[tuple[bytes, str], ...] = (
