@@ -47,6 +47,7 @@ from tasks.engine.formats import Data, Kind, cut, wrong
 from tasks.engine.formats_boxes import code_stream
 from tasks.engine.formats_files import largest_tile
 from tasks.engine.formats_text import gunzip
+from tasks.engine.icons import J2K, largest_picture
 from tasks.engine.image_svg import parse_svg
 from tasks.engine.jpeg2000 import MAX_COMPONENTS, MAX_STEPS, burden
 from tasks.engine.jpeg_scans import most_scans
@@ -62,8 +63,6 @@ MAX_TOTAL_PIXELS = 2_000_000_000
 MAX_FRAMES = 10_000
 MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
 MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
-MAX_ICON_PIXELS = 16_000_000  # of one picture in an icon file, whose directory says less
-MAX_ICON_PICTURES = 1000
 MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
 MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
 
@@ -198,18 +197,7 @@ def _nested_pixels(data: Data, name: str) -> int:
         if largest > MAX_TILE_PIXELS:
             raise _too_much(f"the TIFF has tiles of {largest:,} pixels, which are unpacked as a whole")
     elif name in ("ICO", "CUR", "ICNS"):
-        pictures = 0 if name == "ICNS" else int.from_bytes(data[4:6], "little")
-        for signature, at in _SIZES:
-            found = data.find(signature)
-            while found >= 0 and pictures <= MAX_ICON_PICTURES:
-                pictures += 1
-                header = data[found + at : found + at + 8]
-                largest = max(largest, int.from_bytes(header[:4], "big") * int.from_bytes(header[4:], "big"))
-                found = data.find(signature, found + 1)
-        if pictures > MAX_ICON_PICTURES:
-            raise _too_much(f"the {name} has more than {MAX_ICON_PICTURES:,} pictures, which no icon has")
-        if largest > MAX_ICON_PIXELS:
-            raise _too_much(f"the {name} has a picture of {largest:,} pixels, which no icon has")
+        largest = largest_picture(data, name)
     return largest
 
 
@@ -219,7 +207,7 @@ def _beside_the_pixels(data: Data, name: str) -> int:
     if name.startswith("JPEG 2000"):
         at = code_stream(data, name)
     elif name == "ICNS":
-        at = data.find(_J2K)
+        at = data.find(J2K)
     most = 0
     while at >= 0:
         if int.from_bytes(data[at + 40 : at + 42], "big") > MAX_COMPONENTS:
@@ -228,13 +216,8 @@ def _beside_the_pixels(data: Data, name: str) -> int:
         if found.steps > MAX_STEPS:
             raise _too_much(f"the {name} is cut into {found.steps:,} parts, which would take too long to decode")
         most = max(most, found.held)
-        at = data.find(_J2K, at + 1) if name == "ICNS" else -1
+        at = data.find(J2K, at + 1) if name == "ICNS" else -1
     return most
-
-
-_J2K = b"\xff\x4f\xff\x51"
-# signatures in icon files, and where behind them width and height stand
-_SIZES = ((b"\x89PNG\r\n\x1a\n", 16), (_J2K, 8))
 
 
 def _too_much(what: str) -> ObjectError:

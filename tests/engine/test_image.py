@@ -667,6 +667,7 @@ def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
+        bombs.ico_with(bombs.bitmap_for_ico(6_000), 1),
         bombs.ico_of_one_picture(30_000, bombs.png(3_000, 3_000, 0, 8)),
         b"\0\0\x01\0\x01\0"
         + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 99, 22)
@@ -677,7 +678,7 @@ def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
         bombs.jpeg_of_markers(b"\xff\xfe\0\2", 5_000_000),
         bombs.jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
     ],
-    ids=("sizes of one picture", "signatures", "directories", "markers", "segments", "empty pictures"),
+    ids=("bitmap", "sizes of one picture", "signatures", "directories", "markers", "segments", "empty pictures"),
 )
 def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
     """Pictures that lie over each other, and small pieces by the million, are not looked at one by one."""

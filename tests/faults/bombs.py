@@ -131,9 +131,15 @@ def jp2_around(stream: bytes, width: int, height: int) -> bytes:
     return kind + box(b"jp2h", header) + box(b"free", b"") + box(b"jp2c", stream)
 
 
-def ico_with(picture: bytes) -> bytes:
-    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(picture), 22)
+def ico_with(picture: bytes, bits: int = 32) -> bytes:
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, bits, len(picture), 22)
     return b"\0\0\x01\0\x01\0" + entry + picture
+
+
+def bitmap_for_ico(side: int) -> bytes:
+    """Of one bit a pixel, with its mask; Pillow makes four bytes of each, and some more."""
+    row = (side + 31) // 32 * 4
+    return struct.pack("<IiiHHIIiiII", 40, side, 2 * side, 1, 1, 0, 0, 0, 0, 2, 0) + bytes(8) + bytes(2 * row * side)
 
 
 def ico_of_one_picture(entries: int, picture: bytes) -> bytes:
@@ -223,6 +229,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "jp2, 65,000 tiles of 16,000 components": lambda: jp2_around(j2k(255, 255, tile=1, components=16_000), 255, 255),
     "ico, a png of 400 megapixels": lambda: ico_with(png_of_nothing(20_000, 20_000)),
     "ico, a png of 100 megapixels that are there": lambda: ico_with(png(10_000, 10_000, 0, 1)),
+    "ico, a bitmap of 225 megapixels": lambda: ico_with(bitmap_for_ico(15_000), 1),
     "ico, 65,000 sizes of one png": lambda: ico_of_one_picture(65_000, png(4_000, 4_000, 0, 8)),
     "tiff, 65,000 directories": lambda: tiff_of_directories(65_000),
     "jpeg, 5 million markers": lambda: jpeg_of_markers(b"\xff\x01", 5_000_000),
