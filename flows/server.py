@@ -25,6 +25,7 @@ from pathlib import Path
 
 from tasks.engine.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[1]
 START_S = 60.0
 VERSION = importlib.metadata.version("prefect")
 # In the virtual environment, and named for the version: another one migrates for itself.
@@ -130,12 +131,12 @@ class LocalServer:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment |= quiet_environment(self.home) | (PREPARED if prepared else {}) | self._more
         serve = [
-            "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1",
+            "uvicorn", "--factory", "flows.gate:create_app", "--host", "127.0.0.1",
             "--port", str(self.port), "--timeout-keep-alive", "60", "--no-access-log", "--log-level", "warning",
         ]  # fmt: skip
         with log.open("ab") as output:
             process = self._process = subprocess.Popen(
-                [sys.executable, "-c", _STARTER, *serve],
+                [sys.executable, "-c", _STARTER, str(ROOT), *serve],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
             )  # fmt: skip
         return process
@@ -208,7 +209,8 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
     if os.getppid() != parent:
         sys.exit(1)
-sys.argv = sys.argv[1:]
+sys.path.append(sys.argv[1])  # for flows.gate; the working directory is the user's
+sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 

@@ -49,7 +49,7 @@ def _bitmap(data: Data, at: int) -> int:
     header, width, height = struct.unpack_from("<Iii", data, at)
     if header == 12:
         width, height = struct.unpack_from("<HH", data, at + 4)
-    return abs(width * height) // 2
+    return int(abs(width * height)) // 2
 
 
 def _too_much(what: str) -> ObjectError:

@@ -700,9 +700,11 @@ def test_fill_bytes_cost_little_to_decode() -> None:
 
 def test_a_jpeg_2000_of_many_parts_decodes() -> None:
     """Tiles, precincts and layers as real encoders make them."""
-    cut_up = {"tile_size": (64, 64), "precinct_size": (32, 32), "codeblock_size": (16, 16), "num_resolutions": 3}
     for layers in ([1], [40, 20, 10, 5, 1]):
-        data = saved("JPEG2000", size=(500, 400), quality_layers=layers, irreversible=True, **cut_up)
+        data = saved(
+            "JPEG2000", size=(500, 400), quality_layers=layers, irreversible=True, num_resolutions=3,
+            tile_size=(64, 64), precinct_size=(32, 32), codeblock_size=(16, 16),
+        )  # fmt: skip
         decode(data, check(data))
 
 
