@@ -50,7 +50,7 @@ from tasks.engine.formats_text import gunzip
 from tasks.engine.icons import J2K, largest_picture
 from tasks.engine.image_svg import parse_svg
 from tasks.engine.jpeg2000 import MAX_COMPONENTS, MAX_STEPS, burden
-from tasks.engine.jpeg_scans import most_scans
+from tasks.engine.jpeg_scans import scans
 from tasks.engine.objects import ErrorClass
 
 if TYPE_CHECKING:
@@ -158,13 +158,15 @@ def _decode_raster(data: Data, name: str) -> None:
     try:
         inside = _nested_pixels(data, name)
         beside = _beside_the_pixels(data, name)
+        partial = _keeps_coefficients(data, name)
     except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
         raise wrong(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:
         with _memory.borrowed() as loan, Image.open(file, formats=[_PLUGINS[name]]) as image:
             total = 0
-            animated, progressive = getattr(image, "n_frames", 1) > 1, bool(image.info.get("progressive"))
+            animated = getattr(image, "n_frames", 1) > 1
+            progressive = partial or bool(image.info.get("progressive"))
             for number, (width, height) in enumerate(_frames(image), 1):
                 pixels = max(width * height, inside if name == "ICO" else 0)  # its sizes may share one picture
                 total += pixels
@@ -184,13 +186,21 @@ def _decode_raster(data: Data, name: str) -> None:
         raise _decode_error(exc, name) from None
 
 
+def _keeps_coefficients(data: Data, name: str) -> bool:
+    """Of a JPEG, until its last scan. Raises ObjectError where it has many."""
+    if name != "JPEG":
+        return False
+    most, partial = scans(data, MAX_SCANS)
+    if most > MAX_SCANS:
+        raise _too_much(f"the JPEG has more than {MAX_SCANS} scans, each of which is a pass over all of it")
+    return partial
+
+
 def _nested_pixels(data: Data, name: str) -> int:
     """The largest tile of a TIFF, the largest picture in an icon: what the size that Pillow shows does not say.
 
-    Raises ObjectError where that is too much, and for a JPEG of many scans.
+    Raises ObjectError where that is too much.
     """
-    if name == "JPEG" and most_scans(data, MAX_SCANS) > MAX_SCANS:
-        raise _too_much(f"the JPEG has more than {MAX_SCANS} scans, each of which is a pass over all of it")
     largest = 0
     if name == "TIFF":
         largest = largest_tile(data, name, MAX_FRAMES)

@@ -10,24 +10,31 @@ MAX_MARKERS = 100_000  # in all; a picture with 100 MB of metadata in pieces has
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # ITU-T T.81 annex B; FF 00 and the restarts are coded data
 _ALONE = frozenset({0x01, 0xD8})
 _SCAN, _END = 0xDA, 0xD9
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
-def most_scans(data: Data, enough: int) -> int:
-    """The scans of that picture in the file that has most of them (MPO has several); stops counting past ``enough``.
+def scans(data: Data, enough: int) -> tuple[int, bool]:
+    """The scans of that picture in the file that has most of them (MPO has several), and whether one of them has fewer
+    components than its picture: a decoder then keeps the coefficients of all, as of a progressive one.
 
-    Raises ObjectError where there are more markers than are looked at.
+    Stops counting past ``enough``. Raises ObjectError where there are more markers than are looked at.
     """
-    most = scans = 0
+    most = in_this = components = 0
+    partial = False
     pos = data.find(b"\xff\xd8\xff")
     for _ in range(MAX_MARKERS):
         found = _MARKER.search(data, pos) if pos >= 0 and most <= enough else None
         if found is None:
-            return most
+            return most, partial
         marker, pos = found[1][0], found.end()
         if marker == _END:
-            scans, pos = 0, data.find(b"\xff\xd8\xff", pos)
+            in_this, pos = 0, data.find(b"\xff\xd8\xff", pos)
         elif marker not in _ALONE:
-            scans += marker == _SCAN
-            most = max(most, scans)
+            if marker in _FRAMES:
+                components = int.from_bytes(data[pos + 7 : pos + 8], "big")
+            elif marker == _SCAN:
+                in_this += 1
+                most = max(most, in_this)
+                partial = partial or int.from_bytes(data[pos + 2 : pos + 3], "big") < components
             pos += max(2, int.from_bytes(data[pos : pos + 2], "big"))
     raise wrong("JPEG", f"it has more than {MAX_MARKERS:,} markers")

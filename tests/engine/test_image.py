@@ -689,6 +689,15 @@ def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
     assert time.perf_counter() - started < 1
 
 
+def test_a_baseline_jpeg_may_keep_its_coefficients() -> None:
+    """One with a scan for each component takes three times the memory, as a progressive one does."""
+    small = bombs.jpeg_of_components(64, 64)
+    decode(small, check(small))
+    refused = decode_refusal(bombs.jpeg_of_components(15_000, 15_000))
+    assert refused.error_class is ErrorClass.TOO_LARGE
+    assert "takes too much memory to decode" in str(refused)
+
+
 def test_fill_bytes_cost_little_to_decode() -> None:
     """Before a marker there may be any number of them; before none, too."""
     data = bombs.jpeg_of_markers(b"\xff" * 1_000_000 + b"\0", 5)

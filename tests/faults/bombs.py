@@ -89,6 +89,17 @@ def jpeg_of_nothing(width: int, height: int) -> bytes:
     return whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 :]
 
 
+def jpeg_of_components(width: int, height: int) -> bytes:
+    """A baseline JPEG with a scan for each component, and hardly a byte in them."""
+    whole = saved("JPEG", (16, 16), subsampling=0)
+    at, scan = whole.find(b"\xff\xc0"), whole.find(b"\xff\xda")
+    parts = [whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 : scan]]
+    parts += [
+        b"\xff\xda\0\x08\1" + bytes([number, table, 0, 63, 0]) + b"\0" for number, table in ((1, 0), (2, 17), (3, 17))
+    ]
+    return b"".join(parts) + b"\xff\xd9"
+
+
 def jp2_of_nothing(width: int, height: int) -> bytes:
     """One tile as large as the picture."""
     whole = saved("JPEG2000", (16, 16))
@@ -220,6 +231,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "gif, 4.3 gigapixels": lambda: gif_of_nothing(65_535, 65_535),
     "gif, 10,001 frames": lambda: many_frames(10_001),
     "jpeg, 4.3 gigapixels": lambda: jpeg_of_nothing(65_500, 65_500),
+    "jpeg, 225 megapixels in three scans": lambda: jpeg_of_components(15_000, 15_000),
     "jpeg, 500 scans": lambda: jpeg_of_scans(2000, 2000, 500),
     "jp2, 10 gigapixels": lambda: jp2_of_nothing(100_000, 100_000),
     "jp2, 100 megapixels": lambda: jp2_of_nothing(10_000, 10_000),
@@ -299,6 +311,7 @@ def main(names: list[str]) -> None:
 LARGE: dict[str, Callable[[], bytes]] = {
     "png, 160 megapixels": lambda: png(16_000, 10_000),
     "jpeg, progressive": lambda: saved("JPEG", (9_000, 9_000), progressive=True),
+    "jpeg, a scan for each component": lambda: jpeg_of_components(9_000, 9_000),
     "webp": lambda: saved("WEBP", (6_500, 6_500), "RGBA", lossless=True, method=0),
     "gif": lambda: saved("GIF", (8_000, 8_000), "P"),
     "gif, animated": lambda: animation("GIF", 7_000),
