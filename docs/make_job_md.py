@@ -69,7 +69,8 @@ Addresses in a job must not hold a user name, a password or a signature. The man
 they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.
 
 State in a bucket (`state: s3://...`) is reached as the destination is: the same endpoint and credentials. It may not lie
-in the destination (exit code 2): there a row's key could be that of one of its files.
+in the destination (exit code 2), where a row's key could be that of one of its files, nor in a directory or prefix that
+is listed, unless `exclude` leaves it out: its addresses would be moved too.
 
 ## What a change means for work that is done
 

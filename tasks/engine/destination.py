@@ -23,26 +23,6 @@ from tasks.engine.state import State
 from tasks.engine.store import open_store
 
 
-def refuse_state_inside(job: Job, place: str) -> None:
-    """Raises UserError where a row's key could be a file of the state: who writes the list would write the next plan.
-
-    By default the state lies beside the job's file, which is such a file too.
-    """
-    if state_inside(job.destination.uri, place):
-        raise UserError(
-            f"the state ({place}) lies in the destination ({job.destination.uri}): a row could replace its "
-            "files. Give the destination a folder or a prefix of its own, or set `state` to another place"
-        )
-
-
-def state_inside(uri: str, place: str) -> bool:
-    """Does the state at ``place`` lie in the destination ``uri``, or is it the same? Links are followed."""
-    parts = urlsplit(uri)
-    if parts.scheme != "file":
-        return f"{place.rstrip('/')}/".startswith(f"{uri.rstrip('/')}/")
-    return "://" not in place and Path(place).resolve().is_relative_to(Path(unquote(parts.path)).resolve())
-
-
 def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
     """How existing objects are found, and the same in words (SEMANTICS: keys, on_existing).
 

@@ -171,10 +171,16 @@ def chosen(key: str, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pa
     return not any(pattern.match(key) for pattern in exclude)
 
 
+def globs(job: Job) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
+    """The job's `include` and `exclude`."""
+    include, exclude = ([re.compile(fnmatch.translate(glob)) for glob in given] for given in (job.include, job.exclude))
+    return include, exclude
+
+
 def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     """The objects under a bucket prefix or a directory, as rows. ETags come along, for bucket to bucket."""
     root = job.manifest
-    include, exclude = ([re.compile(fnmatch.translate(glob)) for glob in globs] for globs in (job.include, job.exclude))
+    include, exclude = globs(job)
     store = open_store(root, access, spool_dir)
     row_no = 0
     try:

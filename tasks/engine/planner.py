@@ -17,7 +17,8 @@ from pathlib import Path
 
 from tasks.engine import cut, judge, lease, ledger
 from tasks.engine.access import Access
-from tasks.engine.destination import find_existing, forget_hints, refuse_state_inside, twins_in
+from tasks.engine.apart import refuse_state_in_the_way
+from tasks.engine.destination import find_existing, forget_hints, twins_in
 from tasks.engine.errors import Damaged
 from tasks.engine.intake import NORMALISED, Brought, bring_manifest
 from tasks.engine.job import Job
@@ -80,7 +81,7 @@ class Planner:
     def run(self) -> Planned:
         """Raises UserError for a job, list or state that cannot be used; nothing has moved then."""
         plain, dry = self.ask.mode == "plain", self.ask.dry
-        refuse_state_inside(self.job, self.state.uri)
+        refuse_state_in_the_way(self.job, self.state.uri)
         old = self._plan_in_force()
         if old is not None:
             check_where(old, self.job)

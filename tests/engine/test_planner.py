@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from tasks.engine import intake, ledger, planner, tables
+from tasks.engine.apart import below
 from tasks.engine.chunk import read_chunk
-from tasks.engine.destination import state_inside
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
@@ -893,4 +893,31 @@ def test_no_row_writes_into_a_state_in_the_same_bucket(tmp_path: Path) -> None:
         ("s3://b/new", str(tmp_path), False),
         (f"file://{tmp_path}/", "s3://b/new", False),
     ):
-        assert state_inside(uri, place) is inside
+        assert (below(uri, place) is not None) is inside
+
+
+@pytest.mark.parametrize(
+    ("place", "globs", "moved"),
+    [
+        ("images/.ferry/x", {}, True),
+        ("images/.ferry/x", {"include": ["*.jpg"]}, False),
+        ("images/.ferry/x", {"exclude": [".ferry/x/*"]}, True),  # and the database beside it?
+        ("images/.ferry/x", {"exclude": [".ferry/*"]}, False),
+        ("images", {}, True),
+        ("images/deep/state", {"exclude": ["deep/*"]}, False),
+        (".ferry/x", {}, False),
+    ],
+)
+def test_the_state_is_not_moved(place: str, globs: dict[str, Any], moved: bool, tmp_path: Path) -> None:
+    """A listed directory may be the job's own: addresses with their signatures, and Prefect's database, stay there."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"x")
+    job = make_job(
+        manifest=f"file://{tmp_path}/images/", destination=f"file://{tmp_path}/out/", checks="none", source={}, **globs
+    )
+    state = DirectoryState(tmp_path / place)
+    if moved:
+        with pytest.raises(UserError, match="lies in what is to be moved"):
+            plan(job, state)
+    else:
+        assert keys(state, plan(job, state)) == ["a.jpg"]

@@ -1,0 +1,53 @@
+"""The state is not in the way of what is moved: not where objects are written, and not among those that are read.
+
+By default it lies beside the job's file, in `.ferry`, and with it the local Prefect server's database.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tasks.engine.errors import UserError
+from tasks.engine.intake import chosen, globs
+from tasks.engine.job import Job
+
+
+def refuse_state_in_the_way(job: Job, place: str) -> None:
+    """Raises UserError where a row's key could be a file of the state (who writes the list would write the next plan),
+    and where a listing has the state's files, with its addresses, among what is to be moved."""
+    if below(job.destination.uri, place) is not None:
+        raise UserError(
+            f"the state ({place}) lies in the destination ({job.destination.uri}): a row could replace its files. Give "
+            "the destination a folder or a prefix of its own, or set `state` to another place"
+        )
+    if not job.is_listed():
+        return
+    inside = below(job.manifest, place)
+    if inside is None or (place.startswith("s3://") and job.source.endpoint_url != job.destination.endpoint_url):
+        return
+    ours = [f"{inside}/plan/plan.json".lstrip("/")]
+    if "/.ferry/" in f"/{inside}":
+        ours.append(f"/{inside}".partition("/.ferry/")[0].lstrip("/") + "/.ferry/prefect/prefect.db")
+    if any(chosen(key.lstrip("/"), *globs(job)) for key in ours):
+        raise UserError(
+            f"the state ({place}) lies in what is to be moved ({job.manifest}): its files, with the addresses in them, "
+            "would be moved too. Leave them out with `exclude`, or set `state` to another place"
+        )
+
+
+def below(uri: str, place: str) -> str | None:
+    """Where the state at ``place`` lies below a bucket's prefix or a directory: "" for the same, None for elsewhere.
+
+    Links are followed.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "file":
+        root = f"{uri.rstrip('/')}/"
+        return place.rstrip("/")[len(root) :] if f"{place.rstrip('/')}/".startswith(root) else None
+    if "://" in place:
+        return None
+    directory, state = Path(unquote(parts.path)).resolve(), Path(place).resolve()
+    if not state.is_relative_to(directory):
+        return None
+    return "" if state == directory else state.relative_to(directory).as_posix()
