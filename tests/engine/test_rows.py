@@ -155,7 +155,7 @@ def test_late_keys(tmp_path: Path) -> None:
         ({"source": ["https://h.example/"]}, {}, "the key is empty; set `key`, or give the row another one"),
         ({"source": ["https://h.example/a//b"]}, {}, "the key holds `//`, an empty name; set `key`, or give the row another one"),
         ({"key": ["a" * 1020]}, {"prefix": "pppp/"}, "the key is 1,025 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),
-        ({"key": [".ferry-parts/1"]}, {"for_directory": True}, "the key begins with `.ferry-parts`, where unfinished files are kept; set `key`, or give the row another one"),
+        ({"key": [".ferry-parts/1"]}, {"for_directory": True}, "a name in the key begins with `.ferry-parts`, as those of unfinished files do; set `key`, or give the row another one"),
         ({"sku": [None]}, {"key": "{sku}/{sha256}"}, "the row has no {sku} for the key template"),
         ({"source": ["https://h.example/x"]}, {"key": "a.{source.ext}"}, "the row has no {source.ext} for the key template"),
         ({"id": ["a" * 980]}, {"key": "{id}/{sha256}"}, "the key is 1,045 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),
