@@ -20,6 +20,15 @@ _ANIMATED = {"GIF": 12, "PNG": 12}  # the picture before, and the one to return 
 _J2K_OF_A_BAND = 5  # OpenJPEG has 32 bits for each sample
 _PROGRESSIVE = 8  # libjpeg keeps 16 bits of each coefficient until the last scan
 _BANDS = {"1": 1, "L": 1, "P": 1, "I;16": 1, "I": 1, "F": 1, "LA": 2, "RGB": 3, "YCbCr": 3}
+# Times the body's length, at most; measured likewise: metadata is kept, comments are joined, some are read whole.
+_OF_THE_BODY = {
+    "GIF": 3, "JPEG": 4, "WebP": 3, "AVIF": 2, "PSD": 2, "TIFF": 3, "PNG": 2, "ICO": 2, "CUR": 2, "ICNS": 2,
+}  # fmt: skip
+
+
+def bytes_of_a_body(name: str, length: int) -> int:
+    """What opening a body of this format takes beside its pixels, whatever it holds."""
+    return _OF_THE_BODY.get(name, 0) * length
 
 
 def bytes_a_pixel(name: str, mode: str, *, animated: bool = False, progressive: bool = False) -> int:

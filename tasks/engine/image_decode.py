@@ -9,6 +9,7 @@ empty that a PNG's well-ended compressed stream does not hold.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import struct
@@ -41,7 +42,7 @@ from PIL import (  # each import registers its format, so that no thread has to
     WebPImagePlugin,
 )
 
-from tasks.engine.decode_memory import DecodeMemory, bytes_a_pixel
+from tasks.engine.decode_memory import DecodeMemory, bytes_a_pixel, bytes_of_a_body
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind, cut, wrong
 from tasks.engine.formats_boxes import code_stream
@@ -157,13 +158,17 @@ _memory = DecodeMemory()
 def _decode_raster(data: Data, name: str) -> None:
     try:
         inside = _nested_pixels(data, name)
-        beside = _beside_the_pixels(data, name)
+        beside = _beside_the_pixels(data, name) + bytes_of_a_body(name, len(data))
         partial = _keeps_coefficients(data, name)
     except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
         raise wrong(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:
-        with _memory.borrowed() as loan, Image.open(file, formats=[_PLUGINS[name]]) as image:
+        with contextlib.ExitStack() as opened:
+            loan = opened.enter_context(_memory.borrowed())
+            if not loan.need(beside):
+                raise _too_much(f"the {name} takes too much memory to open ({len(data):,} bytes)")
+            image = opened.enter_context(Image.open(file, formats=[_PLUGINS[name]]))
             total = 0
             animated = getattr(image, "n_frames", 1) > 1
             progressive = partial or bool(image.info.get("progressive"))

@@ -7,9 +7,10 @@ import re
 from tasks.engine.formats import Data, wrong
 
 MAX_MARKERS = 100_000  # in all; a picture with 100 MB of metadata in pieces has 1,600
+MAX_EXIF_BYTES = 16 << 20  # Pillow joins the segments one by one, each with all before it; a camera writes one
 _MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")  # ITU-T T.81 annex B; FF 00 and the restarts are coded data
 _ALONE = frozenset({0x01, 0xD8})
-_SCAN, _END = 0xDA, 0xD9
+_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
@@ -17,9 +18,9 @@ def scans(data: Data, enough: int) -> tuple[int, bool]:
     """The scans of that picture in the file that has most of them (MPO has several), and whether one of them has fewer
     components than its picture: a decoder then keeps the coefficients of all, as of a progressive one.
 
-    Stops counting past ``enough``. Raises ObjectError where there are more markers than are looked at.
+    Stops counting past ``enough``. Raises ObjectError where there are more markers than are looked at, or more EXIF.
     """
-    most = in_this = components = 0
+    most = in_this = components = exif = 0
     partial = False
     pos = data.find(b"\xff\xd8\xff")
     for _ in range(MAX_MARKERS):
@@ -30,7 +31,11 @@ def scans(data: Data, enough: int) -> tuple[int, bool]:
         if marker == _END:
             in_this, pos = 0, data.find(b"\xff\xd8\xff", pos)
         elif marker not in _ALONE:
-            if marker in _FRAMES:
+            if marker == _APP1 and data[pos + 2 : pos + 6] == b"Exif":
+                exif += int.from_bytes(data[pos : pos + 2], "big")
+                if exif > MAX_EXIF_BYTES:
+                    raise wrong("JPEG", f"it has more than {MAX_EXIF_BYTES >> 20} MiB of EXIF")
+            elif marker in _FRAMES:
                 components = int.from_bytes(data[pos + 7 : pos + 8], "big")
             elif marker == _SCAN:
                 in_this += 1

@@ -21,6 +21,7 @@ import pytest
 from PIL import Image
 
 from tasks.engine import image_decode
+from tasks.engine.decode_memory import DecodeMemory
 from tasks.engine.errors import ObjectError
 from tasks.engine.image import KINDS, check, decode, sniff
 from tasks.engine.objects import ErrorClass
@@ -676,9 +677,19 @@ def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
         bombs.tiff_of_directories(30_000),
         bombs.jpeg_of_markers(b"\xff\x01", 5_000_000),
         bombs.jpeg_of_markers(b"\xff\xfe\0\2", 5_000_000),
+        bombs.jpeg_of_exif(60_000_000),
         bombs.jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
     ],
-    ids=("bitmap", "sizes of one picture", "signatures", "directories", "markers", "segments", "empty pictures"),
+    ids=(
+        "bitmap",
+        "sizes of one picture",
+        "signatures",
+        "directories",
+        "markers",
+        "segments",
+        "EXIF",
+        "empty pictures",
+    ),
 )
 def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
     """Pictures that lie over each other, and small pieces by the million, are not looked at one by one."""
@@ -696,6 +707,14 @@ def test_a_baseline_jpeg_may_keep_its_coefficients() -> None:
     refused = decode_refusal(bombs.jpeg_of_components(15_000, 15_000))
     assert refused.error_class is ErrorClass.TOO_LARGE
     assert "takes too much memory to decode" in str(refused)
+
+
+@pytest.mark.parametrize("data", [bombs.gif_of_comment(4_000_000), bombs.jpeg_of_exif(3_000_000)], ids=("GIF", "JPEG"))
+def test_what_a_decoder_keeps_of_the_body_counts(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, EXIF and the like, up to four times as much as came: known before anything is opened."""
+    decode(data, check(data))
+    monkeypatch.setattr(image_decode, "_memory", DecodeMemory(10_000_000))
+    assert "takes too much memory to open" in str(decode_refusal(data))
 
 
 def test_fill_bytes_cost_little_to_decode() -> None:

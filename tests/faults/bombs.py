@@ -89,6 +89,16 @@ def jpeg_of_nothing(width: int, height: int) -> bytes:
     return whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 :]
 
 
+def gif_of_comment(size: int) -> bytes:
+    whole = many_frames(1)
+    return whole[:19] + b"\x21\xfe" + (b"\xff" + bytes(255)) * (size // 256) + b"\0" + whole[19:]
+
+
+def jpeg_of_exif(size: int) -> bytes:
+    whole = saved("JPEG", (16, 16))
+    return whole[:2] + (b"\xff\xe1\xff\xffExif\0\0" + bytes(65_527)) * (size // 65_537) + whole[2:]
+
+
 def jpeg_of_components(width: int, height: int) -> bytes:
     """A baseline JPEG with a scan for each component, and hardly a byte in them."""
     whole = saved("JPEG", (16, 16), subsampling=0)
@@ -232,6 +242,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "gif, 10,001 frames": lambda: many_frames(10_001),
     "jpeg, 4.3 gigapixels": lambda: jpeg_of_nothing(65_500, 65_500),
     "jpeg, 225 megapixels in three scans": lambda: jpeg_of_components(15_000, 15_000),
+    "jpeg, EXIF of 60 MB": lambda: jpeg_of_exif(60 * MB),
     "jpeg, 500 scans": lambda: jpeg_of_scans(2000, 2000, 500),
     "jp2, 10 gigapixels": lambda: jp2_of_nothing(100_000, 100_000),
     "jp2, 100 megapixels": lambda: jp2_of_nothing(10_000, 10_000),
@@ -311,6 +322,7 @@ def main(names: list[str]) -> None:
 LARGE: dict[str, Callable[[], bytes]] = {
     "png, 160 megapixels": lambda: png(16_000, 10_000),
     "jpeg, progressive": lambda: saved("JPEG", (9_000, 9_000), progressive=True),
+    "gif, a comment of 300 MB": lambda: gif_of_comment(300 * MB),
     "jpeg, a scan for each component": lambda: jpeg_of_components(9_000, 9_000),
     "webp": lambda: saved("WEBP", (6_500, 6_500), "RGBA", lossless=True, method=0),
     "gif": lambda: saved("GIF", (8_000, 8_000), "P"),
