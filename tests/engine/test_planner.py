@@ -259,6 +259,43 @@ def test_a_list_that_is_written_to_while_it_is_read_is_refused(
         assert plan(job_in(tmp_path), state).rows == 6
 
 
+@pytest.mark.parametrize(
+    ("destination", "state", "kept"),
+    [
+        ("s3://b/p/", "s3://b/p/.ferry/x", ".ferry/x/"),
+        ("s3://b", "s3://b/state/", "state/"),
+        ("s3://b/p", "s3://b/pp", ""),
+        ("s3://b/p", "/srv/b/p", ""),
+        ("file:///srv/out/", "/srv/out/../out/.ferry/x", ".ferry/x/"),
+        ("file:///srv/out/", "/srv/other", ""),
+        ("file:///", "/srv/x", "srv/x/"),
+        ("s3://b/p/", "s3://b/p", None),
+        ("s3://b/p/x/", "s3://b/p", None),
+        ("file:///srv/a%20b/x", "/srv/a b", None),
+    ],
+)
+def test_where_the_state_lies(destination: str, state: str, kept: str | None) -> None:
+    """Below the destination it has a place of its own; in the state there is none for objects."""
+    job = make_job(destination=destination, state=state)
+    if kept is not None:
+        assert intake.state_below(job) == kept
+        return
+    with pytest.raises(UserError, match="lies in the job's own state"):
+        intake.state_below(job)
+
+
+def test_no_object_is_written_among_the_state_s_files(tmp_path: Path) -> None:
+    """A key that begins as the state's place at the destination does is none."""
+    state = directory_state(tmp_path / "out", ".ferry")
+    rows = [["https://img.example/1.jpg", "a.jpg"], ["https://img.example/2.jpg", ".ferry/lease.json"]]
+    write_list(tmp_path / "list.csv", rows, ("url", "path"))
+    planned = plan(job_in(tmp_path, state=str(state.root)), state)
+    assert (planned.unusable, keys(state, planned)) == (1, ["a.jpg"])
+    (outcome,) = latest(state).values()
+    assert outcome.error_class is ErrorClass.BAD_KEY
+    assert (outcome.message or "").startswith("the key begins with `.ferry/`, where the job's state is kept")
+
+
 def test_a_plan_counts_as_a_run(tmp_path: Path, state: DirectoryState) -> None:
     """A run that ended before its first outcome has used its number: its manifest is not written over."""
     write_list(tmp_path / "list.csv", urls(1))
