@@ -21,6 +21,11 @@ def refuse_state_in_the_way(job: Job, place: str) -> None:
             f"the state ({place}) lies in the destination ({job.destination.uri}): a row could replace its files. Give "
             "the destination a folder or a prefix of its own, or set `state` to another place"
         )
+    if below(place, job.destination.uri) is not None:
+        raise UserError(
+            f"the destination ({job.destination.uri}) lies in the state ({place}): objects there would be taken for "
+            "its files, and deleted. Give the job another `state`"
+        )
     if not job.is_listed():
         return
     inside = below(job.manifest, place)
@@ -37,17 +42,17 @@ def refuse_state_in_the_way(job: Job, place: str) -> None:
 
 
 def below(uri: str, place: str) -> str | None:
-    """Where the state at ``place`` lies below a bucket's prefix or a directory: "" for the same, None for elsewhere.
+    """Where ``place`` lies below a bucket's prefix or a directory: "" for the same, None for elsewhere.
 
     Links are followed.
     """
-    parts = urlsplit(uri)
-    if parts.scheme != "file":
-        root = f"{uri.rstrip('/')}/"
-        return place.rstrip("/")[len(root) :] if f"{place.rstrip('/')}/".startswith(root) else None
-    if "://" in place:
-        return None
-    directory, state = Path(unquote(parts.path)).resolve(), Path(place).resolve()
-    if not state.is_relative_to(directory):
-        return None
-    return "" if state == directory else state.relative_to(directory).as_posix()
+    above, inside = _whole(uri), _whole(place)
+    return inside[len(above) :].rstrip("/") if inside.startswith(above) else None
+
+
+def _whole(place: str) -> str:
+    """A place that names of what lies in it begin with."""
+    if place.startswith("s3://"):
+        return f"{place.rstrip('/')}/"
+    path = Path(unquote(urlsplit(place).path)) if place.startswith("file://") else Path(place)
+    return f"{str(path.resolve()).rstrip('/')}/"

@@ -53,7 +53,6 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
 
 def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
     out = spool_dir / NORMALISED
-    kept = state_below(job)
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
         same_store = job.source.endpoint_url == job.destination.endpoint_url
@@ -68,7 +67,7 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
     else:
         path = _local(job, access, spool_dir)
         before = _version(path)
-        about = {"digest": _digest_of(path, job, kept), "recognised": known.get("recognised", {})}
+        about = {"digest": _digest_of(path, job), "recognised": known.get("recognised", {})}
         if known.get("digest") == about["digest"]:
             return Brought(None, about)
         needed = sorted(key_template.needed) if key_template else []
@@ -83,7 +82,6 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
         roots=job.roots(),
         prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
         for_directory=parts.scheme == "file",
-        kept=kept,
         out_path=out,
     )
     if not job.is_listed() and _version(path) != before:
@@ -104,33 +102,13 @@ def _version(path: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def state_below(job: Job) -> str:
-    """Where the job's state lies below its destination, as keys there begin; "" where it lies elsewhere.
-
-    Raises UserError where objects would lie among the state's files: each would be taken for the other, and deleted.
-    """
-    if job.state is None or job.state.startswith("s3://") != job.destination.uri.startswith("s3://"):
-        return ""
-    if job.state.startswith("s3://"):
-        to, state = job.destination.uri.rstrip("/") + "/", job.state.rstrip("/") + "/"
-    else:
-        to = str(Path(unquote(urlsplit(job.destination.uri).path)).resolve()).rstrip("/") + "/"
-        state = str(Path(job.state).resolve()).rstrip("/") + "/"
-    if to.startswith(state):
-        raise UserError(
-            f"the destination {job.destination.uri} lies in the job's own state ({job.state}), whose files it keeps "
-            "and deletes there. Give the job another `state`"
-        )
-    return state[len(to) :] if state.startswith(to) else ""
-
-
-def _digest_of(path: Path, job: Job, kept: str) -> str:
+def _digest_of(path: Path, job: Job) -> str:
     """Of the list's bytes and of the settings that make rows of them: unchanged, the rows are too."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    settings = [__version__, job.where(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix, kept]
+    settings = [__version__, job.where(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

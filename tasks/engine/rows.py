@@ -98,9 +98,7 @@ class Normaliser:
         roots: Sequence[str],
         prefix: str,
         for_directory: bool,
-        kept: str = "",
     ) -> None:
-        self._kept = kept
         self._url, self._key_template = url_template, key_template
         self._roots, self._prefix, self._for_directory = normal_roots(roots), prefix, for_directory
         self.problems: Counter[str] = Counter()
@@ -210,8 +208,6 @@ class Normaliser:
                 continue
             final = finish(key, _NOTHING_READ, "jpeg") if late else key
             why = key_problem(final, for_directory=for_directory, prefix=prefix)
-            if self._kept and final.startswith(self._kept):
-                why = f"the key begins with `{self._kept}`, where the job's state is kept"
             if why is not None:
                 wrong.setdefault(index, (_BAD_KEY, f"{why}; set `key`, or give the row another one"))
         return keys
@@ -263,20 +259,17 @@ def normalise(
     roots: Sequence[str] = (),
     prefix: str = "",
     for_directory: bool,
-    kept: str = "",
     out_path: Path,
 ) -> NormaliseResult:
     """Write every row of the list, in its order, to one Parquet file; memory does not grow with the list.
 
     ``roots``: where `s3://` and `file://` sources may lie. ``prefix``: the destination's, for the limit on
-    a key's length; keys are written without it. ``kept``: no key begins so. The file appears under its name when it
-    is whole.
+    a key's length; keys are written without it. The file appears under its name when it is whole.
     Raises what ``batches`` raises, and OSError where the file cannot be written.
     """
     work = Normaliser(
-        url_template=url_template, key_template=key_template, roots=roots, prefix=prefix, for_directory=for_directory,
-        kept=kept,
-    )  # fmt: skip
+        url_template=url_template, key_template=key_template, roots=roots, prefix=prefix, for_directory=for_directory
+    )
     unfinished = out_path.with_name(out_path.name + ".unfinished")
     rows = 0
     try:

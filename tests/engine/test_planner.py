@@ -259,43 +259,6 @@ def test_a_list_that_is_written_to_while_it_is_read_is_refused(
         assert plan(job_in(tmp_path), state).rows == 6
 
 
-@pytest.mark.parametrize(
-    ("destination", "state", "kept"),
-    [
-        ("s3://b/p/", "s3://b/p/.ferry/x", ".ferry/x/"),
-        ("s3://b", "s3://b/state/", "state/"),
-        ("s3://b/p", "s3://b/pp", ""),
-        ("s3://b/p", "/srv/b/p", ""),
-        ("file:///srv/out/", "/srv/out/../out/.ferry/x", ".ferry/x/"),
-        ("file:///srv/out/", "/srv/other", ""),
-        ("file:///", "/srv/x", "srv/x/"),
-        ("s3://b/p/", "s3://b/p", None),
-        ("s3://b/p/x/", "s3://b/p", None),
-        ("file:///srv/a%20b/x", "/srv/a b", None),
-    ],
-)
-def test_where_the_state_lies(destination: str, state: str, kept: str | None) -> None:
-    """Below the destination it has a place of its own; in the state there is none for objects."""
-    job = make_job(destination=destination, state=state)
-    if kept is not None:
-        assert intake.state_below(job) == kept
-        return
-    with pytest.raises(UserError, match="lies in the job's own state"):
-        intake.state_below(job)
-
-
-def test_no_object_is_written_among_the_state_s_files(tmp_path: Path) -> None:
-    """A key that begins as the state's place at the destination does is none."""
-    state = directory_state(tmp_path / "out", ".ferry")
-    rows = [["https://img.example/1.jpg", "a.jpg"], ["https://img.example/2.jpg", ".ferry/lease.json"]]
-    write_list(tmp_path / "list.csv", rows, ("url", "path"))
-    planned = plan(job_in(tmp_path, state=str(state.root)), state)
-    assert (planned.unusable, keys(state, planned)) == (1, ["a.jpg"])
-    (outcome,) = latest(state).values()
-    assert outcome.error_class is ErrorClass.BAD_KEY
-    assert (outcome.message or "").startswith("the key begins with `.ferry/`, where the job's state is kept")
-
-
 def test_a_plan_counts_as_a_run(tmp_path: Path, state: DirectoryState) -> None:
     """A run that ended before its first outcome has used its number: its manifest is not written over."""
     write_list(tmp_path / "list.csv", urls(1))
@@ -903,18 +866,21 @@ def test_a_template_that_no_listing_can_fill(tmp_path: Path, state: DirectorySta
         ("out", "link/x", True),
         ("out", "output/.ferry/x", False),
         ("out", ".ferry/x", False),
+        ("state/out", "state", True),
     ],
 )
 def test_no_row_writes_into_the_state(destination: str, place: str, inside: bool, tmp_path: Path) -> None:
-    """Its files have keys where it lies in the destination: a list that names them must not plan the next run."""
-    (tmp_path / destination).mkdir()
+    """Its files have keys where it lies in the destination: a list that names them must not plan the next run. Nor do
+    objects lie in the state, which deletes what it takes for its own."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / destination).mkdir(parents=True, exist_ok=True)
     (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
     write_list(tmp_path / "list.csv", [["https://img.example/1.jpg", f"{PLAN_FILE}"]], ("url", "key"))
     job = make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/{destination}/")
     state = DirectoryState(tmp_path / place)
     for dry in (True, False):
         if inside:
-            with pytest.raises(UserError, match="lies in the destination"):
+            with pytest.raises(UserError, match=r"lies in the (destination|state)"):
                 plan(job, state, dry=dry)
         else:
             plan(job, state, dry=dry)
