@@ -38,6 +38,7 @@ destination: s3://new-bucket/products/
 #   user_agent: "product-images migration, ops@shop.example"
 #   headers:
 #     Authorization: env:OLD_TOKEN            # or secret:BLOCK; never the value itself
+#   headers_for: [img.old.example]            # who is sent it; default: the host of `url`
 
 # key: "{{sku}}/{{source.name}}"     # default: the key column, else the path of the URL
 # checks: image                    # none, length, image, decode

@@ -21,21 +21,23 @@ from tasks.engine.job_rules import (
     HEADERS_SCHEMA,
     METADATA_NAME,
     OPEN_HEADERS,
-    SECRET_REF,
     BytesPerSecond,
     DestinationEndpoint,
     PerSecond,
     Places,
     SourceEndpoint,
     credentials_reference,
+    header_references,
     host_pattern,
     no_secret_in_address,
     parse_budget,
     patterns_for,
     plain_place,
+    private_addresses,
     root_address,
     sendable,
 )
+from tasks.engine.recipients import host_of_template, recipient
 from tasks.engine.urls import short
 
 
@@ -116,11 +118,13 @@ class Source(_Model):
     """The address of an object for lists of bare IDs: `https://img.old.example/{id}.jpg`. Any column may stand in braces."""
     roots: list[Annotated[str, AfterValidator(root_address)]] = []
     """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
-    headers: Annotated[dict[str, str], Field(json_schema_extra=HEADERS_SCHEMA)] = {}
+    headers: Annotated[dict[str, str], AfterValidator(header_references), Field(json_schema_extra=HEADERS_SCHEMA)] = {}
     """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
+    headers_for: list[Annotated[str, AfterValidator(recipient)]] = []
+    """Hosts that are sent the headers whose values are references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for whatever host a row names. Default: the host of `source.url`."""
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """Who asks. Say how to reach you: an origin's operator will look here first."""
-    allow_private_addresses: list[str] = []
+    allow_private_addresses: Annotated[list[str], AfterValidator(private_addresses)] = []
     """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`; with a port, `img.internal:8080`, that port alone."""
     endpoint_url: SourceEndpoint = None
     """For buckets that are not at AWS: the S3 endpoint."""
@@ -134,31 +138,19 @@ class Source(_Model):
     def _no_secret(cls, value: str | None) -> str | None:
         return value if value is None else no_secret_in_address(value, "source.url")
 
-    @field_validator("allow_private_addresses")
-    @classmethod
-    def _allowed(cls, entries: list[str]) -> list[str]:
-        """Raises ValueError for what is neither a host nor a network."""
-        from tasks.engine.address import AddressFilter  # few jobs need it
-        from tasks.engine.errors import UserError
+    def recipients(self) -> list[str]:
+        """Which hosts get the headers that are secrets."""
+        return self.headers_for or host_of_template(self.url)
 
-        try:
-            AddressFilter(entries)
-        except UserError as exc:
-            raise ValueError(str(exc).removeprefix("source.allow_private_addresses: ")) from None
-        return entries
-
-    @field_validator("headers")
-    @classmethod
-    def _references(cls, headers: dict[str, str]) -> dict[str, str]:
-        for name, value in headers.items():
-            if name.lower() in OPEN_HEADERS:
-                no_secret_in_address(value, f"header `{name}`")
-            elif not SECRET_REF.match(value):
-                raise ValueError(
-                    f"header `{short(name)}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
-                    "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
-                )
-        return headers
+    @model_validator(mode="after")
+    def _secrets_have_recipients(self) -> Source:
+        secret = next((name for name in self.headers if name.lower() not in OPEN_HEADERS), None)
+        if secret is not None and not self.recipients():
+            raise ValueError(
+                f"header `{short(secret)}` is a secret, and a list may name any host. Say which hosts get it: "
+                "`headers_for: [img.old.example]`"
+            )
+        return self
 
 
 class Destination(_Model):
@@ -370,6 +362,7 @@ class Job(_Model):
             "cache_control": self.destination.cache_control,
             "metadata": self.destination.metadata,
             "headers": sorted(name.lower() for name in self.source.headers),
+            **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
         }
 
     def how_digest(self) -> str:

@@ -82,6 +82,31 @@ DestinationEndpoint = Annotated[
 ]
 
 
+def header_references(headers: dict[str, str]) -> dict[str, str]:
+    """No value of a header is a secret itself."""
+    for name, value in headers.items():
+        if name.lower() in OPEN_HEADERS:
+            no_secret_in_address(value, f"header `{name}`")
+        elif not SECRET_REF.match(value):
+            raise ValueError(
+                f"header `{short(name)}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
+                "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
+            )
+    return headers
+
+
+def private_addresses(entries: list[str]) -> list[str]:
+    """Hosts and networks."""
+    from tasks.engine.address import AddressFilter  # few jobs need it
+    from tasks.engine.errors import UserError
+
+    try:
+        AddressFilter(entries)
+    except UserError as exc:
+        raise ValueError(str(exc).removeprefix("source.allow_private_addresses: ")) from None
+    return entries
+
+
 def sendable(value: str | None, key: str) -> str | None:
     if value is not None and not _SENDABLE.match(value):
         raise ValueError(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from tasks.engine.incoming import Charge, Reader, for_nothing, pour, to_disk
 from tasks.engine.job import Timeouts
 from tasks.engine.job_rules import OPEN_HEADERS
 from tasks.engine.objects import ErrorClass
+from tasks.engine.recipients import Recipients
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.targets import Target, Targets
 from tasks.engine.wire import Answer, media_type, said
@@ -60,6 +61,7 @@ _NOT_FOR_JOBS = frozenset(
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
+_NOT_NAMED = "; it was asked without the job's secrets, since `source.headers_for` does not name it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +87,18 @@ class _Trip:
 class Origin:
     """Fetches objects over HTTP. Make it inside the running loop, one for a process; close it at the end.
 
-    ``headers`` are the job's, with their secrets resolved. They go to the site (scheme, host and port)
-    that a row names; after a redirect to another site only Accept, Accept-Language, Referer and
-    User-Agent still go, and no later redirect brings the others back. ``timeouts.total_s`` covers an
-    object with its redirects. ``now`` is asked for dates in Retry-After. Raises UserError for headers
-    that cannot be sent.
+    ``headers`` are the job's, with their secrets resolved. They go to the site (scheme, host and port) that a row
+    names, where that is one of ``recipients``; to other sites, and after a redirect to another one, only Accept,
+    Accept-Language, Referer and User-Agent go, and no later redirect brings the others back. ``timeouts.total_s``
+    covers an object with its redirects. ``now`` is asked for dates in Retry-After. Raises UserError for headers that
+    cannot be sent.
     """
 
     def __init__(
         self,
         *,
         headers: Mapping[str, str],
+        recipients: Iterable[str],
         user_agent: str,
         address_filter: AddressFilter,
         timeouts: Timeouts,
@@ -115,14 +118,13 @@ class Origin:
         self._now = now
         self._loop = asyncio.get_running_loop()
         self._headers = _request_headers(headers, user_agent)
+        self._recipients = Recipients(recipients)
         self._block = _block(self._headers)
-        self._open_block = _block(
-            CIMultiDict(
-                (name, value)
-                for name, value in self._headers.items()
-                if name.lower() in OPEN_HEADERS | {"accept-encoding"}
-            )
+        self._open_headers = CIMultiDict(
+            (name, value) for name, value in self._headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
         )
+        self._open_block = _block(self._open_headers)
+        self._withholds = len(self._open_headers) < len(self._headers)
         self._resolver = FilteringResolver(address_filter, resolver, timeouts.connect_s)
         self._connections = Connections(
             self._resolver, limit=connections, connect_s=timeouts.connect_s, read_s=timeouts.read_s, context=context
@@ -184,9 +186,10 @@ class Origin:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
-        block = self._block
+        known = self._recipients.include(*site[1:])
+        block = self._block if known else self._open_block
         if target.authorization is not None:
-            own = self._headers.copy()
+            own = (self._headers if known else self._open_headers).copy()
             own["Authorization"] = target.authorization
             block = _block(own)
         deadline = trip.started + self._total_s
@@ -197,7 +200,10 @@ class Origin:
             if status in _WHOLE:
                 return response
             if status not in _REDIRECTS:
-                raise await self._refused(response)
+                error = await self._refused(response)
+                if not known and target.site == site and self._withholds and error.error_class is ErrorClass.FORBIDDEN:
+                    error.message += _NOT_NAMED
+                raise error
             location = response.headers.get("Location")
             await _drain(response)
             if not location:

@@ -300,6 +300,7 @@ def open_origin(
     """The job's HTTP client; inside the running loop."""
     return Origin(
         headers=headers,
+        recipients=job.source.recipients(),
         user_agent=job.source.user_agent or USER_AGENT,
         address_filter=AddressFilter(job.source.allow_private_addresses),
         timeouts=job.timeouts,

@@ -107,7 +107,38 @@ def test_a_job_carries_no_secret(given: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize("name", ["Accept", "accept-language", "REFERER", "User-Agent"])
 def test_open_headers_may_be_literal(name: str) -> None:
     """Those that hold no secret."""
-    Job.model_validate({**MINIMAL, "source": {"headers": {name: "plain text", "X-Key": "secret:block", "Y": "env:Y"}}})
+    Job.model_validate({**MINIMAL, "source": {"headers": {name: "plain text"}}})
+
+
+SECRET_HEADER = {"Authorization": "env:TOKEN", "Accept": "image/*"}
+
+
+@pytest.mark.parametrize(
+    ("source", "recipients"),
+    [
+        ({"url": "https://img.example/{id}.jpg"}, ["img.example"]),
+        ({"url": "https://img.example:8443/{id}.jpg"}, ["img.example:8443"]),
+        ({"url": "https://img.example/{id}.jpg", "headers_for": ["*.example"]}, ["*.example"]),
+        ({"headers_for": ["a.example", "[::1]:80", "*"]}, ["a.example", "[::1]:80", "*"]),
+    ],
+)
+def test_who_gets_the_secrets(source: dict[str, Any], recipients: list[str]) -> None:
+    """The hosts that the job names, or the one that its template has."""
+    job = Job.model_validate({**MINIMAL, "source": {**source, "headers": SECRET_HEADER}})
+    assert job.source.recipients() == recipients
+
+
+@pytest.mark.parametrize(
+    "source", [{}, {"url": "https://{host}/{id}.jpg"}, {"url": "https://img.{zone}/x"}, {"url": "{a}"}]
+)
+def test_secrets_for_whatever_host_a_row_names(source: dict[str, Any]) -> None:
+    """Not unless the job says so: whoever writes the list would only have to name a host of his own."""
+    assert "headers_for: [img.old.example]" in refused(source={**source, "headers": SECRET_HEADER})
+
+
+@pytest.mark.parametrize("entry", ["", "https://h", "h/x", "a@h", "h:", "h:123456", "*h", "*.", "**", "a b", "h:80:80"])
+def test_what_is_no_recipient(entry: str) -> None:
+    assert "an entry of headers_for is a host" in refused(source={"headers_for": [entry]})
 
 
 ELSEWHERE: list[dict[str, Any]] = [
@@ -123,7 +154,8 @@ OTHERWISE: list[dict[str, Any]] = [
     {"max_bytes": 5},
     {"destination": {"uri": "s3://bucket/p/", "cache_control": "no-store"}},
     {"destination": {"uri": "s3://bucket/p/", "metadata": {"a": "b"}}},
-    {"source": {"headers": {"X-Key": "env:A"}}},
+    {"source": {"headers": {"Accept": "image/*"}}},
+    {"source": {"headers": {"X-Key": "env:A"}, "headers_for": ["h"]}},
 ]
 NEITHER: list[dict[str, Any]] = [
     {"name": "m"},
@@ -169,8 +201,8 @@ def test_what_changes_no_result(change: dict[str, Any]) -> None:
 
 def test_a_header_counts_by_its_name() -> None:
     """A renewed secret is no other job; order and case are none either."""
-    one = make_job(source={"headers": {"X-Key": "env:OLD", "Accept": "a"}})
-    two = make_job(source={"headers": {"accept": "b", "x-key": "secret:NEW"}})
+    one = make_job(source={"headers": {"X-Key": "env:OLD", "Accept": "a"}, "headers_for": ["h", "i"]})
+    two = make_job(source={"headers": {"accept": "b", "x-key": "secret:NEW"}, "headers_for": ["i", "h"]})
     assert one.fingerprint() == two.fingerprint()
 
 

@@ -167,6 +167,7 @@ def client(spool: Path, **kwargs: Any) -> Origin:
     timeouts = kwargs.pop("timeouts", Timeouts(connect_s=2, read_s=2, total_s=5))
     defaults: dict[str, Any] = {
         "headers": {},
+        "recipients": ["home.test", "127.0.0.1"],
         "user_agent": "ferry-test",
         "address_filter": AddressFilter(kwargs.pop("allow", LOCAL)),
         "timeouts": timeouts,
@@ -901,6 +902,41 @@ def test_secrets_stay_with_their_site(spool: Path) -> None:
         assert request.headers["referer"] == "https://shop.example/"
         assert request.headers["user-agent"] == "ferry-test"
         assert request.headers["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    ("recipients", "sent"),
+    [
+        (["home.test"], True),
+        (["HOME.test."], True),
+        (["*.test"], True),
+        (["*"], True),
+        ([], False),
+        (["test", "*.home.test", "ome.test", "home.test:1", "home.tes", "xn--home.test"], False),
+    ],
+)
+def test_secrets_are_for_the_hosts_that_the_job_names(recipients: list[str], sent: bool, spool: Path) -> None:
+    """Any other host that a list names is asked without them, its refusal says so, and user info in the address
+    brings none of them along."""
+    headers = {"Authorization": "Bearer s3cret", "X-Api-Key": "k", "Accept": "image/*"}
+
+    async def scenario() -> tuple[Server, str]:
+        async with serving(always(reply(b"", "403 Forbidden"))) as server:
+            origin = client(spool, headers=headers, recipients=recipients, names={"home.test": ["127.0.0.1"]})
+            with pytest.raises(ObjectError) as caught:
+                await origin.get(f"http://home.test:{server.port}/a")
+            with pytest.raises(ObjectError):
+                await origin.get(f"http://me:pw@home.test:{server.port}/a")
+            await origin.close()
+            return server, caught.value.message
+
+    server, message = asyncio.run(scenario())
+    plain, with_user = (request.headers for request in server.requests)
+    assert ("source.headers_for" in message) is not sent
+    assert ({"authorization", "x-api-key"} <= set(plain)) is sent
+    assert ("x-api-key" in with_user) is sent
+    assert with_user["authorization"].startswith("Basic ")
+    assert plain["accept"] == with_user["accept"] == "image/*"
 
 
 def test_no_cookies_are_kept(spool: Path) -> None:

@@ -65,8 +65,8 @@ def follow(
 
     async def scenario() -> None:
         origin = Origin(
-            headers=HEADERS, user_agent="test", address_filter=AddressFilter(allow), timeouts=Timeouts(),
-            max_bytes=1000, spool_dir=folder,
+            headers=HEADERS, recipients=["*"], user_agent="test", address_filter=AddressFilter(allow),
+            timeouts=Timeouts(), max_bytes=1000, spool_dir=folder,
         )  # fmt: skip
         origin._connections = connector  # type: ignore[assignment]
         if manifest:

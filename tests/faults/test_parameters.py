@@ -37,7 +37,12 @@ REFUSED: dict[str, dict[str, Any]] = {
 }
 TAKEN: list[dict[str, Any]] = [
     {},
-    {"source": {"headers": {"Authorization": "env:TOKEN", "X-Key": "secret:block", "ACCEPT": "image/*"}}},
+    {
+        "source": {
+            "headers": {"Authorization": "env:TOKEN", "X-Key": "secret:block", "ACCEPT": "image/*"},
+            "headers_for": ["*"],
+        }
+    },
     {"source": {"url": "https://h.example/{id}@2x.jpg?token={token}&w=100"}, "manifest": "lists/a@b.csv"},
     {"manifest": "https://h.example/l.csv?shop=5&format=csv", "state": "s3://bucket/state"},
     {"destination": {"uri": "s3://b/p@q/", "endpoint_url": "http://127.0.0.1:9000"}, "source": {"url": None}},

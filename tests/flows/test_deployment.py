@@ -242,7 +242,11 @@ def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
             "name": "product-images",
             "manifest": str(folder / "products.csv"),
             "destination": {"uri": f"s3://{bucket}/{PREFIX}", "endpoint_url": s3.endpoint_url},
-            "source": {"allow_private_addresses": ["127.0.0.1"], "headers": {"X-Token": "env:OLD_TOKEN"}},
+            "source": {
+                "allow_private_addresses": ["127.0.0.1"],
+                "headers": {"X-Token": "env:OLD_TOKEN"},
+                "headers_for": ["127.0.0.1"],
+            },
             "state": str(folder / "state"),
             "chunk_rows": CHUNK_ROWS,
             "retries": {"backoff_s": 0.1, "max_backoff_s": 5, "chunk_delay_s": 0.5},

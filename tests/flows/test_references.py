@@ -18,7 +18,8 @@ Secret(value="Bearer abc").save("old-token", overwrite=True)
 keys = {"aws_access_key_id": "AK", "aws_secret_access_key": "SK", "region_name": "eu-central-1"}
 AwsCredentials(**keys).save("new-store", overwrite=True)
 job = Job.model_validate({
-    "name": "x", "manifest": "a.csv", "source": {"headers": {"Authorization": "secret:old-token"}},
+    "name": "x", "manifest": "a.csv",
+    "source": {"headers": {"Authorization": "secret:old-token"}, "headers_for": ["h"]},
     "destination": {"uri": "s3://b/", "credentials": "block:new-store"},
 })
 assert references.headers(job) == {"Authorization": "Bearer abc"}
