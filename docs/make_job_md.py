@@ -65,6 +65,10 @@ from prefect_aws import AwsCredentials
 AwsCredentials(aws_access_key_id="...", aws_secret_access_key="...").save("new-store")   # block:new-store
 ```
 
+Blocks are kept by the Prefect server that the work asks. `ferry` without PREFECT_API_URL has one of its own, in
+`.ferry/prefect` beside the job file: save them there with `PREFECT_HOME=.ferry/prefect` in front of the command, or in
+the UI (`ferry ui job.yaml`, Blocks).
+
 Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs:
 they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.
 

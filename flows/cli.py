@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable
@@ -47,11 +48,16 @@ def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
         raise UserError(f"{path} exists already; name another file")
     name = path.stem if path.stem not in ("job", "") else path.absolute().parent.name
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("._-") or "job"
-    path.write_text(TEMPLATE.format(file=path, name=safe))
+    try:
+        path.write_text(TEMPLATE.format(file=path, name=safe))
+    except OSError as exc:
+        raise UserError(f"{path} cannot be written: {exc.strerror}") from None
     if json_:
         _print_json({"file": str(path)})
     else:
-        terminal.out.print(f"wrote {terminal.shown(path)}. Edit it, then: ferry plan {terminal.shown(path)}")
+        terminal.out.print(
+            f"wrote {terminal.shown(path)}. Edit it, then: ferry plan {terminal.shown(shlex.quote(str(path)))}"
+        )
     return 0
 
 
@@ -62,7 +68,9 @@ def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     from tasks.accounts import describe
     from tasks.dry import dry_plan
 
-    planned = dry_plan(load_job(job_file))
+    job = load_job(job_file)
+    with local.blocks_for(job, job_file.absolute().parent):
+        planned = dry_plan(job)
     if json_:
         _print_json(dataclasses.asdict(planned))
     else:
@@ -104,14 +112,14 @@ def run(
     retry_failed = _split(retry_failed)
     _check_classes(name for name in retry_failed if name != "all")
     job = load_job(job_file)
-    _prepare(job, replan=replan, wait=wait)
+    _prepare(job, job_file.absolute().parent, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
     with prefect_for(job_file.absolute().parent, quiet=draw, job=job) as api:
         if draw:
             watch.drawer = terminal.draw_progress
             terminal.out.print(
                 f"Prefect UI while this runs: {api.url.removesuffix('/api')}   "
-                f"(later: ferry ui {terminal.shown(job_file)})"
+                f"(later: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
             )
         classes: bool | list[str] = False
         if retry_failed:
@@ -126,7 +134,7 @@ def run(
     if json_:
         _print_json({**dataclasses.asdict(end), "exit_code": code, "message": end.message})
     else:
-        terminal.report(str(job_file), end)
+        terminal.report(shlex.quote(str(job_file)), end)
     return code
 
 
@@ -142,7 +150,7 @@ def _check_classes(names: Iterable[str]) -> None:
             raise UserError(problem)
 
 
-def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
+def _prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
     """`--wait` and `--replan`: the flow has no parameter for them."""
     from tasks import run as runs
     from tasks.engine import lease, ledger
@@ -153,7 +161,8 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
     runs.wait_for_others = wait
     runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:
-        state = runs.state_of(job)
+        with local.blocks_for(job, folder):
+            state = runs.state_of(job)
         with lease.held(state, f"{job.name} (replan)", wait=wait) as held:
             runs.died = held.took_over
             forget_plan(state)
@@ -162,6 +171,16 @@ def _prepare(job: Job, *, replan: bool, wait: bool) -> None:
                     f"{name} was damaged or gone: put aside, rows that it alone had are looked at again",
                     file=sys.stderr,
                 )
+
+
+def _state(job: Job, job_file: Path) -> Any:
+    """The job's state, to be read."""
+    from tasks.run import state_of
+
+    if not str(job.state).startswith("s3://"):
+        return state_of(job)
+    with local.blocks_for(job, job_file.absolute().parent):
+        return state_of(job)
 
 
 @app.command
@@ -173,10 +192,9 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     from tasks.engine.plan import read_plan
     from tasks.engine.reading import with_latest
     from tasks.engine.summary import Counts, count
-    from tasks.run import state_of
 
     job = load_job(job_file)
-    state = state_of(job)
+    state = _state(job, job_file)
     counts = with_latest(state, count) if read_plan(state) else None
     holder = lease.holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
@@ -218,7 +236,6 @@ def failures(
 
     from flows import terminal
     from tasks.engine.reading import FAILURE_COLUMNS, failure_cell, select_failures, with_latest
-    from tasks.run import state_of
 
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: show at least one row, or leave the option out")
@@ -226,11 +243,10 @@ def failures(
     _check_classes(class_)
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
-    lines, total = with_latest(
-        state_of(load_job(job_file)), lambda con, manifest: select_failures(con, manifest, class_, limit)
-    )
+    state = _state(load_job(job_file), job_file)
+    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, class_, limit))
     if as_table:
-        terminal.failure_table(lines, total)
+        terminal.failure_table(lines, total, ", ".join(class_) or None)
     elif format_ == "csv" and not json_:
         writer = csv.DictWriter(sys.stdout, FAILURE_COLUMNS)
         writer.writeheader()
@@ -300,14 +316,13 @@ def export(
     """Write the map from old address to new key, or the failures, for people."""
     from flows import terminal
     from tasks.engine.reading import export as write
-    from tasks.run import state_of
 
     job = load_job(job_file)
     if out.exists() and out.resolve() in (Path(job.manifest).resolve(), job_file.resolve()):
         raise UserError(f"{out} is the job's own file; export to another one")
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already; name another file, or add --overwrite")
-    rows = write(state_of(job), what, out, full=full)
+    rows = write(_state(job, job_file), what, out, full=full)
     if json_:
         _print_json({"file": str(out), "rows": rows})
     else:
@@ -317,7 +332,7 @@ def export(
 
 @app.command
 def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag = False) -> int:
-    """Serve the Prefect UI over the runs that `ferry run` recorded. Ctrl-C ends it."""
+    """Serve the Prefect UI over the runs that `ferry run` recorded, and the blocks that they use. Ctrl-C ends it."""
     from flows import terminal
     from flows.local import prefect_home
     from flows.server import LocalServer, is_free
@@ -327,7 +342,7 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
     if port is not None and not is_free(port):
         raise UserError(f"--port {port} cannot be used: it is taken, or no port at all. Leave it out for any free one")
     home = prefect_home(job_file.absolute().parent if job_file else Path.cwd())
-    if not (home / "prefect.db").exists():
+    if job_file is None and not (home / "prefect.db").exists():
         raise UserError(f"there are no runs in {home}; name the job file whose runs you want to see")
     with LocalServer(home, port) as server:
         if json_:

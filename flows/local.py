@@ -83,6 +83,18 @@ def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterato
 
 
 @contextlib.contextmanager
+def blocks_for(job: Job, folder: Path) -> Iterator[None]:
+    """For commands that are no runs: where the job names blocks, the server that its runs would ask for them."""
+    from tasks.references import names_blocks
+
+    if not names_blocks(job) or os.environ.get("PREFECT_API_URL"):
+        yield
+        return
+    with prefect_server(prefect_home(folder), lambda: None):
+        yield
+
+
+@contextlib.contextmanager
 def as_recorded() -> Iterator[None]:
     """How the server knows a run of this process: tagged, as prefect.yaml tags those of the deployment, and without
     heartbeats. Their thread sleeps in whole seconds, and a flow waits for its end; the lease says who is alive."""

@@ -33,6 +33,11 @@ def shown(text: object) -> str:
     return escape(escaped(str(text)))
 
 
+def say(text: str) -> None:
+    """A sentence: on a terminal lines end between words; in a pipe there is one line."""
+    out.print(shown(text), soft_wrap=not is_terminal())
+
+
 def is_terminal() -> bool:
     return sys.stdout.isatty()
 
@@ -102,7 +107,7 @@ def report(job_path: str, r: Report) -> None:
         f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. "
         f"{size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
     )
-    out.print(shown(r.message) + ".")
+    say(r.message + ".")
     hints = []
     if r.counts["failed"]:
         hints.append((f"ferry failures {job_path}", "what failed, and why"))
@@ -151,8 +156,8 @@ def hosts(known: Hosts, age_s: float) -> None:
     out.print(f"{known.handshakes:,} connections were opened for all of it")
 
 
-def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
-    """`ferry failures`, as blocks: addresses are long."""
+def failure_table(lines: Sequence[dict[str, Any]], total: int, asked: str | None = None) -> None:
+    """`ferry failures`, as blocks: addresses are long. ``asked``: the classes that were asked for."""
     for line in lines:
         code = f" {line['status_code']}" if line["status_code"] else ""
         again = "retryable" if line["retryable"] else "terminal"
@@ -168,7 +173,7 @@ def failure_table(lines: Sequence[dict[str, Any]], total: int) -> None:
     if total > len(lines):
         out.print(f"... and {total - len(lines):,} more: `--limit`, or `--format csv`")
     if not total:
-        out.print("no failed rows")
+        out.print("no failed rows" if asked is None else f"no failed rows of {shown(asked)}")
 
 
 def warning(text: str) -> None:

@@ -34,6 +34,12 @@ def _absolute(path: str, base: Path, setting: str) -> str:
         ) from None
 
 
+def names_blocks(job: Job) -> bool:
+    """Does the job refer to anything that only a Prefect server has?"""
+    given = (*job.source.headers.values(), job.source.credentials or "", job.destination.credentials or "")
+    return any(value.startswith(("secret:", "block:")) for value in given)
+
+
 def headers(job: Job) -> dict[str, str]:
     """The job's request headers with their references resolved. Raises UserError naming what is missing."""
     return {
@@ -60,9 +66,15 @@ def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
         return block_type.load(name)
     except ValueError:
         raise UserError(
-            f"{setting}: there is no {kind} block `{name}` on this Prefect server. Create it in the UI (Blocks), "
-            "or with Python: see docs/job.md"
+            f"{setting}: there is no {kind} block `{name}` on the Prefect server{_which()}. Create it there: in the UI "
+            "(Blocks), or with Python as docs/job.md has it"
         ) from None
+
+
+def _which() -> str:
+    """Which server was asked: a local one goes by its folder."""
+    home = os.environ.get("PREFECT_HOME")
+    return f" of {home}" if home and os.environ.get("PREFECT_API_URL", "").startswith("http://127.0.0.1:") else ""
 
 
 def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:

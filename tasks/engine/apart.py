@@ -1,10 +1,12 @@
-"""The state is not in the way of what is moved: not where objects are written, and not among those that are read.
+"""Places that lie in each other: the state where objects are written or among those that are read, the destination
+among what is listed.
 
 By default it lies beside the job's file, in `.ferry`, and with it the local Prefect server's database.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +15,7 @@ from tasks.engine.intake import chosen, globs
 from tasks.engine.job import Job
 
 
-def refuse_state_in_the_way(job: Job, place: str) -> None:
+def refuse_overlaps(job: Job, place: str) -> None:
     """Raises UserError where a row's key could be a file of the state (who writes the list would write the next plan),
     and where a listing has the state's files, with its addresses, among what is to be moved."""
     if below(job.destination.uri, place) is not None:
@@ -28,6 +30,13 @@ def refuse_state_in_the_way(job: Job, place: str) -> None:
         )
     if not job.is_listed():
         return
+    same_store = job.destination.uri.startswith("file:") or job.source.endpoint_url == job.destination.endpoint_url
+    there = below(job.manifest, job.destination.uri)
+    if there and same_store and _may_take(job, f"{there}/"):
+        raise UserError(
+            f"the destination ({job.destination.uri}) lies in what is to be moved ({job.manifest}): every run would "
+            f"move what the last one did. Leave it out: `exclude: ['{there}/*']`"
+        )
     inside = below(job.manifest, place)
     if inside is None or (place.startswith("s3://") and job.source.endpoint_url != job.destination.endpoint_url):
         return
@@ -39,6 +48,13 @@ def refuse_state_in_the_way(job: Job, place: str) -> None:
             f"the state ({place}) lies in what is to be moved ({job.manifest}): its files, with the addresses in them, "
             "would be moved too. Leave them out with `exclude`, or set `state` to another place"
         )
+
+
+def _may_take(job: Job, prefix: str) -> bool:
+    """May a listing take keys that begin so? What an `include` begins with decides, up to its first wildcard."""
+    begins = [re.split(r"[*?\[]", glob, maxsplit=1)[0] for glob in job.include]
+    included = not begins or any(prefix.startswith(text) or text.startswith(prefix) for text in begins)
+    return included and chosen(f"{prefix}x", [], globs(job)[1])
 
 
 def below(uri: str, place: str) -> str | None:

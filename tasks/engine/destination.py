@@ -43,15 +43,23 @@ def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
 
 
 def find_existing(
-    con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access, chunks: list[ChunkRef], *, dry: bool
+    con: duckdb.DuckDBPyConnection,
+    state: State,
+    job: Job,
+    access: Access,
+    chunks: list[ChunkRef],
+    pending: int,
+    *,
+    dry: bool,
 ) -> tuple[list[ChunkRef], str]:
     """Decides how, lists the destination where that is cheaper, and writes the hints of unfinished chunks.
 
-    Returns the chunks with what their tasks need to know, and the decision in words.
+    ``pending``: rows of earlier chunks that are to do, besides those that were cut. Returns the chunks with what their
+    tasks need to know, and the decision in words.
     """
     if dry:
         (rows,) = con.execute("SELECT count(*) FROM cut").fetchall()[0]
-        return chunks, how_to_find(job.on_existing, rows)[1]
+        return chunks, how_to_find(job.on_existing, rows + pending)[1]
     unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
     load_held(con, state, unfinished)
     columns = f"h.chunk, h.row_id, m.key, m.late_key, {DONE} AS done"

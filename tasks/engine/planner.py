@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tasks.engine import cut, judge, lease, ledger
 from tasks.engine.access import Access
-from tasks.engine.apart import refuse_state_in_the_way
+from tasks.engine.apart import refuse_overlaps
 from tasks.engine.destination import find_existing, forget_hints, twins_in
 from tasks.engine.errors import Damaged
 from tasks.engine.intake import NORMALISED, Brought, bring_manifest
@@ -81,7 +81,7 @@ class Planner:
     def run(self) -> Planned:
         """Raises UserError for a job, list or state that cannot be used; nothing has moved then."""
         plain, dry = self.ask.mode == "plain", self.ask.dry
-        refuse_state_in_the_way(self.job, self.state.uri)
+        refuse_overlaps(self.job, self.state.uri)
         old = self._plan_in_force()
         if old is not None:
             check_where(old, self.job)
@@ -118,7 +118,7 @@ class Planner:
         new = [] if dry else cut.write_chunks(self.con, self.state, self.ask.run_no, chunk_rows)
         kept = cut.without(listed if plain else chunks, new)
         run_chunks, how_found = find_existing(
-            self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, dry=dry
+            self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, pending, dry=dry
         )
         if not dry:
             where = self.job.where()

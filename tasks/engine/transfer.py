@@ -307,7 +307,7 @@ class Mover:
             limit.rest(error.message)
 
     async def _fetch(self, row: Row, place: Place) -> Fetch:
-        if row.source.startswith(("http://", "https://")):
+        if row.source[:8].lower().startswith(("http://", "https://")):
             got = await self._origin.get(row.source, place.charge)
             return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
         for root, store in self._roots:

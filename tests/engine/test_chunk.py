@@ -115,6 +115,18 @@ def test_a_settled_chunk_returns_counts(origin: Origin, s3: S3Server, bucket: st
     assert not list(state.spool_dir.glob("body-*"))
 
 
+def test_a_scheme_in_capitals(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Schemes have no case (RFC 3986 section 3.1)."""
+    state = directory_state(tmp_path)
+    rows = [
+        row._replace(source=row.source.replace("http:", name))
+        for row, name in zip(healthy(origin, 2), ("HTTP:", "Http:"), strict=True)
+    ]
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        assert run_chunk(runtime, ref).counts == {"copied": 2}
+
+
 def test_a_second_run_of_a_settled_chunk_moves_nothing(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:

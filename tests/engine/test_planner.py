@@ -117,6 +117,7 @@ def test_half_a_chunk_is_pending(tmp_path: Path, state: DirectoryState) -> None:
     settle(state, plan(job, state).chunks[0], 1, only=4)
     planned = plan(job, state, 2)
     assert (planned.todo, planned.pending, planned.settled) == ({}, 6, 4)
+    assert plan(job, state, 2, dry=True).existing == "found by a HEAD for each row"
     (ref,) = planned.chunks
     hints = tables.read_table(state.local(ref.hints)).to_pylist()
     assert {hint["row_id"] for hint in hints if hint["done"]} == {row.row_id for row in chunk_rows(state, ref)[:4]}
@@ -897,6 +898,31 @@ def test_no_row_writes_into_a_state_in_the_same_bucket(tmp_path: Path) -> None:
         (f"file://{tmp_path}/", "s3://b/new", False),
     ):
         assert (below(uri, place) is not None) is inside
+
+
+@pytest.mark.parametrize(
+    ("to", "globs", "grows"),
+    [
+        ("images/new", {}, True),
+        ("images/new", {"include": ["*.jpg"]}, True),
+        ("images/new", {"include": ["new*"]}, True),
+        ("images/new", {"include": ["a*", "n[e]w/*"]}, True),
+        ("images/new", {"include": ["a*"]}, False),
+        ("images/new", {"exclude": ["*.png"]}, True),
+        ("images/new", {"exclude": ["new/*"]}, False),
+        ("images-new", {}, False),
+    ],
+)
+def test_what_was_moved_is_not_moved_again(to: str, globs: dict[str, Any], grows: bool, tmp_path: Path) -> None:
+    """A destination among what is listed would double with every run."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"x")
+    job = make_job(manifest=f"file://{tmp_path}/images/", destination=f"file://{tmp_path}/{to}/", source={}, **globs)
+    if grows:
+        with pytest.raises(UserError, match=r"exclude: \['new/\*'\]"):
+            plan(job, directory_state(tmp_path))
+    else:
+        assert plan(job, directory_state(tmp_path)).rows == 1
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,10 @@ def test_plan_writes_nothing(project: Project, origin: Origin) -> None:
     project.manifest(rows)
     project.ferry("plan", "job.yaml").expect(0)
     before_first = set(project.files())
+    assert not project.state.exists()
+    refused = project.ferry("plan", "job.yaml", env={"AWS_ACCESS_KEY_ID": "nobody"}).expect(2)
+    assert "refuses access" in refused.stderr
+    assert not project.state.exists()
     project.ferry("run", "job.yaml").expect(0)
     files = project.files()
     project.manifest([*rows, {"sku": "more", "url": origin.url("/more.jpg")}])
@@ -193,6 +197,10 @@ def test_init(project: Project) -> None:
     assert "products.csv does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
     before = (project.folder / "job.yaml").read_text()
     assert "exists already" in project.ferry("init").expect(2).stderr
+    nowhere = project.ferry("init", "no/such/folder/x.yaml").expect(2)
+    assert "no/such/folder/x.yaml cannot be written: No such file or directory" in nowhere.stderr
+    spaced = project.ferry("init", "my job.yaml").expect(0)
+    assert "ferry plan 'my job.yaml'" in spaced.stdout
     assert (project.folder / "job.yaml").read_text() == before
 
 
@@ -343,7 +351,7 @@ def test_ui(project: Project, origin: Origin) -> None:
     rows, bodies = serve(origin, 40)
     project.job(chunk_rows=5)
     project.manifest(rows)
-    assert "there are no runs" in project.ferry("ui", "job.yaml", env=alone).expect(2).stderr
+    assert "there are no runs" in project.ferry("ui", env=alone).expect(2).stderr
     project.ferry("run", "job.yaml", "--json", env=alone).expect(0)
     assert not processes_with(str(project.folder))
     project.ferry("run", "job.yaml", env=alone).expect(0)
