@@ -26,9 +26,10 @@ from typing import Any, Self, cast
 
 import uvloop
 
+from demo import validators
 from demo.ports import free_ports
+from demo.validators import LAST_MODIFIED, Validators
 
-LAST_MODIFIED = "Thu, 01 Jan 2026 00:00:00 GMT"
 _MAX_HEAD_BYTES = 64 * 1024
 _PIECE_BYTES = 64 * 1024
 
@@ -97,7 +98,8 @@ class _Object:
     content_type: str
     fault: Fault | None
     etag: str
-    head: bytes
+    validators: Validators
+    modified: str
     met: int = 0  # requests that met the fault
 
     def next_fault(self) -> Fault | None:
@@ -124,6 +126,8 @@ class Origin:
         """Seconds before each answer; may be set at any time."""
         self.requests: collections.Counter[str] = collections.Counter()
         """Requests per path."""
+        self.bodies: collections.Counter[str] = collections.Counter()
+        """Those of them that were answered with the whole object."""
         self.last_headers: dict[str, dict[str, str]] = {}
         """The headers of each path's last request, names in lower case."""
         self.total = 0
@@ -176,23 +180,35 @@ class Origin:
         self._run(self._up())
 
     def add(
-        self, path: str, body: bytes, content_type: str = "image/jpeg", fault: Fault | Trouble | None = None
+        self,
+        path: str,
+        body: bytes,
+        content_type: str = "image/jpeg",
+        fault: Fault | Trouble | None = None,
+        *,
+        kind: Validators = Validators.BOTH,
+        modified: str = LAST_MODIFIED,
     ) -> str:
         """Serve ``body`` at ``path`` (with its query, percent-encoded) and return its URL.
 
-        ``fault`` is what goes wrong with it; a bare Trouble stands for a Fault with its defaults.
+        ``fault`` is what goes wrong with it; a bare Trouble stands for a Fault with its defaults. ``kind``: what it
+        gives to ask by.
         An earlier object at this path is replaced. Raises ValueError for a path that no request can name.
         """
         if not path.startswith("/") or any(not 0x21 <= ord(char) <= 0x7E for char in path) or "#" in path:
             raise ValueError(f"`{path}` is no percent-encoded request target")
         if isinstance(fault, Trouble):
             fault = Fault(fault)
-        self._objects[path] = _new_object(body, content_type, fault)
+        self._objects[path] = _new_object(body, content_type, fault, kind, modified)
         if fault is not None and fault.kind is Trouble.REDIRECT and fault.target is None:
             self._objects["/-moved" + path] = _new_object(body, content_type, None)
         if fault is not None and fault.kind is Trouble.REDIRECT_LOOP:
             self._objects["/-loop" + path] = _new_object(b"", content_type, Fault(Trouble.REDIRECT, target=path))
         return self.url(path)
+
+    def remove(self, path: str) -> None:
+        """From now on there is nothing at ``path``."""
+        self._objects.pop(path, None)
 
     def mend(self, path: str) -> None:
         """From now on ``path`` serves its body. Raises KeyError for an unknown path."""
@@ -224,20 +240,15 @@ class Origin:
         self._server = None
 
 
-def _new_object(body: bytes, content_type: str, fault: Fault | None) -> _Object:
+def _new_object(
+    body: bytes,
+    content_type: str,
+    fault: Fault | None,
+    kind: Validators = Validators.BOTH,
+    modified: str = LAST_MODIFIED,
+) -> _Object:
     etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
-    # kept ready: most answers are this and the body
-    head = _head(200, _headers(content_type, body, etag))
-    return _Object(body, content_type, fault, etag, head)
-
-
-def _headers(content_type: str, body: bytes, etag: str) -> dict[str, str]:
-    return {
-        "Content-Type": content_type,
-        "Content-Length": str(len(body)),
-        "ETag": etag,
-        "Last-Modified": LAST_MODIFIED,
-    }
+    return _Object(body, content_type, fault, etag, kind, modified)
 
 
 def _head(status: int, headers: dict[str, str]) -> bytes:
@@ -336,12 +347,20 @@ class _Connection(asyncio.Protocol):
             method == "HEAD" and fault.kind in _OF_BODIES
         ):
             self._misbehave(fault, found, target, method)
-        elif found.etag in headers.get("if-none-match", ""):
-            self._transport.write(_head(304, {"ETag": found.etag, "Last-Modified": LAST_MODIFIED}))
+        elif validators.unchanged(found.validators, headers, said := self._said(found)):
+            self._transport.write(_head(304, said))
         else:
-            self._transport.write(found.head + found.body if method == "GET" else found.head)
+            head = _head(200, self._headers(found, said))
+            self._origin.bodies[target] += method == "GET"
+            self._transport.write(head + found.body if method == "GET" else head)
         if not self._keep_alive and not self._busy:
             self._transport.close()
+
+    def _said(self, found: _Object) -> dict[str, str]:
+        return validators.headers(found.validators, found.etag, found.modified, self._origin.total)
+
+    def _headers(self, found: _Object, said: dict[str, str]) -> dict[str, str]:
+        return {"Content-Type": found.content_type, "Content-Length": str(len(found.body)), **said}
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, method: str = "GET") -> None:
         head = _head(status, {**headers, "Content-Length": str(len(body))})
@@ -350,7 +369,7 @@ class _Connection(asyncio.Protocol):
     def _misbehave(self, fault: Fault, found: _Object, path: str, method: str) -> None:
         body, kept = found.body, found.body[: int(len(found.body) * fault.keep)]
         typed = {"Content-Type": found.content_type}
-        whole = _headers(found.content_type, body, found.etag)
+        whole = self._headers(found, self._said(found))
         match fault.kind:
             case Trouble.NOT_FOUND:
                 self._send(404, {"Content-Type": "text/html"}, _page("404 Not Found", path), method)

@@ -102,7 +102,10 @@ def describe(planned: Planned) -> list[str]:
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
-    words = {"new": "new", "changed": "settings changed", "retry": "failed before", "repair": "to be repaired"}
+    words = {
+        "new": "new", "changed": "changed (the settings, or the object as the list has it)", "retry": "failed before",
+        "repair": "to be repaired", "revalidate": "to be looked at again",
+    }  # fmt: skip
     reasons = [f"{rows:,} {words.get(reason, reason)}" for reason, rows in planned.todo.items()]
     if planned.pending:
         reasons.append(f"{planned.pending:,} pending in chunks of earlier runs")

@@ -22,6 +22,7 @@ class Item:
     excused: int = 0  # of them, tries that found nobody at the destination
     requests: int = 0
     mismatches: int = 0
+    may_have_written: bool = False  # a try failed at the destination: what stands under the key is not known
     last: bool = False  # this is the try at the chunk's end
     started_at: datetime | None = None
 

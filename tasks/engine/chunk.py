@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -19,6 +19,7 @@ from tasks.engine.limiter import PausedTooLong
 from tasks.engine.objects import Again, ErrorClass, Outcome, Status
 from tasks.engine.place import Place, host_of
 from tasks.engine.plan import ChunkRef
+from tasks.engine.recheck import Known, Look
 from tasks.engine.retry import Next, backoff_s, next_step
 from tasks.engine.runtime import Runtime, Settled
 from tasks.engine.state import State
@@ -68,20 +69,34 @@ class ChunkRows:
 ADVICE = "Run the job again: planning cuts its rows anew"
 
 
-def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, dict[str, Found], set[str]]:
-    """Rows, what exists of them at the destination, and which need nothing. Raises Damaged."""
-    table = _table(state, ref.uri)
-    found: dict[str, Found] = {}
-    done: set[str] = set()
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """What the plan found out about a chunk's rows, by their IDs."""
+
+    found: dict[str, Found] = field(default_factory=dict)  # what exists at the destination
+    known: dict[str, Known] = field(default_factory=dict)  # what was moved before, and is looked at again
+    done: set[str] = field(default_factory=set)  # they need nothing
+
+
+def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
+    """The rows, and what is known of them. Raises Damaged."""
+    table, hints = _table(state, ref.uri), Hints()
     if not ref.hints:
-        return table, found, done
+        return table, hints
     keys = dict(zip(table.column("row_id").to_pylist(), table.column("key").to_pylist(), strict=True))
     for hint in _table(state, ref.hints).to_pylist():
+        row_id = hint["row_id"]
         if hint["done"]:
-            done.add(hint["row_id"])
-        elif hint["dest_size"] is not None:
-            found[hint["row_id"]] = Found(keys[hint["row_id"]], hint["dest_size"], hint["dest_etag"], None)
-    return table, found, done
+            hints.done.add(row_id)
+            continue
+        if hint["dest_size"] is not None:
+            hints.found[row_id] = Found(keys[row_id], hint["dest_size"], hint["dest_etag"], None)
+        if hint["look"] is not None:
+            hints.known[row_id] = Known(
+                Look(hint["look"]), hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
+                hint["etag"], hint["last_modified"], hint["known_etag"], hint["read_at"],
+            )  # fmt: skip
+    return table, hints
 
 
 def _table(state: State, name: str) -> pa.Table:
@@ -89,6 +104,15 @@ def _table(state: State, name: str) -> pa.Table:
         return tables.read_table(seal.whole(state, name, ADVICE))
     except FileNotFoundError:
         raise Damaged(f"state file {name} is gone. {ADVICE}") from None
+
+
+def still_there(outcome: Outcome, known: Known) -> Outcome:
+    """A failed look at an object that was moved before: it stands as it was, and the ledger keeps what it knew."""
+    return outcome._replace(
+        key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
+        source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
+        read_at=known.read_at, message=f"{outcome.message}; what was copied before stands at the destination",
+    )  # fmt: skip
 
 
 class ChunkRun:
@@ -99,7 +123,7 @@ class ChunkRun:
         self._ref = ref
         self._settled = settled
         self._buffer: list[Outcome] = []
-        self._found: dict[str, Found] = {}
+        self._hints = Hints()
         self._look = ref.existing == "head"
         self._why = ""
         self._loop = asyncio.get_running_loop()
@@ -115,7 +139,8 @@ class ChunkRun:
         started = time.monotonic()
         if self._ref.done >= self._ref.rows:
             return ChunkResult(self._ref.digest, {}, 0, 0.0, "")
-        table, self._found, done = await asyncio.to_thread(read_chunk, self._rt.state, self._ref)
+        table, self._hints = await asyncio.to_thread(read_chunk, self._rt.state, self._ref)
+        done = self._hints.done
         pending = len(table) - len(done) - len(self._settled.rows)
         # a copy of what was settled: rows that settle from now on are under way and not to be left out
         self._rows = ChunkRows(table, done, frozenset(self._settled.rows))
@@ -195,7 +220,9 @@ class ChunkRun:
         place = Place(lane.limit)
         circuit = lane.circuit
         try:
-            moved = await rt.mover.move(row, self._found.get(row.row_id), place, look=self._look)
+            moved = await rt.mover.move(
+                row, self._hints.found.get(row.row_id), place, look=self._look, known=self._hints.known.get(row.row_id)
+            )
         except ObjectError as error:
             if error.at_destination:
                 circuit.record_ok()  # the source did what it should
@@ -223,6 +250,7 @@ class ChunkRun:
     def _failed(self, item: Item, error: ObjectError, open_reason: str | None) -> None:
         retries = self._rt.retries
         item.requests += max(1, error.requests)
+        item.may_have_written |= error.at_destination
         item.mismatches += error.error_class is ErrorClass.DIGEST_MISMATCH
         if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
             self.leave(item, open_reason)  # the host is in trouble, not this row
@@ -271,14 +299,16 @@ class ChunkRun:
         row, rt = item.row, self._rt
         now = datetime.now(UTC)
         if isinstance(end, ObjectError):
-            return Outcome(
+            outcome = Outcome(
                 row_id=row.row_id, source=redact(row.source), key=row.key, id=row.id, status=Status.FAILED,
                 error_class=end.error_class, status_code=end.status_code, message=end.message,
                 retryable=end.again is not Again.NEVER, reason=row.reason, attempt=row.attempt,
                 requests=item.requests, size=row.size, md5=None, sha256=None, content_type=None, source_etag=None,
                 source_last_modified=None, dest_etag=None, started_at=item.started_at or now, recorded_at=now,
-                run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
+                run_no=rt.run_no, chunk=self._ref.digest, how=rt.how, nights=row.nights + 1,
             )  # fmt: skip
+            known = self._hints.known.get(row.row_id)
+            return outcome if known is None or item.may_have_written else still_there(outcome, known)
         return Outcome(
             row_id=row.row_id, source=redact(row.source), key=end.key, id=row.id, status=end.status,
             error_class=end.error_class, status_code=None, message=end.message, retryable=False, reason=row.reason,
@@ -286,6 +316,7 @@ class ChunkRun:
             content_type=end.content_type, source_etag=end.source_etag,
             source_last_modified=end.source_last_modified, dest_etag=end.dest_etag,
             started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
+            said=tables.said_of(row), checked=end.checked, read_at=end.read_at or now,
         )  # fmt: skip
 
     async def _flush_often(self) -> None:

@@ -111,7 +111,7 @@ def write_chunks(con: duckdb.DuckDBPyConnection, state: State, run_no: int, chun
     for kind, test in kinds:
         reader = con.sql(f"""
             SELECT m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-                   m.last_modified, m.id, t.reason, t.attempt
+                   m.last_modified, m.id, t.reason, t.attempt, t.nights
             FROM m JOIN cut t ON t.row_id = m.row_id WHERE t.reason {test} ORDER BY m.row_no
         """).to_arrow_reader(chunk_rows)
         chunks += [_write(state, table, kind, run_no) for table in regrouped(reader, chunk_rows)]

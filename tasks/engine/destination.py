@@ -123,9 +123,12 @@ def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]
     Returns the files' names by chunk.
     """
     reader = con.execute("""
-        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag)
+        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag), w.look, l.key, l.size, l.md5, l.sha256,
+               l.content_type, l.source_etag, l.source_last_modified, l.dest_etag, l.read_at
         FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.late_key
-        WHERE o.done OR t.key IS NOT NULL GROUP BY ALL ORDER BY o.chunk
+             LEFT JOIN looks w ON w.row_id = o.row_id AND NOT o.done
+             LEFT JOIN latest l ON l.row_id = w.row_id
+        WHERE o.done OR t.key IS NOT NULL OR w.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
     """)
     lines: list[tuple[Any, ...]] = []
     names: dict[str, str] = {}

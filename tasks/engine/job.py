@@ -9,13 +9,13 @@ import hashlib
 import json
 import math
 import re
-from difflib import get_close_matches
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from tasks.engine.job_delta import Delta
 from tasks.engine.job_rules import (
     ADDRESS_SCHEMA,
     HEADERS_SCHEMA,
@@ -37,6 +37,7 @@ from tasks.engine.job_rules import (
     root_address,
     sendable,
 )
+from tasks.engine.model import Model as _Model
 from tasks.engine.recipients import host_of_template, recipient
 from tasks.engine.urls import short
 
@@ -53,39 +54,6 @@ class OnExisting(StrEnum):
     SKIP = "skip"
     OVERWRITE = "overwrite"
     FAIL = "fail"
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid",
-        use_attribute_docstrings=True,
-        frozen=True,
-        field_title_generator=lambda name, _: name,  # the UI's form shows the keys as they stand in YAML
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest(cls, data: Any) -> Any:
-        """An unknown key is an error that names the nearest known one."""
-        if isinstance(data, dict):
-            for name in data:
-                if name not in cls.model_fields:
-                    near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
-                    hint = " or ".join(f"`{key}`" for key in near)
-                    hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown key `{short(str(name))}`{hint}")
-        return data
-
-    @classmethod
-    def _elsewhere(cls, name: str) -> list[str]:
-        """Where a key of this name stands, one level below."""
-        return [
-            f"{field}.{name}"
-            for field, info in cls.model_fields.items()
-            if isinstance(info.annotation, type)
-            and issubclass(info.annotation, _Model)
-            and name in info.annotation.model_fields
-        ]
 
 
 class Columns(_Model):
@@ -280,6 +248,10 @@ class Job(_Model):
     """A line of the manifest that cannot be delimited: `error` stops before anything moves, `skip` makes it an outcome."""
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
+    mode: Literal["full", "delta"] = "full"
+    """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/delta.md)."""
+    delta: Delta = Delta()
+    """What `mode: delta` does with rows that are settled, that failed, or that left the list."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Rows in a chunk; the first plan freezes it."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"

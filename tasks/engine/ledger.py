@@ -21,7 +21,7 @@ from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
 from tasks.engine.seal import is_whole, open_json, sealed, sealed_file, whole
 from tasks.engine.state import State
-from tasks.engine.tables import OUTCOME, check_version, encode_outcomes, with_schema
+from tasks.engine.tables import OUTCOME, SCHEMA_VERSION, check_version, encode_outcomes, with_schema
 
 if TYPE_CHECKING:
     import duckdb
@@ -105,16 +105,20 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
         con.register("no_outcomes", OUTCOME.empty_table())
         con.execute("CREATE OR REPLACE TABLE latest AS SELECT * FROM no_outcomes")
         return
-    versions = con.execute(
-        "SELECT max(CAST(decode(value) AS INTEGER)) FROM parquet_kv_metadata(?) WHERE decode(key) = 'ferry_schema'",
+    oldest, newest = con.execute(
+        "SELECT min(CAST(decode(value) AS INTEGER)), max(CAST(decode(value) AS INTEGER)) FROM parquet_kv_metadata(?) "
+        "WHERE decode(key) = 'ferry_schema'",
         [paths],
-    ).fetchall()
-    check_version(versions[0][0], "the ledger")
-    if folded(names) and not at_once:
+    ).fetchall()[0]
+    check_version(newest, "the ledger")
+    if folded(names) and not at_once and oldest == SCHEMA_VERSION:
         con.from_parquet(paths[0]).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
         return
+    con.register("no_outcomes", OUTCOME.empty_table())  # with the columns that earlier versions did not write
     con.execute(
-        f"CREATE OR REPLACE TABLE latest AS SELECT * FROM read_parquet(?) WHERE run_no >= ? {LATEST}",
+        "CREATE OR REPLACE TABLE latest AS SELECT * FROM ("
+        "SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet(?, union_by_name = true)"
+        f") WHERE run_no >= ? {LATEST}",
         [paths, since_run],
     )
 

@@ -29,6 +29,16 @@ class Reason(StrEnum):
     REPAIR = "repair"
 
 
+class Checked(StrEnum):
+    """How a settled row's object was looked at the last time."""
+
+    BODY = "body"  # its bytes were read
+    BODY_AGAIN = "body_again"  # likewise, although it had not changed and a condition was sent
+    CONDITION = "condition"  # the origin answered 304
+    HEAD = "head"  # a HEAD told nothing new
+    SIZE = "size"  # likewise of an object whose ETag changes by itself: by its size, and its date where it has one
+
+
 class Again(StrEnum):
     """When a failure of some class may be tried again."""
 
@@ -139,6 +149,7 @@ class Row(NamedTuple):
     id: str | None = None
     reason: Reason = Reason.NEW
     attempt: int = 1
+    nights: int = 0  # runs before this one that it failed in, one after the other
 
 
 class Outcome(NamedTuple):
@@ -168,3 +179,7 @@ class Outcome(NamedTuple):
     run_no: int
     chunk: str  # digest of the chunk file; "" for outcomes of planning and of verify
     how: str  # first 16 digits of the job's "how" fingerprint
+    said: str | None = None  # what the list said of the object (tables.said_of); None where it said nothing
+    checked: Checked | None = None  # how the object was looked at, where that went well
+    read_at: datetime | None = None  # when its bytes were read
+    nights: int = 0  # runs in a row that this row failed in, this one included

@@ -40,6 +40,9 @@ from tasks.engine.wire import Answer, media_type, said
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NOT_MODIFIED = 304
+_ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
+_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 _WHOLE = frozenset({200, 203})  # 203: a proxy on the way changed something, and the object is whole
 _DRAIN_BYTES = 64 * 1024  # of an answer nobody wants, read so that its connection can be used again
 
@@ -74,6 +77,24 @@ class Fetched:
     etag: str | None
     last_modified: str | None
     requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an origin said of an object without sending it. ``size``: None after a 304, and where it did not say."""
+
+    size: int | None
+    etag: str | None
+    last_modified: str | None
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request but for its address."""
+
+    method: bytes = b"GET"
+    conditions: bytes = b""  # header lines; 304 is an answer to them
 
 
 @dataclass(slots=True)
@@ -136,9 +157,38 @@ class Origin:
         Only 200 and 203 are objects. Content-Encoding is undone. Raises ObjectError, with the number of
         HTTP requests made, or Fatal for a failing spool disk; nothing else but CancelledError.
         """
+        fetched = await self._get(url, charge, _Question())
+        assert isinstance(fetched, Fetched)
+        return fetched
+
+    async def get_if(
+        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = for_nothing
+    ) -> Fetched | Told:
+        """The object, as :meth:`get` has it, if it is another one than these validators are of (RFC 9110 section 13);
+        else what the 304 said. What cannot be a validator is not sent."""
+        return await self._get(url, charge, _Question(conditions=_conditions(etag, last_modified)))
+
+    async def head(self, url: str) -> Told:
+        """What is said of the object. Raises as :meth:`get` does, also for servers that know no HEAD."""
         trip = _Trip(self._loop.time())
         try:
-            response = await self._open(url, trip)
+            response = await self._open(url, trip, _Question(b"HEAD"))
+            headers = response.headers
+            length = "" if "Content-Encoding" in headers else headers.get("Content-Length", "")
+            await _drain(response)
+        except Exception as exc:
+            raise _mapped(exc, trip) from None
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
+        return Told(size, said(headers.get("ETag")), said(headers.get("Last-Modified")), trip.requests)
+
+    async def _get(self, url: str, charge: Charge, question: _Question) -> Fetched | Told:
+        trip = _Trip(self._loop.time())
+        try:
+            response = await self._open(url, trip, question)
+            headers = response.headers
+            if response.status == _NOT_MODIFIED:
+                await _drain(response)
+                return Told(None, said(headers.get("ETag")), said(headers.get("Last-Modified")), trip.requests)
             try:
                 body = await self._reader.body(response, charge)
             except BaseException:
@@ -146,7 +196,6 @@ class Origin:
                 raise
         except Exception as exc:
             raise _mapped(exc, trip) from None
-        headers = response.headers
         return Fetched(
             body,
             response.status,
@@ -164,7 +213,7 @@ class Origin:
         """
         trip = _Trip(self._loop.time())
         try:
-            response = await self._open(url, trip)
+            response = await self._open(url, trip, _Question())
             try:
                 await self._save(response, path, max_bytes)  # no budget: nothing else is on yet
             except BaseException:
@@ -182,7 +231,7 @@ class Origin:
         """Connections opened so far."""
         return self._connections.handshakes
 
-    async def _open(self, url: str, trip: _Trip) -> Answer:
+    async def _open(self, url: str, trip: _Trip, question: _Question) -> Answer:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
@@ -195,9 +244,9 @@ class Origin:
         deadline = trip.started + self._total_s
         seen: set[URL] = set()
         while True:
-            response = await self._send(target, block, deadline, trip)
+            response = await self._send(target, question, block, deadline, trip)
             status = response.status
-            if status in _WHOLE:
+            if status in _WHOLE or (status == _NOT_MODIFIED and question.conditions):
                 return response
             if status not in _REDIRECTS:
                 error = await self._refused(response)
@@ -221,18 +270,21 @@ class Origin:
             if self._loop.time() >= deadline:
                 raise TimeoutError
 
-    async def _send(self, target: Target, block: bytes, deadline: float, trip: _Trip) -> Answer:
+    async def _send(self, target: Target, question: _Question, block: bytes, deadline: float, trip: _Trip) -> Answer:
         """One request; a second at once when its connection turns out to be dead."""
         url = target.url
-        head = b"GET %s HTTP/1.1\r\nHost: %s\r\n%s" % (url.raw_path_qs.encode(), _authority(url).encode(), block)
+        head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s" % (
+            question.method, url.raw_path_qs.encode(), _authority(url).encode(), question.conditions, block,
+        )  # fmt: skip
+        only = question.method == b"HEAD"
         trip.requests += 1
         try:
-            return await self._connections.ask(target.site, head, deadline=deadline)
+            return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only)
         except Exception as exc:
             if not died_unanswered(exc):
                 raise
         trip.requests += 1
-        return await self._connections.ask(target.site, head, deadline=deadline, fresh=True)
+        return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only, fresh=True)
 
     async def _refused(self, response: Answer) -> ObjectError:
         """The error for an answer that is no object and no redirect."""
@@ -281,6 +333,16 @@ def _request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict
         made[name] = value
     made["Accept-Encoding"] = "identity"
     return made
+
+
+def _conditions(etag: str | None, last_modified: str | None) -> bytes:
+    """Header lines; none for what an origin once said and what is no validator (RFC 9110 sections 5.6.7, 8.8.3)."""
+    lines = b""
+    if etag is not None and _ETAG.fullmatch(etag):
+        lines += b"If-None-Match: %s\r\n" % etag.encode()
+    if last_modified is not None and _DATE.fullmatch(last_modified):
+        lines += b"If-Modified-Since: %s\r\n" % last_modified.encode()
+    return lines
 
 
 def _authority(url: URL) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 from tasks.engine.errors import Damaged, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
+from tasks.engine.recheck import Look
 from tasks.engine.seal import open_json, seal_json
 from tasks.engine.state import State
 from tasks.engine.tables import SCHEMA_VERSION, check_version
@@ -122,6 +123,10 @@ class Latest:
     how_same: bool  # written under the job's present `how`
     this_run: bool
     superseded: bool = False  # copied once, and another row wrote its key since
+    delta: bool = False  # what is settled is looked at again, as these say:
+    look: Look | None = None  # how; None where nothing of ours stands at the destination
+    other: bool = False  # the list says that the object is another one
+    due: bool = False  # a failed row may be tried again by now
 
 
 def reason_to_do(
@@ -141,8 +146,11 @@ def reason_to_do(
     | plain | nothing, or an outcome of planning | no | new |
     | plain | pending (found by verify) | no | repair |
     | plain | copied, unchanged; another row wrote the key since | no | changed |
+    | plain | copied, unchanged otherwise; in a delta: the list says that the object is another one | no | changed |
+    | plain | copied, unchanged otherwise; in a delta: the list does not say that it is the same | no | revalidate |
     | plain | copied, unchanged otherwise | no | none |
     | plain | failed under another `how` | no | changed |
+    | plain | failed, in a delta: as `delta.retry` says of its class | no | retry |
     | plain | failed, retryable | no | retry |
     | plain | failed, terminal | no | none |
     | plain | skipped under another `how`, not a duplicate | no | changed |
@@ -189,11 +197,13 @@ def reason_to_do(
         if not latest.how_same:
             return Reason.REPAIR if ours else Reason.CHANGED
         again = latest.error_class is not None and AGAIN[latest.error_class] is not Again.NEVER
-        return retry if again else None
+        return retry if (latest.due if latest.delta else again) else None
     if latest.superseded:
         return Reason.CHANGED
     if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
         return Reason.CHANGED
+    if latest.delta and latest.status in (Status.COPIED, Status.UNCHANGED) and latest.look not in (None, Look.NOT):
+        return Reason.CHANGED if latest.other else Reason.REVALIDATE
     return None
 
 

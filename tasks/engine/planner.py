@@ -15,20 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.engine import cut, judge, lease, ledger
+from tasks.engine import cut, facts, judge, lease, ledger
 from tasks.engine.access import Access
 from tasks.engine.apart import refuse_overlaps
 from tasks.engine.destination import find_existing, forget_hints, twins_in
 from tasks.engine.errors import Damaged
+from tasks.engine.housekeeping import forget_unlisted
 from tasks.engine.intake import NORMALISED, Brought, bring_manifest
 from tasks.engine.job import Job
-from tasks.engine.objects import ErrorClass, Status
 from tasks.engine.plan import (
     PLACE_FILE,
     PLAN_FILE,
     REPLAN,
     ChunkRef,
-    Latest,
     Mode,
     Place,
     Plan,
@@ -39,7 +38,6 @@ from tasks.engine.plan import (
     manifest_stem,
     read_place,
     read_plan,
-    reason_to_do,
     with_hints,
 )
 from tasks.engine.seal import is_whole, sealed_file
@@ -104,7 +102,8 @@ class Planner:
             about = {**about, "file": sealed_file(manifest_stem(self.ask.run_no), brought.path)}
             self.state.write_file(about["file"], brought.path)
             self._view(Brought(None, about))
-        self._decide()
+        facts.gather(self.con, self.job, self.ask.run_no)
+        facts.decide(self.con, self.ask.mode, self.ask.classes, delta=self.job.mode == "delta")
         listed = self._count_done(chunks) if plain else []
         if plain and not dry:
             judge.write_outcomes(self.con, self.state, self.ask.run_no, self.job.how_digest())
@@ -131,6 +130,7 @@ class Planner:
             self._forget_old_manifests(about["file"])
             if plain:
                 forget_hints(self.state, run_chunks)
+                forget_unlisted(self.state, [chunk.digest for chunk in plan.chunks])
         return Planned(
             run_no=self.ask.run_no, rows=judged.rows, unusable=judged.unusable, duplicates=judged.duplicates,
             collisions=judged.collisions, todo=todo, pending=pending,
@@ -223,50 +223,6 @@ class Planner:
             returned = set(self.ask.returned)
             chunks = [chunk for chunk in chunks if chunk.digest in returned]
         cut.load_held(self.con, self.state, chunks)
-
-    def _decide(self) -> None:
-        """Asks plan.reason_to_do once for each combination of facts that occurs, and joins the answers."""
-        self.con.execute(
-            """
-            CREATE TABLE facts AS
-            SELECT m.row_id, m.row_no, l.row_id IS NOT NULL AS known, l.status, l.error_class, l.status_code,
-                   l.attempt, l.chunk = '' AND l.status <> 'pending' AS by_plan, l.how = ? AS how_same,
-                   l.run_no = ? AS this_run, s.row_id IS NOT NULL AS superseded,
-                   coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held
-            FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
-                   LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held WHERE NOT stale GROUP BY 1) h
-                   ON h.row_id = m.row_id
-            WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM verdict)
-            """,
-            [self.job.how_digest(), self.ask.run_no],
-        )
-        facts = "known, status, error_class, status_code, by_plan, how_same, this_run, superseded, held"
-        combos = self.con.execute(f"SELECT DISTINCT {facts} FROM facts").fetchall()
-        self.con.execute(
-            "CREATE TABLE answer (known BOOLEAN, status VARCHAR, error_class VARCHAR, status_code BIGINT, "
-            "by_plan BOOLEAN, how_same BOOLEAN, this_run BOOLEAN, superseded BOOLEAN, held BOOLEAN, reason VARCHAR)"
-        )
-        for known, status, error_class, code, by_plan, how_same, this_run, superseded, held in combos:
-            latest = None
-            if known:
-                error = ErrorClass(error_class) if error_class else None
-                latest = Latest(Status(status), error, code, by_plan, how_same, this_run, superseded)
-            reason = reason_to_do(latest, held=held, mode=self.ask.mode, classes=self.ask.classes)
-            self.con.execute(
-                "INSERT INTO answer VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [known, status, error_class, code, by_plan, how_same, this_run, superseded, held, reason],
-            )
-        self.con.execute("""
-            CREATE TABLE todo AS
-            SELECT f.row_id, f.row_no, a.reason, coalesce(f.attempt, 0) + 1 AS attempt
-            FROM facts f JOIN answer a ON a.known = f.known AND a.held = f.held
-                AND a.status IS NOT DISTINCT FROM f.status AND a.error_class IS NOT DISTINCT FROM f.error_class
-                AND a.status_code IS NOT DISTINCT FROM f.status_code
-                AND a.by_plan IS NOT DISTINCT FROM f.by_plan
-                AND a.how_same IS NOT DISTINCT FROM f.how_same AND a.this_run IS NOT DISTINCT FROM f.this_run
-                AND a.superseded = f.superseded
-            WHERE a.reason IS NOT NULL
-        """)
 
     def _count_done(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
         """The listed chunks that stay, each with how many of its rows need nothing more (cut.DONE)."""

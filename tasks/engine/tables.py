@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.engine.errors import Damaged, NewerVersion
-from tasks.engine.objects import ErrorClass, Outcome, Reason, Row, Status
+from tasks.engine.objects import Checked, ErrorClass, Outcome, Reason, Row, Status
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
@@ -30,7 +30,7 @@ sys.meta_path.insert(0, _NoPandas())
 pa.array([0])
 del sys.meta_path[0]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -39,7 +39,7 @@ CHUNK = pa.schema(
     [
         ("row_id", _S), ("source", _S), ("key", _S), ("late_key", pa.bool_()), ("size", _I), ("md5", _S),
         ("sha256", _S), ("content_type", _S), ("etag", _S), ("last_modified", _S), ("id", _S),
-        ("reason", _S), ("attempt", _I),
+        ("reason", _S), ("attempt", _I), ("nights", _I),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -49,11 +49,19 @@ OUTCOME = pa.schema(
         ("status_code", _I), ("message", _S), ("retryable", pa.bool_()), ("reason", _S), ("attempt", _I),
         ("requests", _I), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("source_etag", _S),
         ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
-        ("run_no", _I), ("chunk", _S), ("how", _S),
+        ("run_no", _I), ("chunk", _S), ("how", _S), ("said", _S), ("checked", _S), ("read_at", _TIME), ("nights", _I),
     ],
     metadata=_META,
 )  # fmt: skip
-HINT = pa.schema([("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S)], metadata=_META)
+HINT = pa.schema(
+    [
+        ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
+        # what the ledger knows of a row that is looked at again; ``look`` is null for all others
+        ("look", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
+        ("last_modified", _S), ("known_etag", _S), ("read_at", _TIME),
+    ],
+    metadata=_META,
+)  # fmt: skip
 
 assert CHUNK.names == list(Row._fields)
 assert OUTCOME.names == list(Outcome._fields)
@@ -102,21 +110,47 @@ def check_version(found: bytes | int | None, what: str) -> None:
         )
 
 
+def said_of(row: Row) -> str | None:
+    """What the list says of an object, as 16 hex digits to compare; None where it says nothing. In SQL: SAID."""
+    if row.size is None and row.md5 is None and row.sha256 is None and row.etag is None and row.last_modified is None:
+        return None
+    parts = ("" if row.size is None else str(row.size), row.md5, row.sha256, row.etag, row.last_modified)
+    return hashlib.md5("\x1f".join(part or "" for part in parts).encode(), usedforsecurity=False).hexdigest()[:16]
+
+
+SAID = """CASE WHEN coalesce({m}.size::VARCHAR, {m}.md5, {m}.sha256, {m}.etag, {m}.last_modified) IS NOT NULL
+    THEN md5(concat_ws(chr(31), coalesce({m}.size::VARCHAR, ''), coalesce({m}.md5, ''), coalesce({m}.sha256, ''),
+                       coalesce({m}.etag, ''), coalesce({m}.last_modified, '')))[:16] END"""
+
+
+def whole_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table that an earlier version wrote, with the columns that it had not."""
+    for field in schema:
+        if field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table
+
+
 def rows_of(table: pa.Table) -> list[Row]:
+    table = whole_schema(table, CHUNK)
     columns = [table.column(name).to_pylist() for name in Row._fields]
     at = Row._fields.index("reason")
     columns[at] = [_REASONS[value] for value in columns[at]]
+    at = Row._fields.index("nights")
+    columns[at] = [value or 0 for value in columns[at]]
     return [Row._make(values) for values in zip(*columns, strict=True)]
 
 
 def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
-    for line in table.select(Outcome._fields).to_pylist():
+    for line in whole_schema(table, OUTCOME).select(Outcome._fields).to_pylist():
         values: dict[str, Any] = dict(line)
         values["status"] = Status(values["status"])
         values["reason"] = Reason(values["reason"])
         values["error_class"] = ErrorClass(values["error_class"]) if values["error_class"] else None
+        values["checked"] = Checked(values["checked"]) if values["checked"] else None
+        values["nights"] = values["nights"] or 0
         yield Outcome(**values)
 
 
 def concat(parts: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables(parts)
+    return pa.concat_tables([whole_schema(part, OUTCOME) for part in parts])

@@ -7,23 +7,25 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from weakref import WeakValueDictionary
 
 from tasks.engine import image, keys
 from tasks.engine.body import Body
 from tasks.engine.bucket_http import NotPlain
 from tasks.engine.errors import ObjectError
+from tasks.engine.fetch import Fetch, Sources
 from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import DESTINATION, HostLimit, Limiter
-from tasks.engine.objects import ErrorClass, Row, Status
+from tasks.engine.objects import Checked, ErrorClass, Row, Status
 from tasks.engine.on_existing import Step, after_fetch, before_fetch, policy_for
-from tasks.engine.origin import Origin
+from tasks.engine.origin import Origin, Told
 from tasks.engine.outage import Outage
 from tasks.engine.place import Place, tell
+from tasks.engine.recheck import Known, Look
 from tasks.engine.store import Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
-from tasks.engine.wire import media_type
 
 
 @dataclass(slots=True)
@@ -43,18 +45,8 @@ class Moved:
     message: str | None = None
     requests: int = 0
     bytes_read: int = 0
-
-
-@dataclass(slots=True)
-class Fetch:
-    """A body with what its source said of it."""
-
-    body: Body
-    content_type: str | None
-    etag: str | None
-    last_modified: str | None
-    requests: int
-    attributes: dict[str, str] = field(default_factory=dict)  # of bucket sources: encoding and metadata
+    checked: Checked = Checked.BODY
+    read_at: datetime | None = None  # when the bytes were read, where that was not now
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +60,9 @@ class Rules:
 
 
 MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
+# what is noted of an object that is the known one: without its bytes, and with them
+TOLD = {Look.IF: Checked.CONDITION, Look.HEAD: Checked.HEAD, Look.SIZE: Checked.SIZE}
+READ_AGAIN = {Look.IF: Checked.BODY_AGAIN, Look.HEAD: Checked.SIZE, Look.SIZE: Checked.SIZE, Look.READ: Checked.BODY}
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
 
 
@@ -85,8 +80,7 @@ class Mover:
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be at work on this job's rows."""
-        self._origin = origin
-        self._roots = roots
+        self._sources = Sources(origin, roots, rules.max_bytes)
         self._destination = destination
         self._limiter = limiter
         self._rules = rules
@@ -97,13 +91,18 @@ class Mover:
         self._given = {name: value for name, value in rules.attributes.items() if value}
         self._outage = Outage(time.monotonic)
 
-    async def move(self, row: Row, found: Found | None, place: Place, *, look: bool = False) -> Moved:
+    async def move(
+        self, row: Row, found: Found | None, place: Place, *, look: bool = False, known: Known | None = None
+    ) -> Moved:
         """Get, check, compare, put, confirm. Raises ObjectError (the row's failure), Fatal or PausedTooLong.
 
         ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD. ``place`` at the
         source is free again once the body is here and has a place at the destination: so a slow destination slows
-        the source down, and bodies do not pile up between them.
+        the source down, and bodies do not pile up between them. ``known``: an object of ours stands under the key
+        already, and is written again only if its source has become another one.
         """
+        if known is not None:
+            return await self._move_again(row, known, place)
         policy = self._policy(row, row.key)
         if look and not row.late_key and policy is not OnExisting.OVERWRITE:
             async with self._limiter.host(DESTINATION).slot():
@@ -117,13 +116,43 @@ class Mover:
                 return await self._have_copied(row, source, place)
         started = time.monotonic()
         try:
-            fetch = await self._fetch(row, place)
+            fetch = await self._sources.fetch(row, place)
         except ObjectError as error:
             place.failed(error, time.monotonic() - started)
             raise
         place.came(time.monotonic() - started)
         try:
             return await self._land(row, fetch, found, policy, place)
+        except ObjectError as error:
+            error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
+            raise
+        finally:
+            fetch.body.discard()
+
+    async def _move_again(self, row: Row, known: Known, place: Place) -> Moved:
+        """As :meth:`move`, for an object that was moved before."""
+        started = time.monotonic()
+        try:
+            fetch = await self._sources.look(row, known, place)
+        except ObjectError as error:
+            place.failed(error, time.monotonic() - started)
+            raise
+        place.came(time.monotonic() - started)
+        same = Moved(
+            Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
+            fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
+            requests=fetch.requests,
+        )  # fmt: skip
+        if isinstance(fetch, Told):
+            same.checked = TOLD[known.look]
+            same.read_at = known.read_at
+            return same
+        try:
+            if fetch.body.sha256 == known.sha256 if known.sha256 else fetch.body.md5 == known.md5:
+                same.bytes_read = fetch.body.size
+                same.checked = READ_AGAIN[known.look]
+                return same
+            return await self._land(row, fetch, None, OnExisting.OVERWRITE, place)
         except ObjectError as error:
             error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
             raise
@@ -143,7 +172,7 @@ class Mover:
             return None
         if row.size > min(self._rules.max_bytes, MOST_COPIED) or self._rules.on_existing in GUARDED:
             return None
-        for root, store in self._roots:
+        for root, store in self._sources.roots:
             if row.source.startswith(root):
                 return (store, row.source[len(root) :]) if self._destination.can_copy_from(store) else None
         return None
@@ -305,21 +334,6 @@ class Mover:
         if self._outage.failed(key, error):
             error.nobody_there = True
             limit.rest(error.message)
-
-    async def _fetch(self, row: Row, place: Place) -> Fetch:
-        if row.source[:8].lower().startswith(("http://", "https://")):
-            got = await self._origin.get(row.source, place.charge)
-            return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
-        for root, store in self._roots:
-            if row.source.startswith(root):
-                body, found, attributes = await store.get(
-                    row.source[len(root) :], max_bytes=self._rules.max_bytes, charge=place.charge
-                )
-                modified = found.last_modified.isoformat() if found.last_modified else None
-                return Fetch(
-                    body, media_type(attributes.pop("Content-Type", None)), found.etag, modified, 1, attributes
-                )
-        raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
 
     def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:
         """The levels, each with those before, and the manifest's digests. Returns the type, where known.

@@ -222,7 +222,7 @@ def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
 
     first = append(state, [make_outcome(1)], 1, "c", 0)
     newer = pa.BufferOutputStream()
-    pq.write_table(pq.read_table(state.local(first)).replace_schema_metadata({b"ferry_schema": b"2"}), newer)
+    pq.write_table(pq.read_table(state.local(first)).replace_schema_metadata({b"ferry_schema": b"99"}), newer)
     state.delete([first])
     name = sealed("outcomes/000001-c-00000", newer.getvalue().to_pybytes())
     state.write(name, newer.getvalue().to_pybytes())

@@ -167,8 +167,8 @@ def check_waiting(state: State, planned: Planned, expected: dict[str, str | None
     """Rows that a task would move, each once, with the digest that it would compare."""
     waiting = []
     for ref in planned.chunks:
-        table, _, done = read_chunk(state, ref)
-        waiting += [row for row in tables.rows_of(table) if row.row_id not in done and ref.done < ref.rows]
+        table, hints = read_chunk(state, ref)
+        waiting += [row for row in tables.rows_of(table) if row.row_id not in hints.done and ref.done < ref.rows]
     assert sorted((row.key, row.sha256) for row in waiting) == sorted(expected.items())
     assert sum(planned.todo.values()) + planned.pending == len(expected)
 

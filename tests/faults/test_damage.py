@@ -79,8 +79,8 @@ class World:
         todo: set[str] = set()
         for ref in planned.chunks:
             if ref.done < ref.rows:
-                table, _, done = read_chunk(state, ref)
-                todo |= set(table.column("row_id").to_pylist()) - done
+                table, hints = read_chunk(state, ref)
+                todo |= set(table.column("row_id").to_pylist()) - hints.done
                 helpers.settle(state, ref, run_no)
         assert len(todo & self.settled) == again
         assert len(todo - self.settled) == ROWS - SETTLED

@@ -166,12 +166,12 @@ class Recovery(RuleBasedStateMachine):
         todo: dict[str, Any] = {}
         for ref in planned.chunks:
             if ref.done < ref.rows:
-                table, _, done = read_chunk(self.state, ref)
+                table, hints = read_chunk(self.state, ref)
                 for row_id, source in zip(
                     table.column("row_id").to_pylist(), table.column("source").to_pylist(), strict=True
                 ):
                     self.ids[int(source.rpartition("/")[2].removesuffix(".jpg"))] = row_id
-                    if row_id not in done:
+                    if row_id not in hints.done:
                         assert row_id not in todo, "a row in two chunks that would both move it"
                         todo[row_id] = ref
         return todo

@@ -89,9 +89,9 @@ def goes_on(job: Job, state: DirectoryState, promised: list[dict[str, Status]], 
     planned = helpers.plan(job, state, run_no, server=helpers.access(s3))
     held: set[str] = set()
     for ref in planned.chunks:
-        table, _, done = read_chunk(state, ref)
+        table, hints = read_chunk(state, ref)
         if ref.done < ref.rows:
-            held |= set(table.column("row_id").to_pylist()) - done
+            held |= set(table.column("row_id").to_pylist()) - hints.done
             helpers.settle(state, ref, run_no)
     settled = {row_id for row_id, outcome in known.items() if outcome.status is not Status.PENDING}
     again = {row_id for row_id in held & settled if not known[row_id].retryable}

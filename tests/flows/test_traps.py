@@ -59,7 +59,7 @@ class Traps:
     ended: Ended = field(default_factory=lambda: Ended((), -1, "", ""))
 
     def add(
-        self, name: str, path: str, fault: Fault | Trouble | None = None, body: bytes | None = None, **more: str
+        self, name: Any, path: str, fault: Fault | Trouble | None = None, body: bytes | None = None, **more: Any
     ) -> None:
         """A row for an object at the origin."""
         body = make_image("jpeg", len(self.rows), 40, 30) if body is None else body

@@ -1,0 +1,43 @@
+"""What the parts of a job have in common: no unknown keys, and docstrings that become its documentation."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from tasks.engine.urls import short
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        use_attribute_docstrings=True,
+        frozen=True,
+        field_title_generator=lambda name, _: name,  # the UI's form shows the keys as they stand in YAML
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest(cls, data: Any) -> Any:
+        """An unknown key is an error that names the nearest known one."""
+        if isinstance(data, dict):
+            for name in data:
+                if name not in cls.model_fields:
+                    near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    hint = " or ".join(f"`{key}`" for key in near)
+                    hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown key `{short(str(name))}`{hint}")
+        return data
+
+    @classmethod
+    def _elsewhere(cls, name: str) -> list[str]:
+        """Where a key of this name stands, one level below."""
+        return [
+            f"{field}.{name}"
+            for field, info in cls.model_fields.items()
+            if isinstance(info.annotation, type)
+            and issubclass(info.annotation, Model)
+            and name in info.annotation.model_fields
+        ]

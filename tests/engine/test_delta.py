@@ -1,0 +1,291 @@
+"""Nights on a real origin and a real store: what changed is written again, what did not costs next to nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Fault, Origin, Trouble
+from demo.s3 import S3Server
+from demo.validators import Validators
+from tasks.engine.job import Job
+from tasks.engine.objects import Checked, Outcome, Status
+from tasks.engine.reading import with_latest
+from tasks.engine.summary import count
+from tests.engine import helpers
+
+LATER = "Fri, 02 Jan 2026 00:00:00 GMT"
+
+
+class World:
+    """Images at an origin, and a job that keeps a bucket equal to them."""
+
+    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path) -> None:
+        self.origin, self.s3, self.bucket, self.folder = origin, s3, bucket, folder
+        self.state, self.run_no = helpers.directory_state(folder), 0
+        self.bodies: dict[str, bytes] = {}
+
+    def put(self, key: str, seed: int, **given: Any) -> None:
+        self.bodies[key] = make_image("jpeg", seed, 30, 20)
+        self.origin.add(f"/{key}", self.bodies[key], **given)
+
+    def job(self, **given: Any) -> Job:
+        uri = {"uri": f"s3://{self.bucket}/p/", "endpoint_url": self.s3.endpoint_url}
+        given = {"mode": "delta", "manifest": str(self.folder / "list.csv"), "destination": uri, **given}
+        return helpers.make_job(**given)
+
+    def night(self, columns: dict[str, list[str]] | None = None, **given: Any) -> dict[str, Outcome]:
+        """One run; the rows that it looked at, by key. ``columns``: what the list says besides the address."""
+        columns = columns or {}
+        rows = [
+            [self.origin.url(f"/{key}"), *(values[at] for values in columns.values())]
+            for at, key in enumerate(self.bodies)
+        ]
+        helpers.write_list(self.folder / "list.csv", rows, ("url", *columns))
+        self.origin.requests, self.origin.bodies = Counter(), Counter()
+        self.run_no += 1
+        helpers.run(self.job(**given), self.state, helpers.access(self.s3), self.run_no)
+        counts = with_latest(self.state, count)
+        counts.check()
+        assert not counts.pending
+        latest = helpers.latest(self.state).values()
+        return {outcome.key: outcome for outcome in latest if outcome.run_no == self.run_no}
+
+    @property
+    def asked(self) -> int:
+        return sum(self.origin.requests.values())
+
+    @property
+    def read(self) -> int:
+        return sum(self.origin.bodies.values())
+
+    def is_true(self) -> None:
+        """The bucket holds what the origin does."""
+        assert helpers.stored(self.s3, self.bucket) == {f"p/{key}": body for key, body in self.bodies.items()}
+
+
+@pytest.fixture
+def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
+    return World(origin, s3, bucket, tmp_path)
+
+
+NIGHTS: list[tuple[Validators, list[tuple[int, int]], list[Checked]]] = [
+    # what it gives; requests and bodies in each night of one object that does not change; what is noted
+    (Validators.BOTH, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.ETAG, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.WEAK, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.DATE, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.NONE, [(1, 0), (1, 0), (1, 0)], [Checked.HEAD] * 3),
+    (Validators.DEAF, [(1, 1), (1, 0), (1, 0)], [Checked.BODY_AGAIN, Checked.HEAD, Checked.HEAD]),
+    (Validators.SERVERS, [(1, 1), (2, 1), (1, 0)], [Checked.BODY_AGAIN, Checked.SIZE, Checked.SIZE]),
+    (Validators.SERVERS_DATE, [(1, 1), (1, 0), (1, 0)], [Checked.BODY_AGAIN, Checked.HEAD, Checked.HEAD]),
+]
+
+
+@pytest.mark.parametrize(("kind", "costs", "noted"), NIGHTS, ids=[kind.value for kind, _, _ in NIGHTS])
+def test_what_does_not_change(
+    kind: Validators, costs: list[tuple[int, int]], noted: list[Checked], world: World
+) -> None:
+    """It is asked for in the cheapest way that its origin honours, and is never written again."""
+    world.put("a.jpg", 1, kind=kind)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    first = helpers.stored(world.s3, world.bucket)
+    written = world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"]
+    for (requests, bodies), how in zip(costs, noted, strict=True):
+        outcome = world.night()["a.jpg"]
+        assert (outcome.status, outcome.checked) == (Status.UNCHANGED, how)
+        assert (world.asked, world.read, outcome.requests) == (requests, bodies, requests)
+    assert helpers.stored(world.s3, world.bucket) == first
+    assert world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"] == written
+
+
+@pytest.mark.parametrize("quiet", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", list(Validators))
+def test_what_changes(kind: Validators, quiet: int, world: World) -> None:
+    """After so many quiet nights another image stands there, of another size and date: it is written, and then the
+    nights are quiet again."""
+    world.put("a.jpg", 1, kind=kind)
+    for _ in range(quiet + 1):
+        world.night()
+    world.bodies["a.jpg"] = make_image("jpeg", 2, 31, 20)
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=kind, modified=LATER)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+    assert world.night()["a.jpg"].status is Status.UNCHANGED
+    world.is_true()
+
+
+@pytest.mark.parametrize("kind", [Validators.NONE, Validators.SERVERS])
+def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
+    """Another image of the same size, and nothing else is told: it is found once its copy is not believed any more."""
+    world.put("a.jpg", 1, kind=kind)
+    for _ in range(4):
+        world.night()
+    other = bytearray(world.bodies["a.jpg"])
+    at = other.index(b"\xff\xda") + 20
+    other[at] ^= 1
+    world.bodies["a.jpg"] = bytes(other)
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=kind)
+    assert world.night()["a.jpg"].status is Status.UNCHANGED
+    assert world.night(delta={"revalidate_after": 0})["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_a_plain_run_believes_the_ledger(world: World) -> None:
+    """Only a delta looks again."""
+    world.put("a.jpg", 1)
+    world.night()
+    assert world.night(mode="full") == {}
+    assert world.asked == 0
+
+
+@pytest.mark.parametrize("column", ["etag", "md5", "last_modified"])
+def test_what_the_list_proves(column: str, world: World) -> None:
+    """A list that says which version it means: rows that say the same as before are not asked for at all, others are
+    read; what it says first, beside a copy that it did not say it of, is compared or asked."""
+    import hashlib
+
+    def says(key: str) -> str:
+        return hashlib.md5(world.bodies[key]).hexdigest()
+
+    for n in range(4):
+        world.put(f"{n}.jpg", n)
+    assert len(world.night()) == 4
+    first = world.night({column: [says(key) for key in world.bodies]})
+    assert {outcome.status for outcome in first.values()} <= {Status.UNCHANGED}
+    assert world.night({column: [says(key) for key in world.bodies]}) == {}
+    assert world.asked == 0
+    world.put("2.jpg", 77)
+    looked = world.night({column: [says(key) for key in world.bodies]})
+    assert {key: outcome.status for key, outcome in looked.items()} == {"2.jpg": Status.COPIED}
+    assert world.asked == 1
+    world.is_true()
+    assert world.night({column: [says(key) for key in world.bodies]}) == {}
+
+
+def test_a_size_proves_difference_alone(world: World) -> None:
+    """A list with sizes: the same size is asked about, another one is read."""
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    sizes = [str(len(body)) for body in world.bodies.values()]
+    world.night({"size": sizes})
+    assert {outcome.checked for outcome in world.night({"size": sizes}).values()} == {Checked.CONDITION}
+    world.bodies["1.jpg"] = make_image("jpeg", 9, 31, 21)
+    world.origin.add("/1.jpg", world.bodies["1.jpg"])
+    sizes = [str(len(body)) for body in world.bodies.values()]
+    assert world.night({"size": sizes})["1.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+@pytest.mark.parametrize(
+    "trouble", [Trouble.SERVER_ERROR, Trouble.HTML_200, Trouble.NOT_FOUND, Trouble.TRUNCATED_LENGTH]
+)
+def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> None:
+    """The row is failed, since nobody knows whether it is true; the copy stands, and the ledger knows it: once the
+    origin is well again nothing is moved that did not change."""
+    world.put("a.jpg", 1, kind=Validators.DEAF)
+    world.put("b.jpg", 2)
+    copied = world.night()["a.jpg"]
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.DEAF)
+    failed = world.night()["a.jpg"]
+    assert (failed.status, failed.nights) == (Status.FAILED, 1)
+    assert "what was copied before stands at the destination" in (failed.message or "")
+    assert (failed.md5, failed.dest_etag, failed.read_at) == (copied.md5, copied.dest_etag, copied.read_at)
+    world.is_true()
+    assert world.night()["a.jpg"].nights == 2
+    world.origin.mend("/a.jpg")
+    again = world.night()["a.jpg"]
+    assert (again.status, again.nights, again.md5) == (Status.UNCHANGED, 0, copied.md5)
+    world.is_true()
+
+
+def test_how_often_a_failure_is_tried(world: World) -> None:
+    """So many nights as the class has, and not sooner than it says."""
+    world.put("a.jpg", 1)
+    world.put("gone.jpg", 2, fault=Trouble.NOT_FOUND)
+    job: dict[str, Any] = {"delta": {"retry": {"not_found": {"nights": 3}}}}
+    assert ["gone.jpg" in world.night(**job) for _ in range(5)] == [True, True, True, False, False]
+    job = {"delta": {"retry": {"not_found": {"nights": 9, "after": "1d"}}}}
+    assert "gone.jpg" not in world.night(**job)
+    job = {"delta": {"retry": {"not_found": {"nights": 9}}}}
+    assert "gone.jpg" in world.night(**job)
+    world.origin.mend("/gone.jpg")
+    assert world.night(**job)["gone.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> None:
+    """`skip` and `fail` are about what stood there before; what the job itself copied is kept equal."""
+    world.put("a.jpg", 1)
+    for policy in ("skip", "fail"):
+        world.night(on_existing=policy)
+        world.put("a.jpg", 5 if policy == "skip" else 6)
+        assert world.night(on_existing=policy)["a.jpg"].status is Status.COPIED
+        world.is_true()
+
+
+def test_nights_leave_nothing_behind(world: World) -> None:
+    """Some objects change each night, one fails each night: the state has no more files, and is no larger, for it."""
+    for n in range(30):
+        world.put(f"{n}.jpg", n)
+    world.put("gone.jpg", 99, fault=Trouble.NOT_FOUND)
+    sizes = []
+    for night in range(8):
+        world.put(f"{night}.jpg", 100 + night)
+        world.night(chunk_rows=10, delta={"retry": {"not_found": {"nights": 100}}})
+        files = [path for path in world.state.root.rglob("*") if path.is_file()]
+        sizes.append((len(files), sum(path.stat().st_size for path in files)))
+    del world.bodies["gone.jpg"]
+    world.is_true()
+    settled = sizes[2:]  # what a night planned is let go by the one after the next
+    assert len({count for count, _ in settled}) == 1, sizes
+    assert settled[-1][1] < settled[0][1] * 1.05, sizes
+
+
+def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A bucket as the source: its listing has ETags and dates, and only what they tell of is read."""
+    client, state = s3.client(), helpers.directory_state(tmp_path)
+    bodies = {f"{n}.jpg": make_image("jpeg", n, 30, 20) for n in range(5)}
+    for key, body in bodies.items():
+        client.put_object(Bucket=bucket, Key=f"old/{key}", Body=body)
+    job = helpers.make_job(
+        manifest=f"s3://{bucket}/old/", mode="delta", source={"endpoint_url": s3.endpoint_url},
+        destination={"uri": f"s3://{bucket}/new/", "endpoint_url": s3.endpoint_url},
+    )  # fmt: skip
+    server = helpers.access(s3)
+    helpers.run(job, state, server, 1)
+    bodies["3.jpg"] = make_image("jpeg", 77, 31, 20)
+    client.put_object(Bucket=bucket, Key="old/3.jpg", Body=bodies["3.jpg"])
+    assert helpers.run(job, state, server, 2).todo == {"changed": 1}
+    assert helpers.run(job, state, server, 3).todo == {}
+    assert helpers.stored(s3, bucket, "new/") == {f"new/{key}": body for key, body in bodies.items()}
+    (replaced,) = [outcome for outcome in helpers.latest(state).values() if outcome.run_no == 2]
+    assert (replaced.key, replaced.status) == ("3.jpg", Status.COPIED)
+
+
+def test_a_state_of_the_schema_before(world: World) -> None:
+    """What a Ferry without nights has written is read: the first delta looks at its rows as at any others."""
+    import pyarrow.parquet as pq
+
+    from tasks.engine import tables
+    from tasks.engine.seal import sealed
+
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    world.night()
+    new = {"said", "checked", "read_at", "nights"}
+    for name in world.state.list("ledger"):
+        table = pq.read_table(world.state.local(name)).drop_columns(sorted(new))
+        data = tables.to_bytes(table.replace_schema_metadata({b"ferry_schema": b"1"}))
+        world.state.delete([name])
+        world.state.write(sealed(name.rpartition("-")[0], data), data)
+    for name in world.state.list("reports"):
+        world.state.delete([name])
+    assert world.night(mode="full") == {}
+    assert {outcome.checked for outcome in world.night().values()} == {Checked.CONDITION}
+    assert world.read == 0
+    world.is_true()
