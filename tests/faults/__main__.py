@@ -22,7 +22,7 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ferry-faults-") as folder:
         asked = sys.argv[1:] or ["tests/faults"]
-        command = [sys.executable, "-m", "pytest", "-q", "-n", str(WORKERS), "--durations=10", *asked]
+        command = [sys.executable, "-m", "pytest", "-n", str(WORKERS), "--durations=10", *asked]
         code, last = shown_but_the_last(command, {**os.environ, "FERRY_FAULTS": folder})
         lines = [json.loads(line) for path in Path(folder).glob("*.jsonl") for line in path.read_text().splitlines()]
     draw(lines, time.monotonic() - started)
