@@ -28,6 +28,7 @@ class Report:
     rate: float  # rows a second between the first outcome and the last
     stopped: str  # why the run ended early; "" when it did not
     why_pending: str
+    night: dict[str, int] | None = None  # of a delta: night.NAMES
 
     @property
     def exit_code(self) -> int:
@@ -92,6 +93,20 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
     if counts["pending"]:
         lines.append(("pending", "not settled yet", counts["pending"]))
     return lines
+
+
+def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
+    """What a delta came to, as lines of words and figures."""
+    again = f", {night['failed_again']:,} of them not for the first time" if night["failed_again"] else ""
+    return [
+        ("new", f"{night['new']:,}"),
+        ("changed", f"{night['changed']:,}"),
+        ("looked at, unchanged", f"{night['unchanged']:,}"),
+        ("failed", f"{night['failed']:,}{again}"),
+        ("gone from the list (their copies stay)", f"{night['gone']:,}"),
+        ("requests to the origins", f"{night['requests']:,}"),
+        ("not read again", size(night["bytes_saved"])),
+    ]
 
 
 def describe(planned: Planned) -> list[str]:

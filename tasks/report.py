@@ -10,7 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks import api, tally
-from tasks.accounts import Report, outcome_table
+from tasks.accounts import Report, night_table, outcome_table
 from tasks.engine.urls import escaped
 from tasks.run import Run
 
@@ -41,6 +41,13 @@ def markdown(name: str, report: Report) -> str:
     lines += ["| outcome | | rows |", "|---|---|---:|"]
     lines += [f"| {status} | {_escaped(words)} | {rows:,} |" for status, words, rows in outcome_table(report.counts)]
     lines += [f"| **planned** | | **{report.counts['planned']:,}** |", ""]
+    if report.night is not None:
+        lines += [
+            "| this night | |",
+            "|---|---:|",
+            *(f"| {what} | {text} |" for what, text in night_table(report.night)),
+            "",
+        ]
     lines += [
         f"- {report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}, {report.cached:,} of them cached",
         f"- {report.bytes:,} bytes in {report.seconds:,.1f} s; {report.rate:,.0f} rows/s",

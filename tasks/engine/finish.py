@@ -8,6 +8,7 @@ import duckdb
 
 from tasks.engine import lease, ledger
 from tasks.engine.job import Job
+from tasks.engine.night import figures
 from tasks.engine.reading import select_failures, with_latest
 from tasks.engine.seal import seal_json
 from tasks.engine.state import State
@@ -28,13 +29,16 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
+        night.update(figures(con, state, manifest, run_no))
         return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
+    night: dict[str, int] = {}
     counts, this_run, failures = with_latest(state, work, state.spool_dir)
     counts.check()
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
+        "night": night if job.mode == "delta" else None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
     return answer

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.engine.errors import Damaged, UserError
+from tasks.engine.history import note_replaced
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
 from tasks.engine.seal import is_whole, open_json, sealed, sealed_file, whole
@@ -142,6 +143,8 @@ def reading(read: Callable[[], T], tries: int = 8) -> T:
 def compact(state: State, run_no: int) -> str:
     """Folds all outcomes into one file of `ledger/`, then deletes what it replaces; returns the file's name.
 
+    What copies were before this run replaced them goes to `history/` first.
+
     A crash between the two leaves both: harmless, since readers fold. Where a run left nothing, all is folded already.
     """
     old = files(state)
@@ -149,7 +152,10 @@ def compact(state: State, run_no: int) -> str:
         return old[0]
     con = connect(state.spool_dir)
     try:
+        local = {name: str(state.local(name)) for name in old}
         create_latest(con, state)
+        unfolded = [path for name, path in local.items() if name.startswith("outcomes/")]
+        note_replaced(con, state, run_no, list(local.values()), unfolded)
         target = state.spool_dir / "ledger.parquet"
         columns = ", ".join(f'"{column}"' for column in OUTCOME.names)
         reader: Any = con.sql(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)

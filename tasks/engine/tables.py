@@ -63,6 +63,15 @@ HINT = pa.schema(
     metadata=_META,
 )  # fmt: skip
 
+HISTORY = pa.schema(
+    [
+        ("row_id", _S), ("source", _S), ("key", _S), ("id", _S), ("size", _I), ("md5", _S), ("sha256", _S),
+        ("content_type", _S), ("source_etag", _S), ("source_last_modified", _S), ("dest_etag", _S),
+        ("recorded_at", _TIME), ("run_no", _I), ("replaced_at", _TIME), ("replaced_by", _I),
+    ],
+    metadata=_META,
+)  # fmt: skip
+
 assert CHUNK.names == list(Row._fields)
 assert OUTCOME.names == list(Outcome._fields)
 _REASONS = {reason.value: reason for reason in Reason}

@@ -12,10 +12,10 @@ from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from demo.validators import Validators
+from tasks.engine import night
+from tasks.engine.finish import finish
 from tasks.engine.job import Job
 from tasks.engine.objects import Checked, Outcome, Status
-from tasks.engine.reading import with_latest
-from tasks.engine.summary import count
 from tests.engine import helpers
 
 LATER = "Fri, 02 Jan 2026 00:00:00 GMT"
@@ -28,6 +28,7 @@ class World:
         self.origin, self.s3, self.bucket, self.folder = origin, s3, bucket, folder
         self.state, self.run_no = helpers.directory_state(folder), 0
         self.bodies: dict[str, bytes] = {}
+        self.figures: dict[str, int] | None = None
 
     def put(self, key: str, seed: int, **given: Any) -> None:
         self.bodies[key] = make_image("jpeg", seed, 30, 20)
@@ -49,9 +50,9 @@ class World:
         self.origin.requests, self.origin.bodies = Counter(), Counter()
         self.run_no += 1
         helpers.run(self.job(**given), self.state, helpers.access(self.s3), self.run_no)
-        counts = with_latest(self.state, count)
-        counts.check()
-        assert not counts.pending
+        answer = finish(self.job(**given), self.state, self.run_no)
+        assert not answer["counts"]["pending"]
+        self.figures = answer["night"]
         latest = helpers.latest(self.state).values()
         return {outcome.key: outcome for outcome in latest if outcome.run_no == self.run_no}
 
@@ -229,15 +230,17 @@ def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> Non
 
 
 def test_nights_leave_nothing_behind(world: World) -> None:
-    """Some objects change each night, one fails each night: the state has no more files, and is no larger, for it."""
+    """Some objects change each night, one fails each night: but for a report, and what was replaced, the state has no
+    more files, and is no larger, for it."""
     for n in range(30):
         world.put(f"{n}.jpg", n)
     world.put("gone.jpg", 99, fault=Trouble.NOT_FOUND)
     sizes = []
-    for night in range(8):
-        world.put(f"{night}.jpg", 100 + night)
+    for n in range(8):
+        world.put(f"{n}.jpg", 100 + n)
         world.night(chunk_rows=10, delta={"retry": {"not_found": {"nights": 100}}})
-        files = [path for path in world.state.root.rglob("*") if path.is_file()]
+        names = [name for name in world.state.list("") if not name.startswith(("reports/", "history/"))]
+        files = [world.state.root / name for name in names]
         sizes.append((len(files), sum(path.stat().st_size for path in files)))
     del world.bodies["gone.jpg"]
     world.is_true()
@@ -289,3 +292,55 @@ def test_a_state_of_the_schema_before(world: World) -> None:
     assert {outcome.checked for outcome in world.night().values()} == {Checked.CONDITION}
     assert world.read == 0
     world.is_true()
+
+
+def test_what_a_night_came_to(world: World) -> None:
+    """Each figure of its report, against what was done to the origin."""
+    for n in range(6):
+        world.put(f"{n}.jpg", n)
+    world.put("late.jpg", 50, fault=Trouble.NOT_FOUND)
+    world.night()
+    nothing = dict.fromkeys(night.NAMES, 0)
+    assert world.figures == {**nothing, "new": 6, "failed": 1, "requests": 7}
+    world.put("new.jpg", 60)
+    world.put("1.jpg", 61)
+    del world.bodies["5.jpg"]
+    world.night()
+    same = sum(len(world.bodies[f"{n}.jpg"]) for n in (0, 2, 3, 4))
+    looked = {"new": 1, "changed": 1, "unchanged": 4, "failed": 1, "failed_again": 1, "requests": 7}
+    assert world.figures == {**looked, "bytes_saved": same, "gone": 1}
+    world.origin.mend("/late.jpg")
+    world.night()
+    assert world.figures is not None
+    assert (world.figures["new"], world.figures["failed"], world.figures["gone"]) == (1, 0, 1)
+
+
+def test_what_was_replaced_stays_in_the_history(world: World) -> None:
+    """Its digests, when it was copied, and by which run it was replaced; also where a look failed in between."""
+    import pandas as pd
+
+    world.put("a.jpg", 1)
+    world.put("b.jpg", 2)
+    copied = world.night()["a.jpg"]
+    world.origin.add("/a.jpg", b"", fault=Trouble.SERVER_ERROR)
+    world.night()
+    world.put("a.jpg", 3)
+    second = world.night()["a.jpg"]
+    world.night()
+    world.put("a.jpg", 1)
+    world.night()
+    files = sorted((world.state.root / "history").iterdir())
+    versions = pd.concat([pd.read_parquet(path) for path in files])
+    assert list(versions["key"]) == ["a.jpg", "a.jpg"]
+    assert list(versions["sha256"]) == [copied.sha256, second.sha256]
+    assert list(versions["replaced_by"]) == [3, 5]
+    assert list(versions["size"]) == [copied.size, second.size]
+
+
+def test_a_first_migration_has_no_history(world: World) -> None:
+    """And its report no figures of a night."""
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    world.night(mode="full")
+    assert world.figures is None
+    assert not (world.state.root / "history").exists()

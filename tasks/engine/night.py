@@ -1,0 +1,48 @@
+"""What a night came to: the figures of its report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from tasks.engine.history import FOLDER
+from tasks.engine.ledger import run_of
+from tasks.engine.state import State
+
+if TYPE_CHECKING:
+    import duckdb
+
+NAMES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "gone")
+
+
+def figures(con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int) -> dict[str, int]:
+    """Rows that were new, replaced, and looked at for nothing; failures, and those that are not the first of their
+    row; requests; the bytes of what was looked at and not read; and copies whose row has left the list, and whose key
+    no other row has. ``latest``: the folded ledger."""
+    found = con.execute(
+        """
+        SELECT count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
+               count(*) FILTER (status = 'failed'), count(*) FILTER (status = 'failed' AND nights > 1),
+               coalesce(sum(requests), 0),
+               coalesce(sum(size) FILTER (status = 'unchanged' AND read_at < started_at), 0)
+        FROM latest WHERE run_no = ?
+        """,
+        [run_no],
+    ).fetchall()
+    copied, unchanged, failed, again, requests, saved = map(int, found[0])
+    names = [name for name in state.list(FOLDER) if run_of(name) == run_no]
+    changed = sum(pq.read_metadata(state.local(name)).num_rows for name in names)
+    (gone,) = con.execute(
+        """
+        WITH listed AS (SELECT row_id, key FROM read_parquet(?))
+        SELECT count(*) FROM latest l ANTI JOIN listed USING (row_id)
+        WHERE l.status IN ('copied', 'unchanged') AND l.key NOT IN (
+            SELECT key FROM listed WHERE key IS NOT NULL
+            UNION ALL SELECT key FROM latest SEMI JOIN listed USING (row_id)
+        )
+        """,
+        [manifest],
+    ).fetchall()[0]
+    values = (copied - changed, changed, unchanged, failed, again, requests, saved, int(gone))
+    return dict(zip(NAMES, values, strict=True))
