@@ -20,7 +20,7 @@ from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import class_problem
 from tasks.jobfile import TEMPLATE, load_job
-from tasks.process import arrow_without_numpy, few_heaps, leave_at_once
+from tasks.process import arrow_without_numpy, leave_at_once
 
 app = App(
     name="ferry",
@@ -112,7 +112,7 @@ def run(
     retry_failed = _split(retry_failed)
     _check_classes(name for name in retry_failed if name != "all")
     job = load_job(job_file)
-    _prepare(job, job_file.absolute().parent, replan=replan, wait=wait)
+    local.prepare(job, job_file.absolute().parent, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
     with prefect_for(job_file.absolute().parent, quiet=draw, job=job) as api:
         if draw:
@@ -148,29 +148,6 @@ def _check_classes(names: Iterable[str]) -> None:
     for name in names:
         if problem := class_problem(name):
             raise UserError(problem)
-
-
-def _prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
-    """`--wait` and `--replan`: the flow has no parameter for them."""
-    from tasks import run as runs
-    from tasks.engine import lease, ledger
-    from tasks.engine.child import Child
-    from tasks.engine.plan import forget_plan
-
-    few_heaps()
-    runs.wait_for_others = wait
-    runs.warm = Child()  # loads DuckDB while this process loads Prefect
-    if replan:
-        with local.blocks_for(job, folder):
-            state = runs.state_of(job)
-        with lease.held(state, f"{job.name} (replan)", wait=wait) as held:
-            runs.died = held.took_over
-            forget_plan(state)
-            for name in ledger.put_aside(state):
-                print(
-                    f"{name} was damaged or gone: put aside, rows that it alone had are looked at again",
-                    file=sys.stderr,
-                )
 
 
 def _state(job: Job, job_file: Path) -> Any:

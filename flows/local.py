@@ -14,6 +14,7 @@ from flows import signals
 from flows.server import prefect_server
 from tasks.engine.errors import FerryError, UserError
 from tasks.engine.job import Job
+from tasks.process import few_heaps
 
 if TYPE_CHECKING:
     from tasks.accounts import Report
@@ -92,6 +93,27 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
         return
     with prefect_server(prefect_home(folder), lambda: None):
         yield
+
+
+def prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
+    """`--wait` and `--replan`: the flow has no parameter for them."""
+    from flows import terminal
+    from tasks import run as runs
+    from tasks.engine import lease, ledger
+    from tasks.engine.child import Child
+    from tasks.engine.plan import forget_plan
+
+    few_heaps()
+    runs.wait_for_others = wait
+    runs.warm = Child()  # loads DuckDB while this process loads Prefect
+    if replan:
+        with blocks_for(job, folder):
+            state = runs.state_of(job)
+        with lease.held(state, f"{job.name} (replan)", wait=wait) as held:
+            runs.died = held.took_over
+            forget_plan(state)
+            for name in ledger.put_aside(state):
+                terminal.warning(f"{name} was damaged or gone: put aside, rows that it alone had are looked at again")
 
 
 @contextlib.contextmanager
