@@ -36,7 +36,9 @@ class Connector:
         self.answers = answers
         self.asked: list[tuple[str, str]] = []  # URL, head
 
-    async def ask(self, site: Site, head: bytes, *, deadline: float, fresh: bool = False) -> Answer:
+    async def ask(
+        self, site: Site, head: bytes, *, deadline: float, heads_only: bool = False, fresh: bool = False
+    ) -> Answer:
         scheme, host, port = site
         url = f"{scheme}://{host}:{port}{head.split(b' ')[1].decode()}"
         self.asked.append((url, head.decode()))
