@@ -20,7 +20,7 @@ from pathlib import Path
 
 PERIOD_S, TREE_S = 0.05, 0.25
 CLIENT, PLANNER, SERVER = "client", "planner", "server"
-_MARKS = ((b"tasks.engine.child", PLANNER), (b"prefect.server", SERVER))
+_MARKS = ((b"tasks.engine.child", PLANNER), (b"flows.gate:create_app", SERVER))
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
