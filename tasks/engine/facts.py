@@ -11,7 +11,7 @@ import duckdb
 from tasks.engine.job import Job
 from tasks.engine.objects import Checked, ErrorClass, Status
 from tasks.engine.plan import Latest, Mode, reason_to_do
-from tasks.engine.recheck import how_to_look
+from tasks.engine.recheck import Look, how_to_look
 from tasks.engine.tables import SAID
 
 OF_RESULT = ("known", "status", "error_class", "status_code", "by_plan", "how_same", "this_run", "superseded", "held")
@@ -78,6 +78,8 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
                 said=case["said"], proof=case["proof"], validators=case["validators"], web=case["web"],
                 checked=Checked(case["checked"]) if case["checked"] else None, old=case["old"],
             )  # fmt: skip
+            if look is Look.NOT and case["status"] == Status.FAILED:
+                look = Look.READ  # whatever the list says: the last look failed, and this row is tried again
         latest = None
         if case["known"]:
             error = ErrorClass(case["error_class"]) if case["error_class"] else None

@@ -56,20 +56,25 @@ def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T
 
 
 def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> None:
-    """Rows whose key another one has written since, and those that other settings may not skip: `changed`, and without
-    an outcome. A failed one among them is failed until it has another end."""
-    con.execute("CREATE TABLE waiting (row_id VARCHAR)")
+    """Rows that a chunk holds for another attempt which has no outcome yet: their key has another writer since, other
+    settings may not skip them, or (in a delta) nobody has looked yet whether they are still true. A failed one among
+    them is failed until it has another end."""
+    paths = []
     for chunk in plan.chunks:
-        if chunk.kind != "again":
-            continue
-        with contextlib.suppress(FileNotFoundError, Damaged):  # planning cuts its rows anew
-            con.execute(
-                """
-                INSERT INTO waiting SELECT c.row_id FROM read_parquet(?) c JOIN latest l USING (row_id)
-                WHERE c.reason = 'changed' AND c.attempt > l.attempt AND l.status IN ('copied', 'unchanged', 'skipped')
-                """,
-                [str(whole(state, chunk.uri, ""))],
-            )
+        if chunk.kind == "again":
+            with contextlib.suppress(FileNotFoundError, Damaged):  # planning cuts its rows anew
+                paths.append(str(whole(state, chunk.uri, "")))
+    con.execute("CREATE TABLE waiting (row_id VARCHAR)")
+    if paths:
+        con.execute(
+            """
+            INSERT INTO waiting SELECT DISTINCT c.row_id FROM read_parquet(?, union_by_name = true) c
+            JOIN latest l USING (row_id)
+            WHERE c.reason IN ('changed', 'revalidate') AND c.attempt > l.attempt
+                  AND l.status IN ('copied', 'unchanged', 'skipped')
+            """,
+            [paths],
+        )
 
 
 def select_failures(

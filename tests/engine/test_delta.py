@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,6 @@ def test_a_plain_run_believes_the_ledger(world: World) -> None:
 def test_what_the_list_proves(column: str, world: World) -> None:
     """A list that says which version it means: rows that say the same as before are not asked for at all, others are
     read; what it says first, beside a copy that it did not say it of, is compared or asked."""
-    import hashlib
 
     def says(key: str) -> str:
         return hashlib.md5(world.bodies[key]).hexdigest()
@@ -202,6 +202,58 @@ def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> No
     again = world.night()["a.jpg"]
     assert (again.status, again.nights, again.md5) == (Status.UNCHANGED, 0, copied.md5)
     world.is_true()
+
+
+def test_a_list_that_takes_its_word_back(world: World) -> None:
+    """It said that the object is another one, the look failed, and it says as before again: the row is read, and the
+    copy is found as true as it was."""
+    world.put("a.jpg", 1)
+    md5 = hashlib.md5(world.bodies["a.jpg"]).hexdigest()
+    world.night({"md5": [md5]})
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Trouble.SERVER_ERROR)
+    assert world.night({"md5": ["0" * 32]})["a.jpg"].status is Status.FAILED
+    world.origin.mend("/a.jpg")
+    again = world.night({"md5": [md5]})["a.jpg"]
+    assert (again.status, again.error_class, again.checked) == (Status.UNCHANGED, None, Checked.BODY)
+    world.is_true()
+
+
+def test_what_nobody_has_looked_at_is_pending(world: World) -> None:
+    """A night that ended early has not kept its rows true: they are not counted as copied until they are looked at."""
+    for n in range(5):
+        world.put(f"{n}.jpg", n)
+    world.night()
+    job, server = world.job(), helpers.access(world.s3)
+    planned = helpers.plan(job, world.state, 2, server=server)
+    assert planned.todo == {"revalidate": 5}
+    assert finish(job, world.state, 2)["counts"]["pending"] == 5
+    world.run_no = 2
+    assert {outcome.status for outcome in world.night().values()} == {Status.UNCHANGED}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_tell_by_their_dates(listed: bool, world: World, tmp_path: Path) -> None:
+    """A listed directory says them itself; a list of files has each asked for, and only what changed is read."""
+    old = tmp_path / "old"
+    old.mkdir()
+    for n in range(4):
+        (old / f"{n}.jpg").write_bytes(make_image("jpeg", n, 30, 20))
+    helpers.write_list(tmp_path / "list.csv", [[f"file://{old}/{n}.jpg"] for n in range(4)])
+    given: dict[str, Any] = {"source": {} if listed else {"roots": [f"file://{old}/"]}}
+    if listed:
+        given["manifest"] = f"file://{old}/"
+    job, server = world.job(**given), helpers.access(world.s3)
+    helpers.run(job, world.state, server, 1)
+    assert helpers.run(job, world.state, server, 2).todo == ({} if listed else {"revalidate": 4})
+    (old / "2.jpg").write_bytes(make_image("jpeg", 77, 31, 20))
+    helpers.run(job, world.state, server, 3)
+    looked = [outcome for outcome in helpers.latest(world.state).values() if outcome.run_no == 3]
+    copied = [outcome.key for outcome in looked if outcome.status is Status.COPIED]
+    assert copied == ["2.jpg"]
+    assert {outcome.checked for outcome in looked} == ({Checked.BODY} if listed else {Checked.BODY, Checked.HEAD})
+    assert helpers.stored(world.s3, world.bucket, "p/") == {
+        f"p/{path.name}": path.read_bytes() for path in old.iterdir()
+    }
 
 
 def test_how_often_a_failure_is_tried(world: World) -> None:
