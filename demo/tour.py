@@ -15,8 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from rich.console import Console
 
 from demo.library import Library, build_library
 from demo.origin import Origin
+from demo.prefect_api import ask
 from demo.s3 import S3Server
 from flows.server import LocalServer, quiet_environment
 
@@ -69,18 +68,7 @@ class Tour:
             raise Failed(f"`ferry {shlex.join(arguments)}` ended with exit code {code}, not {expect}")
 
     def api(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            f"{self.prefect_url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        for left in range(20, 0, -1):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or left == 1:  # the server's database is busy
-                    raise
-                time.sleep(0.5)
-        raise AssertionError("unreachable")
+        return ask(self.prefect_url, path, body)
 
     def recorded(self, right: Callable[[Counter[str], Counter[str]], bool]) -> list[Counter[str]]:
         """The chunk states of two runs, once they are right, or after 30 s: the server records a moment later."""

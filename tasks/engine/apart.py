@@ -1,7 +1,7 @@
 """Places that lie in each other: the state where objects are written or among those that are read, the destination
 among what is listed.
 
-By default it lies beside the job's file, in `.ferry`, and with it the local Prefect server's database.
+By default the state lies beside the job's file, in `.ferry`, and with it the local Prefect server's database.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from tasks.engine.job import Job
 
 def refuse_overlaps(job: Job, place: str) -> None:
     """Raises UserError where a row's key could be a file of the state (who writes the list would write the next plan),
-    and where a listing has the state's files, with its addresses, among what is to be moved."""
+    the other way round, and where a listing has the state's files with their addresses, or what the last run has moved,
+    among what is to be moved."""
     if below(job.destination.uri, place) is not None:
         raise UserError(
             f"the state ({place}) lies in the destination ({job.destination.uri}): a row could replace its files. Give "

@@ -31,10 +31,10 @@ HELD_JOINED = """
 """
 
 
-def _said(table: str) -> str:
-    """What the list says of a row besides what it is, as SQL; NULL where there is no row."""
-    columns = ", ".join(f"{table}.{name}" for name in ("size", "md5", "sha256", "etag", "content_type"))
-    return f"CASE WHEN {table}.row_id IS NOT NULL THEN hash({columns}) END"
+# What the list says of a row besides what it is, compared with what its chunk has.
+_STALE = "m.row_id IS NOT NULL AND (" + " OR ".join(
+    f"c.{name} IS DISTINCT FROM m.{name}" for name in ("size", "md5", "sha256", "etag", "content_type")
+) + ")"  # fmt: skip
 
 
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
@@ -56,7 +56,7 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
             con.execute(
                 f"""
                 INSERT INTO held
-                SELECT c.row_id, c.attempt, p.chunk, p.place, coalesce({_said("c")} <> {_said("m")}, false)
+                SELECT c.row_id, c.attempt, p.chunk, p.place, {_STALE}
                 FROM read_parquet(?, filename = true) c JOIN places p ON p.chunk = parse_filename(c.filename, true)
                      LEFT JOIN m ON m.row_id = c.row_id
                 """,

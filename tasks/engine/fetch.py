@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from tasks.engine.body import Body
 from tasks.engine.errors import ObjectError
+from tasks.engine.found import Found
 from tasks.engine.objects import ErrorClass, Row
-from tasks.engine.origin import Origin, Told
+from tasks.engine.origin import Fetched, Origin, Told
 from tasks.engine.place import Place
 from tasks.engine.recheck import Known, Look, told_by_head
 from tasks.engine.store import Store
@@ -38,12 +39,11 @@ class Sources:
     async def fetch(self, row: Row, place: Place) -> Fetch:
         """The object. Raises ObjectError."""
         if _is_web(row):
-            got = await self._origin.get(row.source, place.charge)
-            return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
+            return _fetch(await self._origin.get(row.source, place.charge))
         store, key = self._at(row)
         body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=place.charge)
-        modified = found.last_modified.isoformat() if found.last_modified else None
-        return Fetch(body, media_type(attributes.pop("Content-Type", None)), found.etag, modified, 1, attributes)
+        kind = media_type(attributes.pop("Content-Type", None))
+        return Fetch(body, kind, found.etag, _date(found), 1, attributes)
 
     async def look(self, row: Row, known: Known, place: Place) -> Fetch | Told:
         """The object, or what its source said where that tells that it is the known one still. Raises ObjectError."""
@@ -56,9 +56,7 @@ class Sources:
                 asked = told.requests
         elif known.look is Look.IF and _is_web(row):
             got = await self._origin.get_if(row.source, known.etag, known.last_modified, place.charge)
-            if isinstance(got, Told):
-                return got
-            return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
+            return got if isinstance(got, Told) else _fetch(got)
         fetch = await self.fetch(row, place)
         fetch.requests += asked
         return fetch
@@ -68,10 +66,7 @@ class Sources:
         if not _is_web(row):
             store, key = self._at(row)
             found = await store.head(key, side="source")
-            if found is None:
-                return None
-            modified = found.last_modified.isoformat() if found.last_modified else None
-            return Told(found.size, found.etag, modified, 1)
+            return None if found is None else Told(found.size, found.etag, _date(found), 1)
         try:
             return await self._origin.head(row.source)
         except ObjectError as error:
@@ -85,6 +80,14 @@ class Sources:
             if row.source.startswith(root):
                 return store, row.source[len(root) :]
         raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
+
+
+def _fetch(got: Fetched) -> Fetch:
+    return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
+
+
+def _date(found: Found) -> str | None:
+    return found.last_modified.isoformat() if found.last_modified else None
 
 
 def _is_web(row: Row) -> bool:

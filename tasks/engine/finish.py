@@ -29,7 +29,8 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
-        night.update(figures(con, state, manifest, run_no))
+        if job.mode == "delta":
+            night.update(figures(con, state, manifest, run_no))
         return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
     night: dict[str, int] = {}
@@ -38,7 +39,7 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
-        "night": night if job.mode == "delta" else None,
+        "night": night or None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
     return answer

@@ -36,6 +36,8 @@ def note_replaced(
         "WHERE status = 'copied' AND attempt > 1",
         [outcomes],
     )
+    if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):
+        return 0  # nothing was there before: the ledger, a million rows perhaps, is not read for it
     found = con.execute(
         """
         WITH lines AS (

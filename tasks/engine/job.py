@@ -251,7 +251,7 @@ class Job(_Model):
     mode: Literal["full", "delta"] = "full"
     """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/delta.md)."""
     delta: Delta = Delta()
-    """What `mode: delta` does with rows that are settled, that failed, or that left the list."""
+    """What `mode: delta` does with rows that are settled, or that failed."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
     """Rows in a chunk; the first plan freezes it."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -100,8 +100,19 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
     Raises UserError for a file that a newer Ferry wrote, Damaged for one that is not as it was written: DuckDB and
     Arrow read most flipped bits without a word.
     """
-    names = files(state)
-    paths = [str(whole(state, name, ADVICE)) for name in names]
+    _fill_latest(con, _local(state, files(state)), since_run, at_once=at_once)
+
+
+def _local(state: State, names: Sequence[str]) -> dict[str, str]:
+    """The files' local paths. Raises Damaged."""
+    return {name: str(whole(state, name, ADVICE)) for name in names}
+
+
+def _fill_latest(
+    con: duckdb.DuckDBPyConnection, local: Mapping[str, str], since_run: int = 0, *, at_once: bool = False
+) -> None:
+    """Of these files (name: path)."""
+    names, paths = list(local), list(local.values())
     if not paths:
         con.register("no_outcomes", OUTCOME.empty_table())
         con.execute("CREATE OR REPLACE TABLE latest AS SELECT * FROM no_outcomes")
@@ -152,8 +163,8 @@ def compact(state: State, run_no: int) -> str:
         return old[0]
     con = connect(state.spool_dir)
     try:
-        local = {name: str(state.local(name)) for name in old}
-        create_latest(con, state)
+        local = _local(state, old)
+        _fill_latest(con, local)
         unfolded = [path for name, path in local.items() if name.startswith("outcomes/")]
         note_replaced(con, state, run_no, list(local.values()), unfolded)
         target = state.spool_dir / "ledger.parquet"

@@ -66,6 +66,30 @@ READ_AGAIN = {Look.IF: Checked.BODY_AGAIN, Look.HEAD: Checked.SIZE, Look.SIZE: C
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
 
 
+@contextlib.contextmanager
+def _asking(place: Place) -> Iterator[None]:
+    """The source's limit hears how the work of the block went."""
+    started = time.monotonic()
+    try:
+        yield
+    except ObjectError as error:
+        place.failed(error, time.monotonic() - started)
+        raise
+    place.came(time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def _held(fetch: Fetch) -> Iterator[None]:
+    """The body is there in the block; an error that ends it says what came."""
+    try:
+        yield
+    except ObjectError as error:
+        error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
+        raise
+    finally:
+        fetch.body.discard()
+
+
 class Mover:
     """Moves one object at a time, as many times at once as it is asked to."""
 
@@ -114,30 +138,15 @@ class Mover:
         if (source := self._on_one_server(row, found)) is not None:
             with contextlib.suppress(NotPlain):
                 return await self._have_copied(row, source, place)
-        started = time.monotonic()
-        try:
+        with _asking(place):
             fetch = await self._sources.fetch(row, place)
-        except ObjectError as error:
-            place.failed(error, time.monotonic() - started)
-            raise
-        place.came(time.monotonic() - started)
-        try:
+        with _held(fetch):
             return await self._land(row, fetch, found, policy, place)
-        except ObjectError as error:
-            error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
-            raise
-        finally:
-            fetch.body.discard()
 
     async def _move_again(self, row: Row, known: Known, place: Place) -> Moved:
         """As :meth:`move`, for an object that was moved before."""
-        started = time.monotonic()
-        try:
+        with _asking(place):
             fetch = await self._sources.look(row, known, place)
-        except ObjectError as error:
-            place.failed(error, time.monotonic() - started)
-            raise
-        place.came(time.monotonic() - started)
         same = Moved(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
@@ -147,17 +156,12 @@ class Mover:
             same.checked = TOLD[known.look]
             same.read_at = known.read_at
             return same
-        try:
+        with _held(fetch):
             if fetch.body.sha256 == known.sha256 if known.sha256 else fetch.body.md5 == known.md5:
                 same.bytes_read = fetch.body.size
                 same.checked = READ_AGAIN[known.look]
                 return same
             return await self._land(row, fetch, None, OnExisting.OVERWRITE, place)
-        except ObjectError as error:
-            error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
-            raise
-        finally:
-            fetch.body.discard()
 
     def _on_one_server(self, row: Row, found: Found | None) -> tuple[Store, str] | None:
         """Where the server may copy the object by itself: the bucket and the key (docs/decisions/0012).

@@ -118,7 +118,7 @@ class Known:
 COPIED, GONE, BUSY = Known(Status.COPIED), Known(Status.FAILED), Known(Status.FAILED, True)
 MISSING = Known(Status.PENDING)
 KINDS: dict[Known, dict[str, Any]] = {COPIED: {}, GONE: helpers.FAILED_404, BUSY: helpers.FAILED_500}
-TODO = (None, BUSY, MISSING)  # what a plain run takes
+TAKEN = (None, BUSY, MISSING)  # by a plain run
 DEATHS = st.one_of(st.none(), st.integers(0, 14))
 
 
@@ -189,7 +189,7 @@ class Recovery(RuleBasedStateMachine):
         todo = self._todo(self.planned)
         listed = {self.ids[n] for n in self.listed if n in self.ids}
         if mode == "plain":
-            unsettled = {row_id for row_id in listed if self.known.get(row_id) in TODO}
+            unsettled = {row_id for row_id in listed if self.known.get(row_id) in TAKEN}
             assert set(todo) & listed == unsettled
             assert len(listed) == len(self.listed), "a row that no plan has ever shown"
         else:

@@ -13,8 +13,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ import yaml
 
 from demo.images import make_image
 from demo.origin import Origin
+from demo.prefect_api import ask
 from demo.s3 import S3Server
 from flows.server import LocalServer, quiet_environment
 
@@ -179,17 +178,7 @@ class Prefect:
         self.url, self.home = url, home
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}/api/{path}", data, headers)
-        for left in range(20, 0, -1):
-            try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                if error.code != 503 or left == 1:  # the server's database is busy
-                    raise
-                time.sleep(0.5)
-        raise AssertionError("unreachable")
+        return ask(self.url, path, body)
 
     def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
         """The job's flow runs, oldest first."""

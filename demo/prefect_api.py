@@ -1,0 +1,27 @@
+"""A Prefect server's API, asked as any other program would ask it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+TRIES = 20
+
+
+def ask(url: str, path: str, body: dict[str, Any]) -> Any:
+    """Posts to ``path`` of the server at ``url``; asks again while its database is busy."""
+    request = urllib.request.Request(
+        f"{url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    for left in range(TRIES, 0, -1):
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code != 503 or left == 1:
+                raise
+            time.sleep(0.5)
+    raise AssertionError("unreachable")
