@@ -137,6 +137,17 @@ def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
     world.is_true()
 
 
+def test_an_origin_is_taken_at_its_word(world: World, tmp_path: Path) -> None:
+    """One that gives an old date for another image is believed. A state that knows of no copy has it replaced."""
+    world.put("a.jpg", 1, kind=Validators.DATE)
+    world.night()
+    world.put("a.jpg", 2, kind=Validators.DATE)
+    assert world.night(delta={"revalidate_after": 0})["a.jpg"].checked is Checked.CONDITION
+    world.state, world.run_no = helpers.directory_state(tmp_path, "another"), 0
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
 def test_a_plain_run_believes_the_ledger(world: World) -> None:
     """Only a delta looks again."""
     world.put("a.jpg", 1)
