@@ -23,7 +23,7 @@ from tasks.engine.errors import Fatal, FerryError, LeaseHeld, Stopped, UserError
 from tasks.engine.job import Job
 from tasks.logs import tidy_logs
 from tasks.plan import plan_chunks, plan_pass
-from tasks.reconcile import reconcile
+from tasks.reconcile import delete_gone, reconcile
 from tasks.references import anchored
 from tasks.report import keep, publish
 from tasks.results import kept_in
@@ -91,6 +91,8 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None) -> Repo
         planned = plan_chunks(run, retry_failed, limit)
         transfer_all(run, planned.chunks)
         transfer_again(run, job.retries.passes)
+        if job.mode == "delta" and job.delta.delete_gone and not (retry_failed or limit or run.runtime.stopping):
+            delete_gone(run)
         report = reconcile(run)
         keep(run, report)
         return report

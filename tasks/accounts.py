@@ -9,6 +9,7 @@ from tasks.engine.objects import ErrorClass
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Snapshot
 from tasks.engine.summary import PLAIN_WORDS
+from tasks.engine.swept import Swept
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Report:
     stopped: str  # why the run ended early; "" when it did not
     why_pending: str
     night: dict[str, int] | None = None  # of a delta: night.NAMES
+    swept: Swept | None = None  # of a delta that deletes what left the list
 
     @property
     def exit_code(self) -> int:
@@ -41,9 +43,12 @@ class Report:
         | no | some | any | no | 1 |
         | any | any | over budget | any | 1 |
         | yes | any | any | any | 1: what it was to try again counts as failed, and was not tried |
+        | no | any | any | any | 1 where copies were to be deleted, and were not |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
-        return 0 if pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget else 1
+        swept_well = self.swept is None or self.swept.well
+        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and swept_well
+        return 0 if well else 1
 
     @property
     def message(self) -> str:
@@ -60,8 +65,19 @@ class Report:
             line += f", {c['failed']:,} failed (budget {self.budget:,})"
         if c["pending"]:
             line += f", {c['pending']:,} pending"
+        if self.swept is not None and self.swept.deleted:
+            line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
         why = self.stopped or (self.why_pending if c["pending"] else "")
-        return f"{line}. {why}" if why else line
+        return ". ".join(part for part in (line, why, swept_badly(self.swept)) if part)
+
+
+def swept_badly(swept: Swept | None) -> str:
+    """Why copies that were to be deleted stand where they are, as a sentence; "" where none does."""
+    if swept is None or swept.well:
+        return ""
+    if swept.refused:
+        return f"Nothing was deleted of {swept.gone:,} copies whose rows left the list: {swept.refused}"
+    return f"{swept.failed:,} copies could not be deleted, for one {swept.why_failed}; the next night tries again"
 
 
 def worth_retrying(counts: dict[str, Any]) -> bool:
@@ -103,7 +119,7 @@ def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
         ("changed", f"{night['changed']:,}"),
         ("looked at, unchanged", f"{night['unchanged']:,}"),
         ("failed", f"{night['failed']:,}{again}"),
-        ("gone from the list (their copies stay)", f"{night['gone']:,}"),
+        ("gone from the list", f"{night['gone'] + night['deleted']:,}, {night['deleted']:,} of them deleted"),
         ("requests to the origins", f"{night['requests']:,}"),
         ("not read again", size(night["bytes_saved"])),
     ]

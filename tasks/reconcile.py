@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 from prefect import task
@@ -9,7 +10,16 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks import tally
 from tasks.accounts import Report
+from tasks.engine.errors import Stopped
 from tasks.run import Run
+
+
+@task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
+def delete_gone(run: Run) -> None:
+    """Deletes the copies whose rows left the list; the last thing that a whole night does."""
+    tally.one()
+    with contextlib.suppress(Stopped):
+        run.sweep()
 
 
 @task(name="reconcile", task_run_name="reconcile", cache_policy=NO_CACHE, persist_result=False)
@@ -33,4 +43,5 @@ def reconcile(run: Run) -> Report:
         rate=snapshot.done / steady if steady > 0 else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
+        swept=run.swept,
     )

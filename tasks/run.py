@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from tasks.engine.plan import Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
+from tasks.engine.swept import Swept
 from tasks.helper import Setup
 from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
@@ -57,6 +59,7 @@ class Run:
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
+    swept: Swept | None = None  # what became of the copies that have no row any more, where it was asked for
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
@@ -70,24 +73,24 @@ class Run:
         if self.planning:
             self.planner.stop(reason)
 
-    def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
-        """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""
+    def _until_stopped(self, work: str, **ask: Any) -> str:
+        """As :meth:`child`; the work is broken off, and Stopped raised, when the run is to stop meanwhile."""
         self.planning = True
         try:
             if self.runtime.stopping:
                 raise Stopped(self.runtime.stop_reason)
-            answer = self.child(
-                "plan",
-                run_no=self.run_no,
-                mode=mode,
-                classes=list(classes),
-                limit=limit,
-                returned=self.returned,
-                token=self.lease.token,
-            )
+            return self.child(work, run_no=self.run_no, token=self.lease.token, **ask)
         finally:
             self.planning = False
             self.planner.go_on()
+
+    def sweep(self) -> None:
+        """Deletes what has left the list. Raises Stopped, besides what gone.sweep raises."""
+        self.swept = Swept(**json.loads(self._until_stopped("sweep")))
+
+    def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
+        """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""
+        answer = self._until_stopped("plan", mode=mode, classes=list(classes), limit=limit, returned=self.returned)
         planned = Planned.decode(answer)
         self.planned = self.planned or planned
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)

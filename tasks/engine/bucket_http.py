@@ -160,6 +160,12 @@ class BucketHttp:
             raise NotPlain
         return found[1].decode()
 
+    async def delete(self, key: str) -> None:
+        """Removes one object (DeleteObject); nothing there is fine."""
+        status, answer = await self.call("DELETE", key)
+        if status not in (200, 204, 404):
+            raise store_status(status, s3_code(answer), "destination")
+
     async def may_write(self, prefix: str) -> tuple[int, bytes]:
         """Asks for the right to write below a prefix: status and answer.
 

@@ -30,7 +30,7 @@ EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 class Request(Errand):
     """What the child is to do, and with what."""
 
-    work: str  # plan, finish
+    work: str  # plan, sweep, finish
     ask: dict[str, Any]
 
 
@@ -115,9 +115,12 @@ class Child:
 
 def _work(request: Request) -> str:
     from tasks.engine.finish import finish
+    from tasks.engine.gone import sweep
     from tasks.engine.planner import Accesses, Ask, make_plan
 
     state = request.open_state()
+    if request.work == "sweep":
+        return json.dumps(sweep(request.job, state, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
         return make_plan(request.job, state, access, Ask(**request.ask)).encode()
@@ -173,6 +176,7 @@ def _forked(raw: bytes) -> tuple[int, bytes]:
 def main() -> None:
     die_with_parent()
     import tasks.engine.finish
+    import tasks.engine.gone
     import tasks.engine.planner  # noqa: F401 - before the first request, and once for all
 
     while request := read(sys.stdin.buffer):

@@ -104,10 +104,13 @@ def choose(con: duckdb.DuckDBPyConnection, limit: int | None, pending: int) -> d
     return dict(con.execute("SELECT reason, count(*) FROM cut GROUP BY 1 ORDER BY 1").fetchall())
 
 
-def write_chunks(con: duckdb.DuckDBPyConnection, state: State, run_no: int, chunk_rows: int) -> list[ChunkRef]:
-    """Writes `cut` as chunk files, in the manifest's order: new rows in base chunks, others apart."""
+def write_chunks(
+    con: duckdb.DuckDBPyConnection, state: State, run_no: int, chunk_rows: int, *, base: bool
+) -> list[ChunkRef]:
+    """Writes `cut` as chunk files, in the manifest's order: new rows apart from others, in base chunks if ``base``."""
     chunks: list[ChunkRef] = []
-    kinds: tuple[tuple[Literal["base", "again"], str], ...] = (("base", "= 'new'"), ("again", "<> 'new'"))
+    of_new: Literal["base", "again"] = "base" if base else "again"
+    kinds: tuple[tuple[Literal["base", "again"], str], ...] = ((of_new, "= 'new'"), ("again", "<> 'new'"))
     for kind, test in kinds:
         reader = con.sql(f"""
             SELECT m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag,

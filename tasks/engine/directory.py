@@ -49,6 +49,12 @@ class Directory:
             raise from_folder(exc, side) from None
         return _found_file(key, entry) if entry is not None else None
 
+    async def delete(self, key: str) -> None:
+        try:
+            await asyncio.to_thread(self.folder.remove, key)
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
     async def may_write(self) -> bool:
         return await asyncio.to_thread(self.folder.may_write)
 

@@ -30,7 +30,7 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
         if job.mode == "delta":
-            night.update(figures(con, state, manifest, run_no))
+            night.update(figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://")))
         return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
     night: dict[str, int] = {}

@@ -179,6 +179,21 @@ class Folder:
             with contextlib.suppress(OSError):
                 os.rmdir(PARTS, dir_fd=self._fd)
 
+    def remove(self, key: str) -> None:
+        """Removes a file for good, not its folder; nothing there is fine. Follows no link, and removes none."""
+        names = names_of(key)
+        try:
+            above = self._open_folder(names[:-1], make=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISREG(os.stat(names[-1], dir_fd=above, follow_symlinks=False).st_mode):
+                    os.unlink(names[-1], dir_fd=above)
+                    _sync_fd(above)
+        finally:
+            os.close(above)
+
     # --- reading
 
     def find(self, key: str) -> Entry | None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
+from tasks.engine.objects import Outcome
 from tasks.engine.seal import sealed
 from tasks.engine.state import State
-from tasks.engine.tables import HISTORY, to_bytes
+from tasks.engine.tables import HISTORY, OUTCOME, outcomes_of, to_bytes
 
 if TYPE_CHECKING:
     import duckdb
@@ -21,46 +20,55 @@ if TYPE_CHECKING:
 FOLDER = "history"
 
 
+_VERSIONS = """
+    CREATE OR REPLACE TABLE replaced AS
+    WITH lines AS (
+        SELECT DISTINCT * FROM (
+            SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)
+        ) SEMI JOIN written USING (row_id)
+        WHERE (dest_etag IS NOT NULL OR status = 'gone') AND coalesce(sha256, md5) IS NOT NULL
+    ), followed AS (
+        SELECT *, lead(status) OVER next AS by_status, lead(sha256) OVER next AS by_sha256,
+               lead(md5) OVER next AS by_md5, lead(key) OVER next AS by_key, lead(run_no) OVER next AS replaced_by,
+               lead(recorded_at) OVER next AS replaced_at
+        FROM lines WINDOW next AS (PARTITION BY row_id ORDER BY run_no, attempt, recorded_at)
+    )
+    SELECT * FROM followed WHERE by_status = 'copied' AND NOT coalesce(by_sha256 = sha256, by_md5 = md5, false)
+"""
+# An object that its row has left behind under another key (`{sha256}.jpg`) is a copy without a row: it has a line of
+# its own in the ledger, as those have whose rows left the list.
+_LEFT_BEHIND = """
+    SELECT {columns} FROM (
+        SELECT * REPLACE (sha256(row_id || chr(0) || key) AS row_id, 'copied' AS status) FROM replaced
+        WHERE key <> by_key AND status <> 'gone'
+    )
+"""
+
+
 def note_replaced(
     con: duckdb.DuckDBPyConnection, state: State, run_no: int, files: Sequence[str], outcomes: Sequence[str]
-) -> int:
-    """Before a fold: writes what its outcomes replaced, and returns how many versions. ``files``: all of the ledger,
-    ``outcomes`` among them those that are not folded yet; local paths.
+) -> list[Outcome]:
+    """Before a fold: writes what its outcomes replaced, and returns a line for each object that stands under a key
+    which its row has no more. ``files``: all of the ledger, ``outcomes`` among them those that are not folded yet;
+    local paths.
 
     After a crash a version may be noted again, by the fold that comes next.
     """
     if not outcomes:
-        return 0
+        return []
     con.execute(
         "CREATE OR REPLACE TABLE written AS SELECT DISTINCT row_id FROM read_parquet(?, union_by_name = true) "
         "WHERE status = 'copied' AND attempt > 1",
         [outcomes],
     )
     if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):
-        return 0  # nothing was there before: the ledger, a million rows perhaps, is not read for it
-    found = con.execute(
-        """
-        WITH lines AS (
-            SELECT DISTINCT row_id, source, key, id, status, size, md5, sha256, content_type, source_etag,
-                   source_last_modified, dest_etag, recorded_at, run_no, attempt
-            FROM read_parquet(?, union_by_name = true) SEMI JOIN written USING (row_id)
-            WHERE dest_etag IS NOT NULL AND coalesce(sha256, md5) IS NOT NULL
-        ), followed AS (
-            SELECT *, lead(status) OVER next AS by_status, lead(sha256) OVER next AS by_sha256,
-                   lead(md5) OVER next AS by_md5, lead(run_no) OVER next AS replaced_by,
-                   lead(recorded_at) OVER next AS replaced_at
-            FROM lines WINDOW next AS (PARTITION BY row_id ORDER BY run_no, attempt, recorded_at)
-        )
-        SELECT row_id, source, key, id, size, md5, sha256, content_type, source_etag, source_last_modified, dest_etag,
-               recorded_at, run_no, replaced_at, replaced_by
-        FROM followed WHERE by_status = 'copied' AND NOT coalesce(by_sha256 = sha256, by_md5 = md5, false)
-        ORDER BY key, row_id
-        """,
-        [files],
-    ).fetchall()
-    if found:
-        columns = zip(zip(*found, strict=True), HISTORY, strict=True)
-        arrays = [pa.array(column, type=field.type) for column, field in columns]
-        data = to_bytes(pa.Table.from_arrays(arrays, schema=HISTORY))
+        return []  # nothing was there before: the ledger, a million rows perhaps, is not read for it
+    con.register("no_outcomes", OUTCOME.empty_table())
+    con.execute(_VERSIONS, {"files": files})
+    columns = ", ".join(HISTORY.names)
+    table = con.sql(f"SELECT {columns} FROM replaced ORDER BY key, row_id").to_arrow_table()
+    if table.num_rows:
+        data = to_bytes(table.cast(HISTORY))
         state.write(sealed(f"{FOLDER}/{run_no:06d}", data), data)
-    return len(found)
+    left = con.sql(_LEFT_BEHIND.format(columns=", ".join(f'"{name}"' for name in OUTCOME.names))).to_arrow_table()
+    return list(outcomes_of(left))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -18,6 +18,24 @@ Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait 
 
 def for_nothing(_: int) -> float:
     return 0.0
+
+
+async def spooled(
+    pieces: AsyncIterable[bytes], spool_dir: Path, pool: Executor | None, charge: Charge | None
+) -> Body:
+    """A large body that a store's client reads."""
+    writer = BodyWriter(spool_dir)
+    try:
+        batches = Batches(writer.write, pool)
+        async for piece in pieces:
+            await batches.add(bytes(piece))
+            if charge is not None and (delay_s := charge(len(piece))):
+                await asyncio.sleep(delay_s)
+        await batches.flush()
+        return writer.finish()
+    except BaseException:
+        writer.abandon()
+        raise
 
 
 class Reader:

@@ -6,8 +6,9 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
+from tasks.engine.job_rules import parse_budget
 from tasks.engine.model import Model
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 
@@ -61,6 +62,24 @@ class Delta(Model):
     """How long a copy is believed whose origin gives nothing to ask by (no ETag, no date, or it answers conditions with the whole body): `7d`, `12h`, or seconds. Then its bytes are read again."""
     retry: dict[ErrorClass, RetryRule] = {}
     """Which failures are tried again, by class: `{not_found: {after: 20h, nights: 14}}`. What is not named is as docs/delta.md has it."""
+
+    delete_gone: bool = False
+    """Delete the copies of rows that left the list, at the end of a night that went well. Off: they stay, and the report counts them."""
+    max_delete: int | float | str = "1%"
+    """With `delete_gone`: more than this share of the copies (`1%`, `0.01`), or more than this many (`25`), are never deleted in one night; then none is, and the run fails."""
+    shorter_list: bool = False
+    """With `delete_gone`: believe a list that has over a tenth fewer rows than the last one. Off: it looks cut off, and nothing is deleted."""
+
+    @field_validator("max_delete", mode="before")
+    @classmethod
+    def _max_delete(cls, value: int | float | str) -> int | float | str:
+        parse_budget(value, "max_delete")
+        return value
+
+    def most_deleted(self, standing: int) -> int:
+        """How many of ``standing`` copies may be deleted in one night; a share is rounded down."""
+        share, count = parse_budget(self.max_delete)
+        return (count or 0) if share is None else math.floor(standing * share + 1e-9)
 
     def rule(self, error: ErrorClass) -> RetryRule:
         return self.retry.get(error) or RULES.get(error) or RetryRule(nights=0)

@@ -124,10 +124,10 @@ def credentials_reference(value: str | None) -> str | None:
     )
 
 
-def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
+def parse_budget(value: int | float | str, key: str = "failure_budget") -> tuple[float | None, int | None]:
     """``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError("failure_budget is a share (`1%`, `0.01`) or a count of rows (`25`)")
+        raise ValueError(f"{key} is a share (`1%`, `0.01`) or a count of rows (`25`)")
     text = str(value).strip()
     try:
         if text.endswith("%"):
@@ -139,7 +139,7 @@ def parse_budget(value: int | float | str) -> tuple[float | None, int | None]:
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ValueError("failure_budget is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
+        raise ValueError(f"{key} is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
     return share, None
 
 

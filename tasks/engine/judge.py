@@ -161,6 +161,9 @@ def _folded(twins: Collection[Twin]) -> str:
     return expression
 
 
+ALIKE = _folded(list(_FOLDS))  # SQL of what is alike for keys that some directory may not tell apart
+
+
 def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callable[[], Collection[Twin]]) -> None:
     """Keys that differ only in case, Unicode form or dots at the end of a name: told apart by most stores, not by all.
 
@@ -168,7 +171,7 @@ def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callab
     """
     con.execute(f"""
         CREATE OR REPLACE TEMP VIEW told_apart AS
-        SELECT row_id, row_no, key, {_folded(list(_FOLDS))} AS folded FROM m
+        SELECT row_id, row_no, key, {ALIKE} AS folded FROM m
         -- a key that names the digest says itself that its objects are equal
         WHERE error_class IS NULL AND NOT (late_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
     """)

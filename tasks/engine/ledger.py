@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,10 +33,22 @@ ADVICE = (
     "Restore it from a copy of the state, or plan anew with `ferry run --replan`: it is put aside, and rows whose "
     "outcomes it alone had are looked at again"
 )
-LATEST = "QUALIFY row_number() OVER (PARTITION BY row_id ORDER BY run_no DESC, attempt DESC, recorded_at DESC) = 1"
+# The latest outcome of each row of some files. Where it stands is found first, from four columns: to sort whole lines
+# takes several times the time, and more memory than there may be.
+_WHERE_LATEST = """
+    SELECT latest.file, latest.line FROM (
+        SELECT arg_max({'file': file_index, 'line': file_row_number}, (run_no, attempt, recorded_at)) AS latest
+        FROM read_parquet($paths, union_by_name = true, file_row_number = true) WHERE run_no >= $since GROUP BY row_id
+    )
+"""
+_LATEST = """
+    SELECT * FROM no_outcomes UNION ALL BY NAME
+    SELECT l.* EXCLUDE (file_row_number) FROM read_parquet($paths, union_by_name = true, file_row_number = true) l
+    JOIN where_latest w ON w.file = l.file_index AND w.line = l.file_row_number
+"""
 
 
-def connect(spool_dir: Path, memory: str = "1GB") -> duckdb.DuckDBPyConnection:
+def connect(spool_dir: Path, memory: str = "500MB") -> duckdb.DuckDBPyConnection:
     """A DuckDB that stays within ``memory``, spills to ``spool_dir`` and downloads nothing."""
     import duckdb  # which the transferring process does without
 
@@ -100,7 +112,14 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
     Raises UserError for a file that a newer Ferry wrote, Damaged for one that is not as it was written: DuckDB and
     Arrow read most flipped bits without a word.
     """
-    _fill_latest(con, _local(state, files(state)), since_run, at_once=at_once)
+    local = _local(state, files(state))
+    oldest = _oldest_schema(con, list(local.values()))
+    if folded(list(local)) and not at_once and oldest == SCHEMA_VERSION:
+        (path,) = local.values()
+        con.from_parquet(path).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
+        return
+    sql, given = _latest(con, list(local.values()), since_run)
+    con.execute(f"CREATE OR REPLACE TABLE latest AS {sql}", given)
 
 
 def _local(state: State, names: Sequence[str]) -> dict[str, str]:
@@ -108,31 +127,28 @@ def _local(state: State, names: Sequence[str]) -> dict[str, str]:
     return {name: str(whole(state, name, ADVICE)) for name in names}
 
 
-def _fill_latest(
-    con: duckdb.DuckDBPyConnection, local: Mapping[str, str], since_run: int = 0, *, at_once: bool = False
-) -> None:
-    """Of these files (name: path)."""
-    names, paths = list(local), list(local.values())
+def _oldest_schema(con: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> int:
+    """Raises UserError for a file that a newer Ferry wrote."""
     if not paths:
-        con.register("no_outcomes", OUTCOME.empty_table())
-        con.execute("CREATE OR REPLACE TABLE latest AS SELECT * FROM no_outcomes")
-        return
+        return SCHEMA_VERSION
     oldest, newest = con.execute(
         "SELECT min(CAST(decode(value) AS INTEGER)), max(CAST(decode(value) AS INTEGER)) FROM parquet_kv_metadata(?) "
         "WHERE decode(key) = 'ferry_schema'",
-        [paths],
+        [list(paths)],
     ).fetchall()[0]
     check_version(newest, "the ledger")
-    if folded(names) and not at_once and oldest == SCHEMA_VERSION:
-        con.from_parquet(paths[0]).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
-        return
-    con.register("no_outcomes", OUTCOME.empty_table())  # with the columns that earlier versions did not write
-    con.execute(
-        "CREATE OR REPLACE TABLE latest AS SELECT * FROM ("
-        "SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet(?, union_by_name = true)"
-        f") WHERE run_no >= ? {LATEST}",
-        [paths, since_run],
-    )
+    return int(oldest)
+
+
+def _latest(con: duckdb.DuckDBPyConnection, paths: Sequence[str], since_run: int = 0) -> tuple[str, dict[str, Any]]:
+    """A query for the latest outcome of each row of these files, with the columns that earlier versions did not write;
+    and its parameters."""
+    con.register("no_outcomes", OUTCOME.empty_table())
+    if not paths:
+        return "SELECT * FROM no_outcomes", {}
+    given: dict[str, Any] = {"paths": list(paths)}
+    con.execute(f"CREATE OR REPLACE TEMP TABLE where_latest AS {_WHERE_LATEST}", {**given, "since": since_run})
+    return _LATEST, given
 
 
 def reading(read: Callable[[], T], tries: int = 8) -> T:
@@ -164,12 +180,15 @@ def compact(state: State, run_no: int) -> str:
     con = connect(state.spool_dir)
     try:
         local = _local(state, old)
-        _fill_latest(con, local)
+        _oldest_schema(con, list(local.values()))
         unfolded = [path for name, path in local.items() if name.startswith("outcomes/")]
-        note_replaced(con, state, run_no, list(local.values()), unfolded)
+        if left_behind := note_replaced(con, state, run_no, list(local.values()), unfolded):
+            old.append(append(state, left_behind, run_no, "left", 0))
+            local = _local(state, old)
         target = state.spool_dir / "ledger.parquet"
         columns = ", ".join(f'"{column}"' for column in OUTCOME.names)
-        reader: Any = con.sql(f"SELECT {columns} FROM latest ORDER BY row_id").to_arrow_reader(50_000)
+        sql, given = _latest(con, list(local.values()))
+        reader: Any = con.sql(f"SELECT {columns} FROM ({sql})", params=given).to_arrow_reader(50_000)
         with pq.ParquetWriter(target, OUTCOME, compression="zstd") as writer:
             for batch in reader:
                 writer.write_table(with_schema(pa.Table.from_batches([batch]), OUTCOME))

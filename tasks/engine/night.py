@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
+from tasks.engine.gone import DELETED, find_gone
 from tasks.engine.history import FOLDER
 from tasks.engine.ledger import run_of
 from tasks.engine.state import State
@@ -13,13 +14,15 @@ from tasks.engine.state import State
 if TYPE_CHECKING:
     import duckdb
 
-NAMES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "gone")
+NAMES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "gone", "deleted")
 
 
-def figures(con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int) -> dict[str, int]:
+def figures(
+    con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int, *, to_directory: bool
+) -> dict[str, int]:
     """Rows that were new, replaced, and looked at for nothing; failures, and those that are not the first of their
-    row; requests; the bytes of what was looked at and not read; and copies whose row has left the list, and whose key
-    no other row has. ``latest``: the folded ledger."""
+    row; requests; the bytes of what was looked at and not read; copies that belong to no row of the list any more, and
+    those that were deleted. ``latest``: the folded ledger."""
     found = con.execute(
         """
         SELECT count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
@@ -33,16 +36,9 @@ def figures(con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no:
     copied, unchanged, failed, again, requests, saved = map(int, found[0])
     names = [name for name in state.list(FOLDER) if run_of(name) == run_no]
     changed = sum(pq.read_metadata(state.local(name)).num_rows for name in names)
-    (gone,) = con.execute(
-        """
-        WITH listed AS (SELECT row_id, key FROM read_parquet(?))
-        SELECT count(*) FROM latest l ANTI JOIN listed USING (row_id)
-        WHERE l.status IN ('copied', 'unchanged') AND l.key NOT IN (
-            SELECT key FROM listed WHERE key IS NOT NULL
-            UNION ALL SELECT key FROM latest SEMI JOIN listed USING (row_id)
-        )
-        """,
-        [manifest],
+    gone, _ = find_gone(con, manifest, to_directory=to_directory)
+    (deleted,) = con.execute(
+        "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'gone' AND message = ?", [run_no, DELETED]
     ).fetchall()[0]
-    values = (copied - changed, changed, unchanged, failed, again, requests, saved, int(gone))
+    values = (copied - changed, changed, unchanged, failed, again, requests, saved, gone, int(deleted))
     return dict(zip(NAMES, values, strict=True))

@@ -35,7 +35,7 @@ class ChunkRef:
     digest: str  # SHA-256 of the file
     rows: int
     bytes: int  # sum of the sizes that the manifest names
-    kind: Literal["base", "again"]  # base chunks hold rows for good, "again" chunks retry some
+    kind: Literal["base", "again"]  # base chunks hold rows for good, "again" chunks until they are settled
     run_no: int  # the run that cut it
     done: int = 0  # rows that need nothing more, by the ledger
     existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
@@ -53,6 +53,7 @@ class Plan:
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
     since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
+    believed: int = 0  # rows of the last list that did not look cut off; 0 in plans of before there was such
 
     def encode(self) -> bytes:
         return seal_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
@@ -226,6 +227,18 @@ def check_where(plan: Plan, job: Job) -> None:
             f"{names} changed since this job's first run. Rows that are done would lie in the wrong place: undo the "
             "change, give the job another `state`, or plan it anew with `ferry run --replan` (nothing is deleted)"
         )
+
+
+def rows_believed(rows: int, before: int, *, shorter_list: bool) -> int:
+    """How many rows the list is to have (Plan.believed), when it has ``rows`` and was believed to have ``before``.
+
+    | rows | `delta.shorter_list` | believed |
+    |---|---|---|
+    | at least nine tenths of those before | any | rows |
+    | fewer: it looks cut off | no | before, until a list comes that is long enough |
+    | fewer | yes | rows |
+    """
+    return rows if shorter_list or rows >= 0.9 * before else before
 
 
 def keep(chunk: ChunkRef, newest: int) -> bool:

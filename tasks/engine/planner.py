@@ -38,6 +38,7 @@ from tasks.engine.plan import (
     manifest_stem,
     read_place,
     read_plan,
+    rows_believed,
     with_hints,
 )
 from tasks.engine.seal import is_whole, sealed_file
@@ -114,7 +115,10 @@ class Planner:
             "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
         ).fetchall()[0]
         chunk_rows = old.chunk_rows if old else self._chunk_rows(judged.rows)
-        new = [] if dry else cut.write_chunks(self.con, self.state, self.ask.run_no, chunk_rows)
+        # What nights add is known by the ledger alone, once it is settled: base chunks are there for good, and are
+        # submitted in every run.
+        base = old is None or self.job.mode == "full"
+        new = [] if dry else cut.write_chunks(self.con, self.state, self.ask.run_no, chunk_rows, base=base)
         kept = cut.without(listed if plain else chunks, new)
         run_chunks, how_found = find_existing(
             self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, pending, dry=dry
@@ -122,7 +126,9 @@ class Planner:
         if not dry:
             where = self.job.where()
             self.state.write(PLACE_FILE, Place(where, since_run).encode())
-            plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run)
+            before = (old.believed or old.rows) if old else 0
+            believed = rows_believed(judged.rows, before, shorter_list=self.job.delta.shorter_list)
+            plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run, believed)
             if self.ask.token:
                 lease.check(self.state, self.ask.token)
             self.state.write(PLAN_FILE, plan.encode())

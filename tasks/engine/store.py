@@ -24,9 +24,7 @@ from tasks.engine.body import (
     PART_BYTES,
     PARTS_AT_ONCE,
     SPOOL_OVER_BYTES,
-    Batches,
     Body,
-    BodyWriter,
     weight,
     whole_body,
 )
@@ -43,7 +41,7 @@ from tasks.engine.errors import (
 )
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, composite_etag, md5_of_etag, multipart_etag
-from tasks.engine.incoming import Charge, Reader, for_nothing
+from tasks.engine.incoming import Charge, Reader, for_nothing, spooled
 from tasks.engine.objects import ErrorClass
 from tasks.engine.parts import Notes, Parts
 from tasks.engine.wire import said
@@ -199,6 +197,20 @@ class Store:
             raise from_store(exc, side=side) from None
         return self._found(meta)
 
+    async def delete(self, key: str) -> None:
+        """Removes what stands under a key; nothing there is fine. Raises ObjectError and Fatal."""
+        if self._directory is not None:
+            await self._directory.delete(key)
+        elif (http := self._short_way()) is not None:
+            await http.delete(self.path(key))
+        else:
+            try:
+                await obstore.delete_async(self.backend, self.path(key))
+            except FileNotFoundError:
+                return
+            except Exception as exc:
+                raise from_store(exc) from None
+
     async def get(
         self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
     ) -> tuple[Body, Found, dict[str, str]]:
@@ -224,7 +236,7 @@ class Store:
                 if charge is not None and (delay_s := charge(body.size)):
                     await asyncio.sleep(delay_s)
             else:
-                body = await self._spooled(result, charge)
+                body = await spooled(result.stream(), self._spool_dir, self._pool, charge)
         except BaseException as exc:
             self._budget.give_back(held)
             if isinstance(exc, (obstore.exceptions.NotFoundError, FileNotFoundError)):
@@ -275,20 +287,6 @@ class Store:
             raise
         found = Found(key, body.size, said(response.headers.get("ETag")), last_modified(response.headers))
         return body, found, attributes_of(response.headers)
-
-    async def _spooled(self, result: Any, charge: Charge | None) -> Body:
-        writer = BodyWriter(self._spool_dir)
-        try:
-            batches = Batches(writer.write, self._pool)
-            async for piece in result.stream():
-                await batches.add(bytes(piece))
-                if charge is not None and (delay_s := charge(len(piece))):
-                    await asyncio.sleep(delay_s)
-            await batches.flush()
-            return writer.finish()
-        except BaseException:
-            writer.abandon()
-            raise
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""

@@ -18,56 +18,9 @@ from tasks.engine.finish import finish
 from tasks.engine.job import Job
 from tasks.engine.objects import Checked, Outcome, Status
 from tests.engine import helpers
+from tests.engine.nights import World
 
 LATER = "Fri, 02 Jan 2026 00:00:00 GMT"
-
-
-class World:
-    """Images at an origin, and a job that keeps a bucket equal to them."""
-
-    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path) -> None:
-        self.origin, self.s3, self.bucket, self.folder = origin, s3, bucket, folder
-        self.state, self.run_no = helpers.directory_state(folder), 0
-        self.bodies: dict[str, bytes] = {}
-        self.figures: dict[str, int] | None = None
-
-    def put(self, key: str, seed: int, **given: Any) -> None:
-        self.bodies[key] = make_image("jpeg", seed, 30, 20)
-        self.origin.add(f"/{key}", self.bodies[key], **given)
-
-    def job(self, **given: Any) -> Job:
-        uri = {"uri": f"s3://{self.bucket}/p/", "endpoint_url": self.s3.endpoint_url}
-        given = {"mode": "delta", "manifest": str(self.folder / "list.csv"), "destination": uri, **given}
-        return helpers.make_job(**given)
-
-    def night(self, columns: dict[str, list[str]] | None = None, **given: Any) -> dict[str, Outcome]:
-        """One run; the rows that it looked at, by key. ``columns``: what the list says besides the address."""
-        columns = columns or {}
-        rows = [
-            [self.origin.url(f"/{key}"), *(values[at] for values in columns.values())]
-            for at, key in enumerate(self.bodies)
-        ]
-        helpers.write_list(self.folder / "list.csv", rows, ("url", *columns))
-        self.origin.requests, self.origin.bodies = Counter(), Counter()
-        self.run_no += 1
-        helpers.run(self.job(**given), self.state, helpers.access(self.s3), self.run_no)
-        answer = finish(self.job(**given), self.state, self.run_no)
-        assert not answer["counts"]["pending"]
-        self.figures = answer["night"]
-        latest = helpers.latest(self.state).values()
-        return {outcome.key: outcome for outcome in latest if outcome.run_no == self.run_no}
-
-    @property
-    def asked(self) -> int:
-        return sum(self.origin.requests.values())
-
-    @property
-    def read(self) -> int:
-        return sum(self.origin.bodies.values())
-
-    def is_true(self) -> None:
-        """The bucket holds what the origin does."""
-        assert helpers.stored(self.s3, self.bucket) == {f"p/{key}": body for key, body in self.bodies.items()}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import chunk, cut, destination, finish, judge, lease, ledger, planner, transfer
+from tasks.engine import chunk, cut, destination, finish, gone, judge, lease, ledger, planner, transfer
 from tasks.engine.access import Access
 from tasks.engine.job import Job
 from tasks.engine.state import DirectoryState
@@ -40,6 +40,8 @@ CALLS: dict[str, tuple[Any, str]] = {
     "looking for existing objects": (planner, "find_existing"),
     "hints": (destination, "_write"),
     "finish": (finish, "finish"),
+    "sweep": (gone, "sweep"),
+    "deletion": (gone, "_delete_one"),  # after: it is gone, and nothing has recorded it
     "lease": (DirectoryState, "swap"),
 }
 
@@ -64,7 +66,7 @@ class Killer:
     def watch(self, calls: Mapping[str, tuple[Any, str]] = CALLS) -> None:
         for name, (owner, attribute) in calls.items():
             call = getattr(owner, attribute)
-            wrapped = self._async(name, call) if name == "upload" else self._sync(name, call)
+            wrapped = self._async(name, call) if name in ("upload", "deletion") else self._sync(name, call)
             setattr(owner, attribute, wrapped)
 
     def _sync(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,6 +99,9 @@ def main(setup: dict[str, Any], killer: Killer) -> None:
     killer.watch()
     run_no = ledger.last_run_no(state) + 1
     helpers.run(job, state, access, run_no)
+    if job.delta.delete_gone:
+        with lease.held(state, "test") as held:
+            gone.sweep(job, state, access, run_no, held.token)
     finish.finish(job, state, run_no)
     killer.pass_by("the end")
 

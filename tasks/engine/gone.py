@@ -1,0 +1,200 @@
+"""Copies whose rows have left the list: which they are, and their deletion (docs/delta.md)."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from tasks.engine import lease, ledger
+from tasks.engine.access import Access
+from tasks.engine.errors import Fatal, ObjectError, Refused
+from tasks.engine.job import Job
+from tasks.engine.judge import ALIKE
+from tasks.engine.objects import AGAIN, Again, Outcome, Status
+from tasks.engine.plan import Plan, read_plan
+from tasks.engine.reading import failure_cell, with_latest
+from tasks.engine.state import State
+from tasks.engine.store import Store, open_store
+from tasks.engine.summary import Counts, count
+from tasks.engine.swept import Swept, refusal
+from tasks.engine.tables import outcomes_of
+
+if TYPE_CHECKING:
+    import duckdb
+
+AT_ONCE = 16
+BATCH = 500  # deletions between two looks at the lease
+TRIES, BETWEEN_TRIES_S = 3, 1.0
+FAILED_AT_FIRST = 10  # and nothing deleted: then it is not the keys
+DELETED = "deleted"
+ABSENT = "was not there any more"
+ANOTHER = "left: it is not what Ferry wrote there"
+TO_GO = "to be deleted; the run did not end"
+COLUMNS = ("what", "key", "id", "source", "size", "md5", "sha256", "dest_etag", "recorded_at")
+# An object of the job's own stands under the key, also where a later look at its source failed.
+_THERE = "(l.status IN ('copied', 'unchanged') OR (l.status = 'failed' AND l.dest_etag IS NOT NULL))"
+
+
+def find_gone(con: duckdb.DuckDBPyConnection, manifest: str, *, to_directory: bool) -> tuple[int, int]:
+    """Fills `gone`: the latest outcome of each copy that belongs to no row of the list. Returns how many, and how many
+    copies there are with them. `latest` is the folded ledger.
+
+    A key that a row of the list has, or had its object written under, is in use; in a directory also one that differs
+    in case, Unicode form or dots alone, which may be the same file.
+    """
+    alike = ALIKE if to_directory else "key"
+    con.execute(
+        f"""
+        CREATE OR REPLACE TEMP TABLE gone AS
+        WITH listed AS (SELECT row_id, key FROM read_parquet($manifest)),
+        used AS (SELECT {alike} AS alike FROM listed WHERE key IS NOT NULL
+                 UNION ALL SELECT {alike} FROM latest SEMI JOIN listed USING (row_id)),
+        left_over AS (SELECT *, {alike} AS alike FROM latest l ANTI JOIN listed USING (row_id) WHERE {_THERE})
+        SELECT * EXCLUDE (alike) FROM left_over ANTI JOIN used USING (alike)
+        QUALIFY row_number() OVER (PARTITION BY key ORDER BY run_no DESC, attempt DESC, recorded_at DESC) = 1
+        """,
+        {"manifest": manifest},
+    )
+    (gone,) = con.execute("SELECT count(*) FROM gone").fetchall()[0]
+    (standing,) = con.execute(f"SELECT count(*) FROM latest l WHERE {_THERE}").fetchall()[0]
+    return int(gone), int(standing)
+
+
+def sweep(job: Job, state: State, access: Access, run_no: int, token: str) -> dict[str, Any]:
+    """Deletes the copies that have no row any more, where they may be; the answer is :class:`Swept`.
+
+    ``token``: of the run's lease. Raises Fatal where another run has taken it, and where the destination lets nothing
+    be deleted.
+    """
+    plan = read_plan(state)
+    assert plan is not None
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Swept:
+        gone, standing = find_gone(con, manifest, to_directory=job.destination.uri.startswith("file://"))
+        swept = Swept(gone)
+        swept.refused = _refusal(job, plan, count(con, manifest), gone, standing)
+        if gone and not swept.refused:
+            swept.listed = f"reports/run-{run_no:06d}/gone.csv"
+            _write_list(state, swept.listed, ((outcome, TO_GO) for batch in _batches(con) for outcome in batch))
+            store = partial(open_store, job.destination.uri, access, state.spool_dir, create=True, short_way=True)
+            _write_list(state, swept.listed, _ends(con, state, store, run_no, token, swept))
+        return swept
+
+    return asdict(with_latest(state, work, state.spool_dir))
+
+
+def _refusal(job: Job, plan: Plan, counts: Counts, gone: int, standing: int) -> str:
+    over = counts.failed > job.budget(counts.planned - counts.duplicates)
+    unsettled = f"{counts.pending:,} rows pending" if counts.pending else ""
+    if over and not unsettled:
+        unsettled = f"{counts.failed:,} rows failed, more than `failure_budget` allows"
+    return refusal(
+        gone=gone, standing=standing, rows=plan.rows, believed=plan.believed, unsettled=unsettled, delta=job.delta
+    )  # fmt: skip
+
+
+def _batches(con: duckdb.DuckDBPyConnection) -> Iterator[list[Outcome]]:
+    reader: Any = con.sql("SELECT * FROM gone").to_arrow_reader(BATCH)
+    for batch in reader:
+        table = pa.Table.from_batches([batch])
+        for start in range(0, table.num_rows, BATCH):
+            yield list(outcomes_of(table.slice(start, BATCH)))
+
+
+def _write_list(state: State, name: str, ends: Iterable[tuple[Outcome, str]]) -> None:
+    """For people: what went, and what did not. The file is whole or not there."""
+    path = state.spool_dir / "gone.csv"
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            for outcome, what in ends:
+                values = (what, *(getattr(outcome, name) for name in COLUMNS[1:-1]), outcome.recorded_at.isoformat())
+                writer.writerow([failure_cell(value) for value in values])
+        state.write_file(name, path)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _ends(
+    con: duckdb.DuckDBPyConnection, state: State, store: Callable[[], Store], run_no: int, token: str, swept: Swept
+) -> Iterator[tuple[Outcome, str]]:
+    """Deletes, and says what became of each copy; the ledger has that before the next batch begins."""
+    for part, batch in enumerate(_batches(con)):
+        lease.check(state, token)
+        ends = asyncio.run(_delete(store, batch, swept))
+        now = datetime.now(UTC)
+        ledger.append(
+            state,
+            [
+                outcome._replace(
+                    status=Status.GONE, error_class=None, status_code=None, message=what, retryable=False,
+                    attempt=outcome.attempt + 1, requests=0, dest_etag=None, started_at=now, recorded_at=now,
+                    run_no=run_no, chunk="", nights=0,
+                )
+                for outcome, what in ends
+                if what in (DELETED, ABSENT, ANOTHER)
+            ],
+            run_no, "gone", part,
+        )  # fmt: skip
+        yield from ends
+
+
+async def _delete(open_it: Callable[[], Store], batch: Sequence[Outcome], swept: Swept) -> list[tuple[Outcome, str]]:
+    """What became of each copy of a batch, in its order."""
+    store = open_it()
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(outcome: Outcome) -> str:
+        async with places:
+            try:
+                what = await _delete_one(store, outcome)
+            except (ObjectError, Refused) as error:
+                swept.failed += 1
+                swept.why_failed = swept.why_failed or f"{outcome.key}: {error}"
+                if not swept.deleted and swept.failed >= FAILED_AT_FIRST:
+                    raise Fatal(
+                        f"nothing can be deleted at the destination ({error}). For `delta.delete_gone` its credentials "
+                        "need the right to delete objects (s3:DeleteObject)"
+                    ) from None
+                return f"not deleted: {error}"
+            if what == DELETED:
+                swept.deleted += 1
+            else:
+                swept.left += 1
+            return what
+
+    try:
+        return list(zip(batch, await asyncio.gather(*map(one, batch)), strict=True))
+    finally:
+        await store.close()
+
+
+async def _delete_one(store: Store, outcome: Outcome) -> str:
+    """Deletes a copy if it is still what the ledger says, by its ETag. Raises ObjectError, Fatal.
+
+    S3 knows no condition for this that all stores honour, so the look and the deletion are two requests.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            found = await store.head(outcome.key)
+            if found is None:
+                return ABSENT
+            if outcome.dest_etag is None or found.etag != outcome.dest_etag:
+                return ANOTHER
+            await store.delete(outcome.key)
+            if store.kind == "file" and await store.head(outcome.key) is not None:  # behind a link
+                return ANOTHER
+            return DELETED
+        except ObjectError as error:
+            if not left or AGAIN[error.error_class] is not Again.NOW:
+                raise
+            await asyncio.sleep(error.retry_after_s or BETWEEN_TRIES_S)
+    raise AssertionError("unreachable")
