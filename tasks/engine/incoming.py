@@ -20,9 +20,7 @@ def for_nothing(_: int) -> float:
     return 0.0
 
 
-async def spooled(
-    pieces: AsyncIterable[bytes], spool_dir: Path, pool: Executor | None, charge: Charge | None
-) -> Body:
+async def spooled(pieces: AsyncIterable[bytes], spool_dir: Path, pool: Executor | None, charge: Charge | None) -> Body:
     """A large body that a store's client reads."""
     writer = BodyWriter(spool_dir)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from demo.s3 import S3Server
 from demo.validators import Validators
 from tasks.engine import night
 from tasks.engine.finish import finish
-from tasks.engine.job import Job
-from tasks.engine.objects import Checked, Outcome, Status
+from tasks.engine.objects import Checked, Status
 from tests.engine import helpers
 from tests.engine.nights import World
 
