@@ -135,7 +135,7 @@ def _ends(
             state,
             [
                 outcome._replace(
-                    status=Status.GONE, error_class=None, status_code=None, message=what, retryable=False,
+                    status=Status.DROPPED, error_class=None, status_code=None, message=what, retryable=False,
                     attempt=outcome.attempt + 1, requests=0, dest_etag=None, started_at=now, recorded_at=now,
                     run_no=run_no, chunk="", nights=0,
                 )

@@ -26,7 +26,7 @@ _VERSIONS = """
         SELECT DISTINCT * FROM (
             SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)
         ) SEMI JOIN written USING (row_id)
-        WHERE (dest_etag IS NOT NULL OR status = 'gone') AND coalesce(sha256, md5) IS NOT NULL
+        WHERE (dest_etag IS NOT NULL OR status = 'dropped') AND coalesce(sha256, md5) IS NOT NULL
     ), followed AS (
         SELECT *, lead(status) OVER next AS by_status, lead(sha256) OVER next AS by_sha256,
                lead(md5) OVER next AS by_md5, lead(key) OVER next AS by_key, lead(run_no) OVER next AS replaced_by,
@@ -40,7 +40,7 @@ _VERSIONS = """
 _LEFT_BEHIND = """
     SELECT {columns} FROM (
         SELECT * REPLACE (sha256(row_id || chr(0) || key) AS row_id, 'copied' AS status) FROM replaced
-        WHERE key <> by_key AND status <> 'gone'
+        WHERE key <> by_key AND status <> 'dropped'
     )
 """
 

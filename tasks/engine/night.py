@@ -38,7 +38,7 @@ def figures(
     changed = sum(pq.read_metadata(state.local(name)).num_rows for name in names)
     gone, _ = find_gone(con, manifest, to_directory=to_directory)
     (deleted,) = con.execute(
-        "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'gone' AND message = ?", [run_no, DELETED]
+        "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'dropped' AND message = ?", [run_no, DELETED]
     ).fetchall()[0]
     values = (copied - changed, changed, unchanged, failed, again, requests, saved, gone, int(deleted))
     return dict(zip(NAMES, values, strict=True))

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 
 class Status(StrEnum):
-    """What became of a row. All but ``pending`` are settled; ``gone`` is never of a row that the list has."""
+    """What became of a row. All but ``pending`` are settled; ``dropped`` is never of a row that the list has."""
 
     PENDING = "pending"
     COPIED = "copied"
     UNCHANGED = "unchanged"
     SKIPPED = "skipped"
     FAILED = "failed"
-    GONE = "gone"  # of a row that left the list: its copy was deleted, or is not ours any more (gone.py)
+    DROPPED = "dropped"  # of a row that left the list: its copy was deleted, or is not ours any more (gone.py)
 
 
 class Reason(StrEnum):

@@ -113,7 +113,7 @@ class Nights(World):
         before = helpers.by_key(self.state) if self.run_no else {}
         outcomes = self.night(self._etags(), delta={**DELTA, **delta}, chunk_rows=20)
         self._say(what, before)
-        looked = {key: outcome for key, outcome in outcomes.items() if outcome.status is not Status.GONE}
+        looked = {key: outcome for key, outcome in outcomes.items() if outcome.status is not Status.DROPPED}
         for key, outcome in looked.items():
             # a HEAD that told of a change, or an ETag that changes by itself: a GET follows it; a failure: a last try
             twice = outcome.status in (Status.COPIED, Status.FAILED) or outcome.checked is Checked.SIZE

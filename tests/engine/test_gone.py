@@ -70,7 +70,7 @@ def test_they_go_and_may_come_back(world: World) -> None:
     assert world.figures is not None
     assert (world.figures["gone"], world.figures["deleted"], world.figures["new"]) == (0, 1, 0)
     (outcome,) = [outcome for outcome in helpers.latest(world.state).values() if outcome.key == "3.jpg"]
-    assert (outcome.status, outcome.run_no, outcome.message) == (Status.GONE, 2, DELETED)
+    assert (outcome.status, outcome.run_no, outcome.message) == (Status.DROPPED, 2, DELETED)
     world.night(**GO)
     assert (swept(world).gone, swept(world).deleted, swept(world).listed) == (0, 0, "")
     world.bodies["3.jpg"] = body
@@ -241,7 +241,7 @@ def test_a_destination_that_lets_nothing_be_deleted(world: World) -> None:
     with lease.held(world.state, "test") as held, pytest.raises(Fatal, match="s3:DeleteObject"):
         sweep(job, world.state, helpers.access(world.s3, reader=True), 3, held.token)
     assert there(world) == before
-    assert not [outcome for outcome in helpers.latest(world.state).values() if outcome.status is Status.GONE]
+    assert not [outcome for outcome in helpers.latest(world.state).values() if outcome.status is Status.DROPPED]
 
 
 def test_only_under_the_lease(world: World) -> None:
