@@ -1,0 +1,94 @@
+"""SIGKILL in the middle of a night that copies, replaces and deletes: the next night makes the copy true."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from tasks.engine import ledger
+from tests.engine import helpers
+from tests.engine.nights import World
+from tests.faults.amount import some
+from tests.faults.test_kills import ROOT, moments
+
+pytestmark = pytest.mark.slow
+DELTA: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%"}, "chunk_rows": 10, "key": "{sha256}.{ext}"}
+
+
+class Life(World):
+    """A copy of 24 images, settled; and a night of which much is to be done. Its keys name digests."""
+
+    def begin(self) -> None:
+        for n in range(24):
+            self.put(f"{n}.jpg", n)
+        self.night(**DELTA)
+        for n in range(4):
+            self.put(f"new-{n}.jpg", 100 + n)
+            self.put(f"{n}.jpg", 200 + n)
+        del self.bodies["20.jpg"], self.bodies["21.jpg"]
+        self.write_list({})
+
+    def killed(self, *point: str) -> tuple[int, dict[str, int]]:
+        """The night in a process of its own: its exit code, and how often it came by each point."""
+        setup, reached = self.folder / "setup.json", self.folder / "reached.json"
+        reached.unlink(missing_ok=True)
+        given = {
+            "job": self.job(**DELTA).model_dump(mode="json"), "state": self.state.uri, "reached": str(reached),
+            "access": asdict(helpers.access(self.s3)),
+        }  # fmt: skip
+        setup.write_text(json.dumps(given))
+        command = [sys.executable, "-m", "tests.faults.victim", str(setup), *point]
+        ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
+        return ended.returncode, json.loads(reached.read_text()) if reached.exists() else {}
+
+    def check(self, what: str) -> None:
+        """One more night: each image of the list is there, and nothing else."""
+        self.run_no = ledger.last_run_no(self.state)
+        self.night(**DELTA)
+        stored = helpers.stored(self.s3, self.bucket)
+        assert sorted(stored.values()) == sorted(self.bodies.values()), what
+        assert len(stored) == len(self.bodies), what
+        assert not list(self.state.spool_dir.glob("body-*")), what
+
+
+def test_a_night_killed_at_any_moment(origin: Origin, s3: S3Server, tmp_path: Path, tried: Callable[..., None]) -> None:
+    """60 kills (2 in the quick run), those of deleting first: what the night left, the next one ends."""
+
+    def life(number: int) -> Life:
+        bucket = f"night-{secrets.token_hex(6)}"
+        s3.make_bucket(bucket)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        alive = Life(origin, s3, bucket, folder)
+        alive.begin()
+        return alive
+
+    first = life(0)
+    code, reached = first.killed()
+    assert code == 0
+    assert reached["after deletion"] == 6  # two that left the list, four that their rows left behind
+    first.check("nothing was killed")
+    wanted, killed = some(2, 60), 0
+    deleting = {point: count for point, count in reached.items() if "deletion" in point or "sweep" in point}
+    turns = [*moments(deleting, (wanted + 1) // 2, seed=5), *moments(reached, 2 * wanted, seed=6)]
+    for number, (point, at) in enumerate(turns, 1):
+        if killed == wanted:
+            break
+        one = life(number)
+        code, _ = one.killed(point, str(at))
+        assert code in (0, -signal.SIGKILL), f"{point} {at}: exit {code}"
+        killed += code == -signal.SIGKILL
+        one.check(f"killed {point}, time {at}")
+    assert killed == wanted
+    tried("SIGKILL in a night that deletes", killed)
