@@ -28,6 +28,7 @@ from tasks.references import anchored
 from tasks.report import keep, publish
 from tasks.results import kept_in
 from tasks.run import Run, open_run
+from tasks.slow import note_rate
 from tasks.transfer import transfer_all
 
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
@@ -95,6 +96,7 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None) -> Repo
             delete_gone(run)
         report = reconcile(run)
         keep(run, report)
+        note_rate(run, report)
         return report
 
 
