@@ -1,0 +1,212 @@
+"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/alerts.md).
+
+The texts are Prefect's Jinja templates. They are rendered by the Prefect server, which knows nothing of Ferry: all
+that they say is in Prefect's own objects, in a state's message, or in the event that Ferry emits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+
+from tasks.slow import EVENT
+
+TAG = "ferry"
+BEGUN = ("Running", "Completed", "Failed", "Crashed", "Cancelled")
+OVER = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended")
+
+
+def _cases(*cases: tuple[str, str], otherwise: str) -> str:
+    """The text of the first condition that holds."""
+    first = "".join(f"{{% elif {condition} %}}{text}" for condition, text in cases)
+    return first.replace("{% elif", "{% if", 1) + f"{{% else %}}{otherwise}{{% endif %}}"
+
+
+# Each text is three lines: what happened, where to look, what to do.
+WHOSE = "{{ flow.name }}/{{ deployment.name }}"
+NAME = "{{ flow_run.name }}"
+STATE = "{{ flow_run.state.name }}"
+CRASHED = "flow_run.state.name == 'Crashed'"
+MESSAGE = "{% set m = (flow_run.state.message or 'no reason was given')|replace('\\n', ' ') %}"
+OVER_BUDGET = "'(budget ' in m and ' pending' not in m"  # tasks/accounts.py, Report.message
+FAILED_SUBJECT = f"{MESSAGE}Ferry: {NAME} " + _cases(
+    (CRASHED, "crashed"), (OVER_BUDGET, "is over its failure budget"), otherwise="failed"
+)
+FAILED = MESSAGE + WHOSE + " ended as " + STATE + ": {{ m }}"
+AGAIN = "run it again: it goes on where this one stopped"
+FAILED_DO = _cases(
+    (CRASHED, f"{AGAIN}. If it crashes again, read the worker's log"),
+    # what flows/migrate.py, failure(), puts in front; and Prefect, of parameters that make no job
+    ("m.startswith('UserError: ')", "mend what it names, and run it again. Nothing has moved"),
+    ("m.startswith('Validation of flow parameters ')", "mend the job, and run it again. Nothing has moved"),
+    ("m.startswith('LeaseHeld: ')", "nothing, if the other run is meant to be on. This one is to be run again"),
+    ("m.startswith('Fatal: ')", f"mend the destination, the credentials or the disk that it names, and {AGAIN}"),
+    ("m.startswith('FerryError: ')", "run it again. If that ends likewise, report it with the run's log"),
+    ("flow.name == 'verify'", "run migrate for the job: it repairs what is missing or altered. Then verify again"),
+    (
+        OVER_BUDGET,
+        "see in its Artifacts what the failures have in common, mend it at the origin or in the list, and run it with "
+        "retry_failed",
+    ),
+    otherwise=AGAIN,
+)
+NOT_STARTED = _cases(
+    ("not flow_run", "A run that was due has been deleted: its schedule was switched off, or somebody deleted it."),
+    otherwise=WHOSE + " was due at {{ flow_run.expected_start_time.strftime('%Y-%m-%d %H:%M') }} UTC and has not "
+    f"started: its state is {STATE}.",
+)
+NOT_STARTED_DO = _cases(
+    ("not flow_run", "nothing, if that was meant"),
+    (
+        "flow_run.state.name == 'AwaitingConcurrencySlot'",
+        "another run of the deployment is on, or died less than five minutes ago. Wait for it, or cancel one of them",
+    ),
+    (
+        "flow_run.state.name == 'Pending'",
+        "a worker took it and did not start it. Read the worker's log, cancel the run, and run the deployment again",
+    ),
+    otherwise="see that a worker of its pool ({{ flow_run.work_pool_name }}) is running: it takes the run then",
+)
+SILENT = f"{WHOSE}: nothing was heard of its run {NAME} for TIME."
+SILENT_DO = (
+    "see whether its process is there. If it is, leave it alone: runs go on without Prefect's server. If it is gone, "
+    "run the deployment again: it goes on there, and marks this run as Crashed"
+)
+SLOW = WHOSE + ": {{ event.payload.message }}."
+SLOW_DO = (
+    "see what holds it back: reports/hosts.json in its state says what each host was given, and why "
+    "(docs/concurrency.md). If a limit was lowered on purpose, nothing: it is usual after a few runs"
+)
+
+
+def _page(ui: str) -> str:
+    """The run's page, by what the server knows of its own address, else by ours."""
+    return "{{ (flow_run|ui_url) or '" + ui + "/runs/flow-run/' ~ event.resource.id.split('.')[-1] }}"
+
+
+def _body(what: str, ui: str, do: str) -> str:
+    return f"{what}\nLook: {_page(ui)}\nDo: {do}."
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long something may be missing before it is an alarm; 10 s is the least that Prefect takes."""
+
+    start_s: float = 3600.0
+    heartbeat_s: float = 660.0  # three heartbeats of Prefect's 180 s, and the time that they take
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """One automation, before it is anybody's."""
+
+    name: str
+    description: str
+    trigger: EventTrigger
+    subject: str
+    body: str
+
+    def automation(self, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
+        """As Prefect takes it. All is set, defaults too: an update leaves out what is not."""
+        return AutomationCore(
+            name=self.name,
+            description=self.description,
+            enabled=enabled,
+            tags=[TAG],
+            trigger=self.trigger,
+            actions=[
+                SendNotification(
+                    type="send-notification", block_document_id=block, subject=self.subject, body=self.body
+                )
+                for block in blocks
+            ],
+            actions_on_trigger=[],
+            actions_on_resolve=[],
+        )
+
+
+def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = None) -> list[Alarm]:
+    """The alarms of these deployments' runs. ``ui``: where people find the pages, for a server that does not know."""
+    wait = patience or Patience()
+    return [
+        Alarm(
+            "Ferry: a run failed",
+            "A run ended as Failed (failures over its budget, rows pending, a job that cannot be used) or as Crashed.",
+            _trigger(deployments, Posture.Reactive, expect=_states("Failed", "TimedOut", "Crashed")),
+            FAILED_SUBJECT,
+            _body(FAILED, ui, FAILED_DO),
+        ),
+        Alarm(
+            "Ferry: a run did not start",
+            f"A run was due, and had not started {_words(wait.start_s)} later. A schedule that is off has no runs.",
+            _trigger(
+                deployments,
+                Posture.Proactive,
+                after=_states("Late", "AwaitingConcurrencySlot", "Pending"),
+                expect=_states(*BEGUN),
+                within_s=wait.start_s,
+            ),
+            f"Ferry: {WHOSE} did not start",
+            _body(NOT_STARTED, ui, NOT_STARTED_DO),
+        ),
+        Alarm(
+            "Ferry: a run gives no sign of life",
+            f"No heartbeat from a run for {_words(wait.heartbeat_s)}. It may live all the same: this tells, and ends "
+            "nothing.",
+            _trigger(
+                deployments,
+                Posture.Proactive,
+                after=_states("heartbeat"),
+                expect=_states("heartbeat", *OVER),
+                within_s=wait.heartbeat_s,
+            ),
+            f"Ferry: {NAME} gives no sign of life",
+            _body(SILENT.replace("TIME", _words(wait.heartbeat_s)), ui, SILENT_DO),
+        ),
+        Alarm(
+            "Ferry: a run was slow",
+            "A run was far slower than its last ten (the event ferry.run.slow, which Ferry emits).",
+            _trigger(deployments, Posture.Reactive, expect=[EVENT]),
+            f"Ferry: {NAME} was far slower than usual",
+            _body(SLOW, ui, SLOW_DO),
+        ),
+    ]
+
+
+def _states(*names: str) -> list[str]:
+    return [f"prefect.flow-run.{name}" for name in names]
+
+
+def _trigger(
+    deployments: Collection[UUID],
+    posture: Posture,
+    *,
+    expect: Sequence[str],
+    after: Sequence[str] = (),
+    within_s: float = 0.0,
+) -> EventTrigger:
+    return EventTrigger.model_validate(
+        {
+            "type": "event",
+            "posture": posture,
+            "after": set(after),
+            "expect": set(expect),
+            "match": {"prefect.resource.id": "prefect.flow-run.*"},
+            "match_related": {
+                "prefect.resource.role": "deployment",
+                "prefect.resource.id": sorted({f"prefect.deployment.{deployment}" for deployment in deployments}),
+            },
+            "for_each": {"prefect.resource.id"},
+            "threshold": 1,
+            "within": timedelta(seconds=within_s),
+        }
+    )
+
+
+def _words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 60 else f"{seconds:.0f} seconds"

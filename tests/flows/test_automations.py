@@ -1,0 +1,456 @@
+"""Ferry's alarms at a real Prefect server: each is made to go off, and what arrives is read."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes, policy
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.states import AwaitingConcurrencySlot, Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
+from pydantic import SecretStr
+
+from demo.origin import Fault, Origin, Trouble
+from flows.alarms import Patience, alarms
+from flows.automations import settle
+from flows.server import LocalServer, quiet_environment
+from tasks.engine import rates
+from tasks.engine.errors import UserError
+from tasks.engine.rates import Rate
+from tasks.engine.state import DirectoryState
+from tests.flows.project import QUICK, ROOT, serve, wait_for
+
+pytestmark = pytest.mark.slow
+
+SHORT = Patience(start_s=10.0, heartbeat_s=10.0)  # the least that Prefect takes
+WAIT_S = 90.0
+UI = "https://prefect.example:8443"
+NAMES = [alarm.name for alarm in alarms([], UI)]
+PAGE = re.compile(re.escape(UI) + r"/runs/flow-run/([0-9a-f-]{36})")
+
+
+@dataclass
+class Receiver:
+    """What came in: `subject` and `body` of each notification."""
+
+    port: int = 0
+    got: list[dict[str, str]] = field(default_factory=list)
+
+    def of(self, run: UUID) -> list[str]:
+        """The subjects of what was said about a run, by the link in it."""
+        return [message["subject"] for message in self.got if PAGE.findall(message["body"]) == [str(run)]]
+
+    def lines(self, run: UUID, subject: str) -> list[str]:
+        """The text with this subject: what happened, where to look, what to do."""
+        wait_for(f"`{subject}`, about {run}", lambda: subject in self.of(run), WAIT_S)
+        (body,) = (m["body"] for m in self.got if m["subject"] == subject and str(run) in m["body"])
+        assert len(body.splitlines()) == 3, body
+        return body.splitlines()
+
+
+@contextmanager
+def listening(handler: type[socketserver.BaseRequestHandler], receiver: Receiver) -> Iterator[Receiver]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        receiver.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield receiver
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def webhook() -> Iterator[Receiver]:
+    """A webhook: any POST of JSON."""
+    receiver = Receiver()
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            receiver.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with listening(Hook, receiver):
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def mail() -> Iterator[Receiver]:
+    """A mail server that takes everything."""
+    receiver = Receiver()
+
+    class Smtp(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 here\r\n")
+            for line in self.rfile:
+                command = line[:4].upper()
+                self.wfile.write({b"DATA": b"354 go on\r\n", b"QUIT": b"221 bye\r\n"}.get(command, b"250 yes\r\n"))
+                if command == b"QUIT":
+                    return
+                if command == b"DATA":
+                    lines = iter(self.rfile.readline, b".\r\n")
+                    text = b"".join(line.removeprefix(b".") for line in lines)  # RFC 5321, 4.5.2
+                    message = message_from_bytes(text, policy=policy.default)
+                    body = message.get_body(("plain",))
+                    assert body is not None
+                    receiver.got.append(
+                        {"subject": message["subject"], "body": body.get_content().strip().replace("\r\n", "\n")}
+                    )
+                    self.wfile.write(b"250 taken\r\n")
+
+    with listening(Smtp, receiver):
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
+    settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: f"{UI}/"}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        yield client
+        for name in NAMES:
+            for automation in client.read_automations_by_name(name):
+                client.delete_automation(automation.id)
+
+
+@pytest.fixture(scope="module")
+def deployments(client: SyncPrefectClient) -> dict[str, UUID]:
+    return {
+        f"{flow}/{name}": client.create_deployment(client.create_flow_from_name(flow), name)
+        for flow, name in (("migrate", "alarmed"), ("verify", "alarmed"), ("migrate", "quiet"))
+    }
+
+
+@pytest.fixture(scope="module")
+def alarmed(client: SyncPrefectClient, deployments: dict[str, UUID], webhook: Receiver) -> dict[str, UUID]:
+    """The deployments whose alarms are on; `migrate/quiet` is not among them."""
+    save(
+        CustomWebhookNotificationBlock(
+            name="ferry",
+            url=f"http://127.0.0.1:{webhook.port}/ferry",
+            json_data={"subject": "{{subject}}", "body": "{{body}}"},
+            headers=None,
+            cookies=None,
+        ),
+        "alarms",
+    )
+    loud = {name: id_ for name, id_ in deployments.items() if not name.endswith("/quiet")}
+    changes = settle(client, loud, ["custom-webhook/alarms"], SHORT)
+    assert [(change.name, change.what) for change in changes] == [(name, "created") for name in NAMES]
+    return loud
+
+
+def save(block: Block, name: str) -> None:
+    block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
+
+
+def a_run(client: SyncPrefectClient, deployment: UUID, *states: Any) -> UUID:
+    """A run of the deployment that goes through these states."""
+    run = client.create_flow_run_from_deployment(
+        deployment, name="products", state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    )
+    for state in states:
+        client.set_flow_run_state(run.id, state, force=True)
+    return run.id
+
+
+# What a worker's engine does with a run of a deployment, without the worker: Ferry's own flow, in a process of its own.
+ENGINE = """
+import ctypes, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+from prefect.client.orchestration import get_client
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from flows.migrate import migrate
+from tasks.engine import rates
+rates.LEAST_S = 0.0
+*quick, last = sys.argv[1:]
+for id, heartbeat_s in [*((id, None) for id in quick), (last, 30)]:
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(id)
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: heartbeat_s}):
+        run_flow(migrate, flow_run=run, parameters=run.parameters, return_type="state")
+"""
+
+
+@dataclass
+class Night:
+    """Runs that were begun, all at once: what becomes of them takes seconds."""
+
+    over: UUID  # more failures than its budget
+    fine: UUID  # within its budget, though far slower than the runs before it
+    killed: UUID  # dies while it moves
+    late: UUID  # no worker takes it
+    waiting: UUID  # for the slot of its deployment
+    pending: UUID  # a worker took it, and no more
+    deleted: UUID  # was due, and its schedule was switched off
+    begun: UUID  # waited, and then began
+    killer: threading.Thread
+
+
+def a_job(folder: Path, name: str, rows: list[dict[str, str]], **more: Any) -> dict[str, Any]:
+    lines = ["sku,url", *(f"{row['sku']},{row['url']}" for row in rows)]
+    (folder / f"{name}.csv").write_text("\n".join(lines))
+    return {
+        "name": name, "manifest": str(folder / f"{name}.csv"), "state": str(folder / name),
+        "destination": (folder / f"{name}-copy").as_uri(), "source": {"allow_private_addresses": ["127.0.0.1"]},
+        "retries": QUICK, **more,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def night(
+    client: SyncPrefectClient,
+    alarmed: Mapping[str, UUID],
+    prefect_local: LocalServer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Night]:
+    folder, prod = tmp_path_factory.mktemp("night"), alarmed["migrate/alarmed"]
+    due: State[Any] = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(seconds=60))
+    with Origin() as origin:
+        good, _ = serve(origin, 120)
+        broken = [{"sku": f"gone-{n}", "url": origin.url(f"/gone/{n}.jpg")} for n in range(3)]
+        stuck = [{"sku": "stuck", "url": origin.add("/stuck.jpg", b"x" * 1000, fault=Fault(Trouble.STALL))}]
+        usual = [Rate(number, "full", 120, 120, 10**9, 0.001) for number in range(3)]
+        rates.keep(DirectoryState(folder / "fine"), usual)
+        (folder / "over" / rates.NAME).mkdir(parents=True)  # where nothing can be written: no run fails for that
+        jobs = [
+            a_job(folder, "over", good[:5] + broken, failure_budget=2),
+            a_job(folder, "fine", good + broken, failure_budget=3),
+            a_job(folder, "killed", stuck),
+        ]
+        over, fine, killed = (client.create_flow_run_from_deployment(prod, parameters={"job": job}).id for job in jobs)
+        late = client.create_flow_run_from_deployment(prod, state=due).id
+        waiting = a_run(client, prod, Pending(), AwaitingConcurrencySlot())
+        pending = a_run(client, alarmed["verify/alarmed"], Pending())
+        deleted = a_run(client, prod, AwaitingConcurrencySlot())
+        begun = a_run(client, prod, AwaitingConcurrencySlot(), Pending(), Running())
+        environment = {
+            "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **quiet_environment(folder / "home"),
+            "PREFECT_API_URL": f"{prefect_local.url}/api",
+        }  # fmt: skip
+        with (folder / "engine.log").open("wb") as log:
+            engine = subprocess.Popen(
+                [sys.executable, "-c", ENGINE, str(over), str(fine), str(killed)],
+                cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+        client.delete_flow_run(deleted)
+        heard = {
+            "filter": {
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{killed}"]},
+            }
+        }
+
+        def kill() -> None:
+            """When the last run moves, and the server has heard its heartbeat."""
+            wait_for("the last run to move", lambda: origin.requests["/stuck.jpg"], WAIT_S)
+            with get_client(sync_client=True) as another:
+                wait_for(
+                    "its heartbeat", lambda: another.request("POST", "/events/filter", json=heard).json()["events"]
+                )
+            engine.kill()
+
+        killer = threading.Thread(target=copy_context().run, args=(kill,))  # Prefect's settings are in the context
+        killer.start()
+        try:
+            yield Night(over, fine, killed, late, waiting, pending, deleted, begun, killer)
+        finally:
+            killer.join()
+            engine.kill()
+            engine.wait()
+            print((folder / "engine.log").read_text())
+
+
+FAILURES: list[tuple[str, State[Any], str, str]] = [
+    ("migrate", Failed(message="this run: 9 failed; in all 1 of 20 are there, 9 failed (budget 1), 10 pending. why"),
+     "Ferry: products failed", "run it again: it goes on where this one stopped"),
+    ("migrate", Failed(message="UserError: manifest: no such file products.csv"),
+     "Ferry: products failed", "mend what it names, and run it again. Nothing has moved"),
+    ("migrate", Failed(message="Validation of flow parameters failed with error: it has\n - job.manifest: no such key"),
+     "Ferry: products failed", "mend the job, and run it again. Nothing has moved"),
+    ("migrate", Failed(message="LeaseHeld: another run of the job is on"),
+     "Ferry: products failed", "nothing, if the other run is meant to be on"),
+    ("migrate", Failed(message="Fatal: the bucket is gone"),
+     "Ferry: products failed", "mend the destination, the credentials or the disk"),
+    ("migrate", Failed(message="FerryError: the accounts do not add up"), "Ferry: products failed", "report it"),
+    ("migrate", Crashed(message=None), "Ferry: products crashed", "run it again"),
+    ("verify", Failed(message="3 of 20 objects are not as the ledger says"),
+     "Ferry: products failed", "run migrate for the job"),
+]  # fmt: skip
+
+
+def test_each_way_to_fail_has_its_advice(
+    night: Night,  # which is on meanwhile
+    alarmed: dict[str, UUID],
+    deployments: dict[str, UUID],
+    webhook: Receiver,
+    client: SyncPrefectClient,
+) -> None:
+    """Nothing is said of runs that are Completed or were cancelled, nor of other deployments."""
+    silent = [
+        a_run(client, alarmed["migrate/alarmed"], Running(), Completed(message="this run: 5 copied")),
+        a_run(client, alarmed["migrate/alarmed"], Running(), Cancelled(message="nothing has moved")),
+        a_run(client, deployments["migrate/quiet"], Running(), Failed(message="this run: 9 failed (budget 0)")),
+    ]
+    runs = [a_run(client, alarmed[f"{flow}/alarmed"], Running(), state) for flow, state, _, _ in FAILURES]
+    for run, (_, state, subject, advice) in zip(runs, FAILURES, strict=True):
+        what, _, do = webhook.lines(run, subject)
+        assert (state.message or "no reason was given").replace("\n", " ") in what
+        assert advice in do
+    assert [webhook.of(run) for run in silent] == [[], [], []]
+
+
+def test_over_the_budget(night: Night, webhook: Receiver) -> None:
+    """What happened, with the counts; where to look; what to do."""
+    what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
+    assert what == (
+        "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; in all 5 of 8 are there, 3 failed (budget 2)"
+    )
+    assert look == f"Look: {UI}/runs/flow-run/{night.over}"
+    assert do.startswith("Do: see in its Artifacts what the failures have in common")
+
+
+def test_far_slower_than_its_last(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
+    """A run that is Completed: its failures are within its budget, and nothing is said of them."""
+    what, _, do = webhook.lines(night.fine, "Ferry: fine was far slower than usual")
+    assert re.fullmatch(
+        r"migrate/alarmed: 123 rows in 0:\d\d, [\d,.]+ a second\. The last 3 runs of this kind made 120,000 "
+        r"\(the median\), which is 0:00\.",
+        what,
+    )
+    assert "hosts.json" in do
+    wait_for("its end", lambda: state_of(client, night.fine).is_final())
+    assert state_of(client, night.fine).is_completed()
+    assert not [subject for subject in webhook.of(night.fine) if "failed" in subject or "budget" in subject]
+
+
+def state_of(client: SyncPrefectClient, run: UUID) -> State[Any]:
+    state = client.read_flow_run(run).state
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(
+    ("which", "whose", "said", "do"),
+    [
+        ("late", "migrate/alarmed", "{} UTC and has not started: its state is Late.", "a worker of its pool"),
+        ("waiting", "migrate/alarmed", "its state is AwaitingConcurrencySlot.", "another run of the deployment is on"),
+        ("pending", "verify/alarmed", "verify/alarmed was due at", "a worker took it and did not start it"),
+        ("deleted", "migrate/alarmed", "A run that was due has been deleted", "nothing, if that was meant"),
+    ],
+)
+def test_a_run_that_did_not_start(
+    which: str, whose: str, said: str, do: str, night: Night, webhook: Receiver, client: SyncPrefectClient
+) -> None:
+    """A run that is due and has no process, for whatever reason."""
+    run = getattr(night, which)
+    what, _, todo = webhook.lines(run, f"Ferry: {whose} did not start")
+    if which == "late":
+        due = client.read_flow_run(run).expected_start_time
+        assert due is not None
+        said = said.format(due.strftime("%Y-%m-%d %H:%M"))
+    assert said in what
+    assert do in todo
+
+
+def test_nothing_is_said_of_runs_that_began(night: Night, webhook: Receiver) -> None:
+    """The alarms of those that did not are through by now."""
+    assert all(webhook.of(run) for run in (night.late, night.waiting, night.pending))
+    assert webhook.of(night.begun) == []
+
+
+def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
+    """The process is gone. Prefect still has the run as Running, and the alarm leaves it so."""
+    night.killer.join()
+    what, _, do = webhook.lines(night.killed, "Ferry: killed gives no sign of life")
+    assert what == "migrate/alarmed: nothing was heard of its run killed for 10 seconds."
+    assert "leave it alone" in do
+    assert state_of(client, night.killed).is_running()
+
+
+def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
+    """Nothing changes, with or without naming whom to tell; what somebody has changed is put right; on and off stay."""
+    for notify in (["custom-webhook/alarms"], []):
+        assert {change.what for change in settle(client, alarmed, notify, SHORT)} == {"unchanged"}
+    (automation,) = client.read_automations_by_name(NAMES[0])
+    client.pause_automation(automation.id)
+    assert [change.detail for change in settle(client, alarmed, [], SHORT)] == ["off, as it was left", "", "", ""]
+    save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "ops")
+    changes = settle(client, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
+    assert [change.what for change in changes] == ["updated"] * 4
+    (now,) = client.read_automations_by_name(NAMES[0])
+    assert (now.id, now.enabled, len(now.actions)) == (automation.id, False, 2)
+    client.resume_automation(automation.id)
+    assert {
+        change.what for change in settle(client, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
+    } == {"unchanged"}
+    client.delete_automation(automation.id)
+    assert [change.what for change in settle(client, alarmed, [], SHORT)] == ["created", *["unchanged"] * 3]
+
+
+def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Receiver) -> None:
+    """A Slack block hands its URL to Apprise, which can send mail."""
+    address = f"mailto://127.0.0.1:{mail.port}?from=ferry@example.com&to=ops@example.com&mode=insecure&format=text"
+    save(SlackWebhook(url=SecretStr(address)), "mail")
+    settle(client, alarmed, ["slack-webhook/mail"], SHORT)
+    run = a_run(client, alarmed["verify/alarmed"], Running(), Failed(message="3 of 20 objects are not there"))
+    what, _, _ = mail.lines(run, "Ferry: products failed")
+    assert what == "verify/alarmed ended as Failed: 3 of 20 objects are not there"
+
+
+def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
+    """No alarm that tells nobody is made; one whose block was deleted is pointed out."""
+    save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "deleted")
+    settle(client, alarmed, ["slack-webhook/deleted"], SHORT)
+    block = client.read_block_document_by_name("deleted", "slack-webhook")
+    client.delete_block_document(block.id)
+    changes = settle(client, alarmed, [], SHORT)
+    assert [change.name for change in changes] == NAMES
+    assert all("its notification block is gone" in change.detail for change in changes)
+    for name in NAMES:
+        (automation,) = client.read_automations_by_name(name)
+        client.delete_automation(automation.id)
+    (change,) = settle(client, alarmed, [], SHORT)
+    assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: nobody to tell")
+    assert "ferry deploy --notify slack-webhook/NAME" in change.detail
+    assert settle(client, {}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("ops", "write block-type/name"),
+        ("slack-webhook/", "write block-type/name"),
+        ("slack-webhook/nobody", "no such block"),
+        ("no-such-type/ops", "no such block"),
+        ("webhook/plain", "Take custom-webhook/NAME"),
+        ("email-server-credentials/ops", "mailto"),
+    ],
+)
+def test_a_block_that_cannot_tell(client: SyncPrefectClient, alarmed: dict[str, UUID], name: str, why: str) -> None:
+    """Nothing is made, and it is said what to do instead."""
+    save(Webhook(url=SecretStr("http://127.0.0.1:9/")), "plain")
+    with pytest.raises(UserError, match=f"--notify {re.escape(name)}: .*{re.escape(why)}"):
+        settle(client, alarmed, [name], SHORT)
