@@ -124,7 +124,7 @@ def run(
         classes: bool | list[str] = False
         if retry_failed:
             classes = [name for name in retry_failed if name != "all"] or True
-        code, end = migrate_here(api, job, classes, limit)
+        code, end = migrate_here(api, job, classes, limit, wait)
     if not isinstance(end, Report):
         if json_:
             _print_json({"error": str(end), "exit_code": code})
@@ -240,9 +240,11 @@ def verify(
     list_: Annotated[
         bool, Parameter(name="--list", negative="", help="Compare sizes and ETags from a listing; read no object.")
     ] = False,
+    sample: Annotated[str | None, Parameter(help="Read some objects, drawn at random: `1%`, or a count.")] = None,
+    seed: Annotated[int | None, Parameter(help="Draw that sample again which named this seed.")] = None,
     json_: JsonFlag = False,
 ) -> int:
-    """Read the destination back and compare it with the ledger."""
+    """Read the destination back, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
         from flows import terminal, watch
         from flows.local import as_recorded, exit_code, load_flows, prefect_for
@@ -257,7 +259,7 @@ def verify(
         from flows.verify import verify as verify_flow
 
         with signals.listening(), as_recorded():
-            state: Any = verify_flow(job, list_, return_state=True)
+            state: Any = verify_flow(job, list_, sample, seed, return_state=True)
         api.settle(state)
     code, end = exit_code(state)
     wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []

@@ -96,7 +96,7 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
 
 
 def prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
-    """`--wait` and `--replan`: the flow has no parameter for them."""
+    """What goes before the flow: a child that loads its libraries meanwhile, and `--replan`, which no flow has."""
     from flows import terminal
     from tasks import run as runs
     from tasks.engine import lease, ledger
@@ -104,7 +104,6 @@ def prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
     from tasks.engine.plan import forget_plan
 
     few_heaps()
-    runs.wait_for_others = wait
     runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:
         with blocks_for(job, folder):
@@ -128,7 +127,7 @@ def as_recorded() -> Iterator[None]:
 
 
 def migrate_here(
-    api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None
+    api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None, wait: bool = False
 ) -> tuple[int, Report | str]:
     """Runs the flow; returns the exit code (SEMANTICS: results of a run), and the report, or a message without one."""
     global lost
@@ -139,7 +138,7 @@ def migrate_here(
 
     with signals.listening(), as_recorded():
         try:
-            state: Any = flow.migrate(job, retry_failed, limit, return_state=True)
+            state: Any = flow.migrate(job, retry_failed, limit, wait, return_state=True)
         except UNANSWERED:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None

@@ -52,20 +52,23 @@ def run_name() -> str:
     task_runner=cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=1000)),
     persist_result=False,
 )
-def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None = None) -> State[Any]:
+def migrate(
+    job: Job, retry_failed: bool | list[str] = False, limit: int | None = None, wait: bool = False
+) -> State[Any]:
     """Runs a job: what is new, pending or worth another try.
 
     Args:
         job: What to move, from where, to where and how. Every key: docs/job.md.
         retry_failed: Take failed rows alone: all of them, or those of some error classes or status codes.
         limit: Move this many rows at most.
+        wait: While another run of the job is on, wait for its end; else this one fails at once and names it.
     """
     global ended
     tidy_logs()
     signals.listen()
     report: Report | None = None
     try:
-        report = run_job(anchored(job, Path.cwd()), retry_failed, limit)
+        report = run_job(anchored(job, Path.cwd()), retry_failed, limit, wait)
         ended = final_state(report)
     except (signals.Interrupted, Stopped) as interrupt:
         ended = Cancelled(message=f"nothing has moved: {interrupt}")
@@ -77,12 +80,12 @@ def migrate(job: Job, retry_failed: bool | list[str] = False, limit: int | None 
     return ended
 
 
-def run_job(job: Job, retry_failed: bool | list[str], limit: int | None) -> Report:
+def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: bool) -> Report:
     """The run, from its lease to its accounts. Raises FerryError, and Interrupted before anything moves."""
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     look_around(own, flow_run.run_count, tell)
     with (
-        open_run(job, flow_run.name or job.name, limit, str(own), tell) as run,
+        open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait) as run,
         signals.telling(run.stop),
         showing(run.runtime.progress, lambda: run.planned),
         policies.untagged(),

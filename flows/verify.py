@@ -20,7 +20,7 @@ from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
 from tasks.logs import tidy_logs
 from tasks.references import anchored
-from tasks.verify import compare_listing, open_check, parts, read_part
+from tasks.verify import check_choice, compare_listing, draw, open_check, parts, read_part
 
 
 @flow(
@@ -29,31 +29,39 @@ from tasks.verify import compare_listing, open_check, parts, read_part
     description="Reads the destination back and compares it with the ledger.",
     persist_result=False,
 )
-def verify(job: Job, list_only: bool = False) -> State[Any]:
-    """Reads every object at the destination back and compares it with the ledger.
+def verify(
+    job: Job, list_only: bool = False, sample: str | int | None = None, seed: int | None = None, wait: bool = False
+) -> State[Any]:
+    """Reads the objects at the destination back, all or a sample, and compares them with the ledger.
 
     Args:
         job: The job whose destination is read.
         list_only: Compare sizes and ETags from a listing alone; read no object.
+        sample: Read some objects, drawn at random: a share (`1%`) or a count (`500`). Default: all.
+        seed: Draw the sample of an earlier run again, which named its seed. Default: another one each time.
+        wait: While another run of the job is on, wait for its end; else this one fails at once and names it.
     """
     tidy_logs()
     signals.listen()
-    state = run_check(anchored(job, Path.cwd()), list_only)
+    state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
     await_server()
     return state
 
 
-def run_check(job: Job, list_only: bool) -> State[Any]:
+def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
     """The verification under its lease; the state that Prefect is to record."""
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     try:
+        check_choice(list_only, sample, seed)
         look_around(own, flow_run.run_count, tell)
         with (
-            open_check(job, flow_run.name or job.name, str(own), tell) as check,
+            open_check(job, flow_run.name or job.name, str(own), tell, wait=wait) as check,
             showing(check.progress),
             policies.untagged(),
         ):
             mark_predecessor(check.lease, own, tell)
+            if sample is not None:
+                draw(check, sample, seed)
             bounds = parts(check)
             if list_only:
                 compare_listing(check, bounds)

@@ -32,7 +32,6 @@ from tasks.helper import Setup
 from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 _current: Run | None = None
-wait_for_others = False  # `ferry run --wait`
 died: leases.Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: Child | None = None  # `ferry run` starts it before it loads Prefect
 SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet)\Z|manifest\.parquet(\.|\Z))")  # what Ferry names so there
@@ -131,12 +130,18 @@ def current() -> Run:
 
 @contextlib.contextmanager
 def open_run(
-    job: Job, name: str, limit: int | None = None, flow_run: str = "", tell: Callable[[str], None] = lambda _: None
+    job: Job,
+    name: str,
+    limit: int | None = None,
+    flow_run: str = "",
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    wait: bool = False,
 ) -> Iterator[Run]:
     """Checks the destination, takes the lease and starts the engine; gives all of it back at the end.
 
     ``flow_run``: Prefect's ID, for whoever finds the lease of a run that died; ``tell`` hears what it waits for.
-    Raises UserError for settings, LeaseHeld when another run is on.
+    Raises UserError for settings, LeaseHeld when another run is on and this one is not to ``wait`` for its end.
     """
     global _current
     placement.refuse_lost_state(str(job.state))
@@ -154,9 +159,7 @@ def open_run(
             for lost in runtimes:
                 lost.request_stop("the lease on the state was lost to another run")
 
-        lease = stack.enter_context(
-            leases.held(state, name, lease_lost, flow_run=flow_run, wait=wait_for_others, tell=tell)
-        )
+        lease = stack.enter_context(leases.held(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=tell))
         clean_spool(state)
         run_no = ledger.last_run_no(state) + 1
         raise_file_limit()

@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks import placement, references, tally
 from tasks.engine import lease as leases
 from tasks.engine import ledger, verify
-from tasks.engine.errors import Fatal
+from tasks.engine.errors import Fatal, UserError
 from tasks.engine.job import Job
 from tasks.engine.plan import check_where, read_plan
 from tasks.engine.preflight import preflight
@@ -33,6 +33,7 @@ class Check:
     destination: Store
     lease: leases.Lease
     run_no: int
+    sample: verify.Sample = verify.EVERYTHING
     progress: Progress = field(default_factory=Progress)
     checked: int = 0
     bytes: int = 0
@@ -61,38 +62,60 @@ class Check:
         return not (self.missing or self.altered or self.unread)
 
     @property
+    def sample_words(self) -> str:
+        return f"{self.checked:,} of {self.sample.of:,} objects read, a sample with the seed {self.sample.seed}"
+
+    @property
     def message(self) -> str:
         wrong = self.missing + self.altered
+        drawn = self.sample is not verify.EVERYTHING
         text = f"{self.checked:,} objects are at the destination as the ledger says"
+        if drawn:
+            text = f"all that were read are as the ledger says ({self.sample_words})"
         if wrong:
             text = (
                 f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
-                f"{self.altered:,} altered. The next run repairs them"
+                f"{self.altered:,} altered{f' ({self.sample_words})' if drawn else ''}. The next run repairs them"
             )
         if self.unread:
             text += f". {self.unread:,} more could not be read ({self.unread_first}): verify again"
         return text
 
 
+def check_choice(list_only: bool, sample: str | int | None, seed: int | None) -> None:
+    """Raises UserError for what cannot be asked for together."""
+    if list_only and sample is not None:
+        raise UserError("a listing compares every object at no cost; leave out the sample, or the listing")
+    if seed is not None and sample is None:
+        raise UserError("a seed is a sample's; say how large that was, too (`1%`, `500`)")
+    if sample is not None:
+        verify.sample_rows(sample, 0)
+
+
 @contextlib.contextmanager
 def open_check(
-    job: Job, name: str, flow_run: str = "", tell: Callable[[str], None] = lambda _: None
+    job: Job, name: str, flow_run: str = "", tell: Callable[[str], None] = lambda _: None, *, wait: bool = False
 ) -> Iterator[Check]:
-    """Takes the lease: a verification writes outcomes. Raises UserError and LeaseHeld."""
+    """Takes the lease: a verification writes outcomes. Raises UserError, and LeaseHeld unless it is to ``wait``."""
     placement.refuse_lost_state(str(job.state))
     access = references.destination_access(job)
     preflight(job.destination.uri, access)
     state = state_of(job)
     if plan := read_plan(state):
         check_where(plan, job)
-    with leases.held(state, name, flow_run=flow_run, tell=tell) as lease:
+    with leases.held(state, name, flow_run=flow_run, wait=wait, tell=tell) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
         yield Check(state, store, lease, ledger.last_run_no(state) + 1)
 
 
+def draw(check: Check, sample: str | int, seed: int | None) -> None:
+    """From now on a sample of the objects is read, and not all."""
+    check.sample = verify.draw(check.state, sample, seed)
+
+
 def parts(check: Check) -> list[tuple[str, str]]:
     """What is to be read, cut into parts."""
-    rows, bounds = verify.parts(check.state, PART_ROWS)
+    rows, bounds = verify.parts(check.state, PART_ROWS, check.sample)
     check.progress.start(rows)
     return bounds
 
@@ -101,9 +124,8 @@ def parts(check: Check) -> list[tuple[str, str]]:
 def read_part(check: Check, bounds: tuple[str, str]) -> int:
     """Downloads a part's objects and compares their digests; returns how many were wrong."""
     tally.one()
-    result = asyncio.run(
-        verify.read_back(check.destination, verify.expected(check.state, bounds), check.run_no, check.progress)
-    )
+    outcomes = verify.expected(check.state, bounds, check.sample)
+    result = asyncio.run(verify.read_back(check.destination, outcomes, check.run_no, check.progress))
     check.add(result)
     return len(result.wrong)
 

@@ -223,9 +223,9 @@ def acquire(
     """Takes the lease; raises LeaseHeld naming its holder, or with ``wait`` asks again until it is free.
 
     A lease that looks over, of a process that cannot be seen from here, is watched for WATCH_S first, and ``tell``
-    hears of it.
+    hears of it; and of whom it waits for.
     """
-    watched, since = b"", 0.0
+    watched, since, awaited = b"", 0.0, ""
     while True:
         asked = steady_s()
         mine = this_process(run, time.time() + LENGTH_S, flow_run)
@@ -253,6 +253,9 @@ def acquire(
             continue  # another run was quicker; who it is, the next look says
         if found == "held" and not wait:
             raise LeaseHeld(_held_by(other))
+        if found == "held" and other.token != awaited:
+            awaited = other.token
+            tell(f"waiting for another run of this job to end: {other.run} (process {other.pid} on {other.host})")
         time.sleep(WAIT_S)
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from tasks.engine import ledger
-from tasks.engine.errors import Fatal, ObjectError
+from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.objects import ErrorClass, Outcome, Status
 from tasks.engine.progress import Progress
 from tasks.engine.reading import with_latest
@@ -25,6 +28,22 @@ BETWEEN_TRIES_S = 1.0
 UNREAD_IN_A_ROW = 50  # objects, then it is the destination that fails, and not they
 # also what an earlier verification found wrong, until a run has repaired it
 SHOULD_BE_THERE = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
+SEEDS = 1 << 31
+_SHARE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Which rows a verification reads: those whose digest with the seed is ``up_to`` at most. The same seed and the
+    same rows give the same sample, whatever the order, on every machine."""
+
+    seed: int
+    up_to: str  # 32 hex digits
+    of: int  # rows that should be at the destination
+
+
+EVERYTHING = Sample(0, "g", 0)  # "g" sorts after every hex digit
+IN_SAMPLE = "md5(l.row_id || ?) <= ?"
 
 
 @dataclass(slots=True)
@@ -43,8 +62,47 @@ class Verified:
     unread_first: str = ""  # its key, and why
 
 
-def parts(state: State, rows_each: int) -> tuple[int, list[tuple[str, str]]]:
-    """How many rows should be at the destination, and ranges of row_id, ``(from, below)``, of about ``rows_each``."""
+def sample_rows(sample: str | int, rows: int) -> int:
+    """How many rows of ``rows`` a sample has: `1%` (rounded up, one at least), or a count. Raises UserError.
+
+    | sample | of 250 rows |
+    |---|---|
+    | `2%` | 5 |
+    | `0.1%` | 1 |
+    | `100%` | 250 |
+    | 20, `20` | 20 |
+    | 1000 | 250 |
+    | 0, `0%`, `101%`, `-1`, `1.5` | refused |
+    """
+    text = str(sample)
+    if (share := _SHARE.match(text)) and 0 < float(share[1]) <= 100:
+        return min(rows, max(1, math.ceil(rows * float(share[1]) / 100 - 1e-9)))
+    if not isinstance(sample, bool) and re.fullmatch(r"\s*0*[1-9][0-9]{0,11}\s*", text):
+        return min(rows, int(text))
+    raise UserError(f"the sample `{text[:40]}` is neither a share (`1%`, up to `100%`) nor a count of objects (`500`)")
+
+
+def draw(state: State, sample: str | int, seed: int | None = None) -> Sample:
+    """A random sample of the rows that should be at the destination, or the one that ``seed`` stands for."""
+    sample_rows(sample, 0)  # a wrong one is said before the ledger is read
+    seed = secrets.randbelow(SEEDS) if seed is None else seed
+
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Sample:
+        there = f"FROM latest l SEMI JOIN read_parquet(?) m USING (row_id) WHERE {SHOULD_BE_THERE}"
+        (rows,) = con.execute(f"SELECT count(*) {there}", [manifest]).fetchone() or (0,)
+        if not rows:
+            return Sample(seed, "", 0)
+        last = con.execute(
+            f"SELECT md5(l.row_id || ?) AS drawn {there} ORDER BY drawn LIMIT 1 OFFSET ?",
+            [str(seed), manifest, sample_rows(sample, rows) - 1],
+        ).fetchone()
+        return Sample(seed, last[0] if last else "", rows)
+
+    return with_latest(state, work)
+
+
+def parts(state: State, rows_each: int, sample: Sample = EVERYTHING) -> tuple[int, list[tuple[str, str]]]:
+    """How many rows are to be read, and ranges of row_id, ``(from, below)``, of about ``rows_each`` of them."""
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[int, list[tuple[str, str]]]:
         lines = con.execute(
@@ -52,11 +110,11 @@ def parts(state: State, rows_each: int) -> tuple[int, list[tuple[str, str]]]:
             WITH there AS (
                 SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
                 FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-                WHERE {SHOULD_BE_THERE}
+                WHERE {SHOULD_BE_THERE} AND {IN_SAMPLE}
             )
             SELECT row_id, (SELECT count(*) FROM there) FROM there WHERE n % {rows_each} = 0 ORDER BY 1
             """,
-            [manifest],
+            [manifest, str(sample.seed), sample.up_to],
         ).fetchall()
         edges = [row_id for row_id, _ in lines]
         bounds = list(zip(edges, [*edges[1:], "g"], strict=bool(edges)))  # "g" sorts after every hex digit
@@ -65,16 +123,16 @@ def parts(state: State, rows_each: int) -> tuple[int, list[tuple[str, str]]]:
     return with_latest(state, work)
 
 
-def expected(state: State, bounds: tuple[str, str]) -> list[Outcome]:
+def expected(state: State, bounds: tuple[str, str], sample: Sample = EVERYTHING) -> list[Outcome]:
     """The outcomes of one part: what the destination should hold."""
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
         cursor: Any = con.sql(
             f"""
             SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-            WHERE {SHOULD_BE_THERE} AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
+            WHERE {SHOULD_BE_THERE} AND {IN_SAMPLE} AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
             """,
-            params=[manifest, *bounds],
+            params=[manifest, str(sample.seed), sample.up_to, *bounds],
         )
         return list(outcomes_of(cursor.to_arrow_reader(10_000).read_all()))
 

@@ -16,7 +16,7 @@ from demo.origin import Origin
 from demo.s3 import S3Server
 from tasks.engine import ledger, verify
 from tasks.engine.access import Access
-from tasks.engine.errors import Fatal, ObjectError
+from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.progress import Progress
@@ -171,6 +171,59 @@ def test_parts_cover_every_row_once(tmp_path: Path) -> None:
         found = [o.row_id for bounds in parts for o in verify.expected(state, bounds)]
         assert sorted(found) == wanted
         assert len(parts) == -(-len(wanted) // rows_each)
+
+
+@pytest.mark.parametrize(
+    ("sample", "rows"),
+    [
+        ("2%", 5), ("0.1%", 1), ("100%", 250), (20, 20), ("20", 20), (1000, 250),
+        *((wrong, None) for wrong in ("0%", "101%", "-1", "1.5", "some", "", 0, True, "1 2")),
+    ],
+)  # fmt: skip
+def test_how_large_a_sample_is(sample: str | int, rows: int | None) -> None:
+    """The table of sample_rows()."""
+    if rows is None:
+        with pytest.raises(UserError, match="neither a share"):
+            verify.sample_rows(sample, 250)
+    else:
+        assert verify.sample_rows(sample, 250) == rows
+
+
+def sampled(state: DirectoryState, sample: verify.Sample, rows_each: int = 60) -> list[str]:
+    rows, parts = verify.parts(state, rows_each, sample)
+    found = [o.row_id for bounds in parts for o in verify.expected(state, bounds, sample)]
+    assert len(found) == len(set(found)) == rows
+    return sorted(found)
+
+
+def test_a_sample_is_drawn(tmp_path: Path) -> None:
+    """As many rows as were asked for, all of them rows that should be there; a seed gives the same ones again, no seed
+    others each time, so that weeks add up."""
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [[f"https://img.example/{n}.jpg"] for n in range(200)])
+    (ref,) = plan(make_job(manifest=str(tmp_path / "list.csv")), state).chunks
+    rows = chunk_rows(state, ref)
+    outcomes = [make_outcome(row.row_id, Status.COPIED if n % 4 else Status.FAILED) for n, row in enumerate(rows)]
+    ledger.append(state, outcomes, 1, "c", 0)
+    there = {o.row_id for o in outcomes if o.status is Status.COPIED}
+    for asked, expected in (("10%", 15), (40, 40), ("100%", 150), (999, 150)):
+        sample = verify.draw(state, asked, 7)
+        assert (sample.seed, sample.of) == (7, 150)
+        first = sampled(state, sample)
+        assert len(first) == expected
+        assert set(first) <= there
+        assert sampled(state, verify.draw(state, asked, 7), 25) == first
+    drawn = [sampled(state, verify.draw(state, "60%"), 200) for _ in range(5)]
+    assert len(set(map(tuple, drawn))) == 5
+    assert len(set().union(*drawn)) > 140, "five weeks of 60% read nearly all: 1 - 0.4 ** 5"
+
+
+def test_a_sample_of_nothing(tmp_path: Path) -> None:
+    """Where nothing was copied a sample is empty, and no error."""
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
+    plan(make_job(manifest=str(tmp_path / "list.csv")), state)
+    assert sampled(state, verify.draw(state, "1%")) == []
 
 
 def outcome(data: bytes, etag: str | None) -> Outcome:

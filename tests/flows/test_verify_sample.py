@@ -1,0 +1,44 @@
+"""`ferry verify --sample`: some objects are read, and the answer says how many of how many."""
+
+from __future__ import annotations
+
+import re
+
+from demo.origin import Origin
+from tests.flows.project import Project, serve
+
+
+def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
+    """N of M, and the seed; with that seed the same objects are read again, and what is wrong among them is found."""
+    rows, _ = serve(origin, 20)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml").expect(0)
+    said = project.ferry("verify", "job.yaml", "--sample", "20%", "--json").expect(0).json["message"]
+    found = re.fullmatch(
+        r"all that were read are as the ledger says \(4 of 20 objects read, a sample with the seed (\d+)\)", said
+    )
+    assert found, said
+    client = project.client()
+    for key in project.stored():
+        client.put_object(Bucket=project.bucket, Key=project.prefix + key, Body=b"other")
+    ended = project.ferry("verify", "job.yaml", "--sample", "4", "--seed", found[1], "--json").expect(1).json
+    assert ended["message"] == (
+        "4 of 4 objects are not as the ledger says: 0 missing, 4 altered "
+        f"(4 of 20 objects read, a sample with the seed {found[1]}). The next run repairs them"
+    )
+    assert len(ended["wrong"]) == 4
+    project.ferry("run", "job.yaml").expect(0)
+    assert sum(body != b"other" for body in project.stored().values()) == 4, (
+        "what was not read is not known to be wrong"
+    )
+
+
+def test_what_cannot_be_sampled(project: Project) -> None:
+    """A sample that is none, one of a listing, and a seed alone are refused before anything is read."""
+    project.manifest([{"url": "http://127.0.0.1/x.jpg"}])
+    for arguments, words in (
+        (["--sample", "lots"], "neither a share"),
+        (["--sample", "1%", "--list"], "a listing compares every object"),
+        (["--seed", "3"], "a seed is a sample's"),
+    ):
+        assert words in project.ferry("verify", "job.yaml", *arguments).expect(2).stderr
