@@ -9,6 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,6 +30,7 @@ app = App(
     suppress_keyboard_interrupt=False,  # main() says which signal it was
 )
 
+Several = partial(Parameter, negative="", consume_multiple=False)  # an option that may be given several times
 JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]
 
 
@@ -81,15 +83,17 @@ def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
 
 @app.command
 def run(
-    job_file: Path,
+    job_file: Path | None = None,
     *,
+    on: Annotated[str | None, Parameter(help="Have a deployment do it: migrate/prod; JOB may be left out.")] = None,
+    set_: Annotated[
+        tuple[str, ...], Several(name="--set", help="A setting in place of the job's: limits.concurrency=8.")
+    ] = (),
     limit: Annotated[int | None, Parameter(help="Move this many rows at most.")] = None,
     retry_failed: Annotated[
         tuple[str, ...],
-        Parameter(
+        Several(
             name="--retry-failed",
-            negative="",
-            consume_multiple=False,
             help="Take failed rows alone: all, or with =CLASS[,CLASS] those of a class or status code.",
         ),
     ] = (),
@@ -100,6 +104,11 @@ def run(
     json_: JsonFlag = False,
 ) -> int:
     """Move what is new, pending or worth another try."""
+    if on is not None or job_file is None:
+        from flows.cli_remote import run_on
+
+        given = {"retry_failed": _classes(limit, retry_failed) or None, "limit": limit, "wait": wait or None}
+        return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
     with signals.ended_by_the_system():
         arrow_without_numpy()
         leave_at_once()
@@ -107,11 +116,8 @@ def run(
         from flows.local import migrate_here, prefect_for
         from tasks.accounts import Report
 
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
-    retry_failed = _split(retry_failed)
-    _check_classes(name for name in retry_failed if name != "all")
-    job = load_job(job_file)
+    classes = _classes(limit, retry_failed)
+    job = load_job(job_file, set_)
     local.prepare(job, job_file.absolute().parent, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
     with prefect_for(job_file.absolute().parent, quiet=draw, job=job) as api:
@@ -121,9 +127,6 @@ def run(
                 f"Prefect UI while this runs: {api.url.removesuffix('/api')}   "
                 f"(later: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
             )
-        classes: bool | list[str] = False
-        if retry_failed:
-            classes = [name for name in retry_failed if name != "all"] or True
         code, end = migrate_here(api, job, classes, limit, wait)
     if not isinstance(end, Report):
         if json_:
@@ -136,6 +139,15 @@ def run(
     else:
         terminal.report(shlex.quote(str(job_file)), end)
     return code
+
+
+def _classes(limit: int | None, retry_failed: tuple[str, ...]) -> bool | list[str]:
+    """The flow's `retry_failed`. Raises UserError for options that make no sense."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
+    retry_failed = _split(retry_failed)
+    _check_classes(name for name in retry_failed if name != "all")
+    return bool(retry_failed) and ([name for name in retry_failed if name != "all"] or True)
 
 
 def _split(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -196,13 +208,7 @@ def failures(
     job_file: Path,
     *,
     class_: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--class",
-            negative="",
-            consume_multiple=False,
-            help="Only those of CLASS[,CLASS] or status codes.",
-        ),
+        tuple[str, ...], Several(name="--class", help="Only those of CLASS[,CLASS] or status codes.")
     ] = (),
     format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
     limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
@@ -307,6 +313,10 @@ def export(
     else:
         terminal.out.print(f"wrote {rows:,} rows to {terminal.shown(out)}")
     return 0
+
+
+app.command("flows.cli_deploy:deploy")
+app.command("flows.cli_remote:watch")
 
 
 @app.command

@@ -162,14 +162,19 @@ def exit_code(state: Any) -> tuple[int, Any]:
         result = state.result(raise_on_failure=False)
     except MissingResult:
         result = None
-    name, _, text = (state.message or "").partition(": ")
     if state.is_cancelled():
         return signals.exit_code(), result if isinstance(result, Report) else state.message
     if isinstance(result, Report):
         return result.exit_code, result
+    return told(state.is_completed(), state.message or "")
+
+
+def told(completed: bool, message: str) -> tuple[int, str]:
+    """The exit code and the sentence of a run that was not cancelled, from its state's message (migrate.failure)."""
+    name, _, text = message.partition(": ")
     if name in ("UserError", "LeaseHeld"):
         return (2 if name == "UserError" else 3), text
-    return (0 if state.is_completed() else 1), text if name in ("Fatal", "FerryError") else state.message
+    return (0 if completed else 1), text if name in ("Fatal", "FerryError") else message
 
 
 def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:

@@ -7,8 +7,11 @@ stopped last. Nothing here imports prefect: the address must be known before tha
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import http.client
 import importlib.metadata
+import json
 import os
 import shutil
 import socket
@@ -22,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from tasks.engine.errors import UserError
 
@@ -215,18 +219,70 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def check_reachable(url: str) -> None:
-    """Raises UserError when nothing answers there; any answer will do, also one that asks who we are."""
+def given_server(command: str, instead: str = "") -> str:
+    """The address of the server that PREFECT_API_URL names, for a command that is about one. Raises UserError where
+    there is none, where it does not answer, or is of another major version; sets what `import prefect` reads."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        raise UserError(
+            f"{command} works with a Prefect server, and PREFECT_API_URL is not set: "
+            f"`export PREFECT_API_URL=http://HOST:4200/api` (`prefect config view` shows that of a profile){instead}"
+        )
+    check_reachable(url, "Start it, or correct the address")
+    return url
+
+
+def version_problem(url: str, answer: Any) -> str | None:
+    """Why this Ferry cannot work with the server that says ``answer`` of its version; None: it can, or nobody knows.
+
+    | Ferry's Prefect | the server says | problem |
+    |---|---|---|
+    | 3.8.8 | 3.x | no |
+    | 3.8.8 | 2.20.4, 4.0.0 | another major version: its API is another one |
+    | any | no version | no: Prefect Cloud, or something that asks who we are |
+    """
+    major = answer.partition(".")[0] if isinstance(answer, str) else ""
+    ours = VERSION.partition(".")[0]
+    if not major.isdecimal() or major == ours:
+        return None
+    return (
+        f"the Prefect server at {url} (PREFECT_API_URL) is of version {answer[:20]}, and Ferry works with Prefect "
+        f"{VERSION}: the major versions must be the same. Use a server of Prefect {ours}, or a Ferry made for {major}"
+    )
+
+
+LOCALLY = "Start it, or unset PREFECT_API_URL to let ferry start a local one"
+
+
+def check_reachable(url: str, instead: str = LOCALLY) -> None:
+    """Raises UserError when nothing answers there, or a server of another major version; else any answer will do, also
+    one that asks who we are."""
+    headers = {}
+    if key := os.environ.get("PREFECT_API_KEY"):
+        headers["Authorization"] = f"Bearer {key}"
+    elif user := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10):
-            return
+        asked = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=headers)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            said = answer.read(1000)
     except urllib.error.HTTPError:
         return
-    except OSError as exc:
+    except ValueError as exc:
+        raise UserError(f"PREFECT_API_URL is no address: {exc}. It is like http://HOST:4200/api") from None
+    except (OSError, http.client.HTTPException) as exc:
         raise UserError(
-            f"the Prefect server at {url} (PREFECT_API_URL) does not answer: {getattr(exc, 'reason', exc)}. "
-            "Start it, or unset PREFECT_API_URL to let ferry start a local one"
+            f"the Prefect server at {url} (PREFECT_API_URL) does not answer: {getattr(exc, 'reason', exc)}. {instead}"
         ) from None
+    try:
+        version = json.loads(said)
+    except ValueError:
+        raise UserError(
+            f"what answers at {url} (PREFECT_API_URL) is no Prefect API; its address ends in `/api`: "
+            "http://HOST:4200/api"
+        ) from None
+    if problem := version_problem(url, version):
+        raise UserError(problem)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from tasks.engine.errors import UserError
+
 UNANSWERED = (httpx.HTTPError, PrefectException)  # Prefect's own error of a status is httpx's
 PATIENCE_S = 600.0
 LOOK_S = 1.0
@@ -60,6 +62,31 @@ def give_up() -> None:
     global _given_up
     _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: without it they are as before
     _given_up.__enter__()
+
+
+@contextlib.contextmanager
+def asking() -> Iterator[SyncPrefectClient]:
+    """A client for a command that can do nothing without the API: raises UserError with the API's own words."""
+    try:
+        with _new_client() as client:
+            yield client
+    except httpx.HTTPStatusError as error:
+        raise UserError(f"the Prefect server refuses it: {_detail(error.response)}") from None
+    except UNANSWERED as error:
+        why = str(error) or type(error).__name__
+        raise UserError(f"the Prefect server does not answer ({why}). Look whether it is up, and try again") from None
+
+
+def _detail(answer: httpx.Response) -> str:
+    """What the server says of a refusal; 401 and 403 with what to do."""
+    if answer.status_code in (401, 403):
+        return f"{answer.status_code}, it asks who you are; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+    try:
+        body = answer.json()
+        said = (body.get("detail") or body.get("exception_detail")) if isinstance(body, dict) else None
+    except ValueError:
+        said = None
+    return f"{answer.status_code} {said or answer.reason_phrase}"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,19 @@ def _marked(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
-def load_job(path: Path) -> Job:
-    """Reads a job file; relative paths in it are made absolute against its folder. Raises UserError."""
+def load_job(path: Path, settings: Sequence[str] = ()) -> Job:
+    """Reads a job file; relative paths in it are made absolute against its folder. ``settings`` are those of `--set`.
+
+    Raises UserError.
+    """
+    from tasks.overrides import merged
+
+    data = merged(read_job(path), settings)
+    return anchored(parse_job(data, f"{path} with --set" if settings else str(path)), path.absolute().parent)
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """A job file as it is written. Raises UserError."""
     if not _is_text(path.absolute()):
         raise UserError(f"the folder of {path.name!a} has a name that is not UTF-8; rename it, or move the job")
     try:
@@ -95,24 +107,25 @@ def load_job(path: Path) -> Job:
         raise UserError(f"the job file {path} cannot be read: {exc}") from None
     if len(text) > MOST_CHARACTERS:
         raise UserError(f"{path} is no job: it holds more than {MOST_CHARACTERS:,} characters")
-    data = _read(text, path)
+    data = read_yaml(text, str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path} is no job: it needs at least the keys name, manifest and destination")
-    return anchored(parse_job(data, str(path)), path.absolute().parent)
+    return data
 
 
-def _read(text: str, path: Path) -> Any:
+def read_yaml(text: str, what: str) -> Any:
+    """Raises UserError, which says ``what`` it was."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(exc, "problem", None) or getattr(exc, "reason", None) or "it cannot be read"
-        raise UserError(f"{path}{where}: not valid YAML ({escaped(str(problem))})") from None
+        raise UserError(f"{what}{where}: not valid YAML ({escaped(str(problem))})") from None
     except RecursionError:
-        raise UserError(f"{path}: not valid YAML (nested too deeply)") from None
+        raise UserError(f"{what}: not valid YAML (nested too deeply)") from None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # of sets and the like, made at the end
-        raise UserError(f"{path}: not valid YAML (a value that cannot be read)") from None
+        raise UserError(f"{what}: not valid YAML (a value that cannot be read)") from None
 
 
 def _is_text(path: Path) -> bool:

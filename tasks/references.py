@@ -34,10 +34,23 @@ def _absolute(path: str, base: Path, setting: str) -> str:
         ) from None
 
 
+BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # of a reference -> Prefect's name of the type
+
+
+def named_blocks(job: Job) -> list[tuple[str, str, str]]:
+    """What the job refers to that only a Prefect server has: ``(setting, type, name)``."""
+    given = {f"source.headers.{name}": value for name, value in job.source.headers.items()}
+    given |= {
+        "source.credentials": job.source.credentials or "",
+        "destination.credentials": job.destination.credentials or "",
+    }
+    split = ((setting, *value.partition(":")) for setting, value in given.items())
+    return [(setting, BLOCK_TYPES[kind], name) for setting, kind, _, name in split if kind in BLOCK_TYPES]
+
+
 def names_blocks(job: Job) -> bool:
     """Does the job refer to anything that only a Prefect server has?"""
-    given = (*job.source.headers.values(), job.source.credentials or "", job.destination.credentials or "")
-    return any(value.startswith(("secret:", "block:")) for value in given)
+    return bool(named_blocks(job))
 
 
 def headers(job: Job) -> dict[str, str]:

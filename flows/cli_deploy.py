@@ -1,0 +1,88 @@
+"""`ferry deploy`: prefect.yaml to a Prefect server, and what that changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from flows import signals, terminal
+from flows.cli import JsonFlag, Several, _print_json
+from flows.server import given_server
+
+if TYPE_CHECKING:
+    from flows.changes import Change
+
+STYLES = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
+
+
+def deploy(
+    *,
+    file: Annotated[Path, Parameter(help="The prefect.yaml to deploy.")] = Path("prefect.yaml"),
+    block: Annotated[
+        tuple[str, ...],
+        Several(help="Make or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
+    ] = (),
+    notify: Annotated[tuple[str, ...], Several(help="A block that alarms go to: slack-webhook/NAME.")] = (),
+    dry_run: Annotated[bool, Parameter(negative="", help="Say what would be changed, and change nothing.")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
+    with signals.ended_by_the_system():
+        given_server("ferry deploy")
+        from flows import deploy as deploying
+        from flows import prefect_yaml
+        from tasks import api
+
+    wanted = prefect_yaml.read(file)
+    with api.asking() as client:
+        changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
+        if importlib.util.find_spec("flows.automations") and not dry_run:
+            changes += importlib.import_module("flows.automations").settle(client, ids, notify)
+        hints = _hints(client, ids) if not dry_run else []
+    if json_:
+        _print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})
+    else:
+        _print(changes, hints, dry_run)
+    return 0
+
+
+def _hints(client: Any, ids: Any) -> list[str]:
+    """What is left for the operator: a worker, and schedules that are off."""
+    from tasks import pools
+
+    found = [client.read_deployment(id_) for id_ in ids.values()]
+    hints = [
+        f"no worker of the work pool `{name}` is up. Start one {pools.start_one(name)}"
+        for name in dict.fromkeys(one.work_pool_name for one in found)
+        if name and not pools.workers(client, name)
+    ]
+    for full, one in zip(ids, found, strict=True):
+        hints += [
+            f"{full} is off; to switch it on: prefect deployment schedule resume {full} {schedule.id}"
+            for schedule in one.schedules
+            if not schedule.active
+        ]
+    return hints
+
+
+def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> None:
+    kinds = max((len(change.kind) for change in changes), default=0)
+    for change in changes:
+        style = STYLES[change.what]
+        detail = f"  ({terminal.shown(change.detail)})" if change.detail else ""
+        terminal.out.print(
+            f"[{style}]{change.what:<9}[/]  {change.kind:<{kinds}}  {terminal.shown(change.name)}{detail}"
+        )
+    counts = {what: sum(change.what == what for change in changes) for what in STYLES}
+    done = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "unchanged")
+    if dry_run:
+        terminal.say(f"would be: {done}. Nothing was changed" if done else "nothing would be changed")
+    else:
+        terminal.say(f"{done}; the rest is as it was" if done else "nothing changed: all is as prefect.yaml has it")
+    for hint in hints:
+        terminal.say(hint)
