@@ -84,6 +84,7 @@ def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
 @app.command
 def run(
     job_file: Path | None = None,
+    /,
     *,
     on: Annotated[str | None, Parameter(help="Have a deployment do it: migrate/prod; JOB may be left out.")] = None,
     set_: Annotated[

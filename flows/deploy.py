@@ -83,9 +83,9 @@ def pool_problems(name: str, pool: WorkPool | None, wanted: Iterable[Wanted]) ->
     if not known and pool is not None and kind == NEW_POOL:  # made by hand, and no worker has been there yet
         known = ProcessWorker.get_default_base_job_template()["variables"]["properties"]
     what = (
-        f"the work pool `{name}` is of the type {kind}"
+        f"the work pool `{name}` is of the type {kind}, which"
         if pool
-        else f"there is no work pool `{name}`, and one of the type {kind}"
+        else f"there is no work pool `{name}`, and a new one, of the type {kind},"
     )
     problems = []
     for one in wanted:

@@ -17,9 +17,11 @@ from prefect.cli.deploy._config import _format_validation_error
 from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.cli.deploy._schedules import _schedule_config_to_deployment_schedule
 from prefect.client.schemas.actions import DeploymentScheduleCreate
-from prefect.exceptions import MissingFlowError, ParameterTypeError, ScriptError
+from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import ValidationError as SchemaError
+from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values
 from pydantic import ValidationError
 
@@ -150,16 +152,18 @@ def _flow(entrypoint: Any, folder: Path) -> Flow[Any, Any]:
 
 def _job(flow: Flow[Any, Any], parameters: dict[str, Any]) -> Job | None:
     """The job that it runs by itself, where it has one; its other parameters are checked, too."""
+    schema = parameter_schema(flow).model_dump(mode="json", exclude_unset=True)
     given = parameters.get("job")
-    if given is None:
-        return None
-    if not isinstance(given, dict):
+    if given is not None and not isinstance(given, dict):
         raise UserError("`parameters.job` is no mapping of a job's keys (docs/job.md lists them)")
-    job = parse_job(given, "`parameters.job`")
-    try:
-        flow.validate_parameters({**parameters, "job": job})
-    except (ParameterTypeError, TypeError, ValueError) as exc:
-        raise UserError("`parameters`: " + " ".join(str(exc).split())) from None
+    job = None if given is None else parse_job(given, "`parameters.job`")
+    for name, value in parameters.items():
+        if name not in schema["properties"]:
+            raise UserError(f"`parameters.{name}`: the flow {flow.name} has {', '.join(schema['properties'])}")
+        try:
+            validate({name: value}, schema, raise_on_error=True, ignore_required=True)
+        except SchemaError as exc:
+            raise UserError(f"`parameters.{name}`: {str(exc).partition(chr(10))[0]}") from None
     return job
 
 

@@ -263,8 +263,10 @@ class Followed:
 
     @staticmethod
     def _is_for_people(log: Log) -> bool:
-        """What the run itself says; of its hundreds of tasks what went wrong."""
-        return log.task_run_id is None or log.level >= WARNING
+        """What the run itself says; of its hundreds of tasks, and of the worker, what went wrong."""
+        said_by_run = log.task_run_id is None and log.name == "prefect.flow_runs"
+        again = log.message.startswith(("Finished in state", "Engine execution exited"))  # the run's state says it
+        return (log.level >= WARNING or said_by_run) and not again
 
     def _hint_at(self, run: FlowRun, waited_s: float) -> None:
         if run.expected_start_time and run.expected_start_time > datetime.now(UTC) + LATE:

@@ -151,6 +151,7 @@ _FORKER = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 import flows.cli, flows.local, flows.migrate, flows.terminal, flows.verify, flows.watch
+import flows.cli_deploy, flows.cli_remote, flows.deploy, flows.remote
 import boto3, prefect.flow_engine, prefect.task_engine
 for line in sys.stdin:
     asked = json.loads(line)

@@ -1,0 +1,91 @@
+"""prefect.yaml under names of a test's own, and a worker: many tests share one Prefect server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.flows.project import ROOT, Cli, Ended, Prefect
+
+STOP_S = 20.0
+
+# A worker turns its first SIGTERM into a SIGINT to itself, which the `&` jobs of a script ignore with all they start.
+_WORKER = """
+import ctypes, runpy, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
+class Deployed:
+    """A copy of the project's prefect.yaml whose deployments and work pool have names that nobody else has."""
+
+    def __init__(self, folder: Path, cli: Cli) -> None:
+        self.folder, self.cli = folder, cli
+        self.mark = secrets.token_hex(4)
+        self.pool = f"pool-{self.mark}"
+        self.content: dict[str, Any] = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+        for one in self.content["deployments"]:
+            one["name"] += f"-{self.mark}"
+            one["entrypoint"] = f"{ROOT}/{one['entrypoint']}"
+            one["work_pool"] = {**one["work_pool"], "name": self.pool}
+        self.write()
+
+    def named(self, name: str) -> str:
+        """`migrate/prod` -> as it is called here."""
+        return f"{name}-{self.mark}"
+
+    def entry(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(one for one in self.content["deployments"] if one["name"] == self.named(name))
+        return found
+
+    def write(self) -> None:
+        (self.folder / "prefect.yaml").write_text(yaml.safe_dump(self.content, sort_keys=False))
+
+    def deploy(self, *arguments: str, **how: Any) -> Ended:
+        return self.cli.run(["deploy", *arguments], self.folder, **how)
+
+    def changes(self, *arguments: str) -> dict[str, str]:
+        """What a deploy says it did: `deployment migrate/prod` -> created."""
+        said = self.deploy(*arguments, "--json").expect(0).json["changes"]
+        return {f"{one['kind']} {one['name']}".replace(f"-{self.mark}", ""): one["what"] for one in said}
+
+
+def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
+    """A work pool of containers: its job variables are an image and no more."""
+    variables = {"type": "object", "properties": {"image": {"type": "string"}}}
+    template = {"job_configuration": {"image": "{{ image }}"}, "variables": variables}
+    prefect_api.post("work_pools/", {"name": name, "type": kind, "base_job_template": template})
+
+
+@contextlib.contextmanager
+def worker(cli: Cli, pool: str, log: Path) -> Iterator[Callable[[], str]]:
+    """A process worker in the project's root; it and what it started are gone at the end. Gives its log."""
+    environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1"}
+    arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _WORKER, *arguments], cwd=ROOT, env=environment,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield log.read_text
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
