@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import duckdb
@@ -127,6 +130,30 @@ def test_bounds_are_what_the_code_says() -> None:
         f"{jobfile.MOST_CHARACTERS:,} characters, {jobfile.MOST_KEYS:,} keys",
     ):
         assert shown in table, shown
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The `ferry` and `prefect` commands in a page's blocks of shell lines, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and line[0] in ("ferry", "prefect")]
+
+
+def test_the_commands_of_deploying_md_exist() -> None:
+    """Each is one that the two programs take, options included."""
+    from flows.cli import app as ferry
+
+    commands = commands_of("docs/deploying.md")
+    assert len(commands) > 6
+    for name, *arguments in commands:
+        if name == "ferry":
+            ferry.parse_args(arguments, exit_on_error=False, print_error=False)
+        else:
+            done = subprocess.run(
+                [sys.executable, "-m", "prefect", *arguments, "--help"], capture_output=True, text=True, check=True
+            )
+            for option in (argument for argument in arguments if argument.startswith("--")):
+                assert option in done.stdout, arguments
 
 
 def test_decisions_are_numbered() -> None:

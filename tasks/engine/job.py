@@ -38,6 +38,7 @@ from tasks.engine.job_rules import (
     sendable,
 )
 from tasks.engine.model import Model as _Model
+from tasks.engine.model import Part
 from tasks.engine.recipients import host_of_template, recipient
 from tasks.engine.urls import short
 
@@ -54,6 +55,9 @@ class OnExisting(StrEnum):
     SKIP = "skip"
     OVERWRITE = "overwrite"
     FAIL = "fail"
+
+
+Auto = Annotated[Literal["auto"], Field(title="auto")]  # titles are what the form calls the choices
 
 
 class Columns(_Model):
@@ -207,7 +211,7 @@ class Limits(HostLimits):
 
     hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
     """Bounds for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. The most exact entry counts, alone."""
-    destination: HostLimits = HostLimits()
+    destination: Part[HostLimits] = HostLimits()
     """Bounds for the destination."""
 
     def of_host(self, host: str) -> tuple[str, HostLimits]:
@@ -230,9 +234,9 @@ class Job(_Model):
     """The list: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst); or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
     destination: Annotated[Destination, Field(json_schema_extra=_or_address)]
     """Where to: an address, or a mapping of `uri` and more."""
-    source: Source = Source()
+    source: Part[Source] = Source()
     """Where the objects come from."""
-    columns: Columns = Columns()
+    columns: Part[Columns] = Columns()
     """Which column of the manifest is what."""
     include: list[str] = []
     """Listed manifests: only keys that match one of these globs."""
@@ -250,19 +254,19 @@ class Job(_Model):
     """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
     mode: Literal["full", "delta"] = "full"
     """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/delta.md)."""
-    delta: Delta = Delta()
+    delta: Part[Delta] = Delta()
     """What `mode: delta` does with rows that are settled, or that failed."""
-    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000)] | Literal["auto"] = "auto"
+    chunk_rows: Annotated[int, Field(ge=1, le=1_000_000, title="number")] | Auto = "auto"
     """Rows in a chunk; the first plan freezes it."""
-    concurrency: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = "auto"
+    concurrency: Annotated[int, Field(ge=1, le=4096, title="number")] | Auto = "auto"
     """Objects in flight at each host at most, the destination included. `auto` finds out what each host bears; a number is a bound that is backed off from, and come back to, in the same way. `limits` bounds single hosts, rates, and the whole job."""
-    limits: Limits = Limits()
+    limits: Part[Limits] = Limits()
     """Bounds on what origin hosts and the destination are asked for."""
-    processes: Annotated[int, Field(ge=1, le=16)] | Literal["auto"] = "auto"
+    processes: Annotated[int, Field(ge=1, le=16, title="number")] | Auto = "auto"
     """Engine processes. `auto`: one, and another when its core is what limits the rate, a core is idle, and nothing else is bounded. A number divides all bounds among them."""
-    retries: Retries = Retries()
+    retries: Part[Retries] = Retries()
     """How often a failure is tried again."""
-    timeouts: Timeouts = Timeouts()
+    timeouts: Part[Timeouts] = Timeouts()
     """When an object is given up."""
     failure_budget: int | float | str = "1%"
     """Failures that a run may end with and still be Completed: a share (`1%`, `0.01`) or a count of rows (`25`)."""

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from tasks.engine.urls import short
+
+T = TypeVar("T")
+
+
+def _or_nothing(schema: dict[str, Any]) -> None:
+    """What is left out is nothing: Prefect's form shows one line of it, and not all that it could hold."""
+    reference = schema.pop("$ref", None)
+    if reference is not None:
+        schema["anyOf"] = [{"$ref": reference}, {"type": "null"}]
+        schema["default"] = None
+
+
+# A mapping of settings that is as its defaults where nobody gives it, also as `source:` with nothing behind it.
+Part = Annotated[T, BeforeValidator(lambda given: {} if given is None else given), Field(json_schema_extra=_or_nothing)]
 
 
 class Model(BaseModel):

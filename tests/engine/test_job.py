@@ -332,3 +332,14 @@ def test_places_that_are_what_they_say(place: str) -> None:
     """What is percent-encoded in a directory's address is one character; in a bucket's it is what it is."""
     job = Job.model_validate({**MINIMAL, "destination": place, "source": {"roots": [place]}, "state": "a#b?c//d"})
     assert (job.destination.uri, job.source.roots) == (place, [place])
+
+
+def test_parts_that_are_left_out() -> None:
+    """`source:` with nothing behind it is as its defaults; in Prefect's form such a part is one line."""
+    parts = ["source", "columns", "delta", "limits", "retries", "timeouts"]
+    assert Job.model_validate({**MINIMAL, **dict.fromkeys(parts)}) == Job.model_validate(MINIMAL)
+    schema = Job.model_json_schema()["properties"]
+    for name in parts:
+        assert schema[name]["default"] is None
+        assert {"type": "null"} in schema[name]["anyOf"]
+        assert schema[name]["description"]
