@@ -44,6 +44,8 @@ def deploy(
         if importlib.util.find_spec("flows.automations") and not dry_run:
             changes += importlib.import_module("flows.automations").settle(client, ids, notify)
         hints = _hints(client, ids) if not dry_run else []
+    if dry_run and notify:
+        hints.append("alarms are made after the deployments; a dry run does not look at them")
     if json_:
         _print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})
     else:

@@ -115,7 +115,8 @@ def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
             )
     flow = _flow(entry.get("entrypoint"), folder)
     parameters = entry.get("parameters") or {}
-    job = _job(flow, parameters)
+    schema = parameter_schema(flow).model_dump(mode="json", exclude_unset=True)
+    job = _job(flow.name, schema, parameters)
     limit, options = _concurrency(entry.get("concurrency_limit"))
     fields = {
         "description": entry.get("description") or flow.description,
@@ -124,7 +125,7 @@ def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
         "entrypoint": entry["entrypoint"],
         "path": None,
         "parameters": parameters,
-        "parameter_openapi_schema": parameter_schema(flow).model_dump(mode="json", exclude_unset=True),
+        "parameter_openapi_schema": schema,
         "enforce_parameter_schema": entry.get("enforce_parameter_schema", True),
         "pull_steps": entry.get("pull") or pull or [],
         "work_pool_name": pool["name"],
@@ -150,18 +151,20 @@ def _flow(entrypoint: Any, folder: Path) -> Flow[Any, Any]:
         raise UserError(f"`entrypoint`: {entrypoint} cannot be loaded ({why})") from None
 
 
-def _job(flow: Flow[Any, Any], parameters: dict[str, Any]) -> Job | None:
+def _job(flow: str, schema: dict[str, Any], parameters: dict[str, Any]) -> Job | None:
     """The job that it runs by itself, where it has one; its other parameters are checked, too."""
-    schema = parameter_schema(flow).model_dump(mode="json", exclude_unset=True)
     given = parameters.get("job")
     if given is not None and not isinstance(given, dict):
         raise UserError("`parameters.job` is no mapping of a job's keys (docs/job.md lists them)")
     job = None if given is None else parse_job(given, "`parameters.job`")
     for name, value in parameters.items():
         if name not in schema["properties"]:
-            raise UserError(f"`parameters.{name}`: the flow {flow.name} has {', '.join(schema['properties'])}")
+            raise UserError(f"`parameters.{name}`: the flow {flow} has {', '.join(schema['properties'])}")
+        alone = schema["properties"][name]
+        if "$ref" in alone:  # the job
+            continue
         try:
-            validate({name: value}, schema, raise_on_error=True, ignore_required=True)
+            validate({name: value}, {"type": "object", "properties": {name: alone}}, raise_on_error=True)
         except SchemaError as exc:
             raise UserError(f"`parameters.{name}`: {str(exc).partition(chr(10))[0]}") from None
     return job

@@ -18,6 +18,8 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowFilter,
     FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     LogFilter,
     LogFilterFlowRunId,
     LogFilterLevel,
@@ -131,8 +133,12 @@ def find(client: SyncPrefectClient, wanted: str | None, job: str | None, now: da
             deployment = client.read_deployment_by_name(wanted).id
         except ObjectNotFound:
             raise UserError(f"there is neither a job file nor a deployment {wanted}") from None
+    due = FlowRunFilterExpectedStartTime.model_validate({"before_": now + LATE})  # hundreds are planned for later
     runs = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)), sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=PAGE
+        flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
+        flow_run_filter=FlowRunFilter(expected_start_time=due),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=PAGE,
     )
     if deployment is not None:
         runs = [run for run in runs if run.deployment_id == deployment]

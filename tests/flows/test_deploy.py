@@ -19,12 +19,16 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import DeploymentSchedule
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.server.schemas.schedules import CronSchedule as ServersCronSchedule
+from prefect.utilities.callables import parameter_schema
+from prefect.utilities.schema_tools.validation import validate
 
 from demo.ports import free_ports
 from flows import prefect_yaml
 from flows.deploy import block_of, match
+from flows.migrate import migrate
 from flows.server import VERSION, version_problem
 from tasks.engine.errors import UserError
+from tasks.engine.job import Job
 from tests.flows.deployed import Deployed, make_pool
 from tests.flows.project import Cli, Prefect
 
@@ -316,6 +320,16 @@ def test_a_server_that_ferry_cannot_work_with(cli: Cli, tmp_path: Path) -> None:
         for process, command, words in started:
             ended = cli.end(process, command).expect(2)
             assert words in ended.stderr, command
+
+
+def test_what_the_form_sends() -> None:
+    """Prefect's form sends each key with its default where nobody touched it: the server takes that, and it is the job
+    that three keys are."""
+    schema = parameter_schema(migrate).model_dump(mode="json", exclude_unset=True)
+    keys = schema["definitions"]["Job"]["properties"]
+    sent = {**{name: key["default"] for name, key in keys.items() if "default" in key}, **good()}
+    validate({"job": sent, "retry_failed": False, "limit": None, "wait": False}, schema, raise_on_error=True)
+    assert Job.model_validate(sent) == Job.model_validate(good())
 
 
 ZONE = ZoneInfo("Europe/Berlin")

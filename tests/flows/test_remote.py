@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Scheduled
 
 from demo.origin import Origin
 from flows import remote
@@ -139,7 +140,9 @@ def container_deployment(prefect_api: Prefect) -> str:
     return f"migrate/far-{mark}"
 
 
-def test_relative_paths_of_a_submitted_job(prefect_api: Prefect, client: SyncPrefectClient) -> None:
+def test_relative_paths_of_a_submitted_job(
+    prefect_api: Prefect, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They are the worker's: said where it may be meant so, refused where runs have a file system of their own; and a
     run that no worker takes says so, with what to do."""
     on = container_deployment(prefect_api)
@@ -165,7 +168,12 @@ def test_relative_paths_of_a_submitted_job(prefect_api: Prefect, client: SyncPre
     with pytest.raises(Seen):
         followed.until_the_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
     assert "prefect worker start --pool pool-" in heard[-1]
-    assert remote.find(client, on, None, datetime.now(UTC)).id == run.id
+    client.create_flow_run_from_deployment(
+        UUID(str(run.deployment_id)), parameters=run.parameters, state=Scheduled(scheduled_time=NOW.replace(year=2100))
+    )
+    monkeypatch.setattr(remote, "PAGE", 1)  # of the hundred that a schedule plans, none is come back to
+    for wanted in (on, run.name, str(run.id)):
+        assert remote.find(client, wanted, None, datetime.now(UTC)).id == run.id
 
 
 @pytest.mark.parametrize(
