@@ -34,6 +34,7 @@ from tasks.transfer import transfer_all
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
 ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
 hold_loosely()
+tidy_logs()  # before the first line of a run, which Prefect says before the flow begins
 
 
 def run_name() -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from tasks.accounts import progress_line
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Progress
+from tasks.loglines import next_report_s
 
-EVERY_S = 5.0
 Draw = Callable[[Progress, Callable[[], Planned | None]], contextlib.AbstractContextManager[None]]
 drawer: Draw | None = None  # set by `ferry` on a terminal
 
@@ -29,7 +30,8 @@ def showing(progress: Progress, planned: Callable[[], Planned | None] = lambda: 
     logger = get_run_logger()
 
     def report() -> None:
-        while not done.wait(EVERY_S):
+        began = time.monotonic()
+        while not done.wait(next_report_s(time.monotonic() - began)):
             logger.info(progress_line(progress.snapshot()))
 
     # get_run_logger() finds the run by context variables, which a new thread does not have.

@@ -10,9 +10,10 @@ import json
 import os
 import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tasks import loglines
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errand import Errand
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, UserError
@@ -35,6 +36,7 @@ class Setup(Errand):
     headers: dict[str, str]
     run_no: int
     share: int
+    about: dict[str, Any] = field(default_factory=dict)  # for log lines
 
 
 class Helper:
@@ -147,7 +149,9 @@ def main() -> None:
     few_heaps()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
-    helper = Helper(Setup.decode(first[1]), out)
+    setup = Setup.decode(first[1])
+    loglines.plain(setup.about)
+    helper = Helper(setup, out)
     with for_many_objects():
         while message := read(sys.stdin.buffer):
             helper.told(*message)

@@ -1,4 +1,6 @@
-"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, and what is done already is no news."""
+"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, what is done already is no news, and a
+run of a week says less than a thousand lines.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +8,73 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 
 import httpx
+from prefect.logging import get_logger
+from prefect.runtime import flow_run
 from rich.console import Console
 
+from tasks import loglines
 from tasks.engine.errors import FerryError
+from tasks.loglines import next_report_s
 
 
 class ForPeople(logging.Filter):
     """Drops the traceback of errors that Ferry raises on purpose, and of a server that is away; those of bugs stay.
 
     Where no retry follows the whole line goes: Prefect's next one, `Finished in state Failed`, has the sentence again.
-    So do the lines about cached chunks: a rerun would have hundreds, and the report counts them.
+    So do the lines about chunks that are settled, unless debugging is on: a rerun would have hundreds, and the report
+    counts them.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
         if record.exc_info and isinstance(record.exc_info[1], FerryError | httpx.TransportError):
             record.exc_info = None
             record.exc_text = None
-            return "Retry" in record.getMessage()
-        return not record.getMessage().startswith("Finished in state Cached")
+            return "Retry" in text
+        if text.startswith("Finished in state Cached"):
+            return False
+        settled = record.name == "prefect.task_runs" and text.startswith("Finished in state Completed")
+        return not settled or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+class Fewer(logging.Filter):
+    """The first lines all, then one as often as a run says how far it is, with how many were left out before it.
+
+    Chunks that wait for a host in trouble say so at each of their retries: hundreds of chunks, all night.
+    """
+
+    FIRST = 100
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.again()
+
+    def again(self) -> None:
+        """Another run begins."""
+        self._since, self._said, self._lines, self._left_out = self._clock(), -math.inf, 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = self._clock()
+        with self._lock:
+            self._lines += 1
+            if self._lines > self.FIRST and now - self._said < next_report_s(now - self._since):
+                self._left_out += 1
+                return False
+            left_out, self._left_out, self._said = self._left_out, 0, now
+        if left_out:
+            record.msg, record.args = f"{record.getMessage()} (since the last such line {left_out:,} more)", None
+        return True
 
 
 class ServerAway(logging.Filter):
-    """What Prefect's client says while its server is away, in one line a minute.
+    """What Prefect's client says while its server is away, in one line a minute, and in fewer the longer that lasts.
 
     It says it of every event, each a task that began or ended, with all that the event holds.
     """
@@ -39,7 +83,7 @@ class ServerAway(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._said = -math.inf
+        self._said = self._since = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -47,9 +91,12 @@ class ServerAway(logging.Filter):
             return False
         if "Unable to connect to" not in text:
             return True
-        if time.monotonic() - self._said < self.EVERY_S:
+        now = time.monotonic()
+        if self._since == -math.inf:
+            self._since = now
+        if now - self._said < max(self.EVERY_S, next_report_s(now - self._since)):
             return False
-        self._said = time.monotonic()
+        self._said = now
         record.msg, record.args = (
             "the Prefect server does not answer: the run goes on, and its page there may miss some of its tasks",
             None,
@@ -57,7 +104,14 @@ class ServerAway(logging.Filter):
         return True
 
 
-_FOR_PEOPLE, _SERVER_AWAY = ForPeople(), ServerAway()
+_FOR_PEOPLE, _SERVER_AWAY, _OF_TASKS, _OF_FERRY = ForPeople(), ServerAway(), Fewer(), Fewer()
+_FILTERS: dict[str, tuple[logging.Filter, ...]] = {
+    "prefect.flow_runs": (_FOR_PEOPLE,),
+    "prefect.task_runs": (_FOR_PEOPLE, _OF_TASKS),
+    "prefect.ferry": (_OF_FERRY,),
+    "prefect.events.clients": (_SERVER_AWAY,),
+    "prefect._internal.concurrency": (_SERVER_AWAY,),
+}
 
 
 def _nobody_reads() -> None:
@@ -69,12 +123,42 @@ def _nobody_reads() -> None:
 
 
 def tidy_logs() -> None:
-    """Installs the filters on Prefect's loggers; twice does nothing. A log that nobody reads ends no run."""
-    for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):
-        for handler in logger.handlers:
-            if isinstance(console := getattr(handler, "console", None), Console):
-                console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
-    for name in ("prefect.task_runs", "prefect.flow_runs"):
-        logging.getLogger(name).addFilter(_FOR_PEOPLE)
-    for name in ("prefect.events.clients", "prefect._internal.concurrency"):
-        logging.getLogger(name).addFilter(_SERVER_AWAY)
+    """Installs filters and formats on Prefect's loggers; twice does nothing. A log that nobody reads ends no run.
+
+    Inside a flow it learns which run the lines are about.
+    """
+    if flow_run.id:
+        loglines.about.clear()
+        loglines.about.update(flow_run_id=flow_run.id, flow_run_name=flow_run.name, job=_job_name())
+        _OF_TASKS.again()
+        _OF_FERRY.again()
+        if problem := loglines.unknown_format():
+            get_logger("ferry").warning(problem)
+    for logger, handler in list(loglines.consoles()):
+        _shape(logger, handler)
+    for name, filters in _FILTERS.items():
+        for wanted in filters:
+            logging.getLogger(name).addFilter(wanted)
+
+
+def _shape(logger: logging.Logger, handler: logging.Handler) -> None:
+    """Gives a handler on the console our lines. For JSON Prefect's own goes: Rich prints `:cat:` as a picture."""
+    console = getattr(handler, "console", None)  # of Prefect's own handler
+    if not loglines.as_json():
+        if isinstance(console, Console):
+            handler.setFormatter(loglines.TextLines())
+            console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
+        return
+    logging.captureWarnings(True)
+    if isinstance(console, Console):
+        bare = logging.StreamHandler(handler.stream)  # type: ignore[attr-defined]
+        bare.setLevel(handler.level)
+        logger.removeHandler(handler)
+        logger.addHandler(bare)
+        handler = bare
+    handler.setFormatter(loglines.JsonLines())
+
+
+def _job_name() -> str:
+    job = flow_run.parameters.get("job")
+    return str(job["name"] if isinstance(job, dict) else getattr(job, "name", ""))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import placement, references
+from tasks import loglines, placement, references
 from tasks.crew import Crew, processes_of
 from tasks.engine import lease as leases
 from tasks.engine import ledger
@@ -161,7 +161,7 @@ def open_run(
 
         lease = stack.enter_context(leases.held(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=tell))
         clean_spool(state)
-        run_no = ledger.last_run_no(state) + 1
+        run_no = loglines.about["run_no"] = ledger.last_run_no(state) + 1
         raise_file_limit()
         few_heaps()
         share, most = processes_of(job, limit)
@@ -171,7 +171,7 @@ def open_run(
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
-        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share)
+        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, loglines.about)
         crew = Crew(runtime, lease, setup, most)
         stack.callback(crew.close)
         stack.enter_context(for_many_objects())

@@ -1,0 +1,108 @@
+"""How a log line looks, and how many there are. Imports no Prefect: engine processes need none.
+
+`FERRY_LOG_FORMAT=json` in the environment makes each line one JSON object; otherwise lines are Prefect's, with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+FORMAT = "FERRY_LOG_FORMAT"
+SHORT = 8  # digits of a run's ID in text
+FIRST_S, SHARE, LAST_S = 5.0, 20.0, 1800.0
+CHUNK = re.compile(r"chunk-([0-9a-f]{12})-")  # tasks.transfer names its task runs so
+OF_RECORD = ("flow_run_id", "flow_run_name", "task_run_id", "task_run_name")  # what Prefect puts into records of runs
+
+about: dict[str, Any] = {}  # of the run of this process: flow_run_id, flow_run_name, job, run_no
+
+
+def next_report_s(elapsed_s: float) -> float:
+    """Seconds until a run says again how far it is: often at first, and less often the longer it is on.
+
+    | since the start | until the next line | lines so far |
+    |---|---|---|
+    | 0 to 100 s | 5 s | 20 |
+    | 1 hour | 3 minutes | under 100 |
+    | 10 hours and more | 30 minutes | under 150 |
+    | a week | 30 minutes | under 500 |
+    """
+    return min(LAST_S, max(FIRST_S, elapsed_s / SHARE))
+
+
+def as_json() -> bool:
+    return os.environ.get(FORMAT, "").strip().lower() == "json"
+
+
+def unknown_format() -> str | None:
+    """What is wrong with the setting, as a sentence."""
+    given = os.environ.get(FORMAT, "")
+    if given.strip().lower() in ("", "text", "json"):
+        return None
+    return f"{FORMAT}={given!r} is neither `text` nor `json`: lines are text"
+
+
+def known(record: logging.LogRecord) -> dict[str, Any]:
+    """The run and the chunk that a line is about."""
+    found = dict(about)
+    found.update((name, value) for name in OF_RECORD if (value := getattr(record, name, None)))
+    if match := CHUNK.match(found.get("task_run_name", "")):
+        found["chunk"] = match[1]
+    return found
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time (UTC), level, logger, message, what :func:`known` has, and a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {
+            "time": time.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name,
+            "message": record.getMessage(), **known(record),
+        }  # fmt: skip
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+class TextLines(logging.Formatter):
+    """As Prefect's, and which run it is: `Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - ...`."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s.%(msecs)03d | %(levelname)-7s | %(whose)s - %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        run = known(record)
+        name, ident = run.get("flow_run_name"), str(run.get("flow_run_id", ""))[:SHORT]
+        if task := run.get("task_run_name"):
+            record.whose = f"Task run {task!r} of {name!r} {ident}"
+        elif record.name == "prefect.flow_runs":
+            record.whose = f"Flow run {name!r} {ident}"
+        else:
+            record.whose = f"{record.name} {ident}".rstrip()
+        return super().formatMessage(record)
+
+
+def consoles() -> Iterator[tuple[logging.Logger, logging.StreamHandler[Any]]]:
+    """What prints lines on this process's standard error or output."""
+    for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):
+        for handler in list(logger.handlers):
+            if isinstance(handler, logging.StreamHandler) and (
+                hasattr(handler, "console") or handler.stream in (sys.stderr, sys.stdout)
+            ):
+                yield logger, handler
+
+
+def plain(run: dict[str, Any]) -> None:
+    """Sets up a process without Prefect's loggers, of the run that ``run`` is about."""
+    about.update(run)
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if as_json() else TextLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(True)
