@@ -211,6 +211,7 @@ def failures(
     class_: Annotated[
         tuple[str, ...], Several(name="--class", help="Only those of CLASS[,CLASS] or status codes.")
     ] = (),
+    chunk: Annotated[str, Parameter(help="Only those of one chunk: its first digits, or its name in the UI.")] = "",
     format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
     limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
     json_: JsonFlag = False,
@@ -225,12 +226,13 @@ def failures(
         raise UserError(f"--limit {limit}: show at least one row, or leave the option out")
     class_ = _split(class_)
     _check_classes(class_)
+    chunk = chunk.removeprefix("chunk-").partition("-")[0]
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
     state = _state(load_job(job_file), job_file)
-    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, class_, limit))
+    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, class_, limit, chunk))
     if as_table:
-        terminal.failure_table(lines, total, ", ".join(class_) or None)
+        terminal.failure_table(lines, total, ", ".join([*class_, *([f"chunk {chunk}"] if chunk else [])]) or None)
     elif format_ == "csv" and not json_:
         writer = csv.DictWriter(sys.stdout, FAILURE_COLUMNS)
         writer.writeheader()

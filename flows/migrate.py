@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -30,6 +31,7 @@ from tasks.results import kept_in
 from tasks.run import Run, open_run
 from tasks.slow import note_rate
 from tasks.transfer import transfer_all
+from tasks.watched import watched
 
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
 ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
@@ -38,11 +40,15 @@ tidy_logs()  # before the first line of a run, which Prefect says before the flo
 
 
 def run_name() -> str:
-    """`product-images`, or `product-images (retry failed)`: what the UI lists."""
+    """What the UI lists: `products`, `products (retry failed)`, `products (night 2026-11-26)`, `products (verify)`."""
     parameters = flow_run.parameters
     job: Any = parameters.get("job")
-    name = job.name if isinstance(job, Job) else job["name"]
-    return f"{name} (retry failed)" if parameters.get("retry_failed") else name
+    name, mode = (job.name, job.mode) if isinstance(job, Job) else (job["name"], job.get("mode"))
+    if flow_run.flow_name == "verify":
+        return f"{name} (verify)"
+    if parameters.get("retry_failed"):
+        return f"{name} (retry failed)"
+    return f"{name} (night {datetime.now(UTC):%Y-%m-%d})" if mode == "delta" else name
 
 
 @flow(
@@ -88,7 +94,7 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
     with (
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait) as run,
         signals.telling(run.stop),
-        showing(run.runtime.progress, lambda: run.planned),
+        showing(watched(run)),
         policies.untagged(),
         kept_in(run.state),
     ):

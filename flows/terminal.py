@@ -16,7 +16,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from tasks.accounts import Report, describe, duration, night_table, outcome_table, size, worth_retrying
+from tasks.accounts import Report, describe, duration, night_table, outcome_table, size, speed, worth_retrying
 from tasks.engine.hosts import Hosts
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Progress, Snapshot
@@ -103,10 +103,7 @@ def report(job_path: str, r: Report) -> None:
     out.print()
     out.print(outcome_rows(r.counts))
     out.print()
-    out.print(
-        f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. "
-        f"{size(r.bytes)} in {duration(r.seconds)}, {r.rate:,.0f} rows/s."
-    )
+    out.print(f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. {speed(r)}.")
     if r.night is not None:
         out.print("This night: " + "; ".join(f"{what}: {text}" for what, text in night_table(r.night)) + ".")
     say(r.message + ".")

@@ -21,6 +21,7 @@ from tasks.engine.job import Job
 from tasks.logs import tidy_logs
 from tasks.references import anchored
 from tasks.verify import check_choice, compare_listing, draw, open_check, parts, read_part
+from tasks.watched import Watched
 
 
 @flow(
@@ -56,7 +57,7 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
         look_around(own, flow_run.run_count, tell)
         with (
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait) as check,
-            showing(check.progress),
+            showing(Watched(job.name, "verify", check.progress)),
             policies.untagged(),
         ):
             mark_predecessor(check.lease, own, tell)

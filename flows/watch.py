@@ -1,4 +1,4 @@
-"""A run's progress while it is on: a log line every few seconds, unless a terminal draws it."""
+"""A run while it is on: lines in the log, a bar on its page, what a terminal draws, metrics where asked for."""
 
 from __future__ import annotations
 
@@ -7,38 +7,66 @@ import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from tasks.accounts import progress_line
+from tasks.accounts import percent, progress_line
 from tasks.engine.plan import Planned
 from tasks.engine.progress import Progress
 from tasks.loglines import next_report_s
+from tasks.watched import Watched
+
+if TYPE_CHECKING:
+    from tasks.page import Page
 
 Draw = Callable[[Progress, Callable[[], Planned | None]], contextlib.AbstractContextManager[None]]
 drawer: Draw | None = None  # set by `ferry` on a terminal
+LOOK_S = 2.5
+END_S = 5.0  # the last requests to Prefect are waited for so long
 
 
 @contextlib.contextmanager
-def showing(progress: Progress, planned: Callable[[], Planned | None] = lambda: None) -> Iterator[None]:
-    """Reports on a run, or on a verification, until the block ends."""
-    if drawer is not None:
-        with drawer(progress, planned):
-            yield
-        return
+def showing(watched: Watched) -> Iterator[None]:
+    """Reports on it until the block ends."""
     from prefect import get_run_logger
+    from prefect.runtime import flow_run
 
-    done = threading.Event()
+    from tasks.metrics import served
+    from tasks.page import Page
+
     logger = get_run_logger()
-
-    def report() -> None:
-        began = time.monotonic()
-        while not done.wait(next_report_s(time.monotonic() - began)):
-            logger.info(progress_line(progress.snapshot()))
-
+    page = Page(flow_run.id, watched.job, (watched.job, watched.mode), logger.warning)
+    done = threading.Event()
     # get_run_logger() finds the run by context variables, which a new thread does not have.
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(report,), name="ferry-log", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(_report, watched, page, logger.info, done), name="ferry-watch",
+        daemon=True,
+    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(served(watched, logger))
+        if drawer is not None:
+            stack.enter_context(drawer(watched.progress, watched.planned))
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join(END_S)
+
+
+def _report(watched: Watched, page: Page, say: Callable[[str], Any], done: threading.Event) -> None:
+    """The thread. The bar moves with each line, and at each whole percent between them."""
+    page.begin()
+    began = said = time.monotonic()
+    shown = 0
+    while not done.wait(LOOK_S):
+        s, now = watched.progress.snapshot(), time.monotonic()
+        due = now - said >= next_report_s(now - began) - LOOK_S / 2
+        if due:
+            said = now
+            say(progress_line(s))
+        if due or int(percent(s)) != shown:
+            shown = int(percent(s))
+            page.moved(s)
+        page.troubled(watched.troubled)
+    page.troubled(watched.troubled)
+    page.moved(watched.progress.snapshot(), over=True)

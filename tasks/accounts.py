@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.engine.objects import ErrorClass
@@ -10,6 +10,16 @@ from tasks.engine.plan import Planned
 from tasks.engine.progress import Snapshot
 from tasks.engine.summary import PLAIN_WORDS
 from tasks.engine.swept import Swept
+
+
+@dataclass(frozen=True, slots=True)
+class Troubled:
+    """A chunk with rows that failed, or that are pending: what an operator wants to know of it."""
+
+    digest: str
+    task_run: str  # Prefect's ID
+    words: str
+    file: str  # where its rows are
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +41,7 @@ class Report:
     why_pending: str
     night: dict[str, int] | None = None  # of a delta: night.NAMES
     swept: Swept | None = None  # of a delta that deletes what left the list
+    chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # chunks of this run, or with failures; the first
 
     @property
     def exit_code(self) -> int:
@@ -51,23 +62,26 @@ class Report:
         return 0 if well else 1
 
     @property
+    def there(self) -> str:
+        """How the job stands, after this run."""
+        c = self.counts
+        line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} are there"
+        if c["failed"]:
+            line += f", {c['failed']:,} failed (budget {self.budget:,})"
+        return f"{line}, {c['pending']:,} pending" if c["pending"] else line
+
+    @property
     def message(self) -> str:
         """One line for the flow run's state."""
         run = self.this_run
         done = ", ".join(
             f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
         )
-        c = self.counts
-        there = c["copied"] + c["unchanged"]
-        nothing = "nothing settled" if c["pending"] else "nothing to do"
-        line = f"this run: {done or nothing}; in all {there:,} of {c['planned']:,} are there"
-        if c["failed"]:
-            line += f", {c['failed']:,} failed (budget {self.budget:,})"
-        if c["pending"]:
-            line += f", {c['pending']:,} pending"
+        nothing = "nothing settled" if self.counts["pending"] else "nothing to do"
+        line = f"this run: {done or nothing}; in all {self.there}"
         if self.swept is not None and self.swept.deleted:
             line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
-        why = self.stopped or (self.why_pending if c["pending"] else "")
+        why = self.stopped or (self.why_pending if self.counts["pending"] else "")
         return ". ".join(part for part in (line, why, swept_badly(self.swept)) if part)
 
 
@@ -162,10 +176,33 @@ def describe(planned: Planned) -> list[str]:
     return lines + planned.notes
 
 
-def progress_line(s: Snapshot) -> str:
-    """A moment of the run as one line."""
-    left = f", about {duration(s.left_s)} left" if s.left_s is not None else ""
+def speed(report: Report) -> str:
+    """How much in what time. Rows that were only looked at have no rate that says anything of the next run."""
+    moved = f"{size(report.bytes)} in {duration(report.seconds)}"
+    return moved if report.night is not None or not report.bytes else f"{moved}, {report.rate:,.0f} rows/s"
+
+
+def percent(s: Snapshot, *, over: bool = False) -> float:
+    """How far a run is, of 100.
+
+    | the run | rows | percent |
+    |---|---|---|
+    | is on | some are to do | their share that is done, 99 at most: another pass may follow |
+    | is on | none are to do | 0 |
+    | is over | all are settled | 100 |
+    | is over | some are pending | the share that is settled, 99.9 at most |
+    """
+    if over and s.done >= s.todo:
+        return 100.0
+    return min(99.9 if over else 99.0, round(100 * s.done / s.todo, 1)) if s.todo else 0.0
+
+
+def progress_line(s: Snapshot, *, over: bool = False) -> str:
+    """A moment of the run as one line; ``over``: its last one."""
     failed = f", {s.failed:,} failed" if s.failed else ""
+    if over:
+        return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)} in {duration(s.elapsed_s)}{failed}"
+    left = f", about {duration(s.left_s)} left" if s.left_s is not None else ""
     return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)}, {s.rate:,.0f} rows/s{left}{failed}"
 
 

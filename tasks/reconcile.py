@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -12,6 +13,8 @@ from tasks import tally
 from tasks.accounts import Report
 from tasks.engine.errors import Stopped
 from tasks.run import Run
+
+MOST_LINES = 200
 
 
 @task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
@@ -32,6 +35,7 @@ def reconcile(run: Run) -> Report:
     run.runtime.check_lease()
     answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token))
     snapshot = run.runtime.progress.snapshot()
+    answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s
     return Report(
         **answer,
@@ -45,3 +49,18 @@ def reconcile(run: Run) -> Report:
         why_pending=next(iter(run.incomplete.values()), ""),
         swept=run.swept,
     )
+
+
+def chunk_lines(run: Run, counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line a chunk, for people: those with pending rows first, and where each one's rows are."""
+    counts = {line["chunk"]: line for line in counted}
+    found = []
+    for digest in [*list(run.incomplete)[:MOST_LINES], *(name for name in counts if name not in run.incomplete)]:
+        numbers = counts.get(digest, {"copied": 0, "unchanged": 0, "skipped": 0, "failed": 0})
+        found.append(
+            {
+                **numbers, "chunk": digest, "pending": run.incomplete.get(digest, ""),
+                "task_run": run.task_runs.get(digest, ""), "file": run.file(f"chunks/{digest}.parquet"),
+            }
+        )  # fmt: skip
+    return found[:MOST_LINES]

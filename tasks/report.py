@@ -1,17 +1,17 @@
-"""The run's report: Markdown and a table of failures, as Prefect artifacts and in the state."""
+"""The run's report: Markdown, and tables of failures and chunks, as Prefect artifacts and in the state."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment, flow_run
 
 from tasks import api, tally
-from tasks.accounts import Report, night_table, outcome_table
-from tasks.engine.urls import escaped
+from tasks.accounts import Report, night_table, outcome_table, speed, worth_retrying
+from tasks.page import plain, slug
 from tasks.run import Run
 
 
@@ -22,25 +22,45 @@ def keep(run: Run, report: Report) -> None:
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
-    """Makes the artifacts `<job>-summary` and `<job>-failures`, where Prefect takes them."""
+    """Makes the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`, where Prefect takes them."""
     tally.one()
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "job"
+    key = slug(name)
     with api.courtesy(get_run_logger().warning, "the report as artifacts of the run"):
-        create_markdown_artifact(markdown(name, report), key=f"{slug}-summary", description=report.message)
+        create_markdown_artifact(
+            markdown(name, report, retry_command()), key=f"{key}-summary", description=report.there
+        )
         if report.failures:
             create_table_artifact(
                 [_cells(line) for line in report.failures],
-                key=f"{slug}-failures",
-                description=f"{report.counts['failed']:,} failed rows; `ferry failures` lists them all",
+                key=f"{key}-failures",
+                description=shown_of(report.counts["failed"], len(report.failures), "failed rows", "ferry failures"),
+            )
+        if report.chunk_lines:
+            create_table_artifact(
+                chunk_table(report.chunk_lines),
+                key=f"{key}-chunks",
+                description="What became of the rows that each chunk was the last to try. Those of one that failed: "
+                "`ferry failures JOB.yaml --chunk CHUNK`",
             )
 
 
-def markdown(name: str, report: Report) -> str:
+def retry_command() -> str:
+    """How the failed rows of this run are tried again: by its deployment, or by the command."""
+    if not deployment.name:
+        return "ferry run JOB.yaml --retry-failed"
+    return f"prefect deployment run {flow_run.flow_name}/{deployment.name} --param retry_failed=true"
+
+
+def shown_of(total: int, shown: int, what: str, command: str) -> str:
+    if shown < total:
+        return f"the first {shown:,} of {total:,} {what}; `{command}` lists them all"
+    return f"{total:,} {what}"
+
+
+def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry-failed") -> str:
     """The summary for the UI and for the state."""
-    lines = [f"# {_escaped(name)}: run {report.run_no}", "", _escaped(report.message), ""]
-    lines += ["| outcome | | rows |", "|---|---|---:|"]
-    lines += [f"| {status} | {_escaped(words)} | {rows:,} |" for status, words, rows in outcome_table(report.counts)]
-    lines += [f"| **planned** | | **{report.counts['planned']:,}** |", ""]
+    counts = report.counts
+    lines = [f"# {plain(name)}: run {report.run_no}", "", plain(report.message), ""]
     if report.night is not None:
         lines += [
             "| this night | |",
@@ -48,21 +68,45 @@ def markdown(name: str, report: Report) -> str:
             *(f"| {what} | {text} |" for what, text in night_table(report.night)),
             "",
         ]
+    lines += ["| all rows | | |", "|---|---|---:|"]
+    lines += [f"| {status} | {plain(words)} | {rows:,} |" for status, words, rows in outcome_table(counts)]
+    lines += [f"| **planned** | | **{counts['planned']:,}** |", ""]
     lines += [
-        f"- {report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}, {report.cached:,} of them cached",
-        f"- {report.bytes:,} bytes in {report.seconds:,.1f} s; {report.rate:,.0f} rows/s",
-        f"- failure budget: {report.budget:,} rows",
+        f"- {speed(report)}; {report.chunks:,} {'chunk' if report.chunks == 1 else 'chunks'}, {report.cached:,} of "
+        "them cached",
+        f"- failure budget: {counts['failed']:,} of {report.budget:,} rows used",
     ]
+    if counts["failed"]:
+        lines += ["", f"What failed, and why: `ferry failures JOB.yaml`, or the artifact `{slug(name)}-failures`."]
+    if worth_retrying(counts):
+        lines += ["", f"Try those alone: `{retry}`."]
+    if counts["pending"]:
+        lines += [
+            "",
+            f"Rows are pending; the next run goes on there. Which chunks: the artifact `{slug(name)}-chunks`.",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Chunks in the UI, whose tables show Markdown: a link to the task run, what became of the rows, and the chunk's
+    file as text that one can copy: no browser opens one in a bucket, or on another machine."""
+    told = [
+        name for name in ("pending", "failed", "copied", "unchanged", "skipped") if any(line[name] for line in lines)
+    ]
+    return [
+        {
+            "chunk": f"[{line['chunk'][:12]}](/runs/task-run/{line['task_run']})"
+            if line["task_run"]
+            else line["chunk"],
+            **{name: plain(line[name]) if isinstance(line[name], str) else line[name] for name in told},
+            "file": f"`{line['file']}`",
+        }
+        for line in lines
+    ]
 
 
 def _cells(line: dict[str, Any]) -> dict[str, Any]:
     """What failed and why come first: the UI shows the first columns, the others when one scrolls."""
     first = {name: line[name] for name in ("id", "error_class", "message", "key", "source")}
-    return {name: _escaped(value) if isinstance(value, str) else value for name, value in {**first, **line}.items()}
-
-
-def _escaped(text: str) -> str:
-    """Safe in Markdown and HTML: control characters shown, markup escaped."""
-    shown = escaped(text)
-    return re.sub(r"([\\`*_{}\[\]<>|#&])", r"\\\1", shown) if re.search(r"[<>`|\[\]*&]", shown) else shown
+    return {name: plain(value) if isinstance(value, str) else value for name, value in {**first, **line}.items()}

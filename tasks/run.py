@@ -9,12 +9,14 @@ import re
 import shutil
 import stat
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tasks import loglines, placement, references
+from tasks.accounts import Troubled
 from tasks.crew import Crew, processes_of
 from tasks.engine import lease as leases
 from tasks.engine import ledger
@@ -23,7 +25,7 @@ from tasks.engine.child import Child, Request
 from tasks.engine.errors import Damaged, FerryError, Stopped, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import Reason
-from tasks.engine.plan import Planned, read_plan
+from tasks.engine.plan import ChunkRef, Planned, read_plan
 from tasks.engine.preflight import preflight
 from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
@@ -54,6 +56,8 @@ class Run:
     planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
+    task_runs: dict[str, str] = field(default_factory=dict)  # chunk -> Prefect's ID of the task run that had it
+    troubled: deque[Troubled] = field(default_factory=deque)  # chunks that the run's page has not heard of yet
     doubtful: bool = False  # a chunk came back Cached whose rows the ledger does not have
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
@@ -65,6 +69,14 @@ class Run:
         return self.planner.ask(
             Request(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
+
+    def file(self, name: str) -> str:
+        """Where a file of the state lies, for people."""
+        return f"{self.state.uri.rstrip('/')}/{name}"
+
+    def trouble(self, ref: ChunkRef, task_run: str, words: str) -> None:
+        """The run's page is to say so of a chunk."""
+        self.troubled.append(Troubled(ref.digest, task_run, words, self.file(ref.uri)))
 
     def stop(self, reason: str) -> None:
         """Nothing new begins; what is in flight may end. From a signal's handler: it waits for nothing."""

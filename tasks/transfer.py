@@ -36,7 +36,10 @@ def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: 
     retry = (task_run.run_count or 1) - 1
     if retry:  # here and not by Prefect, whose wait for a retry nothing can end: neither a stop nor a Ctrl-C
         run.runtime.sleep(policies.chunk_delay_s(run.job.retries, retry, run.runtime.rng))
-    return dataclasses.asdict(run.crew.run_chunk(ref))
+    result = run.crew.run_chunk(ref)
+    if failed := result.counts.get("failed"):
+        run.trouble(ref, str(task_run.id), f"{failed:,} of {ref.rows:,} rows failed")
+    return dataclasses.asdict(result)
 
 
 def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
@@ -75,6 +78,7 @@ def place(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
 def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     """Books what became of a chunk."""
     run.crew.over(ref.digest)
+    run.task_runs[ref.digest] = str(state.state_details.task_run_id)
     if state.is_completed():
         run.returned.append(ref.digest)
         if state.name == "Cached":
@@ -84,6 +88,8 @@ def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     error = state.result(raise_on_failure=False)
     if isinstance(error, ChunkIncomplete):
         run.incomplete[ref.digest] = error.why
+        words = f"{error.pending:,} of {ref.rows:,} rows are pending: {error.why}"
+        run.trouble(ref, run.task_runs[ref.digest], words)
         return
     if isinstance(error, ProcessLost):
         run.incomplete[ref.digest] = str(error)

@@ -14,6 +14,7 @@ from tasks.engine.seal import seal_json
 from tasks.engine.state import State
 from tasks.engine.summary import Counts, count
 
+SHOWN_CHUNKS = 200
 SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
 
 
@@ -31,9 +32,11 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
         if job.mode == "delta":
             night.update(figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://")))
+        chunks.extend(by_chunk(con, run_no))
         return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
     night: dict[str, int] = {}
+    chunks: list[dict[str, Any]] = []
     counts, this_run, failures = with_latest(state, work, state.spool_dir)
     counts.check()
     answer = {
@@ -42,4 +45,19 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
         "night": night or None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
-    return answer
+    return {**answer, "chunk_lines": chunks}
+
+
+def by_chunk(con: duckdb.DuckDBPyConnection, run_no: int) -> list[dict[str, Any]]:
+    """Chunks that this run worked on, or that have failures: what became of the rows that they were the last to try.
+    Those with most failures come first."""
+    found = con.execute(
+        """
+        SELECT chunk, count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
+               count(*) FILTER (status = 'skipped'), count(*) FILTER (status = 'failed') AS failed
+        FROM latest WHERE chunk != '' GROUP BY chunk HAVING failed > 0 OR max(run_no) = ?
+        ORDER BY failed DESC, chunk LIMIT ?
+        """,
+        [run_no, SHOWN_CHUNKS],
+    ).fetchall()
+    return [dict(zip(("chunk", "copied", "unchanged", "skipped", "failed"), line, strict=True)) for line in found]

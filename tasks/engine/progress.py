@@ -36,6 +36,10 @@ class Progress:
         self._bytes = 0
         self._statuses: Counter[str] = Counter()
         self._classes: Counter[str] = Counter()
+        self._before: tuple[Counter[str], Counter[str]] = (
+            Counter(),
+            Counter(),
+        )  # outcomes of rows that were taken back
         self._started = time.monotonic()
         self._first: float | None = None
         self._last = 0.0
@@ -48,10 +52,12 @@ class Progress:
 
     def again(self, rows: int) -> None:
         """Rows that failed in this run are tried once more: they are to do again, and failed no longer."""
+        statuses, classes = self._before
         with self._lock:
             self._statuses[Status.FAILED] -= rows
+            statuses[Status.FAILED] += rows
             for name in [name for name in self._classes if AGAIN[ErrorClass(name)] is Again.NOW]:
-                del self._classes[name]  # a pass takes all of these
+                classes[name] += self._classes.pop(name)  # a pass takes all of these
 
     def add(self, status: Status, error_class: ErrorClass | None, size: int) -> None:
         now = time.monotonic()
@@ -74,6 +80,12 @@ class Progress:
             self._statuses.update(statuses)
             self._classes.update(classes)
             self._bytes += size
+
+    def outcomes(self) -> tuple[Counter[str], Counter[str]]:
+        """Statuses and error classes of all outcomes so far; of a row that was tried in two passes there are two. These
+        numbers never fall, as those of :meth:`snapshot` do when a pass begins."""
+        with self._lock:
+            return self._statuses + self._before[0], self._classes + self._before[1]
 
     @property
     def retryable(self) -> int:

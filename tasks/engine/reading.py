@@ -78,19 +78,27 @@ def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> N
 
 
 def select_failures(
-    con: duckdb.DuckDBPyConnection, manifest: str, classes: Sequence[str] = (), limit: int | None = None
+    con: duckdb.DuckDBPyConnection,
+    manifest: str,
+    classes: Sequence[str] = (),
+    limit: int | None = None,
+    chunk: str = "",
 ) -> tuple[list[dict[str, Any]], int]:
     """Failed rows of the current manifest, the first ``limit``, and how many there are.
 
-    ``classes``: error classes or status codes; empty takes all.
+    ``classes``: error classes or status codes; empty takes all. ``chunk``: what the digest of their chunk begins with.
     """
     matching = """
         FROM latest l SEMI JOIN read_parquet($manifest) m USING (row_id)
-        WHERE l.status = 'failed'
+        WHERE l.status = 'failed' AND starts_with(coalesce(l.chunk, ''), $chunk)
           AND (len($classes) = 0 OR list_contains($classes, l.error_class)
                OR list_contains($classes, CAST(l.status_code AS VARCHAR)))
     """
-    given: dict[str, Any] = {"manifest": manifest, "classes": [str(name) for name in classes] or [""][:0]}
+    given: dict[str, Any] = {
+        "manifest": manifest,
+        "chunk": chunk,
+        "classes": [str(name) for name in classes] or [""][:0],
+    }
     if not given["classes"]:
         matching = matching.partition("AND (len")[0]
         del given["classes"]

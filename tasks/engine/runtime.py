@@ -133,7 +133,7 @@ class Runtime:
         self._hosts: Future[None] | None = None
         if isinstance(lease, Lease):
             self._hosts = asyncio.run_coroutine_threadsafe(
-                keep_written(state, self._all_hosts, run_no, lambda: lease.held), self._loop
+                keep_written(state, self.all_hosts, run_no, lambda: lease.held), self._loop
             )
 
     def hosts(self) -> tuple[list[HostSnapshot], int]:
@@ -141,7 +141,8 @@ class Runtime:
         opened = self._origin.handshakes + sum(store.handshakes for store in self._stores)
         return list(self.limiter.snapshot().values()), opened
 
-    def _all_hosts(self) -> tuple[list[HostSnapshot], int]:
+    def all_hosts(self) -> tuple[list[HostSnapshot], int]:
+        """As :meth:`hosts`, of all processes of the run."""
         every = [self.hosts(), *self.others()]
         return together([snapshots for snapshots, _ in every]), sum(opened for _, opened in every)
 
