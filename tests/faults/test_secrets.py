@@ -87,6 +87,8 @@ class World:
     def ferry(self, *arguments: str, code: int = 0) -> None:
         """A command; what it prints is kept. (At DEBUG level Prefect prints tracebacks of its own.)"""
         debug = DEBUG if arguments[0] in ("run", "verify") else {}  # the others have no log, and start faster without
+        if debug and len(self.printed) % 2:  # both formats are searched
+            debug = {**debug, "FERRY_LOG_FORMAT": "json"}
         ended = self.project.ferry(*arguments, env={**self.environment(), **debug})
         self.printed[f"{len(self.printed)}: ferry {' '.join(arguments)}"] = ended.text
         assert ended.code == code, ended.text[-4000:]

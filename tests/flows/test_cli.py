@@ -368,7 +368,7 @@ def test_ui(project: Project, origin: Origin) -> None:
         runs = api.runs(project.name)
         assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
         assert [api.chunk_states(run) for run in runs] == [["Completed"] * 8, ["Cached"] * 8]
-        assert [run["tags"] for run in runs] == [["ferry"], ["ferry"]]
+        assert [run["tags"] for run in runs] == [["ferry", "full", project.name]] * 2
         total = api.post("task_runs/count", {})
         ended = api.post("task_runs/count", {"task_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}})
         assert total == ended == 2 * (8 + 3)  # plan, reconcile and report beside the chunks

@@ -1,0 +1,116 @@
+"""Metrics: where they are served, what stands in their way, and that their numbers are Prometheus's counters."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import urllib.error
+import urllib.request
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tasks.engine.host_snapshot import HostSnapshot
+from tasks.engine.objects import ErrorClass, Status
+from tasks.engine.progress import Progress
+from tasks.metrics import Figures, endpoint, served
+from tasks.watched import Watched
+
+LOGGER = logging.getLogger("test.metrics")
+
+
+def host(number: int) -> HostSnapshot:
+    return HostSnapshot(f"img{number}.example", 64, number, 3, 0.0, "why", None, 1000 - number, 1, 0.25)
+
+
+def scrape(port: int) -> dict[tuple[str, str], float]:
+    """Name and first label's value to the number."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("", None), ("  ", None), ("9464", ("127.0.0.1", 9464)), ("0", ("127.0.0.1", 0)),
+        ("0.0.0.0:9464", ("0.0.0.0", 9464)), ("[::]:9464", ("::", 9464)), ("localhost:1", ("localhost", 1)),
+    ],
+)  # fmt: skip
+def test_where_it_listens(text: str, wanted: tuple[str, int] | None) -> None:
+    """Nowhere unless asked; on loopback unless an address is named."""
+    assert endpoint(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["on", "9464/metrics", "127.0.0.1:", "70000", "-1", "\u0663\u0664"])
+def test_what_is_no_port(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match=re.escape(text)):
+        endpoint(text)
+
+
+@pytest.mark.parametrize("text", ["taken", "on", "192.0.2.1:9464"])
+def test_nothing_in_its_way_ends_a_run(
+    text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A port that is taken, a word, an address of another machine: a warning that names the setting."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("FERRY_METRICS", str(taken.getsockname()[1]) if text == "taken" else text)
+        with served(Watched("job", "full", Progress()), LOGGER):
+            pass
+    assert [line.levelname for line in caplog.records] == ["WARNING"]
+    assert "FERRY_METRICS" in caplog.text
+
+
+def test_off_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the setting nothing listens, and nothing is said."""
+    monkeypatch.delenv("FERRY_METRICS", raising=False)
+    with caplog.at_level(logging.DEBUG), served(Watched("job", "full", Progress()), LOGGER):
+        assert caplog.records == []
+
+
+def test_counters_never_fall_and_hosts_are_bounded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pass takes failures back from the run's progress, but not from the counters; of 300 hosts the busiest 50 are
+    there; when the block ends nobody listens any more."""
+    progress = Progress()
+    progress.start(3)
+    progress.add(Status.COPIED, None, 10)
+    progress.add(Status.FAILED, ErrorClass.TIMEOUT, 0)
+    progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
+    monkeypatch.setenv("FERRY_METRICS", "0")
+    hosts = [host(number) for number in range(300)]
+    with caplog.at_level(logging.INFO), served(Watched("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER):
+        port = int(caplog.messages[0].rpartition(":")[2].removesuffix("/metrics"))
+        before = scrape(port)
+        progress.again(1)
+        progress.add(Status.COPIED, None, 5)
+        after = scrape(port)
+    assert before["ferry_objects_total", "failed"] == after["ferry_objects_total", "failed"] == 2
+    assert (before["ferry_objects_total", "copied"], after["ferry_objects_total", "copied"]) == (1, 2)
+    assert after["ferry_failures_total", "timeout"] == after["ferry_failures_total", "not_found"] == 1
+    assert (after["ferry_bytes_total", ""], after["ferry_rows_left", ""]) == (15, 0)
+    assert after["ferry_connections_opened_total", ""] == 7
+    assert after["ferry_host_in_flight", "img3.example"] == 3
+    assert len([name for name, _ in after if name == "ferry_host_in_flight"]) == 50
+    assert after["ferry_hosts_left_out", ""] == 250
+    with pytest.raises(urllib.error.URLError):
+        scrape(port)
+
+
+def test_names_are_prometheus_s() -> None:
+    """Counters end in _total where they are shown, and all names are ferry_*, with base units."""
+    families = list(Figures(Watched("job", "full", Progress(), hosts=lambda: ([host(1)], 0))).collect())
+    for family in families:
+        assert family.name.startswith("ferry_"), family.name
+        assert family.type in ("counter", "gauge", "info")
+        for sample in family.samples:
+            assert sample.name.endswith("_total") == (family.type == "counter"), sample.name

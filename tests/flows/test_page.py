@@ -1,0 +1,189 @@
+"""What an operator has to look at while a run is on and after it: its page at Prefect, its log, its metrics.
+
+One run serves all of it: 31 chunks, some rows in trouble, an origin slow enough for there to be something to see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from flows import migrate
+from flows.server import free_port
+from tasks.accounts import percent
+from tasks.engine.job import Job
+from tasks.engine.progress import Snapshot
+from tasks.page import slug
+from tests.engine.helpers import make_job
+from tests.flows.project import Cli, Ended, Prefect, Project, serve, wait_for
+from tests.flows.test_metrics import scrape
+
+pytestmark = pytest.mark.slow
+GOOD, BAD, CHUNK_ROWS = 300, 7, 10
+
+
+@dataclass
+class Seen:
+    """What the run showed while it was on, and what is left of it."""
+
+    project: Project
+    ended: Ended
+    run: dict[str, Any]
+    artifacts: dict[str, dict[str, Any]]
+    notes: list[dict[str, Any]]
+    bars: list[float] = field(default_factory=list)
+    metrics: dict[tuple[str, str], float] = field(default_factory=dict)
+
+
+@pytest.fixture(scope="module")
+def seen(cli: Cli, s3: S3Server, prefect_api: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    s3.make_bucket("page")
+    project, port = Project(tmp_path_factory.mktemp("page"), cli, "page"), free_port()
+    with Origin() as origin:
+        rows, _ = serve(origin, GOOD)
+        rows += [{"sku": f"gone-{n}", "url": origin.url(f"/gone/{n}.jpg")} for n in range(BAD)]
+        origin.latency_s = 0.3
+        project.job(chunk_rows=CHUNK_ROWS, concurrency=20)
+        project.manifest(rows)
+        process = project.start("run", "job.yaml", env={"FERRY_LOG_FORMAT": "json", "FERRY_METRICS": str(port)})
+        bars: list[float] = []
+        metrics: dict[tuple[str, str], float] = {}
+
+        def look() -> bool:
+            nonlocal metrics
+            with_key = {"artifacts": {"key": {"any_": [slug(project.name) + "-progress"]}}}
+            for artifact in prefect_api.post("artifacts/filter", with_key):
+                if not bars or bars[-1] != float(artifact["data"]):
+                    bars.append(float(artifact["data"]))
+            with contextlib.suppress(OSError, http.client.HTTPException):  # not yet, or not any more
+                metrics = scrape(port)
+            return process.poll() is not None
+
+        wait_for("the run's end", look, 90, 0.1)
+        ended = Cli.end(process, ("run",)).expect(0)
+    (run,) = prefect_api.runs(project.name)
+    look()
+    mine = {"flow_runs": {"id": {"any_": [run["id"]]}}}
+    artifacts = {a["key"]: a for a in prefect_api.post("artifacts/filter", mine) if a["key"]}
+    tasks = [task["id"] for task in prefect_api.post("task_runs/filter", mine)]
+    notes = prefect_api.post("artifacts/filter", {"artifacts": {"task_run_id": {"any_": tasks}}})
+    return Seen(project, ended, run, artifacts, [n for n in notes if not n["key"]], bars, metrics)
+
+
+def test_the_bar_moves_and_ends_at_100(seen: Seen) -> None:
+    """It begins at 0, stands somewhere in between while the run is on, and ends at 100, since all is settled."""
+    assert seen.bars[0] == 0
+    assert seen.bars[-1] == 100
+    assert len(seen.bars) > 2, seen.bars
+    assert seen.bars == sorted(seen.bars)
+    assert f"{GOOD + BAD:,} of {GOOD + BAD:,} rows" in seen.artifacts[f"{seen.project.name}-progress"]["description"]
+
+
+def test_the_run_is_named_and_tagged(seen: Seen) -> None:
+    """Job and mode are tags, besides `ferry`."""
+    assert seen.run["name"] == seen.project.name
+    assert seen.run["tags"] == ["ferry", "full", seen.project.name]
+
+
+def test_summary_and_failures_say_what_and_what_next(seen: Seen) -> None:
+    """The summary has the counts, the failures' artifact and the command that tries them again; the table has each."""
+    summary, failures = (seen.artifacts[f"{seen.project.name}-{what}"] for what in ("summary", "failures"))
+    assert f"| copied | uploaded and confirmed | {GOOD} |" in summary["data"]
+    assert f"`{seen.project.name}-failures`" in summary["data"]
+    assert "`ferry run JOB.yaml --retry-failed`" in summary["data"]
+    table = json.loads(failures["data"])
+    assert {line["id"] for line in table} == {f"gone-{n}" for n in range(BAD)}
+    assert list(table[0])[:3] == ["id", "error_class", "message"]
+    assert failures["description"] == f"{BAD} failed rows"
+
+
+def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect) -> None:
+    """Each chunk's line has a link to its task run, and its file; its task run has the command that lists its rows."""
+    table = json.loads(seen.artifacts[f"{seen.project.name}-chunks"]["data"])
+    assert len(table) == 31
+    assert sum(line["failed"] for line in table) == BAD
+    assert sum(line["copied"] for line in table) == GOOD
+    assert "pending" not in table[0]  # a column with nothing in it
+    assert table == sorted(table, key=lambda line: -line["failed"])
+    tasks = {
+        t["id"]: t["name"]
+        for t in prefect_api.post("task_runs/filter", {"flow_runs": {"id": {"any_": [seen.run["id"]]}}})
+    }
+    for line in table:
+        short, _, task = line["chunk"].removeprefix("[").removesuffix(")").partition("](/runs/task-run/")
+        assert tasks[task] == f"chunk-{short}-{pq.read_metadata(line['file'].strip('`')).num_rows}-rows"
+    troubled = [line for line in table if line["failed"]]
+    assert len(seen.notes) == len(troubled)
+    for note in seen.notes:
+        assert f"--chunk {tasks[note['task_run_id']].split('-')[1]}" in note["data"]
+        assert note["flow_run_id"] is None  # or it would stand among the run's own
+    name = tasks[seen.notes[0]["task_run_id"]]
+    listed = seen.project.ferry("failures", "job.yaml", "--chunk", name, "--json").expect(0).json
+    wanted = next(line["failed"] for line in troubled if name.split("-")[1] in line["chunk"])
+    assert listed["total"] == wanted
+    assert (
+        "no failed rows of chunk 0000" in seen.project.ferry("failures", "job.yaml", "--chunk", "0000").expect(0).stdout
+    )
+
+
+def test_the_log_is_short_and_says_whose_lines_it_has(seen: Seen, prefect_api: Prefect) -> None:
+    """31 chunks and a run of some seconds are a dozen lines, on the console and at the server: none for a chunk that is
+    well. Each is JSON, with the run's ID."""
+    lines = [json.loads(line) for line in seen.ended.stderr.splitlines()]
+    assert {line["flow_run_id"] for line in lines} == {seen.run["id"]}
+    assert {line["job"] for line in lines if line.get("run_no")} == {seen.project.name}
+    assert any(f" of {GOOD + BAD} rows" in line["message"] for line in lines)
+    assert 5 <= len(lines) <= 15
+    kept = {"logs": {"flow_run_id": {"any_": [seen.run["id"]]}}}
+    assert len(prefect_api.post("logs/filter", kept)) <= len(lines)
+
+
+def test_metrics_say_what_the_ledger_says(seen: Seen) -> None:
+    """What was scraped last, when the last object was done, are the ledger's numbers."""
+    ledger = seen.project.ledger().values()
+    assert seen.metrics["ferry_objects_total", "copied"] == sum(line["status"] == "copied" for line in ledger) == GOOD
+    assert seen.metrics["ferry_failures_total", "not_found"] == BAD
+    assert seen.metrics["ferry_bytes_total", ""] == sum(line["size"] or 0 for line in ledger)
+    assert seen.metrics["ferry_rows_left", ""] == 0
+    of_hosts = {host: number for (name, host), number in seen.metrics.items() if name == "ferry_host_requests_total"}
+    assert of_hosts["destination"] >= GOOD
+    assert max(number for host, number in of_hosts.items() if host != "destination") >= GOOD + BAD
+
+
+@pytest.mark.parametrize(
+    ("flow", "mode", "retry", "wanted"),
+    [
+        ("migrate", "full", False, "test"), ("migrate", "full", True, "test (retry failed)"),
+        ("migrate", "delta", ["timeout"], "test (retry failed)"), ("migrate", "delta", False, "test (night 20"),
+        ("verify", "delta", False, "test (verify)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("given", ["a job", "its parameters"])
+def test_names_of_runs(
+    flow: str, mode: str, retry: bool | list[str], wanted: str, given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night has its date, a verification and a retry say so; whether Prefect has a job or what it is made of."""
+    job: Job = make_job(mode=mode)
+    parameters = {"job": job if given == "a job" else job.model_dump(mode="json"), "retry_failed": retry}
+    monkeypatch.setattr(migrate, "flow_run", SimpleNamespace(parameters=parameters, flow_name=flow))
+    assert migrate.run_name().startswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("todo", "done", "over", "wanted"),
+    [(0, 0, False, 0), (0, 0, True, 100), (200, 50, False, 25), (200, 200, False, 99), (200, 200, True, 100),
+     (100_000, 99_999, True, 99.9), (200, 50, True, 25)],
+)  # fmt: skip
+def test_percent(todo: int, done: int, over: bool, wanted: float) -> None:
+    """100 only when all is settled and the run is over: the docstring's table."""
+    s = Snapshot(todo, done, 0, 0, 1.0, 1.0, 1.0, None, {}, {})
+    assert percent(s, over=over) == wanted
