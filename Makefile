@@ -6,7 +6,7 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test faults quick-bench check format bench lock advisories clean
+.PHONY: help demo test faults quick-bench check format bench screenshots lock advisories clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
@@ -15,6 +15,7 @@ help:
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
 	@echo "make bench         Ferry beside rclone, s5cmd, juicefs, img2dataset and a script, over an hour   (N=2000: quick)"
+	@echo "make screenshots   take the pictures of docs/images/ from real runs (needs Debian's chromium; root installs it)"
 	@echo "make advisories    ask the package index for known vulnerabilities of what the locks name"
 	@echo "make lock          resolve the dependencies anew (needs uv)"
 
@@ -58,6 +59,9 @@ bench: .venv/.installed-dev .bench/venv/.installed
 	@mkdir -p .bench
 	@./deployments/venv.sh $(PYTHON) requirements-bench.txt .bench/venv
 	@touch $@
+
+screenshots: .venv/.installed-dev
+	@$(BIN)/python docs/make_screenshots.py
 
 lock:
 	@./deployments/lock.sh

@@ -128,6 +128,8 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
 def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
     """What a delta came to, as lines of words and figures."""
     again = f", {night['failed_again']:,} of them not for the first time" if night["failed_again"] else ""
+    if again and night["failed_again"] == night["failed"]:
+        again = ", none for the first time"
     return [
         ("new", f"{night['new']:,}"),
         ("changed", f"{night['changed']:,}"),
@@ -199,6 +201,8 @@ def percent(s: Snapshot, *, over: bool = False) -> float:
 
 def progress_line(s: Snapshot, *, over: bool = False) -> str:
     """A moment of the run as one line; ``over``: its last one."""
+    if not s.todo:
+        return "nothing to do" if over else "no row is under way yet"
     failed = f", {s.failed:,} failed" if s.failed else ""
     if over:
         return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)} in {duration(s.elapsed_s)}{failed}"

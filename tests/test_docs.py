@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -154,6 +158,57 @@ def test_the_commands_of_deploying_md_exist() -> None:
             )
             for option in (argument for argument in arguments if argument.startswith("--")):
                 assert option in done.stdout, arguments
+
+
+def test_observing_md_lists_every_metric() -> None:
+    """docs/observing.md has a line for each metric, with its type, and for no other."""
+    from tasks.engine.host_snapshot import HostSnapshot
+    from tasks.engine.progress import Progress
+    from tasks.metrics import Figures
+    from tasks.watched import Watched
+
+    host = HostSnapshot("img.example", 1, 1, 0, 0.0, "why", requests=1)
+    families = Figures(Watched("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
+    kinds = {"info": ("_info", "gauge"), "counter": ("_total", "counter"), "gauge": ("", "gauge")}
+    told = [(family.name + kinds[family.type][0], kinds[family.type][1]) for family in families]
+    assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("observing.md"), re.MULTILINE) == told
+
+
+def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's log lines are what the formatters make of such records."""
+    from tasks import loglines
+
+    blocks = re.findall(r"<!-- lines.*?```\w*\n(.*?)```", _page("observing.md"), re.DOTALL)
+    text, as_json = (block.splitlines() for block in blocks)
+    shown = json.loads(as_json[0])
+    run = {name: shown[name] for name in ("flow_run_id", "flow_run_name")}
+    monkeypatch.setattr(loglines, "about", {**run, "job": shown["job"], "run_no": shown["run_no"]})
+    when = datetime.fromisoformat(shown["time"])
+
+    def record(name: str, message: str, **more: str) -> logging.LogRecord:
+        made = logging.LogRecord(name, logging.INFO, "x.py", 1, message, (), None)
+        made.__dict__.update(run, created=when.timestamp(), msecs=812.0, **more)
+        return made
+
+    assert loglines.JsonLines().format(record(shown["logger"], shown["message"])) == as_json[0]
+    monkeypatch.setattr(loglines.TextLines, "converter", staticmethod(time.gmtime))
+    assert loglines.TextLines().format(record(shown["logger"], shown["message"])) == text[0]
+    name, message = re.search(r"Task run '(.*?)' .*? - (.*)", text[1]).groups()  # type: ignore[union-attr]
+    line = loglines.TextLines().format(record("prefect.task_runs", message, task_run_name=name))
+    assert line.partition(" | ")[2] == text[1].partition(" | ")[2]
+
+
+def test_every_picture_of_the_docs_is_there() -> None:
+    """Pages show and link only pictures that are there, small ones, and none lies about that no page shows."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())}
+    there = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+    assert shown == set(there)
+    assert max(there.values()) < 150_000
+
+
+def _page(name: str) -> str:
+    return (ROOT / "docs" / name).read_text()
 
 
 def test_decisions_are_numbered() -> None:
