@@ -88,10 +88,11 @@ class Page:
 
 
 def note(chunk: Troubled) -> str:
-    """Markdown. The file is no link: no browser opens one in a bucket, or on another machine."""
+    """Markdown, in blocks that the UI has a button to copy. The file is no link: no browser opens one in a bucket, or
+    on another machine."""
     return (
-        f"- which rows they are, and why: `ferry failures JOB.yaml --chunk {chunk.digest[:12]}`\n"
-        f"- all rows of the chunk: `{chunk.file}`\n"
+        f"Which rows they are, and why:\n```\nferry failures JOB.yaml --chunk {chunk.digest[:12]}\n```\n"
+        f"All rows of the chunk:\n```\n{chunk.file}\n```\n"
     )
 
 
