@@ -179,9 +179,9 @@ def describe(planned: Planned) -> list[str]:
 
 
 def speed(report: Report) -> str:
-    """How much in what time. Rows that were only looked at have no rate that says anything of the next run."""
+    """How much in what time. Of a night, most of whose rows are only looked at, a rate would say nothing."""
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
-    return moved if report.night is not None or not report.bytes else f"{moved}, {report.rate:,.0f} rows/s"
+    return moved if report.night is not None else f"{moved}, {report.rate:,.0f} rows/s"
 
 
 def percent(s: Snapshot, *, over: bool = False) -> float:
