@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 
 import httpx
+from prefect.context import FlowRunContext
 from prefect.logging import get_logger
-from prefect.runtime import flow_run
 from rich.console import Console
 
 from tasks import loglines
@@ -127,9 +127,12 @@ def tidy_logs() -> None:
 
     Inside a flow it learns which run the lines are about.
     """
-    if flow_run.id:
+    run = FlowRunContext.get()  # and not prefect.runtime, which asks the server where there is none yet
+    if run is not None and run.flow_run is not None:
+        job = (run.parameters or {}).get("job")
+        name = job["name"] if isinstance(job, dict) else getattr(job, "name", "")
         loglines.about.clear()
-        loglines.about.update(flow_run_id=flow_run.id, flow_run_name=flow_run.name, job=_job_name())
+        loglines.about.update(flow_run_id=str(run.flow_run.id), flow_run_name=run.flow_run.name, job=name)
         _OF_TASKS.again()
         _OF_FERRY.again()
         if problem := loglines.unknown_format():
@@ -157,8 +160,3 @@ def _shape(logger: logging.Logger, handler: logging.Handler) -> None:
         logger.addHandler(bare)
         handler = bare
     handler.setFormatter(loglines.JsonLines())
-
-
-def _job_name() -> str:
-    job = flow_run.parameters.get("job")
-    return str(job["name"] if isinstance(job, dict) else getattr(job, "name", ""))

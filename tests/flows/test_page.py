@@ -52,7 +52,7 @@ def seen(cli: Cli, s3: S3Server, prefect_api: Prefect, tmp_path_factory: pytest.
         rows, _ = serve(origin, GOOD)
         rows += [{"sku": f"gone-{n}", "url": origin.url(f"/gone/{n}.jpg")} for n in range(BAD)]
         origin.latency_s = 0.3
-        project.job(chunk_rows=CHUNK_ROWS, concurrency=20)
+        project.job(chunk_rows=CHUNK_ROWS, concurrency=20, processes=2)
         project.manifest(rows)
         process = project.start("run", "job.yaml", env={"FERRY_LOG_FORMAT": "json", "FERRY_METRICS": str(port)})
         bars: list[float] = []
@@ -148,7 +148,8 @@ def test_the_log_is_short_and_says_whose_lines_it_has(seen: Seen, prefect_api: P
 
 
 def test_metrics_say_what_the_ledger_says(seen: Seen) -> None:
-    """What was scraped last, when the last object was done, are the ledger's numbers."""
+    """What was scraped last, when the last object was done, are the ledger's numbers: of both engine processes."""
+    assert seen.metrics["ferry_engine_processes", ""] == 2
     ledger = seen.project.ledger().values()
     assert seen.metrics["ferry_objects_total", "copied"] == sum(line["status"] == "copied" for line in ledger) == GOOD
     assert seen.metrics["ferry_failures_total", "not_found"] == BAD
