@@ -6,7 +6,7 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test faults quick-bench check format bench screenshots lock advisories clean
+.PHONY: help demo test faults quick-bench check format postgresql bench screenshots lock advisories clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
@@ -23,11 +23,11 @@ demo: .venv/.installed
 	@$(BIN)/ferry demo
 
 # The quick bench shows that it works: a run of Ferry's that lost an object fails it, timings do not.
-test: .venv/.installed-dev check $(if $(filter tests,$(T)),quick-bench)
+test: .venv/.installed-dev postgresql check $(if $(filter tests,$(T)),quick-bench)
 	@$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T)
 
 # What `make test` tries a few times of, tried in full; prints a table.
-faults: .venv/.installed-dev
+faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed check
@@ -49,6 +49,10 @@ format: .venv/.installed-dev
 .venv/.installed-dev: requirements-dev.txt pyproject.toml
 	@./deployments/venv.sh $(PYTHON) requirements-dev.txt
 	@touch $@
+
+# For the end-to-end test. As root it is installed where it is missing.
+postgresql:
+	@./deployments/postgresql.sh
 
 # N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/performance.md; WRITE=1: any.
 bench: .venv/.installed-dev .bench/venv/.installed

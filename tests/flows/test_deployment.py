@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
+import base64
 import json
 import os
 import re
 import secrets
-import signal
+import shlex
 import subprocess
 import sys
 import time
@@ -26,14 +26,15 @@ from demo.library import Library, build_library
 from demo.origin import Origin
 from demo.s3 import S3Server
 from flows.server import LocalServer, quiet_environment
+from tests.flows.project import fold, serve, wait_for
+from tests.flows.site import Site, needs_postgresql
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # of which a minute is setting up, on a free machine
 
 ROOT = Path(__file__).parents[2]
 COMMAND_S = 60.0
 RUN_S = 90
 RECORDED_S = 30.0
-STOP_S = 20.0
 PREFIX = "products/"
 CHUNK_ROWS = 40
 TOKEN = "token-" + secrets.token_hex(16)  # what the job refers to as env:OLD_TOKEN
@@ -69,8 +70,11 @@ class Ran:
 class Prefect:
     """The `prefect` command against one server, and that server's API."""
 
-    def __init__(self, server: LocalServer, extra: dict[str, str]) -> None:
+    def __init__(self, server: LocalServer | Site, extra: dict[str, str]) -> None:
         self.url = f"{server.url}/api"
+        self.transcript: list[str] = []
+        user_and_password = extra.get("PREFECT_API_AUTH_STRING", "").encode()
+        self._headers = {"Authorization": f"Basic {base64.b64encode(user_and_password).decode()}"}
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PREFECT_"))},
             **quiet_environment(server.home),
@@ -93,6 +97,7 @@ class Prefect:
             [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=self.environment, timeout=within_s,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
         )  # fmt: skip
+        self.transcript.append(f"$ prefect {shlex.join(arguments)}\n{done.stdout}")
         return done.returncode, done.stdout
 
     def must(self, *arguments: str) -> str:
@@ -101,15 +106,15 @@ class Prefect:
         return output
 
     def get(self, path: str) -> Any:
-        return self._ask(urllib.request.Request(f"{self.url}/{path}"))
+        return self._ask(urllib.request.Request(f"{self.url}/{path}", headers=self._headers))
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **self._headers}
         return self._ask(urllib.request.Request(f"{self.url}/{path}", json.dumps(body).encode(), headers))
 
     @staticmethod
     def _ask(request: urllib.request.Request) -> Any:
-        """The answer. A server whose SQLite is locked says 503, and Prefect's own clients ask again."""
+        """The answer. A server whose database is busy says 503, and Prefect's own clients ask again."""
         deadline = time.monotonic() + COMMAND_S
         while True:
             try:
@@ -147,8 +152,8 @@ class World:
     """Everything that was set up once, and the runs that were made with it."""
 
     prefect: Prefect
-    home: Path
-    worker_log: Path
+    site: Site
+    auth: str
     s3: S3Server
     bucket: str
     library: Library
@@ -156,6 +161,7 @@ class World:
     failures: dict[str, str]
     state: Path
     runs: list[Ran]
+    stopped: Stopped
     lost: dict[str, Any]
     lost_destination: Path
     project: tuple[tuple[set[str], bytes], tuple[set[str], bytes]]
@@ -165,74 +171,42 @@ class World:
         return {a["key"]: a for a in self.prefect.post("artifacts/latest/filter", {})}
 
 
-def descendants(pid: int) -> list[int]:
-    """The processes below ``pid``, those that it started in sessions of their own included."""
-    below: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            below.setdefault(parent, []).append(int(stat.parent.name))
-    found = list(below.get(pid, []))
-    for child in found:
-        found += below.get(child, [])
-    return found
-
-
-@contextlib.contextmanager
-def worker(prefect: Prefect, log: Path) -> Iterator[None]:
-    """A process worker in the project's root; it and what it started are gone at the end."""
-    process = prefect.start("worker", "start", "--pool", "ferry", "--type", "process", log=log)
-    try:
-        yield
-    finally:
-        left = descendants(process.pid)
-        process.terminate()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
 def project() -> tuple[set[str], bytes]:
     """What lies at the top of the project, and the file that `prefect deploy` could rewrite."""
     return {path.name for path in ROOT.iterdir()}, (ROOT / "prefect.yaml").read_bytes()
 
 
-ELSEWHERE = """
-name: elsewhere
-pull: # what git_clone does, without git: the code in the worker's folder for this run
-  - prefect.deployments.steps.run_shell_script:
-      script: cp -r {root}/flows {root}/tasks .
-  - prefect.deployments.steps.set_working_directory:
-      directory: .
-deployments:
-  - name: elsewhere
-    entrypoint: flows/migrate.py:migrate
-    work_pool:
-      name: ferry
-"""
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """A run in whose middle PostgreSQL was restarted, then the server killed, then the worker stopped; and the next."""
+
+    recorded: set[str]  # its rows that were recorded before anything happened
+    after: set[str]  # and when the worker had ended
+    stop_s: float
+    first: dict[str, Any]
+    next: dict[str, Any]
+    requests: Counter[str]  # that the next one made
+    bodies: dict[str, bytes]
+    stored: dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
 def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A server, the deployment, a worker, and three runs of one job: the first, again, and with too small a budget."""
+    needs_postgresql()
     folder = tmp_path_factory.mktemp("deployment")
     bucket = f"test-{secrets.token_hex(6)}"
     s3.make_bucket(bucket)
     before = project()
-    extra = {
+    given = {
         "AWS_ACCESS_KEY_ID": s3.access_key,
         "AWS_SECRET_ACCESS_KEY": s3.secret_key,
         "AWS_EC2_METADATA_DISABLED": "true",
         "OLD_TOKEN": TOKEN,
     }
-    with LocalServer(folder / "prefect") as server, Origin() as origin:
-        prefect = Prefect(server, extra)
-        prefect.must("work-pool", "create", "ferry", "--type", "process")
+    auth = f"operator:{secrets.token_hex(16)}"
+    with Origin() as origin, Site(folder, auth, given) as site:
+        prefect = Prefect(site, {"PREFECT_API_AUTH_STRING": auth})
         library = build_library(origin, count=60)
         again = set(library.retryable)  # a rerun asks for these once more; this test is of what is settled
         rows = [row for row in library.rows if row["url"] not in again]
@@ -252,16 +226,14 @@ def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
             "retries": {"backoff_s": 0.1, "max_backoff_s": 5, "chunk_delay_s": 0.5},
             "failure_budget": len(failures),
         }
-        (folder / "elsewhere.yaml").write_text(ELSEWHERE.format(root=ROOT))
-        with worker(prefect, folder / "worker.log"):
-            prefect.must("deploy", "--all")
-            prefect.must("deploy", "--all", "--prefect-file", str(folder / "elsewhere.yaml"))
-            lost = start_lost(prefect, folder)
-            runs = [ran(prefect, origin, a_job, folder / "state") for a_job in (job, job, less(job))]
-            yield World(
-                prefect, server.home, folder / "worker.log", s3, bucket, library, rows, failures, folder / "state",
-                runs, prefect.flow_run(lost), folder / "lost", (before, project()),
-            )  # fmt: skip
+        prefect.must("deploy", "--all")
+        lost = start_lost(prefect, folder)
+        runs = [ran(prefect, origin, a_job, folder / "state") for a_job in (job, job, less(job))]
+        yield World(
+            prefect, site, auth, s3, bucket, library, rows, failures, folder / "state", runs,
+            interrupted(site, prefect, origin, s3, bucket, job, folder), prefect.flow_run(lost), folder / "lost",
+            (before, project()),
+        )  # fmt: skip
 
 
 def start_lost(prefect: Prefect, folder: Path) -> str:
@@ -270,12 +242,69 @@ def start_lost(prefect: Prefect, folder: Path) -> str:
     (folder / "images" / "one.jpg").write_bytes(make_image("jpeg", 1))
     destination = {"uri": f"file://{folder}/lost/"}
     job = {"name": "lost", "manifest": f"file://{folder}/images/", "destination": destination}
-    deployment = prefect.get("deployments/name/migrate/elsewhere")["id"]
-    made = prefect.post(
-        f"deployments/{deployment}/create_flow_run",
-        {"parameters": {"job": job}, "state": {"type": "SCHEDULED"}, "idempotency_key": "lost"},
+    prod = prefect.get("deployments/name/migrate/prod")
+    elsewhere = {
+        "name": "elsewhere", "flow_id": prod["flow_id"], "entrypoint": prod["entrypoint"], "work_pool_name": "ferry",
+        "parameter_openapi_schema": prod["parameter_openapi_schema"],
+        "pull_steps": [  # what git_clone does, without git: the code in the worker's folder for this run
+            {"prefect.deployments.steps.run_shell_script": {"script": f"cp -r {ROOT}/flows {ROOT}/tasks ."}},
+            {"prefect.deployments.steps.set_working_directory": {"directory": "."}},
+        ],
+    }  # fmt: skip
+    return submit(prefect, prefect.post("deployments/", elsewhere)["id"], job)
+
+
+def submit(prefect: Prefect, deployment: str, job: dict[str, Any]) -> str:
+    asked = {"parameters": {"job": job}, "state": {"type": "SCHEDULED"}}
+    return str(prefect.post(f"deployments/{deployment}/create_flow_run", asked)["id"])
+
+
+def interrupted(
+    site: Site, prefect: Prefect, origin: Origin, s3: S3Server, bucket: str, like: dict[str, Any], folder: Path
+) -> Stopped:
+    """What befalls a service: restarts of the database and of the server, a stop of the worker; then the next run."""
+    listed, bodies = serve(origin, 40, "interrupted")
+    Library(origin, listed).write_csv(folder / "interrupted.csv")
+    destination = {**like["destination"], "uri": f"s3://{bucket}/interrupted/"}
+    state = folder / "interrupted"
+    job = {
+        **like, "name": "interrupted", "manifest": str(folder / "interrupted.csv"), "destination": destination,
+        "state": str(state), "chunk_rows": 10, "concurrency": 2, "failure_budget": 0,
+    }  # fmt: skip
+    prod = prefect.get("deployments/name/migrate/prod")["id"]
+    origin.latency_s = 0.3
+    first = submit(prefect, prod, job)
+    recorded = wait_for("recorded rows", lambda: copied(state), 60)
+    origin.latency_s = 4.0  # it is not to end meanwhile
+    site.database.stop()
+    site.database.start()
+    site.server.kill()
+    site.server.start()
+    site.ready()
+    began = time.monotonic()
+    site.worker.stop()
+    stop_s = time.monotonic() - began
+    after, before = copied(state), Counter(origin.requests)
+    origin.latency_s = 0.0
+    site.worker.start()
+    ended = prefect.flow_run(submit(prefect, prod, job))
+    stored = objects(s3, bucket, "interrupted/")
+    return Stopped(
+        recorded, after, stop_s, prefect.flow_run(first), ended, Counter(origin.requests) - before, bodies, stored
     )
-    return str(made["id"])
+
+
+def objects(s3: S3Server, bucket: str, prefix: str = "") -> dict[str, bytes]:
+    """What the bucket holds under a prefix: key without it to bytes."""
+    client = s3.client()
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    return {key.removeprefix(prefix): client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
+
+
+def copied(state: Path) -> set[str]:
+    """Keys that the ledger has as copied."""
+    return {line["key"] for line in fold(state).values() if line["status"] == "copied"} if state.exists() else set()
 
 
 def less(job: dict[str, Any]) -> dict[str, Any]:
@@ -313,12 +342,10 @@ def test_the_first_run_moves_everything(world: World) -> None:
     copied, skipped, failed = len(world.library.expected), world.library.duplicates, len(world.failures)
     this_run = f"this run: {copied} copied, {skipped} skipped, {failed} failed"
     assert first.state == ("COMPLETED", f"{this_run}; {in_all(world, failed)}")
-    client = world.s3.client()
-    stored = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=world.bucket):
-        for item in page.get("Contents", []):
-            stored[item["Key"]] = client.get_object(Bucket=world.bucket, Key=item["Key"])["Body"].read()
-    assert stored == {PREFIX + key: body for key, body in world.library.expected.items()}
+    assert objects(world.s3, world.bucket, PREFIX) == world.library.expected
+    assert set(objects(world.s3, world.bucket)) == {PREFIX + key for key in world.library.expected} | {
+        f"interrupted/{key}" for key in world.stopped.bodies
+    }
 
 
 def test_the_second_run_is_cached(world: World) -> None:
@@ -390,13 +417,34 @@ def test_no_secret_reaches_the_server(world: World) -> None:
     assert any(headers.get("x-token") == TOKEN for headers in world.library.origin.last_headers.values())
     signatures = {found[1] for row in world.rows if (found := re.search(r"Signature=(\w+)", row["url"]))}
     assert signatures
-    hidden = [world.s3.secret_key, world.s3.access_key, TOKEN, *signatures]
+    hidden = [world.s3.secret_key, world.s3.access_key, TOKEN, world.auth, *signatures]
     assert "env:OLD_TOKEN" in json.dumps(world.runs[0].flow_run["parameters"])
-    files = [path for path in [*world.home.rglob("*"), world.worker_log] if path.is_file()]
-    assert world.home / "prefect.db" in files
-    for path in files:
-        content = path.read_bytes()
-        assert [text for text in hidden if text.encode() in content] == [], path
+    records = world.site.database.dump()
+    assert "env:OLD_TOKEN" in records
+    paths = [*world.site.home.rglob("*"), *world.site.journal]
+    files = {str(path): path.read_bytes() for path in paths if path.is_file()}
+    for name, content in {"PostgreSQL": records.encode(), **files}.items():
+        assert [text for text in hidden if text.encode() in content] == [], name
+
+
+def test_the_records_are_in_postgresql(world: World) -> None:
+    """Every run of these tests is a row of the database, and nobody has made an SQLite beside it."""
+    rows = world.site.database.query("SELECT id, state_type FROM flow_run")
+    runs = [ran.flow_run for ran in world.runs] + [world.stopped.first, world.stopped.next, world.lost]
+    assert {tuple(row) for row in rows} == {(run["id"], run["state_type"]) for run in runs}
+    assert not [path for home in world.site.homes for path in home.rglob("*.db")]
+
+
+def test_restarts_of_database_and_server_and_a_stopped_worker(world: World) -> None:
+    """The run goes on while PostgreSQL is restarted and the server killed; it ends gently with its worker, within the
+    time that the unit gives, and says so; the next run asks the origin for nothing that was recorded."""
+    stopped = world.stopped
+    assert stopped.stop_s < float(world.site.worker.service["TimeoutStopSec"][-1])
+    assert (stopped.first["state_type"], stopped.recorded < stopped.after < set(stopped.bodies)) == ("CANCELLED", True)
+    assert stopped.next["state_type"] == "COMPLETED", stopped.next["state"]
+    assert stopped.stored == stopped.bodies
+    again = {key for key in stopped.after if stopped.requests[f"/{key}"]}
+    assert again == set(), "recorded before, and fetched again"
 
 
 def test_nothing_is_written_into_the_project(world: World) -> None:
