@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -48,18 +48,21 @@ os.execv(sys.argv[2], sys.argv[2:])
 class S3Server:
     """SeaweedFS on free loopback ports, chosen once: ``start`` after ``stop`` brings the data back.
 
-    ``access_key`` may do everything, ``reader_key`` may only read and list. Data, configuration and
+    ``access_key`` may do everything, ``reader_key`` may only read and list, ``limited_key`` what ``policies`` allow, by
+    name documents of IAM's. Data, configuration and
     ``weed.log`` lie in ``folder``; without one, in a temporary directory that goes with this object.
     On Linux the server dies with this process, whatever ends it.
     """
 
     region = "us-east-1"
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, policies: Mapping[str, str] = {}) -> None:
         self._temporary = None if folder is not None else tempfile.TemporaryDirectory(prefix="ferry-s3-")
         self.folder = (folder if folder is not None else Path(self._temporary.name)).resolve()  # type: ignore[union-attr]
         self.access_key, self.secret_key = "A" + secrets.token_hex(9).upper(), secrets.token_hex(20)
         self.reader_key, self.reader_secret = "R" + secrets.token_hex(9).upper(), secrets.token_hex(20)
+        self.limited_key, self.limited_secret = "L" + secrets.token_hex(9).upper(), secrets.token_hex(20)
+        self._policies = dict(policies)
         names = ("master", "volume", "filer", "s3")
         flags = [f"{name}.port{grpc}" for name in names for grpc in ("", ".grpc")]
         # `-admin.ui=false` hides a page and starts the admin server all the same; its worker dials port + 10000
@@ -138,9 +141,11 @@ class S3Server:
         self._ended.set()
         remove_sockets(self._ports.values())
 
-    def client(self, *, reader: bool = False) -> S3Client:
-        """A boto3 client of this server; with ``reader`` one whose writes are refused."""
+    def client(self, *, reader: bool = False, limited: bool = False) -> S3Client:
+        """A boto3 client; with ``reader`` one whose writes are refused, with ``limited`` one bound to the policies."""
         key, secret = (self.reader_key, self.reader_secret) if reader else (self.access_key, self.secret_key)
+        if limited:
+            key, secret = self.limited_key, self.limited_secret
         return boto3.session.Session().client(
             "s3",
             endpoint_url=self.endpoint_url,
@@ -173,11 +178,15 @@ class S3Server:
         def identity(name: str, key: str, secret: str, actions: list[str]) -> dict[str, object]:
             return {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
 
+        limited = identity("limited", self.limited_key, self.limited_secret, [])
+
         config = {
             "identities": [
                 identity("admin", self.access_key, self.secret_key, ["Admin", "Read", "Write", "List", "Tagging"]),
                 identity("reader", self.reader_key, self.reader_secret, ["Read", "List"]),
-            ]
+                {**limited, "policyNames": list(self._policies)},
+            ],
+            "policies": [{"name": name, "content": text} for name, text in self._policies.items()],
         }
         path = self.folder / "s3.json"
         path.touch(mode=0o600)
