@@ -461,3 +461,31 @@ def test_a_state_that_the_worker_would_delete_is_refused(world: World) -> None:
     assert "deletes when this run ends" in message
     assert "s3://bucket/prefix" in message
     assert not world.lost_destination.exists()
+
+
+def test_what_the_readme_shows(world: World) -> None:
+    """Every line of the transcript of deployments/systemd/README.md was printed here, in this order."""
+    page = (ROOT / "deployments" / "systemd" / "README.md").read_text()
+    transcript = re.search(r"<!-- transcript.*?```\n(.*?)```", page, re.DOTALL)
+    assert transcript is not None
+    asked = "SELECT name, state_type FROM flow_run ORDER BY created"
+    rows = ["|".join(row) for row in world.site.database.query(asked)]
+    psql = [f"$ psql --no-align --tuples-only prefect -c '{asked}'", *rows]
+    printed = masked("\n".join([*world.prefect.transcript, *psql]))
+    lines = iter(printed)
+    for wanted in masked(transcript[1].replace("[...]\n", "")):
+        assert wanted in lines, f"not printed, or not in this place: {wanted}\n\n" + "\n".join(printed)
+
+
+def masked(text: str) -> list[str]:
+    """The lines without what differs from run to run: jobs with their paths, ports, IDs, names and times."""
+    for what, mask in (
+        (r"job=\{.*?\}'", "job=JOB'"),
+        (r"127\.0\.0\.1:\d+", "127.0.0.1:PORT"),
+        (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "UUID"),
+        (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\S*( UTC)?", "TIME"),
+        (r"flow run '[a-z]+(-[a-z]+)+'", "flow run 'NAME'"),
+        (r"(?m)^(\S) +\S+ +[0-9a-f]{12} ", r"\1 TIME ID "),
+    ):
+        text = re.sub(what, mask, text)
+    return [line.rstrip() for line in text.splitlines() if line.strip()]
