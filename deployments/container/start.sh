@@ -4,7 +4,9 @@
 set -eu
 secrets=${FERRY_SECRETS:-/run/secrets}
 set -a
+# shellcheck source=/dev/null
 if [ -r "$secrets/$1.env" ]; then . "$secrets/$1.env"; fi
+# shellcheck disable=SC2034 # set -a exports it
 if [ -r "$secrets/database_password" ]; then PREFECT_SERVER_DATABASE_PASSWORD=$(cat "$secrets/database_password"); fi
 set +a
 case $1 in
