@@ -21,6 +21,8 @@ from demo.s3 import S3Server
 from tests.flows.project import Cli
 from tests.flows.site import UNITS
 
+pytestmark = pytest.mark.slow
+
 FOLDER = UNITS.parent / "iam"
 OF_A_RUN = ("source-bucket", "destination", "state")
 NAMES = {"SOURCE-BUCKET": "old", "DESTINATION-BUCKET": "new", "STATE-BUCKET": "state", "PREFIX": "products"}
