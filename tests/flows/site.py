@@ -44,7 +44,7 @@ class Site:
         self.url = f"http://127.0.0.1:{self.port}"
         self.database = Postgres()
         self.journal = [folder / "server.log", folder / "worker.log"]
-        for home in self.homes:
+        for home in (*self.homes, folder / "ferry" / "tmp"):
             home.mkdir()
         here = {"/opt/ferry/.venv/bin": str(Path(sys.executable).parent), "4200": str(self.port)}
         self.server = unit(
