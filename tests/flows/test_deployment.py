@@ -371,7 +371,7 @@ def test_what_the_ui_lists(world: World) -> None:
     """Runs and tasks have names that a person can read, and runs their deployment's tag and work pool."""
     for run in world.runs:
         assert run.flow_run["name"] == "product-images"
-        assert run.flow_run["tags"] == ["ferry"]
+        assert run.flow_run["tags"] == ["ferry", "full", "product-images"]
         assert run.flow_run["work_pool_name"] == "ferry"
         for chunk in run.chunks:
             assert re.fullmatch(r"chunk-[0-9a-f]{12}-\d+-rows", chunk["name"])
