@@ -149,23 +149,15 @@ def migrate_here(
             )
         with contextlib.suppress(*UNANSWERED):
             api.settle(state)
-    return exit_code(state)
+    return exit_code(state, flow.report)
 
 
-def exit_code(state: Any) -> tuple[int, Any]:
+def exit_code(state: Any, report: Report | None = None) -> tuple[int, Any]:
     """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report, or its message where there is none."""
-    from prefect.exceptions import MissingResult
-
-    from tasks.accounts import Report
-
-    try:
-        result = state.result(raise_on_failure=False)
-    except MissingResult:
-        result = None
     if state.is_cancelled():
-        return signals.exit_code(), result if isinstance(result, Report) else state.message
-    if isinstance(result, Report):
-        return result.exit_code, result
+        return signals.exit_code(), report or state.message
+    if report is not None:
+        return report.exit_code, report
     return told(state.is_completed(), state.message or "")
 
 

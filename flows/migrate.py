@@ -35,6 +35,7 @@ from tasks.watched import watched
 
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
 ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
+report: Report | None = None  # what it came to; Prefect would take a Failed state's data for its exception
 hold_loosely()
 tidy_logs()  # before the first line of a run, which Prefect says before the flow begins
 
@@ -70,10 +71,10 @@ def migrate(
         limit: Move this many rows at most.
         wait: While another run of the job is on, wait for its end; else this one fails at once and names it.
     """
-    global ended
+    global ended, report
     tidy_logs()
     signals.listen()
-    report: Report | None = None
+    report = None
     try:
         report = run_job(anchored(job, Path.cwd()), retry_failed, limit, wait)
         ended = final_state(report)
@@ -143,9 +144,5 @@ def failure(error: FerryError) -> str:
 def final_state(report: Report) -> State[Any]:
     """Completed, Failed or Cancelled, with the counts in its message."""
     if report.stopped.startswith("interrupted"):
-        return Cancelled(message=report.message, data=report)
-    return (
-        Completed(message=report.message, data=report)
-        if report.exit_code == 0
-        else Failed(message=report.message, data=report)
-    )
+        return Cancelled(message=report.message)
+    return Completed(message=report.message) if report.exit_code == 0 else Failed(message=report.message)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import httpx
 from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun, FailedRun
 from prefect.logging import get_logger
 from rich.console import Console
 
@@ -40,6 +41,12 @@ class ForPeople(logging.Filter):
             return False
         settled = record.name == "prefect.task_runs" and text.startswith("Finished in state Completed")
         return not settled or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+
+
+def _not_a_bug(record: logging.LogRecord) -> bool:
+    """In a worker's process Prefect raises what ended a run once more, and logs that with a traceback. The line before
+    it, `Finished in state Failed`, has said all."""
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun | CancelledRun))
 
 
 class Fewer(logging.Filter):
@@ -105,7 +112,8 @@ class ServerAway(logging.Filter):
 
 
 _FOR_PEOPLE, _SERVER_AWAY, _OF_TASKS, _OF_FERRY = ForPeople(), ServerAway(), Fewer(), Fewer()
-_FILTERS: dict[str, tuple[logging.Filter, ...]] = {
+_FILTERS: dict[str, tuple[logging.Filter | Callable[[logging.LogRecord], bool], ...]] = {
+    "prefect.engine": (_not_a_bug,),
     "prefect.flow_runs": (_FOR_PEOPLE,),
     "prefect.task_runs": (_FOR_PEOPLE, _OF_TASKS),
     "prefect.ferry": (_OF_FERRY,),
