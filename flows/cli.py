@@ -189,6 +189,8 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     holder = lease.holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
+    if running and hosts is not None and hosts.paused:
+        running += "; paused at Prefect: it goes on when it is resumed there (docs/control.md)"
     if json_:
         known = dataclasses.asdict(hosts) if hosts else None
         _print_json(

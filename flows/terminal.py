@@ -83,7 +83,8 @@ def draw_progress(progress: Progress, planned: Callable[[], Planned | None]) -> 
 def _rest(s: Snapshot) -> str:
     left = f"{duration(s.left_s)} left" if s.left_s is not None and s.done < s.todo else ""
     failed = f"[red]{s.failed:,} failed[/red]" if s.failed else ""
-    return "  ".join(part for part in (size(s.bytes), f"{s.rate:,.0f} rows/s", left, failed) if part)
+    rate = "[yellow]paused at Prefect[/yellow]" if s.paused else f"{s.rate:,.0f} rows/s"
+    return "  ".join(part for part in (size(s.bytes), rate, left, failed) if part)
 
 
 def outcome_rows(counts: dict[str, Any]) -> Table:

@@ -63,7 +63,8 @@ def _report(watched: Watched, page: Page, say: Callable[[str], Any], done: threa
         due = now - said >= next_report_s(now - began) - LOOK_S / 2
         if due:
             said = now
-            say(progress_line(s))
+            if not s.paused:  # that was said once
+                say(progress_line(s))
         if due or int(percent(s)) != shown:
             shown = int(percent(s))
             page.moved(s)

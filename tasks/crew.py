@@ -215,7 +215,8 @@ class Crew:
         """A few times a second: tells the others how things stand. True when it started one more."""
         if self.helpers:
             self._beat()
-        if self.processes != 1 + len(self.helpers) or self.processes >= self._most or self._runtime.stopping:
+        idle_by_will = self._runtime.stopping or self._runtime.paused
+        if self.processes != 1 + len(self.helpers) or self.processes >= self._most or idle_by_will:
             return False  # after one was lost, to lack of memory perhaps, none is started
         idle = idle_s()
         if idle is None:
@@ -254,7 +255,7 @@ class Crew:
             helper.tell(
                 {
                     "until": self._lease.until, "stop": self._runtime.stop_reason, "share": self._setup.share,
-                    "pauses": merged,
+                    "pauses": merged, "paused": self._runtime.paused,
                 }
             )  # fmt: skip
 

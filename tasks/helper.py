@@ -72,6 +72,7 @@ class Helper:
         self._lease.until = data["until"]
         if data["stop"]:
             self.runtime.request_stop(data["stop"])
+        self.runtime.pause(data["paused"])
         if data["share"] != self._share:
             self._share = data["share"]
             self.runtime.divide(self._share)

@@ -45,8 +45,8 @@ def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: 
 def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     """Maps :func:`transfer_chunk` over the chunks, a window at a time.
 
-    A chunk that sleeps until its retry holds no place in the window. Nothing is submitted once the run
-    is to stop.
+    A chunk that sleeps until its retry holds no place in the window. Nothing is submitted while the run is paused, nor
+    once it is to stop.
     """
     mapped = transfer_chunk.with_options(retries=run.job.retries.chunk_attempts, retry_delay_seconds=0)
     waiting = deque(refs)
@@ -60,6 +60,8 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             tally.one()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
+        if not futures:  # paused, between two chunks
+            run.runtime.sleep(POLL_S)
         done, _ = concurrent.futures.wait(futures, POLL_S, concurrent.futures.FIRST_COMPLETED)
         for finished in done:
             ref, future = futures.pop(finished)
@@ -72,7 +74,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
 def place(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     """Whether one more chunk is to begin. Small ones are over in a moment, large ones are worth waiting for."""
     awake = submitted - run.runtime.asleep()
-    return awake < MOST_CHUNKS and run.crew.place(ref, wanted=awake < WINDOW)
+    return awake < MOST_CHUNKS and not run.runtime.paused and run.crew.place(ref, wanted=awake < WINDOW)
 
 
 def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:

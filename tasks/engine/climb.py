@@ -167,6 +167,10 @@ class Climb:
         if self.limit > self._ceiling:
             self._set(self._ceiling)
 
+    def rested(self) -> None:
+        """Nothing was asked for a while: this round would tell of that, and not of the host."""
+        self._settling = True
+
     # --- rounds
 
     def _set(self, limit: int) -> None:

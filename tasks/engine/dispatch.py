@@ -79,6 +79,7 @@ class Dispatcher:
         self._ready = 0  # queued, and not held up
         self._wanted = READY_ROWS
         self._refilling = False
+        self.paused = False
         self.stopped = False
 
     @property
@@ -133,6 +134,12 @@ class Dispatcher:
         elif lane.limit.paused_for_s > 0 and not lane.held:
             self._hold(lane, True)
             self.refill()
+
+    def pause(self, paused: bool) -> None:
+        """Nothing more begins, until it is called once more; what falls due meanwhile waits in its lane."""
+        self.paused = paused
+        for lane in list(self._lanes.values()):
+            self._pump(lane)
 
     def stop(self) -> None:
         """Nothing more begins."""
@@ -191,7 +198,7 @@ class Dispatcher:
     def _pump(self, lane: Lane) -> None:
         """Begins rows of one host while it has places."""
         queue, limit, circuit = lane.queue, lane.limit, lane.circuit
-        while queue and not self.stopped:
+        while queue and not self.stopped and not self.paused:
             item, attempt = queue[0]
             if circuit.open_reason is not None and not circuit.probe_due:
                 if circuit.probing:

@@ -295,6 +295,11 @@ class HostLimit:
         """Seconds for which nobody has answered here, however often that was tried; 0 while somebody does."""
         return max(0.0, self._clock() - self._silent_at) if self._rest_s else 0.0
 
+    def rested(self, seconds: float) -> None:
+        """The run was paused: nothing was asked here, so that nothing was answered."""
+        self._silent_at += seconds
+        self._climb.rested()
+
     def _send_away(self) -> None:
         """Waiters do not outwait a long pause."""
         if self._waiters and self.paused_for_s > self._patience_s:

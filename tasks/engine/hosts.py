@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -28,11 +27,12 @@ class Hosts:
     hosts: list[HostSnapshot]
     more: int = 0
     handshakes: int = 0  # connections opened so far, to origins and the destination
+    paused: bool = False  # the run is: nothing is asked until it goes on
 
 
-def busiest(run_no: int, snapshots: list[HostSnapshot], now: float, handshakes: int = 0) -> Hosts:
+def busiest(run_no: int, snapshots: list[HostSnapshot], now: float) -> Hosts:
     used = sorted((host for host in snapshots if host.requests), key=lambda host: -host.requests)
-    return Hosts(run_no, now, used[:MOST_HOSTS], len(used) - len(used[:MOST_HOSTS]), handshakes)
+    return Hosts(run_no, now, used[:MOST_HOSTS], len(used) - len(used[:MOST_HOSTS]))
 
 
 def read_hosts(state: State) -> Hosts | None:
@@ -40,7 +40,8 @@ def read_hosts(state: State) -> Hosts | None:
     try:
         data: dict[str, Any] = json.loads(state.read(NAME))
         known = [HostSnapshot(**host) for host in data["hosts"]]
-        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"])
+        paused = data.get("paused", False)
+        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"], paused)
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
@@ -68,27 +69,22 @@ def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
     )  # fmt: skip
 
 
-async def keep_written(
-    state: State, look: Callable[[], tuple[list[HostSnapshot], int]], run_no: int, held: Callable[[], bool]
-) -> None:
+async def keep_written(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
     """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then.
 
-    ``look`` gives the hosts of all processes, and how many connections they opened.
+    ``look`` gives the hosts of all processes.
     """
     every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
     try:
         while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(_write, state, look, run_no, held)
+            await asyncio.to_thread(_write, state, look, held)
     finally:
-        _write(state, look, run_no, held)
+        _write(state, look, held)
 
 
-def _write(
-    state: State, look: Callable[[], tuple[list[HostSnapshot], int]], run_no: int, held: Callable[[], bool]
-) -> None:
-    snapshots, handshakes = look()
-    hosts = busiest(run_no, snapshots, time.time(), handshakes)
+def _write(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    hosts = look()
     if hosts.hosts and held():
         with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
             state.write(NAME, json.dumps(asdict(hosts)).encode())

@@ -79,6 +79,11 @@ class Limiter:
         if self._job is not None:
             self._job.bound(ceiling)
 
+    def rested(self, seconds: float) -> None:
+        """The run was paused for so long: that is no silence of any host's."""
+        for host in self._hosts.values():
+            host.rested(seconds)
+
     def pauses(self) -> dict[str, tuple[float, str]]:
         """Hosts that are to be left alone: until when, by the clock, and why. From any thread."""
         now = self._clock()

@@ -25,6 +25,7 @@ class Snapshot:
     left_s: float | None  # None while it cannot be told
     statuses: dict[str, int]
     classes: dict[str, int]
+    paused: bool = False
 
 
 class Progress:
@@ -44,6 +45,8 @@ class Progress:
         self._first: float | None = None
         self._last = 0.0
         self._marks: list[tuple[float, int, int]] = []
+        self._paused_at: float | None = None
+        self._paused_s = 0.0  # between the first outcome and the last
 
     def start(self, todo: int) -> None:
         """More rows to do."""
@@ -87,6 +90,20 @@ class Progress:
         with self._lock:
             return self._statuses + self._before[0], self._classes + self._before[1]
 
+    def pause(self, paused: bool) -> float:
+        """The run is paused, or goes on: then how many seconds it was paused."""
+        now = time.monotonic()
+        with self._lock:
+            before, self._paused_at = self._paused_at, now if paused else None
+            seconds = 0.0 if before is None else now - before
+            if self._first is not None:
+                self._paused_s += seconds
+            return seconds
+
+    @property
+    def paused(self) -> bool:
+        return self._paused_at is not None
+
     @property
     def retryable(self) -> int:
         """Failures so far that another pass may cure."""
@@ -95,8 +112,8 @@ class Progress:
 
     @property
     def steady_s(self) -> float:
-        """Seconds between the first outcome and the last."""
-        return self._last - self._first if self._first is not None else 0.0
+        """Seconds between the first outcome and the last, without those in which the run was paused."""
+        return max(0.0, self._last - self._first - self._paused_s) if self._first is not None else 0.0
 
     def snapshot(self, window_s: float = 5.0) -> Snapshot:
         now = time.monotonic()
@@ -111,5 +128,6 @@ class Progress:
             return Snapshot(
                 self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,
                 (self._bytes - bytes_before) / span if span > 0.2 else 0.0,
-                left / rate if rate > 0 else None, dict(self._statuses), dict(self._classes),
+                left / rate if rate > 0 and not self.paused else None, dict(self._statuses), dict(self._classes),
+                self.paused,
             )  # fmt: skip

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,7 @@ from tasks.engine.budget import Budget
 from tasks.engine.dispatch import Dispatcher
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError
 from tasks.engine.host_snapshot import HostSnapshot
-from tasks.engine.hosts import keep_written, together
+from tasks.engine.hosts import Hosts, busiest, keep_written, together
 from tasks.engine.job import Checks, Job, Retries
 from tasks.engine.lease import Borrowed, Lease
 from tasks.engine.limiter import COPIES_START, DESTINATION, Limiter
@@ -81,6 +81,7 @@ class Runtime:
         self.settled: dict[str, Settled] = {}
         self.fatal: FerryError | None = None
         self.stop_reason = ""
+        self.paused = False
         fixed = None if job.concurrency == "auto" else max(1, job.concurrency // share)
         patience_s = job.retries.max_backoff_s
         self._ceiling = most_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
@@ -133,7 +134,7 @@ class Runtime:
         self._hosts: Future[None] | None = None
         if isinstance(lease, Lease):
             self._hosts = asyncio.run_coroutine_threadsafe(
-                keep_written(state, self.all_hosts, run_no, lambda: lease.held), self._loop
+                keep_written(state, self._moment, lambda: lease.held), self._loop
             )
 
     def hosts(self) -> tuple[list[HostSnapshot], int]:
@@ -145,6 +146,10 @@ class Runtime:
         """As :meth:`hosts`, of all processes of the run."""
         every = [self.hosts(), *self.others()]
         return together([snapshots for snapshots, _ in every]), sum(opened for _, opened in every)
+
+    def _moment(self) -> Hosts:
+        snapshots, opened = self.all_hosts()
+        return replace(busiest(self.run_no, snapshots, time.time()), handshakes=opened, paused=self.paused)
 
     def divide(self, share: int) -> None:
         """So many processes work from now on: each has its part of connections and memory. From any thread."""
@@ -203,6 +208,17 @@ class Runtime:
         """No new rows; those in flight may end. From any thread, also from a signal handler's."""
         self.stop_reason = self.stop_reason or reason
         self._loop.call_soon_threadsafe(self._stop)
+
+    def pause(self, paused: bool) -> None:
+        """No new rows, until it is called with False; those in flight may end, and tries that fall due wait. The lease
+        is kept. From any thread."""
+        if paused is not self.paused:
+            self.paused = paused
+            self._loop.call_soon_threadsafe(self._pause, paused, self.progress.pause(paused))
+
+    def _pause(self, paused: bool, seconds: float) -> None:
+        self.limiter.rested(seconds)
+        self.dispatcher.pause(paused)
 
     def _stop(self) -> None:
         self.dispatcher.stop()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 BETWEEN_TRIES_S = 1.0
+PAUSED_S = 0.5  # between two looks whether it goes on
 UNREAD_IN_A_ROW = 50  # objects, then it is the destination that fails, and not they
 # also what an earlier verification found wrong, until a run has repaired it
 SHOULD_BE_THERE = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
@@ -171,6 +172,8 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
     async def worker() -> None:
         nonlocal in_a_row
         for outcome in queue:
+            while progress.paused:  # noqa: ASYNC110 - told from another thread
+                await asyncio.sleep(PAUSED_S)
             try:
                 size, md5, sha256 = await _digests(store, outcome)
             except ObjectError as error:

@@ -339,3 +339,62 @@ def test_many_hosts_are_forgotten_again(hosts: int) -> None:
         assert len(dispatcher._circuits) <= dispatch.HOSTS_KEPT
 
     scene(test)
+
+
+def test_a_paused_run_begins_nothing_and_then_goes_on() -> None:
+    """Neither a place that is given back, nor a try that falls due, nor another chunk begins a row; after the pause all
+    of them go, each once."""
+
+    async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
+        chunk, later = Chunk("x", *["a.example"] * 4), Chunk("y", "b.example")
+        dispatcher.enter(chunk)
+        assert chunk.names == ["x0", "x1"]
+        dispatcher.pause(True)
+        chunk.end(0)
+        again = chunk.begun[0]
+        dispatcher.again(again, chunk)
+        dispatcher.enter(later)
+        clock.pass_(3600)
+        assert chunk.names == ["x0", "x1"]
+        assert not later.begun
+        dispatcher.pause(False)
+        assert chunk.names == ["x0", "x1", "x0"]
+        assert later.names == ["y0"]
+        chunk.end(1)
+        chunk.end(2)
+        assert chunk.names == ["x0", "x1", "x0", "x2", "x3"]
+        assert not chunk.left
+
+    scene(test)
+
+
+def test_a_pause_of_the_run_is_no_silence_of_a_host_s() -> None:
+    """Nobody was asked meanwhile: a host that was just being tried again is not given up for it, and a circuit whose
+    probe fell due lets one row through."""
+
+    async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
+        chunk = Chunk("x", *["a.example"] * 3)
+        dispatcher.enter(chunk)
+        host = limiter.host("a.example")
+        host.rest("nobody there")
+        chunk.end(0)
+        dispatcher.pause(True)
+        clock.pass_(3600)
+        limiter.rested(3600)
+        dispatcher.pause(False)
+        host.rest("nobody there")  # the try after the pause found nobody, either
+        dispatcher.look("a.example")
+        assert host.silent_for_s <= 60
+        assert not chunk.left
+        circuit = dispatcher.circuit("b.example")
+        for _ in range(50):
+            circuit.record_error(ErrorClass.FORBIDDEN, 403)
+        dispatcher.pause(True)
+        other = Chunk("y", *["b.example"] * 3)
+        dispatcher.enter(other)
+        clock.pass_(3600)
+        assert not other.left
+        dispatcher.pause(False)
+        assert other.names == ["y0"]
+
+    scene(test)
