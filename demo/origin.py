@@ -132,6 +132,8 @@ class Origin:
         """The headers of each path's last request, names in lower case."""
         self.total = 0
         """Requests in all."""
+        self.last_at = 0.0
+        """When the last one came (time.monotonic)."""
         self.at_once = self.most_at_once = 0
         """Requests that `latency_s` holds up, now and at most; the latter may be set back."""
         self.port = free_ports(1)[0]
@@ -317,6 +319,7 @@ class _Connection(asyncio.Protocol):
         origin = self._origin
         origin.requests[target] += 1
         origin.total += 1
+        origin.last_at = time.monotonic()
         origin.last_headers[target] = headers
         keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
         if origin.latency_s > 0:

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import signals
+from flows import control, signals
 from flows.slot import hold_loosely
 from flows.watch import showing
 from tasks import api, policies
@@ -82,9 +82,11 @@ def migrate(
         ended = Cancelled(message=f"nothing has moved: {interrupt}")
     except FerryError as error:
         ended = Failed(message=failure(error))
-    if await_server() and report is not None:
-        with policies.untagged():
-            publish(job.name, report)
+    if await_server():
+        ended = control.last_word(UUID(flow_run.id), ended)
+        if report is not None:
+            with policies.untagged():
+                publish(job.name, report)
     return ended
 
 
@@ -93,12 +95,14 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     look_around(own, flow_run.run_count, tell)
     with (
+        control.heeding(own, tell) as orders,
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait) as run,
         signals.telling(run.stop),
         showing(watched(run)),
         policies.untagged(),
         kept_in(run.state),
     ):
+        orders.pauses(run.runtime.pause)
         mark_predecessor(run.lease, own, tell)
         planned = plan_chunks(run, retry_failed, limit)
         transfer_all(run, planned.chunks)

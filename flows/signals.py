@@ -6,6 +6,9 @@
 | plans | ends the planning; nothing was decided that would be lost | the same |
 | moves | no new objects; those in flight may end, for 10 s at most; outcomes are written | the same |
 | is over, and is being recorded | changes nothing | the same |
+
+A run that is cancelled at Prefect takes that for a first signal (:func:`interrupt`). A worker sends SIGTERM for it as
+well, before or after: that one does not count as a second.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 last_signal: signal.Signals | None = None  # for the exit code
+_asked = ""  # why :func:`interrupt` was called
+_expected = False  # after that a signal of the worker's may come for the same reason
 _told: Callable[[str], None] | None = None  # hears of the first signal; None: it is raised
 
 
@@ -32,14 +37,28 @@ def exit_code() -> int:
 
 
 def _received(number: int, _: FrameType | None) -> None:
-    global last_signal
+    global last_signal, _expected
     if last_signal is not None:
+        if _expected:
+            _expected = False
+            return
         os._exit(EXIT_CODES[last_signal])
-    last_signal = signal.Signals(number)
-    reason = f"interrupted by {last_signal.name}; run the job again to go on where it stopped"
+    last_signal = signal.SIGINT if _asked else signal.Signals(number)
+    _expected = bool(_asked)
+    reason = _asked or f"interrupted by {last_signal.name}; run the job again to go on where it stopped"
     if _told is None:
         raise Interrupted(reason)
     _told(reason)
+
+
+def interrupt(reason: str) -> None:
+    """As a first Ctrl-C would, but for ``reason``; from any thread. After a signal it changes nothing."""
+    global _asked
+    if last_signal is None and not _asked and signal.getsignal(signal.SIGTERM) is _received:
+        _asked = reason
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGTERM)  # SIGINT may be ignored; it wakes whatever the thread waits for
 
 
 def listen() -> None:

@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import signals
+from flows import control, signals
 from flows.migrate import await_server, failure, run_name
 from flows.watch import showing
 from tasks import policies
@@ -45,8 +45,7 @@ def verify(
     tidy_logs()
     signals.listen()
     state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
-    await_server()
-    return state
+    return control.last_word(UUID(flow_run.id), state) if await_server() else state
 
 
 def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
@@ -56,10 +55,12 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
         check_choice(list_only, sample, seed)
         look_around(own, flow_run.run_count, tell)
         with (
+            control.heeding(own, tell) as orders,
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait) as check,
             showing(Watched(job.name, "verify", check.progress)),
             policies.untagged(),
         ):
+            orders.pauses(check.progress.pause)
             mark_predecessor(check.lease, own, tell)
             if sample is not None:
                 draw(check, sample, seed)

@@ -90,6 +90,13 @@ def _detail(answer: httpx.Response) -> str:
 
 
 @contextlib.contextmanager
+def polling() -> Iterator[SyncPrefectClient]:
+    """A client for a question that is asked again and again: each time is tried once, and may raise UNANSWERED."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _new_client() as client:
+        yield client
+
+
+@contextlib.contextmanager
 def courtesy(tell: Callable[[str], None], what: str) -> Iterator[SyncPrefectClient]:
     """A client for something that would be good to have at Prefect; where it is refused or lost, ``tell`` hears so."""
     try:

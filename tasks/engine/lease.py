@@ -222,6 +222,7 @@ def acquire(
 ) -> Lease:
     """Takes the lease; raises LeaseHeld naming its holder, or with ``wait`` asks again until it is free.
 
+    The same run of Prefect's in another process, which is at its end, is waited for: it was paused, and resumed.
     A lease that looks over, of a process that cannot be seen from here, is watched for WATCH_S first, and ``tell``
     hears of it; and of whom it waits for.
     """
@@ -236,9 +237,10 @@ def acquire(
         except FileNotFoundError:
             continue
         other = decode(raw)
+        patient = wait or (flow_run != "" and other.flow_run == flow_run)
         found = verdict(other, time.time(), _place(), _started(other.pid))
         if found == "watch" and raw != watched:
-            if watched and not wait:
+            if watched and not patient:
                 raise LeaseHeld(_held_by(other))  # somebody renewed it
             watched, since = raw, asked
             tell(
@@ -251,7 +253,7 @@ def acquire(
             if state.swap(NAME, raw, mine.encode()):
                 return Lease(state, mine, asked, on_lost, other if other.expires_at != RELEASED else None)
             continue  # another run was quicker; who it is, the next look says
-        if found == "held" and not wait:
+        if found == "held" and not patient:
             raise LeaseHeld(_held_by(other))
         if found == "held" and other.token != awaited:
             awaited = other.token

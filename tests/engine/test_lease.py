@@ -321,3 +321,20 @@ def test_a_holder_survives_its_json() -> None:
     """What is written is what is read; two acquisitions of one process differ."""
     assert decode(HOLDER.encode()) == HOLDER
     assert this_process("a", 1.0) != this_process("a", 1.0)
+
+
+def test_a_run_waits_for_its_own_earlier_process(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused in the UI and resumed, it is a new process while the old one is still at its end; another run does not
+    wait."""
+    monkeypatch.setattr(lease, "WAIT_S", 0.01)
+    first = acquire(state, "nightly", flow_run="one")
+    with pytest.raises(LeaseHeld):
+        acquire(state, "nightly", flow_run="two")
+    with pytest.raises(LeaseHeld):
+        acquire(state, "nightly")
+    timer = threading.Timer(0.3, first.release)
+    timer.start()
+    second = acquire(state, "nightly", flow_run="one")
+    assert not timer.is_alive()
+    assert second.held
+    second.release()

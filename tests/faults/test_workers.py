@@ -40,7 +40,8 @@ class Site:
         self.bucket = f"test-{secrets.token_hex(6)}"
         s3.make_bucket(self.bucket)
         keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
-        self.prefect = Prefect(server, {**keys, "AWS_EC2_METADATA_DISABLED": "true"})
+        quick = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+        self.prefect = Prefect(server, {**keys, **quick, "AWS_EC2_METADATA_DISABLED": "true"})
         self.workers: list[subprocess.Popen[bytes]] = []
         self.prefect.must("work-pool", "create", "ferry", "--type", "process")
         self.prefect.must("deploy", "--all")
@@ -71,6 +72,9 @@ class Site:
         process = self.prefect.start("worker", "start", "--pool", "ferry", "--type", "process", log=log)
         self.workers.append(process)
         return process
+
+    def worker_says(self, text: str) -> bool:
+        return text in (self.folder / "worker.log").read_text()
 
     def submit(self, deployment: str = "prod") -> str:
         """The ID of a run that a worker will take."""

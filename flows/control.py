@@ -1,0 +1,158 @@
+"""What is asked of a run at Prefect: to be cancelled, to pause, to go on (docs/control.md).
+
+Prefect writes that down as the run's state. It tells the process of a worker's run of a cancellation, by a signal, and
+of nothing else; that of `ferry run` it tells nothing. So a run reads its own state every few seconds, and obeys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import Pause
+from prefect.states import Cancelled
+
+from flows import signals
+from tasks import api
+from tasks.engine.errors import FerryError
+
+EVERY_S = 3.0
+STOPS = {
+    StateType.CANCELLING: "interrupted by a cancellation at Prefect; run the job again to go on where it stopped",
+    StateType.CANCELLED: "interrupted by a cancellation at Prefect; run the job again to go on where it stopped",
+    StateType.FAILED: "ended at Prefect, as a pause that nobody resumed in time; run the job again to go on",
+}
+LEFT = "interrupted by a pause at Prefect that ends this process; Resume there goes on, in another one"
+
+
+class Order(StrEnum):
+    """What a run is to do."""
+
+    GO_ON = "go_on"
+    HOLD = "hold"  # no new objects until it goes on; the process waits, with its lease
+    STOP = "stop"  # as after a Ctrl-C
+    LEAVE = "leave"  # likewise, and the state at Prefect stays as it is: it is for the process that takes the run up
+
+
+def decide(kind: StateType, *, reschedule: bool, deployed: bool) -> Order:
+    """What the run's own state at Prefect asks of it.
+
+    ``reschedule``: Resume hands the run to a worker, as after the UI's Pause (Prefect calls that Suspended).
+    ``deployed``: it is a deployment's run, which a worker would take.
+
+    | state | reschedule | deployed | order |
+    |---|---|---|---|
+    | Running | any | any | go on |
+    | Paused | no | any | hold |
+    | Paused | yes | no | hold: no other process would ever take it up |
+    | Paused | yes | yes | leave |
+    | Scheduled, Pending | any | yes | leave: it was resumed already, and a worker has it |
+    | Scheduled, Pending | any | no | go on |
+    | Cancelling, Cancelled | any | any | stop |
+    | Failed | any | any | stop: what Prefect makes of a pause whose time is over |
+    | Completed, Crashed | any | any | go on: others err about a run that lives, and the lease decides |
+    """
+    if kind in STOPS:
+        return Order.STOP
+    if kind is StateType.PAUSED:
+        return Order.LEAVE if reschedule and deployed else Order.HOLD
+    if kind in (StateType.SCHEDULED, StateType.PENDING) and deployed:
+        return Order.LEAVE
+    return Order.GO_ON
+
+
+def order_of(run: FlowRun) -> Order:
+    """As :func:`decide`, of a run as Prefect has it."""
+    if run.state is None:
+        return Order.GO_ON
+    reschedule = bool(run.state.state_details.pause_reschedule)
+    return decide(run.state.type, reschedule=reschedule, deployed=run.deployment_id is not None)
+
+
+class Control:
+    """Obeys, in a thread of its own; ``tell`` hears of pauses."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._paused = False
+        self._pause: Callable[[bool], Any] | None = None
+        self._lock = threading.Lock()
+
+    def pauses(self, pause: Callable[[bool], Any]) -> None:
+        """From now on something moves, which ``pause(True)`` pauses and ``pause(False)`` lets go on."""
+        with self._lock:
+            self._pause = pause
+            if self._paused:
+                pause(True)
+
+    def obey(self, run: FlowRun) -> bool:
+        """One look. False: it is over."""
+        order = order_of(run)
+        if order is Order.STOP:
+            assert run.state is not None
+            signals.interrupt(STOPS[run.state.type])
+        elif order is Order.LEAVE:
+            signals.interrupt(LEFT)
+        else:
+            self._hold(order is Order.HOLD)
+            return True
+        return False
+
+    def _hold(self, paused: bool) -> None:
+        with self._lock:
+            if paused is self._paused:
+                return
+            self._paused = paused
+            if self._pause is not None:
+                self._pause(paused)
+        self._tell(
+            "paused at Prefect: no object begins until the run is resumed there; those in flight end"
+            if paused
+            else "resumed at Prefect: the run goes on"
+        )
+
+
+@contextlib.contextmanager
+def heeding(own: UUID, tell: Callable[[str], None]) -> Iterator[Control]:
+    """Reads the run's own state every few seconds until the end of the block. A server that is away asks nothing."""
+    control, done = Control(tell), threading.Event()
+
+    def look() -> None:
+        with api.polling() as client:
+            while not done.wait(EVERY_S):
+                with contextlib.suppress(*api.UNANSWERED, ValueError):  # an answer that is none of Prefect's
+                    if not control.obey(client.read_flow_run(own)):
+                        return
+
+    # Prefect's settings, and the run that a log line belongs to, are in context variables
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), name="ferry-control", daemon=True)
+    thread.start()
+    try:
+        yield control
+    finally:
+        done.set()
+        thread.join(EVERY_S)
+
+
+def last_word(own: UUID, end: State[Any]) -> State[Any]:
+    """How the run ends, after what is asked of it by now; raises Pause where its end is for another process to tell.
+
+    From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever. In a worker's
+    run nobody reads a report from its state; Prefect would print one that is no success as a traceback.
+    """
+    with api.courtesy(lambda _: None, "how a run ended") as client:
+        run = client.read_flow_run(own)
+        order = order_of(run)
+        if order is Order.LEAVE:
+            raise Pause(state=run.state)
+        if order is Order.STOP and run.state is not None and run.state.type is not StateType.FAILED:
+            end = Cancelled(message=end.message, data=end.data)
+        if run.deployment_id is not None and not end.is_completed():
+            end.data = FerryError(end.message)
+    return end

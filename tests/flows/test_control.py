@@ -1,0 +1,219 @@
+"""Runs that are cancelled, paused and resumed at Prefect, as its UI does it: of `ferry run`, and of a worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.schemas.objects import StateType
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from flows.control import Order, decide
+from flows.server import LocalServer
+from tests.faults.amount import LONG
+from tests.faults.flow_runs import Disturbed, begin
+from tests.faults.test_workers import Site, kill
+from tests.flows.project import Prefect, Project, serve, wait_for
+from tests.flows.test_deployment import descendants
+
+pytestmark = pytest.mark.slow
+STOPS_WITHIN_S = 15.0
+CANCEL = {"type": "CANCELLING", "name": "Cancelling"}
+PAGE = Path(__file__).parents[2] / "docs" / "control.md"
+PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])["state"]  # what the page tells to type
+
+
+@pytest.mark.parametrize(
+    ("kind", "reschedule", "deployed", "expected"),
+    [
+        (StateType.RUNNING, False, True, Order.GO_ON),
+        (StateType.PAUSED, False, False, Order.HOLD),
+        (StateType.PAUSED, False, True, Order.HOLD),
+        (StateType.PAUSED, True, False, Order.HOLD),
+        (StateType.PAUSED, True, True, Order.LEAVE),
+        (StateType.SCHEDULED, False, True, Order.LEAVE),
+        (StateType.PENDING, False, True, Order.LEAVE),
+        (StateType.SCHEDULED, False, False, Order.GO_ON),
+        (StateType.PENDING, False, False, Order.GO_ON),
+        (StateType.CANCELLING, False, True, Order.STOP),
+        (StateType.CANCELLED, True, False, Order.STOP),
+        (StateType.FAILED, False, True, Order.STOP),
+        (StateType.COMPLETED, False, True, Order.GO_ON),
+        (StateType.CRASHED, False, True, Order.GO_ON),
+    ],
+)
+def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Order) -> None:
+    """The truth table."""
+    assert decide(kind, reschedule=reschedule, deployed=deployed) is expected
+
+
+def set_state(prefect: Any, run: str, state: dict[str, Any]) -> float:
+    """As the UI sets it; when."""
+    at = time.monotonic()
+    assert prefect.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})["status"] == "ACCEPT"
+    return at
+
+
+def check_quiet(origin: Origin, asked_at: float) -> None:
+    """Nothing is in flight, and nothing new began later than 15 s after it was asked for."""
+    wait_for("what is in flight to end", lambda: not origin.at_once)
+    assert origin.last_at - asked_at <= STOPS_WITHIN_S
+
+
+def own_run(run: Disturbed, prefect: Prefect) -> str:
+    return str(prefect.runs(run.project.name)[-1]["id"])
+
+
+def cpu_s(pids: list[int]) -> float:
+    """Seconds of processor that these processes have used (proc(5): fields 14 and 15 of stat)."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def test_ferry_run_is_cancelled(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """No new objects, those in flight end and are recorded, Cancelled with the counts, exit code 130, no lease; the
+    next run takes the rest alone."""
+    run = begin(project, origin)
+    flow_run = own_run(run, prefect_api)
+    asked_at = set_state(prefect_api, flow_run, CANCEL)
+    report = run.end().expect(130).json
+    check_quiet(origin, asked_at)
+    assert report["counts"]["pending"] > 0
+    assert "interrupted by a cancellation at Prefect" in report["message"]
+    known = prefect_api.runs(project.name)[-1]
+    assert (known["state_type"], known["state"]["message"]) == ("CANCELLED", report["message"])
+    assert set(project.stored()) == run.recorded
+    assert not (project.state / "lease.json").exists()
+    run.finish()
+    assert prefect_api.runs(project.name)[0]["state_type"] == "CANCELLED"
+
+
+def paused(run: Disturbed, prefect: Prefect, origin: Origin) -> str:
+    """Pauses a run, and waits until it says so; its ID at Prefect."""
+    flow_run = own_run(run, prefect)
+    asked_at = set_state(prefect, flow_run, PAUSE)
+    hosts = run.project.state / "reports" / "hosts.json"
+    wait_for("the run to pause", lambda: json.loads(hosts.read_text())["paused"])
+    check_quiet(origin, asked_at)
+    return flow_run
+
+
+def test_ferry_run_is_paused(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """In all engine processes nothing begins, while lease and processes stay and cost next to nothing; resumed it goes
+    on; paused once more it hears a Ctrl-C."""
+    run = begin(project, origin, rows=400, processes=2)
+    flow_run = paused(run, prefect_api, origin)
+    asked, pids = origin.total, [run.process.pid, *descendants(run.process.pid)]
+    assert len(pids) >= 2
+    assert asked < len(run.bodies)
+    before, since = cpu_s(pids), time.monotonic()
+    assert "paused at Prefect" in project.ferry("status", "job.yaml", "--json").json["running"]
+    time.sleep(1.0)  # nothing to wait for: nothing is to happen
+    assert cpu_s(pids) - before < 0.25 * (time.monotonic() - since)
+    assert origin.total == asked
+    prefect_api.post(f"flow_runs/{flow_run}/resume", {})
+    wait_for("requests after the pause", lambda: origin.total > asked + 10)
+    paused(run, prefect_api, origin)
+    os.killpg(run.process.pid, signal.SIGINT)
+    ended = run.end().expect(130)
+    assert "interrupted by SIGINT" in ended.json["message"]
+    assert ended.stderr.count("paused at Prefect: ") == 2
+    assert ended.stderr.count("resumed at Prefect: ") == 1
+    assert prefect_api.runs(project.name)[-1]["state_type"] == "CANCELLED"
+    assert set(project.stored()) == run.recorded
+    assert all(origin.requests[f"/{key}"] == 1 for key in run.recorded)
+
+
+@pytest.mark.skipif(not LONG, reason="one more run for one line of a table: `make faults`")
+def test_a_pause_that_is_too_long(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """Prefect fails a run that nobody resumes in time: the run ends, as a failed one, and loses nothing."""
+    run = begin(project, origin)
+    flow_run = paused(run, prefect_api, origin)
+    set_state(prefect_api, flow_run, {"type": "FAILED", "message": "The flow was paused and never resumed."})
+    report = run.end().expect(1).json
+    assert "a pause that nobody resumed in time" in report["message"]
+    assert prefect_api.runs(project.name)[-1]["state_type"] == "FAILED"
+    run.finish()
+
+
+def test_a_verification(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """Paused at its start it reads nothing; cancelled it ends, and gives its lease back."""
+    rows, _ = serve(origin, 20)
+    project.manifest(rows)
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    process = project.start("verify", "job.yaml")
+    runs = wait_for("it to be known", lambda: prefect_api.runs(project.name, "verify"), every_s=0.01)
+    set_state(prefect_api, runs[0]["id"], PAUSE)
+    set_state(prefect_api, runs[0]["id"], CANCEL)
+    assert process.wait(60) == 130
+    assert prefect_api.runs(project.name, "verify")[0]["state_type"] == "CANCELLED"
+    assert not (project.state / "lease.json").exists()
+
+
+@pytest.fixture(scope="module")
+def site(prefect_local: LocalServer, s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Origin() as origin:
+        made = Site(prefect_local, s3, origin, tmp_path_factory.mktemp("site"))
+        made.worker()
+        yield made
+        made.stop_workers()
+
+
+def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
+    """The UI's Pause means that the process ends: it does, and gives its lease back. Resume starts another one, in the
+    same run, which takes the rest alone. Cancel ends that as gently: Cancelled, and nothing else later."""
+    site.work(120, 0.3)
+    run = site.submit("free")
+    site.under_way()
+    later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 300))
+    details = {"pause_timeout": later, "pause_reschedule": True}
+    asked_at = set_state(site.prefect, run, {"type": "PAUSED", "name": "Suspended", "state_details": details})
+    wait_for("the lease to be given back", lambda: not (site.state / "lease.json").exists(), 20)
+    check_quiet(site.origin, asked_at)
+    first = site.recorded
+    assert 0 < len(first) < 120
+    known = site.run(run)
+    assert (known["state_type"], known["state_name"]) == ("PAUSED", "Suspended")
+    site.prefect.post(f"flow_runs/{run}/resume", {})
+    site.under_way(len(first) + 6)
+    asked_at = set_state(site.prefect, run, CANCEL)
+    assert site.ended(run)[0] == "CANCELLED"
+    wait_for("the worker to say it", lambda: site.worker_says("Cancelled flow run"))
+    check_quiet(site.origin, asked_at)
+    assert len(first) < len(site.recorded) < 120
+    assert not (site.state / "lease.json").exists()
+    assert list((site.state / "reports").glob("*/summary.json")), "it came to its end"
+    assert all(site.origin.requests[f"/{key}"] == 1 for key in site.recorded)
+    assert site.run(run)["state_type"] == "CANCELLED"
+    assert not site.worker_says("Traceback")
+
+
+def test_a_worker_that_is_restarted(site: Site) -> None:
+    """SIGTERM to a worker in the middle of a run, another worker, the next schedule: it goes on, nothing recorded is
+    moved twice, and the run that the worker took along is not left as Running."""
+    bodies = site.work(60, 0.3)
+    (worker,) = site.workers
+    run = site.submit("free")
+    site.under_way()
+    left = descendants(worker.pid)
+    worker.terminate()
+    worker.wait(60)
+    kill(left)
+    recorded, before = site.recorded, dict(site.origin.requests)
+    site.origin.latency_s = 0.0
+    site.worker()
+    assert site.ended(site.submit("free"))[0] == "COMPLETED"
+    assert site.ended(run)[0] == "CRASHED"
+    site.check(bodies)
+    assert all(site.origin.requests[f"/{key}"] == before.get(f"/{key}", 0) for key in recorded)
