@@ -72,24 +72,37 @@ def mark_predecessor(lease: Lease, own: UUID, tell: Callable[[str], None]) -> No
             continue
         with api.courtesy(lambda _: None, "a run that died") as client:
             run = client.read_flow_run(UUID(holder.flow_run))
-            if run.state is not None and is_left_behind(run.state.type, run.state.timestamp, holder):
+            if run.state is not None and is_left_behind(
+                run.state.type, run.state.timestamp, holder, its_own=is_process(run, holder)
+            ):
                 client.set_flow_run_state(run.id, Crashed(message=reason(holder)))
                 tell(f"{holder.run} (process {holder.pid} on {holder.host}) had died: it is marked as Crashed")
 
 
-def is_left_behind(kind: StateType, since: datetime, holder: Holder) -> bool:
-    """Is this state at Prefect what a dead holder of the lease left there?
+def is_process(run: FlowRun, holder: Holder) -> bool:
+    """Is the holder of the lease the process that said last that it is this run?"""
+    labels = run.labels
+    said = (labels.get(HOST), labels.get(PID), labels.get(STARTED), labels.get(TIMES))
+    return said == (holder.host, holder.pid, holder.started, run.run_count)
 
-    | state | since | |
-    |---|---|---|
-    | final, paused, or about to start once more | any | no |
-    | under way | before the holder's last sign of life | yes |
-    | under way | 30 s after that, or later | no: another process runs it again |
+
+def is_left_behind(kind: StateType, since: datetime, holder: Holder, *, its_own: bool) -> bool:
+    """Is this state at Prefect what a dead holder of the lease left there? ``its_own``: the holder said last that it is
+    this run.
+
+    | state | its own | since | |
+    |---|---|---|---|
+    | final, paused, or about to start once more | any | any | no |
+    | under way | yes | any: clocks may be set back | yes |
+    | under way | no | before the holder's last sign of life | yes |
+    | under way | no | 30 s after that, or later | no: another process runs it again |
 
     Its last sign of life is by the holder's clock, the state's time by the server's; 30 s is what they may differ by.
     """
     if kind not in UNDER_WAY or holder.expires_at == RELEASED:
         return False
+    if its_own:
+        return True
     seen_alive = datetime.fromtimestamp(holder.expires_at - LENGTH_S, UTC)
     return (since - seen_alive).total_seconds() < RENEW_S
 

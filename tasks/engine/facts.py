@@ -22,6 +22,10 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     """Fills `facts`: for each usable row what the ledger has of it, and what the list says of its object since.
 
     ``standing``: an object of ours stands under its key, as the ledger describes it; also where a later look failed.
+
+    Clocks are set back, and workers have clocks of their own. A last try that lies ahead of now says nothing: the row
+    is ``due`` now, and not when that time has come. Bytes that were read then are believed, but not for longer than
+    any: ``old`` is what was read further from now than that, on either side.
     """
     now = datetime.now(UTC)
     con.execute("CREATE OR REPLACE TABLE rules (error_class VARCHAR, after_s DOUBLE, nights BIGINT)")
@@ -49,9 +53,10 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                CASE WHEN l.source_last_modified IS NOT NULL OR NOT starts_with(l.source_etag, 'W/') THEN 'strong'
                     WHEN l.source_etag IS NOT NULL THEN 'weak' ELSE 'none' END AS validators,
                starts_with(lower(m.source), 'http') AS web, l.checked,
-               coalesce(l.read_at, l.recorded_at) < $now - to_seconds($believed) AS old,
-               coalesce(coalesce(l.nights, 1) < r.nights AND l.recorded_at <= $now - to_seconds(r.after_s), false)
-               AS due
+               coalesce(l.read_at, l.recorded_at) NOT BETWEEN $now - to_seconds($believed)
+                                                      AND $now + to_seconds($believed) AS old,
+               coalesce(coalesce(l.nights, 1) < r.nights
+                        AND l.recorded_at NOT BETWEEN $now - to_seconds(r.after_s) AND $now, false) AS due
         FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
                LEFT JOIN (SELECT row_id, max(attempt) AS attempt FROM held WHERE NOT stale GROUP BY 1) h
                ON h.row_id = m.row_id LEFT JOIN rules r ON r.error_class = l.error_class

@@ -28,7 +28,7 @@ def figures(
         SELECT count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
                count(*) FILTER (status = 'failed'), count(*) FILTER (status = 'failed' AND nights > 1),
                coalesce(sum(requests), 0),
-               coalesce(sum(size) FILTER (status = 'unchanged' AND read_at < started_at), 0)
+               coalesce(sum(size) FILTER (status = 'unchanged' AND checked IN ('condition', 'head', 'size')), 0)
         FROM latest WHERE run_no = ?
         """,
         [run_no],

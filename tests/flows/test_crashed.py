@@ -35,24 +35,35 @@ def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
 
 
 @pytest.mark.parametrize(
-    ("kind", "since_s", "expected"),
+    ("kind", "its_own", "since_s", "expected"),
     [
-        (StateType.RUNNING, -3600, True),
-        (StateType.CANCELLING, -1, True),
-        (StateType.RUNNING, 29, True),
-        (StateType.RUNNING, 31, False),
-        (StateType.COMPLETED, -3600, False),
-        (StateType.FAILED, -3600, False),
-        (StateType.SCHEDULED, -1, False),
-        (StateType.PENDING, -1, False),
-        (StateType.PAUSED, -1, False),
+        (StateType.RUNNING, False, -3600, True),
+        (StateType.CANCELLING, False, -1, True),
+        (StateType.RUNNING, False, 29, True),
+        (StateType.RUNNING, False, 31, False),
+        (StateType.RUNNING, True, 3600, True),  # the holder's clock was set back by an hour
+        (StateType.COMPLETED, True, -3600, False),
+        (StateType.FAILED, False, -3600, False),
+        (StateType.SCHEDULED, True, -1, False),
+        (StateType.PENDING, False, -1, False),
+        (StateType.PAUSED, True, -1, False),
     ],
 )
-def test_what_a_dead_holder_left(kind: StateType, since_s: float, expected: bool) -> None:
+def test_what_a_dead_holder_left(kind: StateType, its_own: bool, since_s: float, expected: bool) -> None:
     """The truth table; ``since_s`` is counted from the holder's last sign of life."""
     since = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=since_s)
-    assert crashed.is_left_behind(kind, since, holder()) is expected
-    assert not crashed.is_left_behind(kind, since, holder(RELEASED))
+    assert crashed.is_left_behind(kind, since, holder(), its_own=its_own) is expected
+    assert not crashed.is_left_behind(kind, since, holder(RELEASED), its_own=its_own)
+
+
+def test_whose_run_it_is() -> None:
+    """The process that said so last, and has not been followed by another one."""
+    labels = {crashed.HOST: socket.gethostname(), crashed.PID: 1, crashed.STARTED: "1", crashed.TIMES: 1}
+    run: Any = SimpleNamespace(labels=labels, run_count=1)
+    assert crashed.is_process(run, holder())
+    assert not crashed.is_process(run, replace(holder(), pid=2))
+    assert not crashed.is_process(SimpleNamespace(labels=labels, run_count=2), holder())  # type: ignore[arg-type]
+    assert not crashed.is_process(SimpleNamespace(labels={}, run_count=1), holder())  # type: ignore[arg-type]
 
 
 def labelled(**changed: Any) -> Any:
