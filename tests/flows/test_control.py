@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +55,39 @@ PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])[
 def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Order) -> None:
     """The truth table."""
     assert decide(kind, reschedule=reschedule, deployed=deployed) is expected
+
+
+SIGNALS = """
+import os, signal, sys, threading
+from flows import signals
+
+signals.listen()
+with signals.telling(lambda reason: print(reason, flush=True)):
+    for what in sys.argv[1:]:
+        if what == "cancel":
+            thread = threading.Thread(target=signals.interrupt, args=("cancelled",))
+            thread.start()
+            thread.join()
+        else:
+            os.kill(os.getpid(), signal.Signals[what])
+    print("alive", signals.exit_code())
+"""
+
+
+@pytest.mark.parametrize(
+    ("heard", "said", "code"),
+    [
+        (["cancel"], "cancelled alive 130", 0),
+        (["cancel", "SIGTERM"], "cancelled alive 130", 0),  # the worker's, for the same reason
+        (["cancel", "SIGTERM", "SIGINT"], "cancelled", 130),
+        (["SIGTERM", "cancel"], "interrupted by SIGTERM; run the job again to go on where it stopped alive 143", 0),
+        (["SIGTERM", "SIGTERM"], "interrupted by SIGTERM; run the job again to go on where it stopped", 143),
+    ],
+)
+def test_a_cancellation_is_a_first_signal(heard: list[str], said: str, code: int) -> None:
+    """Also where the worker signals it, before or after it was read; a further signal ends the process at once."""
+    done = subprocess.run([sys.executable, "-c", SIGNALS, *heard], capture_output=True, text=True, timeout=30)
+    assert (" ".join(done.stdout.split()), done.returncode) == (said, code), done.stderr
 
 
 def set_state(prefect: Any, run: str, state: dict[str, Any]) -> float:
