@@ -22,7 +22,7 @@ from flows.control import Order, decide
 from flows.server import LocalServer
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import Disturbed, begin
-from tests.faults.test_workers import Site, kill
+from tests.faults.test_workers import Site
 from tests.flows.project import Prefect, Project, serve, wait_for
 from tests.flows.test_deployment import descendants
 
@@ -232,23 +232,3 @@ def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
     assert all(site.origin.requests[f"/{key}"] == 1 for key in site.recorded)
     assert site.run(run)["state_type"] == "CANCELLED"
     assert not site.worker_says("Traceback")
-
-
-def test_a_worker_that_is_restarted(site: Site) -> None:
-    """SIGTERM to a worker in the middle of a run, another worker, the next schedule: it goes on, nothing recorded is
-    moved twice, and the run that the worker took along is not left as Running."""
-    bodies = site.work(60, 0.3)
-    (worker,) = site.workers
-    run = site.submit("free")
-    site.under_way()
-    left = descendants(worker.pid)
-    worker.terminate()
-    worker.wait(60)
-    kill(left)
-    recorded, before = site.recorded, dict(site.origin.requests)
-    site.origin.latency_s = 0.0
-    site.worker()
-    assert site.ended(site.submit("free"))[0] == "COMPLETED"
-    assert site.ended(run)[0] == "CRASHED"
-    site.check(bodies)
-    assert all(site.origin.requests[f"/{key}"] == before.get(f"/{key}", 0) for key in recorded)
