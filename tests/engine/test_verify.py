@@ -315,3 +315,23 @@ def test_a_destination_that_answers_nothing_ends_the_verification(
     with pytest.raises(Fatal, match="50 objects in a row"):
         asyncio.run(verify.read_back(dead, [make_outcome(n, key=f"{n}") for n in range(5_000)], 2, Progress()))
     assert len(set(asked)) < 50 + verify.AT_ONCE
+
+
+def test_a_paused_verification_reads_nothing(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it goes on; then it reads all."""
+    monkeypatch.setattr(verify, "PAUSED_S", 0.01)
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    _, (bounds,) = verify.parts(state, 100)
+    outcomes, progress = verify.expected(state, bounds), Progress()
+    progress.pause(True)
+
+    async def pause_and_go_on() -> verify.Verified:
+        reading = asyncio.create_task(verify.read_back(store, outcomes, 2, progress))
+        await asyncio.sleep(0.3)
+        assert progress.snapshot().done == 0
+        progress.pause(False)
+        return await reading
+
+    assert asyncio.run(pause_and_go_on()).checked == len(outcomes)

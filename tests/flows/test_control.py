@@ -183,7 +183,7 @@ def test_a_pause_that_is_too_long(project: Project, origin: Origin, prefect_api:
 
 
 def test_a_verification(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Paused at its start it reads nothing; cancelled it ends, and gives its lease back."""
+    """Paused at its start and then cancelled it ends, with 130, and gives its lease back."""
     rows, _ = serve(origin, 20)
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
