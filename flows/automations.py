@@ -103,7 +103,8 @@ def block(client: SyncPrefectClient, name: str) -> UUID:
     try:
         document = client.read_block_document_by_name(own, slug, include_secrets=False)
     except ObjectNotFound:
-        raise UserError(f"--notify {name}: no such block at the Prefect server. {INSTEAD.get(slug, HOW)}") from None
+        make = f"Make it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/alerts.md)"
+        raise UserError(f"--notify {name}: no such block at the Prefect server. {INSTEAD.get(slug, make)}") from None
     schema = document.block_schema
     if schema is None or "notify" not in schema.capabilities:
         raise UserError(f"--notify {name}: a block of this type cannot notify. {INSTEAD.get(slug, HOW)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,15 +33,15 @@ def deploy(
     """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
     with signals.ended_by_the_system():
         given_server("ferry deploy")
+        from flows import automations, prefect_yaml
         from flows import deploy as deploying
-        from flows import prefect_yaml
         from tasks import api
 
     wanted = prefect_yaml.read(file)
     with api.asking() as client:
         changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
-        if importlib.util.find_spec("flows.automations") and not dry_run:
-            changes += importlib.import_module("flows.automations").settle(client, ids, notify)
+        if not dry_run:
+            changes += automations.settle(client, ids, notify)
         hints = _hints(client, ids) if not dry_run else []
     if dry_run and notify:
         hints.append("alarms are made after the deployments; a dry run does not look at them")

@@ -20,7 +20,6 @@ from prefect.states import Cancelled
 
 from flows import signals
 from tasks import api
-from tasks.engine.errors import FerryError
 
 EVERY_S = 3.0
 STOPS = {
@@ -143,8 +142,7 @@ def heeding(own: UUID, tell: Callable[[str], None]) -> Iterator[Control]:
 def last_word(own: UUID, end: State[Any]) -> State[Any]:
     """How the run ends, after what is asked of it by now; raises Pause where its end is for another process to tell.
 
-    From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever. In a worker's
-    run nobody reads a report from its state; Prefect would print one that is no success as a traceback.
+    From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever.
     """
     with api.courtesy(lambda _: None, "how a run ended") as client:
         run = client.read_flow_run(own)
@@ -152,7 +150,5 @@ def last_word(own: UUID, end: State[Any]) -> State[Any]:
         if order is Order.LEAVE:
             raise Pause(state=run.state)
         if order is Order.STOP and run.state is not None and run.state.type is not StateType.FAILED:
-            end = Cancelled(message=end.message, data=end.data)
-        if run.deployment_id is not None and not end.is_completed():
-            end.data = FerryError(end.message)
+            end = Cancelled(message=end.message)
     return end

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_UI_URL
 from prefect.workers.process import ProcessWorker
 from pydantic import SecretStr
 
+from flows import automations
 from flows.changes import Change
 from flows.prefect_yaml import Wanted
 from tasks.engine.errors import UserError
@@ -49,7 +50,8 @@ def deploy(
     made = dict(block_of(text) for text in blocks)
     pools = {name: _pool(client, name) for name in dict.fromkeys(w.pool for w in wanted)}
     problems = [problem for name, pool in pools.items() for problem in pool_problems(name, pool, wanted)]
-    problems += missing_blocks(client, wanted, notify, made)
+    problems += missing_blocks(client, wanted, made)
+    problems += wrong_alarms(client, notify)
     if problems:
         raise UserError("\n".join(["nothing was changed:", *(f"  {problem}" for problem in problems)]))
     changes = [_settle_block(client, name, values, dry_run) for name, values in made.items()]
@@ -102,18 +104,23 @@ def pool_problems(name: str, pool: WorkPool | None, wanted: Iterable[Wanted]) ->
     return problems
 
 
-def missing_blocks(
-    client: SyncPrefectClient, wanted: Iterable[Wanted], notify: Iterable[str], made: Mapping[str, Any]
-) -> list[str]:
-    """What the jobs, and `--notify`, refer to and the server does not have; each with how to make it."""
+def wrong_alarms(client: SyncPrefectClient, notify: Iterable[str]) -> list[str]:
+    """Blocks of `--notify` that are not there, or cannot tell anybody."""
+    problems = []
+    for name in notify:
+        try:
+            automations.block(client, name)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def missing_blocks(client: SyncPrefectClient, wanted: Iterable[Wanted], made: Mapping[str, Any]) -> list[str]:
+    """What the jobs refer to and the server does not have; each with how to make it."""
     asked: dict[str, str] = {}
     for one in wanted:
         for setting, kind, name in named_blocks(one.job) if one.job else ():
             asked.setdefault(f"{kind}/{name}", f"{one.name}: {setting}")
-    for name in notify:
-        if "/" not in name:
-            raise UserError(f"--notify {name}: a block is TYPE/NAME, such as slack-webhook/ops")
-        asked.setdefault(name, f"--notify {name}")
     problems = []
     for full, where in asked.items():
         kind, _, name = full.partition("/")

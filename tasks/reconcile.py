@@ -21,6 +21,8 @@ MOST_LINES = 200
 def delete_gone(run: Run) -> None:
     """Deletes the copies whose rows left the list; the last thing that a whole night does."""
     tally.one()
+    while run.runtime.paused and not run.runtime.stopping:
+        run.runtime.sleep(1.0)
     with contextlib.suppress(Stopped):
         run.sweep()
 

@@ -15,7 +15,7 @@ from demo.validators import Validators
 from tasks.engine import chunk, facts, judge, ledger
 from tasks.engine.objects import Checked, Status
 from tests.engine import helpers
-from tests.engine.test_delta import World
+from tests.engine.nights import World
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
 RULE: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "nights": 9}}}}

@@ -18,13 +18,13 @@ from prefect.client.schemas.objects import StateType
 
 from demo.origin import Origin
 from demo.s3 import S3Server
+from demo.units import descendants
 from flows.control import Order, decide
 from flows.server import LocalServer
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import Disturbed, begin
 from tests.faults.test_workers import Site
 from tests.flows.project import Prefect, Project, serve, wait_for
-from tests.flows.test_deployment import descendants
 
 pytestmark = pytest.mark.slow
 STOPS_WITHIN_S = 15.0

@@ -222,7 +222,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
         f"destination.credentials: there is no block `aws-credentials/new-{deployed.mark}` on the server. Make it: "
         f"with its keys in the environment, `ferry deploy --block aws-credentials/new-{deployed.mark}`",
         f"source.headers.X-Token: there is no block `secret/token-{deployed.mark}`",
-        f"--notify slack-webhook/ops-{deployed.mark}: there is no block",
+        f"--notify slack-webhook/ops-{deployed.mark}: no such block",
         "/blocks/catalog/slack-webhook/create",
     ):
         assert words in said
