@@ -34,12 +34,14 @@ def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
     """Fills `superseded`: rows that are copied as the ledger says, and whose key another row has written since.
 
     Their object is gone: a row that left the list does not keep its key from one that came later. Nor where that one's
-    object was found wrong since, or its last try failed, or has no outcome, and may have left something under the key.
+    object was deleted or found wrong since, or its last try failed, or has no outcome, and may have left something
+    under the key.
     """
     con.execute(f"""
         CREATE TABLE superseded AS
-        WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged') AS there
-                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending') OR (status = 'failed'
+        WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged')
+                              OR (status = 'failed' AND dest_etag IS NOT NULL) AS there
+                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending', 'dropped') OR (status = 'failed'
                             AND chunk <> '' AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN}))
                        UNION ALL SELECT row_id, key, NULL, NULL, run_no, 'infinity', false FROM begun),
         shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(there)),

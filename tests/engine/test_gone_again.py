@@ -1,0 +1,78 @@
+"""Copies without a row whose key had several rows, whose row comes back, or whose deletion was broken off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from tasks.engine.objects import Reason, Status
+from tests.engine import helpers
+from tests.engine.nights import World
+
+GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "shorter_list": True}}
+
+
+class Folder(World):
+    """The copy is kept in a directory."""
+
+    @property
+    def new(self) -> Path:
+        return self.folder / "new"
+
+    def night(self, columns: dict[str, list[str]] | None = None, **given: Any) -> Any:
+        return super().night(columns, **{"destination": f"file://{self.new}/", **GO, **given})
+
+    def there(self) -> dict[str, bytes]:
+        return {str(path.relative_to(self.new)): path.read_bytes() for path in self.new.rglob("*") if path.is_file()}
+
+    def is_true(self) -> None:
+        assert self.there() == self.bodies
+
+
+@pytest.fixture
+def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> Folder:
+    world = Folder(origin, s3, bucket, tmp_path)
+    for n in range(5):
+        world.put(f"{n}.jpg", n)
+    return world
+
+
+def test_a_key_that_two_rows_had(world: Folder) -> None:
+    """Both have left the list, one after the other. The first is no copy of its own, and is copied when it is back."""
+    world.put("a/x.jpg", 10)
+    world.night(key="{source.name}")
+    first = world.bodies.pop("a/x.jpg")
+    world.put("b/x.jpg", 11)
+    world.night(key="{source.name}")
+    del world.bodies["b/x.jpg"]
+    world.night(key="{source.name}")
+    assert world.swept is not None
+    assert (world.swept.gone, world.swept.deleted) == (1, 1)
+    world.is_true()
+    world.night(key="{source.name}")
+    assert world.swept.gone == 0
+    world.bodies["a/x.jpg"] = first
+    world.night(key="{source.name}")
+    assert world.there()["x.jpg"] == first
+
+
+def test_copies_are_objects_and_not_rows(world: Folder) -> None:
+    """Rows that are others for their `id` have the objects of the old ones: max_delete is of the objects, and nothing
+    that was deleted counts the night after."""
+    delta = {"delete_gone": True, "max_delete": "20%", "shorter_list": True}
+    for name in "ab":
+        world.night({"id": [f"{name}{n}" for n in range(5)]}, delta=delta)
+    for n in range(2):
+        del world.bodies[f"{n}.jpg"]
+        world.night({"id": [f"b{n}" for n in range(n + 1, 5)]}, delta=delta if not n else {**delta, "max_delete": 1})
+        assert world.swept is not None
+        assert (world.swept.deleted, world.swept.refused) == (1, "")
+    world.is_true()
+    for key in ("2.jpg", "3.jpg"):
+        del world.bodies[key]
+    world.night({"id": ["b4"]}, delta={**delta, "max_delete": "50%"})
+    assert "2 of 3 copies" in world.swept.refused
