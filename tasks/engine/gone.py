@@ -38,8 +38,10 @@ ABSENT = "was not there any more"
 ANOTHER = "left: it is not what Ferry wrote there"
 TO_GO = "to be deleted; the run did not end"
 COLUMNS = ("what", "key", "id", "source", "size", "md5", "sha256", "dest_etag", "recorded_at")
-# An object of the job's own stands under the key, also where a later look at its source failed.
-_THERE = "(l.status IN ('copied', 'unchanged') OR (l.status = 'failed' AND l.dest_etag IS NOT NULL))"
+# An object of the job's own stands under the key, also where a later look at its source failed, or perhaps one does:
+# its deletion was begun. (What verify found wrong has an error class.)
+_THERE = """(l.status IN ('copied', 'unchanged') OR (l.status = 'failed' AND l.dest_etag IS NOT NULL)
+             OR (l.status = 'pending' AND l.error_class IS NULL AND l.dest_etag IS NOT NULL))"""
 
 
 def find_gone(con: duckdb.DuckDBPyConnection, manifest: str, *, to_directory: bool) -> tuple[int, int]:
@@ -136,24 +138,32 @@ def _write_list(state: State, name: str, ends: Iterable[tuple[Outcome, str]]) ->
 def _ends(
     con: duckdb.DuckDBPyConnection, state: State, store: Callable[[], Store], run_no: int, token: str, swept: Swept
 ) -> Iterator[tuple[Outcome, str]]:
-    """Deletes, and says what became of each copy; the ledger has that before the next batch begins."""
+    """Deletes, and says what became of each copy; the ledger has that before the next batch begins.
+
+    It has each as pending before it is deleted: should the run end here and the row come back, nobody may believe that
+    its copy stands there.
+    """
     for part, batch in enumerate(_batches(con)):
         lease.check(state, token)
+        begun = [
+            outcome._replace(
+                status=Status.PENDING, error_class=None, status_code=None, message=TO_GO, retryable=False,
+                attempt=outcome.attempt + 1, requests=0, run_no=run_no, chunk="", nights=0,
+            )
+            for outcome in batch
+        ]  # fmt: skip
+        ledger.append(state, begun, run_no, "gone", 2 * part)
         ends = asyncio.run(_delete(store, batch, swept))
         now = datetime.now(UTC)
-        ledger.append(
-            state,
-            [
-                outcome._replace(
-                    status=Status.DROPPED, error_class=None, status_code=None, message=what, retryable=False,
-                    attempt=outcome.attempt + 1, requests=0, dest_etag=None, started_at=now, recorded_at=now,
-                    run_no=run_no, chunk="", nights=0,
-                )
-                for outcome, what in ends
-                if what in (DELETED, ABSENT, ANOTHER)
-            ],
-            run_no, "gone", part,
-        )  # fmt: skip
+        dropped = [
+            outcome._replace(
+                status=Status.DROPPED, message=what, attempt=outcome.attempt + 1, dest_etag=None, started_at=now,
+                recorded_at=now,
+            )
+            for outcome, (_, what) in zip(begun, ends, strict=True)
+            if what in (DELETED, ABSENT, ANOTHER)
+        ]  # fmt: skip
+        ledger.append(state, dropped, run_no, "gone", 2 * part + 1)
         yield from ends
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine.objects import Reason, Status
-from tests.engine import helpers
+from tasks.engine import gone
+from tasks.engine.objects import Outcome, Reason, Status
+from tasks.engine.store import Store
 from tests.engine.nights import World
 
 GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "shorter_list": True}}
@@ -76,3 +77,32 @@ def test_copies_are_objects_and_not_rows(world: Folder) -> None:
         del world.bodies[key]
     world.night({"id": ["b4"]}, delta={**delta, "max_delete": "50%"})
     assert "2 of 3 copies" in world.swept.refused
+
+
+def test_a_deletion_that_was_broken_off(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process dies when some objects are gone and the ledger does not say so yet. Rows that come back are copied,
+    and those that do not are deleted."""
+    world.night()
+    whole = dict(world.bodies)
+    for n in range(1, 5):
+        del world.bodies[f"{n}.jpg"]
+    delete_one = gone._delete_one
+
+    async def dies(store: Store, outcome: Outcome) -> str:
+        if len(world.there()) == 3:
+            raise KeyboardInterrupt
+        return await delete_one(store, outcome)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gone, "AT_ONCE", 1)
+        patch.setattr(gone, "_delete_one", dies)
+        world.night()
+    left = next(key for key in world.there() if key != "0.jpg")
+    world.bodies = {key: body for key, body in whole.items() if key != left}
+    outcomes = world.night()
+    world.is_true()
+    reasons = {key: outcome.reason for key, outcome in outcomes.items() if outcome.status is Status.COPIED}
+    assert reasons == dict.fromkeys(set(world.bodies) - {"0.jpg"}, Reason.REPAIR)
+    world.night()
+    assert world.swept is not None
+    assert world.swept.gone == 0
