@@ -91,7 +91,8 @@ def swept_badly(swept: Swept | None) -> str:
         return ""
     if swept.refused:
         return f"Nothing was deleted of {swept.gone:,} copies whose rows left the list: {swept.refused}"
-    return f"{swept.failed:,} copies could not be deleted, for one {swept.why_failed}; the next night tries again"
+    why = f": {swept.ended}" if swept.ended else f", for one {swept.why_failed}"
+    return f"{swept.failed:,} copies could not be deleted{why}; the next night tries again"
 
 
 def worth_retrying(counts: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, Refused
 from tasks.engine.job import Job
 from tasks.engine.judge import ALIKE
+from tasks.engine.lease import steady_s
 from tasks.engine.objects import AGAIN, Again, Outcome, Status
 from tasks.engine.plan import Plan, read_plan
 from tasks.engine.reading import failure_cell, with_latest
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     import duckdb
 
 AT_ONCE = 16
-BATCH = 500  # deletions between two looks at the lease
+BATCH = 500
+LOOK_S = 10.0  # between two looks at the lease
 TRIES, BETWEEN_TRIES_S = 3, 1.0
 FAILED_AT_FIRST = 10  # and nothing deleted: then it is not the keys
 DELETED = "deleted"
@@ -82,8 +84,7 @@ def find_gone(con: duckdb.DuckDBPyConnection, manifest: str, *, to_directory: bo
 def sweep(job: Job, state: State, access: Access, run_no: int, token: str) -> dict[str, Any]:
     """Deletes the copies that have no row any more, where they may be; the answer is :class:`Swept`.
 
-    ``token``: of the run's lease. Raises Fatal where another run has taken it, and where the destination lets nothing
-    be deleted.
+    ``token``: of the run's lease. Raises Fatal where another run has taken it.
     """
     plan = read_plan(state)
     assert plan is not None
@@ -97,6 +98,7 @@ def sweep(job: Job, state: State, access: Access, run_no: int, token: str) -> di
             _write_list(state, swept.listed, ((outcome, TO_GO) for batch in _batches(con) for outcome in batch))
             store = partial(open_store, job.destination.uri, access, state.spool_dir, create=True, short_way=True)
             _write_list(state, swept.listed, _ends(con, state, store, run_no, token, swept))
+            swept.failed = gone - swept.deleted - swept.left
         return swept
 
     return asdict(with_latest(state, work, state.spool_dir))
@@ -143,8 +145,21 @@ def _ends(
     It has each as pending before it is deleted: should the run end here and the row come back, nobody may believe that
     its copy stands there.
     """
+    looked = steady_s()
+
+    def still_ours() -> None:
+        """A run that was suspended, or waited long, may have been followed by another one."""
+        nonlocal looked
+        if steady_s() - looked > LOOK_S:
+            lease.check(state, token)
+            looked = steady_s()
+
+    lease.check(state, token)
     for part, batch in enumerate(_batches(con)):
-        lease.check(state, token)
+        if swept.ended:
+            yield from ((outcome, f"not deleted: {swept.ended}") for outcome in batch)
+            continue
+        still_ours()
         begun = [
             outcome._replace(
                 status=Status.PENDING, error_class=None, status_code=None, message=TO_GO, retryable=False,
@@ -153,7 +168,7 @@ def _ends(
             for outcome in batch
         ]  # fmt: skip
         ledger.append(state, begun, run_no, "gone", 2 * part)
-        ends = asyncio.run(_delete(store, batch, swept))
+        ends = asyncio.run(_delete(store, batch, swept, still_ours))
         now = datetime.now(UTC)
         dropped = [
             outcome._replace(
@@ -167,23 +182,30 @@ def _ends(
         yield from ends
 
 
-async def _delete(open_it: Callable[[], Store], batch: Sequence[Outcome], swept: Swept) -> list[tuple[Outcome, str]]:
-    """What became of each copy of a batch, in its order."""
+async def _delete(
+    open_it: Callable[[], Store], batch: Sequence[Outcome], swept: Swept, still_ours: Callable[[], None]
+) -> list[tuple[Outcome, str]]:
+    """What became of each copy of a batch, in its order. Where the destination fails for all, the rest is not tried."""
     store = open_it()
     places = asyncio.Semaphore(AT_ONCE)
 
     async def one(outcome: Outcome) -> str:
         async with places:
+            if swept.ended:
+                return f"not deleted: {swept.ended}"
+            still_ours()
             try:
                 what = await _delete_one(store, outcome)
-            except (ObjectError, Refused) as error:
+            except (ObjectError, Fatal) as error:
                 swept.failed += 1
                 swept.why_failed = swept.why_failed or f"{outcome.key}: {error}"
-                if not swept.deleted and swept.failed >= FAILED_AT_FIRST:
-                    raise Fatal(
+                if isinstance(error, Fatal) and not isinstance(error, Refused):
+                    swept.ended = str(error)
+                elif not swept.deleted and swept.failed >= FAILED_AT_FIRST:
+                    swept.ended = (
                         f"nothing can be deleted at the destination ({error}). For `delta.delete_gone` its credentials "
                         "need the right to delete objects (s3:DeleteObject)"
-                    ) from None
+                    )
                 return f"not deleted: {error}"
             if what == DELETED:
                 swept.deleted += 1

@@ -16,6 +16,7 @@ class Swept:
     left: int = 0  # another object stands there, or none: they are not counted as gone any more
     failed: int = 0
     why_failed: str = ""  # of the first
+    ended: str = ""  # why no more were tried after some
     refused: str = ""  # why nothing was deleted although it was asked for
     listed: str = ""  # the file with what went
 

@@ -9,7 +9,8 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import gone
+from tasks.engine import gone, lease
+from tasks.engine.errors import Fatal
 from tasks.engine.objects import Outcome, Reason, Status
 from tasks.engine.store import Store
 from tests.engine.nights import World
@@ -106,3 +107,51 @@ def test_a_deletion_that_was_broken_off(world: Folder, monkeypatch: pytest.Monke
     world.night()
     assert world.swept is not None
     assert world.swept.gone == 0
+
+
+def test_a_destination_that_goes_away_meanwhile(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials that expire, a bucket that is gone: the night has its report, with what was deleted until then, and
+    the next one does the rest."""
+    world.night()
+    for n in range(1, 5):
+        del world.bodies[f"{n}.jpg"]
+    delete_one = gone._delete_one
+
+    async def fails(store: Store, outcome: Outcome) -> str:
+        if len(world.there()) == 3:
+            raise Fatal("the credentials have expired")
+        return await delete_one(store, outcome)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gone, "AT_ONCE", 1)
+        patch.setattr(gone, "BATCH", 3)
+        patch.setattr(gone, "_delete_one", fails)
+        world.night()
+    assert world.swept is not None
+    assert world.figures is not None
+    assert (world.swept.deleted, world.swept.failed, world.swept.ended) == (2, 2, "the credentials have expired")
+    assert (world.figures["deleted"], world.figures["gone"]) == (2, 2)
+    listed = world.state.read(world.swept.listed).decode()
+    assert (listed.count("not deleted: the credentials have expired"), listed.count("\ndeleted,")) == (2, 2)
+    world.night()
+    world.is_true()
+
+
+def test_the_lease_is_looked_at_between_deletions(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was suspended, and followed by another one, deletes nothing more: the row may have come back."""
+    world.night()
+    for n in range(1, 5):
+        del world.bodies[f"{n}.jpg"]
+    delete_one = gone._delete_one
+
+    async def suspended(store: Store, outcome: Outcome) -> str:
+        what = await delete_one(store, outcome)
+        world.state.delete([lease.NAME])
+        return what
+
+    monkeypatch.setattr(gone, "AT_ONCE", 1)
+    monkeypatch.setattr(gone, "LOOK_S", -1.0)
+    monkeypatch.setattr(gone, "_delete_one", suspended)
+    with pytest.raises(Fatal, match="lost its lease"):
+        world.night()
+    assert len(world.there()) == 4
