@@ -33,7 +33,8 @@ _VERSIONS = """
                lead(recorded_at) OVER next AS replaced_at
         FROM lines WINDOW next AS (PARTITION BY row_id ORDER BY run_no, attempt, recorded_at)
     )
-    SELECT * FROM followed WHERE by_status = 'copied' AND NOT coalesce(by_sha256 = sha256, by_md5 = md5, false)
+    SELECT * FROM followed
+    WHERE by_status IN ('copied', 'unchanged') AND NOT coalesce(by_sha256 = sha256, by_md5 = md5, false)
 """
 # An object that its row has left behind under another key (`{sha256}.jpg`) is a copy without a row: it has a line of
 # its own in the ledger, as those have whose rows left the list.
@@ -57,8 +58,9 @@ def note_replaced(
     if not outcomes:
         return []
     con.execute(
+        # Another object may also have been found under its new key already, which another row had: it was read then.
         "CREATE OR REPLACE TABLE written AS SELECT DISTINCT row_id FROM read_parquet(?, union_by_name = true) "
-        "WHERE status = 'copied' AND attempt > 1",
+        "WHERE attempt > 1 AND (status = 'copied' OR (status = 'unchanged' AND checked = 'body'))",
         [outcomes],
     )
     if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from tasks.engine.gone import DELETED, find_gone
 from tasks.engine.history import FOLDER
 from tasks.engine.ledger import run_of
@@ -34,8 +32,16 @@ def figures(
         [run_no],
     ).fetchall()
     copied, unchanged, failed, again, requests, saved = map(int, found[0])
-    names = [name for name in state.list(FOLDER) if run_of(name) == run_no]
-    changed = sum(pq.read_metadata(state.local(name)).num_rows for name in names)
+    changed = 0
+    if names := [name for name in state.list(FOLDER) if run_of(name) == run_no]:
+        # With what a killed run before it replaced, which no fold had noted yet; and a row that came back is new.
+        (changed,) = con.execute(
+            """
+            SELECT count(*) FROM latest SEMI JOIN read_parquet($names) h ON h.row_id = latest.row_id
+                AND h.replaced_by = $run_no WHERE run_no = $run_no AND status = 'copied' AND reason <> 'new'
+            """,
+            {"names": [str(state.local(name)) for name in names], "run_no": run_no},
+        ).fetchall()[0]
     gone, _ = find_gone(con, manifest, to_directory=to_directory)
     (deleted,) = con.execute(
         "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'dropped' AND message = ?", [run_no, DELETED]

@@ -10,9 +10,11 @@ import pytest
 from demo.origin import Origin
 from demo.s3 import S3Server
 from tasks.engine import gone, lease
+from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import Fatal
 from tasks.engine.objects import Outcome, Reason, Status
 from tasks.engine.store import Store
+from tests.engine import helpers
 from tests.engine.nights import World
 
 GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "shorter_list": True}}
@@ -155,3 +157,36 @@ def test_the_lease_is_looked_at_between_deletions(world: Folder, monkeypatch: py
     with pytest.raises(Fatal, match="lost its lease"):
         world.night()
     assert len(world.there()) == 4
+
+
+def test_a_late_key_that_another_row_has_already(world: Folder) -> None:
+    """A row whose image has become one that is there: nothing is written, and its old object is a copy without a row."""
+    world.night(key="{sha256}.{ext}")
+    world.bodies["1.jpg"] = world.bodies["2.jpg"]
+    world.origin.add("/1.jpg", world.bodies["2.jpg"])
+    for _ in range(2):
+        world.night(key="{sha256}.{ext}")
+    assert sorted(world.there().values()) == sorted(set(world.bodies.values()))
+
+
+def test_figures_after_a_killed_night(world: Folder) -> None:
+    """What the killed run replaced is no change of the next one; a row that came back is new, whatever its image."""
+    world.night()
+    del world.bodies["4.jpg"]
+    world.night()
+    for n in (1, 2):
+        world.put(f"{n}.jpg", 10 + n)
+    world.put("4.jpg", 14)
+    world.put("new.jpg", 20)
+    job = {"destination": f"file://{world.new}/", **GO}
+    world.write_list({})
+    planned = helpers.plan(world.job(**job), world.state, 3)
+    with helpers.engine(world.job(**job), world.state, helpers.access(world.s3), 3) as runtime:
+        for ref in planned.chunks[-1:]:  # new rows are in the one before
+            run_chunk(runtime, ref)
+    world.put("3.jpg", 13)
+    world.run_no = 3
+    world.night(**job)
+    assert world.figures is not None
+    assert (world.figures["new"], world.figures["changed"]) == (2, 1)
+    world.is_true()
