@@ -107,7 +107,8 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
         planned = plan_chunks(run, retry_failed, limit)
         transfer_all(run, planned.chunks)
         transfer_again(run, job.retries.passes)
-        if job.mode == "delta" and job.delta.delete_gone and not (retry_failed or limit or run.runtime.stopping):
+        partly = retry_failed or limit is not None or run.runtime.stopping
+        if job.mode == "delta" and job.delta.delete_gone and not partly:
             delete_gone(run)
         report = reconcile(run)
         keep(run, report)

@@ -219,6 +219,11 @@ async def _delete(
         await store.close()
 
 
+def _bare(etag: str | None) -> str:
+    """A PUT, a HEAD and a copy on the server answer with quotes or without."""
+    return (etag or "").strip('"')
+
+
 async def _delete_one(store: Store, outcome: Outcome) -> str:
     """Deletes a copy if it is still what the ledger says, by its ETag. Raises ObjectError, Fatal.
 
@@ -229,7 +234,7 @@ async def _delete_one(store: Store, outcome: Outcome) -> str:
             found = await store.head(outcome.key)
             if found is None:
                 return ABSENT
-            if outcome.dest_etag is None or found.etag != outcome.dest_etag:
+            if outcome.dest_etag is None or _bare(found.etag) != _bare(outcome.dest_etag):
                 return ANOTHER
             await store.delete(outcome.key)
             if store.kind == "file" and await store.head(outcome.key) is not None:  # behind a link

@@ -57,8 +57,8 @@ def with_latest(state: State, work: Callable[[duckdb.DuckDBPyConnection, str], T
 
 def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> None:
     """Rows that a chunk holds for another attempt which has no outcome yet: their key has another writer since, other
-    settings may not skip them, or (in a delta) nobody has looked yet whether they are still true. A failed one among
-    them is failed until it has another end."""
+    settings may not skip them, the row that they repeated left the list, or (in a delta) nobody has looked yet whether
+    they are still true. A failed one among them is failed until it has another end."""
     paths = []
     for chunk in plan.chunks:
         if chunk.kind == "again":
@@ -70,7 +70,7 @@ def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> N
             """
             INSERT INTO waiting SELECT DISTINCT c.row_id FROM read_parquet(?, union_by_name = true) c
             JOIN latest l USING (row_id)
-            WHERE c.reason IN ('changed', 'revalidate') AND c.attempt > l.attempt
+            WHERE c.reason IN ('new', 'changed', 'revalidate') AND c.attempt > l.attempt
                   AND l.status IN ('copied', 'unchanged', 'skipped')
             """,
             [paths],

@@ -9,9 +9,10 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import gone, lease
+from tasks.engine import gone, lease, ledger
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import Fatal
+from tasks.engine.finish import finish
 from tasks.engine.objects import Outcome, Reason, Status
 from tasks.engine.store import Store
 from tests.engine import helpers
@@ -190,3 +191,26 @@ def test_figures_after_a_killed_night(world: Folder) -> None:
     assert world.figures is not None
     assert (world.figures["new"], world.figures["changed"]) == (2, 1)
     world.is_true()
+
+
+def test_a_row_whose_first_one_left_is_pending(world: Folder) -> None:
+    """A duplicate of a row that is not listed any more is to be moved itself: nothing is settled before that."""
+    lines = [[world.origin.url("/0.jpg"), "a"], *([world.origin.url(f"/{key}"), f"b{key}"] for key in world.bodies)]
+    job = world.job(destination=f"file://{world.new}/", **GO)
+    helpers.write_list(world.folder / "list.csv", lines, ("url", "id"))
+    helpers.run(job, world.state, helpers.access(world.s3), 1)
+    helpers.write_list(world.folder / "list.csv", lines[1:], ("url", "id"))
+    helpers.plan(job, world.state, 2)
+    assert finish(job, world.state, 2)["counts"]["pending"] == len(world.bodies)
+
+
+def test_without_quotes(world: Folder) -> None:
+    """An ETag that the server's own copy was answered with has no quotes; that of a HEAD has."""
+    uri = {"uri": f"s3://{world.bucket}/p/", "endpoint_url": world.s3.endpoint_url}
+    first = world.night(destination=uri)["1.jpg"]
+    assert first.dest_etag is not None
+    ledger.append(world.state, [first._replace(dest_etag=first.dest_etag.strip('"'), attempt=2)], 1, "x", 0)
+    del world.bodies["1.jpg"]
+    world.night(destination=uri)
+    assert world.swept is not None
+    assert (world.swept.deleted, world.swept.left) == (1, 0)
