@@ -41,8 +41,8 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                coalesce(h.attempt > coalesce(l.attempt, 0), false) AS held,
                CASE WHEN l.status = 'failed' THEN coalesce(l.nights, 1) - (l.run_no = $run_no)::INT ELSE 0 END
                AS nights,
-               coalesce(s.row_id IS NULL AND l.status IN ('copied', 'unchanged', 'failed')
-                        AND l.dest_etag IS NOT NULL, false) AS standing,
+               coalesce(s.row_id IS NULL AND (l.status IN ('copied', 'unchanged')
+                        OR (l.status = 'failed' AND l.dest_etag IS NOT NULL)), false) AS standing,
                CASE WHEN {said} IS NULL THEN 'nothing'
                     WHEN l.said = {said} THEN 'same'
                     WHEN l.said IS NOT NULL OR m.md5 <> l.md5 OR m.sha256 <> l.sha256 OR m.size <> l.size THEN 'other'

@@ -278,19 +278,19 @@ class Mover:
         Raises ObjectError with ``exists`` where the policy is to fail.
         """
         try:
-            same = await self._same(moved.key, body, found)
+            equal = await self._equal(moved.key, body, found)
         except ObjectError as error:
             if error.error_class is ErrorClass.NOT_FOUND:
                 return False
             if error.error_class is not ErrorClass.TOO_LARGE:
                 raise
-            same = False  # it has become another one since
-        action = after_fetch(policy, same)
+            equal = None  # it has become another one since
+        action = after_fetch(policy, equal is not None)
         if action == "put":
             return False
         if action == "exists":
             raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
-        moved.dest_etag = found.etag
+        moved.dest_etag = (equal or found).etag
         moved.status = Status.UNCHANGED
         if action == "skip":
             moved.status, moved.error_class = Status.SKIPPED, ErrorClass.EXISTS
@@ -364,18 +364,19 @@ class Mover:
                 )
         return kind
 
-    async def _same(self, key: str, body: Body, found: Found) -> bool:
-        """Do the destination's bytes equal the body? By its MD5 where the ETag is one, else by reading them."""
+    async def _equal(self, key: str, body: Body, found: Found) -> Found | None:
+        """The object at the destination, if its bytes are the body's: by its MD5 where the ETag is one, else by reading
+        them. A directory's listing has no ETags; what was read has."""
         if found.size != body.size:
-            return False
+            return None
         there = md5_of_etag(found.etag)
         if there == body.md5:
-            return True
+            return found
         if there is not None and self._destination.md5_etags:
-            return False
-        stored, _, _ = await self._destination.get(key, max_bytes=found.size, side="destination")
+            return None
+        stored, read, _ = await self._destination.get(key, max_bytes=found.size, side="destination")
         try:
-            return stored.sha256 == body.sha256
+            return read if stored.sha256 == body.sha256 else None
         finally:
             stored.discard()
 

@@ -14,6 +14,7 @@ from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import Fatal
 from tasks.engine.finish import finish
 from tasks.engine.objects import Outcome, Reason, Status
+from tasks.engine.plan import PLAN_FILE, forget_plan
 from tasks.engine.store import Store
 from tests.engine import helpers
 from tests.engine.nights import World
@@ -214,3 +215,49 @@ def test_without_quotes(world: Folder) -> None:
     world.night(destination=uri)
     assert world.swept is not None
     assert (world.swept.deleted, world.swept.left) == (1, 0)
+
+
+def test_files_that_were_there_before(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal ones are the job's copies from then on, also where a listing found them: they are looked at in nights, and
+    deleted when their rows are gone."""
+    monkeypatch.setattr("tasks.engine.destination.HEAD_AT_MOST", 0)
+    world.new.mkdir()
+    for key, body in world.bodies.items():
+        (world.new / key).write_bytes(body)
+    outcomes = world.night().values()
+    assert {outcome.status for outcome in outcomes} == {Status.UNCHANGED}
+    world.put("1.jpg", 11)
+    del world.bodies["2.jpg"]
+    world.night()
+    world.is_true()
+
+
+def test_a_copy_without_an_etag(world: Folder) -> None:
+    """The ledger does not know which object it was: it is looked at as others are, and not deleted."""
+    first = world.night()["1.jpg"]
+    second = next(outcome for outcome in helpers.latest(world.state).values() if outcome.key == "2.jpg")
+    ledger.append(world.state, [old._replace(dest_etag=None, attempt=2) for old in (first, second)], 1, "x", 0)
+    world.put("1.jpg", 11)
+    del world.bodies["2.jpg"]
+    world.night()
+    assert world.swept is not None
+    assert world.swept.left == 1
+    assert world.there().pop("1.jpg") == world.bodies["1.jpg"]
+
+
+@pytest.mark.parametrize("replan", [True, False])
+def test_a_list_that_is_cut_off_and_a_plan_that_is_made_anew(replan: bool, world: Folder) -> None:
+    """What the list is to have is known without the plan."""
+    delta = {"delete_gone": True, "max_delete": "100%"}
+    world.night(delta=delta)
+    for n in range(1, 5):
+        del world.bodies[f"{n}.jpg"]
+    for _ in range(2):
+        if replan:
+            forget_plan(world.state)
+        else:
+            world.state.delete([PLAN_FILE])
+        world.night(delta=delta)
+        assert world.swept is not None
+        assert "1 rows where it had 5" in world.swept.refused
+    assert len(world.there()) == 5
