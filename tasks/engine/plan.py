@@ -74,10 +74,12 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the rows go, and since which run: what a --replan, also of a damaged plan, must still know."""
+    """Where the rows go, since which run, and how many the list is to have: what a --replan, also of a damaged plan,
+    must still know."""
 
     where: dict[str, str]
     since_run: int
+    believed: int = 0  # as Plan.believed
 
     def encode(self) -> bytes:
         return seal_json(asdict(self))
@@ -266,7 +268,7 @@ def read_place(state: _Reads) -> Place | None:
     """The place of the last plan, or None before the first. Raises Damaged."""
     try:
         data = open_json(state.read(PLACE_FILE))
-        return Place(dict(data["where"]), int(data["since_run"]))
+        return Place(dict(data["where"]), int(data["since_run"]), int(data.get("believed", 0)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError) as exc:

@@ -87,6 +87,7 @@ class Planner:
         ledger.refuse_lost(self.state)
         chunks = self._whole(old.chunks) if old else []
         since_run = old.since_run if old else self._since_run()
+        before = (old.believed or old.rows) if old else self._believed()
         brought = self._manifest(old)
         self._view(brought)
         ledger.create_latest(self.con, self.state, since_run, at_once=dry)  # the job's run may be on
@@ -98,7 +99,7 @@ class Planner:
         judged = judge.judge(self.con, self.notes, for_directory=to_directory, listed=self.job.is_listed(), twins=twins)
         about = brought.about
         if old is None and not dry:  # before all else: what is found without a plan is of this place
-            self.state.write(PLACE_FILE, Place(self.job.where(), since_run).encode())
+            self.state.write(PLACE_FILE, Place(self.job.where(), since_run, before).encode())
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
             about = {**about, "file": sealed_file(manifest_stem(self.ask.run_no), brought.path)}
             self.state.write_file(about["file"], brought.path)
@@ -125,9 +126,8 @@ class Planner:
         )
         if not dry:
             where = self.job.where()
-            self.state.write(PLACE_FILE, Place(where, since_run).encode())
-            before = (old.believed or old.rows) if old else 0
             believed = rows_believed(judged.rows, before, shorter_list=self.job.delta.shorter_list)
+            self.state.write(PLACE_FILE, Place(where, since_run, believed).encode())
             plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run, believed)
             if self.ask.token:
                 lease.check(self.state, self.ask.token)
@@ -188,6 +188,11 @@ class Planner:
         if place is None:
             return self.ask.run_no if ledger.files(self.state) else 0
         return place.since_run if place.where == self.job.where() else self.ask.run_no
+
+    def _believed(self) -> int:
+        """What the list is to have, where no plan says it: a list that is cut off stays one after a --replan."""
+        place = self._place()
+        return place.believed if place is not None and place.where == self.job.where() else 0
 
     def _whole(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
         """The chunks whose files are as they were written; rows of others are in no chunk any more, and come anew."""
