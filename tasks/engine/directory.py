@@ -68,7 +68,7 @@ class Directory:
         held = 0
         writer = BodyWriter(self._spool_dir)
         try:
-            with os.fdopen(await asyncio.to_thread(self.folder.open, key), "rb") as file:
+            with os.fdopen(await asyncio.to_thread(self._open, key, side), "rb") as file:
                 before = entry_of(file.fileno())
                 found = _found_file(key, before)
                 if found.size > max_bytes:
@@ -96,6 +96,15 @@ class Directory:
             body.discard()
             raise ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
         return body, found, {}
+
+    def _open(self, key: str, side: str) -> int:
+        """A file that is not there is one object that is missing, as long as the directory is there itself."""
+        try:
+            return self.folder.open(key)
+        except FileNotFoundError:
+            if not self.folder.root.is_dir():
+                raise
+            raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
 
     async def _copied(self, file: BinaryIO, writer: BodyWriter, size: int) -> Body:
         """A large file in the spool: it may change while it is uploaded."""

@@ -335,3 +335,15 @@ def test_a_paused_verification_reads_nothing(
         return await reading
 
     assert asyncio.run(pause_and_go_on()).checked == len(outcomes)
+
+
+def test_in_a_directory(origin: Origin, tmp_path: Path) -> None:
+    """A file that is gone is one object that is missing, and not the whole destination."""
+    write_list(tmp_path / "list.csv", [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(3)])
+    job = make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/new/")
+    state = directory_state(tmp_path)
+    run(job, state, Access())
+    (tmp_path / "new" / "1.jpg").unlink()
+    store = open_store(job.destination.uri, Access(), state.spool_dir)
+    result = check(state, store, "read", 2)
+    assert (result.checked, result.missing, result.altered, result.unread) == (3, 1, 0, 0)
