@@ -34,6 +34,7 @@ AT_ONCE = 16
 BATCH = 500
 LOOK_S = 10.0  # between two looks at the lease
 TRIES, BETWEEN_TRIES_S = 3, 1.0
+WAIT_AT_MOST_S = 60.0  # a store may ask for a year: the next night is sooner
 FAILED_AT_FIRST = 10  # and nothing deleted: then it is not the keys
 DELETED = "deleted"
 ABSENT = "was not there any more"
@@ -241,7 +242,8 @@ async def _delete_one(store: Store, outcome: Outcome) -> str:
                 return ANOTHER
             return DELETED
         except ObjectError as error:
-            if not left or AGAIN[error.error_class] is not Again.NOW:
+            delay_s = error.retry_after_s or BETWEEN_TRIES_S
+            if not left or AGAIN[error.error_class] is not Again.NOW or delay_s > WAIT_AT_MOST_S:
                 raise
-            await asyncio.sleep(error.retry_after_s or BETWEEN_TRIES_S)
+            await asyncio.sleep(delay_s)
     raise AssertionError("unreachable")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from demo.origin import Origin
 from demo.s3 import S3Server
 from tasks.engine import gone, lease, ledger
 from tasks.engine.chunk import run_chunk
-from tasks.engine.errors import Fatal
+from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.finish import finish
-from tasks.engine.objects import Outcome, Reason, Status
+from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.plan import PLAN_FILE, forget_plan
 from tasks.engine.store import Store
 from tests.engine import helpers
@@ -261,3 +262,20 @@ def test_a_list_that_is_cut_off_and_a_plan_that_is_made_anew(replan: bool, world
         assert world.swept is not None
         assert "1 rows where it had 5" in world.swept.refused
     assert len(world.there()) == 5
+
+
+def test_a_store_that_asks_for_too_long_a_wait() -> None:
+    """The night ends: the next one is sooner."""
+    tries = []
+
+    class Busy:
+        kind = "s3"
+
+        async def head(self, key: str) -> None:
+            tries.append(key)
+            raise ObjectError(ErrorClass.RATE_LIMITED, "slow down", retry_after_s=3600)
+
+    busy: Any = Busy()
+    with pytest.raises(ObjectError):
+        asyncio.run(asyncio.wait_for(gone._delete_one(busy, helpers.make_outcome(1)), 10))
+    assert tries == ["1.jpg"]
