@@ -114,7 +114,7 @@ class ServerAway(logging.Filter):
 _FOR_PEOPLE, _SERVER_AWAY, _OF_TASKS, _OF_FERRY = ForPeople(), ServerAway(), Fewer(), Fewer()
 _FILTERS: dict[str, tuple[logging.Filter | Callable[[logging.LogRecord], bool], ...]] = {
     "prefect.engine": (_not_a_bug,),
-    "prefect.flow_runs": (_FOR_PEOPLE,),
+    "prefect.flow_runs": (_FOR_PEOPLE, _not_a_bug),
     "prefect.task_runs": (_FOR_PEOPLE, _OF_TASKS),
     "prefect.ferry": (_OF_FERRY,),
     "prefect.events.clients": (_SERVER_AWAY,),

@@ -268,7 +268,7 @@ def test_verify_and_repair(project: Project, origin: Origin) -> None:
 def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefect) -> None:
     """A second run leaves with exit 3 and names the holder; with --wait it waits, and then finds nothing to do."""
     rows, bodies = serve(origin, 60)
-    origin.latency_s = 0.4
+    origin.latency_s = 3.0  # it lasts 45 s, until it is told to hurry
     project.job(concurrency=4)
     project.manifest(rows)
     first = project.start("run", "job.yaml", "--json")
