@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
+import tempfile
+from pathlib import Path
 
 from flows.server import is_free
 
@@ -10,15 +14,34 @@ from flows.server import is_free
 # connection while its server is down, and a client polling it can even connect to itself.
 _LOW, _HIGH = 20_000, 32_600
 _random = random.SystemRandom()
+_reserved: list[int] = []  # open files, whose locks go with this process
 
 
 def free_ports(count: int, *, below: int = _HIGH, but: tuple[int, ...] = ()) -> list[int]:
-    """``count`` different ports, free at this moment. Raises RuntimeError when there are not so many."""
+    """``count`` different ports, free at this moment. Raises RuntimeError when there are not so many.
+
+    No other process gets them from here while this one lives: several start servers at once, and what is free now is
+    not yet taken.
+    """
     found: list[int] = []
     for _ in range(2000):
         if len(found) == count:
             return found
         port = _random.randrange(_LOW, below)
-        if port not in found and port not in but and is_free(port):
+        if port not in found and port not in but and is_free(port) and reserve(port):
             found.append(port)
     raise RuntimeError(f"no {count} free ports between {_LOW} and {below} on 127.0.0.1")
+
+
+def reserve(port: int) -> bool:
+    """Whether this process has the port from now on, as far as others ask here."""
+    folder = Path(tempfile.gettempdir()) / f"ferry-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = os.open(folder / str(port), os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    _reserved.append(file)
+    return True

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 import boto3
 from botocore.config import Config
 
-from demo.ports import free_ports
+from demo.ports import free_ports, reserve
 from flows.server import is_free
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _find_weed() -> str:
 def _admin_port() -> int:
     while True:
         port = free_ports(1, below=22_600)[0]
-        if is_free(port + 10_000):
+        if is_free(port + 10_000) and reserve(port + 10_000):
             return port
 
 
