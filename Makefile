@@ -22,16 +22,15 @@ help:
 demo: .venv/.installed
 	@$(BIN)/ferry demo
 
-# The quick bench, beside all of the tests, shows that it works: a run of Ferry's that lost an object fails it, timings
-# do not. It says nothing else, so that pytest has the last word. (`set -m`: a job of the background would ignore SIGINT,
-# and so would the runs that the bench interrupts.)
-test: .venv/.installed-dev postgresql check
-	@set -m; if [ "$(T)" = tests ]; then \
-		mkdir -p .bench; $(MAKE) --no-print-directory quick-bench >.bench/quick.log 2>&1 & bench=$$!; \
-		trap 'kill -- -$$bench 2>/dev/null' EXIT; \
-	fi; \
+# Linters, types and the quick bench run beside the tests, most of which wait; what they print is shown where they fail,
+# so that pytest has the last word. The quick bench shows that it works: a run of Ferry's that lost an object fails it,
+# timings do not. (`set -m`: a job of the background would ignore SIGINT, and so would the runs that the bench interrupts.)
+test: .venv/.installed-dev postgresql
+	@set -m; mkdir -p .bench; \
+	$(MAKE) --no-print-directory check $(if $(filter tests,$(T)),quick-bench) >.bench/beside.log 2>&1 & beside=$$!; \
+	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
 	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T); tests=$$?; \
-	if [ -n "$$bench" ] && ! wait $$bench; then cat .bench/quick.log; echo "the quick bench failed"; exit 1; fi; \
+	if ! wait $$beside; then cat .bench/beside.log; echo "what ran beside the tests failed"; exit 1; fi; \
 	exit $$tests
 
 # What `make test` tries a few times of, tried in full; prints a table.
@@ -39,7 +38,7 @@ faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed
-	@$(BIN)/python -m tests.bench --n 500
+	@$(BIN)/python -m tests.bench --n 500 --scenes a,c,d,f,g,sink
 
 check: .venv/.installed-dev
 	@$(BIN)/ruff check --quiet .
