@@ -26,8 +26,8 @@ demo: .venv/.installed
 # so that pytest has the last word. The quick bench shows that it works: a run of Ferry's that lost an object fails it,
 # timings do not. (`set -m`: a job of the background would ignore SIGINT, and so would the runs that the bench interrupts.)
 test: .venv/.installed-dev postgresql
-	@set -m; mkdir -p .bench; \
-	$(MAKE) --no-print-directory check $(if $(filter tests,$(T)),quick-bench) >.bench/beside.log 2>&1 & beside=$$!; \
+	@mkdir -p .bench; set -m; \
+	$(MAKE) --no-print-directory check $(if $(filter tests,$(T)),quick-bench) >.bench/beside.log 2>&1 & beside=$$!; set +m; \
 	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
 	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T); tests=$$?; \
 	if ! wait $$beside; then cat .bench/beside.log; echo "what ran beside the tests failed"; exit 1; fi; \

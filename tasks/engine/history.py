@@ -46,6 +46,14 @@ _LEFT_BEHIND = """
 """
 
 
+def create_empty(con: duckdb.DuckDBPyConnection) -> None:
+    """Makes `no_outcomes`, a table with all columns and no line. One of DuckDB's own: a query whose lines are read one
+    after the other, and that reads an Arrow table itself, has two sides that may wait for Python's lock."""
+    con.register("no_outcomes_in_arrow", OUTCOME.empty_table())
+    con.execute("CREATE OR REPLACE TEMP TABLE no_outcomes AS SELECT * FROM no_outcomes_in_arrow")
+    con.unregister("no_outcomes_in_arrow")
+
+
 def note_replaced(
     con: duckdb.DuckDBPyConnection, state: State, run_no: int, files: Sequence[str], outcomes: Sequence[str]
 ) -> list[Outcome]:
@@ -65,7 +73,7 @@ def note_replaced(
     )
     if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):
         return []  # nothing was there before: the ledger, a million rows perhaps, is not read for it
-    con.register("no_outcomes", OUTCOME.empty_table())
+    create_empty(con)
     con.execute(_VERSIONS, {"files": files})
     columns = ", ".join(HISTORY.names)
     table = con.sql(f"SELECT {columns} FROM replaced ORDER BY key, row_id").to_arrow_table()

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.engine.errors import Damaged, UserError
-from tasks.engine.history import note_replaced
+from tasks.engine.history import create_empty, note_replaced
 from tasks.engine.objects import Outcome
 from tasks.engine.plan import read_plan
 from tasks.engine.seal import is_whole, open_json, sealed, sealed_file, whole
@@ -143,7 +143,7 @@ def _oldest_schema(con: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> int:
 def _latest(con: duckdb.DuckDBPyConnection, paths: Sequence[str], since_run: int = 0) -> tuple[str, dict[str, Any]]:
     """A query for the latest outcome of each row of these files, with the columns that earlier versions did not write;
     and its parameters."""
-    con.register("no_outcomes", OUTCOME.empty_table())
+    create_empty(con)
     if not paths:
         return "SELECT * FROM no_outcomes", {}
     given: dict[str, Any] = {"paths": list(paths)}
