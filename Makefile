@@ -38,7 +38,7 @@ faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed
-	@$(BIN)/python -m tests.bench --n 500 --scenes a,c,d,f,g,sink
+	@$(BIN)/python -m tests.bench --n 500 --scenes a,d,g,sink
 
 check: .venv/.installed-dev
 	@$(BIN)/ruff check --quiet .

@@ -258,7 +258,7 @@ def verify(
     """Read the destination back, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
         from flows import terminal, watch
-        from flows.local import as_recorded, exit_code, load_flows, prefect_for
+        from flows.local import as_recorded, end_of, exit_code, load_flows, prefect_for
         from tasks.engine.reading import select_wrong, with_latest
         from tasks.run import state_of
 
@@ -270,7 +270,7 @@ def verify(
         from flows.verify import verify as verify_flow
 
         with signals.listening(), as_recorded():
-            state: Any = verify_flow(job, list_, sample, seed, return_state=True)
+            state = end_of(verify_flow, job, list_, sample, seed)
         api.settle(state)
     code, end = exit_code(state)
     wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []

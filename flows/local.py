@@ -138,7 +138,7 @@ def migrate_here(
 
     with signals.listening(), as_recorded():
         try:
-            state: Any = flow.migrate(job, retry_failed, limit, wait, return_state=True)
+            state = end_of(flow.migrate, job, retry_failed, limit, wait)
         except UNANSWERED:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None
@@ -150,6 +150,17 @@ def migrate_here(
         with contextlib.suppress(*UNANSWERED):
             api.settle(state)
     return exit_code(state, flow.report)
+
+
+def end_of(flow: Any, *parameters: Any) -> Any:
+    """Runs a flow in this process; its final state. One that was cancelled at Prefect before it began has none."""
+    from prefect.exceptions import Abort
+    from prefect.states import Cancelled
+
+    try:
+        return flow(*parameters, return_state=True)
+    except Abort:
+        return Cancelled(message="cancelled at Prefect before it began; nothing was done")
 
 
 def exit_code(state: Any, report: Report | None = None) -> tuple[int, Any]:

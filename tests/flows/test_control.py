@@ -188,7 +188,11 @@ def test_a_verification(project: Project, origin: Origin, prefect_api: Prefect) 
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
     process = project.start("verify", "job.yaml")
-    runs = wait_for("it to be known", lambda: prefect_api.runs(project.name, "verify"), every_s=0.01)
+
+    def begun() -> list[dict[str, Any]]:
+        return [run for run in prefect_api.runs(project.name, "verify") if run["state_type"] == "RUNNING"]
+
+    runs = wait_for("it to begin", begun, every_s=0.01)
     set_state(prefect_api, runs[0]["id"], PAUSE)
     set_state(prefect_api, runs[0]["id"], CANCEL)
     assert process.wait(60) == 130
