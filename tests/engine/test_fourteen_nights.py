@@ -5,14 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import random
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +23,9 @@ from tasks.engine.finish import finish
 from tasks.engine.objects import Checked, Outcome, Status
 from tests.engine import helpers
 from tests.engine.nights import World
+from tests.faults import victim
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
 DELTA: dict[str, Any] = {"delete_gone": True, "max_delete": "10%"}
 FIGURES = ("rows", "new", "changed", "gone", "deleted", "failed", "requests", "least", "bodies", "least", "wrong")
 
@@ -138,15 +134,9 @@ class Nights(World):
     def killed_night(self, what: str, uploads: int) -> None:
         """The process dies by SIGKILL after so many uploads: each object is the old one or the new one, whole."""
         self.write_list(self._etags())
-        given = {
-            "job": self.job(delta=DELTA, chunk_rows=20).model_dump(mode="json"), "state": self.state.uri,
-            "reached": str(self.folder / "reached.json"), "access": asdict(helpers.access(self.s3)),
-        }  # fmt: skip
-        setup = self.folder / "setup.json"
-        setup.write_text(json.dumps(given))
-        command = [sys.executable, "-m", "tests.faults.victim", str(setup), "after upload", str(uploads)]
-        ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
-        assert ended.returncode == -signal.SIGKILL
+        job, server = self.job(delta=DELTA, chunk_rows=20), helpers.access(self.s3)
+        code, _ = victim.run(self.folder, job, self.state, server, "after upload", str(uploads))
+        assert code == -signal.SIGKILL
         self.run_no += 1
         for key, body in self._there().items():
             assert body in (self.copies.get(key), self.bodies.get(key)), key

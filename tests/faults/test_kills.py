@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,10 @@ from tasks.engine.finish import finish
 from tasks.engine.objects import Status
 from tasks.engine.state import DirectoryState
 from tests.engine import helpers
+from tests.faults import victim
 from tests.faults.amount import some
 
 ROWS = 24
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 
 
@@ -51,16 +47,7 @@ class World:
 
     def run(self, job: Any, state: DirectoryState, *point: str) -> tuple[int, dict[str, int]]:
         """The exit code of one run in a process of its own, and how often it came by each point."""
-        setup, reached = self.folder / "setup.json", self.folder / "reached.json"
-        reached.unlink(missing_ok=True)
-        given = {
-            "job": job.model_dump(mode="json"), "state": state.uri, "reached": str(reached),
-            "access": asdict(helpers.access(self.s3)),
-        }  # fmt: skip
-        setup.write_text(json.dumps(given))
-        command = [sys.executable, "-m", "tests.faults.victim", str(setup), *point]
-        ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
-        return ended.returncode, json.loads(reached.read_text()) if reached.exists() else {}
+        return victim.run(self.folder, job, state, helpers.access(self.s3), *point)
 
     def check(self, job: Any, state: DirectoryState, what: str) -> None:
         """After the cause is gone, one plain run."""

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,9 @@ from demo.s3 import S3Server
 from tasks.engine import ledger
 from tests.engine import helpers
 from tests.engine.nights import World
+from tests.faults import victim
 from tests.faults.amount import some
-from tests.faults.test_kills import ROOT, moments
+from tests.faults.test_kills import moments
 
 pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%"}, "chunk_rows": 10, "key": "{sha256}.{ext}"}
@@ -41,16 +38,7 @@ class Life(World):
 
     def killed(self, *point: str) -> tuple[int, dict[str, int]]:
         """The night in a process of its own: its exit code, and how often it came by each point."""
-        setup, reached = self.folder / "setup.json", self.folder / "reached.json"
-        reached.unlink(missing_ok=True)
-        given = {
-            "job": self.job(**DELTA).model_dump(mode="json"), "state": self.state.uri, "reached": str(reached),
-            "access": asdict(helpers.access(self.s3)),
-        }  # fmt: skip
-        setup.write_text(json.dumps(given))
-        command = [sys.executable, "-m", "tests.faults.victim", str(setup), *point]
-        ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
-        return ended.returncode, json.loads(reached.read_text()) if reached.exists() else {}
+        return victim.run(self.folder, self.job(**DELTA), self.state, helpers.access(self.s3), *point)
 
     def check(self, what: str) -> None:
         """One more night: each image of the list is there, and nothing else."""

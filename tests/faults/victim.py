@@ -10,10 +10,12 @@ import functools
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tasks.engine.job import Job
 from tasks.engine.state import DirectoryState
 from tests.engine import helpers
 
+ROOT = Path(__file__).parents[2]
 # What is wrapped: the moment before the call and the one after it are points.
 CALLS: dict[str, tuple[Any, str]] = {
     "upload": (transfer.Mover, "move"),  # after: it is there, and nothing has recorded it
@@ -88,6 +91,20 @@ class Killer:
             return answer
 
         return watched
+
+
+def run(folder: Path, job: Job, state: DirectoryState, server: Access, *point: str) -> tuple[int, dict[str, int]]:
+    """The exit code of one run in a process of its own, and how often it came by each point; ``folder`` is for the two
+    files between them."""
+    setup, reached = folder / "setup.json", folder / "reached.json"
+    reached.unlink(missing_ok=True)
+    given = {
+        "job": job.model_dump(mode="json"), "state": state.uri, "reached": str(reached), "access": asdict(server),
+    }  # fmt: skip
+    setup.write_text(json.dumps(given))
+    command = [sys.executable, "-m", "tests.faults.victim", str(setup), *point]
+    ended = subprocess.run(command, cwd=ROOT, timeout=120, check=False, stdin=subprocess.DEVNULL)
+    return ended.returncode, json.loads(reached.read_text()) if reached.exists() else {}
 
 
 def main(setup: dict[str, Any], killer: Killer) -> None:
