@@ -14,19 +14,9 @@ from typing import Any
 
 import yaml
 
-from tests.flows.project import ROOT, Cli, Ended, Prefect
+from tests.flows.project import ROOT, UNDER_PARENT, Cli, Ended, Prefect
 
 STOP_S = 20.0
-
-# A worker turns its first SIGTERM into a SIGINT to itself, which the `&` jobs of a script ignore with all they start.
-_WORKER = """
-import ctypes, runpy, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 class Deployed:
@@ -79,7 +69,7 @@ def worker(cli: Cli, pool: str, log: Path) -> Iterator[Callable[[], str]]:
     arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, *arguments], cwd=ROOT, env=environment,
+            [sys.executable, "-c", UNDER_PARENT, *arguments], cwd=ROOT, env=environment,
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     try:

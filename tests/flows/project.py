@@ -95,7 +95,7 @@ class Cli:
         """Starts the command in a process group of its own; ``env`` adds variables, or takes them away (None)."""
         merged = {**self.environment, **env}
         return subprocess.Popen(
-            [sys.executable, "-c", _UNDER_PARENT, "flows", *arguments],
+            [sys.executable, "-c", UNDER_PARENT, "flows", *arguments],
             cwd=folder, env={name: value for name, value in merged.items() if value is not None},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             start_new_session=True,
@@ -134,9 +134,10 @@ class Cli:
         return Ended(arguments, process.returncode, stdout, stderr)
 
 
-# `python -m flows` as a user starts it, but it goes down with the tests, however they end. SIGINT has its default
-# effect even when these tests run in the background of a shell (FACTS: `&` jobs ignore it).
-_UNDER_PARENT = """
+# `python -m MODULE` as a user starts it, but it goes down with the tests, however they end. SIGINT has its default
+# effect also in the `&` jobs of a script, which ignore it with all that they start: a worker turns its first SIGTERM
+# into one.
+UNDER_PARENT = """
 import ctypes, runpy, signal, sys
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)

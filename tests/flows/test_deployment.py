@@ -26,7 +26,7 @@ from demo.library import Library, build_library
 from demo.origin import Origin
 from demo.s3 import S3Server
 from flows.server import LocalServer, quiet_environment
-from tests.flows.project import fold, serve, wait_for
+from tests.flows.project import UNDER_PARENT, fold, serve, wait_for
 from tests.flows.site import Site, needs_postgresql
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # of which a minute is setting up, on a free machine
@@ -38,18 +38,6 @@ RECORDED_S = 30.0
 PREFIX = "products/"
 CHUNK_ROWS = 40
 TOKEN = "token-" + secrets.token_hex(16)  # what the job refers to as env:OLD_TOKEN
-
-
-# `python -m prefect`, which goes down with the tests however they end. A worker turns its first SIGTERM into a SIGINT
-# to itself; where SIGINT is ignored, as in the `&` jobs of a script and all that they start, it would never end.
-UNDER_PARENT = """
-import ctypes, runpy, signal, sys
-if sys.platform == "linux":
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.argv = sys.argv[1:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 @dataclass(frozen=True, slots=True)
