@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +31,7 @@ from tasks.engine.errors import UserError
 from tasks.references import named_blocks
 
 NEW_POOL = "process"
+WORKING_DIR = "working_dir"  # the job variable of prefect.yaml that process pools alone have
 AWS = {
     "aws_access_key_id": "AWS_ACCESS_KEY_ID",
     "aws_secret_access_key": "AWS_SECRET_ACCESS_KEY",
@@ -49,13 +51,16 @@ def deploy(
     """What was done, or would be, and the deployments' IDs. Raises UserError before anything is changed."""
     made = dict(block_of(text) for text in blocks)
     pools = {name: _pool(client, name) for name in dict.fromkeys(w.pool for w in wanted)}
+    left_out = {one.pool for one in wanted if WORKING_DIR in one.fields["job_variables"]}
+    left_out -= {name for name in left_out if WORKING_DIR in _variables(pools[name])}
+    wanted = [_without_working_dir(one) if one.pool in left_out else one for one in wanted]
     problems = [problem for name, pool in pools.items() for problem in pool_problems(name, pool, wanted)]
     problems += missing_blocks(client, wanted, made)
     problems += wrong_alarms(client, notify)
     if problems:
         raise UserError("\n".join(["nothing was changed:", *(f"  {problem}" for problem in problems)]))
     changes = [_settle_block(client, name, values, dry_run) for name, values in made.items()]
-    changes += [_settle_pool(client, name, pool, dry_run) for name, pool in pools.items()]
+    changes += [_settle_pool(client, name, pool, name in left_out, dry_run) for name, pool in pools.items()]
     ids: dict[str, UUID] = {}
     for one in wanted:
         found = _deployment(client, one.name)
@@ -74,16 +79,30 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool | None:
         return None
 
 
+def _variables(pool: WorkPool | None) -> Mapping[str, Any]:
+    """The job variables that the pool's template declares; without a pool, those of a new one."""
+    template = pool.base_job_template if pool else {}
+    known: Mapping[str, Any] = template.get("variables", {}).get("properties", {})
+    if known or (pool is not None and pool.type != NEW_POOL):
+        return known
+    # A process pool that was made by hand has no template until its first worker starts.
+    default: Mapping[str, Any] = ProcessWorker.get_default_base_job_template()["variables"]["properties"]
+    return default
+
+
+def _without_working_dir(wanted: Wanted) -> Wanted:
+    """The deployment for a pool whose runs start in an image: the image sets their working directory."""
+    variables = {name: value for name, value in wanted.fields["job_variables"].items() if name != WORKING_DIR}
+    return replace(wanted, fields={**wanted.fields, "job_variables": variables})
+
+
 def pool_problems(name: str, pool: WorkPool | None, wanted: Iterable[Wanted]) -> list[str]:
     """Why runs of these deployments would not work on a pool: of a type that does not know what they ask of it.
 
     Where there is no pool, a new one is of the type process.
     """
     kind = pool.type if pool else NEW_POOL
-    template = pool.base_job_template if pool else ProcessWorker.get_default_base_job_template()
-    known = template.get("variables", {}).get("properties", {})
-    if not known and pool is not None and kind == NEW_POOL:  # made by hand, and no worker has been there yet
-        known = ProcessWorker.get_default_base_job_template()["variables"]["properties"]
+    known = _variables(pool)
     what = (
         f"the work pool `{name}` is of the type {kind}, which"
         if pool
@@ -194,10 +213,16 @@ def _plain(value: Any) -> Any:
     return value.get_secret_value() if hasattr(value, "get_secret_value") else value
 
 
-def _settle_pool(client: SyncPrefectClient, name: str, pool: WorkPool | None, dry_run: bool) -> Change:
+def _settle_pool(
+    client: SyncPrefectClient, name: str, pool: WorkPool | None, without_working_dir: bool, dry_run: bool
+) -> Change:
     if pool is not None:
-        paused = "; it is paused: no run begins until it is resumed" if pool.is_paused else ""
-        return Change("work pool", name, "unchanged", f"of the type {pool.type}{paused}")
+        detail = f"of the type {pool.type}"
+        if without_working_dir:
+            detail += f"; `{WORKING_DIR}` is left out: its runs start in their image's directory"
+        if pool.is_paused:
+            detail += "; it is paused: no run begins until it is resumed"
+        return Change("work pool", name, "unchanged", detail)
     if not dry_run:
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=name, type=NEW_POOL, base_job_template=template))

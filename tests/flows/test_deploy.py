@@ -207,6 +207,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
 ) -> None:
     """Blocks that are missing, and a pool of another type: named with what to do, and nothing is made."""
     make_pool(prefect_api, deployed.pool, "kubernetes")
+    deployed.entry("prod")["work_pool"]["job_variables"] = {"working_dir": ".", "stream_output": True}
     job = deployed.entry("prod")["parameters"]["job"] = {
         **good(),
         "destination": {"uri": "s3://x/", "credentials": f"block:new-{deployed.mark}"},
@@ -218,7 +219,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
     for words in (
         "nothing was changed:",
         f"migrate/prod-{deployed.mark}: the work pool `{deployed.pool}` is of the type kubernetes, which knows no job "
-        "variable `working_dir`",
+        "variable `stream_output`",
         f"destination.credentials: there is no block `aws-credentials/new-{deployed.mark}` on the server. Make it: "
         f"with its keys in the environment, `ferry deploy --block aws-credentials/new-{deployed.mark}`",
         f"source.headers.X-Token: there is no block `secret/token-{deployed.mark}`",
