@@ -97,16 +97,29 @@ def jpeg(data: Data) -> None:
 
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_HEADER = struct.Struct(">IIBBBBB")
+_PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_DEFLATE_MOST = 1032  # bytes that one byte of a deflate stream stands for: 258 for two bits (RFC 1951, section 3.2.5)
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+def unfiltered_bytes(width: int, height: int, bits: int, *, interlaced: bool) -> int:
+    """What a PNG's image data unpacks to: a byte for the filter, then whole bytes, of each row of each pass."""
+    size = 0
+    for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
+        size += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    return size
 
 
 def png(data: Data) -> None:
     """PNG (third edition) sections 5 and 11: chunks from IHDR to IEND, APNG too.
 
-    The checksum of every chunk that carries the picture is verified: at 0.2 µs a KB it finds each flipped
-    bit. Like libpng, the walk lets a wrong checksum in other chunks (text, times) pass.
+    A picture of more bytes than its image data can unpack to is cut. The checksum of every chunk that carries the
+    picture is verified: at 0.2 µs a KB it finds each flipped bit. Like libpng, the walk lets a wrong checksum in other
+    chunks (text, times) pass.
     """
-    size, pos, pixels, palette = len(data), 8, False, False
+    size, pos, pixels, packed, palette = len(data), 8, False, 0, False
     length, tag = _PNG_CHUNK.unpack_from(data, pos)
     if tag != b"IHDR" or length != 13:
         raise wrong("PNG", "it does not begin with its header chunk (IHDR)")
@@ -130,7 +143,7 @@ def png(data: Data) -> None:
                 raise wrong("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
             pos = end
             if tag == b"IDAT":
-                pixels = True
+                pixels, packed = True, packed + length
             elif tag == b"PLTE":
                 palette = True
             elif tag == b"IEND":
@@ -139,6 +152,9 @@ def png(data: Data) -> None:
             raise wrong("PNG", f"more than {MAX_CHUNKS:,} chunks")
     if not pixels:
         raise wrong("PNG", "it has no image data (IDAT)")
+    bits = depth * _PNG_SAMPLES[colour]
+    if unfiltered_bytes(width, height, bits, interlaced=bool(interlace)) > _DEFLATE_MOST * packed:
+        raise cut("PNG", f"its last row: {width:,} × {height:,} pixels cannot be in {packed:,} bytes of image data")
     if colour == 3 and not palette:
         raise wrong("PNG", "it has no palette (PLTE)")
 

@@ -15,9 +15,20 @@ _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 _TGA = struct.Struct("<BBBHHBHHHHBB")
 _DIB = struct.Struct("<IiiHHI")
 _XBM = re.compile(
-    rb"\s*(?:/\*.{0,500}?\*/\s*)?#define\s+\S{1,200}_width\s+\d+\s+#define\s+\S{1,200}_height\s+\d+", re.DOTALL
+    rb"\s*+#define[ \t]++[\w.-]{1,200}_width[ \t]++\d++\s++#define[ \t]++[\w.-]{1,200}_height[ \t]++\d++\s"
 )
+# `#` begins a comment in many languages: nothing may stand before, between or behind, not even a C comment
+_XBM_ARRAY = re.compile(
+    rb"\s*+(?:#define[ \t]++[\w.-]{1,200}_[xy]_hot[ \t]++-?\d++\s++){0,2}+"
+    rb"static\s++(?:const\s++)?(?:unsigned\s++)?(?:char|short)\s++[\w.-]{1,200}_bits\s*+\[\d*+\]\s*+=\s*+\{"
+)
+_XBM_BITS = re.compile(rb"(?:\s*+0[xX][0-9a-fA-F]{1,4}\s*+,?)*+\s*+")
+_XBM_END = re.compile(rb"\}\s*+;?\s*+\Z")
 _IM_SIZE = re.compile(rb"Image size \(x\*y\): (\d{1,7})\*(\d{1,7})")
+_IM_BITS = {
+    b"0 1 image": 1, b"RGB image": 24, b"RGBA image": 32, b"CMYK image": 32, b"YCC image": 24,
+    b"L 16 image": 16, b"L 32S image": 32, b"L 32F image": 32,
+}  # fmt: skip
 _SGI_ROWS = 1_000_000  # of all planes; the numbers of each take 72 bytes. A height has 16 bits
 _PCX_PLAIN_BYTES = 4 << 20  # of longer ones only the header is looked at: a walk takes 0.2 s for each of these
 
@@ -125,9 +136,18 @@ def _sgi(data: Data) -> int:
 
 
 def _xbm(data: Data) -> int:
-    """X11 bitmap: C source, to the end of its array."""
-    if not bytes(data[-64:]).rstrip().endswith((b"}", b"};")):
-        raise cut("XBM", "the end of its array")
+    """X11 bitmap: the C source that bitmap programs write, and nothing else, to the end of its array."""
+    sizes = _XBM.match(data)
+    start = sizes and _XBM_ARRAY.match(data, sizes.end())
+    if start is None:
+        raise wrong("XBM", "no array of bits follows its sizes")
+    bits = _XBM_BITS.match(data, start.end())
+    assert bits is not None  # it matches nothing at least
+    if _XBM_END.match(data, bits.end()) is None:
+        rest = bytes(data[bits.end() : bits.end() + 8])
+        if rest in (b"", b"0", b"0x", b"0X"):
+            raise cut("XBM", "the end of its array")
+        raise wrong("XBM", "its array is not a list of hexadecimal numbers")
     return len(data)
 
 
@@ -157,7 +177,7 @@ def _im(data: Data) -> int:
         raise wrong("IM", "its header has no size or no end")
     width, height = int(found[1]), int(found[2])
     kind = header[12 : header.index(b"\r\n")]
-    bits = {b"0 1 image": 1, b"RGB image": 24, b"RGBA image": 32, b"CMYK image": 32, b"YCC image": 24}.get(kind, 8)
+    bits = _IM_BITS.get(kind, 8)
     return 512 + (width * bits + 7) // 8 * height
 
 

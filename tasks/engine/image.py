@@ -9,7 +9,7 @@ What is accepted, and how deep :func:`check` looks:
 | format | to its end | how |
 |---|---|---|
 | JPEG, MPO | yes | segments to the first scan, then the end marker; later pictures of an MPO are a trailer |
-| PNG, APNG | yes | every chunk, and the checksum of those with the picture: finds any flipped bit in it |
+| PNG, APNG | yes | every chunk, the checksum of those with the picture, and whether its pixels can be in them |
 | GIF | yes | every block to the trailer |
 | WebP | yes | RIFF size, every chunk, the pictures' headers |
 | SVG | yes | tags to the end of the root element; not whether it is well-formed |
@@ -27,7 +27,8 @@ What is accepted, and how deep :func:`check` looks:
 | SGI, DIB, MSP, SPIDER, BLP | yes | rows, or the table of where they lie |
 | TGA | yes | the footer (TGA 2.0); without one it cannot be told from anything else, and is not accepted |
 | PCX | yes | packed rows; above 4 MB the header only |
-| XBM, IM | roughly | the end of the array; the least that the size asks for |
+| XBM | yes | all of its source |
+| IM | roughly | the least that the size asks for |
 
 Not accepted: formats without a usable signature (Palm, WMF); EPS and PDF, which are documents; scientific
 containers (FITS, BUFR, GRIB, HDF5). `checks: length` copies those.

@@ -27,6 +27,7 @@ from tasks.engine.image import KINDS, check, decode, sniff
 from tasks.engine.objects import ErrorClass
 from tests.faults import bombs
 
+Image.init()  # else Pillow knows as many formats as tests before this one have asked for
 EXIF_TIFF = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
 
@@ -609,15 +610,15 @@ def test_a_directory_that_loops() -> None:
 
 
 def test_a_decompression_bomb_is_too_large() -> None:
-    """More than 250 megapixels, or 2 gigapixels over all frames, are refused before they are decoded."""
-    bomb = png_of(60_000, 60_000, 8, 0, 0, b"\0")
+    """More than 250 megapixels are refused before they are decoded; a claim without the data is cut."""
+    bomb = bombs.png(20_000, 15_000, 0, 1)
     assert check(bomb).name == "PNG"
-    assert decode_refusal(bomb).error_class is ErrorClass.TOO_LARGE
+    assert refusal(png_of(60_000, 60_000, 8, 0, 0, b"\0")).error_class is ErrorClass.TRUNCATED
     actions: tuple[Literal["ignore", "error"], ...] = ("ignore", "error")
     for action in actions:
         with warnings.catch_warnings():
             warnings.simplefilter(action)
-            assert decode_refusal(png_of(20_000, 15_000, 1, 0, 0, b"\0")).error_class is ErrorClass.TOO_LARGE
+            assert decode_refusal(bomb).error_class is ErrorClass.TOO_LARGE
 
 
 def test_large_but_allowed_images_do_not_depend_on_warning_filters() -> None:
