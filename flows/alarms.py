@@ -111,10 +111,18 @@ class Alarm:
     subject: str
     body: str
 
-    def automation(self, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
+    def full_name(self, project: str) -> str:
+        """What the automation is called: several projects may share a server."""
+        return f"{self.name} ({project})"
+
+    def is_named(self, name: str) -> bool:
+        """Is that this alarm of any project? Names without a project are of Ferry's first version."""
+        return name == self.name or name.startswith(f"{self.name} (")
+
+    def automation(self, project: str, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
         """As Prefect takes it. All is set, defaults too: an update leaves out what is not."""
         return AutomationCore(
-            name=self.name,
+            name=self.full_name(project),
             description=self.description,
             enabled=enabled,
             tags=[TAG],

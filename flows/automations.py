@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.sorting import AutomationSort
 from prefect.events.actions import SendNotification
-from prefect.events.schemas.automations import Automation, AutomationCore
+from prefect.events.schemas.automations import Automation, AutomationCore, EventTrigger
+from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
-from flows.alarms import Patience, alarms
+from flows.alarms import TAG, Alarm, Patience, alarms
 from flows.changes import Change
 from tasks.engine.errors import UserError
 
 KIND = "automation"
+PAGE = 200  # the most that the server gives at once
 COMPARED = {"name", "description", "tags", "trigger", "actions", "actions_on_trigger", "actions_on_resolve"}
 HOW = (
     "Make one in the UI (Blocks), then `ferry deploy --notify slack-webhook/NAME`, or custom-webhook/NAME "
@@ -32,36 +37,98 @@ INSTEAD = {  # types that people name, and that cannot notify
 
 def settle(
     client: SyncPrefectClient,
+    project: str,
     deployments: Mapping[str, UUID],
     notify: Sequence[str],
     patience: Patience | None = None,
 ) -> list[Change]:
-    """Makes the automations of these deployments' alarms, or brings them up to date; what was done to each.
+    """Makes the automations of this project's alarms, or brings them up to date; what was done to each.
 
-    ``notify``: whom they tell, as `block-type/name`. Without any, alarms that are there tell whom they told before, and
-    none are made. Raises UserError for a block that is not there, or that cannot tell anybody.
+    ``project``: its name in prefect.yaml, which the automations' names end with. ``notify``: whom they tell, as
+    `block-type/name`. Without any, alarms that are there tell whom they told before, and none are made. Raises
+    UserError for a block that is not there, or that cannot tell anybody.
     """
     named = [block(client, name) for name in dict.fromkeys(notify)]
     if not deployments:
         return []
-    wanted = alarms(deployments.values(), (PREFECT_UI_URL.value() or "").rstrip("/"), patience)
-    there = [next(iter(client.read_automations_by_name(alarm.name)), None) for alarm in wanted]
+    ours, ui = set(deployments.values()), (PREFECT_UI_URL.value() or "").rstrip("/")
+    present = ferrys(client)
+    living = ours | still_there(client, {one for automation in present for one in watched(automation)} - ours)
+    there = [own(alarm, project, present, ours, living) for alarm in alarms(ours, ui, patience)]
     told = named or [known for known in tells(there) if is_there(client, known)]
     if not told:
         return untold(there)
+    # What another file of the project has, and what was taken out of this one and is still on the server
+    all_ = ours | {one for automation in there if automation for one in watched(automation) & living}
     changes = []
-    for alarm, present in zip(wanted, there, strict=True):
-        automation = alarm.automation(told, enabled=present is None or present.enabled)
+    for alarm, found in zip(alarms(all_, ui, patience), there, strict=True):
+        automation = alarm.automation(project, told, enabled=found is None or found.enabled)
         off = "" if automation.enabled else "off, as it was left"
-        if present is None:
+        if found is None:
             client.create_automation(automation)
-            changes.append(Change(KIND, alarm.name, "created"))
-        elif differs(automation, present):
-            client.update_automation(present.id, automation)
-            changes.append(Change(KIND, alarm.name, "updated", off))
+            changes.append(Change(KIND, automation.name, "created"))
+        elif differs(automation, found):
+            client.update_automation(found.id, automation)
+            changes.append(Change(KIND, automation.name, "updated", off))
         else:
-            changes.append(Change(KIND, alarm.name, "unchanged", off))
+            changes.append(Change(KIND, automation.name, "unchanged", off))
     return changes
+
+
+def ferrys(client: SyncPrefectClient) -> list[Automation]:
+    """The automations at the server that Ferry made, those of other projects included."""
+    found: list[Automation] = []
+    while True:
+        page = client.read_automations(sort=AutomationSort.CREATED_DESC, limit=PAGE, offset=len(found))
+        found += page
+        if len(page) < PAGE:
+            return [one for one in found if TAG in one.tags]
+
+
+def watched(automation: Automation) -> set[UUID]:
+    """The deployments whose runs an automation watches."""
+    trigger = automation.trigger
+    if not isinstance(trigger, EventTrigger) or isinstance(trigger.match_related, list):  # an operator's own
+        return set()
+    found = set()
+    for one in ResourceSpecification.model_validate(trigger.match_related).get("prefect.resource.id") or []:
+        with contextlib.suppress(ValueError):  # a pattern: an operator's own, too
+            found.add(UUID(one.removeprefix("prefect.deployment.")))
+    return found
+
+
+def still_there(client: SyncPrefectClient, deployments: Collection[UUID]) -> set[UUID]:
+    """Those of these deployments that the server has."""
+    asked, found = sorted(deployments), set[UUID]()
+    for first in range(0, len(asked), PAGE):
+        ids = DeploymentFilterId(any_=asked[first : first + PAGE])
+        there = client.read_deployments(deployment_filter=DeploymentFilter(id=ids), limit=PAGE)
+        found |= {one.id for one in there}
+    return found
+
+
+def own(
+    alarm: Alarm, project: str, present: Iterable[Automation], ours: Set[UUID], living: Set[UUID]
+) -> Automation | None:
+    """The automation at the server that is this alarm of the project; None: there is none yet."""
+    name = alarm.full_name(project)
+    candidates = [
+        one for one in present if alarm.is_named(one.name) and is_own(watched(one), one.name == name, ours, living)
+    ]
+    return max(candidates, key=lambda one: (len(watched(one) & ours), one.name == name), default=None)
+
+
+def is_own(watches: Set[UUID], has_its_name: bool, ours: Set[UUID], living: Set[UUID]) -> bool:
+    """Is an automation this project's? Names do not tell: two projects may have one, and names used to be fixed.
+
+    | it watches | its name | |
+    |---|---|---|
+    | one of the project's deployments | any | yes |
+    | only deployments that the server no longer has | the project's | yes: they were deleted, and made again |
+    | only deployments that the server no longer has | another one | no |
+    | other deployments | any | no: another project's, which stays as it is |
+    """
+    return bool(watches & ours) or (has_its_name and not watches & living)
 
 
 def untold(there: Sequence[Automation | None]) -> list[Change]:

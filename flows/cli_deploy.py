@@ -41,7 +41,7 @@ def deploy(
     with api.asking() as client:
         changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
         if not dry_run:
-            changes += automations.settle(client, ids, notify)
+            changes += automations.settle(client, prefect_yaml.project(file), ids, notify)
         hints = _hints(client, ids) if not dry_run else []
     if dry_run and notify:
         hints.append("alarms are made after the deployments; a dry run does not look at them")

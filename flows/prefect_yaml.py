@@ -78,6 +78,11 @@ def read(path: Path) -> list[Wanted]:
     return found
 
 
+def project(path: Path) -> str:
+    """The project's name: `name` at the top of its prefect.yaml, else that of its folder."""
+    return str(_mapping(path).get("name") or path.absolute().parent.name)
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))

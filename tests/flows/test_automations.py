@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import re
 import socketserver
@@ -11,9 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes, policy
 from pathlib import Path
@@ -21,8 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect.blocks.core import Block
-from prefect.blocks.notifications import CustomWebhookNotificationBlock, SlackWebhook
+from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
@@ -39,60 +35,18 @@ from tasks.engine.errors import UserError
 from tasks.engine.rates import Rate
 from tasks.engine.state import DirectoryState
 from tests.flows.project import QUICK, ROOT, serve, wait_for
+from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, listening, save
 
 pytestmark = pytest.mark.slow
 
 SHORT = Patience(start_s=10.0, heartbeat_s=10.0)  # the least that Prefect takes
-WAIT_S = 90.0
-UI = "https://prefect.example:8443"
-NAMES = [alarm.name for alarm in alarms([], UI)]
-PAGE = re.compile(re.escape(UI) + r"/runs/flow-run/([0-9a-f-]{36})")
-
-
-@dataclass
-class Receiver:
-    """What came in: `subject` and `body` of each notification."""
-
-    port: int = 0
-    got: list[dict[str, str]] = field(default_factory=list)
-
-    def of(self, run: UUID) -> list[str]:
-        """The subjects of what was said about a run, by the link in it."""
-        return [message["subject"] for message in self.got if PAGE.findall(message["body"]) == [str(run)]]
-
-    def lines(self, run: UUID, subject: str) -> list[str]:
-        """The text with this subject: what happened, where to look, what to do."""
-        wait_for(f"`{subject}`, about {run}", lambda: subject in self.of(run), WAIT_S)
-        (body,) = (m["body"] for m in self.got if m["subject"] == subject and str(run) in m["body"])
-        assert len(body.splitlines()) == 3, body
-        return body.splitlines()
-
-
-@contextmanager
-def listening(handler: type[socketserver.BaseRequestHandler], receiver: Receiver) -> Iterator[Receiver]:
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
-        receiver.port = server.server_address[1]
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-        thread.start()
-        yield receiver
-        server.shutdown()
-        thread.join()
+PROJECT = "shop"
+NAMES = [alarm.full_name(PROJECT) for alarm in alarms([], UI)]
 
 
 @pytest.fixture(scope="module")
 def webhook() -> Iterator[Receiver]:
-    """A webhook: any POST of JSON."""
-    receiver = Receiver()
-
-    class Hook(http.server.BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            receiver.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None: ...
-
-    with listening(Hook, receiver):
+    with a_webhook() as receiver:
         yield receiver
 
 
@@ -145,24 +99,11 @@ def deployments(client: SyncPrefectClient) -> dict[str, UUID]:
 @pytest.fixture(scope="module")
 def alarmed(client: SyncPrefectClient, deployments: dict[str, UUID], webhook: Receiver) -> dict[str, UUID]:
     """The deployments whose alarms are on; `migrate/quiet` is not among them."""
-    save(
-        CustomWebhookNotificationBlock(
-            name="ferry",
-            url=f"http://127.0.0.1:{webhook.port}/ferry",
-            json_data={"subject": "{{subject}}", "body": "{{body}}"},
-            headers=None,
-            cookies=None,
-        ),
-        "alarms",
-    )
+    save(webhook.block(), "alarms")
     loud = {name: id_ for name, id_ in deployments.items() if not name.endswith("/quiet")}
-    changes = settle(client, loud, ["custom-webhook/alarms"], SHORT)
+    changes = settle(client, PROJECT, loud, ["custom-webhook/alarms"], SHORT)
     assert [(change.name, change.what) for change in changes] == [(name, "created") for name in NAMES]
     return loud
-
-
-def save(block: Block, name: str) -> None:
-    block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]
 
 
 def a_run(client: SyncPrefectClient, deployment: UUID, *states: Any) -> UUID:
@@ -393,28 +334,34 @@ def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectCli
 def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
     """Nothing changes, with or without naming whom to tell; what somebody has changed is put right; on and off stay."""
     for notify in (["custom-webhook/alarms"], []):
-        assert {change.what for change in settle(client, alarmed, notify, SHORT)} == {"unchanged"}
+        assert {change.what for change in settle(client, PROJECT, alarmed, notify, SHORT)} == {"unchanged"}
     (automation,) = client.read_automations_by_name(NAMES[0])
     client.pause_automation(automation.id)
-    assert [change.detail for change in settle(client, alarmed, [], SHORT)] == ["off, as it was left", "", "", ""]
+    assert [change.detail for change in settle(client, PROJECT, alarmed, [], SHORT)] == [
+        "off, as it was left",
+        "",
+        "",
+        "",
+    ]
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "ops")
-    changes = settle(client, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
+    changes = settle(client, PROJECT, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
     assert [change.what for change in changes] == ["updated"] * 4
     (now,) = client.read_automations_by_name(NAMES[0])
     assert (now.id, now.enabled, len(now.actions)) == (automation.id, False, 2)
     client.resume_automation(automation.id)
     assert {
-        change.what for change in settle(client, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
+        change.what
+        for change in settle(client, PROJECT, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
     } == {"unchanged"}
     client.delete_automation(automation.id)
-    assert [change.what for change in settle(client, alarmed, [], SHORT)] == ["created", *["unchanged"] * 3]
+    assert [change.what for change in settle(client, PROJECT, alarmed, [], SHORT)] == ["created", *["unchanged"] * 3]
 
 
 def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Receiver) -> None:
     """A Slack block hands its URL to Apprise, which can send mail."""
     address = f"mailto://127.0.0.1:{mail.port}?from=ferry@example.com&to=ops@example.com&mode=insecure&format=text"
     save(SlackWebhook(url=SecretStr(address)), "mail")
-    settle(client, alarmed, ["slack-webhook/mail"], SHORT)
+    settle(client, PROJECT, alarmed, ["slack-webhook/mail"], SHORT)
     run = a_run(client, alarmed["verify/alarmed"], Running(), Failed(message="3 of 20 objects are not there"))
     what, _, _ = mail.lines(run, "Ferry: products failed")
     assert what == "verify/alarmed ended as Failed: 3 of 20 objects are not there"
@@ -423,19 +370,19 @@ def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Rece
 def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
     """No alarm that tells nobody is made; one whose block was deleted is pointed out."""
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "deleted")
-    settle(client, alarmed, ["slack-webhook/deleted"], SHORT)
+    settle(client, PROJECT, alarmed, ["slack-webhook/deleted"], SHORT)
     block = client.read_block_document_by_name("deleted", "slack-webhook")
     client.delete_block_document(block.id)
-    changes = settle(client, alarmed, [], SHORT)
+    changes = settle(client, PROJECT, alarmed, [], SHORT)
     assert [change.name for change in changes] == NAMES
     assert all("its notification block is gone" in change.detail for change in changes)
     for name in NAMES:
         (automation,) = client.read_automations_by_name(name)
         client.delete_automation(automation.id)
-    (change,) = settle(client, alarmed, [], SHORT)
+    (change,) = settle(client, PROJECT, alarmed, [], SHORT)
     assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: nobody to tell")
     assert "ferry deploy --notify slack-webhook/NAME" in change.detail
-    assert settle(client, {}, []) == []
+    assert settle(client, PROJECT, {}, []) == []
 
 
 @pytest.mark.parametrize(
@@ -453,4 +400,4 @@ def test_a_block_that_cannot_tell(client: SyncPrefectClient, alarmed: dict[str, 
     """Nothing is made, and it is said what to do instead."""
     save(Webhook(url=SecretStr("http://127.0.0.1:9/")), "plain")
     with pytest.raises(UserError, match=f"--notify {re.escape(name)}: .*{re.escape(why)}"):
-        settle(client, alarmed, [name], SHORT)
+        settle(client, PROJECT, alarmed, [name], SHORT)

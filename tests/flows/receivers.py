@@ -1,0 +1,83 @@
+"""Who is told: servers on loopback that keep the notifications which a Prefect server sends."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+
+from tests.flows.project import wait_for
+
+WAIT_S = 90.0
+UI = "https://prefect.example:8443"
+PAGE = re.compile(re.escape(UI) + r"/runs/flow-run/([0-9a-f-]{36})")
+
+
+@dataclass
+class Receiver:
+    """What came in: `subject` and `body` of each notification."""
+
+    port: int = 0
+    got: list[dict[str, str]] = field(default_factory=list)
+
+    def block(self) -> CustomWebhookNotificationBlock:
+        """A notification block that tells it."""
+        return CustomWebhookNotificationBlock(
+            name="ferry",
+            url=f"http://127.0.0.1:{self.port}/ferry",
+            json_data={"subject": "{{subject}}", "body": "{{body}}"},
+            headers=None,
+            cookies=None,
+        )
+
+    def of(self, run: UUID) -> list[str]:
+        """The subjects of what was said about a run, by the link in it."""
+        return [message["subject"] for message in self.got if PAGE.findall(message["body"]) == [str(run)]]
+
+    def lines(self, run: UUID, subject: str) -> list[str]:
+        """The text with this subject: what happened, where to look, what to do."""
+        wait_for(f"`{subject}`, about {run}", lambda: subject in self.of(run), WAIT_S)
+        (body,) = (m["body"] for m in self.got if m["subject"] == subject and str(run) in m["body"])
+        assert len(body.splitlines()) == 3, body
+        return body.splitlines()
+
+
+@contextmanager
+def listening(handler: type[socketserver.BaseRequestHandler], receiver: Receiver) -> Iterator[Receiver]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        receiver.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+        thread.start()
+        yield receiver
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
+def a_webhook() -> Iterator[Receiver]:
+    """A webhook: any POST of JSON."""
+    receiver = Receiver()
+
+    class Hook(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            receiver.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with listening(Hook, receiver):
+        yield receiver
+
+
+def save(block: Block, name: str) -> None:
+    block.save(name, overwrite=True, _sync=True)  # type: ignore[call-arg]

@@ -1,0 +1,166 @@
+"""Alarms of several projects at one Prefect server: each has its own, and none takes another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+from prefect.states import Failed, Running
+
+from flows.alarms import TAG, alarms
+from flows.automations import ferrys, is_own, watched
+from flows.server import LocalServer
+from tests.flows.deployed import Deployed
+from tests.flows.project import Cli, wait_for
+from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save
+
+pytestmark = pytest.mark.slow
+
+SUBJECT = "Ferry: products failed"
+
+
+@pytest.fixture
+def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
+    settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: f"{UI}/"}
+    with temporary_settings(settings), get_client(sync_client=True) as client:
+        before = {one.id for one in ferrys(client)}
+        yield client
+        for automation in ferrys(client):
+            if automation.id not in before:
+                client.delete_automation(automation.id)
+
+
+@dataclass
+class Team:
+    """A project of its own: a prefect.yaml, whom its alarms tell, and its deployments."""
+
+    deployed: Deployed
+    block: str
+    told: Receiver
+    client: SyncPrefectClient
+
+    def deploy(self, *arguments: str) -> list[tuple[str, str]]:
+        """Name and fate of each automation."""
+        changes = self.deployed.deploy(*arguments, "--json", env={"PREFECT_UI_URL": UI}).expect(0).json["changes"]
+        return [(one["name"], one["what"]) for one in changes if one["kind"] == "automation"]
+
+    def id_of(self, name: str) -> UUID:
+        return self.client.read_deployment_by_name(self.deployed.named(name)).id
+
+    def a_failing_run(self) -> UUID:
+        run = self.client.create_flow_run_from_deployment(self.id_of("migrate/prod"), name="products")
+        for state in (Running(), Failed(message="this run: 9 failed (budget 0), 3 pending")):
+            self.client.set_flow_run_state(run.id, state, force=True)
+        return run.id
+
+    def is_told(self, run: UUID) -> bool:
+        return bool(wait_for(f"an alarm about {run}", lambda: SUBJECT in self.told.of(run), WAIT_S))
+
+
+@pytest.fixture
+def teams(cli: Cli, client: SyncPrefectClient, tmp_path: Path) -> Iterator[list[Team]]:
+    """Two projects whose prefect.yaml have one name, as copies of the shipped file do."""
+    with a_webhook() as one, a_webhook() as other:
+        found = []
+        for name, told in (("one", one), ("other", other)):
+            (tmp_path / name).mkdir()
+            deployed = Deployed(tmp_path / name, cli)
+            save(told.block(), f"{name}-{deployed.mark}")
+            found.append(Team(deployed, f"custom-webhook/{name}-{deployed.mark}", told, client))
+        yield found
+
+
+@pytest.mark.parametrize("notify", [True, False])
+def test_a_second_project_silences_nobody(teams: list[Team], notify: bool) -> None:
+    """Each project's failing run is told to that project's people, and to nobody else, whichever was deployed last;
+    a project without people to tell takes none of another's alarms."""
+    one, other = teams
+    assert {what for _, what in one.deploy("--notify", one.block)} == {"created"}
+    made = other.deploy(*(["--notify", other.block] if notify else []))
+    assert [what for _, what in made] == (["created"] * 4 if notify else ["unchanged"])
+    first = one.a_failing_run()
+    assert one.is_told(first)
+    if notify:
+        second = other.a_failing_run()
+        assert other.is_told(second)
+        assert other.told.of(first) == one.told.of(second) == []
+
+
+def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> None:
+    """The same project deployed again finds its own alarms, also when its name and one of its deployments' names have
+    changed; the deployment that left the file is still watched."""
+    one, other = teams
+    one.deploy("--notify", one.block)
+    other.deploy("--notify", other.block)
+    assert {what for _, what in one.deploy()} == {"unchanged"}
+    before = {automation.id for automation in ferrys(client)}
+    old = one.id_of("migrate/prod")
+    one.deployed.content["name"] = "renamed"
+    one.deployed.entry("prod")["name"] = f"main-{one.deployed.mark}"
+    one.deployed.write()
+    changes = one.deploy()
+    assert {what for _, what in changes} == {"updated"}
+    assert all(name.endswith(" (renamed)") for name, _ in changes)
+    assert {automation.id for automation in ferrys(client)} == before
+    expected = {old, *(one.id_of(name) for name in ("migrate/main", "migrate/nightly", "verify/weekly"))}
+    ours = [automation for automation in ferrys(client) if automation.name.endswith(" (renamed)")]
+    assert [watched(automation) for automation in ours] == [expected] * 4
+
+
+def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncPrefectClient) -> None:
+    """Automations whose names hold no project are the project's whose deployments they watch: they get its name, and
+    another project's deploy leaves them as they are."""
+    one, other = teams
+    one.deploy()
+    ids = [one.id_of(name) for name in ("migrate/prod", "migrate/nightly", "verify/weekly")]
+    kind, _, name = one.block.partition("/")
+    block = client.read_block_document_by_name(name, kind).id
+    old = []
+    for alarm in alarms(ids, UI):
+        automation = alarm.automation("", [block], enabled=True)
+        automation.name = alarm.name
+        old.append(client.create_automation(automation))
+    other.deploy("--notify", other.block)
+    run = one.a_failing_run()
+    assert one.is_told(run)
+    assert {what for _, what in one.deploy()} == {"updated"}
+    assert {client.read_automation(id_).name for id_ in old} == {alarm.full_name("ferry") for alarm in alarms([], UI)}  # type: ignore[union-attr]
+
+
+def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client: SyncPrefectClient) -> None:
+    """Alarms of the project's name that watch deleted deployments alone are the project's: no people are lost."""
+    one, _ = teams
+    one.deployed.content["name"] = f"project-{one.deployed.mark}"
+    one.deployed.write()
+    one.deploy("--notify", one.block)
+    for name in ("migrate/prod", "migrate/nightly", "verify/weekly"):
+        client.delete_deployment(one.id_of(name))
+    assert {what for _, what in one.deploy()} == {"updated"}
+    assert all(TAG in automation.tags for automation in ferrys(client))
+    assert one.is_told(one.a_failing_run())
+
+
+OURS, THEIRS, GONE = uuid4(), uuid4(), uuid4()
+
+
+@pytest.mark.parametrize(
+    ("watches", "has_its_name", "expected"),
+    [
+        ({OURS}, False, True),
+        ({OURS, THEIRS}, False, True),
+        ({OURS, GONE}, True, True),
+        ({GONE}, True, True),
+        ({GONE}, False, False),
+        ({THEIRS}, True, False),
+        ({THEIRS, GONE}, True, False),
+        (set(), False, False),
+    ],
+)
+def test_whose_an_automation_is(watches: set[UUID], has_its_name: bool, expected: bool) -> None:
+    """The table of is_own()."""
+    assert is_own(watches, has_its_name, {OURS}, {OURS, THEIRS}) is expected
