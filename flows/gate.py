@@ -1,15 +1,26 @@
-"""The door of the local Prefect server. Its API asks nobody who they are, so it is for this machine's own programs and
-pages: not for pages of other sites, which its owner's browser may show meanwhile.
+"""The access rules of the local Prefect server, which asks for no password: programs of its owner, and its own pages.
 
-A browser says of each request where it comes from. A name that a stranger has pointed at 127.0.0.1 (DNS rebinding) is
-told by the Host header: nobody needs more than an address or `localhost` to reach a server that listens there alone.
+Other users of the machine: the kernel says whose socket is at the other end of a connection. The token in an address
+that Jupyter uses would have to reach Prefect's client, every worker and each page.
+
+Other sites: a browser says of each request where it comes from, and the Host header tells a name that its owner has
+pointed at 127.0.0.1 (DNS rebinding). The server listens there alone, so an address or `localhost` is all that a client
+needs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+import os
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from pathlib import Path
+from typing import Any, cast
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -17,6 +28,54 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 REFUSED = b"this Prefect server is for its own pages, at 127.0.0.1 or localhost\n"
+STRANGER = b"this Prefect server is for the user who started it\n"
+# No other site shows these pages in a frame of its own, where a click would be the owner's (RFC 7034, CSP level 3).
+NOT_IN_FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
+TCP_TABLE = Path("/proc/net/tcp")  # proc(5)
+
+
+class OwnersConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type, unused-ignore]
+    """A connection of HTTP, or one that becomes a WebSocket; closed at once where it is another user's."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if TCP_TABLE.exists() and not self._is_owners(transport):
+            cast("asyncio.Transport", transport).write(
+                b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (len(STRANGER), STRANGER)
+            )
+            cast("asyncio.Transport", transport).close()
+
+    @staticmethod
+    def _is_owners(transport: asyncio.BaseTransport) -> bool:
+        here, there = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        if not here or not there:
+            return False
+        with TCP_TABLE.open() as table:
+            return owner_of(table, there, here) in (os.geteuid(), 0)
+
+
+def owner_of(table: Iterable[str], local: tuple[str, int], remote: tuple[str, int]) -> int | None:
+    """The user whose socket has these two ends, by the lines of /proc/net/tcp; None where no process has it.
+
+    | the line | owner |
+    |---|---|
+    | of both ends, of a socket that a process holds | its uid |
+    | of both ends, inode 0: closed, and still in the table | None: the kernel writes 0 for its uid, which is root's |
+    | no such line | None |
+    """
+    ends = [_in_hex(*local[:2]), _in_hex(*remote[:2])]
+    for line in table:
+        fields = line.split(None, 10)
+        if fields[1:3] == ends:
+            return int(fields[7]) if fields[9] != "0" else None
+    return None
+
+
+def _in_hex(host: str, port: int) -> str:
+    """An end of a connection as /proc/net/tcp writes it: the address as a number of the machine's byte order."""
+    (number,) = struct.unpack("=I", ipaddress.IPv4Address(host).packed)
+    return f"{number:08X}:{port:04X}"
 
 
 def create_app() -> App:
@@ -28,8 +87,13 @@ def create_app() -> App:
 
 def behind(app: App) -> App:
     async def gate(scope: Message, receive: Receive, send: Send) -> None:
+        async def send_for_no_frame(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *NOT_IN_FRAMES]
+            await send(message)
+
         if scope["type"] == "lifespan" or lets_in(scope["path"], dict(scope["headers"])):
-            await app(scope, receive, send)
+            await app(scope, receive, send_for_no_frame)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -73,3 +137,15 @@ def _is_here(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def main() -> None:
+    """Serves on the port of 127.0.0.1 that the first argument names."""
+    uvicorn.run(
+        create_app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), http=OwnersConnection,
+        timeout_keep_alive=60, access_log=False, log_level="warning",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

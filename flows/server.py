@@ -42,6 +42,12 @@ MANY_TASKS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
+# What the server is given of the environment: nothing that opens another service. It runs with -P, in its home: it
+# imports nothing from the user's working directory, and reads no settings there.
+INHERITED = {
+    "PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH",
+    "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "PYTHONUTF8",
+}  # fmt: skip
 # What a server need not do on a database that one of its version has been on: a second of four.
 PREPARED = {"PREFECT_API_DATABASE_MIGRATE_ON_START": "false", "PREFECT_API_BLOCKS_REGISTER_ON_START": "false"}
 
@@ -83,7 +89,7 @@ class LocalServer:
 
     def __init__(self, home: Path, port: int | None = None, *, many_tasks: bool = False, keep_up: bool = False) -> None:
         """With ``keep_up`` a server that dies (for want of memory, say) is started again, on the same port."""
-        self.home = home
+        self.home = home.absolute()
         self._keep_up = keep_up
         self._stopped = threading.Event()
         self._lock = threading.Lock()
@@ -91,8 +97,8 @@ class LocalServer:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._database = home / "prefect.db"
-        self._prepared_by = home / "prepared-by"  # the version of the last server here, once it was ready
+        self._database = self.home / "prefect.db"
+        self._prepared_by = self.home / "prepared-by"  # the version of the last server here, once it was ready
         self._is_new = False
 
     def start(self) -> None:
@@ -123,27 +129,41 @@ class LocalServer:
                 process = self._spawn()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)  # saved blocks, and the key to them
-        self._is_new = not self._database.exists()
-        if self._is_new:
-            self._prepared_by.unlink(missing_ok=True)
-            if TEMPLATE.exists():
-                shutil.copyfile(TEMPLATE, self._database)
-                self._prepared_by.write_text(VERSION)
+        self._make_home()
         prepared = self._prepared_by.exists() and self._prepared_by.read_text() == VERSION
-        log = self.home / "server.log"
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        environment = {name: value for name, value in os.environ.items() if name in INHERITED}
         environment |= quiet_environment(self.home) | (PREPARED if prepared else {}) | self._more
-        serve = [
-            "uvicorn", "--factory", "flows.gate:create_app", "--host", "127.0.0.1",
-            "--port", str(self.port), "--timeout-keep-alive", "60", "--no-access-log", "--log-level", "warning",
-        ]  # fmt: skip
-        with log.open("ab") as output:
+        with (self.home / "server.log").open("ab") as output:
             process = self._process = subprocess.Popen(
-                [sys.executable, "-c", _STARTER, str(ROOT), *serve],
+                [sys.executable, "-P", "-c", _STARTER, str(ROOT), "flows.gate", str(self.port)], cwd=self.home,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True,
             )  # fmt: skip
         return process
+
+    def _make_home(self) -> None:
+        """Makes the home and its files, for the owner alone: saved blocks are there, and the key to them.
+
+        SQLite gives its other files the mode of the database. A umask in the server would also cover the pages that
+        Prefect unpacks beside its own code, where other users of an installation need them.
+        """
+        self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self.home.chmod(0o700)  # it may have been there
+        except OSError as exc:
+            raise UserError(
+                f"{self.home} keeps the secrets of saved blocks and cannot be made private (chmod 0700: "
+                f"{exc.strerror}). Set PREFECT_HOME to a folder of your own"
+            ) from None
+        self._is_new = not self._database.exists()
+        if self._is_new:
+            self._prepared_by.unlink(missing_ok=True)
+        for name in ("prefect.db", "server.log"):
+            path = self.home / name
+            path.touch(mode=0o600)
+            path.chmod(0o600)
+        if self._is_new and TEMPLATE.exists():
+            shutil.copyfile(TEMPLATE, self._database)
+            self._prepared_by.write_text(VERSION)
 
     def ready(self) -> None:
         """Waits until it answers. Raises RuntimeError with the end of its log when it does not."""
@@ -152,7 +172,7 @@ class LocalServer:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/api/health", timeout=2):
+            with contextlib.suppress(OSError), _DIRECTLY.open(f"{self.url}/api/health", timeout=2):
                 self._prepared_by.write_text(VERSION)
                 self._keep_template()
                 return
@@ -202,6 +222,8 @@ class LocalServer:
         self.stop()
 
 
+_DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy has a way to this server
+
 # Runs a module, as `python -m` would, after asking for the parent-death signal: a preexec_fn is not
 # safe beside threads. The parent is checked once more, since it may have died in between. The collector looks for
 # cycles less often: a seventh of the time that the imports take.
@@ -213,10 +235,19 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 9)
     if os.getppid() != parent:
         sys.exit(1)
-sys.path.append(sys.argv[1])  # for flows.gate; the working directory is the user's
+sys.path.append(sys.argv[1])  # for flows.gate
 sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
+
+
+def without_proxy() -> None:
+    """Has this process and its children ask this machine's own server without a proxy."""
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in named.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in ("127.0.0.1", "localhost", "::1") if host not in hosts]
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
 def given_server(command: str, instead: str = "") -> str:
@@ -296,8 +327,9 @@ def prefect_server(home: Path, meanwhile: Callable[[], None], *, many_tasks: boo
         check_reachable(given)
         yield given
         return
-    os.environ.update(quiet_environment(home))
     server = LocalServer(home, many_tasks=many_tasks, keep_up=True)
+    os.environ.update(quiet_environment(server.home))
+    without_proxy()
     try:
         server.start()
         os.environ["PREFECT_API_URL"] = f"{server.url}/api"
