@@ -14,10 +14,12 @@ class Validators(StrEnum):
     ETAG = "etag"
     WEAK = "weak"  # a weak ETag alone
     DATE = "date"
+    WEAK_DATE = "weak_date"  # a date, and a weak ETag made of it
     NONE = "none"
     DEAF = "deaf"  # a weak ETag, and the whole body in answer to any condition
     SERVERS = "servers"  # each of the servers behind the name has an ETag of its own, and no date
     SERVERS_DATE = "servers_date"  # likewise, with a date
+    NO_CONDITIONS = "no_conditions"  # an ETag and a date, and the whole body in answer to any condition
 
 
 def headers(kind: Validators, etag: str, modified: str, number: int) -> dict[str, str]:
@@ -27,17 +29,21 @@ def headers(kind: Validators, etag: str, modified: str, number: int) -> dict[str
         Validators.BOTH: etag,
         Validators.ETAG: etag,
         Validators.WEAK: f"W/{etag}",
+        Validators.WEAK_DATE: f'W/"{modified}"',
         Validators.DEAF: f"W/{etag}",
+        Validators.NO_CONDITIONS: etag,
         Validators.SERVERS: of_server,
         Validators.SERVERS_DATE: of_server,
     }.get(kind)
-    dated = kind in (Validators.BOTH, Validators.DATE, Validators.SERVERS_DATE)
+    dated = kind in (
+        Validators.BOTH, Validators.DATE, Validators.WEAK_DATE, Validators.SERVERS_DATE, Validators.NO_CONDITIONS
+    )  # fmt: skip
     return {**({"ETag": tag} if tag else {}), **({"Last-Modified": modified} if dated else {})}
 
 
 def unchanged(kind: Validators, asked: dict[str, str], sent: dict[str, str]) -> bool:
     """Whether a request's conditions are answered with 304 (RFC 9110 section 13.2.2); ``sent``: what would be."""
-    if kind is Validators.DEAF:
+    if kind in (Validators.DEAF, Validators.NO_CONDITIONS):
         return False
     if "if-none-match" in asked:
         known = {tag.strip().removeprefix("W/") for tag in asked["if-none-match"].split(",")}

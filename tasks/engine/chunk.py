@@ -316,7 +316,7 @@ class ChunkRun:
             content_type=end.content_type, source_etag=end.source_etag,
             source_last_modified=end.source_last_modified, dest_etag=end.dest_etag,
             started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
-            said=tables.said_of(row), checked=end.checked, read_at=end.read_at or now,
+            said=tables.said_of(row), checked=end.checked, read_at=end.read_at or item.started_at or now,
         )  # fmt: skip
 
     async def _flush_often(self) -> None:

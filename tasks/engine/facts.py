@@ -11,11 +11,13 @@ import duckdb
 from tasks.engine.job import Job
 from tasks.engine.objects import Checked, ErrorClass, Status
 from tasks.engine.plan import Latest, Mode, reason_to_do
-from tasks.engine.recheck import Look, how_to_look
+from tasks.engine.recheck import Look, date_over_at, how_to_look
 from tasks.engine.tables import SAID
 
 OF_RESULT = ("known", "status", "error_class", "status_code", "by_plan", "how_same", "this_run", "superseded", "held")
 OF_OBJECT = ("standing", "said", "proof", "validators", "web", "checked", "old", "due")
+
+A_DAY_S = 86_400  # no date spans more
 
 
 def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
@@ -26,12 +28,20 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     Clocks are set back, and workers have clocks of their own. A last try that lies ahead of now says nothing: the row
     is ``due`` now, and not when that time has come. Bytes that were read then are believed, but not for longer than
     any: ``old`` is what was read further from now than that, on either side.
+
+    A date is believed where it was over before the object was last known: before its bytes were read, or before its
+    source said by a strong ETag that they are the same still. An origin's date far ahead of now counts for little.
     """
     now = datetime.now(UTC)
+    con.create_function("date_over_at", date_over_at, ["VARCHAR"], "DOUBLE")
     con.execute("CREATE OR REPLACE TABLE rules (error_class VARCHAR, after_s DOUBLE, nights BIGINT)")
     rules = ((error.value, job.delta.rule(error)) for error in ErrorClass)
     con.executemany("INSERT INTO rules VALUES (?, ?, ?)", [[name, rule.after, rule.nights] for name, rule in rules])
     said = SAID.format(m="m")
+    read_at = "coalesce(l.read_at, l.started_at, l.recorded_at)"
+    web = "starts_with(lower(m.source), 'http')"
+    # one that changed by itself tells nothing
+    strong = "(NOT starts_with(l.source_etag, 'W/') AND l.checked IS DISTINCT FROM 'size')"
     con.execute(
         f"""
         CREATE TABLE facts AS
@@ -49,11 +59,18 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                     WHEN m.md5 = l.md5 OR m.sha256 = l.sha256 THEN 'same'
                     WHEN trim(m.etag, '"') = trim(l.source_etag, '"') THEN 'same'
                     ELSE 'nothing' END AS said,
-               coalesce(m.md5, m.sha256, m.etag, m.last_modified) IS NOT NULL AS proof,
-               CASE WHEN l.source_last_modified IS NOT NULL OR NOT starts_with(l.source_etag, 'W/') THEN 'strong'
-                    WHEN l.source_etag IS NOT NULL THEN 'weak' ELSE 'none' END AS validators,
-               starts_with(lower(m.source), 'http') AS web, l.checked,
-               coalesce(l.read_at, l.recorded_at) NOT BETWEEN $now - to_seconds($believed)
+               CASE WHEN coalesce(m.md5, m.sha256, m.etag) IS NOT NULL THEN true
+                    WHEN m.last_modified IS NULL OR l.row_id IS NULL THEN false
+                    ELSE date_over_at(m.last_modified) <= epoch(
+                        CASE WHEN {strong} AND (l.checked = 'condition' OR (l.checked = 'head' AND NOT {web}))
+                             THEN l.started_at ELSE {read_at} END) END AS proof,
+               CASE WHEN {strong} THEN 'strong'
+                    WHEN l.source_last_modified IS NULL THEN CASE WHEN l.source_etag IS NULL THEN 'none' ELSE 'weak' END
+                    WHEN date_over_at(l.source_last_modified) <= epoch({read_at}) THEN 'strong'
+                    WHEN date_over_at(l.source_last_modified) <= epoch($now) + {A_DAY_S} THEN 'racy'
+                    ELSE 'weak' END AS validators,
+               {web} AS web, l.checked,
+               {read_at} NOT BETWEEN $now - to_seconds($believed)
                                                       AND $now + to_seconds($believed) AS old,
                coalesce(coalesce(l.nights, 1) < r.nights
                         AND l.recorded_at NOT BETWEEN $now - to_seconds(r.after_s) AND $now, false) AS due

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from demo.validators import LAST_MODIFIED
 from tasks.engine.job import Job
 from tasks.engine.job_delta import RULES, Delta, RetryRule, duration
 from tasks.engine.objects import AGAIN, Again, Checked, ErrorClass, Row
-from tasks.engine.recheck import Known, Look, how_to_look, opaque, told_by_head
+from tasks.engine.recheck import Known, Look, date_over_at, how_to_look, opaque, told_by_head
 from tasks.engine.tables import SAID, said_of
 from tests.engine.helpers import make_job
 
@@ -38,6 +40,10 @@ NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True,
         ({"web": False, "old": True}, Look.HEAD),
         ({"web": False, "validators": "none", "old": True}, Look.READ),
         ({"said": "same"}, Look.IF),
+        ({"validators": "racy"}, Look.READ),
+        ({"validators": "racy", "said": "same"}, Look.READ),
+        ({"validators": "racy", "checked": Checked.HEAD}, Look.READ),
+        ({"validators": "racy", "web": False}, Look.READ),
     ],
 )
 def test_how_to_look(given: dict[str, Any], look: Look) -> None:
@@ -47,7 +53,7 @@ def test_how_to_look(given: dict[str, Any], look: Look) -> None:
 
 def test_the_list_decides_first() -> None:
     """What it proves is not asked; what it says is another one is read. Whatever else is known."""
-    rest = itertools.product(("none", "weak", "strong"), (False, True), (None, *Checked), (False, True))
+    rest = itertools.product(("none", "weak", "racy", "strong"), (False, True), (None, *Checked), (False, True))
     for validators, web, checked, old in rest:
         facts: Any = {"validators": validators, "web": web, "checked": checked, "old": old}
         assert how_to_look(said="same", proof=True, **facts) is Look.NOT
@@ -73,7 +79,11 @@ def known(look: Look = Look.HEAD, **given: Any) -> Known:
         (known(), (11, '"a"', LAST_MODIFIED), False),
         (known(), (None, '"a"', None), True),
         (known(), (10, 'W/"a"', None), True),
-        (known(), (10, '"b"', LAST_MODIFIED), True),
+        (known(), (10, '"b"', LAST_MODIFIED), False),
+        (known(), (10, 'W/"b"', LAST_MODIFIED), False),
+        (known(), (10, None, LAST_MODIFIED), True),
+        (known(etag=None), (10, '"b"', LAST_MODIFIED), True),
+        (known(Look.SIZE), (10, '"b"', LAST_MODIFIED), True),
         (known(), (10, '"b"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
         (known(), (10, '"b"', None), False),
         (known(), (10, None, "Fri, 02 Jan 2026 00:00:00 GMT"), False),
@@ -88,6 +98,55 @@ def known(look: Look = Look.HEAD, **given: Any) -> Known:
 )
 def test_told_by_head(before: Known, now: tuple[int | None, str | None, str | None], same: bool) -> None:
     assert told_by_head(before, *now) is same
+
+
+SECOND = datetime(2026, 11, 29, 10, 30, 5, tzinfo=UTC)
+MIDNIGHT = datetime(2026, 11, 29, tzinfo=UTC)
+HALF_A_DAY = timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("date", "over"),
+    [
+        ("2026-11-29T10:30:05.123456Z", SECOND + timedelta(microseconds=133_456)),
+        ("2026-11-29T10:30:05.123+00:00", SECOND + timedelta(microseconds=133_000)),
+        ("2026-11-29T10:30:05.3Z", SECOND + timedelta(microseconds=400_000)),
+        ("2026-11-29T10:30:05.000Z", SECOND + timedelta(seconds=1)),
+        ("2026-11-29T10:30:05Z", SECOND + timedelta(seconds=1)),
+        ("2026-11-29T12:30:05+02:00", SECOND + timedelta(seconds=1)),
+        (" 2026-11-29 10:30:05Z ", SECOND + timedelta(seconds=1)),
+        ("Sun, 29 Nov 2026 10:30:05 GMT", SECOND + timedelta(seconds=1)),
+        ("1795948205", SECOND + timedelta(seconds=1)),
+        ("1795948205.25", SECOND + timedelta(microseconds=260_000)),
+        ("1795948205000", SECOND + timedelta(seconds=1)),
+        ("2026-11-29 10:30:00Z", SECOND.replace(second=0) + timedelta(minutes=1)),
+        ("2026-11-29T10:30Z", SECOND.replace(second=0) + timedelta(minutes=1)),
+        ("2026-11-29T10:00:00Z", MIDNIGHT + timedelta(hours=11)),
+        ("2026-11-29T00:00:00Z", MIDNIGHT + timedelta(days=1)),
+        ("2026-11-29T02:00:00+02:00", MIDNIGHT + timedelta(hours=1)),
+        ("Sun, 29 Nov 2026 00:00:00 GMT", MIDNIGHT + timedelta(days=1)),
+        ("2026-11-29T10:30:05", SECOND + timedelta(seconds=1) + HALF_A_DAY),
+        ("2026-11-29", MIDNIGHT + timedelta(days=1) + HALF_A_DAY),
+        ("20261129", MIDNIGHT + timedelta(days=1) + HALF_A_DAY),
+    ],
+)
+def test_when_a_date_is_over(date: str, over: datetime) -> None:
+    """Row by row of the truth table: the time that it names ends by its own granularity."""
+    assert date_over_at(date) == pytest.approx(over.timestamp(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["", "29.11.2026", "11/29/2026", "v17", "Sun, 29 Now 2026 10:30:05 GMT", "Sun, 31 Feb 2026 10:30:05 GMT",
+     "2026-13-01", "2026-11", "12", "99999999999999999999", "9999999999999", "d" * 32, "9999-12-31"],
+)  # fmt: skip
+def test_what_is_no_date_is_never_over(date: str) -> None:
+    """What Ferry cannot read proves nothing, and neither does a date at the end of time."""
+    assert date_over_at(date) > datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+
+
+def test_what_cannot_be_read_is_over_at_no_time() -> None:
+    assert date_over_at("v17") == math.inf
 
 
 def test_weak_comparison() -> None:
