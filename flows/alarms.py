@@ -145,18 +145,18 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         Alarm(
             "Ferry: a run failed",
             "A run ended as Failed (failures over its budget, rows pending, a job that cannot be used) or as Crashed.",
-            _trigger(deployments, Posture.Reactive, expect=_states("Failed", "TimedOut", "Crashed")),
+            trigger(deployments, Posture.Reactive, expect=states("Failed", "TimedOut", "Crashed")),
             FAILED_SUBJECT,
             _body(FAILED, ui, FAILED_DO),
         ),
         Alarm(
             "Ferry: a run did not start",
             f"A run was due, and had not started {_words(wait.start_s)} later. A schedule that is off has no runs.",
-            _trigger(
+            trigger(
                 deployments,
                 Posture.Proactive,
-                after=_states("Late", "AwaitingConcurrencySlot", "Pending"),
-                expect=_states(*BEGUN),
+                after=states("Late", "AwaitingConcurrencySlot", "Pending"),
+                expect=states(*BEGUN),
                 within_s=wait.start_s,
             ),
             f"Ferry: {WHOSE} did not start",
@@ -166,11 +166,11 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
             "Ferry: a run gives no sign of life",
             f"No heartbeat from a run for {_words(wait.heartbeat_s)}. It may live all the same: this tells, and ends "
             "nothing.",
-            _trigger(
+            trigger(
                 deployments,
                 Posture.Proactive,
-                after=_states("heartbeat"),
-                expect=_states("heartbeat", *OVER),
+                after=states("heartbeat"),
+                expect=states("heartbeat", *OVER),
                 within_s=wait.heartbeat_s,
             ),
             f"Ferry: {NAME} gives no sign of life",
@@ -179,25 +179,28 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         Alarm(
             "Ferry: a run was slow",
             "A run was far slower than its last ten (the event ferry.run.slow, which Ferry emits).",
-            _trigger(deployments, Posture.Reactive, expect=[EVENT]),
+            trigger(deployments, Posture.Reactive, expect=[EVENT]),
             f"Ferry: {NAME} was far slower than usual",
             _body(SLOW, ui, SLOW_DO),
         ),
     ]
 
 
-def _states(*names: str) -> list[str]:
+def states(*names: str) -> list[str]:
+    """The events of runs that enter these states."""
     return [f"prefect.flow-run.{name}" for name in names]
 
 
-def _trigger(
+def trigger(
     deployments: Collection[UUID],
     posture: Posture,
     *,
     expect: Sequence[str],
     after: Sequence[str] = (),
     within_s: float = 0.0,
+    each: bool = True,
 ) -> EventTrigger:
+    """``each``: runs count one by one; else those of all these deployments together."""
     return EventTrigger.model_validate(
         {
             "type": "event",
@@ -209,7 +212,7 @@ def _trigger(
                 "prefect.resource.role": "deployment",
                 "prefect.resource.id": sorted({f"prefect.deployment.{deployment}" for deployment in deployments}),
             },
-            "for_each": {"prefect.resource.id"},
+            "for_each": {"prefect.resource.id"} if each else set(),
             "threshold": 1,
             "within": timedelta(seconds=within_s),
         }

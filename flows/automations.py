@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -17,6 +18,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from flows.alarms import TAG, Alarm, Patience, alarms
 from flows.changes import Change
+from flows.missed import chosen, longest_gap, missed
 from tasks.engine.errors import UserError
 
 KIND = "automation"
@@ -41,12 +43,14 @@ def settle(
     deployments: Mapping[str, UUID],
     notify: Sequence[str],
     patience: Patience | None = None,
+    expected: Sequence[timedelta] = (),
 ) -> list[Change]:
     """Makes the automations of this project's alarms, or brings them up to date; what was done to each.
 
     ``project``: its name in prefect.yaml, which the automations' names end with. ``notify``: whom they tell, as
-    `block-type/name`. Without any, alarms that are there tell whom they told before, and none are made. Raises
-    UserError for a block that is not there, or that cannot tell anybody.
+    `block-type/name`. Without any, alarms that are there tell whom they told before, and none are made. ``expected``:
+    within which times runs are to complete, where a schedule is on. Raises UserError for a block that is not there, or
+    that cannot tell anybody.
     """
     named = [block(client, name) for name in dict.fromkeys(notify)]
     if not deployments:
@@ -60,19 +64,59 @@ def settle(
         return untold(there)
     # What another file of the project has, and what was taken out of this one and is still on the server
     all_ = ours | {one for automation in there if automation for one in watched(automation) & living}
-    changes = []
-    for alarm, found in zip(alarms(all_, ui, patience), there, strict=True):
-        automation = alarm.automation(project, told, enabled=found is None or found.enabled)
-        off = "" if automation.enabled else "off, as it was left"
-        if found is None:
-            client.create_automation(automation)
-            changes.append(Change(KIND, automation.name, "created"))
-        elif differs(automation, found):
-            client.update_automation(found.id, automation)
-            changes.append(Change(KIND, automation.name, "updated", off))
-        else:
-            changes.append(Change(KIND, automation.name, "unchanged", off))
+    changes = [
+        settle_one(client, project, alarm, found, told)
+        for alarm, found in zip(alarms(all_, ui, patience), there, strict=True)
+    ]
+    for name, id_ in deployments.items():
+        found = own(missed(name, id_, ui, timedelta()), project, present, {id_}, living)
+        changes += settle_missed(client, project, name, id_, found, told, expected)
     return changes
+
+
+def settle_one(
+    client: SyncPrefectClient, project: str, alarm: Alarm, found: Automation | None, told: Sequence[UUID]
+) -> Change:
+    automation = alarm.automation(project, told, enabled=found is None or found.enabled)
+    off = "" if automation.enabled else "off, as it was left"
+    if found is None:
+        client.create_automation(automation)
+        return Change(KIND, automation.name, "created")
+    if differs(automation, found):
+        client.update_automation(found.id, automation)
+        return Change(KIND, automation.name, "updated", off)
+    return Change(KIND, automation.name, "unchanged", off)
+
+
+def settle_missed(
+    client: SyncPrefectClient,
+    project: str,
+    name: str,
+    deployment: UUID,
+    found: Automation | None,
+    told: Sequence[UUID],
+    expected: Sequence[timedelta],
+) -> list[Change]:
+    """The alarm of a deployment that does not complete in time: only where a schedule is on. Without ``expected`` one
+    that is there keeps its time."""
+    on = [one for one in client.read_deployment(deployment).schedules if one.active]
+    within, why = within_of(found) if on else None, "its schedule is off"
+    if on and expected:
+        gap = longest_gap(on, datetime.now(UTC))
+        within, why = chosen(gap, expected), f"its runs begin up to {gap} apart: --expect-every is to be longer"
+    if within is not None:
+        ui = (PREFECT_UI_URL.value() or "").rstrip("/")
+        return [settle_one(client, project, missed(name, deployment, ui, within), found, told)]
+    if found is not None:
+        client.delete_automation(found.id)
+        return [Change(KIND, found.name, "removed", why)]
+    return [Change(KIND, f"{name} did not complete in time", "unchanged", f"none: {why}")] if expected else []
+
+
+def within_of(automation: Automation | None) -> timedelta | None:
+    """Within which time an alarm that is there expects a run to complete."""
+    trigger = automation.trigger if automation else None
+    return trigger.within if isinstance(trigger, EventTrigger) else None
 
 
 def ferrys(client: SyncPrefectClient) -> list[Automation]:

@@ -27,23 +27,28 @@ def deploy(
         Several(help="Make or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
     ] = (),
     notify: Annotated[tuple[str, ...], Several(help="A block that alarms go to: slack-webhook/NAME.")] = (),
+    expect_every: Annotated[
+        tuple[str, ...],
+        Several(help="Alarm when no run completed for so long, where a schedule is on: 26h; with --notify once."),
+    ] = (),
     dry_run: Annotated[bool, Parameter(negative="", help="Say what would be changed, and change nothing.")] = False,
     json_: JsonFlag = False,
 ) -> int:
     """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
     with signals.ended_by_the_system():
         given_server("ferry deploy")
-        from flows import automations, prefect_yaml
+        from flows import automations, missed, prefect_yaml
         from flows import deploy as deploying
         from tasks import api
 
+    expected = missed.every(expect_every)
     wanted = prefect_yaml.read(file)
     with api.asking() as client:
         changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
         if not dry_run:
-            changes += automations.settle(client, prefect_yaml.project(file), ids, notify)
+            changes += automations.settle(client, prefect_yaml.project(file), ids, notify, expected=expected)
         hints = _hints(client, ids) if not dry_run else []
-    if dry_run and notify:
+    if dry_run and (notify or expect_every):
         hints.append("alarms are made after the deployments; a dry run does not look at them")
     if json_:
         _print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})

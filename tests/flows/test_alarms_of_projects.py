@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed, Running
 
@@ -54,8 +56,9 @@ class Team:
 
     def a_failing_run(self) -> UUID:
         run = self.client.create_flow_run_from_deployment(self.id_of("migrate/prod"), name="products")
-        for state in (Running(), Failed(message="this run: 9 failed (budget 0), 3 pending")):
-            self.client.set_flow_run_state(run.id, state, force=True)
+        failed: State[Any] = Failed(message="this run: 9 failed (budget 0), 3 pending")
+        self.client.set_flow_run_state(run.id, Running(), force=True)
+        self.client.set_flow_run_state(run.id, failed, force=True)
         return run.id
 
     def is_told(self, run: UUID) -> bool:
