@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from obstore.store import S3Store
 
 from tasks.engine.bucket_http import Boto3, BucketHttp, Credentials, Fixed
-from tasks.engine.errors import UserError
+from tasks.engine.errors import UserError, credentials_error
 from tasks.engine.sigv4 import Keys
 
 
@@ -63,6 +64,32 @@ def region_of(access: Access) -> str:
     return region or "us-east-1"
 
 
+def endpoint_of(access: Access) -> str:
+    return access.endpoint_url or f"https://s3.{region_of(access)}.amazonaws.com"
+
+
+def keys_of(access: Access) -> Callable[[], Keys | None]:
+    """What gives the keys to sign with, None to ask unsigned; those that expire are renewed. It may block.
+
+    Raises UserError where there are none; what it returns raises ObjectError where they cannot be renewed.
+    """
+    if access.anonymous:
+        return lambda: None
+    if access.keys:
+        keys = Keys(*access.keys)
+        return lambda: keys
+    credentials = chain(access).get_credentials()
+
+    def current() -> Keys:
+        try:
+            frozen = credentials.get_frozen_credentials()
+        except Exception as exc:  # noqa: BLE001 - botocore's, and those of what it asks
+            raise credentials_error(exc) from None
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return current
+
+
 def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
     """The short way to the same bucket; inside the loop that uses it. Raises UserError where there are no keys."""
     region = region_of(access)
@@ -73,8 +100,7 @@ def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
         credentials = Fixed(Keys(*access.keys))
     else:
         credentials = Boto3(chain(access).get_credentials())
-    endpoint = access.endpoint_url or f"https://s3.{region}.amazonaws.com"
-    return BucketHttp(endpoint, bucket, region, credentials, timeout_s=timeout_s, connections=512)
+    return BucketHttp(endpoint_of(access), bucket, region, credentials, timeout_s=timeout_s, connections=512)
 
 
 def boto3_session(access: Access) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,15 @@ def composite_etag(etag: str | None) -> str | None:
     """The ETag of an upload in parts, without its quotes; None for any other."""
     match = _MULTIPART_ETAG.match(etag or "")
     return match.group(1) if match else None
+
+
+def composite_of(etags: Sequence[str]) -> str | None:
+    """The ETag of an upload whose parts have these; None where one of them is not an MD5."""
+    digests = [md5_of_etag(etag) for etag in etags]
+    parts = b"".join(bytes.fromhex(digest) for digest in digests if digest is not None)
+    if None in digests:
+        return None
+    return f"{hashlib.md5(parts, usedforsecurity=False).hexdigest()}-{len(digests)}"
 
 
 def multipart_etag(path: Path, part_bytes: int) -> str:

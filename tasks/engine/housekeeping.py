@@ -22,3 +22,4 @@ def forget_unlisted(state: State, digests: Collection[str]) -> None:
         if match is not None and match[1] not in short:
             old.append(name)
     state.delete(old)
+    state.forget_copies()

@@ -224,8 +224,9 @@ def acquire(
 
     The same run of Prefect's in another process, which is at its end, is waited for: it was paused, and resumed.
     A lease that looks over, of a process that cannot be seen from here, is watched for WATCH_S first, and ``tell``
-    hears of it; and of whom it waits for.
+    hears of it; and of whom it waits for. Raises UserError for a store that cannot keep two runs apart.
     """
+    state.check_conditions()
     watched, since, awaited = b"", 0.0, ""
     while True:
         asked = steady_s()

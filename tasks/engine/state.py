@@ -10,22 +10,24 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
-import obstore
-
 from tasks.engine.access import Access
-from tasks.engine.errors import Damaged, Fatal, UserError, disk_error, from_store
-from tasks.engine.store import Store, open_store
+from tasks.engine.bucket_control import BucketControl
+from tasks.engine.errors import Damaged, Fatal, ObjectError, UserError, disk_error
 from tasks.engine.urls import short
 
 PART = ".part-"  # begins the name of a file that is being written; those of killed runs are deleted by the next
 
 LASTING = ("chunks/", "ledger/")  # names whose content never changes
+OLD_PART_S = 3600.0  # of an unfinished copy: who made it was killed
+OTHER_ETAG = '"00000000000000000000000000000000"'  # no file's
 
 
 class State(Protocol):
@@ -43,6 +45,8 @@ class State(Protocol):
     def list(self, folder: str) -> list[str]: ...
     def delete(self, names: Iterable[str]) -> None: ...
     def local(self, name: str, *, anew: bool = False) -> Path: ...
+    def check_conditions(self) -> None: ...
+    def forget_copies(self) -> None: ...
 
 
 class DirectoryState:
@@ -158,6 +162,12 @@ class DirectoryState:
         """A local path with the file's content. ``anew``: of one that had been copied, a new copy."""
         return _below(self.root, name)
 
+    def check_conditions(self) -> None:
+        """A file system keeps two runs apart."""
+
+    def forget_copies(self) -> None:
+        """Nothing is copied."""
+
     @contextlib.contextmanager
     def _disk(self, name: str, *, may_miss: bool = False) -> Iterator[None]:
         try:
@@ -213,103 +223,145 @@ def _sync_directory(directory: Path) -> None:
 class BucketState:
     """The state under a bucket's prefix, for workers that share it. Files are copied down to be read."""
 
-    def __init__(self, store: Store, cache: Path) -> None:
-        self.uri = store.uri
-        self._store = store
-        self._backend: Any = store.backend
+    def __init__(self, bucket: BucketControl, uri: str, prefix: str, cache: Path) -> None:
+        self.uri = uri
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
         self._cache = cache
         self.spool_dir = cache / "spool"
 
     def read(self, name: str) -> bytes:
-        try:
-            return bytes(obstore.get(self._backend, self._store.path(name)).bytes())
-        except (FileNotFoundError, obstore.exceptions.NotFoundError):
-            raise FileNotFoundError(name) from None
-        except Exception as exc:
-            raise self._fatal(exc, name) from None
+        with self._fatal(name):
+            found = self._bucket.read(self._prefix + name)
+        if found is None:
+            raise FileNotFoundError(name)
+        return found[0]
 
     def write(self, name: str, data: bytes) -> None:
         self._forget_copy(name)
-        try:
-            obstore.put(self._backend, self._store.path(name), data)
-        except Exception as exc:
-            raise self._fatal(exc, name) from None
+        with self._fatal(name):
+            self._bucket.put(self._prefix + name, data)
 
     def write_file(self, name: str, path: Path) -> None:
         self._forget_copy(name)
-        try:
-            obstore.put(self._backend, self._store.path(name), path)
-        except Exception as exc:
-            raise self._fatal(exc, name) from None
+        with self._fatal(name):
+            self._bucket.upload(self._prefix + name, path)
         path.unlink()
 
     def create(self, name: str, data: bytes) -> bool:
-        try:
-            obstore.put(self._backend, self._store.path(name), data, mode="create")
-        except obstore.exceptions.AlreadyExistsError:
-            return False
-        except Exception as exc:
-            raise self._fatal(exc, name) from None
-        return True
+        """As :meth:`DirectoryState.create`. A file that is there already and holds ``data`` was written by a try whose
+        answer was lost: what is created is always one of a kind."""
+        with self._fatal(name):
+            return self._put_if(name, data, {"if-none-match": "*"})
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        try:
-            result = obstore.get(self._backend, self._store.path(name))
-            etag = result.meta["e_tag"]
-            if bytes(result.bytes()) != old:
+        with self._fatal(name):
+            found = self._bucket.read(self._prefix + name)
+            if found is None or found[0] != old:
                 return False
-            obstore.put(self._backend, self._store.path(name), new, mode={"e_tag": etag})
-        except (FileNotFoundError, obstore.exceptions.NotFoundError, obstore.exceptions.PreconditionError):
-            return False
-        except Exception as exc:
-            raise self._fatal(exc, name) from None
-        return True
+            return self._put_if(name, new, {"if-match": found[1]})
+
+    def _put_if(self, name: str, data: bytes, condition: Mapping[str, str]) -> bool:
+        """False where the condition does not hold, and what stands there was not written by a try before."""
+        reply = self._bucket.put(self._prefix + name, data, condition, ok=(200, 404, 412))
+        if reply.status == 200:
+            return True
+        found = self._bucket.read(self._prefix + name)
+        return found is not None and found[0] == data
 
     def drop(self, name: str, old: bytes, instead: bytes) -> bool:
         """As :meth:`DirectoryState.drop`: S3 deletes on no condition, so ``instead`` stands there afterwards."""
         return self.swap(name, old, instead)
 
-    def list(self, folder: str) -> list[str]:
-        names: list[str] = []
+    def check_conditions(self) -> None:
+        """Tries whether the store keeps two runs apart: it must refuse to create what is there, and to replace what has
+        another ETag. Raises UserError where it does not; such a store cannot hold a state."""
+        name = f"probe-{secrets.token_hex(8)}"
+        key = self._prefix + name
+
+        def put(data: bytes, **condition: str) -> int:
+            headers = {header.replace("_", "-"): value for header, value in condition.items()}
+            return self._bucket.put(key, data, headers, ok=(200, 400, 404, 405, 412, 501)).status
+
         try:
-            for page in obstore.list(self._backend, self._store.path(folder)):
-                names += [
-                    str(meta["path"])[len(self._store.prefix) + 1 if self._store.prefix else 0 :] for meta in page
-                ]
-        except Exception as exc:
-            raise self._fatal(exc, folder) from None
-        return sorted(names)
+            with self._fatal(name):
+                # Of the first 412 is as good as 200: an answer was lost.
+                if put(b"first", if_none_match="*") not in (200, 412) or put(b"second", if_none_match="*") != 412:
+                    raise self._lacks("If-None-Match")
+                _, etag = self._bucket.read(key) or (b"", "")
+                if not etag or put(b"third", if_match=OTHER_ETAG) != 412:
+                    raise self._lacks("If-Match")
+                if put(b"fourth", if_match=etag) != 200 and (self._bucket.read(key) or (b"", ""))[0] != b"fourth":
+                    raise self._lacks("If-Match")
+        finally:
+            with contextlib.suppress(Fatal):
+                self.delete([name])
+
+    def _lacks(self, header: str) -> UserError:
+        return UserError(
+            f"state {self.uri}: the store at {self._bucket.endpoint} does not keep the condition {header} of a PUT, so "
+            "two runs of this job could not be kept apart. It cannot hold a state: set `state` to a directory, or to a "
+            "bucket of a store with conditional writes"
+        )
+
+    def list(self, folder: str) -> list[str]:
+        below = self._prefix + (f"{folder}/" if folder else "")
+        with self._fatal(folder):
+            keys = [found.key for page in self._bucket.pages(below) for found in page]
+        return sorted(key[len(self._prefix) :] for key in keys)
 
     def delete(self, names: Iterable[str]) -> None:
-        paths = [self._store.path(name) for name in names]
-        if not paths:
-            return
-        try:
-            obstore.delete(self._backend, paths)
-        except (FileNotFoundError, obstore.exceptions.NotFoundError):
-            pass
-        except Exception as exc:
-            raise self._fatal(exc, "old files") from None
+        """Also deletes the local copies."""
+        gone = list(names)
+        for name in gone:
+            _below(self._cache, name).unlink(missing_ok=True)
+        with self._fatal("old files"):
+            self._bucket.delete([self._prefix + name for name in gone])
 
     def local(self, name: str, *, anew: bool = False) -> Path:
         """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
         target = _below(self._cache, name)
         if anew or not target.exists() or not name.startswith(LASTING):
-            data = self.read(name)
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd, temporary = tempfile.mkstemp(prefix=PART, dir=target.parent)  # mode 0600
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-            Path(temporary).replace(target)
+            try:
+                with os.fdopen(fd, "wb") as file, self._fatal(name):
+                    there = self._bucket.download(self._prefix + name, file.write)
+                if not there:
+                    raise FileNotFoundError(name)
+                Path(temporary).replace(target)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
         return target
+
+    def forget_copies(self) -> None:
+        """Deletes local copies of what the bucket does not hold any more: another machine may have deleted it."""
+        there = set(self.list(""))
+        for path in self._cache.rglob("*"):
+            name = path.relative_to(self._cache).as_posix()
+            if name in there or not path.is_file() or path.is_relative_to(self.spool_dir):
+                continue
+            if not path.name.startswith(PART) or time.time() - path.stat().st_mtime > OLD_PART_S:
+                path.unlink(missing_ok=True)
 
     def _forget_copy(self, name: str) -> None:
         """What never changes and is written again under its name was damaged before."""
         if name.startswith(LASTING):
             (self._cache / name).unlink(missing_ok=True)
 
-    def _fatal(self, exc: Exception, name: str) -> Fatal:
-        return Fatal(f"state {self.uri}: {name}: {from_store(exc, side='state')}")
+    @contextlib.contextmanager
+    def _fatal(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            if isinstance(exc, FileNotFoundError):
+                raise
+            raise disk_error(exc, f"copy of the state file {name} in {self._cache}") from exc
+        except ObjectError as exc:
+            raise Fatal(f"state {self.uri}: {name}: {exc}") from None
+        except Fatal as exc:
+            raise Fatal(f"state {self.uri}: {name}: {exc}") from None
 
 
 def open_state(uri: str, access: Access, cache_root: Path) -> State:
@@ -320,4 +372,4 @@ def open_state(uri: str, access: Access, cache_root: Path) -> State:
     place = hashlib.sha256(f"{access.endpoint_url} {uri.rstrip('/')}".encode()).hexdigest()[:16]
     cache = cache_root / f"{parts.netloc}-{place}"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return BucketState(open_store(uri, access, cache / "spool"), cache)
+    return BucketState(BucketControl(parts.netloc, access, side="state"), uri, parts.path.strip("/"), cache)

@@ -193,7 +193,7 @@ def _contend(folder: str, go: Any, answers: Any, over: Any) -> None:
     try:
         acquire(state, "child")
         answers.put(True)
-        over.wait(30)  # keeps it: a process that ends gives it up
+        over.wait(120)  # keeps it: a process that ends gives it up
     except LeaseHeld:
         answers.put(False)
 
@@ -209,7 +209,7 @@ def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
     for child in children:
         child.start()
     go.set()
-    won = [answers.get(timeout=30) for _ in children]
+    won = [answers.get(timeout=120) for _ in children]
     over.set()
     for child in children:
         child.join()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -11,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import obstore
 import pytest
-from obstore.store import MemoryStore
 
 from demo.s3 import S3Server
+from tasks.engine.access import Access
+from tasks.engine.bucket_control import BucketControl
 from tasks.engine.errors import Damaged, Fatal, UserError
 from tasks.engine.state import BucketState, DirectoryState, State, open_state
-from tasks.engine.store import Store
 from tests.engine.helpers import access
+from tests.servers.odd_s3 import OddS3
 
 
 @pytest.fixture(params=["directory", "bucket"])
@@ -148,16 +147,16 @@ def test_no_name_leads_out_of_the_state(name: str, prefix: str, tmp_path: Path) 
     """Whoever writes to the state names files in its plan: what is copied down lies below the copies, or nowhere."""
     (tmp_path / "out").mkdir()
     name = name.format(tmp=tmp_path)
-    backend = MemoryStore()
-    for key in (name.lstrip("/"), f"{prefix}/{name}".lstrip("/")):
-        with contextlib.suppress(ValueError):
-            obstore.put(backend, key, b"planted")
-    store: Any = Store(f"s3://bucket/{prefix}", None, prefix, "s3", tmp_path / "spool")
-    store.backend = backend
-    before = sorted(tmp_path.rglob("*"))
-    for state in (BucketState(store, tmp_path / "cache"), DirectoryState(tmp_path / "state" / "of a job")):
-        with pytest.raises(Damaged, match="leads out of the state"):
-            state.local(name)
+    with OddS3() as server:
+        for key in (name.lstrip("/"), f"{prefix}/{name}".lstrip("/")):
+            server.put("bucket", key, b"planted")
+        bucket = BucketControl("bucket", Access(server.endpoint_url, anonymous=True), side="state")
+        (tmp_path / "cache").mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        in_bucket = BucketState(bucket, f"s3://bucket/{prefix}", prefix, tmp_path / "cache")
+        for state in (in_bucket, DirectoryState(tmp_path / "state" / "of a job")):
+            with pytest.raises(Damaged, match="leads out of the state"):
+                state.local(name)
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "state" not in path.parts] == []
 
 

@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
-Conditions = Literal["kept", "ignored", "501"]
+Conditions = Literal["kept", "ignored", "501", "no replace"]
 Listings = Literal["whole", "no token", "error page", "ends early"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
@@ -119,6 +119,7 @@ class OddS3:
 
         ``checksums``: x-amz-checksum-sha256 is compared, kept and answered, as by AWS. ``listings`` from their second
         page on: whole; IsTruncated without a token; an <Error> under 200; or a first page that says it is the last.
+        ``conditions``: kept, ignored, answered with 501, or kept for a creation alone (If-Match is ignored).
         ``delete_many``: without it DeleteObjects is answered with 501.
         """
         self.etags = etags
@@ -262,7 +263,7 @@ class OddS3:
             return _error(501, "NotImplemented")
         if headers.get("If-None-Match") == "*" and there is not None:
             return _error(412, "PreconditionFailed")
-        if (wanted := headers.get("If-Match")) is not None:
+        if (wanted := headers.get("If-Match")) is not None and self.conditions != "no replace":
             if there is None:
                 return _error(404, "NoSuchKey")
             if wanted != "*" and wanted.strip('"') != there.etag.strip('"'):

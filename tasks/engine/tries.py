@@ -1,0 +1,64 @@
+"""Up to five tries for requests that do not move an object: state, lists, preflight, listings, multipart control.
+
+An object's own retries are in retry.py. These block the calling thread: none of them runs in an event loop.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from tasks.engine.errors import Fatal, ObjectError
+from tasks.engine.objects import Again
+from tasks.engine.retry import backoff_s
+
+T = TypeVar("T")
+ATTEMPTS = 5
+_ASK_AGAIN = frozenset({200, 408, 409, 425, 429})
+_LASTING = frozenset({501, 505, 507})
+
+
+def worth_another_try(error: ObjectError | Fatal) -> bool:
+    """Returns whether the same request may succeed a moment later. The first row that fits decides:
+
+    | the error | |
+    |---|---|
+    | Fatal: credentials, no such bucket, a full disk | no |
+    | 4xx that the origin's error classes call terminal, a blocked address, a missing object | no |
+    | no status: timeout, reset, no connection, a body that was cut | yes |
+    | an <Error> under 200; 408, 409 (two writes at once), 425, 429 | yes |
+    | 501, 505, 507 | no |
+    | other 5xx | yes |
+    | any other status: 3xx, 4xx | no |
+    """
+    if isinstance(error, Fatal) or error.again is not Again.NOW:
+        return False
+    status = error.status_code
+    return status is None or status in _ASK_AGAIN or (status >= 500 and status not in _LASTING)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How often and how patiently. ``most_s`` also limits what a Retry-After may ask for."""
+
+    attempts: int = ATTEMPTS
+    base_s: float = 0.5
+    most_s: float = 10.0
+    sleep: Callable[[float], object] = time.sleep
+    rng: random.Random = field(default_factory=random.Random)
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """Returns what ``work`` returns; raises its last ObjectError, and a Fatal at once."""
+        for number in range(1, self.attempts):
+            try:
+                return work()
+            except ObjectError as error:
+                if not worth_another_try(error):
+                    raise
+                delay_s = backoff_s(number, self.base_s, self.most_s, self.rng)
+                asked_s = min(error.retry_after_s or 0.0, self.most_s)
+            self.sleep(max(delay_s, asked_s))
+        return work()
