@@ -14,6 +14,7 @@ from tasks.engine.plan import ChunkRef
 from tasks.engine.state import State
 
 FILES_AT_ONCE = 500  # paths in one statement
+SPAN_ROWS = 1_000_000  # of the list that are sorted at once
 
 # A row of a listed chunk needs nothing more when the ledger has this attempt of it or a later one, when it left the
 # manifest or may not move (unusable, doubled, colliding), when the list says something else of it since, or when a
@@ -112,13 +113,29 @@ def write_chunks(
     of_new: Literal["base", "again"] = "base" if base else "again"
     kinds: tuple[tuple[Literal["base", "again"], str], ...] = ((of_new, "= 'new'"), ("again", "<> 'new'"))
     for kind, test in kinds:
-        reader = con.sql(f"""
+        lines = _in_order(con, test, chunk_rows)
+        chunks += [_write(state, table, kind, run_no) for table in regrouped(lines, chunk_rows)]
+    return chunks
+
+
+def _in_order(con: duckdb.DuckDBPyConnection, test: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of `cut` whose reason passes ``test``, in the manifest's order, span by span: to sort whole rows of a
+    long list at once takes more memory than there is."""
+    first, last = con.execute(f"SELECT min(row_no), max(row_no) FROM cut WHERE reason {test}").fetchall()[0]
+    if first is None:
+        return
+    for start in range(first, last + 1, SPAN_ROWS):
+        reader: Any = con.sql(
+            f"""
             SELECT m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
                    m.last_modified, m.id, t.reason, t.attempt, t.nights
-            FROM m JOIN cut t ON t.row_id = m.row_id WHERE t.reason {test} ORDER BY m.row_no
-        """).to_arrow_reader(chunk_rows)
-        chunks += [_write(state, table, kind, run_no) for table in regrouped(reader, chunk_rows)]
-    return chunks
+            FROM m JOIN cut t ON t.row_id = m.row_id
+            WHERE t.reason {test} AND m.row_no BETWEEN $start AND $end AND t.row_no BETWEEN $start AND $end
+            ORDER BY m.row_no
+            """,
+            params={"start": start, "end": start + SPAN_ROWS - 1},
+        ).to_arrow_reader(batch_rows)
+        yield from reader
 
 
 def _write(state: State, table: pa.Table, kind: Literal["base", "again"], run_no: int) -> ChunkRef:

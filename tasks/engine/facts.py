@@ -120,3 +120,5 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
         "WHERE reason IS NOT NULL"
     )
     con.execute("CREATE TABLE looks AS SELECT row_id, look FROM answered WHERE look IS NOT NULL")
+    for name in ("rules", "cases", "answers", "answered"):  # nothing reads them later, and cutting needs their memory
+        con.execute(f"DROP TABLE {name}")

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     import duckdb
 
 T = TypeVar("T")
+MEMORY = "500MB"
+# DuckDB takes a thread for each core, and each thread holds buffers of its own: its manual (guides/performance,
+# environment) asks for 125 MB a thread. With 16 threads a plan of a million rows does not fit into MEMORY.
+THREADS_AT_MOST = 4
 DAMAGED = "damaged"  # where `--replan` puts files that are not as they were written
 ADVICE = (
     "Restore it from a copy of the state, or plan anew with `ferry run --replan`: it is put aside, and rows whose "
@@ -48,14 +52,16 @@ _LATEST = """
 """
 
 
-def connect(spool_dir: Path, memory: str = "500MB") -> duckdb.DuckDBPyConnection:
-    """A DuckDB that stays within ``memory``, spills to ``spool_dir`` and downloads nothing."""
+def connect(spool_dir: Path) -> duckdb.DuckDBPyConnection:
+    """A DuckDB that stays within MEMORY, spills to ``spool_dir`` and downloads nothing."""
     import duckdb  # which the transferring process does without
 
     spool_dir.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect()
     con.execute("SET autoinstall_known_extensions = false; SET autoload_known_extensions = false")
-    con.execute(f"SET memory_limit = '{memory}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+    con.execute(f"SET memory_limit = '{MEMORY}'; SET preserve_insertion_order = false; SET TimeZone = 'UTC'")
+    (threads,) = con.execute("SELECT current_setting('threads')").fetchall()[0]
+    con.execute(f"SET threads = {min(threads, THREADS_AT_MOST)}")
     con.execute("SET temp_directory = ?", [str(spool_dir / f"duckdb-{secrets.token_hex(4)}")])
     con.execute("SET enable_progress_bar = false")
     return con

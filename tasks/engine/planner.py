@@ -115,6 +115,7 @@ class Planner:
         (lasting,) = self.con.execute(
             "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
         ).fetchall()[0]
+        self.con.execute("DROP TABLE facts; DROP TABLE todo")  # as large as the list; cutting needs their memory
         chunk_rows = old.chunk_rows if old else self._chunk_rows(judged.rows)
         # What nights add is known by the ledger alone, once it is settled: base chunks are there for good, and are
         # submitted in every run.
@@ -241,6 +242,7 @@ class Planner:
         counts: dict[str, int] = dict(
             self.con.execute("SELECT chunk, count(*) FILTER (done) FROM done GROUP BY 1").fetchall()
         )
+        self.con.execute("DROP TABLE done")
         newest = max((chunk.run_no for chunk in chunks), default=0)
         counted = [with_hints(chunk, counts.get(chunk.digest, 0), "unknown") for chunk in chunks]
         return [chunk for chunk in counted if keep(chunk, newest)]

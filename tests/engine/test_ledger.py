@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +251,11 @@ def test_no_outcomes_are_a_file_all_the_same(tmp_path: Path) -> None:
     path.write_bytes(encode_outcomes([]))
     none: list[Outcome] = list(outcomes_of(read_table(path)))
     assert none == []
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
+def test_duckdb_takes_four_threads_at_most(cores: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread holds buffers of its own, so that more of them than that do not fit into the memory limit."""
+    monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config={"threads": cores}))
+    with ledger.connect(state.spool_dir) as con:
+        assert con.execute("SELECT current_setting('threads')").fetchall() == [(min(cores, 4),)]

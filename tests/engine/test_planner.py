@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from tasks.engine import intake, ledger, planner, tables
+from tasks.engine import cut, intake, ledger, planner, tables
 from tasks.engine.apart import below
 from tasks.engine.chunk import read_chunk
 from tasks.engine.errors import UserError
@@ -87,6 +87,19 @@ def test_the_first_plan_cuts_base_chunks(tmp_path: Path, state: DirectoryState) 
     assert {ref.existing for ref in planned.chunks} == {"head"}
     for name in state.list("chunks") + state.list("plan"):
         assert state.local(name).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("span", [1, 7, 25])
+def test_rows_are_cut_span_by_span(span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long list is sorted in spans: the chunks are the same, and no row is in two spans or in none."""
+    lines = [*urls(*range(25)), ["no address"], *urls(*range(30, 40))]
+    write_list(tmp_path / "list.csv", lines)
+    job = job_in(tmp_path, chunk_rows=10)
+    at_once = plan(job, directory_state(tmp_path, "at once"))
+    monkeypatch.setattr(cut, "SPAN_ROWS", span)
+    in_spans = plan(job, directory_state(tmp_path, "in spans"))
+    assert [ref.rows for ref in at_once.chunks] == [10, 10, 10, 5]
+    assert [ref.digest for ref in in_spans.chunks] == [ref.digest for ref in at_once.chunks]
 
 
 def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: DirectoryState) -> None:

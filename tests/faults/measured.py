@@ -1,6 +1,7 @@
 """Work of the engine's in a process of its own, and how much memory it took at most.
 
-`python -m tests.faults.measured plan|move SETUP.json` prints a line of JSON.
+`python -m tests.faults.measured plan|move|fold SETUP.json` prints a line of JSON. In the setup, `cores` is how many
+DuckDB finds in the machine, and `memory` how much it may take; without them it is as it is.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import store
+import duckdb
+
+from tasks.engine import ledger, store, tables
 from tasks.engine.access import Access
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import ChunkIncomplete
 from tasks.engine.job import Job
 from tasks.engine.plan import read_plan
-from tasks.engine.state import DirectoryState
+from tasks.engine.state import DirectoryState, State
 from tests.engine import helpers
 
 
@@ -26,6 +30,12 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
     state = DirectoryState(Path(setup["state"]))
     if "one_put_bytes" in setup:
         vars(store)["ONE_PUT_BYTES"] = setup["one_put_bytes"]
+    if "cores" in setup:
+        vars(duckdb)["connect"] = partial(duckdb.connect, config={"threads": setup["cores"]})
+        vars(ledger)["MEMORY"] = setup["memory"]
+    if what == "fold":
+        ledger.compact(state, 1)
+        return {"peak_mb": peak_mb()}
     if what == "plan":
         planned = helpers.plan(job, state, server=access)
         return {"rows": planned.rows, "chunks": len(planned.chunks), "peak_mb": peak_mb()}
@@ -36,6 +46,27 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
             with contextlib.suppress(ChunkIncomplete):
                 run_chunk(runtime, ref)
     return {"peak_mb": peak_mb()}
+
+
+def write_outcomes(state: State, rows: int, files: int) -> None:
+    """Outcomes of as many rows as a run leaves that copied them all, in so many files."""
+    per_file = -(-rows // files)
+    with duckdb.connect() as con:
+        for part in range(files):
+            relation = con.sql(
+                """
+                SELECT sha256(n::VARCHAR) AS row_id, 'https://img.example/products/' || n || '-front.jpg' AS source,
+                       'products/' || n || '-front.jpg' AS key, n::VARCHAR AS id, 'copied' AS status, 'new' AS reason,
+                       1 AS attempt, 1 AS requests, 40000 AS size, md5(n::VARCHAR) AS md5,
+                       sha256('body' || n) AS sha256, 'image/jpeg' AS content_type, md5(n::VARCHAR) AS source_etag,
+                       md5(n::VARCHAR) AS dest_etag, now() AS recorded_at, 1 AS run_no, 'c' AS chunk, 'h' AS how
+                FROM range($start, $end) numbers(n)
+                """,
+                params={"start": part * per_file, "end": min(rows, (part + 1) * per_file)},
+            )
+            table = tables.whole_schema(relation.to_arrow_table(), tables.OUTCOME)
+            outcomes = table.select(tables.OUTCOME.names).cast(tables.OUTCOME)
+            ledger.write_outcomes(state, tables.to_bytes(outcomes), 1, "c", part)
 
 
 def peak_mb() -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from demo.origin import Origin
@@ -23,10 +24,12 @@ from tasks.engine.objects import Status
 from tasks.engine.state import DirectoryState
 from tests.engine import helpers
 from tests.faults.amount import LONG, some
+from tests.faults.measured import write_outcomes
 from tests.faults.proxy import Bad, Proxy
 
 ROOT = Path(__file__).parents[2]
 PLAN_MB = 1300 if LONG else 500  # of planning a million rows, of 20,000
+MEMORY = ledger.MEMORY if LONG else "150MB"  # DuckDB's part of it
 MOVE_MB = 400
 MIB = 1024 * 1024
 pytestmark = [
@@ -36,10 +39,12 @@ pytestmark = [
 ]
 
 
-def measured(what: str, job: Job, access: Access, folder: Path) -> Any:
+def measured(what: str, job: Job, access: Access, folder: Path, **machine: Any) -> Any:
+    """``machine``: cores and memory, as :mod:`tests.faults.measured` has them."""
     setup = folder / "setup.json"
     given = {
         "job": job.model_dump(mode="json"), "state": str(folder / "state"), "access": dataclasses.asdict(access),
+        **machine,
     }  # fmt: skip
     setup.write_text(json.dumps(given))
     ended = subprocess.run(
@@ -52,12 +57,7 @@ def measured(what: str, job: Job, access: Access, folder: Path) -> Any:
 def test_a_plan_of_a_million_rows(tmp_path: Path, tried: Callable[..., None]) -> None:
     """Planned anew, and planned again over a ledger that has nine of ten rows."""
     rows = some(20_000, 1_000_000)
-    with (tmp_path / "list.csv").open("w") as file:
-        file.write("id,url\n")
-        file.writelines(f"{n},https://img{n % 7}.example/products/{n % 1000}/{n:09d}-front.jpg\n" for n in range(rows))
-    job = helpers.make_job(
-        manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/out/", on_existing="overwrite"
-    )
+    job = long_list(tmp_path, rows)
     first = measured("plan", job, Access(), tmp_path)
     assert first["rows"] == rows
     state = DirectoryState(tmp_path / "state")
@@ -72,6 +72,43 @@ def test_a_plan_of_a_million_rows(tmp_path: Path, tried: Callable[..., None]) ->
     print(f"planning {rows:,} rows: {first['peak_mb']:.0f} MB, again {again['peak_mb']:.0f} MB")
     assert peak <= PLAN_MB
     tried(f"plan of {rows:,} rows within {PLAN_MB:,} MB (took {peak:,.0f})")
+
+
+def long_list(folder: Path, rows: int) -> Job:
+    with (folder / "list.csv").open("w") as file:
+        file.write("id,url\n")
+        file.writelines(f"{n},https://img{n % 7}.example/products/{n % 1000}/{n:09d}-front.jpg\n" for n in range(rows))
+    return helpers.make_job(
+        manifest=str(folder / "list.csv"), destination=f"file://{folder}/out/", on_existing="overwrite"
+    )
+
+
+# Each thread of DuckDB's holds buffers of its own: with 16 or 64 of them neither a plan of a million rows nor a fold of
+# ten million outcomes fits into its memory; a quarter of the rows not into 150 MB.
+MACHINES = [(rows, cores) for rows in (1_000_000, 10_000_000) for cores in (16, 64)] if LONG else [(250_000, 64)]
+
+
+@pytest.mark.parametrize(("rows", "cores"), MACHINES)
+def test_planning_on_a_machine_of_many_cores(rows: int, cores: int, tmp_path: Path, tried: Callable[..., None]) -> None:
+    """A plan fits into its memory however many cores there are."""
+    planned = measured("plan", long_list(tmp_path, rows), Access(), tmp_path, cores=cores, memory=MEMORY)
+    assert planned["rows"] == rows
+    assert planned["peak_mb"] <= PLAN_MB
+    print(f"planning {rows:,} rows on {cores} cores: {planned['peak_mb']:.0f} MB")
+    tried(f"plan of {rows:,} rows on {cores} cores within {PLAN_MB:,} MB (took {planned['peak_mb']:,.0f})")
+
+
+@pytest.mark.parametrize(("rows", "cores"), MACHINES)
+def test_folding_on_a_machine_of_many_cores(rows: int, cores: int, tmp_path: Path, tried: Callable[..., None]) -> None:
+    """So does the fold of a run that moved everything."""
+    state = DirectoryState(tmp_path / "state")
+    write_outcomes(state, rows, min(500, rows // 10_000))
+    folded = measured("fold", helpers.make_job(), Access(), tmp_path, cores=cores, memory=MEMORY)
+    (name,) = ledger.files(state)
+    assert pq.ParquetFile(state.local(name)).metadata.num_rows == rows
+    assert folded["peak_mb"] <= PLAN_MB
+    print(f"folding {rows:,} outcomes on {cores} cores: {folded['peak_mb']:.0f} MB")
+    tried(f"fold of {rows:,} outcomes on {cores} cores within {PLAN_MB:,} MB (took {folded['peak_mb']:,.0f})")
 
 
 class _Ref:
