@@ -54,6 +54,7 @@ class Trouble(StrEnum):
     REDIRECT = "redirect"  # 302 to another path that serves it
     REDIRECT_LOOP = "redirect_loop"  # 302 to a path that redirects back
     RESET = "reset"  # the connection is reset instead of an answer
+    CHUNKED = "chunked"  # complete, and without a Content-Length (Transfer-Encoding: chunked)
     GZIP = "gzip"  # Content-Encoding: gzip whatever was asked for
     WRONG_TYPE = "wrong_type"  # the image as text/plain
     ENDLESS = "endless"  # bytes until the client leaves
@@ -66,6 +67,7 @@ _OF_BODIES = {
     Trouble.TRUNCATED_CHUNKED,
     Trouble.TRUNCATED_CLOSE,
     Trouble.SLOW,
+    Trouble.CHUNKED,
     Trouble.STALL,
     Trouble.ENDLESS,
     Trouble.CHANGES,
@@ -90,6 +92,8 @@ class Fault:
     """truncated, stall and changes: the share of the body that is sent."""
     then: bytes = b""
     """changes: the other object."""
+    chunked: bool = False
+    """slow: without a Content-Length, each piece a chunk."""
 
 
 @dataclass(slots=True)
@@ -373,6 +377,7 @@ class _Connection(asyncio.Protocol):
         body, kept = found.body, found.body[: int(len(found.body) * fault.keep)]
         typed = {"Content-Type": found.content_type}
         whole = self._headers(found, self._said(found))
+        without_length = {name: value for name, value in whole.items() if name != "Content-Length"}
         match fault.kind:
             case Trouble.NOT_FOUND:
                 self._send(404, {"Content-Type": "text/html"}, _page("404 Not Found", path), method)
@@ -395,7 +400,7 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(_head(200, whole) + kept)
                 self._transport.close()
             case Trouble.TRUNCATED_CHUNKED:
-                chunk = f"{len(kept):x}\r\n".encode() + kept + b"\r\n" if kept else b""  # "0" would be the last chunk
+                chunk = _chunk(kept) if kept else b""  # an empty one would be the last
                 self._transport.write(_head(200, {**typed, "Transfer-Encoding": "chunked"}) + chunk)
                 self._transport.close()
             case Trouble.TRUNCATED_CLOSE:
@@ -407,9 +412,15 @@ class _Connection(asyncio.Protocol):
                 self._transport.close()
             case Trouble.EMPTY:
                 self._send(200, typed, b"", method)
+            case Trouble.CHUNKED:
+                self._origin.bodies[path] += 1
+                pieces = [body[at : at + _PIECE_BYTES] for at in range(0, len(body), _PIECE_BYTES)]
+                chunks = b"".join(_chunk(piece) for piece in [*pieces, b""])
+                self._transport.write(_head(200, {**without_length, "Transfer-Encoding": "chunked"}) + chunks)
             case Trouble.SLOW:
-                self._transport.write(_head(200, whole))
-                self._start(self._drip(body, fault.seconds))
+                headers = {**without_length, "Transfer-Encoding": "chunked"} if fault.chunked else whole
+                self._transport.write(_head(200, headers))
+                self._start(self._drip(body, fault.seconds, fault.chunked))
             case Trouble.STALL:
                 self._busy = True
                 self._transport.write(_head(200, whole) + kept)
@@ -431,13 +442,16 @@ class _Connection(asyncio.Protocol):
         self._busy = True
         self._task = asyncio.get_running_loop().create_task(answer)
 
-    async def _drip(self, body: bytes, seconds: float) -> None:
+    async def _drip(self, body: bytes, seconds: float, chunked: bool) -> None:
         """The body evenly over ``seconds``, in 20 pieces or one each second."""
         pieces = max(20, math.ceil(seconds))
         step = max(1, math.ceil(len(body) / pieces))
         for start in range(0, len(body), step):
             await asyncio.sleep(seconds / pieces)
-            self._transport.write(body[start : start + step])
+            piece = body[start : start + step]
+            self._transport.write(_chunk(piece) if chunked else piece)
+        if chunked:
+            self._transport.write(_chunk(b""))
         self._task, self._busy = None, False
         if not self._keep_alive:
             self._transport.close()
@@ -450,6 +464,11 @@ class _Connection(asyncio.Protocol):
             await self._can_write.wait()
             self._transport.write(piece)
             await asyncio.sleep(0)
+
+
+def _chunk(piece: bytes) -> bytes:
+    """A piece of a chunked body (RFC 9112 section 7.1); an empty one ends it."""
+    return f"{len(piece):x}\r\n".encode() + piece + b"\r\n"
 
 
 def _page(title: str, path: str) -> bytes:

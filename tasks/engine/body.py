@@ -15,17 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from tasks.engine.budget import Budget
 from tasks.engine.errors import disk_error
+from tasks.engine.quota import Share
 
-SPOOL_OVER_BYTES = 8 * 1024 * 1024
 BATCH_BYTES = 1024 * 1024
 POOLED_BYTES = 256 * 1024  # from this size on a body is hashed in a thread: the loop has others to see to
 ONE_PUT_BYTES = 200 * 1024 * 1024  # larger ones go up in parts (docs/decisions/0014)
-PART_BYTES = 8 * 1024 * 1024
-PARTS_AT_ONCE = 4
-SPOOLED_BYTES = 16 * 1024 * 1024  # what a spooled body takes of the memory at most; ten of them share the budget
-IN_PARTS_BYTES = (PARTS_AT_ONCE + 1) * PART_BYTES  # the same while it goes up in parts
 
 
 class _Hash(Protocol):
@@ -33,18 +28,11 @@ class _Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
-def weight(length: int | None) -> int:
-    """How many bytes of memory a body of this length (None: unknown) takes at most on its way."""
-    if length is None or length > ONE_PUT_BYTES:
-        return IN_PARTS_BYTES
-    return min(length, SPOOLED_BYTES)
-
-
 @dataclass(slots=True)
 class Body:
     """A complete body with its digests. Exactly one of ``data`` and ``path`` is set.
 
-    ``held`` bytes of ``budget`` are given back by :meth:`discard`.
+    ``share`` is what it holds of the budget; :meth:`discard` gives it back.
     """
 
     size: int
@@ -52,8 +40,7 @@ class Body:
     sha256: str
     data: bytes | None = None
     path: Path | None = None
-    budget: Budget | None = None
-    held: int = 0
+    share: Share | None = None
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -80,9 +67,8 @@ class Body:
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         self.data = None
-        if self.budget is not None:
-            self.budget.give_back(self.held)
-            self.budget = None
+        if self.share is not None:
+            self.share.end()
 
 
 class Spooled:
@@ -146,13 +132,14 @@ class Batches:
             await self.flush()
 
     async def flush(self) -> None:
-        batch = b"".join(self._pieces)
-        self._pieces.clear()
-        self._size = 0
-        if len(batch) < BATCH_BYTES:
-            if batch:
-                self._write(batch)
-            return
+        if self._size >= BATCH_BYTES:
+            await self.push()
+        elif batch := self._batch():
+            self._write(batch)
+
+    async def push(self) -> None:
+        """What there is, in a thread."""
+        batch = self._batch()
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._write, batch)
         try:
             await asyncio.shield(work)
@@ -160,23 +147,33 @@ class Batches:
             await asyncio.wait({work})  # its file must not be written to once it is given up
             raise
 
+    def _batch(self) -> bytes:
+        batch = b"".join(self._pieces)
+        self._pieces.clear()
+        self._size = 0
+        return batch
+
 
 class BodyWriter:
-    """Collects a body piece by piece, hashing each once.
+    """Collects a body piece by piece, hashing each once: in memory, or after :meth:`spool` in a file under
+    ``spool_dir``.
 
-    Past ``spool_over`` bytes it goes on in a file under ``spool_dir``. The caller bounds the size.
-    Raises OSError when the spool disk is full.
+    The caller bounds the size. Raises OSError when the spool disk is full.
     """
 
-    def __init__(self, spool_dir: Path, spool_over: int = SPOOL_OVER_BYTES) -> None:
+    def __init__(self, spool_dir: Path) -> None:
         self._spool_dir = spool_dir
-        self._spool_over = spool_over
         self._pieces: list[bytes] = []
+        self._to_file = False
         self._file: BinaryIO | None = None
         self._path: Path | None = None
         self._md5: _Hash = hashlib.md5(usedforsecurity=False)
         self._sha256: _Hash = hashlib.sha256()
         self.size = 0
+
+    def spool(self) -> None:
+        """The next piece goes to a file, and what came before it too."""
+        self._to_file = True
 
     def write(self, piece: bytes) -> None:
         self.size += len(piece)
@@ -186,7 +183,7 @@ class BodyWriter:
             self._file.write(piece)
             return
         self._pieces.append(piece)
-        if self.size > self._spool_over:
+        if self._to_file:
             self._spool_dir.mkdir(parents=True, exist_ok=True)
             fd, name = tempfile.mkstemp(prefix="body-", dir=self._spool_dir)
             self._path = Path(name)

@@ -21,7 +21,7 @@ from xml.sax.saxutils import unescape
 from yarl import URL
 
 from tasks.engine.address import SystemResolver
-from tasks.engine.body import PART_BYTES
+from tasks.engine.budget import PART_BYTES
 from tasks.engine.connections import Connections
 from tasks.engine.errors import (
     Fatal,

@@ -1,64 +1,65 @@
-"""How many bytes of bodies may lie in memory at once: what bounds the process, whatever the objects' sizes."""
+"""How many bytes of bodies may lie in memory at once, and how many bodies in the spool: what bounds the process."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+import contextlib
+from collections.abc import AsyncIterator
+
+from tasks.engine.quota import Quota, Share
+
+MIB = 1024 * 1024
+SPOOL_OVER_BYTES = 8 * MIB
+FIRST_BYTES = 64 * 1024  # of memory for a body of unknown length, before any of it came
+FILE_BYTES = 8 * MIB  # of memory for bodies, for each that may lie in the spool; its own buffers take 2 MiB
+PART_BYTES = 8 * MIB
+PARTS_AT_ONCE = 4
+_UPLOADS = "\0uploads"  # holds memory as a host does
 
 
 class Budget:
-    """Bytes, given out in the order they were asked for. One event loop's; not for several threads.
+    """Memory for bodies, and files for those that are large. One event loop's (docs/decisions/0028).
 
-    A body of more than the whole budget takes all of it, and so is alone.
+    A body waits for a share of either before it is read, and never for more memory while it holds some: it goes to the
+    spool instead. A body in the spool waits for nothing. So whatever is held is given back.
     """
 
-    __slots__ = ("_capacity", "_free", "_waiters")
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity = capacity_bytes
-        self._free = capacity_bytes
-        self._waiters: OrderedDict[asyncio.Future[None], int] = OrderedDict()
-
-    @property
-    def free_bytes(self) -> int:
-        return self._free
-
-    async def take(self, size: int) -> int:
-        """Waits until ``size`` bytes are free; returns what is to be given back. Cancelled, it leaves no trace."""
-        size = min(size, self._capacity)
-        if not self._waiters and size <= self._free:
-            self._free -= size
-            return size
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[future] = size
-        try:
-            await future
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.give_back(size)
-            else:
-                self._waiters.pop(future, None)
-                self._hand_over()
-            raise
-        return size
+    def __init__(self, capacity_bytes: int = 2**62) -> None:
+        self.memory = Quota(capacity_bytes)
+        self.files = Quota(_files(capacity_bytes))
+        self._one_upload = asyncio.Lock()
+        self._capacity_bytes = capacity_bytes
 
     def resize(self, capacity_bytes: int) -> None:
-        """What is out stays out; nothing more goes until it is back where that is too much."""
-        self._free += capacity_bytes - self._capacity
-        self._capacity = capacity_bytes
-        self._hand_over()
+        self._capacity_bytes = capacity_bytes
+        self.memory.resize(capacity_bytes)
+        self.files.resize(_files(capacity_bytes))
 
-    def give_back(self, size: int) -> None:
-        self._free += size
-        if self._waiters:
-            self._hand_over()
+    @property
+    def in_memory_bytes(self) -> int:
+        """The largest body that stays in memory."""
+        return min(SPOOL_OVER_BYTES, self._capacity_bytes // 8)
 
-    def _hand_over(self) -> None:
-        while self._waiters:
-            future, size = next(iter(self._waiters.items()))
-            if size > self._free and self._free < self._capacity:  # all of it: asked for when there was more
-                return
-            del self._waiters[future]
-            if not future.done():
-                self._free -= size
-                future.set_result(None)
+    async def take(self, host: str, size: int) -> Share:
+        """Waits for what a body of this size needs: memory, or a file in the spool."""
+        if size > self.in_memory_bytes:
+            return await self.files.take(host, 1)
+        return await self.memory.take(host, size)
+
+    @contextlib.asynccontextmanager
+    async def upload_in_parts(self) -> AsyncIterator[int]:
+        """How many parts of one body may be in memory at once while it goes up: several where memory is free at this
+        moment, else one, one such upload after the other. The memory is this upload's in the block."""
+        share = self.memory.offer(_UPLOADS, (PARTS_AT_ONCE + 1) * PART_BYTES)
+        if share is None:
+            async with self._one_upload:
+                yield 1
+            return
+        try:
+            yield PARTS_AT_ONCE
+        finally:
+            share.end()
+
+
+def _files(capacity_bytes: int) -> int:
+    return max(2, capacity_bytes // FILE_BYTES)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.engine.body import SPOOL_OVER_BYTES, Body, BodyWriter, weight, whole_body
+from tasks.engine.body import BATCH_BYTES, Body, BodyWriter, whole_body
 from tasks.engine.budget import Budget
 from tasks.engine.errors import FerryError, ObjectError, from_folder
 from tasks.engine.folder import PARTS, Entry, Folder, entry_of
@@ -65,8 +67,41 @@ class Directory:
             raise from_folder(exc, "destination") from None
 
     async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, Found, dict[str, str]]:
-        held = 0
-        writer = BodyWriter(self._spool_dir)
+        body = None
+        try:
+            async with self._reading(key, max_bytes, side) as (file, found):
+                body = await self._body(file, found.size)
+                if body.size != found.size:
+                    raise _written_to(side)
+            if delay_s := charge(body.size):
+                await asyncio.sleep(delay_s)
+        except BaseException:
+            if body is not None:
+                body.discard()
+            raise
+        return body, found, {}
+
+    async def sha256(self, key: str, max_bytes: int, side: str) -> tuple[str, Found]:
+        """The digest of a file's bytes, and the file."""
+        digest = hashlib.sha256()
+
+        def read(file: BinaryIO) -> int:
+            piece = file.read(BATCH_BYTES)
+            digest.update(piece)
+            return len(piece)
+
+        async with self._reading(key, max_bytes, side) as (file, found):
+            came = 0
+            while came <= found.size and (size := await asyncio.to_thread(read, file)):
+                came += size
+            if came != found.size:
+                raise _written_to(side)
+        return digest.hexdigest(), found
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, key: str, max_bytes: int, side: str) -> AsyncIterator[tuple[BinaryIO, Found]]:
+        """An open file; one that is another at the end of the block than at its beginning is an error: what was read
+        may be half of what it was and half of what it is now."""
         try:
             with os.fdopen(await asyncio.to_thread(self._open, key, side), "rb") as file:
                 before = entry_of(file.fileno())
@@ -75,27 +110,34 @@ class Directory:
                     raise ObjectError(
                         ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})"
                     )
-                held = await self._budget.take(weight(found.size))
                 if 0 <= time.time() - before.modified_s < TICK_S:
                     await asyncio.sleep(TICK_S)  # so that whoever writes from now on is seen
-                if found.size <= SPOOL_OVER_BYTES:
-                    body = await whole_body(await asyncio.to_thread(file.read, found.size + 1), self._pool)
-                else:
-                    body = await self._copied(file, writer, found.size)
-                changed = entry_of(file.fileno()) != before
-            if delay_s := charge(body.size):
-                await asyncio.sleep(delay_s)
-        except BaseException as exc:
+                yield file, found
+                if entry_of(file.fileno()) != before:
+                    raise _written_to(side)
+        except OSError as exc:
+            if isinstance(exc, FerryError):
+                raise
+            raise from_folder(exc, side) from None
+
+    async def _body(self, file: BinaryIO, size: int) -> Body:
+        share = await self._budget.take(str(self.folder.root), size)
+        writer = BodyWriter(self._spool_dir)
+        try:
+            if size <= self._budget.in_memory_bytes:
+                body = await whole_body(await asyncio.to_thread(file.read, size + 1), self._pool)
+            else:  # it may change while it is uploaded
+                writer.spool()
+                write = to_disk(writer.write, "spool file")
+                while writer.size <= size and (piece := await asyncio.to_thread(file.read, BATCH_BYTES)):
+                    await asyncio.to_thread(write, piece)
+                body = writer.finish()
+        except BaseException:
             writer.abandon()
-            self._budget.give_back(held)
-            if isinstance(exc, OSError) and not isinstance(exc, FerryError):
-                raise from_folder(exc, side) from None
+            share.end()
             raise
-        body.budget, body.held = self._budget, held
-        if changed or body.size != found.size:  # perhaps half of what it was and half of what it is now
-            body.discard()
-            raise ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
-        return body, found, {}
+        body.share = share
+        return body
 
     def _open(self, key: str, side: str) -> int:
         """A file that is not there is one object that is missing, as long as the directory is there itself."""
@@ -106,12 +148,9 @@ class Directory:
                 raise
             raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
 
-    async def _copied(self, file: BinaryIO, writer: BodyWriter, size: int) -> Body:
-        """A large file in the spool: it may change while it is uploaded."""
-        write = to_disk(writer.write, "spool file")
-        while writer.size <= size and (piece := await asyncio.to_thread(file.read, 1 << 20)):
-            await asyncio.to_thread(write, piece)
-        return writer.finish()
+
+def _written_to(side: str) -> ObjectError:
+    return ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
 
 
 def _found_file(key: str, entry: Entry) -> Found:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
+from typing import Protocol
 
-from tasks.engine.body import SPOOL_OVER_BYTES, Batches, Body, BodyWriter, weight, whole_body
-from tasks.engine.budget import Budget
+from tasks.engine.body import POOLED_BYTES, Batches, Body, BodyWriter, whole_body
+from tasks.engine.budget import FIRST_BYTES, Budget
 from tasks.engine.codings import decoded, decoders, too_large, truncated
 from tasks.engine.errors import disk_error
+from tasks.engine.quota import Share
 from tasks.engine.wire import Answer
 
 Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
@@ -20,68 +23,152 @@ def for_nothing(_: int) -> float:
     return 0.0
 
 
-async def spooled(pieces: AsyncIterable[bytes], spool_dir: Path, pool: Executor | None, charge: Charge | None) -> Body:
-    """A large body that a store's client reads."""
-    writer = BodyWriter(spool_dir)
-    try:
-        batches = Batches(writer.write, pool)
-        async for piece in pieces:
-            await batches.add(bytes(piece))
-            if charge is not None and (delay_s := charge(len(piece))):
-                await asyncio.sleep(delay_s)
-        await batches.flush()
-        return writer.finish()
-    except BaseException:
-        writer.abandon()
-        raise
+class Pieces(Protocol):
+    """What takes a body piece by piece."""
+
+    async def add(self, piece: bytes) -> None: ...
+    async def flush(self) -> None: ...
 
 
 class Reader:
     """Reads bodies. ``budget`` bounds those in memory, ``pool`` hashes large ones, ``max_bytes`` bounds each."""
 
-    def __init__(self, spool_dir: Path, budget: Budget | None, pool: Executor | None, max_bytes: int) -> None:
+    def __init__(self, spool_dir: Path, budget: Budget, pool: Executor | None, max_bytes: int) -> None:
         self._spool_dir = spool_dir
-        self._budget = budget or Budget(2**62)
+        self._budget = budget
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: Answer, charge: Charge, *, undo: bool = True) -> Body:
-        """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError."""
-        headers = response.headers
+    async def body(self, response: Answer, charge: Charge, host: str, *, undo: bool = True) -> Body:
+        """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError.
+
+        ``host`` is charged for what it takes of the budget.
+        """
         length = response.length
-        if (undo and "Content-Encoding" in headers) or response.chunked:
+        if length is not None and length > self._max_bytes:
+            raise too_large(self._max_bytes)
+        if undo and "Content-Encoding" in response.headers:
             length = None
-        budget = self._budget
-        held = await budget.take(weight(length))
+        if length is not None and length <= self._budget.in_memory_bytes:
+            return await self._in_memory(response, length, charge, host)
+        first = min(FIRST_BYTES, self._budget.in_memory_bytes) if length is None else length
+        share = await self._budget.take(host, first)
+        arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share, spooled=length is not None)
         try:
-            if length is not None and length <= SPOOL_OVER_BYTES and length <= self._max_bytes:
-                data = await response.body()
-                if len(data) != length:
-                    raise truncated()
-                if delay_s := charge(length):
-                    await asyncio.sleep(delay_s)
-                body = await whole_body(data, self._pool)
-            else:
-                body = await self._spooled(response, charge, undo)
+            await pour(response, arriving, self._max_bytes, charge, undo=undo)
+            return arriving.finish()
         except BaseException:
-            budget.give_back(held)
+            arriving.abandon()
             raise
-        body.budget, body.held = budget, held
+
+    async def _in_memory(self, response: Answer, length: int, charge: Charge, host: str) -> Body:
+        share = await self._budget.take(host, length)
+        try:
+            data = await response.body()
+            if len(data) != length:
+                raise truncated()
+            if delay_s := charge(length):
+                await asyncio.sleep(delay_s)
+            body = await whole_body(data, self._pool)
+        except BaseException:
+            share.end()
+            raise
+        body.share = share
         return body
 
-    async def _spooled(self, response: Answer, charge: Charge, undo: bool) -> Body:
-        """A body that is large, or may be."""
-        writer = BodyWriter(self._spool_dir)
+
+class Arriving:
+    """A body that is large, or may be: its share of memory grows as it comes. Where it cannot, the body goes to the
+    spool (docs/decisions/0028).
+    """
+
+    def __init__(
+        self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share, *, spooled: bool
+    ) -> None:
+        """With ``spooled`` the share is one of files already."""
+        self._budget = budget
+        self._host = host
+        self._share = share
+        self._writer = BodyWriter(spool_dir)
+        self._batches = Batches(to_disk(self._writer.write, "spool file"), pool)
+        self._size = 0
+        self._spooled = spooled
+        if spooled:
+            self._writer.spool()
+
+    async def add(self, piece: bytes) -> None:
+        self._size += len(piece)
+        if not self._spooled and self._size > self._share.size:
+            await self._make_room()
+        await self._batches.add(piece)
+
+    async def _make_room(self) -> None:
+        most = self._budget.in_memory_bytes
+        wanted = self._share.size
+        while wanted < self._size:
+            wanted *= 2
+        if self._size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self._size)):
+            return
+        file = await self._budget.files.take(self._host, 1)
+        memory, self._share, self._spooled = self._share, file, True
         try:
-            batches = Batches(to_disk(writer.write, "spool file"), self._pool)
-            await pour(response, batches, self._max_bytes, charge, undo=undo)
-            try:
-                return writer.finish()
-            except OSError as exc:
-                raise disk_error(exc, "spool file") from exc
-        except BaseException:
-            _abandon(writer)
-            raise
+            self._writer.spool()
+            await self._batches.push()
+        finally:
+            memory.end()
+
+    async def flush(self) -> None:
+        await self._batches.flush()
+
+    def finish(self) -> Body:
+        try:
+            body = self._writer.finish()
+        except OSError as exc:
+            raise disk_error(exc, "spool file") from exc
+        if not self._spooled:
+            self._share.shrink(body.size)
+        body.share = self._share
+        return body
+
+    def abandon(self) -> None:
+        """Removes what was spooled, also when the disk is so full that the file cannot be closed cleanly."""
+        try:
+            self._writer.abandon()
+        except OSError:
+            self._writer.abandon()  # the file is closed by now
+        finally:
+            self._share.end()
+
+
+class Hashing:
+    """Takes a body for its SHA-256 alone: none of it is kept."""
+
+    def __init__(self, pool: Executor | None) -> None:
+        self._pool = pool
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    async def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if len(piece) < POOLED_BYTES:
+            self._sha256.update(piece)
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._sha256.update, piece)
+
+    async def flush(self) -> None: ...
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+
+async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge) -> None:
+    """As :func:`pour`, of what a store's client reads."""
+    async for piece in pieces:
+        await into.add(bytes(piece))
+        if delay_s := charge(len(piece)):
+            await asyncio.sleep(delay_s)
+    await into.flush()
 
 
 def to_disk(write: Callable[[bytes], object], what: str) -> Callable[[bytes], None]:
@@ -96,15 +183,7 @@ def to_disk(write: Callable[[bytes], object], what: str) -> Callable[[bytes], No
     return checked
 
 
-def _abandon(writer: BodyWriter) -> None:
-    """Removes what was spooled, also when the disk is so full that the file cannot be closed cleanly."""
-    try:
-        writer.abandon()
-    except OSError:
-        writer.abandon()  # the file is closed by now
-
-
-async def pour(response: Answer, batches: Batches, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
+async def pour(response: Answer, into: Pieces, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
     """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
     length = response.length
     if length is not None and length > max_bytes:
@@ -118,15 +197,15 @@ async def pour(response: Answer, batches: Batches, max_bytes: int, charge: Charg
         if delay_s := charge(len(piece)):
             await asyncio.sleep(delay_s)
         if not codings:
-            await batches.add(piece)
+            await into.add(piece)
             continue
         for plain in decoded(codings, piece):
             if plain:
-                await batches.add(plain)
+                await into.add(plain)
             await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
     if length is not None and came != length:
         raise truncated()
     if came:
         for decoder in codings:
             decoder.finish()
-    await batches.flush()
+    await into.flush()

@@ -103,6 +103,7 @@ class _Trip:
 
     started: float
     requests: int = 0
+    host: str = ""  # of its address, whatever that redirects to
 
 
 class Origin:
@@ -134,7 +135,7 @@ class Origin:
     ) -> None:
         self._targets = Targets(address_filter)
         self._pool = pool
-        self._reader = Reader(spool_dir, budget, pool, max_bytes)
+        self._reader = Reader(spool_dir, budget or Budget(), pool, max_bytes)
         self._total_s = timeouts.total_s
         self._now = now
         self._loop = asyncio.get_running_loop()
@@ -190,7 +191,7 @@ class Origin:
                 await _drain(response)
                 return Told(None, said(headers.get("ETag")), said(headers.get("Last-Modified")), trip.requests)
             try:
-                body = await self._reader.body(response, charge)
+                body = await self._reader.body(response, charge, trip.host)
             except BaseException:
                 response.close()
                 raise
@@ -235,6 +236,7 @@ class Origin:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
+        trip.host = f"{site[1]}:{site[2]}"
         known = self._recipients.include(*site[1:])
         block = self._block if known else self._open_block
         if target.authorization is not None:

@@ -19,32 +19,23 @@ import obstore
 from obstore.store import S3Store
 
 from tasks.engine.access import Access, s3_client, short_client
-from tasks.engine.body import (
-    ONE_PUT_BYTES,
-    PART_BYTES,
-    PARTS_AT_ONCE,
-    SPOOL_OVER_BYTES,
-    Body,
-    weight,
-    whole_body,
-)
-from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_modified
-from tasks.engine.budget import Budget
+from tasks.engine.body import ONE_PUT_BYTES, Body
+from tasks.engine.bucket_http import BucketHttp, NotPlain
+from tasks.engine.budget import PART_BYTES, Budget
 from tasks.engine.directory import Directory, walk
+from tasks.engine.downloads import Downloads
 from tasks.engine.errors import (
     ObjectError,
     Refused,
     UserError,
     from_store,
-    from_store_http,
     key_refused,
 )
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, composite_etag, md5_of_etag, multipart_etag
-from tasks.engine.incoming import Charge, Reader, for_nothing, spooled
+from tasks.engine.incoming import Charge, for_nothing
 from tasks.engine.objects import ErrorClass
 from tasks.engine.parts import Notes, Parts
-from tasks.engine.wire import said
 
 __all__ = ["Found", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
@@ -75,14 +66,14 @@ class Store:
         self.kind = kind
         self.prefix = prefix
         self.backend: Any = backend
-        self._spool_dir = spool_dir
-        self._budget = budget or Budget(2**62)
-        self._pool = pool
+        self._budget = budget or Budget()
         self._make_http = http
         self._access = access
-        self._parts = Parts(urlsplit(uri).netloc, notes, self._short_way)
+        bucket = urlsplit(uri).netloc
+        self._parts = Parts(bucket, notes, self._short_way)
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
+        self._downloads = Downloads(bucket, backend, self._short_way, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self._refused_in_a_row = 0
         self._opaque = 0  # objects that were right under an ETag that is not their MD5
@@ -145,8 +136,9 @@ class Store:
         """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
         if create and await self.head(key) is not None:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
-        extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
-        return await self._parts.upload(self.path(key), lambda: self._put_long_way(key, path, attributes, extra))
+        async with self._budget.upload_in_parts() as at_once:
+            extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
+            return await self._parts.upload(self.path(key), lambda: self._put_long_way(key, path, attributes, extra))
 
     async def _put_long_way(
         self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
@@ -220,35 +212,13 @@ class Store:
         """
         if self._directory is not None:
             return await self._directory.get(key, max_bytes, side, charge or for_nothing)
-        if (http := self._short_way()) is not None:
-            with contextlib.suppress(NotPlain):
-                return await self._get_short(http, key, max_bytes, side, charge or for_nothing)
-        held = 0
-        try:
-            result = await obstore.get_async(self.backend, self.path(key))
-            found = self._found(result.meta)
-            if found.size > max_bytes:
-                raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})")
-            attributes = {str(name): str(value) for name, value in result.attributes.items()}
-            held = await self._budget.take(weight(found.size))
-            if found.size <= SPOOL_OVER_BYTES:
-                body = await whole_body(bytes(await result.bytes_async()), self._pool)
-                if charge is not None and (delay_s := charge(body.size)):
-                    await asyncio.sleep(delay_s)
-            else:
-                body = await spooled(result.stream(), self._spool_dir, self._pool, charge)
-        except BaseException as exc:
-            self._budget.give_back(held)
-            if isinstance(exc, (obstore.exceptions.NotFoundError, FileNotFoundError)):
-                raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
-            if not isinstance(exc, Exception) or isinstance(exc, ObjectError):
-                raise
-            raise from_store(exc, side=side) from None
-        body.budget, body.held = self._budget, held
-        if body.size != found.size:
-            body.discard()
-            raise ObjectError(ErrorClass.TRUNCATED, f"{body.size:,} of {found.size:,} bytes arrived")
-        return body, found, attributes
+        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or for_nothing)
+
+    async def sha256(self, key: str, *, max_bytes: int, side: str = "destination") -> tuple[str, Found]:
+        """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory."""
+        if self._directory is not None:
+            return await self._directory.sha256(key, max_bytes, side)
+        return await self._downloads.sha256(key, self.path(key), max_bytes, side)
 
     def _short_way(self) -> BucketHttp | None:
         if self._http is None and self._make_http is not None:
@@ -272,21 +242,6 @@ class Store:
             await asyncio.to_thread(self._directory.folder.close)
         if self._http is not None:
             await self._http.close()
-
-    async def _get_short(
-        self, http: BucketHttp, key: str, max_bytes: int, side: str, charge: Charge
-    ) -> tuple[Body, Found, dict[str, str]]:
-        response = await http.get(self.path(key), side)
-        try:
-            reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
-            body = await reader.body(response, charge, undo=False)
-        except BaseException as exc:
-            response.close()
-            if isinstance(exc, Exception):
-                raise from_store_http(exc, side) from None
-            raise
-        found = Found(key, body.size, said(response.headers.get("ETag")), last_modified(response.headers))
-        return body, found, attributes_of(response.headers)
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
@@ -338,9 +293,8 @@ class Store:
         Once proves nothing: an answer that was lost, and a second one that was wrong, look the same.
         """
         try:
-            stored, _, _ = await self.get(key, max_bytes=body.size, side="destination")
-            stored.discard()
-            same = stored.sha256 == body.sha256
+            sha256, _ = await self.sha256(key, max_bytes=body.size)
+            same = sha256 == body.sha256
         except ObjectError as error:
             if error.error_class not in (ErrorClass.NOT_FOUND, ErrorClass.TOO_LARGE):
                 raise

@@ -374,11 +374,8 @@ class Mover:
             return found
         if there is not None and self._destination.md5_etags:
             return None
-        stored, read, _ = await self._destination.get(key, max_bytes=found.size, side="destination")
-        try:
-            return read if stored.sha256 == body.sha256 else None
-        finally:
-            stored.discard()
+        sha256, read = await self._destination.sha256(key, max_bytes=found.size)
+        return read if sha256 == body.sha256 else None
 
     def _left_alone(self, step: Step, key: str, found: Found) -> Moved:
         unchanged = step == "unchanged"

@@ -14,6 +14,7 @@ from demo.s3 import S3Server
 from tasks.engine import lease, ledger, tables
 from tasks.engine.access import Access
 from tasks.engine.body import Body, BodyWriter
+from tasks.engine.budget import SPOOL_OVER_BYTES
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import ChunkIncomplete
 from tasks.engine.job import Job
@@ -73,6 +74,8 @@ def later(seconds: float) -> datetime:
 def make_body(data: bytes, spool: Path) -> Body:
     """As the origin client makes it: spooled past 8 MiB."""
     writer = BodyWriter(spool)
+    if len(data) > SPOOL_OVER_BYTES:
+        writer.spool()
     writer.write(data)
     return writer.finish()
 
@@ -144,13 +147,20 @@ FAILED_500: dict[str, Any] = {"error_class": ErrorClass.SERVER_ERROR, "status_co
 
 @contextlib.contextmanager
 def engine(
-    job: Job, state: State, server: Access, run_no: int = 1, limit: int | None = None, source: Access | None = None
+    job: Job,
+    state: State,
+    server: Access,
+    run_no: int = 1,
+    limit: int | None = None,
+    source: Access | None = None,
+    share: int = 1,
 ) -> Iterator[Runtime]:
     """A runtime under a lease, as a run has it."""
     with lease.held(state, "test") as held:
         runtime = Runtime(
             job, state, held, run_no,
             source_access=source or server, destination_access=server, headers={}, limit=limit,
+            share=share,
         )  # fmt: skip
         try:
             yield runtime

@@ -15,8 +15,9 @@ from aiohttp import web
 
 from demo.s3 import S3Server
 from tasks.engine.access import Access
-from tasks.engine.body import SPOOL_OVER_BYTES, Body, small_body
+from tasks.engine.body import Body, small_body
 from tasks.engine.bucket_http import Boto3, BucketHttp, Fixed, NotPlain, plain_headers
+from tasks.engine.budget import SPOOL_OVER_BYTES
 from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.objects import ErrorClass
 from tasks.engine.sigv4 import Keys

@@ -1,83 +1,270 @@
-"""Bytes in flight: never more than the budget, in the order they were asked for, and none lost."""
+"""The budget of bodies: never more than there is, no host without its part, small before large, nothing lost."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
 
-from tasks.engine.budget import Budget
+import pytest
+
+from tasks.engine.budget import FILE_BYTES, MIB, PART_BYTES, PARTS_AT_ONCE, SPOOL_OVER_BYTES, Budget
+from tasks.engine.quota import SMALL_BYTES, Quota, Share
+
+KIB = 1024
+
+
+def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:
+    return asyncio.create_task(work)
+
+
+async def turn() -> None:
+    """Whoever can go on goes on."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 def test_what_is_free_is_given_at_once() -> None:
-    """No waiting while it lasts, and all of it comes back."""
+    """No waiting while it lasts, and all of it comes back, once."""
 
     async def go() -> None:
-        budget = Budget(10)
-        assert [await budget.take(4), await budget.take(6)] == [4, 6]
-        assert budget.free_bytes == 0
-        budget.give_back(10)
-        assert budget.free_bytes == 10
+        quota = Quota(100)
+        first, second = await quota.take("a", 20), await quota.take("b", 30)
+        assert (first.size, second.size, quota.free) == (20, 30, 50)
+        first.end()
+        first.end()
+        second.shrink(10)
+        assert quota.free == 90
+        second.end()
+        assert quota.free == 100
 
     asyncio.run(go())
 
 
-def test_a_body_larger_than_the_budget_is_alone() -> None:
-    """It takes all there is, and so does not wait for ever."""
+@pytest.mark.parametrize(
+    ("others", "part"),
+    [(0, 1 / 2), (1, 1 / 3), (3, 1 / 5), (15, 1 / 17)],
+)
+def test_a_host_holds_no_more_than_is_left(others: int, part: float) -> None:
+    """A half at most, less with others; and another host always finds something."""
 
     async def go() -> None:
-        budget = Budget(10)
-        assert await budget.take(99) == 10
-        other = asyncio.create_task(budget.take(1))
-        await asyncio.sleep(0)
-        assert not other.done()
-        budget.give_back(10)
-        assert await other == 1
+        size, units = 100 * KIB, 510
+        quota = Quota(units * size)
+        hosts = [f"slow-{n}" for n in range(others + 1)]
+        tasks = [waits(quota.take(host, size)) for _ in range(units // 2 + 10) for host in hosts]
+        await turn()
+        held = Counter(host for host, task in zip(hosts * units, tasks, strict=False) if task.done())
+        for host in hosts:
+            assert held[host] == pytest.approx(units * part, abs=1)
+        assert waits_for_nothing(quota, "healthy", SMALL_BYTES)
+        for task in tasks:
+            task.cancel()
 
     asyncio.run(go())
 
 
-def test_a_large_one_is_not_passed_by_small_ones() -> None:
-    """First come, first served: otherwise a large body could wait for ever."""
+def waits_for_nothing(quota: Quota, host: str, size: int) -> bool:
+    share = quota.offer(host, size)
+    if share is not None:
+        share.end()
+    return share is not None
+
+
+def test_more_than_a_half_is_a_half() -> None:
+    """A body that is larger than all of it does not wait for ever; a second one of its host waits for the first."""
 
     async def go() -> None:
-        budget, order = Budget(10), list[int]()
-
-        async def one(size: int) -> None:
-            taken = await budget.take(size)
-            order.append(size)
-            await asyncio.sleep(0.001)
-            budget.give_back(taken)
-
-        await asyncio.gather(*(one(size) for size in (6, 9, 2, 1)))
-        assert order == [6, 9, 2, 1]
+        quota = Quota(10 * MIB)
+        first = await quota.take("a", 99 * MIB)
+        assert first.size == 5 * MIB
+        second = waits(quota.take("a", 99 * MIB))
+        await turn()
+        assert not second.done()
+        first.end()
+        assert (await second).size == 5 * MIB
 
     asyncio.run(go())
 
 
-def test_the_budget_holds_whatever_is_cancelled() -> None:
-    """Seeded: sizes, times and cancellations at random; never above the bound, and all back at the end."""
+def test_small_ones_pass_large_ones() -> None:
+    """A small body of another host, and of the same one, does not wait behind a large one that waits."""
+
+    async def go() -> None:
+        quota = Quota(16 * MIB)
+        held = await quota.take("slow", 8 * MIB)
+        large = waits(quota.take("healthy", 7 * MIB))
+        await turn()
+        assert not large.done()
+        for host in ("healthy", "third"):
+            assert (await asyncio.wait_for(quota.take(host, SMALL_BYTES), 10)).size == SMALL_BYTES
+        held.end()
+        assert (await large).size == 7 * MIB
+
+    asyncio.run(go())
+
+
+def test_a_large_one_is_not_passed_by_large_ones() -> None:
+    """What is given back goes to the host that has nothing, and not to those that have something."""
+
+    async def go() -> None:
+        quota = Quota(40 * MIB)
+        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
+        first = waits(quota.take("new", 8 * MIB))
+        await turn()
+        later = waits(quota.take("a", 2 * MIB))
+        for share in held[4:8]:
+            assert not first.done()
+            share.end()
+            await turn()
+        assert first.done()
+        assert not later.done()
+        for share in held[:4]:
+            share.end()
+        await turn()
+        assert later.done()
+
+    asyncio.run(go())
+
+
+def test_a_large_one_does_not_wait_for_as_long_as_small_ones_come() -> None:
+    """Small bodies of the same host leave it room."""
+
+    async def go() -> None:
+        quota = Quota(8 * MIB)
+        small = [await quota.take("a", SMALL_BYTES) for _ in range(16)]
+        large = waits(quota.take("a", MIB))
+        await turn()
+        assert not large.done()
+        for number in range(200):
+            if large.done():
+                break
+            small[number % 16].end()
+            more = waits(quota.take("a", SMALL_BYTES))
+            await turn()
+            if more.done():
+                small[number % 16] = more.result()
+            else:
+                more.cancel()
+        assert large.done()
+
+    asyncio.run(go())
+
+
+def test_growth_never_waits() -> None:
+    """A share grows at once or not at all; beyond 256 KiB not while a large one waits."""
+
+    async def go() -> None:
+        quota = Quota(8 * MIB)
+        share = await quota.take("a", 64 * KIB)
+        assert share.grow(MIB)
+        assert share.grow(4 * MIB)
+        assert not share.grow(5 * MIB)
+        assert share.size == 4 * MIB
+        other = await quota.take("b", 64 * KIB)
+        large = waits(quota.take("c", 3 * MIB))
+        await turn()
+        assert not large.done()
+        assert other.grow(SMALL_BYTES)
+        assert not other.grow(SMALL_BYTES + 1)
+        share.end()
+        await large
+        assert other.grow(SMALL_BYTES + 1)
+
+    asyncio.run(go())
+
+
+def test_the_quota_holds_whatever_is_cancelled() -> None:
+    """Seeded: hosts, sizes, times, growth and cancellations at random; never above the bound, and all back."""
 
     async def go() -> None:
         rng = random.Random(3)
-        budget = Budget(100)
-        out = 0
+        quota = Quota(100 * MIB)
 
         async def one() -> None:
-            nonlocal out
-            size = await budget.take(rng.randint(1, 120))
-            out += size
-            assert out <= 100
+            host = f"host-{rng.randrange(5)}"
+            share = await quota.take(host, rng.choice([0, 10, 77_000, MIB, 30 * MIB, 200 * MIB]))
+            assert quota.free >= 0
             try:
                 await asyncio.sleep(rng.random() / 500)
+                share.grow(share.size * 2)
+                assert quota.free >= 0
+                await asyncio.sleep(rng.random() / 500)
             finally:
-                out -= size
-                budget.give_back(size)
+                share.end()
 
-        tasks = [asyncio.create_task(one()) for _ in range(300)]
-        for task in rng.sample(tasks, 100):
+        tasks = [asyncio.create_task(one()) for _ in range(500)]
+        for task in rng.sample(tasks, 150):
             await asyncio.sleep(rng.random() / 1000)
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert (out, budget.free_bytes) == (0, 100)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
+        assert (quota.free, quota.waiting, quota._held) == (100 * MIB, 0, {})
+
+    asyncio.run(go())
+
+
+def test_a_quota_that_shrinks() -> None:
+    """What is out stays out; a request for more than half of what is left is one for the half."""
+
+    async def go() -> None:
+        quota = Quota(100 * MIB)
+        first = await quota.take("a", 45 * MIB)
+        more = waits(quota.take("b", 40 * MIB))
+        await turn()
+        quota.resize(40 * MIB)
+        assert quota.free == -5 * MIB
+        first.end()
+        assert (await asyncio.wait_for(more, 10)).size == 20 * MIB
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("capacity", "size", "in_memory"),
+    [
+        (128 * MIB, SPOOL_OVER_BYTES, True),
+        (128 * MIB, SPOOL_OVER_BYTES + 1, False),
+        (16 * MIB, 2 * MIB, True),
+        (16 * MIB, 2 * MIB + 1, False),
+    ],
+)
+def test_large_bodies_take_a_file(capacity: int, size: int, in_memory: bool) -> None:
+    """Over 8 MiB, or an eighth of a small budget, a body takes one of the spool's files and no memory."""
+
+    async def go() -> None:
+        budget = Budget(capacity)
+        files = max(2, capacity // FILE_BYTES)
+        assert budget.files.free == files
+        share = await budget.take("a", size)
+        assert (budget.memory.free, budget.files.free) == (
+            (capacity - size, files) if in_memory else (capacity, files - 1)
+        )
+        share.end()
+
+    asyncio.run(go())
+
+
+def test_uploads_in_parts() -> None:
+    """As many parts as there is memory for at this moment; without it one at a time, and never a wait for bodies."""
+
+    async def go() -> None:
+        budget = Budget(128 * MIB)
+        async with budget.upload_in_parts() as first:
+            assert budget.memory.free == 128 * MIB - (PARTS_AT_ONCE + 1) * PART_BYTES
+            async with budget.upload_in_parts() as second:
+                assert (first, second) == (PARTS_AT_ONCE, 1)
+
+                async def third() -> int:
+                    async with budget.upload_in_parts() as parts:
+                        return parts
+
+                later = asyncio.create_task(third())
+                await turn()
+                assert not later.done()
+            assert await later == 1
+        assert budget.memory.free == 128 * MIB
 
     asyncio.run(go())

@@ -12,6 +12,7 @@ from tasks.engine.access import Access
 from tasks.engine.budget import Budget
 from tasks.engine.errors import ObjectError, UserError
 from tasks.engine.objects import ErrorClass, Status
+from tasks.engine.quota import Share
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import open_store
 from tests.engine.helpers import IMAGE, by_key, directory_state, latest, make_job, plan, run
@@ -82,16 +83,16 @@ class Meanwhile(Budget):
     """Waits for memory, and while it does somebody writes to the file, once."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(1 << 30)
+        super().__init__()
         self._path: Path | None = path
 
-    async def take(self, weight: int) -> int:
+    async def take(self, host: str, size: int) -> Share:
         if self._path is not None:
             with self._path.open("r+b") as file:
                 file.seek(1000)
                 file.write(b"new")
             self._path = None
-        return await super().take(weight)
+        return await super().take(host, size)
 
 
 @pytest.mark.parametrize("size", [4_000, 12_000_000])

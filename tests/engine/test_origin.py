@@ -23,9 +23,9 @@ import pytest
 import uvloop
 
 from tasks.engine import body as body_module
+from tasks.engine import budget as budget_module
 from tasks.engine import connections as connections_module
 from tasks.engine import drip
-from tasks.engine import incoming as incoming_module
 from tasks.engine.address import AddressFilter, Resolved
 from tasks.engine.codings import decoded, decoders
 from tasks.engine.errors import (
@@ -284,8 +284,7 @@ def test_an_empty_object(spool: Path) -> None:
 
 def test_large_objects_are_spooled(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the spool limit a body lies in a file, whose bytes and digests are right."""
-    monkeypatch.setattr(incoming_module, "SPOOL_OVER_BYTES", 1000)
-    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 1000)
     fetched = got(always(reply(DATA)), spool)
     assert fetched.body.path is not None
     assert content(fetched) == DATA
@@ -374,7 +373,7 @@ def test_encodings_that_cannot_be_undone(encoding: str, encoded: bytes, expected
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_decompression_bomb_is_too_large(layers: int, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that unpacks past max_bytes stops there, spool file removed, and is never unpacked whole."""
-    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (1000,))
+    monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 1000)
     written: list[int] = []
     write = body_module.BodyWriter.write
 
@@ -638,7 +637,7 @@ def test_the_total_covers_all_hops(spool: Path) -> None:
 
 def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CancelledError is not turned into an outcome; the spool file and the connection go."""
-    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 10)
     monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
 
     async def scenario() -> None:
@@ -659,7 +658,7 @@ def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.Monkey
 
 def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failing write is the disk's failure, stops the run, and leaves no file, even if closing fails too."""
-    monkeypatch.setattr(body_module.BodyWriter.__init__, "__defaults__", (10,))
+    monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 10)
     monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
     real = os.fdopen
 

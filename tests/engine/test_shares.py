@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 
 from tasks.crew import processes_of
 from tasks.engine import lease
-from tasks.engine.budget import Budget
 from tasks.engine.growth import LOOK_S, Growth, cores, idle_s
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.hosts import together
@@ -137,25 +135,6 @@ def test_hosts_of_all_processes_together() -> None:
     assert (both.requests_per_s, both.paused_for_s, both.why) == (30.0, 5.0, "paused (of 2 processes)")
     assert both.latency_s == pytest.approx(0.25)
     assert single is alone
-
-
-def test_a_budget_that_shrinks() -> None:
-    """What is out stays out; who asked for more than there is now gets all of it, alone."""
-
-    async def test() -> None:
-        budget = Budget(100)
-        first = await budget.take(90)
-        waits = asyncio.create_task(budget.take(80))
-        await asyncio.sleep(0)
-        budget.resize(50)
-        assert budget.free_bytes == -40
-        budget.give_back(first)
-        assert await asyncio.wait_for(waits, 1) == 80
-        budget.give_back(80)
-        assert budget.free_bytes == 50
-        assert await budget.take(500) == 50
-
-    asyncio.run(test())
 
 
 def test_a_lease_says_until_when(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from demo.ports import free_ports
 from demo.s3 import S3Server
 from tasks.engine import store as store_module
 from tasks.engine.access import Access
-from tasks.engine.body import PART_BYTES
+from tasks.engine.budget import PART_BYTES
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.objects import AGAIN, Again, ErrorClass
 from tasks.engine.store import Store, md5_of_etag, multipart_etag, open_store
