@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from flows import signals, terminal
+from flows.api_address import given_server
 from flows.cli import JsonFlag, Several, _print_json
-from flows.server import given_server
 
 if TYPE_CHECKING:
     from flows.changes import Change

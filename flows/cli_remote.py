@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from flows import signals, terminal
+from flows.api_address import given_server
 from flows.cli import JsonFlag, _print_json
-from flows.server import given_server
 from tasks.engine.errors import UserError
 from tasks.jobfile import load_job, read_job
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows import signals
+from flows.api_address import given_url
 from flows.server import prefect_server
 from tasks.engine.errors import FerryError, UserError
 from tasks.engine.job import Job
@@ -75,7 +76,7 @@ def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterato
     """
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    local = not os.environ.get("PREFECT_API_URL")
+    local = not given_url()
     many_tasks = local and job is not None and has_many_chunks(job)
     with prefect_server(prefect_home(folder), load_flows, many_tasks=many_tasks) as url:
         yield Api(url, local)
@@ -88,7 +89,7 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
     """For commands that are no runs: where the job names blocks, the server that its runs would ask for them."""
     from tasks.references import names_blocks
 
-    if not names_blocks(job) or os.environ.get("PREFECT_API_URL"):
+    if not names_blocks(job) or given_url():
         yield
         return
     with prefect_server(prefect_home(folder), lambda: None):

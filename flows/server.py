@@ -7,11 +7,7 @@ stopped last. Nothing here imports prefect: the address must be known before tha
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import http.client
-import importlib.metadata
-import json
 import os
 import shutil
 import socket
@@ -20,18 +16,16 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
 
+from flows.api_address import VERSION, check_reachable, given_url
 from tasks.engine.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 60.0
-VERSION = importlib.metadata.version("prefect")
+SLOW_START_S, LONGEST_START_S = 60.0, 600.0  # a busy machine takes minutes, in a new environment above all
 # In the virtual environment, and named for the version: another one migrates for itself.
 TEMPLATE = Path(sys.prefix, "share", "ferry", f"prefect-{VERSION}.db")
 STOP_S = 10.0
@@ -166,20 +160,28 @@ class LocalServer:
             self._prepared_by.write_text(VERSION)
 
     def ready(self) -> None:
-        """Waits until it answers. Raises RuntimeError with the end of its log when it does not."""
+        """Waits until it answers, as long as its process lives. Raises UserError with the end of its log where it ends,
+        or answers nothing for ten minutes."""
         assert self._process is not None
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
+        began, told = time.monotonic(), False
+        while (waited_s := time.monotonic() - began) < LONGEST_START_S and self._process.poll() is None:
             with contextlib.suppress(OSError), _DIRECTLY.open(f"{self.url}/api/health", timeout=2):
                 self._prepared_by.write_text(VERSION)
                 self._keep_template()
                 return
+            if waited_s >= SLOW_START_S and not told:
+                told = True
+                print("the local Prefect server is still starting: this machine is slow or busy", file=sys.stderr)
             time.sleep(0.05)
-        tail = "\n".join((self.home / "server.log").read_text(errors="replace").splitlines()[-5:])
+        log = self.home / "server.log"
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-5:]) or "(it is empty)"
+        ended = self._process.poll()
+        what = f"does not answer after {waited_s:.0f} s" if ended is None else f"ended with {ended} before it answered"
         self.stop()
-        raise RuntimeError(f"the local Prefect server did not start; the end of {self.home / 'server.log'}:\n{tail}")
+        raise UserError(
+            f"the local Prefect server {what}. Try again, or use another server (PREFECT_API_URL). The end of "
+            f"{log}:\n{tail}"
+        )
 
     def _keep_template(self) -> None:
         """Keeps a copy of a database that is new and migrated: the next new home starts seconds sooner."""
@@ -250,79 +252,13 @@ def without_proxy() -> None:
     os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(hosts)
 
 
-def given_server(command: str, instead: str = "") -> str:
-    """The address of the server that PREFECT_API_URL names, for a command that is about one. Raises UserError where
-    there is none, where it does not answer, or is of another major version; sets what `import prefect` reads."""
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
-        raise UserError(
-            f"{command} works with a Prefect server, and PREFECT_API_URL is not set: "
-            f"`export PREFECT_API_URL=http://HOST:4200/api` (`prefect config view` shows that of a profile){instead}"
-        )
-    check_reachable(url, "Start it, or correct the address")
-    return url
-
-
-def version_problem(url: str, answer: Any) -> str | None:
-    """Why this Ferry cannot work with the server that says ``answer`` of its version; None: it can, or nobody knows.
-
-    | Ferry's Prefect | the server says | problem |
-    |---|---|---|
-    | 3.8.8 | 3.x | no |
-    | 3.8.8 | 2.20.4, 4.0.0 | another major version: its API is another one |
-    | any | no version | no: Prefect Cloud, or something that asks who we are |
-    """
-    major = answer.partition(".")[0] if isinstance(answer, str) else ""
-    ours = VERSION.partition(".")[0]
-    if not major.isdecimal() or major == ours:
-        return None
-    return (
-        f"the Prefect server at {url} (PREFECT_API_URL) is of version {answer[:20]}, and Ferry works with Prefect "
-        f"{VERSION}: the major versions must be the same. Use a server of Prefect {ours}, or a Ferry made for {major}"
-    )
-
-
-LOCALLY = "Start it, or unset PREFECT_API_URL to let ferry start a local one"
-
-
-def check_reachable(url: str, instead: str = LOCALLY) -> None:
-    """Raises UserError when nothing answers there, or a server of another major version; else any answer will do, also
-    one that asks who we are."""
-    headers = {}
-    if key := os.environ.get("PREFECT_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    elif user := os.environ.get("PREFECT_API_AUTH_STRING"):
-        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
-    try:
-        asked = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=headers)
-        with urllib.request.urlopen(asked, timeout=10) as answer:
-            said = answer.read(1000)
-    except urllib.error.HTTPError:
-        return
-    except ValueError as exc:
-        raise UserError(f"PREFECT_API_URL is no address: {exc}. It is like http://HOST:4200/api") from None
-    except (OSError, http.client.HTTPException) as exc:
-        raise UserError(
-            f"the Prefect server at {url} (PREFECT_API_URL) does not answer: {getattr(exc, 'reason', exc)}. {instead}"
-        ) from None
-    try:
-        version = json.loads(said)
-    except ValueError:
-        raise UserError(
-            f"what answers at {url} (PREFECT_API_URL) is no Prefect API; its address ends in `/api`: "
-            "http://HOST:4200/api"
-        ) from None
-    if problem := version_problem(url, version):
-        raise UserError(problem)
-
-
 @contextlib.contextmanager
 def prefect_server(home: Path, meanwhile: Callable[[], None], *, many_tasks: bool = False) -> Iterator[str]:
-    """The Prefect API's address: the user's own where PREFECT_API_URL names one, else a local server's.
+    """The Prefect API's address: the user's own where the environment or a profile names one, else a local server's.
 
     Sets the environment that `import prefect` reads, then calls ``meanwhile`` while the local server starts.
     """
-    given = os.environ.get("PREFECT_API_URL")
+    given = given_url()
     if given:
         check_reachable(given)
         yield given

@@ -24,9 +24,9 @@ from prefect.utilities.schema_tools.validation import validate
 
 from demo.ports import free_ports
 from flows import prefect_yaml
+from flows.api_address import VERSION, version_problem
 from flows.deploy import block_of, match
 from flows.migrate import migrate
-from flows.server import VERSION, version_problem
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
 from tests.flows.deployed import Deployed, make_pool
