@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import math
 import re
 import socket
 import unicodedata
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypedDict
 
-from tasks.engine.address_kinds import METADATA, Address, inside, special, unmapped, unscoped
+from tasks.engine.address_kinds import METADATA, Address, inside, special, translated, translators, unmapped, unscoped
 from tasks.engine.errors import AddressBlocked, UserError
 from tasks.engine.ports import OTHER_SERVICES
 from tasks.engine.urls import escaped, short
@@ -26,6 +27,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
 LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
+NAT64_AGAIN_S = 60.0
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
@@ -122,6 +124,13 @@ class AddressFilter:
             f"{_at(host, address)} is {what}; addresses that are not public are fetched from only if "
             "`source.allow_private_addresses` names the host or its network"
         )
+
+    def names(self, host: str, ip: str, port: int) -> bool:
+        """Does the job allow this host, or this address, by an entry of its own?"""
+        address, name = unscoped(unmapped(ipaddress.ip_address(ip))), _plain(host)
+        places: set[tuple[str | Address, int]] = {(name, port), (address, port)}
+        by_network = any(address in network for network in self._networks if network.version == address.version)
+        return by_network or name in self._hosts or not places.isdisjoint(self._places)
 
     def port_verdict(self, host: str, port: int) -> str | None:
         """None if HTTP may be spoken to this port; else a sentence why not. ``host``: a name, or a literal address.
@@ -247,6 +256,8 @@ class FilteringResolver:
         self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
         self._opened_by_name: set[tuple[str, int]] = set()
+        self._translators: set[ipaddress.IPv6Network] = set()
+        self._ask_again_at = 0.0
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
@@ -260,7 +271,7 @@ class FilteringResolver:
                 why = why or blocked
                 continue
             kept.append(result)
-            if self._filter.verdict("", result["host"], port) is not None:
+            if self._filter.names(host, result["host"], port):
                 self._opened_by_name.add((result["host"], port))
         if why is not None and not kept:
             raise AddressBlocked(why)
@@ -273,3 +284,44 @@ class FilteringResolver:
         if why is not None and sockaddr[:2] not in self._opened_by_name:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)
+
+    async def judge_connection(self, sock: socket.socket) -> None:
+        """Raises AddressBlocked, before anything is sent, for what only a connection shows.
+
+        | the other end | allowed by an entry | verdict |
+        |---|---|---|
+        | has this end's address: this machine, by one of its public addresses | no | blocked |
+        | is an IPv4 address behind the network's own NAT64, and that one is blocked | no | blocked |
+        | either | yes | open |
+        | any other | any | open |
+        """
+        here, there = sock.getsockname()[0], sock.getpeername()[:2]
+        if there in self._opened_by_name or self._filter.names("", *there):
+            return
+        if here == there[0]:
+            raise AddressBlocked(
+                f"the address {_shown(there[0])} is one of this machine's own; it is fetched from only if "
+                "`source.allow_private_addresses` names the host or its network"
+            )
+        if sock.family == socket.AF_INET6:
+            for inner in translated(ipaddress.ip_address(there[0]), await self._nat64()):
+                if why := self._filter.verdict("", inner):
+                    raise AddressBlocked(f"{_shown(there[0])} is NAT64 of this network: {why}")
+
+    async def _nat64(self) -> set[ipaddress.IPv6Network]:
+        """The prefixes of the network's translators, asked for once; where that fails, again after a minute."""
+        now = asyncio.get_running_loop().time()
+        if now < self._ask_again_at:
+            return self._translators
+        self._ask_again_at = math.inf
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                found = await self._inner.resolve("ipv4only.arpa")
+        except (OSError, TimeoutError):  # no such name: the network has no translator
+            self._ask_again_at = now + NAT64_AGAIN_S
+        except BaseException:
+            self._ask_again_at = 0.0
+            raise
+        else:
+            self._translators = translators(ipaddress.ip_address(one["host"]) for one in found)
+        return self._translators

@@ -74,7 +74,12 @@ _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
 # RFC 6052 section 2.2: where a translator's prefix of so many bits has the IPv4 address; bits 64 to 71 are left out.
-_EMBEDDED = {48: ((48, 16), (72, 16)), 56: ((56, 8), (72, 24)), 64: ((72, 32),), 96: ((96, 32),)}
+_EMBEDDED = {
+    32: ((32, 32),), 40: ((40, 24), (72, 8)), 48: ((48, 16), (72, 16)), 56: ((56, 8), (72, 24)), 64: ((72, 32),),
+    96: ((96, 32),),
+}  # fmt: skip
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214 section 6.1: then the IPv4 address
+_PROBED = (ipaddress.IPv4Address("192.0.0.170"), ipaddress.IPv4Address("192.0.0.171"))  # of ipv4only.arpa, RFC 7050
 
 
 def unscoped(address: Address) -> Address:
@@ -97,12 +102,30 @@ def inside(address: Address) -> list[Address]:
     if address in _NAT64 or int(address) >> 32 == 0:
         found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address in _LOCAL_NAT64:
-        found.extend(_embedded(int(address), parts) for parts in _EMBEDDED.values())
+        found.extend(_embedded(int(address), parts) for bits, parts in _EMBEDDED.items() if bits >= 48)
+    if int(address) >> 32 & 0xFFFFFFFF in _ISATAP:
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     if address.sixtofour is not None:
         found.append(address.sixtofour)
     if address.teredo is not None:
         found.extend(address.teredo)
     return found
+
+
+def translators(answers: Iterable[Address]) -> set[ipaddress.IPv6Network]:
+    """The prefixes of NAT64 that the network has, by its addresses of ipv4only.arpa (RFC 7050 section 3)."""
+    return {
+        ipaddress.IPv6Network((int(answer) >> (128 - bits) << (128 - bits), bits))
+        for answer in answers
+        if isinstance(answer, ipaddress.IPv6Address)
+        for bits, parts in _EMBEDDED.items()
+        if _embedded(int(answer), parts) in _PROBED
+    }
+
+
+def translated(address: Address, prefixes: Iterable[ipaddress.IPv6Network]) -> list[Address]:
+    """The IPv4 addresses that translators with these prefixes reach for an IPv6 one."""
+    return [_embedded(int(address), _EMBEDDED[prefix.prefixlen]) for prefix in prefixes if address in prefix]
 
 
 def _embedded(address: int, parts: Iterable[tuple[int, int]]) -> ipaddress.IPv4Address:
@@ -125,4 +148,6 @@ def special(address: Address) -> str | None:
     for network, what in _SPECIAL_6:
         if address in network:
             return what
+    if int(address) >> 32 & 0xFFFFFFFF in _ISATAP and (kind := special(inside(address)[-1])):
+        return f"ISATAP for {kind}"
     return None if address in _GLOBAL_6 else "a reserved address"

@@ -60,6 +60,9 @@ class AnyAddress(SystemResolver):
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         return socket.socket(family=addr_info[0], type=addr_info[1], proto=addr_info[2])
 
+    async def judge_connection(self, sock: socket.socket) -> None:
+        pass
+
 
 class Credentials(Protocol):
     """Where the keys come from; they may change while a run is on."""

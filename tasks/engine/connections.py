@@ -32,11 +32,22 @@ class Names(Protocol):
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
 
+    async def judge_connection(self, sock: socket.socket) -> None:
+        """Raises AddressBlocked for an open connection that nothing may be sent on."""
+        ...
+
 
 @functools.cache
 def tls() -> ssl.SSLContext:
     """The system's certificates; loading them takes 20 ms, so once."""
-    return ssl.create_default_context()
+    return strict(ssl.create_default_context())
+
+
+def strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The context; names of hosts are those of the certificate's extension alone, not its common name (RFC 9110
+    section 4.3.4)."""
+    context.hostname_checks_common_name = False
+    return context
 
 
 class Connections:
@@ -117,10 +128,11 @@ class Connections:
             try:
                 sock = await self._socket(host, port)
                 try:
+                    await self._names.judge_connection(sock)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     secure: dict[str, Any] = {}
                     if scheme == "https":
-                        secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".")}
+                        secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
                     _, line = await self._loop.create_connection(
                         lambda: Line(self._loop, self._on_free, Drip(self._read_s)), sock=sock, **secure
                     )

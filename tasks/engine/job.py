@@ -39,7 +39,7 @@ from tasks.engine.job_rules import (
 )
 from tasks.engine.model import Model as _Model
 from tasks.engine.model import Part
-from tasks.engine.recipients import host_of_template, recipient
+from tasks.engine.recipients import recipient, site_of_template
 from tasks.engine.urls import short
 
 
@@ -93,7 +93,7 @@ class Source(_Model):
     headers: Annotated[dict[str, str], AfterValidator(header_references), Field(json_schema_extra=HEADERS_SCHEMA)] = {}
     """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
     headers_for: list[Annotated[str, AfterValidator(recipient)]] = []
-    """Hosts that are sent the headers whose values are references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for whatever host a row names. Default: the host of `source.url`."""
+    """Hosts that are sent the headers whose values are references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for every host that a row names. Over https alone, at port 443 where none is named; `http://img.old.example` means plain HTTP too. Default: scheme, host and port of `source.url`."""
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """Who asks. Say how to reach you: an origin's operator will look here first."""
     allow_private_addresses: Annotated[list[str], AfterValidator(private_addresses)] = []
@@ -111,8 +111,8 @@ class Source(_Model):
         return value if value is None else no_secret_in_address(value, "source.url")
 
     def recipients(self) -> list[str]:
-        """Which hosts get the headers that are secrets."""
-        return self.headers_for or host_of_template(self.url)
+        """Which sites get the headers that are secrets."""
+        return self.headers_for or site_of_template(self.url)
 
     @model_validator(mode="after")
     def _secrets_have_recipients(self) -> Source:

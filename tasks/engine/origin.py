@@ -64,7 +64,7 @@ _NOT_FOR_JOBS = frozenset(
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
-_NOT_NAMED = "; it was asked without the job's secrets, since `source.headers_for` does not name it"
+_NOT_NAMED = "; it was asked without the job's secrets: `source.headers_for` does not name {}://{}:{}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +237,7 @@ class Origin:
         target = self._targets.read(url)
         site = target.site
         trip.host = f"{site[1]}:{site[2]}"
-        known = self._recipients.include(*site[1:])
+        known = self._recipients.include(*site)
         block = self._block if known else self._open_block
         if target.authorization is not None:
             own = (self._headers if known else self._open_headers).copy()
@@ -253,7 +253,7 @@ class Origin:
             if status not in _REDIRECTS:
                 error = await self._refused(response)
                 if not known and target.site == site and self._withholds and error.error_class is ErrorClass.FORBIDDEN:
-                    error.message += _NOT_NAMED
+                    error.message += _NOT_NAMED.format(*site)
                 raise error
             location = response.headers.get("Location")
             await _drain(response)

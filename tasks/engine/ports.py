@@ -1,6 +1,7 @@
 """Ports of other services: a request that a stranger wrote must not be spoken to a mail server or a printer.
 
-The list is that of the Fetch standard (section 2.9, "port blocking"), which browsers keep to.
+The list is that of the Fetch standard (section 2.9, "port blocking"), which browsers keep to, and services that take
+orders by HTTP or by lines of text, at their usual ports (IANA's registry): a network that a job allows may have them.
 """
 
 from __future__ import annotations
@@ -17,5 +18,7 @@ OTHER_SERVICES: dict[int, str] = {
     990: "ftps", 993: "imaps", 995: "pop3s", 1719: "h323gatestat", 1720: "h323hostcall", 1723: "pptp", 2049: "nfs",
     3659: "apple-sasl", 4045: "npp", 4190: "sieve", 5060: "sip", 5061: "sips", 6000: "x11", 6566: "sane-port",
     6665: "ircu", 6666: "ircu", 6667: "ircu", 6668: "ircu", 6669: "ircu", 6679: "osaut", 6697: "ircs-u",
-    10080: "amanda",
+    10080: "amanda", 2375: "docker", 2376: "docker", 2379: "etcd", 2380: "etcd", 3306: "mysql", 5432: "postgresql",
+    5984: "couchdb", 6379: "redis", 8500: "consul", 9200: "elasticsearch", 9300: "elasticsearch", 10250: "kubelet",
+    10255: "kubelet", 11211: "memcached", 27017: "mongodb",
 }  # fmt: skip

@@ -87,7 +87,7 @@ def _read(path: str) -> Iterator[Any]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(part.file_size for part in archive.infolist() if part.filename.startswith("xl/"))
+            unpacked = sum(part.file_size for part in archive.infolist())
         if unpacked > _MOST_UNPACKED:
             yield {"error": f"it unpacks to {unpacked / 2**30:.1f} GiB, and 1 GiB is read at most"}
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -96,6 +97,7 @@ class Line(asyncio.Protocol):
         self._headed = False  # the answer's header is complete
         self._ended = True  # the answer is complete; true between requests
         self._until_eof = False
+        self._eof = False
         self._keep = False
         self._paused = False
         self._full = False  # what was written has not been sent yet
@@ -281,12 +283,16 @@ class Line(asyncio.Protocol):
             self.fail(NotHttp("the answer is not HTTP"))
 
     def eof_received(self) -> bool:
+        """The server ended its side: with FIN, and over TLS with close_notify before it. Without that, any host on the
+        way can have ended it (RFC 9112 section 9.8)."""
+        secure = cast("asyncio.Transport", self._transport).get_extra_info("ssl_object")
+        self._eof = secure is None or _was_closed(secure)
         return False  # close
 
     def connection_lost(self, exc: Exception | None) -> None:
         was_gone, self.gone = self.gone, True
         if not self._ended:
-            if self._until_eof and exc is None and self._error is None:
+            if self._until_eof and self._eof and exc is None and self._error is None:
                 self._ended = True
             elif self._error is None:
                 self._error = self._at_end()
@@ -353,6 +359,14 @@ class Line(asyncio.Protocol):
         if self._headed:
             self._ended = True
             self._wake()
+
+
+def _was_closed(secure: ssl.SSLObject) -> bool:
+    """Did close_notify come? Then a read is empty, and else an error: asyncio itself does not tell."""
+    try:
+        return not secure.read(1)
+    except ssl.SSLError:
+        return False
 
 
 def said(value: str | None) -> str | None:

@@ -210,7 +210,7 @@ def test_an_entry_with_a_port_opens_that_port_alone(allow: str, host: str, ip: s
 def test_ports_of_other_services() -> None:
     """They are refused everywhere, also where the host is allowed, but for the very port that the job names."""
     address_filter = AddressFilter(["img.internal", "10.0.0.0/8", "scan.internal:6566", "10.0.0.9:515", "[fd00::9]:22"])
-    for port in (22, 25, 110, 143, 515, 587, 993, 2049, 6000, 6566, 6667, 10080):
+    for port in (22, 25, 110, 143, 515, 587, 993, 2049, 2375, 6000, 6379, 6566, 6667, 9200, 10080, 10250, 11211):
         for host in ("img.example", "img.internal", "10.0.0.1", "[fd00::1]"):
             why = address_filter.port_verdict(host, port)
             assert why is not None

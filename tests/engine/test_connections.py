@@ -34,6 +34,9 @@ class Loopback:
         assert addr_info[4][0] == "127.0.0.1"
         return socket.socket(addr_info[0], addr_info[1])
 
+    async def judge_connection(self, sock: socket.socket) -> None:
+        assert sock.getpeername()[0] == "127.0.0.1"
+
 
 class World:
     """A server, and a client of it."""

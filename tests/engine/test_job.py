@@ -116,10 +116,10 @@ SECRET_HEADER = {"Authorization": "env:TOKEN", "Accept": "image/*"}
 @pytest.mark.parametrize(
     ("source", "recipients"),
     [
-        ({"url": "https://img.example/{id}.jpg"}, ["img.example"]),
-        ({"url": "https://img.example:8443/{id}.jpg"}, ["img.example:8443"]),
+        ({"url": "https://img.example/{id}.jpg"}, ["https://img.example"]),
+        ({"url": "http://img.example:8080/{id}.jpg"}, ["http://img.example:8080"]),
         ({"url": "https://img.example/{id}.jpg", "headers_for": ["*.example"]}, ["*.example"]),
-        ({"headers_for": ["a.example", "[::1]:80", "*"]}, ["a.example", "[::1]:80", "*"]),
+        ({"headers_for": ["a.example", "http://[::1]:80", "*"]}, ["a.example", "http://[::1]:80", "*"]),
     ],
 )
 def test_who_gets_the_secrets(source: dict[str, Any], recipients: list[str]) -> None:
@@ -136,7 +136,9 @@ def test_secrets_for_whatever_host_a_row_names(source: dict[str, Any]) -> None:
     assert "headers_for: [img.old.example]" in refused(source={**source, "headers": SECRET_HEADER})
 
 
-@pytest.mark.parametrize("entry", ["", "https://h", "h/x", "a@h", "h:", "h:123456", "*h", "*.", "**", "a b", "h:80:80"])
+@pytest.mark.parametrize(
+    "entry", ["", "ftp://h", "https://h/x", "*:80", "h/x", "a@h", "h:", "h:123456", "*h", "*.", "**", "a b", "h:80:80"]
+)
 def test_what_is_no_recipient(entry: str) -> None:
     assert "an entry of headers_for is a host" in refused(source={"headers_for": [entry]})
 

@@ -207,6 +207,16 @@ def test_workbook_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert why in message, message
 
 
+def test_every_part_of_a_workbook_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sheet may lie anywhere in the archive; what all parts unpack to is bounded."""
+    monkeypatch.setattr(sheet, "_MOST_UNPACKED", 1 << 20)
+    path = put(tmp_path, "elsewhere.xlsx", workbook())
+    assert not any(isinstance(line, dict) for line in sheet._read(str(path)))
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("other/sheet1.xml", b" " * (2 << 20))
+    assert [line["error"] for line in sheet._read(str(path))] == ["it unpacks to 0.0 GiB, and 1 GiB is read at most"]
+
+
 def _lying(book: bytes) -> bytes:
     """A part of 64 MiB whose entry in the archive says that it has ten bytes."""
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)

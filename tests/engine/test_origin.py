@@ -43,6 +43,7 @@ from tasks.engine.objects import ErrorClass
 from tasks.engine.origin import Fetched, Origin
 
 LOCAL = ["127.0.0.0/8"]
+EVERY_SITE = ["http://*"]
 DATA = os.urandom(40_000)
 NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
@@ -167,7 +168,7 @@ def client(spool: Path, **kwargs: Any) -> Origin:
     timeouts = kwargs.pop("timeouts", Timeouts(connect_s=2, read_s=2, total_s=5))
     defaults: dict[str, Any] = {
         "headers": {},
-        "recipients": ["home.test", "127.0.0.1"],
+        "recipients": EVERY_SITE,
         "user_agent": "ferry-test",
         "address_filter": AddressFilter(kwargs.pop("allow", LOCAL)),
         "timeouts": timeouts,
@@ -906,22 +907,25 @@ def test_secrets_stay_with_their_site(spool: Path) -> None:
 @pytest.mark.parametrize(
     ("recipients", "sent"),
     [
-        (["home.test"], True),
-        (["HOME.test."], True),
-        (["*.test"], True),
-        (["*"], True),
+        (["http://home.test:{port}"], True),
+        (["http://HOME.test.:{port}"], True),
+        (["http://*.test:{port}"], True),
+        (["http://*"], True),
         ([], False),
-        (["test", "*.home.test", "ome.test", "home.test:1", "home.tes", "xn--home.test"], False),
+        (["*", "home.test", "home.test:{port}", "https://home.test:{port}", "*.test:{port}"], False),  # in clear
+        (["http://home.test", "http://*.test"], False),  # another port
+        (["http://test:{port}", "http://*.home.test:{port}", "http://ome.test:{port}", "http://home.test:1"], False),
     ],
 )
 def test_secrets_are_for_the_hosts_that_the_job_names(recipients: list[str], sent: bool, spool: Path) -> None:
-    """Any other host that a list names is asked without them, its refusal says so, and user info in the address
-    brings none of them along."""
+    """Any other scheme, host or port that a list names is asked without them, and its refusal says so. User info in an
+    address brings none of them along."""
     headers = {"Authorization": "Bearer s3cret", "X-Api-Key": "k", "Accept": "image/*"}
 
     async def scenario() -> tuple[Server, str]:
         async with serving(always(reply(b"", "403 Forbidden"))) as server:
-            origin = client(spool, headers=headers, recipients=recipients, names={"home.test": ["127.0.0.1"]})
+            named = [entry.format(port=server.port) for entry in recipients]
+            origin = client(spool, headers=headers, recipients=named, names={"home.test": ["127.0.0.1"]})
             with pytest.raises(ObjectError) as caught:
                 await origin.get(f"http://home.test:{server.port}/a")
             with pytest.raises(ObjectError):

@@ -67,7 +67,7 @@ def follow(
 
     async def scenario() -> None:
         origin = Origin(
-            headers=HEADERS, recipients=["*"], user_agent="test", address_filter=AddressFilter(allow),
+            headers=HEADERS, recipients=["http://*"], user_agent="test", address_filter=AddressFilter(allow),
             timeouts=Timeouts(), max_bytes=1000, spool_dir=folder,
         )  # fmt: skip
         origin._connections = connector  # type: ignore[assignment]

@@ -206,7 +206,7 @@ def _work(w: World) -> None:
     source = {
         "allow_private_addresses": ["127.0.0.1"],
         "headers": {"Authorization": "secret:old-token", "Cookie": "env:OLD_COOKIE", "Referer": "https://shop.example"},
-        "headers_for": ["127.0.0.1"],
+        "headers_for": ["http://*"],
     }
     w.project.job(
         source=source, retries={**QUICK, "passes": 1}, destination=w.project.destination(credentials="block:new-store")

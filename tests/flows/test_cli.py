@@ -298,7 +298,7 @@ def test_secrets(project: Project, origin: Origin, prefect_api: Prefect) -> None
     rows.append({"sku": "none", "url": origin.url("/none.jpg")})
     project.manifest(rows)
     source: dict[str, Any] = {"allow_private_addresses": ["127.0.0.1"], "headers": {"Authorization": f"Bearer {TOKEN}"}}
-    source["headers_for"] = ["127.0.0.1"]
+    source["headers_for"] = [origin.url("")]
     project.job(source=source)
     refused = project.ferry("run", "job.yaml").expect(2)
     assert "Authorization" in refused.stderr

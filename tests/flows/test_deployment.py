@@ -207,7 +207,7 @@ def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
             "source": {
                 "allow_private_addresses": ["127.0.0.1"],
                 "headers": {"X-Token": "env:OLD_TOKEN"},
-                "headers_for": ["127.0.0.1"],
+                "headers_for": ["http://*"],
             },
             "state": str(folder / "state"),
             "chunk_rows": CHUNK_ROWS,
