@@ -66,6 +66,8 @@ class Report:
         """How the job stands, after this run."""
         c = self.counts
         line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} are there"
+        if by_size := sum(c["by_size"].values()):
+            line += f", {by_size:,} of them confirmed by size alone"
         if c["failed"]:
             line += f", {c['failed']:,} failed (budget {self.budget:,})"
         return f"{line}, {c['pending']:,} pending" if c["pending"] else line
@@ -103,9 +105,17 @@ def worth_retrying(counts: dict[str, Any]) -> bool:
 
 def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
     """``(outcome, plain words, rows)``, settled well first, then failures by size."""
-    lines = [(status, words, counts[status]) for status, words in (
-        ("copied", "uploaded and confirmed"), ("unchanged", "already there, the same bytes"),
-    ) if counts[status]]  # fmt: skip
+    by_size = counts["by_size"]
+    lines = [
+        (status, words, rows)
+        for status, words, rows in (
+            ("copied", "uploaded and confirmed", counts["copied"] - by_size.get("copied", 0)),
+            ("copied", "uploaded, confirmed by size alone", by_size.get("copied", 0)),
+            ("unchanged", "already there, the same bytes", counts["unchanged"] - by_size.get("unchanged", 0)),
+            ("unchanged", "already there, confirmed by size alone", by_size.get("unchanged", 0)),
+        )
+        if rows
+    ]
     skipped = counts["skipped"]
     classes = sorted(counts["classes"].items(), key=lambda item: (-item[1], item[0]))
     duplicates = counts["duplicates"]

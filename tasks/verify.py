@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -39,6 +40,7 @@ class Check:
     bytes: int = 0
     missing: int = 0
     altered: int = 0
+    by: Counter[verify.Evidence] = field(default_factory=Counter)
     unread: int = 0
     unread_first: str = ""
     parts_done: int = 0
@@ -53,12 +55,13 @@ class Check:
         self.bytes += result.bytes
         self.missing += result.missing
         self.altered += result.altered
+        self.by += result.by
         self.unread += result.unread
         self.unread_first = self.unread_first or result.unread_first
 
     @property
     def proven(self) -> bool:
-        """Was every object read, and is as the ledger says?"""
+        """Was every object compared, and is none other than the ledger says?"""
         return not (self.missing or self.altered or self.unread)
 
     @property
@@ -66,16 +69,27 @@ class Check:
         return f"{self.checked:,} of {self.sample.of:,} objects read, a sample with the seed {self.sample.seed}"
 
     @property
+    def compared_words(self) -> str:
+        """What the objects were compared by: `28 by ETag, 2 by size alone`."""
+        words = {
+            verify.Evidence.DIGEST: "by digest",
+            verify.Evidence.ETAG: "by ETag",
+            verify.Evidence.SIZE: "by size alone",
+        }
+        return ", ".join(f"{self.by[kind]:,} {text}" for kind, text in words.items() if self.by[kind]) or "none"
+
+    @property
     def message(self) -> str:
         wrong = self.missing + self.altered
         drawn = self.sample is not verify.EVERYTHING
-        text = f"{self.checked:,} objects are at the destination as the ledger says"
+        text = f"{self.checked:,} objects are at the destination as the ledger says: {self.compared_words}"
         if drawn:
-            text = f"all that were read are as the ledger says ({self.sample_words})"
+            text = f"all that were read are as the ledger says ({self.sample_words}): {self.compared_words}"
         if wrong:
             text = (
                 f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
-                f"{self.altered:,} altered{f' ({self.sample_words})' if drawn else ''}. The next run repairs them"
+                f"{self.altered:,} altered{f' ({self.sample_words})' if drawn else ''}. "
+                f"Compared: {self.compared_words}. The next run repairs them"
             )
         if self.unread:
             text += f". {self.unread:,} more could not be read ({self.unread_first}): verify again"
@@ -132,7 +146,7 @@ def read_part(check: Check, bounds: tuple[str, str]) -> int:
 
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
 def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
-    """Compares sizes and ETags from a listing of the whole destination; no object is read."""
+    """Compares sizes and ETags from a listing of the whole destination; reads no object."""
     tally.one()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0

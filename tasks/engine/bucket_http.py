@@ -11,7 +11,6 @@ import re
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -32,6 +31,7 @@ from tasks.engine.errors import (
     s3_code,
     store_status,
 )
+from tasks.engine.found import Sent, checksum_of, sha256_of
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
 from tasks.engine.wire import Answer, Upload
@@ -46,6 +46,7 @@ _HEADERS = {
     for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
 }
 _META = "x-amz-meta-"
+_CHECKSUM = "x-amz-checksum-sha256"
 _COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
 _UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.DOTALL)
 _UPLOAD_KEY = re.compile(r"<Key>([^<]*)</Key>")
@@ -70,14 +71,6 @@ class Credentials(Protocol):
     async def current(self) -> Keys | None:
         """The keys to sign with, or None to ask unsigned."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A store's answer to a PUT."""
-
-    etag: str | None
-    exists: bool = False  # the key was there, and `create` was asked for
 
 
 class NotPlain(Exception):
@@ -106,6 +99,7 @@ class BucketHttp:
         self._site = (base.scheme, base.raw_host or "", base.port or 443)
         self._host = f"{base.raw_host}{port}"
         self._timeout_s = timeout_s
+        self._takes_checksums: bool | None = None  # None: not known yet
         self._loop = asyncio.get_running_loop()
         self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=timeout_s)
 
@@ -120,18 +114,30 @@ class BucketHttp:
     async def put(
         self, key: str, data: bytes | Upload, sha256: str, attributes: Mapping[str, str], create: bool
     ) -> Sent:
-        """Writes one object of one part. Its SHA-256 is signed too: S3 refuses a body that has another.
+        """Writes one object of one part. Its SHA-256 is signed, and sent to be kept: S3 refuses a body with another
+        one, and answers with what it keeps.
 
+        A store may refuse what it does not know (400, 501): then this bucket is asked without it, from now on.
         Raises NotPlain where one request may not be so large: a proxy before the store may have a limit of its own.
         """
         headers = plain_headers(attributes)
         if create:
             headers["if-none-match"] = "*"
-        response = await self._ask("PUT", key, headers, sha256, data, "destination")
+        asked = headers | {_CHECKSUM: checksum_of(sha256)} if self._takes_checksums is not False else headers
+        response = await self._ask("PUT", key, asked, sha256, data, "destination")
+        if response.status in (400, 501) and asked is not headers and self._takes_checksums is None:
+            response.close()
+            response = await self._ask("PUT", key, headers, sha256, data, "destination")
+            if response.status == 200:
+                self._takes_checksums = False
+        elif response.status == 200 and asked is not headers:
+            self._takes_checksums = True
         status = response.status
         if status == 200 or (create and status == 412):
             await self._rest(response, "destination")
-            return Sent(None, exists=True) if status == 412 else Sent(response.headers.get("ETag"))
+            if status == 412:
+                return Sent(None, exists=True)
+            return Sent(response.headers.get("ETag") or None, sha256_of(response.headers.get(_CHECKSUM)))
         if status == 413 and not isinstance(data, bytes):
             response.close()
             raise NotPlain

@@ -16,7 +16,7 @@ from tasks.engine.agenda import Agenda, Item
 from tasks.engine.dispatch import Lane
 from tasks.engine.errors import ChunkIncomplete, Damaged, Fatal, ObjectError, from_origin
 from tasks.engine.limiter import PausedTooLong
-from tasks.engine.objects import Again, ErrorClass, Outcome, Status
+from tasks.engine.objects import Again, Confirmed, ErrorClass, Moved, Outcome, Status
 from tasks.engine.place import Place, host_of
 from tasks.engine.plan import ChunkRef
 from tasks.engine.recheck import Known, Look
@@ -24,7 +24,6 @@ from tasks.engine.retry import Next, backoff_s, next_step
 from tasks.engine.runtime import Runtime, Settled
 from tasks.engine.state import State
 from tasks.engine.store import Found
-from tasks.engine.transfer import Moved
 from tasks.engine.urls import redact
 
 FLUSH_ROWS = 500
@@ -95,6 +94,7 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
             hints.known[row_id] = Known(
                 Look(hint["look"]), hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
                 hint["etag"], hint["last_modified"], hint["known_etag"], hint["read_at"],
+                Confirmed(hint["confirmed"]) if hint.get("confirmed") else None,
             )  # fmt: skip
     return table, hints
 
@@ -111,7 +111,8 @@ def still_there(outcome: Outcome, known: Known) -> Outcome:
     return outcome._replace(
         key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
         source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
-        read_at=known.read_at, message=f"{outcome.message}; what was copied before stands at the destination",
+        read_at=known.read_at, confirmed=known.confirmed,
+        message=f"{outcome.message}; what was copied before stands at the destination",
     )  # fmt: skip
 
 
@@ -317,6 +318,7 @@ class ChunkRun:
             source_last_modified=end.source_last_modified, dest_etag=end.dest_etag,
             started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
             said=tables.said_of(row), checked=end.checked, read_at=end.read_at or item.started_at or now,
+            confirmed=end.confirmed,
         )  # fmt: skip
 
     async def _flush_often(self) -> None:

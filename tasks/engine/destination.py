@@ -125,7 +125,8 @@ def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]
     reader = con.execute("""
         SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag), w.look, l.key, l.size, l.md5, l.sha256,
                l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
-               coalesce(l.read_at, l.recorded_at)  -- an earlier Ferry wrote no read_at: it read whatever it settled
+               coalesce(l.read_at, l.recorded_at),  -- an earlier Ferry wrote no read_at: it read whatever it settled
+               l.confirmed
         FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.late_key
              LEFT JOIN looks w ON w.row_id = o.row_id AND NOT o.done
              LEFT JOIN latest l ON l.row_id = w.row_id

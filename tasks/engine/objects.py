@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
 from enum import StrEnum
@@ -38,6 +39,14 @@ class Checked(StrEnum):
     CONDITION = "condition"  # the origin answered 304
     HEAD = "head"  # a HEAD told nothing new
     SIZE = "size"  # likewise of an object whose ETag changes by itself: by its size, and its date where it has one
+
+
+class Confirmed(StrEnum):
+    """What was compared before the object at the destination was said to have a row's bytes."""
+
+    DIGEST = "digest"  # a digest that the store answered with: SHA-256, MD5, or the MD5s of the parts
+    READ_BACK = "read_back"  # the bytes were read from the destination, and hashed
+    SIZE = "size"  # the number of bytes alone
 
 
 class Again(StrEnum):
@@ -184,3 +193,26 @@ class Outcome(NamedTuple):
     checked: Checked | None = None  # how the object was looked at, where that went well
     read_at: datetime | None = None  # when its bytes were read
     nights: int = 0  # runs in a row that this row failed in, this one included
+    confirmed: Confirmed | None = None  # of what is copied or unchanged; None where an earlier Ferry wrote it
+
+
+@dataclass(slots=True)
+class Moved:
+    """The good ends of a row. Failures are ObjectErrors."""
+
+    status: Status
+    key: str
+    size: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+    content_type: str | None = None
+    source_etag: str | None = None
+    source_last_modified: str | None = None
+    dest_etag: str | None = None
+    error_class: ErrorClass | None = None
+    message: str | None = None
+    requests: int = 0
+    bytes_read: int = 0
+    checked: Checked = Checked.BODY
+    read_at: datetime | None = None  # when the bytes were read, where that was not now
+    confirmed: Confirmed | None = None

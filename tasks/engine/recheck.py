@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
-from tasks.engine.objects import Checked
+from tasks.engine.objects import Checked, Confirmed
 
 Said = Literal["nothing", "same", "other"]
 Validators = Literal["none", "weak", "racy", "strong"]
@@ -48,6 +48,7 @@ class Known(NamedTuple):
     last_modified: str | None
     dest_etag: str | None
     read_at: datetime | None
+    confirmed: Confirmed | None = None
 
 
 def date_over_at(date: str) -> float:

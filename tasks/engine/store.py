@@ -22,6 +22,7 @@ from tasks.engine.access import Access, s3_client, short_client
 from tasks.engine.body import ONE_PUT_BYTES, Body
 from tasks.engine.bucket_http import BucketHttp, NotPlain
 from tasks.engine.budget import PART_BYTES, Budget
+from tasks.engine.confirmation import Proof, Told, Trust, confirm, of_size
 from tasks.engine.directory import Directory, walk
 from tasks.engine.downloads import Downloads
 from tasks.engine.errors import (
@@ -32,14 +33,13 @@ from tasks.engine.errors import (
     key_refused,
 )
 from tasks.engine.folder import Folder
-from tasks.engine.found import Found, composite_etag, md5_of_etag, multipart_etag
+from tasks.engine.found import Found, Sent, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Charge, for_nothing
-from tasks.engine.objects import ErrorClass
+from tasks.engine.objects import Confirmed, ErrorClass
 from tasks.engine.parts import Notes, Parts
 
-__all__ = ["Found", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
+__all__ = ["Found", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
-OPAQUE_AFTER = 8
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
 
 
@@ -76,8 +76,7 @@ class Store:
         self._downloads = Downloads(bucket, backend, self._short_way, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self._refused_in_a_row = 0
-        self._opaque = 0  # objects that were right under an ETag that is not their MD5
-        self.md5_etags: bool | None = None  # are this store's single-part ETags MD5s? None: not seen yet
+        self.trust = Trust()
 
     def path(self, key: str) -> str:
         """The key inside the backend: prefix and key joined by exactly one slash."""
@@ -90,21 +89,21 @@ class Store:
         attributes: Mapping[str, str],
         *,
         create: bool = False,
-    ) -> str | None:
-        """Writes one object and returns the store's ETag.
+    ) -> Sent:
+        """Writes one object and returns the store's answer.
 
         With ``create`` an existing key is EXISTS. Parts know no such condition: for them it is looked for just before.
         A refusal is Fatal, unless other keys are taken: then it is this row's own failure (forbidden).
         """
         try:
-            etag = await self._put(key, body, attributes, create)
+            sent = await self._put(key, body, attributes, create)
         except Refused as refused:
             self._refused_in_a_row += 1
             if self._refused_in_a_row > REFUSED_IN_A_ROW or not await self._may_write():
                 raise
             raise key_refused(refused) from None
         self._refused_in_a_row = 0
-        return etag
+        return sent
 
     async def _may_write(self) -> bool:
         """Does the destination take other keys?"""
@@ -115,22 +114,22 @@ class Store:
         status, _ = await http.may_write(self.prefix)
         return status < 300
 
-    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
+    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
-            return await self._directory.put(key, body, create)
+            return Sent(await self._directory.put(key, body, create))
         if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
             with contextlib.suppress(NotPlain), body.upload() as data:
                 sent = await http.put(self.path(key), data, body.sha256, attributes, create)
                 if sent.exists:
                     raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
-                return sent.etag
+                return sent
         if body.path is not None:
-            return await self._put_parts(key, body.path, attributes, create)
+            return Sent(await self._put_parts(key, body.path, attributes, create), in_parts=True)
         assert body.data is not None
         extra: dict[str, Any] = (
             {"mode": "create"} if create else {"use_multipart": False}
         )  # one part: the ETag is the MD5
-        return await self._put_long_way(key, body.data, attributes, extra)
+        return Sent(await self._put_long_way(key, body.data, attributes, extra))
 
     async def _put_parts(self, key: str, path: Path, attributes: Mapping[str, str], create: bool) -> str | None:
         """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
@@ -158,24 +157,32 @@ class Store:
         both = self.kind == source.kind == "s3" and self._make_http is not None
         return both and self._access is not None and self._access == source._access
 
-    async def copy_from(self, source: Store, source_key: str, key: str, *, size: int, etag: str) -> str:
-        """Has the server copy an object that was listed with this size and ETag; returns the copy's ETag.
+    async def copy_from(self, source: Store, source_key: str, key: str, *, size: int, etag: str) -> Proof:
+        """Has the server copy an object that was listed with this size and ETag.
 
-        Confirmed by equal ETags where those are MD5s, else by its size. Raises NotPlain where the server does not copy.
+        | both ETags look like MD5s | they are equal | confirmed by |
+        |---|---|---|
+        | yes | yes | digest |
+        | yes | no | what the source's ETag says, and the copy that is read back has; else NotPlain |
+        | no | | size |
+
+        Raises NotPlain where the server does not copy, too: reading and writing the bytes shows what is wrong.
         """
         http = self._short_way()
         assert http is not None
         bucket = urlsplit(source.uri).netloc
         copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag)
-        md5 = md5_of_etag(copied)
-        if md5 is None or md5 != md5_of_etag(etag):
-            found = await self.head(key)
-            if found is None or found.size != size:
-                raise ObjectError(
-                    ErrorClass.UPLOAD_UNCONFIRMED,
-                    f"the copy at the destination has not the {size:,} bytes of its source",
-                )
-        return copied
+        md5, listed = md5_of_etag(copied), md5_of_etag(etag)
+        if md5 is not None and md5 == listed:
+            return Proof(Confirmed.DIGEST, copied)
+        if md5 is not None and listed is not None and self.trust.reads_back(Told.MAYBE_OTHER, key):
+            stored, _, _ = await self.get(key, max_bytes=size, side="destination")
+            stored.discard()
+            if stored.md5 != listed:
+                raise NotPlain
+            return Proof(Confirmed.READ_BACK, copied)
+        await of_size(self, key, size)
+        return Proof(Confirmed.SIZE, copied)
 
     async def head(self, key: str, *, side: str = "destination") -> Found | None:
         """What stands under a key, or None."""
@@ -256,54 +263,12 @@ class Store:
         except Exception as exc:
             raise from_store(exc, side=side) from None
 
-    async def confirm(self, key: str, body: Body, etag: str | None) -> None:
-        """Compares the store's answer with what was sent.
-
-        | the answer's ETag | compared with | on difference |
-        |---|---|---|
-        | 32 hex digits, single-part | the body's MD5 | read back: upload_unconfirmed |
-        | composite, and the body was spooled | MD5 over the parts' MD5s | HEAD |
-        | anything else | HEAD: the length | upload_unconfirmed |
-        """
-        md5 = md5_of_etag(etag)
-        if self.kind == "s3":
-            if md5 is not None and md5 == body.md5:
-                self.md5_etags = True
-                return
-            composite = composite_etag(etag) if body.path is not None else None
-            if composite and body.path and composite == await asyncio.to_thread(multipart_etag, body.path, PART_BYTES):
-                return
-        found = await self.head(key)
-        if found is None:
-            raise ObjectError(
-                ErrorClass.UPLOAD_UNCONFIRMED, "the destination does not show the object after the upload"
-            )
-        if found.size != body.size:
-            raise ObjectError(
-                ErrorClass.UPLOAD_UNCONFIRMED,
-                f"the destination shows {found.size:,} bytes where {body.size:,} were sent",
-            )
-        if self.kind == "s3" and md5 is not None and self.md5_etags is not False:
-            await self._read_back(key, body)
-
-    async def _read_back(self, key: str, body: Body) -> None:
-        """An ETag that looks like an MD5 and is another: SSE-KMS, or another body. The bytes decide.
-
-        Where they are right again and again, and no ETag of this store ever was an MD5, its ETags are not asked again.
-        Once proves nothing: an answer that was lost, and a second one that was wrong, look the same.
-        """
-        try:
-            sha256, _ = await self.sha256(key, max_bytes=body.size)
-            same = sha256 == body.sha256
-        except ObjectError as error:
-            if error.error_class not in (ErrorClass.NOT_FOUND, ErrorClass.TOO_LARGE):
-                raise
-            same = False
-        if not same:
-            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the destination holds other bytes than were sent")
-        self._opaque += 1
-        if self.md5_etags is None and self._opaque >= OPAQUE_AFTER:
-            self.md5_etags = False
+    async def confirm(self, key: str, body: Body, sent: Sent) -> Proof:
+        """Compares the store's answer with what was sent (confirmation.py). Raises UPLOAD_UNCONFIRMED."""
+        if self.kind == "file":
+            await of_size(self, key, body.size)
+            return Proof(Confirmed.SIZE, sent.etag)
+        return await confirm(self, self.trust, key, body, sent)
 
     def _found(self, meta: Any) -> Found:
         path = str(meta["path"])

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tasks.engine.errors import Damaged, NewerVersion
-from tasks.engine.objects import Checked, ErrorClass, Outcome, Reason, Row, Status
+from tasks.engine.objects import Checked, Confirmed, ErrorClass, Outcome, Reason, Row, Status
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
@@ -30,7 +30,7 @@ sys.meta_path.insert(0, _NoPandas())
 pa.array([0])
 del sys.meta_path[0]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -50,6 +50,7 @@ OUTCOME = pa.schema(
         ("requests", _I), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("source_etag", _S),
         ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
         ("run_no", _I), ("chunk", _S), ("how", _S), ("said", _S), ("checked", _S), ("read_at", _TIME), ("nights", _I),
+        ("confirmed", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -58,7 +59,7 @@ HINT = pa.schema(
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
         # what the ledger knows of a row that is looked at again; ``look`` is null for all others
         ("look", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
-        ("last_modified", _S), ("known_etag", _S), ("read_at", _TIME),
+        ("last_modified", _S), ("known_etag", _S), ("read_at", _TIME), ("confirmed", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -158,6 +159,7 @@ def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
         values["error_class"] = ErrorClass(values["error_class"]) if values["error_class"] else None
         values["checked"] = Checked(values["checked"]) if values["checked"] else None
         values["nights"] = values["nights"] or 0
+        values["confirmed"] = Confirmed(values["confirmed"]) if values["confirmed"] else None
         yield Outcome(**values)
 
 

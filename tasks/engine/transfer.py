@@ -8,17 +8,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from datetime import datetime
 from weakref import WeakValueDictionary
 
 from tasks.engine import image, keys
 from tasks.engine.body import Body
 from tasks.engine.bucket_http import NotPlain
+from tasks.engine.confirmation import Proof
 from tasks.engine.errors import ObjectError
 from tasks.engine.fetch import Fetch, Sources
 from tasks.engine.job import Checks, OnExisting
 from tasks.engine.limiter import DESTINATION, HostLimit, Limiter
-from tasks.engine.objects import Checked, ErrorClass, Row, Status
+from tasks.engine.objects import Checked, Confirmed, ErrorClass, Moved, Row, Status
 from tasks.engine.on_existing import Step, after_fetch, before_fetch, policy_for
 from tasks.engine.origin import Origin, Told
 from tasks.engine.outage import Outage
@@ -26,27 +26,6 @@ from tasks.engine.place import Place, tell
 from tasks.engine.recheck import Known, Look
 from tasks.engine.store import Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
-
-
-@dataclass(slots=True)
-class Moved:
-    """The good ends of a row. Failures are ObjectErrors."""
-
-    status: Status
-    key: str
-    size: int | None = None
-    md5: str | None = None
-    sha256: str | None = None
-    content_type: str | None = None
-    source_etag: str | None = None
-    source_last_modified: str | None = None
-    dest_etag: str | None = None
-    error_class: ErrorClass | None = None
-    message: str | None = None
-    requests: int = 0
-    bytes_read: int = 0
-    checked: Checked = Checked.BODY
-    read_at: datetime | None = None  # when the bytes were read, where that was not now
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +129,7 @@ class Mover:
         same = Moved(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
-            requests=fetch.requests,
+            requests=fetch.requests, confirmed=known.confirmed,
         )  # fmt: skip
         if isinstance(fetch, Told):
             same.checked = TOLD[known.look]
@@ -189,12 +168,12 @@ class Mover:
         async with limit.slot():
             await self._may_write()
             with self._telling(limit, row.key):
-                etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
+                how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         place.came(time.monotonic() - started)
-        md5 = md5_of_etag(etag)
+        md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
         return Moved(
-            Status.COPIED, row.key, row.size, md5 if md5 == md5_of_etag(row.etag) else None, source_etag=row.etag,
-            source_last_modified=row.last_modified, dest_etag=etag, requests=1, bytes_read=row.size,
+            Status.COPIED, row.key, row.size, md5, source_etag=row.etag, source_last_modified=row.last_modified,
+            dest_etag=etag, requests=1, bytes_read=row.size, confirmed=how,
         )  # fmt: skip
 
     async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
@@ -265,7 +244,7 @@ class Mover:
             return moved
         create = policy in GUARDED  # a last guard against a key that the plan did not see
         try:
-            moved.dest_etag = await self._put(moved.key, body, attributes, create)
+            moved.confirmed, moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
             found = await self._head(moved.key) if error.error_class is ErrorClass.EXISTS else None
             if found is None or not await self._stays(moved, body, found, policy):
@@ -290,23 +269,22 @@ class Mover:
             return False
         if action == "exists":
             raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
-        moved.dest_etag = (equal or found).etag
+        moved.confirmed, moved.dest_etag = equal or (None, found.etag)
         moved.status = Status.UNCHANGED
         if action == "skip":
             moved.status, moved.error_class = Status.SKIPPED, ErrorClass.EXISTS
             moved.message = "the destination has this key"
         return True
 
-    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> str | None:
+    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Proof:
         """Uploads and has the destination confirm it."""
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
             await asyncio.sleep(delay_s)
         await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
         with self._telling(limit, key):
-            etag = await self._destination.put(key, body, attributes, create=create)
-            await self._destination.confirm(key, body, etag)
-        return etag
+            sent = await self._destination.put(key, body, attributes, create=create)
+            return await self._destination.confirm(key, body, sent)
 
     async def _head(self, key: str) -> Found | None:
         """What stands under the key; in a place at the destination."""
@@ -364,18 +342,20 @@ class Mover:
                 )
         return kind
 
-    async def _equal(self, key: str, body: Body, found: Found) -> Found | None:
-        """The object at the destination, if its bytes are the body's: by its MD5 where the ETag is one, else by reading
-        them. A directory's listing has no ETags; what was read has."""
+    async def _equal(self, key: str, body: Body, found: Found) -> Proof | None:
+        """Compares the object at the destination with the body: by its MD5 where the ETag is one, else by reading it.
+
+        None: it has other bytes. A directory's listing has no ETags; what was read has.
+        """
         if found.size != body.size:
             return None
         there = md5_of_etag(found.etag)
         if there == body.md5:
-            return found
-        if there is not None and self._destination.md5_etags:
+            return Proof(Confirmed.DIGEST, found.etag)
+        if there is not None and self._destination.trust.md5_etags:
             return None
         sha256, read = await self._destination.sha256(key, max_bytes=found.size)
-        return read if sha256 == body.sha256 else None
+        return Proof(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
     def _left_alone(self, step: Step, key: str, found: Found) -> Moved:
         unchanged = step == "unchanged"
@@ -387,6 +367,7 @@ class Mover:
             dest_etag=found.etag,
             error_class=None if unchanged else ErrorClass.EXISTS,
             message=None if unchanged else "the destination has this key",
+            confirmed=Confirmed.DIGEST if unchanged else None,
         )
 
     @staticmethod

@@ -6,19 +6,23 @@ import asyncio
 import math
 import re
 import secrets
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.engine import ledger
 from tasks.engine.errors import Fatal, ObjectError, UserError
+from tasks.engine.found import Found, md5_of_etag, same_etag
 from tasks.engine.objects import ErrorClass, Outcome, Status
 from tasks.engine.progress import Progress
 from tasks.engine.reading import with_latest
 from tasks.engine.state import State
-from tasks.engine.store import Found, Store, md5_of_etag
+from tasks.engine.store import Store
 from tasks.engine.tables import outcomes_of
+from tasks.engine.urls import short
 
 if TYPE_CHECKING:
     import duckdb
@@ -47,6 +51,21 @@ EVERYTHING = Sample(0, "g", 0)  # "g" sorts after every hex digit
 IN_SAMPLE = "md5(l.row_id || ?) <= ?"
 
 
+class Evidence(StrEnum):
+    """What an object was compared by."""
+
+    DIGEST = "digest"
+    ETAG = "ETag"
+    SIZE = "size"
+
+
+class Verdict(NamedTuple):
+    """What is wrong with an object, None where nothing is, and what it was compared by."""
+
+    wrong: ErrorClass | None
+    by: Evidence = Evidence.SIZE
+
+
 @dataclass(slots=True)
 class Verified:
     """What reading back came to. ``wrong`` are outcomes that make their rows pending.
@@ -61,6 +80,7 @@ class Verified:
     wrong: list[Outcome]
     unread: int = 0
     unread_first: str = ""  # its key, and why
+    by: Counter[Evidence] = field(default_factory=Counter)  # objects that were compared, by what
 
 
 def sample_rows(sample: str | int, rows: int) -> int:
@@ -140,28 +160,36 @@ def expected(state: State, bounds: tuple[str, str], sample: Sample = EVERYTHING)
     return with_latest(state, work)
 
 
-def verdict(outcome: Outcome, size: int | None, md5: str | None, sha256: str | None) -> ErrorClass | None:
+def verdict(
+    outcome: Outcome, size: int | None, md5: str | None, sha256: str | None, etag: str | None = None
+) -> Verdict:
     """Is what stands at the destination what the ledger says? ``size`` None: nothing stands there.
 
-    | size | digest known on both sides | verdict |
-    |---|---|---|
-    | none | | missing |
-    | differs | | altered |
-    | same | sha256 differs, or md5 differs | altered |
-    | same | all that both know agree | None: as it should be |
+    | size | a digest on both sides | an ETag on both sides | verdict | compared by |
+    |---|---|---|---|---|
+    | none | | | missing | size |
+    | differs | | | altered | size |
+    | same | sha256 or md5 differs | | altered | digest |
+    | same | all on both sides agree | | as it should be | digest |
+    | same | no | differs | altered | ETag |
+    | same | no | the same | as it should be | ETag |
+    | same | no | no | as it should be | size |
     """
     if size is None:
-        return ErrorClass.MISSING
+        return Verdict(ErrorClass.MISSING)
     if outcome.size is not None and size != outcome.size:
-        return ErrorClass.ALTERED
-    for here, there in ((outcome.sha256, sha256), (outcome.md5, md5)):
-        if here and there and here != there:
-            return ErrorClass.ALTERED
-    return None
+        return Verdict(ErrorClass.ALTERED)
+    known = [(here, there) for here, there in ((outcome.sha256, sha256), (outcome.md5, md5)) if here and there]
+    if known:
+        same = all(here == there for here, there in known)
+        return Verdict(None if same else ErrorClass.ALTERED, Evidence.DIGEST)
+    if outcome.dest_etag and etag:
+        return Verdict(None if same_etag(outcome.dest_etag, etag) else ErrorClass.ALTERED, Evidence.ETAG)
+    return Verdict(None)
 
 
 async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
-    """Downloads each object and compares its bytes' digests.
+    """Downloads each object and compares its bytes' digests; where the ledger has none, its ETag.
 
     An object that cannot be read in three tries is counted. Raises Fatal, also after :data:`UNREAD_IN_A_ROW` of these.
     """
@@ -175,7 +203,7 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
             while progress.paused:  # noqa: ASYNC110 - told from another thread
                 await asyncio.sleep(PAUSED_S)
             try:
-                size, md5, sha256 = await _digests(store, outcome)
+                size, md5, sha256, etag = await _digests(store, outcome)
             except ObjectError as error:
                 result.unread += 1
                 result.unread_first = result.unread_first or f"{outcome.key}: {error}"
@@ -188,8 +216,7 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
                     ) from None
                 continue
             in_a_row = 0
-            wrong = verdict(outcome, size, md5, sha256)
-            _book(result, outcome, wrong, run_no)
+            wrong = _book(result, outcome, verdict(outcome, size, md5, sha256, etag), run_no, etag)
             result.bytes += size or 0
             progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
@@ -197,49 +224,58 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
     return result
 
 
-async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None]:
+async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None]:
     for left in (2, 1, 0):
         try:
-            body, _, _ = await store.get(outcome.key, max_bytes=1 << 62, side="destination")
+            body, found, _ = await store.get(outcome.key, max_bytes=1 << 62, side="destination")
         except ObjectError as error:
             if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):  # or no file can be there
-                return None, None, None
+                return None, None, None, None
             if not left:
                 raise
             await asyncio.sleep(BETWEEN_TRIES_S)
             continue
         try:
-            return body.size, body.md5, body.sha256
+            return body.size, body.md5, body.sha256, found.etag
         finally:
             body.discard()
     raise AssertionError("unreachable")
 
 
 def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int, progress: Progress) -> Verified:
-    """`--list`: sizes, and MD5s where ETags are such; no object is read."""
+    """`--list`: sizes and ETags; no object is read. An ETag that is the ledger's MD5 is right, whatever it was."""
     result = Verified(0, 0, 0, 0, [])
     for outcome in outcomes:
         found = listed.get(outcome.key)
-        size, md5 = (found.size, md5_of_etag(found.etag)) if found else (None, None)
-        # A KMS ETag looks like an MD5: it counts as one only where it did when the object was written.
-        if md5_of_etag(outcome.dest_etag) != outcome.md5:
-            md5 = None
-        wrong = verdict(outcome, size, md5, None)
-        _book(result, outcome, wrong, run_no)
+        size, etag = (found.size, found.etag) if found else (None, None)
+        said = outcome
+        if outcome.md5 is not None and md5_of_etag(etag) == outcome.md5:
+            said = outcome._replace(dest_etag=etag)
+        wrong = _book(result, outcome, verdict(said, size, None, None, etag), run_no, etag)
         progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, 0)
     return result
 
 
-def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: int) -> None:
+def _book(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> ErrorClass | None:
+    """Counts an object, and notes an outcome where it is wrong; returns what is wrong."""
     result.checked += 1
+    wrong = found.wrong
+    if wrong is not ErrorClass.MISSING:
+        result.by[found.by] += 1
     if wrong is None:
-        return
+        return None
     if wrong is ErrorClass.MISSING:
         result.missing += 1
         text = "the destination no longer has this object"
     else:
         result.altered += 1
         text = "the destination holds other bytes than the ledger says"
+        if found.by is Evidence.ETAG:
+            there, known = short(etag or "", 80), short(outcome.dest_etag or "", 80)
+            text = (
+                f"the object's ETag is {there} where the ledger has {known}: "
+                "it was written again since, with other bytes or with other settings (encryption, parts)"
+            )
     now = datetime.now(UTC)
     result.wrong.append(
         outcome._replace(
@@ -255,6 +291,7 @@ def _book(result: Verified, outcome: Outcome, wrong: ErrorClass | None, run_no: 
             chunk="",
         )
     )
+    return wrong
 
 
 def note_wrong(state: State, result: Verified, run_no: int, part: int) -> None:

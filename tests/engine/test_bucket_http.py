@@ -21,7 +21,7 @@ from tasks.engine.budget import SPOOL_OVER_BYTES
 from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.objects import ErrorClass
 from tasks.engine.sigv4 import Keys
-from tasks.engine.store import Store, open_store
+from tasks.engine.store import Sent, Store, open_store
 from tests.engine.helpers import access, make_body
 
 ATTRIBUTES = {
@@ -58,7 +58,7 @@ def test_what_one_writes_the_other_reads_alike(s3: S3Server, bucket: str, tmp_pa
     async def test(long: Store, short: Store) -> None:
         body = small_body(b"\0\xffbytes" * 1000)
         for writer in (long, short):
-            etag = await writer.put(KEY, body, ATTRIBUTES)
+            etag = (await writer.put(KEY, body, ATTRIBUTES)).etag
             assert etag is not None
             assert etag.strip('"') == hashlib.md5(body.data or b"").hexdigest()
             seen = []
@@ -416,7 +416,7 @@ def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) ->
 
     async def go() -> None:
         async with bucket_at(answer, tmp_path) as store:
-            assert await store.put("k", make_body(BIG, tmp_path), {}) == "e-2"
+            assert await store.put("k", make_body(BIG, tmp_path), {}) == Sent("e-2", in_parts=True)
 
     asyncio.run(go())
     assert asked[0] == ("PUT", "")
@@ -452,7 +452,7 @@ def test_what_a_store_answers_before_it_has_a_large_body(
                 assert caught.value.error_class is expected
             else:
                 assert expected is None
-            assert await store.put("k", small_body(b"x"), {}) == '"e"'
+            assert await store.put("k", small_body(b"x"), {}) == Sent('"e"')
 
     asyncio.run(go())
 

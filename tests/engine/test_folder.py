@@ -430,7 +430,7 @@ def test_a_folder_without_the_right_to_write(root: Path, tmp_path: Path, monkeyp
     (root / "locked").mkdir(parents=True)
     store = open_store(f"file://{root}/", Access(), tmp_path, create=True)
 
-    def write(key: str) -> Coroutine[Any, Any, str | None]:
+    def write(key: str) -> Coroutine[Any, Any, object]:
         return store.put(key, helpers.make_body(b"x", tmp_path), {})
 
     refusing(monkeypatch, lambda path: path == "locked")

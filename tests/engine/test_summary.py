@@ -156,6 +156,13 @@ def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
 )
 def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int) -> None:
     """0 where all that was to be done was tried, and the failures lie within the budget."""
-    counts = {"pending": pending, "failed": failed, "copied": 10, "unchanged": 0, "planned": 10 + pending + failed}
+    counts = {
+        "pending": pending,
+        "failed": failed,
+        "copied": 10,
+        "unchanged": 0,
+        "planned": 10 + pending + failed,
+        "by_size": {},
+    }
     report = Report(1, counts, {}, 2, [], 1, 0, limited, 1.0, 1, 1.0, stopped, "")
     assert report.exit_code == code

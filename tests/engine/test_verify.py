@@ -17,11 +17,13 @@ from demo.s3 import S3Server
 from tasks.engine import ledger, verify
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, UserError
+from tasks.engine.found import Found
 from tasks.engine.job import Job
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
 from tasks.engine.progress import Progress
 from tasks.engine.state import DirectoryState
-from tasks.engine.store import Found, Store, open_store
+from tasks.engine.store import Store, open_store
+from tasks.engine.verify import Evidence
 from tests.engine.helpers import (
     access,
     by_key,
@@ -64,7 +66,30 @@ def test_the_verdict(
     expected: ErrorClass | None,
 ) -> None:
     """The table of verdict()."""
-    assert verify.verdict(make_outcome(1, **ledger_says), size, md5, sha256) is expected
+    assert verify.verdict(make_outcome(1, **ledger_says), size, md5, sha256).wrong is expected
+
+
+@pytest.mark.parametrize(
+    ("ledger_says", "there", "expected"),
+    [
+        ({"sha256": SHA, "dest_etag": '"a"'}, (None, SHA, '"b"'), (None, Evidence.DIGEST)),
+        ({"sha256": SHA, "dest_etag": '"a"'}, (None, "c" * 64, '"a"'), (ErrorClass.ALTERED, Evidence.DIGEST)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, "a"), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, 'W/"a"'), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, '"b"'), (ErrorClass.ALTERED, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, '"A"'), (ErrorClass.ALTERED, Evidence.ETAG)),
+        ({"dest_etag": MD5.upper()}, (None, None, f'"{MD5}"'), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, None), (None, Evidence.SIZE)),
+        ({"dest_etag": None}, (MD5, SHA, '"a"'), (None, Evidence.SIZE)),
+        ({"dest_etag": ""}, (None, None, ""), (None, Evidence.SIZE)),
+    ],
+)
+def test_what_a_verdict_rests_on(
+    ledger_says: dict[str, Any], there: tuple[str | None, str | None, str | None], expected: tuple[Any, Evidence]
+) -> None:
+    """The table of verdict(): a digest outweighs an ETag; without either, it is the size alone, and says so."""
+    md5, sha256, etag = there
+    assert verify.verdict(make_outcome(1, size=10, **ledger_says), 10, md5, sha256, etag) == expected
 
 
 def moved(folder: Path, origin: Origin, s3: S3Server, bucket: str, **given: str) -> tuple[Job, DirectoryState, Store]:
@@ -236,14 +261,17 @@ def outcome(data: bytes, etag: str | None) -> Outcome:
     [
         ("md5", "md5", False),
         ("md5", "other", True),
-        ("md5", "composite", False),
+        ("md5", "composite", True),
         ("kms", "kms", False),
-        ("kms", "other", False),
+        ("kms", "other", True),
+        ("kms", "md5", False),
+        ("composite", "md5", False),
+        (None, "md5", False),
         (None, "other", False),
     ],
 )
-def test_an_etag_counts_where_it_was_an_md5(written: str | None, now: str, altered: bool) -> None:
-    """A KMS ETag looks like an MD5; it is compared only where the upload's ETag was the body's MD5."""
+def test_the_etag_is_that_of_the_upload(written: str | None, now: str, altered: bool) -> None:
+    """Any other one is a finding that names both; unless it is the MD5 in the ledger, whatever it was before."""
     etags = {
         "md5": hashlib.md5(b"data").hexdigest(), "other": "c" * 32, "kms": "d" * 32,
         "composite": "e" * 32 + "-2", None: None,
@@ -251,6 +279,10 @@ def test_an_etag_counts_where_it_was_an_md5(written: str | None, now: str, alter
     said = outcome(b"data", etags[written])
     result = verify.compare_listing([said], {"k": Found("k", 4, etags[now], None)}, 2, Progress())
     assert result.altered == altered
+    if altered:
+        (wrong,) = result.wrong
+        assert str(etags[now]) in str(wrong.message)
+        assert str(etags[written]) in str(wrong.message)
 
 
 def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
