@@ -3,20 +3,20 @@
 A walk takes the whole body and returns when it has met the end marker; it never decodes a pixel.
 It raises ObjectError, ``truncated`` or ``not_image``. Reading past the end (IndexError, struct.error)
 may escape a walk: :func:`tasks.engine.image.check` reports that as ``truncated``. Work is linear in the
-body, and every loop in Python has a limit far above what real files need.
+body, in slices (slices.py), and every loop in Python has a limit far above what real files need.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zlib
 from dataclasses import dataclass
 
 from tasks.engine.errors import ObjectError
 from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import Data, find, rfind, steps, turn
 
-Data = bytes | mmap.mmap
+__all__ = ["Data", "Kind", "cut", "gif", "jpeg", "png", "unfiltered_bytes", "webp", "wrong"]
 
 MAX_JPEG_SEGMENTS = 10_000  # before the first scan; 100 MB of XMP in 64 KB pieces are 1,600
 MAX_CHUNKS = 500_000
@@ -57,7 +57,7 @@ def jpeg(data: Data) -> None:
     pos, frame = 2, False
     for _ in range(MAX_JPEG_SEGMENTS):
         if data[pos] != 0xFF:
-            pos = data.find(b"\xff", pos)
+            pos = find(data, b"\xff", pos)
             if pos < 0:
                 raise cut("JPEG", "its end marker")
         marker = data[pos + 1]
@@ -88,7 +88,7 @@ def jpeg(data: Data) -> None:
     scan = pos + 2 + length
     if length != 6 + 2 * data[pos + 4]:
         raise wrong("JPEG", "its scan header makes no sense")
-    end = data.rfind(b"\xff\xd9", scan)
+    end = rfind(data, b"\xff\xd9", scan)
     if end < 0:
         raise cut("JPEG", "its end marker")
     if end == scan:
@@ -129,7 +129,7 @@ def png(data: Data) -> None:
     if compression or filtering or interlace > 1:
         raise wrong("PNG", "its header asks for an unknown method")
     with memoryview(data) as view:
-        for _ in range(MAX_CHUNKS):
+        for _ in steps(MAX_CHUNKS):
             length, tag = _PNG_CHUNK.unpack_from(data, pos)
             if not tag.isalpha():
                 raise wrong("PNG", "a chunk has no proper name")
@@ -194,6 +194,8 @@ def gif(data: Data) -> None:
                 break
             if short > MAX_GIF_BLOCKS:
                 raise wrong("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
+            if not short % 4096:
+                turn()
         if short > MAX_GIF_BLOCKS:
             raise wrong("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
     if not frames:
@@ -208,13 +210,15 @@ def webp(data: Data) -> None:
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise cut("WebP", "the size that its header gives")
-    pos, pictures, steps = 12, 0, 0
+    pos, pictures, chunks = 12, 0, 0
     frame_end = 0  # while inside an ANMF chunk: where it ends
     extended = data[12:16] == b"VP8X"
     animated = extended and bool(data[20] & 2)
     while pos + 8 <= end:
-        steps += 1
-        if steps > MAX_CHUNKS:
+        chunks += 1
+        if not chunks % 4096:
+            turn()
+        if chunks > MAX_CHUNKS:
             raise wrong("WebP", f"more than {MAX_CHUNKS:,} chunks")
         if frame_end and pos + 8 > frame_end:
             pos, frame_end = frame_end, 0

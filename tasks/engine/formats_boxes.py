@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from tasks.engine.formats import Data, cut, wrong
+from tasks.engine.slices import rfind, steps
 
 MAX_BOXES = 100_000
 _BOX = struct.Struct(">I4s")
@@ -43,7 +44,7 @@ def _boxes(data: Data, name: str, needed: str, pos: int = 0) -> Iterator[tuple[b
     The consumer stops when it has all it needs. A box that runs past the end raises ``truncated``.
     """
     size = len(data)
-    for _ in range(MAX_BOXES):
+    for _ in steps(MAX_BOXES):
         if size - pos < 8:
             return
         length, tag = _BOX.unpack_from(data, pos)
@@ -119,7 +120,7 @@ def j2k(data: Data, name: str, pos: int = 0, end: int | None = None) -> None:
     if data[pos : pos + 4] != b"\xff\x4f\xff\x51":
         raise wrong(name, "its code stream has no header")
     pos += 2
-    for _ in range(MAX_BOXES):
+    for _ in steps(MAX_BOXES):
         marker = data[pos : pos + 2]
         if len(marker) < 2 or pos + 2 > size:
             raise cut(name, "its end marker")
@@ -132,7 +133,7 @@ def j2k(data: Data, name: str, pos: int = 0, end: int | None = None) -> None:
                 raise cut(name, "its end marker")
             part = int.from_bytes(data[pos + 6 : pos + 10], "big")
             if part == 0:  # the last tile-part, of unknown length; FF D9 cannot occur in coded data
-                if data.rfind(b"\xff\xd9", pos + 12, size) < 0:
+                if rfind(data, b"\xff\xd9", pos + 12, size) < 0:
                     raise cut(name, "its end marker")
                 return
             if part < 14:

@@ -8,16 +8,16 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, cut, wrong
 from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import numbers, rfind, turn
 
 MAX_IFDS = 65_536
 MAX_TIFF_ENTRIES = 1_000_000  # over all directories
 MAX_TIFF_STRIPS = 8_000_000  # over all directories
-_STEP = 8192
 _TIFF_WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_CODES = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _SUB_IFDS = 330
@@ -54,13 +54,8 @@ class _Tiff:
         return self.unpacked(field)
 
     def unpacked(self, field: tuple[int, int, int]) -> Iterator[int]:
-        """Some thousands at a time: eight million numbers at once take 300 MB."""
         kind, many, where = field
-        width = _TIFF_WIDTHS[kind]
-        return chain.from_iterable(
-            struct.unpack_from(f"{self.order}{min(_STEP, many - at)}{_TIFF_CODES[kind]}", self.data, where + at * width)
-            for at in range(0, many, _STEP)
-        )
+        return numbers(self.data, self.order, _TIFF_CODES[kind], many, where)
 
     def directory(self, start: int) -> tuple[dict[int, tuple[int, int, int]], int]:
         """The wanted fields (type, count, where) of the directory at ``start``, and the next one's offset."""
@@ -128,6 +123,7 @@ def tiff(data: Data, name: str) -> None:
         if len(seen) >= MAX_IFDS:
             raise wrong(name, f"more than {MAX_IFDS:,} directories")
         seen.add(start)
+        turn()
         if start + 2 > file.size:
             raise cut(name, "a directory")
         if start < 8:
@@ -225,11 +221,7 @@ def psd(data: Data) -> None:
         if pos + many > len(data):
             raise cut("PSD", "its last row")
         code = "H" if version == 1 else "I"
-        step = 1 << 20
-        table = pos
-        pos += many
-        for at in range(0, rows, step):
-            pos += sum(struct.unpack_from(f">{min(step, rows - at)}{code}", data, table + at * version * 2))
+        pos += many + sum(numbers(data, ">", code, rows, pos))
     elif method in (2, 3):
         pos += 1
     else:
@@ -262,10 +254,11 @@ def qoi(data: Data) -> None:
     width, height, channels, space = struct.unpack_from(">IIBB", data, 4)
     if not width or not height or channels not in (3, 4) or space > 1:
         raise wrong("QOI", "its header makes no sense")
-    if data.rfind(b"\0\0\0\0\0\0\0\x01", 14) <= 14:
+    if rfind(data, b"\0\0\0\0\0\0\0\x01", 14) <= 14:
         raise cut("QOI", "its end marker")
 
 
+_PNM_HEADER_BYTES = 65_536  # comments and all
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 _PNM = re.compile(rb"P[1-6]" + (_GAP + rb"(\d{1,9})") * 2)
 _PNM_MAX = re.compile(_GAP + rb"(\d{1,5})")
@@ -291,17 +284,20 @@ def _pnm_header(data: Data, name: str) -> tuple[int, int, int, int]:
     if number == b"7":
         return _pam_header(data, name)
     if number in b"fF":
-        if (m := _PFM.match(data)) is None:
+        if (m := _PFM.match(data, 0, _PNM_HEADER_BYTES)) is None:
             raise wrong(name, "its header makes no sense")
         return int(m[1]), int(m[2]), int(m[1]) * (12 if number == b"F" else 4), m.end()
-    if (m := _PNM.match(data)) is None:
+    if (m := _PNM.match(data, 0, _PNM_HEADER_BYTES)) is None:
         raise wrong(name, "its header makes no sense")
     width, height, at, most = int(m[1]), int(m[2]), m.end(), 1
     if number not in b"14":
-        if (limit := _PNM_MAX.match(data, at)) is None:
+        if (limit := _PNM_MAX.match(data, at, _PNM_HEADER_BYTES)) is None:
             raise wrong(name, "its header makes no sense")
         most, at = int(limit[1]), limit.end()
-    if not 0 < most < 65536:
+    behind = data[at : at + 1]
+    if not behind:
+        raise cut(name, "its first row")
+    if not 0 < most < 65536 or not behind.isspace():  # a comment here would be read byte by byte by Pillow
         raise wrong(name, "its header makes no sense")
     samples = width * (3 if number in b"36" else 1)
     row = {b"4": (width + 7) // 8, b"5": samples, b"6": samples}.get(number, samples)
@@ -315,7 +311,7 @@ def _pam_header(data: Data, name: str) -> tuple[int, int, int, int]:
     fields: dict[bytes, int] = {}
     at = 2
     for _ in range(100):
-        if (m := _PAM_FIELD.match(data, at)) is None:
+        if (m := _PAM_FIELD.match(data, at, _PNM_HEADER_BYTES)) is None:
             break
         at = m.end()
         if m[1] == b"ENDHDR":

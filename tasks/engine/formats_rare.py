@@ -9,7 +9,10 @@ from __future__ import annotations
 import re
 import struct
 
+from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, cut, wrong
+from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import numbers, rfind
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 _TGA = struct.Struct("<BBBHHBHHHHBB")
@@ -29,6 +32,7 @@ _IM_BITS = {
     b"0 1 image": 1, b"RGB image": 24, b"RGBA image": 32, b"CMYK image": 32, b"YCC image": 24,
     b"L 16 image": 16, b"L 32S image": 32, b"L 32F image": 32,
 }  # fmt: skip
+_XBM_BYTES = 2 << 20  # an expression over its whole array holds up all threads
 _SGI_ROWS = 1_000_000  # of all planes; the numbers of each take 72 bytes. A height has 16 bits
 _PCX_PLAIN_BYTES = 4 << 20  # of longer ones only the header is looked at: a walk takes 0.2 s for each of these
 
@@ -91,7 +95,7 @@ def rare(data: Data, name: str) -> None:
 
 def _tga(data: Data) -> int:
     """Truevision TGA 2.0: the footer ends the file; its offsets are not needed to show the picture."""
-    if data.rfind(_TGA_FOOTER) < 18:
+    if rfind(data, _TGA_FOOTER) < 18:
         raise cut("TGA", "its footer")
     return len(data)
 
@@ -130,13 +134,14 @@ def _sgi(data: Data) -> int:
     count = rows * planes
     if count > _SGI_ROWS:
         raise wrong("SGI", f"more than {_SGI_ROWS:,} rows")
-    starts = struct.unpack_from(f">{count}I", data, 512)
-    lengths = struct.unpack_from(f">{count}I", data, 512 + 4 * count)
-    return int(max(start + length for start, length in zip(starts, lengths, strict=True)))
+    starts, lengths = (numbers(data, ">", "I", count, at) for at in (512, 512 + 4 * count))
+    return max(start + length for start, length in zip(starts, lengths, strict=True))
 
 
 def _xbm(data: Data) -> int:
     """X11 bitmap: the C source that bitmap programs write, and nothing else, to the end of its array."""
+    if len(data) > _XBM_BYTES:
+        raise ObjectError(ErrorClass.TOO_LARGE, f"an XBM over {_XBM_BYTES >> 20} MB is not looked through")
     sizes = _XBM.match(data)
     start = sizes and _XBM_ARRAY.match(data, sizes.end())
     if start is None:
@@ -188,7 +193,7 @@ def _msp(data: Data) -> int:
         raise wrong("MSP", "it has no pixels")
     if data[:4] == b"DanM":
         return int(32 + (width + 7) // 8 * height)
-    return int(32 + 2 * height + sum(struct.unpack_from(f"<{height}H", data, 32)))
+    return int(32 + 2 * height + sum(numbers(data, "<", "H", height, 32)))
 
 
 def _spider_end(data: Data) -> int:

@@ -14,10 +14,10 @@ import zlib
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, cut, wrong
 from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import SLICE_BYTES, Text, behind, find, search, steps, turn
 
 HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looked through
-MAX_UTF16_BYTES = 64 * 1024 * 1024
-MAX_SVGZ_BYTES = 64 * 1024 * 1024  # decompressed
+MAX_SVG_BYTES = 64 * 1024 * 1024  # as it is, and decompressed
 MAX_SVG_TOKENS = 500_000
 _SVGZ_STEP = 1024 * 1024
 
@@ -27,13 +27,13 @@ _PROLOG = re.compile(
     re.IGNORECASE,
 )
 _ROOT = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,63}:)?svg)(?=[\s/>])")
-_TAG_REST = re.compile(rb"(?:[^<>\"']++|\"[^\"]*+\"|'[^']*+')*+>")
-_AFTER = re.compile(rb"(?:\s++|<\?(?:[^?]++|\?(?!>))*+\?>|<!--(?:[^-]++|-(?!->))*+-->)*+")
+_TAG_PIECES = re.compile(rb"(?:[^<>\"']++|\"[^\"]*+\"|'[^']*+')*+")
+_SPACE = re.compile(rb"\s*+")
 _OPAQUE = {b"<!--": b"-->", b"<![CDATA[": b"]]>", b"<?": b"?>"}
 
 
-def _utf16(data: Data) -> str | None:
-    start = data[:4]
+def _utf16(data: Text) -> str | None:
+    start = bytes(data[:4])
     if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return "utf-16"
     return {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}.get(start[:2])
@@ -47,7 +47,7 @@ def utf8_head(data: Data) -> bytes:
     return head.removeprefix(codecs.BOM_UTF8)
 
 
-def _root(text: Data, start: int = 0) -> re.Match[bytes] | None:
+def _root(text: Text, start: int = 0) -> re.Match[bytes] | None:
     prolog = _PROLOG.match(text, start, HEAD_BYTES)
     assert prolog is not None  # it matches nothing at least
     return _ROOT.match(text, prolog.end())
@@ -58,14 +58,15 @@ def is_svg(data: Data) -> bool:
     return _root(utf8_head(data)) is not None
 
 
-def svg(data: Data) -> None:
+def svg(data: Text) -> None:
     """XML 1.0: from the root element to its end, after which only comments may follow."""
+    if len(data) > MAX_SVG_BYTES:
+        raise ObjectError(ErrorClass.TOO_LARGE, "an SVG over 64 MB is not looked through; `checks: length` copies it")
+    text: Text
     text, start = data, 0
     if (coding := _utf16(data)) is not None:
-        if len(data) > MAX_UTF16_BYTES:
-            raise ObjectError(ErrorClass.TOO_LARGE, "an SVG in UTF-16 over 64 MB is not looked through")
         try:
-            text = data[:].decode(coding).encode()
+            text = utf8_of(data, coding)
         except UnicodeDecodeError as exc:
             if exc.reason == "truncated data" or exc.reason == "unexpected end of data":
                 raise cut("SVG", "its closing </svg>") from None
@@ -75,34 +76,55 @@ def svg(data: Data) -> None:
     root = _root(text, start)
     if root is None:
         raise wrong("SVG", "it has no root element")
-    end = _element_end(text, root[1], root.start())
-    after = _AFTER.match(text, end)
-    assert after is not None
-    if after.end() != len(text):
-        if text[after.end() : after.end() + 2] in (b"<", b"<!", b"<?"):
+    _comments_alone(text, _element_end(text, root[1], root.start()))
+
+
+def utf8_of(data: Text, coding: str) -> bytearray:
+    """A text in UTF-16, in slices. Raises UnicodeDecodeError."""
+    decoder, text = codecs.getincrementaldecoder(coding)(), bytearray()
+    for at in range(0, len(data), SLICE_BYTES):
+        text += decoder.decode(data[at : at + SLICE_BYTES], at + SLICE_BYTES >= len(data)).encode()
+        turn()
+    return text
+
+
+def _comments_alone(text: Text, pos: int) -> None:
+    """Raises ObjectError where anything but comments and white space stands from ``pos`` on."""
+    for _ in steps(MAX_SVG_TOKENS):
+        pos = behind(_SPACE, text, pos)
+        start = bytes(text[pos : pos + 4])
+        if not start:
+            return
+        opening = start if start == b"<!--" else start[:2]
+        if opening not in _OPAQUE:
+            if opening in (b"<", b"<!"):
+                raise cut("SVG", "the end of its last comment")
+            raise wrong("SVG", "something follows its closing </svg>")
+        end = find(text, _OPAQUE[opening], pos + len(opening))
+        if end < 0:
             raise cut("SVG", "the end of its last comment")
-        raise wrong("SVG", "something follows its closing </svg>")
+        pos = end + len(_OPAQUE[opening])
+    raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments behind its closing </svg>")
 
 
-def _element_end(text: Data, name: bytes, pos: int) -> int:
+def _element_end(text: Text, name: bytes, pos: int) -> int:
     """Where the element ends that begins at ``pos``."""
     token = re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?)" + re.escape(name) + rb"(?=[\s/>])")
     early = cut("SVG", "its closing </svg>")
     depth = 0
-    for _ in range(MAX_SVG_TOKENS):
-        m = token.search(text, pos)
+    for _ in steps(MAX_SVG_TOKENS):
+        m = search(token, text, pos, 128)
         if m is None:
             raise early
         closing = _OPAQUE.get(m[0])
         if closing is not None:
-            pos = text.find(closing, m.end()) + len(closing)
+            pos = find(text, closing, m.end()) + len(closing)
             if pos < m.end():
                 raise early
             continue
-        rest = _TAG_REST.match(text, m.end())
-        if rest is None:
+        pos = _tag_end(text, m.end())
+        if pos < 0:
             raise early
-        pos = rest.end()
         if m[1]:
             depth -= 1
         elif text[pos - 2] != 0x2F:
@@ -110,6 +132,21 @@ def _element_end(text: Data, name: bytes, pos: int) -> int:
         if depth == 0:
             return pos
     raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments and nested drawings")
+
+
+def _tag_end(text: Text, pos: int) -> int:
+    """Behind the `>` that ends the tag; -1 where it does not end."""
+    while True:
+        pos = behind(_TAG_PIECES, text, pos)
+        char = bytes(text[pos : pos + 1])
+        if char == b">":
+            return pos + 1
+        if char in (b"", b"<"):
+            return -1
+        turn()
+        pos = find(text, char, pos + 1) + 1  # of a value that is longer than a slice, or that does not end
+        if not pos:
+            return -1
 
 
 def gunzip_head(data: Data) -> bytes | None:
@@ -120,23 +157,24 @@ def gunzip_head(data: Data) -> bytes | None:
         return None
 
 
-def gunzip(data: Data) -> bytes:
+def gunzip(data: Data) -> bytearray:
     """A whole gzip stream (RFC 1952), bounded, its checksum verified. For SVGZ."""
     stream = zlib.decompressobj(31)
-    parts, left = [], MAX_SVGZ_BYTES
+    plain = bytearray()
     for at in range(0, len(data), HEAD_BYTES):  # zlib copies what it leaves of its input: a body may be a gigabyte
         piece, full = data[at : at + HEAD_BYTES], True
         while full and not stream.eof:
             try:
-                parts.append(stream.decompress(piece, _SVGZ_STEP))
+                piece_of_it = stream.decompress(piece, _SVGZ_STEP)
             except zlib.error:
                 raise wrong("SVGZ", "it does not decompress") from None
-            left -= len(parts[-1])
-            if left < 0:
+            plain += piece_of_it
+            turn()
+            if len(plain) > MAX_SVG_BYTES:
                 raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
-            piece, full = stream.unconsumed_tail, len(parts[-1]) == _SVGZ_STEP
+            piece, full = stream.unconsumed_tail, len(piece_of_it) == _SVGZ_STEP
         if stream.eof:
-            return b"".join(parts)
+            return plain
     raise cut("SVGZ", "the end of its gzip stream")
 
 

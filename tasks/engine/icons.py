@@ -9,6 +9,7 @@ from itertools import islice
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data
 from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import find
 
 MAX_ICON_PIXELS = 16_000_000  # of one picture
 MAX_ICON_PICTURES = 1000
@@ -35,11 +36,11 @@ def _pictures(data: Data, name: str) -> Iterator[int]:
         for entry in range(int.from_bytes(data[4:6], "little")):
             yield _bitmap(data, struct.unpack_from("<I", data, 18 + 16 * entry)[0])
     for signature, behind in _SIZES:  # wherever one stands
-        at = data.find(signature)
+        at = find(data, signature)
         while at >= 0:
             header = data[at + behind : at + behind + 8]
             yield int.from_bytes(header[:4], "big") * int.from_bytes(header[4:], "big")
-            at = data.find(signature, at + 1)
+            at = find(data, signature, at + 1)
 
 
 def _bitmap(data: Data, at: int) -> int:

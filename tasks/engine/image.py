@@ -12,7 +12,7 @@ What is accepted, and how deep :func:`check` looks:
 | PNG, APNG | yes | every chunk, the checksum of those with the picture, and whether its pixels can be in them |
 | GIF | yes | every block to the trailer |
 | WebP | yes | RIFF size, every chunk, the pictures' headers |
-| SVG | yes | tags to the end of the root element; not whether it is well-formed |
+| SVG | yes | tags to the end of the root element; not whether it is well-formed; up to 64 MB |
 | SVGZ | yes | gzip checksum, then as SVG (serve it with `Content-Encoding: gzip`) |
 | AVIF, HEIC, HEIF | yes | boxes; a last box without a length hides a cut |
 | JPEG XL | container | boxes; of a bare code stream (FF 0A) only the signature: no cut can be told |
@@ -42,7 +42,7 @@ from __future__ import annotations
 import struct
 from typing import NoReturn
 
-from tasks.engine import formats, formats_boxes, formats_files, formats_rare, formats_text
+from tasks.engine import formats, formats_boxes, formats_files, formats_rare, formats_text, slices
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind
 from tasks.engine.objects import ErrorClass
@@ -86,6 +86,8 @@ _PPM, _PFM = Kind("PPM", "ppm", "image/x-portable-pixmap"), Kind("PFM", "pfm", "
 _PAM = Kind("PAM", "pam", "image/x-portable-arbitrarymap")
 _PNMS = dict(zip(b"1234567fF", (_PBM, _PGM, _PPM, _PBM, _PGM, _PPM, _PAM, _PFM, _PFM), strict=True))
 
+QUICK_BYTES = 256 * 1024
+_QUICK = frozenset({"JPEG", "PNG", "WebP", *_HEIFS})
 _RARE = {
     "TGA": Kind("TGA", "tga", "image/x-tga"),
     "PCX": Kind("PCX", "pcx", "image/vnd.zbrush.pcx"),
@@ -133,6 +135,22 @@ def sniff(data: Data) -> Kind | None:
     return _RARE[name] if name else None
 
 
+def is_quick(data: Data) -> bool:
+    """Whether :func:`check` takes a few milliseconds at most, whatever the body holds.
+
+    | body | quick |
+    |---|---|
+    | over 256 KiB | no |
+    | JPEG, PNG, WebP, AVIF, HEIC, HEIF | yes: each step of the walk moves on by some bytes |
+    | not an image by its signature | yes: only its start is looked at |
+    | GIF, SVG, SVGZ, TIFF, all others | no: a step may be one byte, unpack, or lead back |
+    """
+    if len(data) > QUICK_BYTES:
+        return False
+    kind = sniff(data)
+    return kind is None or kind.name in _QUICK
+
+
 def check(data: Data) -> Kind:
     """The kind of a body that is an image from its signature to its end (level `image`).
 
@@ -143,7 +161,8 @@ def check(data: Data) -> Kind:
     if kind is None:
         _refuse(data)
     try:
-        _walk(data, kind)
+        with slices.time_limit(kind.name, slices.CHECK_S):
+            _walk(data, kind)
     except (IndexError, struct.error, OverflowError):  # a walk read past the end
         raise formats.cut(kind.name, "its structure is complete") from None
     return kind

@@ -49,10 +49,11 @@ from tasks.engine.formats_boxes import code_stream
 from tasks.engine.formats_files import largest_tile
 from tasks.engine.formats_text import gunzip
 from tasks.engine.icons import J2K, largest_picture
-from tasks.engine.image_svg import parse_svg
+from tasks.engine.image_svg import decode_svg
 from tasks.engine.jpeg2000 import MAX_COMPONENTS, MAX_STEPS, burden
 from tasks.engine.jpeg_scans import scans
 from tasks.engine.objects import ErrorClass
+from tasks.engine.slices import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,6 +66,7 @@ MAX_FRAMES = 10_000
 MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
 MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
 MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
+MAX_COMMENTS = 1_000  # of a plain PNM: Pillow copies a MiB for each, and holds the GIL
 MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
 
 # One constant for the whole process. With Pillow's own default an image of 90 to 179 megapixels warns,
@@ -114,9 +116,9 @@ _PILLOW_ERRORS = (
 def decode(data: Data, kind: Kind) -> None:
     """Every pixel of every frame. Raises ObjectError: ``truncated``, ``not_image`` or ``too_large``."""
     if kind.name == "SVG":
-        parse_svg(data)
+        decode_svg(data)
     elif kind.name == "SVGZ":
-        parse_svg(gunzip(data))
+        decode_svg(gunzip(data))
     elif kind.name in _PLUGINS:
         _decode_raster(data, kind.name)
     else:
@@ -156,6 +158,8 @@ _memory = DecodeMemory()
 
 
 def _decode_raster(data: Data, name: str) -> None:
+    if data[:2] in (b"P1", b"P2", b"P3") and count(data, b"#", MAX_COMMENTS) > MAX_COMMENTS:
+        raise _too_much(f"the {name} has more than {MAX_COMMENTS:,} comments")
     try:
         inside = _nested_pixels(data, name)
         beside = _beside_the_pixels(data, name) + bytes_of_a_body(name, len(data))

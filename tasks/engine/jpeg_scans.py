@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from tasks.engine.formats import Data, wrong
+from tasks.engine.slices import find, search
 
 MAX_MARKERS = 100_000  # in all; a picture with 100 MB of metadata in pieces has 1,600
 MAX_EXIF_BYTES = 16 << 20  # Pillow joins the segments one by one, each with all before it; a camera writes one
@@ -22,14 +23,14 @@ def scans(data: Data, enough: int) -> tuple[int, bool]:
     """
     most = in_this = components = exif = 0
     partial = False
-    pos = data.find(b"\xff\xd8\xff")
+    pos = find(data, b"\xff\xd8\xff")
     for _ in range(MAX_MARKERS):
-        found = _MARKER.search(data, pos) if pos >= 0 and most <= enough else None
+        found = search(_MARKER, data, pos, 2) if pos >= 0 and most <= enough else None
         if found is None:
             return most, partial
         marker, pos = found[1][0], found.end()
         if marker == _END:
-            in_this, pos = 0, data.find(b"\xff\xd8\xff", pos)
+            in_this, pos = 0, find(data, b"\xff\xd8\xff", pos)
         elif marker not in _ALONE:
             if marker == _APP1 and data[pos + 2 : pos + 6] == b"Exif":
                 exif += int.from_bytes(data[pos : pos + 2], "big")

@@ -94,7 +94,9 @@ class Runtime:
         self._sleeping: set[str] = set()
         self._coming: dict[str, int] = {}  # chunks that have not begun yet, and their rows
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-pixels")
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-digests")
+        # threads of their own: a body that takes long to check holds up no other one's digest
+        self._checkers = ThreadPoolExecutor(2, thread_name_prefix="ferry-pixels")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
         self._thread.start()
@@ -127,7 +129,7 @@ class Runtime:
             origin = open_origin(job, headers, state.spool_dir, **shared)
             if isinstance(lease, Lease):  # the first process of the only run of this job
                 await destination.clean()
-            return origin, Mover(origin, roots, destination, self.limiter, rules, self._pool, self._hold_lease)
+            return origin, Mover(origin, roots, destination, self.limiter, rules, self._checkers, self._hold_lease)
 
         self._origin, self.mover = self.wait(build())
         self.others: Callable[[], list[tuple[list[HostSnapshot], int]]] = list  # hosts at other processes of the run
@@ -299,7 +301,8 @@ class Runtime:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._pool, self._checkers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def most_in_flight(files: int) -> int:

@@ -79,7 +79,7 @@ class Mover:
         destination: Store,
         limiter: Limiter,
         rules: Rules,
-        pool: Executor,
+        checkers: Executor,
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be at work on this job's rows."""
@@ -87,7 +87,7 @@ class Mover:
         self._destination = destination
         self._limiter = limiter
         self._rules = rules
-        self._pool = pool
+        self._checkers = checkers
         self._may_write = may_write
         self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unconfirmed = Unconfirmed()
@@ -179,15 +179,12 @@ class Mover:
     async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
         """Checks the body, and writes it in a place at the destination."""
         body = fetch.body
-        if body.data is not None:
+        if body.data is not None and self._rules.checks is not Checks.DECODE and image.is_quick(body.data):
             kind = self._check(row, body, fetch.attributes)
-        else:  # a large one: not in the loop's thread
+        else:
             kind = await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._check, row, body, fetch.attributes
+                self._checkers, self._check, row, body, fetch.attributes
             )
-        if self._rules.checks is Checks.DECODE and kind is not None:
-            with body.buffer() as data:
-                await asyncio.get_running_loop().run_in_executor(self._pool, image.decode, data, kind)
         moved = Moved(
             Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
             fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
@@ -330,16 +327,16 @@ class Mover:
         by_bytes = image.sniff
         if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
             by_bytes = image.check
-        if body.data is not None:
-            kind = by_bytes(body.data)
-        else:
-            with body.buffer() as data:
-                kind = by_bytes(data)
+        with body.buffer() as data:
+            kind = by_bytes(data)
         for name, claimed, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
             if claimed is not None and claimed != actual:
                 raise ObjectError(
                     ErrorClass.DIGEST_MISMATCH, f"the bytes have {name} {actual}, the manifest says {claimed}"
                 )
+        if self._rules.checks is Checks.DECODE and kind is not None:
+            with body.buffer() as data:
+                image.decode(data, kind)
         return kind
 
     async def _equal(self, key: str, body: Body, found: Found) -> Proof | None:

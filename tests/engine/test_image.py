@@ -577,9 +577,9 @@ def test_bytes_where_segments_should_be() -> None:
 )
 def test_hostile_bodies_cost_little(data: bytes) -> None:
     """Millions of tiny pieces are refused in seconds at most, never walked one by one without a limit."""
-    started = time.perf_counter()
+    started = time.thread_time()
     refusal(data)
-    assert time.perf_counter() - started < 5
+    assert time.thread_time() - started < 5
 
 
 @pytest.mark.parametrize(
