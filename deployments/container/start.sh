@@ -15,7 +15,7 @@ server)
   ;;
 worker)
   # A shell's `&` would have it ignore SIGINT, which a worker sends itself to end.
-  env --default-signal=INT prefect worker start --pool ferry --type process --install-policy never &
+  env --default-signal=INT prefect worker start --pool ferry --type process --install-policy never --with-healthcheck &
   worker=$!
   trap 'stop_runs.sh "$worker"; kill -TERM "$worker" 2>/dev/null' TERM INT
   code=0

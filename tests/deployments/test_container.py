@@ -100,7 +100,10 @@ def test_a_project_of_these_files_alone(tmp_path: Path) -> None:
     ("role", "says"),
     [
         ("server", "server start --host 0.0.0.0 --port 4200|db-secret|operator:pa$s"),
-        ("worker", "worker start --pool ferry --type process --install-policy never|unset|operator:pa$s"),
+        (
+            "worker",
+            "worker start --pool ferry --type process --install-policy never --with-healthcheck|unset|operator:pa$s",
+        ),
     ],
 )
 def test_how_it_starts(role: str, says: str, tmp_path: Path) -> None:

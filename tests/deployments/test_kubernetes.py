@@ -94,3 +94,10 @@ def test_a_run_is_told_of_its_end_itself() -> None:
     assert container["args"] == ["python", "-m", "prefect.engine"]
     assert manifest["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 60
     assert manifest["spec"]["backoffLimit"] == 0  # the next run goes on, and not the same one twice
+
+
+def test_an_autoscaler_leaves_a_run_alone() -> None:
+    """Neither of the two usual autoscalers evicts the pod of a run, which may take days, to save a node."""
+    annotations = job()["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
+    assert annotations["karpenter.sh/do-not-disrupt"] == "true"
