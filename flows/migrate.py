@@ -14,10 +14,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import control, signals
-from flows.slot import hold_loosely
+from flows import control, signals, slot
 from flows.watch import showing
-from tasks import api, policies
+from tasks import api, prefect_patches
 from tasks.accounts import Report
 from tasks.crashed import look_around, mark_predecessor
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld, Stopped, UserError
@@ -36,7 +35,7 @@ from tasks.watched import watched
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
 ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
 report: Report | None = None  # what it came to; Prefect would take a Failed state's data for its exception
-hold_loosely()
+prefect_patches.hold_slots_with(slot.held)
 tidy_logs()  # before the first line of a run, which Prefect says before the flow begins
 
 
@@ -85,7 +84,7 @@ def migrate(
     if await_server():
         ended = control.last_word(UUID(flow_run.id), ended)
         if report is not None:
-            with policies.untagged():
+            with prefect_patches.without_tags():
                 publish(job.name, report)
     return ended
 
@@ -99,7 +98,7 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait) as run,
         signals.telling(run.stop),
         showing(watched(run)),
-        policies.untagged(),
+        prefect_patches.without_tags(),
         kept_in(run.state),
     ):
         orders.pauses(run.runtime.pause)

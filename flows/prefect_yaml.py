@@ -13,9 +13,6 @@ from typing import Any, cast
 
 import yaml
 from prefect import Flow
-from prefect.cli.deploy._config import _format_validation_error
-from prefect.cli.deploy._models import PrefectYamlModel
-from prefect.cli.deploy._schedules import _schedule_config_to_deployment_schedule
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import load_flow_from_entrypoint
@@ -25,6 +22,7 @@ from prefect.utilities.schema_tools.validation import validate
 from prefect.utilities.templating import apply_values
 from pydantic import ValidationError
 
+from tasks import prefect_patches
 from tasks.engine import __version__
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
@@ -55,12 +53,9 @@ def read(path: Path) -> list[Wanted]:
     """The deployments of a prefect.yaml. Raises UserError that lists what is wrong, deployment by deployment."""
     raw = _mapping(path)
     try:
-        model = PrefectYamlModel.model_validate(raw)
-    except ValidationError as exc:
-        raise UserError(f"{path}: {_format_validation_error(exc, raw)}") from None
-    except TypeError as exc:
+        whole = prefect_patches.deployments_file(raw)
+    except (ValueError, TypeError) as exc:
         raise UserError(f"{path}: {exc}") from None
-    whole = model.model_dump(exclude_unset=True, mode="json")
     problems: list[str] = [f"`{key}` at the top: {NOT_HERE[key]}" for key in NOT_HERE if raw.get(key)]
     found: list[Wanted] = []
     for number, entry in enumerate(whole.get("deployments") or [], 1):
@@ -196,7 +191,7 @@ def _schedules(entry: dict[str, Any]) -> Iterator[DeploymentScheduleCreate]:
             raise UserError(f"the schedule `{slug}` is given twice")
         seen.add(slug)
         try:
-            yield DeploymentScheduleCreate(**_schedule_config_to_deployment_schedule(given))
+            yield DeploymentScheduleCreate(**prefect_patches.schedule_fields(given))
         except ValidationError as exc:
             why = "; ".join(error["msg"].removeprefix("Value error, ") for error in exc.errors(include_url=False))
             raise UserError(f"the schedule `{slug}`: {why}") from None

@@ -15,23 +15,16 @@ from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
-from prefect import flow_engine
 from prefect.logging import get_logger
 
 from tasks import api
 
-NAME = "maintain_concurrency_lease"
 RENEW_S = 60.0  # of 300: it outlasts an absence of the server's of four minutes
-
-
-def hold_loosely() -> None:
-    """From now on flows of this process hold their slots so. The name that is replaced is private to Prefect."""
-    vars(flow_engine)[NAME] = held
 
 
 @contextlib.contextmanager
 def held(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
-    """In place of prefect.concurrency._leases.maintain_concurrency_lease. It ends when the flow does."""
+    """Holds a slot until the block ends, with the flow (tasks/prefect_patches.py: hold_slots_with)."""
     done = threading.Event()
     context = contextvars.copy_context()  # Prefect's settings are in it
     thread = threading.Thread(

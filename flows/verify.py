@@ -14,7 +14,7 @@ from prefect.states import Cancelled, Completed, Failed
 from flows import control, signals
 from flows.migrate import await_server, failure, run_name
 from flows.watch import showing
-from tasks import policies
+from tasks import prefect_patches
 from tasks.crashed import look_around, mark_predecessor
 from tasks.engine.errors import FerryError
 from tasks.engine.job import Job
@@ -58,7 +58,7 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
             control.heeding(own, tell) as orders,
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait) as check,
             showing(Watched(job.name, "verify", check.progress)),
-            policies.untagged(),
+            prefect_patches.without_tags(),
         ):
             orders.pauses(check.progress.pause)
             mark_predecessor(check.lease, own, tell)

@@ -21,6 +21,17 @@ from rich.console import Console
 from tasks import loglines
 from tasks.engine.errors import FerryError
 from tasks.loglines import next_report_s
+from tasks.prefect_patches import (
+    CACHED,
+    CLIENTS,
+    ENGINE,
+    FLOW_RUNS,
+    NOT_SENT,
+    RETRIED,
+    SETTLED,
+    TASK_RUNS,
+    UNREACHABLE,
+)
 
 
 class ForPeople(logging.Filter):
@@ -36,10 +47,10 @@ class ForPeople(logging.Filter):
         if record.exc_info and isinstance(record.exc_info[1], FerryError | httpx.TransportError):
             record.exc_info = None
             record.exc_text = None
-            return "Retry" in text
-        if text.startswith("Finished in state Cached"):
+            return RETRIED in text
+        if text.startswith(CACHED):
             return False
-        settled = record.name == "prefect.task_runs" and text.startswith("Finished in state Completed")
+        settled = record.name == TASK_RUNS and text.startswith(SETTLED)
         return not settled or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
@@ -94,9 +105,9 @@ class ServerAway(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        if "'EventsWorker' failed to process item" in text:
+        if NOT_SENT in text:
             return False
-        if "Unable to connect to" not in text:
+        if UNREACHABLE not in text:
             return True
         now = time.monotonic()
         if self._since == -math.inf:
@@ -113,12 +124,11 @@ class ServerAway(logging.Filter):
 
 _FOR_PEOPLE, _SERVER_AWAY, _OF_TASKS, _OF_FERRY = ForPeople(), ServerAway(), Fewer(), Fewer()
 _FILTERS: dict[str, tuple[logging.Filter | Callable[[logging.LogRecord], bool], ...]] = {
-    "prefect.engine": (_not_a_bug,),
-    "prefect.flow_runs": (_FOR_PEOPLE, _not_a_bug),
-    "prefect.task_runs": (_FOR_PEOPLE, _OF_TASKS),
+    ENGINE: (_not_a_bug,),
+    FLOW_RUNS: (_FOR_PEOPLE, _not_a_bug),
+    TASK_RUNS: (_FOR_PEOPLE, _OF_TASKS),
     "prefect.ferry": (_OF_FERRY,),
-    "prefect.events.clients": (_SERVER_AWAY,),
-    "prefect._internal.concurrency": (_SERVER_AWAY,),
+    **dict.fromkeys(CLIENTS, (_SERVER_AWAY,)),
 }
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.engine.errors import UserError
-
-# Where Prefect 3.8 puts what it fetches for a run: its process worker in tempfile.TemporaryDirectory(suffix="prefect"),
-# `flow.serve()` in runner_storage/<UUID>. Both are deleted when the run or the process that serves it ends.
-_WORKER_FOLDER = re.compile(r"tmp[a-z0-9_]{8}prefect")
-_RUNNER_FOLDER = re.compile(r"runner_storage/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +78,10 @@ def _deployment_id() -> str | None:
 
 def find_clone_root(folder: Path) -> Path | None:
     """The outermost folder at or above ``folder`` that a worker made for one run, by its name."""
+    from tasks.prefect_patches import RUNNER_FOLDER, WORKER_FOLDER  # late: as above
+
     for path in reversed([folder, *folder.parents]):
-        if _WORKER_FOLDER.fullmatch(path.name) or _RUNNER_FOLDER.search(path.as_posix()):
+        if WORKER_FOLDER.fullmatch(path.name) or RUNNER_FOLDER.search(path.as_posix()):
             return path
     return None
 

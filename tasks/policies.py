@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from prefect.context import TagsContext
-
 from tasks import run as runs
 from tasks.engine import __version__
 from tasks.engine.errors import ChunkIncomplete
@@ -25,14 +23,6 @@ def chunk_cache_key(_: Any, parameters: dict[str, Any]) -> str:
 def chunk_delay_s(retries: Retries, retry: int, rng: random.Random) -> float:
     """Seconds before a chunk's retry 1, 2, ...: doubled each time, 15 minutes at most, and up to a fifth more."""
     return min(MAX_DELAY_S, retries.chunk_delay_s * 2.0 ** min(retry - 1, 32)) * rng.uniform(1.0, 1.0 + JITTER)
-
-
-def untagged() -> TagsContext:
-    """Tasks do without their flow's tags: each task that has some asks the server for leave before it starts.
-
-    The server answers when it has recorded the events before, two seconds later at the end of a run.
-    """
-    return TagsContext(current_tags=set())
 
 
 def worth_another_try(_task: Any, _run: Any, state: Any) -> bool:

@@ -13,38 +13,31 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from prefect.context import FlowRunContext
-from prefect.filesystems import WritableFileSystem
-from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]  # re-exported since 3.4
-from prefect.serializers import JSONSerializer
 from pydantic import PrivateAttr, TypeAdapter
 
 from tasks.engine.chunk import ChunkResult
 from tasks.engine.seal import open_json, seal_json
 from tasks.engine.state import State
+from tasks.prefect_patches import OwnStorage, results_in
 
 _RESULT = TypeAdapter(ChunkResult)
 
 
-class StateResults(WritableFileSystem):
-    """A result storage of Prefect's that is never saved as a block: a run makes its own."""
+class StateResults(OwnStorage):
+    """The results of a state."""
 
     _state: State = PrivateAttr()
 
-    def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
-        """Prefect's record of a chunk. What is missing, damaged or no such result raises: to Prefect that is a miss."""
-        kept = _RESULT.validate_json(json.dumps(open_json(self._state.read(_name(path)))), strict=True)
-        metadata = ResultRecordMetadata(storage_key=path, serializer=JSONSerializer())
-        return ResultRecord(metadata=metadata, result=dataclasses.asdict(kept)).serialize()
+    def kept(self, key: str) -> Any:
+        """A chunk's result. What is missing, damaged or no such result raises."""
+        content = open_json(self._state.read(_name(key)))
+        return dataclasses.asdict(_RESULT.validate_json(json.dumps(content), strict=True))
 
-    def write_path(self, path: str, content: bytes, _sync: bool = True) -> None:  # type: ignore[override]
+    def keep(self, key: str, content: bytes) -> None:
         """Keeps a chunk's result. Anything else (an exception that Prefect wants kept) is left out."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             kept = _RESULT.validate_json(json.loads(content)["result"], strict=True)
-            self._state.write(_name(path), seal_json(dataclasses.asdict(kept)))
-
-    def _resolve_path(self, _: str) -> None:
-        """Prefect asks where a key lies: nowhere but under its own name."""
+            self._state.write(_name(key), seal_json(dataclasses.asdict(kept)))
 
 
 def _name(key: str) -> str:
@@ -57,12 +50,7 @@ def _name(key: str) -> str:
 @contextlib.contextmanager
 def kept_in(state: State) -> Iterator[None]:
     """Inside a flow: what its tasks keep lies in this state."""
-    context: Any = FlowRunContext.get()
     results = StateResults()
     results._state = state
-    before = context.result_store
-    context.result_store = before.model_copy(update={"result_storage": results, "serializer": JSONSerializer()})
-    try:
+    with results_in(results):
         yield
-    finally:
-        context.result_store = before

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from prefect import flow_engine
 from prefect.client.orchestration import SyncPrefectClient
 
 from demo.origin import Origin
@@ -121,9 +120,6 @@ def test_a_lost_slot_ends_no_run(monkeypatch: pytest.MonkeyPatch, prefect_local:
     asks on, and the block ends as if nothing were the matter."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    import flows.migrate  # noqa: F401 - replaces it
-
-    assert vars(flow_engine)[slot.NAME] is slot.held
     monkeypatch.setattr(slot, "RENEW_S", 0.05)
     asked = threading.Event()
     renew: Any = SyncPrefectClient.renew_concurrency_lease
@@ -135,7 +131,7 @@ def test_a_lost_slot_ends_no_run(monkeypatch: pytest.MonkeyPatch, prefect_local:
     monkeypatch.setattr(SyncPrefectClient, "renew_concurrency_lease", counted)
     with (
         temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}),
-        slot.held(uuid4(), 300, raise_on_lease_renewal_failure=True),  # as flow_engine calls it
+        slot.held(uuid4(), 300, raise_on_lease_renewal_failure=True),  # test_prefect_patches: Prefect calls it so
     ):
         assert asked.wait(30)
         asked.clear()
