@@ -31,8 +31,21 @@ class Access:
         return cls(**{**data, "keys": tuple(data["keys"]) if data["keys"] else None})
 
 
-def s3_client(bucket: str, access: Access, timeout_s: float) -> S3Store:
-    """obstore's client of a bucket, its own retries off."""
+UPLOAD_BYTES_PER_S = 32 * 1024
+
+
+def upload_s(size: int, read_s: float) -> float:
+    """Seconds that obstore's client may take to send a body and have its answer: it does not tell the one from the
+    other."""
+    return read_s + size / UPLOAD_BYTES_PER_S
+
+
+def s3_client(bucket: str, access: Access, timeout_s: float, read_s: float | None = None) -> S3Store:
+    """obstore's client of a bucket, its own retries off.
+
+    ``timeout_s`` bounds each request, ``read_s`` the silence before its answer and within it. That is no bound for
+    uploads: the time in which a body is sent is silence, too, for this client.
+    """
     options: dict[str, Any] = {}
     if access.endpoint_url:
         options["endpoint"] = access.endpoint_url.rstrip("/")
@@ -51,6 +64,7 @@ def s3_client(bucket: str, access: Access, timeout_s: float) -> S3Store:
         client_options={
             "allow_http": True,
             "timeout": timedelta(seconds=timeout_s),
+            **({"read_timeout": timedelta(seconds=read_s)} if read_s is not None else {}),
             "connect_timeout": "15s",
             "pool_max_idle_per_host": "512",
         },
@@ -90,7 +104,7 @@ def keys_of(access: Access) -> Callable[[], Keys | None]:
     return current
 
 
-def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
+def short_client(bucket: str, access: Access, timeout_s: float, read_s: float = 30.0) -> BucketHttp:
     """The short way to the same bucket; inside the loop that uses it. Raises UserError where there are no keys."""
     region = region_of(access)
     credentials: Credentials
@@ -100,7 +114,9 @@ def short_client(bucket: str, access: Access, timeout_s: float) -> BucketHttp:
         credentials = Fixed(Keys(*access.keys))
     else:
         credentials = Boto3(chain(access).get_credentials())
-    return BucketHttp(endpoint_of(access), bucket, region, credentials, timeout_s=timeout_s, connections=512)
+    return BucketHttp(
+        endpoint_of(access), bucket, region, credentials, timeout_s=timeout_s, read_s=read_s, connections=512
+    )
 
 
 def boto3_session(access: Access) -> Any:

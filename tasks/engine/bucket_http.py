@@ -53,6 +53,7 @@ _UPLOAD_KEY = re.compile(r"<Key>([^<]*)</Key>")
 _UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 _ANSWER_BYTES = 64 * 1024
 CONNECT_S = 15.0
+COPIED_BYTES_PER_S = 16 * 1024**2  # by a store that copies an object and says nothing meanwhile
 
 
 class AnyAddress(SystemResolver):
@@ -88,8 +89,11 @@ class BucketHttp:
         credentials: Credentials,
         *,
         timeout_s: float,
+        read_s: float,
         connections: int,
     ) -> None:
+        """``timeout_s`` bounds a request, longer for a large body; ``read_s`` the time in which nothing of a request is
+        taken and nothing of an answer comes."""
         base = URL(endpoint)
         self._base = f"{base.scheme}://{base.raw_authority}"
         self._root = f"{base.raw_path.rstrip('/')}/{bucket}/"
@@ -100,8 +104,9 @@ class BucketHttp:
         self._host = f"{base.raw_host}{port}"
         self._timeout_s = timeout_s
         self._takes_checksums: bool | None = None  # None: not known yet
+        self._read_s = read_s
         self._loop = asyncio.get_running_loop()
-        self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=timeout_s)
+        self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s)
 
     async def close(self) -> None:
         await self._connections.close()
@@ -150,7 +155,7 @@ class BucketHttp:
             return response
         raise await self._refused(response, side)
 
-    async def copy(self, key: str, source: str, etag: str) -> str:
+    async def copy(self, key: str, source: str, etag: str, size: int = 0) -> str:
         """Has the server copy an object as it is, if it still has this ETag; returns the new one (CopyObject).
 
         ``source`` is the bucket and the key, joined by a slash. Raises NotPlain where the server does not do it:
@@ -160,7 +165,8 @@ class BucketHttp:
             raise NotPlain
         quoted = etag if etag.startswith('"') else f'"{etag}"'
         headers = {"x-amz-copy-source": "/" + encoded(source), "x-amz-copy-source-if-match": quoted}
-        response = await self._ask("PUT", key, headers, EMPTY_SHA256, b"", "destination")
+        patience_s = self._read_s + size / COPIED_BYTES_PER_S
+        response = await self._ask("PUT", key, headers, EMPTY_SHA256, b"", "destination", patience_s)
         if response.status in (429, 503):
             raise await self._refused(response, "destination")
         answer = await self._rest(response, "destination")
@@ -215,11 +221,18 @@ class BucketHttp:
         return response.status, await self._rest(response, "destination")
 
     async def _ask(
-        self, method: str, key: str, headers: dict[str, str], sha256: str, data: bytes | Upload | None, side: str
+        self,
+        method: str,
+        key: str,
+        headers: dict[str, str],
+        sha256: str,
+        data: bytes | Upload | None,
+        side: str,
+        patience_s: float | None = None,
     ) -> Answer:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
-        return await self._send(method, self._root + encoded(key), headers, sha256, data, side)
+        return await self._send(method, self._root + encoded(key), headers, sha256, data, side, patience_s=patience_s)
 
     async def _send(
         self,
@@ -230,6 +243,7 @@ class BucketHttp:
         data: bytes | Upload | None,
         side: str,
         query: str = "",
+        patience_s: float | None = None,
     ) -> Answer:
         keys = await self._credentials.current()
         if keys is not None:
@@ -240,15 +254,15 @@ class BucketHttp:
         head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
         # A large body has as long as its parts would have together, one after the other.
         deadline = self._loop.time() + self._timeout_s * (1 + len(data or b"") // PART_BYTES)
-        only = method == "HEAD"
+        given: dict[str, Any] = {"deadline": deadline, "heads_only": method == "HEAD", "read_s": patience_s}
         try:
             try:
-                return await self._connections.ask(self._site, head, data, deadline=deadline, heads_only=only)
+                return await self._connections.ask(self._site, head, data, **given)
             except Exception as exc:
                 if not died_unanswered(exc):
                     raise
             # An idle connection that the store had ended. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
-            return await self._connections.ask(self._site, head, data, deadline=deadline, heads_only=only, fresh=True)
+            return await self._connections.ask(self._site, head, data, fresh=True, **given)
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 

@@ -87,7 +87,7 @@ class Reads(Protocol):
     """What is asked of a store here."""
 
     async def head(self, key: str) -> Found | None: ...
-    async def sha256(self, key: str, *, max_bytes: int) -> tuple[str, Found]: ...
+    async def digest(self, key: str, *, max_bytes: int) -> tuple[str, Found]: ...
 
 
 async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) -> Proof:
@@ -121,7 +121,7 @@ async def of_size(store: Reads, key: str, size: int) -> Found:
 async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> Found:
     """The object, whose bytes must be the body's."""
     try:
-        sha256, found = await store.sha256(key, max_bytes=body.size)
+        sha256, found = await store.digest(key, max_bytes=body.size)
     except ObjectError as error:
         if error.error_class is ErrorClass.NOT_FOUND:
             raise _unconfirmed("the destination does not show the object after the upload") from None

@@ -54,8 +54,9 @@ class Connections:
     """Pools of connections by site. Lives in one loop; closed at the end.
 
     ``limit`` connections at most, over all sites. ``connect_s`` bounds the opening of one, ``read_s`` the silence
-    while an answer is waited for; the deadline of an answer comes with its request, and drip.py says how slowly a body
-    may come. They are looked after by one timer for all, so silence may last an eighth longer.
+    while an answer is waited for and nothing of the request is taken. The deadline of an answer comes with its request,
+    and drip.py says how slowly a body may come. They are looked after by one timer for all, so silence may last an
+    eighth longer.
     """
 
     def __init__(
@@ -85,18 +86,21 @@ class Connections:
         body: bytes | Upload | None = None,
         *,
         deadline: float,
+        read_s: float | None = None,
         heads_only: bool = False,
         fresh: bool = False,
     ) -> Answer:
         """Sends a request and returns its answer, the body not read yet.
 
-        ``deadline`` is the loop's time after which the answer is given up. With ``fresh`` no kept connection is used.
+        ``deadline`` is the loop's time after which the answer is given up, ``read_s`` another bound on its silence.
+        With ``fresh`` no kept connection is used.
         Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
         """
         line = None if fresh else self._kept(site)
         if line is None:
             line = await self._open(site, deadline)
         line.deadline = deadline
+        line.read_s = read_s or self._read_s
         self._busy.add(line)
         if self._sweeper is None or deadline < self._sweep_at:
             self._sweep_in(min(self._sweep_s, max(0.001, deadline - self._loop.time())))
@@ -235,7 +239,8 @@ class Connections:
         self._sweeper = None
         now = self._loop.time()
         for line in list(self._busy):
-            if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= self._read_s):
+            line.look(now)
+            if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= line.read_s):
                 line.fail(TimeoutError())
             elif line.drips(now):
                 line.fail(Dripping(MESSAGE))

@@ -19,7 +19,7 @@ from tasks.engine.budget import Budget
 from tasks.engine.errors import FerryError, ObjectError, from_folder
 from tasks.engine.folder import PARTS, Entry, Folder, entry_of
 from tasks.engine.found import Found
-from tasks.engine.incoming import Charge, to_disk
+from tasks.engine.incoming import Algorithm, Charge, to_disk
 from tasks.engine.objects import ErrorClass
 from tasks.engine.urls import short
 
@@ -81,9 +81,9 @@ class Directory:
             raise
         return body, found, {}
 
-    async def sha256(self, key: str, max_bytes: int, side: str) -> tuple[str, Found]:
+    async def digest(self, key: str, max_bytes: int, side: str, algorithm: Algorithm) -> tuple[str, Found]:
         """The digest of a file's bytes, and the file."""
-        digest = hashlib.sha256()
+        digest = hashlib.new(algorithm, usedforsecurity=False)
 
         def read(file: BinaryIO) -> int:
             piece = file.read(BATCH_BYTES)

@@ -16,7 +16,7 @@ from tasks.engine.bucket_http import BucketHttp, NotPlain, attributes_of, last_m
 from tasks.engine.budget import Budget
 from tasks.engine.errors import ObjectError, from_store, from_store_http
 from tasks.engine.found import Found
-from tasks.engine.incoming import Arriving, Charge, Hashing, Reader, for_nothing, pour, pour_plain
+from tasks.engine.incoming import Algorithm, Arriving, Charge, Hashing, Reader, for_nothing, pour, pour_plain
 from tasks.engine.objects import ErrorClass
 from tasks.engine.wire import Answer, said
 
@@ -63,22 +63,22 @@ class Downloads:
             raise _cut(body.size, found)
         return body, found, {str(name): str(value) for name, value in result.attributes.items()}
 
-    async def sha256(self, key: str, path: str, max_bytes: int, side: str) -> tuple[str, Found]:
+    async def digest(self, key: str, path: str, max_bytes: int, side: str, algorithm: Algorithm) -> tuple[str, Found]:
         """The digest of the object's bytes. It takes nothing of the budget: no more than a piece is here at once."""
-        hashing = Hashing(self._pool)
+        hashing = Hashing(self._pool, algorithm)
         if (http := self._http()) is not None:
             with contextlib.suppress(NotPlain):
                 response = await http.get(path, side)
                 with _ended(response, side):
                     await pour(response, hashing, max_bytes, for_nothing, undo=False)
-                return hashing.sha256, _found(key, hashing.size, response)
+                return hashing.digest, _found(key, hashing.size, response)
         with _mapped(side):
             result = await obstore.get_async(self._backend, path)
             found = _shown(key, result.meta, max_bytes)
             await pour_plain(result.stream(PIECE_BYTES), hashing, for_nothing)
         if hashing.size != found.size:
             raise _cut(hashing.size, found)
-        return hashing.sha256, found
+        return hashing.digest, found
 
     async def _body(self, result: Any, size: int, charge: Charge) -> Body:
         share = await self._budget.take(self._bucket, size)

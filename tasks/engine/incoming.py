@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import AsyncIterable, Callable
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tasks.engine.body import POOLED_BYTES, Batches, Body, BodyWriter, whole_body
 from tasks.engine.budget import FIRST_BYTES, Budget
@@ -16,6 +16,7 @@ from tasks.engine.errors import disk_error
 from tasks.engine.quota import Share
 from tasks.engine.wire import Answer
 
+Algorithm = Literal["md5", "sha256"]
 Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
 
 
@@ -141,25 +142,25 @@ class Arriving:
 
 
 class Hashing:
-    """Takes a body for its SHA-256 alone: none of it is kept."""
+    """Takes a body for its digest alone: none of it is kept."""
 
-    def __init__(self, pool: Executor | None) -> None:
+    def __init__(self, pool: Executor | None, algorithm: Algorithm) -> None:
         self._pool = pool
-        self._sha256 = hashlib.sha256()
+        self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self.size = 0
 
     async def add(self, piece: bytes) -> None:
         self.size += len(piece)
         if len(piece) < POOLED_BYTES:
-            self._sha256.update(piece)
+            self._hash.update(piece)
         else:
-            await asyncio.get_running_loop().run_in_executor(self._pool, self._sha256.update, piece)
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._hash.update, piece)
 
     async def flush(self) -> None: ...
 
     @property
-    def sha256(self) -> str:
-        return self._sha256.hexdigest()
+    def digest(self) -> str:
+        return self._hash.hexdigest()
 
 
 async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge) -> None:

@@ -7,6 +7,7 @@ waits behind it. For good it is another matter: a run that waits for ever looks 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.engine.errors import Fatal, ObjectError
@@ -46,34 +47,43 @@ def is_silence(error: ObjectError) -> bool:
     return error.status_code is None and error.error_class in _NO_ANSWER
 
 
+Kind = Literal["read", "write"]  # of requests: a store may answer the one and be silent to the other
+
+
+@dataclass(slots=True)
+class _Silence:
+    since: float = 0.0
+    keys: set[str] = field(default_factory=set)
+
+
 class Outage:
     """Hears how each request at the destination ended. In the loop's thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._since = 0.0
-        self._keys: set[str] = set()
+        self._silences: dict[Kind, _Silence] = {"read": _Silence(), "write": _Silence()}
 
-    def answered(self) -> None:
-        """It is there."""
-        if self._keys:
-            self._keys.clear()
+    def answered(self, kind: Kind) -> None:
+        """It answers requests of this kind."""
+        self._silences[kind].keys.clear()
 
-    def failed(self, key: str, error: ObjectError) -> bool:
+    def failed(self, key: str, error: ObjectError, kind: Kind) -> bool:
         """Is the destination away? Raises Fatal once it has been silent for too long."""
         if not is_silence(error):
-            self.answered()
+            self.answered(kind)
             return False
         now = self._clock()
-        if not self._keys:
-            self._since = now
-        if len(self._keys) < LEAST_KEYS:
-            self._keys.add(key)
-        silent_s = now - self._since
-        found = verdict(silent_s, len(self._keys))
+        silence = self._silences[kind]
+        if not silence.keys:
+            silence.since = now
+        if len(silence.keys) < LEAST_KEYS:
+            silence.keys.add(key)
+        silent_s = now - silence.since
+        found = verdict(silent_s, len(silence.keys))
         if found == "over":
             raise Fatal(
-                f"the destination has answered nothing for {silent_s:,.0f} s ({error.message}). What was not moved "
-                "stays pending: see whether `destination` is right, up, and reachable from here, then run the job again"
+                f"the destination has answered nothing for {silent_s:,.0f} s, asked to {kind} ({error.message}). What "
+                "was not moved stays pending: see whether `destination` is right, up, and reachable from here, then "
+                "run the job again"
             )
         return found == "away"

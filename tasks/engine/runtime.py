@@ -105,7 +105,8 @@ class Runtime:
         self._wake = threading.Event()  # set by the loop's thread alone: a signal's handler must wait for no lock
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
-        stores: dict[str, Any] = {**shared, "short_way": True, "timeout_s": job.timeouts.total_s}
+        times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
+        stores: dict[str, Any] = {**shared, **times, "short_way": True}
         mark = mark_of(state) if job.destination.uri.startswith("file:") else "ferry"
         destination = open_store(
             job.destination.uri,

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 import obstore
 from obstore.store import S3Store
 
-from tasks.engine.access import Access, s3_client, short_client
+from tasks.engine.access import Access, s3_client, short_client, upload_s
 from tasks.engine.body import ONE_PUT_BYTES, Body
 from tasks.engine.bucket_http import BucketHttp, NotPlain
 from tasks.engine.budget import PART_BYTES, Budget
@@ -34,7 +34,7 @@ from tasks.engine.errors import (
 )
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, Sent, md5_of_etag, multipart_etag
-from tasks.engine.incoming import Charge, for_nothing
+from tasks.engine.incoming import Algorithm, Charge, for_nothing
 from tasks.engine.objects import Confirmed, ErrorClass
 from tasks.engine.parts import Notes, Parts
 
@@ -49,7 +49,7 @@ class Store:
     def __init__(
         self,
         uri: str,
-        backend: S3Store | None,
+        clients: tuple[S3Store, S3Store] | None,
         prefix: str,
         kind: Literal["s3", "file"],
         spool_dir: Path,
@@ -61,11 +61,16 @@ class Store:
         http: Callable[[], BucketHttp] | None = None,
         access: Access | None = None,
         notes: Notes | None = None,
+        read_s: float = 30.0,
     ) -> None:
+        """``clients`` are obstore's, for what is asked and for uploads."""
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
-        self.backend: Any = backend
+        self.backend: Any
+        self._uploads: Any
+        self.backend, self._uploads = clients or (None, None)
+        self._read_s = read_s
         self._budget = budget or Budget()
         self._make_http = http
         self._access = access
@@ -73,7 +78,7 @@ class Store:
         self._parts = Parts(bucket, notes, self._short_way)
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
-        self._downloads = Downloads(bucket, backend, self._short_way, spool_dir, self._budget, pool)
+        self._downloads = Downloads(bucket, self.backend, self._short_way, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
         self._refused_in_a_row = 0
         self.trust = Trust()
@@ -144,7 +149,8 @@ class Store:
     ) -> str | None:
         try:
             extra |= {"attributes": attributes}
-            result = await obstore.put_async(self.backend, self.path(key), source, **extra)
+            async with asyncio.timeout(upload_s(len(source), self._read_s) if isinstance(source, bytes) else None):
+                result = await obstore.put_async(self._uploads, self.path(key), source, **extra)
         except obstore.exceptions.AlreadyExistsError:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
         except Exception as exc:
@@ -171,14 +177,13 @@ class Store:
         http = self._short_way()
         assert http is not None
         bucket = urlsplit(source.uri).netloc
-        copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag)
+        copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
         md5, listed = md5_of_etag(copied), md5_of_etag(etag)
         if md5 is not None and md5 == listed:
             return Proof(Confirmed.DIGEST, copied)
         if md5 is not None and listed is not None and self.trust.reads_back(Told.MAYBE_OTHER, key):
-            stored, _, _ = await self.get(key, max_bytes=size, side="destination")
-            stored.discard()
-            if stored.md5 != listed:
+            stored, _ = await self.digest(key, max_bytes=size, algorithm="md5")
+            if stored != listed:
                 raise NotPlain
             return Proof(Confirmed.READ_BACK, copied)
         await of_size(self, key, size)
@@ -221,11 +226,13 @@ class Store:
             return await self._directory.get(key, max_bytes, side, charge or for_nothing)
         return await self._downloads.get(key, self.path(key), max_bytes, side, charge or for_nothing)
 
-    async def sha256(self, key: str, *, max_bytes: int, side: str = "destination") -> tuple[str, Found]:
+    async def digest(
+        self, key: str, *, max_bytes: int, side: str = "destination", algorithm: Algorithm = "sha256"
+    ) -> tuple[str, Found]:
         """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory."""
         if self._directory is not None:
-            return await self._directory.sha256(key, max_bytes, side)
-        return await self._downloads.sha256(key, self.path(key), max_bytes, side)
+            return await self._directory.digest(key, max_bytes, side, algorithm)
+        return await self._downloads.digest(key, self.path(key), max_bytes, side, algorithm)
 
     def _short_way(self) -> BucketHttp | None:
         if self._http is None and self._make_http is not None:
@@ -282,6 +289,7 @@ def open_store(
     spool_dir: Path,
     *,
     timeout_s: float = 600.0,
+    read_s: float = 30.0,
     create: bool = False,
     budget: Budget | None = None,
     pool: Executor | None = None,
@@ -291,21 +299,27 @@ def open_store(
 ) -> Store:
     """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
 
-    ``budget`` bounds the bytes of bodies read, ``pool`` hashes large ones. With ``short_way`` single objects of a
+    ``timeout_s`` bounds a request, ``read_s`` the silence of a bucket. ``budget`` bounds the bytes of bodies read,
+    ``pool`` hashes large ones. With ``short_way`` single objects of a
     bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end. ``mark``
     is the job's: what it leaves unfinished in a directory is known by it; ``notes`` has what it begins in a bucket.
     Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        backend = s3_client(parts.netloc, access, timeout_s)
+        clients = (
+            s3_client(parts.netloc, access, timeout_s, read_s),
+            s3_client(parts.netloc, access, upload_s(PART_BYTES, read_s)),
+        )
         # Amazon promises it (ListObjectsV2); of other stores nothing is known.
         at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
         prefix = parts.path.strip("/")
-        http = partial(short_client, parts.netloc, access, timeout_s) if short_way and not access.proxied else None
+        http = None
+        if short_way and not access.proxied:
+            http = partial(short_client, parts.netloc, access, timeout_s, read_s)
         return Store(
-            uri, backend, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
-            access=access, notes=notes,
+            uri, clients, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
+            access=access, notes=notes, read_s=read_s,
         )  # fmt: skip
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))

@@ -17,11 +17,11 @@ from tasks.engine.confirmation import Proof
 from tasks.engine.errors import ObjectError
 from tasks.engine.fetch import Fetch, Sources
 from tasks.engine.job import Checks, OnExisting
-from tasks.engine.limiter import DESTINATION, HostLimit, Limiter
+from tasks.engine.limiter import DESTINATION, Limiter
 from tasks.engine.objects import Checked, Confirmed, ErrorClass, Moved, Row, Status
 from tasks.engine.on_existing import Step, after_fetch, before_fetch, policy_for
 from tasks.engine.origin import Origin, Told
-from tasks.engine.outage import Outage
+from tasks.engine.outage import Kind, Outage
 from tasks.engine.place import Place, tell
 from tasks.engine.recheck import Known, Look
 from tasks.engine.store import Found, Store, md5_of_etag
@@ -167,7 +167,7 @@ class Mover:
         started = time.monotonic()
         async with limit.slot():
             await self._may_write()
-            with self._telling(limit, row.key):
+            with self._telling(row.key, "write"):
                 how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         place.came(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
@@ -279,40 +279,35 @@ class Mover:
         if delay_s := limit.charge(body.size):
             await asyncio.sleep(delay_s)
         await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
-        with self._telling(limit, key):
+        with self._telling(key, "write"):
             sent = await self._destination.put(key, body, attributes, create=create)
             return await self._destination.confirm(key, body, sent)
 
     async def _head(self, key: str) -> Found | None:
         """What stands under the key; in a place at the destination."""
-        started = time.monotonic()
-        try:
-            found = await self._destination.head(key)
-        except ObjectError as error:
-            self._failed_there(self._limiter.host(DESTINATION), key, error, started)
-            raise
-        self._outage.answered()
-        return found
+        with self._telling(key, "read"):
+            return await self._destination.head(key)
 
     @contextlib.contextmanager
-    def _telling(self, limit: HostLimit, key: str) -> Iterator[None]:
-        """The destination's limit hears how the work of the block went, and the error that it was the destination's."""
+    def _telling(self, key: str, kind: Kind) -> Iterator[None]:
+        """The destination's limit hears how the work of the block went, and the error that it was the destination's.
+
+        Raises Fatal when the destination has been silent for too long.
+        """
+        limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
         try:
             yield
         except ObjectError as error:
-            self._failed_there(limit, key, error, started)
+            tell(limit, error, time.monotonic() - started)
+            error.at_destination = True
+            if self._outage.failed(key, error, kind):
+                error.nobody_there = True
+                limit.rest(error.message)
             raise
-        limit.ok(time.monotonic() - started)
-        self._outage.answered()
-
-    def _failed_there(self, limit: HostLimit, key: str, error: ObjectError, started: float) -> None:
-        """Raises Fatal when the destination has been silent for too long."""
-        tell(limit, error, time.monotonic() - started)
-        error.at_destination = True
-        if self._outage.failed(key, error):
-            error.nobody_there = True
-            limit.rest(error.message)
+        if kind == "write":
+            limit.ok(time.monotonic() - started)
+        self._outage.answered(kind)
 
     def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> image.Kind | None:
         """The levels, each with those before, and the manifest's digests. Returns the type, where known.
@@ -351,7 +346,8 @@ class Mover:
             return Proof(Confirmed.DIGEST, found.etag)
         if there is not None and self._destination.trust.md5_etags:
             return None
-        sha256, read = await self._destination.sha256(key, max_bytes=found.size)
+        with self._telling(key, "read"):
+            sha256, read = await self._destination.digest(key, max_bytes=found.size)
         return Proof(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
     def _left_alone(self, step: Step, key: str, found: Found) -> Moved:

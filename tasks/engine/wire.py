@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+import sys
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
@@ -16,6 +17,7 @@ from multidict import CIMultiDict
 
 from tasks.engine.drip import Drip
 from tasks.engine.errors import BodyCut, Disconnected, NotHttp
+from tasks.engine.unsent import unsent_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,11 +106,12 @@ class Line(asyncio.Protocol):
         self._cut = False  # an answer came before the whole request was written
         self._heads_only = False
         self._surplus = False  # more came than one answer
+        self._unsent_bytes = 0  # of the request, at the last look
         self._error: Exception | None = None
         self.free = True
         self.gone = False
         self.last_byte_at = 0.0
-        self.deadline = 0.0
+        self.deadline = self.read_s = 0.0
         self.idle_since = 0.0
 
     # --- one request
@@ -125,6 +128,7 @@ class Line(asyncio.Protocol):
         self._headed = self._ended = self._until_eof = self._cut = self.free = False
         self._heads_only = heads_only
         self.last_byte_at = self._loop.time()
+        self._unsent_bytes = sys.maxsize if body else 0
         if isinstance(body, bytes):
             self._transport.writelines((head, body))
         else:
@@ -149,6 +153,7 @@ class Line(asyncio.Protocol):
             piece = await body.read(sent)
             if not self.gone:
                 cast("asyncio.Transport", self._transport).write(piece)
+                self._unsent_bytes = sys.maxsize
             sent += len(piece)
             while not self._headed and (self._full or self.gone or self._error is not None):
                 await self._wait()
@@ -239,6 +244,13 @@ class Line(asyncio.Protocol):
     def drips(self, now: float) -> bool:
         """Its body comes too slowly."""
         return self._headed and not self._ended and self._drip.drips(now)
+
+    def look(self, now: float) -> None:
+        """Asked now and then: what was sent of the request since the last look is no silence."""
+        if self._unsent_bytes and not self._headed and not self.gone:
+            left = unsent_bytes(cast("asyncio.Transport", self._transport))
+            if left < self._unsent_bytes:
+                self._unsent_bytes, self.last_byte_at = left, now
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -105,7 +105,7 @@ def test_keys_that_lead_elsewhere_never_go_the_short_way(key: str) -> None:
     """Empty parts, `.` and `..` are not plain."""
 
     async def go() -> None:
-        http = BucketHttp("http://127.0.0.1:1", "b", "r", Fixed(None), timeout_s=1, connections=1)
+        http = BucketHttp("http://127.0.0.1:1", "b", "r", Fixed(None), timeout_s=1, read_s=1, connections=1)
         try:
             with pytest.raises(NotPlain):
                 await http.put(key, b"", "", {}, False)
@@ -145,7 +145,7 @@ def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         http = BucketHttp(
-            f"http://127.0.0.1:{port}", "bucket", "r", Fixed(Keys("id", "secret")), timeout_s=5, connections=2
+            f"http://127.0.0.1:{port}", "bucket", "r", Fixed(Keys("id", "secret")), timeout_s=5, read_s=5, connections=2
         )
         try:
             with pytest.raises(NotPlain):

@@ -254,18 +254,37 @@ def test_a_body_that_nobody_takes_is_not_read_to_its_end() -> None:
     assert body.read_to < 30_000_000
 
 
-def test_a_slow_taker_is_waited_for() -> None:
+@pytest.mark.parametrize("body", [Bytes(b"x" * 30_000_000), b"x" * 30_000_000], ids=["read while it is sent", "whole"])
+def test_a_slow_taker_is_waited_for(body: bytes | Upload) -> None:
     """A body that takes longer than `read_s` arrives, as long as some of it is taken in that time."""
     taken: list[int] = []
 
     async def test() -> None:
         async with world(counting(taken, pause_s=0.02), read_s=1.5) as w:
             began = asyncio.get_running_loop().time()
-            assert await w.ask(Bytes(b"x" * 30_000_000), total_s=15.0) == b"ok"
+            assert await w.ask(body, total_s=60.0) == b"ok"
             assert asyncio.get_running_loop().time() - began > 1.5  # or nothing was shown
 
     run(test)
     assert taken == [30_000_000]
+
+
+@pytest.mark.parametrize("body", [None, b"x" * 1000, b"x" * 3_000_000, Bytes(b"x" * 3_000_000)])
+def test_silence_after_the_whole_request_ends_it(body: bytes | Upload | None) -> None:
+    """Taken, and never answered: it is given up after `read_s`, whatever else it may take in all."""
+
+    async def taking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 20):
+            pass
+
+    async def test() -> None:
+        async with world(taking, read_s=0.5) as w:
+            began = asyncio.get_running_loop().time()
+            with pytest.raises(TimeoutError):
+                await w.ask(body, total_s=3600.0)
+            assert asyncio.get_running_loop().time() - began < 60
+
+    run(test)
 
 
 def test_a_connection_that_breaks_under_a_body_says_so() -> None:

@@ -68,10 +68,10 @@ def test_silent_for_two_minutes() -> None:
     clock = Clock()
     watched = Outage(clock)
     for number in range(24):
-        assert watched.failed(f"{number % 7}.jpg", REFUSED) is (number >= 4)
+        assert watched.failed(f"{number % 7}.jpg", REFUSED, "write") is (number >= 4)
         clock.now += 5
-    with pytest.raises(Fatal, match=r"nothing for 120 s \(the connection .*ECONNREFUSED.*run the job again"):
-        watched.failed("0.jpg", REFUSED)
+    with pytest.raises(Fatal, match=r"nothing for 120 s, asked to write .*ECONNREFUSED.*run the job"):
+        watched.failed("0.jpg", REFUSED, "write")
 
 
 @pytest.mark.parametrize("answer", [None, ObjectError(ErrorClass.RATE_LIMITED, "busy", status_code=503)])
@@ -80,10 +80,22 @@ def test_any_answer_begins_it_anew(answer: ObjectError | None) -> None:
     clock = Clock()
     watched = Outage(clock)
     for number in range(100):
-        watched.failed(f"{number}.jpg", REFUSED)
+        watched.failed(f"{number}.jpg", REFUSED, "write")
         clock.now += 5
         if number % 20 == 19:
-            watched.answered() if answer is None else watched.failed("x", answer)
+            watched.answered("write") if answer is None else watched.failed("x", answer, "write")
+
+
+def test_answers_to_one_kind_of_request_hide_no_silence_to_the_other() -> None:
+    """HEADs are answered and PUTs are not: after two minutes that is the end, too."""
+    clock = Clock()
+    watched = Outage(clock)
+    for number in range(24):
+        watched.failed(f"{number}.jpg", REFUSED, "write")
+        watched.answered("read")
+        clock.now += 5
+    with pytest.raises(Fatal, match="nothing for 120 s, asked to write"):
+        watched.failed("24.jpg", REFUSED, "write")
 
 
 def test_one_object_that_breaks_every_connection() -> None:
@@ -91,7 +103,7 @@ def test_one_object_that_breaks_every_connection() -> None:
     clock = Clock()
     watched = Outage(clock)
     for _ in range(100):
-        assert not watched.failed("bad.jpg", REFUSED)
+        assert not watched.failed("bad.jpg", REFUSED, "write")
         clock.now += 5
 
 

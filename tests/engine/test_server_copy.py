@@ -157,7 +157,9 @@ def ask(handle: Callable[[web.Request], Any]) -> str:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
-        http = BucketHttp(f"http://127.0.0.1:{port}", "to", "us-east-1", Fixed(None), timeout_s=5, connections=2)
+        http = BucketHttp(
+            f"http://127.0.0.1:{port}", "to", "us-east-1", Fixed(None), timeout_s=5, read_s=5, connections=2
+        )
         try:
             return await http.copy("a.jpg", "from/a/b.jpg", "abc")
         finally:
