@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,12 +26,13 @@ from tasks.engine import s3_xml
 from tasks.engine.access import Access, endpoint_of, keys_of, region_of
 from tasks.engine.connections import tls
 from tasks.engine.errors import Fatal, ObjectError, s3_code, store_status
-from tasks.engine.errors_urllib3 import HTTP_ERRORS, from_urllib3, redirected
+from tasks.engine.errors_settings import redirected
+from tasks.engine.errors_urllib3 import HTTP_ERRORS, from_urllib3
 from tasks.engine.found import Found, composite_etag, composite_of
 from tasks.engine.objects import ErrorClass
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Signer, encoded
-from tasks.engine.tries import Tries
+from tasks.engine.tries import ASK_AGAIN, LASTING, Tries
 
 CONNECT_S, READ_S = 15.0, 60.0
 PART_BYTES = 16 << 20
@@ -39,7 +40,8 @@ MOST_PARTS = 10_000  # S3 API, multipart upload limits
 KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
 _ANSWER_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, each written as %XX, is 3 MB; plan.json is 200 KB
 _PIECE_BYTES = 1 << 20
-_NOT_KNOWN = frozenset({"NotImplemented", "MethodNotAllowed"})
+# Answers that another try would not change.
+_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | LASTING) - ASK_AGAIN | {200}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +74,21 @@ class BucketControl:
 
     # --- the bucket
 
-    def head_bucket(self) -> None:
-        """Raises what the store says against us (S3 API: HeadBucket)."""
-        self.ask("HEAD")
+    def head_bucket(self) -> Reply:
+        """What the store says of the bucket, a refusal too (S3 API: HeadBucket)."""
+        return self.ask("HEAD", ok=_ANSWERS)
 
-    def may_write(self, prefix: str) -> None:
+    def may_write(self, prefix: str) -> Reply:
         """Asks for the right to write below a prefix: begins an upload in parts and aborts it. No object stays."""
         key = _trial(prefix) + uuid4().hex
-        self._give_up(key, self._create(key, {}))
+
+        def once() -> Reply:
+            reply = self._once("POST", key, {"uploads": ""}, ok=_ANSWERS)
+            if reply.status == 200:
+                self._give_up(key, s3_xml.text(s3_xml.document(reply.body, self._side), "UploadId") or "")
+            return reply
+
+        return self._tries(once)
 
     def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[Found]]:
         """Yields pages of objects whose whole keys begin with ``prefix`` (S3 API: ListObjectsV2).
@@ -211,7 +220,7 @@ class BucketControl:
                 if done == before or not etag:  # five tries without a byte, or nothing to tell versions apart by
                     raise
 
-    def put(self, key: str, data: bytes, headers: Mapping[str, str] = {}, ok: tuple[int, ...] = (200,)) -> Reply:
+    def put(self, key: str, data: bytes, headers: Mapping[str, str] = {}, ok: Container[int] = (200,)) -> Reply:
         return self.ask("PUT", key, {}, headers, data, ok=ok)
 
     def upload(self, key: str, path: Path) -> None:
@@ -266,7 +275,7 @@ class BucketControl:
         headers: Mapping[str, str] = {},
         body: bytes | None = None,
         *,
-        ok: tuple[int, ...] = (200,),
+        ok: Container[int] = (200,),
     ) -> Reply:
         """Up to five tries; raises for an answer whose status is not among ``ok``."""
         return self._tries(lambda: self._once(method, key, query, headers, body, ok=ok))
@@ -279,7 +288,7 @@ class BucketControl:
         headers: Mapping[str, str] = {},
         body: bytes | None = None,
         *,
-        ok: tuple[int, ...] = (200,),
+        ok: Container[int] = (200,),
     ) -> Reply:
         with self._open(method, key, query, headers, body) as response:
             reply = self._reply(response)

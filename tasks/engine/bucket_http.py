@@ -9,13 +9,10 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
-from urllib.parse import quote
-from xml.sax.saxutils import unescape
 
 from yarl import URL
 
@@ -31,6 +28,7 @@ from tasks.engine.errors import (
     s3_code,
     store_status,
 )
+from tasks.engine.errors_settings import redirected
 from tasks.engine.found import Sent, checksum_of, sha256_of
 from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
@@ -48,9 +46,6 @@ _HEADERS = {
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-sha256"
 _COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
-_UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.DOTALL)
-_UPLOAD_KEY = re.compile(r"<Key>([^<]*)</Key>")
-_UPLOAD_ID = re.compile(r"<UploadId>([^<]+)</UploadId>")
 _ANSWER_BYTES = 64 * 1024
 CONNECT_S = 15.0
 COPIED_BYTES_PER_S = 16 * 1024**2  # by a store that copies an object and says nothing meanwhile
@@ -96,6 +91,7 @@ class BucketHttp:
         taken and nothing of an answer comes."""
         base = URL(endpoint)
         self._base = f"{base.scheme}://{base.raw_authority}"
+        self._bucket = bucket
         self._root = f"{base.raw_path.rstrip('/')}/{bucket}/"
         port = "" if base.port in (None, {"http": 80, "https": 443}.get(base.scheme)) else f":{base.port}"
         self._signer = Signer(f"{base.raw_host}{port}", region)
@@ -181,39 +177,6 @@ class BucketHttp:
         if status not in (200, 204, 404):
             raise store_status(status, s3_code(answer), "destination")
 
-    async def may_write(self, prefix: str) -> tuple[int, bytes]:
-        """Asks for the right to write below a prefix: status and answer.
-
-        A multipart upload is begun and aborted: that leaves no object behind, whatever happens.
-        """
-        key = _trial(prefix) + uuid.uuid4().hex
-        status, body = await self.call("POST", key, "uploads=")
-        if status < 300 and (upload := _UPLOAD_ID.search(body.decode("utf-8", "replace"))) is not None:
-            await self.call("DELETE", key, f"uploadId={quote(unescape(upload[1]), safe='~')}")
-        return status, body
-
-    async def abort(self, key: str, *, below: bool = False) -> bool:
-        """Aborts all multipart uploads to exactly this key, or to keys that begin so; True when none is left.
-
-        S3 API: ListMultipartUploads, AbortMultipartUpload.
-        """
-        status, body = await self.call("GET", "", f"prefix={quote(key, safe='~')}&uploads=")
-        if status != 200:
-            return False
-        for upload in _UPLOAD.findall(body.decode("utf-8", "replace")):
-            found, upload_id = _UPLOAD_KEY.search(upload), _UPLOAD_ID.search(upload)
-            its_key = unescape(found[1]) if found else ""
-            if upload_id is None or not (its_key == key or (below and its_key.startswith(key))):
-                continue
-            status, _ = await self.call("DELETE", its_key, f"uploadId={quote(unescape(upload_id[1]), safe='~')}")
-            if status not in (200, 204, 404):
-                return False
-        return True
-
-    async def forget_trials(self, prefix: str) -> None:
-        """Aborts what :meth:`may_write` began and, killed, did not end."""
-        await self.abort(_trial(prefix), below=True)
-
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""
         path = self._root + encoded(key)
@@ -280,14 +243,11 @@ class BucketHttp:
 
     async def _refused(self, response: Answer, side: str) -> ObjectError | Fatal | NotPlain:
         body = await self._rest(response, side)
-        if response.status < 400:  # a redirect to the bucket's own region, or nothing that S3 answers
-            return NotPlain()
+        if response.status < 400:
+            location, region = response.headers.get("Location"), response.headers.get("x-amz-bucket-region")
+            return redirected(response.status, location, region, self._bucket, side)
         retry_after_s = parse_retry_after(response.headers.get("Retry-After"), datetime.now(UTC))
         return store_status(response.status, s3_code(body), side, retry_after_s)
-
-
-def _trial(prefix: str) -> str:
-    return f"{prefix}/.ferry-preflight-".lstrip("/")
 
 
 def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:

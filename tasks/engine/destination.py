@@ -14,13 +14,14 @@ from tasks.engine import existing as listing
 from tasks.engine import tables
 from tasks.engine.access import Access
 from tasks.engine.cut import DONE, HELD_JOINED, load_held
-from tasks.engine.errors import ObjectError, UserError
+from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.folder import Folder, Twin
 from tasks.engine.job import Job, OnExisting
 from tasks.engine.plan import HEAD_AT_MOST, HINTS, ChunkRef, Existing, with_hints
 from tasks.engine.seal import sealed
 from tasks.engine.state import State
 from tasks.engine.store import open_store
+from tasks.engine.tries import ATTEMPTS, worth_another_try
 
 
 def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
@@ -70,7 +71,12 @@ def find_existing(
     if how == "listed":
         try:
             words += f": {_list(con, state, job, access):,} of the keys to do exist"
-        except ObjectError as error:  # a key that the client cannot represent, or a listing that is not allowed
+        except ObjectError as error:
+            if worth_another_try(error):  # a HEAD for each of a million rows would not help a store in trouble
+                raise Fatal(
+                    f"the destination could not be listed, though asked {ATTEMPTS} times ({error.message}). "
+                    "Run the job again later"
+                ) from None
             how, words = (
                 "head",
                 f"found by a HEAD for each row, since the destination cannot be listed ({error.message})",

@@ -1,8 +1,7 @@
 """The errors of Ferry, and the only place that knows foreign exceptions.
 
-An error of one object is an :class:`ObjectError`: it becomes an outcome and ends nothing else.
-:class:`Fatal` stops the run and leaves rows pending. :class:`UserError` is found before anything
-moves (exit 2). :class:`LeaseHeld` is exit 3.
+An error of one object is an :class:`ObjectError`: it becomes an outcome and ends nothing else. :class:`Fatal` stops the
+run and leaves rows pending. :class:`UserError` is found before anything moves (exit 2). :class:`LeaseHeld` is exit 3.
 """
 
 from __future__ import annotations
@@ -215,9 +214,8 @@ def _short(exc: BaseException) -> str:
 def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError | Fatal:
     """Maps what obstore raises. ``side`` is ``destination`` or ``source``.
 
-    Refused credentials and a missing bucket at the destination are Fatal; at the source they are the
-    row's own failure, as with an HTTP origin. obstore's texts quote addresses and response bodies, so
-    none of them is passed on.
+    Refused credentials and a missing bucket are Fatal at the destination; at the source they are the row's own failure.
+    obstore's texts quote addresses and response bodies, so none of them is passed on.
     """
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
@@ -295,8 +293,8 @@ def _without_debug(exc: BaseException | str) -> str:
 def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     """obstore reports throttling and 5xx as one error whose status stands only in the text.
 
-    The part after "Debug source" names settings (`retry_timeout`), and keys may hold any words: only the
-    places where obstore writes a status, S3 an error code and the system an error number are read.
+    The part after "Debug source" names settings, and keys may hold any words: only the places where obstore writes a
+    status, S3 an error code and the system an error number are read.
     """
     head = _without_debug(text)
     found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
@@ -329,6 +327,7 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
     | status, code | at the destination | at the source |
     |---|---|---|
     | 429, SlowDown | rate_limited | rate_limited |
+    | 3xx | Fatal: the bucket is elsewhere | Fatal |
     | ...StorageFull, ...QuotaExceeded, 507 | Fatal | store_error |
     | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
     | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
@@ -341,6 +340,8 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
     at_source = side == "source"
     if status == 429 or code.startswith("SlowDown"):  # "SlowDownRead", "SlowDownWrite": MinIO's
         return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status, retry_after_s=retry_after_s)
+    if 300 <= status < 400:
+        return Fatal(f"{shown}: the bucket is at another endpoint. Correct `endpoint_url` and `region`")
     if (status == 507 or code.endswith(_FULL)) and not at_source:
         return Fatal(
             f"the {side} is full: no space left, or its quota is used up ({said}). "
@@ -377,8 +378,7 @@ def key_refused(refused: Refused) -> ObjectError:
 
 def s3_code(body: bytes) -> str:
     """The error code in an S3 error document; "" where there is none (S3 API, error responses)."""
-    found = _S3_CODE.search(body.decode("utf-8", "replace"))
-    return found.group(1) if found else ""
+    return found[1] if (found := _S3_CODE.search(body.decode("utf-8", "replace"))) else ""
 
 
 def credentials_error(exc: BaseException) -> ObjectError:

@@ -1,8 +1,6 @@
-"""What urllib3 raises while it talks to a store, and what a store's redirect means, as Ferry's errors."""
+"""What urllib3 raises while it talks to a store, as Ferry's errors."""
 
 from __future__ import annotations
-
-import re
 
 import urllib3.exceptions as raised
 
@@ -10,8 +8,6 @@ from tasks.engine.errors import Fatal, ObjectError, from_store_http
 from tasks.engine.objects import ErrorClass
 
 HTTP_ERRORS = (raised.HTTPError, OSError)
-_HOST = re.compile(r"https?://([A-Za-z0-9.-]+(?::[0-9]+)?)(?:/|\Z)")
-_REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
 def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
@@ -38,19 +34,3 @@ def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
     if inner is not None:
         return from_store_http(inner, side)
     return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed ({type(exc).__name__})")
-
-
-def redirected(status: int, location: str | None, region: str | None, bucket: str, side: str) -> Fatal:
-    """The error of a store that answers that its bucket is elsewhere (S3 API: PermanentRedirect, TemporaryRedirect).
-
-    Ferry does not follow: a request signed for a host that only the answer names would hand it a valid signature. It
-    says what to set instead, once for the run.
-    """
-    advice = "Correct `endpoint_url` and `region`"
-    found = _HOST.match(location or "")
-    if found is not None:
-        host = found[1].removeprefix(f"{bucket}.")
-        advice = f"Set `endpoint_url` to the endpoint it names, if it is yours: {(location or '').partition(':')[0]}://{host}"
-    if region and _REGION.fullmatch(region):
-        advice = f"Set `region: {region}`, and the `endpoint_url` of that region if you set one"
-    return Fatal(f"the {side} answered HTTP {status}: the bucket {bucket} is at another endpoint. {advice}")

@@ -23,6 +23,7 @@ from tasks.engine.manifest import open_manifest
 from tasks.engine.manifest_columns import Batch
 from tasks.engine.rows import normalise
 from tasks.engine.store import open_store
+from tasks.engine.tries import Tries
 from tasks.engine.urls import redact, short
 
 LIST_AT_MOST_BYTES = 64 << 30  # 100 million rows of 600 bytes; who serves more wants to fill the disk
@@ -118,12 +119,19 @@ def _local(job: Job, access: Access, spool_dir: Path) -> Path:
     address = job.manifest
     copy = spool_dir / COPY
     if address.startswith(("http://", "https://")):
-        asyncio.run(_download(job, address, copy))
+        try:
+            Tries(most_s=60.0)(lambda: asyncio.run(_download(job, address, copy)))
+        except ObjectError as error:
+            raise UserError(f"the manifest {redact(address)} cannot be fetched: {error.message}") from None
         return copy
     if address.startswith("s3://"):
         parts = urlsplit(address)
         store = open_store(f"s3://{parts.netloc}", access, spool_dir)
-        asyncio.run(_from_bucket(store, parts.path.lstrip("/"), copy, address))
+        try:
+            Tries()(lambda: asyncio.run(_from_bucket(store, parts.path.lstrip("/"), copy)))
+        except (ObjectError, Fatal) as error:
+            hint = "" if address.endswith("/") else ". To list what lies below it, end it with a `/`"
+            raise UserError(f"the manifest {address} cannot be read: {error}{hint}") from None
         return copy
     path = Path(unquote(urlsplit(address).path)) if address.startswith("file://") else Path(address)
     if path.is_dir():
@@ -146,18 +154,12 @@ async def _download(job: Job, url: str, path: Path) -> None:
     origin = open_origin(job, {}, path.parent)
     try:
         await origin.download(url, path, LIST_AT_MOST_BYTES)
-    except ObjectError as error:
-        raise UserError(f"the manifest {redact(url)} cannot be fetched: {error.message}") from None
     finally:
         await origin.close()
 
 
-async def _from_bucket(store: Any, key: str, path: Path, address: str) -> None:
-    try:
-        body, _, _ = await store.get(key, max_bytes=LIST_AT_MOST_BYTES)
-    except (ObjectError, Fatal) as error:
-        hint = "" if address.endswith("/") else ". To list what lies below it, end it with a `/`"
-        raise UserError(f"the manifest {address} cannot be read: {error}{hint}") from None
+async def _from_bucket(store: Any, key: str, path: Path) -> None:
+    body, _, _ = await store.get(key, max_bytes=LIST_AT_MOST_BYTES)
     if body.path is not None:
         body.path.replace(path)
     else:

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
-from tasks.engine.bucket_http import BucketHttp
+from tasks.engine.bucket_control import BucketControl
 from tasks.engine.errors import Fatal, ObjectError
 
 
@@ -20,12 +20,12 @@ class Notes(Protocol):
 
 
 class Parts:
-    """One bucket's uploads. Without a short way to it (a proxy) none can be aborted, and the notes stay."""
+    """One bucket's uploads."""
 
-    def __init__(self, bucket: str, notes: Notes | None, http: Callable[[], BucketHttp | None]) -> None:
+    def __init__(self, bucket: str, notes: Notes | None, control: Callable[[], BucketControl]) -> None:
         self._bucket = bucket
         self._notes = notes
-        self._http = http
+        self._control = control
 
     async def upload(self, path: str, work: Callable[[], Awaitable[str | None]]) -> str | None:
         """Has the work done. One that is broken off, cancelled too, leaves its note for the next run."""
@@ -42,18 +42,16 @@ class Parts:
 
     async def clean(self, prefix: str) -> None:
         """Aborts what earlier runs of this job began; while no other run of it is on."""
-        http = self._http()
-        if self._notes is None or http is None:
+        if self._notes is None:
             return
         with contextlib.suppress(ObjectError, Fatal):
-            await http.forget_trials(prefix)
+            await asyncio.to_thread(self._control().forget_trials, prefix)
         for path in await asyncio.to_thread(self._notes.left, self._bucket):
             with contextlib.suppress(ObjectError, Fatal):  # the next run tries it again
                 await self._abort(path)
 
     async def _abort(self, path: str) -> None:
-        http = self._http()
-        if http is not None and await http.abort(path):
+        if await asyncio.to_thread(self._control().abort, path):
             await self._forget(path)
 
     async def _forget(self, path: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from tasks.engine.access import Access, short_client
-from tasks.engine.errors import ObjectError, UserError, s3_code
+from tasks.engine.access import Access
+from tasks.engine.bucket_control import BucketControl
+from tasks.engine.errors import Fatal, ObjectError, UserError, s3_code
 
 TIMEOUT_S = 30.0
 
@@ -22,7 +22,7 @@ def preflight(uri: str, access: Access, *, dry: bool = False) -> None:
     parts = urlsplit(uri)
     if parts.scheme == "file":
         _check_directory(Path(unquote(parts.path)), dry=dry)
-    elif not access.proxied:  # through a proxy only obstore speaks; what it is told at the first upload is Fatal
+    else:
         _check_bucket(parts.netloc, parts.path.strip("/"), access, dry=dry)
 
 
@@ -42,36 +42,35 @@ def _check_directory(directory: Path, *, dry: bool) -> None:
 def _check_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> None:
     where = f"destination bucket `{bucket}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
     try:
-        refusal = asyncio.run(_ask_bucket(bucket, prefix, access, dry=dry))
+        refusal = _ask_bucket(bucket, prefix, access, dry=dry)
+    except Fatal as exc:  # a redirect
+        raise UserError(str(exc)) from None
     except ObjectError as exc:
         raise UserError(f"{where} cannot be reached ({exc.message}). Check `endpoint_url` and the network") from None
     if refusal is not None:
         raise UserError(f"{where} {refusal}")
 
 
-async def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> str | None:
+def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> str | None:
     """What the bucket says against us, as the end of a sentence (S3 API: HeadBucket, CreateMultipartUpload).
 
     | answer | to HEAD of the bucket | to the start of an upload |
     |---|---|---|
     | 404 | does not exist | does not exist |
     | 401, 403 | refuses access | refuses writing |
-    | 3xx, 400 | another region? | answered ... |
-    | other errors | answered ... | answered ... |
+    | 400 | another region? | answered ... |
+    | other 4xx, 501, 505, 507 | answered ... | answered ... |
+
+    Raises Fatal for a redirect, and ObjectError where five tries brought no answer, or another 5xx.
     """
-    http = short_client(bucket, access, TIMEOUT_S)
-    try:
-        status, body = await http.call("HEAD")
-        if status >= 300:
-            return _refusal(status, body, "access")
-        if dry:
-            return None
-        status, body = await http.may_write(prefix)
-        if status >= 300:
-            return _refusal(status, body, "writing")
+    control = BucketControl(bucket, access, read_s=TIMEOUT_S)
+    reply = control.head_bucket()
+    if reply.status >= 300:
+        return _refusal(reply.status, reply.body, "access")
+    if dry:
         return None
-    finally:
-        await http.close()
+    reply = control.may_write(prefix)
+    return _refusal(reply.status, reply.body, "writing") if reply.status >= 300 else None
 
 
 def _refusal(status: int, body: bytes, what: str) -> str:
@@ -81,6 +80,6 @@ def _refusal(status: int, body: bytes, what: str) -> str:
         return "does not exist. Create it, or correct `destination`"
     if status in (401, 403):
         return f"refuses {what} with these credentials ({said}). Check `credentials` and the bucket's policy"
-    if what == "access" and (status < 400 or status == 400):
+    if what == "access" and status == 400:
         return f"answered {said}: is `region` right, and the name?"
     return f"answered {said} when asked for {what}"

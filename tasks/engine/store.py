@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from obstore.store import S3Store
 
 from tasks.engine.access import Access, s3_client, short_client, upload_s
 from tasks.engine.body import ONE_PUT_BYTES, Body
+from tasks.engine.bucket_control import BucketControl
 from tasks.engine.bucket_http import BucketHttp, NotPlain
 from tasks.engine.budget import PART_BYTES, Budget
 from tasks.engine.confirmation import Proof, Told, Trust, confirm, of_size
@@ -32,6 +34,7 @@ from tasks.engine.errors import (
     from_store,
     key_refused,
 )
+from tasks.engine.errors_settings import no_condition
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, Sent, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Algorithm, Charge, for_nothing
@@ -75,7 +78,8 @@ class Store:
         self._make_http = http
         self._access = access
         bucket = urlsplit(uri).netloc
-        self._parts = Parts(bucket, notes, self._short_way)
+        self._parts = Parts(bucket, notes, self.control)
+        self._controls: dict[str, BucketControl] = {}
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
         self._downloads = Downloads(bucket, self.backend, self._short_way, spool_dir, self._budget, pool)
@@ -102,6 +106,10 @@ class Store:
         """
         try:
             sent = await self._put(key, body, attributes, create)
+        except ObjectError as error:
+            if create and error.status_code == 501:
+                raise no_condition() from None
+            raise
         except Refused as refused:
             self._refused_in_a_row += 1
             if self._refused_in_a_row > REFUSED_IN_A_ROW or not await self._may_write():
@@ -114,10 +122,7 @@ class Store:
         """Does the destination take other keys?"""
         if self._directory is not None:
             return await self._directory.may_write()
-        if (http := self._short_way()) is None:
-            return False
-        status, _ = await http.may_write(self.prefix)
-        return status < 300
+        return (await asyncio.to_thread(self.control().may_write, self.prefix)).status < 300
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
@@ -234,6 +239,13 @@ class Store:
             return await self._directory.digest(key, max_bytes, side, algorithm)
         return await self._downloads.digest(key, self.path(key), max_bytes, side, algorithm)
 
+    def control(self, side: str = "destination") -> BucketControl:
+        """Asks the bucket for everything that is not an object; not in an event loop."""
+        if side not in self._controls:
+            assert self._access is not None
+            self._controls[side] = BucketControl(urlsplit(self.uri).netloc, self._access, side=side)
+        return self._controls[side]
+
     def _short_way(self) -> BucketHttp | None:
         if self._http is None and self._make_http is not None:
             self._http = self._make_http()
@@ -259,16 +271,12 @@ class Store:
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
-        offset = self.path(start_after) if start_after is not None else None
-        prefix = self.prefix or None
         if self._directory is not None:
             yield from walk(self._directory.folder.root, links=side == "source")
             return
-        try:
-            for page in obstore.list(self.backend, prefix, offset=offset, chunk_size=1000):
-                yield [self._found(meta) for meta in page]
-        except Exception as exc:
-            raise from_store(exc, side=side) from None
+        below = f"{self.prefix}/" if self.prefix else ""
+        for page in self.control(side).pages(below, below + start_after if start_after is not None else None):
+            yield [replace(found, key=found.key[len(below) :]) for found in page]
 
     async def confirm(self, key: str, body: Body, sent: Sent) -> Proof:
         """Compares the store's answer with what was sent (confirmation.py). Raises UPLOAD_UNCONFIRMED."""

@@ -17,8 +17,8 @@ from tasks.engine.retry import backoff_s
 
 T = TypeVar("T")
 ATTEMPTS = 5
-_ASK_AGAIN = frozenset({200, 408, 409, 425, 429})
-_LASTING = frozenset({501, 505, 507})
+ASK_AGAIN = frozenset({200, 408, 409, 425, 429})
+LASTING = frozenset({501, 505, 507})
 
 
 def worth_another_try(error: ObjectError | Fatal) -> bool:
@@ -37,7 +37,7 @@ def worth_another_try(error: ObjectError | Fatal) -> bool:
     if isinstance(error, Fatal) or error.again is not Again.NOW:
         return False
     status = error.status_code
-    return status is None or status in _ASK_AGAIN or (status >= 500 and status not in _LASTING)
+    return status is None or status in ASK_AGAIN or (status >= 500 and status not in LASTING)
 
 
 @dataclass(frozen=True)

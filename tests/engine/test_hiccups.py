@@ -1,0 +1,162 @@
+"""One failed request before, after or beside the objects ends no run; what a setting must change is said once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Fault as Trouble
+from demo.origin import Origin
+from demo.origin import Trouble as Kind
+from tasks.engine.access import Access
+from tasks.engine.bucket_control import BucketControl
+from tasks.engine.chunk import run_chunk
+from tasks.engine.errors import ChunkIncomplete, Fatal, UserError
+from tasks.engine.preflight import preflight
+from tasks.engine.state import open_state
+from tests.engine.helpers import directory_state, engine, latest, make_job, plan, run
+from tests.servers.odd_s3 import Fault, OddS3
+
+
+def reach(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3() as server:
+        server.make_bucket("b")
+        server.make_bucket("state")
+        yield server
+
+
+@pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200"])
+@pytest.mark.parametrize("operation", ["HeadBucket", "CreateMultipartUpload", "AbortMultipartUpload"])
+def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> None:
+    """HeadBucket and the trial upload are asked again; nothing of the trial stays but what a lost answer hides."""
+    if what == "error in 200" and operation != "CreateMultipartUpload":
+        what = "status"
+    odd.faults.append(fault := Fault(what, (operation,), times=1))
+    preflight("s3://b/p/", reach(odd))
+    assert fault.struck == 1
+    BucketControl("b", reach(odd)).forget_trials("p")
+    assert odd.uploads == {}
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "code", "said"),
+    [
+        ("HeadBucket", 404, "", "does not exist"),
+        ("HeadBucket", 403, "", "refuses access"),
+        ("HeadBucket", 400, "", "is `region` right"),
+        ("CreateMultipartUpload", 403, "AccessDenied", "refuses writing .*AccessDenied"),
+        ("CreateMultipartUpload", 501, "NotImplemented", "HTTP 501 NotImplemented when asked for writing"),
+        ("CreateMultipartUpload", 503, "SlowDown", "HTTP 503"),
+    ],
+)
+def test_what_the_preflight_says(operation: str, status: int, code: str, said: str, odd: OddS3) -> None:
+    """A refusal is said at once, and trouble after five tries."""
+    odd.faults.append(Fault("status", (operation,), status=status, code=code))
+    with pytest.raises(UserError, match=said):
+        preflight("s3://b/p/", reach(odd))
+    assert odd.requests[operation] == (5 if status == 503 else 1)
+
+
+@pytest.mark.parametrize("kind", [Kind.FLAKY, Kind.RATE_LIMITED, Kind.TRUNCATED_LENGTH, Kind.RESET])
+def test_a_list_at_an_address_is_fetched_again(kind: Kind, origin: Origin, tmp_path: Path) -> None:
+    """503 twice, 429 with Retry-After, half a body, a reset: the whole list is planned."""
+    body = b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50))
+    origin.add("/list.csv", body, "text/csv", fault=Trouble(kind, times=1, seconds=0.01))
+    job = make_job(manifest=origin.url("/list.csv"), destination=f"file://{tmp_path}/out/")
+    assert plan(job, directory_state(tmp_path)).rows == 50
+
+
+def test_a_list_that_is_not_there_is_asked_for_once(origin: Origin, tmp_path: Path) -> None:
+    """404 is an answer: exit 2 at once."""
+    job = make_job(manifest=origin.url("/none.csv"), destination=f"file://{tmp_path}/out/")
+    with pytest.raises(UserError, match="no such object"):
+        plan(job, directory_state(tmp_path))
+    assert origin.total == 1
+
+
+@pytest.mark.parametrize("what", ["status", "reset", "halve"])
+def test_a_list_in_a_bucket_is_fetched_again(what: Any, odd: OddS3, tmp_path: Path) -> None:
+    """One hiccup of the GET: the whole list is planned."""
+    odd.put("b", "list.csv", b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50)))
+    odd.faults.append(fault := Fault(what, ("GetObject",), times=1))
+    job = make_job(manifest="s3://b/list.csv", destination=f"file://{tmp_path}/out/")
+    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == 50
+    assert fault.struck == 1
+
+
+def moving(folder: Path, count: int, **given: Any) -> Any:
+    """A job of so many small files of a directory."""
+    (folder / "src").mkdir(exist_ok=True)
+    for n in range(count):
+        (folder / f"src/{n} {n}.bin").write_bytes(b"%d" % n)
+    values = {"manifest": f"file://{folder}/src/", "destination": "s3://b/p/", "checks": "none", **given}
+    return make_job(source={}, **values)
+
+
+@pytest.mark.parametrize("side", ["preflight", "PutObject"])
+def test_a_redirect_is_told_once(side: str, odd: OddS3, tmp_path: Path) -> None:
+    """307 to another endpoint: the run ends before or at its first row, says what to set, and signs nothing for it."""
+    odd.faults.append(
+        Fault("redirect", ("HeadBucket" if side == "preflight" else side,), location="http://b.localhost:9")
+    )
+    said = "endpoint_url"
+    if side == "preflight":
+        with pytest.raises(UserError, match=r"names http://localhost:9: set `endpoint_url` to that"):
+            preflight("s3://b/p/", reach(odd))
+        assert odd.requests.total() == 1
+        return
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 200, retries={"attempts": 4, "backoff_s": 0.01}, concurrency=4)
+    planned = plan(job, state, server=reach(odd))
+    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match=said):
+        run_chunk(runtime, planned.chunks[0])
+    assert latest(state) == {}
+    assert odd.requests[side] < 60, "not twelve for each of two hundred rows"
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+@pytest.mark.parametrize("odd_keys", [True, False])
+def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_keys: bool, tmp_path: Path) -> None:
+    """501 to If-None-Match: the run ends at its first row, names the setting to change, and no row fails."""
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 200, on_existing=policy, concurrency=4)
+    if not odd_keys:
+        for path in (tmp_path / "src").iterdir():
+            path.rename(path.with_name(path.name.replace(" ", "-")))
+    with OddS3(conditions="501") as server:
+        server.make_bucket("b")
+        planned = plan(job, state, server=reach(server))
+        with engine(job, state, reach(server)) as runtime, pytest.raises(Fatal, match="Set `on_existing: skip-same`"):
+            run_chunk(runtime, planned.chunks[0])
+        assert latest(state) == {}
+        assert server.requests["PutObject"] < 60, "those that were on their way, and no more"
+        again = moving(tmp_path, 0, on_existing="skip-same", concurrency=4)
+        run(again, state, reach(server), 2)
+        assert len(server.stored("b", "p/")) == 200
+
+
+def test_nothing_grows_over_nights(odd: OddS3, tmp_path: Path) -> None:
+    """Six runs of a list that changes: what lies on this machine is in the bucket, and does not grow."""
+    counts = []
+    for night in range(1, 7):
+        job = moving(tmp_path, 20 + night, destination="s3://b/p/", mode="delta")
+        state = open_state("s3://state/job", reach(odd), tmp_path / "cache")
+        with contextlib.suppress(ChunkIncomplete):
+            run(job, state, reach(odd), night)
+        there = {key.removeprefix("job/") for key in odd.stored("state")}
+        (cache,) = (tmp_path / "cache").iterdir()
+        here = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+        here = {name for name in here if not name.startswith("spool/")}
+        counts.append((len(here), len({name for name in there if name.startswith("ledger/")})))
+        assert here <= there, here - there
+    assert counts[-1][0] <= counts[1][0] + 5, counts
+    assert counts[-1][1] == 1

@@ -1,0 +1,159 @@
+"""A listing is believed when it is whole: of cut ones, error pages and hiccups, for sources and destinations alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.engine import existing as ranges
+from tasks.engine.access import Access
+from tasks.engine.errors import Fatal, ObjectError, UserError
+from tasks.engine.existing import existing
+from tasks.engine.store import Store, open_store
+from tests.engine.helpers import directory_state, make_job, plan
+from tests.servers.odd_s3 import Fault, OddS3
+
+KEYS = [f"{n:04d}.jpg" for n in range(250)]
+
+
+def reach(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+def filled(server: OddS3, keys: list[str] = KEYS) -> OddS3:
+    server.make_bucket("other")
+    for key in keys:
+        server.put("b", f"p/{key}", key.encode())
+    server.put("b", "p2/next door", b"x")
+    return server
+
+
+def store_at(server: OddS3, folder: Path) -> Store:
+    return open_store("s3://b/p/", reach(server), folder)
+
+
+def listed(store: Store, **given: Any) -> list[str]:
+    return [found.key for page in store.list(**given) for found in page]
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3(page_keys=100) as server:
+        yield filled(server)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("listings", ["whole", "no token", "ends early"])
+def test_every_key_is_listed_once(listings: Any, side: str, tmp_path: Path) -> None:
+    """Pages without a token, and a first page that says it is the last: the listing goes on after the last key."""
+    with OddS3(page_keys=100, listings=listings) as server:
+        assert listed(store_at(filled(server), tmp_path), side=side) == KEYS
+
+
+def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:
+    """An <Error> under 200, five times: no list that ends there is handed on as whole."""
+    with OddS3(page_keys=100, listings="error page") as server, pytest.raises(ObjectError, match="InternalError"):
+        listed(store_at(filled(server), tmp_path))
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200", "halve"])
+def test_a_hiccup_on_any_page(what: Any, after: int, odd: OddS3, tmp_path: Path) -> None:
+    """Each page is asked for again by itself: nothing is missing, and nothing comes twice."""
+    odd.faults.append(fault := Fault(what, ("ListObjectsV2",), after=after, times=1))
+    assert listed(store_at(odd, tmp_path)) == KEYS
+    assert fault.struck == 1
+    assert odd.requests["ListObjectsV2"] == 3 + 1 + 1, "three pages, one that says so, one hiccup"
+
+
+def test_it_starts_after_a_key(odd: OddS3, tmp_path: Path) -> None:
+    """The key itself is not listed again."""
+    assert listed(store_at(odd, tmp_path), start_after=KEYS[120]) == KEYS[121:]
+
+
+def test_a_store_that_does_not_know_start_after(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the question after the last key with its first page: the listing ends there, without end nor twice."""
+    whole = OddS3._list
+
+    def from_the_start(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
+        return whole(self, bucket, objects, {name: value for name, value in query.items() if name != "start-after"})
+
+    monkeypatch.setattr(OddS3, "_list", from_the_start)
+    assert listed(store_at(odd, tmp_path)) == KEYS
+
+
+def test_an_empty_listing_is_believed(odd: OddS3, tmp_path: Path) -> None:
+    """One request, no key."""
+    assert listed(open_store("s3://other/", reach(odd), tmp_path)) == []
+    assert odd.requests["ListObjectsV2"] == 1
+
+
+def test_odd_keys_are_listed_byte_for_byte(tmp_path: Path) -> None:
+    """Whatever a key holds, control characters too, which no XML can hold as they are."""
+    keys = sorted(
+        ["a b+c%20&<>\"'.jpg", "grün/é.jpg", "tab\there", "x\x01y", "a//b", "/lead", "./dot", "end/"], key=str.encode
+    )
+    with OddS3(page_keys=2) as server:
+        assert listed(store_at(filled(server, keys), tmp_path)) == keys
+
+
+def test_ranges_list_what_is_wanted_over_many_pages(
+    odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a store that lists in the order of the keys' bytes: each range goes on until its end, over all its pages."""
+    odd.page_keys = 10
+    monkeypatch.setattr(ranges.cut_ranges, "__defaults__", (40,))
+    store = store_at(odd, tmp_path)
+    store.in_byte_order = True
+    wanted = KEYS[3:240:2]
+    found = {each.key for page in existing(store, wanted) for each in page}
+    assert set(wanted) <= found <= set(KEYS)
+    assert odd.requests["ListObjectsV2"] < 2 * len(KEYS) / odd.page_keys, "no range lists what belongs to the next"
+
+
+def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: Path) -> None:
+    """A listed manifest is planned as a whole, in one go."""
+    odd.faults.append(fault := Fault("status", ("ListObjectsV2",), after=2, times=1))
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == len(KEYS)
+    assert fault.struck == 1
+
+
+def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
+    """An <Error> in place of the second page: no plan of the first one."""
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    with OddS3(page_keys=100, listings="error page") as server, pytest.raises(UserError, match="cannot be listed"):
+        plan(job, directory_state(tmp_path), server=reach(filled(server)))
+
+
+def copy_job(folder: Path, count: int) -> Any:
+    rows = "\n".join(f"https://img.example/{n:05d}.jpg" for n in range(count))
+    (folder / "list.csv").write_text(f"url\n{rows}\n")
+    return make_job(manifest=str(folder / "list.csv"), destination="s3://b/p/")
+
+
+def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) -> None:
+    """It is listed all the same: no HEAD for each row."""
+    odd.faults.append(fault := Fault("status", ("ListObjectsV2",), times=1))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert fault.struck == 1
+    assert "one listing" in planned.existing
+
+
+def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path: Path) -> None:
+    """A store in trouble is not asked for each of a million rows instead: the run ends, and says what to do."""
+    odd.faults.append(Fault("status", ("ListObjectsV2",)))
+    with pytest.raises(Fatal, match="asked 5 times"):
+        plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert odd.requests["ListObjectsV2"] == 5
+
+
+def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
+    """405 for good: each row is looked at by a HEAD, as the plan says."""
+    odd.faults.append(Fault("status", ("ListObjectsV2",), status=405, code="MethodNotAllowed"))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert planned.existing.startswith("found by a HEAD for each row, since the destination cannot be listed")
+    assert odd.requests["ListObjectsV2"] == 1
