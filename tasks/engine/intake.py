@@ -187,7 +187,7 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     row_no = 0
     try:
         for page in store.list(side="source"):
-            found = [f for f in page if f.key and not f.key.endswith("/") and chosen(f.key, include, exclude)]
+            found = [f for f in page if f.key and not _is_folder(f, store.kind) and chosen(f.key, include, exclude)]
             if store.kind == "file":
                 _refuse_links(root, page, exclude)
                 found.sort(key=lambda f: f.key)
@@ -210,6 +210,11 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     if not row_no:
         hint = " that `include` and `exclude` leave over" if job.include or job.exclude else ""
         raise UserError(f"there is no object under {root}{hint}; nothing would be moved")
+
+
+def _is_folder(found: Found, kind: str) -> bool:
+    """In a bucket a marker of zero bytes, as consoles make them; one with bytes is an object, whose row fails."""
+    return found.key.endswith("/") and (kind == "file" or found.size == 0)
 
 
 def _refuse_links(root: str, page: Sequence[Found], exclude: Sequence[re.Pattern[str]]) -> None:

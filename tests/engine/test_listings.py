@@ -12,8 +12,9 @@ from tasks.engine import existing as ranges
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.existing import existing
+from tasks.engine.objects import ErrorClass
 from tasks.engine.store import Store, open_store
-from tests.engine.helpers import directory_state, make_job, plan
+from tests.engine.helpers import directory_state, latest, make_job, plan
 from tests.servers.odd_s3 import Fault, OddS3
 
 KEYS = [f"{n:04d}.jpg" for n in range(250)]
@@ -120,6 +121,17 @@ def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: 
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == len(KEYS)
     assert fault.struck == 1
+
+
+def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: Path) -> None:
+    """A marker of zero bytes is no row. An object whose key ends in a slash is one, and says why it is not moved."""
+    odd.put("b", "p/photos/", b"")
+    odd.put("b", "p/album/", b"an object all the same")
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    state = directory_state(tmp_path)
+    assert plan(job, state, server=reach(odd)).rows == len(KEYS) + 1
+    (failed,) = latest(state).values()
+    assert (failed.error_class, failed.source) == (ErrorClass.BAD_URL, "s3://b/p/album/")
 
 
 def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
