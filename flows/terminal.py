@@ -84,7 +84,8 @@ def _rest(s: Snapshot) -> str:
     left = f"{duration(s.left_s)} left" if s.left_s is not None and s.done < s.todo else ""
     failed = f"[red]{s.failed:,} failed[/red]" if s.failed else ""
     rate = "[yellow]paused at Prefect[/yellow]" if s.paused else f"{s.rate:,.0f} rows/s"
-    return "  ".join(part for part in (size(s.bytes), rate, left, failed) if part)
+    still = f"[yellow]{shown(s.still)}[/yellow]" if s.still else ""
+    return "  ".join(part for part in (size(s.bytes), rate, left, failed, still) if part)
 
 
 def outcome_rows(counts: dict[str, Any]) -> Table:
@@ -143,6 +144,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
 def hosts(known: Hosts, age_s: float) -> None:
     """What the limiter does at each host, and why; `ferry status`."""
     out.print()
+    if known.still:
+        say(f"{known.still} (as of {duration(max(0.0, age_s))} ago)")
     out.print(f"Hosts, as of {duration(max(0.0, age_s))} ago (docs/concurrency.md):")
     for host in known.hosts:
         refused = f", [yellow]{host.refused:,} refused[/yellow]" if host.refused else ""

@@ -38,7 +38,7 @@ def showing(watched: Watched) -> Iterator[None]:
     done = threading.Event()
     # get_run_logger() finds the run by context variables, which a new thread does not have.
     thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(_report, watched, page, logger.info, done), name="ferry-watch",
+        target=contextvars.copy_context().run, args=(_report, watched, page, logger, done), name="ferry-watch",
         daemon=True,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
@@ -53,19 +53,22 @@ def showing(watched: Watched) -> Iterator[None]:
             thread.join(END_S)
 
 
-def _report(watched: Watched, page: Page, say: Callable[[str], Any], done: threading.Event) -> None:
-    """The thread. The bar moves with each line, and at each whole percent between them."""
+def _report(watched: Watched, page: Page, logger: Any, done: threading.Event) -> None:
+    """The thread. The bar moves with each line, at each whole percent between them, and when the run stands still."""
     page.begin()
     began = said = time.monotonic()
-    shown = 0
+    shown, still = 0, False
     while not done.wait(LOOK_S):
         s, now = watched.progress.snapshot(), time.monotonic()
         due = now - said >= next_report_s(now - began) - LOOK_S / 2
         if due:
             said = now
             if not s.paused:  # that was said once
-                say(progress_line(s))
-        if due or int(percent(s)) != shown:
+                logger.info(progress_line(s))
+        begins, still = bool(s.still) is not still, bool(s.still)
+        if begins and still:
+            logger.warning(s.still)
+        if due or begins or int(percent(s)) != shown:
             shown = int(percent(s))
             page.moved(s)
         page.troubled(watched.troubled)

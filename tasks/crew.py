@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tasks.engine import standstill
 from tasks.engine.chunk import ChunkResult, run_chunk
 from tasks.engine.dispatch import AHEAD_ROWS, READY_ROWS
 from tasks.engine.errors import ProcessLost
@@ -24,8 +25,10 @@ from tasks.engine.pipes import read, write
 from tasks.engine.plan import ChunkRef
 from tasks.engine.runtime import Runtime
 from tasks.engine.shares import is_bounded, most_processes
+from tasks.engine.standstill import Action, Moment, Silence, Wait, Watchdog, in_words, is_excused
 from tasks.helper import BEAT, CHUNK, ENDED_S, Setup, error_of
 
+QUIET_S = 2.0  # a process that has been silent for longer is given nothing
 MOST = 16  # processes; more were never measured
 Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
 
@@ -46,8 +49,11 @@ class Helper:
         self.coming: dict[str, int] = {}  # chunks that it has not heard of yet, and their rows
         self._beat: dict[str, Any] = {
             "got": [], "rows": 0, "room": READY_ROWS + AHEAD_ROWS, "cpu_s": 0.0, "hosts": [], "opened": 0, "pauses": {},
-            "statuses": {}, "classes": {}, "bytes": 0,
+            "statuses": {}, "classes": {}, "bytes": 0, "waits": [], "pieces": 0,
         }  # fmt: skip
+        self._beats = 0
+        self._silence = Silence(time.monotonic())
+        self._why_lost = "ended in the middle of chunk {chunk} (was there memory enough?)"
         self.is_lost = False
         self._send(0, setup.encode())
         threading.Thread(target=self._listen, name="ferry-helper", daemon=True).start()
@@ -55,7 +61,37 @@ class Helper:
     @property
     def hungry(self) -> bool:
         """It could do with another chunk."""
-        return not self.is_lost and self.rows_ahead < self._beat["room"]
+        return self.answers and self.rows_ahead < self._beat["room"]
+
+    @property
+    def answers(self) -> bool:
+        """It was heard a moment ago, or has just been started. Another one is told nothing: what it does not read fills
+        the pipe, and the write then waits for as long as it is silent."""
+        return not self.is_lost and (not self._beats or self._silence.seconds < QUIET_S)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long it has said nothing though it has work; 0 where it is lost."""
+        return 0.0 if self.is_lost else self._silence.seconds
+
+    @property
+    def waits(self) -> list[Wait]:
+        """What its rows wait for, as it said last."""
+        if self.silent_s >= standstill.SILENT_TELL_S:
+            words = f"an engine process that has not answered for {standstill.duration(self.silent_s)}"
+            return [Wait(words, self.rows_ahead)]
+        return [] if self.is_lost else [Wait(*wait) for wait in self._beat["waits"]]
+
+    @property
+    def pieces(self) -> int:
+        return int(self._beat["pieces"])
+
+    def listen(self, now: float) -> None:
+        """Looks whether it lives; ends it when it has been silent for too long. A process that is stopped (SIGSTOP)
+        dies of SIGKILL as any other; :meth:`_listen` hears its end."""
+        if not self.is_lost and self._silence.look(now, self._beats) >= standstill.SILENT_END_S:
+            self._why_lost = f"did not answer for {standstill.SILENT_END_S:.0f} s and was ended, in chunk {{chunk}}"
+            self._process.kill()
 
     @property
     def rows_ahead(self) -> int:
@@ -123,6 +159,7 @@ class Helper:
     def _heard(self, beat: dict[str, Any]) -> None:
         """Counts what it did since it was heard last."""
         before, self._beat = self._beat, beat
+        self._beats += 1
         for digest in beat["got"]:
             self.coming.pop(digest, None)
         more = {
@@ -136,9 +173,7 @@ class Helper:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for digest, future in waiting.items():
-            future.set_exception(
-                ProcessLost(f"an engine process ended in the middle of chunk {digest[:12]} (was there memory enough?)")
-            )
+            future.set_exception(ProcessLost(f"an engine process {self._why_lost.format(chunk=digest[:12])}"))
 
 
 def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
@@ -175,6 +210,38 @@ class Crew:
         runtime.others = lambda: [helper.hosts for helper in self.helpers]
         for _ in range(setup.share - 1):
             self.helpers.append(Helper(setup, runtime))
+        self.transferring = False  # else the run plans, or counts
+        self._over = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
+        self._watching.start()
+
+    def _watch(self) -> None:
+        """The watchdog's thread: neither the event loop nor a pipe that nothing reads from can hold it up."""
+        watchdog = Watchdog(time.monotonic())
+        while not self._over.wait(standstill.LOOK_S):
+            now = time.monotonic()
+            for helper in list(self.helpers):
+                helper.listen(now)
+            self._judge(watchdog, now)
+
+    def _judge(self, watchdog: Watchdog, now: float) -> None:
+        runtime, helpers = self._runtime, list(self.helpers)
+        waits = [*runtime.waits(), *(wait for helper in helpers for wait in helper.waits)]
+        moment = Moment(
+            runtime.progress.settled, runtime.mover.waits.pieces + sum(helper.pieces for helper in helpers),
+            self.transferring and not runtime.stopping and runtime.progress.pending > 0,
+            is_excused(runtime.paused, waits),
+        )  # fmt: skip
+        action = watchdog.look(now, moment)
+        silent_s = max((helper.silent_s for helper in helpers), default=0.0)
+        words = ""
+        if action is not Action.NOTHING:
+            words = in_words(watchdog.still_s, waits)
+        elif silent_s >= standstill.SILENT_TELL_S:
+            words = f"an engine process has not answered for {standstill.duration(silent_s)}"
+        runtime.progress.still = words
+        if action is Action.END:
+            runtime.request_stop(f"{words}. The run was ended: rows that are pending are taken by the next one")
 
     @property
     def processes(self) -> int:
@@ -245,7 +312,7 @@ class Crew:
         return True
 
     def _beat(self) -> None:
-        live = [helper for helper in self.helpers if not helper.is_lost]
+        live = [helper for helper in self.helpers if helper.answers]
         pauses: dict[Helper | None, Pauses] = {None: self._runtime.limiter.pauses()}
         pauses |= {helper: helper.pauses for helper in live}
         for helper in live:
@@ -260,5 +327,7 @@ class Crew:
             )  # fmt: skip
 
     def close(self) -> None:
+        self._over.set()
+        self._watching.join()
         for helper in self.helpers:
             helper.close()

@@ -123,6 +123,7 @@ class Helper:
                     "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.room, "cpu_s": rt.loop_cpu_s(),
                     "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
                     "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
+                    "waits": rt.waits(), "pieces": rt.mover.waits.pieces,
                 },
             )  # fmt: skip
 

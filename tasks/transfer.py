@@ -52,6 +52,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}
     fingerprint = run.job.fingerprint()
+    run.crew.transferring = True
     while futures or (waiting and not run.runtime.stopping):
         if run.crew.look():
             get_run_logger().info("%d engine processes: one core was what limited the rate", run.crew.processes)
@@ -67,6 +68,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             ref, future = futures.pop(finished)
             future.wait()
             _note(run, ref, future.state)
+    run.crew.transferring = False
     for ref in waiting:
         run.incomplete[ref.digest] = run.runtime.stop_reason
 

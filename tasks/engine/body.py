@@ -41,6 +41,7 @@ class Body:
     data: bytes | None = None
     path: Path | None = None
     share: Share | None = None
+    moved: Callable[[], None] = lambda: None  # hears of each piece that is sent from the spool
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -60,7 +61,7 @@ class Body:
             return
         assert self.path is not None
         with self.path.open("rb") as file:
-            yield Spooled(file.fileno(), self.size)
+            yield Spooled(file.fileno(), self.size, self.moved)
 
     def discard(self) -> None:
         """Remove the spool file and give the memory back. Safe to call twice."""
@@ -74,11 +75,12 @@ class Body:
 class Spooled:
     """A spool file as a request's body. Read in a thread: it may have gone to the disk since it was written."""
 
-    __slots__ = ("_file", "_size")
+    __slots__ = ("_file", "_moved", "_size")
 
-    def __init__(self, file: int, size: int) -> None:
+    def __init__(self, file: int, size: int, moved: Callable[[], None] = lambda: None) -> None:
         self._file = file
         self._size = size
+        self._moved = moved
 
     def __len__(self) -> int:
         return self._size
@@ -88,6 +90,7 @@ class Spooled:
         read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, BATCH_BYTES, offset)
         try:
             if piece := await read:
+                self._moved()
                 return piece
             raise OSError(errno.EIO, "the file has become shorter")
         except OSError as exc:

@@ -190,6 +190,9 @@ class ChunkRun:
     def rows_unread(self) -> int:
         return self._rows.unread if self._rows is not None else 0
 
+    def rows_delayed(self) -> int:
+        return len(self._delayed)
+
     def begin(self, item: Item, lane: Lane) -> None:
         task = self._loop.create_task(self._try(item, lane))
         self._under_way.add(task)
@@ -218,7 +221,7 @@ class ChunkRun:
         if item.started_at is None:
             item.started_at = datetime.now(UTC)
         item.tries += 1
-        place = Place(lane.limit)
+        place = Place(lane.limit, rt.mover.waits.moved)
         circuit = lane.circuit
         try:
             moved = await rt.mover.move(
@@ -247,6 +250,7 @@ class ChunkRun:
             self._done()
         finally:
             place.free()
+            rt.mover.waits.over()
 
     def _failed(self, item: Item, error: ObjectError, open_reason: str | None) -> None:
         retries = self._rt.retries

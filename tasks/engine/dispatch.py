@@ -10,6 +10,7 @@ from typing import Protocol
 from tasks.engine.agenda import Item
 from tasks.engine.circuit import Circuit
 from tasks.engine.limiter import HostLimit, Limiter
+from tasks.engine.standstill import Wait, duration
 
 # Rows kept ready. With several hosts more, so that a slow one's rows, which pile up, do not hide the others'.
 READY_ROWS, READY_ROWS_OF_MANY = 1_000, 10_000
@@ -28,6 +29,10 @@ class Attempt(Protocol):
 
     def rows_unread(self) -> int:
         """How many rows :meth:`more` may still give."""
+        ...
+
+    def rows_delayed(self) -> int:
+        """How many rows wait for the time of their next try."""
         ...
 
     def begin(self, item: Item, lane: Lane) -> None:
@@ -91,6 +96,19 @@ class Dispatcher:
     def room(self) -> int:
         """Rows ahead from which on it takes no further chunk; 0 while hosts that pause hold up too many."""
         return self._wanted + AHEAD_ROWS if self._queued < MOST_ROWS else 0
+
+    def waits(self) -> list[Wait]:
+        """What queued and delayed rows wait for. From any thread."""
+        found = [Wait("the time of their next try", sum(a.rows_delayed() for a in list(self._attempts)), True)]
+        for lane in list(self._lanes.values()):
+            paused_s = lane.limit.snapshot().paused_for_s
+            if paused_s:
+                found.append(
+                    Wait(f"the end of the pause of {lane.name} (in {duration(paused_s)})", len(lane.queue), True)
+                )
+            else:
+                found.append(Wait(f"a place at {lane.name}", len(lane.queue), lane.limit.will_call))
+        return found
 
     def circuit(self, host: str) -> Circuit:
         found = self._circuits.get(host)

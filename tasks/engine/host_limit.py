@@ -354,6 +354,11 @@ class HostLimit:
     # --- status
 
     @property
+    def will_call(self) -> bool:
+        """A pause or a rate holds requests back, and a timer runs until it ends."""
+        return self._timer is not None
+
+    @property
     def idle(self) -> bool:
         """Nothing in flight, nobody waits or was told to, no pause: it may be forgotten."""
         return not (self._in_flight or self._waiters or self._asked or self.queued or self.paused_for_s)

@@ -28,6 +28,7 @@ class Hosts:
     more: int = 0
     handshakes: int = 0  # connections opened so far, to origins and the destination
     paused: bool = False  # the run is: nothing is asked until it goes on
+    still: str = ""  # that nothing moves, and what is waited for
 
 
 def busiest(run_no: int, snapshots: list[HostSnapshot], now: float) -> Hosts:
@@ -41,7 +42,8 @@ def read_hosts(state: State) -> Hosts | None:
         data: dict[str, Any] = json.loads(state.read(NAME))
         known = [HostSnapshot(**host) for host in data["hosts"]]
         paused = data.get("paused", False)
-        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"], paused)
+        still = str(data.get("still", ""))
+        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"], paused, still)
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
@@ -85,6 +87,6 @@ async def keep_written(state: State, look: Callable[[], Hosts], held: Callable[[
 
 def _write(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
     hosts = look()
-    if hosts.hosts and held():
+    if (hosts.hosts or hosts.still) and held():
         with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
             state.write(NAME, json.dumps(asdict(hosts)).encode())

@@ -65,7 +65,11 @@ class Reader:
     async def _in_memory(self, response: Answer, length: int, charge: Charge, host: str) -> Body:
         share = await self._budget.take(host, length)
         try:
-            data = await response.body()
+            pieces: list[bytes] = []
+            while piece := await response.piece():
+                pieces.append(piece)
+                charge(0)  # for nothing yet: it is told that bytes move
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if len(data) != length:
                 raise truncated()
             if delay_s := charge(length):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal
 
 from tasks.engine.errors import ObjectError
@@ -16,10 +17,12 @@ _PLAIN_HOST = re.compile(r"[a-z]+://([a-z0-9.:-]+)/")
 class Place:
     """A place at a row's host, taken by whoever begins the row. It hears once how that went, and is given back."""
 
-    __slots__ = ("_free", "_limit")
+    __slots__ = ("_free", "_limit", "_moved")
 
-    def __init__(self, limit: HostLimit) -> None:
+    def __init__(self, limit: HostLimit, moved: Callable[[], None] = lambda: None) -> None:
+        """``moved`` hears of each piece of a body that comes."""
         self._limit = limit
+        self._moved = moved
         self._free = False
 
     def came(self, latency_s: float) -> None:
@@ -32,7 +35,12 @@ class Place:
 
     def charge(self, size: int) -> float:
         """Books bytes that came; returns the seconds to wait before more are read."""
+        self._moved()
         return self._limit.charge(size)
+
+    @property
+    def host(self) -> str:
+        return self._limit.name
 
     def free(self) -> None:
         """Safe to call twice."""

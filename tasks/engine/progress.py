@@ -26,6 +26,7 @@ class Snapshot:
     statuses: dict[str, int]
     classes: dict[str, int]
     paused: bool = False
+    still: str = ""  # that nothing moves, and what is waited for
 
 
 class Progress:
@@ -46,6 +47,7 @@ class Progress:
         self._last = 0.0
         self._marks: list[tuple[float, int, int]] = []
         self._paused_at: float | None = None
+        self.still = ""
         self._paused_s = 0.0  # between the first outcome and the last
 
     def start(self, todo: int) -> None:
@@ -90,6 +92,18 @@ class Progress:
         with self._lock:
             return self._statuses + self._before[0], self._classes + self._before[1]
 
+    @property
+    def settled(self) -> int:
+        """Outcomes so far; it never falls."""
+        with self._lock:
+            return self._statuses.total() + self._before[0].total()
+
+    @property
+    def pending(self) -> int:
+        """Rows that are to do."""
+        with self._lock:
+            return self.todo - self._statuses.total()
+
     def pause(self, paused: bool) -> float:
         """The run is paused, or goes on: then how many seconds it was paused."""
         now = time.monotonic()
@@ -129,5 +143,5 @@ class Progress:
                 self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,
                 (self._bytes - bytes_before) / span if span > 0.2 else 0.0,
                 left / rate if rate > 0 and not self.paused else None, dict(self._statuses), dict(self._classes),
-                self.paused,
+                self.paused, self.still,
             )  # fmt: skip

@@ -73,6 +73,14 @@ class Quota:
         """How many requests wait."""
         return sum(len(requests) for queue in (self._small, self._large) for requests in queue.values())
 
+    def waiting_of(self) -> dict[str, int]:
+        """How many requests of each host wait. From any thread."""
+        found: dict[str, int] = {}
+        for queue in (self._small, self._large):
+            for host, requests in list(queue.items()):
+                found[host] = found.get(host, 0) + len(requests)
+        return found
+
     async def take(self, host: str, size: int) -> Share:
         """Waits for a share. A request for more than half of the quota is one for the half.
 

@@ -31,9 +31,10 @@ from tasks.engine.origin import Origin
 from tasks.engine.place import host_of
 from tasks.engine.progress import Progress
 from tasks.engine.shares import limits_of
+from tasks.engine.standstill import Wait
 from tasks.engine.state import State
 from tasks.engine.store import open_store
-from tasks.engine.transfer import Mover, Rules
+from tasks.engine.transfer import Mover, Rules, answer_of
 from tasks.engine.uploads import Uploads, mark_of
 
 T = TypeVar("T")
@@ -152,7 +153,19 @@ class Runtime:
 
     def _moment(self) -> Hosts:
         snapshots, opened = self.all_hosts()
-        return replace(busiest(self.run_no, snapshots, time.time()), handshakes=opened, paused=self.paused)
+        known = busiest(self.run_no, snapshots, time.time())
+        return replace(known, handshakes=opened, paused=self.paused, still=self.progress.still)
+
+    def waits(self) -> list[Wait]:
+        """What the rows of this process wait for. From any thread."""
+        steps = self.mover.waits.rows()
+        for what, quota in (("memory", self._budget.memory), ("room in the spool", self._budget.files)):
+            for host, rows in quota.waiting_of().items():
+                steps[answer_of(host)] -= rows
+                steps[what] += rows
+        sleeping = Wait("the next attempt at their chunk (chunks)", self.asleep(), True)
+        under_way = [Wait(what, rows) for what, rows in steps.most_common() if rows > 0]
+        return [*under_way, *self.dispatcher.waits(), sleeping]
 
     def divide(self, share: int) -> None:
         """So many processes work from now on: each has its part of connections and memory. From any thread."""

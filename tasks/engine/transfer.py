@@ -24,6 +24,7 @@ from tasks.engine.origin import Origin, Told
 from tasks.engine.outage import Kind, Outage
 from tasks.engine.place import Place, tell
 from tasks.engine.recheck import Known, Look
+from tasks.engine.standstill import Waits
 from tasks.engine.store import Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
 
@@ -42,7 +43,13 @@ MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
 # what is noted of an object that is the known one: without its bytes, and with them
 TOLD = {Look.IF: Checked.CONDITION, Look.HEAD: Checked.HEAD, Look.SIZE: Checked.SIZE}
 READ_AGAIN = {Look.IF: Checked.BODY_AGAIN, Look.HEAD: Checked.SIZE, Look.SIZE: Checked.SIZE, Look.READ: Checked.BODY}
+PLACE = "a place at the destination"
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
+
+
+def answer_of(host: str) -> str:
+    """What a row waits for whose source was asked."""
+    return f"an answer of {host}"
 
 
 @contextlib.contextmanager
@@ -93,6 +100,7 @@ class Mover:
         self.unconfirmed = Unconfirmed()
         self._given = {name: value for name, value in rules.attributes.items() if value}
         self._outage = Outage(time.monotonic)
+        self.waits = Waits()
 
     async def move(
         self, row: Row, found: Found | None, place: Place, *, look: bool = False, known: Known | None = None
@@ -108,6 +116,7 @@ class Mover:
             return await self._move_again(row, known, place)
         policy = self._policy(row, row.key)
         if look and not row.late_key and policy is not OnExisting.OVERWRITE:
+            self.waits.on(PLACE)
             async with self._limiter.host(DESTINATION).slot():
                 found = await self._head(row.key)
         step = before_fetch(policy, row, found)
@@ -117,6 +126,7 @@ class Mover:
         if (source := self._on_one_server(row, found)) is not None:
             with contextlib.suppress(NotPlain):
                 return await self._have_copied(row, source, place)
+        self.waits.on(answer_of(place.host))
         with _asking(place):
             fetch = await self._sources.fetch(row, place)
         with _held(fetch):
@@ -124,6 +134,7 @@ class Mover:
 
     async def _move_again(self, row: Row, known: Known, place: Place) -> Moved:
         """As :meth:`move`, for an object that was moved before."""
+        self.waits.on(answer_of(place.host))
         with _asking(place):
             fetch = await self._sources.look(row, known, place)
         same = Moved(
@@ -165,8 +176,10 @@ class Mover:
         assert row.etag is not None
         limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
+        self.waits.on(PLACE)
         async with limit.slot():
             await self._may_write()
+            self.waits.on("the destination's answer to a copy")
             with self._telling(row.key, "write"):
                 how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         place.came(time.monotonic() - started)
@@ -179,9 +192,11 @@ class Mover:
     async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
         """Checks the body, and writes it in a place at the destination."""
         body = fetch.body
+        body.moved = self.waits.moved
         if body.data is not None and self._rules.checks is not Checks.DECODE and image.is_quick(body.data):
             kind = self._check(row, body, fetch.attributes)
         else:
+            self.waits.on("their check")
             kind = await asyncio.get_running_loop().run_in_executor(
                 self._checkers, self._check, row, body, fetch.attributes
             )
@@ -192,6 +207,7 @@ class Mover:
         given = {**fetch.attributes, **self._given} if fetch.attributes else self._given.copy()
         if moved.content_type:
             given["Content-Type"] = moved.content_type
+        self.waits.on(PLACE)
         async with self._limiter.host(DESTINATION).slot():
             place.free()
             return await self._write(row, moved, body, given, found, policy, kind)
@@ -277,14 +293,17 @@ class Mover:
         """Uploads and has the destination confirm it."""
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
+            self.waits.on("their turn at the destination's bytes_per_s")
             await asyncio.sleep(delay_s)
         await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
+        self.waits.on("the destination's answer to PUT")
         with self._telling(key, "write"):
             sent = await self._destination.put(key, body, attributes, create=create)
             return await self._destination.confirm(key, body, sent)
 
     async def _head(self, key: str) -> Found | None:
         """What stands under the key; in a place at the destination."""
+        self.waits.on("the destination's answer to HEAD")
         with self._telling(key, "read"):
             return await self._destination.head(key)
 

@@ -62,6 +62,9 @@ class Chunk:
     def rows_unread(self) -> int:
         return len(self.items)
 
+    def rows_delayed(self) -> int:
+        return 0
+
     def begin(self, item: Item, lane: Lane) -> None:
         item.tries += 1
         self.begun.append(item)

@@ -1,157 +1,137 @@
-"""Rows that stand still: memory for bodies must not end up with bodies that wait for more of it, nor with slow ones."""
+"""When a run in which nothing moves says so, and when it is ended."""
 
 from __future__ import annotations
 
-import contextlib
-import random
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+import asyncio
 
 import pytest
 
-from demo.origin import Fault, Origin, Trouble
-from tasks.engine.access import Access
-from tasks.engine.chunk import run_chunk
-from tasks.engine.errors import ChunkIncomplete
-from tasks.engine.job import Job
-from tasks.engine.objects import Status
-from tests.engine import helpers
-from tests.servers.odd_s3 import OddS3
+from tasks.engine.standstill import (
+    END_S,
+    LOOK_S,
+    MOST_GAP_S,
+    TELL_S,
+    Action,
+    Moment,
+    Silence,
+    Wait,
+    Waits,
+    Watchdog,
+    in_words,
+    is_excused,
+    judge,
+)
 
-pytestmark = pytest.mark.timeout(240)
-
-WITHIN_S = 60.0  # what took no second is given a minute
-CHUNKED = Fault(Trouble.CHUNKED)
-
-
-def body_of(number: int, size: int) -> bytes:
-    return random.Random(number).randbytes(1000) + bytes(size - 1000)
-
-
-def serve(origin: Origin, count: int, size: int, fault: Fault | None = None) -> list[list[str]]:
-    return [[origin.add(f"/{n}.bin", body_of(n, size), "application/octet-stream", fault=fault)] for n in range(count)]
-
-
-@contextlib.contextmanager
-def kms() -> Iterator[tuple[OddS3, Access]]:
-    """A store whose ETags look like MD5s and are none: everything that is sent is read back."""
-    with OddS3(etags="kms") as server:
-        server.make_bucket("bucket")
-        yield server, Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
-
-
-def job_of(tmp_path: Path, rows: list[list[str]], **given: Any) -> Job:
-    """As many rows at once as the budget bears."""
-    manifest = helpers.write_list(tmp_path / "list.csv", rows)
-    return helpers.make_job(manifest=str(manifest), checks="length", concurrency=64, **given)
-
-
-def settled(job: Job, tmp_path: Path, access: Access, share: int = 1) -> Counter[Status]:
-    """What a run has done after a minute, if it has not ended before."""
-    state = helpers.directory_state(tmp_path)
-    (ref,) = helpers.plan(job, state, server=access).chunks
-    with helpers.engine(job, state, access, share=share) as runtime:
-        ends = threading.Timer(WITHIN_S, runtime.request_stop, ["it stands still"])
-        ends.start()
-        with contextlib.suppress(ChunkIncomplete):
-            run_chunk(runtime, ref)
-        ends.cancel()
-    return Counter(outcome.status for outcome in helpers.latest(state).values())
+NOTHING, TELL, END = Action.NOTHING, Action.TELL, Action.END
 
 
 @pytest.mark.parametrize(
-    ("count", "size", "fault", "timeouts"),
+    ("pending", "excused", "still_s", "quiet_s", "action"),
     [
-        (40, 77_000, CHUNKED, {}),
-        (40, 2_000_000, CHUNKED, {}),
-        (30, 7_900_000, None, {}),
-        (30, 7_900_000, CHUNKED, {}),
-        (30, 6_000_000, None, {"total_s": 15, "read_s": 10}),
-        (24, 9_000_000, None, {}),
+        (False, False, 9999.0, 9999.0, NOTHING),
+        (True, True, 9999.0, 9999.0, NOTHING),
+        (True, False, TELL_S - 1, TELL_S - 1, NOTHING),
+        (True, False, TELL_S, TELL_S, TELL),
+        (True, False, TELL_S, 0.0, TELL),
+        (True, False, END_S - 1, END_S - 1, TELL),
+        (True, False, 9999.0, END_S - 1, TELL),
+        (True, False, END_S, END_S, END),
     ],
 )
-def test_what_is_read_back(
-    count: int, size: int, fault: Fault | None, timeouts: dict[str, Any], origin: Origin, tmp_path: Path
-) -> None:
-    """Bodies that fill the memory are read back from the store all the same, and all rows are copied."""
-    with kms() as (server, access):
-        job = job_of(
-            tmp_path, serve(origin, count, size, fault), timeouts=timeouts,
-            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
-        )  # fmt: skip
-        assert settled(job, tmp_path, access) == {Status.COPIED: count}
-        assert server.stored("bucket") == {f"p/{n}.bin": body_of(n, size) for n in range(count)}
+def test_the_decision(pending: bool, excused: bool, still_s: float, quiet_s: float, action: Action) -> None:
+    """The table of judge()."""
+    assert judge(pending=pending, excused=excused, still_s=still_s, quiet_s=quiet_s) is action
 
 
-@pytest.mark.parametrize("fault", [CHUNKED, None])
-def test_what_a_directory_has_already(fault: Fault | None, origin: Origin, tmp_path: Path) -> None:
-    """Each body is compared with the file that is there, however many of them are in memory."""
-    count, size = (40, 77_000) if fault else (30, 7_000_000)
-    (tmp_path / "out").mkdir()
-    for n in range(count):
-        (tmp_path / "out" / f"{n}.bin").write_bytes(body_of(n, size))
-    job = job_of(tmp_path, serve(origin, count, size, fault), destination=f"file://{tmp_path}/out/")
-    assert settled(job, tmp_path, Access()) == {Status.UNCHANGED: count}
+KNOWN, UNKNOWN, NONE = Wait("a retry", 3, True), Wait("an answer", 1), Wait("memory", 0)
 
 
-def test_a_directory_into_one_that_has_it_already(tmp_path: Path) -> None:
-    """Large files, each of them in the spool while it is compared."""
-    count, size = 30, 12_000_000
-    for folder in ("old", "new"):
-        (tmp_path / folder).mkdir()
-        for n in range(count):
-            (tmp_path / folder / f"{n}.bin").write_bytes(body_of(n, size))
-    job = helpers.make_job(
-        manifest=f"file://{tmp_path}/old/", source={}, destination=f"file://{tmp_path}/new/", checks="length",
-        concurrency=64,
-    )  # fmt: skip
-    assert settled(job, tmp_path, Access()) == {Status.UNCHANGED: count}
+@pytest.mark.parametrize(
+    ("paused", "waits", "excused"),
+    [
+        (True, [], True),
+        (True, [UNKNOWN], True),
+        (False, [UNKNOWN], False),
+        (False, [UNKNOWN, KNOWN], False),
+        (False, [KNOWN], True),
+        (False, [KNOWN, NONE], True),
+        (False, [NONE], False),
+        (False, [], False),
+    ],
+)
+def test_what_excuses_a_standstill(paused: bool, waits: list[Wait], excused: bool) -> None:
+    """The table of is_excused()."""
+    assert is_excused(paused, waits) is excused
 
 
-@pytest.mark.parametrize("processes", [10, 64])
-def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -> None:
-    """Its part of the memory is smaller than one body, which is moved and read back all the same."""
-    with kms() as (server, access):
-        job = job_of(
-            tmp_path, serve(origin, 3, 16 * 1024 * 1024),
-            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
-        )  # fmt: skip
-        assert settled(job, tmp_path, access, share=processes) == {Status.COPIED: 3}
+def seconds(watchdog: Watchdog, begin: float, count: int, moment: Moment) -> list[Action]:
+    return [watchdog.look(begin + number * LOOK_S, moment) for number in range(1, count + 1)]
 
 
-def test_slow_hosts_beside_a_healthy_one(origin: Origin, tmp_path: Path) -> None:
-    """Eight hosts that send bodies without a length, a little a second: all rows of the ninth are copied meanwhile."""
-    fast, slow = 200, 8
-    with contextlib.ExitStack() as stack, OddS3() as server:
-        server.make_bucket("bucket")
-        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
-        rows = []
-        for host in range(8):
-            other = stack.enter_context(Origin())
-            fault = Fault(Trouble.SLOW, seconds=600, chunked=True)
-            rows += [[other.add(f"/slow-{host}-{n}.bin", body_of(n, 1_000_000), fault=fault)] for n in range(slow)]
-        job = helpers.make_job(
-            manifest=str(helpers.write_list(tmp_path / "list.csv", rows + serve(origin, fast, 77_000, CHUNKED))),
-            checks="length", destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
-        )  # fmt: skip
-        state = helpers.directory_state(tmp_path)
-        (ref,) = helpers.plan(job, state, server=access).chunks
-        with helpers.engine(job, state, access) as runtime:
-            ended = threading.Event()
+def test_a_run_that_stands_still() -> None:
+    """Said after two minutes, ended after ten; a row that settles begins both anew, a piece of a body the second."""
+    watchdog, stuck = Watchdog(0.0), Moment(5, 5, True, False)
+    watchdog.look(0.0, stuck)
+    actions = seconds(watchdog, 0.0, int(END_S), stuck)
+    assert actions.index(TELL) + 1 == TELL_S
+    assert actions.index(END) + 1 == END_S
+    assert watchdog.look(END_S + 1, Moment(6, 5, True, False)) is NOTHING
+    again = seconds(watchdog, END_S + 1, int(END_S) - 100, Moment(6, 5, True, False))
+    assert TELL in again
+    assert END not in again
+    after = 2 * END_S - 99
+    assert watchdog.look(after, Moment(6, 6, True, False)) is TELL
+    assert END not in seconds(watchdog, after, int(END_S) - 1, Moment(6, 6, True, False))
 
-            def all_fast() -> None:
-                for _ in range(int(WITHIN_S * 10)):
-                    if len(server.stored("bucket")) >= fast or ended.wait(0.1):
-                        break
-                runtime.request_stop("enough")
 
-            watching = threading.Thread(target=all_fast)
-            watching.start()
-            with contextlib.suppress(ChunkIncomplete):
-                run_chunk(runtime, ref)
-            ended.set()
-            watching.join()
-        assert set(server.stored("bucket")) == {f"p/{n}.bin" for n in range(fast)}
+def test_what_is_excused_does_not_count() -> None:
+    """After a pause, or the end of an announced wait, the two minutes begin."""
+    watchdog = Watchdog(0.0)
+    assert set(seconds(watchdog, 0.0, 5000, Moment(5, 5, True, True))) == {NOTHING}
+    assert TELL not in seconds(watchdog, 5000.0, int(TELL_S) - 1, Moment(5, 5, True, False))
+
+
+def test_a_machine_that_was_suspended() -> None:
+    """An hour between two looks is five seconds: neither the run nor an engine process is taken for dead."""
+    watchdog, silence = Watchdog(0.0), Silence(0.0)
+    watchdog.look(1.0, Moment(5, 5, True, False))
+    assert watchdog.look(3601.0, Moment(5, 5, True, False)) is NOTHING
+    assert watchdog.still_s <= MOST_GAP_S
+    silence.look(1.0, 4)
+    assert silence.look(3601.0, 4) <= MOST_GAP_S
+    assert silence.look(3602.0, 5) == 0.0
+    assert [silence.look(3602.0 + number, 5) for number in range(1, 4)] == [1.0, 2.0, 3.0]
+
+
+def test_the_sentence() -> None:
+    """Who waits for what, those under way first; at most five."""
+    waits = [Wait("memory", 40), Wait("an answer of img.example", 12), Wait("an answer of img.example", 1), NONE]
+    assert in_words(130.0, [Wait("memory", 40), Wait("x", 0)]) == "nothing settled for 2:10: 40 rows wait for memory"
+    assert in_words(61.9, waits) == (
+        "nothing settled for 1:01: 40 rows wait for memory, 13 for an answer of img.example"
+    )
+    assert in_words(5.0, [Wait("memory", 1)]) == "nothing settled for 0:05: 1 row waits for memory"
+    assert in_words(5.0, []) == "nothing settled for 0:05: no row is under way"
+    assert in_words(5.0, [Wait(name, 2) for name in "abcdefg"]).endswith("2 for d, 2 for e, and 2 more")
+
+
+def test_the_step_of_each_row() -> None:
+    """A row waits for one thing at a time, and for nothing once it is over."""
+    waits = Waits()
+
+    async def row(step: str) -> None:
+        waits.on("an answer")
+        waits.on(step)
+        waits.moved()
+        await asyncio.sleep(0.01)
+        waits.over()
+
+    async def rows() -> None:
+        tasks = [asyncio.create_task(row(step)) for step in ("memory", "memory", "a check")]
+        await asyncio.sleep(0)
+        assert waits.rows() == {"memory": 2, "a check": 1}
+        await asyncio.gather(*tasks)
+
+    asyncio.run(rows())
+    assert not waits.rows()
+    assert waits.pieces == 3

@@ -1,0 +1,138 @@
+"""Runs in which nothing moves: it is said while they are on, and they end with their rows pending."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Fault as OriginFault
+from demo.origin import Origin, Trouble
+from tests.flows.project import Cli, Prefect, Project, serve, wait_for
+from tests.flows.test_processes import helpers
+from tests.servers.odd_s3 import Fault, OddS3
+
+pytestmark = pytest.mark.slow
+
+# The command, with a watchdog that has less patience.
+COMMAND = """
+import runpy, sys
+from tasks.engine import standstill
+standstill.TELL_S, standstill.END_S, standstill.SILENT_TELL_S, standstill.SILENT_END_S = map(float, sys.argv[1:5])
+sys.argv = ["ferry", *sys.argv[5:]]
+runpy.run_module("flows", run_name="__main__", alter_sys=True)
+"""
+PATIENT = {"connect_s": 60, "read_s": 300, "total_s": 600}
+
+
+def start(project: Project, *bounds: float, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, *map(str, bounds), "run", "job.yaml", "--json"],
+        cwd=project.folder, env={**project.cli.environment, **(env or {})}, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def bar(prefect_api: Prefect, project: Project) -> str:
+    """What the run's progress artifact says."""
+    found = prefect_api.post("artifacts/filter", {"artifacts": {"key": {"any_": [f"{project.name}-progress"]}}})
+    return str(found[-1]["description"]) if found else ""
+
+
+def still(project: Project) -> Any:
+    path = project.state / "reports" / "hosts.json"
+    return json.loads(path.read_text()).get("still") if path.exists() else ""
+
+
+def test_an_origin_that_hangs(project: Project, origin: Origin, prefect_api: Prefect) -> None:
+    """Three bodies stop in the middle. The log, the artifact and `ferry status` name the host; the run ends, and the
+    next one takes the three rows."""
+    rows, bodies = serve(origin, 10)
+    stalled = [
+        origin.add(f"/stalled/{n}.jpg", b"\xff\xd8\xff" * 9999, fault=OriginFault(Trouble.STALL)) for n in range(3)
+    ]
+    host = origin.base_url.rpartition("://")[2]
+    project.manifest([*rows, *({"sku": url, "url": url} for url in stalled)])
+    project.job(timeouts=PATIENT, failure_budget=0)
+    process = start(project, 2, 12, 15, 60)
+    words = f"3 rows wait for an answer of {host}"
+    wait_for("the state to say so", lambda: words in still(project), 60)
+    assert words in project.ferry("status", "job.yaml").expect(0).stdout
+    wait_for("the artifact to say so", lambda: words in bar(prefect_api, project), 20)
+    ended = Cli.end(process, ("run",)).expect(1)
+    report = ended.json
+    assert report["counts"]["copied"] == 10
+    assert report["counts"]["pending"] == 3
+    assert f"nothing settled for 0:12: {words}" in report["message"]
+    assert words in ended.stderr  # the log
+    assert project.stored() == bodies
+
+
+@pytest.fixture
+def silent() -> Iterator[OddS3]:
+    """A store that answers everything but PUTs of objects."""
+    with OddS3(faults=[Fault("silence", ("PutObject",), key="products/")]) as server:
+        server.make_bucket("silent")
+        yield server
+
+
+def test_a_store_that_goes_silent(project: Project, origin: Origin, silent: OddS3) -> None:
+    """The verdict names the request that the store did not answer."""
+    rows, _ = serve(origin, 5)
+    project.manifest(rows)
+    destination = {"uri": "s3://silent/products/", "endpoint_url": silent.endpoint_url}
+    project.job(timeouts=PATIENT, destination=destination, failure_budget=0)
+    env = {"AWS_ACCESS_KEY_ID": silent.access_key, "AWS_SECRET_ACCESS_KEY": silent.secret_key}
+    report = Cli.end(start(project, 2, 4, 15, 60, env=env), ("run",)).expect(1).json
+    assert report["counts"]["pending"] == 5
+    assert "rows wait for the destination's answer to PUT" in report["message"]
+
+
+def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> None:
+    """Its bytes move: the run is not ended, however long nothing settles."""
+    body = b"P5 1000 1000 255\n" + bytes(1_000_000)
+    url = origin.add("/slow.pgm", body, fault=OriginFault(Trouble.SLOW, seconds=12))
+    project.manifest([{"sku": "slow", "url": url}])
+    project.job(timeouts=PATIENT)
+    ended = Cli.end(start(project, 2, 5, 15, 60), ("run",)).expect(0)
+    assert ended.json["this_run"] == {"copied": 1}
+    assert "1 row waits for an answer of" in ended.stderr
+
+
+def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None:
+    """Nothing settles for as long as a Retry-After says: that is no standstill."""
+    rows, bodies = serve(origin, 3)
+    origin.add("/images/p0000.jpg", bodies["images/p0000.jpg"], fault=OriginFault(Trouble.RATE_LIMITED, seconds=9))
+    project.manifest(rows)
+    project.job(concurrency=1, retries={"attempts": 3, "backoff_s": 0.1, "max_backoff_s": 30})
+    ended = Cli.end(start(project, 2, 4, 15, 60), ("run",)).expect(0)
+    assert ended.json["this_run"] == {"copied": 3}
+    assert "nothing settled" not in ended.text
+
+
+def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> None:
+    """One that is alive and silent (SIGSTOP) is named, ended, and its rows are moved by the same run."""
+    rows, bodies = serve(origin, 160)
+    origin.latency_s = 0.25
+    project.job(processes=2, concurrency=8, chunk_rows=10)
+    project.manifest(rows)
+    process = start(project, 120, 600, 2, 6)
+    wait_for("recorded rows", lambda: len(project.stored()) >= 30 or process.poll() is not None, 60)
+    (helper,) = helpers(process.pid)
+    os.kill(helper, signal.SIGSTOP)
+    origin.latency_s = 0.0
+    began = time.monotonic()
+    wait_for("the process to be named", lambda: "has not answered for" in still(project), 60)
+    ended = Cli.end(process, ("run",)).expect(0)
+    assert ended.json["counts"]["copied"] + ended.json["counts"]["unchanged"] == 160
+    assert project.stored() == bodies
+    assert not Path(f"/proc/{helper}").exists()
+    assert time.monotonic() - began < 120
