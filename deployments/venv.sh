@@ -25,8 +25,10 @@ fi
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 echo "installing $requirements into $venv"
-# The lock names every package: there is nothing to resolve.
-"$venv/bin/python" -m pip install --quiet --no-compile --no-deps --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
+# The lock names every package: there is nothing to resolve, and of what production needs nothing is built here.
+wheels=
+if [ "$requirements" = requirements.txt ]; then wheels=--only-binary=:all:; fi
+"$venv/bin/python" -m pip install --quiet --no-compile --no-deps ${wheels:+$wheels} --require-hashes -r "$requirements" 2>&1 | { grep -v '^WARNING: Location' || true; }
 [ "$venv" = .venv ] || exit 0
 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 .venv/bin/python deployments/first_start.py

@@ -66,8 +66,21 @@ AwsCredentials(aws_access_key_id="...", aws_secret_access_key="...").save("new-s
 ```
 
 Blocks are kept by the Prefect server that the work asks. `ferry` without PREFECT_API_URL has one of its own, in
-`.ferry/prefect` beside the job file: save them there with `PREFECT_HOME=.ferry/prefect` in front of the command, or in
-the UI (`ferry ui job.yaml`, Blocks).
+`.ferry/prefect` beside the job file. Save them in its UI (`ferry ui job.yaml`, Blocks), or with Python in a folder that
+only you can read:
+
+```sh
+mkdir -p -m 700 .ferry/prefect
+export PREFECT_HOME=$PWD/.ferry/prefect DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false
+python save_block.py   # the lines above
+```
+
+A destination of the job must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
+working directory, the job file, the list, your home, Prefect's home or Ferry's code. It also refuses a directory for
+settings, commands or Python modules. A row of a list could replace a file there.
+
+`ferry` reads no `prefect.toml`, `.env` or `pyproject.toml` of the working directory. Settings of Prefect come from the
+environment or from a profile.
 
 Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs:
 they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.

@@ -1,4 +1,8 @@
-"""The console script `ferry`, and `python -m flows`."""
+"""The console script `ferry`, and `python -m flows`.
+
+The script imports nothing from the working directory. `python -m` does, before anything here can prevent it: outside
+Ferry's own folder it is `python -P -m flows`.
+"""
 
 from __future__ import annotations
 

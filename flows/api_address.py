@@ -18,6 +18,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows import working_directory
 from tasks.engine.errors import UserError
 
 VERSION = importlib.metadata.version("prefect")
@@ -99,6 +100,7 @@ def given_server(command: str, instead: str = "") -> str:
     """The address of the server that the user names, for a command that is about one. Raises UserError where there is
     none, where it does not answer, or is of another major version; sets what `import prefect` reads."""
     url = given_url()
+    working_directory.leave()
     if not url:
         raise UserError(
             f"{command} works with a Prefect server, and PREFECT_API_URL is not set, neither in the environment nor in "

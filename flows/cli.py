@@ -21,6 +21,7 @@ from tasks.engine.errors import Fatal, FerryError, LeaseHeld, UserError
 from tasks.engine.job import Job
 from tasks.engine.objects import class_problem
 from tasks.jobfile import TEMPLATE, load_job
+from tasks.own_files import refuse_own_files
 from tasks.process import arrow_without_numpy, leave_at_once
 
 app = App(
@@ -71,6 +72,7 @@ def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     from tasks.dry import dry_plan
 
     job = load_job(job_file)
+    refuse_own_files(job, job_file)
     with local.blocks_for(job, job_file.absolute().parent):
         planned = dry_plan(job)
     if json_:
@@ -118,10 +120,10 @@ def run(
         from tasks.accounts import Report
 
     classes = _classes(limit, retry_failed)
-    job = load_job(job_file, set_)
-    local.prepare(job, job_file.absolute().parent, replan=replan, wait=wait)
+    job, folder = load_job(job_file, set_), job_file.absolute().parent
+    local.prepare(job, job_file, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
-    with prefect_for(job_file.absolute().parent, quiet=draw, job=job) as api:
+    with prefect_for(folder, quiet=draw, job=job) as api:
         if draw:
             watch.drawer = terminal.draw_progress
             terminal.out.print(
@@ -310,9 +312,10 @@ def export(
     job = load_job(job_file)
     if out.exists() and out.resolve() in (Path(job.manifest).resolve(), job_file.resolve()):
         raise UserError(f"{out} is the job's own file; export to another one")
+    place = out.absolute()  # the state's credentials may be a block: Prefect is asked from another directory
     if out.exists() and not overwrite:
         raise UserError(f"{out} exists already; name another file, or add --overwrite")
-    rows = write(_state(job, job_file), what, out, full=full)
+    rows = write(_state(job, job_file), what, place, full=full)
     if json_:
         _print_json({"file": str(out), "rows": rows})
     else:

@@ -35,6 +35,7 @@ def deploy(
     json_: JsonFlag = False,
 ) -> int:
     """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
+    file = file.absolute()
     with signals.ended_by_the_system():
         given_server("ferry deploy")
         from flows import automations, missed, prefect_yaml

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import signals
+from flows import signals, working_directory
 from flows.api_address import given_url
 from flows.server import prefect_server
 from tasks.engine.errors import FerryError, UserError
 from tasks.engine.job import Job
+from tasks.own_files import refuse_own_files
 from tasks.process import few_heaps
 
 if TYPE_CHECKING:
@@ -90,24 +91,27 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
     from tasks.references import names_blocks
 
     if not names_blocks(job) or given_url():
+        working_directory.leave()
         yield
         return
     with prefect_server(prefect_home(folder), lambda: None):
         yield
 
 
-def prepare(job: Job, folder: Path, *, replan: bool, wait: bool) -> None:
-    """What goes before the flow: a child that loads its libraries meanwhile, and `--replan`, which no flow has."""
+def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
+    """What goes before the flow: a check of the destination, a child that loads its libraries meanwhile, and
+    `--replan`, which no flow has."""
     from flows import terminal
     from tasks import run as runs
     from tasks.engine import lease, ledger
     from tasks.engine.child import Child
     from tasks.engine.plan import forget_plan
 
+    refuse_own_files(job, job_file)
     few_heaps()
     runs.warm = Child()  # loads DuckDB while this process loads Prefect
     if replan:
-        with blocks_for(job, folder):
+        with blocks_for(job, job_file.absolute().parent):
             state = runs.state_of(job)
         with lease.held(state, f"{job.name} (replan)", wait=wait) as held:
             runs.died = held.took_over

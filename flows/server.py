@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+from flows import working_directory
 from flows.api_address import VERSION, check_reachable, given_url
 from tasks.engine.errors import UserError
 
@@ -256,9 +257,11 @@ def without_proxy() -> None:
 def prefect_server(home: Path, meanwhile: Callable[[], None], *, many_tasks: bool = False) -> Iterator[str]:
     """The Prefect API's address: the user's own where the environment or a profile names one, else a local server's.
 
-    Sets the environment that `import prefect` reads, then calls ``meanwhile`` while the local server starts.
+    Leaves the working directory, sets the environment that `import prefect` reads, then calls ``meanwhile`` while the
+    local server starts.
     """
-    given = given_url()
+    home, given = home.absolute(), given_url()
+    working_directory.leave()
     if given:
         check_reachable(given)
         yield given

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ from tasks.engine.growth import Growth, cores, idle_s
 from tasks.engine.host_snapshot import HostSnapshot
 from tasks.engine.job import Job
 from tasks.engine.lease import Lease
-from tasks.engine.pipes import read, write
+from tasks.engine.pipes import command, read, write
 from tasks.engine.plan import ChunkRef
 from tasks.engine.runtime import Runtime
 from tasks.engine.shares import is_bounded, most_processes
@@ -39,7 +38,7 @@ class Helper:
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
         self._runtime = runtime
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tasks.helper"],
+            command("tasks.helper"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C reaches the run first
             cwd=Path(__file__).resolve().parents[1],

@@ -31,6 +31,7 @@ from tasks.engine.runtime import Runtime
 from tasks.engine.state import State, open_state
 from tasks.engine.swept import Swept
 from tasks.helper import Setup
+from tasks.own_files import refuse_own_files
 from tasks.process import few_heaps, for_many_objects, raise_file_limit
 
 _current: Run | None = None
@@ -158,6 +159,7 @@ def open_run(
     """
     global _current
     placement.refuse_lost_state(str(job.state))
+    refuse_own_files(job)
     source, destination = references.source_access(job), references.destination_access(job)
     headers = references.headers(job)
     state = state_of(job)

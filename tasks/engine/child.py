@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Self
 
 from tasks.engine.errand import Errand
 from tasks.engine.errors import Fatal, FerryError, Stopped, UserError, from_planning
-from tasks.engine.pipes import die_with_parent, read, write
+from tasks.engine.pipes import command, die_with_parent, read, write
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 
@@ -48,7 +48,7 @@ class Child:
     def start(self) -> None:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tasks.engine.child"],
+                command("tasks.engine.child"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 start_new_session=True, cwd=Path(__file__).resolve().parents[2],
                 # its own idle threads would be forked with it

@@ -1,4 +1,4 @@
-"""Messages between a run and the processes that it starts: a number, a length, bytes; over a pipe."""
+"""The processes that a run starts: how they are started, and messages over a pipe (a number, a length, bytes)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ import ctypes
 import signal
 import struct
 import sys
+from pathlib import Path
 from typing import Any
 
 _HEAD = struct.Struct(">iQ")  # a number (an exit code, 0 in requests), the length of the message
+
+_ROOT = Path(__file__).resolve().parents[2]  # what holds the package `tasks`
+_RUN = (
+    "import runpy, sys; root, module = sys.argv[1:3]; root in sys.path or sys.path.append(root); "
+    "sys.argv[1:3] = []; runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
+
+
+def command(module: str) -> list[str]:
+    """What starts one of Ferry's modules. `-P`: nothing is imported from a working directory, whosever it is."""
+    return [sys.executable, "-P", "-c", _RUN, str(_ROOT), module]
 
 
 def write(stream: Any, number: int, message: bytes) -> None:

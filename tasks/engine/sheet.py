@@ -22,6 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tasks.engine.pipes import command
+
 MOST_BYTES = 4 << 30  # of memory; a full sheet (1,048,576 rows) of eight columns takes 2 GiB
 MOST_SECONDS = 900  # of a core
 MOST_ROW_CHARACTERS = 16 << 20
@@ -40,9 +42,9 @@ class AnotherSheet(Exception):
 
 def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
     """Rows of the first sheet that hold anything, with their numbers. Raises Unreadable, at the end AnotherSheet."""
-    command = [sys.executable, "-m", "tasks.engine.sheet", str(path.absolute()), str(MOST_BYTES)]
+    reader = [*command("tasks.engine.sheet"), str(path.absolute()), str(MOST_BYTES)]
     with subprocess.Popen(
-        command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        reader, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         encoding="utf-8", env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
     ) as process:  # fmt: skip
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -114,7 +116,9 @@ def test_how_it_starts(role: str, says: str, tmp_path: Path) -> None:
     (tmp_path / "prefect").chmod(0o755)
     secrets = tmp_path / "secrets"
     secrets.mkdir()
-    (secrets / f"{role}.env").write_text("# a comment\nPREFECT_API_AUTH_STRING='operator:pa$s'\n")
+    (secrets / f"{role}.env").write_text(
+        "# a comment\nPREFECT_API_AUTH_STRING='operator:pa$s'\nPREFECT_SERVER_API_AUTH_STRING=operator:pw\n"
+    )
     if role == "server":
         (secrets / "database_password").write_text("db-secret\n")
     environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FERRY_SECRETS": str(secrets)}
@@ -156,3 +160,49 @@ signal.signal(signal.SIGTERM, told)
 run.wait()
 while True: time.sleep(1)
 """
+
+
+def start(folder: Path, what: str, **environment: str) -> tuple[int, str]:
+    """Runs start.sh as the user `nobody` where this is root, with a stand-in for `prefect`: exit code and output."""
+    commands = folder / "commands"
+    commands.mkdir(exist_ok=True)
+    stand_in = commands / "prefect"
+    stand_in.write_text('#!/bin/sh\necho "prefect $* auth=[${PREFECT_SERVER_API_AUTH_STRING:-}]"\n')
+    stand_in.chmod(0o755)
+    given = {"PATH": f"{commands}:/usr/bin:/bin", "FERRY_SECRETS": str(folder / "secrets"), **environment}
+    script = folder / "start.sh"
+    shutil.copy(STARTER, script)
+    script.chmod(0o755)
+    user: dict[str, Any] = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
+    ended = subprocess.run(
+        ["/bin/sh", str(script), what], env=given, capture_output=True, text=True, timeout=60, check=False, **user
+    )
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_no_server_starts_without_its_password(tmp_path: Path) -> None:
+    """A secrets file that cannot be read, an empty one, and none: exit 1, and no server. With the password, one."""
+    for above in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        above.chmod(0o755)
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(mode=0o755)
+    file = secrets / "server.env"
+    for text, mode, words in (
+        (None, 0, "PREFECT_SERVER_API_AUTH_STRING is empty"),
+        ("", 0o444, "PREFECT_SERVER_API_AUTH_STRING is empty"),
+        ("PREFECT_SERVER_API_AUTH_STRING=operator:pw\n", 0o000, "cannot be read by user"),
+    ):
+        if text is not None:
+            file.write_text(text)
+            file.chmod(mode)
+        code, said = start(tmp_path, "server")
+        assert (code, words in said, "server start" in said) == (1, True, False), said
+    file.chmod(0o444)
+    assert start(tmp_path, "server") == (0, "prefect server start --host 0.0.0.0 --port 4200 auth=[operator:pw]\n")
+    file.unlink()
+    code, said = start(tmp_path, "server", PREFECT_SERVER_API_AUTH_STRING="operator:pw")
+    assert (code, "auth=[operator:pw]" in said) == (0, True)
+    (secrets / "database_password").write_text("pw")
+    (secrets / "database_password").chmod(0o000)
+    code, said = start(tmp_path, "server", PREFECT_SERVER_API_AUTH_STRING="operator:pw")
+    assert (code, "database_password cannot be read" in said) == (1, True)

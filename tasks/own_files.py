@@ -1,0 +1,93 @@
+"""Directories that a list may not write into: a row's key would be a file that somebody's program runs or reads."""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tasks.engine.apart import below
+from tasks.engine.errors import UserError
+from tasks.engine.job import Job
+
+ROOT = Path(__file__).resolve().parents[1]
+_SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
+           "/var/spool/cron")  # fmt: skip
+_OF_HOME = (".aws", ".config", ".docker", ".gnupg", ".kube", ".local/bin", ".prefect", ".ssh")
+
+
+def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
+    """Raises UserError for a destination whose keys could be such files. Links are followed.
+
+    | the destination | of a working directory, job file, list, home, temporary folder, installation | of Prefect's home, modules, commands, settings |
+    |---|---|---|
+    | is it, or lies above it | refused | refused |
+    | lies in it | allowed: `./out/` | refused |
+    | lies beside it | allowed | allowed |
+    """  # noqa: E501
+    uri = job.destination.uri
+    if not uri.startswith("file:"):
+        return
+    for what, path in [*_with_own_folders(job, job_file), *_closed(job_file)]:
+        if below(uri, str(path)) is not None:
+            raise _refusal(uri, f"holds {what} ({path})")
+    for what, path in _closed(job_file):
+        if below(str(path), uri) is not None:
+            raise _refusal(uri, f"lies in {what} ({path})")
+
+
+def _refusal(uri: str, how: str) -> UserError:
+    return UserError(
+        f"the destination ({uri}) {how}: a row of the list could replace a file there that is executed or read as "
+        "settings. Give the destination a folder of its own"
+    )
+
+
+def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Path]]:
+    """Places that may have a folder for objects in them."""
+    yield "the working directory", Path.cwd()
+    if job_file is not None:
+        yield "the job file", job_file.absolute()
+    if "://" not in job.manifest:
+        yield "the list", Path(job.manifest)
+    yield "the folder of temporary files", Path(tempfile.gettempdir())
+    yield "the installation of Python", Path(sys.prefix)
+    yield "Ferry's own code", ROOT
+    if home := _home():
+        yield "your home directory", home
+    for entry in sys.path:
+        if entry:
+            yield "a directory of Python modules", Path(entry)
+
+
+def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
+    """Places where every file may be executed, or read as settings."""
+    if given := os.environ.get("PREFECT_HOME"):
+        yield "Prefect's home", Path(given).absolute()
+    if job_file is not None:
+        yield "Prefect's home", job_file.absolute().parent / ".ferry" / "prefect"
+    for package in ("flows", "tasks", "demo"):
+        yield "Ferry's own code", ROOT / package
+    for name in ("stdlib", "platstdlib", "purelib", "platlib"):
+        yield "Python's modules", Path(sysconfig.get_path(name))
+    yield "Python's modules", Path(site.getusersitepackages())
+    yield "commands", Path(sysconfig.get_path("scripts"))
+    yield "copies of states", Path(tempfile.gettempdir(), f"ferry-state-{os.getuid()}")
+    for text in _SYSTEM:
+        yield "a directory of the system", Path(text)
+    if home := _home():
+        for text in _OF_HOME:
+            yield "settings of your own", home / text
+
+
+def _home() -> Path | None:
+    """None where the user has none, as in a container with a number for a user, or where it is `/`."""
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    return home if home != Path("/") else None
