@@ -17,6 +17,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from tasks.slow import EVENT
 
 TAG = "ferry"
+CONTINUED = ("Scheduled", "AwaitingRetry", "Late", "Pending", "Running", "Completed", "Failed", "Cancelled")
 BEGUN = ("Running", "Completed", "Failed", "Crashed", "Cancelled")
 OVER = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended")
 
@@ -40,7 +41,7 @@ FAILED_SUBJECT = f"{MESSAGE}Ferry: {NAME} " + _cases(
 FAILED = MESSAGE + WHOSE + " ended as " + STATE + ": {{ m }}"
 AGAIN = "run it again: it goes on where this one stopped"
 FAILED_DO = _cases(
-    (CRASHED, f"{AGAIN}. If it crashes again, read the worker's log"),
+    (CRASHED, f"read the worker's log: the automation that continues such runs did not. Then {AGAIN}"),
     # what flows/migrate.py, failure(), puts in front; and Prefect, of parameters that make no job
     ("m.startswith('UserError: ')", "mend what it names, and run it again. Nothing has moved"),
     ("m.startswith('Validation of flow parameters ')", "mend the job, and run it again. Nothing has moved"),
@@ -93,11 +94,23 @@ def _body(what: str, ui: str, do: str) -> str:
     return f"{what}\nLook: {_page(ui)}\nDo: {do}."
 
 
+def full_name(name: str, project: str) -> str:
+    """What a project's automation is called: several projects may share a server."""
+    return f"{name} ({project})"
+
+
+def is_named(full: str, name: str) -> bool:
+    """Is that a name of this automation, of any project? Names without a project are of Ferry's first version."""
+    return full == name or full.startswith(f"{name} (")
+
+
 @dataclass(frozen=True, slots=True)
 class Patience:
     """How long something may be missing before it is an alarm; 10 s is the least that Prefect takes."""
 
     start_s: float = 3600.0
+    rescue_s: float = 60.0  # until a run that died continues (flows/rescue.py)
+    crash_s: float = 180.0  # longer than that
     heartbeat_s: float = 660.0  # three heartbeats of Prefect's 180 s, and the time that they take
 
 
@@ -111,18 +124,10 @@ class Alarm:
     subject: str
     body: str
 
-    def full_name(self, project: str) -> str:
-        """What the automation is called: several projects may share a server."""
-        return f"{self.name} ({project})"
-
-    def is_named(self, name: str) -> bool:
-        """Is that this alarm of any project? Names without a project are of Ferry's first version."""
-        return name == self.name or name.startswith(f"{self.name} (")
-
     def automation(self, project: str, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
         """As Prefect takes it. All is set, defaults too: an update leaves out what is not."""
         return AutomationCore(
-            name=self.full_name(project),
+            name=full_name(self.name, project),
             description=self.description,
             enabled=enabled,
             tags=[TAG],
@@ -144,8 +149,21 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
     return [
         Alarm(
             "Ferry: a run failed",
-            "A run ended as Failed (failures over its budget, rows pending, a job that cannot be used) or as Crashed.",
-            trigger(deployments, Posture.Reactive, expect=states("Failed", "TimedOut", "Crashed")),
+            "A run ended as Failed: failures over its budget, rows pending, a job that cannot be used.",
+            trigger(deployments, Posture.Reactive, expect=states("Failed", "TimedOut")),
+            FAILED_SUBJECT,
+            _body(FAILED, ui, FAILED_DO),
+        ),
+        Alarm(
+            "Ferry: a run crashed",
+            f"A run's process died, and no other process had continued the run {_words(wait.crash_s)} later.",
+            trigger(
+                deployments,
+                Posture.Proactive,
+                after=states("Crashed"),
+                expect=states(*CONTINUED),
+                within_s=wait.crash_s,
+            ),
             FAILED_SUBJECT,
             _body(FAILED, ui, FAILED_DO),
         ),
@@ -199,6 +217,7 @@ def trigger(
     after: Sequence[str] = (),
     within_s: float = 0.0,
     each: bool = True,
+    threshold: int = 1,
 ) -> EventTrigger:
     """``each``: runs count one by one; else those of all these deployments together."""
     return EventTrigger.model_validate(
@@ -213,7 +232,7 @@ def trigger(
                 "prefect.resource.id": sorted({f"prefect.deployment.{deployment}" for deployment in deployments}),
             },
             "for_each": {"prefect.resource.id"} if each else set(),
-            "threshold": 1,
+            "threshold": threshold,
             "within": timedelta(seconds=within_s),
         }
     )

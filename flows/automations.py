@@ -16,9 +16,10 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
-from flows.alarms import TAG, Alarm, Patience, alarms
+from flows.alarms import TAG, Patience, alarms, full_name, is_named
 from flows.changes import Change
 from flows.missed import chosen, longest_gap, missed
+from flows.rescue import rescues
 from tasks.engine.errors import UserError
 
 KIND = "automation"
@@ -58,26 +59,43 @@ def settle(
     ours, ui = set(deployments.values()), (PREFECT_UI_URL.value() or "").rstrip("/")
     present = ferrys(client)
     living = ours | still_there(client, {one for automation in present for one in watched(automation)} - ours)
-    there = [own(alarm, project, present, ours, living) for alarm in alarms(ours, ui, patience)]
+    rescuers = [own(one.name, project, present, ours, living) for one in rescues(ours, patience)]
+    there = [own(alarm.name, project, present, ours, living) for alarm in alarms(ours, ui, patience)]
+    # What another file of the project has, and what was taken out of this one and is still on the server
+    all_ = ours | {one for automation in (*rescuers, *there) if automation for one in watched(automation) & living}
+    changes = [
+        settle_one(client, rescue.automation(project, enabled=is_on(found)), found)
+        for rescue, found in zip(rescues(all_, patience), rescuers, strict=True)
+    ]
+    changes += [left_behind(client, id_) for id_ in sorted(all_ - ours)]
     told = named or [known for known in tells(there) if is_there(client, known)]
     if not told:
-        return untold(there)
-    # What another file of the project has, and what was taken out of this one and is still on the server
-    all_ = ours | {one for automation in there if automation for one in watched(automation) & living}
-    changes = [
-        settle_one(client, project, alarm, found, told)
+        return [*changes, *untold(there)]
+    changes += [
+        settle_one(client, alarm.automation(project, told, enabled=is_on(found)), found)
         for alarm, found in zip(alarms(all_, ui, patience), there, strict=True)
     ]
     for name, id_ in deployments.items():
-        found = own(missed(name, id_, ui, timedelta()), project, present, {id_}, living)
+        found = own(missed(name, id_, ui, timedelta()).name, project, present, {id_}, living)
         changes += settle_missed(client, project, name, id_, found, told, expected)
     return changes
 
 
-def settle_one(
-    client: SyncPrefectClient, project: str, alarm: Alarm, found: Automation | None, told: Sequence[UUID]
-) -> Change:
-    automation = alarm.automation(project, told, enabled=found is None or found.enabled)
+def left_behind(client: SyncPrefectClient, deployment: UUID) -> Change:
+    """A deployment that prefect.yaml no longer has: named, since its schedule may be on, and left for the operator."""
+    found = client.read_deployment(deployment)
+    name = f"{client.read_flow(found.flow_id).name}/{found.name}"
+    schedule = "its schedule is on" if any(one.active for one in found.schedules) else "no schedule of it is on"
+    detail = f"not in this prefect.yaml, left as it is; {schedule}. To delete it: prefect deployment delete '{name}'"
+    return Change("deployment", name, "unchanged", detail)
+
+
+def is_on(found: Automation | None) -> bool:
+    """On or off is the operator's; a new one is on."""
+    return found is None or found.enabled
+
+
+def settle_one(client: SyncPrefectClient, automation: AutomationCore, found: Automation | None) -> Change:
     off = "" if automation.enabled else "off, as it was left"
     if found is None:
         client.create_automation(automation)
@@ -106,7 +124,8 @@ def settle_missed(
         within, why = chosen(gap, expected), f"its runs begin up to {gap} apart: --expect-every is to be longer"
     if within is not None:
         ui = (PREFECT_UI_URL.value() or "").rstrip("/")
-        return [settle_one(client, project, missed(name, deployment, ui, within), found, told)]
+        wanted = missed(name, deployment, ui, within).automation(project, told, enabled=is_on(found))
+        return [settle_one(client, wanted, found)]
     if found is not None:
         client.delete_automation(found.id)
         return [Change(KIND, found.name, "removed", why)]
@@ -152,12 +171,12 @@ def still_there(client: SyncPrefectClient, deployments: Collection[UUID]) -> set
 
 
 def own(
-    alarm: Alarm, project: str, present: Iterable[Automation], ours: Set[UUID], living: Set[UUID]
+    base: str, project: str, present: Iterable[Automation], ours: Set[UUID], living: Set[UUID]
 ) -> Automation | None:
-    """The automation at the server that is this alarm of the project; None: there is none yet."""
-    name = alarm.full_name(project)
+    """The automation at the server that is this one of the project; None: there is none yet."""
+    name = full_name(base, project)
     candidates = [
-        one for one in present if alarm.is_named(one.name) and is_own(watched(one), one.name == name, ours, living)
+        one for one in present if is_named(one.name, base) and is_own(watched(one), one.name == name, ours, living)
     ]
     return max(candidates, key=lambda one: (len(watched(one) & ours), one.name == name), default=None)
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Pause
-from prefect.states import Cancelled
+from prefect.states import AwaitingRetry, Cancelled, Failed
 
-from flows import signals
+from flows import rescue, signals
 from tasks import api
+from tasks.engine.errors import UserError
 
 EVERY_S = 3.0
 STOPS = {
@@ -139,7 +142,18 @@ def heeding(own: UUID, tell: Callable[[str], None]) -> Iterator[Control]:
         thread.join(EVERY_S)
 
 
-def last_word(own: UUID, end: State[Any]) -> State[Any]:
+def begins(starts: int, tell: Callable[[str], None]) -> None:
+    """Says in the log that another process had this run before. Raises UserError for one that was started too often."""
+    if starts > rescue.MOST:
+        raise UserError(
+            f"this run was started {starts} times, and {rescue.MOST} is the most: its process died or was taken away "
+            "each time. Read the worker's log, then run the job again"
+        )
+    if starts > 1:
+        tell(f"start {starts} of this run: it continues where the process before it stopped")
+
+
+def last_word(own: UUID, end: State[Any], tell: Callable[[str], None]) -> State[Any]:
     """How the run ends, after what is asked of it by now; raises Pause where its end is for another process to tell.
 
     From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever.
@@ -149,6 +163,19 @@ def last_word(own: UUID, end: State[Any]) -> State[Any]:
         order = order_of(run)
         if order is Order.LEAVE:
             raise Pause(state=run.state)
-        if order is Order.STOP and run.state is not None and run.state.type is not StateType.FAILED:
-            end = Cancelled(message=end.message)
+        if order is Order.STOP and run.state is not None:
+            return end if run.state.type is StateType.FAILED else Cancelled(message=end.message)
+        terminated = signals.last_signal is signal.SIGTERM
+        fate = rescue.fate(
+            end.type, terminated=terminated, deployed=run.deployment_id is not None, starts=run.run_count
+        )
+        came_to = (end.message or "").partition(signals.AGAIN)[0]
+        if fate is rescue.Fate.GIVE_UP:
+            return Failed(message=f"{came_to}. It was started {run.run_count} times: it is not continued by itself")
+        if fate is rescue.Fate.CONTINUE:
+            message = f"{came_to}; start {run.run_count + 1} of at most {rescue.MOST} continues it"
+            due = datetime.now(UTC) + timedelta(seconds=rescue.DELAY_S)
+            client.set_flow_run_state(own, AwaitingRetry(scheduled_time=due, message=message), force=True)
+            tell(f"{message}, in about a minute, where a worker takes it")
+            raise Pause(state=client.read_flow_run(own).state)
     return end

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+AGAIN = "; run the job again to go on where it stopped"
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 last_signal: signal.Signals | None = None  # for the exit code
 _asked = ""  # why :func:`interrupt` was called
@@ -45,7 +46,7 @@ def _received(number: int, _: FrameType | None) -> None:
         os._exit(EXIT_CODES[last_signal])
     last_signal = signal.SIGINT if _asked else signal.Signals(number)
     _expected = bool(_asked)
-    reason = _asked or f"interrupted by {last_signal.name}; run the job again to go on where it stopped"
+    reason = _asked or f"interrupted by {last_signal.name}{AGAIN}"
     if _told is None:
         raise Interrupted(reason)
     _told(reason)

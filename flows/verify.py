@@ -45,7 +45,7 @@ def verify(
     tidy_logs()
     signals.listen()
     state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
-    return control.last_word(UUID(flow_run.id), state) if await_server() else state
+    return control.last_word(UUID(flow_run.id), state, get_run_logger().warning) if await_server() else state
 
 
 def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
@@ -53,10 +53,11 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     try:
         check_choice(list_only, sample, seed)
+        control.begins(flow_run.run_count, tell)
         look_around(own, flow_run.run_count, tell)
         with (
             control.heeding(own, tell) as orders,
-            open_check(job, flow_run.name or job.name, str(own), tell, wait=wait) as check,
+            open_check(job, flow_run.name or job.name, str(own), tell, wait=wait or flow_run.run_count > 1) as check,
             showing(Watched(job.name, "verify", check.progress)),
             prefect_patches.without_tags(),
         ):

@@ -27,8 +27,9 @@ from prefect.states import AwaitingConcurrencySlot, Cancelled, Completed, Crashe
 from pydantic import SecretStr
 
 from demo.origin import Fault, Origin, Trouble
-from flows.alarms import Patience, alarms
+from flows.alarms import Patience, alarms, full_name
 from flows.automations import settle
+from flows.rescue import rescues
 from flows.server import LocalServer, quiet_environment
 from tasks.engine import rates
 from tasks.engine.errors import UserError
@@ -39,9 +40,11 @@ from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, listening, sa
 
 pytestmark = pytest.mark.slow
 
-SHORT = Patience(start_s=10.0, heartbeat_s=10.0)  # the least that Prefect takes
+SHORT = Patience(start_s=10.0, rescue_s=3600.0, crash_s=10.0, heartbeat_s=10.0)  # the least that Prefect takes
 PROJECT = "shop"
-NAMES = [alarm.full_name(PROJECT) for alarm in alarms([], UI)]
+ALARMS = [full_name(alarm.name, PROJECT) for alarm in alarms([], UI)]
+RESCUES = [full_name(one.name, PROJECT) for one in rescues([])]
+NAMES = [*RESCUES, *ALARMS]
 
 
 @pytest.fixture(scope="module")
@@ -335,18 +338,14 @@ def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) 
     """Nothing changes, with or without naming whom to tell; what somebody has changed is put right; on and off stay."""
     for notify in (["custom-webhook/alarms"], []):
         assert {change.what for change in settle(client, PROJECT, alarmed, notify, SHORT)} == {"unchanged"}
-    (automation,) = client.read_automations_by_name(NAMES[0])
+    (automation,) = client.read_automations_by_name(ALARMS[0])
     client.pause_automation(automation.id)
-    assert [change.detail for change in settle(client, PROJECT, alarmed, [], SHORT)] == [
-        "off, as it was left",
-        "",
-        "",
-        "",
-    ]
+    details = [change.detail for change in settle(client, PROJECT, alarmed, [], SHORT)]
+    assert details == ["", "", "off, as it was left", "", "", "", ""]
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "ops")
     changes = settle(client, PROJECT, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
-    assert [change.what for change in changes] == ["updated"] * 4
-    (now,) = client.read_automations_by_name(NAMES[0])
+    assert [change.what for change in changes] == ["unchanged", "unchanged", *["updated"] * 5]
+    (now,) = client.read_automations_by_name(ALARMS[0])
     assert (now.id, now.enabled, len(now.actions)) == (automation.id, False, 2)
     client.resume_automation(automation.id)
     assert {
@@ -354,7 +353,8 @@ def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) 
         for change in settle(client, PROJECT, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
     } == {"unchanged"}
     client.delete_automation(automation.id)
-    assert [change.what for change in settle(client, PROJECT, alarmed, [], SHORT)] == ["created", *["unchanged"] * 3]
+    changes = settle(client, PROJECT, alarmed, [], SHORT)
+    assert [change.what for change in changes] == ["unchanged", "unchanged", "created", *["unchanged"] * 4]
 
 
 def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Receiver) -> None:
@@ -375,11 +375,11 @@ def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> 
     client.delete_block_document(block.id)
     changes = settle(client, PROJECT, alarmed, [], SHORT)
     assert [change.name for change in changes] == NAMES
-    assert all("its notification block is gone" in change.detail for change in changes)
-    for name in NAMES:
+    assert all("its notification block is gone" in change.detail for change in changes[2:])
+    for name in ALARMS:
         (automation,) = client.read_automations_by_name(name)
         client.delete_automation(automation.id)
-    (change,) = settle(client, PROJECT, alarmed, [], SHORT)
+    *_, change = settle(client, PROJECT, alarmed, [], SHORT)
     assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: nobody to tell")
     assert "ferry deploy --notify slack-webhook/NAME" in change.detail
     assert settle(client, PROJECT, {}, []) == []

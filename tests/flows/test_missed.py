@@ -61,7 +61,7 @@ def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Re
     }
     told = [block(client, "custom-webhook/missed")]
     for name, id_ in ids.items():
-        settle_one(client, "shop", missed(f"migrate/{name}", id_, UI, LEAST), None, told)
+        settle_one(client, missed(f"migrate/{name}", id_, UI, LEAST).automation("shop", told, enabled=True), None)
 
     def about(name: str) -> list[dict[str, str]]:
         return [message for message in webhook.got if f"migrate/{name} " in message["subject"]]
