@@ -251,7 +251,7 @@ def verify(
     job_file: Path,
     *,
     list_: Annotated[
-        bool, Parameter(name="--list", negative="", help="Compare sizes and ETags from a listing; read no object.")
+        bool, Parameter(name="--list", negative="", help="Compare ETags and sizes from a listing; read no object.")
     ] = False,
     sample: Annotated[str | None, Parameter(help="Read some objects, drawn at random: `1%`, or a count.")] = None,
     seed: Annotated[int | None, Parameter(help="Draw that sample again which named this seed.")] = None,
@@ -285,7 +285,8 @@ def verify(
         terminal.error(str(end))
     else:
         for line in wrong:
-            terminal.out.print(f"[red]{line['error_class']}[/red]  {terminal.shown(line['key'])}")
+            what, key = line["error_class"], terminal.shown(line["key"])
+            terminal.out.print(f"[red]{what}[/red]  {key}  [dim]{terminal.shown(line['message'])}[/dim]")
         if len(wrong) == SHOWN_WRONG:
             terminal.out.print("... these are the first; the ledger has them all (docs/state.md)")
         terminal.out.print(terminal.shown(state.message))

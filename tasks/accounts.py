@@ -40,6 +40,7 @@ class Report:
     stopped: str  # why the run ended early; "" when it did not
     why_pending: str
     night: dict[str, int] | None = None  # of a delta: night.NAMES
+    same_bytes: dict[str, Any] | None = None  # rows with the same bytes: same_bytes.find_same_bytes, and `fail`
     swept: Swept | None = None  # of a delta that deletes what left the list
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # chunks of this run, or with failures; the first
 
@@ -55,11 +56,12 @@ class Report:
         | any | any | over budget | any | 1 |
         | yes | any | any | any | 1: what it was to try again counts as failed, and was not tried |
         | no | any | any | any | 1 where copies were to be deleted, and were not |
+        | no | any | any | any | 1 where rows have the same bytes, and `duplicate_bodies` is `fail` |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
         swept_well = self.swept is None or self.swept.well
         well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and swept_well
-        return 0 if well else 1
+        return 0 if well and not (self.same_bytes and self.same_bytes["fail"]) else 1
 
     @property
     def there(self) -> str:
@@ -84,7 +86,7 @@ class Report:
         if self.swept is not None and self.swept.deleted:
             line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        return ". ".join(part for part in (line, why, swept_badly(self.swept)) if part)
+        return ". ".join(part for part in (line, why, swept_badly(self.swept), repeated(self.same_bytes)) if part)
 
 
 def swept_badly(swept: Swept | None) -> str:
@@ -95,6 +97,22 @@ def swept_badly(swept: Swept | None) -> str:
         return f"Nothing was deleted of {swept.gone:,} copies whose rows left the list: {swept.refused}"
     why = f": {swept.ended}" if swept.ended else f", for one {swept.why_failed}"
     return f"{swept.failed:,} copies could not be deleted{why}; the next night tries again"
+
+
+def repeated(same: dict[str, Any] | None) -> str:
+    """Returns what to say of rows with the same bytes: an example, the file, and whether the run fails for them."""
+    if not same:
+        return ""
+    first = same["largest"][0]
+    name = f"id {first['id']}, " if first["id"] else ""
+    text = (
+        f"{first['rows']:,} rows have the same bytes (digest {first['digest'][:12]}): a placeholder? "
+        f"One of them: {name}{first['source']}"
+    )
+    if same["groups"] > 1:
+        text += f". {same['groups']:,} such groups have {same['rows']:,} rows"
+    text += f". They are listed in the state's {same['file']}"
+    return f"{text}. The run fails, because `duplicate_bodies` is `fail`" if same["fail"] else text
 
 
 def worth_retrying(counts: dict[str, Any]) -> bool:

@@ -38,7 +38,7 @@ _current: Run | None = None
 died: leases.Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: Child | None = None  # `ferry run` starts it before it loads Prefect
 # what Ferry names so there
-SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv)\Z|manifest\.parquet(\.|\Z))")
+SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
 KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
 
 

@@ -137,7 +137,7 @@ class BucketHttp:
         if status == 200 or (create and status == 412):
             await self._rest(response, "destination")
             if status == 412:
-                return Sent(None, exists=True)
+                return Sent(None, exists=True, sent_twice=response.sent_twice)
             return Sent(response.headers.get("ETag") or None, sha256_of(response.headers.get(_CHECKSUM)))
         if status == 413 and not isinstance(data, bytes):
             response.close()
@@ -225,7 +225,9 @@ class BucketHttp:
                 if not died_unanswered(exc):
                     raise
             # An idle connection that the store had ended. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
-            return await self._connections.ask(self._site, head, data, fresh=True, **given)
+            answer = await self._connections.ask(self._site, head, data, fresh=True, **given)
+            answer.sent_twice = True
+            return answer
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 

@@ -10,6 +10,7 @@ from tasks.engine import lease, ledger
 from tasks.engine.job import Job
 from tasks.engine.night import figures
 from tasks.engine.reading import select_failures, with_latest
+from tasks.engine.same_bytes import find_same_bytes
 from tasks.engine.seal import seal_json
 from tasks.engine.state import State
 from tasks.engine.summary import Counts, count
@@ -33,8 +34,11 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
         if job.mode == "delta":
             night.update(figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://")))
         chunks.extend(by_chunk(con, run_no))
-        return count(con, manifest), dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
+        counts = count(con, manifest)
+        same.update(find_same_bytes(con, state, manifest, run_no, counts.planned) or {})
+        return counts, dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
+    same: dict[str, Any] = {}
     night: dict[str, int] = {}
     chunks: list[dict[str, Any]] = []
     counts, this_run, failures = with_latest(state, work, state.spool_dir)
@@ -42,7 +46,7 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
     answer = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
-        "night": night or None,
+        "night": night or None, "same_bytes": {**same, "fail": job.duplicate_bodies == "fail"} if same else None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
     return {**answer, "chunk_lines": chunks}

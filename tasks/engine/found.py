@@ -33,6 +33,7 @@ class Sent:
     etag: str | None
     sha256: str | None = None
     exists: bool = False  # the key was there, and `create` was asked for
+    sent_twice: bool = False  # what exists may be what the first request put there: its answer was lost
     in_parts: bool = False
 
 

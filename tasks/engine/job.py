@@ -270,6 +270,8 @@ class Job(_Model):
     """When an object is given up."""
     failure_budget: int | float | str = "1%"
     """Failures that a run may end with and still be Completed: a share (`1%`, `0.01`) or a count of rows (`25`)."""
+    duplicate_bodies: Literal["warn", "fail"] = "warn"
+    """Rows from different addresses with the same bytes, often a placeholder: ten rows at least, and a thousandth of all. `warn` reports them. With `fail` the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[int, Field(ge=1)] = 1024**3
     """The largest object that is taken, in bytes."""
 

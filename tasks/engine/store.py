@@ -46,6 +46,14 @@ __all__ = ["Found", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_stor
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
 
 
+class AlreadyThere(ObjectError):
+    """The key has an object, and `create` was asked for. ``maybe_ours``: this very upload may have put it there."""
+
+    def __init__(self, *, maybe_ours: bool = False) -> None:
+        super().__init__(ErrorClass.EXISTS, "the destination already has this key")
+        self.maybe_ours = maybe_ours
+
+
 class Store:
     """One root: a bucket with a prefix, or a directory."""
 
@@ -131,7 +139,7 @@ class Store:
             with contextlib.suppress(NotPlain), body.upload() as data:
                 sent = await http.put(self.path(key), data, body.sha256, attributes, create)
                 if sent.exists:
-                    raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
+                    raise AlreadyThere(maybe_ours=sent.sent_twice)
                 return sent
         if body.path is not None:
             return Sent(await self._put_parts(key, body.path, attributes, create), in_parts=True)
@@ -144,7 +152,7 @@ class Store:
     async def _put_parts(self, key: str, path: Path, attributes: Mapping[str, str], create: bool) -> str | None:
         """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
         if create and await self.head(key) is not None:
-            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key")
+            raise AlreadyThere
         async with self._budget.upload_in_parts() as at_once:
             extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
             return await self._parts.upload(self.path(key), lambda: self._put_long_way(key, path, attributes, extra))
@@ -157,7 +165,7 @@ class Store:
             async with asyncio.timeout(upload_s(len(source), self._read_s) if isinstance(source, bytes) else None):
                 result = await obstore.put_async(self._uploads, self.path(key), source, **extra)
         except obstore.exceptions.AlreadyExistsError:
-            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
+            raise AlreadyThere from None
         except Exception as exc:
             raise from_store(exc) from None
         etag: str | None = result["e_tag"]

@@ -25,7 +25,7 @@ from tasks.engine.outage import Kind, Outage
 from tasks.engine.place import Place, tell
 from tasks.engine.recheck import Known, Look
 from tasks.engine.standstill import Waits
-from tasks.engine.store import Found, Store, md5_of_etag
+from tasks.engine.store import AlreadyThere, Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
 
 
@@ -120,7 +120,7 @@ class Mover:
             async with self._limiter.host(DESTINATION).slot():
                 found = await self._head(row.key)
         step = before_fetch(policy, row, found)
-        if step != "fetch":
+        if step != "fetch" and not self.unconfirmed.sent(row, row.key):
             assert found is not None
             return self._left_alone(step, row.key, found)
         if (source := self._on_one_server(row, found)) is not None:
@@ -180,8 +180,10 @@ class Mover:
         async with limit.slot():
             await self._may_write()
             self.waits.on("the destination's answer to a copy")
+            self.unconfirmed.note_sent(row, row.key)
             with self._telling(row.key, "write"):
                 how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
+        self.unconfirmed.forget(row)
         place.came(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
         return Moved(
@@ -237,11 +239,13 @@ class Mover:
     ) -> Moved:
         """Settles the row, and keeps in mind where its upload went wrong."""
         try:
-            await self._settle(moved, body, attributes, found, policy)
+            await self._settle(row, moved, body, attributes, found, policy)
         except ObjectError as error:
             if policy in GUARDED and error.error_class is ErrorClass.UPLOAD_UNCONFIRMED:
                 self.unconfirmed.note(row, moved.key)
             raise
+        if moved.status is Status.UNCHANGED and self.unconfirmed.sent(row, moved.key):
+            moved.status = Status.COPIED  # by an upload whose answer was lost
         self.unconfirmed.forget(row)
         return moved
 
@@ -250,7 +254,7 @@ class Mover:
         return OnExisting.OVERWRITE if ours else policy_for(self._rules.on_existing, row)
 
     async def _settle(
-        self, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
+        self, row: Row, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
     ) -> Moved:
         """Leaves alone what stands under the key, or puts the body there."""
         if found is not None and await self._stays(moved, body, found, policy):
@@ -259,7 +263,12 @@ class Mover:
         try:
             moved.confirmed, moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
-            found = await self._head(moved.key) if error.error_class is ErrorClass.EXISTS else None
+            there = error.error_class is ErrorClass.EXISTS
+            if not error.nobody_there and (not there or (isinstance(error, AlreadyThere) and error.maybe_ours)):
+                self.unconfirmed.note_sent(row, moved.key)
+            if not there:
+                raise
+            found = await self._head(moved.key)
             if found is None or not await self._stays(moved, body, found, policy):
                 raise
         return moved

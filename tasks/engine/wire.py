@@ -41,19 +41,19 @@ class Upload(Protocol):
 
     async def read(self, offset: int) -> bytes:
         """A piece from there on; never empty before the end."""
-        ...
 
 
 class Answer:
     """An answer whose header is here; its body is taken with :meth:`body` or :meth:`piece`, or given up."""
 
-    __slots__ = ("_line", "chunked", "headers", "length", "status")
+    __slots__ = ("_line", "chunked", "headers", "length", "sent_twice", "status")
 
     def __init__(self, line: Line, status: int, headers: CIMultiDict[str]) -> None:
         self._line = line
         self.status = status
         self.headers = headers
         self.chunked = "Transfer-Encoding" in headers
+        self.sent_twice = False  # was its request sent before, on a connection that died without an answer?
         length = headers.get("Content-Length")
         self.length = int(length) if length is not None and not self.chunked else None  # the parser has judged it
 

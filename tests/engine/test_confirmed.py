@@ -8,15 +8,22 @@ from typing import Any
 import pytest
 
 from demo.images import make_image
-from demo.origin import Origin
+from demo.origin import Origin, Trouble
+from tasks.accounts import outcome_table
+from tasks.engine import store as store_module
 from tasks.engine.access import Access
+from tasks.engine.confirmation import Told, Trust, told
+from tasks.engine.found import Sent
 from tasks.engine.job import Job
 from tasks.engine.objects import Confirmed, ErrorClass, Outcome, Status
+from tasks.engine.reading import with_latest
 from tasks.engine.state import DirectoryState
+from tasks.engine.summary import count
 from tests.engine.helpers import by_key, directory_state, make_job, run, write_list
 from tests.servers.odd_s3 import Fault, OddS3
 
 ROWS = 80
+MD5, SHA = "a" * 32, "b" * 64
 
 
 def reach(server: OddS3) -> Access:
@@ -66,3 +73,159 @@ def test_no_altered_object_is_called_confirmed(etags: Any, checksums: bool, orig
     else:
         assert len(by_size) > 15
         assert Confirmed.DIGEST not in copied.values()
+
+
+@pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])
+@pytest.mark.parametrize("etags", ["md5", "kms"])
+def test_an_upload_whose_answer_was_lost_is_a_copy(etags: Any, policy: str, origin: Origin, tmp_path: Path) -> None:
+    """The next try finds the object with the right bytes: this run has put it there, so the row is `copied`."""
+    fault = Fault("lost answer", ("PutObject",), after=3, times=5)
+    retries = {"attempts": 3, "backoff_s": 0.01, "max_backoff_s": 1.0}
+    with OddS3(etags=etags, faults=[fault]) as server:
+        outcomes, wrong, _ = moved(origin, server, tmp_path, on_existing=policy, retries=retries)
+    assert fault.struck == 5
+    assert not wrong
+    assert {outcome.status for outcome in outcomes.values()} == {Status.COPIED}
+    assert all(outcome.confirmed is not None for outcome in outcomes.values())
+
+
+def test_what_was_there_before_is_unchanged(origin: Origin, tmp_path: Path) -> None:
+    """An object with the right bytes that no upload of this run can have put there stays `unchanged`, and says how it
+    was compared; one that is skipped says nothing."""
+    stores: list[tuple[Any, Confirmed]] = [("md5", Confirmed.DIGEST), ("kms", Confirmed.READ_BACK)]
+    for etags, how in stores:
+        with OddS3(etags=etags) as server:
+            _, bodies = job_for(origin, server, tmp_path)
+            for key, body in bodies.items():
+                server.put("bucket", f"p/{key}", body)
+            folder = tmp_path / etags
+            folder.mkdir()
+            outcomes, _, _ = moved(origin, server, folder)
+            assert {(o.status, o.confirmed) for o in outcomes.values()} == {(Status.UNCHANGED, how)}
+            assert server.requests["PutObject"] == 0
+
+
+@pytest.mark.parametrize("status", [400, 501])
+def test_a_store_that_refuses_the_checksum_is_asked_without_it(status: int, origin: Origin, tmp_path: Path) -> None:
+    """Each object arrives, the ETags confirm it, and only what was on its way meanwhile is sent twice."""
+    with OddS3(checksums=status) as server:
+        outcomes, wrong, _ = moved(origin, server, tmp_path)
+        puts = server.requests["PutObject"]
+    assert not wrong
+    assert {(o.status, o.confirmed) for o in outcomes.values()} == {(Status.COPIED, Confirmed.DIGEST)}
+    assert ROWS < puts <= ROWS + 4
+
+
+def test_an_error_of_a_store_that_takes_checksums_is_not_the_checksums(origin: Origin, tmp_path: Path) -> None:
+    """A 400 after an upload went well is sent once more by the retry alone, and later objects keep their checksum."""
+    fault = Fault("status", ("PutObject",), after=20, times=1, status=400)
+    with OddS3(etags="kms", checksums=True, faults=[fault]) as server:
+        outcomes, _, _ = moved(origin, server, tmp_path)
+        assert server.requests["PutObject"] == ROWS + 1
+    assert {(o.status, o.confirmed) for o in outcomes.values()} == {(Status.COPIED, Confirmed.DIGEST)}
+
+
+LARGE = 9 * 1024 * 1024
+
+
+def in_parts(
+    origin: Origin, server: OddS3, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Outcome], set[str]]:
+    """Three bodies that go up in two parts each; as :func:`moved`."""
+    monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 1024 * 1024)
+    server.make_bucket("bucket")
+    bodies = {f"{n}.bin": bytes([n]) * LARGE for n in range(3)}
+    write_list(folder / "list.csv", [[origin.add(f"/{key}", body)] for key, body in bodies.items()])
+    state = directory_state(folder)
+    run(make_job(manifest=str(folder / "list.csv"), checks="length"), state, reach(server))
+    assert server.requests["UploadPart"] >= 6
+    there = server.stored("bucket", "p/")
+    return by_key(state), {key for key, body in bodies.items() if there.get(f"p/{key}") != body}
+
+
+@pytest.mark.parametrize("etags", ["md5", "upper", "kms", "opaque"])
+def test_a_part_that_was_altered_is_found(
+    etags: Any, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A composite ETag that the parts do not make confirms nothing, nor does the size: the bytes are read back."""
+    fault = Fault("alter", ("UploadPart",), key="1.bin")
+    with OddS3(etags=etags, faults=[fault]) as server:
+        outcomes, wrong = in_parts(origin, server, tmp_path, monkeypatch)
+    assert fault.struck
+    assert wrong == {"1.bin"}
+    assert (outcomes["1.bin"].status, outcomes["1.bin"].error_class) == (Status.FAILED, ErrorClass.UPLOAD_UNCONFIRMED)
+    how = Confirmed.DIGEST if etags in ("md5", "upper") else Confirmed.READ_BACK
+    assert {outcomes[key].confirmed for key in ("0.bin", "2.bin")} == {how}
+
+
+@pytest.mark.parametrize(
+    ("sent", "parts", "expected"),
+    [
+        (Sent("x", SHA), None, Told.SAME),
+        (Sent(MD5, "c" * 64), None, Told.OTHER),
+        (Sent(MD5), None, Told.SAME),
+        (Sent(f'"{MD5.upper()}"'), None, Told.SAME),
+        (Sent("c" * 32), None, Told.MAYBE_OTHER),
+        (Sent("opaque"), None, Told.NOTHING),
+        (Sent(None), None, Told.NOTHING),
+        (Sent(f'"{MD5}-2"', in_parts=True), f"{MD5}-2", Told.SAME),
+        (Sent(f"{MD5.upper()}-2", in_parts=True), f"{MD5}-2", Told.SAME),
+        (Sent(f"{MD5}-3", in_parts=True), f"{MD5}-2", Told.OTHER),
+        (Sent(MD5, in_parts=True), f"{MD5}-2", Told.OTHER),
+        (Sent("opaque", in_parts=True), f"{MD5}-2", Told.OTHER),
+        (Sent(None, in_parts=True), None, Told.OTHER),
+    ],
+)
+def test_what_an_answer_tells(sent: Sent, parts: str | None, expected: Told) -> None:
+    """The table of told()."""
+    assert told(sent, MD5, SHA, parts) is expected
+
+
+def test_what_is_read_back() -> None:
+    """The table of Trust.reads_back(); of many objects one in twenty, and the same ones each time."""
+    keys = [f"i/{n}.jpg" for n in range(2000)]
+    trust = Trust()
+    assert all(trust.reads_back(what, "k") for what in Told)
+    trust.right = 7
+    assert trust.reads_back(Told.NOTHING, "k")
+    trust.right = 8
+    drawn = [key for key in keys if trust.reads_back(Told.NOTHING, key)]
+    assert 60 < len(drawn) < 140
+    assert drawn == [key for key in keys if trust.reads_back(Told.MAYBE_OTHER, key)]
+    assert all(trust.reads_back(Told.OTHER, key) for key in keys)
+    trust.md5_etags = True
+    assert all(trust.reads_back(Told.MAYBE_OTHER, key) for key in keys)
+    assert drawn == [key for key in keys if trust.reads_back(Told.NOTHING, key)]
+    trust.wrong = True
+    assert all(trust.reads_back(Told.NOTHING, key) for key in keys)
+
+
+def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path) -> None:
+    """Every body after the 40th is altered under an honest opaque ETag: the sample finds one, the run reads all of the
+    rest back, and what it believed before is counted apart, in the report as in the ledger."""
+    fault = Fault("alter", ("PutObject",), after=40)
+    with OddS3(etags="opaque", faults=[fault]) as server:
+        outcomes, wrong, state = moved(origin, server, tmp_path)
+    by_size = {key for key, outcome in outcomes.items() if outcome.confirmed is Confirmed.SIZE}
+    lost = {key for key in wrong if outcomes[key].status is Status.COPIED}
+    assert lost <= by_size
+    assert sum(o.error_class is ErrorClass.UPLOAD_UNCONFIRMED for o in outcomes.values()) >= 5
+    counts = with_latest(state, count)
+    assert counts.by_size == {"copied": len(by_size)}
+    assert ("copied", "uploaded, confirmed by size alone", len(by_size)) in outcome_table(counts.as_dict())
+    assert sum(rows for _, _, rows in outcome_table(counts.as_dict())) == ROWS
+
+
+def test_how_a_copy_was_confirmed_outlives_a_delta(origin: Origin, tmp_path: Path) -> None:
+    """A row that is looked at and unchanged keeps what its copy was confirmed by, also where the look failed."""
+    with OddS3(etags="opaque") as server:
+        job, _ = job_for(origin, server, tmp_path)
+        state = directory_state(tmp_path)
+        run(job, state, reach(server))
+        before = {key: outcome.confirmed for key, outcome in by_key(state).items()}
+        assert set(before.values()) == {Confirmed.READ_BACK, Confirmed.SIZE}
+        origin.add("/3.jpg", make_image("jpeg", 3), fault=Trouble.SERVER_ERROR)
+        run(job.model_copy(update={"mode": "delta"}), state, reach(server), 2)
+        after = by_key(state)
+    assert {key: outcome.confirmed for key, outcome in after.items()} == before
+    assert {outcome.status for outcome in after.values()} == {Status.UNCHANGED, Status.FAILED}

@@ -106,7 +106,7 @@ class OddS3:
         self,
         *,
         etags: Etags = "md5",
-        checksums: bool = False,
+        checksums: bool | int = False,
         conditions: Conditions = "kept",
         listings: Listings = "whole",
         delete_many: bool = True,
@@ -117,7 +117,8 @@ class OddS3:
     ) -> None:
         """``etags``: MD5s in lower or upper case, MD5-like ones that are none (SSE-KMS), opaque ones, or none at all.
 
-        ``checksums``: x-amz-checksum-sha256 is compared, kept and answered, as by AWS. ``listings`` from their second
+        ``checksums``: x-amz-checksum-sha256 is kept and answered, as by AWS; a number is the status that an upload with
+        one is refused with. ``listings`` from their second
         page on: whole; IsTruncated without a token; an <Error> under 200; or a first page that says it is the last.
         ``conditions``: kept, ignored, answered with 501, or kept for a creation alone (If-Match is ignored).
         ``delete_many``: without it DeleteObjects is answered with 501.
@@ -276,6 +277,8 @@ class OddS3:
         kept = {name: value for name, value in headers.items() if _KEPT.fullmatch(name)}
         answer: dict[str, str] = {}
         sent = headers.get("x-amz-checksum-sha256")
+        if sent is not None and self.checksums not in (True, False):
+            return _error(int(self.checksums), "NotImplemented")
         if self.checksums and sent is not None:
             answer["x-amz-checksum-sha256"] = kept["x-amz-checksum-sha256"] = _sha256(body)
         stored = objects[key] = Stored(body, self._etag(body), kept)

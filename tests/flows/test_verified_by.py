@@ -1,0 +1,81 @@
+"""`ferry verify` says what it compared objects by, and finds what that can show: the command, to an odd store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from tests.flows.project import Project, fold, serve
+from tests.servers.odd_s3 import OddS3, Stored
+
+ROWS = 30
+
+
+@pytest.fixture
+def server() -> Iterator[OddS3]:
+    """A store whose ETags say nothing of the bytes."""
+    with OddS3(etags="opaque") as started:
+        started.make_bucket("odd")
+        yield started
+
+
+def odd(project: Project, server: OddS3, **settings: Any) -> dict[str, str]:
+    """The project's job goes to the odd store; the environment that reaches it."""
+    project.job(destination={"uri": "s3://odd/new/", "endpoint_url": server.endpoint_url}, **settings)
+    return {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
+
+
+def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, server: OddS3) -> None:
+    """The run counts what it confirmed by size alone. `verify --list` compares ETags, says how many it compared by
+    size alone, and finds the objects that were written again; `verify` compares digests."""
+    env = odd(project, server, concurrency=2)
+    rows, _ = serve(origin, ROWS)
+    project.manifest(rows)
+    ended = project.ferry("run", "job.yaml", env=env).expect(0)
+    confirmed = [outcome["confirmed"] for outcome in project.ledger().values()]
+    by_size = confirmed.count("size")
+    assert set(confirmed) == {"read_back", "size"}
+    assert f"{ROWS} of {ROWS} are there, {by_size} of them confirmed by size alone" in ended.text
+    assert project.ferry("status", "job.yaml", "--json", env=env).json["by_size"] == {"copied": by_size}
+    report = (project.state / "reports" / "run-000001" / "summary.md").read_text()
+    assert f"| copied | uploaded, confirmed by size alone | {by_size} |" in report
+
+    objects = server.objects["odd"]
+    keys = sorted(objects)
+    for key in keys[:2]:
+        objects[key].etag = ""
+    listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(0)
+    assert f"{ROWS} objects are at the destination as the ledger says: 28 by ETag, 2 by size alone" in listed.text
+    read = project.ferry("verify", "job.yaml", env=env).expect(0)
+    assert f"as the ledger says: {ROWS} by digest" in read.text
+
+    for key in keys[2:18]:
+        data = objects[key].data
+        server.put("odd", key, bytes([data[0] ^ 1]) + data[1:])
+    listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(1)
+    assert "16 of 30 objects are not as the ledger says: 0 missing, 16 altered" in listed.text
+    assert "28 by ETag, 2 by size alone" in listed.text
+    assert f'the object\'s ETag is "{objects[keys[2]].etag}" where the ledger has' in listed.text
+
+
+def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, server: OddS3) -> None:
+    """The ledger has no digest of it: `verify` reads it, compares its ETag, and claims no digest."""
+    env = odd(project, server, manifest="s3://odd/old/", checks="none", source={"endpoint_url": server.endpoint_url})
+    for n in range(10):
+        server.put("odd", f"old/{n}.bin", b"object %d" % n)
+    project.ferry("run", "job.yaml", env=env).expect(0)
+    assert server.requests["CopyObject"] == 10
+    (evidence,) = {
+        (outcome["confirmed"], outcome["sha256"], outcome["md5"]) for outcome in fold(project.state).values()
+    }
+    assert evidence == ("size", None, None)
+    assert "as the ledger says: 10 by ETag" in project.ferry("verify", "job.yaml", env=env).expect(0).text
+    objects = server.objects["odd"]
+    objects["new/3.bin"] = Stored(b"object x", "another", {})
+    objects["new/4.bin"].etag = ""
+    ended = project.ferry("verify", "job.yaml", env=env).expect(1)
+    assert "0 missing, 1 altered" in ended.text
+    assert "Compared: 9 by ETag, 1 by size alone" in ended.text
