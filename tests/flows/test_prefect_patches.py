@@ -106,7 +106,7 @@ def test_a_name_that_is_gone_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     """Setting a name that Prefect reads no more would bring back what it replaces, without a word."""
     monkeypatch.delattr(flow_engine, prefect_patches._SLOT)
     with pytest.raises(UserError, match="has no `prefect.flow_engine.maintain_concurrency_lease`".replace(".", "[.]")):
-        prefect_patches.hold_slots_with(lambda *_: None)  # type: ignore[arg-type, return-value]
+        prefect_patches.hold_slots_with(lambda *_: None)  # type: ignore[arg-type]
     assert prefect_patches._SLOT not in vars(flow_engine)
 
 

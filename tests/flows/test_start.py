@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows import server
+from flows import api_address
 from flows.server import PREPARED, LocalServer
 
 ARROW = """
@@ -42,14 +42,14 @@ def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path)
     home = tmp_path / "home"
     with LocalServer(home) as first:
         first.stop()
-    assert (home / "prepared-by").read_text() == server.VERSION
+    assert (home / "prepared-by").read_text() == api_address.VERSION
     with LocalServer(home) as again:
         assert PREPARED.items() <= _environment_of(again).items()
     (home / "prepared-by").write_text("3.0.0")  # the last server here was of another version: this one migrates
     with LocalServer(home) as newer:
         assert not PREPARED.keys() & _environment_of(newer).keys()
         newer.stop()
-    assert (home / "prepared-by").read_text() == server.VERSION
+    assert (home / "prepared-by").read_text() == api_address.VERSION
     with sqlite3.connect(home / "prefect.db") as database:
         assert database.execute("select count(*) from flow_run").fetchall() == [(0,)]
 
@@ -58,6 +58,6 @@ def test_a_home_whose_database_was_deleted_is_prepared_anew(tmp_path: Path) -> N
     """`prepared-by` without a database says nothing; the template is of this version and counts."""
     home = tmp_path / "home"
     home.mkdir()
-    (home / "prepared-by").write_text(server.VERSION)
+    (home / "prepared-by").write_text(api_address.VERSION)
     with LocalServer(home), sqlite3.connect(home / "prefect.db") as database:
         assert database.execute("select count(*) from flow").fetchall() == [(0,)]
