@@ -284,9 +284,8 @@ def verify(
     elif code > 1:
         terminal.error(str(end))
     else:
-        for line in wrong:
-            what, key = line["error_class"], terminal.shown(line["key"])
-            terminal.out.print(f"[red]{what}[/red]  {key}  [dim]{terminal.shown(line['message'])}[/dim]")
+        for what, key, why in ((line["error_class"], line["key"], line["message"]) for line in wrong):
+            terminal.out.print(f"[red]{what}[/red]  {terminal.shown(key)}  [dim]{terminal.shown(why)}[/dim]")
         if len(wrong) == SHOWN_WRONG:
             terminal.out.print("... these are the first; the ledger has them all (docs/state.md)")
         terminal.out.print(terminal.shown(state.message))
