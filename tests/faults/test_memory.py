@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from demo.origin import Origin
+from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
 from tasks.engine import ledger
 from tasks.engine.access import Access
@@ -119,12 +119,15 @@ class _Ref:
 def test_a_thousand_large_objects(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, tried: Callable[..., None]
 ) -> None:
-    """Of 5 to 24 MiB, as many at once as the engine likes; and some of 60. A store that takes and forgets them, since
-    what is measured is the one who moves them."""
+    """Of 5 to 24 MiB, as many at once as the engine likes; and some of 60. Every second one has no Content-Length. A
+    store that takes and forgets them, since what is measured is the one who moves them."""
     count = some(20, 1000)
     rng = random.Random(9)
     bodies = [rng.randbytes(size * MIB + 17) for size in (5, 9, 16, 24, 60)]
-    rows = [[origin.add(f"/{n}.bin", bodies[n % (len(bodies) - (n % 20 > 0))])] for n in range(count)]
+    faults = (None, Trouble.CHUNKED)
+    rows = [
+        [origin.add(f"/{n}.bin", bodies[n % (len(bodies) - (n % 20 > 0))], fault=faults[n % 2])] for n in range(count)
+    ]
     with Proxy(s3.endpoint_url) as sink:
         sink.misbehave(Bad.LOST_QUIETLY)
         access = dataclasses.replace(helpers.access(s3), endpoint_url=sink.endpoint_url)
