@@ -6,11 +6,12 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test faults quick-bench check format postgresql bench screenshots lock advisories clean
+.PHONY: help demo test test-prefect faults quick-bench check format postgresql bench screenshots lock advisories clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
 	@echo "make test          linters, types, architecture, a quick bench and all tests   (T=tests/engine: a part of the tests)"
+	@echo "make test-prefect  what meets Prefect, with the newest version that is allowed; a few minutes"
 	@echo "make faults        all fault experiments: kills, power cuts, damage, outages, fuzzing; up to 45 minutes"
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
@@ -19,7 +20,7 @@ help:
 	@echo "make advisories    ask the package index for known vulnerabilities of what the locks name"
 	@echo "make lock          resolve the dependencies anew (needs uv)"
 
-demo: .venv/.installed
+demo: .venv/.installed-demo
 	@$(BIN)/ferry demo
 
 # Linters, types and the quick bench run beside the tests, most of which wait; what they print is shown where they fail,
@@ -32,6 +33,15 @@ test: .venv/.installed-dev postgresql
 	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T); tests=$$?; \
 	if ! wait $$beside; then cat .bench/beside.log; echo "what ran beside the tests failed"; exit 1; fi; \
 	exit $$tests
+
+# The second tier: the tests that meet Prefect, in an environment with the newest one. `make test` has the oldest.
+MEET_PREFECT := tests/flows/test_prefect_patches.py tests/flows/test_start.py tests/flows/test_results.py \
+	tests/flows/test_cli.py::test_plan_run_and_run_again tests/flows/test_retries.py::test_pending_rows_are_not_cached \
+	tests/flows/test_deploy.py::test_it_makes_what_is_missing_and_then_nothing \
+	tests/flows/test_control.py::test_ferry_run_is_cancelled \
+	tests/flows/test_control.py::test_a_worker_s_run_is_paused_in_the_ui_and_cancelled
+test-prefect: .venv-prefect/.installed
+	@.venv-prefect/bin/python -m pytest -n 2 $(MEET_PREFECT)
 
 # What `make test` tries a few times of, tried in full; prints a table.
 faults: .venv/.installed-dev postgresql
@@ -51,6 +61,14 @@ format: .venv/.installed-dev
 
 .venv/.installed: requirements.txt pyproject.toml
 	@./deployments/venv.sh $(PYTHON) requirements.txt
+	@touch $@
+
+.venv/.installed-demo: requirements-demo.txt pyproject.toml
+	@./deployments/venv.sh $(PYTHON) requirements-demo.txt
+	@touch $@
+
+.venv-prefect/.installed: requirements-prefect-newest.txt .venv/.installed-dev
+	@./deployments/venv.sh $(PYTHON) requirements-prefect-newest.txt .venv-prefect .venv
 	@touch $@
 
 .venv/.installed-dev: requirements-dev.txt pyproject.toml
@@ -82,4 +100,4 @@ advisories: .venv/.installed-dev
 	@$(BIN)/python deployments/advisories.py
 
 clean:
-	@rm -rf .venv .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-prefect .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -26,7 +26,10 @@ from urllib.parse import unquote, urlsplit
 
 from tasks.engine.urls import escaped, redact
 
-LOCKS = ("requirements.txt", "requirements-dev.txt", "requirements-bench.txt")
+LOCKS = (
+    "requirements.txt", "requirements-demo.txt", "requirements-dev.txt", "requirements-prefect-newest.txt",
+    "requirements-bench.txt",
+)  # fmt: skip
 AT_ONCE = 8
 ONE_S, ALL_S = 10.0, 120.0
 MOST_BYTES = 16 << 20  # a project's answer names each of its files

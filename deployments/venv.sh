@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Makes a virtual environment from a hash-locked requirements file: venv.sh PYTHON REQUIREMENTS [FOLDER]
-# Without FOLDER that is .venv, with Ferry itself in it.
+# Makes a virtual environment from a hash-locked requirements file: venv.sh PYTHON REQUIREMENTS [FOLDER [BELOW]]
+# Without FOLDER that is .venv, with Ferry itself in it. With BELOW, another environment, only what that has not in the
+# same version is installed.
 # What is missing on a bare Debian or Ubuntu is installed as root, and named otherwise.
 set -euo pipefail
-python=$1 requirements=$2 venv=${3:-.venv}
+python=$1 requirements=$2 venv=${3:-.venv} below=${4:-}
 
 apt_line="apt-get update && apt-get install -y python3 python3-venv"
 missing() {
@@ -24,6 +25,8 @@ fi
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing "python3-venv is not installed"
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+packages='import sysconfig; print(sysconfig.get_path("purelib"))'
+[ -z "$below" ] || "$below/bin/python" -c "$packages" >"$("$venv/bin/python" -c "$packages")/below.pth"
 echo "installing $requirements into $venv"
 # The lock names every package: there is nothing to resolve, and of what production needs nothing is built here.
 wheels=

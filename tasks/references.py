@@ -113,6 +113,12 @@ def _access(credentials: str | None, endpoint_url: str | None, region: str | Non
     from prefect_aws import AwsCredentials
 
     block: Any = _load(AwsCredentials, name, setting, "AwsCredentials")
+    if getattr(block, "assume_role_arn", None):  # of prefect-aws 0.7
+        raise UserError(
+            f"{setting}: the AwsCredentials block `{name}` has `assume_role_arn`, which Ferry does not use. Write the "
+            "role as a profile into ~/.aws/config where the work runs (`role_arn`, and `source_profile` or "
+            "`credential_source`), and name that: `profile:NAME`. Its keys are renewed while a run lasts"
+        )
     endpoint_url = endpoint_url or block.aws_client_parameters.endpoint_url
     region = region or block.region_name
     if block.aws_access_key_id and block.aws_secret_access_key:

