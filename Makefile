@@ -41,7 +41,7 @@ MEET_PREFECT := tests/flows/test_prefect_patches.py tests/flows/test_start.py te
 	tests/flows/test_control.py::test_ferry_run_is_cancelled \
 	tests/flows/test_control.py::test_a_worker_s_run_is_paused_in_the_ui_and_cancelled
 test-prefect: .venv-prefect/.installed
-	@.venv-prefect/bin/python -m pytest -n 2 $(MEET_PREFECT)
+	@PATH="$(CURDIR)/.venv-prefect/bin:$(CURDIR)/$(BIN):$$PATH" .venv-prefect/bin/python -m pytest -n 2 $(MEET_PREFECT)
 
 # What `make test` tries a few times of, tried in full; prints a table.
 faults: .venv/.installed-dev postgresql

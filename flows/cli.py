@@ -361,16 +361,7 @@ def demo(
     json_: JsonFlag = False,
 ) -> int:
     """Run the whole tour on servers of its own, in `.demo/` of the current folder."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / "demo" / "tour.py").is_file() or not (root / "prefect.yaml").is_file():
-        raise UserError(
-            "the demo needs a checkout of Ferry, and this is an installed package: clone Ferry's repository, and run "
-            "`make demo` there"
-        )
-    sys.path.append(str(root))  # no generic name `demo` is installed
-    from demo.tour import tour
-
-    return tour(Path.cwd() / ".demo", keep=keep, as_json=json_)
+    return local.demo_tour()(Path.cwd() / ".demo", keep=keep, as_json=json_)
 
 
 def main() -> None:
