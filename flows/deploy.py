@@ -197,8 +197,8 @@ def _settle_block(client: SyncPrefectClient, full: str, values: dict[str, str], 
         if kind == "secret":
             block: Any = Secret(value=SecretStr(values["value"]))
         else:
-            kept = {} if found is None else {"aws_client_parameters": found.aws_client_parameters}
-            block = AwsCredentials(**kept, **values)
+            kept: dict[str, Any] = {} if found is None else {"aws_client_parameters": found.aws_client_parameters}
+            block = AwsCredentials(**{**kept, **values})
         block.save(name, overwrite=True)
     return Change("block", full, "updated" if found else "created", "from the environment")
 

@@ -23,11 +23,14 @@ RUN = FlowRun(id=uuid.uuid4(), flow_id=uuid.uuid4(), name="products")
 @pytest.fixture
 def requests() -> tuple[dict[str, Any], dict[str, Any]]:
     """What the worker would ask of AWS for a run: RegisterTaskDefinition, RunTask."""
-    configuration = asyncio.run(ECSJobConfiguration.from_template_and_values(POOL, {"env": {"A": "b"}}, client=NOBODY))
+    configuration: Any = asyncio.run(
+        ECSJobConfiguration.from_template_and_values(POOL, {"env": {"A": "b"}}, client=NOBODY)
+    )
     configuration.prepare_for_flow_run(RUN)
     worker = ECSWorker(work_pool_name="ferry")
     definition = worker._prepare_task_definition(configuration, "eu-central-1", RUN)
-    started = worker._prepare_task_run_request(configuration, definition, "arn:aws:ecs:r:1:task-definition/ferry:1")
+    arn = "arn:aws:ecs:r:1:task-definition/ferry:1"
+    started = worker._prepare_task_run_request(configuration, definition, arn, new_task_definition_registered=True)
     return definition, started
 
 
