@@ -86,7 +86,8 @@ class Report:
         if self.swept is not None and self.swept.deleted:
             line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        return ". ".join(part for part in (line, why, swept_badly(self.swept), repeated(self.same_bytes)) if part)
+        said = (line, why, swept_badly(self.swept), *swept_later(self.swept), repeated(self.same_bytes))
+        return ". ".join(part for part in said if part)
 
 
 def swept_badly(swept: Swept | None) -> str:
@@ -113,6 +114,29 @@ def repeated(same: dict[str, Any] | None) -> str:
         text += f". {same['groups']:,} such groups have {same['rows']:,} rows"
     text += f". They are listed in the state's {same['file']}"
     return f"{text}. The run fails, because `duplicate_bodies` is `fail`" if same["fail"] else text
+
+
+def swept_later(swept: Swept | None) -> list[str]:
+    """What a night that deletes has left for another one, or for good, as sentences."""
+    if swept is None:
+        return []
+    found = []
+    if swept.waiting and swept.delete_after == 2:
+        found.append(
+            f"{swept.waiting:,} copies are missing from the list for the first time; they are deleted when the next "
+            f"list lacks them too ({swept.listed})"
+        )
+    elif swept.waiting:
+        found.append(
+            f"{swept.waiting:,} copies are missing from the list; each is deleted when {swept.delete_after} lists in a "
+            f"row lack it ({swept.listed})"
+        )
+    if swept.kept:
+        found.append(
+            f"{swept.kept:,} copies whose rows left the list are kept, because a row or the source may still have them "
+            f"({swept.listed})"
+        )
+    return found
 
 
 def worth_retrying(counts: dict[str, Any]) -> bool:
@@ -172,7 +196,8 @@ def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
 
 def describe(planned: Planned) -> list[str]:
     """The plan in sentences, for logs and terminals."""
-    lines = [
+    lines = [planned.shorter] if planned.shorter else []
+    lines += [
         f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
         f"{planned.settled:,} left as they are"
     ]

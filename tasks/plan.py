@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from logging import INFO, WARNING
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -21,7 +22,7 @@ def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> 
     planned = run.plan("retry" if retry_failed else "plain", classes=classes, limit=limit)
     logger = get_run_logger()
     for line in describe(planned):
-        logger.info(line)
+        logger.log(WARNING if line == planned.shorter else INFO, line)
     return planned
 
 

@@ -120,7 +120,7 @@ def _work(request: Request) -> str:
 
     state = request.open_state()
     if request.work == "sweep":
-        return json.dumps(sweep(request.job, state, request.destination, **request.ask))
+        return json.dumps(sweep(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
         return make_plan(request.job, state, access, Ask(**request.ask)).encode()

@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import csv
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 
-from tasks.engine import lease, ledger
+from tasks.engine import lease, ledger, missing
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, Refused
 from tasks.engine.job import Job
 from tasks.engine.judge import ALIKE
 from tasks.engine.lease import steady_s
 from tasks.engine.objects import AGAIN, Again, Outcome, Status
-from tasks.engine.plan import Plan, read_plan
+from tasks.engine.plan import Plan, cut_off, read_plan
 from tasks.engine.reading import failure_cell, with_latest
+from tasks.engine.source_check import SourceCheck
 from tasks.engine.state import State
 from tasks.engine.store import Store, open_store
 from tasks.engine.summary import Counts, count
-from tasks.engine.swept import Swept, refusal
+from tasks.engine.swept import STAYS, WAITS, Swept, refusal, why_it_stays
 from tasks.engine.tables import outcomes_of
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def find_gone(con: duckdb.DuckDBPyConnection, manifest: str, *, to_directory: bo
     return int(gone), int(standing)
 
 
-def sweep(job: Job, state: State, access: Access, run_no: int, token: str) -> dict[str, Any]:
+def sweep(job: Job, state: State, source: Access, destination: Access, run_no: int, token: str) -> dict[str, Any]:
     """Deletes the copies that have no row any more, where they may be; the answer is :class:`Swept`.
 
     ``token``: of the run's lease. Raises Fatal where another run has taken it.
@@ -92,35 +93,65 @@ def sweep(job: Job, state: State, access: Access, run_no: int, token: str) -> di
 
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Swept:
         gone, standing = find_gone(con, manifest, to_directory=job.destination.uri.startswith("file://"))
-        swept = Swept(gone)
-        swept.refused = _refusal(job, plan, count(con, manifest), gone, standing)
+        missing.find_missing(con, state, manifest)
+        swept = Swept(gone, delete_after=job.delta.delete_after)
+        due = sum(copies for case, copies in missing.cases(con) if not why_it_stays(case, job.delta.delete_after))
+        swept.refused = _refusal(job, plan, count(con, manifest), gone, due, standing)
+        if not cut_off(plan.usable, plan.believed):
+            lease.check(state, token)
+            missing.count_lists(con, state, run_no)
         if gone and not swept.refused:
             swept.listed = f"reports/run-{run_no:06d}/gone.csv"
-            _write_list(state, swept.listed, ((outcome, TO_GO) for batch in _batches(con) for outcome in batch))
-            store = partial(open_store, job.destination.uri, access, state.spool_dir, create=True, short_way=True)
-            _write_list(state, swept.listed, _ends(con, state, store, run_no, token, swept))
-            swept.failed = gone - swept.deleted - swept.left
+            _write_list(state, swept.listed, ((copy.outcome, TO_GO) for batch in _batches(con) for copy in batch))
+            reach = Reach(
+                partial(open_store, job.destination.uri, destination, state.spool_dir, create=True, short_way=True),
+                partial(SourceCheck, job, source, state.spool_dir),
+            )
+            _write_list(state, swept.listed, _ends(con, state, reach, run_no, token, swept))
+            swept.failed = gone - swept.deleted - swept.left - swept.waiting - swept.kept
         return swept
 
     return asdict(with_latest(state, work, state.spool_dir))
 
 
-def _refusal(job: Job, plan: Plan, counts: Counts, gone: int, standing: int) -> str:
+def _refusal(job: Job, plan: Plan, counts: Counts, gone: int, due: int, standing: int) -> str:
     over = counts.failed > job.budget(counts.planned - counts.duplicates)
     unsettled = f"{counts.pending:,} rows pending" if counts.pending else ""
     if over and not unsettled:
         unsettled = f"{counts.failed:,} rows failed, more than `failure_budget` allows"
     return refusal(
-        gone=gone, standing=standing, rows=plan.rows, believed=plan.believed, unsettled=unsettled, delta=job.delta
+        gone=gone, due=due, standing=standing, rows=plan.usable, believed=plan.believed, unsettled=unsettled,
+        delta=job.delta,
     )  # fmt: skip
 
 
-def _batches(con: duckdb.DuckDBPyConnection) -> Iterator[list[Outcome]]:
-    reader: Any = con.sql("SELECT * FROM gone").to_arrow_reader(BATCH)
+class Copy(NamedTuple):
+    """A copy that has no row any more."""
+
+    outcome: Outcome
+    missing: missing.Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How to get at both ends; each batch opens them for itself."""
+
+    destination: Callable[[], Store]
+    source: Callable[[], SourceCheck]
+
+
+def _batches(con: duckdb.DuckDBPyConnection) -> Iterator[list[Copy]]:
+    reader: Any = con.sql("SELECT gone.*, lists, shares, nameless FROM gone JOIN missing USING (key)").to_arrow_reader(
+        BATCH
+    )
     for batch in reader:
         table = pa.Table.from_batches([batch])
         for start in range(0, table.num_rows, BATCH):
-            yield list(outcomes_of(table.slice(start, BATCH)))
+            part = table.slice(start, BATCH)
+            cases = part.select(["lists", "shares", "nameless"]).to_pylist()
+            yield [
+                Copy(outcome, missing.Missing(**case)) for outcome, case in zip(outcomes_of(part), cases, strict=True)
+            ]
 
 
 def _write_list(state: State, name: str, ends: Iterable[tuple[Outcome, str]]) -> None:
@@ -139,7 +170,7 @@ def _write_list(state: State, name: str, ends: Iterable[tuple[Outcome, str]]) ->
 
 
 def _ends(
-    con: duckdb.DuckDBPyConnection, state: State, store: Callable[[], Store], run_no: int, token: str, swept: Swept
+    con: duckdb.DuckDBPyConnection, state: State, reach: Reach, run_no: int, token: str, swept: Swept
 ) -> Iterator[tuple[Outcome, str]]:
     """Deletes, and says what became of each copy; the ledger has that before the next batch begins.
 
@@ -156,11 +187,22 @@ def _ends(
             looked = steady_s()
 
     lease.check(state, token)
-    for part, batch in enumerate(_batches(con)):
+    for part, copies in enumerate(_batches(con)):
+        stay = [why_it_stays(copy.missing, swept.delete_after) for copy in copies]
+        swept.waiting += sum(why.startswith(WAITS) for why in stay)
+        swept.kept += sum(why.startswith(STAYS) for why in stay)
+        yield from ((copy.outcome, why) for copy, why in zip(copies, stay, strict=True) if why)
+        batch = [copy.outcome for copy, why in zip(copies, stay, strict=True) if not why]
         if swept.ended:
             yield from ((outcome, f"not deleted: {swept.ended}") for outcome in batch)
             continue
         still_ours()
+        asked = asyncio.run(_ask_source(reach.source, batch, still_ours))
+        swept.kept += sum(bool(why) for why in asked)
+        yield from ((outcome, f"{STAYS}: {why}") for outcome, why in zip(batch, asked, strict=True) if why)
+        batch = [outcome for outcome, why in zip(batch, asked, strict=True) if not why]
+        if not batch:
+            continue
         begun = [
             outcome._replace(
                 status=Status.PENDING, error_class=None, status_code=None, message=TO_GO, retryable=False,
@@ -169,7 +211,7 @@ def _ends(
             for outcome in batch
         ]  # fmt: skip
         ledger.append(state, begun, run_no, "gone", 2 * part)
-        ends = asyncio.run(_delete(store, batch, swept, still_ours))
+        ends = asyncio.run(_delete(reach.destination, batch, swept, still_ours))
         now = datetime.now(UTC)
         dropped = [
             outcome._replace(
@@ -181,6 +223,24 @@ def _ends(
         ]  # fmt: skip
         ledger.append(state, dropped, run_no, "gone", 2 * part + 1)
         yield from ends
+
+
+async def _ask_source(
+    open_it: Callable[[], SourceCheck], batch: Sequence[Outcome], still_ours: Callable[[], None]
+) -> list[str]:
+    """Why each copy of a batch stays as its source has it, in its order; "" where it may go."""
+    source = open_it()
+    places = asyncio.Semaphore(AT_ONCE)
+
+    async def one(outcome: Outcome) -> str:
+        async with places:
+            still_ours()
+            return await source.why_it_stays(outcome)
+
+    try:
+        return await asyncio.gather(*map(one, batch))
+    finally:
+        await source.close()
 
 
 async def _delete(

@@ -65,6 +65,8 @@ class Delta(Model):
 
     delete_gone: bool = False
     """Delete the copies of rows that left the list, at the end of a night that went well. Off: they stay, and the report counts them."""
+    delete_after: Annotated[int, Field(ge=1, le=1000)] = 2
+    """With `delete_gone`: a copy is deleted when so many lists in a row lacked its row, each of a whole delta run. 1: by the first one."""
     max_delete: int | float | str = "1%"
     """With `delete_gone`: more than this share of the copies (`1%`, `0.01`), or more than this many (`25`), are never deleted in one night; then none is, and the run fails."""
     shorter_list: bool = False

@@ -29,6 +29,11 @@ class Judged:
     duplicates: int
     collisions: int
 
+    @property
+    def usable(self) -> int:
+        """Rows that can be moved, each once: how long the list is."""
+        return self.rows - self.unusable - self.duplicates
+
 
 def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
     """Fills `superseded`: rows that are copied as the ledger says, and whose key another row has written since.

@@ -53,7 +53,8 @@ class Plan:
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
     since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
-    believed: int = 0  # rows of the last list that did not look cut off; 0 in plans of before there was such
+    believed: int = 0  # usable rows of the last list that did not look cut off; 0 in plans of before there was such
+    usable: int = 0  # rows without those that cannot be used, and without duplicates; 0 in plans of before likewise
 
     def encode(self) -> bytes:
         return seal_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
@@ -104,6 +105,7 @@ class Planned:
     chunks: list[ChunkRef]
     recognised: dict[str, str]
     notes: list[str]
+    shorter: str = ""  # the list is more than a tenth shorter than the last one: said before anything moves
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -232,7 +234,8 @@ def check_where(plan: Plan, job: Job) -> None:
 
 
 def rows_believed(rows: int, before: int, *, shorter_list: bool) -> int:
-    """How many rows the list is to have (Plan.believed), when it has ``rows`` and was believed to have ``before``.
+    """How many usable rows the list is to have (Plan.believed), when it has ``rows`` and was believed to have
+    ``before``.
 
     | rows | `delta.shorter_list` | believed |
     |---|---|---|
@@ -240,7 +243,17 @@ def rows_believed(rows: int, before: int, *, shorter_list: bool) -> int:
     | fewer: it looks cut off | no | before, until a list comes that is long enough |
     | fewer | yes | rows |
     """
-    return rows if shorter_list or rows >= 0.9 * before else before
+    return rows if shorter_list or not much_shorter(rows, before) else before
+
+
+def cut_off(rows: int, believed: int) -> bool:
+    """Does a list look cut off, when rows_believed() was asked for it already?"""
+    return rows < believed
+
+
+def much_shorter(rows: int, before: int) -> bool:
+    """Has a list over a tenth fewer usable rows than one before it?"""
+    return rows < 0.9 * before
 
 
 def keep(chunk: ChunkRef, newest: int) -> bool:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tasks.engine import cut, facts, judge, lease, ledger
+from tasks.engine import cut, facts, gone, judge, lease, ledger, missing
 from tasks.engine.access import Access
 from tasks.engine.apart import refuse_overlaps
 from tasks.engine.destination import find_existing, forget_hints, twins_in
@@ -36,6 +36,7 @@ from tasks.engine.plan import (
     check_where,
     keep,
     manifest_stem,
+    much_shorter,
     read_place,
     read_plan,
     rows_believed,
@@ -76,6 +77,7 @@ class Planner:
         self.spool_dir = Path(self._scratch.name) if self._scratch else state.spool_dir
         self.con = ledger.connect(self.spool_dir)
         self.notes: list[str] = []
+        self.listed = ""  # the normalised list
 
     def run(self) -> Planned:
         """Raises UserError for a job, list or state that cannot be used; nothing has moved then."""
@@ -98,6 +100,9 @@ class Planner:
         twins = partial(twins_in, self.job.destination.uri) if to_directory and not dry else tuple
         judged = judge.judge(self.con, self.notes, for_directory=to_directory, listed=self.job.is_listed(), twins=twins)
         about = brought.about
+        # An earlier Ferry counted all rows, unusable ones and duplicates too.
+        counted = judged.rows if old is not None and not old.usable else judged.usable
+        last = old.usable if old is not None and old.usable else before
         if old is None and not dry:  # before all else: what is found without a plan is of this place
             self.state.write(PLACE_FILE, Place(self.job.where(), since_run, before).encode())
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
@@ -127,9 +132,15 @@ class Planner:
         )
         if not dry:
             where = self.job.where()
-            believed = rows_believed(judged.rows, before, shorter_list=self.job.delta.shorter_list)
+            believed = rows_believed(counted, before, shorter_list=self.job.delta.shorter_list)
+            if believed == counted:
+                believed = judged.usable
             self.state.write(PLACE_FILE, Place(where, since_run, believed).encode())
-            plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run, believed)
+            if plain and missing.files(self.state):
+                gone.find_gone(self.con, self.listed, to_directory=to_directory)
+                missing.forget_returned(self.con, self.state, self.ask.run_no)
+            plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run, believed,
+                        judged.usable)  # fmt: skip
             if self.ask.token:
                 lease.check(self.state, self.ask.token)
             self.state.write(PLAN_FILE, plan.encode())
@@ -144,6 +155,7 @@ class Planner:
             settled=judged.rows - open_rows - pending, lasting=lasting if plain else 0,
             beyond=open_rows - sum(todo.values()), existing=how_found, chunk_rows=chunk_rows,
             chunks=run_chunks, recognised=about.get("recognised", {}), notes=self.notes,
+            shorter=_shorter(counted, last),
         )  # fmt: skip
 
     def close(self) -> None:
@@ -224,8 +236,8 @@ class Planner:
         return brought if brought.path is not None else Brought(None, known)
 
     def _view(self, manifest: Brought) -> None:
-        path = manifest.path or self.state.local(manifest.about["file"])
-        self.con.from_parquet(str(path)).create_view("m", replace=True)
+        self.listed = str(manifest.path or self.state.local(manifest.about["file"]))
+        self.con.from_parquet(self.listed).create_view("m", replace=True)
 
     def _forget_old_manifests(self, current: str) -> None:
         self.state.delete(n for n in self.state.list("plan") if n.startswith("plan/manifest-") and n != current)
@@ -246,6 +258,13 @@ class Planner:
         newest = max((chunk.run_no for chunk in chunks), default=0)
         counted = [with_hints(chunk, counts.get(chunk.digest, 0), "unknown") for chunk in chunks]
         return [chunk for chunk in counted if keep(chunk, newest)]
+
+
+def _shorter(rows: int, last: int) -> str:
+    if not much_shorter(rows, last):
+        return ""
+    had = f"The list has {rows:,} rows that can be used, where the last one had {last:,}."
+    return f"{had} If it is cut off, stop this run."
 
 
 def make_plan(job: Job, state: State, access: Accesses, ask: Ask) -> Planned:

@@ -56,7 +56,7 @@ class World:
         self.swept = None
         if job.delta.delete_gone:
             with lease.held(self.state, "test") as held:
-                self.swept = Swept(**sweep(job, self.state, server, self.run_no, held.token))
+                self.swept = Swept(**sweep(job, self.state, server, server, self.run_no, held.token))
         answer = finish(job, self.state, self.run_no)
         assert not answer["counts"]["pending"]
         self.figures = answer["night"]

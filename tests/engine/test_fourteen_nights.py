@@ -42,6 +42,7 @@ class Nights(World):
         self.copies: dict[str, bytes] = {}  # what the destination is to hold
         self.hidden: set[str] = set()  # changed, and nothing tells of it
         self.failing: set[str] = set()
+        self.missing: dict[str, int] = {}  # copies whose rows left: for how many whole lists
 
     # --- what happens at the origin by day
 
@@ -64,12 +65,15 @@ class Nights(World):
 
     def change_unseen(self) -> None:
         """Others of the same size, where the origin gives neither ETag nor date, and the list says nothing."""
-        for key in self._some(2, {key for key in self.copies if self.kinds[key] is Validators.NONE} - self.said):
+        for key in self._some(2, self._unseen()):
             body = bytearray(self.bodies[key])
             body[body.index(b"\xff\xda") + 20] ^= 1
             self.bodies[key] = bytes(body)
             self.origin.add(f"/{key}", self.bodies[key], kind=self.kinds[key])
             self.hidden.add(key)
+
+    def _unseen(self) -> set[str]:
+        return {key for key in self.copies if self.kinds[key] is Validators.NONE and key in self.bodies} - self.said
 
     def remove(self, count: int) -> None:
         for key in self._some(count, set(self.copies) & set(self.bodies) - self.hidden):
@@ -99,8 +103,10 @@ class Nights(World):
     # --- the night
 
     def expect(self, *, removals: bool = True) -> None:
-        """What the next night is to leave: the truth, but for what nothing tells of, what fails, and what stays."""
-        kept = {} if removals else {key: body for key, body in self.copies.items() if key not in self.bodies}
+        """What the next night is to leave: the truth, but for what nothing tells of, what fails, and what stays. A
+        copy goes when a second list lacks it."""
+        self.missing = {key: self.missing.get(key, 0) + 1 for key in self.copies if key not in self.bodies}
+        kept = {key: self.copies[key] for key, lists in self.missing.items() if lists < 2 or not removals}
         still = {key: self.copies[key] for key in (*self.hidden, *self.failing)}
         self.copies = {**kept, **self.bodies, **still}
 
@@ -226,4 +232,6 @@ def test_fourteen_nights(seed: int, origin: Origin, s3: S3Server, bucket: str, t
     w.hidden.clear()
     w.expect()
     w.run_night("14 all of it, old ones read", revalidate_after=0)
+    w.expect()
+    w.run_night("15 what left goes, too")
     w.is_true()

@@ -22,8 +22,8 @@ from tasks.engine.swept import Swept, refusal
 from tests.engine import helpers
 from tests.engine.nights import World
 
-GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%"}}
-ALL: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%"}}
+GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%", "delete_after": 1}}
+ALL: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "delete_after": 1}}
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_what_was_deleted_and_came_back_another_is_in_the_history(world: World) 
 
 def test_never_more_than_max_delete(world: World) -> None:
     """One more than it allows, and none goes; what is new comes all the same."""
-    job: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "5%"}}
+    job: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "5%", "delete_after": 1}}
     world.night(**job)
     gone = {"3.jpg", "4.jpg"}
     for key in gone:
@@ -106,7 +106,7 @@ def test_never_more_than_max_delete(world: World) -> None:
     assert (swept(world).deleted, swept(world).gone, swept(world).well) == (0, 2, False)
     assert "2 of 21 copies" in swept(world).refused
     assert "lets 1 go" in swept(world).refused
-    world.night(delta={"delete_gone": True, "max_delete": 2})
+    world.night(delta={"delete_gone": True, "max_delete": 2, "delete_after": 1})
     world.is_true()
 
 
@@ -158,7 +158,7 @@ def test_a_key_that_another_row_has_now(world: World) -> None:
     job, server = world.job(key="{source.name}", **GO), helpers.access(world.s3)
     helpers.run(job, world.state, server, 2)
     with lease.held(world.state, "test") as held:
-        assert sweep(job, world.state, server, 2, held.token)["gone"] == 0
+        assert sweep(job, world.state, server, server, 2, held.token)["gone"] == 0
     world.is_true()
 
 
@@ -198,7 +198,7 @@ def test_not_after_a_night_that_did_not_end_well(trouble: str, world: World) -> 
         server = helpers.access(world.s3)
         helpers.plan(world.job(**job), world.state, 2, server=server)
         with lease.held(world.state, "test") as held:
-            answer = sweep(world.job(**job), world.state, server, 2, held.token)
+            answer = sweep(world.job(**job), world.state, server, server, 2, held.token)
         assert "pending" in answer["refused"]
     assert "3.jpg" in there(world)
     del world.bodies["nowhere.jpg"]
@@ -239,7 +239,7 @@ def test_a_destination_that_lets_nothing_be_deleted(world: World) -> None:
     job = world.job(delta={**ALL["delta"], "shorter_list": True})
     helpers.run(job, world.state, helpers.access(world.s3), 3)
     with lease.held(world.state, "test") as held:
-        answer = sweep(job, world.state, helpers.access(world.s3, reader=True), 3, held.token)
+        answer = sweep(job, world.state, helpers.access(world.s3), helpers.access(world.s3, reader=True), 3, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 12)
     assert "s3:DeleteObject" in answer["ended"]
     assert there(world) == before
@@ -253,7 +253,7 @@ def test_only_under_the_lease(world: World) -> None:
     world.write_list({})
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
     with lease.held(world.state, "another"), pytest.raises(Fatal, match="lost its lease"):
-        sweep(world.job(**GO), world.state, helpers.access(world.s3), 2, "not ours")
+        sweep(world.job(**GO), world.state, helpers.access(world.s3), helpers.access(world.s3), 2, "not ours")
     assert "3.jpg" in there(world)
 
 
@@ -266,7 +266,7 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
     nobody = Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
     with lease.held(world.state, "test") as held:
-        answer = sweep(world.job(**GO), world.state, nobody, 2, held.token)
+        answer = sweep(world.job(**GO), world.state, nobody, nobody, 2, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 1)
     assert "3.jpg" in answer["why_failed"]
     world.run_no = 2
@@ -275,20 +275,23 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("gone", "rows", "believed", "unsettled", "may"),
+    ("gone", "due", "rows", "believed", "unsettled", "may"),
     [
-        (0, 5, 1000, "1 row pending", True),
-        (10, 900, 900, "", True),
-        (10, 900, 1000, "", False),
-        (10, 1000, 1000, "1 row pending", False),
-        (11, 1000, 1000, "", False),
-        (10, 1000, 0, "", True),
+        (0, 0, 5, 1000, "1 row pending", True),
+        (10, 10, 900, 900, "", True),
+        (10, 10, 900, 1000, "", False),
+        (10, 0, 900, 1000, "", False),
+        (10, 0, 1000, 1000, "1 row pending", True),
+        (10, 10, 1000, 1000, "1 row pending", False),
+        (11, 11, 1000, 1000, "", False),
+        (11, 10, 1000, 1000, "", True),
+        (10, 10, 1000, 0, "", True),
     ],
 )
-def test_whether_they_may_go(gone: int, rows: int, believed: int, unsettled: str, may: bool) -> None:
+def test_whether_they_may_go(gone: int, due: int, rows: int, believed: int, unsettled: str, may: bool) -> None:
     """swept.refusal: its table."""
     delta = Delta(delete_gone=True)
-    answer = refusal(gone=gone, standing=1000, rows=rows, believed=believed, unsettled=unsettled, delta=delta)
+    answer = refusal(gone=gone, due=due, standing=1000, rows=rows, believed=believed, unsettled=unsettled, delta=delta)
     assert (answer == "") is may
 
 

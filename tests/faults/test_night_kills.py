@@ -20,7 +20,11 @@ from tests.faults.amount import some
 from tests.faults.test_kills import moments
 
 pytestmark = pytest.mark.slow
-DELTA: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%"}, "chunk_rows": 10, "key": "{sha256}.{ext}"}
+DELTA: dict[str, Any] = {
+    "delta": {"delete_gone": True, "max_delete": "50%", "delete_after": 1},
+    "chunk_rows": 10,
+    "key": "{sha256}.{ext}",
+}
 
 
 class Life(World):

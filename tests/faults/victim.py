@@ -118,7 +118,7 @@ def main(setup: dict[str, Any], killer: Killer) -> None:
     helpers.run(job, state, access, run_no)
     if job.delta.delete_gone:
         with lease.held(state, "test") as held:
-            gone.sweep(job, state, access, run_no, held.token)
+            gone.sweep(job, state, access, access, run_no, held.token)
     finish.finish(job, state, run_no)
     killer.pass_by("the end")
 

@@ -2,30 +2,57 @@
 
 from __future__ import annotations
 
+import pytest
+
 from demo.origin import Origin
 from tests.flows.project import Project, serve
 
 
 def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) -> None:
-    """Exit code 0 and a list of what went; with a list that is cut off exit code 1, the reason, and nothing deleted."""
+    """Exit code 0 and a list of what waits, then of what went; with a list that is cut off exit code 1, the reason, and
+    nothing deleted."""
     rows, bodies = serve(origin, 30)
     project.manifest(rows)
     project.job(mode="delta", delta={"delete_gone": True, "max_delete": "10%"})
     project.ferry("run", "job.yaml").expect(0)
     gone = rows.pop(7)["url"].rpartition("/")[2]
     project.manifest(rows)
+    first = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert (first["night"]["deleted"], first["swept"]["waiting"]) == (0, 1)
+    assert (
+        "1 copies are missing from the list for the first time; they are deleted when the next list lacks them too"
+        in (first["message"])
+    )
+    assert project.stored() == bodies
     night = project.ferry("run", "job.yaml", "--json").expect(0).json
-    assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000002/gone.csv")
-    assert "1 deleted, whose rows left the list (reports/run-000002/gone.csv)" in night["message"]
+    assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000003/gone.csv")
+    assert "1 deleted, whose rows left the list (reports/run-000003/gone.csv)" in night["message"]
     assert gone in (project.state / night["swept"]["listed"]).read_text()
     del bodies[f"images/{gone}"]
     assert project.stored() == bodies
     project.manifest(rows[:10])
     refused = project.ferry("run", "job.yaml").expect(1)
+    said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
+    assert refused.text.index(said) < refused.text.index("10 rows: 0 to do")
     assert "gone from the list: 19, 0 of them deleted" in refused.text
     assert "Nothing was deleted of 19 copies" in refused.text
     assert "10 rows where it had 29" in refused.text
     assert project.stored() == bodies
+
+
+@pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])
+def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, origin: Origin) -> None:
+    """`--limit` and `--retry-failed` take a part of the list: they delete nothing, and bring no copy nearer to it."""
+    rows, bodies = serve(origin, 10)
+    project.manifest(rows)
+    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "50%"})
+    project.ferry("run", "job.yaml").expect(0)
+    project.manifest(rows[:-1])
+    project.ferry("run", "job.yaml").expect(0)
+    for _ in range(2):
+        assert project.ferry("run", "job.yaml", *partly, "--json").expect(0).json["swept"] is None
+        assert project.stored() == bodies
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
 
 
 def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Origin) -> None:
