@@ -16,7 +16,7 @@ from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from tasks.engine import chunk as chunks
-from tasks.engine import destination, ledger, tables
+from tasks.engine import destination, lease, ledger, tables
 from tasks.engine.chunk import ChunkResult, run_chunk
 from tasks.engine.errors import ChunkIncomplete, Fatal, FerryError, UserError
 from tasks.engine.job import Job, OnExisting
@@ -315,6 +315,33 @@ def test_a_lost_lease_writes_nothing(origin: Origin, s3: S3Server, bucket: str, 
             run_chunk(runtime, ref)
     assert state.list("outcomes") == []
     assert stored(s3, bucket) == {}
+
+
+def test_a_lease_that_is_taken_in_the_middle(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are settled and not written yet when another run takes the lease: their outcomes are written no more."""
+    for module, name, value in (
+        (lease, "LENGTH_S", 1.0), (lease, "RENEW_S", 3600.0), (lease, "WATCH_S", 0.2), (lease, "WAIT_S", 0.05),
+        (chunks, "FLUSH_S", 3600.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    state = directory_state(tmp_path)
+    rows = healthy(origin, 10)
+    rows.append(make_row(99, origin.add("/99.jpg", make_image("jpeg", 1), fault=Trouble.STALL)))
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, write_chunk(state, rows))
+        wait_for(lambda: runtime.progress.snapshot().done >= 10)
+        monkeypatch.setattr(chunks, "GRACE_S", 0.1)
+        with lease.held(state, "another", wait=True) as other:
+            assert other.took_over is not None
+            assert other.took_over.run == "test"
+            runtime.request_stop("enough")
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+            assert lease.decode(state.read(lease.NAME)).run == "another"
+    assert [str(end) for end in ends] == ["this run lost its lease on the state to another run; it writes nothing more"]
+    assert state.list("outcomes") == []
 
 
 def test_a_process_that_hears_nothing_writes_nothing(

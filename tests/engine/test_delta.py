@@ -15,12 +15,15 @@ from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from demo.validators import Validators
 from tasks.engine import night
+from tasks.engine.access import Access
 from tasks.engine.finish import finish
-from tasks.engine.objects import Checked, Status
+from tasks.engine.objects import Checked, Outcome, Status
 from tests.engine import helpers
 from tests.engine.nights import World
+from tests.servers.odd_s3 import Fault as StoreFault
+from tests.servers.odd_s3 import OddS3
 
-LATER = "Fri, 02 Jan 2026 00:00:00 GMT"
+EARLIER, LATER = "Thu, 01 Jan 2026 00:00:00 GMT", "Fri, 02 Jan 2026 00:00:00 GMT"
 
 
 @pytest.fixture
@@ -222,6 +225,37 @@ def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> No
     again = world.night()["a.jpg"]
     assert (again.status, again.nights, again.md5) == (Status.UNCHANGED, 0, copied.md5)
     world.is_true()
+
+
+def test_a_look_that_fails_after_an_upload_that_may_have_arrived(origin: Origin, tmp_path: Path) -> None:
+    """A changed image was written, the answer was lost, and no further try came through. The ledger does not say that
+    the old copy stands there: when the old image is back at its origin, it is written again."""
+    old, new = make_image("jpeg", 1), make_image("jpeg", 2)
+    listed = helpers.write_list(tmp_path / "list.csv", [[origin.url("/a.jpg")]])
+    state = helpers.directory_state(tmp_path)
+    with OddS3() as server:
+        server.make_bucket("bucket")
+        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        job = helpers.make_job(mode="delta", manifest=str(listed), destination="s3://bucket/p/")
+
+        def night(run_no: int, image: bytes, modified: str) -> Outcome:
+            origin.add("/a.jpg", image, modified=modified)
+            helpers.run(job, state, access, run_no)
+            return helpers.by_key(state)["a.jpg"]
+
+        assert night(1, old, EARLIER).status is Status.COPIED
+        server.faults = [
+            StoreFault("lost answer", ("PutObject",), times=1),
+            StoreFault("status", ("PutObject", "HeadObject", "GetObject"), status=500, code="InternalError"),
+        ]
+        failed = night(2, new, LATER)
+        assert server.stored("bucket") == {"p/a.jpg": new}
+        assert failed.status is Status.FAILED
+        assert (failed.md5, failed.dest_etag, failed.source_etag) == (None, None, None)
+        assert "what was copied before stands at the destination" not in (failed.message or "")
+        server.faults = []
+        assert night(3, old, EARLIER).status is Status.COPIED
+        assert server.stored("bucket") == {"p/a.jpg": old}
 
 
 def test_a_list_that_takes_its_word_back(world: World) -> None:

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from tasks.engine import cut, intake, ledger, planner, tables
+from tasks.engine import cut, intake, lease, ledger, planner, tables
 from tasks.engine.apart import below
 from tasks.engine.chunk import read_chunk
-from tasks.engine.errors import UserError
+from tasks.engine.errors import Fatal, UserError
 from tasks.engine.job import Job
 from tasks.engine.ledger import append, compact
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
@@ -110,6 +110,35 @@ def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: D
     first, second = plan(job, state), plan(job, other, run_no=9)
     assert [ref.digest for ref in first.chunks] == [ref.digest for ref in second.chunks]
     assert [ref.rows for ref in first.chunks] == [500, 200]
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_a_lease_that_is_taken_while_a_run_plans(
+    earlier: bool, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No plan is written, and the plan in force stays as it is: the run that holds the lease now builds on it."""
+    job = job_in(tmp_path)
+    if earlier:
+        write_list(tmp_path / "list.csv", urls(1, 2))
+        plan(job, state)
+    before = {name: state.read(name) for name in state.list("plan") if name == PLAN_FILE}
+    write_list(tmp_path / "list.csv", urls(1, 2, 3))
+    taken: list[lease.Lease] = []
+
+    def brings(*given: Any) -> Any:
+        """As it is, and meanwhile the holder gives the lease up and another run takes it."""
+        mine.release()
+        taken.append(lease.acquire(state, "another"))
+        return intake.bring_manifest(*given)
+
+    mine = lease.acquire(state, "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(planner, "bring_manifest", brings)
+        with pytest.raises(Fatal, match="lost its lease"):
+            plan(job, state, 2, token=mine.token)
+    assert {name: state.read(name) for name in state.list("plan") if name == PLAN_FILE} == before
+    assert plan(job, state, 2, token=taken[0].token).rows == 3
+    taken[0].release()
 
 
 def test_a_settled_plan_needs_nothing(tmp_path: Path, state: DirectoryState) -> None:

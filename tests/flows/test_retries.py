@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 
 import pytest
 
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.project import QUICK, Prefect, Project, serve, wait_for
+from tests.flows.project import QUICK, Prefect, Project, fold, serve, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -64,4 +65,26 @@ def test_pending_rows_are_not_cached(project: Project, origin: Origin, prefect_a
         origin.mend(f"/{name}")
     project.ferry("run", "job.yaml", "--json").expect(0)
     assert project.ferry("status", "job.yaml", "--json").expect(0).json["copied"] == 90
+    assert project.stored() == bodies
+
+
+@pytest.mark.parametrize("lost", [("ledger", "reports"), ("ledger", "reports", "plan", "chunks")])
+def test_a_result_without_its_outcomes_counts_for_nothing(
+    lost: tuple[str, ...], project: Project, origin: Origin, prefect_api: Prefect
+) -> None:
+    """A chunk comes back Cached, and the ledger does not have its rows: they were lost, or the result is of another
+    state. The same run looks at each of them again, and puts what is missing there."""
+    rows, bodies = serve(origin, 30)
+    project.manifest(rows)
+    project.job()
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    for name in lost:
+        shutil.rmtree(project.state / name)
+    for key in list(bodies)[:3]:
+        project.client().delete_object(Bucket=project.bucket, Key=project.prefix + key)
+    report = project.ferry("run", "job.yaml", "--json").expect(0).json
+    assert "Cached" in prefect_api.chunk_states(prefect_api.runs(project.name)[-1])
+    assert report["this_run"] == {"copied": 3, "unchanged": 27}
+    assert report["counts"]["pending"] == 0
+    assert len(fold(project.state)) == 30
     assert project.stored() == bodies
