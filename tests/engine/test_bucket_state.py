@@ -109,12 +109,17 @@ def test_a_store_without_conditions_holds_no_state(conditions: Any, tmp_path: Pa
         assert server.stored("state") == {}
 
 
-def test_a_store_that_replaces_on_no_condition_holds_no_state(tmp_path: Path) -> None:
-    """Conditional create alone is not enough: an expired lease is taken over by a conditional replace."""
-    with OddS3(conditions="no replace") as server:
+@pytest.mark.parametrize(
+    ("conditions", "lacks"),
+    [("no replace", "If-Match"), ("never equal", "If-Match"), ("no create", "If-None-Match")],
+)
+def test_one_of_the_two_conditions_is_not_enough(conditions: Any, lacks: str, tmp_path: Path) -> None:
+    """A lease is taken by a conditional create, and an expired one by a conditional replace."""
+    with OddS3(conditions=conditions) as server:
         server.make_bucket("state")
-        with pytest.raises(UserError, match="If-Match"), lease.held(state_at(server, tmp_path), "a run"):
+        with pytest.raises(UserError, match=lacks), lease.held(state_at(server, tmp_path), "a run"):
             pass
+        assert server.stored("state") == {}
 
 
 def test_files_are_deleted_one_by_one_where_the_store_knows_no_other_way(tmp_path: Path) -> None:
@@ -208,6 +213,41 @@ def test_a_download_that_breaks_goes_on_where_it_ended(odd: OddS3, tmp_path: Pat
     assert state_at(odd, tmp_path).local("ledger/l").read_bytes() == data
 
 
+def test_a_download_of_a_file_that_changes_meanwhile(
+    odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer ends in its middle, and another version stands there by then: no copy is made of parts of both."""
+    old, new = bytes(3 << 20), bytes([1]) * (3 << 20)
+    odd.put("state", "some/job/outcomes/o", old)
+    odd.faults.append(Fault("halve", ("GetObject",), times=1))
+    carry_out = odd._carry_out
+
+    def changes(*given: Any) -> Any:
+        answer = carry_out(*given)
+        odd.put("state", "some/job/outcomes/o", new)
+        return answer
+
+    monkeypatch.setattr(odd, "_carry_out", changes)
+    with pytest.raises(Fatal):
+        state_at(odd, tmp_path).local("outcomes/o")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the rest of a file with all of it: that is no continuation."""
+    data = bytes(range(256)) * 8000
+    odd.put("state", "some/job/outcomes/o", data)
+    odd.faults.append(Fault("halve", ("GetObject",), times=1))
+    get = odd._get
+
+    def without_range(objects: Any, key: str, headers: Any, *, head: bool) -> Any:
+        return get(objects, key, {}, head=head)
+
+    monkeypatch.setattr(odd, "_get", without_range)
+    with pytest.raises(Fatal):
+        state_at(odd, tmp_path).local("outcomes/o")
+
+
 PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 
 
@@ -227,9 +267,13 @@ def test_a_large_file_is_written_all_the_same(what: What, operation: str, odd: O
     assert odd.requests["UploadPart"] - (operation == "UploadPart" and what != "slow") == 3
 
 
-def test_an_upload_that_is_not_there_in_the_end_is_an_error(odd: OddS3, tmp_path: Path) -> None:
-    """NoSuchUpload for the end of an upload, and no such object: nothing was written, and that is said."""
-    odd.put("state", "some/job/ledger/large", b"an older one")
+@pytest.mark.parametrize("older", [b"an older one", bytes([1]) * (40 << 20)])
+def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: OddS3, tmp_path: Path) -> None:
+    """NoSuchUpload for the end of an upload, and another object: nothing was written, and that is said. (Its ETag
+    tells, where the sizes are equal.)"""
+    parts = [older[at : at + (16 << 20)] for at in range(0, len(older), 16 << 20)]
+    odd.put("state", "some/job/ledger/large", older)
+    odd.objects["state"]["some/job/ledger/large"].etag = odd._etag_of_parts(parts)
     odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
     path = tmp_path / "large"
     path.write_bytes(bytes(40 << 20))

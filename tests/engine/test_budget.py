@@ -129,6 +129,47 @@ def test_a_large_one_is_not_passed_by_large_ones() -> None:
     asyncio.run(go())
 
 
+def test_a_large_one_of_a_host_without_anything_keeps_its_turn() -> None:
+    """A later one waits behind it though there is room for it; nor is memory for an upload in parts taken at once."""
+
+    async def go() -> None:
+        quota = Quota(40 * MIB)
+        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
+        first = waits(quota.take("new", 8 * MIB))
+        await turn()
+        later = waits(quota.take("other", MIB))
+        await turn()
+        assert not later.done()
+        assert quota.offer("uploads", MIB) is None
+        for share in held:
+            share.end()
+        await turn()
+        assert (first.done(), later.done()) == (True, True)
+        assert waits_for_nothing(quota, "uploads", MIB)
+
+    asyncio.run(go())
+
+
+def test_hosts_take_turns() -> None:
+    """A host that has had its turn comes after one that waits for its first."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        (_, _, last) = [await quota.take(host, size) for host, size in (("x", 50), ("y", 25), ("z", 12))]
+        one, two, other = (waits(quota.take(host, 10)) for host in "aab")
+        await turn()
+        last.end()
+        await turn()
+        assert [task.done() for task in (one, two, other)] == [True, False, False]
+        one.result().end()
+        await turn()
+        assert [task.done() for task in (two, other)] == [False, True]
+        other.result().end()
+        await two
+
+    asyncio.run(go())
+
+
 def test_a_large_one_does_not_wait_for_as_long_as_small_ones_come() -> None:
     """Small bodies of the same host leave it room."""
 
@@ -172,6 +213,46 @@ def test_growth_never_waits() -> None:
         share.end()
         await large
         assert other.grow(SMALL_BYTES + 1)
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
+    """What was kept for it goes to the next one at once."""
+
+    async def go() -> None:
+        quota = Quota(40 * MIB)
+        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
+        first = waits(quota.take("new", 8 * MIB))
+        await turn()
+        later = waits(quota.take("other", MIB))
+        await turn()
+        first.cancel()
+        await turn()
+        assert first.cancelled()
+        assert later.done()
+        assert quota.waiting == 0
+        for share in (*held, later.result()):
+            share.end()
+        assert quota.free == 40 * MIB
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_as_it_is_granted_gives_back() -> None:
+    """Its share was set aside, and the task does not live to take it."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = await quota.take("a", 50)
+        task = waits(quota.take("a", 40))
+        await turn()
+        held.end()
+        assert quota.free == 60
+        task.cancel()
+        await turn()
+        assert task.cancelled()
+        assert (quota.free, quota.waiting) == (100, 0)
 
     asyncio.run(go())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tasks.engine.job import Job
 from tasks.engine.objects import Confirmed, ErrorClass, Outcome, Status
 from tasks.engine.reading import with_latest
 from tasks.engine.state import DirectoryState
+from tasks.engine.store import Store, open_store
 from tasks.engine.summary import count
-from tests.engine.helpers import by_key, directory_state, make_job, run, write_list
+from tests.engine.helpers import by_key, directory_state, make_body, make_job, run, write_list
 from tests.servers.odd_s3 import Fault, OddS3
 
 ROWS = 80
@@ -198,6 +200,30 @@ def test_what_is_read_back() -> None:
     assert drawn == [key for key in keys if trust.reads_back(Told.NOTHING, key)]
     trust.wrong = True
     assert all(trust.reads_back(Told.NOTHING, key) for key in keys)
+
+
+def test_a_store_that_gave_md5s_once_is_read_back_where_it_gives_others(tmp_path: Path) -> None:
+    """ETags that look like MD5s are believed to be of SSE-KMS for as long as none of them was an MD5, and no longer."""
+
+    async def how(store: Store, number: int) -> Confirmed:
+        body = make_body(make_image("jpeg", number), tmp_path)
+        sent = await store.put(f"{number}.jpg", body, {})
+        return (await store.confirm(f"{number}.jpg", body, sent)).how
+
+    async def go(server: OddS3) -> None:
+        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        ends: list[list[Confirmed]] = []
+        stages: list[tuple[Any, int]] = [("kms", 40), ("md5", 1), ("kms", 40)]
+        for server.etags, count_ in stages:
+            ends.append([await how(store, 100 * len(ends) + number) for number in range(count_)])
+        await store.close()
+        assert Confirmed.SIZE in ends[0]
+        assert ends[1] == [Confirmed.DIGEST]
+        assert set(ends[2]) == {Confirmed.READ_BACK}
+
+    with OddS3() as server:
+        server.make_bucket("bucket")
+        asyncio.run(go(server))
 
 
 def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path) -> None:

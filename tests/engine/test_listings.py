@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tasks.engine import existing as ranges
 from tasks.engine.access import Access
@@ -84,6 +85,28 @@ def test_a_store_that_does_not_know_start_after(odd: OddS3, tmp_path: Path, monk
 
     monkeypatch.setattr(OddS3, "_list", from_the_start)
     assert listed(store_at(odd, tmp_path)) == KEYS
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("lacks", ["start-after", "continuation-token", "keys"])
+def test_a_listing_that_does_not_say_where_it_goes_on(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that more follows, and begins again, gives the same token for ever, or has neither token nor keys: that
+    is an error, and neither a whole list nor one without end."""
+    whole = OddS3._list
+
+    def odd_list(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
+        if lacks == "keys" and "start-after" in query:
+            return web.Response(text="<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>")
+        return whole(self, bucket, objects, {name: value for name, value in query.items() if name != lacks})
+
+    monkeypatch.setattr(OddS3, "_list", odd_list)
+    listings: Any = "whole" if lacks == "continuation-token" else "no token"
+    with OddS3(page_keys=100, listings=listings) as server:
+        store = store_at(filled(server), tmp_path)
+        with pytest.raises(ObjectError, match="does not say where it goes on"):
+            listed(store)
 
 
 def test_an_empty_listing_is_believed(odd: OddS3, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
-Conditions = Literal["kept", "ignored", "501", "no replace"]
+Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal"]
 Listings = Literal["whole", "no token", "error page", "ends early"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
@@ -120,7 +120,8 @@ class OddS3:
         ``checksums``: x-amz-checksum-sha256 is kept and answered, as by AWS; a number is the status that an upload with
         one is refused with. ``listings`` from their second
         page on: whole; IsTruncated without a token; an <Error> under 200; or a first page that says it is the last.
-        ``conditions``: kept, ignored, answered with 501, or kept for a creation alone (If-Match is ignored).
+        ``conditions``: kept, ignored, answered with 501, or one of them ignored: If-None-Match ("no create") or
+        If-Match ("no replace"), which may also hold for no ETag at all ("never equal").
         ``delete_many``: without it DeleteObjects is answered with 501.
         """
         self.etags = etags
@@ -262,12 +263,12 @@ class OddS3:
             return None
         if self.conditions == "501":
             return _error(501, "NotImplemented")
-        if headers.get("If-None-Match") == "*" and there is not None:
+        if headers.get("If-None-Match") == "*" and there is not None and self.conditions != "no create":
             return _error(412, "PreconditionFailed")
         if (wanted := headers.get("If-Match")) is not None and self.conditions != "no replace":
             if there is None:
                 return _error(404, "NoSuchKey")
-            if wanted != "*" and wanted.strip('"') != there.etag.strip('"'):
+            if wanted != "*" and (self.conditions == "never equal" or wanted.strip('"') != there.etag.strip('"')):
                 return _error(412, "PreconditionFailed")
         return None
 
@@ -300,6 +301,9 @@ class OddS3:
         stored = objects.get(key)
         if stored is None:
             return web.Response(status=404) if head else _error(404, "NoSuchKey")
+        wanted = headers.get("If-Match", stored.etag).strip('"')
+        if wanted != stored.etag and self.conditions != "ignored":
+            return web.Response(status=412) if head else _error(412, "PreconditionFailed")
         shown = {
             **{name: value for name, value in stored.headers.items() if not name.startswith("x-amz-checksum")},
             **_etag_header(stored.etag),
