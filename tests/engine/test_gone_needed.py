@@ -107,6 +107,18 @@ def test_an_id_that_changes_while_the_origin_fails(key: str, world: World) -> No
     assert swept(world).kept == 0
 
 
+def test_an_id_that_changes_under_a_signed_address(world: World) -> None:
+    """The ledger has the address without its signature: that of the copy and that of the row that failed are one."""
+    rows = []
+    for name, body in world.bodies.items():
+        rows.append([world.origin.add(f"/{name}?Signature=s", body), f"id-{name}"])
+    night(world, rows, key="{id}/{source.name}")
+    before = there(world)
+    world.origin.add("/19.jpg?Signature=s", world.bodies["19.jpg"], fault=Trouble.SERVER_ERROR)
+    night(world, [*rows[:-1], [rows[-1][0], "new"]], key="{id}/{source.name}")
+    assert (swept(world).gone, swept(world).kept, there(world)) == (1, 1, before)
+
+
 def test_a_row_that_failed_under_the_same_id(world: World) -> None:
     """The image has moved to another address, which does not answer yet."""
     rows = rows_of(world)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import site
 import subprocess
 import sys
 import sysconfig
@@ -14,9 +16,12 @@ import pytest
 import yaml
 
 from demo.origin import Origin
+from flows import cli, local
 from tasks.engine.errors import UserError
 from tasks.engine.job import Job
+from tasks.jobfile import load_job
 from tasks.own_files import refuse_own_files
+from tasks.run import open_run
 from tests.flows.project import ROOT, TRACEBACK, Project
 
 MODULES = (
@@ -102,7 +107,51 @@ def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[
             assert not refused, f"{name}: {relation}"
 
 
-@pytest.mark.parametrize("inside", [".aws", ".ssh", ".config/x", ".local/bin"])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("cwd", "the working directory"), ("job", "the job file"), ("list", "the list"),
+        ("temporary", "the folder of temporary files"), ("prefix", "the installation of Python"),
+        ("code", "Ferry's own code"), ("home", "your home directory"), ("elsewhere", "a directory of Python modules"),
+    ],
+)  # fmt: skip
+def test_each_place_is_named(name: str, what: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A destination that is a place of files which are executed is refused for that place itself."""
+    monkeypatch.syspath_prepend(places["elsewhere"])
+    if name == "code":  # which may have the installation in it
+        monkeypatch.setattr(sys, "prefix", "/nowhere")
+    with pytest.raises(UserError) as caught:
+        refuse_own_files(job_for(places[name], places["list"] / "list.csv"), places["job"] / "job.yaml")
+    assert f"holds {what} ({places[name]}" in str(caught.value)
+
+
+SYSTEM = (
+    "/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
+    "/var/spool/cron",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [
+        *((ROOT / package, "Ferry's own code") for package in ("flows", "tasks", "demo")),
+        *((Path(sysconfig.get_path(name)), "Python's modules") for name in ("stdlib", "purelib")),
+        (Path(site.getusersitepackages()), "Python's modules"),
+        (Path("{job}/.ferry/prefect"), "Prefect's home"),
+        (Path(f"{{temporary}}/ferry-state-{os.getuid()}"), "copies of states"),
+        *((Path(name), "a directory of the system") for name in SYSTEM),
+    ],
+)
+def test_nothing_is_written_into_them(place: Path, what: str, places: dict[str, Path]) -> None:
+    """No folder in these is a destination, whether it is there yet or not."""
+    destination = Path(str(place).format(**places)) / "out" / "further down"
+    with pytest.raises(UserError, match=f"lies in {what}"):
+        refuse_own_files(job_for(destination, places["list"] / "list.csv"), places["job"] / "job.yaml")
+
+
+@pytest.mark.parametrize(
+    "inside", [".aws", ".config/x", ".docker", ".gnupg", ".kube/x", ".local/bin", ".prefect", ".ssh"]
+)
 def test_settings_of_the_user_are_closed(inside: str, places: dict[str, Path]) -> None:
     """A folder in the home directory is a destination, and one for settings or commands is not."""
     with pytest.raises(UserError, match="settings of your own"):
@@ -120,6 +169,19 @@ def write(folder: Path, destination: Path, rows: list[list[str]], **more: Any) -
     }  # fmt: skip
     (folder / "job.yaml").write_text(yaml.safe_dump(job))
     return folder / "job.yaml"
+
+
+def test_each_way_to_a_run_is_closed(places: dict[str, Path]) -> None:
+    """A plan and a run that are typed know the job file, and keep off it; a run of a deployment knows the rest."""
+    job_file = write(places["job"], places["job"] / ".ferry" / "prefect", [["http://127.0.0.1:9/a.jpg", "a.jpg"]])
+    with pytest.raises(UserError, match="Prefect's home"):
+        cli.plan(job_file)
+    job = load_job(job_file)
+    with pytest.raises(UserError, match="Prefect's home"):
+        local.prepare(job, job_file, replan=False, wait=False)
+    deployed = job_for(places["prefect"] / "out", places["list"] / "list.csv")
+    with pytest.raises(UserError, match="Prefect's home"), open_run(deployed, "a run", None):
+        pass
 
 
 @pytest.mark.slow

@@ -138,16 +138,19 @@ def test_the_server_has_no_credentials(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_server_imports_nothing_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that lie where the command was typed do not run in the server."""
-    canary = tmp_path / "canary"
+    """Modules that lie where the command was typed, or where the server has its home, do not run in the server. It
+    works in its home: nor are settings read where the command was typed."""
+    canary, home = tmp_path / "canary", tmp_path / "home"
     hostile = f"open({str(canary)!r}, 'a').write(__name__ + '\\n')\n"
     for name in ("ctypes", "uvicorn", "json", "gc", "flows/__init__", "flows/gate", "sitecustomize", "usercustomize"):
-        path = tmp_path / "here" / f"{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(hostile)
+        for folder in (tmp_path / "here", home):
+            path = folder / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(hostile)
     monkeypatch.chdir(tmp_path / "here")
-    with LocalServer(tmp_path / "home"):
-        pass
+    with LocalServer(home) as started:
+        assert started._process is not None
+        assert Path(f"/proc/{started._process.pid}/cwd").readlink() == home
     assert not canary.exists(), canary.read_text()
 
 
