@@ -75,19 +75,25 @@ class Body:
 class Spooled:
     """A spool file as a request's body. Read in a thread: it may have gone to the disk since it was written."""
 
-    __slots__ = ("_file", "_moved", "_size")
+    __slots__ = ("_file", "_moved", "_size", "_start")
 
-    def __init__(self, file: int, size: int, moved: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, file: int, size: int, moved: Callable[[], None] = lambda: None, start: int = 0) -> None:
         self._file = file
         self._size = size
         self._moved = moved
+        self._start = start
 
     def __len__(self) -> int:
         return self._size
 
+    def slice(self, start: int, size: int) -> Spooled:
+        """A part of it, as a body of its own."""
+        return Spooled(self._file, size, self._moved, self._start + start)
+
     async def read(self, offset: int) -> bytes:
         """Raises Fatal where the disk fails."""
-        read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, BATCH_BYTES, offset)
+        most = min(BATCH_BYTES, self._size - offset)
+        read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, most, self._start + offset)
         try:
             if piece := await read:
                 self._moved()

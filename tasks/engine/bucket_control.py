@@ -10,12 +10,11 @@ import contextlib
 import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 from uuid import uuid4
 from xml.sax.saxutils import escape
@@ -24,6 +23,7 @@ import urllib3
 
 from tasks.engine import s3_xml
 from tasks.engine.access import Access, endpoint_of, keys_of, region_of
+from tasks.engine.bucket_http import Reply
 from tasks.engine.connections import tls
 from tasks.engine.errors import Fatal, ObjectError, s3_code, store_status
 from tasks.engine.errors_settings import redirected
@@ -42,15 +42,6 @@ _ANSWER_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, each written as
 _PIECE_BYTES = 1 << 20
 # Answers that another try would not change.
 _ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | LASTING) - ASK_AGAIN | {200}
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A store's answer with its whole body."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class BucketControl:
@@ -128,21 +119,13 @@ class BucketControl:
         """Begins an upload; returns its ID. One whose answer was lost stays begun: :meth:`abort` finds it."""
 
         def once() -> str:
-            root = s3_xml.document(self._once("POST", key, {"uploads": ""}, headers).body, self._side)
-            upload_id = s3_xml.text(root, "UploadId")
-            if not upload_id:
-                raise ObjectError(ErrorClass.STORE_ERROR, f"the {self._side} began an upload and did not say which")
-            return upload_id
+            return s3_xml.begun(self._once("POST", key, {"uploads": ""}, headers).body, self._side)
 
         return self._tries(once)
 
     def _complete(self, key: str, upload_id: str, etags: list[str], size: int) -> None:
         """Ends an upload. An answer that was lost leaves no upload to end: then the object itself decides."""
-        parts = "".join(
-            f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
-            for number, etag in enumerate(etags, 1)
-        )
-        body = f"<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>".encode()
+        body = s3_xml.parts(etags)
 
         def once() -> None:
             reply = self._once("POST", key, {"uploadId": upload_id}, {}, body, ok=(200, 404))
@@ -300,7 +283,7 @@ class BucketControl:
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes | None = None
     ) -> Any:
         path = self._root + encoded(key)
-        asked = "&".join(f"{name}={quote(value, safe='~')}" for name, value in sorted(query.items()))
+        asked = "&".join(f"{name}={s3_xml.in_query(value)}" for name, value in sorted(query.items()))
         keys = self._keys()
         sent = dict(headers)
         if keys is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -36,6 +37,8 @@ from tasks.engine.wire import Answer, Upload
 
 # Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
+# Keys that a request's path can hold: the others, stores and what stands before them read in different ways.
+_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+)*")
 _PLAIN_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
 _ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a list's column may hold anything
 _PLAIN_NAME = re.compile(r"[a-z0-9-]+")
@@ -71,6 +74,16 @@ class Credentials(Protocol):
 
 class NotPlain(Exception):
     """This request is none for the short way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A store's answer with its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    sent_twice: bool = False  # its request was sent before, on a connection that died without an answer
 
 
 class BucketHttp:
@@ -182,6 +195,30 @@ class BucketHttp:
         path = self._root + encoded(key)
         response = await self._send(method, path, {}, EMPTY_SHA256, None, "destination", query)
         return response.status, await self._rest(response, "destination")
+
+    async def control(
+        self,
+        method: str,
+        key: str,
+        query: str = "",
+        headers: Mapping[str, str] = {},
+        data: bytes | Upload = b"",
+        sha256: str = EMPTY_SHA256,
+        *,
+        ok: Container[int] = (200,),
+        more_s: float = 0.0,
+    ) -> Reply:
+        """A request of an upload in parts, for any key that a path can hold. ``query`` is in canonical form, ``more_s``
+        is patience beyond ``read_s``. Raises for an answer whose status is not among ``ok``."""
+        if not _KEY.fullmatch(key):
+            raise NotPlain
+        body = None if method == "HEAD" else data
+        path, patience_s = self._root + encoded(key), self._read_s + more_s
+        response = await self._send(method, path, dict(headers), sha256, body, "destination", query, patience_s)
+        if response.status not in ok:
+            raise await self._refused(response, "destination")
+        answer = await self._rest(response, "destination")
+        return Reply(response.status, response.headers, answer, response.sent_twice)
 
     async def _ask(
         self,

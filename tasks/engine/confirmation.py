@@ -94,7 +94,7 @@ async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) 
     """Confirms an upload by the store's answer, by reading it back, or by its size. Raises UPLOAD_UNCONFIRMED."""
     parts_etag = None
     if sent.in_parts and body.path is not None:
-        parts_etag = await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
+        parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
         if not sent.etag:  # Ceph's RGW shows it to a HEAD alone
             sent = replace(sent, etag=(await of_size(store, key, body.size)).etag)
     what = told(sent, body.md5, body.sha256, parts_etag)

@@ -35,6 +35,8 @@ class Sent:
     exists: bool = False  # the key was there, and `create` was asked for
     sent_twice: bool = False  # what exists may be what the first request put there: its answer was lost
     in_parts: bool = False
+    parts_etag: str | None = None  # after parts: the composite ETag that the sent bytes make, where it is known already
+    begun_twice: bool = False  # after parts: another upload may have been begun, whose ID is not known
 
 
 def md5_of_etag(etag: str | None) -> str | None:

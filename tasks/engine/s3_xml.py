@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from urllib.parse import unquote_plus
+from urllib.parse import quote, unquote_plus
+from xml.sax.saxutils import escape
 
 from tasks.engine.errors import ObjectError, store_status
 from tasks.engine.found import Found
@@ -30,7 +31,7 @@ def document(body: bytes, side: str) -> ET.Element:
     try:
         if b"<!DOCTYPE" in body:
             raise ET.ParseError
-        root = ET.fromstring(body)  # noqa: S314 - without a DTD there is nothing to expand
+        root = ET.fromstring(body.strip())  # noqa: S314 - without a DTD there is nothing to expand
     except (ET.ParseError, ValueError, LookupError):
         raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s answer is not an S3 document") from None
     if _name(root) == "Error":
@@ -67,6 +68,28 @@ def children(root: ET.Element, name: str) -> Iterator[ET.Element]:
 def text(root: ET.Element, name: str) -> str | None:
     """The text of a child; None where there is none."""
     return next((each.text for each in children(root, name)), None)
+
+
+def begun(body: bytes, side: str) -> str:
+    """The ID of the upload in parts that this answer says was begun (S3 API: CreateMultipartUpload)."""
+    upload_id = text(document(body, side), "UploadId")
+    if not upload_id:
+        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} began an upload and did not say which")
+    return upload_id
+
+
+def parts(etags: Iterable[str]) -> bytes:
+    """What ends an upload whose parts have these ETags (S3 API: CompleteMultipartUpload)."""
+    named = "".join(
+        f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
+        for number, etag in enumerate(etags, 1)
+    )
+    return f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>".encode()
+
+
+def in_query(value: str) -> str:
+    """A value as it stands in a signed query."""
+    return quote(value, safe="~")
 
 
 def _name(element: ET.Element) -> str:

@@ -38,8 +38,10 @@ from tasks.engine.errors_settings import no_condition
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, Sent, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Algorithm, Charge, for_nothing
+from tasks.engine.multipart import Multipart
 from tasks.engine.objects import Confirmed, ErrorClass
 from tasks.engine.parts import Notes, Parts
+from tasks.engine.tries import Tries
 
 __all__ = ["Found", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
@@ -86,7 +88,7 @@ class Store:
         self._make_http = http
         self._access = access
         bucket = urlsplit(uri).netloc
-        self._parts = Parts(bucket, notes, self.control)
+        self._parts = Parts(bucket, notes, self.control, self._hasty)
         self._controls: dict[str, BucketControl] = {}
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
@@ -142,20 +144,31 @@ class Store:
                     raise AlreadyThere(maybe_ours=sent.sent_twice)
                 return sent
         if body.path is not None:
-            return Sent(await self._put_parts(key, body.path, attributes, create), in_parts=True)
+            return await self._put_parts(key, body, body.path, attributes, create)
         assert body.data is not None
         extra: dict[str, Any] = (
             {"mode": "create"} if create else {"use_multipart": False}
         )  # one part: the ETag is the MD5
         return Sent(await self._put_long_way(key, body.data, attributes, extra))
 
-    async def _put_parts(self, key: str, path: Path, attributes: Mapping[str, str], create: bool) -> str | None:
+    async def _put_parts(self, key: str, body: Body, file: Path, attributes: Mapping[str, str], create: bool) -> Sent:
         """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
         if create and await self.head(key) is not None:
             raise AlreadyThere
+        http, path = self._short_way(), self.path(key)
         async with self._budget.upload_in_parts() as at_once:
-            extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
-            return await self._parts.upload(self.path(key), lambda: self._put_long_way(key, path, attributes, extra))
+
+            async def work() -> Sent:
+                if http is not None:
+                    with contextlib.suppress(NotPlain):
+                        return await Multipart(http, path, body).send(attributes, at_once, create=create)
+                extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
+                return Sent(await self._put_long_way(key, file, attributes, extra), in_parts=True)
+
+            sent = await self._parts.upload(path, work)
+        if sent.exists:
+            raise AlreadyThere(maybe_ours=sent.sent_twice)
+        return sent
 
     async def _put_long_way(
         self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
@@ -253,6 +266,12 @@ class Store:
             assert self._access is not None
             self._controls[side] = BucketControl(urlsplit(self.uri).netloc, self._access, side=side)
         return self._controls[side]
+
+    def _hasty(self) -> BucketControl:
+        """Asks once, and no longer than the store may be silent."""
+        assert self._access is not None
+        bucket = urlsplit(self.uri).netloc
+        return BucketControl(bucket, self._access, read_s=self._read_s, tries=Tries(attempts=1))
 
     def _short_way(self) -> BucketHttp | None:
         if self._http is None and self._make_http is not None:

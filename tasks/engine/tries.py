@@ -1,18 +1,19 @@
 """Up to five tries for requests that do not move an object: state, lists, preflight, listings, multipart control.
 
-An object's own retries are in retry.py. These block the calling thread: none of them runs in an event loop.
+An object's own retries are in retry.py. Most of them block the calling thread, outside an event loop.
 """
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tasks.engine.errors import Fatal, ObjectError
-from tasks.engine.objects import Again
+from tasks.engine.objects import Again, ErrorClass
 from tasks.engine.retry import backoff_s
 
 T = TypeVar("T")
@@ -58,7 +59,23 @@ class Tries:
             except ObjectError as error:
                 if not worth_another_try(error):
                     raise
-                delay_s = backoff_s(number, self.base_s, self.most_s, self.rng)
-                asked_s = min(error.retry_after_s or 0.0, self.most_s)
-            self.sleep(max(delay_s, asked_s))
+                pause_s = self._pause_s(number, error)
+            self.sleep(pause_s)
         return work()
+
+    async def later(self, work: Callable[[], Awaitable[T]]) -> T:
+        """As a call, in an event loop, for an object that is on its way. Silence is not tried again: it has lasted long
+        enough, and the run is to hear of it (outage.py)."""
+        for number in range(1, self.attempts):
+            try:
+                return await work()
+            except ObjectError as error:
+                if not worth_another_try(error) or error.error_class is ErrorClass.TIMEOUT:
+                    raise
+                pause_s = self._pause_s(number, error)
+            await asyncio.sleep(pause_s)
+        return await work()
+
+    def _pause_s(self, number: int, error: ObjectError) -> float:
+        asked_s = min(error.retry_after_s or 0.0, self.most_s)
+        return max(backoff_s(number, self.base_s, self.most_s, self.rng), asked_s)

@@ -136,6 +136,8 @@ class OddS3:
         self.uploads: dict[str, _Upload] = {}
         self.hidden: set[str] = set()  # keys that no listing shows, as a stale one would
         self.requests: Counter[str] = Counter()
+        self.at_once: Counter[str] = Counter()  # by operation: how many requests it had under way at most
+        self._under_way: Counter[str] = Counter()
         self.log: list[tuple[str, str, int]] = []  # operation, key, status (0: no answer)
         self.region = "us-east-1"
         self.access_key, self.secret_key = "odd", "odd-secret"
@@ -198,6 +200,16 @@ class OddS3:
         query = dict(_pairs(raw_query))
         operation = _operation(request, key, query)
         self.requests[operation] += 1
+        self._under_way[operation] += 1
+        self.at_once[operation] = max(self.at_once[operation], self._under_way[operation])
+        try:
+            return await self._answer_one(request, operation, bucket, key, query)
+        finally:
+            self._under_way[operation] -= 1
+
+    async def _answer_one(
+        self, request: web.BaseRequest, operation: str, bucket: str, key: str, query: Mapping[str, str]
+    ) -> web.StreamResponse:
         body = await request.content.read()  # request.read() has a limit
         fault = next((each for each in self.faults if each.strikes(operation, key, self._seeded)), None)
         what = fault.what if fault is not None else None

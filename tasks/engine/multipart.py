@@ -1,0 +1,138 @@
+"""One object in parts over the short way: begun, sent a few parts at once, ended. Each request has up to five tries.
+
+Silence is not tried again: it has lasted for `read_s` then, and the run is to hear of it. What fails is aborted by
+parts.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from tasks.engine import s3_xml
+from tasks.engine.body import BATCH_BYTES, Body, Spooled
+from tasks.engine.bucket_http import COPIED_BYTES_PER_S, BucketHttp, Reply, plain_headers
+from tasks.engine.budget import PART_BYTES
+from tasks.engine.errors import Fatal, ObjectError, s3_code, store_status
+from tasks.engine.found import Sent, composite_etag, composite_of
+from tasks.engine.objects import ErrorClass
+from tasks.engine.tries import Tries
+
+MOST_PARTS = 10_000  # S3 API, multipart upload limits
+_SIDE = "destination"
+
+
+def part_bytes(size: int) -> int:
+    """How large the parts of such a body are: 8 MiB, or larger where they would be too many."""
+    return max(PART_BYTES, -(-size // MOST_PARTS))
+
+
+class Multipart:
+    """One upload of a spooled body. Raises ObjectError, Fatal and NotPlain."""
+
+    def __init__(self, http: BucketHttp, path: str, body: Body, tries: Tries = Tries()) -> None:
+        assert body.path is not None
+        self._http = http
+        self._path = path
+        self._body = body
+        self._file = body.path
+        self._size = body.size
+        self._tries = tries
+        self._begun = 0  # uploads that the store may have begun
+        self._ended = 0  # requests to end this one
+        step = part_bytes(body.size)
+        self._offsets = range(0, body.size, step)
+        self._md5s = [""] * len(self._offsets)
+        self._etags = [""] * len(self._offsets)
+
+    async def send(self, attributes: Mapping[str, str], at_once: int, *, create: bool) -> Sent:
+        """Sends ``at_once`` parts at a time. With ``create`` the end has a condition, where the store knows it."""
+        headers = plain_headers(attributes)
+        upload = f"uploadId={s3_xml.in_query(await self._tries.later(lambda: self._begin(headers)))}"
+        with self._body.upload() as whole:
+            assert isinstance(whole, Spooled)
+            left = iter(range(len(self._offsets)))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(at_once, len(self._offsets))):
+                        group.create_task(self._send_parts(upload, whole, left))
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+        condition = {"if-none-match": "*"} if create else {}
+        return await self._tries.later(lambda: self._end(upload, condition))
+
+    async def _begin(self, headers: dict[str, str]) -> str:
+        """Returns the upload's ID. One whose answer was lost stays begun: its ID is not known here."""
+        self._begun += 1
+        reply = await self._http.control("POST", self._path, "uploads=", headers)
+        self._begun += reply.sent_twice
+        return s3_xml.begun(reply.body, _SIDE)
+
+    async def _send_parts(self, upload: str, whole: Spooled, left: Iterator[int]) -> None:
+        for index in left:
+            offset = self._offsets[index]
+            part = whole.slice(offset, min(self._offsets.step, self._size - offset))
+            self._md5s[index], sha256 = await asyncio.to_thread(_digests, self._file, offset, len(part))
+            query = f"partNumber={index + 1}&{upload}"
+
+            async def once(part: Spooled = part, sha256: str = sha256, query: str = query) -> str:
+                reply = await self._http.control("PUT", self._path, query, {}, part, sha256, ok=(200, 404))
+                if reply.status == 404:
+                    raise _missing(reply)
+                return reply.headers.get("ETag", "")
+
+            self._etags[index] = await self._tries.later(once)
+
+    async def _end(self, upload: str, condition: dict[str, str]) -> Sent:
+        """An answer that was lost leaves no upload to end: then the object itself decides, by its size and ETag.
+
+        A store that does not know the condition (501) is asked without it.
+        """
+        self._ended += 1
+        document = s3_xml.parts(self._etags)
+        digest = hashlib.sha256(document).hexdigest()
+        ok = (200, 404, 412, 501) if condition else (200, 404)
+        patience_s = self._size / COPIED_BYTES_PER_S  # some stores put the parts together, and say nothing meanwhile
+        reply = await self._http.control(
+            "POST", self._path, upload, condition, document, digest, ok=ok, more_s=patience_s
+        )
+        match reply.status:
+            case 200:
+                return self._sent(s3_xml.text(s3_xml.document(reply.body, _SIDE), "ETag"))
+            case 412:
+                return Sent(None, exists=True, sent_twice=reply.sent_twice or self._ended > 1, in_parts=True)
+            case 501:
+                return await self._end(upload, {})
+        there = await self._http.control("HEAD", self._path, ok=(200, 404))
+        etag = there.headers.get("ETag")
+        wanted, shown = composite_of(self._etags), composite_etag(etag)
+        same = shown is None or wanted is None or shown == wanted
+        if there.status != 200 or there.headers.get("Content-Length") != str(self._size) or not same:
+            raise _missing(reply)
+        return self._sent(etag)
+
+    def _sent(self, etag: str | None) -> Sent:
+        return Sent(etag or None, in_parts=True, parts_etag=composite_of(self._md5s), begun_twice=self._begun > 1)
+
+
+def _digests(path: Path, offset: int, size: int) -> tuple[str, str]:
+    """MD5 and SHA-256 of a slice of a file; in a thread."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(offset)
+        while size and (piece := file.read(min(size, BATCH_BYTES))):
+            md5.update(piece)
+            sha256.update(piece)
+            size -= len(piece)
+    return md5.hexdigest(), sha256.hexdigest()
+
+
+def _missing(reply: Reply) -> ObjectError | Fatal:
+    """A 404 in an upload that was begun. NoSuchUpload says that another client ended it: this object's failure."""
+    code = s3_code(reply.body)
+    if code == "NoSuchUpload":
+        text = "the destination has no such upload any more (HTTP 404 NoSuchUpload): the object is sent again"
+        return ObjectError(ErrorClass.STORE_ERROR, text, status_code=404)
+    return store_status(404, code, _SIDE)
