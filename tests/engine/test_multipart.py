@@ -208,6 +208,15 @@ def test_an_upload_that_the_store_forgot_is_the_objects_failure(odd: OddS3, send
     assert caught.value.error_class is ErrorClass.STORE_ERROR
 
 
+def test_another_object_does_not_end_an_upload(odd: OddS3, sender: Sender) -> None:
+    """NoSuchUpload for the end, and an object of the same size under the key that its parts do not make."""
+    odd.put("bucket", "p/k.bin", bytes(len(DATA)))
+    odd.objects["bucket"]["p/k.bin"].etag = "0" * 32 + "-7"
+    odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
+    with pytest.raises(ObjectError, match="NoSuchUpload"):
+        sender.send()
+
+
 def test_a_body_that_one_request_may_not_carry_goes_up_in_parts(
     odd: OddS3, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
