@@ -116,6 +116,10 @@ def repeated(same: dict[str, Any] | None) -> str:
     return f"{text}. The run fails, because `duplicate_bodies` is `fail`" if same["fail"] else text
 
 
+def _copies(count: int) -> str:
+    return "1 copy is" if count == 1 else f"{count:,} copies are"
+
+
 def swept_later(swept: Swept | None) -> list[str]:
     """What a night that deletes has left for another one, or for good, as sentences."""
     if swept is None:
@@ -123,17 +127,17 @@ def swept_later(swept: Swept | None) -> list[str]:
     found = []
     if swept.waiting and swept.delete_after == 2:
         found.append(
-            f"{swept.waiting:,} copies are missing from the list for the first time; they are deleted when the next "
-            f"list lacks them too ({swept.listed})"
+            f"{_copies(swept.waiting)} missing from the list for the first time; what the next list lacks too is "
+            f"deleted ({swept.listed})"
         )
     elif swept.waiting:
         found.append(
-            f"{swept.waiting:,} copies are missing from the list; each is deleted when {swept.delete_after} lists in a "
-            f"row lack it ({swept.listed})"
+            f"{_copies(swept.waiting)} missing from the list; what {swept.delete_after} lists in a row lack is deleted "
+            f"({swept.listed})"
         )
     if swept.kept:
         found.append(
-            f"{swept.kept:,} copies whose rows left the list are kept, because a row or the source may still have them "
+            f"{_copies(swept.kept)} kept although missing from the list: a row or the source may still have the object "
             f"({swept.listed})"
         )
     return found
