@@ -264,7 +264,9 @@ class Store:
         """Asks the bucket for everything that is not an object; not in an event loop."""
         if side not in self._controls:
             assert self._access is not None
-            self._controls[side] = BucketControl(urlsplit(self.uri).netloc, self._access, side=side)
+            self._controls[side] = BucketControl(
+                urlsplit(self.uri).netloc, self._access, side=side, read_s=self._read_s
+            )
         return self._controls[side]
 
     def _hasty(self) -> BucketControl:

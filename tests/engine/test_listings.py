@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 
 from tasks.engine import existing as ranges
+from tasks.engine import s3_xml
 from tasks.engine.access import Access
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.existing import existing
@@ -192,3 +193,12 @@ def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
     planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
     assert planned.existing.startswith("found by a HEAD for each row, since the destination cannot be listed")
     assert odd.requests["ListObjectsV2"] == 1
+
+
+def test_a_document_with_a_dtd_is_refused_unread() -> None:
+    """A DTD may define entities that expand without end; S3's documents have none."""
+    bomb = (
+        b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]><ListBucketResult>' + b"&b;" * 1000 + b"</ListBucketResult>"
+    )
+    with pytest.raises(ObjectError, match="not an S3 document"):
+        s3_xml.page(bomb, "source")

@@ -100,6 +100,9 @@ class DyingState:
             self._step()
             self._files.pop(name, None)
 
+    def forget_copies(self) -> None:
+        """It keeps none."""
+
     def local(self, name: str) -> Path:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,10 @@ def _as_nobody(source: str, *arguments: str) -> str:
 ASK = """
 def ask(headers):
     connection = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)
-    connection.request("POST", "/api/block_documents/filter", '{"include_secrets": true}', {"Content-Type": "application/json", **headers})
+    try:
+        connection.request("POST", "/api/block_documents/filter", '{"include_secrets": true}', {"Content-Type": "application/json", **headers})
+    except OSError:  # it answers, and closes, before it has the whole request
+        pass
     return connection.getresponse()
 websocket = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "AAAA"}
 print(*[ask(headers).status for headers in ({}, websocket)[: int(sys.argv[2])]])

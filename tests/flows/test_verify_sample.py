@@ -15,7 +15,9 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
     project.ferry("run", "job.yaml").expect(0)
     said = project.ferry("verify", "job.yaml", "--sample", "20%", "--json").expect(0).json["message"]
     found = re.fullmatch(
-        r"all that were read are as the ledger says \(4 of 20 objects read, a sample with the seed (\d+)\)", said
+        r"all that were read are as the ledger says \(4 of 20 objects read, a sample with the seed (\d+)\): "
+        r"4 by digest",
+        said,
     )
     assert found, said
     client = project.client()
@@ -24,7 +26,8 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
     ended = project.ferry("verify", "job.yaml", "--sample", "4", "--seed", found[1], "--json").expect(1).json
     assert ended["message"] == (
         "4 of 4 objects are not as the ledger says: 0 missing, 4 altered "
-        f"(4 of 20 objects read, a sample with the seed {found[1]}). The next run repairs them"
+        f"(4 of 20 objects read, a sample with the seed {found[1]}). Compared: 4 by size alone. "
+        "The next run repairs them"
     )
     assert len(ended["wrong"]) == 4
     project.ferry("run", "job.yaml").expect(0)
