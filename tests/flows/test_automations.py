@@ -270,8 +270,8 @@ def test_over_the_budget(night: Night, webhook: Receiver) -> None:
     """What happened, with the counts; where to look; what to do."""
     what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
     assert what == (
-        "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; in all 5 of 8 are there, 5 of them confirmed by "
-        "size alone, 3 failed (budget 2)"
+        "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; in all 5 of 8 are there, 5 of them confirmed "
+        "by size alone, 3 failed (budget 2)"
     )
     assert look == f"Look: {UI}/runs/flow-run/{night.over}"
     assert do.startswith("Do: see in its Artifacts what the failures have in common")
