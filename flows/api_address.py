@@ -111,7 +111,7 @@ def given_server(command: str, instead: str = "") -> str:
 
 
 def version_problem(url: str, answer: Any) -> str | None:
-    """Why this Ferry cannot work with the server that says ``answer`` of its version; None: it can, or nobody knows.
+    """Why this Ferry cannot work with a server that says ``answer`` of its version; None: it can, or that tells nothing.
 
     | Ferry's Prefect | the server says | problem |
     |---|---|---|

@@ -1,4 +1,4 @@
-"""Directories that a list may not write into: a row's key would be a file that somebody's program runs or reads."""
+"""Directories that a list may not write into: a row's key would be a file that a program runs or reads."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Plan:
     chunks: list[ChunkRef] = field(default_factory=list)
     since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
     believed: int = 0  # usable rows of the last list that did not look cut off; 0 in plans of before there was such
-    usable: int = 0  # rows without those that cannot be used, and without duplicates; 0 in plans of before likewise
+    usable: int = 0  # rows without those that cannot be used, and without duplicates; 0 in older plans, too
 
     def encode(self) -> bytes:
         return seal_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})

@@ -69,7 +69,7 @@ def seconds(watchdog: Watchdog, begin: float, count: int, moment: Moment) -> lis
 
 
 def test_a_run_that_stands_still() -> None:
-    """Said after two minutes, ended after ten; a row that settles begins both anew, a piece of a body the second."""
+    """Said after two minutes, ended after ten; a row restarts both counts, a piece of a body the second."""
     watchdog, stuck = Watchdog(0.0), Moment(5, 5, True, False)
     watchdog.look(0.0, stuck)
     actions = seconds(watchdog, 0.0, int(END_S), stuck)
