@@ -111,7 +111,7 @@ def given_server(command: str, instead: str = "") -> str:
 
 
 def version_problem(url: str, answer: Any) -> str | None:
-    """Why this Ferry cannot work with a server that says ``answer`` of its version; None: it can, or that tells nothing.
+    """Why this Ferry cannot work with a server that says ``answer`` of its version; None: it can, or it is unknown.
 
     | Ferry's Prefect | the server says | problem |
     |---|---|---|

@@ -1,7 +1,8 @@
 """Runs that their infrastructure took away: which ones continue, and how often (docs/decisions/0035).
 
 A run that is told to end by SIGTERM reschedules itself, as `control.last_word` does. A process that dies reports
-nothing: its worker reports Crashed, and an automation at the Prefect server reschedules the run; another one bounds that.
+nothing: its worker reports Crashed, and an automation at the Prefect server reschedules the run; another one bounds
+that.
 """
 
 from __future__ import annotations
