@@ -67,7 +67,7 @@ def without_tags() -> TagsContext:
 
 
 class OwnStorage(WritableFileSystem):
-    """A result storage of Prefect's that is never saved as a block: a run makes its own."""
+    """A result storage of Prefect's that is never saved as a block. Abstract: tasks/results.py has the two methods."""
 
     def kept(self, key: str) -> Any:
         """The result under ``key``, as JSON has it. Whatever this raises is a miss to Prefect."""

@@ -93,7 +93,7 @@ def test_what_a_translator_of_the_network_reaches(there: str, allow: list[str], 
 
 
 def test_a_network_without_a_translator() -> None:
-    """No such name is no translator; addresses of IPv4 need no look-up."""
+    """A name that does not exist means no translator; addresses of IPv4 need no look-up."""
 
     class NoSuchName(FixedResolver):
         async def resolve(self, host: str, port: int = 0) -> Any:

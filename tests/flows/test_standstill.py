@@ -108,7 +108,7 @@ def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> N
 
 
 def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None:
-    """Nothing settles for as long as a Retry-After says: that is no standstill."""
+    """Nothing settles for as long as a Retry-After says: that is not a standstill."""
     rows, bodies = serve(origin, 3)
     origin.add("/images/p0000.jpg", bodies["images/p0000.jpg"], fault=OriginFault(Trouble.RATE_LIMITED, seconds=9))
     project.manifest(rows)
