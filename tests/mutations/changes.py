@@ -168,14 +168,15 @@ class _Finder(ast.NodeVisitor):
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
         if isinstance(node.op, ast.Not):
-            self._add(self._span(node)[0], self._span(node.operand)[0], "", "no not")
+            start = self._span(node)[0]  # and an operand in parentheses begins after them
+            self._add(start, start + len("not"), "", "no not")
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
         if isinstance(node.value, bool):
             self._add(*self._span(node), str(not node.value), f"{node.value} -> {not node.value}")
         elif isinstance(node.value, int | float) and not isinstance(node.value, complex):
-            self._add(*self._span(node), f"({self._source[slice(*self._span(node))]} + 1)", "+ 1")
+            self._add(*self._span(node), repr(node.value + 1), "+ 1")
         elif isinstance(node.value, str):
             self._sql(node)
 

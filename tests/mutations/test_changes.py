@@ -33,6 +33,8 @@ def test_each_kind_of_change() -> None:
         "SQL: ANTI JOIN -> SEMI JOIN", "SQL: AND -> OR", "SQL: = -> <>",
     }  # fmt: skip
     assert sum(change.what == "SQL: AND -> OR" for change in changes(SOURCE)) == 1
+    assert sum(change.what == "no not" for change in changes("x = not (a or b)")) == 1
+    assert changes("x = not (a or b)")[0].apply("x = not (a or b)") == "x =  (a or b)"
     (call,) = [change for change in changes(SOURCE) if change.what == "no call"]
     assert list(shown(SOURCE, call)) == ["- check(a)", "+ pass"]
 
