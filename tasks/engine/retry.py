@@ -74,8 +74,8 @@ def next_step(
     last_try_done: bool,
     max_wait_s: float,
     *,
-    delay_s: float = 0.0,
-    mismatches: int = 1,
+    delay_s: float,
+    mismatches: int,
 ) -> Step:
     """What to do after try ``try_no`` (1, 2, ...) of at most ``attempts`` has failed with ``error``.
 

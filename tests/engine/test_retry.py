@@ -117,6 +117,12 @@ def test_next_step_table(
     assert step == expected
 
 
+def test_a_backoff_of_nothing_is_nothing() -> None:
+    """A retry without a Retry-After waits for its backoff alone, however short that is."""
+    step = next_step(error(ErrorClass.TIMEOUT), 1, 3, False, 60.0, delay_s=0.0, mismatches=0)
+    assert step == Step(RETRY, 0.0)
+
+
 @given(CLASSES, TRIES, TRIES, st.booleans(), SECONDS, st.none() | SECONDS, SECONDS, st.integers(1, 5))
 def test_next_step_holds_everywhere(
     cls: ErrorClass,
@@ -153,7 +159,9 @@ def test_every_object_comes_to_an_end(cls: ErrorClass, retry_afters: list[float 
         retry_after_s = retry_afters[tries]
         tries += 1
         mismatches += cls is ErrorClass.DIGEST_MISMATCH
-        step = next_step(error(cls, retry_after_s), tries, attempts, last_done, 60.0, mismatches=mismatches)
+        step = next_step(
+            error(cls, retry_after_s), tries, attempts, last_done, 60.0, delay_s=0.0, mismatches=mismatches
+        )
         if step.next is STOP:
             break
         last_done = last_done or step.next is END

@@ -84,6 +84,13 @@ def test_a_run_that_stands_still() -> None:
     assert END not in seconds(watchdog, after, int(END_S) - 1, Moment(6, 6, True, False))
 
 
+def test_the_first_look() -> None:
+    """A run that has moved nothing by then stands still since it began; a wait without a known end excuses nothing."""
+    watchdog = Watchdog(0.0)
+    watchdog.look(4.0, Moment(0, 0, True, is_excused(False, [Wait("memory", 1)])))
+    assert (watchdog.still_s, watchdog.quiet_s) == (4.0, 4.0)
+
+
 def test_what_is_excused_does_not_count() -> None:
     """After a pause, or the end of an announced wait, the two minutes begin."""
     watchdog = Watchdog(0.0)
@@ -112,7 +119,9 @@ def test_the_sentence() -> None:
     )
     assert in_words(5.0, [Wait("memory", 1)]) == "nothing settled for 0:05: 1 row waits for memory"
     assert in_words(5.0, []) == "nothing settled for 0:05: no row is under way"
-    assert in_words(5.0, [Wait(name, 2) for name in "abcdefg"]).endswith("2 for d, 2 for e, and 2 more")
+    assert in_words(5.0, [Wait(name, 2) for name in "abcdefg"]) == (
+        "nothing settled for 0:05: 2 rows wait for a, 2 for b, 2 for c, 2 for d, 2 for e, and 2 more"
+    )
 
 
 def test_the_step_of_each_row() -> None:

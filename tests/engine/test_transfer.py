@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tasks.engine.job import OnExisting
-from tasks.engine.objects import Row
-from tasks.engine.on_existing import after_fetch, before_fetch
+from tasks.engine.objects import Reason, Row
+from tasks.engine.on_existing import after_fetch, before_fetch, policy_for
 from tasks.engine.place import host_of
 from tasks.engine.store import Found
 from tests.engine.helpers import make_row
@@ -90,6 +90,19 @@ def test_after_the_fetch(policy: OnExisting, same: str, other: str) -> None:
     """The table of after_fetch."""
     assert after_fetch(policy, True) == same
     assert after_fetch(policy, False) == other
+
+
+@pytest.mark.parametrize(
+    ("reason", "attempt", "written_again"),
+    [(Reason.REPAIR, 2, True), (Reason.REPAIR, 1, False), (Reason.NEW, 1, False), (Reason.CHANGED, 2, False)],
+)
+@pytest.mark.parametrize("policy", P)
+def test_what_verify_found_altered_is_written_again(
+    policy: OnExisting, reason: Reason, attempt: int, written_again: bool
+) -> None:
+    """A repair of a row with an outcome overwrites under any policy; every other row has the job's policy."""
+    expected = P.OVERWRITE if written_again else policy
+    assert policy_for(policy, row(reason=reason, attempt=attempt)) is expected
 
 
 @pytest.mark.parametrize(
