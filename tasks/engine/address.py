@@ -257,7 +257,7 @@ class FilteringResolver:
         self._timeout_s = timeout_s
         self._opened_by_name: set[tuple[str, int]] = set()
         self._translators: set[ipaddress.IPv6Network] = set()
-        self._ask_again_at = 0.0
+        self._ask_again_at = -math.inf
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
@@ -320,7 +320,7 @@ class FilteringResolver:
         except (OSError, TimeoutError):  # no such name: the network has no translator
             self._ask_again_at = now + NAT64_AGAIN_S
         except BaseException:
-            self._ask_again_at = 0.0
+            self._ask_again_at = -math.inf
             raise
         else:
             self._translators = translators(ipaddress.ip_address(one["host"]) for one in found)

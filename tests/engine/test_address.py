@@ -287,6 +287,7 @@ def test_bits_beyond_the_prefix_name_the_remedy() -> None:
         ("127．0.0.1", "127.0.0.1"),
         ("0x7F.0X0.0.0x1", "127.0.0.1"),
         ("00000000177.0.0.1", "127.0.0.1"),
+        ("0" * 37 + "177.0.0.1", "127.0.0.1"),
         ("[::1]", "::1"),
         ("::1", "::1"),
         ("[::ffff:127.0.0.1]", "::ffff:127.0.0.1"),
@@ -323,6 +324,11 @@ def test_names_are_no_literals(host: str) -> None:
         "0x7f.0.0.0x1g.1",
         "9" * 5000,
         "0x" + "f" * 50,
+        "0" * 38 + "177.0.0.1",  # 41 digits
+        "1_0.1",
+        "-1.1",
+        "+1.1",
+        " 1.1",
     ],
 )
 def test_broken_literals(host: str) -> None:
@@ -461,6 +467,31 @@ def test_a_socket_for_one_port_is_none_for_another(no_socket: list[object]) -> N
 
     asyncio.run(scenario())
     assert len(no_socket) == 2
+
+
+def test_a_host_is_shown_as_long_as_a_name_may_be() -> None:
+    """A longer one is cut in the message."""
+    for length, shown in ((253, "h" * 253), (254, "h" * 250 + "...")):
+        why = AddressFilter([]).verdict("h" * length, "10.0.0.1")
+        assert why is not None
+        assert why.startswith(f"{shown} (10.0.0.1)")
+
+
+@pytest.mark.parametrize(
+    ("family", "found", "host"),
+    [
+        (socket.AF_INET6, ("fe80::1", 80, 0, 3), "fe80::1%3"),
+        (socket.AF_INET6, ("fe80::1%eth0", 80, 0, 3), "fe80::1%eth0"),
+        (socket.AF_INET6, ("2606:4700::1", 80, 0, 0), "2606:4700::1"),
+        (socket.AF_INET, ("8.8.8.8", 80), "8.8.8.8"),
+    ],
+)
+def test_the_interface_of_a_link_local_address_is_kept(
+    family: socket.AddressFamily, found: tuple[object, ...], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address with an interface is judged, and connected to, as one."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, socket.SOCK_STREAM, 6, "", found)])
+    assert asyncio.run(SystemResolver().resolve("h.example", 80)) == [Resolved(host=host, port=80, family=family)]
 
 
 def test_the_system_s_resolver() -> None:
