@@ -56,7 +56,7 @@ class Ask:
     limit: int | None = None
     dry: bool = False  # `ferry plan`: count, write nothing
     returned: Sequence[str] = ()  # modes pass and repair: the chunks of this run that returned
-    token: str = ""  # of the run's lease: the plan is not written when another run has taken it
+    token: str = ""  # of the run's lease: nothing of the plan is written when another run has taken it
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class Planner:
         # An earlier Ferry counted all rows, unusable ones and duplicates too.
         counted = judged.rows if old is not None and not old.usable else judged.usable
         last = old.usable if old is not None and old.usable else before
+        self._check_lease()
         if old is None and not dry:  # before all else: what is found without a plan is of this place
             self.state.write(PLACE_FILE, Place(self.job.where(), since_run, before).encode())
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
@@ -135,14 +136,14 @@ class Planner:
             believed = rows_believed(counted, before, shorter_list=self.job.delta.shorter_list)
             if believed == counted:
                 believed = judged.usable
+            self._check_lease()  # the list may have been long, and so the listing of the destination
             self.state.write(PLACE_FILE, Place(where, since_run, believed).encode())
             if plain and missing.files(self.state):
                 gone.find_gone(self.con, self.listed, to_directory=to_directory)
                 missing.forget_returned(self.con, self.state, self.ask.run_no)
             plan = Plan(where, chunk_rows, judged.rows, about, self.ask.run_no, [*kept, *new], since_run, believed,
                         judged.usable)  # fmt: skip
-            if self.ask.token:
-                lease.check(self.state, self.ask.token)
+            self._check_lease()
             self.state.write(PLAN_FILE, plan.encode())
             self.state.delete([REPLAN])
             self._forget_old_manifests(about["file"])
@@ -163,6 +164,11 @@ class Planner:
         (self.spool_dir / NORMALISED).unlink(missing_ok=True)  # of a list that was refused
         if self._scratch is not None:
             self._scratch.cleanup()
+
+    def _check_lease(self) -> None:
+        """Before each write that another run's plan would build on. Raises Fatal where that run has the lease now."""
+        if self.ask.token and not self.ask.dry:
+            lease.check(self.state, self.ask.token)
 
     def _plan_in_force(self) -> Plan | None:
         """A damaged or lost plan is as none, where it is known that what the ledger has is of this place.

@@ -127,6 +127,37 @@ def test_a_row_that_failed_under_the_same_id(world: World) -> None:
     assert (swept(world).deleted, "19.jpg" in there(world)) == (0, True)
 
 
+def planned_alone(world: World, rows: list[list[str]]) -> None:
+    """A night that is killed after its plan, and whose deletions are asked for all the same."""
+    helpers.write_list(world.folder / "list.csv", rows, ("url", "id"))
+    world.run_no += 1
+    job, server = world.job(failure_budget="50%", delta=AT_ONCE), helpers.access(world.s3)
+    helpers.plan(job, world.state, world.run_no, server=server)
+    with lease.held(world.state, "test") as held:
+        world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+
+
+def test_a_row_that_has_not_been_tried(world: World) -> None:
+    """The image has a new address, which was not asked yet: its old copy stays, and not for the pending row alone."""
+    rows = rows_of(world)
+    night(world, rows)
+    planned_alone(world, [*rows[:-1], [world.origin.url("/new.jpg"), "id-19.jpg"]])
+    assert (swept(world).refused, swept(world).kept, swept(world).deleted) == ("", 1, 0)
+    assert there(world) == set(world.bodies)
+
+
+def test_a_row_that_is_to_be_looked_at_again(world: World) -> None:
+    """The ledger has it as copied, and tonight's plan wants it looked at: until then an older copy of its `id` stays."""
+    rows = rows_of(world)
+    world.origin.add("/new.jpg", make_image("jpeg", 99, 30, 20))
+    night(world, rows)
+    moved = [*rows[:-1], [world.origin.url("/new.jpg"), "id-19.jpg"]]
+    night(world, moved, delta={})
+    planned_alone(world, moved)
+    assert (swept(world).refused, swept(world).kept, swept(world).deleted) == ("", 1, 0)
+    assert there(world) == {*world.bodies, "new.jpg"}
+
+
 def test_two_rows_with_one_digest(world: World) -> None:
     """Equal bodies are one object under a key that names the digest: it stays while one of the rows does."""
     world.bodies["19.jpg"] = world.bodies["18.jpg"]

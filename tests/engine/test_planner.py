@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,7 @@ from tasks.engine.ledger import append, compact
 from tasks.engine.objects import ErrorClass, Reason, Row, Status
 from tasks.engine.plan import PLACE_FILE, PLAN_FILE, ChunkRef, Mode, Place, Plan, Planned, forget_plan, read_plan
 from tasks.engine.rows import normalise
-from tasks.engine.seal import open_json, seal_json
+from tasks.engine.seal import open_json, seal_json, sealed
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import (
     FAILED_404,
@@ -112,33 +113,45 @@ def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: D
     assert [ref.rows for ref in first.chunks] == [500, 200]
 
 
+@pytest.mark.parametrize("step", ["bring_manifest", "find_existing"])
 @pytest.mark.parametrize("earlier", [False, True])
 def test_a_lease_that_is_taken_while_a_run_plans(
-    earlier: bool, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+    earlier: bool, step: str, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No plan is written, and the plan in force stays as it is: the run that holds the lease now builds on it."""
+    """Nothing that the other run builds on is written any more: neither the plan, nor the list, nor where rows go, nor
+    for how many lists copies were missing, nor an outcome."""
     job = job_in(tmp_path)
     if earlier:
         write_list(tmp_path / "list.csv", urls(1, 2))
         plan(job, state)
-    before = {name: state.read(name) for name in state.list("plan") if name == PLAN_FILE}
-    write_list(tmp_path / "list.csv", urls(1, 2, 3))
+        data = tables.to_bytes(pa.table({"key": ["p/gone.jpg"], "lists": [1]}))
+        state.write(sealed("plan/missing-000001", data), data)
+    write_list(tmp_path / "list.csv", [*urls(1, 2, 3), ["N/A"]])
+    mine = lease.acquire(state, "test")
     taken: list[lease.Lease] = []
+    before: dict[str, bytes] = {}
+    real = getattr(planner, step)
 
-    def brings(*given: Any) -> Any:
-        """As it is, and meanwhile the holder gives the lease up and another run takes it."""
+    def as_it_is(*given: Any, **named: Any) -> Any:
+        """Meanwhile the holder gives the lease up and another run takes it."""
         mine.release()
         taken.append(lease.acquire(state, "another"))
-        return intake.bring_manifest(*given)
+        before.update(files_of(state))
+        return real(*given, **named)
 
-    mine = lease.acquire(state, "test")
     with monkeypatch.context() as patch:
-        patch.setattr(planner, "bring_manifest", brings)
+        patch.setattr(planner, step, as_it_is)
         with pytest.raises(Fatal, match="lost its lease"):
             plan(job, state, 2, token=mine.token)
-    assert {name: state.read(name) for name in state.list("plan") if name == PLAN_FILE} == before
-    assert plan(job, state, 2, token=taken[0].token).rows == 3
+    assert files_of(state) == before
+    assert plan(job, state, 2, token=taken[0].token).rows == 4
     taken[0].release()
+
+
+def files_of(state: DirectoryState) -> dict[str, bytes]:
+    """What a plan writes, without what is named by its own digest and read through the plan alone."""
+    names = [name for folder in ("plan", "outcomes") for name in state.list(folder)]
+    return {name: state.read(name) for name in names if not name.startswith("plan/hints")}
 
 
 def test_a_settled_plan_needs_nothing(tmp_path: Path, state: DirectoryState) -> None:
