@@ -261,8 +261,8 @@ def test_nonsense_is_the_users_error(entry: str) -> None:
 
 def test_bits_beyond_the_prefix_name_the_remedy() -> None:
     """A sloppy network is answered with the network that was probably meant."""
-    with pytest.raises(UserError, match=r"10\.1\.0\.0/16"):
-        AddressFilter(["10.1.2.3/16"])
+    with pytest.raises(UserError, match=r"write `10\.7\.0\.0/16`"):
+        AddressFilter(["10.7.2.3/16"])
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tasks.accounts import outcome_table
 from tasks.engine import store as store_module
 from tasks.engine.access import Access
 from tasks.engine.confirmation import Told, Trust, told
+from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.found import Sent
 from tasks.engine.job import Job
 from tasks.engine.objects import Confirmed, ErrorClass, Outcome, Status
@@ -185,14 +186,14 @@ def test_what_an_answer_tells(sent: Sent, parts: str | None, expected: Told) -> 
 
 def test_what_is_read_back() -> None:
     """The table of Trust.reads_back(); of many objects one in twenty, and the same ones each time."""
-    keys = [f"i/{n}.jpg" for n in range(2000)]
+    keys = [f"i/{n}.jpg" for n in range(20_000)]
     trust = Trust()
     assert all(trust.reads_back(what, "k") for what in Told)
     trust.right = 7
     assert trust.reads_back(Told.NOTHING, "k")
     trust.right = 8
     drawn = [key for key in keys if trust.reads_back(Told.NOTHING, key)]
-    assert 60 < len(drawn) < 140
+    assert len(drawn) == pytest.approx(1000, abs=40)
     assert drawn == [key for key in keys if trust.reads_back(Told.MAYBE_OTHER, key)]
     assert all(trust.reads_back(Told.OTHER, key) for key in keys)
     trust.md5_etags = True
@@ -222,6 +223,51 @@ def test_a_store_that_gave_md5s_once_is_read_back_where_it_gives_others(tmp_path
         assert set(ends[2]) == {Confirmed.READ_BACK}
 
     with OddS3() as server:
+        server.make_bucket("bucket")
+        asyncio.run(go(server))
+
+
+@pytest.mark.parametrize("etags", ["opaque", "kms"])
+@pytest.mark.parametrize(
+    ("instead", "by_size", "why", "wrong"),
+    [
+        (None, False, "does not show the object", False),
+        (b"other bytes.", False, "holds other bytes", True),
+        (b"short", False, "holds other bytes", True),
+        (b"far more than was sent", False, "holds other bytes", True),
+        (None, True, "does not show the object", False),
+        (b"short", True, "shows 5 bytes where 12 were sent", False),
+        (b"far more than was sent", True, "shows 22 bytes where 12 were sent", False),
+    ],
+)
+def test_what_is_found_in_place_of_the_object(
+    instead: bytes | None, by_size: bool, why: str, wrong: bool, etags: Any, tmp_path: Path
+) -> None:
+    """Nothing, other bytes, fewer or more of them: the upload is not confirmed, and the next one is read back if other
+    bytes were read. An error of the store is raised as it is."""
+
+    async def go(server: OddS3) -> None:
+        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        store.trust.right = 8 if by_size else 0
+        key = next(
+            key for key in (f"{n}.bin" for n in range(99)) if store.trust.reads_back(Told.NOTHING, key) is not by_size
+        )
+        body = make_body(b"twelve bytes", tmp_path)
+        sent = await store.put(key, body, {})
+        if instead is None:
+            del server.objects["bucket"][f"p/{key}"]
+        else:
+            server.put("bucket", f"p/{key}", instead)
+        with pytest.raises(ObjectError, match=why) as caught:
+            await store.confirm(key, body, sent)
+        assert caught.value.error_class is ErrorClass.UPLOAD_UNCONFIRMED
+        assert store.trust.wrong is wrong
+        server.faults = [Fault("status", ("GetObject", "HeadObject"), status=403, code="AccessDenied")]
+        with pytest.raises((ObjectError, Fatal), match="403"):
+            await store.confirm(key, body, sent)
+        await store.close()
+
+    with OddS3(etags=etags) as server:
         server.make_bucket("bucket")
         asyncio.run(go(server))
 

@@ -147,7 +147,7 @@ def test_a_row_that_has_not_been_tried(world: World) -> None:
 
 
 def test_a_row_that_is_to_be_looked_at_again(world: World) -> None:
-    """The ledger has it as copied, and tonight's plan wants it looked at: until then an older copy of its `id` stays."""
+    """The ledger has it as copied, and the plan wants it looked at: until then an older copy of its `id` stays."""
     rows = rows_of(world)
     world.origin.add("/new.jpg", make_image("jpeg", 99, 30, 20))
     night(world, rows)
