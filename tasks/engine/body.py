@@ -123,7 +123,7 @@ async def whole_body(data: bytes, pool: Executor | None) -> Body:
 class Batches:
     """Hands pieces of a body on a MiB at a time: hashing and writing those is work for a thread, not for the loop.
 
-    What is less than that in the end is written at once: a hop to a thread costs more.
+    What is less than 256 KiB in the end is written at once: a hop to a thread costs more (tests/bench/digests.py).
     """
 
     __slots__ = ("_pieces", "_pool", "_size", "_write")
@@ -138,10 +138,11 @@ class Batches:
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size >= BATCH_BYTES:
-            await self.flush()
+            await self.push()
 
     async def flush(self) -> None:
-        if self._size >= BATCH_BYTES:
+        """What is left."""
+        if self._size >= POOLED_BYTES:
             await self.push()
         elif batch := self._batch():
             self._write(batch)

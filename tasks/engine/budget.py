@@ -10,7 +10,8 @@ from tasks.engine.quota import Quota, Share
 
 MIB = 1024 * 1024
 SPOOL_OVER_BYTES = 8 * MIB
-FIRST_BYTES = 64 * 1024  # of memory for a body of unknown length, before any of it came
+SMALL_BYTES = 256 * 1024  # of memory for a body that is no larger, before it came
+FIRST_BYTES = 64 * 1024  # for one that is, or may be
 FILE_BYTES = 8 * MIB  # of memory for bodies, for each that may lie in the spool; its own buffers take 2 MiB
 PART_BYTES = 8 * MIB
 PARTS_AT_ONCE = 4
@@ -40,11 +41,18 @@ class Budget:
         """The largest body that stays in memory."""
         return min(SPOOL_OVER_BYTES, self._capacity_bytes // 8)
 
-    async def take(self, host: str, size: int) -> Share:
-        """Waits for what a body of this size needs: memory, or a file in the spool."""
-        if size > self.in_memory_bytes:
+    @property
+    def small_bytes(self) -> int:
+        """The largest body that takes its length before it comes."""
+        return min(SMALL_BYTES, self.in_memory_bytes)
+
+    async def take(self, host: str, length: int | None) -> Share:
+        """Waits for what a body needs before it comes: a little memory, or a file in the spool."""
+        if length is not None and length > self.in_memory_bytes:
             return await self.files.take(host, 1)
-        return await self.memory.take(host, size)
+        if length is None or length > self.small_bytes:
+            length = min(FIRST_BYTES, self.in_memory_bytes)
+        return await self.memory.take(host, length)
 
     @contextlib.asynccontextmanager
     async def upload_in_parts(self) -> AsyncIterator[int]:

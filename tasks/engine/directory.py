@@ -14,12 +14,12 @@ from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import BinaryIO
 
-from tasks.engine.body import BATCH_BYTES, Body, BodyWriter, whole_body
+from tasks.engine.body import BATCH_BYTES, Body
 from tasks.engine.budget import Budget
 from tasks.engine.errors import FerryError, ObjectError, from_folder
 from tasks.engine.folder import PARTS, Entry, Folder, entry_of
 from tasks.engine.found import Found
-from tasks.engine.incoming import Algorithm, Charge, to_disk
+from tasks.engine.incoming import Algorithm, Arriving, Charge
 from tasks.engine.objects import ErrorClass
 from tasks.engine.urls import short
 
@@ -121,23 +121,20 @@ class Directory:
             raise from_folder(exc, side) from None
 
     async def _body(self, file: BinaryIO, size: int) -> Body:
+        """A large one goes to the spool: it may change while it is uploaded."""
         share = await self._budget.take(str(self.folder.root), size)
-        writer = BodyWriter(self._spool_dir)
+        arriving = Arriving(self._spool_dir, self._budget, self._pool, str(self.folder.root), share)
+        most = min(size + 1, BATCH_BYTES)
         try:
-            if size <= self._budget.in_memory_bytes:
-                body = await whole_body(await asyncio.to_thread(file.read, size + 1), self._pool)
-            else:  # it may change while it is uploaded
-                writer.spool()
-                write = to_disk(writer.write, "spool file")
-                while writer.size <= size and (piece := await asyncio.to_thread(file.read, BATCH_BYTES)):
-                    await asyncio.to_thread(write, piece)
-                body = writer.finish()
+            while piece := await asyncio.to_thread(file.read, most):
+                await arriving.add(piece)
+                if len(piece) < most or arriving.size > size:
+                    break
+            await arriving.flush()
+            return arriving.finish()
         except BaseException:
-            writer.abandon()
-            share.end()
+            arriving.abandon()
             raise
-        body.share = share
-        return body
 
     def _open(self, key: str, side: str) -> int:
         """A file that is not there is one object that is missing, as long as the directory is there itself."""

@@ -82,8 +82,8 @@ class Downloads:
 
     async def _body(self, result: Any, size: int, charge: Charge) -> Body:
         share = await self._budget.take(self._bucket, size)
-        if size > self._budget.in_memory_bytes:
-            arriving = Arriving(self._spool_dir, self._budget, self._pool, self._bucket, share, spooled=True)
+        if size > self._budget.small_bytes:
+            arriving = Arriving(self._spool_dir, self._budget, self._pool, self._bucket, share)
             try:
                 await pour_plain(result.stream(PIECE_BYTES), arriving, charge)
                 return arriving.finish()

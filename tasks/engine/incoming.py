@@ -50,11 +50,10 @@ class Reader:
             raise too_large(self._max_bytes)
         if undo and "Content-Encoding" in response.headers:
             length = None
-        if length is not None and length <= self._budget.in_memory_bytes:
+        if length is not None and length <= self._budget.small_bytes:
             return await self._in_memory(response, length, charge, host)
-        first = min(FIRST_BYTES, self._budget.in_memory_bytes) if length is None else length
-        share = await self._budget.take(host, first)
-        arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share, spooled=length is not None)
+        share = await self._budget.take(host, length)
+        arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share)
         try:
             await pour(response, arriving, self._max_bytes, charge, undo=undo)
             return arriving.finish()
@@ -87,32 +86,30 @@ class Arriving:
     spool (docs/decisions/0028).
     """
 
-    def __init__(
-        self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share, *, spooled: bool
-    ) -> None:
-        """With ``spooled`` the share is one of files already."""
+    def __init__(self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share) -> None:
+        """``share`` is what :meth:`Budget.take` gave the host for it."""
         self._budget = budget
         self._host = host
         self._share = share
         self._writer = BodyWriter(spool_dir)
         self._batches = Batches(to_disk(self._writer.write, "spool file"), pool)
-        self._size = 0
-        self._spooled = spooled
-        if spooled:
+        self.size = 0
+        self._spooled = share.quota is budget.files
+        if self._spooled:
             self._writer.spool()
 
     async def add(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if not self._spooled and self._size > self._share.size:
+        self.size += len(piece)
+        if not self._spooled and self.size > self._share.size:
             await self._make_room()
         await self._batches.add(piece)
 
     async def _make_room(self) -> None:
         most = self._budget.in_memory_bytes
-        wanted = self._share.size
-        while wanted < self._size:
+        wanted = max(FIRST_BYTES, self._share.size)  # a file that was empty a moment ago has none
+        while wanted < self.size:
             wanted *= 2
-        if self._size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self._size)):
+        if self.size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self.size)):
             return
         file = await self._budget.files.take(self._host, 1)
         memory, self._share, self._spooled = self._share, file, True

@@ -1,4 +1,4 @@
-"""The budget of bodies: never more than there is, no host without its part, small before large, nothing lost."""
+"""The budget of bodies: never more than there is, no host without its part, nothing lost."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 
-from tasks.engine.budget import FILE_BYTES, MIB, PART_BYTES, PARTS_AT_ONCE, SPOOL_OVER_BYTES, Budget
-from tasks.engine.quota import SMALL_BYTES, Quota, Share
+from tasks.engine.budget import (
+    FILE_BYTES,
+    FIRST_BYTES,
+    MIB,
+    PART_BYTES,
+    PARTS_AT_ONCE,
+    SMALL_BYTES,
+    SPOOL_OVER_BYTES,
+    Budget,
+)
+from tasks.engine.quota import Quota, Share
 
 KIB = 1024
 
@@ -89,67 +98,6 @@ def test_more_than_a_half_is_a_half() -> None:
     asyncio.run(go())
 
 
-def test_small_ones_pass_large_ones() -> None:
-    """A small body of another host, and of the same one, does not wait behind a large one that waits."""
-
-    async def go() -> None:
-        quota = Quota(16 * MIB)
-        held = await quota.take("slow", 8 * MIB)
-        large = waits(quota.take("healthy", 7 * MIB))
-        await turn()
-        assert not large.done()
-        for host in ("healthy", "third"):
-            assert (await asyncio.wait_for(quota.take(host, SMALL_BYTES), 10)).size == SMALL_BYTES
-        held.end()
-        assert (await large).size == 7 * MIB
-
-    asyncio.run(go())
-
-
-def test_a_large_one_is_not_passed_by_large_ones() -> None:
-    """What is given back goes to the host that has nothing, and not to those that have something."""
-
-    async def go() -> None:
-        quota = Quota(40 * MIB)
-        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
-        first = waits(quota.take("new", 8 * MIB))
-        await turn()
-        later = waits(quota.take("a", 2 * MIB))
-        for share in held[4:8]:
-            assert not first.done()
-            share.end()
-            await turn()
-        assert first.done()
-        assert not later.done()
-        for share in held[:4]:
-            share.end()
-        await turn()
-        assert later.done()
-
-    asyncio.run(go())
-
-
-def test_a_large_one_of_a_host_without_anything_keeps_its_turn() -> None:
-    """A later one waits behind it though there is room for it; nor is memory for an upload in parts taken at once."""
-
-    async def go() -> None:
-        quota = Quota(40 * MIB)
-        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
-        first = waits(quota.take("new", 8 * MIB))
-        await turn()
-        later = waits(quota.take("other", MIB))
-        await turn()
-        assert not later.done()
-        assert quota.offer("uploads", MIB) is None
-        for share in held:
-            share.end()
-        await turn()
-        assert (first.done(), later.done()) == (True, True)
-        assert waits_for_nothing(quota, "uploads", MIB)
-
-    asyncio.run(go())
-
-
 def test_hosts_take_turns() -> None:
     """A host that has had its turn comes after one that waits for its first."""
 
@@ -170,63 +118,34 @@ def test_hosts_take_turns() -> None:
     asyncio.run(go())
 
 
-def test_a_large_one_does_not_wait_for_as_long_as_small_ones_come() -> None:
-    """Small bodies of the same host leave it room."""
-
-    async def go() -> None:
-        quota = Quota(8 * MIB)
-        small = [await quota.take("a", SMALL_BYTES) for _ in range(16)]
-        large = waits(quota.take("a", MIB))
-        await turn()
-        assert not large.done()
-        for number in range(200):
-            if large.done():
-                break
-            small[number % 16].end()
-            more = waits(quota.take("a", SMALL_BYTES))
-            await turn()
-            if more.done():
-                small[number % 16] = more.result()
-            else:
-                more.cancel()
-        assert large.done()
-
-    asyncio.run(go())
-
-
 def test_growth_never_waits() -> None:
-    """A share grows at once or not at all; beyond 256 KiB not while a large one waits."""
+    """A share grows at once or not at all, and no further than its host may hold."""
 
     async def go() -> None:
         quota = Quota(8 * MIB)
         share = await quota.take("a", 64 * KIB)
         assert share.grow(MIB)
         assert share.grow(4 * MIB)
-        assert not share.grow(5 * MIB)
+        assert not share.grow(4 * MIB + 1)
         assert share.size == 4 * MIB
         other = await quota.take("b", 64 * KIB)
-        large = waits(quota.take("c", 3 * MIB))
-        await turn()
-        assert not large.done()
-        assert other.grow(SMALL_BYTES)
-        assert not other.grow(SMALL_BYTES + 1)
+        assert other.grow(2 * MIB)
+        assert not other.grow(3 * MIB)
         share.end()
-        await large
-        assert other.grow(SMALL_BYTES + 1)
+        assert other.grow(3 * MIB)
 
     asyncio.run(go())
 
 
 def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
-    """What was kept for it goes to the next one at once."""
+    """What was kept for it goes to the next one of its host at once."""
 
     async def go() -> None:
-        quota = Quota(40 * MIB)
-        held = [await quota.take(host, 2 * MIB) for host in "abcd" for _ in range(4)]
-        first = waits(quota.take("new", 8 * MIB))
+        quota = Quota(100)
+        held = [await quota.take("a", 20), await quota.take("a", 20)]
+        first, later = waits(quota.take("a", 30)), waits(quota.take("a", 10))
         await turn()
-        later = waits(quota.take("other", MIB))
-        await turn()
+        assert not later.done()
         first.cancel()
         await turn()
         assert first.cancelled()
@@ -234,7 +153,7 @@ def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
         assert quota.waiting == 0
         for share in (*held, later.result()):
             share.end()
-        assert quota.free == 40 * MIB
+        assert quota.free == 100
 
     asyncio.run(go())
 
@@ -304,25 +223,28 @@ def test_a_quota_that_shrinks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "size", "in_memory"),
+    ("capacity", "length", "takes"),
     [
-        (128 * MIB, SPOOL_OVER_BYTES, True),
-        (128 * MIB, SPOOL_OVER_BYTES + 1, False),
-        (16 * MIB, 2 * MIB, True),
-        (16 * MIB, 2 * MIB + 1, False),
+        (128 * MIB, 0, 0),
+        (128 * MIB, SMALL_BYTES, SMALL_BYTES),
+        (128 * MIB, SMALL_BYTES + 1, FIRST_BYTES),
+        (128 * MIB, None, FIRST_BYTES),
+        (128 * MIB, SPOOL_OVER_BYTES, FIRST_BYTES),
+        (128 * MIB, SPOOL_OVER_BYTES + 1, None),
+        (16 * MIB, 2 * MIB, FIRST_BYTES),
+        (16 * MIB, 2 * MIB + 1, None),
     ],
 )
-def test_large_bodies_take_a_file(capacity: int, size: int, in_memory: bool) -> None:
-    """Over 8 MiB, or an eighth of a small budget, a body takes one of the spool's files and no memory."""
+def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, takes: int | None) -> None:
+    """Its length if that is small, else a little. Over 8 MiB, or an eighth of a small budget, it takes one of the
+    spool's files and no memory."""
 
     async def go() -> None:
         budget = Budget(capacity)
         files = max(2, capacity // FILE_BYTES)
         assert budget.files.free == files
-        share = await budget.take("a", size)
-        assert (budget.memory.free, budget.files.free) == (
-            (capacity - size, files) if in_memory else (capacity, files - 1)
-        )
+        share = await budget.take("a", length)
+        assert (capacity - budget.memory.free, files - budget.files.free) == ((takes or 0), takes is None)
         share.end()
 
     asyncio.run(go())

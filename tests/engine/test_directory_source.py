@@ -86,13 +86,13 @@ class Meanwhile(Budget):
         super().__init__()
         self._path: Path | None = path
 
-    async def take(self, host: str, size: int) -> Share:
+    async def take(self, host: str, length: int | None) -> Share:
         if self._path is not None:
             with self._path.open("r+b") as file:
                 file.seek(1000)
                 file.write(b"new")
             self._path = None
-        return await super().take(host, size)
+        return await super().take(host, length)
 
 
 @pytest.mark.parametrize("size", [4_000, 12_000_000])

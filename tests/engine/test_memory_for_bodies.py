@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from demo.origin import Fault, Origin, Trouble
 from tasks.engine.access import Access
+from tasks.engine.budget import SMALL_BYTES
 from tasks.engine.chunk import run_chunk
 from tasks.engine.errors import ChunkIncomplete
 from tasks.engine.job import Job
@@ -122,8 +124,41 @@ def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -
         assert settled(job, tmp_path, access, share=processes) == {Status.COPIED: 3}
 
 
-def test_slow_hosts_beside_a_healthy_one(origin: Origin, tmp_path: Path) -> None:
-    """Eight hosts that send bodies without a length, a little a second: all rows of the ninth are copied meanwhile."""
+def test_a_slow_body_takes_memory_as_it_comes(origin: Origin, tmp_path: Path) -> None:
+    """Its length is known, and is not reserved: 32 of nearly 8 MB from one host hold 256 KiB each at most, and none
+    waits."""
+    count, size = 32, 7_900_000
+    rows = serve(origin, count, size, Fault(Trouble.SLOW, seconds=600))
+    job = job_of(tmp_path, rows, destination=f"file://{tmp_path}/out/")
+    (tmp_path / "out").mkdir()
+    state = helpers.directory_state(tmp_path)
+    (ref,) = helpers.plan(job, state).chunks
+    with helpers.engine(job, state, Access()) as runtime:
+        seen: list[tuple[int, int]] = []
+
+        def look() -> None:
+            memory = runtime._budget.memory
+            for _ in range(int(WITHIN_S * 10)):
+                time.sleep(0.1)
+                if len(memory._held) == 1 and memory.waiting == 0 and len(origin.requests) == count:
+                    break
+            seen.append((memory.waiting, sum(memory._held.values())))
+            runtime.request_stop("enough")
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        with contextlib.suppress(ChunkIncomplete):
+            run_chunk(runtime, ref)
+        looking.join()
+    ((waiting, held),) = seen
+    assert waiting == 0
+    assert 0 < held <= count * SMALL_BYTES
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_slow_hosts_beside_a_healthy_one(chunked: bool, origin: Origin, tmp_path: Path) -> None:
+    """Eight hosts that send bodies with or without a length, a little a second: all rows of the ninth are copied
+    meanwhile."""
     fast, slow = 200, 8
     with contextlib.ExitStack() as stack, OddS3() as server:
         server.make_bucket("bucket")
@@ -131,7 +166,7 @@ def test_slow_hosts_beside_a_healthy_one(origin: Origin, tmp_path: Path) -> None
         rows = []
         for host in range(8):
             other = stack.enter_context(Origin())
-            fault = Fault(Trouble.SLOW, seconds=600, chunked=True)
+            fault = Fault(Trouble.SLOW, seconds=600, chunked=chunked)
             rows += [[other.add(f"/slow-{host}-{n}.bin", body_of(n, 1_000_000), fault=fault)] for n in range(slow)]
         job = helpers.make_job(
             manifest=str(helpers.write_list(tmp_path / "list.csv", rows + serve(origin, fast, 77_000, CHUNKED))),
