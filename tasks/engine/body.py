@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from tasks.engine.decode_process import Mapped
 from tasks.engine.errors import disk_error
 from tasks.engine.quota import Share
 
@@ -50,7 +51,8 @@ class Body:
             yield self.data
             return
         assert self.path is not None
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+        with self.path.open("rb") as file, Mapped(file.fileno(), 0, access=mmap.ACCESS_READ) as m:
+            m.path = self.path
             yield m
 
     @contextlib.contextmanager

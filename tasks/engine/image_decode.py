@@ -42,6 +42,7 @@ from PIL import (  # each import registers its format, so that no thread has to
     WebPImagePlugin,
 )
 
+from tasks.engine import decode_process
 from tasks.engine.decode_memory import DecodeMemory, bytes_a_pixel, bytes_of_a_body
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import Data, Kind, cut, wrong
@@ -67,6 +68,7 @@ MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square
 MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
 MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
 MAX_COMMENTS = 1_000  # of a plain PNM: Pillow copies a MiB for each, and holds the GIL
+_READ_WHOLE = ("WebP", "AVIF")  # opening one copies the body and lays it out
 MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
 
 # One constant for the whole process. With Pillow's own default an image of 90 to 179 megapixels warns,
@@ -114,13 +116,16 @@ _PILLOW_ERRORS = (
 
 
 def decode(data: Data, kind: Kind) -> None:
-    """Every pixel of every frame. Raises ObjectError: ``truncated``, ``not_image`` or ``too_large``."""
+    """Every pixel of every frame; what is not small in a process of its own. Blocks.
+
+    Raises ObjectError: ``truncated``, ``not_image`` or ``too_large``.
+    """
     if kind.name == "SVG":
         decode_svg(data)
     elif kind.name == "SVGZ":
         decode_svg(gunzip(data))
     elif kind.name in _PLUGINS:
-        _decode_raster(data, kind.name)
+        _decode_raster(data, kind.name, _memory, here=False)
     else:
         raise ObjectError(
             ErrorClass.NOT_IMAGE, f"no decoder for {kind.name} is at hand; `checks: image` accepts it by its structure"
@@ -157,7 +162,12 @@ class _Mapped(io.RawIOBase):
 _memory = DecodeMemory()
 
 
-def _decode_raster(data: Data, name: str) -> None:
+def decode_here(data: Data, name: str, memory: int) -> None:
+    """As :func:`decode`, of a raster, in this process, with so much memory."""
+    _decode_raster(data, name, DecodeMemory(memory), here=True)
+
+
+def _decode_raster(data: Data, name: str, memory: DecodeMemory, *, here: bool) -> None:
     if data[:2] in (b"P1", b"P2", b"P3") and count(data, b"#", MAX_COMMENTS) > MAX_COMMENTS:
         raise _too_much(f"the {name} has more than {MAX_COMMENTS:,} comments")
     try:
@@ -169,12 +179,16 @@ def _decode_raster(data: Data, name: str) -> None:
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:
         with contextlib.ExitStack() as opened:
-            loan = opened.enter_context(_memory.borrowed())
+            loan = opened.enter_context(memory.borrowed())
             if not loan.need(beside):
                 raise _too_much(f"the {name} takes too much memory to open ({len(data):,} bytes)")
+            if not here and name in _READ_WHOLE and decode_process.is_for_a_process(name, len(data)):
+                loan.need(memory.total)
+                return decode_process.decode(data, name, memory.total)
             image = opened.enter_context(Image.open(file, formats=[_PLUGINS[name]]))
             total = 0
             animated = getattr(image, "n_frames", 1) > 1
+            several = animated or name in ("ICO", "CUR", "ICNS")
             progressive = partial or bool(image.info.get("progressive"))
             for number, (width, height) in enumerate(_frames(image), 1):
                 pixels = max(width * height, inside if name == "ICO" else 0)  # its sizes may share one picture
@@ -184,9 +198,15 @@ def _decode_raster(data: Data, name: str) -> None:
                 if max(width, height) > MAX_SIDE_PIXELS or total > MAX_SLOW_PIXELS and _is_slow(image):
                     raise _too_much(f"the {name} would take too long to decode ({width:,} × {height:,} pixels)")
                 a_pixel = bytes_a_pixel(name, image.mode, animated=animated, progressive=progressive)
-                if not loan.need(pixels * a_pixel + inside * 8 + beside):
+                needed = pixels * a_pixel + inside * 8 + beside
+                if not loan.need(needed):
                     raise _too_much(f"the {name} takes too much memory to decode ({width:,} × {height:,} pixels)")
+                if not here and decode_process.is_for_a_process(name, len(data), max(pixels, inside)):
+                    most = memory.total if several else needed
+                    loan.need(most)
+                    return decode_process.decode(data, name, most)
                 image.load()
+        return None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_many_pixels(name) from None
     except MemoryError:

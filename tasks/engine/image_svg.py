@@ -5,29 +5,20 @@ What is small and becomes large, each refused or left undone: entities; attribut
 many, and stays in the parser's tables: names and attributes are counted, depth is bounded.
 
 The parser holds Python's lock for as long as one tag takes, which may be ten seconds. A drawing that is not small is
-therefore parsed by a process of its own (`python -m tasks.engine.image_svg`), whose time and memory are bounded.
+therefore parsed by a process of its own (decode_process.py).
 """
 
 from __future__ import annotations
 
-import json
-import resource
-import subprocess
-import sys
-from pathlib import Path
 from xml.parsers import expat
 
+from tasks.engine import decode_process
 from tasks.engine.errors import ObjectError
 from tasks.engine.formats import cut, wrong
 from tasks.engine.objects import ErrorClass
-from tasks.engine.pipes import die_with_parent
 from tasks.engine.slices import Text, count
 
-SMALL_BYTES = 256 * 1024  # parsed here: a process takes 100 ms to start
-PARSE_S = 10  # of processor
 PARSE_BYTES = 1024**3  # of memory
-NO_MEMORY = 3  # exit code
-COMMAND = [sys.executable, "-m", "tasks.engine.image_svg"]
 MAX_SVG_MARKS = 2_000_000  # `<` and `=`: elements' ends and beginnings, and attributes; up to 200 bytes each
 MAX_SVG_DEPTH = 2048  # as libxml2 has it
 MAX_SVG_DEFAULTS = 500  # attributes that its DTD declares
@@ -35,23 +26,10 @@ MAX_SVG_DEFAULTS = 500  # attributes that its DTD declares
 
 def decode_svg(data: Text) -> None:
     """As :func:`parse_svg`; what is not small in another process. Blocks. Raises ObjectError."""
-    if len(data) <= SMALL_BYTES:
-        return parse_svg(data)
-    ended = subprocess.run(
-        COMMAND, input=data, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
-    if ended.returncode == 0:
-        if (said := json.loads(ended.stdout)) is not None:
-            raise ObjectError(ErrorClass(said[0]), said[1])
-        return None
-    if ended.returncode > 0 and ended.returncode != NO_MEMORY:
-        raise RuntimeError(f"the process that parses an SVG ended with exit code {ended.returncode}")
-    raise ObjectError(
-        ErrorClass.TOO_LARGE,
-        f"the SVG takes too long, or too much memory, to parse ({PARSE_S} s, {PARSE_BYTES // 1024**3} GB); "
-        "`checks: image` accepts it by its structure",
-    )
+    if decode_process.is_for_a_process("SVG", len(data)):
+        decode_process.decode(data, "SVG", PARSE_BYTES)
+    else:
+        parse_svg(data)
 
 
 def parse_svg(data: Text) -> None:
@@ -113,22 +91,3 @@ _UNFINISHED = frozenset(
         expat.errors.XML_ERROR_PARTIAL_CHAR,
     )
 )
-
-
-def main() -> None:
-    """Parses standard input, and answers with null or [error class, message]."""
-    die_with_parent()
-    for limit, most in ((resource.RLIMIT_CPU, PARSE_S), (resource.RLIMIT_AS, PARSE_BYTES)):
-        resource.setrlimit(limit, (most, most))
-    try:
-        parse_svg(sys.stdin.buffer.read())
-        answer = None
-    except ObjectError as error:
-        answer = [error.error_class, error.message]
-    except MemoryError:
-        sys.exit(NO_MEMORY)
-    json.dump(answer, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,9 @@ _RUN = (
     "sys.argv[1:3] = []; runpy.run_module(module, run_name='__main__', alter_sys=True)"
 )
 
+# What a process that reads strangers' bytes is given of the environment: nothing that opens another service.
+WITHOUT_CREDENTIALS = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG"}
+
 
 def command(module: str) -> list[str]:
     """What starts one of Ferry's modules. `-P`: nothing is imported from a working directory, whosever it is."""

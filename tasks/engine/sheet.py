@@ -22,13 +22,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.engine.pipes import command
+from tasks.engine.pipes import WITHOUT_CREDENTIALS, command
 
 MOST_BYTES = 4 << 30  # of memory; a full sheet (1,048,576 rows) of eight columns takes 2 GiB
 MOST_SECONDS = 900  # of a core
 MOST_ROW_CHARACTERS = 16 << 20
 _MOST_UNPACKED = 1 << 30  # of XML, as the archive itself says
-_ENVIRONMENT = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG"}  # nothing that lets in
 _ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +44,7 @@ def rows(path: Path) -> Iterator[tuple[int, list[str | None]]]:
     reader = [*command("tasks.engine.sheet"), str(path.absolute()), str(MOST_BYTES)]
     with subprocess.Popen(
         reader, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        encoding="utf-8", env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
+        encoding="utf-8", env={name: value for name, value in os.environ.items() if name in WITHOUT_CREDENTIALS},
     ) as process:  # fmt: skip
         try:
             assert process.stdout is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gzip
+import io
 import struct
 import sys
 import time
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, features
 
-from tasks.engine import formats, formats_files, formats_text, image, image_svg, slices
+from tasks.engine import decode_process, formats, formats_files, formats_text, image, slices
 from tasks.engine.access import Access
 from tasks.engine.errors import ObjectError
 from tasks.engine.fetch import Fetch
@@ -28,6 +31,8 @@ from tests.faults import bombs
 MIB = 1024 * 1024
 ZEROS = bytes(68 * MIB)
 TURN_S = 0.1  # a turn is due twice as often; a machine that is busy has half of them left
+HELD_S = 0.05  # of processor: the longest that anything may keep the loop from a turn
+OWN_WAITS = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, and in wait of one (sched-stats, Linux)
 
 # Each is what a few hundred bytes on the wire unpack to (Content-Encoding: gzip).
 BODIES: dict[str, Callable[[], bytes]] = {
@@ -62,15 +67,29 @@ def overlapping() -> bytes:
     return bytes(data)
 
 
-async def turns_while(work: Any) -> tuple[int, float, ObjectError | None]:
-    """How often the loop came round while the work was under way, the seconds that took, and how it ended."""
-    turns, over = 0, asyncio.Event()
+def used() -> float:
+    """Seconds of processor that this process has had, less those for which the calling thread waited for a core.
+
+    Between two turns of the loop it grows by what kept the lock, on a busy machine too: what another thread does
+    without the lock, while the loop's thread waits for a core, counts in both and so in neither.
+    """
+    waited_s = int(OWN_WAITS.read_text().split()[1]) / 1e9 if OWN_WAITS.exists() else 0.0
+    return time.process_time() - waited_s
+
+
+async def turns_while(work: Any) -> tuple[int, float, float, ObjectError | None]:
+    """How often the loop came round while the work was under way, the seconds that took, the longest that kept the
+    loop from a turn (of processor), and how the work ended."""
+    turns, longest_s, over = 0, 0.0, asyncio.Event()
 
     async def tick() -> None:
-        nonlocal turns
+        nonlocal turns, longest_s
+        before = used()
         while not over.is_set():
             turns += 1
             await asyncio.sleep(0.001)
+            now = used()
+            longest_s, before = max(longest_s, now - before), now
 
     ticker = asyncio.create_task(tick())
     await asyncio.sleep(0)
@@ -83,10 +102,10 @@ async def turns_while(work: Any) -> tuple[int, float, ObjectError | None]:
     seconds = time.monotonic() - started
     over.set()
     await ticker
-    return turns, seconds, ended
+    return turns, seconds, longest_s, ended
 
 
-def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, ObjectError | None]:
+def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, ObjectError | None]:
     """Checks and writes a body that has come, as the engine does with each."""
     job = make_job(destination=f"file://{folder}/out/", checks=checks)
     with engine(job, directory_state(folder), Access()) as runtime:
@@ -110,8 +129,9 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, ObjectEr
 @pytest.mark.parametrize("name", BODIES)
 def test_the_loop_has_its_turns(name: str, tmp_path: Path) -> None:
     """A body is checked beside the loop, in slices; a check in the loop's thread, or one long expression, takes all."""
-    turns, seconds, ended = landed(tmp_path, BODIES[name](), "image")
+    turns, seconds, longest_s, ended = landed(tmp_path, BODIES[name](), "image")
     assert turns >= seconds / TURN_S, (turns, seconds, ended)
+    assert longest_s < HELD_S, (longest_s, ended)
 
 
 @pytest.mark.parametrize(
@@ -186,23 +206,167 @@ def test_the_loop_has_its_turns_while_pixels_are_decoded(name: str, tmp_path: Pa
     """A parser that holds Python's lock for all of a tag is in another process; what Pillow reads byte by byte is
     bounded."""
     data, refusal = DRAWINGS[name]
-    turns, seconds, ended = landed(tmp_path, data, "decode")
+    turns, seconds, longest_s, ended = landed(tmp_path, data, "decode")
     assert refusal in str(ended)
     assert turns >= seconds / TURN_S, (turns, seconds, ended)
+    assert longest_s < HELD_S, (longest_s, ended)
+
+
+def saved(kind: str, side: int, mode: str = "RGB", frames: int = 1, **options: Any) -> bytes:
+    gradient, file = Image.linear_gradient("L").resize((side, side)), io.BytesIO()
+    image = Image.merge(
+        "RGB", (gradient, gradient.rotate(90), gradient.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    ).convert(mode)
+    more = {"save_all": True, "append_images": [image.rotate(90 * n) for n in range(1, frames)]} if frames > 1 else {}
+    image.save(file, kind, **options, **more)
+    return file.getvalue()
+
+
+def noise(side: int) -> bytes:
+    """A JPEG 2000 as expensive as one can be for its size."""
+    file = io.BytesIO()
+    Image.effect_noise((side, side), 100).save(file, "JPEG2000")
+    return file.getvalue()
+
+
+def packed_sgi(side: int) -> bytes:
+    """All of its rows lie in one place: 126 KB for 25 megapixels."""
+    pieces = [min(127, side - at) for at in range(0, side, 127)]
+    row = b"".join(bytes([0x80 | piece, *range(piece)]) for piece in pieces) + b"\0"
+    rows = 3 * side
+    header = struct.pack(">HBBHHHH", 474, 1, 1, 3, side, side, 3).ljust(512, b"\0")
+    at = len(header) + 8 * rows
+    return header + struct.pack(">I", at) * rows + struct.pack(">I", len(row)) * rows + row
+
+
+# Each is larger than what is decoded in the thread, or needs no process at any size.
+PICTURES: dict[str, Callable[[], bytes]] = {
+    "jpeg": lambda: saved("JPEG", 5_600),
+    "jpeg, progressive": lambda: saved("JPEG", 5_200, progressive=True),
+    "png": lambda: saved("PNG", 5_600, compress_level=1),
+    "png, animated": lambda: saved("PNG", 3_000, "RGBA", frames=3, compress_level=1),
+    "webp": lambda: saved("WEBP", 4_000, method=0),
+    "webp, lossless and animated": lambda: saved("WEBP", 3_600, "RGBA", 2, lossless=True, quality=0, method=0),
+    "gif": lambda: saved("GIF", 5_600, "P"),
+    "gif, animated": lambda: saved("GIF", 3_000, "P", 3),
+    "jpeg 2000": lambda: saved("JPEG2000", 3_000),
+    "jpeg 2000, a code stream": lambda: saved("JPEG2000", 3_000, no_jp2=True, irreversible=True),
+    "jpeg 2000, noise": lambda: noise(1_000),
+    "jpeg 2000, noise that is decoded here": lambda: noise(350),
+    "icns": lambda: saved("ICNS", 1_024),
+    "avif": lambda: saved("AVIF", 4_000, speed=10),
+    "sgi": lambda: saved("SGI", 5_600),
+    "sgi, packed": lambda: packed_sgi(5_000),
+    "bmp": lambda: saved("BMP", 5_600),
+    "qoi": lambda: saved("QOI", 1_500),
+    "tiff, raw": lambda: saved("TIFF", 6_000),
+    "tiff, group4": lambda: saved("TIFF", 6_000, "1", compression="group4"),
+    "tiff, group3": lambda: saved("TIFF", 6_000, "1", compression="group3"),
+    **{
+        f"tiff, {name}": functools.partial(saved, "TIFF", 5_200, compression=name)
+        for name in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "zstd", "lzma")
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_loop_has_its_turns_while_a_picture_is_decoded(name: str, tmp_path: Path) -> None:
+    """Of each format that Pillow reads here: what would hold Python's lock for long is in another process."""
+    if name == "avif" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    landed(tmp_path / "first", saved("PNG", 8), "decode")  # what is loaded once is not part of the measure
+    turns, seconds, longest_s, ended = landed(tmp_path, PICTURES[name](), "decode")
+    assert ended is None
+    assert turns >= seconds / TURN_S, (turns, seconds)
+    assert longest_s < HELD_S
+
+
+def test_a_picture_has_one_verdict_wherever_it_is_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whole, cut, damaged, spooled to a file or not: the process says what the thread would have said."""
+    whole = saved("JPEG2000", 600)
+    flat = saved("TIFF", 600)
+    bodies = [whole, flat, body("tiff"), body("gif animated"), body("ico"), body("png")]
+    damaged = bytearray(saved("PNG", 600))
+    damaged[300:400] = bytes(100)
+    bodies += [bytes(damaged), flat[:8] + bytes(len(flat) - 8 - 200) + flat[-200:]]
+
+    def verdict(data: Any) -> str:
+        try:
+            image.decode(data, image.check(data))
+        except ObjectError as error:
+            return str(error)
+        return "taken"
+
+    here = [verdict(data) for data in bodies]
+    assert "taken" in here
+    assert set(here) != {"taken"}
+    monkeypatch.setattr(decode_process, "is_for_a_process", lambda *_: True)
+    assert [verdict(data) for data in bodies] == here
+    for data, wanted in zip(bodies, here, strict=True):
+        spooled = make_body(data, tmp_path)
+        spooled.path, spooled.data = tmp_path / "spooled", None
+        spooled.path.write_bytes(data)
+        with spooled.buffer() as mapped:
+            assert verdict(mapped) == wanted
+
+
+def test_a_picture_is_bounded_where_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process is ended by its processor time; a picture larger than the first one's share has the whole of it."""
+    code = "import sys; from tasks.engine import decode_process as d; d.RASTER_S = 1; d.main(sys.argv[1], 1 << 30)"
+    monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code])
+    monkeypatch.setattr(decode_process, "RASTER_S", 1)
+    slow = saved("JPEG2000", 5_000)
+    with pytest.raises(ObjectError, match="takes too long, or too much memory, to decode") as caught:
+        image.decode(slow, image.check(slow))
+    assert caught.value.error_class is ErrorClass.TOO_LARGE
+    monkeypatch.undo()
+    monkeypatch.setattr(decode_process, "PIXELS", 100)
+    pages = io.BytesIO()
+    Image.new("L", (20, 20)).save(pages, "TIFF", save_all=True, append_images=[Image.new("L", (2_000, 2_000))])
+    image.decode(pages.getvalue(), image.check(pages.getvalue()))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "pixels", "apart"),
+    [
+        ("SVG", 256 * 1024, 0, False),
+        ("SVG", 256 * 1024 + 1, 0, True),
+        ("JPEG 2000", 128 * 1024, 250_000, False),
+        ("JPEG 2000", 128 * 1024 + 1, 1, True),
+        ("JPEG 2000 code stream", 1, 250_001, True),
+        ("ICNS", 1, 1024 * 1024, True),
+        ("WebP", 32 * MIB, 12_000_000, False),
+        ("WebP", 1, 12_000_001, True),
+        ("AVIF", 1, 12_000_001, True),
+        ("SGI", 32 * MIB, 5_000_000, False),
+        ("SGI", 1, 5_000_001, True),
+        ("AVIF", 32 * MIB + 1, 1, True),
+        ("JPEG", 32 * MIB, 25_000_000, False),
+        ("JPEG", 1, 25_000_001, True),
+        ("TIFF", 32 * MIB + 1, 1, True),
+    ],
+)
+def test_what_is_decoded_in_a_process(name: str, size: int, pixels: int, apart: bool) -> None:
+    """The table of is_for_a_process."""
+    assert decode_process.is_for_a_process(name, size, pixels) is apart
 
 
 def test_a_drawing_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that parses it is ended by its bounds, and the row says so; what it says itself is passed on."""
-    large = b"<svg>" + b" " * image_svg.SMALL_BYTES
-    image_svg.decode_svg(large + b"</svg>")
+
+    def decode(data: bytes) -> None:
+        image.decode(data, next(kind for kind in image.KINDS if kind.name == "SVG"))
+
+    large = b"<svg>" + b" " * 256 * 1024
+    decode(large + b"</svg>")
     with pytest.raises(ObjectError, match="mismatched tag") as caught:
-        image_svg.decode_svg(large + b"</sgv>")
+        decode(large + b"</sgv>")
     assert caught.value.error_class is ErrorClass.NOT_IMAGE
     with pytest.raises(ObjectError, match="ends before its XML is complete"):
-        image_svg.decode_svg(large)
-    code = "import resource, sys; from tasks.engine import image_svg as i; i.PARSE_S = 1; i.{} = {}; i.main()"
-    for name, value in (("PARSE_S", 1), ("PARSE_BYTES", 200 * MIB)):
-        monkeypatch.setattr(image_svg, "COMMAND", [sys.executable, "-c", code.format(name, value)])
-        with pytest.raises(ObjectError, match="too long, or too much memory, to parse") as caught:
-            image_svg.decode_svg(b"<svg " + b" ".join(b"a%d=''" % n for n in range(1_900_000)) + b"/>")
+        decode(large)
+    code = "import sys; from tasks.engine import decode_process as d; d.SVG_S = {}; d.main('SVG', {})"
+    for seconds, memory in ((1, 1024 * MIB), (10, 200 * MIB)):
+        monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code.format(seconds, memory)])
+        with pytest.raises(ObjectError, match="too long, or too much memory, to decode") as caught:
+            decode(b"<svg " + b" ".join(b"a%d=''" % n for n in range(1_900_000)) + b"/>")
         assert caught.value.error_class is ErrorClass.TOO_LARGE

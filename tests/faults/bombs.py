@@ -19,7 +19,7 @@ from typing import Any
 
 from PIL import Image
 
-from tasks.engine import image
+from tasks.engine import decode_process, image
 from tasks.engine.errors import ObjectError
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -313,6 +313,7 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
 
 
 def main(names: list[str]) -> None:
+    decode_process.is_for_a_process = lambda *_: False  # measured here
     for name in names:
         made = {**REFUSED, **TAKEN, **LARGE}[name]
         print(json.dumps({"name": name, **measure([made()] if name not in LARGE else [made()] * 2)}), flush=True)
