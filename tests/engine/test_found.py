@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.engine.found import (
+    Sent,
     checksum_of,
     composite_etag,
     composite_of,
@@ -42,6 +43,11 @@ SHA256 = hashlib.sha256(b"a").hexdigest()
 def test_what_an_etag_is(etag: str | None, md5: str | None, composite: str | None) -> None:
     """32 hex digits look like the MD5 of the bytes; with a number they are of parts; all else is neither."""
     assert (md5_of_etag(etag), composite_etag(etag)) == (md5, composite)
+
+
+def test_an_answer_says_nothing_that_the_store_did_not() -> None:
+    """What stands in no answer is not so: neither that the key was there nor that a request was sent twice."""
+    assert Sent("x") == Sent("x", None, False, False, False, None, False)
 
 
 @pytest.mark.parametrize(
