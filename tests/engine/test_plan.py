@@ -10,20 +10,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.engine.destination import how_to_find
-from tasks.engine.errors import UserError
+from tasks.engine.errors import Damaged, UserError
 from tasks.engine.job import OnExisting
 from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
 from tasks.engine.plan import (
+    PLACE_FILE,
+    PLAN_FILE,
+    SCHEMA_VERSION,
     ChunkRef,
     Latest,
     Mode,
+    Place,
     Plan,
     auto_chunk_rows,
     check_where,
+    cut_off,
     keep,
+    read_place,
+    read_plan,
     reason_to_do,
     with_hints,
 )
+from tasks.engine.recheck import Look
+from tasks.engine.seal import seal_json
 from tests.engine.helpers import make_job
 
 E, S = ErrorClass, Status
@@ -68,6 +77,30 @@ def test_a_plain_run(latest: Latest | None, reason: Reason | None) -> None:
     """The plain rows of the table; a row that a listed chunk holds is that chunk's."""
     assert reason_to_do(latest, held=False, mode="plain") is reason
     assert reason_to_do(latest, held=True, mode="plain") is None
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"status": S.COPIED, "superseded": True}, Reason.CHANGED),
+        ({"status": S.COPIED, "delta": True, "look": Look.HEAD}, Reason.REVALIDATE),
+        ({"status": S.UNCHANGED, "delta": True, "look": Look.IF}, Reason.REVALIDATE),
+        ({"status": S.COPIED, "delta": True, "look": Look.READ, "other": True}, Reason.CHANGED),
+        ({"status": S.COPIED, "delta": True, "look": Look.NOT}, None),
+        ({"status": S.COPIED, "delta": True, "look": None, "other": True}, None),
+        ({"status": S.COPIED, "delta": False, "look": Look.READ, "other": True}, None),
+        ({"status": S.SKIPPED, "delta": True, "look": Look.READ, "other": True}, None),
+        ({"status": S.FAILED, "error_class": E.NOT_FOUND, "delta": True, "due": True}, Reason.RETRY),
+        ({"status": S.FAILED, "error_class": E.TIMEOUT, "delta": True, "due": False}, None),
+        ({"status": S.FAILED, "error_class": E.UPLOAD_UNCONFIRMED, "delta": True, "due": True}, Reason.REPAIR),
+        ({"status": S.FAILED, "error_class": None}, None),
+    ],
+)
+def test_a_delta_and_rows_whose_key_was_written_by_another(facts: dict[str, Any], reason: Reason | None) -> None:
+    """The rows of the table that ask what stands at the destination, and what the list says of it."""
+    values = {"error_class": None, "status_code": None, "by_plan": False, "how_same": True, "this_run": False, **facts}
+    assert reason_to_do(Latest(**values), held=False, mode="plain") is reason
+    assert reason_to_do(Latest(**values), held=True, mode="plain") is None
 
 
 @pytest.mark.parametrize(
@@ -190,6 +223,45 @@ def test_which_chunks_stay() -> None:
     for kind, done, run_no in itertools.product(("base", "again"), (0, 9, 10), (1, 5)):
         chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done)  # type: ignore[arg-type]
         assert keep(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "believed", "looks_cut_off"), [(0, 0, False), (9, 10, True), (10, 10, False), (11, 10, False)]
+)
+def test_whether_a_list_looks_cut_off(rows: int, believed: int, looks_cut_off: bool) -> None:
+    """When it has fewer rows than it is believed to have; of an older plan nothing is believed."""
+    assert cut_off(rows, believed) is looks_cut_off
+
+
+class Files(dict[str, bytes]):
+    """A state that can only be read."""
+
+    def read(self, name: str) -> bytes:
+        if name not in self:
+            raise FileNotFoundError(name)
+        return self[name]
+
+
+def test_a_plan_of_an_earlier_version() -> None:
+    """What it does not say is nothing: no row done, none believed, and every outcome of this place."""
+    chunk = {"uri": "c", "digest": "d", "rows": 1, "bytes": 0, "kind": "base", "run_no": 1}
+    plan = {"where": {}, "chunk_rows": 500, "rows": 1, "manifest": {}, "last_run": 1, "chunks": [chunk]}
+    state = Files({PLAN_FILE: seal_json({"ferry_schema": SCHEMA_VERSION, **plan})})
+    read = read_plan(state)
+    assert read is not None
+    assert (read.since_run, read.believed, read.usable) == (0, 0, 0)
+    assert read.chunks == [ChunkRef("c", "d", 1, 0, "base", 1, 0, "unknown", "")]
+    assert read_place(Files({PLACE_FILE: seal_json({"where": {}, "since_run": 3})})) == Place({}, 3, 0)
+    assert (read_plan(Files()), read_place(Files())) == (None, None)
+
+
+@pytest.mark.parametrize("raw", [b"", b"{}", b"nonsense", seal_json({}), seal_json({"where": 1, "since_run": 1})])
+def test_a_damaged_plan_or_place_is_said_to_be(raw: bytes) -> None:
+    """Neither is read as if nothing were known."""
+    with pytest.raises(Damaged, match="plan"):
+        read_plan(Files({PLAN_FILE: raw}))
+    with pytest.raises(Damaged, match="place"):
+        read_place(Files({PLACE_FILE: raw}))
 
 
 def test_hints_change_nothing_else() -> None:
