@@ -179,9 +179,8 @@ class Lease:
         return True
 
     def _lose(self) -> None:
-        if not self._lost:
-            self._lost = True
-            self._on_lost()
+        self._lost = True
+        self._on_lost()
 
     def release(self) -> None:
         self._done.set()

@@ -276,6 +276,47 @@ def test_a_suspended_holder_whose_lease_was_taken_writes_nothing_more(
     assert state.read(NAME) == other
 
 
+def test_a_lease_that_is_held_is_not_regained(state: State) -> None:
+    """Before each write it is asked for by the clock alone: the state is left alone."""
+    with held(state, "me") as mine:
+        before = state.read(NAME)
+        assert mine.regain()
+        assert state.read(NAME) == before
+
+
+class Away(DirectoryState):
+    """A directory that can be away."""
+
+    away = False
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        if self.away:
+            raise Fatal("the state is away")
+        return super().swap(name, old, new)
+
+
+def test_a_lease_that_could_not_be_regained_is_renewed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state was away when the holder, past its time, asked for its lease. It is lost for good, and whoever watches
+    it takes it: nothing renews it when the state is back."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    state = Away(tmp_path / "state")
+    lost: list[int] = []
+    mine = acquire(state, "me", lambda: lost.append(1))
+    state.away = True
+    at = lease.steady_s()
+    monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+    assert not mine.regain()
+    monkeypatch.setattr(lease, "steady_s", lambda: at)
+    state.away = False
+    before = state.read(NAME)
+    mine._thread.join(60)
+    assert not mine.regain()
+    assert state.read(NAME) == before
+    assert lost == [1]
+    mine.release()
+    assert state.read(NAME) == before
+
+
 def test_what_others_build_on_is_written_by_the_holder_alone(state: State) -> None:
     """check asks the file: the holder passes, anybody else and a lease that is gone do not."""
     with held(state, "me") as mine:
@@ -334,7 +375,10 @@ def test_a_run_waits_for_its_own_earlier_process(state: State, monkeypatch: pyte
         acquire(state, "nightly")
     timer = threading.Timer(0.3, first.release)
     timer.start()
-    second = acquire(state, "nightly", flow_run="one")
+    told: list[str] = []
+    second = acquire(state, "nightly", flow_run="one", tell=told.append)
     assert not timer.is_alive()
+    assert len(told) == 1
+    assert "waiting for another run of this job to end: nightly" in told[0]
     assert second.held
     second.release()

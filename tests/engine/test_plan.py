@@ -16,7 +16,6 @@ from tasks.engine.objects import AGAIN, Again, ErrorClass, Reason, Status
 from tasks.engine.plan import (
     PLACE_FILE,
     PLAN_FILE,
-    SCHEMA_VERSION,
     ChunkRef,
     Latest,
     Mode,
@@ -33,6 +32,7 @@ from tasks.engine.plan import (
 )
 from tasks.engine.recheck import Look
 from tasks.engine.seal import seal_json
+from tasks.engine.tables import SCHEMA_VERSION
 from tests.engine.helpers import make_job
 
 E, S = ErrorClass, Status
