@@ -41,28 +41,33 @@ class Check:
     missing: int = 0
     altered: int = 0
     by: Counter[verify.Evidence] = field(default_factory=Counter)
+    right_again: int = 0
+    unproven: int = 0
     unread: int = 0
     unread_first: str = ""
     parts_done: int = 0
 
     def add(self, result: verify.Verified) -> None:
-        """Writes what is wrong to the ledger. Raises Fatal when another run has taken the lease meanwhile."""
+        """Writes what is wrong, and what is right again, to the ledger. Raises Fatal when another run has taken the
+        lease meanwhile."""
         if not self.lease.regain():
             raise Fatal("this verification lost its lease on the state to another run; it writes nothing more")
-        verify.note_wrong(self.state, result, self.run_no, self.parts_done)
+        verify.note(self.state, result, self.run_no, self.parts_done)
         self.parts_done += 1
         self.checked += result.checked
         self.bytes += result.bytes
         self.missing += result.missing
         self.altered += result.altered
         self.by += result.by
+        self.right_again += len(result.right_again)
+        self.unproven += result.unproven
         self.unread += result.unread
         self.unread_first = self.unread_first or result.unread_first
 
     @property
     def proven(self) -> bool:
         """Was every object compared, and is none other than the ledger says?"""
-        return not (self.missing or self.altered or self.unread)
+        return not (self.missing or self.altered or self.unread or self.unproven)
 
     @property
     def sample_words(self) -> str:
@@ -90,6 +95,14 @@ class Check:
                 f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
                 f"{self.altered:,} altered{f' ({self.sample_words})' if drawn else ''}. "
                 f"Compared: {self.compared_words}. The next run repairs them"
+            )
+        if self.right_again:
+            text += f". {self.right_again:,} that an earlier verification found wrong are right"
+        if self.unproven:
+            text += (
+                f". {self.unproven:,} of them an earlier verification found wrong, and sizes and ETags do not prove "
+                "that they are right: the next run writes them again, unless `ferry verify` without `--list` finds "
+                "them right"
             )
         if self.unread:
             text += f". {self.unread:,} more could not be read ({self.unread_first}): verify again"

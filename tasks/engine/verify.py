@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tasks.engine import ledger
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.found import Found, md5_of_etag, same_etag
-from tasks.engine.objects import ErrorClass, Outcome, Status
+from tasks.engine.incoming import Algorithm
+from tasks.engine.objects import Confirmed, ErrorClass, Outcome, Status
 from tasks.engine.progress import Progress
 from tasks.engine.reading import with_latest
 from tasks.engine.state import State
@@ -33,6 +34,7 @@ PAUSED_S = 0.5  # between two looks whether it goes on
 UNREAD_IN_A_ROW = 50  # objects, then it is the destination that fails, and not they
 # also what an earlier verification found wrong, until a run has repaired it
 SHOULD_BE_THERE = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
+CHUNK = "verify"  # of an outcome that says an object is right again; "" would be taken for one of planning
 SEEDS = 1 << 31
 _SHARE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*\Z")
 
@@ -68,9 +70,11 @@ class Verdict(NamedTuple):
 
 @dataclass(slots=True)
 class Verified:
-    """What reading back came to. ``wrong`` are outcomes that make their rows pending.
+    """What reading back came to. ``wrong`` are outcomes that make their rows pending, ``right_again`` those of objects
+    that an earlier verification found wrong.
 
-    ``unread`` objects could not be read: nothing is known of them, and their rows stay as they are.
+    ``unread`` objects could not be read: nothing is known of them, and their rows stay as they are. So do those of
+    ``unproven`` objects: found wrong before, and looking right by what proves nothing against that.
     """
 
     checked: int
@@ -78,6 +82,8 @@ class Verified:
     missing: int
     altered: int
     wrong: list[Outcome]
+    right_again: list[Outcome] = field(default_factory=list)
+    unproven: int = 0
     unread: int = 0
     unread_first: str = ""  # its key, and why
     by: Counter[Evidence] = field(default_factory=Counter)  # objects that were compared, by what
@@ -189,7 +195,7 @@ def verdict(
 
 
 async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
-    """Downloads each object and compares its bytes' digests; where the ledger has none, its ETag.
+    """Reads each object through and compares the digest of its bytes; where the ledger has none, its ETag.
 
     An object that cannot be read in three tries is counted. Raises Fatal, also after :data:`UNREAD_IN_A_ROW` of these.
     """
@@ -216,7 +222,10 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
                     ) from None
                 continue
             in_a_row = 0
-            wrong = _book(result, outcome, verdict(outcome, size, md5, sha256, etag), run_no, etag)
+            found = verdict(outcome, size, md5, sha256, etag)
+            wrong = _book(result, outcome, found, run_no, etag)
+            if wrong is None and outcome.status is Status.PENDING:
+                _book_right_again(result, outcome, found, run_no, etag)
             result.bytes += size or 0
             progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
@@ -225,9 +234,11 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
 
 
 async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None]:
+    """Size, MD5, SHA-256 and ETag of an object; of the digests the better one that the ledger has."""
+    algorithm: Algorithm = "md5" if outcome.md5 and not outcome.sha256 else "sha256"
     for left in (2, 1, 0):
         try:
-            body, found, _ = await store.get(outcome.key, max_bytes=1 << 62, side="destination")
+            digest, found = await store.digest(outcome.key, max_bytes=1 << 62, algorithm=algorithm)
         except ObjectError as error:
             if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):  # or no file can be there
                 return None, None, None, None
@@ -235,15 +246,16 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
                 raise
             await asyncio.sleep(BETWEEN_TRIES_S)
             continue
-        try:
-            return body.size, body.md5, body.sha256, found.etag
-        finally:
-            body.discard()
+        md5, sha256 = (digest, None) if algorithm == "md5" else (None, digest)
+        return found.size, md5, sha256, found.etag
     raise AssertionError("unreachable")
 
 
 def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int, progress: Progress) -> Verified:
-    """`--list`: sizes and ETags; no object is read. An ETag that is the ledger's MD5 is right, whatever it was."""
+    """`--list`: sizes and ETags; no object is read. An ETag that is the ledger's MD5 is right, whatever it was.
+
+    A listing disproves nothing that an earlier verification found: bytes may be others under the same ETag.
+    """
     result = Verified(0, 0, 0, 0, [])
     for outcome in outcomes:
         found = listed.get(outcome.key)
@@ -251,12 +263,15 @@ def compare_listing(outcomes: Sequence[Outcome], listed: dict[str, Found], run_n
         said = outcome
         if outcome.md5 is not None and md5_of_etag(etag) == outcome.md5:
             said = outcome._replace(dest_etag=etag)
-        wrong = _book(result, outcome, verdict(said, size, None, None, etag), run_no, etag)
+        wrong = _book(result, outcome, verdict(said, size, None, None, etag), run_no, etag, listed=True)
+        result.unproven += wrong is None and outcome.status is Status.PENDING
         progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, 0)
     return result
 
 
-def _book(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> ErrorClass | None:
+def _book(
+    result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None, *, listed: bool = False
+) -> ErrorClass | None:
     """Counts an object, and notes an outcome where it is wrong; returns what is wrong."""
     result.checked += 1
     wrong = found.wrong
@@ -266,7 +281,7 @@ def _book(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag:
         return None
     if wrong is ErrorClass.MISSING:
         result.missing += 1
-        text = "the destination no longer has this object"
+        text = "the destination's listing lacks this object" if listed else "the destination no longer has this object"
     else:
         result.altered += 1
         text = "the destination holds other bytes than the ledger says"
@@ -294,7 +309,22 @@ def _book(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag:
     return wrong
 
 
-def note_wrong(state: State, result: Verified, run_no: int, part: int) -> None:
-    """Writes the outcomes that make rows pending; the next run repairs them."""
-    if result.wrong:
-        ledger.append(state, result.wrong, run_no, "verify", part)
+def _book_right_again(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> None:
+    """Of an object that an earlier verification found wrong. Its size alone does not clear it."""
+    if found.by is Evidence.SIZE:
+        result.unproven += 1
+        return
+    now = datetime.now(UTC)
+    result.right_again.append(
+        outcome._replace(
+            status=Status.UNCHANGED, error_class=None, message=None, retryable=False, requests=1, started_at=now,
+            recorded_at=now, run_no=run_no, chunk=CHUNK, dest_etag=etag or outcome.dest_etag,
+            confirmed=Confirmed.READ_BACK if found.by is Evidence.DIGEST else outcome.confirmed,
+        )
+    )  # fmt: skip
+
+
+def note(state: State, result: Verified, run_no: int, part: int) -> None:
+    """Writes the outcomes that make rows pending, which the next run repairs, and of those that are right again."""
+    if outcomes := [*result.wrong, *result.right_again]:
+        ledger.append(state, outcomes, run_no, "verify", part)

@@ -16,10 +16,11 @@ from demo.origin import Origin
 from demo.s3 import S3Server
 from tasks.engine import ledger, verify
 from tasks.engine.access import Access
+from tasks.engine.budget import Budget
 from tasks.engine.errors import Fatal, ObjectError, UserError
 from tasks.engine.found import Found
 from tasks.engine.job import Job
-from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
+from tasks.engine.objects import Confirmed, ErrorClass, Outcome, Reason, Status
 from tasks.engine.progress import Progress
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import Store, open_store
@@ -121,11 +122,13 @@ def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.
             result = asyncio.run(verify.read_back(store, outcomes, run_no, Progress()))
         else:
             result = verify.compare_listing(outcomes, listed, run_no, Progress())
-        verify.note_wrong(state, result, run_no, part)
+        verify.note(state, result, run_no, part)
         whole.checked += result.checked
         whole.missing += result.missing
         whole.altered += result.altered
         whole.wrong += result.wrong
+        whole.right_again += result.right_again
+        whole.unproven += result.unproven
     return whole
 
 
@@ -178,6 +181,72 @@ def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, buck
     assert plan(job, state, 4, server=access(s3)).todo == {"repair": 3}
     again = plan(job, state, 5, server=access(s3))
     assert (again.todo, again.pending) == ({}, 3)
+
+
+@pytest.mark.parametrize("digests", ["both", "md5", "none"])
+@pytest.mark.parametrize("found", ["read", "list"])
+def test_what_was_repaired_by_hand_is_right_again(
+    found: str, digests: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A listing clears nothing that a verification found, and says so. Reading does, by a digest or the ETag: the rows
+    are unchanged, and the next run has nothing to do."""
+    job, state, store = moved(tmp_path, origin, s3, bucket)
+    known: dict[str, Any] = {"both": {}, "md5": {"sha256": None}, "none": {"sha256": None, "md5": None}}[digests]
+    ledger.append(state, [o._replace(attempt=2, **known) for o in by_key(state).values()], 1, "c", 0)
+    damage(s3, bucket)
+    assert len(check(state, store, found, 2).wrong) == 3
+    for n in range(3):
+        s3.client().put_object(Bucket=bucket, Key=f"p/{n}.jpg", Body=make_image("jpeg", n))
+    listed = check(state, store, "list", 3)
+    assert (listed.wrong, listed.right_again, listed.unproven) == ([], [], 3)
+    assert plan(job, state, 4, server=access(s3), dry=True).todo == {"repair": 3}
+    read = check(state, store, "read", 5)
+    assert (read.wrong, len(read.right_again), read.unproven) == ([], 3, 0)
+    assert {(o.status, o.error_class) for o in by_key(state).values()} <= {
+        (Status.COPIED, None), (Status.UNCHANGED, None),
+    }  # fmt: skip
+    assert plan(job, state, 6, server=access(s3)).todo == {}
+    assert check(state, store, "list", 7).unproven == 0
+
+
+def test_a_size_alone_clears_nothing() -> None:
+    """Of an object without a digest or an ETag in the ledger that was missing and stands there again."""
+    wrong = make_outcome(1, Status.PENDING, key="k", size=4, error_class=ErrorClass.MISSING)
+    result = asyncio.run(verify.read_back(alike(None), [wrong], 2, Progress()))
+    assert (result.wrong, result.right_again, result.unproven) == ([], [], 1)
+
+
+@pytest.mark.parametrize("digest", [{"sha256": SHA}, {"md5": MD5}])
+def test_what_is_right_again_has_a_new_etag(digest: dict[str, str]) -> None:
+    """A store has encrypted an object again: its bytes are right by the digest that the ledger has, and a later listing
+    finds it as it is now."""
+    wrong = make_outcome(1, Status.PENDING, key="k", size=4, dest_etag='"a"', error_class=ErrorClass.ALTERED, **digest)
+    (right,) = asyncio.run(verify.read_back(alike('"b"'), [wrong], 2, Progress())).right_again
+    assert (right.status, right.dest_etag, right.confirmed) == (Status.UNCHANGED, '"b"', Confirmed.READ_BACK)
+
+
+def alike(etag: str | None) -> Any:
+    """A destination whose objects have the same bytes."""
+
+    class Alike:
+        async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, Found]:
+            return MD5 if algorithm == "md5" else SHA, Found(key, 4, etag, None)
+
+    return Alike()
+
+
+def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
+    """Of an object larger than the memory for bodies only pieces are here at once, and none of it is on the disk."""
+    (tmp_path / "new").mkdir()
+    data = bytes(200 << 20)
+    (tmp_path / "new" / "k").write_bytes(data)
+    budget = Budget()
+    store = open_store(f"file://{tmp_path}/new/", Access(), tmp_path / "spool", budget=budget)
+    said = make_outcome(1, key="k", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    budget.memory.resize(0)
+    budget.files.resize(0)
+    result = asyncio.run(asyncio.wait_for(verify.read_back(store, [said], 2, Progress()), 60))
+    assert (result.checked, result.wrong, (tmp_path / "spool").exists()) == (1, [], False)
 
 
 def test_parts_cover_every_row_once(tmp_path: Path) -> None:
@@ -311,10 +380,10 @@ class PartlyBroken:
     def __init__(self, store: Store, broken: Callable[[str], bool]) -> None:
         self.store, self.broken = store, broken
 
-    async def get(self, key: str, **how: Any) -> Any:
+    async def digest(self, key: str, **how: Any) -> Any:
         if self.broken(key):
             raise ObjectError(ErrorClass.STORE_ERROR, "the destination answered 500", status_code=500)
-        return await self.store.get(key, **how)
+        return await self.store.digest(key, **how)
 
 
 def test_an_object_that_cannot_be_read_is_counted(

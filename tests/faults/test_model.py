@@ -25,7 +25,7 @@ from tasks.engine.chunk import read_chunk
 from tasks.engine.finish import finish
 from tasks.engine.objects import Outcome, Status
 from tasks.engine.plan import Planned, forget_plan
-from tasks.engine.verify import Verified, note_wrong
+from tasks.engine.verify import Verified, note
 from tests.engine import helpers
 from tests.faults.amount import book, some
 
@@ -281,7 +281,7 @@ class Recovery(RuleBasedStateMachine):
         gone = before._replace(
             status=Status.PENDING, run_no=run_no, chunk="", retryable=True, recorded_at=helpers.later(ledger_time())
         )
-        self._survives(partial(note_wrong, self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0), death)
+        self._survives(partial(note, self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0), death)
         if helpers.latest(self.state)[row_id].status is Status.PENDING:
             self.known[row_id] = MISSING
 

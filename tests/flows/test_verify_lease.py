@@ -1,4 +1,4 @@
-"""A verification writes outcomes under the lease alone."""
+"""A verification writes outcomes under the lease alone, and says what an earlier one found that it cannot clear."""
 
 from __future__ import annotations
 
@@ -31,3 +31,20 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
         else:
             check.add(found)
     assert bool(state.list("outcomes")) is not lost
+
+
+@pytest.mark.parametrize(
+    ("found", "proven", "said"),
+    [
+        ({"unproven": 2}, False, "2 of them an earlier verification found wrong, and sizes and ETags do not prove"),
+        ({"right_again": [make_outcome(1)]}, True, "1 that an earlier verification found wrong are right"),
+    ],
+)
+def test_what_an_earlier_verification_found(found: dict[str, Any], proven: bool, said: str, tmp_path: Path) -> None:
+    """Objects whose rows wait for a repair are not called right by a size or an ETag: the exit code is 1."""
+    state = directory_state(tmp_path)
+    with lease.held(state, "verify") as held:
+        check = Check(state, cast("Any", None), held, 1)
+        check.add(Verified(5, 0, 0, 0, [], **found))
+    assert check.proven is proven
+    assert said in check.message
