@@ -132,7 +132,7 @@ HALF_A_DAY = timedelta(hours=12)
 )
 def test_when_a_date_is_over(date: str, over: datetime) -> None:
     """Row by row of the truth table: the time that it names ends by its own granularity."""
-    assert date_over_at(date) == pytest.approx(over.timestamp(), abs=1e-5)
+    assert date_over_at(date) == pytest.approx(over.timestamp(), abs=5e-7)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,14 @@
 """Tries seeded mutations in the modules that decide, each against those tests that should notice it.
 
 `python -m tests.mutations --count 300 --seed 1` prints what survived. It works in copies of the tree, and takes about
-ten seconds for each mutation. A survivor is a missing test, or has its reason in explained.toml.
+an hour. A survivor is a missing test, or has its reason in explained.toml.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from queue import SimpleQueue
 from typing import Literal, NamedTuple
 
 from tests.mutations.changes import Change, changes, shown
+from tests.mutations.pytest_process import exit_code
 from tests.mutations.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -131,22 +130,14 @@ def _write(path: Path, source: str) -> None:
 
 
 def tested(tree: Path, tests: Sequence[str]) -> Verdict:
-    """What the tests say of a tree, in their order. The test that noticed the mutation before is run first."""
-    environment = {**os.environ, "PYTHONPATH": str(tree)}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", "--timeout=120", "-m", "not slow",
-         "-o", "addopts=", "--failed-first", *tests],
-        cwd=tree, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        return "survived" if process.wait(WITHIN_S) == 0 else "killed"
-    except subprocess.TimeoutExpired:
-        return "timed out"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    """What the tests say of a tree, in their order."""
+    match exit_code(tree, tests, WITHIN_S):
+        case None:
+            return "timed out"
+        case 0:
+            return "survived"
+        case _:
+            return "killed"
 
 
 def is_explained(mutation: Mutation) -> bool:
