@@ -17,7 +17,8 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from tasks.slow import EVENT
 
 TAG = "ferry"
-CONTINUED = ("Scheduled", "AwaitingRetry", "Late", "Pending", "Running", "Completed", "Failed", "Cancelled")
+TO_BEGIN = ("Scheduled", "AwaitingRetry", "Late", "Pending")
+CONTINUED = (*TO_BEGIN, "Running", "Completed", "Failed", "Cancelled")
 BEGUN = ("Running", "Completed", "Failed", "Crashed", "Cancelled")
 OVER = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling", "Paused", "Suspended")
 
@@ -75,8 +76,8 @@ NOT_STARTED_DO = _cases(
 )
 SILENT = f"{WHOSE}: nothing was heard of its run {NAME} for TIME."
 SILENT_DO = (
-    "see whether its process is there. If it is, leave it alone: runs go on without Prefect's server. If it is gone, "
-    "run the deployment again: it goes on there, and marks this run as Crashed"
+    "see that a worker of its pool ({{ flow_run.work_pool_name }}) is running: it takes the run then. If the run's "
+    "process is there, leave it alone: runs go on without Prefect's server"
 )
 SLOW = WHOSE + ": {{ event.payload.message }}."
 SLOW_DO = (
@@ -111,7 +112,8 @@ class Patience:
     start_s: float = 3600.0
     rescue_s: float = 60.0  # until a run that died continues (flows/rescue.py)
     crash_s: float = 180.0  # longer than that
-    heartbeat_s: float = 660.0  # three heartbeats of Prefect's 180 s, and the time that they take
+    lost_s: float = 600.0  # three heartbeats of Prefect's 180 s, and the time that they take
+    heartbeat_s: float = 780.0  # longer than that, by what a worker needs to begin the run again
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         ),
         Alarm(
             "Ferry: a run crashed",
-            f"A run's process died, and no other process had continued the run {_words(wait.crash_s)} later.",
+            f"A run's process died, and no other process had continued the run {words(wait.crash_s)} later.",
             trigger(
                 deployments,
                 Posture.Proactive,
@@ -169,11 +171,11 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         ),
         Alarm(
             "Ferry: a run did not start",
-            f"A run was due, and had not started {_words(wait.start_s)} later. A schedule that is off has no runs.",
+            f"A run was due, and had not started {words(wait.start_s)} later. A schedule that is off has no runs.",
             trigger(
                 deployments,
                 Posture.Proactive,
-                after=states("Late", "AwaitingConcurrencySlot", "Pending"),
+                after=states("Late", "AwaitingConcurrencySlot", "AwaitingRetry", "Pending"),
                 expect=states(*BEGUN),
                 within_s=wait.start_s,
             ),
@@ -182,8 +184,8 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         ),
         Alarm(
             "Ferry: a run gives no sign of life",
-            f"No heartbeat from a run for {_words(wait.heartbeat_s)}. It may live all the same: this tells, and ends "
-            "nothing.",
+            f"No heartbeat from a run for {words(wait.heartbeat_s)}, though it was to continue after "
+            f"{words(wait.lost_s)}: no worker has taken it.",
             trigger(
                 deployments,
                 Posture.Proactive,
@@ -192,7 +194,7 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
                 within_s=wait.heartbeat_s,
             ),
             f"Ferry: {NAME} gives no sign of life",
-            _body(SILENT.replace("TIME", _words(wait.heartbeat_s)), ui, SILENT_DO),
+            _body(SILENT.replace("TIME", words(wait.heartbeat_s)), ui, SILENT_DO),
         ),
         Alarm(
             "Ferry: a run was slow",
@@ -238,5 +240,5 @@ def trigger(
     )
 
 
-def _words(seconds: float) -> str:
-    return f"{seconds / 60:.0f} minutes" if seconds > 60 else f"{seconds:.0f} seconds"
+def words(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds > 60 and not seconds % 60 else f"{seconds:.0f} seconds"

@@ -1,8 +1,8 @@
 """Runs that their infrastructure took away: which ones continue, and how often (docs/decisions/0035).
 
 A run that is told to end by SIGTERM reschedules itself, as `control.last_word` does. A process that dies reports
-nothing: its worker reports Crashed, and an automation at the Prefect server reschedules the run; another one bounds
-that.
+nothing: its worker reports Crashed, and an automation at the Prefect server reschedules the run. A machine that dies
+reports nothing at all: there the heartbeats end. One more automation bounds how often a process may die.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.alarms import CONTINUED, TAG, Patience, full_name, states, trigger
+from flows.alarms import CONTINUED, OVER, TAG, TO_BEGIN, Patience, full_name, states, trigger, words
 
 NAME = "AwaitingRetry"
 DELAY_S = 60.0  # a machine that goes down stops its worker meanwhile
@@ -76,10 +76,11 @@ class Rescue:
 
 
 def rescues(deployments: Collection[UUID], patience: Patience | None = None) -> list[Rescue]:
-    """The automations of these deployments' runs: one continues them, the other one bounds how often.
+    """The automations of these deployments' runs: two continue them, the third one bounds how often.
 
     A worker reports a death twice, the second time up to 17 s later on a loaded machine. It would end the process that
-    continues the run as Crashed, so that one begins later than that.
+    continues the run as Crashed, so that one begins later than that. A run that lives, and was not heard, reads that it
+    is scheduled, and leaves (`control.decide`).
     """
     wait = patience or Patience()
     crashed = states("Crashed")
@@ -90,6 +91,22 @@ def rescues(deployments: Collection[UUID], patience: Patience | None = None) -> 
             "run is scheduled again. Switch this off to leave such runs Crashed.",
             trigger(deployments, Posture.Proactive, after=crashed, expect=states(*CONTINUED), within_s=wait.rescue_s),
             _change(StateType.SCHEDULED, NAME, "its process died; another one continues it"),
+        ),
+        Rescue(
+            "Ferry: a run whose machine is gone continues",
+            f"No heartbeat from a run for {words(wait.lost_s)}: its machine is gone, or cut off from this server. The "
+            "run is scheduled again, and waits for the lease of the process before it. Switch this off to leave such "
+            "runs Running.",
+            trigger(
+                deployments,
+                Posture.Proactive,
+                after=states("heartbeat"),
+                expect=states("heartbeat", *OVER, *TO_BEGIN),
+                within_s=wait.lost_s,
+            ),
+            _change(
+                StateType.SCHEDULED, NAME, f"no heartbeat for {words(wait.lost_s)}; another process continues the run"
+            ),
         ),
         Rescue(
             "Ferry: a run that keeps dying is Failed",

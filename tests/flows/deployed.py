@@ -63,9 +63,10 @@ def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def worker(cli: Cli, pool: str, log: Path) -> Iterator[Callable[[], str]]:
-    """A process worker in the project's root; it and what it started are gone at the end. Gives its log."""
-    environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1"}
+def worker(cli: Cli, pool: str, log: Path, **more: str) -> Iterator[Callable[[], str]]:
+    """A process worker in the project's root, with ``more`` in its environment; it and what it started are gone at the
+    end. Gives its log."""
+    environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1", **more}
     arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
     with log.open("ab") as output:
         process = subprocess.Popen(
