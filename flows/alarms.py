@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from prefect.events.actions import SendNotification
+from prefect.events.actions import ActionTypes, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from tasks.slow import EVENT
@@ -127,22 +127,28 @@ class Alarm:
     body: str
 
     def automation(self, project: str, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
-        """As Prefect takes it. All is set, defaults too: an update leaves out what is not."""
-        return AutomationCore(
-            name=full_name(self.name, project),
-            description=self.description,
-            enabled=enabled,
-            tags=[TAG],
-            trigger=self.trigger,
-            actions=[
-                SendNotification(
-                    type="send-notification", block_document_id=block, subject=self.subject, body=self.body
-                )
-                for block in blocks
-            ],
-            actions_on_trigger=[],
-            actions_on_resolve=[],
-        )
+        """As Prefect takes it."""
+        actions = [
+            SendNotification(type="send-notification", block_document_id=block, subject=self.subject, body=self.body)
+            for block in blocks
+        ]
+        return core(full_name(self.name, project), self.description, self.trigger, actions, enabled=enabled)
+
+
+def core(
+    name: str, description: str, trigger: EventTrigger, actions: Sequence[ActionTypes], *, enabled: bool
+) -> AutomationCore:
+    """An automation of Ferry's. All is set, defaults too: an update leaves out what is not."""
+    return AutomationCore(
+        name=name,
+        description=description,
+        enabled=enabled,
+        tags=[TAG],
+        trigger=trigger,
+        actions=list(actions),
+        actions_on_trigger=[],
+        actions_on_resolve=[],
+    )
 
 
 def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = None) -> list[Alarm]:

@@ -17,7 +17,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.alarms import CONTINUED, OVER, TAG, TO_BEGIN, Patience, full_name, states, trigger, words
+from flows.alarms import CONTINUED, OVER, TO_BEGIN, Patience, core, full_name, states, trigger, words
 
 NAME = "AwaitingRetry"
 DELAY_S = 60.0  # a machine that goes down stops its worker meanwhile
@@ -62,17 +62,8 @@ class Rescue:
     action: ChangeFlowRunState
 
     def automation(self, project: str, *, enabled: bool) -> AutomationCore:
-        """As Prefect takes it. All is set, defaults too: an update leaves out what is not."""
-        return AutomationCore(
-            name=full_name(self.name, project),
-            description=self.description,
-            enabled=enabled,
-            tags=[TAG],
-            trigger=self.trigger,
-            actions=[self.action],
-            actions_on_trigger=[],
-            actions_on_resolve=[],
-        )
+        """As Prefect takes it."""
+        return core(full_name(self.name, project), self.description, self.trigger, [self.action], enabled=enabled)
 
 
 def rescues(deployments: Collection[UUID], patience: Patience | None = None) -> list[Rescue]:
