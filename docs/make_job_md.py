@@ -58,22 +58,18 @@ TAIL = """\
 A job carries none. Header values are references (`env:NAME` is an environment variable, `secret:BLOCK` a Prefect
 Secret block, both read where the work runs), except Accept, Accept-Language, Referer and User-Agent. Credentials
 are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved AwsCredentials
-block:
-
-```python
-from prefect_aws import AwsCredentials
-AwsCredentials(aws_access_key_id="...", aws_secret_access_key="...").save("new-store")   # block:new-store
-```
+block.
 
 Blocks are kept by the Prefect server that the work asks. `ferry` without PREFECT_API_URL has one of its own, in
-`.ferry/prefect` beside the job file. Save them in its UI (`ferry ui job.yaml`, Blocks), or with Python in a folder that
-only you can read:
+`.ferry/prefect` beside the job file. Save them in its UI (`ferry ui job.yaml`, Blocks), or from the environment:
 
 ```sh
-mkdir -p -m 700 .ferry/prefect
-export PREFECT_HOME=$PWD/.ferry/prefect DO_NOT_TRACK=1 PREFECT_SERVER_ANALYTICS_ENABLED=false
-python save_block.py   # the lines above
+ferry block job.yaml aws-credentials/new-store secret/old-token=OLD_TOKEN
 ```
+
+The job names them `block:new-store` and `secret:old-token`. The first has the keys that AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_DEFAULT_REGION hold, the second the value of OLD_TOKEN. With
+PREFECT_API_URL, or an active profile that has it, they are saved on that server.
 
 A destination of the job must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
 working directory, the job file, the list, your home, Prefect's home or Ferry's code. It also refuses a directory for

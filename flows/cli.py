@@ -323,6 +323,7 @@ def export(
     return 0
 
 
+app.command("flows.cli_deploy:block")
 app.command("flows.cli_deploy:deploy")
 app.command("flows.cli_remote:watch")
 
@@ -366,6 +367,7 @@ def demo(
 
 def main() -> None:
     """The console script. Exit codes: SEMANTICS, results of a run."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # no command sends Prefect's telemetry
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:

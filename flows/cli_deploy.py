@@ -1,4 +1,4 @@
-"""`ferry deploy`: prefect.yaml to a Prefect server, and what that changed."""
+"""`ferry deploy`: prefect.yaml to a Prefect server, and what that changed. `ferry block`: blocks alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from flows import signals, terminal
+from flows import local, signals, terminal
 from flows.api_address import given_server
 from flows.cli import JsonFlag, Several, _print_json
+from flows.server import prefect_server
 
 if TYPE_CHECKING:
     from flows.changes import Change
 
 STYLES = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
+
+
+def block(
+    job_file: Path,
+    names: Annotated[tuple[str, ...], Parameter(help="aws-credentials/NAME, or secret/NAME=VARIABLE.")],
+    *,
+    json_: JsonFlag = False,
+) -> int:
+    """Save blocks from the environment, where the job's runs look for them."""
+    with prefect_server(local.prefect_home(job_file.absolute().parent), lambda: None):
+        with signals.ended_by_the_system():
+            from flows import deploy as deploying
+            from tasks import api
+        asked = dict(map(deploying.block_of, names))
+        with api.asking() as client:
+            changes = [deploying.settle_block(client, full, values, dry_run=False) for full, values in asked.items()]
+    if json_:
+        _print_json({"changes": [dataclasses.asdict(change) for change in changes]})
+    else:
+        _print_changes(changes)
+    return 0
 
 
 def deploy(
@@ -77,7 +99,7 @@ def _hints(client: Any, ids: Any) -> list[str]:
     return hints
 
 
-def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> None:
+def _print_changes(changes: Sequence[Change]) -> None:
     kinds = max((len(change.kind) for change in changes), default=0)
     for change in changes:
         style = STYLES[change.what]
@@ -85,6 +107,10 @@ def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> No
         terminal.out.print(
             f"[{style}]{change.what:<9}[/]  {change.kind:<{kinds}}  {terminal.shown(change.name)}{detail}"
         )
+
+
+def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> None:
+    _print_changes(changes)
     counts = {what: sum(change.what == what for change in changes) for what in STYLES}
     done = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "unchanged")
     if dry_run:

@@ -59,7 +59,7 @@ def deploy(
     problems += wrong_alarms(client, notify)
     if problems:
         raise UserError("\n".join(["nothing was changed:", *(f"  {problem}" for problem in problems)]))
-    changes = [_settle_block(client, name, values, dry_run) for name, values in made.items()]
+    changes = [settle_block(client, name, values, dry_run) for name, values in made.items()]
     changes += [_settle_pool(client, name, pool, name in left_out, dry_run) for name, pool in pools.items()]
     ids: dict[str, UUID] = {}
     for one in wanted:
@@ -165,7 +165,7 @@ def _has_block(client: SyncPrefectClient, kind: str, name: str) -> bool:
 
 
 def block_of(text: str) -> tuple[str, dict[str, str]]:
-    """`--block`: the block's name, and its values from the environment. Raises UserError.
+    """A block as it is asked for: its name, and its values from the environment. Raises UserError.
 
     `aws-credentials/NAME` takes AWS_ACCESS_KEY_ID and what belongs to it; `secret/NAME=VARIABLE` that variable.
     """
@@ -177,15 +177,16 @@ def block_of(text: str) -> tuple[str, dict[str, str]]:
         needed, names = [AWS["aws_access_key_id"], AWS["aws_secret_access_key"]], AWS
     else:
         raise UserError(
-            f"--block {text}: write aws-credentials/NAME, or secret/NAME=VARIABLE; others are made in the UI"
+            f"`{text}` is not a block: write aws-credentials/NAME, or secret/NAME=VARIABLE; others are made in the UI"
         )
     for one in needed:
         if not os.environ.get(one):
-            raise UserError(f"--block {text}: the environment variable {one} is not set")
+            raise UserError(f"block {text}: the environment variable {one} is not set")
     return full, {field: value for field, one in names.items() if (value := os.environ.get(one))}
 
 
-def _settle_block(client: SyncPrefectClient, full: str, values: dict[str, str], dry_run: bool) -> Change:
+def settle_block(client: SyncPrefectClient, full: str, values: dict[str, str], dry_run: bool) -> Change:
+    """Makes a block, or brings it up to date."""
     kind, _, name = full.partition("/")
     found = _load(full) if _has_block(client, kind, name) else None
     if found is not None and all(_plain(getattr(found, field)) == value for field, value in values.items()):

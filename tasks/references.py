@@ -80,7 +80,7 @@ def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
     except ValueError:
         raise UserError(
             f"{setting}: there is no {kind} block `{name}` on the Prefect server{_which()}. Create it there: in the UI "
-            "(Blocks), or with Python as docs/job.md has it"
+            "(Blocks), or with `ferry block` (docs/job.md)"
         ) from None
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import re
+import shlex
+import stat
 import subprocess
 import sys
 
+import pytest
+
 from demo.origin import Origin
-from tests.flows.project import Cli, Environment, Project, serve
+from tests.flows.project import ROOT, Cli, Ended, Environment, Project, serve
 
 SCRIPT = """
 from prefect.blocks.system import Secret
@@ -55,8 +59,18 @@ def test_blocks_are_read_where_the_work_runs(cli: Cli) -> None:
     assert done.stdout.strip().endswith("all held"), done.stdout + done.stderr
 
 
+def as_documented(project: Project, environment: Environment) -> Ended:
+    """What docs/job.md tells to do in a shell, exactly."""
+    (lines,) = re.findall(r"```sh\n(ferry block .*?)```", (ROOT / "docs" / "job.md").read_text(), re.DOTALL)
+    (line,) = lines.splitlines()
+    keys = {"AWS_ACCESS_KEY_ID": project.cli.s3.access_key, "AWS_SECRET_ACCESS_KEY": project.cli.s3.secret_key}
+    given = {"PREFECT_API_URL": None, "PREFECT_HOME": None, "OLD_TOKEN": "Bearer abc", **keys, **environment}
+    return project.ferry(*shlex.split(line)[1:], env=given)
+
+
 def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
-    """A command that is no run asks the server that the runs of its job have, in its folder, and no other."""
+    """A command that is no run asks the server that the runs of its job have, in its folder, and no other. What saves a
+    block there is the line of docs/job.md, in a folder that has no such server yet."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
@@ -64,15 +78,36 @@ def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
     missing = project.ferry("plan", "job.yaml", env=alone).expect(2)
     assert "there is no AwsCredentials block `new-store`" in missing.stderr
     assert len(missing.stderr.splitlines()) == 1
-    save = (
-        "import sys\nfrom prefect_aws import AwsCredentials\n"
-        "AwsCredentials(aws_access_key_id=sys.argv[1], aws_secret_access_key=sys.argv[2]).save('new-store')\n"
-    )
-    home = {**os.environ, "PREFECT_HOME": str(project.folder / ".ferry" / "prefect"), "DO_NOT_TRACK": "1"}
-    home.pop("PREFECT_API_URL", None)
-    s3 = project.cli.s3
-    subprocess.run([sys.executable, "-c", save, s3.access_key, s3.secret_key], env=home, check=True, timeout=120)
+    assert "AWS_ACCESS_KEY_ID is not set" in as_documented(project, {"AWS_ACCESS_KEY_ID": None}).expect(2).stderr
+    assert "created    block  aws-credentials/new-store" in as_documented(project, {}).expect(0).stdout
+    assert as_documented(project, {}).expect(0).stdout.count("unchanged") == 2
+    home = project.folder / ".ferry" / "prefect"
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
     without_keys: Environment = {**alone, "AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}
     assert project.ferry("plan", "job.yaml", "--json", env=without_keys).expect(0).json["rows"] == 3
     project.ferry("run", "job.yaml", "--json", env=without_keys).expect(0)
     assert project.stored() == bodies
+
+
+TELEMETRY = """
+import atexit, os, sys
+from flows import cli
+def told():
+    from prefect._internal.analytics import is_telemetry_enabled
+    print("telemetry:", os.environ.get("DO_NOT_TRACK"), is_telemetry_enabled())
+atexit.register(told)
+sys.argv[0] = "ferry"
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("command", [["deploy", "--dry-run"], ["run", "--on", "migrate/prod"], ["watch"]])
+def test_no_command_sends_telemetry(command: list[str], project: Project) -> None:
+    """With a server of the user's own, too: Prefect's client would send it by itself. No server needs to answer."""
+    environment = {name: value for name, value in project.cli.environment.items() if name != "DO_NOT_TRACK"}
+    ended = subprocess.run(
+        [sys.executable, "-c", TELEMETRY, *command], cwd=project.folder, capture_output=True, text=True, timeout=120,
+        env={**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+    )  # fmt: skip
+    assert ended.returncode == 2, ended.stderr
+    assert "telemetry: 1 False" in ended.stdout
