@@ -73,7 +73,8 @@ PREFECT_API_URL, or an active profile that has it, they are saved on that server
 
 A destination of the job must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
 working directory, the job file, the list, your home, Prefect's home or Ferry's code. It also refuses a directory for
-settings, commands or Python modules. A row of a list could replace a file there.
+settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of a list could
+replace a file there.
 
 `ferry` reads no `prefect.toml`, `.env` or `pyproject.toml` of the working directory. Settings of Prefect come from the
 environment or from a profile.

@@ -139,7 +139,9 @@ def check_reachable(url: str, instead: str = LOCALLY) -> None:
     try:
         if not url.lower().startswith(("http:", "https:")):
             raise ValueError(f"`{url}` does not begin with http:// or https://")
-        asked = urllib.request.Request(f"{url.rstrip('/')}/admin/version", headers=_headers())
+        asked = urllib.request.Request(f"{url.rstrip('/')}/admin/version")
+        for name, value in _headers().items():
+            asked.add_unredirected_header(name, value)
         with urllib.request.urlopen(asked, timeout=ANSWER_S, context=_tls(url)) as answer:
             said = answer.read(1000)
     except urllib.error.HTTPError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import site
 import sys
 import sysconfig
@@ -17,13 +18,14 @@ from tasks.engine.job import Job
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
            "/var/spool/cron")  # fmt: skip
+_NAMED = re.compile(r"(PREFECT|AWS)_\w*(FILE|PATH|HOME|BUNDLE)")
 _OF_HOME = (".aws", ".config", ".docker", ".gnupg", ".kube", ".local/bin", ".prefect", ".ssh")
 
 
 def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
     """Raises UserError for a destination whose keys could be such files. Links are followed.
 
-    | the destination | of a working directory, job file, list, home, temporary folder, installation | of Prefect's home, modules, commands, settings |
+    | the destination | of a working directory, job file, list, home, temporary folder, installation, PATH, what PREFECT_ and AWS_ variables name | of Prefect's home, states, modules, commands, settings |
     |---|---|---|
     | is it, or lies above it | refused | refused |
     | lies in it | allowed: `./out/` | refused |
@@ -59,17 +61,22 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
     yield "Ferry's own code", ROOT
     if home := _home():
         yield "your home directory", home
-    for entry in sys.path:
-        if entry:
-            yield "a directory of Python modules", Path(entry)
+    for entry in filter(None, sys.path):
+        yield "a directory of Python modules", Path(entry)
+    for entry in filter(None, os.environ.get("PATH", "").split(os.pathsep)):
+        yield "commands", Path(entry)
+    for name, value in os.environ.items():
+        if value and _NAMED.fullmatch(name):
+            yield f"what {name} names", Path(value).expanduser().absolute()
 
 
 def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
     """Places where every file may be executed, or read as settings."""
     if given := os.environ.get("PREFECT_HOME"):
         yield "Prefect's home", Path(given).absolute()
-    if job_file is not None:
-        yield "Prefect's home", job_file.absolute().parent / ".ferry" / "prefect"
+    ferrys = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
+    yield "Prefect's home", ferrys / "prefect"
+    yield "states of jobs", ferrys
     for package in ("flows", "tasks", "demo"):
         yield "Ferry's own code", ROOT / package
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):

@@ -47,6 +47,8 @@ def plain_place(text: str, key: str) -> str:
     if scheme not in ("s3", "file"):
         return text
     above = "name a place above it (for a listing with `include`, for a list as one of `source.roots`)"
+    if scheme == "file" and "%00" in rest:
+        raise ValueError(f"{key} holds %00, which no name of a file can")
     if found := re.search(r"[?#\x00-\x1f\x7f]", rest):
         instead = f"write %{ord(found[0]):02X}" if scheme == "file" else above
         raise ValueError(f"{key} holds {found[0]!a}, at which an address ends; {instead}")

@@ -56,6 +56,7 @@ def test_three_keys_are_a_job() -> None:
         ({"retries": {"attempts": 0}}, "attempts"),
         ({"destination": "s3://b/a#1/"}, "destination holds '#', at which an address ends; name a place above it"),
         ({"destination": "file:///srv/a#1/"}, "destination holds '#', at which an address ends; write %23"),
+        ({"destination": "file:///srv/a%00/"}, "destination holds %00"),
         ({"manifest": "s3://b/a?1/"}, "manifest holds '?'"),
         ({"manifest": "file:///srv/list?.csv"}, "write %3F"),
         ({"source": {"roots": ["s3://b/", "s3://b/a\tb/"]}}, "source.roots holds '\\t'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.server
 import ssl
 import subprocess
 import sys
@@ -91,6 +92,31 @@ def test_other_settings_come_from_the_profile_too(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PREFECT_CLIENT_CUSTOM_HEADERS", "X-Team: media")
     with pytest.raises(UserError, match="not a JSON object"):
         api_address._headers()
+
+
+@pytest.mark.usefixtures("home")
+def test_a_redirect_is_sent_no_key() -> None:
+    """Where the address of the API leads to another server, it is asked without the key and custom headers."""
+    seen: list[dict[str, str]] = []
+
+    class Elsewhere(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append({name.lower(): value for name, value in self.headers.items()})
+            if self.path.startswith("/api/"):
+                self.send_response(307)
+                self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+            else:
+                self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"null")
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        api_address.check_reachable(f"http://127.0.0.1:{server.server_port}/api")
+        server.shutdown()
+    assert [one.get("authorization") for one in seen] == ["Bearer k", None]
 
 
 def test_a_damaged_file_of_profiles(home: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -138,6 +139,7 @@ SYSTEM = (
         *((Path(sysconfig.get_path(name)), "Python's modules") for name in ("stdlib", "purelib")),
         (Path(site.getusersitepackages()), "Python's modules"),
         (Path("{job}/.ferry/prefect"), "Prefect's home"),
+        (Path("{job}/.ferry/another"), "states of jobs"),
         (Path(f"{{temporary}}/ferry-state-{os.getuid()}"), "copies of states"),
         *((Path(name), "a directory of the system") for name in SYSTEM),
     ],
@@ -157,6 +159,72 @@ def test_settings_of_the_user_are_closed(inside: str, places: dict[str, Path]) -
     with pytest.raises(UserError, match="settings of your own"):
         refuse_own_files(job_for(places["home"] / inside, places["list"] / "list.csv"))
     refuse_own_files(job_for(places["home"] / "images", places["list"] / "list.csv"))
+
+
+BOUND = """
+import os, subprocess, sys
+from pathlib import Path
+from tasks.engine.apart import refuse_overlaps
+from tasks.engine.errors import UserError
+from tasks.engine.job import Job
+from tasks.own_files import refuse_own_files
+folder = Path(sys.argv[1])
+for name in ("project", "bound", "prefect"):
+    (folder / name).mkdir()
+os.chdir(folder / "project")
+os.environ["PREFECT_HOME"] = str(folder / "prefect")
+subprocess.run(["mount", "--bind", folder / "project", folder / "bound"], check=True)
+job = Job.model_validate({"name": "j", "manifest": "/nowhere/list.csv", "destination": f"file://{folder}/bound/"})
+for refuse in (refuse_own_files, lambda job: refuse_overlaps(job, str(folder / "project" / ".ferry" / "j"))):
+    try:
+        refuse(job)
+    except UserError as error:
+        print("refused:", error)
+subprocess.run(["mount", "--bind", folder / "prefect", folder / "bound"], check=True)
+try:
+    refuse_own_files(Job.model_validate({**job.model_dump(), "destination": f"file://{folder}/bound/out/"}))
+except UserError as error:
+    print("refused:", error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="root alone can mount")
+def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
+    """A bind mount has another name for a directory; so has a file system that does not tell upper from lower case."""
+    script = [sys.executable, "-c", BOUND, str(tmp_path)]
+    if subprocess.run(["unshare", "-m", "mount", "--bind", tmp_path, tmp_path], check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    ended = subprocess.run(["unshare", "-m", *script], capture_output=True, text=True, timeout=120, check=False)
+    said = ended.stdout.splitlines()
+    assert len(said) == 3, ended.stdout + ended.stderr
+    assert f"holds the working directory ({tmp_path}/project)" in said[0]
+    assert "lies in the destination" in said[1]
+    assert f"lies in Prefect's home ({tmp_path}/prefect)" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("variable", "is_file", "relation"),
+    [
+        ("AWS_CONFIG_FILE", True, "holds what AWS_CONFIG_FILE names"),
+        ("PREFECT_PROFILES_PATH", True, "holds what PREFECT_PROFILES_PATH names"),
+        ("PREFECT_LOGGING_SETTINGS_PATH", True, "holds what PREFECT_LOGGING_SETTINGS_PATH names"),
+        ("PATH", False, "holds commands"),
+        ("IMAGES_PATH", False, ""),
+    ],
+)
+def test_what_the_environment_names(
+    variable: str, is_file: bool, relation: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row replaces neither a file of settings that a variable names, nor a command; a variable of the user's own says
+    nothing."""
+    named = places["elsewhere"] / "aws.ini" if is_file else places["elsewhere"]
+    monkeypatch.setenv(variable, f"/usr/bin:{named}" if variable == "PATH" else str(named))
+    job = job_for(places["elsewhere"], places["list"] / "list.csv")
+    if relation:
+        with pytest.raises(UserError, match=relation):
+            refuse_own_files(job)
+    else:
+        refuse_own_files(job)
 
 
 def write(folder: Path, destination: Path, rows: list[list[str]], **more: Any) -> Path:
