@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -142,6 +143,11 @@ class LocalServer:
         Prefect unpacks beside its own code, where other users of an installation need them.
         """
         self.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.home == Path("/") or self.home.stat().st_mode & stat.S_ISVTX:
+            raise UserError(
+                f"{self.home} is a folder that other users share, and Prefect's home is made private (chmod 0700): set "
+                "PREFECT_HOME to a folder of its own"
+            )
         try:
             self.home.chmod(0o700)  # it may have been there
         except OSError as exc:

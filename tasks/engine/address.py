@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypedDict
 
 from tasks.engine.address_kinds import METADATA, Address, inside, special, translated, translators, unmapped, unscoped
 from tasks.engine.errors import AddressBlocked, UserError
+from tasks.engine.own_address import is_own
 from tasks.engine.ports import OTHER_SERVICES
 from tasks.engine.urls import escaped, short
 
@@ -290,7 +291,7 @@ class FilteringResolver:
 
         | the other end | allowed by an entry | verdict |
         |---|---|---|
-        | has this end's address: this machine, by one of its public addresses | no | blocked |
+        | has this end's address, or another one of this machine | no | blocked |
         | is an IPv4 address behind the network's own NAT64, and that one is blocked | no | blocked |
         | either | yes | open |
         | any other | any | open |
@@ -298,7 +299,7 @@ class FilteringResolver:
         here, there = sock.getsockname()[0], sock.getpeername()[:2]
         if there in self._opened_by_name or self._filter.names("", *there):
             return
-        if here == there[0]:
+        if here == there[0] or is_own(there[0], sock.family):
             raise AddressBlocked(
                 f"the address {_shown(there[0])} is one of this machine's own; it is fetched from only if "
                 "`source.allow_private_addresses` names the host or its network"

@@ -98,13 +98,14 @@ def test_other_settings_come_from_the_profile_too(monkeypatch: pytest.MonkeyPatc
 def test_a_redirect_is_sent_no_key() -> None:
     """Where the address of the API leads to another server, it is asked without the key and custom headers."""
     seen: list[dict[str, str]] = []
+    ports: list[int] = []
 
     class Elsewhere(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             seen.append({name.lower(): value for name, value in self.headers.items()})
             if self.path.startswith("/api/"):
                 self.send_response(307)
-                self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+                self.send_header("Location", f"http://localhost:{ports[0]}/elsewhere")
             else:
                 self.send_response(200)
             self.end_headers()
@@ -113,6 +114,7 @@ def test_a_redirect_is_sent_no_key() -> None:
         def log_message(self, *_: object) -> None: ...
 
     with http.server.HTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        ports.append(server.server_port)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         api_address.check_reachable(f"http://127.0.0.1:{server.server_port}/api")
         server.shutdown()

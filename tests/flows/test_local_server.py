@@ -17,6 +17,7 @@ import pytest
 
 from flows import gate, server
 from flows.server import LocalServer
+from tasks.engine.errors import UserError
 from tests.flows.test_start import _environment_of
 
 NOBODY = 65534
@@ -125,6 +126,19 @@ def test_a_home_that_was_there_is_made_private(tmp_path: Path) -> None:
         assert (home / name).stat().st_mode & 0o777 == 0o600, name
 
 
+def test_a_folder_that_others_use_is_not_made_private(tmp_path: Path) -> None:
+    """Root could shut all users out of `/tmp`, or of the whole machine, with a home that is such a folder."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    with pytest.raises(UserError, match="a folder of its own"):
+        LocalServer(shared)._make_home()
+    assert shared.stat().st_mode & 0o7777 == 0o1777
+    assert not list(shared.iterdir())
+    with pytest.raises(UserError, match="a folder of its own"):
+        LocalServer(Path("/"))._make_home()
+
+
 def test_the_files_of_a_new_home_are_private(prefect_local: LocalServer) -> None:
     """The database, its write-ahead log and the server's log are the owner's."""
     paths = [*prefect_local.home.glob("prefect.db*"), prefect_local.home / "server.log"]
@@ -190,6 +204,7 @@ def _proxy() -> Iterator[tuple[str, list[str]]]:
 PROXIED = """
 import json, os, subprocess, sys
 from pathlib import Path
+from tasks.engine.errors import UserError
 from flows.server import prefect_server
 child = "import json, urllib.request as r; print(json.dumps(sorted(r.getproxies().items())), r.proxy_bypass('127.0.0.1'))"
 with prefect_server(Path(sys.argv[1]), lambda: None) as url:
