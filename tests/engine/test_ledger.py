@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from tasks.engine import ledger
-from tasks.engine.errors import UserError
+from tasks.engine.errors import Damaged, UserError
 from tasks.engine.ledger import append, compact, files, last_run_no
 from tasks.engine.objects import ErrorClass, Outcome, Reason, Status
-from tasks.engine.seal import sealed
+from tasks.engine.seal import seal_json, sealed
 from tasks.engine.state import DirectoryState, open_state
 from tasks.engine.tables import encode_outcomes, outcomes_of, read_table
 from tests.engine.helpers import access, directory_state, later, latest, make_outcome, row_id
@@ -259,3 +259,111 @@ def test_duckdb_takes_four_threads_at_most(cores: int, state: DirectoryState, mo
     monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config={"threads": cores}))
     with ledger.connect(state.spool_dir) as con:
         assert con.execute("SELECT current_setting('threads')").fetchall() == [(min(cores, 4),)]
+
+
+def test_duckdb_stays_within_its_memory_and_reads_times_alike_everywhere(state: DirectoryState) -> None:
+    """Beyond its limit it spills; a machine's own time zone changes no date."""
+    with ledger.connect(state.spool_dir) as con:
+        settings = ("memory_limit", "TimeZone", "preserve_insertion_order", "autoinstall_known_extensions")
+        found = [con.execute(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in settings]
+    assert found == ["476.8 MiB", "UTC", False, False]
+
+
+@pytest.mark.parametrize("folds", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_runs_of_another_place_are_left_out(folds: bool, at_once: bool, state: DirectoryState) -> None:
+    """After a --replan to another destination only outcomes from that run on count, folded or not."""
+    for run_no in (1, 2, 3):
+        append(state, [make_outcome(run_no, run_no=run_no)], run_no, "c", 0)
+    if folds:
+        compact(state, 3)
+    with ledger.connect(state.spool_dir) as con:
+        ledger.create_latest(con, state, 2, at_once=at_once)
+        assert con.execute("SELECT run_no FROM latest ORDER BY 1").fetchall() == [(2,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "run_no"),
+    [
+        ("outcomes/000012-c-00000-ab.parquet", 12),
+        ("ledger/000003-1-ab.parquet", 3),
+        ("reports/run-000004/summary.json", 4),
+        ("reports/notes.txt", 0),
+        ("000005", 0),
+    ],
+)
+def test_which_run_a_file_is_of(name: str, run_no: int) -> None:
+    """Its number stands in its name; a file without one is of no run."""
+    assert ledger.run_of(name) == run_no
+
+
+def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it may, and then it raises; what cannot be read at all is damaged, at once."""
+    monkeypatch.setattr("tasks.engine.ledger.time.sleep", lambda _: None)
+    ends: list[Exception | int] = []
+
+    def read() -> int:
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    ends[:] = [duckdb.IOException("gone"), FileNotFoundError("gone"), 7]
+    assert ledger.reading(read, tries=3) == 7
+    ends[:] = [FileNotFoundError("gone")] * 3 + [7]
+    with pytest.raises(FileNotFoundError):
+        ledger.reading(read, tries=3)
+    assert ends == [7]
+    ends[:] = [duckdb.InvalidInputException("no Parquet"), 7]
+    with pytest.raises(UserError, match="damaged: no Parquet"):
+        ledger.reading(read, tries=3)
+    assert ends == [7]
+
+
+def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> None:
+    """The row was copied anew under another key: what it was before is in the history, and the old object in the
+    ledger as a copy without a row. Of a first copy there is nothing to note."""
+    first = make_outcome(1, key="a.jpg", sha256="a" * 64, dest_etag="e")
+    append(state, [first], 1, "c", 0)
+    compact(state, 1)
+    assert state.list("history") == []
+    again = make_outcome(1, key="b.jpg", sha256="b" * 64, dest_etag="f", run_no=2, attempt=2, recorded_at=later(1))
+    append(state, [again], 2, "c", 0)
+    compact(state, 2)
+    assert len(state.list("history")) == 1
+    assert {(o.key, o.status) for o in latest(state).values()} == {("a.jpg", Status.COPIED), ("b.jpg", Status.COPIED)}
+    assert len(files(state)) == 1
+
+
+def test_a_damaged_file_is_put_aside(state: DirectoryState) -> None:
+    """It is no part of the ledger any more, and is kept; the others count."""
+    bad, good = (append(state, [make_outcome(n)], n, "c", 0) for n in (1, 2))
+    raw = state.read(bad)[:-30]
+    state.write(bad, raw)
+    assert ledger.put_aside(state) == [bad]
+    assert (files(state), set(latest(state))) == ([good], {row_id(2)})
+    assert state.read(f"damaged/{Path(bad).name}") == raw
+    assert ledger.put_aside(state) == []
+
+
+def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: DirectoryState) -> None:
+    """The last run's summary names it. A later fold stands for it, and so does `--replan`."""
+    append(state, [make_outcome(1)], 1, "c", 0)
+    ledger.refuse_lost(state)
+    name = compact(state, 1)
+    state.write("reports/run-000001/summary.json", seal_json({"ledger": name}))
+    ledger.refuse_lost(state)
+    raw = state.read(name)
+    state.delete([name])
+    with pytest.raises(Damaged, match=name):
+        ledger.refuse_lost(state)
+    later_fold = sealed("ledger/000002-1", raw)
+    state.write(later_fold, raw)
+    ledger.refuse_lost(state)
+    state.delete([later_fold])
+    assert ledger.put_aside(state) == [name]
+    ledger.refuse_lost(state)
+    assert ledger.put_aside(state) == []
+    assert last_run_no(state) == 1
+    state.write("reports/run-000002/summary.json", b"of an earlier Ferry")
+    ledger.refuse_lost(state)
