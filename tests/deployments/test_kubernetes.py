@@ -10,6 +10,7 @@ import kubernetes_validate
 import yaml
 from prefect.workers.base import BaseJobConfiguration
 
+from tasks.engine.address_kinds import METADATA
 from tests.flows.site import UNITS
 
 FOLDER = UNITS.parent / "kubernetes"
@@ -101,3 +102,20 @@ def test_an_autoscaler_leaves_a_run_alone() -> None:
     annotations = job()["spec"]["template"]["metadata"]["annotations"]
     assert annotations["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
     assert annotations["karpenter.sh/do-not-disrupt"] == "true"
+
+
+OPEN = {
+    "169.254.170.2", "169.254.170.23", "fd00:ec2::23",  # a task's or a pod's own credentials
+    "168.63.129.16",  # names, on Azure
+    "fe80::a9fe:a9fe",  # of one link: no route leads there
+}  # fmt: skip
+
+
+def test_the_network_closes_metadata_addresses_too() -> None:
+    """Of the pods of runs: each address that Ferry refuses, except those that a run needs for itself."""
+    (policy,) = [one for one in MANIFESTS if one["kind"] == "NetworkPolicy" and one["metadata"]["name"] == "ferry-run"]
+    labels = job()["spec"]["template"]["metadata"]["labels"]
+    assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    (rule,) = policy["spec"]["egress"]
+    closed = {address.partition("/")[0] for to in rule["to"] for address in to["ipBlock"]["except"]}
+    assert closed == {str(address) for address in METADATA} - OPEN
