@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,11 +18,13 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.context import FlowRunContext
 from prefect.exceptions import Pause
 from prefect.states import AwaitingRetry, Cancelled, Failed
 
 from flows import rescue, signals
 from tasks import api
+from tasks.engine import __version__
 from tasks.engine.errors import UserError
 
 EVERY_S = 3.0
@@ -151,6 +154,26 @@ def begins(starts: int, tell: Callable[[str], None]) -> None:
         )
     if starts > 1:
         tell(f"start {starts} of this run: it continues where the process before it stopped")
+    run = FlowRunContext.get()
+    if words := another_version(run.flow_run.deployment_version if run and run.flow_run else None):
+        tell(words)
+
+
+def another_version(deployed: str | None, here: str = __version__) -> str | None:
+    """What is said of a deployment and a worker that have another Ferry each.
+
+    | the deployment's version | this worker's Ferry | |
+    |---|---|---|
+    | none (`ferry run`), a digest (`prefect deploy`), a name | 0.2.0 | nothing |
+    | 0.2.0 | 0.2.0 | nothing |
+    | 0.1.0, 0.3.0 | 0.2.0 | both, with what to do |
+    """
+    if deployed == here or not re.fullmatch(r"\d+\.\d+\.\d+", deployed or ""):
+        return None
+    return (
+        f"the deployment has version {deployed}, and this worker's Ferry is {here}. Update the worker if it is older, "
+        "else run `ferry deploy` with the newer Ferry"
+    )
 
 
 def last_word(own: UUID, end: State[Any], tell: Callable[[str], None]) -> State[Any]:

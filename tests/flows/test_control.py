@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
+from prefect.flow_engine import run_flow
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from demo.origin import Origin
 from demo.s3 import S3Server
 from demo.units import descendants
-from flows.control import Order, decide
+from flows.control import Order, another_version, begins, decide
 from flows.server import LocalServer
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import Disturbed, begin
@@ -236,3 +240,35 @@ def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
     assert all(site.origin.requests[f"/{key}"] == 1 for key in site.recorded)
     assert site.run(run)["state_type"] == "CANCELLED"
     assert not site.worker_says("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("deployed", "said"),
+    [(None, False), ("", False), ("1a79a4d60de6718e8e5b326e338ae533", False), ("prod", False), ("0.2.0", False),
+     ("0.1.0", True), ("0.3.0", True), ("0.2.10", True)],
+)  # fmt: skip
+def test_a_deployment_of_another_ferry(deployed: str | None, said: bool) -> None:
+    """The table of another_version."""
+    words = another_version(deployed, "0.2.0")
+    assert bool(words) is said
+    assert words is None or (f"version {deployed}" in words and "Ferry is 0.2.0" in words and "`ferry deploy`" in words)
+
+
+def test_a_run_says_that_its_deployment_is_of_another_ferry(prefect_local: LocalServer) -> None:
+    """What the run of a deployment knows of its version."""
+    said: list[str] = []
+
+    @flow(name="migrate")
+    def beginning() -> None:
+        begins(1, said.append)
+
+    with (
+        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
+        get_client(sync_client=True) as client,
+    ):
+        made = client.create_deployment(client.create_flow(beginning), "of-another-ferry", version="0.0.1")
+        run_flow(beginning, flow_run=client.create_flow_run_from_deployment(made))
+        assert len(said) == 1
+        assert "the deployment has version 0.0.1" in said[0]
+        beginning()
+    assert len(said) == 1
