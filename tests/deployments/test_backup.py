@@ -1,4 +1,4 @@
-"""The commands of docs/deploying.md that back up Prefect's database and put it back, on a PostgreSQL of the test's own."""
+"""The commands of docs/deploying.md that back up Prefect's database and put it back, on a PostgreSQL of its own."""
 
 from __future__ import annotations
 
