@@ -7,7 +7,7 @@ TARGETS: dict[str, list[str]] = {
     "tasks/engine/plan.py": ["tests/engine/test_plan.py", "tests/engine/test_planner.py"],
     "tasks/engine/cut.py": ["tests/engine/test_planner.py", "tests/engine/test_many_runs.py"],
     "tasks/engine/facts.py": ["tests/engine/test_facts.py"],
-    "tasks/engine/judge.py": ["tests/engine/test_planner.py"],
+    "tasks/engine/judge.py": ["tests/engine/test_judge.py"],
     "tasks/engine/ledger.py": ["tests/engine/test_ledger.py", "tests/engine/test_planner.py"],
     "tasks/engine/lease.py": ["tests/engine/test_lease.py"],
     "tasks/engine/gone.py": ["tests/engine/test_gone.py", "tests/engine/test_gone_again.py"],
