@@ -28,7 +28,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
 LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
-NAT64_AGAIN_S = 60.0
+NAT64_S, NAT64_AGAIN_S = 5.0, 60.0  # how long its prefix is asked for, and when again where nothing came
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
@@ -257,8 +257,8 @@ class FilteringResolver:
         self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
         self._opened_by_name: set[tuple[str, int]] = set()
-        self._translators: set[ipaddress.IPv6Network] = set()
-        self._ask_again_at = -math.inf
+        self._asking: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
+        self._ask_again_at = math.inf
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
@@ -310,19 +310,19 @@ class FilteringResolver:
                     raise AddressBlocked(f"{_shown(there[0])} is NAT64 of this network: {why}")
 
     async def _nat64(self) -> set[ipaddress.IPv6Network]:
-        """The prefixes of the network's translators, asked for once; where that fails, again after a minute."""
-        now = asyncio.get_running_loop().time()
-        if now < self._ask_again_at:
-            return self._translators
-        self._ask_again_at = math.inf
+        """The prefixes of the network's translators. All that connect meanwhile wait for one look-up, and one of them
+        that is given up does not end it."""
+        loop = asyncio.get_running_loop()
+        if self._asking is None or (self._asking.done() and loop.time() >= self._ask_again_at):
+            self._asking = loop.create_task(self._ask_for_translators())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_for_translators(self) -> set[ipaddress.IPv6Network]:
+        """Once; where that fails, again after a minute."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(NAT64_S):
                 found = await self._inner.resolve("ipv4only.arpa")
         except (OSError, TimeoutError):  # no such name: the network has no translator
-            self._ask_again_at = now + NAT64_AGAIN_S
-        except BaseException:
-            self._ask_again_at = -math.inf
-            raise
-        else:
-            self._translators = translators(ipaddress.ip_address(one["host"]) for one in found)
-        return self._translators
+            self._ask_again_at = asyncio.get_running_loop().time() + NAT64_AGAIN_S
+            return set()
+        return translators(ipaddress.ip_address(one["host"]) for one in found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import math
 import os
 import shutil
 import socket
@@ -13,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from tasks.engine import own_address
+from tasks.engine import address, own_address
 from tasks.engine.address import AddressFilter, FilteringResolver
 from tasks.engine.address_kinds import special, translators
 from tasks.engine.errors import AddressBlocked
@@ -105,6 +106,44 @@ def test_a_network_without_a_translator() -> None:
     assert judged(names, "2a00:1450:4001::99", f"{PREFIX}a00:1", [], times=3)
     assert names.asked == ["ipv4only.arpa"]
     assert judged(names, "93.184.216.35", OWN, [])
+    assert names.asked == ["ipv4only.arpa"]
+
+
+class Slow(FixedResolver):
+    """Answers after some turns of the loop, or never."""
+
+    turns = 20.0
+
+    async def resolve(self, host: str, port: int = 0) -> Any:
+        found = await super().resolve(host, port)
+        while self.turns:
+            self.turns -= 1
+            await asyncio.sleep(0)
+        return found
+
+
+def test_connections_that_are_made_at_once_wait_for_one_look_up() -> None:
+    """A list of such addresses: none passes while the network's prefix is not known yet, and one look-up is made."""
+    names = Slow({"ipv4only.arpa": [f"{PREFIX}c000:aa"]})
+
+    async def scenario() -> list[Any]:
+        resolver = FilteringResolver(AddressFilter(), names)
+        sock = cast("socket.socket", Connected("2a00:1450:4001::99", f"{PREFIX}a00:1"))
+        given_up = asyncio.create_task(resolver.judge_connection(sock))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        return await asyncio.gather(*(resolver.judge_connection(sock) for _ in range(8)), return_exceptions=True)
+
+    assert [type(one) for one in asyncio.run(scenario())] == [AddressBlocked] * 8
+    assert names.asked == ["ipv4only.arpa"]
+
+
+def test_a_look_up_that_hangs_holds_up_no_origin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose resolver drops that name has no translator: connections wait for a few seconds, once a minute."""
+    monkeypatch.setattr(address, "NAT64_S", 0.05)
+    names = Slow({"ipv4only.arpa": []})
+    names.turns = math.inf
+    assert judged(names, "2a00:1450:4001::99", f"{PREFIX}a00:1", [], times=3)
     assert names.asked == ["ipv4only.arpa"]
 
 
