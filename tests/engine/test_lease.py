@@ -198,6 +198,7 @@ def _contend(folder: str, go: Any, answers: Any, over: Any) -> None:
         answers.put(False)
 
 
+@pytest.mark.slow
 def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
     """The same with processes, over a lease that was given back."""
     context = multiprocessing.get_context("forkserver")
