@@ -13,10 +13,13 @@ def leave() -> None:
 
     Prefect reads `prefect.toml`, `.env` and `pyproject.toml` of the working directory as settings, and a setting can
     name code to load. What lies there may be a list author's: an object that an earlier run wrote. Files that the
-    environment names relative to the directory are named absolutely from then on.
+    environment names relative to the directory are named absolutely from then on. So is Prefect's home, which Prefect
+    makes where it is missing.
     """
     here = Path.cwd()
     for name, value in os.environ.items():
-        if name.endswith(NAMES_A_FILE) and value and not Path(value).is_absolute() and (here / value).exists():
+        if not name.endswith(NAMES_A_FILE) or value[:1] in ("", "/", "~"):
+            continue
+        if name == "PREFECT_HOME" or (here / value).exists():
             os.environ[name] = str(here / value)
     os.chdir("/")
