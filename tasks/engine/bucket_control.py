@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 from uuid import uuid4
@@ -34,6 +34,7 @@ from tasks.engine.retry import parse_retry_after
 from tasks.engine.sigv4 import EMPTY_SHA256, Signer, encoded
 from tasks.engine.tries import ASK_AGAIN, LASTING, Tries
 
+T = TypeVar("T")
 CONNECT_S, READ_S = 15.0, 60.0
 PART_BYTES = 16 << 20
 MOST_PARTS = 10_000  # S3 API, multipart upload limits
@@ -41,7 +42,7 @@ KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
 _ANSWER_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, each written as %XX, is 3 MB; plan.json is 200 KB
 _PIECE_BYTES = 1 << 20
 # Answers that another try would not change.
-_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | LASTING) - ASK_AGAIN | {200}
+_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | LASTING) - ASK_AGAIN | {200, 404}
 
 
 class BucketControl:
@@ -92,7 +93,10 @@ class BucketControl:
         unfinished = False  # the page before said that more follows
         while True:
             page = self._page(prefix, after, token)
-            keys = [each.key for each in page.objects]
+            objects = page.objects
+            if token is None and objects and objects[0].key == after:  # some stores start at it
+                objects = objects[1:]
+            keys = [each.key for each in objects]
             from_the_start = token is None and first is not None and keys[:1] == [first]
             stuck = unfinished and (from_the_start or (token is not None and page.token == token))
             if stuck or (page.truncated and not page.token and not keys):
@@ -102,7 +106,7 @@ class BucketControl:
             if keys:
                 first = first or keys[0]
                 after = keys[-1]
-                yield page.objects
+                yield objects
             unfinished, token = page.truncated, page.token if page.truncated else None
 
     def _page(self, prefix: str, after: str | None, token: str | None) -> s3_xml.Page:
@@ -136,7 +140,7 @@ class BucketControl:
             wanted, shown = composite_of(etags), composite_etag(there.headers.get("ETag"))
             same = shown is None or wanted is None or shown == wanted
             if there.status != 200 or there.headers.get("Content-Length") != str(size) or not same:
-                raise store_status(404, s3_code(reply.body) or "NoSuchKey", self._side)
+                raise s3_xml.upload_gone(reply.body, self._side)
 
         self._tries(once)
 
@@ -167,11 +171,15 @@ class BucketControl:
 
     def read(self, key: str) -> tuple[bytes, str] | None:
         """A small object's bytes and its ETag; None where there is none."""
-        reply = self.ask("GET", key, ok=(200, 404))
-        if reply.status == 404:
-            self._bucket_is_there(reply)
-            return None
-        return reply.body, reply.headers.get("ETag", "")
+
+        def once() -> tuple[bytes, str] | None:
+            reply = self._once("GET", key, {}, ok=(200, 404))
+            if reply.status == 404:
+                self._not_there(reply)
+                return None
+            return reply.body, reply.headers.get("ETag", "")
+
+        return self._unless_missing(once, None)
 
     def download(self, key: str, write: Callable[[bytes], object]) -> bool:
         """Hands an object to ``write`` in pieces of 1 MiB; False where there is none.
@@ -182,10 +190,12 @@ class BucketControl:
 
         def once() -> bool:
             nonlocal done, etag
-            headers = {"range": f"bytes={done}-", "if-match": etag} if done else {}
+            headers = {"range": f"bytes={done}-"} if done else {}
+            if done and etag:
+                headers["if-match"] = etag
             with self._open("GET", key, {}, headers) as response:
                 if response.status == 404 and not done:
-                    self._bucket_is_there(self._reply(response))
+                    self._not_there(self._reply(response))
                     return False
                 if response.status != (206 if done else 200):
                     raise self._refused(self._reply(response))
@@ -198,7 +208,7 @@ class BucketControl:
         while True:
             before = done
             try:
-                return self._tries(once)
+                return self._unless_missing(once, False)
             except ObjectError:
                 if done == before or not etag:  # five tries without a byte, or nothing to tell versions apart by
                     raise
@@ -343,10 +353,20 @@ class BucketControl:
         retry_after_s = parse_retry_after(reply.headers.get("Retry-After"), datetime.now(UTC))
         return store_status(reply.status, s3_code(reply.body), self._side, retry_after_s)
 
-    def _bucket_is_there(self, reply: Reply) -> None:
-        """A 404 to a GET is about the object, unless its document says otherwise."""
-        if s3_code(reply.body) == "NoSuchBucket":
-            raise store_status(404, "NoSuchBucket", self._side)
+    def _not_there(self, reply: Reply) -> None:
+        """A 404 to a GET is about the object where its document says so. Raises ObjectError for any other: a proxy
+        answers so while the store behind it restarts. Raises Fatal for NoSuchBucket."""
+        if s3_code(reply.body) != "NoSuchKey":
+            raise store_status(404, s3_code(reply.body), self._side)
+
+    def _unless_missing(self, work: Callable[[], T], missing: T) -> T:
+        """Has the work done. A 404 without the store's own document is believed when it came five times."""
+        try:
+            return self._tries(work)
+        except ObjectError as error:
+            if error.status_code == 404:
+                return missing
+            raise
 
 
 def _trial(prefix: str) -> str:

@@ -148,7 +148,9 @@ class BucketHttp:
             self._takes_checksums = True
         status = response.status
         if status == 200 or (create and status == 412):
-            await self._rest(response, "destination")
+            code = s3_code(await self._rest(response, "destination"))
+            if status == 200 and code:
+                raise store_status(200, code, "destination")
             if status == 412:
                 return Sent(None, exists=True, sent_twice=response.sent_twice)
             return Sent(response.headers.get("ETag") or None, sha256_of(response.headers.get(_CHECKSUM)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple, Protocol
@@ -64,6 +65,7 @@ class Trust:
 
     def __init__(self) -> None:
         self.md5_etags = False  # an ETag was the MD5 of its object: one that looks like an MD5 and differs is an alarm
+        self.etags = False  # it answers uploads with an ETag: an answer without one may not be the store's
         self.right = 0
         self.wrong = False  # an object had other bytes than its size and its answer made believe
 
@@ -87,7 +89,7 @@ class Reads(Protocol):
     """What is asked of a store here."""
 
     async def head(self, key: str) -> Found | None: ...
-    async def digest(self, key: str, *, max_bytes: int) -> tuple[str, Found]: ...
+    async def digest(self, key: str, *, max_bytes: int, moved: Callable[[], object]) -> tuple[str, Found]: ...
 
 
 async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) -> Proof:
@@ -97,7 +99,10 @@ async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) 
         parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
         if not sent.etag:  # Ceph's RGW shows it to a HEAD alone
             sent = replace(sent, etag=(await of_size(store, key, body.size)).etag)
+    trust.etags = trust.etags or bool(sent.etag)
     what = told(sent, body.md5, body.sha256, parts_etag)
+    if what is Told.NOTHING and trust.etags and not sent.etag:
+        what = Told.OTHER
     if what is Told.SAME:
         trust.md5_etags = trust.md5_etags or md5_of_etag(sent.etag) == body.md5
         return Proof(Confirmed.DIGEST, sent.etag)
@@ -121,7 +126,7 @@ async def of_size(store: Reads, key: str, size: int) -> Found:
 async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> Found:
     """The object, whose bytes must be the body's."""
     try:
-        sha256, found = await store.digest(key, max_bytes=body.size)
+        sha256, found = await store.digest(key, max_bytes=body.size, moved=body.moved)
     except ObjectError as error:
         if error.error_class is ErrorClass.NOT_FOUND:
             raise _unconfirmed("the destination does not show the object after the upload") from None

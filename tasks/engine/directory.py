@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from errno import ENOENT, ENOTDIR
@@ -70,19 +70,20 @@ class Directory:
         body = None
         try:
             async with self._reading(key, max_bytes, side) as (file, found):
-                body = await self._body(file, found.size)
+                body = await self._body(file, found.size, charge)
                 if body.size != found.size:
                     raise _written_to(side)
-            if delay_s := charge(body.size):
-                await asyncio.sleep(delay_s)
         except BaseException:
             if body is not None:
                 body.discard()
             raise
         return body, found, {}
 
-    async def digest(self, key: str, max_bytes: int, side: str, algorithm: Algorithm) -> tuple[str, Found]:
-        """The digest of a file's bytes, and the file."""
+    async def digest(
+        self, key: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
+    ) -> tuple[str, Found]:
+        """The digest of a file's bytes, and the file. ``moved`` hears of each piece."""
+        side = "destination"
         digest = hashlib.new(algorithm, usedforsecurity=False)
 
         def read(file: BinaryIO) -> int:
@@ -94,6 +95,7 @@ class Directory:
             came = 0
             while came <= found.size and (size := await asyncio.to_thread(read, file)):
                 came += size
+                moved()
             if came != found.size:
                 raise _written_to(side)
         return digest.hexdigest(), found
@@ -120,7 +122,7 @@ class Directory:
                 raise
             raise from_folder(exc, side) from None
 
-    async def _body(self, file: BinaryIO, size: int) -> Body:
+    async def _body(self, file: BinaryIO, size: int, charge: Charge) -> Body:
         """A large one goes to the spool: it may change while it is uploaded."""
         share = await self._budget.take(str(self.folder.root), size)
         arriving = Arriving(self._spool_dir, self._budget, self._pool, str(self.folder.root), share)
@@ -128,6 +130,8 @@ class Directory:
         try:
             while piece := await asyncio.to_thread(file.read, most):
                 await arriving.add(piece)
+                if delay_s := charge(len(piece)):
+                    await asyncio.sleep(delay_s)
                 if len(piece) < most or arriving.size > size:
                     break
             await arriving.flush()

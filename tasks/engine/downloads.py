@@ -63,9 +63,13 @@ class Downloads:
             raise _cut(body.size, found)
         return body, found, {str(name): str(value) for name, value in result.attributes.items()}
 
-    async def digest(self, key: str, path: str, max_bytes: int, side: str, algorithm: Algorithm) -> tuple[str, Found]:
-        """The digest of the object's bytes. It takes nothing of the budget: no more than a piece is here at once."""
-        hashing = Hashing(self._pool, algorithm)
+    async def digest(
+        self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
+    ) -> tuple[str, Found]:
+        """The digest of the object's bytes. It takes nothing of the budget: no more than a piece is here at once.
+        ``moved`` hears of each piece."""
+        side = "destination"
+        hashing = Hashing(self._pool, algorithm, moved)
         if (http := self._http()) is not None:
             with contextlib.suppress(NotPlain):
                 response = await http.get(path, side)

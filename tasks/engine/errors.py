@@ -220,16 +220,16 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
     at_source = side == "source"
+    code = _S3_CODE.search(_without_debug(exc))
     if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
         if at_source:
             return ObjectError(ErrorClass.FORBIDDEN, "the source bucket refuses access", status_code=403)
-        code = _S3_CODE.search(_without_debug(exc))
         status = 401 if isinstance(exc, store_errors.UnauthenticatedError) else 403
         return store_status(status, code[1] if code else "", side)
     if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
         if at_source:
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
-        return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
+        return store_status(404, code[1] if code else "", side)
     if isinstance(exc, store_errors.InvalidPathError):
         return ObjectError(ErrorClass.BAD_KEY, "the store cannot hold such a key")
     if isinstance(exc, TimeoutError):
@@ -332,7 +332,7 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
     | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
     | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
     | other 401, 403: AccessDenied | Refused: a Fatal, unless other keys are taken | forbidden |
-    | 404 | NoSuchKey: not_found; else Fatal, since the bucket is missing | not_found |
+    | 404 | NoSuchBucket: Fatal; NoSuchKey: not_found; else store_error: a proxy's, perhaps | not_found |
     | any other | store_error | store_error |
     """
     shown = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
@@ -362,18 +362,9 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
     if status == 404:
         if at_source or code == "NoSuchKey":
             return ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404)
-        return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
+        if code == "NoSuchBucket":
+            return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
     return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status, retry_after_s=retry_after_s)
-
-
-def key_refused(refused: Refused) -> ObjectError:
-    """The destination takes other keys: it is this one that it does not let us write."""
-    return ObjectError(
-        ErrorClass.FORBIDDEN,
-        f"the destination refuses to have this key written ({refused.said}), and takes others: is the object locked "
-        "there, or the key left out by the bucket's policy?",
-        status_code=403,
-    )
 
 
 def s3_code(body: bytes) -> str:

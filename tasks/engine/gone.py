@@ -40,6 +40,7 @@ FAILED_AT_FIRST = 10  # and nothing deleted: then it is not the keys
 DELETED = "deleted"
 ABSENT = "was not there any more"
 ANOTHER = "left: it is not what Ferry wrote there"
+NO_ETAG = "left: the destination gave no ETag, so that Ferry cannot tell whether it is what it wrote there"
 TO_GO = "to be deleted; the run did not end"
 COLUMNS = ("what", "key", "id", "source", "size", "md5", "sha256", "dest_etag", "recorded_at")
 # An object of the job's own stands under the key, also where a later look at its source failed, or perhaps one does:
@@ -219,7 +220,7 @@ def _ends(
                 recorded_at=now,
             )
             for outcome, (_, what) in zip(begun, ends, strict=True)
-            if what in (DELETED, ABSENT, ANOTHER)
+            if what in (DELETED, ABSENT, ANOTHER, NO_ETAG)
         ]  # fmt: skip
         ledger.append(state, dropped, run_no, "gone", 2 * part + 1)
         yield from ends
@@ -295,7 +296,9 @@ async def _delete_one(store: Store, outcome: Outcome) -> str:
             found = await store.head(outcome.key)
             if found is None:
                 return ABSENT
-            if outcome.dest_etag is None or _bare(found.etag) != _bare(outcome.dest_etag):
+            if not (found.etag and outcome.dest_etag):
+                return NO_ETAG
+            if _bare(found.etag) != _bare(outcome.dest_etag):
                 return ANOTHER
             await store.delete(outcome.key)
             if store.kind == "file" and await store.head(outcome.key) is not None:  # behind a link

@@ -145,13 +145,16 @@ class Arriving:
 class Hashing:
     """Takes a body for its digest alone: none of it is kept."""
 
-    def __init__(self, pool: Executor | None, algorithm: Algorithm) -> None:
+    def __init__(self, pool: Executor | None, algorithm: Algorithm, moved: Callable[[], object]) -> None:
+        """``moved`` hears of each piece."""
         self._pool = pool
+        self._moved = moved
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self.size = 0
 
     async def add(self, piece: bytes) -> None:
         self.size += len(piece)
+        self._moved()
         if len(piece) < POOLED_BYTES:
             self._hash.update(piece)
         else:

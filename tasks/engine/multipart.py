@@ -13,11 +13,9 @@ from pathlib import Path
 
 from tasks.engine import s3_xml
 from tasks.engine.body import BATCH_BYTES, Body, Spooled
-from tasks.engine.bucket_http import COPIED_BYTES_PER_S, BucketHttp, Reply, plain_headers
+from tasks.engine.bucket_http import COPIED_BYTES_PER_S, BucketHttp, plain_headers
 from tasks.engine.budget import PART_BYTES
-from tasks.engine.errors import Fatal, ObjectError, s3_code, store_status
 from tasks.engine.found import Sent, composite_etag, composite_of
-from tasks.engine.objects import ErrorClass
 from tasks.engine.tries import Tries
 
 MOST_PARTS = 10_000  # S3 API, multipart upload limits
@@ -80,7 +78,7 @@ class Multipart:
             async def once(part: Spooled = part, sha256: str = sha256, query: str = query) -> str:
                 reply = await self._http.control("PUT", self._path, query, {}, part, sha256, ok=(200, 404))
                 if reply.status == 404:
-                    raise _missing(reply)
+                    raise s3_xml.upload_gone(reply.body, _SIDE)
                 return reply.headers.get("ETag", "")
 
             self._etags[index] = await self._tries.later(once)
@@ -110,7 +108,7 @@ class Multipart:
         wanted, shown = composite_of(self._etags), composite_etag(etag)
         same = shown is None or wanted is None or shown == wanted
         if there.status != 200 or there.headers.get("Content-Length") != str(self._size) or not same:
-            raise _missing(reply)
+            raise s3_xml.upload_gone(reply.body, _SIDE)
         return self._sent(etag)
 
     def _sent(self, etag: str | None) -> Sent:
@@ -127,12 +125,3 @@ def _digests(path: Path, offset: int, size: int) -> tuple[str, str]:
             sha256.update(piece)
             size -= len(piece)
     return md5.hexdigest(), sha256.hexdigest()
-
-
-def _missing(reply: Reply) -> ObjectError | Fatal:
-    """A 404 in an upload that was begun. NoSuchUpload says that another client ended it: this object's failure."""
-    code = s3_code(reply.body)
-    if code == "NoSuchUpload":
-        text = "the destination has no such upload any more (HTTP 404 NoSuchUpload): the object is sent again"
-        return ObjectError(ErrorClass.STORE_ERROR, text, status_code=404)
-    return store_status(404, code, _SIDE)

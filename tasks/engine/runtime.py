@@ -31,7 +31,7 @@ from tasks.engine.origin import Origin
 from tasks.engine.place import host_of
 from tasks.engine.progress import Progress
 from tasks.engine.shares import limits_of
-from tasks.engine.standstill import Wait
+from tasks.engine.standstill import TURN, Wait
 from tasks.engine.state import State
 from tasks.engine.store import open_store
 from tasks.engine.transfer import Mover, Rules, answer_of
@@ -164,7 +164,7 @@ class Runtime:
                 steps[answer_of(host)] -= rows
                 steps[what] += rows
         sleeping = Wait("the next attempt at their chunk (chunks)", self.asleep(), True)
-        under_way = [Wait(what, rows) for what, rows in steps.most_common() if rows > 0]
+        under_way = [Wait(what, rows, what == TURN) for what, rows in steps.most_common() if rows > 0]
         return [*under_way, *self.dispatcher.waits(), sleeping]
 
     def divide(self, share: int) -> None:

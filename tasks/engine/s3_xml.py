@@ -9,7 +9,7 @@ from datetime import datetime
 from urllib.parse import quote, unquote_plus
 from xml.sax.saxutils import escape
 
-from tasks.engine.errors import ObjectError, store_status
+from tasks.engine.errors import Fatal, ObjectError, s3_code, store_status
 from tasks.engine.found import Found
 from tasks.engine.objects import ErrorClass
 
@@ -76,6 +76,16 @@ def begun(body: bytes, side: str) -> str:
     if not upload_id:
         raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} began an upload and did not say which")
     return upload_id
+
+
+def upload_gone(body: bytes, side: str) -> ObjectError | Fatal:
+    """The error for a 404 in an upload in parts that was begun. NoSuchUpload: another client ended it, or a rule of the
+    bucket; nothing is wrong with the bucket."""
+    code = s3_code(body)
+    if code == "NoSuchUpload":
+        text = f"the {side} has no such upload any more (HTTP 404 NoSuchUpload): another client or a rule ended it"
+        return ObjectError(ErrorClass.STORE_ERROR, text, status_code=404)
+    return store_status(404, code, side)
 
 
 def parts(etags: Iterable[str]) -> bytes:

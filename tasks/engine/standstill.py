@@ -17,6 +17,7 @@ SILENT_TELL_S, SILENT_END_S = 15.0, 60.0  # of an engine process; it answers fou
 LOOK_S = 1.0
 MOST_GAP_S = 5.0  # between two looks; a longer one is a machine or a process that was suspended
 MOST_WAITS = 5  # in one sentence
+TURN = "their turn at the destination's bytes_per_s"  # a row's wait whose end is known
 
 
 class Wait(NamedTuple):
@@ -79,7 +80,7 @@ def is_excused(paused: bool, waits: Iterable[Wait]) -> bool:
     | no | none | some | yes |
     | no | none | none | no: nothing would ever begin |
 
-    Announced are a Retry-After, a pause after failures, a retry's delay, a turn at `requests_per_s`.
+    Announced are a Retry-After, a pause after failures, a retry's delay, a turn at `requests_per_s` or `bytes_per_s`.
     """  # noqa: E501 - a table
     every = [wait for wait in waits if wait.rows]
     return paused or (bool(every) and all(wait.announced for wait in every))

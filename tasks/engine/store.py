@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
@@ -27,14 +28,8 @@ from tasks.engine.budget import PART_BYTES, Budget
 from tasks.engine.confirmation import Proof, Told, Trust, confirm, of_size
 from tasks.engine.directory import Directory, walk
 from tasks.engine.downloads import Downloads
-from tasks.engine.errors import (
-    ObjectError,
-    Refused,
-    UserError,
-    from_store,
-    key_refused,
-)
-from tasks.engine.errors_settings import no_condition
+from tasks.engine.errors import ObjectError, Refused, UserError, from_store
+from tasks.engine.errors_settings import key_refused, no_condition
 from tasks.engine.folder import Folder
 from tasks.engine.found import Found, Sent, md5_of_etag, multipart_etag
 from tasks.engine.incoming import Algorithm, Charge, for_nothing
@@ -46,6 +41,8 @@ from tasks.engine.tries import Tries
 __all__ = ["Found", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
+
+Request = Literal["head", "read", "write"]  # of one object: a store may allow the one and not the other
 
 
 class AlreadyThere(ObjectError):
@@ -94,7 +91,7 @@ class Store:
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
         self._downloads = Downloads(bucket, self.backend, self._short_way, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
-        self._refused_in_a_row = 0
+        self._refused: Counter[Request] = Counter()  # in a row
         self.trust = Trust()
 
     def path(self, key: str) -> str:
@@ -112,21 +109,27 @@ class Store:
         """Writes one object and returns the store's answer.
 
         With ``create`` an existing key is EXISTS. Parts know no such condition: for them it is looked for just before.
-        A refusal is Fatal, unless other keys are taken: then it is this row's own failure (forbidden).
         """
         try:
-            sent = await self._put(key, body, attributes, create)
+            async with self._one_key("write"):
+                return await self._put(key, body, attributes, create)
         except ObjectError as error:
             if create and error.status_code == 501:
                 raise no_condition() from None
             raise
+
+    @contextlib.asynccontextmanager
+    async def _one_key(self, kind: Request) -> AsyncIterator[None]:
+        """A refusal in the block is Fatal, unless other keys are taken: then it is this row's own failure (forbidden),
+        and Fatal when that happens to many in a row."""
+        try:
+            yield
         except Refused as refused:
-            self._refused_in_a_row += 1
-            if self._refused_in_a_row > REFUSED_IN_A_ROW or not await self._may_write():
+            self._refused[kind] += 1
+            if self._refused[kind] > REFUSED_IN_A_ROW or not await self._may_write():
                 raise
-            raise key_refused(refused) from None
-        self._refused_in_a_row = 0
-        return sent
+            raise key_refused(refused, kind) from None
+        self._refused[kind] = 0
 
     async def _may_write(self) -> bool:
         """Does the destination take other keys?"""
@@ -189,7 +192,16 @@ class Store:
         both = self.kind == source.kind == "s3" and self._make_http is not None
         return both and self._access is not None and self._access == source._access
 
-    async def copy_from(self, source: Store, source_key: str, key: str, *, size: int, etag: str) -> Proof:
+    async def copy_from(
+        self,
+        source: Store,
+        source_key: str,
+        key: str,
+        *,
+        size: int,
+        etag: str,
+        moved: Callable[[], object] = lambda: None,
+    ) -> Proof:
         """Has the server copy an object that was listed with this size and ETag.
 
         | both ETags look like MD5s | they are equal | confirmed by |
@@ -208,7 +220,7 @@ class Store:
         if md5 is not None and md5 == listed:
             return Proof(Confirmed.DIGEST, copied)
         if md5 is not None and listed is not None and self.trust.reads_back(Told.MAYBE_OTHER, key):
-            stored, _ = await self.digest(key, max_bytes=size, algorithm="md5")
+            stored, _ = await self.digest(key, max_bytes=size, algorithm="md5", moved=moved)
             if stored != listed:
                 raise NotPlain
             return Proof(Confirmed.READ_BACK, copied)
@@ -217,6 +229,12 @@ class Store:
 
     async def head(self, key: str, *, side: str = "destination") -> Found | None:
         """What stands under a key, or None."""
+        if side == "source":
+            return await self._head(key, side)
+        async with self._one_key("head"):
+            return await self._head(key, side)
+
+    async def _head(self, key: str, side: str) -> Found | None:
         if self._directory is not None:
             return await self._directory.head(key, side)
         try:
@@ -253,12 +271,21 @@ class Store:
         return await self._downloads.get(key, self.path(key), max_bytes, side, charge or for_nothing)
 
     async def digest(
-        self, key: str, *, max_bytes: int, side: str = "destination", algorithm: Algorithm = "sha256"
+        self,
+        key: str,
+        *,
+        max_bytes: int,
+        algorithm: Algorithm = "sha256",
+        moved: Callable[[], object] = lambda: None,
     ) -> tuple[str, Found]:
-        """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory."""
-        if self._directory is not None:
-            return await self._directory.digest(key, max_bytes, side, algorithm)
-        return await self._downloads.digest(key, self.path(key), max_bytes, side, algorithm)
+        """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory.
+
+        ``moved`` hears of each piece.
+        """
+        async with self._one_key("read"):
+            if self._directory is not None:
+                return await self._directory.digest(key, max_bytes, algorithm, moved)
+            return await self._downloads.digest(key, self.path(key), max_bytes, algorithm, moved)
 
     def control(self, side: str = "destination") -> BucketControl:
         """Asks the bucket for everything that is not an object; not in an event loop."""

@@ -24,7 +24,7 @@ from tasks.engine.origin import Origin, Told
 from tasks.engine.outage import Kind, Outage
 from tasks.engine.place import Place, tell
 from tasks.engine.recheck import Known, Look
-from tasks.engine.standstill import Waits
+from tasks.engine.standstill import TURN, Waits
 from tasks.engine.store import AlreadyThere, Found, Store, md5_of_etag
 from tasks.engine.unconfirmed import Unconfirmed
 
@@ -182,7 +182,9 @@ class Mover:
             self.waits.on("the destination's answer to a copy")
             self.unconfirmed.note_sent(row, row.key)
             with self._telling(row.key, "write"):
-                how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
+                how, etag = await self._destination.copy_from(
+                    *source, row.key, size=row.size, etag=row.etag, moved=self.waits.moved
+                )
         self.unconfirmed.forget(row)
         place.came(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
@@ -302,7 +304,7 @@ class Mover:
         """Uploads and has the destination confirm it."""
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
-            self.waits.on("their turn at the destination's bytes_per_s")
+            self.waits.on(TURN)
             await asyncio.sleep(delay_s)
         await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
         self.waits.on("the destination's answer to PUT")
@@ -369,13 +371,10 @@ class Mover:
         """
         if found.size != body.size:
             return None
-        there = md5_of_etag(found.etag)
-        if there == body.md5:
+        if md5_of_etag(found.etag) == body.md5:
             return Proof(Confirmed.DIGEST, found.etag)
-        if there is not None and self._destination.trust.md5_etags:
-            return None
         with self._telling(key, "read"):
-            sha256, read = await self._destination.digest(key, max_bytes=found.size)
+            sha256, read = await self._destination.digest(key, max_bytes=found.size, moved=self.waits.moved)
         return Proof(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
     def _left_alone(self, step: Step, key: str, found: Found) -> Moved:

@@ -18,7 +18,7 @@ from tasks.engine.retry import backoff_s
 
 T = TypeVar("T")
 ATTEMPTS = 5
-ASK_AGAIN = frozenset({200, 408, 409, 425, 429})
+ASK_AGAIN = frozenset({200, 404, 408, 409, 425, 429})
 LASTING = frozenset({501, 505, 507})
 
 
@@ -31,6 +31,7 @@ def worth_another_try(error: ObjectError | Fatal) -> bool:
     | 4xx that the origin's error classes call terminal, a blocked address, a missing object | no |
     | no status: timeout, reset, no connection, a body that was cut | yes |
     | an <Error> under 200; 408, 409 (two writes at once), 425, 429 | yes |
+    | 404 that does not name what is missing: a proxy's, before a store that restarts | yes |
     | 501, 505, 507 | no |
     | other 5xx | yes |
     | any other status: 3xx, 4xx | no |

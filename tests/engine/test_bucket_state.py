@@ -248,6 +248,22 @@ def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: p
         state_at(odd, tmp_path).local("outcomes/o")
 
 
+def test_a_copy_of_a_store_without_etags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that ends early is continued, and no empty condition is sent."""
+    with OddS3(etags="none", faults=[Fault("halve", ("GetObject",), times=1)]) as server:
+        server.put("state", "some/job/ledger/l", data := bytes(range(256)) * (8 << 10))
+        get, sent = server._get, []
+
+        def heard(objects: Any, key: str, headers: Any, *, head: bool) -> Any:
+            sent.append((headers.get("Range"), headers.get("If-Match")))
+            return get(objects, key, headers, head=head)
+
+        monkeypatch.setattr(server, "_get", heard)
+        assert state_at(server, tmp_path).local("ledger/l").read_bytes() == data
+    assert [condition for _, condition in sent] == [None, None]
+    assert [bool(ranged) for ranged, _ in sent] == [False, True]
+
+
 PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 
 
@@ -277,6 +293,6 @@ def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: O
     odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
     path = tmp_path / "large"
     path.write_bytes(bytes(40 << 20))
-    with pytest.raises(Fatal, match="ledger/large"):
+    with pytest.raises(Fatal, match="ledger/large: the state has no such upload any more"):
         state_at(odd, tmp_path).write_file("ledger/large", path)
     assert path.exists()

@@ -24,6 +24,7 @@ from tasks.engine.lease import Borrowed, steady_s
 from tasks.engine.objects import ErrorClass, Outcome, Row, Status
 from tasks.engine.plan import ChunkRef, Existing
 from tasks.engine.runtime import Runtime
+from tasks.engine.standstill import TURN, Wait, is_excused
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import (
     IMAGE,
@@ -342,6 +343,24 @@ def test_a_lease_that_is_taken_in_the_middle(
             assert lease.decode(state.read(lease.NAME)).run == "another"
     assert [str(end) for end in ends] == ["this run lost its lease on the state to another run; it writes nothing more"]
     assert state.list("outcomes") == []
+
+
+def test_a_turn_at_a_slow_destination_is_no_standstill(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bytes_per_s` makes a row wait for longer than a run may stand still: the end of that is known."""
+    monkeypatch.setattr(chunks, "GRACE_S", 0.1)
+    state = directory_state(tmp_path)
+    job = job_for(bucket, limits={"destination": {"bytes_per_s": 1000}}, checks="none")
+    row = make_row(1, origin.add("/1.jpg", bytes(900_000)))
+    with engine(job, state, access(s3)) as runtime:
+        thread, _ = in_thread(runtime, write_chunk(state, [row]))
+        wait_for(lambda: any(wait.what == TURN for wait in runtime.waits()))
+        waits = [wait for wait in runtime.waits() if wait.rows]
+        assert waits == [Wait(TURN, 1, True)]
+        assert is_excused(False, waits)
+        runtime.request_stop("enough")
+        thread.join(WAIT_S)
 
 
 def test_a_process_that_hears_nothing_writes_nothing(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from demo.images import make_image
 from demo.origin import Origin, Trouble
 from tasks.accounts import outcome_table
 from tasks.engine import store as store_module
 from tasks.engine.access import Access
-from tasks.engine.confirmation import Told, Trust, told
+from tasks.engine.confirmation import Told, Trust, confirm, told
 from tasks.engine.errors import Fatal, ObjectError
 from tasks.engine.found import Sent
 from tasks.engine.job import Job
@@ -23,6 +25,7 @@ from tasks.engine.state import DirectoryState
 from tasks.engine.store import Store, open_store
 from tasks.engine.summary import count
 from tests.engine.helpers import by_key, directory_state, make_body, make_job, run, write_list
+from tests.servers import odd_s3
 from tests.servers.odd_s3 import Fault, OddS3
 
 ROWS = 80
@@ -76,6 +79,64 @@ def test_no_altered_object_is_called_confirmed(etags: Any, checksums: bool, orig
     else:
         assert len(by_size) > 15
         assert Confirmed.DIGEST not in copied.values()
+
+
+@pytest.mark.parametrize("etags", ["md5", "kms", "opaque", "none"])
+@pytest.mark.parametrize("answer", ["error in 200", "a page"])
+def test_a_put_that_was_not_carried_out(
+    answer: str, etags: Any, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store answers 200 with an <Error>, or a proxy with a page of its own. An older object of the same size stands
+    under the key: the answer without an ETag is noticed, and the object is sent again."""
+    if answer == "a page":
+        if etags == "none":
+            pytest.skip("such a store's answers all look like that")
+        monkeypatch.setattr(odd_s3, "_error", lambda *_: web.Response(text="<html>Welcome</html>"))
+    fault = Fault("error in 200", ("PutObject",), after=30, times=20)
+    with OddS3(etags=etags, faults=[fault]) as server:
+        for n in range(ROWS):
+            server.put("bucket", f"p/{n}.jpg", make_image("jpeg", n)[:-1] + b"x")
+        outcomes, wrong, _ = moved(origin, server, tmp_path, on_existing="overwrite", retries={"attempts": 9})
+    assert fault.struck == 20
+    assert {o.status for o in outcomes.values()} == {Status.COPIED}
+    assert wrong == set()
+
+
+def test_objects_that_another_encryption_wrote(origin: Origin, tmp_path: Path) -> None:
+    """A bucket whose older objects have ETags of SSE-KMS, and whose new ones have MD5s: an ETag that is no MD5 of the
+    same bytes says nothing, and equal objects are unchanged under `fail`."""
+    with OddS3(etags="kms") as server:
+        for n in range(60, ROWS):
+            server.put("bucket", f"p/{n}.jpg", make_image("jpeg", n))
+        server.etags = "md5"
+        outcomes, wrong, _ = moved(origin, server, tmp_path, on_existing="fail")
+    assert Counter(str(o.status) for o in outcomes.values()) == {"copied": 60, "unchanged": 20}
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("short_way", [True, False])
+@pytest.mark.parametrize("where", ["bucket", "directory"])
+def test_reading_back_moves(where: str, short_way: bool, tmp_path: Path) -> None:
+    """Each piece that is read back is heard of: a large object that is read for longer than a run may stand still ends
+    no run."""
+    data, pieces = bytes(5 << 20), []
+    body = make_body(data, tmp_path)
+    body.moved = lambda: pieces.append(1)
+
+    async def go(uri: str, access: Access) -> None:
+        store = open_store(uri, access, tmp_path, create=True, short_way=short_way)
+        try:
+            await store.put("k", body, {})
+            before = len(pieces)
+            assert (await confirm(store, store.trust, "k", body, Sent(None))).how is Confirmed.READ_BACK
+            assert len(pieces) - before >= 5
+        finally:
+            await store.close()
+
+    with OddS3(etags="opaque") as server:
+        server.make_bucket("bucket")
+        uri = "s3://bucket/p/" if where == "bucket" else f"file://{tmp_path}/new/"
+        asyncio.run(go(uri, reach(server)))
 
 
 @pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])

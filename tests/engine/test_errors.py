@@ -174,8 +174,9 @@ CONNECT = (
 STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
     (store_errors.PermissionDeniedError(SECRET), Fatal, None),
     (store_errors.UnauthenticatedError(SECRET), Fatal, None),
-    (store_errors.NotFoundError(SECRET), Fatal, None),
-    (FileNotFoundError(SECRET), Fatal, None),
+    (store_errors.NotFoundError(generic(404, code="NoSuchBucket")), Fatal, None),
+    (store_errors.NotFoundError(SECRET), E.STORE_ERROR, 404),  # a proxy's, perhaps
+    (FileNotFoundError(SECRET), E.STORE_ERROR, 404),
     (store_errors.InvalidPathError(SECRET), E.BAD_KEY, None),
     (TimeoutError(SECRET), E.TIMEOUT, None),
     (OSError(errno.EIO, SECRET), E.STORE_ERROR, None),

@@ -307,6 +307,16 @@ def test_a_listing_whose_objects_are_gone(odd: Listed) -> None:
     assert set(odd.keys) - odd.there() == {"a/007.jpg", "a/011.jpg", "a/012.jpg"}
 
 
+def test_a_store_without_etags(odd: Listed) -> None:
+    """What stands there may be anybody's: it stays, and Ferry does not say that it is another object."""
+    odd.server.etags = "none"
+    odd.night()
+    del odd.server.objects["old"]["a/007.jpg"]
+    odd.night()
+    assert (swept(odd).deleted, swept(odd).left, odd.there()) == (0, 1, set(odd.keys))
+    assert listed(odd)["a/007.jpg"].startswith("left: the destination gave no ETag")
+
+
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_source_that_does_not_answer_for_its_object(status: int, odd: Listed) -> None:
     """Any answer but 404 keeps the copy, and says so."""

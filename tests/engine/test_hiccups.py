@@ -12,6 +12,7 @@ import pytest
 from demo.origin import Fault as Trouble
 from demo.origin import Origin
 from demo.origin import Trouble as Kind
+from tasks.engine import lease
 from tasks.engine.access import Access
 from tasks.engine.bucket_control import BucketControl
 from tasks.engine.chunk import run_chunk
@@ -100,6 +101,68 @@ def moving(folder: Path, count: int, **given: Any) -> Any:
         (folder / f"src/{n} {n}.bin").write_bytes(b"%d" % n)
     values = {"manifest": f"file://{folder}/src/", "destination": "s3://b/p/", "checks": "none", **given}
     return make_job(source={}, **values)
+
+
+FROM_A_PROXY: dict[str, Any] = {"status": 404, "code": ""}
+
+
+@pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObjects"])
+def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """A proxy answers 404 while the store behind it restarts: that says nothing of the state's files. A run still has
+    its lease, and a write is made."""
+    state = open_state("s3://state/job", reach(odd), tmp_path)
+    with lease.held(state, "test") as held:
+        odd.faults.append(fault := Fault("status", (operation,), times=1, **FROM_A_PROXY))
+        lease.check(state, held.token)
+        state.write("plan/a", b"a")
+        assert state.local("plan/a").read_bytes() == b"a"
+        assert state.list("plan") == ["plan/a"]
+        state.delete(["plan/a"])
+    assert fault.struck == 1
+
+
+def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
+    """NoSuchKey is asked for once; a store that does not name what is missing is believed the fifth time."""
+    state = open_state("s3://state/job", reach(odd), tmp_path)
+    for asked, fault in ((1, []), (5, [Fault("status", ("GetObject",), **FROM_A_PROXY)])):
+        odd.faults = fault
+        for read in (state.read, state.local):
+            odd.requests.clear()
+            with pytest.raises(FileNotFoundError):
+                read("ledger/a")
+            assert odd.requests["GetObject"] == asked
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "GetObject", "HeadObject"])
+def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """Nor a row: each request for an object has tries of its own."""
+    odd.etags = "kms"
+    odd.faults.append(fault := Fault("status", (operation,), after=3, times=1, **FROM_A_PROXY))
+    state = directory_state(tmp_path)
+    run(moving(tmp_path, 20, retries={"attempts": 2, "backoff_s": 0.01}), state, reach(odd))
+    assert {str(outcome.status) for outcome in latest(state).values()} == {"copied"}
+    assert fault.struck == 1
+
+
+@pytest.mark.parametrize("operation", ["HeadObject", "GetObject"])
+def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """403 for one key while others are taken: that row's failure. For every key: the run ends."""
+    odd.etags = "kms"
+    odd.put("b", "p/7 7.bin", b"8")
+    odd.faults.append(Fault("status", (operation,), status=403, code="AccessDenied", key="p/7 7"))
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 120)
+    run(job, state, reach(odd))
+    failed = [outcome for outcome in latest(state).values() if outcome.status == "failed"]
+    assert [(o.key, str(o.error_class), o.retryable) for o in failed] == [("7 7.bin", "forbidden", True)]
+    assert "refuses to show this key" in str(failed[0].message)
+    odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
+    odd.objects["b"].clear()
+    state = directory_state(tmp_path, "other")
+    planned = plan(job, state, server=reach(odd))
+    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match="refuses the credentials"):
+        run_chunk(runtime, planned.chunks[0])
+    assert odd.requests[operation] < 2 * 120 + 60
 
 
 @pytest.mark.parametrize("side", ["preflight", "PutObject"])

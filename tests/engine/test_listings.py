@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,14 @@ def test_every_key_is_listed_once(listings: Any, side: str, tmp_path: Path) -> N
     """Pages without a token, and a first page that says it is the last: the listing goes on after the last key."""
     with OddS3(page_keys=100, listings=listings) as server:
         assert listed(store_at(filled(server), tmp_path), side=side) == KEYS
+
+
+@pytest.mark.parametrize("keys", [KEYS, KEYS[:1]])
+def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_path: Path) -> None:
+    """The listing ends, and has each key once."""
+    with OddS3(page_keys=100, listings="starts at it") as server:
+        pages = itertools.islice(store_at(filled(server, keys), tmp_path).list(), 10)
+        assert [found.key for page in pages for found in page] == keys
 
 
 def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from tasks.engine.objects import ErrorClass
 from tasks.engine.tries import Tries, worth_another_try
 
 ANSWERS = [(status, True) for status in (200, 408, 409, 425, 429, 500, 502, 503, 504, 599)]
-ANSWERS += [(status, False) for status in (301, 307, 400, 403, 404, 405, 412, 416, 501, 505, 507)]
+ANSWERS += [(404, True)]  # of a store that names nothing: a proxy's
+ANSWERS += [(status, False) for status in (301, 307, 400, 403, 405, 412, 416, 501, 505, 507)]
 
 
 @pytest.mark.parametrize(("status", "expected"), ANSWERS)

@@ -28,7 +28,7 @@ from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
 Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal"]
-Listings = Literal["whole", "no token", "error page", "ends early"]
+Listings = Literal["whole", "no token", "error page", "ends early", "starts at it"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
 
@@ -119,7 +119,8 @@ class OddS3:
 
         ``checksums``: x-amz-checksum-sha256 is kept and answered, as by AWS; a number is the status that an upload with
         one is refused with. ``listings`` from their second
-        page on: whole; IsTruncated without a token; an <Error> under 200; or a first page that says it is the last.
+        page on: whole; IsTruncated without a token; an <Error> under 200; a first page that says it is the last; or
+        start-after that lists its key, too.
         ``conditions``: kept, ignored, answered with 501, or one of them ignored: If-None-Match ("no create") or
         If-Match ("no replace"), which may also hold for no ETag at all ("never equal").
         ``delete_many``: without it DeleteObjects is answered with 501.
@@ -347,6 +348,8 @@ class OddS3:
         most = min(int(query.get("max-keys", self.page_keys)), self.page_keys)
         names = sorted(key for key in objects if key.startswith(prefix) and key not in self.hidden)
         left = [key for key in names if key.encode() > after.encode()]
+        if self.listings == "starts at it" and query.get("start-after") in names:
+            left.insert(0, query["start-after"])
         page, cut = left[:most], len(left) > most
         later = bool(after)
         if later and self.listings == "error page":
