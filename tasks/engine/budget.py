@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 
 from tasks.engine.quota import Quota, Share
@@ -25,7 +26,7 @@ class Budget:
     spool instead. A body in the spool waits for nothing. So whatever is held is given back.
     """
 
-    def __init__(self, capacity_bytes: int = 2**62) -> None:
+    def __init__(self, capacity_bytes: int = sys.maxsize) -> None:
         self.memory = Quota(capacity_bytes)
         self.files = Quota(_files(capacity_bytes))
         self._one_upload = asyncio.Lock()

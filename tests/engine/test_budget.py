@@ -10,19 +10,10 @@ from typing import Any
 
 import pytest
 
-from tasks.engine.budget import (
-    FILE_BYTES,
-    FIRST_BYTES,
-    MIB,
-    PART_BYTES,
-    PARTS_AT_ONCE,
-    SMALL_BYTES,
-    SPOOL_OVER_BYTES,
-    Budget,
-)
+from tasks.engine.budget import Budget
 from tasks.engine.quota import Quota, Share
 
-KIB = 1024
+KIB, MIB = 1 << 10, 1 << 20  # by themselves: docs/concurrency.md names the amounts
 
 
 def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:
@@ -68,7 +59,7 @@ def test_a_host_holds_no_more_than_is_left(others: int, part: float) -> None:
         held = Counter(host for host, task in zip(hosts * units, tasks, strict=False) if task.done())
         for host in hosts:
             assert held[host] == pytest.approx(units * part, abs=1)
-        assert waits_for_nothing(quota, "healthy", SMALL_BYTES)
+        assert waits_for_nothing(quota, "healthy", 256 * KIB)
         for task in tasks:
             task.cancel()
 
@@ -114,6 +105,30 @@ def test_hosts_take_turns() -> None:
         assert [task.done() for task in (two, other)] == [False, True]
         other.result().end()
         await two
+
+    asyncio.run(go())
+
+
+def test_who_waits() -> None:
+    """Requests of each host are counted until they have what they wait for, or are given up."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = [await quota.take(host, 30) for host in "ab"]
+        assert (quota.waiting, quota.waiting_of()) == (0, {})
+        tasks = [waits(quota.take(host, 30)) for host in "aab"]
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (3, {"a": 2, "b": 1})
+        tasks[0].cancel()
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (2, {"a": 1, "b": 1})
+        for share in held:
+            share.end()
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (0, {})
+        for task in tasks[1:]:
+            (await task).end()
+        assert quota.free == 100
 
     asyncio.run(go())
 
@@ -226,13 +241,16 @@ def test_a_quota_that_shrinks() -> None:
     ("capacity", "length", "takes"),
     [
         (128 * MIB, 0, 0),
-        (128 * MIB, SMALL_BYTES, SMALL_BYTES),
-        (128 * MIB, SMALL_BYTES + 1, FIRST_BYTES),
-        (128 * MIB, None, FIRST_BYTES),
-        (128 * MIB, SPOOL_OVER_BYTES, FIRST_BYTES),
-        (128 * MIB, SPOOL_OVER_BYTES + 1, None),
-        (16 * MIB, 2 * MIB, FIRST_BYTES),
+        (128 * MIB, 256 * KIB, 256 * KIB),
+        (128 * MIB, 256 * KIB + 1, 64 * KIB),
+        (128 * MIB, None, 64 * KIB),
+        (128 * MIB, 8 * MIB, 64 * KIB),
+        (128 * MIB, 8 * MIB + 1, None),
+        (16 * MIB, 2 * MIB, 64 * KIB),
         (16 * MIB, 2 * MIB + 1, None),
+        (MIB, 128 * KIB, 128 * KIB),
+        (MIB, 128 * KIB + 1, None),
+        (256 * KIB, None, 32 * KIB),
     ],
 )
 def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, takes: int | None) -> None:
@@ -241,7 +259,7 @@ def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, ta
 
     async def go() -> None:
         budget = Budget(capacity)
-        files = max(2, capacity // FILE_BYTES)
+        files = max(2, capacity // (8 * MIB))
         assert budget.files.free == files
         share = await budget.take("a", length)
         assert (capacity - budget.memory.free, files - budget.files.free) == ((takes or 0), takes is None)
@@ -250,15 +268,24 @@ def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, ta
     asyncio.run(go())
 
 
+def test_a_budget_that_is_given_another_size() -> None:
+    """Memory, files and what may lie in memory follow; two bodies may lie in the spool however little there is."""
+    budget = Budget(128 * MIB)
+    for capacity, files, in_memory in ((32, 4, 4), (256, 32, 8), (4, 2, 0.5)):
+        budget.resize(capacity * MIB)
+        assert (budget.memory.free, budget.files.free) == (capacity * MIB, files)
+        assert budget.in_memory_bytes == in_memory * MIB
+
+
 def test_uploads_in_parts() -> None:
     """As many parts as there is memory for at this moment; without it one at a time, and never a wait for bodies."""
 
     async def go() -> None:
         budget = Budget(128 * MIB)
         async with budget.upload_in_parts() as first:
-            assert budget.memory.free == 128 * MIB - (PARTS_AT_ONCE + 1) * PART_BYTES
+            assert budget.memory.free == (128 - 5 * 8) * MIB
             async with budget.upload_in_parts() as second:
-                assert (first, second) == (PARTS_AT_ONCE, 1)
+                assert (first, second) == (4, 1)
 
                 async def third() -> int:
                     async with budget.upload_in_parts() as parts:
