@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 TARGETS: dict[str, list[str]] = {
-    "tasks/engine/planner.py": ["tests/engine/test_planner.py", "tests/engine/test_many_runs.py"],
+    "tasks/engine/planner.py": [
+        "tests/engine/test_planner_state.py", "tests/engine/test_planner.py", "tests/engine/test_many_runs.py",
+    ],
     "tasks/engine/plan.py": ["tests/engine/test_plan.py", "tests/engine/test_planner.py"],
     "tasks/engine/cut.py": ["tests/engine/test_cut.py"],
     "tasks/engine/facts.py": ["tests/engine/test_facts.py"],
