@@ -191,6 +191,7 @@ def test_a_machine_that_is_lost(site: Site, cli: Cli, tmp_path: Path) -> None:
 def test_a_run_that_was_not_heard_and_lives(site: Site, cli: Cli, tmp_path: Path) -> None:
     """Its heartbeats stop, as after an absence of the server's: it leaves, another process continues, and no row is
     lost or moved twice."""
+    site.origin.latency_s = 6.0  # three minutes for all rows
     with worker(cli, site.deployed.pool, tmp_path / "worker.log"):  # one heartbeat, and no second within the test
         id_ = site.submit()
         first = site.moving(id_, 1, 6)
