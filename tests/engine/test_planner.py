@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from demo.s3 import S3Server
-from tasks.engine import cut, intake, lease, ledger, planner, tables
+from tasks.engine import cut, intake, lease, ledger, missing, planner, tables
 from tasks.engine.apart import below
 from tasks.engine.chunk import read_chunk
 from tasks.engine.errors import Fatal, UserError
@@ -113,8 +113,13 @@ def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: D
     assert [ref.rows for ref in first.chunks] == [500, 200]
 
 
-@pytest.mark.parametrize("step", ["bring_manifest", "find_existing"])
-@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize(
+    ("earlier", "step"),
+    [
+        (False, "bring_manifest"), (False, "find_existing"),
+        (True, "bring_manifest"), (True, "find_existing"), (True, "forget_returned"),
+    ],
+)  # fmt: skip
 def test_a_lease_that_is_taken_while_a_run_plans(
     earlier: bool, step: str, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,17 +135,19 @@ def test_a_lease_that_is_taken_while_a_run_plans(
     mine = lease.acquire(state, "test")
     taken: list[lease.Lease] = []
     before: dict[str, bytes] = {}
-    real = getattr(planner, step)
+    module = missing if step == "forget_returned" else planner
+    real = getattr(module, step)
 
     def as_it_is(*given: Any, **named: Any) -> Any:
-        """Meanwhile the holder gives the lease up and another run takes it."""
+        """Then the holder gives the lease up and another run takes it."""
+        result = real(*given, **named)
         mine.release()
         taken.append(lease.acquire(state, "another"))
         before.update(files_of(state))
-        return real(*given, **named)
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(planner, step, as_it_is)
+        patch.setattr(module, step, as_it_is)
         with pytest.raises(Fatal, match="lost its lease"):
             plan(job, state, 2, token=mine.token)
     assert files_of(state) == before
