@@ -230,11 +230,19 @@ def _refuse(data: Data) -> NoReturn:
     )
 
 
+def load_decoders() -> None:
+    """Loads Pillow, which takes 0.2 s and holds Python's lock for a part of it: not while rows move.
+
+    Only for level `decode`: it costs memory and start-up time that the other levels need not pay.
+    """
+    from tasks.engine import image_decode  # noqa: F401
+
+
 def decode(data: Data, kind: Kind) -> None:
     """Decode every pixel of every frame of a body that passed :func:`check` (level `decode`). Blocks.
 
     Raises ObjectError: ``truncated``, ``not_image``, ``too_large``. See :mod:`tasks.engine.image_decode`.
     """
-    from tasks.engine import image_decode  # Pillow costs memory and start-up time that level `image` need not pay
+    from tasks.engine import image_decode
 
     image_decode.decode(data, kind)

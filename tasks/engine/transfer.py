@@ -90,6 +90,8 @@ class Mover:
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be at work on this job's rows."""
+        if rules.checks is Checks.DECODE:
+            image.load_decoders()
         self._sources = Sources(origin, roots, rules.max_bytes)
         self._destination = destination
         self._limiter = limiter

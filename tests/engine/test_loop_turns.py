@@ -7,6 +7,7 @@ import functools
 import gzip
 import io
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -279,6 +280,19 @@ def test_the_loop_has_its_turns_while_a_picture_is_decoded(name: str, tmp_path: 
     assert ended is None
     assert turns >= seconds / TURN_S, (turns, seconds)
     assert longest_s < HELD_S
+
+
+@pytest.mark.parametrize(("checks", "loaded"), [("decode", True), ("image", False)])
+def test_decoders_are_loaded_before_rows_move(checks: str, loaded: bool) -> None:
+    """Loading Pillow holds Python's lock; who decodes nothing does not pay for it."""
+    code = (
+        "import sys; from typing import Any; from tasks.engine.job import Checks, OnExisting; "
+        "from tasks.engine.transfer import Mover, Rules; nothing: Any = None; "
+        "Mover(nothing, [], nothing, nothing, Rules(Checks(sys.argv[1]), OnExisting.FAIL, 1, {}), nothing, nothing); "
+        "print('PIL.Image' in sys.modules)"
+    )
+    said = subprocess.run([sys.executable, "-c", code, checks], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == str(loaded)
 
 
 def test_a_picture_has_one_verdict_wherever_it_is_decoded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
