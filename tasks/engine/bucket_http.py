@@ -188,9 +188,10 @@ class BucketHttp:
 
     async def delete(self, key: str) -> None:
         """Removes one object (DeleteObject); nothing there is fine."""
-        status, answer = await self.call("DELETE", key)
-        if status not in (200, 204, 404):
-            raise store_status(status, s3_code(answer), "destination")
+        response = await self._send("DELETE", self._root + encoded(key), {}, EMPTY_SHA256, None, "destination")
+        if response.status not in (200, 204, 404):
+            raise await self._refused(response, "destination")
+        await self._rest(response, "destination")
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
         """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""

@@ -13,6 +13,7 @@ from tasks.engine import cut, ledger
 from tasks.engine.errors import UserError
 from tasks.engine.objects import Row
 from tasks.engine.plan import ChunkRef
+from tasks.engine.tables import read_table
 from tests.engine.helpers import chunk_rows, directory_state, make_outcome
 
 COLUMNS = ("row_id", "row_no", "source", "key", "late_key", "size", "md5", "sha256", "content_type", "etag",
@@ -97,6 +98,8 @@ def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
     (once_more,) = cutting.cut([(1, "new", 1)], run_no=2, base=False)
     assert again.kind == once_more.kind == "again"
     assert len({base.digest, again.digest, once_more.digest}) == 3
+    for chunk in (base, again):
+        assert b"ferry_schema" in read_table(cutting.state.local(chunk.uri)).schema.metadata
     assert cut.without([base, again], [once_more]) == [base, again]
 
 

@@ -12,7 +12,9 @@ TARGETS: dict[str, list[str]] = {
     "tasks/engine/judge.py": ["tests/engine/test_judge.py"],
     "tasks/engine/ledger.py": ["tests/engine/test_ledger.py", "tests/engine/test_planner.py"],
     "tasks/engine/lease.py": ["tests/engine/test_lease.py"],
-    "tasks/engine/gone.py": ["tests/engine/test_gone.py", "tests/engine/test_gone_again.py"],
+    "tasks/engine/gone.py": [
+        "tests/engine/test_gone_deletes.py", "tests/engine/test_gone.py", "tests/engine/test_gone_again.py",
+    ],
     "tasks/engine/swept.py": ["tests/engine/test_gone.py", "tests/engine/test_gone_again.py"],
     "tasks/engine/missing.py": ["tests/engine/test_gone_needed.py", "tests/engine/test_gone.py"],
     "tasks/engine/source_check.py": ["tests/engine/test_gone_needed.py"],
