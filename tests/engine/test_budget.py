@@ -146,6 +146,7 @@ def test_growth_never_waits() -> None:
         other = await quota.take("b", 64 * KIB)
         assert other.grow(2 * MIB)
         assert not other.grow(3 * MIB)
+        assert share.grow(4 * MIB), "what it has already"
         share.end()
         assert other.grow(3 * MIB)
 
