@@ -204,3 +204,17 @@ def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, what: str, 
     assert (key in there) is (what not in (gone.DELETED, gone.ABSENT))
     odd.night(delta=DELTA)
     assert swept(odd).gone == 0
+
+
+def test_a_row_that_never_had_a_copy_leaves_nothing(odd: Noted) -> None:
+    """It failed, and left the list: nothing of it stands at the destination, and nothing is asked there."""
+    odd.server.faults = [
+        Fault("status", ("GetObject", "CopyObject"), status=403, code="AccessDenied", key=r"a/000\.jpg")
+    ]
+    odd.night(delta=DELTA)
+    assert odd.there() == set(odd.keys) - set(GONE[:1])
+    odd.server.faults = []
+    lose(odd, GONE[:1])
+    odd.night(delta=DELTA)
+    assert (counts(odd), swept(odd).listed) == ((0, 0, 0, 0), "")
+    assert odd.server.requests["DeleteObject"] == 0
