@@ -222,6 +222,33 @@ def test_the_quota_holds_whatever_is_cancelled() -> None:
     asyncio.run(go())
 
 
+def test_a_quota_that_grows() -> None:
+    """What waits has it at once."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = await quota.take("a", 50)
+        more = waits(quota.take("a", 20))
+        await turn()
+        assert not more.done()
+        quota.resize(200)
+        assert (await asyncio.wait_for(more, 60)).size == 20
+        held.end()
+
+    asyncio.run(go())
+
+
+def test_nothing_is_held_of_a_host_that_took_nothing() -> None:
+    """A body without bytes takes none, and its host is not remembered for it."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        (await quota.take("a", 0)).end()
+        assert (quota.free, quota._held) == (100, {})
+
+    asyncio.run(go())
+
+
 def test_a_quota_that_shrinks() -> None:
     """What is out stays out; a request for more than half of what is left is one for the half."""
 
