@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.engine import gone, ledger
-from tasks.engine.objects import Outcome
+from tasks.engine.objects import Outcome, Status
 from tasks.engine.state import State
 from tests.engine.helpers import by_key
 from tests.engine.test_gone_needed import Listed, listed, swept
@@ -72,6 +72,9 @@ def test_sixteen_at_once(odd: Noted) -> None:
     assert odd.server.at_once["DeleteObject"] <= 16
     assert odd.server.at_once["HeadObject"] <= 16
     assert odd.noted == [30, 30]
+    ends = by_key(odd.state)
+    assert {ends[key].status for key in GONE} == {Status.DROPPED}
+    assert all(ends[key].attempt == known[key].attempt + 2 for key in GONE), "one begun and one done"
     lines = list(csv.DictReader(io.StringIO(odd.state.read(swept(odd).listed).decode())))
     assert {line["key"] for line in lines} == set(GONE)
     for line in lines:
