@@ -35,7 +35,8 @@ def reconcile(run: Run) -> Report:
     """
     tally.one()
     run.runtime.check_lease()
-    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token))
+    swept = run.swept is not None and not run.runtime.stopping
+    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=swept))
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s

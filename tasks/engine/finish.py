@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from tasks.engine import lease, ledger
+from tasks.engine import lease, ledger, missing
 from tasks.engine.job import Job
 from tasks.engine.night import figures
 from tasks.engine.reading import select_failures, with_latest
@@ -19,11 +19,11 @@ SHOWN_CHUNKS = 200
 SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
 
 
-def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, Any]:
+def finish(job: Job, state: State, run_no: int, token: str = "", *, swept: bool = False) -> dict[str, Any]:
     """Folds and counts. The answer: counts of the job, counts of this run, budget, the first failures.
 
-    ``token``: of the run's lease. Raises Fatal when another run has taken it, FerryError when planned is not the sum
-    of the states.
+    ``token``: of the run's lease. ``swept``: copies that left the list were dealt with, and nothing interrupted the
+    run. Raises Fatal when another run has taken the lease, FerryError when planned is not the sum of the states.
     """
     if token:
         lease.check(state, token)
@@ -36,6 +36,8 @@ def finish(job: Job, state: State, run_no: int, token: str = "") -> dict[str, An
         chunks.extend(by_chunk(con, run_no))
         counts = count(con, manifest)
         same.update(find_same_bytes(con, state, manifest, run_no, counts.planned) or {})
+        if swept:
+            missing.close(con, state, run_no)
         return counts, dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
 
     same: dict[str, Any] = {}

@@ -268,14 +268,12 @@ def _held_by(other: Holder) -> str:
     )
 
 
-def check(state: State, token: str) -> None:
+def check(state: State, token: str) -> Holder:
     """Asks the state itself who holds the lease, before a write that others build on. Raises Fatal if another does."""
-    try:
-        ours = decode(state.read(NAME)).token == token
-    except FileNotFoundError:
-        ours = False
-    if not ours:
-        raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
+    with contextlib.suppress(FileNotFoundError):
+        if (found := decode(state.read(NAME))).token == token:
+            return found
+    raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
 
 
 def decode(raw: bytes) -> Holder:

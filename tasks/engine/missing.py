@@ -1,7 +1,9 @@
 """Copies without a row: for how many lists each is missing, and which rows may still stand for it (docs/delta.md).
 
 `plan/missing-<run>-<digest>.parquet` counts, for each copy by its key, the lists in a row that lacked it. Only a night
-that may delete adds to it; a plan whose list has the copy takes it out.
+that may delete adds to it; a plan whose list has the copy takes it out. A night that was killed or interrupted after it
+counted leaves its count open: the run that continues it has the same list, and adds nothing. Nor does one of Prefect's
+runs count twice, however often it is started.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     import duckdb
 
 STEM = "plan/missing"
-_SCHEMA = pa.schema([("key", pa.string()), ("lists", pa.int64())])
+_SCHEMA = pa.schema([("key", pa.string()), ("lists", pa.int64()), ("open", pa.bool_()), ("flow_run", pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,10 @@ def load(con: duckdb.DuckDBPyConnection, state: State) -> None:
     con.execute("CREATE OR REPLACE TEMP TABLE was_missing AS SELECT * FROM none_missing")
     con.unregister("none_missing")
     if (names := files(state)) and is_whole(state, max(names)):
-        con.execute("INSERT INTO was_missing SELECT * FROM read_parquet(?)", [str(state.local(max(names)))])
+        con.execute(
+            "INSERT INTO was_missing SELECT key, lists, open, flow_run FROM read_parquet(?)",
+            [str(state.local(max(names)))],
+        )
 
 
 def forget_returned(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
@@ -53,13 +58,20 @@ def forget_returned(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -
 
 
 def count_lists(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
-    """One more list lacks the copies in `gone`. Written before anything is deleted: a night that is killed counts."""
+    """One more list lacks the copies in `gone`. Written before anything is deleted; open until :func:`close`."""
     _write(con, state, run_no, "missing")
+
+
+def close(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
+    """The night has come to its end: the next list that lacks a copy is another one."""
+    load(con, state)
+    con.execute("UPDATE was_missing SET open = false")
+    _write(con, state, run_no, "was_missing")
 
 
 def _write(con: duckdb.DuckDBPyConnection, state: State, run_no: int, table: str) -> None:
     old = files(state)
-    found = con.table(table).project("key, lists").order("key").to_arrow_table().cast(_SCHEMA)
+    found = con.table(table).project("key, lists, open, flow_run").order("key").to_arrow_table().cast(_SCHEMA)
     if found.num_rows:
         data = to_bytes(found)
         name = sealed(f"{STEM}-{run_no:06d}", data)
@@ -68,8 +80,8 @@ def _write(con: duckdb.DuckDBPyConnection, state: State, run_no: int, table: str
     state.delete(old)
 
 
-def find_missing(con: duckdb.DuckDBPyConnection, state: State, manifest: str) -> None:
-    """Fills `missing`: of each copy in `gone` what :class:`Missing` has.
+def find_missing(con: duckdb.DuckDBPyConnection, state: State, manifest: str, flow_run: str) -> None:
+    """Fills `missing`: of each copy in `gone` what :class:`Missing` has. ``flow_run``: of Prefect, or "".
 
     A row that failed, is unusable or is pending may be the copy's own under another address or another name: nothing
     that has its `id` or its source goes, and nothing at all while one has neither. (A key of the list is in use, and
@@ -90,14 +102,16 @@ def find_missing(con: duckdb.DuckDBPyConnection, state: State, manifest: str) ->
     con.execute(
         """
         CREATE OR REPLACE TEMP TABLE missing AS
-        SELECT g.key, coalesce(w.lists, 0) + 1 AS lists,
+        SELECT g.key, coalesce(w.lists, 0) + CASE WHEN w.open OR w.flow_run = $own THEN 0 ELSE 1 END AS lists,
+               true AS open, $own::VARCHAR AS flow_run,
                CASE WHEN g.id IN (SELECT id FROM troubled WHERE id IS NOT NULL) THEN 'id'
                     WHEN g.source IN (SELECT source FROM troubled WHERE source IS NOT NULL
                                       UNION ALL SELECT shown FROM troubled WHERE shown IS NOT NULL) THEN 'source'
                     ELSE '' END AS shares,
                coalesce((SELECT bool_or(nameless) FROM troubled), false) AS nameless
         FROM gone g LEFT JOIN was_missing w ON w.key = g.key
-        """
+        """,
+        {"own": flow_run or None},
     )
 
 

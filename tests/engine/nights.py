@@ -57,7 +57,7 @@ class World:
         if job.delta.delete_gone:
             with lease.held(self.state, "test") as held:
                 self.swept = Swept(**sweep(job, self.state, server, server, self.run_no, held.token))
-        answer = finish(job, self.state, self.run_no)
+        answer = finish(job, self.state, self.run_no, swept=self.swept is not None)
         assert not answer["counts"]["pending"]
         self.figures = answer["night"]
         latest = helpers.latest(self.state).values()

@@ -184,6 +184,41 @@ def test_two_lists_in_a_row(world: World) -> None:
     assert there(world) == {f"{n}.jpg" for n in range(17)}
 
 
+def test_a_list_counts_once_however_often_its_night_is_begun(world: World) -> None:
+    """A night that is killed while it deletes, or is interrupted, continues with the same list: that is no second
+    one."""
+    rows = rows_of(world)
+    night(world, rows, delta=IN_TIME)
+    for _ in range(2):  # killed after it counted, and interrupted, which ends with a report
+        helpers.write_list(world.folder / "list.csv", rows[:-1], ("url", "id"))
+        world.run_no += 1
+        job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
+        helpers.run(job, world.state, server, world.run_no)
+        with lease.held(world.state, "test") as held:
+            world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+        finish(job, world.state, world.run_no)
+        assert (swept(world).waiting, swept(world).deleted) == (1, 0)
+    night(world, rows[:-1], delta=IN_TIME)
+    assert (swept(world).waiting, swept(world).deleted) == (1, 0)
+    night(world, rows[:-1], delta=IN_TIME)
+    assert (swept(world).waiting, swept(world).deleted) == (0, 1)
+
+
+def test_a_list_counts_once_for_one_of_prefects_runs(world: World) -> None:
+    """A run that is continued after its night had ended has the same list."""
+    rows = rows_of(world)
+    night(world, rows, delta=IN_TIME)
+    helpers.write_list(world.folder / "list.csv", rows[:-1], ("url", "id"))
+    for flow_run, deleted in (("one", 0), ("one", 0), ("another", 1)):
+        world.run_no += 1
+        job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
+        helpers.run(job, world.state, server, world.run_no)
+        with lease.held(world.state, "test", flow_run=flow_run) as held:
+            world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+        finish(job, world.state, world.run_no, swept=True)
+        assert (swept(world).gone, swept(world).deleted) == (1, deleted)
+
+
 @pytest.mark.parametrize("between", ["a night", "a plain run", "a limit", "no fold"])
 def test_a_copy_that_came_back_between(between: str, world: World) -> None:
     """Two lists in a row: any list that has it, also of a run that deletes nothing, begins the count again."""
@@ -273,7 +308,7 @@ class Listed:
         helpers.run(job, self.state, access, self.run_no)
         with lease.held(self.state, "test") as held:
             self.swept = Swept(**sweep(job, self.state, access, access, self.run_no, held.token))
-        finish(job, self.state, self.run_no)
+        finish(job, self.state, self.run_no, swept=True)
 
     def there(self) -> set[str]:
         return {key.removeprefix("p/") for key in self.server.objects["new"]}
