@@ -403,6 +403,8 @@ class OddS3:
         if upload is None:
             return _error(404, "NoSuchUpload")
         if operation == "UploadPart":
+            if not 1 <= int(query["partNumber"]) <= 10_000:  # S3 API, multipart upload limits
+                return _error(400, "InvalidArgument")
             upload.parts[int(query["partNumber"])] = body
             return web.Response(headers=_etag_header(self._etag(body)))
         if operation == "AbortMultipartUpload":
