@@ -20,7 +20,7 @@ from tasks.engine.confirmation import Proof
 from tasks.engine.errors import ObjectError
 from tasks.engine.objects import Confirmed, ErrorClass
 from tasks.engine.state import DirectoryState
-from tasks.engine.store import Store, open_store
+from tasks.engine.store import AlreadyThere, Store, open_store
 from tasks.engine.uploads import Uploads
 from tests.engine import helpers
 from tests.engine.test_store import KEYS
@@ -237,9 +237,10 @@ def test_an_object_that_appears_meanwhile_stays(odd: OddS3, sender: Sender) -> N
         while odd.requests["CompleteMultipartUpload"] < 1:
             await asyncio.sleep(0.01)
         odd.put("bucket", "p/k.bin", b"theirs")
-        with pytest.raises(ObjectError) as caught:
+        with pytest.raises(AlreadyThere) as caught:
             await task
         assert caught.value.error_class is ErrorClass.EXISTS
+        assert not caught.value.maybe_ours, "one request, and an answer to it"
         await store.close()
 
     asyncio.run(go())
