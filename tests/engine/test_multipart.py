@@ -248,6 +248,12 @@ def test_an_object_that_appears_meanwhile_stays(odd: OddS3, sender: Sender) -> N
     assert (odd.uploads, sender.left()) == ({}, [])
 
 
+def test_an_end_that_is_answered_is_believed(odd: OddS3, sender: Sender) -> None:
+    """One request for the end, whose ETag confirms the object: it is not looked for, nor read."""
+    assert sender.send().how is Confirmed.DIGEST
+    assert (odd.requests["CompleteMultipartUpload"], odd.requests["HeadObject"], odd.requests["GetObject"]) == (1, 0, 0)
+
+
 @pytest.mark.parametrize("what", ["reset", "lost answer"])
 def test_a_lost_end_with_a_condition(what: Any, odd: OddS3, sender: Sender) -> None:
     """The object of an upload whose end was answered by nothing is its own."""
