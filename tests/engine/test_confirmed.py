@@ -333,6 +333,24 @@ def test_what_is_found_in_place_of_the_object(
         asyncio.run(go(server))
 
 
+@pytest.mark.parametrize(("shown", "how"), [(f"{MD5}-2", Confirmed.DIGEST), ("opaque", Confirmed.READ_BACK)])
+def test_an_upload_in_parts_whose_etag_only_a_head_shows(shown: str, how: Confirmed, tmp_path: Path) -> None:
+    """Ceph's RGW answers the end of an upload without one."""
+
+    async def go(server: OddS3) -> None:
+        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        body = make_body(bytes(LARGE), tmp_path)
+        server.put("bucket", "p/k.bin", bytes(LARGE))
+        server.objects["bucket"]["p/k.bin"].etag = shown
+        proof = await store.confirm("k.bin", body, Sent(None, in_parts=True, parts_etag=f"{MD5}-2"))
+        assert (proof.how, (proof.etag or "").strip('"')) == (how, shown)
+        assert server.requests["HeadObject"] == 1
+        await store.close()
+
+    with OddS3() as server:
+        asyncio.run(go(server))
+
+
 def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path) -> None:
     """Every body after the 40th is altered under an honest opaque ETag: the sample finds one, the run reads all of the
     rest back, and what it believed before is counted apart, in the report as in the ledger."""
