@@ -40,9 +40,7 @@ def files(state: State) -> list[str]:
 
 def load(con: duckdb.DuckDBPyConnection, state: State) -> None:
     """Fills `was_missing` with the latest count; one that is damaged or lost counts from the beginning."""
-    con.register("none_missing", _SCHEMA.empty_table())
-    con.execute("CREATE OR REPLACE TEMP TABLE was_missing AS SELECT * FROM none_missing")
-    con.unregister("none_missing")
+    con.execute("CREATE OR REPLACE TEMP TABLE was_missing (key VARCHAR, lists BIGINT, open BOOLEAN, flow_run VARCHAR)")
     if (names := files(state)) and is_whole(state, max(names)):
         con.execute(
             "INSERT INTO was_missing SELECT key, lists, open, flow_run FROM read_parquet(?)",

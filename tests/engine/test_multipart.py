@@ -21,6 +21,7 @@ from tasks.engine.errors import ObjectError
 from tasks.engine.objects import Confirmed, ErrorClass
 from tasks.engine.state import DirectoryState
 from tasks.engine.store import AlreadyThere, Store, open_store
+from tasks.engine.tries import Tries
 from tasks.engine.uploads import Uploads
 from tests.engine import helpers
 from tests.engine.test_store import KEYS
@@ -260,6 +261,27 @@ def test_a_lost_end_with_a_condition(what: Any, odd: OddS3, sender: Sender) -> N
     odd.faults.append(Fault(what, ("CompleteMultipartUpload",), times=2))
     assert sender.send(create=True).how is Confirmed.DIGEST
     assert (odd.stored("bucket"), odd.uploads) == ({"p/k.bin": DATA}, {})
+
+
+def test_an_end_that_was_lost_may_have_put_what_stands_there(
+    odd: OddS3, sender: Sender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two requests for the end an object appears. Whose it is, the bytes decide, not the refusal."""
+
+    def meanwhile(*_: Any) -> float:
+        odd.put("bucket", "p/k.bin", b"theirs, or a version of ours")
+        return 0.0
+
+    async def go() -> None:
+        store = sender.open()
+        with pytest.raises(AlreadyThere) as caught:
+            await store.put("k.bin", sender.body(), {}, create=True)
+        assert caught.value.maybe_ours
+        await store.close()
+
+    monkeypatch.setattr(Tries, "_pause_s", meanwhile)
+    odd.faults.append(Fault("status", ("CompleteMultipartUpload",), times=1))
+    asyncio.run(go())
 
 
 def test_a_store_without_conditions_ends_an_upload_all_the_same(tmp_path: Path) -> None:
