@@ -42,10 +42,7 @@ def load(con: duckdb.DuckDBPyConnection, state: State) -> None:
     """Fills `was_missing` with the latest count; one that is damaged or lost counts from the beginning."""
     con.execute("CREATE OR REPLACE TEMP TABLE was_missing (key VARCHAR, lists BIGINT, open BOOLEAN, flow_run VARCHAR)")
     if (names := files(state)) and is_whole(state, max(names)):
-        con.execute(
-            "INSERT INTO was_missing SELECT key, lists, open, flow_run FROM read_parquet(?)",
-            [str(state.local(max(names)))],
-        )
+        con.execute("INSERT INTO was_missing BY NAME FROM read_parquet(?)", [str(state.local(max(names)))])
 
 
 def forget_returned(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
