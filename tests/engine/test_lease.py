@@ -17,7 +17,7 @@ import pytest
 
 from tasks.engine import lease
 from tasks.engine.errors import Fatal, FerryError, LeaseHeld
-from tasks.engine.lease import NAME, Holder, acquire, decode, held, this_process, verdict
+from tasks.engine.lease import NAME, Holder, acquire, decode, held, is_dead, this_process, verdict
 from tasks.engine.state import DirectoryState, State, open_state
 from tests.engine.helpers import access
 
@@ -350,13 +350,56 @@ def test_a_renewal_whose_answer_was_lost_is_still_ours(tmp_path: Path, quick: No
         assert mine.held
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"{}", json.dumps({**asdict(HOLDER), "unheard": 1}).encode()])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"{}",
+        *(json.dumps({**asdict(HOLDER), **odd}).encode() for odd in (
+            {"unheard": 1}, {"host": 1}, {"place": None}, {"run": 1}, {"token": 1}, {"expires_at": "soon"},
+            {"pid": "me"},
+        )),
+    ],
+)  # fmt: skip
 def test_a_damaged_lease_is_said_in_a_sentence(raw: bytes, tmp_path: Path) -> None:
     """A lease file that cannot be read is an error of Ferry's own kind, not a traceback."""
     state = DirectoryState(tmp_path / "state")
     state.write(NAME, raw)
     with pytest.raises(FerryError):
         acquire(state, "me")
+
+
+@pytest.mark.parametrize(
+    ("place", "started", "dead"),
+    [("here", "mine", False), ("here", "another", True), ("elsewhere", "another", False), ("", "another", False)],
+)
+def test_who_is_certainly_gone(place: str, started: str, dead: bool) -> None:
+    """A process of this machine whose number another one has by now; of other machines nothing is known."""
+    me = this_process("me", 0.0)
+    where = me.place if place == "here" else place
+    assert is_dead(where, me.pid, me.started if started == "mine" else started) is dead
+
+
+class Counted(DirectoryState):
+    """Counts how often its files are read."""
+
+    reads = 0
+
+    def read(self, name: str) -> bytes:
+        self.reads += 1
+        return super().read(name)
+
+
+def test_who_waits_does_not_ask_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the lease for each WAIT_S."""
+    monkeypatch.setattr(lease, "WAIT_S", 0.1)
+    state = Counted(tmp_path / "state")
+    first = acquire(state, "first")
+    releasing = threading.Timer(1.0, first.release)
+    releasing.start()
+    started = time.monotonic()
+    acquire(state, "second", wait=True).release()
+    releasing.join()
+    assert state.reads <= (time.monotonic() - started) / 0.1 + 4
 
 
 def test_a_holder_survives_its_json() -> None:
