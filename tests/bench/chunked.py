@@ -41,7 +41,7 @@ def rate(kind: str, rows: int, folder: Path) -> float:
         fault_or_none = None if kind == KINDS[0] else Fault(Trouble.CHUNKED)
         listed += [[origin.add(f"/{n}", bytes(SIZE_BYTES), fault=fault_or_none)] for n in range(rows)]
         job = helpers.make_job(
-            manifest=str(helpers.write_list(folder / "list.csv", listed)), checks="length", on_existing="overwrite",
+            manifest=str(helpers.write_list(folder / "list.csv", listed)), checks="length", on_existing="overwrite", chunk_rows=10_000,
             destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
         )  # fmt: skip
         state = helpers.directory_state(folder)
@@ -65,7 +65,7 @@ def rate(kind: str, rows: int, folder: Path) -> float:
         return len(server.objects["bucket"]) / (ends[0] - began)
 
 
-def main(rows: int = 800, rounds: int = 3) -> None:
+def main(rows: int = 400, rounds: int = 9) -> None:
     rates: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for _ in range(rounds):
         for kind in KINDS:
