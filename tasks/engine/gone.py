@@ -95,7 +95,7 @@ def sweep(job: Job, state: State, source: Access, destination: Access, run_no: i
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Swept:
         gone, standing = find_gone(con, manifest, to_directory=job.destination.uri.startswith("file://"))
         missing.find_missing(con, state, manifest, lease.check(state, token).flow_run)
-        swept = Swept(gone, delete_after=job.delta.delete_after)
+        swept = Swept(gone, job.delta.delete_after)
         due = sum(copies for case, copies in missing.cases(con) if not why_it_stays(case, job.delta.delete_after))
         swept.refused = _refusal(job, plan, count(con, manifest), gone, due, standing)
         if not cut_off(plan.usable, plan.believed):

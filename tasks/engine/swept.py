@@ -15,7 +15,8 @@ STAYS, WAITS = "stays", "waits"  # what the words for a copy begin with that is 
 class Swept:
     """What became of the copies that had no row any more."""
 
-    gone: int = 0
+    gone: int
+    delete_after: int  # so many lists in a row
     deleted: int = 0
     left: int = 0  # another object stands there, or none: they are not counted as gone any more
     failed: int = 0
@@ -25,7 +26,6 @@ class Swept:
     listed: str = ""  # the file with what went, and what stays
     waiting: int = 0  # not missing from enough lists in a row yet
     kept: int = 0  # missing long enough, and a row or the source may still have them
-    delete_after: int = 1  # so many lists in a row
 
     @property
     def well(self) -> bool:

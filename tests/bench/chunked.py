@@ -41,8 +41,8 @@ def rate(kind: str, rows: int, folder: Path) -> float:
         fault_or_none = None if kind == KINDS[0] else Fault(Trouble.CHUNKED)
         listed += [[origin.add(f"/{n}", bytes(SIZE_BYTES), fault=fault_or_none)] for n in range(rows)]
         job = helpers.make_job(
-            manifest=str(helpers.write_list(folder / "list.csv", listed)), checks="length", on_existing="overwrite", chunk_rows=10_000,
-            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+            manifest=str(helpers.write_list(folder / "list.csv", listed)), checks="length", on_existing="overwrite",
+            chunk_rows=10_000, destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
         )  # fmt: skip
         state = helpers.directory_state(folder)
         (ref,) = helpers.plan(job, state, server=access).chunks

@@ -277,12 +277,12 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("swept", "well"),
     [
-        (Swept(), True),
-        (Swept(5, 5), True),
-        (Swept(5, waiting=5, kept=1, left=1), True),
-        (Swept(5, refused="the list looks cut off"), False),
-        (Swept(5, 4, failed=1), False),
-        (Swept(5, refused="the list looks cut off", failed=1), False),
+        (Swept(0, 2), True),
+        (Swept(5, 2, deleted=5), True),
+        (Swept(5, 2, waiting=5, kept=1, left=1), True),
+        (Swept(5, 2, refused="the list looks cut off"), False),
+        (Swept(5, 2, deleted=4, failed=1), False),
+        (Swept(5, 2, refused="the list looks cut off", failed=1), False),
     ],
 )
 def test_whether_it_went_well(swept: Swept, well: bool) -> None:

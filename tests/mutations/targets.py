@@ -15,7 +15,7 @@ TARGETS: dict[str, list[str]] = {
     "tasks/engine/gone.py": [
         "tests/engine/test_gone_deletes.py", "tests/engine/test_gone.py", "tests/engine/test_gone_again.py",
     ],
-    "tasks/engine/swept.py": ["tests/engine/test_gone.py", "tests/engine/test_gone_again.py"],
+    "tasks/engine/swept.py": ["tests/engine/test_gone.py", "tests/engine/test_gone_needed.py"],
     "tasks/engine/missing.py": ["tests/engine/test_gone_needed.py", "tests/engine/test_gone.py"],
     "tasks/engine/source_check.py": ["tests/engine/test_gone_needed.py"],
     "tasks/engine/found.py": ["tests/engine/test_found.py"],
