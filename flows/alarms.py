@@ -190,8 +190,7 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
         ),
         Alarm(
             "Ferry: a run gives no sign of life",
-            f"No heartbeat from a run for {words(wait.heartbeat_s)}, though it was to continue after "
-            f"{words(wait.lost_s)}: no worker has taken it.",
+            f"No heartbeat from a run for {words(wait.heartbeat_s)}, nor from one that continues it.",
             trigger(
                 deployments,
                 Posture.Proactive,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import ModuleType
@@ -69,13 +70,13 @@ def without_tags() -> TagsContext:
 class OwnStorage(WritableFileSystem):
     """A result storage of Prefect's that is never saved as a block. Abstract: tasks/results.py has the two methods."""
 
+    @abstractmethod
     def kept(self, key: str) -> Any:
         """The result under ``key``, as JSON has it. Whatever this raises is a miss to Prefect."""
-        raise NotImplementedError
 
+    @abstractmethod
     def keep(self, key: str, content: bytes) -> None:
         """Keeps Prefect's record of a result."""
-        raise NotImplementedError
 
     def read_path(self, path: str, _sync: bool = True) -> bytes:  # type: ignore[override]
         """Prefect passes `_sync` to a block's methods, which are async unless they are told."""

@@ -288,7 +288,7 @@ class BucketControl:
         if reply.status not in ok:
             raise self._refused(reply)
         if reply.status == 200 and method != "GET" and (code := s3_code(reply.body)):
-            raise store_status(500, code, self._side)  # nothing was carried out
+            raise store_status(200, code, self._side)  # nothing was carried out
         return reply
 
     def _open(

@@ -85,7 +85,7 @@ def begun(odd: OddS3) -> list[str]:
 
 
 def test_uploads_to_a_key_are_aborted_and_no_others(odd: OddS3) -> None:
-    """To exactly this key, or to all keys that begin so; one that has ended meanwhile is no error."""
+    """To exactly this key, or to all keys that begin so; one that has ended meanwhile is not an error."""
     begin(odd, "p/a", "p/a", "p/ab", "q/a")
     assert control(odd).abort("p/a") is True
     assert begun(odd) == ["p/ab", "q/a"]
@@ -129,7 +129,7 @@ def test_trials_that_were_left_are_forgotten(odd: OddS3) -> None:
 
 
 def test_what_is_not_there(odd: OddS3) -> None:
-    """A missing object is no error; a missing bucket is one of the settings."""
+    """A missing object is not an error; a missing bucket is an error of the settings."""
     pieces: list[bytes] = []
     assert control(odd).read("none") is None
     assert control(odd).download("none", pieces.append) is False
@@ -152,8 +152,8 @@ def test_a_download_comes_in_pieces(odd: OddS3) -> None:
 
 @pytest.mark.parametrize(("etags", "whole"), [("md5", True), ("none", False)])
 def test_a_download_is_continued_where_its_version_is_known(etags: str, whole: bool) -> None:
-    """More breaks than tries: each try that brings bytes counts anew. Without an ETag nothing tells that the rest is of
-    the same version, and the download fails."""
+    """More breaks than tries: each try that brings bytes starts the count again. Without an ETag nothing
+    tells that the rest is of the same version, and the download fails."""
     data = bytes(range(256)) * 50_000
     with OddS3(etags=etags, faults=[fault := Fault("halve", ("GetObject",), times=7)]) as odd:  # type: ignore[arg-type]
         odd.put("b", "large", data)
@@ -202,8 +202,8 @@ def test_an_upload_that_fails_leaves_no_parts(
 def test_the_object_decides_where_the_answer_to_its_end_was_lost(
     etags: str, older: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There is no such upload any more. It is written where the object has its size and, if that can be told, the ETag
-    that its parts make; what stands there otherwise is not the file."""
+    """The upload does not exist any more. It is written where the object has its size and, if that can be told, the
+    ETag that its parts make; what stands there otherwise is not the file."""
     monkeypatch.setattr(bucket_control, "PART_BYTES", 4)
     (tmp_path / "file").write_bytes(b"0123456789")
     with OddS3(etags=etags) as odd:  # type: ignore[arg-type]

@@ -103,8 +103,8 @@ def test_a_put_that_was_not_carried_out(
 
 
 def test_objects_that_another_encryption_wrote(origin: Origin, tmp_path: Path) -> None:
-    """A bucket whose older objects have ETags of SSE-KMS, and whose new ones have MD5s: an ETag that is no MD5 of the
-    same bytes says nothing, and equal objects are unchanged under `fail`."""
+    """A bucket whose older objects have ETags of SSE-KMS, and whose new ones have MD5s: an ETag that is not the MD5 of
+    the same bytes says nothing, and equal objects are unchanged under `fail`."""
     with OddS3(etags="kms") as server:
         for n in range(60, ROWS):
             server.put("bucket", f"p/{n}.jpg", make_image("jpeg", n))

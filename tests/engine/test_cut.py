@@ -69,7 +69,7 @@ def cutting(tmp_path: Path) -> Cutting:
     return made
 
 
-TODO = [(7, "new", 1), (2, "retry", 3), (3, "new", 1), (1, "new", 1), (6, "repair", 2), (5, "new", 1)]
+TO_DO = [(7, "new", 1), (2, "retry", 3), (3, "new", 1), (1, "new", 1), (6, "repair", 2), (5, "new", 1)]
 
 
 @pytest.mark.parametrize("span", [1, 2, 1_000_000])
@@ -78,7 +78,7 @@ def test_new_rows_and_others_in_the_order_of_the_list(
 ) -> None:
     """Chunks of so many rows, the last one shorter, new rows apart; however many are sorted at once."""
     monkeypatch.setattr(cut, "SPAN_ROWS", span)
-    chunks = cutting.cut(TODO)
+    chunks = cutting.cut(TO_DO)
     assert cutting.ids(chunks) == [["1", "3", "5"], ["7"], ["2", "6"]]
     assert [(chunk.kind, chunk.rows, chunk.bytes, chunk.run_no, chunk.done) for chunk in chunks] == [
         ("base", 3, 90, 1, 0), ("base", 1, 70, 1, 0), ("again", 2, 80, 1, 0),
@@ -117,7 +117,7 @@ def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
 )
 def test_a_limit(limit: int | None, pending: int, rows: list[list[str]], reasons: Any, cutting: Cutting) -> None:
     """Rows of earlier chunks count first, then new ones, then the others."""
-    assert cutting.ids(cutting.cut(TODO, limit=limit, pending=pending)) == rows
+    assert cutting.ids(cutting.cut(TO_DO, limit=limit, pending=pending)) == rows
     cutting.con.execute("DROP TABLE cut")
     assert cut.choose(cutting.con, limit, pending) == reasons
 

@@ -185,8 +185,8 @@ def test_two_lists_in_a_row(world: World) -> None:
 
 
 def test_a_list_counts_once_however_often_its_night_is_begun(world: World) -> None:
-    """A night that is killed while it deletes, or is interrupted, continues with the same list: that is no second
-    one."""
+    """A night that is killed while it deletes, or is interrupted, continues with the same list, which does not
+    count as a second one."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     for _ in range(2):  # killed after it counted, and interrupted, which ends with a report

@@ -48,7 +48,7 @@ class List:
         ledger.create_latest(self.con, self.state, at_once=True)
 
     def judged(self, twins: Sequence[Twin] | None = None, **given: Any) -> dict[str, str]:
-        """The verdicts by row, as `class: message`. Without ``twins`` nobody may ask for them."""
+        """The verdicts by row, as `class: message`. Without ``twins`` a test must not ask for them."""
 
         def ask() -> Sequence[Twin]:
             assert twins is not None
@@ -110,7 +110,7 @@ def test_rows_that_want_one_key(
 
 
 def test_what_a_listing_has_twice(rows: List) -> None:
-    """Two objects whose names the client cannot tell apart: the second one is no duplicate."""
+    """Two objects whose names the client cannot tell apart: the second one is not a duplicate."""
     rows.put([{**A, "source": "s"}, {**A, "source": "s"}, *FILL])
     (verdict,) = rows.judged(listed=True).items()
     assert verdict == (

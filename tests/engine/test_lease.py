@@ -297,8 +297,8 @@ class Away(DirectoryState):
 
 
 def test_a_lease_that_could_not_be_regained_is_renewed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state was away when the holder, past its time, asked for its lease. It is lost for good, and whoever watches
-    it takes it: nothing renews it when the state is back."""
+    """The state was away when the holder, past its time, asked for its lease. It is lost for good, and a run that
+    watches it takes it: nothing renews it when the state is back."""
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
     state = Away(tmp_path / "state")
     lost: list[int] = []

@@ -321,7 +321,7 @@ def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> None:
-    """The row was copied anew under another key: what it was before is in the history, and the old object in the
+    """The row was copied again under another key: what it was before is in the history, and the old object in the
     ledger as a copy without a row. Of a first copy there is nothing to note."""
     first = make_outcome(1, key="a.jpg", sha256="a" * 64, dest_etag="e")
     append(state, [first], 1, "c", 0)
@@ -336,7 +336,7 @@ def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> 
 
 
 def test_a_damaged_file_is_put_aside(state: DirectoryState) -> None:
-    """It is no part of the ledger any more, and is kept; the others count."""
+    """It is not part of the ledger any more, and is kept; the others count."""
     bad, good = (append(state, [make_outcome(n)], n, "c", 0) for n in (1, 2))
     raw = state.read(bad)[:-30]
     state.write(bad, raw)

@@ -69,8 +69,8 @@ def as_documented(project: Project, environment: Environment) -> Ended:
 
 
 def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
-    """A command that is no run asks the server that the runs of its job have, in its folder, and no other. What saves a
-    block there is the line of docs/job.md, in a folder that has no such server yet."""
+    """A command that is not a run asks the server that the runs of its job have, in its folder, and no other. What
+    saves a block there is the line of docs/job.md, in a folder that has no such server yet."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
