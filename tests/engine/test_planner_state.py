@@ -90,8 +90,8 @@ def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None
     ],
 )
 def test_a_list_that_is_shorter(rows: int, unusable: int, doubled: int, shorter: str, night: Night) -> None:
-    """Rows that cannot be used and duplicates do not count as rows; up to a tenth fewer are believed. A dry plan says so
-    too."""
+    """Rows that cannot be used and duplicates do not count as rows; up to a tenth fewer are believed. A dry plan says
+    so too."""
     night.plan(20)
     assert night.plan(rows, unusable, doubled, dry=True).shorter.startswith(shorter)
     found = night.plan(rows, unusable, doubled)
