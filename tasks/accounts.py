@@ -95,9 +95,11 @@ def swept_badly(swept: Swept | None) -> str:
     if swept is None or swept.well:
         return ""
     if swept.refused:
-        return f"Nothing was deleted of {swept.gone:,} copies whose rows left the list: {swept.refused}"
-    why = f": {swept.ended}" if swept.ended else f", for one {swept.why_failed}"
-    return f"{swept.failed:,} copies could not be deleted{why}; the next night tries again"
+        whose = "whose row left the list was" if swept.gone == 1 else "whose rows left the list were"
+        return f"{_copies(swept.gone)} {whose} not deleted: {swept.refused}"
+    first = f": {swept.why_failed}" if swept.failed == 1 else f", the first of them {swept.why_failed}"
+    why = f": {swept.ended}" if swept.ended else first
+    return f"{_copies(swept.failed)} could not be deleted{why}; the next night tries again"
 
 
 def repeated(same: dict[str, Any] | None) -> str:
@@ -117,7 +119,11 @@ def repeated(same: dict[str, Any] | None) -> str:
 
 
 def _copies(count: int) -> str:
-    return "1 copy is" if count == 1 else f"{count:,} copies are"
+    return "1 copy" if count == 1 else f"{count:,} copies"
+
+
+def _copies_are(count: int) -> str:
+    return f"{_copies(count)} {'is' if count == 1 else 'are'}"
 
 
 def swept_later(swept: Swept | None) -> list[str]:
@@ -127,18 +133,18 @@ def swept_later(swept: Swept | None) -> list[str]:
     found = []
     if swept.waiting and swept.delete_after == 2:
         found.append(
-            f"{_copies(swept.waiting)} missing from the list for the first time; what the next list lacks too is "
+            f"{_copies_are(swept.waiting)} missing from the list for the first time; what the next list lacks too is "
             f"deleted ({swept.listed})"
         )
     elif swept.waiting:
         found.append(
-            f"{_copies(swept.waiting)} missing from the list; what {swept.delete_after} lists in a row lack is deleted "
-            f"({swept.listed})"
+            f"{_copies_are(swept.waiting)} missing from the list; what {swept.delete_after} lists in a row lack is "
+            f"deleted ({swept.listed})"
         )
     if swept.kept:
         found.append(
-            f"{_copies(swept.kept)} kept although missing from the list: a row or the source may still have the object "
-            f"({swept.listed})"
+            f"{_copies_are(swept.kept)} kept although missing from the list: a row or the source may still have the "
+            f"object ({swept.listed})"
         )
     return found
 

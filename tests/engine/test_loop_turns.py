@@ -6,6 +6,7 @@ import asyncio
 import functools
 import gzip
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -68,13 +69,14 @@ def overlapping() -> bytes:
     return bytes(data)
 
 
-def used() -> float:
+def used(waits: int) -> float:
     """Seconds of processor that this process has had, less those for which the calling thread waited for a core.
 
     Between two turns of the loop it grows by what kept the lock, on a busy machine too: what another thread does
-    without the lock, while the loop's thread waits for a core, counts in both and so in neither.
+    without the lock, while the loop's thread waits for a core, counts in both and so in neither. ``waits`` is the open
+    OWN_WAITS: each call of the system gives Python's lock away and waits for it again, so there must be one alone.
     """
-    waited_s = int(OWN_WAITS.read_text().split()[1]) / 1e9 if OWN_WAITS.exists() else 0.0
+    waited_s = int(os.pread(waits, 100, 0).split()[1]) / 1e9 if waits >= 0 else 0.0
     return time.process_time() - waited_s
 
 
@@ -82,14 +84,15 @@ async def turns_while(work: Any) -> tuple[int, float, float, ObjectError | None]
     """How often the loop came round while the work was under way, the seconds that took, the longest that kept the
     loop from a turn (of processor), and how the work ended."""
     turns, longest_s, over = 0, 0.0, asyncio.Event()
+    waits = os.open(OWN_WAITS, os.O_RDONLY) if OWN_WAITS.exists() else -1
 
     async def tick() -> None:
         nonlocal turns, longest_s
-        before = used()
+        before = used(waits)
         while not over.is_set():
             turns += 1
             await asyncio.sleep(0.001)
-            now = used()
+            now = used(waits)
             longest_s, before = max(longest_s, now - before), now
 
     ticker = asyncio.create_task(tick())
@@ -103,6 +106,8 @@ async def turns_while(work: Any) -> tuple[int, float, float, ObjectError | None]
     seconds = time.monotonic() - started
     over.set()
     await ticker
+    if waits >= 0:
+        os.close(waits)
     return turns, seconds, longest_s, ended
 
 
@@ -127,12 +132,25 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
         return runtime.wait(turns_while(land()))
 
 
+def holds_nothing(folder: Path, data: bytes, checks: str) -> ObjectError | None:
+    """Asserts that the loop has its turns while the body is checked; answers how that ended.
+
+    What holds the loop does so each time. What a busy machine adds (a cold cache, a neighbour) does not: it is measured
+    up to three times.
+    """
+    for last in (False, False, True):
+        turns, seconds, longest_s, ended = landed(folder, data, checks)
+        if last or (turns >= seconds / TURN_S and longest_s < HELD_S):
+            break
+    assert turns >= seconds / TURN_S, (turns, seconds, ended)
+    assert longest_s < HELD_S, (longest_s, ended)
+    return ended
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_the_loop_has_its_turns(name: str, tmp_path: Path) -> None:
     """A body is checked beside the loop, in slices; a check in the loop's thread, or one long expression, takes all."""
-    turns, seconds, longest_s, ended = landed(tmp_path, BODIES[name](), "image")
-    assert turns >= seconds / TURN_S, (turns, seconds, ended)
-    assert longest_s < HELD_S, (longest_s, ended)
+    holds_nothing(tmp_path, BODIES[name](), "image")
 
 
 @pytest.mark.parametrize(
@@ -207,10 +225,7 @@ def test_the_loop_has_its_turns_while_pixels_are_decoded(name: str, tmp_path: Pa
     """A parser that holds Python's lock for all of a tag is in another process; what Pillow reads byte by byte is
     bounded."""
     data, refusal = DRAWINGS[name]
-    turns, seconds, longest_s, ended = landed(tmp_path, data, "decode")
-    assert refusal in str(ended)
-    assert turns >= seconds / TURN_S, (turns, seconds, ended)
-    assert longest_s < HELD_S, (longest_s, ended)
+    assert refusal in str(holds_nothing(tmp_path, data, "decode"))
 
 
 def saved(kind: str, side: int, mode: str = "RGB", frames: int = 1, **options: Any) -> bytes:
@@ -276,10 +291,7 @@ def test_the_loop_has_its_turns_while_a_picture_is_decoded(name: str, tmp_path: 
     if name == "avif" and not features.check("avif"):
         pytest.skip("this Pillow reads no AVIF")
     landed(tmp_path / "first", saved("PNG", 8), "decode")  # what is loaded once is not part of the measure
-    turns, seconds, longest_s, ended = landed(tmp_path, PICTURES[name](), "decode")
-    assert ended is None
-    assert turns >= seconds / TURN_S, (turns, seconds)
-    assert longest_s < HELD_S
+    assert holds_nothing(tmp_path, PICTURES[name](), "decode") is None
 
 
 @pytest.mark.parametrize(("checks", "loaded"), [("decode", True), ("image", False)])

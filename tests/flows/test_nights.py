@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from demo.origin import Origin
-from tests.flows.project import Project, serve
+from tasks.accounts import swept_badly
+from tasks.engine.swept import Swept
+from tests.flows.project import Cli, Project, serve
+
+# The command, interrupted when all is deleted that may be, and before the run's accounts.
+INTERRUPTED = """
+import os, runpy, signal, sys, time
+from tasks.run import Run
+sweep = Run.sweep
+def swept_and_interrupted(run):
+    sweep(run)
+    os.kill(os.getpid(), signal.SIGINT)
+    while not run.runtime.stopping:
+        time.sleep(0.01)
+Run.sweep = swept_and_interrupted
+sys.argv = ["ferry", *sys.argv[1:]]
+runpy.run_module("flows", run_name="__main__", alter_sys=True)
+"""
 
 
 def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) -> None:
@@ -33,9 +53,51 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
     assert refused.text.index(said) < refused.text.index("10 rows: 10 to do")
     assert "gone from the list: 19, 0 of them deleted" in refused.text
-    assert "Nothing was deleted of 19 copies" in refused.text
+    assert "19 copies whose rows left the list were not deleted: " in refused.text
     assert "10 rows where it had 29" in refused.text
     assert project.stored() == bodies
+
+
+def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, origin: Origin) -> None:
+    """The run after it goes on with the same night: what it misses is missing for the first time still."""
+    rows, bodies = serve(origin, 10)
+    project.manifest(rows)
+    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "50%"})
+    project.ferry("run", "job.yaml").expect(0)
+    project.manifest(rows[:-1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, "run", "job.yaml", "--json"],
+        cwd=project.folder, env=project.cli.environment, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    interrupted = Cli.end(process, ("run",)).expect(130).json
+    assert interrupted["swept"]["waiting"] == 1
+    assert "SIGINT" in interrupted["message"]
+    again = project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]
+    assert (again["waiting"], again["deleted"]) == (1, 0)
+    assert project.stored() == bodies
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("swept", "sentence"),
+    [
+        (Swept(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
+        (Swept(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
+        (
+            Swept(3, 2, failed=1, why_failed="a.jpg: why"),
+            "1 copy could not be deleted: a.jpg: why; the next night tries again",
+        ),
+        (
+            Swept(3, 2, failed=2, why_failed="a.jpg: why"),
+            "2 copies could not be deleted, the first of them a.jpg: why; the next night tries again",
+        ),
+        (Swept(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
+        (Swept(3, 2, deleted=3), ""),
+    ],
+)
+def test_what_is_said_of_copies_that_stand(swept: Swept, sentence: str) -> None:
+    assert swept_badly(swept) == sentence
 
 
 @pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])
