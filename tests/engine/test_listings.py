@@ -65,6 +65,15 @@ def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_pa
         assert [found.key for page in pages for found in page] == keys
 
 
+@pytest.mark.parametrize("page_keys", [1, 50, 300])
+def test_a_listing_that_goes_in_a_circle(page_keys: int, tmp_path: Path) -> None:
+    """The last page's token leads back to an early page: an error once it comes a second time, and no end of pages."""
+    with OddS3(page_keys=page_keys, listings="in a circle") as server:
+        pages = store_at(filled(server, KEYS[:100]), tmp_path).list()
+        with pytest.raises(ObjectError, match="does not say where it goes on"):
+            list(itertools.islice(pages, 1000))
+
+
 def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:
     """An <Error> under 200, five times: no list that ends there is handed on as whole."""
     with OddS3(page_keys=100, listings="error page") as server, pytest.raises(ObjectError, match="InternalError"):

@@ -28,7 +28,7 @@ from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
 Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal"]
-Listings = Literal["whole", "no token", "error page", "ends early", "starts at it"]
+Listings = Literal["whole", "no token", "error page", "ends early", "starts at it", "in a circle"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
 
@@ -359,6 +359,8 @@ class OddS3:
             token, cut = "", False
         if self.listings == "no token":
             token = ""
+        if self.listings == "in a circle" and not cut:
+            token, cut = f"<NextContinuationToken>{escape(names[0])}</NextContinuationToken>", True
         as_url = query.get("encoding-type") == "url"
         shown = [quote(key, safe="/") if as_url else escape(key) for key in page]
         contents = "".join(
