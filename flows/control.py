@@ -24,6 +24,7 @@ from prefect.states import AwaitingRetry, Cancelled, Failed
 
 from flows import rescue, signals
 from tasks import api
+from tasks.crashed import TIMES
 from tasks.engine import __version__
 from tasks.engine.errors import UserError
 
@@ -33,7 +34,8 @@ STOPS = {
     StateType.CANCELLED: "interrupted by a cancellation at Prefect; run the job again to go on where it stopped",
     StateType.FAILED: "ended at Prefect, as a pause that nobody resumed in time; run the job again to go on",
 }
-LEFT = "interrupted by a pause at Prefect that ends this process; Resume there goes on, in another one"
+LEFT = "interrupted by a pause at Prefect that ends this process; Resume there continues the run, in another one"
+TAKEN = "interrupted because another process continues this run"
 
 
 class Order(StrEnum):
@@ -45,24 +47,27 @@ class Order(StrEnum):
     LEAVE = "leave"  # likewise, and the state at Prefect stays as it is: it is for the process that takes the run up
 
 
-def decide(kind: StateType, *, reschedule: bool, deployed: bool) -> Order:
+def decide(kind: StateType, *, reschedule: bool, deployed: bool, taken: bool) -> Order:
     """What the run's own state at Prefect asks of it.
 
     ``reschedule``: Resume hands the run to a worker, as after the UI's Pause (Prefect calls that Suspended).
-    ``deployed``: it is a deployment's run, which a worker would take.
+    ``deployed``: it is a deployment's run, which a worker would take. ``taken``: another process has begun it since.
 
-    | state | reschedule | deployed | order |
-    |---|---|---|---|
-    | Running | any | any | go on |
-    | Paused | no | any | hold |
-    | Paused | yes | no | hold: no other process would ever take it up |
-    | Paused | yes | yes | leave |
-    | Scheduled, Pending | any | yes | leave: it was resumed already, and a worker has it |
-    | Scheduled, Pending | any | no | go on |
-    | Cancelling, Cancelled | any | any | stop |
-    | Failed | any | any | stop: what Prefect makes of a pause whose time is over |
-    | Completed, Crashed | any | any | go on: others err about a run that lives, and the lease decides |
+    | state | reschedule | deployed | taken | order |
+    |---|---|---|---|---|
+    | any | any | any | yes | leave: the state is what the other process says, or is asked |
+    | Running | any | any | no | go on |
+    | Paused | no | any | no | hold |
+    | Paused | yes | no | no | hold: no other process would ever take it up |
+    | Paused | yes | yes | no | leave |
+    | Scheduled, Pending | any | yes | no | leave: it was resumed already, and a worker has it |
+    | Scheduled, Pending | any | no | no | go on |
+    | Cancelling, Cancelled | any | any | no | stop |
+    | Failed | any | any | no | stop: what Prefect makes of a pause whose time is over |
+    | Completed, Crashed | any | any | no | go on: others err about a run that lives, and the lease decides |
     """
+    if taken:
+        return Order.LEAVE
     if kind in STOPS:
         return Order.STOP
     if kind is StateType.PAUSED:
@@ -72,18 +77,24 @@ def decide(kind: StateType, *, reschedule: bool, deployed: bool) -> Order:
     return Order.GO_ON
 
 
-def order_of(run: FlowRun) -> Order:
-    """As :func:`decide`, of a run as Prefect has it."""
+def order_of(run: FlowRun, starts: int) -> Order:
+    """As :func:`decide`, of a run as Prefect has it. ``starts``: Prefect's count when this process began.
+
+    A process says at its beginning which start it is. Prefect's own count does not tell: it grows as well when a run
+    is resumed in the process that waits.
+    """
     if run.state is None:
         return Order.GO_ON
     reschedule = bool(run.state.state_details.pause_reschedule)
-    return decide(run.state.type, reschedule=reschedule, deployed=run.deployment_id is not None)
+    taken = int(run.labels.get(TIMES, 0)) > starts
+    return decide(run.state.type, reschedule=reschedule, deployed=run.deployment_id is not None, taken=taken)
 
 
 class Control:
     """Obeys, in a thread of its own; ``tell`` hears of pauses."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+    def __init__(self, starts: int, tell: Callable[[str], None]) -> None:
+        self._starts = starts
         self._tell = tell
         self._paused = False
         self._pause: Callable[[bool], Any] | None = None
@@ -98,12 +109,13 @@ class Control:
 
     def obey(self, run: FlowRun) -> bool:
         """One look. False: it is over."""
-        order = order_of(run)
+        order = order_of(run, self._starts)
         if order is Order.STOP:
             assert run.state is not None
             signals.interrupt(STOPS[run.state.type])
         elif order is Order.LEAVE:
-            signals.interrupt(LEFT)
+            assert run.state is not None
+            signals.interrupt(LEFT if run.state.is_paused() else TAKEN)
         else:
             self._hold(order is Order.HOLD)
             return True
@@ -124,9 +136,9 @@ class Control:
 
 
 @contextlib.contextmanager
-def heeding(own: UUID, tell: Callable[[str], None]) -> Iterator[Control]:
+def heeding(own: UUID, starts: int, tell: Callable[[str], None]) -> Iterator[Control]:
     """Reads the run's own state every few seconds until the end of the block. A server that is away asks nothing."""
-    control, done = Control(tell), threading.Event()
+    control, done = Control(starts, tell), threading.Event()
 
     def look() -> None:
         with api.polling() as client:
@@ -176,15 +188,18 @@ def another_version(deployed: str | None, here: str = __version__) -> str | None
     )
 
 
-def last_word(own: UUID, end: State[Any], tell: Callable[[str], None]) -> State[Any]:
+def last_word(own: UUID, starts: int, end: State[Any], tell: Callable[[str], None]) -> State[Any]:
     """How the run ends, after what is asked of it by now; raises Pause where its end is for another process to tell.
 
+    ``starts``: Prefect's count when this process began. Once it was to leave, another process may have begun the run
+    already, which Prefect shows as Running: this one's end would replace what that one says.
     From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever.
     """
     with api.courtesy(lambda _: None, "how a run ended") as client:
         run = client.read_flow_run(own)
-        order = order_of(run)
-        if order is Order.LEAVE:
+        order = order_of(run, starts)
+        was_to_leave = signals.asked() in (LEFT, TAKEN) and order is not Order.STOP
+        if order is Order.LEAVE or was_to_leave:
             raise Pause(state=run.state)
         if order is Order.STOP and run.state is not None:
             return end if run.state.type is StateType.FAILED else Cancelled(message=end.message)

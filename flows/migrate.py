@@ -82,7 +82,7 @@ def migrate(
     except FerryError as error:
         ended = Failed(message=failure(error))
     if await_server():
-        ended = control.last_word(UUID(flow_run.id), ended, get_run_logger().warning)
+        ended = control.last_word(UUID(flow_run.id), flow_run.run_count, ended, get_run_logger().warning)
         if report is not None:
             with prefect_patches.without_tags():
                 publish(job.name, report)
@@ -95,7 +95,7 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
     control.begins(flow_run.run_count, tell)
     look_around(own, flow_run.run_count, tell)
     with (
-        control.heeding(own, tell) as orders,
+        control.heeding(own, flow_run.run_count, tell) as orders,
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait or flow_run.run_count > 1) as run,
         signals.telling(run.stop),
         showing(watched(run)),

@@ -62,6 +62,11 @@ def interrupt(reason: str) -> None:
         signal.pthread_kill(main, signal.SIGTERM)  # SIGINT may be ignored; it wakes whatever the thread waits for
 
 
+def asked() -> str:
+    """The reason that :func:`interrupt` was given; "" where it was not called, or came after a signal."""
+    return _asked
+
+
 def listen() -> None:
     """From now on signals are ours; only in the main thread, which alone may say so.
 

@@ -45,7 +45,9 @@ def verify(
     tidy_logs()
     signals.listen()
     state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
-    return control.last_word(UUID(flow_run.id), state, get_run_logger().warning) if await_server() else state
+    if not await_server():
+        return state
+    return control.last_word(UUID(flow_run.id), flow_run.run_count, state, get_run_logger().warning)
 
 
 def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
@@ -56,7 +58,7 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
         control.begins(flow_run.run_count, tell)
         look_around(own, flow_run.run_count, tell)
         with (
-            control.heeding(own, tell) as orders,
+            control.heeding(own, flow_run.run_count, tell) as orders,
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait or flow_run.run_count > 1) as check,
             showing(Watched(job.name, "verify", check.progress)),
             prefect_patches.without_tags(),

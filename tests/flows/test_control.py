@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -16,15 +17,19 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
+from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Paused, Running
 
 from demo.origin import Origin
 from demo.s3 import S3Server
 from demo.units import descendants
-from flows.control import Order, another_version, begins, decide
+from flows import signals
+from flows.control import LEFT, TAKEN, Order, another_version, begins, decide, last_word, order_of
 from flows.server import LocalServer
+from tasks.crashed import TIMES
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import Disturbed, begin
 from tests.faults.test_workers import Site
@@ -58,7 +63,80 @@ PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])[
 )
 def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Order) -> None:
     """The truth table."""
-    assert decide(kind, reschedule=reschedule, deployed=deployed) is expected
+    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=False) is expected
+    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Order.LEAVE
+
+
+@pytest.mark.parametrize("since", [Running(), Completed(), Cancelling(), Cancelled(), Failed(), Crashed()])
+def test_a_process_that_was_replaced_says_nothing(since: State[Any], prefect_local: LocalServer) -> None:
+    """Another process has begun the run before this one's end: the state at Prefect stays that one's."""
+
+    @flow(name="migrate")
+    def nothing() -> None: ...
+
+    own_end: State[Any] = Cancelled(message="interrupted")
+    said: list[str] = []
+    with (
+        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
+        get_client(sync_client=True) as client,
+    ):
+        made = client.create_deployment(client.create_flow(nothing), "replaced")
+        own = client.create_flow_run_from_deployment(made).id
+        client.set_flow_run_state(own, Running())
+        client.update_flow_run_labels(own, {TIMES: 1})
+        assert last_word(own, 1, own_end, said.append) is own_end
+        client.update_flow_run_labels(own, {TIMES: 2})
+        client.set_flow_run_state(own, since, force=True)
+        there = client.read_flow_run(own)
+        with pytest.raises(Pause) as left:
+            last_word(own, 1, own_end, said.append)
+        assert left.value.state is not None
+        assert left.value.state.id == there.state_id
+    assert said == []
+
+
+@pytest.mark.parametrize("reason", [LEFT, TAKEN])
+@pytest.mark.parametrize(
+    ("since", "leaves"), [(Running(), True), (Completed(), True), (Cancelling(), False), (Failed(), False)]
+)
+def test_a_process_that_was_to_leave(
+    reason: str, since: State[Any], leaves: bool, prefect_local: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process after it has begun, and has not said so yet, or is a resumed one, which Prefect does not count."""
+
+    @flow(name="migrate")
+    def nothing() -> None: ...
+
+    monkeypatch.setattr(signals, "_asked", reason)
+    with (
+        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
+        get_client(sync_client=True) as client,
+    ):
+        own = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(nothing), "left")).id
+        client.set_flow_run_state(own, since, force=True)
+        with pytest.raises(Pause) if leaves else contextlib.nullcontext():
+            assert last_word(own, 1, Cancelled(message=reason), print).is_cancelled()
+
+
+def test_a_run_that_is_resumed_in_its_process_goes_on(prefect_local: LocalServer) -> None:
+    """Prefect counts the resumption as a start; the process that waited is still the run's."""
+
+    @flow(name="migrate")
+    def nothing() -> None: ...
+
+    with (
+        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
+        get_client(sync_client=True) as client,
+    ):
+        own = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(nothing), "held")).id
+        client.set_flow_run_state(own, Running())
+        client.update_flow_run_labels(own, {TIMES: 1})
+        client.set_flow_run_state(own, Paused(timeout_seconds=300))
+        assert order_of(client.read_flow_run(own), 1) is Order.HOLD
+        client.resume_flow_run(own)
+        run = client.read_flow_run(own)
+        assert run.run_count == 2
+        assert order_of(run, 1) is Order.GO_ON
 
 
 SIGNALS = """
