@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tasks.engine import gone, ledger
-from tasks.engine.objects import Outcome, Status
+from tasks.engine.objects import ErrorClass, Outcome, Status
 from tasks.engine.state import State
 from tests.engine.helpers import by_key
 from tests.engine.test_gone_needed import Listed, listed, swept
@@ -207,6 +207,18 @@ def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, what: str, 
     assert (key in there) is (what not in (gone.DELETED, gone.ABSENT))
     odd.night(delta=DELTA)
     assert swept(odd).gone == 0
+
+
+@pytest.mark.parametrize(("error_class", "there"), [(None, 1), (ErrorClass.ALTERED, 0)])
+def test_a_copy_that_is_pending(error_class: ErrorClass | None, there: int, odd: Noted) -> None:
+    """One whose deletion was begun may stand there. One that verify found wrong is another's, and nothing is asked."""
+    odd.night(delta=DELTA)
+    known = by_key(odd.state)[GONE[0]]
+    pending = known._replace(status=Status.PENDING, error_class=error_class, attempt=known.attempt + 1)
+    ledger.append(odd.state, [pending], 1, "x", 0)
+    lose(odd, GONE[:1])
+    odd.night(delta=DELTA)
+    assert counts(odd) == (there, there, 0, 0)
 
 
 def test_a_row_that_never_had_a_copy_leaves_nothing(odd: Noted) -> None:

@@ -93,6 +93,12 @@ def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
     assert lease.holder(state) is None
 
 
+def test_held_waits_only_where_it_is_asked_to(state: State) -> None:
+    """The second run of a job fails at once."""
+    with held(state, "first run"), pytest.raises(LeaseHeld), held(state, "second run", tell=pytest.fail):
+        pass
+
+
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
     """The lease of a process that was killed on this machine is taken over at once, its 120 s notwithstanding."""
     code = (
