@@ -100,7 +100,7 @@ class Multipart:
             case 200:
                 return self._sent(s3_xml.text(s3_xml.document(reply.body, _SIDE), "ETag"))
             case 412:
-                return Sent(None, exists=True, sent_twice=reply.sent_twice or self._ended > 1, in_parts=True)
+                return Sent(None, exists=True, sent_twice=reply.sent_twice or self._ended > 1)
             case 501:
                 return await self._end(upload, {})
         there = await self._http.control("HEAD", self._path, ok=(200, 404))

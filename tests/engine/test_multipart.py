@@ -209,10 +209,12 @@ def test_an_upload_that_the_store_forgot_is_the_objects_failure(odd: OddS3, send
     assert caught.value.error_class is ErrorClass.STORE_ERROR
 
 
-def test_another_object_does_not_end_an_upload(odd: OddS3, sender: Sender) -> None:
-    """NoSuchUpload for the end, and an object of the same size under the key that its parts do not make."""
-    odd.put("bucket", "p/k.bin", bytes(len(DATA)))
-    odd.objects["bucket"]["p/k.bin"].etag = "0" * 32 + "-7"
+@pytest.mark.parametrize("there", [True, False])
+def test_another_object_does_not_end_an_upload(there: bool, odd: OddS3, sender: Sender) -> None:
+    """NoSuchUpload for the end, and no object under the key, or one of the same size that its parts do not make."""
+    if there:
+        odd.put("bucket", "p/k.bin", bytes(len(DATA)))
+        odd.objects["bucket"]["p/k.bin"].etag = "0" * 32 + "-7"
     odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
     with pytest.raises(ObjectError, match="NoSuchUpload"):
         sender.send()
