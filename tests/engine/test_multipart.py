@@ -252,8 +252,10 @@ def test_an_object_that_appears_meanwhile_stays(odd: OddS3, sender: Sender) -> N
 
 
 def test_an_end_that_is_answered_is_believed(odd: OddS3, sender: Sender) -> None:
-    """One request for the end, whose ETag confirms the object: it is not looked for, nor read."""
+    """One request for the end, whose ETag confirms the object: it is not looked for, nor read, and nothing is left
+    to look for."""
     assert sender.send().how is Confirmed.DIGEST
+    assert odd.requests["ListMultipartUploads"] == 0
     assert (odd.requests["CompleteMultipartUpload"], odd.requests["HeadObject"], odd.requests["GetObject"]) == (1, 0, 0)
 
 
