@@ -32,8 +32,6 @@ def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
     | lies beside it | allowed | allowed |
     """  # noqa: E501
     uri = job.destination.uri
-    if not uri.startswith("file:"):
-        return
     for what, path in [*_with_own_folders(job, job_file), *_closed(job_file)]:
         if below(uri, str(path)) is not None:
             raise _refusal(uri, f"holds {what} ({path})")

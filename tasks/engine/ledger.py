@@ -209,7 +209,7 @@ def compact(state: State, run_no: int) -> str:
 def refuse_lost(state: State) -> None:
     """Raises Damaged when the folded ledger that the last finished run named is gone, and no later one is there.
 
-    A later run folds it into its own; `--replan` books it as lost.
+    A later fold replaces it; `--replan` books it as lost.
     """
     summaries = [name for name in state.list("reports") if name.endswith("/summary.json")]
     if not summaries:
@@ -220,7 +220,7 @@ def refuse_lost(state: State) -> None:
         return
     there = state.list("ledger")
     booked = {Path(known).name for known in state.list(DAMAGED)}
-    if name in there or any(run_of(other) > run_of(name) for other in there) or Path(name).name in booked:
+    if name in there or any(other > name for other in there) or Path(name).name in booked:  # by run, then by time
         return
     raise Damaged(f"state file {name} is gone, with the outcomes of all runs up to {run_of(name)}. {ADVICE}")
 

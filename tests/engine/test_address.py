@@ -198,13 +198,15 @@ def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool)
         ("10.0.0.5:8080", "any.example", "::ffff:10.0.0.5", {8080}),
         ("10.0.0.5:8080", "any.example", "10.0.0.6", set()),
         ("[fd00::5]:8080", "any.example", "fd00::5", {8080}),
+        ("img.internal:1", "img.internal", "10.0.0.5", {1}),
+        ("img.internal:65535", "img.internal", "10.0.0.5", {65535}),
         ("169.254.169.254:80", "any.example", "169.254.169.254", {80}),
     ],
 )
 def test_an_entry_with_a_port_opens_that_port_alone(allow: str, host: str, ip: str, opened: set[int]) -> None:
     """`img.internal:8080` is one service, and not whatever else runs on that machine."""
     address_filter = AddressFilter([allow])
-    assert {port for port in (0, 80, 443, 8080) if address_filter.verdict(host, ip, port) is None} == opened
+    assert {port for port in (0, 1, 80, 443, 8080, 65535) if address_filter.verdict(host, ip, port) is None} == opened
 
 
 def test_ports_of_other_services() -> None:
@@ -312,6 +314,10 @@ def test_names_are_no_literals(host: str) -> None:
     "host",
     [
         "256.1.1.1",
+        "1.256.1.1",
+        "1.2.3.256",
+        "1.2.65536",
+        "1.16777216",
         "1.2.3.4.5",
         "4294967296",
         "08.1.1.1",

@@ -174,6 +174,28 @@ def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
     asyncio.run(go())
 
 
+def test_the_only_one_of_a_host_that_is_cancelled_leaves_no_trace() -> None:
+    """Its host is not kept in the queue: others have their turns after it, and so has the next one of that host."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = [await quota.take("a", 50), await quota.take("b", 20)]
+        alone, other = waits(quota.take("c", 30)), waits(quota.take("d", 30))
+        await turn()
+        alone.cancel()
+        await turn()
+        assert quota.waiting_of() == {"d": 1}
+        for share in held:
+            share.end()
+        await turn()
+        assert other.done()
+        (await quota.take("c", 30)).end()
+        other.result().end()
+        assert quota.free == 100
+
+    asyncio.run(go())
+
+
 def test_one_that_is_cancelled_as_it_is_granted_gives_back() -> None:
     """Its share was set aside, and the task does not live to take it."""
 

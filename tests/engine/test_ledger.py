@@ -357,10 +357,16 @@ def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: Dire
     state.delete([name])
     with pytest.raises(Damaged, match=name):
         ledger.refuse_lost(state)
-    later_fold = sealed("ledger/000002-1", raw)
-    state.write(later_fold, raw)
-    ledger.refuse_lost(state)
-    state.delete([later_fold])
+    for later in ("ledger/000002-1", "ledger/000001-9999999999999999999"):  # of a later run, or of the same one
+        later_fold = sealed(later, raw)
+        state.write(later_fold, raw)
+        ledger.refuse_lost(state)
+        state.delete([later_fold])
+    earlier_fold = sealed("ledger/000001-0000000000000000001", raw)
+    state.write(earlier_fold, raw)
+    with pytest.raises(Damaged, match=name):
+        ledger.refuse_lost(state)
+    state.delete([earlier_fold])
     assert ledger.put_aside(state) == [name]
     ledger.refuse_lost(state)
     assert ledger.put_aside(state) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 
 import pytest
@@ -70,6 +72,27 @@ def test_five_tries_and_no_more() -> None:
     assert len(set(waits)) == 4
     calls, waits, good = tried(error, 5)
     assert (calls, len(waits), good) == (5, 4, False)
+
+
+@pytest.mark.parametrize(("good_after", "calls", "good"), [(0, 1, True), (2, 3, True), (3, 3, False)])
+def test_as_many_tries_in_a_loop(good_after: int, calls: int, good: bool) -> None:
+    """For an object that is on its way; silence is not tried again."""
+    made: list[ObjectError] = []
+
+    async def work(error: ObjectError) -> str:
+        made.append(error)
+        if len(made) <= good_after:
+            raise error
+        return "done"
+
+    tries = Tries(attempts=3, base_s=0.001, rng=random.Random(1))
+    with contextlib.nullcontext() if good else pytest.raises(ObjectError):
+        assert asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.SERVER_ERROR, "x")))) == "done"
+    assert len(made) == calls
+    made.clear()
+    with contextlib.nullcontext() if good_after == 0 else pytest.raises(ObjectError):
+        asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.TIMEOUT, "x"))))
+    assert len(made) == 1
 
 
 def test_what_lasts_is_raised_at_once() -> None:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -137,6 +138,7 @@ class Recovery(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="ferry-model-"))
         self.state: Any = DyingState(self.folder / "state")
         self.listed = set(range(ROWS - 2))
+        self.stayed = set(self.listed)  # in the list now, and ever since a plan stood last
         self._write_list()
         self.known: dict[str, Known] = {}
         self.ids: dict[int, str] = {}
@@ -191,23 +193,32 @@ class Recovery(RuleBasedStateMachine):
             return
         todo = self._todo(self.planned)
         listed = {self.ids[n] for n in self.listed if n in self.ids}
+        stayed = {self.ids[n] for n in self.stayed if n in self.ids}
         if mode == "plain":
             unsettled = {row_id for row_id in listed if self.known.get(row_id) in TAKEN}
             assert set(todo) & listed == unsettled
             assert len(listed) == len(self.listed), "a row that no plan has ever shown"
-        else:
-            assert set(todo) == {row_id for row_id in listed if self.known.get(row_id) in (GONE, BUSY)}
+            self.stayed = set(self.listed)
+        else:  # of the list that the state has, and of another one only where it has none
+            failed = {row_id for row_id, known in self.known.items() if known in (GONE, BUSY)}
+            assert stayed & failed <= set(todo) <= failed
 
     @precondition(lambda self: self.planned is not None)
     @rule(death=DEATHS)
     def one_more_pass(self, death: int | None) -> None:
-        """After the chunks: retryable failures of this run, and rows whose chunk returned without them."""
-        returned = [ref.digest for ref in self.planned.chunks] if self.planned else []
+        """After the chunks: retryable failures of this run, and rows whose chunk returned without them: of a run that
+        takes lasting failures again these as well."""
+        assert self.planned is not None
+        returned = [ref.digest for ref in self.planned.chunks]
+        done_now = {out.row_id for out in helpers.latest(self.state).values() if out.run_no == self.run_no}
+        asked = set(self._todo(self.planned)) - done_now
         again = self._survives(
             lambda: helpers.plan(self.job, self.state, self.run_no, "pass", returned=returned), death
         )
         if again is not None:
-            assert not {row for row in self._todo(again) if self.known.get(row) in (COPIED, GONE)}
+            todo = set(self._todo(again))
+            assert not {row for row in todo if self.known.get(row) == COPIED}
+            assert {row for row in todo if self.known.get(row) == GONE} <= asked
             self.planned = again
 
     @precondition(lambda self: self.planned is not None and self.planned.chunks)
@@ -290,6 +301,7 @@ class Recovery(RuleBasedStateMachine):
     def change_list(self, n: int) -> None:
         """A row comes or goes; one always stays."""
         self.listed = (self.listed ^ {n}) or {n}
+        self.stayed &= self.listed
         self._write_list()
 
     @precondition(lambda self: self.planned is None)
@@ -324,6 +336,7 @@ def ledger_time() -> float:
     return float(_clock)
 
 
+@pytest.mark.timeout(1800)  # it takes as long as the machine gives it
 def test_any_order_of_work_and_crashes() -> None:
     """Rules in any order, deaths at any write: the invariant and the rules' own claims hold."""
     Recovery.lives = Recovery.deaths = 0
