@@ -22,10 +22,12 @@ from tasks.engine.errors import ChunkIncomplete
 from tasks.engine.job import Job
 from tasks.engine.plan import read_plan
 from tasks.engine.state import DirectoryState, State
+from tasks.process import few_heaps
 from tests.engine import helpers
 
 
 def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
+    few_heaps()  # as each process of Ferry's does before it moves objects
     job, access = Job.model_validate(setup["job"]), Access.decode(setup["access"])
     state = DirectoryState(Path(setup["state"]))
     if "one_put_bytes" in setup:

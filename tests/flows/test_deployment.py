@@ -102,11 +102,12 @@ class Prefect:
 
     @staticmethod
     def _ask(request: urllib.request.Request) -> Any:
-        """The answer. A server whose database is busy says 503, and Prefect's own clients ask again."""
+        """The answer. A server whose database is busy says 503, and Prefect's own clients ask again; or it is silent
+        for longer than they wait, on a machine whose disk is busy."""
         deadline = time.monotonic() + COMMAND_S
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=30) as answer:
+                with urllib.request.urlopen(request, timeout=4 * COMMAND_S) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as error:
                 if error.code != 503 or time.monotonic() > deadline:
