@@ -357,8 +357,8 @@ def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: Dire
     state.delete([name])
     with pytest.raises(Damaged, match=name):
         ledger.refuse_lost(state)
-    for later in ("ledger/000002-1", "ledger/000001-9999999999999999999"):  # of a later run, or of the same one
-        later_fold = sealed(later, raw)
+    for newer in ("ledger/000002-1", "ledger/000001-9999999999999999999"):  # of a later run, or of the same one
+        later_fold = sealed(newer, raw)
         state.write(later_fold, raw)
         ledger.refuse_lost(state)
         state.delete([later_fold])
