@@ -139,6 +139,7 @@ class Recovery(RuleBasedStateMachine):
         self.state: Any = DyingState(self.folder / "state")
         self.listed = set(range(ROWS - 2))
         self.stayed = set(self.listed)  # in the list now, and ever since a plan stood last
+        self.asked: set[str] = set()  # lasting failures that a run was to try again, perhaps, and did not
         self._write_list()
         self.known: dict[str, Known] = {}
         self.ids: dict[int, str] = {}
@@ -188,6 +189,8 @@ class Recovery(RuleBasedStateMachine):
         """A run begins; a plan that stands takes what it should, and nothing else."""
         self.run_no = ledger.last_run_no(self.state) + 1
         self.parts = 0
+        if mode == "retry":
+            self.asked |= {row_id for row_id, known in self.known.items() if known == GONE}
         self.planned = self._survives(lambda: helpers.plan(self.job, self.state, self.run_no, mode), death)
         if self.planned is None:
             return
@@ -196,7 +199,7 @@ class Recovery(RuleBasedStateMachine):
         stayed = {self.ids[n] for n in self.stayed if n in self.ids}
         if mode == "plain":
             unsettled = {row_id for row_id in listed if self.known.get(row_id) in TAKEN}
-            assert set(todo) & listed == unsettled
+            assert unsettled <= set(todo) & listed <= unsettled | self.asked
             assert len(listed) == len(self.listed), "a row that no plan has ever shown"
             self.stayed = set(self.listed)
         else:  # of the list that the state has, and of another one only where it has none
@@ -244,19 +247,17 @@ class Recovery(RuleBasedStateMachine):
         ]  # fmt: skip
         self.parts += 1
         name = self._survives(lambda: ledger.append(self.state, outcomes, self.run_no, ref.digest, self.parts), death)
-        if name is None:
-            self._learn(outcomes)
-            return
-        for outcome in outcomes:
-            self.known[outcome.row_id] = _known(outcome)
+        self.asked -= {outcome.row_id for outcome in (outcomes if name else self._learn(outcomes))}
+        if name:
+            self.known |= {outcome.row_id: _known(outcome) for outcome in outcomes}
 
-    def _learn(self, outcomes: list[Outcome]) -> None:
-        """An append that died may have happened: all of it or nothing."""
+    def _learn(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """An append that died may have happened: all of it or nothing. Those that it left."""
         found = helpers.latest(self.state)
         there = [out for out in outcomes if found.get(out.row_id) == out]
         assert len(there) in (0, len(outcomes)), "an append that happened in part"
-        for out in there:
-            self.known[out.row_id] = _known(out)
+        self.known |= {out.row_id: _known(out) for out in there}
+        return there
 
     @precondition(lambda self: self.run_no > 0)
     @rule(death=DEATHS)
