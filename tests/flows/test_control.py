@@ -143,6 +143,7 @@ SIGNALS = """
 import os, signal, sys, threading
 from flows import signals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a shell's background job
 signals.listen()
 with signals.telling(lambda reason: print(reason, flush=True)):
     for what in sys.argv[1:]:

@@ -19,7 +19,7 @@ from tasks.run import Run
 sweep = Run.sweep
 def swept_and_interrupted(run):
     sweep(run)
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
     while not run.runtime.stopping:
         time.sleep(0.01)
 Run.sweep = swept_and_interrupted
@@ -70,9 +70,9 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
         cwd=project.folder, env=project.cli.environment, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    interrupted = Cli.end(process, ("run",)).expect(130).json
+    interrupted = Cli.end(process, ("run",)).expect(143).json
     assert interrupted["swept"]["waiting"] == 1
-    assert "SIGINT" in interrupted["message"]
+    assert "interrupted by SIGTERM" in interrupted["message"]
     again = project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]
     assert (again["waiting"], again["deleted"]) == (1, 0)
     assert project.stored() == bodies
