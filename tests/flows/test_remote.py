@@ -61,7 +61,7 @@ def said(prefect_api: Prefect, run_id: str) -> str:
 def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin: Origin, prefect_api: Prefect) -> None:
     """While a run is on, one of another deployment fails at once with exit 3 and names it, and one that is to wait
     waits; Ctrl-C leaves a run that is followed, and `ferry watch` comes back to it. No object is fetched twice."""
-    rows, bodies = serve(origin, 60)  # a minute, until the latency is taken away
+    rows, bodies = serve(origin, 240)  # four minutes, until the latency is taken away
     project.manifest(rows)
     project.job(manifest=str(project.folder / "products.csv"), state=str(project.state), concurrency=1)
     origin.latency_s = 1.0
@@ -92,7 +92,7 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
     assert "Completed" in followed.stdout
     second: Ended = project.cli.end(waiting, ["run"]).expect(0)
     assert "nothing to do" in second.json["message"]
-    assert project.ferry("watch", a["id"], "--json").expect(0).json["message"].startswith("this run: 60 copied")
+    assert project.ferry("watch", a["id"], "--json").expect(0).json["message"].startswith("this run: 240 copied")
     assert project.stored() == bodies
     assert set(origin.bodies.values()) == {1}
     runs = [flow_run(prefect_api, one["id"]) for one in (a, b)]
