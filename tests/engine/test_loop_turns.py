@@ -341,7 +341,7 @@ def test_a_picture_is_bounded_where_it_is_decoded(monkeypatch: pytest.MonkeyPatc
     code = "import sys; from tasks.engine import decode_process as d; d.RASTER_S = 1; d.main(sys.argv[1], 1 << 30)"
     monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code])
     monkeypatch.setattr(decode_process, "RASTER_S", 1)
-    slow = saved("JPEG2000", 5_000)
+    slow = noise(4_000)  # three seconds
     with pytest.raises(ObjectError, match="takes too long, or too much memory, to decode") as caught:
         image.decode(slow, image.check(slow))
     assert caught.value.error_class is ErrorClass.TOO_LARGE
