@@ -32,6 +32,8 @@ def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
     | lies beside it | allowed | allowed |
     """  # noqa: E501
     uri = job.destination.uri
+    if not uri.startswith("file:"):
+        return
     for what, path in [*_with_own_folders(job, job_file), *_closed(job_file)]:
         if below(uri, str(path)) is not None:
             raise _refusal(uri, f"holds {what} ({path})")
@@ -65,7 +67,7 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
         yield "commands", Path(entry)
     for name, value in os.environ.items():
         if value and _NAMED.fullmatch(name):
-            yield f"what {name} names", Path(value).expanduser().absolute()
+            yield f"what {name} names", Path(os.path.expanduser(value)).absolute()  # noqa: PTH111  # which raises nothing
 
 
 def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:

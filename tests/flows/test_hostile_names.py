@@ -126,6 +126,20 @@ def test_each_place_is_named(name: str, what: str, places: dict[str, Path], monk
     assert f"holds {what} ({places[name]}" in str(caught.value)
 
 
+def test_a_variable_that_names_the_home_of_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~name` without such a user is no place of files, and no traceback."""
+    monkeypatch.setenv("AWS_CONFIG_FILE", "~no-such-user-here/.aws/config")
+    refuse_own_files(job_for(Path("/srv/images"), Path("list.csv")))
+
+
+def test_a_bucket_asks_for_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is looked up for it, not even the working directory, which may be gone."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    refuse_own_files(Job.model_validate({"name": "j", "manifest": "list.csv", "destination": "s3://bucket/p/"}))
+
+
 SYSTEM = (
     "/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
     "/var/spool/cron",
