@@ -91,7 +91,7 @@ class BucketControl:
         after, token = start_after, None
         first: str | None = None
         unfinished = False  # the page before said that more follows
-        followed: set[int] = set()  # hashes of tokens: 100 million keys have 100,000 of them
+        followed: set[int] = set()  # hashes of this listing's tokens: 100 million keys have 100,000 of them
         while True:
             page = self._page(prefix, after, token)
             objects = page.objects
@@ -99,7 +99,9 @@ class BucketControl:
                 objects = objects[1:]
             keys = [each.key for each in objects]
             from_the_start = token is None and first is not None and keys[:1] == [first]
-            if token is not None:
+            if token is None:
+                followed.clear()
+            else:
                 followed.add(hash(token))
             stuck = unfinished and (from_the_start or hash(page.token) in followed)
             if stuck or (page.truncated and not page.token and not keys):

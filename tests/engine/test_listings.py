@@ -65,6 +65,12 @@ def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_pa
         assert [found.key for page in pages for found in page] == keys
 
 
+def test_tokens_that_count_pages(tmp_path: Path) -> None:
+    """Each listing begins to count again, and ends early: the same tokens in another listing are not a circle."""
+    with OddS3(page_keys=20, listings="numbered") as server:
+        assert listed(store_at(filled(server), tmp_path)) == KEYS
+
+
 @pytest.mark.parametrize("page_keys", [1, 50, 300])
 def test_a_listing_that_goes_in_a_circle(page_keys: int, tmp_path: Path) -> None:
     """The last page's token leads back to an early page: an error once it comes a second time, and no end of pages."""

@@ -28,7 +28,7 @@ from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
 Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal"]
-Listings = Literal["whole", "no token", "error page", "ends early", "starts at it", "in a circle"]
+Listings = Literal["whole", "no token", "error page", "ends early", "starts at it", "in a circle", "numbered"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
 
@@ -129,6 +129,7 @@ class OddS3:
         self.checksums = checksums
         self.conditions = conditions
         self.listings = listings
+        self._numbered: dict[str, str] = {}  # tokens that count pages: the last key of each
         self.delete_many = delete_many
         self.page_keys = page_keys
         self.delay_s = delay_s
@@ -344,7 +345,8 @@ class OddS3:
 
     def _list(self, bucket: str, objects: dict[str, Stored], query: Mapping[str, str]) -> web.Response:
         prefix = query.get("prefix", "")
-        after = query.get("continuation-token") or query.get("start-after") or ""
+        given = query.get("continuation-token", "")
+        after = self._numbered.get(given, given) or query.get("start-after") or ""
         most = min(int(query.get("max-keys", self.page_keys)), self.page_keys)
         names = sorted(key for key in objects if key.startswith(prefix) and key not in self.hidden)
         left = [key for key in names if key.encode() > after.encode()]
@@ -361,6 +363,10 @@ class OddS3:
             token = ""
         if self.listings == "in a circle" and not cut:
             token, cut = f"<NextContinuationToken>{escape(names[0])}</NextContinuationToken>", True
+        if self.listings == "numbered" and cut:  # the third page of each listing says that it is the last
+            number, cut = str(int(given or 0) + 1), given != "2"
+            token = f"<NextContinuationToken>{number}</NextContinuationToken>" if cut else ""
+            self._numbered[number] = page[-1]
         as_url = query.get("encoding-type") == "url"
         shown = [quote(key, safe="/") if as_url else escape(key) for key in page]
         contents = "".join(
