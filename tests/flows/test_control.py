@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
@@ -67,31 +68,42 @@ def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, ex
     assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Order.LEAVE
 
 
-@pytest.mark.parametrize("since", [Running(), Completed(), Cancelling(), Cancelled(), Failed(), Crashed()])
-def test_a_process_that_was_replaced_says_nothing(since: State[Any], prefect_local: LocalServer) -> None:
-    """Another process has begun the run before this one's end: the state at Prefect stays that one's."""
-
-    @flow(name="migrate")
-    def nothing() -> None: ...
-
-    own_end: State[Any] = Cancelled(message="interrupted")
-    said: list[str] = []
+@pytest.fixture
+def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
     with (
         temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
         get_client(sync_client=True) as client,
     ):
-        made = client.create_deployment(client.create_flow(nothing), "replaced")
-        own = client.create_flow_run_from_deployment(made).id
-        client.set_flow_run_state(own, Running())
-        client.update_flow_run_labels(own, {TIMES: 1})
-        assert last_word(own, 1, own_end, said.append) is own_end
-        client.update_flow_run_labels(own, {TIMES: 2})
-        client.set_flow_run_state(own, since, force=True)
-        there = client.read_flow_run(own)
-        with pytest.raises(Pause) as left:
-            last_word(own, 1, own_end, said.append)
-        assert left.value.state is not None
-        assert left.value.state.id == there.state_id
+        yield client
+
+
+@pytest.fixture
+def own(client: SyncPrefectClient) -> UUID:
+    """A deployment's run that its first process has begun."""
+
+    @flow(name="migrate")
+    def nothing() -> None: ...
+
+    made = client.create_deployment(client.create_flow(nothing), "begun")
+    own = client.create_flow_run_from_deployment(made).id
+    client.set_flow_run_state(own, Running())
+    client.update_flow_run_labels(own, {TIMES: 1})
+    return own
+
+
+@pytest.mark.parametrize("since", [Running(), Completed(), Cancelling(), Cancelled(), Failed(), Crashed()])
+def test_a_process_that_was_replaced_says_nothing(since: State[Any], client: SyncPrefectClient, own: UUID) -> None:
+    """Another process has begun the run before this one's end: the state at Prefect stays that one's."""
+    own_end: State[Any] = Cancelled(message="interrupted")
+    said: list[str] = []
+    assert last_word(own, 1, own_end, said.append) is own_end
+    client.update_flow_run_labels(own, {TIMES: 2})
+    client.set_flow_run_state(own, since, force=True)
+    there = client.read_flow_run(own)
+    with pytest.raises(Pause) as left:
+        last_word(own, 1, own_end, said.append)
+    assert left.value.state is not None
+    assert left.value.state.id == there.state_id
     assert said == []
 
 
@@ -100,43 +112,23 @@ def test_a_process_that_was_replaced_says_nothing(since: State[Any], prefect_loc
     ("since", "leaves"), [(Running(), True), (Completed(), True), (Cancelling(), False), (Failed(), False)]
 )
 def test_a_process_that_was_to_leave(
-    reason: str, since: State[Any], leaves: bool, prefect_local: LocalServer, monkeypatch: pytest.MonkeyPatch
+    reason: str, since: State[Any], leaves: bool, client: SyncPrefectClient, own: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The process after it has begun, and has not said so yet, or is a resumed one, which Prefect does not count."""
-
-    @flow(name="migrate")
-    def nothing() -> None: ...
-
     monkeypatch.setattr(signals, "_asked", reason)
-    with (
-        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
-        get_client(sync_client=True) as client,
-    ):
-        own = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(nothing), "left")).id
-        client.set_flow_run_state(own, since, force=True)
-        with pytest.raises(Pause) if leaves else contextlib.nullcontext():
-            assert last_word(own, 1, Cancelled(message=reason), print).is_cancelled()
+    client.set_flow_run_state(own, since, force=True)
+    with pytest.raises(Pause) if leaves else contextlib.nullcontext():
+        assert last_word(own, 1, Cancelled(message=reason), print).is_cancelled()
 
 
-def test_a_run_that_is_resumed_in_its_process_goes_on(prefect_local: LocalServer) -> None:
+def test_a_run_that_is_resumed_in_its_process_goes_on(client: SyncPrefectClient, own: UUID) -> None:
     """Prefect counts the resumption as a start; the process that waited is still the run's."""
-
-    @flow(name="migrate")
-    def nothing() -> None: ...
-
-    with (
-        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
-        get_client(sync_client=True) as client,
-    ):
-        own = client.create_flow_run_from_deployment(client.create_deployment(client.create_flow(nothing), "held")).id
-        client.set_flow_run_state(own, Running())
-        client.update_flow_run_labels(own, {TIMES: 1})
-        client.set_flow_run_state(own, Paused(timeout_seconds=300))
-        assert order_of(client.read_flow_run(own), 1) is Order.HOLD
-        client.resume_flow_run(own)
-        run = client.read_flow_run(own)
-        assert run.run_count == 2
-        assert order_of(run, 1) is Order.GO_ON
+    client.set_flow_run_state(own, Paused(timeout_seconds=300))
+    assert order_of(client.read_flow_run(own), 1) is Order.HOLD
+    client.resume_flow_run(own)
+    run = client.read_flow_run(own)
+    assert run.run_count == 2
+    assert order_of(run, 1) is Order.GO_ON
 
 
 SIGNALS = """
@@ -333,7 +325,7 @@ def test_a_deployment_of_another_ferry(deployed: str | None, said: bool) -> None
     assert words is None or (f"version {deployed}" in words and "Ferry is 0.2.0" in words and "`ferry deploy`" in words)
 
 
-def test_a_run_says_that_its_deployment_is_of_another_ferry(prefect_local: LocalServer) -> None:
+def test_a_run_says_that_its_deployment_is_of_another_ferry(client: SyncPrefectClient) -> None:
     """What the run of a deployment knows of its version."""
     said: list[str] = []
 
@@ -341,13 +333,9 @@ def test_a_run_says_that_its_deployment_is_of_another_ferry(prefect_local: Local
     def beginning() -> None:
         begins(1, said.append)
 
-    with (
-        temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_LOGGING_TO_API_ENABLED: False}),
-        get_client(sync_client=True) as client,
-    ):
-        made = client.create_deployment(client.create_flow(beginning), "of-another-ferry", version="0.0.1")
-        run_flow(beginning, flow_run=client.create_flow_run_from_deployment(made))
-        assert len(said) == 1
-        assert "the deployment has version 0.0.1" in said[0]
-        beginning()
+    made = client.create_deployment(client.create_flow(beginning), "of-another-ferry", version="0.0.1")
+    run_flow(beginning, flow_run=client.create_flow_run_from_deployment(made))
+    assert len(said) == 1
+    assert "the deployment has version 0.0.1" in said[0]
+    beginning()
     assert len(said) == 1
