@@ -120,8 +120,8 @@ class OddS3:
         ``checksums``: x-amz-checksum-sha256 is kept and answered, as by AWS; a number is the status that an upload with
         one is refused with. ``listings`` from their second
         page on: whole; IsTruncated without a token; an <Error> under 200; a first page that says it is the last;
-        start-after that lists its key, too; a last page whose token leads back to the first; or tokens that count pages,
-        of which the third says it is the last.
+        start-after that lists its key, too; a last page whose token leads back to the first; or tokens that count
+        pages, of which the third says it is the last.
         ``conditions``: kept, ignored, answered with 501, or one of them ignored: If-None-Match ("no create") or
         If-Match ("no replace"), which may also hold for no ETag at all ("never equal").
         ``delete_many``: without it DeleteObjects is answered with 501.
