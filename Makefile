@@ -10,7 +10,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
-	@echo "make test          linters, types, architecture, a quick bench and all tests   (T=tests/engine: a part of the tests)"
+	@echo "make test          linters, types, architecture, a quick bench and all tests   (T=tests/ferry: a part of the tests)"
 	@echo "make test-prefect  what meets Prefect, with the newest version that is allowed; a few minutes"
 	@echo "make faults        all fault experiments: kills, power cuts, damage, outages, fuzzing; up to 45 minutes"
 	@echo "make check         linters, types and architecture alone"
@@ -48,7 +48,7 @@ faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed
-	@$(BIN)/python -m tests.bench --n 500 --scenes a,d,g,sink
+	@$(BIN)/python -m benchmarks --n 500 --scenes a,d,g,sink
 
 check: .venv/.installed-dev
 	@$(BIN)/ruff check --quiet .
@@ -81,7 +81,7 @@ postgresql:
 
 # N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/performance.md; WRITE=1: any.
 bench: .venv/.installed-dev .bench/venv/.installed
-	@$(BIN)/python -m tests.bench $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+	@$(BIN)/python -m benchmarks $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SCENES),--scenes $(SCENES)) $(if $(WRITE),--write) $(if $(KEEP),--keep)
 
 .bench/venv/.installed: requirements-bench.txt

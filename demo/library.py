@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from demo.images import EXTENSIONS, FORMATS, MIME, make_image
 from demo.origin import Fault, Origin, Trouble
 
-# how many, the fault, the class of the failure (a value of tasks.engine.objects.ErrorClass)
+# how many, the fault, the class of the failure (a value of ferry.core.records.ErrorClass)
 _FAILING: tuple[tuple[int, Fault, str], ...] = (
     (8, Fault(Trouble.NOT_FOUND), "not_found"),
     (3, Fault(Trouble.GONE), "gone"),

@@ -8,7 +8,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from flows.server import is_free
+from flows.server.local import is_free
 
 # Below Linux's ephemeral range (32768 and up). A port inside it can be taken by somebody's outgoing
 # connection while its server is down, and a client polling it can even connect to itself.

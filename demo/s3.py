@@ -23,7 +23,7 @@ import boto3
 from botocore.config import Config
 
 from demo.ports import free_ports, reserve
-from flows.server import is_free
+from flows.server.local import is_free
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

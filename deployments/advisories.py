@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from tasks.engine.urls import escaped, redact
+from ferry.core import escaped, redact
 
 LOCKS = (
     "requirements.txt", "requirements-demo.txt", "requirements-dev.txt", "requirements-prefect-newest.txt",

@@ -9,10 +9,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from flows.server import LocalServer, quiet_environment
+from flows.server.local import LocalServer, quiet_environment
 
 # By name: nothing here uses them, and a linter would take plain imports out. They are loaded while the server starts.
-LOADED = ("flows.cli", "flows.terminal", "flows.watch", "flows.migrate", "flows.verify", "tasks.engine.planner")
+LOADED = (
+    "flows.cli.commands", "flows.cli.terminal", "flows.running.reporter", "flows.migrate", "flows.verify",
+    "ferry.planning",
+)  # fmt: skip
 
 
 def main() -> None:

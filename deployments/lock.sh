@@ -17,4 +17,4 @@ compile pyproject.toml "$build" --extra demo --extra dev -c requirements.txt -o 
 cp requirements-dev.txt requirements-prefect-newest.txt # all that may stay the same does, and is not installed twice
 echo "$newest" >"$end"
 compile pyproject.toml "$build" --extra demo --extra dev -c "$end" -o requirements-prefect-newest.txt
-compile tests/bench/requirements.in -o requirements-bench.txt # a virtual environment of its own, clashing with ours
+compile benchmarks/requirements.in -o requirements-bench.txt # a virtual environment of its own, clashing with ours

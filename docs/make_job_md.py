@@ -10,12 +10,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from tasks.engine.job import Job
+from ferry.job.model import Job
 
 HEAD = """\
 # The job, key by key
 
-<!-- Written by docs/make_job_md.py from tasks/engine/job.py; change it there. -->
+<!-- Written by docs/make_job_md.py from ferry/job/model.py; change it there. -->
 
 A job is one model: a YAML file for `ferry run`, the parameter `job` of the flow `migrate`, and the form in
 Prefect's UI. Unknown keys are errors that name the nearest known one. The smallest job is three lines:

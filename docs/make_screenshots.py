@@ -21,13 +21,14 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from demo.browser import Browser, NoBrowser, find_chromium  # noqa: E402
+from browser import Browser, NoBrowser, find_chromium  # noqa: E402
+
 from demo.images import make_image  # noqa: E402
 from demo.library import Library, build_library  # noqa: E402
 from demo.origin import Origin  # noqa: E402
 from demo.prefect_api import ask  # noqa: E402
 from demo.s3 import S3Server  # noqa: E402
-from flows.server import LocalServer, quiet_environment  # noqa: E402
+from flows.server.local import LocalServer, quiet_environment  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000

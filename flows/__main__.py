@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import signal
 
-from tasks.process import GC_THRESHOLDS
+from tasks.workers.tuning import GC_THRESHOLDS
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore it, and go on doing so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from flows import cli
+    from flows.cli import commands as cli
 
     signal.signal(signal.SIGINT, handler)
     cli.main()

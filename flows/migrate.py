@@ -14,28 +14,27 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows import control, signals, slot
-from flows.watch import showing
-from tasks import api, prefect_patches
-from tasks.accounts import Report
-from tasks.crashed import look_around, mark_predecessor
-from tasks.engine.errors import Fatal, FerryError, LeaseHeld, Stopped, UserError
-from tasks.engine.job import Job
-from tasks.logs import tidy_logs
+from ferry.core import Fatal, FerryError, LeaseHeld, Stopped, UserError
+from ferry.job import Job
+from flows.running import concurrency_slot, prefect_state, signals
+from flows.running.reporter import showing
+from tasks import prefect_api, prefect_patches
+from tasks.dead_runs import look_around, mark_predecessor
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import delete_gone, reconcile
-from tasks.references import anchored
 from tasks.report import keep, publish
-from tasks.results import kept_in
+from tasks.reporting.prefect_logs import tidy_logs
+from tasks.reporting.text import Report
+from tasks.result_store import kept_in
 from tasks.run import Run, open_run
-from tasks.slow import note_rate
+from tasks.secrets import anchored
+from tasks.slow_run import note_rate
 from tasks.transfer import transfer_all
-from tasks.watched import watched
 
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
 ended: State[Any] | None = None  # how the last run of this process ended, whether Prefect could record it or not
 report: Report | None = None  # what it came to; Prefect would take a Failed state's data for its exception
-prefect_patches.hold_slots_with(slot.held)
+prefect_patches.hold_slots_with(concurrency_slot.held)
 tidy_logs()  # before the first line of a run, which Prefect says before the flow begins
 
 
@@ -82,7 +81,7 @@ def migrate(
     except FerryError as error:
         ended = Failed(message=failure(error))
     if await_server():
-        ended = control.last_word(UUID(flow_run.id), flow_run.run_count, ended, get_run_logger().warning)
+        ended = prefect_state.last_word(UUID(flow_run.id), flow_run.run_count, ended, get_run_logger().warning)
         if report is not None:
             with prefect_patches.without_tags():
                 publish(job.name, report)
@@ -92,13 +91,13 @@ def migrate(
 def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: bool) -> Report:
     """The run, from its lease to its accounts. Raises FerryError, and Interrupted before anything moves."""
     tell, own = get_run_logger().warning, UUID(flow_run.id)
-    control.begins(flow_run.run_count, tell)
+    prefect_state.begins(flow_run.run_count, tell)
     look_around(own, flow_run.run_count, tell)
     with (
-        control.heeding(own, flow_run.run_count, tell) as orders,
+        prefect_state.heeding(own, flow_run.run_count, tell) as orders,
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait or flow_run.run_count > 1) as run,
         signals.telling(run.stop),
-        showing(watched(run)),
+        showing(run.view()),
         prefect_patches.without_tags(),
         kept_in(run.state),
     ):
@@ -118,11 +117,11 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
 
 def await_server() -> bool:
     """Prefect's server is to hear how the run ended, now or when it is back. False: it will not."""
-    patience_s = api.PATIENCE_S if signals.last_signal is None else INTERRUPTED_S
+    patience_s = prefect_api.PATIENCE_S if signals.last_signal is None else INTERRUPTED_S
     heard = signals.last_signal
-    there = api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
+    there = prefect_api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
     if not there:
-        api.give_up()
+        prefect_api.give_up()
     return there
 
 

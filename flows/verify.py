@@ -11,17 +11,17 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from flows import control, signals
+from ferry.core import FerryError
+from ferry.job import Job
 from flows.migrate import await_server, failure, run_name
-from flows.watch import showing
+from flows.running import prefect_state, signals
+from flows.running.reporter import showing
 from tasks import prefect_patches
-from tasks.crashed import look_around, mark_predecessor
-from tasks.engine.errors import FerryError
-from tasks.engine.job import Job
-from tasks.logs import tidy_logs
-from tasks.references import anchored
+from tasks.dead_runs import look_around, mark_predecessor
+from tasks.reporting.prefect_logs import tidy_logs
+from tasks.reporting.run_view import RunView
+from tasks.secrets import anchored
 from tasks.verify import check_choice, compare_listing, draw, open_check, parts, read_part
-from tasks.watched import Watched
 
 
 @flow(
@@ -47,7 +47,7 @@ def verify(
     state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
     if not await_server():
         return state
-    return control.last_word(UUID(flow_run.id), flow_run.run_count, state, get_run_logger().warning)
+    return prefect_state.last_word(UUID(flow_run.id), flow_run.run_count, state, get_run_logger().warning)
 
 
 def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
@@ -55,12 +55,12 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     try:
         check_choice(list_only, sample, seed)
-        control.begins(flow_run.run_count, tell)
+        prefect_state.begins(flow_run.run_count, tell)
         look_around(own, flow_run.run_count, tell)
         with (
-            control.heeding(own, flow_run.run_count, tell) as orders,
+            prefect_state.heeding(own, flow_run.run_count, tell) as orders,
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait or flow_run.run_count > 1) as check,
-            showing(Watched(job.name, "verify", check.progress)),
+            showing(RunView(job.name, "verify", check.progress)),
             prefect_patches.without_tags(),
         ):
             orders.pauses(check.progress.pause)

@@ -1,1 +1,1 @@
-"""Prefect tasks: thin wrappers over :mod:`tasks.engine`."""
+"""Prefect tasks: thin wrappers over :mod:`ferry`."""

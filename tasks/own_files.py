@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.engine.apart import below
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
+from ferry.core import UserError, below
+from ferry.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
@@ -77,7 +76,7 @@ def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
     ferrys = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
     yield "Prefect's home", ferrys / "prefect"
     yield "states of jobs", ferrys
-    for package in ("flows", "tasks", "demo"):
+    for package in ("flows", "tasks", "ferry", "demo"):
         yield "Ferry's own code", ROOT / package
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):
         yield "Python's modules", Path(sysconfig.get_path(name))

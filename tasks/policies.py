@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from ferry import __version__
+from ferry.core import ChunkIncomplete
+from ferry.job import Retries
 from tasks import run as runs
-from tasks.engine import __version__
-from tasks.engine.errors import ChunkIncomplete
-from tasks.engine.job import Retries
 
 MAX_DELAY_S = 900.0
 JITTER = 0.2

@@ -22,7 +22,7 @@ from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[a
 from prefect.serializers import JSONSerializer
 from pydantic import ValidationError
 
-from tasks.engine.errors import UserError
+from ferry.core import UserError
 
 # What Prefect's engine and client log, told apart by its text: no attribute of the records says it.
 SETTLED, CACHED, RETRIED = "Finished in state Completed", "Finished in state Cached", " - Retry "
@@ -43,7 +43,7 @@ def hold_slots_with(hold: Callable[..., AbstractContextManager[None]]) -> None:
     """Has flows of this process hold the slot of their deployment by ``hold(lease_id, lease_duration, ...)``.
 
     Prefect's own function throws into the flow's thread when it cannot renew a slot, and no setting changes that
-    (flows/slot.py). Raises UserError where this Prefect has no such function.
+    (flows/running/concurrency_slot.py). Raises UserError where this Prefect has no such function.
     """
     _must_have(flow_engine, _SLOT)
     vars(flow_engine)[_SLOT] = hold
@@ -68,7 +68,7 @@ def without_tags() -> TagsContext:
 
 
 class OwnStorage(WritableFileSystem):
-    """A result storage of Prefect's that is never saved as a block. Abstract: tasks/results.py has the two methods."""
+    """A result storage of Prefect's that is never saved as a block. Abstract: result_store.py has the two methods."""
 
     @abstractmethod
     def kept(self, key: str) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import tally
-from tasks.accounts import Report
-from tasks.engine.errors import Stopped
+from ferry.core import Stopped
+from tasks import task_count
+from tasks.reporting.text import Report
 from tasks.run import Run
 
 MOST_LINES = 200
@@ -20,7 +20,7 @@ MOST_LINES = 200
 @task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
 def delete_gone(run: Run) -> None:
     """Deletes the copies whose rows left the list; the last thing that a whole night does."""
-    tally.one()
+    task_count.one()
     while run.runtime.paused and not run.runtime.stopping:
         run.runtime.sleep(1.0)
     with contextlib.suppress(Stopped):
@@ -33,7 +33,7 @@ def reconcile(run: Run) -> Report:
 
     Raises FerryError when it does not hold, and Fatal when the lease was lost: another run writes now.
     """
-    tally.one()
+    task_count.one()
     run.runtime.check_lease()
     swept = run.swept is not None and not run.runtime.stopping
     answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=swept))

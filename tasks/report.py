@@ -9,9 +9,9 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
-from tasks import api, tally
-from tasks.accounts import Report, night_table, outcome_table, speed, worth_retrying
-from tasks.page import plain, slug
+from tasks import prefect_api, task_count
+from tasks.reporting.text import Report, night_table, outcome_table, speed, worth_retrying
+from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
 
@@ -23,9 +23,9 @@ def keep(run: Run, report: Report) -> None:
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
     """Makes the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`, where Prefect takes them."""
-    tally.one()
+    task_count.one()
     key = slug(name)
-    with api.courtesy(get_run_logger().warning, "the report as artifacts of the run"):
+    with prefect_api.courtesy(get_run_logger().warning, "the report as artifacts of the run"):
         create_markdown_artifact(
             markdown(name, report, retry_command()), key=f"{key}-summary", description=report.there
         )

@@ -15,27 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks import loglines, placement, references
-from tasks.accounts import Troubled
-from tasks.crew import Crew, processes_of
-from tasks.engine import lease as leases
-from tasks.engine import ledger
-from tasks.engine.access import Access
-from tasks.engine.child import Child, Request
-from tasks.engine.errors import Damaged, FerryError, Stopped, UserError
-from tasks.engine.job import Job
-from tasks.engine.objects import Reason
-from tasks.engine.plan import ChunkRef, Planned, read_plan
-from tasks.engine.preflight import preflight
-from tasks.engine.runtime import Runtime
-from tasks.engine.state import State, open_state
-from tasks.engine.swept import Swept
-from tasks.helper import Setup
+from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
+from ferry.job import Job
+from ferry.processes import Child, Request
+from ferry.reconcile import Swept
+from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, open_state, read_plan
+from ferry.storage import Access, run_preflight
+from ferry.transfer import Runtime
+from tasks import secrets, state_location
 from tasks.own_files import refuse_own_files
-from tasks.process import few_heaps, for_many_objects, raise_file_limit
+from tasks.reporting import log_format
+from tasks.reporting.run_view import RunView
+from tasks.reporting.text import Troubled
+from tasks.workers.pool import Crew, processes_of
+from tasks.workers.tuning import few_heaps, for_many_objects, raise_file_limit
+from tasks.workers.worker import Setup
 
 _current: Run | None = None
-died: leases.Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
+died: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: Child | None = None  # `ferry run` starts it before it loads Prefect
 # what Ferry names so there
 SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
@@ -48,7 +45,7 @@ class Run:
 
     job: Job
     state: State
-    lease: leases.Lease
+    lease: Lease
     runtime: Runtime
     run_no: int
     source: Access
@@ -67,10 +64,17 @@ class Run:
     swept: Swept | None = None  # what became of the copies that have no row any more, where it was asked for
 
     def child(self, work: str, **ask: Any) -> str:
-        """Has the child process plan or finish; see :mod:`tasks.engine.child`."""
+        """Has the child process plan or finish; see :mod:`ferry.processes.planner_process`."""
         return self.planner.ask(
             Request(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
+
+    def view(self) -> RunView:
+        """What there is to see of this run while it is on."""
+        return RunView(
+            self.job.name, self.job.mode, self.runtime.progress, lambda: self.planned, self.troubled,
+            self.runtime.all_hosts, lambda: self.crew.processes,
+        )  # fmt: skip
 
     def file(self, name: str) -> str:
         """Where a file of the state lies, for people."""
@@ -129,9 +133,9 @@ def cache_root() -> Path:
 
 
 def state_of(job: Job) -> State:
-    """The job's state; relative paths must have been made absolute (references.anchored)."""
+    """The job's state; relative paths must have been made absolute (secrets.anchored)."""
     assert job.state is not None
-    access = references.destination_access(job) if job.state.startswith("s3://") else Access()
+    access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
     return open_state(job.state, access, cache_root())
 
 
@@ -158,14 +162,14 @@ def open_run(
     Raises UserError for settings, LeaseHeld when another run is on and this one is not to ``wait`` for its end.
     """
     global _current
-    placement.refuse_lost_state(str(job.state))
+    state_location.refuse_lost_state(str(job.state))
     refuse_own_files(job)
-    source, destination = references.source_access(job), references.destination_access(job)
-    headers = references.headers(job)
+    source, destination = secrets.source_access(job), secrets.destination_access(job)
+    headers = secrets.headers(job)
     state = state_of(job)
     with contextlib.suppress(Damaged):  # of which planning makes what it can
         read_plan(state)  # a state of a newer version is refused before anything else happens
-    preflight(job.destination.uri, destination)
+    run_preflight(job.destination.uri, destination)
     with contextlib.ExitStack() as stack:
         planner = stack.enter_context(_planner())
         runtimes: list[Runtime] = []
@@ -174,9 +178,9 @@ def open_run(
             for lost in runtimes:
                 lost.request_stop("the lease on the state was lost to another run")
 
-        lease = stack.enter_context(leases.held(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=tell))
+        lease = stack.enter_context(hold_lease(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=tell))
         clean_spool(state)
-        run_no = loglines.about["run_no"] = ledger.last_run_no(state) + 1
+        run_no = log_format.about["run_no"] = last_run_no(state) + 1
         raise_file_limit()
         few_heaps()
         share, most = processes_of(job, limit)
@@ -186,7 +190,7 @@ def open_run(
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
-        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, loglines.about)
+        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.about)
         crew = Crew(runtime, lease, setup, most)
         stack.callback(crew.close)
         stack.enter_context(for_many_objects())

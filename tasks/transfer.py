@@ -13,10 +13,10 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
 
-from tasks import policies, tally
+from ferry.core import ChunkIncomplete, FerryError, ProcessLost
+from ferry.state import ChunkRef
+from tasks import policies, task_count
 from tasks import run as runs
-from tasks.engine.errors import ChunkIncomplete, FerryError, ProcessLost
-from tasks.engine.plan import ChunkRef
 
 WINDOW = 2  # chunks that are at work at least, while there are as many
 MOST_CHUNKS = 64  # and at most; in between it is for the dispatcher to say whether it has rows enough
@@ -58,7 +58,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             get_run_logger().info("%d engine processes: one core was what limited the rate", run.crew.processes)
         while waiting and not run.runtime.stopping and place(run, waiting[0], len(futures)):
             ref = waiting.popleft()
-            tally.one()
+            task_count.one()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         if not futures:  # paused, between two chunks

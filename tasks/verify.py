@@ -11,16 +11,25 @@ from dataclasses import dataclass, field
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks import placement, references, tally
-from tasks.engine import lease as leases
-from tasks.engine import ledger, verify
-from tasks.engine.errors import Fatal, UserError
-from tasks.engine.job import Job
-from tasks.engine.plan import check_where, read_plan
-from tasks.engine.preflight import preflight
-from tasks.engine.progress import Progress
-from tasks.engine.state import State
-from tasks.engine.store import Store, open_store
+from ferry.core import Fatal, Progress, UserError
+from ferry.job import Job
+from ferry.planning import check_where
+from ferry.reconcile import (
+    EVERYTHING,
+    Evidence,
+    Sample,
+    Verified,
+    compare_with_listing,
+    draw_sample,
+    expected_objects,
+    note_verified,
+    read_back,
+    sample_rows,
+    verify_parts,
+)
+from ferry.state import Lease, State, hold_lease, last_run_no, read_plan
+from ferry.storage import Store, open_store, run_preflight
+from tasks import secrets, state_location, task_count
 from tasks.run import state_of
 
 PART_ROWS = 5_000
@@ -32,27 +41,27 @@ class Check:
 
     state: State
     destination: Store
-    lease: leases.Lease
+    lease: Lease
     run_no: int
-    sample: verify.Sample = verify.EVERYTHING
+    sample: Sample = EVERYTHING
     progress: Progress = field(default_factory=Progress)
     checked: int = 0
     bytes: int = 0
     missing: int = 0
     altered: int = 0
-    by: Counter[verify.Evidence] = field(default_factory=Counter)
+    by: Counter[Evidence] = field(default_factory=Counter)
     right_again: int = 0
     unproven: int = 0
     unread: int = 0
     unread_first: str = ""
     parts_done: int = 0
 
-    def add(self, result: verify.Verified) -> None:
+    def add(self, result: Verified) -> None:
         """Writes what is wrong, and what is right again, to the ledger. Raises Fatal when another run has taken the
         lease meanwhile."""
         if not self.lease.regain():
             raise Fatal("this verification lost its lease on the state to another run; it writes nothing more")
-        verify.note(self.state, result, self.run_no, self.parts_done)
+        note_verified(self.state, result, self.run_no, self.parts_done)
         self.parts_done += 1
         self.checked += result.checked
         self.bytes += result.bytes
@@ -77,16 +86,16 @@ class Check:
     def compared_words(self) -> str:
         """What the objects were compared by: `28 by ETag, 2 by size alone`."""
         words = {
-            verify.Evidence.DIGEST: "by digest",
-            verify.Evidence.ETAG: "by ETag",
-            verify.Evidence.SIZE: "by size alone",
+            Evidence.DIGEST: "by digest",
+            Evidence.ETAG: "by ETag",
+            Evidence.SIZE: "by size alone",
         }
         return ", ".join(f"{self.by[kind]:,} {text}" for kind, text in words.items() if self.by[kind]) or "none"
 
     @property
     def message(self) -> str:
         wrong = self.missing + self.altered
-        drawn = self.sample is not verify.EVERYTHING
+        drawn = self.sample is not EVERYTHING
         text = f"{self.checked:,} objects are at the destination as the ledger says: {self.compared_words}"
         if drawn:
             text = f"all that were read are as the ledger says ({self.sample_words}): {self.compared_words}"
@@ -116,7 +125,7 @@ def check_choice(list_only: bool, sample: str | int | None, seed: int | None) ->
     if seed is not None and sample is None:
         raise UserError("a seed is a sample's; say how large that was, too (`1%`, `500`)")
     if sample is not None:
-        verify.sample_rows(sample, 0)
+        sample_rows(sample, 0)
 
 
 @contextlib.contextmanager
@@ -124,25 +133,25 @@ def open_check(
     job: Job, name: str, flow_run: str = "", tell: Callable[[str], None] = lambda _: None, *, wait: bool = False
 ) -> Iterator[Check]:
     """Takes the lease: a verification writes outcomes. Raises UserError, and LeaseHeld unless it is to ``wait``."""
-    placement.refuse_lost_state(str(job.state))
-    access = references.destination_access(job)
-    preflight(job.destination.uri, access)
+    state_location.refuse_lost_state(str(job.state))
+    access = secrets.destination_access(job)
+    run_preflight(job.destination.uri, access)
     state = state_of(job)
     if plan := read_plan(state):
         check_where(plan, job)
-    with leases.held(state, name, flow_run=flow_run, wait=wait, tell=tell) as lease:
+    with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=tell) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Check(state, store, lease, ledger.last_run_no(state) + 1)
+        yield Check(state, store, lease, last_run_no(state) + 1)
 
 
 def draw(check: Check, sample: str | int, seed: int | None) -> None:
     """From now on a sample of the objects is read, and not all."""
-    check.sample = verify.draw(check.state, sample, seed)
+    check.sample = draw_sample(check.state, sample, seed)
 
 
 def parts(check: Check) -> list[tuple[str, str]]:
     """What is to be read, cut into parts."""
-    rows, bounds = verify.parts(check.state, PART_ROWS, check.sample)
+    rows, bounds = verify_parts(check.state, PART_ROWS, check.sample)
     check.progress.start(rows)
     return bounds
 
@@ -150,9 +159,9 @@ def parts(check: Check) -> list[tuple[str, str]]:
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
 def read_part(check: Check, bounds: tuple[str, str]) -> int:
     """Downloads a part's objects and compares their digests; returns how many were wrong."""
-    tally.one()
-    outcomes = verify.expected(check.state, bounds, check.sample)
-    result = asyncio.run(verify.read_back(check.destination, outcomes, check.run_no, check.progress))
+    task_count.one()
+    outcomes = expected_objects(check.state, bounds, check.sample)
+    result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress))
     check.add(result)
     return len(result.wrong)
 
@@ -160,11 +169,11 @@ def read_part(check: Check, bounds: tuple[str, str]) -> int:
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
 def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
     """Compares sizes and ETags from a listing of the whole destination; reads no object."""
-    tally.one()
+    task_count.one()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:
-        result = verify.compare_listing(verify.expected(check.state, part), listed, check.run_no, check.progress)
+        result = compare_with_listing(expected_objects(check.state, part), listed, check.run_no, check.progress)
         check.add(result)
         wrong += len(result.wrong)
     return wrong

@@ -13,7 +13,7 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from flows.server import LocalServer
+from flows.server.local import LocalServer
 from tests.flows.project import Cli, Prefect, Project, processes_with
 
 

@@ -18,13 +18,13 @@ import duckdb
 import pytest
 import yaml
 
-from tasks.engine import ledger
-from tasks.engine.job import Job
-from tasks.engine.objects import AGAIN, Again, ErrorClass
-from tasks.engine.state import DirectoryState
-from tasks.engine.tables import OUTCOME
-from tasks.jobfile import TEMPLATE, load_job
-from tests.engine.helpers import make_outcome
+from ferry.core.records import AGAIN, Again, ErrorClass
+from ferry.job.model import Job
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.state.parquet import OUTCOME_SCHEMA
+from tasks.job_file import TEMPLATE, load_job
+from tests.support.helpers import make_outcome
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def test_state_md_lists_every_column() -> None:
     listed = [
         name for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
     ]
-    assert listed == OUTCOME.names
+    assert listed == OUTCOME_SCHEMA.names
 
 
 def test_state_md_lists_every_error_class() -> None:
@@ -87,11 +87,11 @@ def test_state_md_lists_every_error_class() -> None:
 def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
     """The queries of docs/state.md, as they stand there, answer from a state's files at any time."""
     state = DirectoryState(tmp_path)
-    ledger.append(state, [make_outcome("a"), make_outcome("b"), make_outcome("c")], 1, "c" * 64, 0)
+    ledger.append_outcomes(state, [make_outcome("a"), make_outcome("b"), make_outcome("c")], 1, "c" * 64, 0)
     if moment != "in the first run":
-        ledger.compact(state, 1)
+        ledger.compact_ledger(state, 1)
     if moment == "in a later run":
-        ledger.append(state, [make_outcome("c", run_no=2)], 2, "d" * 64, 0)
+        ledger.append_outcomes(state, [make_outcome("c", run_no=2)], 2, "d" * 64, 0)
     for other in ("chunks", "plan"):  # these are no outcomes
         (tmp_path / other).mkdir()
         (tmp_path / other / "x.parquet").write_bytes(b"no Parquet")
@@ -119,19 +119,21 @@ def test_tests_that_are_named_exist(page: str) -> None:
 
 def test_bounds_are_what_the_code_says() -> None:
     """SECURITY.md's table of bounds has the numbers that lists are read with."""
-    from tasks import jobfile
-    from tasks.engine import intake, manifest_columns, manifest_csv, manifest_tables, manifest_text, sheet
+    from ferry.manifest import columns, excel_process, load, typed
+    from ferry.manifest import csv as manifest_csv
+    from ferry.manifest import text as manifest_text
+    from tasks import job_file
 
     table = (ROOT / "SECURITY.md").read_text().partition("## Bounds on lists")[2].partition("\n## ")[0]
     for shown in (
-        f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {manifest_columns.MAX_CELL:,} characters",
-        f"{manifest_columns.MAX_COLUMNS:,} |",
+        f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {columns.MAX_CELL:,} characters",
+        f"{columns.MAX_COLUMNS:,} |",
         f"{manifest_text.MAX_UNPACKED_BYTES >> 20} MiB and {manifest_text.MAX_RATIO} times",
         f"{manifest_csv.MAX_AGAIN >> 20} million characters",
-        f"{manifest_tables.MOST_BYTES >> 30} GiB |",
-        f"{sheet.MOST_BYTES >> 30} GiB of memory and {sheet.MOST_SECONDS // 60} minutes",
-        f"{intake.LIST_AT_MOST_BYTES >> 30} GiB",
-        f"{jobfile.MOST_CHARACTERS:,} characters, {jobfile.MOST_KEYS:,} keys",
+        f"{typed.MOST_BYTES >> 30} GiB |",
+        f"{excel_process.MOST_BYTES >> 30} GiB of memory and {excel_process.MOST_SECONDS // 60} minutes",
+        f"{load.LIST_AT_MOST_BYTES >> 30} GiB",
+        f"{job_file.MOST_CHARACTERS:,} characters, {job_file.MOST_KEYS:,} keys",
     ):
         assert shown in table, shown
 
@@ -145,7 +147,7 @@ def commands_of(page: str) -> list[list[str]]:
 
 def test_the_commands_of_deploying_md_exist() -> None:
     """Each is one that the two programs take, options included."""
-    from flows.cli import app as ferry
+    from flows.cli.commands import app as ferry
 
     commands = commands_of("docs/deploying.md")
     assert len(commands) > 6
@@ -162,13 +164,13 @@ def test_the_commands_of_deploying_md_exist() -> None:
 
 def test_observing_md_lists_every_metric() -> None:
     """docs/observing.md has a line for each metric, with its type, and for no other."""
-    from tasks.engine.host_snapshot import HostSnapshot
-    from tasks.engine.progress import Progress
-    from tasks.metrics import Figures
-    from tasks.watched import Watched
+    from ferry.core.progress import Progress
+    from ferry.ratelimit.host_snapshot import HostSnapshot
+    from tasks.reporting.metrics import Figures
+    from tasks.reporting.run_view import RunView
 
     host = HostSnapshot("img.example", 1, 1, 0, 0.0, "why", requests=1)
-    families = Figures(Watched("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
+    families = Figures(RunView("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
     kinds = {"info": ("_info", "gauge"), "counter": ("_total", "counter"), "gauge": ("", "gauge")}
     told = [(family.name + kinds[family.type][0], kinds[family.type][1]) for family in families]
     assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("observing.md"), re.MULTILINE) == told
@@ -176,13 +178,13 @@ def test_observing_md_lists_every_metric() -> None:
 
 def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's log lines are what the formatters make of such records."""
-    from tasks import loglines
+    from tasks.reporting import log_format
 
     blocks = re.findall(r"<!-- lines.*?```\w*\n(.*?)```", _page("observing.md"), re.DOTALL)
     text, as_json = (block.splitlines() for block in blocks)
     shown = json.loads(as_json[0])
     run = {name: shown[name] for name in ("flow_run_id", "flow_run_name")}
-    monkeypatch.setattr(loglines, "about", {**run, "job": shown["job"], "run_no": shown["run_no"]})
+    monkeypatch.setattr(log_format, "about", {**run, "job": shown["job"], "run_no": shown["run_no"]})
     when = datetime.fromisoformat(shown["time"])
 
     def record(name: str, message: str, **more: str) -> logging.LogRecord:
@@ -190,11 +192,11 @@ def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.Monkey
         made.__dict__.update(run, created=when.timestamp(), msecs=812.0, **more)
         return made
 
-    assert loglines.JsonLines().format(record(shown["logger"], shown["message"])) == as_json[0]
-    monkeypatch.setattr(loglines.TextLines, "converter", staticmethod(time.gmtime))
-    assert loglines.TextLines().format(record(shown["logger"], shown["message"])) == text[0]
+    assert log_format.JsonLines().format(record(shown["logger"], shown["message"])) == as_json[0]
+    monkeypatch.setattr(log_format.TextLines, "converter", staticmethod(time.gmtime))
+    assert log_format.TextLines().format(record(shown["logger"], shown["message"])) == text[0]
     name, message = re.search(r"Task run '(.*?)' .*? - (.*)", text[1]).groups()  # type: ignore[union-attr]
-    line = loglines.TextLines().format(record("prefect.task_runs", message, task_run_name=name))
+    line = log_format.TextLines().format(record("prefect.task_runs", message, task_run_name=name))
     assert line.partition(" | ")[2] == text[1].partition(" | ")[2]
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tasks import jobfile
+from tasks import job_file
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for folder in ("flows", "tasks", "demo", "deployments") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("flows", "tasks", "ferry", "demo", "deployments") for path in (ROOT / folder).rglob("*.py")
+)
 
-# SVG, whose entities are refused (tests/engine/test_image.py).
-# Answers of stores: a document with a DTD is refused before it is read (tests/engine/test_listings.py).
+# SVG, whose entities are refused (tests/ferry/images/test_check.py).
+# Answers of stores: a document with a DTD is refused before it is read (tests/ferry/storage/test_listings.py).
 ALLOWED = {
-    "tasks/engine/image_svg.py": {"xml.parsers", "xml.parsers.expat"},
-    "tasks/engine/s3_xml.py": {"xml.etree", "xml.etree.ElementTree"},
+    "ferry/images/svg.py": {"xml.parsers", "xml.parsers.expat"},
+    "ferry/storage/s3_xml.py": {"xml.etree", "xml.etree.ElementTree"},
 }
 # What turns data into code, or reads formats that can name files, entities or classes.
 MODULES = {
@@ -90,19 +92,19 @@ def test_the_search_finds_them(line: str) -> None:
 
 def test_job_files_are_loaded_safely() -> None:
     """The one loader of YAML makes plain values, and no tag of Python's is known to it."""
-    assert issubclass(jobfile._Loader, yaml.SafeLoader)
-    tags = [tag for tag in jobfile._Loader.yaml_constructors if tag and "python" in tag]
+    assert issubclass(job_file._Loader, yaml.SafeLoader)
+    tags = [tag for tag in job_file._Loader.yaml_constructors if tag and "python" in tag]
     assert tags == []
-    assert set(jobfile._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
-    assert not jobfile._Loader.yaml_multi_constructors
+    assert set(job_file._Loader.yaml_constructors) == set(yaml.SafeLoader.yaml_constructors)
+    assert not job_file._Loader.yaml_multi_constructors
 
 
 def test_decoders_see_what_was_sniffed() -> None:
     """Pillow is told the one format that the signature says, and tries no other."""
-    text = (ROOT / "tasks" / "engine" / "image_decode.py").read_text()
+    text = (ROOT / "ferry" / "images" / "decode.py").read_text()
     opens = [node for called, node in calls(ast.parse(text)) if called.endswith("Image.open")]
     assert opens
     for node in opens:
         assert {word.arg: ast.unparse(word.value) for word in node.keywords} == {"formats": "[_PLUGINS[name]]"}
-    others = [path for path in SOURCES if "tasks" in path.parts and path.name != "image_decode.py"]
+    others = [path for path in SOURCES if "ferry" in path.parts and path.name != "decode.py"]
     assert not [path for path in others if "Image.open" in path.read_text()]

@@ -29,9 +29,9 @@ from demo.library import Library, build_library, key_of
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server, remove_sockets
 from demo.tour import Tour
-from flows.server import is_free
-from tasks.engine import __version__
-from tasks.engine.objects import AGAIN, Again, ErrorClass
+from ferry import __version__
+from ferry.core.records import AGAIN, Again, ErrorClass
+from flows.server.local import is_free
 
 BODY = make_image("jpeg", 7)
 Answer = tuple[int, dict[str, str], bytes]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from demo.postgres import Postgres
 from tests.flows.project import ROOT
 from tests.flows.site import needs_postgresql
+from tests.support.postgres import Postgres
 
 
 def lines() -> tuple[str, str]:

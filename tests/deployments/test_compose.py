@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 import yaml
 
-from demo.postgres import Postgres
 from tests.flows.site import UNITS, needs_postgresql, unit
+from tests.support.postgres import Postgres
 
 FOLDER = UNITS.parent / "compose"
 FILE = FOLDER / "compose.yaml"

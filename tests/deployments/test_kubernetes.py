@@ -10,7 +10,7 @@ import kubernetes_validate
 import yaml
 from prefect.workers.base import BaseJobConfiguration
 
-from tasks.engine.address_kinds import METADATA
+from ferry.http.address_ranges import METADATA
 from tests.flows.site import UNITS
 
 FOLDER = UNITS.parent / "kubernetes"

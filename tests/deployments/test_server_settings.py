@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.server import MANY_TASKS
+from flows.server.local import MANY_TASKS
 from tests.flows.site import UNITS, unit
 
 RETENTION = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from demo.units import settings
 from tests.flows.site import UNITS
+from tests.support.units import settings
 
 NAMES = ("ferry-server", "ferry-worker")
 LEAST_EXPOSED = 2.0  # of 10, by `systemd-analyze security`: below 2 is its "OK"

@@ -26,7 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("flows", "tasks", "demo"):
+    for name in ("flows", "tasks", "ferry", "demo"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     out = source.parent / "out"
     command = [*PIP, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(out), str(source)]
@@ -49,18 +49,18 @@ def ferry(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_it_installs(wheel: Path) -> None:
-    """The packages flows and tasks, and nothing else at the top: `demo` is a name that others have."""
+    """The packages flows, tasks and ferry, and nothing else at the top: `demo` is a name that others have."""
     tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert tops == {"flows", "tasks", "image_ferry-0.1.0.dist-info"}
+    assert tops == {"flows", "tasks", "ferry", "image_ferry-0.1.0.dist-info"}
 
 
 def test_it_runs_beside_packages_of_the_same_names(
     ferry: Path, project: Project, origin: Origin, cli: Cli, tmp_path: Path
 ) -> None:
-    """With a Prefect server of its own, in a folder with packages `flows`, `tasks`, `demo` and modules of others'
-    names: none of them is loaded."""
+    """With a Prefect server of its own, in a folder with packages `flows`, `tasks`, `ferry`, `demo` and modules of
+    others' names: none of them is loaded."""
     mark = str(tmp_path / "loaded")
-    for name in ("flows", "tasks", "demo"):
+    for name in ("flows", "tasks", "ferry", "demo"):
         (project.folder / name).mkdir()
         (project.folder / name / "__init__.py").write_text(HOSTILE.format(mark=mark))
     for name in ("uvicorn", "prefect", "duckdb", "pyarrow"):

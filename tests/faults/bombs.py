@@ -19,8 +19,9 @@ from typing import Any
 
 from PIL import Image
 
-from tasks.engine import decode_process, image
-from tasks.engine.errors import ObjectError
+from ferry.core.errors import ObjectError
+from ferry.images import check as image
+from ferry.images import decode_process
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -297,7 +298,7 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
 
     def work(data: bytes) -> None:
         try:
-            image.decode(data, image.check(data))
+            image.decode_image(data, image.check_image(data))
             ends.append("taken")
         except ObjectError as error:
             ends.append(f"{error.error_class}: {error.message}")

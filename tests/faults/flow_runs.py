@@ -35,7 +35,7 @@ class Disturbed:
 
     def server(self) -> int:
         """The process of the Prefect server that the run has started."""
-        (line,) = [line for line in processes_with(str(self.project.folder)) if "flows.gate" in line]
+        (line,) = [line for line in processes_with(str(self.project.folder)) if "flows.server.localhost_guard" in line]
         return int(line.partition(":")[0])
 
     def finish(self, *, env: Environment = {}, what: str = "") -> Any:

@@ -14,10 +14,14 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from tasks import report, results, run, transfer
-from tasks.engine import child, chunk, cut, finish, judge, lease, ledger, planner
-from tasks.engine.state import DirectoryState
-from tasks.engine.transfer import Mover
+from ferry.planning import chunk_files, collisions, planner
+from ferry.processes import planner_process
+from ferry.reconcile import finish
+from ferry.state import lease, ledger
+from ferry.state.files import DirectoryState
+from ferry.transfer import chunk
+from ferry.transfer.object import Mover
+from tasks import report, result_store, run, transfer
 from tests.faults.victim import Killer
 
 IN_FLOW: dict[str, tuple[Any, str]] = {
@@ -25,11 +29,11 @@ IN_FLOW: dict[str, tuple[Any, str]] = {
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
-    "flush": (ledger, "append"),
+    "flush": (ledger, "append_outcomes"),
     "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
     "lease": (DirectoryState, "swap"),
     "handing out a chunk": (transfer, "place"),
-    "result of a chunk": (results.StateResults, "write_path"),  # the last chunk returns
+    "result of a chunk": (result_store.StateResults, "write_path"),  # the last chunk returns
     "booking a chunk": (transfer, "_note"),
     "planning": (run.Run, "plan"),
     "accounts": (run.Run, "child"),
@@ -39,11 +43,11 @@ IN_PLAN: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
     "bringing the list": (planner, "bring_manifest"),
-    "judging": (judge, "write_outcomes"),
-    "cutting chunks": (cut, "write_chunks"),
+    "judging": (collisions, "write_outcomes"),
+    "cutting chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
-    "compaction": (ledger, "compact"),
-    "finish": (finish, "finish"),
+    "compaction": (ledger, "compact_ledger"),
+    "finish": (finish, "finish_run"),
 }
 
 
@@ -60,7 +64,7 @@ class FlowKiller(Killer):
 
 
 def in_plan(real: Callable[..., Any], given: list[str]) -> Callable[..., Any]:
-    """Popen for tasks.engine.child: the process that plans is a victim as well."""
+    """Popen for ferry.processes.planner_process: the process that plans is a victim as well."""
 
     def start(command: list[str], **more: Any) -> Any:
         return real([command[0], "-m", "tests.faults.flow_victim", "in plan", *given, str(os.getpid())], **more)
@@ -73,14 +77,14 @@ def main(process: str, point: str, number: int, arguments: list[str]) -> None:
     lease.RENEW_S = 0.1
     if process == "in plan":
         FlowKiller(point, number, int(arguments[0])).watch(IN_PLAN)
-        child.main()
+        planner_process.main()
         return
     if process == "plan":
         start = in_plan(subprocess.Popen, [point, str(number)])
-        vars(child)["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
+        vars(planner_process)["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
     else:
         FlowKiller(point, number, os.getpid()).watch(IN_FLOW)
-    from flows import cli
+    from flows.cli import commands as cli
 
     sys.argv = ["ferry", *arguments]
     cli.main()

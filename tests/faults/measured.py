@@ -15,15 +15,16 @@ from typing import Any
 
 import duckdb
 
-from tasks.engine import ledger, store, tables
-from tasks.engine.access import Access
-from tasks.engine.chunk import run_chunk
-from tasks.engine.errors import ChunkIncomplete
-from tasks.engine.job import Job
-from tasks.engine.plan import read_plan
-from tasks.engine.state import DirectoryState, State
-from tasks.process import few_heaps
-from tests.engine import helpers
+from ferry.core.errors import ChunkIncomplete
+from ferry.job.model import Job
+from ferry.state import ledger, parquet
+from ferry.state.files import DirectoryState, State
+from ferry.state.plan_file import read_plan
+from ferry.storage import store
+from ferry.storage.credentials import Access
+from ferry.transfer.chunk import run_chunk
+from tasks.workers.tuning import few_heaps
+from tests.support import helpers
 
 
 def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
         vars(duckdb)["connect"] = partial(duckdb.connect, config={"threads": setup["cores"]})
         vars(ledger)["MEMORY"] = setup["memory"]
     if what == "fold":
-        ledger.compact(state, 1)
+        ledger.compact_ledger(state, 1)
         return {"peak_mb": peak_mb()}
     if what == "plan":
         planned = helpers.plan(job, state, server=access)
@@ -66,9 +67,9 @@ def write_outcomes(state: State, rows: int, files: int) -> None:
                 """,
                 params={"start": part * per_file, "end": min(rows, (part + 1) * per_file)},
             )
-            table = tables.whole_schema(relation.to_arrow_table(), tables.OUTCOME)
-            outcomes = table.select(tables.OUTCOME.names).cast(tables.OUTCOME)
-            ledger.write_outcomes(state, tables.to_bytes(outcomes), 1, "c", part)
+            table = parquet.whole_schema(relation.to_arrow_table(), parquet.OUTCOME_SCHEMA)
+            outcomes = table.select(parquet.OUTCOME_SCHEMA.names).cast(parquet.OUTCOME_SCHEMA)
+            ledger.write_outcomes(state, parquet.to_bytes(outcomes), 1, "c", part)
 
 
 def peak_mb() -> float:

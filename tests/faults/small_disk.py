@@ -17,14 +17,16 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tasks.engine import chunk, ledger
-from tasks.engine.access import Access
-from tasks.engine.errors import FerryError, from_planning
-from tasks.engine.finish import finish
-from tasks.engine.job import Job
-from tasks.engine.objects import Status
-from tasks.engine.state import DirectoryState
-from tests.engine import helpers
+from ferry.core.errors import FerryError
+from ferry.core.records import Status
+from ferry.job.model import Job
+from ferry.planning.errors import from_planning
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.storage.credentials import Access
+from ferry.transfer import chunk
+from tests.support import helpers
 
 SIZE_KB = 2048
 
@@ -51,7 +53,7 @@ def main(setup: dict[str, Any]) -> dict[str, Any]:
     run_no = ledger.last_run_no(state) + 1
     helpers.run(job, state, access, run_no)
     unfinished = [str(path.name) for path in state.root.rglob(".part-*")]
-    return {"counts": finish(job, state, run_no)["counts"], "unfinished": unfinished}
+    return {"counts": finish_run(job, state, run_no)["counts"], "unfinished": unfinished}
 
 
 def first_run(job: Job, state: DirectoryState, access: Access, read_only_after: int | None) -> str:
@@ -60,7 +62,7 @@ def first_run(job: Job, state: DirectoryState, access: Access, read_only_after: 
         _read_only(state.root.parent, read_only_after)
     try:
         helpers.run(job, state, access, 1)
-        finish(job, state, 1)
+        finish_run(job, state, 1)
     except Exception as error:
         known = error if isinstance(error, FerryError) else from_planning(error, state.uri)
         if known is None:
@@ -75,7 +77,7 @@ def mount(disk: Path, options: str) -> None:
 
 def _read_only(disk: Path, after_files: int) -> None:
     """From the next file of outcomes on, once there are so many: nobody writes one while the disk changes."""
-    append, lock = ledger.append, threading.Lock()
+    append, lock = ledger.append_outcomes, threading.Lock()
     done = itertools.count()
 
     def then_no_more(*given: Any) -> str:
@@ -84,7 +86,8 @@ def _read_only(disk: Path, after_files: int) -> None:
                 _remount(disk)
             return append(*given)
 
-    vars(ledger)["append"] = then_no_more
+    for module, name in helpers.bindings(ledger.append_outcomes):
+        setattr(module, name, then_no_more)
 
 
 def _remount(disk: Path) -> None:

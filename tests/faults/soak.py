@@ -29,7 +29,7 @@ from demo.origin import Fault as OriginFault
 from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
 from demo.validators import Validators
-from flows.server import LocalServer
+from flows.server.local import LocalServer
 from tests.flows.project import TRACEBACK, Cli, Ended, fold
 from tests.servers.odd_s3 import Fault, OddS3
 

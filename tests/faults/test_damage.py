@@ -10,17 +10,17 @@ from typing import Literal
 
 import pytest
 
-from tasks.engine import lease, ledger, seal
-from tasks.engine.chunk import read_chunk
-from tasks.engine.errors import Damaged, FerryError, UserError
-from tasks.engine.finish import finish
-from tasks.engine.objects import Status
-from tasks.engine.plan import forget_plan
-from tasks.engine.reading import with_latest
-from tasks.engine.state import DirectoryState
-from tasks.engine.summary import count
-from tests.engine import helpers
+from ferry.core.errors import Damaged, FerryError, UserError
+from ferry.core.records import Status
+from ferry.reconcile.finish import finish_run
+from ferry.state import checksums, lease, ledger
+from ferry.state.counts import count
+from ferry.state.files import DirectoryState
+from ferry.state.plan_file import forget_plan
+from ferry.state.queries import with_latest
+from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import some
+from tests.support import helpers
 
 How = Literal["deleted", "cut", "flipped"]
 ROWS = 40
@@ -38,7 +38,7 @@ class World:
         planned = helpers.plan(self.job, state, 1)
         for ref in planned.chunks[:2]:
             helpers.settle(state, ref, 1)
-        finish(self.job, state, 1)
+        finish_run(self.job, state, 1)
         planned = helpers.plan(self.job, state, 2)
         helpers.settle(state, planned.chunks[2], 2, only=SETTLED - 20)
         helpers.plan(self.job, state, 3)  # which has hints for chunk 3
@@ -84,7 +84,7 @@ class World:
                 helpers.settle(state, ref, run_no)
         assert len(todo & self.settled) == again
         assert len(todo - self.settled) == ROWS - SETTLED
-        counts = finish(self.job, state, run_no)["counts"]
+        counts = finish_run(self.job, state, run_no)["counts"]
         assert (counts["planned"], counts["copied"]) == (ROWS, ROWS)
         return planned.notes
 
@@ -146,7 +146,7 @@ def test_what_only_the_ledger_knows_is_refused(how: How, folder: str, world: Wor
                 with pytest.raises(Damaged, match=rf"{name} is damaged.*--replan"):
                     look(state)
             forget_plan(state)
-            assert ledger.put_aside(state) == [name]
+            assert ledger.put_ledger_aside(state) == [name]
             world.goes_on(state, again=lost)
             assert state.list("damaged") == [f"damaged/{Path(name).name}"]
             tried(f"state file {how}: {folder}")
@@ -160,7 +160,7 @@ def test_a_lost_ledger_is_noticed(world: World, tried: Callable[..., None]) -> N
         with pytest.raises(Damaged, match=rf"{name} is gone.*--replan"):
             look(state)
     forget_plan(state)
-    assert ledger.put_aside(state) == [name]
+    assert ledger.put_ledger_aside(state) == [name]
     world.goes_on(state, again=20)
     tried("state file deleted: ledger")
 
@@ -198,4 +198,4 @@ def test_a_part_that_is_damaged_while_its_chunk_runs(world: World) -> None:
     """Before parts are merged, and so deleted, each is read by its digest."""
     state = world.damaged(world.names("outcomes/")[0], "flipped", random.Random(3))
     with pytest.raises(Damaged):
-        seal.whole(state, world.names("outcomes/")[0], ledger.ADVICE)
+        checksums.verified_path(state, world.names("outcomes/")[0], ledger.DAMAGE_ADVICE)

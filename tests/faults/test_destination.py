@@ -25,19 +25,20 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import ledger, verify
-from tasks.engine.access import Access
-from tasks.engine.errors import FerryError
-from tasks.engine.finish import finish
-from tasks.engine.objects import ErrorClass, Status
-from tasks.engine.progress import Progress
-from tasks.engine.state import DirectoryState
-from tasks.engine.store import open_store
-from tests.engine import helpers
+from ferry.core.errors import FerryError
+from ferry.core.progress import Progress
+from ferry.core.records import ErrorClass, Status
+from ferry.reconcile import verify
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.storage.credentials import Access
+from ferry.storage.store import open_store
 from tests.faults.amount import LONG, each, some
 from tests.faults.proxy import Bad, Proxy, Refusal
 from tests.faults.test_state_disk import UNSHARE
 from tests.flows.project import Project, serve
+from tests.support import helpers
 
 E = ErrorClass
 ROOT = Path(__file__).parents[2]
@@ -68,7 +69,7 @@ class World:
             helpers.run(self.job, self.state, self.access, run_no)
         except FerryError as error:
             said = f"{type(error).__name__}: {error}"
-        return said, finish(self.job, self.state, run_no)["counts"]
+        return said, finish_run(self.job, self.state, run_no)["counts"]
 
     def classes(self) -> set[ErrorClass | None]:
         """The error classes of the rows that failed."""
@@ -417,8 +418,8 @@ def test_what_it_loses_without_a_word(
     store = open_store(world.job.destination.uri, world.access, tmp_path)
     lost = proxy.met[Bad.LOST_QUIETLY]
     listed = {found.key: found for page in store.list() for found in page}
-    found = verify.compare_listing(verify.expected(world.state, ("", "g")), listed, 1, Progress())
+    found = verify.compare_with_listing(verify.expected_objects(world.state, ("", "g")), listed, 1, Progress())
     assert found.missing == lost > 0
-    verify.note(world.state, found, 1, 0)
+    verify.note_verified(world.state, found, 1, 0)
     world.end(s3)
     tried("uploads lost with the right answer, found by verify", lost)

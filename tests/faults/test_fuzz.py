@@ -14,19 +14,19 @@ from datetime import UTC, datetime
 import pytest
 from yarl import URL
 
-from tasks.engine.address import AddressFilter, FilteringResolver, Resolved
-from tasks.engine.errors import AddressBlocked, ObjectError
-from tasks.engine.keys import key_problem
-from tasks.engine.objects import ErrorClass
-from tasks.engine.retry import MAX_RETRY_AFTER_S, parse_retry_after
-from tasks.engine.sources import address, normal_roots
-from tasks.engine.targets import Target, Targets
-from tasks.engine.urls import escaped, redact
-from tests.engine.test_image import VALID, body
-from tests.engine.test_image_fuzz import survives
+from ferry.core.errors import AddressBlocked, ObjectError
+from ferry.core.records import ErrorClass
+from ferry.core.redaction import escaped, redact
+from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolved
+from ferry.http.retry_after import MAX_RETRY_AFTER_S, parse_retry_after
+from ferry.http.urls import Target, Targets
+from ferry.job.templates import key_problem
+from ferry.manifest.sources import address, normal_roots
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all
 from tests.faults.malformed import MALFORMED
+from tests.ferry.images.test_check import VALID, body
+from tests.ferry.images.test_fuzz import survives
 
 Tried = Callable[..., None]
 

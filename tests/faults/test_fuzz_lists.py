@@ -15,14 +15,14 @@ import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.engine.errors import UserError
-from tasks.engine.job import Columns, Job
-from tasks.engine.keys import Template, finish, key_problem
-from tasks.engine.manifest import open_manifest
-from tasks.engine.numbering import Numbering
-from tasks.engine.rows import SCHEMA, Normaliser, _groups
-from tasks.engine.urls import escaped
-from tasks.jobfile import TEMPLATE, load_job
+from ferry.core.errors import UserError
+from ferry.core.redaction import escaped
+from ferry.job.model import Columns, Job
+from ferry.job.templates import Template, finish_key, key_problem
+from ferry.manifest.duplicates import Numbering
+from ferry.manifest.normalize import SCHEMA, Normaliser, _groups
+from ferry.manifest.open import open_manifest
+from tasks.job_file import TEMPLATE, load_job
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all
 from tests.faults.malformed import MALFORMED
@@ -112,7 +112,7 @@ class Lists:
             assert self._secret not in row["message"]
             return
         assert row["source"].lower().startswith(("http://", "https://", "s3://b/"))
-        key = finish(row["key"], "0" * 64, "jpeg") if row["late_key"] else row["key"]
+        key = finish_key(row["key"], "0" * 64, "jpeg") if row["late_key"] else row["key"]
         assert key_problem(key, for_directory=for_directory, prefix="p") is None
         assert not {".", "..", ""} & set(key.split("/"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tasks.engine.decode_memory import DECODE_BYTES
+from ferry.images.decode_memory import DECODE_BYTES
 from tests.faults import bombs
 from tests.faults.amount import each
 

@@ -13,13 +13,13 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import ledger
-from tasks.engine.finish import finish
-from tasks.engine.objects import Status
-from tasks.engine.state import DirectoryState
-from tests.engine import helpers
+from ferry.core.records import Status
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
 from tests.faults import victim
 from tests.faults.amount import some
+from tests.support import helpers
 
 ROWS = 24
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ class World:
         before = dict(self.origin.requests)
         run_no = ledger.last_run_no(state) + 1
         helpers.run(job, state, helpers.access(self.s3), run_no)
-        counts = finish(job, state, run_no)["counts"]
+        counts = finish_run(job, state, run_no)["counts"]
         assert counts["copied"] == counts["planned"] == ROWS, f"{what}: {counts}"
         assert helpers.stored(self.s3, self.bucket, f"{self.lives}/") == {
             f"{self.lives}/{key}": body for key, body in self.bodies.items()

@@ -17,15 +17,15 @@ import pytest
 
 from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
-from tasks.engine import ledger
-from tasks.engine.access import Access
-from tasks.engine.job import Job
-from tasks.engine.objects import Status
-from tasks.engine.state import DirectoryState
-from tests.engine import helpers
+from ferry.core.records import Status
+from ferry.job.model import Job
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.storage.credentials import Access
 from tests.faults.amount import LONG, some
 from tests.faults.measured import write_outcomes
 from tests.faults.proxy import Bad, Proxy
+from tests.support import helpers
 
 ROOT = Path(__file__).parents[2]
 PLAN_MB = 1300 if LONG else 500  # of planning a million rows, of 20,000
@@ -65,7 +65,7 @@ def test_a_plan_of_a_million_rows(tmp_path: Path, tried: Callable[..., None]) ->
     for number, name in enumerate(chunks[: len(chunks) * 9 // 10]):
         done = [helpers.make_outcome(row.row_id, Status.COPIED, key=row.key) for row in helpers.chunk_rows(
             state, _Ref(name))]  # type: ignore[arg-type]  # fmt: skip
-        ledger.append(state, done, 1, name.removeprefix("chunks/"), number)
+        ledger.append_outcomes(state, done, 1, name.removeprefix("chunks/"), number)
     again = measured("plan", job, Access(), tmp_path)
     assert again["rows"] == rows
     peak = max(first["peak_mb"], again["peak_mb"])
@@ -104,7 +104,7 @@ def test_folding_on_a_machine_of_many_cores(rows: int, cores: int, tmp_path: Pat
     state = DirectoryState(tmp_path / "state")
     write_outcomes(state, rows, min(500, rows // 10_000))
     folded = measured("fold", helpers.make_job(), Access(), tmp_path, cores=cores, memory=MEMORY)
-    (name,) = ledger.files(state)
+    (name,) = ledger.ledger_files(state)
     assert pq.ParquetFile(state.local(name)).metadata.num_rows == rows
     assert folded["peak_mb"] <= PLAN_MB
     print(f"folding {rows:,} outcomes on {cores} cores: {folded['peak_mb']:.0f} MB")

@@ -21,14 +21,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tasks.engine import ledger
-from tasks.engine.chunk import read_chunk
-from tasks.engine.finish import finish
-from tasks.engine.objects import Outcome, Status
-from tasks.engine.plan import Planned, forget_plan
-from tasks.engine.verify import Verified, note
-from tests.engine import helpers
+from ferry.core.records import Outcome, Status
+from ferry.reconcile.finish import finish_run
+from ferry.reconcile.verify import Verified, note_verified
+from ferry.state import ledger
+from ferry.state.plan_file import Planned, forget_plan
+from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import book, some
+from tests.support import helpers
 
 ROWS = 9
 CHUNK_ROWS = 3
@@ -246,7 +246,9 @@ class Recovery(RuleBasedStateMachine):
             for (row_id, row), kind in zip(rows.items(), kinds, strict=False)
         ]  # fmt: skip
         self.parts += 1
-        name = self._survives(lambda: ledger.append(self.state, outcomes, self.run_no, ref.digest, self.parts), death)
+        name = self._survives(
+            lambda: ledger.append_outcomes(self.state, outcomes, self.run_no, ref.digest, self.parts), death
+        )
         self.asked -= {outcome.row_id for outcome in (outcomes if name else self._learn(outcomes))}
         if name:
             self.known |= {outcome.row_id: _known(outcome) for outcome in outcomes}
@@ -262,13 +264,13 @@ class Recovery(RuleBasedStateMachine):
     @precondition(lambda self: self.run_no > 0)
     @rule(death=DEATHS)
     def fold(self, death: int | None) -> None:
-        self._survives(lambda: ledger.compact(self.state, self.run_no), death)
+        self._survives(lambda: ledger.compact_ledger(self.state, self.run_no), death)
 
     @precondition(lambda self: self.planned is not None)
     @rule(death=DEATHS)
     def end(self, death: int | None) -> None:
         """The run ends; its accounts are the model's."""
-        answer = self._survives(lambda: finish(self.job, self.state, self.run_no), death)
+        answer = self._survives(lambda: finish_run(self.job, self.state, self.run_no), death)
         self.planned = None
         if answer is None:
             return
@@ -293,7 +295,7 @@ class Recovery(RuleBasedStateMachine):
         gone = before._replace(
             status=Status.PENDING, run_no=run_no, chunk="", retryable=True, recorded_at=helpers.later(ledger_time())
         )
-        self._survives(partial(note, self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0), death)
+        self._survives(partial(note_verified, self.state, Verified(1, 0, 1, 0, [gone]), run_no, 0), death)
         if helpers.latest(self.state)[row_id].status is Status.PENDING:
             self.known[row_id] = MISSING
 

@@ -12,12 +12,12 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import ledger
-from tests.engine import helpers
-from tests.engine.nights import World
+from ferry.state import ledger
 from tests.faults import victim
 from tests.faults.amount import some
 from tests.faults.test_kills import moments
+from tests.support import helpers
+from tests.support.nights import World
 
 pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {

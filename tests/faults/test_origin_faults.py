@@ -131,7 +131,7 @@ def test_it_goes_away_and_returns(project: Project, origin: Origin, tried: Calla
 def test_it_becomes_slow(project: Project, origin: Origin, tried: Callable[..., None]) -> None:
     """10 bytes a second: the rows end as `timeout`, to be tried again, or wait; those of another host do not wait.
 
-    The quick run bounds an object by `timeouts.total_s`, the long one leaves it to the rule of tasks/engine/drip.py.
+    The quick run bounds an object by `timeouts.total_s`, the long one leaves it to the rule of ferry/http/low_speed.py.
     """
     rows, bodies = serve(origin, 12)
     with Origin() as other:

@@ -12,16 +12,17 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import chunk, ledger
-from tasks.engine.chunk import read_chunk
-from tasks.engine.finish import finish
-from tasks.engine.job import Job
-from tasks.engine.objects import Outcome, Status
-from tasks.engine.plan import read_plan
-from tasks.engine.state import DirectoryState, State
-from tests.engine import helpers
+from ferry.core.records import Outcome, Status
+from ferry.job.model import Job
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.files import DirectoryState, State
+from ferry.state.plan_file import read_plan
+from ferry.transfer import chunk
+from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import each
 from tests.faults.disk import Disk, How
+from tests.support import helpers
 
 ROWS = 14
 pytestmark = pytest.mark.slow
@@ -43,21 +44,22 @@ def recorded(
     root = tmp_path / "disk" / "state"
     root.parent.mkdir()
     disk = Disk(root)
-    append = ledger.append
+    append = ledger.append_outcomes
 
     def promising(state: State, outcomes: Sequence[Outcome], *more: Any) -> str:
         name = append(state, outcomes, *more)
         disk.promise({outcome.row_id: outcome.status for outcome in outcomes})
         return name
 
-    monkeypatch.setattr(ledger, "append", promising)
+    for module, name in helpers.bindings(append):
+        monkeypatch.setattr(module, name, promising)
     with disk.recording(monkeypatch):
         state = DirectoryState(root)
         helpers.run(job, state, helpers.access(s3), 1)
-        finish(job, state, 1)
+        finish_run(job, state, 1)
         helpers.write_list(listed, [*urls, [origin.url("/gone.jpg")]])
         helpers.run(job, state, helpers.access(s3), 2)
-        finish(job, state, 2)
+        finish_run(job, state, 2)
     return job, disk
 
 
@@ -96,7 +98,7 @@ def goes_on(job: Job, state: DirectoryState, promised: list[dict[str, Status]], 
     settled = {row_id for row_id, outcome in known.items() if outcome.status is not Status.PENDING}
     again = {row_id for row_id in held & settled if not known[row_id].retryable}
     assert not again, f"{what}: {len(again)} settled rows would be moved again"
-    counts = finish(job, state, run_no)["counts"]
+    counts = finish_run(job, state, run_no)["counts"]
     assert counts["planned"] == ROWS + 1, what
     assert counts["pending"] == 0, what
     plan = read_plan(state)
@@ -136,7 +138,7 @@ def test_damaged_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         name = ledger.write_outcomes(state, b"outcomes", 1, "chunk", 0)
         state.write(name, damaged)
         disk.promise(name)
-        assert ledger.put_aside(state) == [name]
+        assert ledger.put_ledger_aside(state) == [name]
     assert (root / ledger.DAMAGED / Path(name).name).read_bytes() == damaged
     for count in range(len(disk.steps) + 1):
         for how in ("nothing", "everything"):

@@ -20,13 +20,14 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelling
 
 from demo.origin import Origin
-from flows import control, rescue
-from flows.alarms import Patience
-from flows.automations import ferrys, settle
-from flows.rescue import Fate, fate
-from flows.server import LocalServer
-from tasks.crashed import PID, TIMES
-from tasks.engine.errors import UserError
+from ferry.core.errors import UserError
+from flows.deploying import rescue
+from flows.deploying.alerts import Patience
+from flows.deploying.automations import ferrys, settle
+from flows.deploying.rescue import Fate, fate
+from flows.running import prefect_state
+from flows.server.local import LocalServer
+from tasks.dead_runs import PID, TIMES
 from tests.faults.amount import LONG
 from tests.flows.deployed import Deployed, worker
 from tests.flows.project import Cli, Project, fold, serve, wait_for
@@ -291,9 +292,9 @@ def test_what_becomes_of_it(end: StateType, terminated: bool, deployed: bool, st
 def test_the_begin_of_a_run() -> None:
     """A run that continues says so; one that was started more often than it may be ends before anything moves."""
     said: list[str] = []
-    control.begins(1, said.append)
+    prefect_state.begins(1, said.append)
     assert said == []
-    control.begins(rescue.MOST, said.append)
+    prefect_state.begins(rescue.MOST, said.append)
     assert said == [f"start {rescue.MOST} of this run: it continues where the process before it stopped"]
     with pytest.raises(UserError, match=r"was started 21 times, and 20 is the most"):
-        control.begins(rescue.MOST + 1, said.append)
+        prefect_state.begins(rescue.MOST + 1, said.append)

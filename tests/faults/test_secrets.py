@@ -19,7 +19,7 @@ import pytest
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
-from flows.server import LocalServer
+from flows.server.local import LocalServer
 from tests.faults.amount import LONG
 from tests.faults.canaries import Canaries, files, unpacked, where_found
 from tests.faults.malformed import MALFORMED

@@ -16,8 +16,8 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient
 
 from demo.origin import Origin
-from flows import slot
-from flows.server import LocalServer
+from flows.running import concurrency_slot
+from flows.server.local import LocalServer
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import ALONE, begin, check, recorded_runs
 from tests.flows.project import Environment, Prefect, Project, fold, processes_with, wait_for
@@ -120,7 +120,7 @@ def test_a_lost_slot_ends_no_run(monkeypatch: pytest.MonkeyPatch, prefect_local:
     asks on, and the block ends as if nothing were the matter."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    monkeypatch.setattr(slot, "RENEW_S", 0.05)
+    monkeypatch.setattr(concurrency_slot, "RENEW_S", 0.05)
     asked = threading.Event()
     renew: Any = SyncPrefectClient.renew_concurrency_lease
 
@@ -131,7 +131,9 @@ def test_a_lost_slot_ends_no_run(monkeypatch: pytest.MonkeyPatch, prefect_local:
     monkeypatch.setattr(SyncPrefectClient, "renew_concurrency_lease", counted)
     with (
         temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}),
-        slot.held(uuid4(), 300, raise_on_lease_renewal_failure=True),  # test_prefect_patches: Prefect calls it so
+        concurrency_slot.held(
+            uuid4(), 300, raise_on_lease_renewal_failure=True
+        ),  # test_prefect_patches: Prefect calls it so
     ):
         assert asked.wait(30)
         asked.clear()

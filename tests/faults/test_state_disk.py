@@ -17,8 +17,8 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tests.engine import helpers
 from tests.faults.amount import some
+from tests.support import helpers
 
 ROWS = 60
 ENOUGH_KB = 100  # a run's state takes more than this

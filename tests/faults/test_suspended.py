@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tasks.engine import lease
-from tasks.engine.errors import LeaseHeld
-from tasks.engine.state import DirectoryState
+from ferry.core.errors import LeaseHeld
+from ferry.state import lease
+from ferry.state.files import DirectoryState
 from tests.faults.amount import LONG
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +24,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from tasks.engine import lease, state
+from ferry.state import files, lease
 lease.LENGTH_S, lease.RENEW_S, lease.WATCH_S = map(float, sys.argv[2:5])
-kept = state.DirectoryState(Path(sys.argv[1]))
-held = lease.acquire(kept, "holder", flow_run="a-flow-run")
+kept = files.DirectoryState(Path(sys.argv[1]))
+held = lease.acquire_lease(kept, "holder", flow_run="a-flow-run")
 number = 0
 while held.regain():
     number += 1
@@ -79,10 +79,10 @@ def test_somebody_took_it(
         monkeypatch.setattr(lease, name, value)
     state = DirectoryState(tmp_path / "state")
     with pytest.raises(LeaseHeld, match="holder"):
-        lease.acquire(state, "second")
+        lease.acquire_lease(state, "second")
     holder.send_signal(signal.SIGSTOP)
     time.sleep(SUSPENDED_S)
-    with lease.held(state, "second") as second:
+    with lease.hold_lease(state, "second") as second:
         assert second.took_over is not None
         assert second.took_over.flow_run == "a-flow-run"
         before = state.read("outcomes/of-the-holder")

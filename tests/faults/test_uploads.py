@@ -16,13 +16,14 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from tasks.engine import ledger, store
-from tasks.engine.finish import finish
-from tasks.engine.state import DirectoryState
-from tasks.engine.uploads import Uploads
-from tests.engine import helpers
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.state.open_uploads import Uploads
+from ferry.storage import store
 from tests.faults.amount import some
 from tests.faults.proxy import Bad, Proxy
+from tests.support import helpers
 
 ROOT = Path(__file__).parents[2]
 MIB = 1024 * 1024
@@ -62,7 +63,7 @@ class World:
         """One plain run more."""
         run_no = ledger.last_run_no(self.state) + 1
         helpers.run(self.job, self.state, self.access, run_no)
-        counts = finish(self.job, self.state, run_no)["counts"]
+        counts = finish_run(self.job, self.state, run_no)["counts"]
         assert counts["copied"] == counts["planned"] == len(self.bodies), counts
         assert helpers.stored(self.s3, self.bucket, "p/") == {f"p/{key}": body for key, body in self.bodies.items()}
         assert self.uploads() == []

@@ -17,11 +17,11 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from demo.units import descendants
-from flows.server import LocalServer
+from flows.server.local import LocalServer
 from tests.faults.amount import LONG
 from tests.flows.project import fold, serve, wait_for
 from tests.flows.test_deployment import Prefect
+from tests.support.units import descendants
 
 pytestmark = [
     pytest.mark.slow,

@@ -17,13 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from tasks.engine import chunk, cut, destination, finish, gone, judge, lease, ledger, planner, transfer
-from tasks.engine.access import Access
-from tasks.engine.job import Job
-from tasks.engine.state import DirectoryState
-from tests.engine import helpers
+from ferry.job.model import Job
+from ferry.planning import chunk_files, collisions, existing_objects, planner
+from ferry.reconcile import finish, prune
+from ferry.state import lease, ledger
+from ferry.state.files import DirectoryState
+from ferry.storage.credentials import Access
+from ferry.transfer import chunk
+from ferry.transfer import object as transfer
+from tests.support import helpers
 
 ROOT = Path(__file__).parents[2]
 # What is wrapped: the moment before the call and the one after it are points.
@@ -32,19 +37,19 @@ CALLS: dict[str, tuple[Any, str]] = {
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
-    "flush": (ledger, "append"),
+    "flush": (ledger, "append_outcomes"),
     "delete": (DirectoryState, "delete"),
     "move a file in": (DirectoryState, "write_file"),
     "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
-    "compaction": (ledger, "compact"),
+    "compaction": (ledger, "compact_ledger"),
     "bringing the list": (planner, "bring_manifest"),
-    "judging": (judge, "write_outcomes"),
-    "cutting chunks": (cut, "write_chunks"),
+    "judging": (collisions, "write_outcomes"),
+    "cutting chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
-    "hints": (destination, "_write"),
-    "finish": (finish, "finish"),
-    "sweep": (gone, "sweep"),
-    "deletion": (gone, "_delete_one"),  # after: it is gone, and nothing has recorded it
+    "hints": (existing_objects, "_write"),
+    "finish": (finish, "finish_run"),
+    "sweep": (prune, "sweep"),
+    "deletion": (prune, "_delete_one"),  # after: it is gone, and nothing has recorded it
     "lease": (DirectoryState, "swap"),
 }
 
@@ -70,7 +75,9 @@ class Killer:
         for name, (owner, attribute) in calls.items():
             call = getattr(owner, attribute)
             wrapped = self._async(name, call) if name in ("upload", "deletion") else self._sync(name, call)
-            setattr(owner, attribute, wrapped)
+            places = helpers.bindings(call) if isinstance(owner, ModuleType) else []
+            for place, bound in places or [(owner, attribute)]:
+                setattr(place, bound, wrapped)
 
     def _sync(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -117,9 +124,9 @@ def main(setup: dict[str, Any], killer: Killer) -> None:
     run_no = ledger.last_run_no(state) + 1
     helpers.run(job, state, access, run_no)
     if job.delta.delete_gone:
-        with lease.held(state, "test") as held:
-            gone.sweep(job, state, access, access, run_no, held.token)
-    finish.finish(job, state, run_no)
+        with lease.hold_lease(state, "test") as held:
+            prune.sweep(job, state, access, access, run_no, held.token)
+    finish.finish_run(job, state, run_no)
     killer.pass_by("the end")
 
 

@@ -26,7 +26,7 @@ from demo.images import make_image
 from demo.origin import Origin
 from demo.prefect_api import ask
 from demo.s3 import S3Server
-from flows.server import LocalServer, quiet_environment
+from flows.server.local import LocalServer, quiet_environment
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -151,8 +151,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _FORKER = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-import flows.cli, flows.local, flows.migrate, flows.terminal, flows.verify, flows.watch
-import flows.cli_deploy, flows.cli_remote, flows.deploy, flows.remote
+import flows.cli.commands, flows.cli.local_run, flows.migrate, flows.cli.terminal, flows.verify, flows.watch
+import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.remote
 import boto3, prefect.flow_engine, prefect.task_engine
 for line in sys.stdin:
     asked = json.loads(line)
@@ -168,7 +168,7 @@ for line in sys.stdin:
             os.dup2(os.open(asked["out"] + "/" + name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["ferry", *asked["arguments"]]
         signal.alarm(int(asked["within"]))
-        flows.cli.main()
+        flows.cli.commands.main()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 

@@ -14,9 +14,9 @@ from typing import Self
 import pytest
 
 from demo.ports import free_ports
-from demo.postgres import APT_LINE, Postgres, find_programs
-from demo.units import Unit
 from tests.flows.project import ROOT, wait_for
+from tests.support.postgres import APT_LINE, Postgres, find_programs
+from tests.support.units import Unit
 
 UNITS = ROOT / "deployments" / "systemd"
 

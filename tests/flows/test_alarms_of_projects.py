@@ -14,10 +14,10 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed, Running
 
-from flows.alarms import TAG, alarms, full_name, is_named
-from flows.automations import ferrys, is_own, watched
-from flows.rescue import rescues
-from flows.server import LocalServer
+from flows.deploying.alerts import TAG, alarms, full_name, is_named
+from flows.deploying.automations import ferrys, is_own, watched
+from flows.deploying.rescue import rescues
+from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
 from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save

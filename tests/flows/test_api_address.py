@@ -17,11 +17,12 @@ import pytest
 
 from demo.origin import Origin
 from demo.ports import free_ports
-from flows import api_address, server
-from flows.api_address import check_reachable, given_url, setting
-from flows.server import LocalServer
-from tasks.engine.errors import UserError
-from tests.engine.test_tls import certificate
+from ferry.core.errors import UserError
+from flows.server import api_address
+from flows.server import local as server
+from flows.server.api_address import check_reachable, given_url, setting
+from flows.server.local import LocalServer
+from tests.ferry.http.test_tls import certificate
 from tests.flows.project import Prefect, Project, serve
 
 PROFILES = """

@@ -27,14 +27,14 @@ from prefect.states import AwaitingConcurrencySlot, Cancelled, Completed, Crashe
 from pydantic import SecretStr
 
 from demo.origin import Fault, Origin, Trouble
-from flows.alarms import Patience, alarms, full_name
-from flows.automations import settle
-from flows.rescue import rescues
-from flows.server import LocalServer, quiet_environment
-from tasks.engine import rates
-from tasks.engine.errors import UserError
-from tasks.engine.rates import Rate
-from tasks.engine.state import DirectoryState
+from ferry.core.errors import UserError
+from ferry.reconcile import run_rates
+from ferry.reconcile.run_rates import Rate
+from ferry.state.files import DirectoryState
+from flows.deploying.alerts import Patience, alarms, full_name
+from flows.deploying.automations import settle
+from flows.deploying.rescue import rescues
+from flows.server.local import LocalServer, quiet_environment
 from tests.flows.project import QUICK, ROOT, serve, wait_for
 from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, listening, save
 
@@ -127,8 +127,8 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from flows.migrate import migrate
-from tasks.engine import rates
-rates.LEAST_S = 0.0
+from ferry.reconcile import run_rates
+run_rates.LEAST_S = 0.0
 *quick, last = sys.argv[1:]
 for id, heartbeat_s in [*((id, None) for id in quick), (last, 30)]:
     with get_client(sync_client=True) as client:
@@ -177,8 +177,8 @@ def night(
         broken = [{"sku": f"gone-{n}", "url": origin.url(f"/gone/{n}.jpg")} for n in range(3)]
         stuck = [{"sku": "stuck", "url": origin.add("/stuck.jpg", b"x" * 1000, fault=Fault(Trouble.STALL))}]
         usual = [Rate(number, "full", 120, 120, 10**9, 0.001) for number in range(3)]
-        rates.keep(DirectoryState(folder / "fine"), usual)
-        (folder / "over" / rates.NAME).mkdir(parents=True)  # where nothing can be written: no run fails for that
+        run_rates.keep_rates(DirectoryState(folder / "fine"), usual)
+        (folder / "over" / run_rates.NAME).mkdir(parents=True)  # where nothing can be written: no run fails for that
         jobs = [
             a_job(folder, "over", good[:5] + broken, failure_budget=2),
             a_job(folder, "fine", good + broken, failure_budget=3),

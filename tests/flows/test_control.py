@@ -26,15 +26,15 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pa
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from demo.units import descendants
-from flows import signals
-from flows.control import LEFT, TAKEN, Order, another_version, begins, decide, last_word, order_of
-from flows.server import LocalServer
-from tasks.crashed import TIMES
+from flows.running import signals
+from flows.running.prefect_state import LEFT, TAKEN, Order, another_version, begins, decide, last_word, order_of
+from flows.server.local import LocalServer
+from tasks.dead_runs import TIMES
 from tests.faults.amount import LONG
 from tests.faults.flow_runs import Disturbed, begin
 from tests.faults.test_workers import Site
 from tests.flows.project import Prefect, Project, serve, wait_for
+from tests.support.units import descendants
 
 pytestmark = pytest.mark.slow
 STOPS_WITHIN_S = 15.0

@@ -21,9 +21,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Running
 
 from demo.ports import free_ports
-from flows.server import LocalServer
-from tasks import crashed
-from tasks.engine.lease import LENGTH_S, RELEASED, Holder, this_process
+from ferry.state.lease import LENGTH_S, RELEASED, Holder, this_process
+from flows.server.local import LocalServer
+from tasks import dead_runs
 
 NOW = time.time()
 FLOW = "migrate"
@@ -52,25 +52,26 @@ def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
 def test_what_a_dead_holder_left(kind: StateType, its_own: bool, since_s: float, expected: bool) -> None:
     """The truth table; ``since_s`` is counted from the holder's last sign of life."""
     since = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=since_s)
-    assert crashed.is_left_behind(kind, since, holder(), its_own=its_own) is expected
-    assert not crashed.is_left_behind(kind, since, holder(RELEASED), its_own=its_own)
+    assert dead_runs.is_left_behind(kind, since, holder(), its_own=its_own) is expected
+    assert not dead_runs.is_left_behind(kind, since, holder(RELEASED), its_own=its_own)
 
 
 def test_whose_run_it_is() -> None:
     """The process that said so last, and has not been followed by another one."""
-    labels = {crashed.HOST: socket.gethostname(), crashed.PID: 1, crashed.STARTED: "1", crashed.TIMES: 1}
+    labels = {dead_runs.HOST: socket.gethostname(), dead_runs.PID: 1, dead_runs.STARTED: "1", dead_runs.TIMES: 1}
     run: Any = SimpleNamespace(labels=labels, run_count=1)
-    assert crashed.is_process(run, holder())
-    assert not crashed.is_process(run, replace(holder(), pid=2))
-    assert not crashed.is_process(SimpleNamespace(labels=labels, run_count=2), holder())  # type: ignore[arg-type]
-    assert not crashed.is_process(SimpleNamespace(labels={}, run_count=1), holder())  # type: ignore[arg-type]
+    assert dead_runs.is_process(run, holder())
+    assert not dead_runs.is_process(run, replace(holder(), pid=2))
+    assert not dead_runs.is_process(SimpleNamespace(labels=labels, run_count=2), holder())  # type: ignore[arg-type]
+    assert not dead_runs.is_process(SimpleNamespace(labels={}, run_count=1), holder())  # type: ignore[arg-type]
 
 
 def labelled(**changed: Any) -> Any:
     """A run of this very process, or of one that differs."""
     me = this_process("", 0.0)
     labels = {
-        crashed.PID: os.getpid(), crashed.PLACE: me.place, crashed.STARTED: me.started, crashed.TIMES: 1, **changed
+        dead_runs.PID: os.getpid(), dead_runs.PLACE: me.place, dead_runs.STARTED: me.started, dead_runs.TIMES: 1,
+        **changed
     }  # fmt: skip
     return SimpleNamespace(labels=labels, run_count=1)
 
@@ -79,17 +80,17 @@ def labelled(**changed: Any) -> Any:
     ("changed", "died"),
     [
         ({}, False),
-        ({crashed.STARTED: "1"}, True),  # another process has its number now
-        ({crashed.PID: 2**22 + 1}, True),  # more than the kernel gives out
-        ({crashed.PID: 2**22 + 1, crashed.PLACE: "another machine"}, False),
-        ({crashed.PID: 2**22 + 1, crashed.PLACE: ""}, False),
-        ({crashed.PID: 2**22 + 1, crashed.TIMES: 2}, False),  # retried in the UI
-        ({crashed.PID: 2**22 + 1, crashed.TIMES: None}, False),  # nobody said who it is
+        ({dead_runs.STARTED: "1"}, True),  # another process has its number now
+        ({dead_runs.PID: 2**22 + 1}, True),  # more than the kernel gives out
+        ({dead_runs.PID: 2**22 + 1, dead_runs.PLACE: "another machine"}, False),
+        ({dead_runs.PID: 2**22 + 1, dead_runs.PLACE: ""}, False),
+        ({dead_runs.PID: 2**22 + 1, dead_runs.TIMES: 2}, False),  # retried in the UI
+        ({dead_runs.PID: 2**22 + 1, dead_runs.TIMES: None}, False),  # nobody said who it is
     ],
 )
 def test_whose_process_is_gone(changed: dict[str, Any], died: bool) -> None:
     """Certainty only: a process of another machine, or one that has not said which it is, is never taken for dead."""
-    assert crashed.has_died(labelled(**changed)) is died
+    assert dead_runs.has_died(labelled(**changed)) is died
 
 
 @pytest.fixture
@@ -121,12 +122,12 @@ def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> No
     said: list[str] = []
     for victim in (own, dead):
         lease: Any = SimpleNamespace(took_over=replace(holder(time.time() + LENGTH_S), flow_run=str(victim)))
-        crashed.mark_predecessor(lease, own, said.append)
+        dead_runs.mark_predecessor(lease, own, said.append)
     assert (state_of(at_prefect, own), state_of(at_prefect, dead)) == (StateType.RUNNING, StateType.CRASHED)
     assert len(said) == 1
     at_prefect.set_flow_run_state(own, Completed())
     lease = SimpleNamespace(took_over=replace(holder(), flow_run=str(own)))
-    crashed.mark_predecessor(lease, dead, said.append)
+    dead_runs.mark_predecessor(lease, dead, said.append)
     assert state_of(at_prefect, own) == StateType.COMPLETED
 
 
@@ -138,13 +139,13 @@ def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient)
     gone.wait()
     for run, pid, started in ((live, os.getpid(), me.started), (dead, gone.pid, "12345")):
         labels: dict[str, Any] = {
-            crashed.PID: pid,
-            crashed.PLACE: me.place,
-            crashed.STARTED: started,
-            crashed.HOST: "here",
+            dead_runs.PID: pid,
+            dead_runs.PLACE: me.place,
+            dead_runs.STARTED: started,
+            dead_runs.HOST: "here",
         }
-        at_prefect.update_flow_run_labels(run, {**labels, crashed.TIMES: at_prefect.read_flow_run(run).run_count})
-    crashed.look_around(own, 1, lambda _: None)
+        at_prefect.update_flow_run_labels(run, {**labels, dead_runs.TIMES: at_prefect.read_flow_run(run).run_count})
+    dead_runs.look_around(own, 1, lambda _: None)
     states = [state_of(at_prefect, run) for run in (live, dead, unknown, own)]
     assert states == [StateType.RUNNING, StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
 
@@ -154,9 +155,9 @@ def test_another_server_or_none(prefect_local: LocalServer) -> None:
     said: list[str] = []
     lease: Any = SimpleNamespace(took_over=replace(holder(), flow_run=str(uuid4())))
     with temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}):
-        crashed.mark_predecessor(lease, uuid4(), said.append)
+        dead_runs.mark_predecessor(lease, uuid4(), said.append)
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_ports(1)[0]}/api"}):
-        crashed.mark_predecessor(lease, uuid4(), said.append)
-        crashed.look_around(uuid4(), 1, said.append)
+        dead_runs.mark_predecessor(lease, uuid4(), said.append)
+        dead_runs.look_around(uuid4(), 1, said.append)
     assert len(said) == 1
     assert "not marked as Crashed" in said[0]

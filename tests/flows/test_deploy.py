@@ -23,12 +23,12 @@ from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
 
 from demo.ports import free_ports
-from flows import prefect_yaml
-from flows.api_address import VERSION, version_problem
-from flows.deploy import block_of, match
+from ferry.core.errors import UserError
+from ferry.job.model import Job
+from flows.deploying import prefect_yaml
+from flows.deploying.deployments import block_of, match
 from flows.migrate import migrate
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
+from flows.server.api_address import VERSION, version_problem
 from tests.flows.deployed import Deployed, make_pool
 from tests.flows.project import Cli, Prefect
 

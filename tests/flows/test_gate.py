@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from flows.gate import lets_in
-from flows.server import LocalServer
+from flows.server.local import LocalServer
+from flows.server.localhost_guard import lets_in
 
 
 @pytest.mark.parametrize(

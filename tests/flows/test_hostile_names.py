@@ -17,17 +17,19 @@ import pytest
 import yaml
 
 from demo.origin import Origin
-from flows import cli, local
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
-from tasks.jobfile import load_job
+from ferry.core.errors import UserError
+from ferry.job.model import Job
+from flows.cli import commands as cli
+from flows.cli import local_run
+from tasks.job_file import load_job
 from tasks.own_files import refuse_own_files
 from tasks.run import open_run
 from tests.flows.project import ROOT, TRACEBACK, Project
 
 MODULES = (
     "ctypes", "uvicorn", "json", "gc", "runpy", "yaml", "sqlite3", "prefect", "pydantic", "logging", "sitecustomize",
-    "usercustomize", "conftest", "flows/__init__", "flows/gate", "tasks/__init__", "tasks/helper", "tasks/engine/child",
+    "usercustomize", "conftest", "flows/__init__", "flows/server/localhost_guard", "tasks/__init__",
+    "tasks/workers/worker", "ferry/__init__", "ferry/processes/planner_process",
 )  # fmt: skip
 SETTINGS = {
     "prefect.toml": '[logging]\nconfig_path = "logging.yml"\n[api]\nurl = "http://127.0.0.1:9/api"\n',
@@ -149,7 +151,7 @@ SYSTEM = (
 @pytest.mark.parametrize(
     ("place", "what"),
     [
-        *((ROOT / package, "Ferry's own code") for package in ("flows", "tasks", "demo")),
+        *((ROOT / package, "Ferry's own code") for package in ("flows", "tasks", "ferry", "demo")),
         *((Path(sysconfig.get_path(name)), "Python's modules") for name in ("stdlib", "purelib")),
         (Path(site.getusersitepackages()), "Python's modules"),
         (Path("{job}/.ferry/prefect"), "Prefect's home"),
@@ -178,9 +180,9 @@ def test_settings_of_the_user_are_closed(inside: str, places: dict[str, Path]) -
 BOUND = """
 import os, subprocess, sys
 from pathlib import Path
-from tasks.engine.apart import refuse_overlaps
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
+from ferry.planning.overlaps import refuse_overlaps
+from ferry.core.errors import UserError
+from ferry.job.model import Job
 from tasks.own_files import refuse_own_files
 folder = Path(sys.argv[1])
 for name in ("project", "bound", "prefect"):
@@ -260,7 +262,7 @@ def test_each_way_to_a_run_is_closed(places: dict[str, Path]) -> None:
         cli.plan(job_file)
     job = load_job(job_file)
     with pytest.raises(UserError, match="Prefect's home"):
-        local.prepare(job, job_file, replan=False, wait=False)
+        local_run.prepare(job, job_file, replan=False, wait=False)
     deployed = job_for(places["prefect"] / "out", places["list"] / "list.csv")
     with pytest.raises(UserError, match="Prefect's home"), open_run(deployed, "a run", None):
         pass

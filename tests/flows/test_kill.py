@@ -109,7 +109,7 @@ def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     process = project.start("run", "job.yaml", "--json", env=alone)
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 12 or process.poll() is not None, 60)
     assert process.poll() is None
-    assert [line for line in processes_with(str(project.folder)) if "flows.gate" in line]
+    assert [line for line in processes_with(str(project.folder)) if "flows.server.localhost_guard" in line]
     _kill(process)
     wait_for("the server to go", lambda: not processes_with(str(project.folder)), 10)
     recorded = {o["key"] for o in fold(project.state).values()}

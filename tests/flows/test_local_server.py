@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from flows import gate, server
-from flows.server import LocalServer
-from tasks.engine.errors import UserError
+from ferry.core.errors import UserError
+from flows.server import local as server
+from flows.server import localhost_guard
+from flows.server.local import LocalServer
 from tests.flows.test_start import _environment_of
 
 NOBODY = 65534
@@ -102,7 +103,7 @@ def test_whose_socket_it_is(line: str, uid: int | None) -> None:
     if sys.byteorder != "little":
         pytest.skip("the lines are of a little-endian machine")
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
-    assert gate.owner_of([head, line], ("127.0.0.1", 0xE000), ("127.0.0.1", 0x1068)) == uid
+    assert localhost_guard.owner_of([head, line], ("127.0.0.1", 0xE000), ("127.0.0.1", 0x1068)) == uid
 
 
 def test_its_pages_are_shown_in_no_frame(prefect_local: LocalServer) -> None:
@@ -204,7 +205,7 @@ def _proxy() -> Iterator[tuple[str, list[str]]]:
 PROXIED = """
 import json, os, subprocess, sys
 from pathlib import Path
-from tasks.engine.errors import UserError
+from ferry.core.errors import UserError
 from flows.server import prefect_server
 child = "import json, urllib.request as r; print(json.dumps(sorted(r.getproxies().items())), r.proxy_bypass('127.0.0.1'))"
 with prefect_server(Path(sys.argv[1]), lambda: None) as url:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tasks import loglines
-from tasks.loglines import JsonLines, TextLines, next_report_s
-from tasks.logs import Fewer, ForPeople
+from tasks.reporting import log_format
+from tasks.reporting.log_format import JsonLines, TextLines, next_report_s
+from tasks.reporting.prefect_logs import Fewer, ForPeople
 from tests.flows.project import ROOT
 
 RUN: dict[str, Any] = {"flow_run_id": "fae78618-b73c-49db-874b-62dcb24edcca", "flow_run_name": "products"}
@@ -27,7 +27,7 @@ WEEK_S, NIGHT_S = 7 * 86_400.0, 12 * 3600.0
 
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loglines, "about", {})
+    monkeypatch.setattr(log_format, "about", {})
 
 
 def record(text: str, name: str = "prefect.task_runs", **more: Any) -> logging.LogRecord:
@@ -87,7 +87,7 @@ def test_what_is_well_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_json_lines_are_one_object_each() -> None:
     """Whatever the text holds; with the run, the chunk and the time in UTC, and nothing where there is nothing."""
-    loglines.about.update(RUN, job="products", run_no=7)
+    log_format.about.update(RUN, job="products", run_no=7)
     text = 'two\nlines, a "quote", :cat:, \x1b[31m, \u2028, [red]'
     line = JsonLines().format(record(text, **TASK))
     assert line.isascii()
@@ -101,7 +101,7 @@ def test_json_lines_are_one_object_each() -> None:
     other = json.loads(JsonLines().format(record("x", "asyncio")))
     assert (other["flow_run_id"], other["run_no"]) == (RUN["flow_run_id"], 7)
     assert "chunk" not in other
-    loglines.about.clear()
+    log_format.about.clear()
     assert set(json.loads(JsonLines().format(record("x", "asyncio")))) == {"time", "level", "logger", "message"}
 
 
@@ -111,7 +111,7 @@ def test_text_lines_say_which_run() -> None:
     assert shown.endswith("| INFO    | Flow run 'products' fae78618 - 60 rows")
     shown = TextLines().format(record("failed", **TASK))
     assert shown.endswith("| Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - failed")
-    loglines.about.update(RUN)
+    log_format.about.update(RUN)
     assert TextLines().format(record("x", "asyncio")).endswith("| asyncio fae78618 - x")
 
 
@@ -137,8 +137,8 @@ def test_engine_processes_say_it_too(form: str) -> None:
 def test_an_unknown_format_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """A word that is neither `text` nor `json` is named; lines stay text."""
     monkeypatch.setenv("FERRY_LOG_FORMAT", "jsn")
-    assert "'jsn' is neither `text` nor `json`" in str(loglines.unknown_format())
-    assert not loglines.as_json()
+    assert "'jsn' is neither `text` nor `json`" in str(log_format.unknown_format())
+    assert not log_format.as_json()
     monkeypatch.setenv("FERRY_LOG_FORMAT", "JSON")
-    assert loglines.unknown_format() is None
-    assert loglines.as_json()
+    assert log_format.unknown_format() is None
+    assert log_format.as_json()

@@ -15,10 +15,10 @@ from prefect.events.schemas.automations import EventTrigger
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Running
 
-from flows.automations import block, ferrys, settle_one
-from flows.missed import chosen, every, longest_gap, missed
-from flows.server import LocalServer
-from tasks.engine.errors import UserError
+from ferry.core.errors import UserError
+from flows.deploying.automations import block, ferrys, settle_one
+from flows.deploying.missed_runs import chosen, every, longest_gap, missed
+from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
 from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, save

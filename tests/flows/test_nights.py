@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from demo.origin import Origin
-from tasks.accounts import swept_badly
-from tasks.engine.swept import Swept
+from ferry.reconcile.prune import Swept
+from tasks.reporting.text import swept_badly
 from tests.flows.project import Cli, Project, serve
 
 # The command, interrupted when all is deleted that may be, and before the run's accounts.

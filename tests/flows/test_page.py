@@ -17,15 +17,15 @@ import pytest
 
 from demo.origin import Origin
 from demo.s3 import S3Server
+from ferry.core.progress import Snapshot
+from ferry.job.model import Job
 from flows import migrate
-from flows.server import free_port
-from tasks.accounts import percent
-from tasks.engine.job import Job
-from tasks.engine.progress import Snapshot
-from tasks.page import slug
-from tests.engine.helpers import make_job
+from flows.server.local import free_port
+from tasks.reporting.text import percent
+from tasks.reporting.ui import slug
 from tests.flows.project import Cli, Ended, Prefect, Project, serve, wait_for
 from tests.flows.test_metrics import scrape
+from tests.support.helpers import make_job
 
 pytestmark = pytest.mark.slow
 GOOD, BAD, CHUNK_ROWS = 300, 7, 10

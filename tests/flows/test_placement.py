@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tasks.engine.errors import UserError
-from tasks.placement import find_clone_root, is_prefects_container, on_root_device, placement_problem, refuse_lost_state
+from ferry.core.errors import UserError
+from tasks.state_location import (
+    find_clone_root,
+    is_prefects_container,
+    on_root_device,
+    placement_problem,
+    refuse_lost_state,
+)
 
 CLONE = Path("/tmp/tmpab12cd_fprefect")
 

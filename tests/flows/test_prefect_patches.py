@@ -19,8 +19,8 @@ from prefect import flow_engine
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
 
+from ferry.core.errors import UserError
 from tasks import prefect_patches
-from tasks.engine.errors import UserError
 from tests.flows.project import ROOT, Cli
 
 SCRIPT = """
@@ -124,7 +124,7 @@ def test_tasks_have_no_tags(seen: dict[str, Any]) -> None:
 
 
 def test_the_log_says_what_is_looked_for(seen: dict[str, Any]) -> None:
-    """Lines of settled, cached and retried tasks, by the text and the logger by which tasks/logs.py knows them."""
+    """Lines of settled, cached and retried tasks, by the text and the logger by which prefect_logs.py knows them."""
     tasks = [text for name, text in seen["lines"] if name == prefect_patches.TASK_RUNS]
     assert any(text.startswith(prefect_patches.SETTLED) for text in tasks), tasks
     assert any(text.startswith(prefect_patches.CACHED) for text in tasks), tasks
@@ -154,7 +154,7 @@ os._exit(0)
 
 
 def test_a_server_that_is_away_is_told_in_these_words(cli: Cli) -> None:
-    """The lines that tasks/logs.py makes fewer are there, of these loggers."""
+    """The lines that tasks/reporting/prefect_logs.py makes fewer are there, of these loggers."""
     environment = {**cli.environment, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
     done = subprocess.run(
         [sys.executable, "-c", AWAY], env=environment, capture_output=True, text=True, timeout=240, check=False

@@ -17,7 +17,7 @@ from demo.origin import Fault, Origin, Trouble
 from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 160
-HELPER = "tasks.helper"
+HELPER = "tasks.workers.worker"
 
 pytestmark = pytest.mark.slow
 

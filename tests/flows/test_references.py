@@ -17,8 +17,8 @@ SCRIPT = """
 from prefect.blocks.system import Secret
 from prefect_aws import AwsCredentials
 from tasks import references
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
+from ferry.core.errors import UserError
+from ferry.job.model import Job
 
 Secret(value="Bearer abc").save("old-token", overwrite=True)
 keys = {"aws_access_key_id": "AK", "aws_secret_access_key": "SK", "region_name": "eu-central-1"}

@@ -17,11 +17,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from demo.origin import Origin
-from flows import remote
-from tasks import pools
-from tasks.engine.errors import UserError
-from tasks.engine.job import Job
-from tasks.overrides import merged
+from ferry.core.errors import UserError
+from ferry.job.model import Job
+from flows.cli import remote_run
+from tasks import work_pools
+from tasks.job_file import merged
 from tests.flows.deployed import Deployed, make_pool, worker
 from tests.flows.project import Cli, Ended, Prefect, Project, serve, wait_for
 
@@ -148,8 +148,8 @@ def test_relative_paths_of_a_submitted_job(
     on = container_deployment(prefect_api)
     job = {"name": "far", "manifest": "list.csv", "destination": "s3://x/y/"}
     with pytest.raises(UserError, match="manifest and state of the job: a path of this machine"):
-        remote.submit(client, on, job, (), {}, print)
-    run = remote.submit(client, on, job, ("manifest=s3://x/list.csv", "state=s3://x/state"), {"limit": 3}, print)
+        remote_run.submit(client, on, job, (), {}, print)
+    run = remote_run.submit(client, on, job, ("manifest=s3://x/list.csv", "state=s3://x/state"), {"limit": 3}, print)
     assert run.parameters == {
         "job": {**job, "destination": {"uri": "s3://x/y/"}, "manifest": "s3://x/list.csv", "state": "s3://x/state"},
         "limit": 3,
@@ -164,16 +164,16 @@ def test_relative_paths_of_a_submitted_job(
         raise Seen
 
     clock = iter(range(0, 10_000, 30))
-    followed = remote.Followed(client, run.id, heard.append, lambda _: None, hear)
+    followed = remote_run.Followed(client, run.id, heard.append, lambda _: None, hear)
     with pytest.raises(Seen):
         followed.until_the_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
     assert "prefect worker start --pool pool-" in heard[-1]
     client.create_flow_run_from_deployment(
         UUID(str(run.deployment_id)), parameters=run.parameters, state=Scheduled(scheduled_time=NOW.replace(year=2100))
     )
-    monkeypatch.setattr(remote, "PAGE", 1)  # of the hundred that a schedule plans, none is come back to
+    monkeypatch.setattr(remote_run, "PAGE", 1)  # of the hundred that a schedule plans, none is come back to
     for wanted in (on, run.name, str(run.id)):
-        assert remote.find(client, wanted, None, datetime.now(UTC)).id == run.id
+        assert remote_run.find(client, wanted, None, datetime.now(UTC)).id == run.id
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_settings_of_a_run_here(project: Project, origin: Origin) -> None:
 def test_exit_codes(kind: StateType, message: str | None, code: int) -> None:
     """The table of code_of()."""
     run = FlowRun(flow_id=uuid4(), state=State(type=kind, message=message))
-    assert remote.code_of(run)[0] == code
+    assert remote_run.code_of(run)[0] == code
 
 
 def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
@@ -255,7 +255,7 @@ def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
 def test_which_run_is_come_back_to(runs: list[tuple[float, StateType]], expected: int | None) -> None:
     """The one that is on or due, the newest first; else the last that ended; never one of a coming night."""
     made = [at(*run) for run in runs]
-    assert remote.choose(made, NOW) is (None if expected is None else made[expected])
+    assert remote_run.choose(made, NOW) is (None if expected is None else made[expected])
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_why_a_run_has_not_begun(
     state: str, pool: str | None, exists: bool, paused: bool, online: list[str], words: str | None
 ) -> None:
     """The table of why_waiting()."""
-    found = pools.why_waiting(state, pool, exists, paused, online)
+    found = work_pools.why_waiting(state, pool, exists, paused, online)
     assert found is None if words is None else words in (found or "")
 
 
@@ -288,7 +288,7 @@ def test_why_a_run_has_not_begun(
 )
 def test_which_settings_are_relative(given: dict[str, str], expected: list[str]) -> None:
     """Those that mean another place on another machine; the default state is one."""
-    assert remote.relative_paths(Job.model_validate({"name": "x", "destination": "s3://b/", **given})) == expected
+    assert remote_run.relative_paths(Job.model_validate({"name": "x", "destination": "s3://b/", **given})) == expected
 
 
 def test_the_commands_are_listed(cli: Cli, tmp_path: Path) -> None:

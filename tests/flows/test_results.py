@@ -11,9 +11,9 @@ import pytest
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.serializers import JSONSerializer, PickleSerializer
 
-from tasks.engine.seal import seal_json
-from tasks.results import StateResults
-from tests.engine.helpers import directory_state
+from ferry.state.checksums import seal_json
+from tasks.result_store import StateResults
+from tests.support.helpers import directory_state
 
 COUNTS: dict[str, Any] = {"chunk": "c", "counts": {"copied": 3}, "bytes": 9, "seconds": 0.5, "outcomes": "outcomes/x"}
 KEY = "ferry-0.1.0-ab-cd"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 # Nobody else is asked for it: nothing leaves this machine.
 COMMAND = """
 import asyncio, runpy, socket, sys, time
-from tasks.engine.address import Resolved, SystemResolver
+from ferry.http.address_filter import Resolved, SystemResolver
 first, seconds = int(sys.argv[1]), float(sys.argv[2])
 ask, asked = SystemResolver.resolve, []
 async def resolve(self, host, port=0):

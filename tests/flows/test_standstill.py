@@ -25,8 +25,10 @@ pytestmark = pytest.mark.slow
 # The command, with a watchdog that has less patience.
 COMMAND = """
 import runpy, sys
-from tasks.engine import standstill
-standstill.TELL_S, standstill.END_S, standstill.SILENT_TELL_S, standstill.SILENT_END_S = map(float, sys.argv[1:5])
+from ferry import transfer
+from ferry.transfer import stall
+for names in (transfer, stall):
+    names.TELL_S, names.END_S, names.SILENT_TELL_S, names.SILENT_END_S = map(float, sys.argv[1:5])
 sys.argv = ["ferry", *sys.argv[5:]]
 runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """

@@ -8,16 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from flows import api_address
-from flows.server import PREPARED, LocalServer
+from flows.server import api_address
+from flows.server.local import PREPARED, LocalServer
 
 ARROW = """
-from tasks.process import arrow_without_numpy
+from tasks.workers.tuning import arrow_without_numpy
 arrow_without_numpy()
 import sys
 import pyarrow.parquet as pq
-from tasks.engine import tables
-from tasks.engine.tables import to_bytes
+from ferry.state.parquet import to_bytes
 import io, pyarrow as pa
 table = pa.table({"key": ["a", None], "size": [1, 2]})
 assert pq.ParquetFile(io.BytesIO(to_bytes(table))).read().to_pylist() == table.to_pylist()

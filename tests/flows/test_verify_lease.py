@@ -7,19 +7,19 @@ from typing import Any, cast
 
 import pytest
 
-from tasks.engine import lease
-from tasks.engine.errors import Fatal
-from tasks.engine.objects import Status
-from tasks.engine.verify import Verified
+from ferry.core.errors import Fatal
+from ferry.core.records import Status
+from ferry.reconcile.verify import Verified
+from ferry.state import lease
 from tasks.verify import Check
-from tests.engine.helpers import directory_state, make_outcome
+from tests.support.helpers import directory_state, make_outcome
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path: Path) -> None:
     """What it found wrong is written while it holds the lease; after another run has taken it, nothing is."""
     state = directory_state(tmp_path)
-    with lease.held(state, "verify") as held:
+    with lease.hold_lease(state, "verify") as held:
         check = Check(state, cast("Any", None), held, 1)
         if lost:
             state.write(lease.NAME, lease.this_process("other", 1e12).encode())
@@ -43,7 +43,7 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
 def test_what_an_earlier_verification_found(found: dict[str, Any], proven: bool, said: str, tmp_path: Path) -> None:
     """Objects whose rows wait for a repair are not called right by a size or an ETag: the exit code is 1."""
     state = directory_state(tmp_path)
-    with lease.held(state, "verify") as held:
+    with lease.hold_lease(state, "verify") as held:
         check = Check(state, cast("Any", None), held, 1)
         check.add(Verified(5, 0, 0, 0, [], **found))
     assert check.proven is proven

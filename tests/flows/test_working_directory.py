@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import working_directory
+from flows.server import working_directory
 
 
 @pytest.mark.parametrize(

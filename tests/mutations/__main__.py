@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300, help="mutations to try, spread over the modules")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=2, help="mutations at once")
-    parser.add_argument("modules", nargs="*", help="modules to mutate, such as tasks/engine/lease.py (all)")
+    parser.add_argument("modules", nargs="*", help="modules to mutate, such as ferry/state/lease.py (all)")
     asked = parser.parse_args()
     unknown = sorted(set(asked.modules) - set(TARGETS))
     if unknown:

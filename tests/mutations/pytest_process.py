@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ARGUMENTS = ("-x", "-q", "--no-header", "--tb=no", "--timeout=120", "-m", "not slow", "-o", "addopts=")
-_OURS = frozenset({"tests", "tasks", "flows", "demo"})
+_OURS = frozenset({"tests", "tasks", "flows", "ferry", "demo"})
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
     ["pytest", "hypothesis", "duckdb", "aiohttp.web", "boto3", "cyclopts", "pydantic", "urllib3", "yaml"]

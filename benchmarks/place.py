@@ -1,0 +1,87 @@
+"""Where the bench puts things: `.bench/`, with a folder for each invocation that goes with it.
+
+The servers' and the contenders' own folders are in memory where it has room (`/dev/shm`): a disk that writes back
+what the run before left slows the store by a third, now and then, and it is not the disk that is measured.
+Two may run at once. What a killed one left is removed by the next, which sees that nobody holds its lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BENCH = ROOT / ".bench"
+PEERS = BENCH / "venv" / "bin"
+RESULTS = BENCH / "results"
+_RUNS = BENCH / "runs"
+_MEMORY = Path("/dev/shm")
+_MEMORY_RUNS = _MEMORY / f"ferry-bench-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def work_folders(*, keep: bool, room: int) -> Iterator[tuple[Path, Path]]:
+    """Two folders of this invocation's own, removed at its end unless ``keep``.
+
+    The first lies on the disk of `.bench`, where links to the images can be made; the second is for all that is
+    written, ``room`` bytes at most, and lies in memory where that is no more than half of what is free.
+    """
+    written = _MEMORY_RUNS if 2 * room <= _free_memory() else _RUNS
+    with _folder(_RUNS, keep=keep) as links, _folder(written, keep=keep) as folder:
+        yield links, folder
+
+
+def kind(folder: Path) -> str:
+    """Where ``folder`` lies, as the report says it."""
+    return "memory (tmpfs)" if folder.is_relative_to(_MEMORY) else "disk"
+
+
+def _free_memory() -> int:
+    try:
+        free = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())["MemAvailable"]
+        return min(int(free.split()[0]) * 1024, shutil.disk_usage(_MEMORY).free)
+    except (OSError, KeyError):
+        return 0
+
+
+@contextlib.contextmanager
+def _folder(runs: Path, *, keep: bool) -> Iterator[Path]:
+    runs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _sweep(runs)
+    folder = Path(tempfile.mkdtemp(dir=runs, prefix=f"{os.getpid()}-"))
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(runs: Path) -> None:
+    for folder in runs.iterdir():
+        lock_file = folder / ".lock"
+        if not lock_file.exists():
+            continue
+        with lock_file.open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """What every tool gets: no credentials, proxies, settings or home of the user's."""
+    home = folder / "home"
+    home.mkdir(exist_ok=True)
+    return {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LANG": "C.UTF-8",
+        "HOME": str(home),
+        "TMPDIR": str(folder),
+        "AWS_EC2_METADATA_DISABLED": "true",
+        **more,
+    }

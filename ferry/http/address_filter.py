@@ -1,0 +1,364 @@
+"""The address filter: a list of URLs must not reach what only this machine can reach.
+
+It stands in three places, since each alone can be passed by: literals are judged before each request
+and each redirect, the resolver drops what names resolve to, and the socket of each connection is
+judged by the very address that it is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import math
+import re
+import socket
+import unicodedata
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypedDict
+
+from ferry.core import AddressBlocked, UserError, escaped, short
+from ferry.http.address_ranges import METADATA, Address, inside, special, translated, translators, unmapped, unscoped
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
+LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
+NAT64_S, NAT64_AGAIN_S = 5.0, 60.0  # how long its prefix is asked for, and when again where nothing came
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
+
+
+def parse_literal(host: str) -> Address | None:
+    """The address that a URL's host spells, or None for a name.
+
+    Takes every spelling that some resolver takes: `2130706433`, `0x7f.1`, `017700000001`, `127.1`, full-width
+    digits, a trailing dot, brackets and zone ids (WHATWG URL standard, section 3.5, "IPv4 parser").
+    Raises ValueError for what ends in a number or stands in brackets and is no address.
+    """
+    if not host.isascii():
+        host = unicodedata.normalize("NFKC", host).replace("\u3002", ".")
+    if host.startswith("[") or ":" in host:
+        if host.startswith("[") != host.endswith("]"):
+            raise ValueError("unbalanced brackets")
+        try:
+            return ipaddress.IPv6Address(host.strip("[]").replace("%25", "%", 1))
+        except ValueError:  # its text quotes what may be a password
+            raise ValueError("it is no IPv6 address") from None
+    parts = host.removesuffix(".").split(".")
+    if not _NUMBER.fullmatch(parts[-1]):
+        return None
+    if len(parts) > 4 or not all(_NUMBER.fullmatch(part) and len(part) <= 40 for part in parts):
+        raise ValueError("it ends in a number and is no IPv4 address")
+    numbers = [_number(part) for part in parts]
+    if any(number > 255 for number in numbers[:-1]) or numbers[-1] >= 256 ** (5 - len(numbers)):
+        raise ValueError("no IPv4 address is that large")
+    value = numbers[-1]
+    for place, number in enumerate(numbers[:-1]):
+        value += number << (8 * (3 - place))
+    return ipaddress.IPv4Address(value)
+
+
+def _number(text: str) -> int:
+    if text[:2] in ("0x", "0X"):
+        return int(text[2:] or "0", 16)
+    return int(text, 8 if len(text) > 1 and text[0] == "0" else 10)
+
+
+class AddressFilter:
+    """What may be connected to: global unicast addresses, and what the job allows by name or network.
+
+    ``allow`` holds host names, addresses and networks (`source.allow_private_addresses`). A name opens that host
+    whatever it resolves to; a network opens its addresses under any name; a name or an address with a port opens that
+    port alone. Metadata addresses open only to an entry that is this very address. Raises UserError for other entries.
+    """
+
+    def __init__(self, allow: Sequence[str] = ()) -> None:
+        self._hosts: set[str] = set()
+        self._networks: list[Network] = []
+        self._places: set[tuple[str | Address, int]] = set()
+        for entry in allow:
+            parsed, port = _entry(entry)
+            if port is not None:
+                self._places.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
+            elif isinstance(parsed, str):
+                self._hosts.add(parsed)
+            else:
+                self._networks.append(parsed)
+
+    def verdict(self, host: str, ip: str | Address, port: int = 0) -> str | None:
+        """None if ``ip``, which ``host`` is or resolves to, may be connected to; else a sentence why not.
+
+        | address | allowed by network, or address with port | host allowed by name, with this port or any | verdict |
+        |---|---|---|---|
+        | metadata | by exactly this address | any | None |
+        | metadata | no, or by a network around it | any | blocked |
+        | special | yes | any | None |
+        | special | no | yes | None |
+        | special | no | no | blocked |
+        | global unicast | any | any | None |
+
+        An IPv4-mapped address is the IPv4 address in it; one of NAT64 is judged by the address in it too.
+        """
+        try:
+            address = unmapped(ipaddress.ip_address(ip))
+        except ValueError:
+            return f"{_shown(host)} resolves to something that is no address"
+        plain, name = unscoped(address), _plain(host)
+        by = [network for network in self._networks if network.version == address.version and plain in network]
+        with_port = (plain, port) in self._places
+        exactly = with_port or any(network.prefixlen == network.max_prefixlen for network in by)
+        for inner in (address, *inside(address)):
+            cloud = METADATA.get(unscoped(inner))
+            if cloud and not exactly:
+                return (
+                    f"{_at(host, address)} is a metadata address ({cloud}), which hands out credentials; "
+                    "it is not fetched from"
+                )
+        what = special(address)
+        if what is None or by or with_port or name in self._hosts or (name, port) in self._places:
+            return None
+        return (
+            f"{_at(host, address)} is {what}; addresses that are not public are fetched from only if "
+            "`source.allow_private_addresses` names the host or its network"
+        )
+
+    def names(self, host: str, ip: str, port: int) -> bool:
+        """Does the job allow this host, or this address, by an entry of its own?"""
+        address, name = unscoped(unmapped(ipaddress.ip_address(ip))), _plain(host)
+        places: set[tuple[str | Address, int]] = {(name, port), (address, port)}
+        by_network = any(address in network for network in self._networks if network.version == address.version)
+        return by_network or name in self._hosts or not places.isdisjoint(self._places)
+
+    def port_verdict(self, host: str, port: int) -> str | None:
+        """None if HTTP may be spoken to this port; else a sentence why not. ``host``: a name, or a literal address.
+
+        | port | an entry `host:port` | verdict |
+        |---|---|---|
+        | of another service | no | blocked, also where the host is allowed without its port |
+        | of another service | yes | None |
+        | any other | any | None |
+        """
+        if port not in OTHER_SERVICES:
+            return None
+        name = _plain(host).strip("[]")
+        try:
+            place: str | Address = unmapped(unscoped(ipaddress.ip_address(name)))
+        except ValueError:
+            place = name
+        if (place, port) in self._places:
+            return None
+        return (
+            f"port {port} is not for HTTP ({OTHER_SERVICES[port]}); where it is all the same, "
+            f"`source.allow_private_addresses` may name `{_shown(host)}:{port}`"
+        )
+
+
+_WITH_PORT = re.compile(r"(\[[^\[\]]+\]|[^:/\[\]]+):([0-9]{1,5})")
+
+
+def _entry(text: str) -> tuple[str | Network, int | None]:
+    """One entry of the allow list: a host or a network, and the port. Raises UserError with what to write instead."""
+    where = f"source.allow_private_addresses: `{short(text)}`"
+    bare, port = text.strip(), None
+    if (found := _WITH_PORT.fullmatch(bare)) and 0 < int(found[2]) < 65536:
+        bare, port = found[1], int(found[2])
+    try:
+        if "/" in bare and "://" not in bare:
+            try:
+                return ipaddress.ip_network(bare), None
+            except ValueError:
+                loose = ipaddress.ip_network(bare, strict=False)  # raises too where it is no network
+                raise UserError(f"{where} has bits set beyond its prefix; write `{loose}`") from None
+        literal = parse_literal(bare)
+        if literal is not None:
+            return ipaddress.ip_network(unmapped(unscoped(literal))), port
+    except ValueError:
+        pass
+    else:
+        name = _plain(bare)
+        if not name.isascii():
+            try:
+                name = name.encode("idna").decode("ascii")
+            except UnicodeError:
+                name = ""
+        if HOST_NAME.fullmatch(name):
+            return name, port
+    raise UserError(
+        f"{where} is neither a host (`img.internal`, `img.internal:8080`, without scheme or path) nor a network "
+        "(`10.1.0.0/16`)"
+    )
+
+
+def _plain(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _shown(host: str) -> str:
+    return escaped(host if len(host) <= 253 else host[:250] + "...")  # the zone of an IPv6 address may hold anything
+
+
+def _at(host: str, address: Address) -> str:
+    name = _plain(host).strip("[]")
+    shown = _shown(str(address))
+    return f"the address {shown}" if name in ("", str(address)) else f"{_shown(host)} ({shown})"
+
+
+class Resolved(TypedDict):
+    """One address of a name."""
+
+    host: str
+    port: int
+    family: int
+
+
+class Resolver(Protocol):
+    """Who looks names up. Raises socket.gaierror."""
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
+
+
+@functools.cache
+def _lookers() -> ThreadPoolExecutor:
+    """Threads for look-ups alone. One that nobody answers takes its thread for a minute, whoever gave it up: names that
+    a stranger chose must not hold up other names, nor what else asyncio's own few threads are for."""
+    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="ferry-look-up")
+
+
+class SystemResolver:
+    """getaddrinfo, in a thread."""
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
+        loop = asyncio.get_running_loop()
+        # Only families that this machine has; its own loopback does not count as one, so not for localhost.
+        flags = 0 if host.rpartition(".")[2] == "localhost" else socket.AI_ADDRCONFIG
+        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=flags)
+        found = await loop.run_in_executor(_lookers(), look_up)
+        resolved: list[Resolved] = []
+        for family, _, _, _, address in found:
+            text = str(address[0])
+            if family == socket.AF_INET6 and len(address) == 4 and address[3] and "%" not in text:
+                text += f"%{address[3]}"  # link-local: of an interface
+            resolved.append(Resolved(host=text, port=port, family=family))
+        return resolved
+
+
+class FilteringResolver:
+    """A resolver that leaves out blocked addresses, and the maker of the sockets to those it let through.
+
+    Nobody is asked about literal addresses: those are for the caller to judge first. ``timeout_s`` bounds one look-up.
+    """
+
+    def __init__(self, address_filter: AddressFilter, inner: Resolver | None = None, timeout_s: float = 15.0) -> None:
+        self._filter = address_filter
+        self._inner = inner or SystemResolver()
+        self._timeout_s = timeout_s
+        self._opened_by_name: set[tuple[str, int]] = set()
+        self._asking: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
+        self._ask_again_at = math.inf
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
+        """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
+        async with asyncio.timeout(self._timeout_s):
+            results = await self._inner.resolve(host, port)
+        kept: list[Resolved] = []
+        why: str | None = None
+        for result in results:
+            blocked = self._filter.verdict(host, result["host"], port)
+            if blocked is not None:
+                why = why or blocked
+                continue
+            kept.append(result)
+            if self._filter.names(host, result["host"], port):
+                self._opened_by_name.add((result["host"], port))
+        if why is not None and not kept:
+            raise AddressBlocked(why)
+        return kept
+
+    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
+        """A socket for exactly this address. Raises AddressBlocked, before one is made."""
+        family, kind, protocol, _, sockaddr = addr_info
+        why = self._filter.verdict("", *sockaddr[:2])
+        if why is not None and sockaddr[:2] not in self._opened_by_name:
+            raise AddressBlocked(why)
+        return socket.socket(family=family, type=kind, proto=protocol)
+
+    async def judge_connection(self, sock: socket.socket) -> None:
+        """Raises AddressBlocked, before anything is sent, for what only a connection shows.
+
+        | the other end | allowed by an entry | verdict |
+        |---|---|---|
+        | has this end's address, or another one of this machine | no | blocked |
+        | is an IPv4 address behind the network's own NAT64, and that one is blocked | no | blocked |
+        | either | yes | open |
+        | any other | any | open |
+        """
+        here, there = sock.getsockname()[0], sock.getpeername()[:2]
+        if there in self._opened_by_name or self._filter.names("", *there):
+            return
+        if here == there[0] or is_own(there[0], sock.family):
+            raise AddressBlocked(
+                f"the address {_shown(there[0])} is one of this machine's own; it is fetched from only if "
+                "`source.allow_private_addresses` names the host or its network"
+            )
+        if sock.family == socket.AF_INET6:
+            for inner in translated(ipaddress.ip_address(there[0]), await self._nat64()):
+                if why := self._filter.verdict("", inner):
+                    raise AddressBlocked(f"{_shown(there[0])} is NAT64 of this network: {why}")
+
+    async def _nat64(self) -> set[ipaddress.IPv6Network]:
+        """The prefixes of the network's translators. All that connect meanwhile wait for one look-up, and one of them
+        that is given up does not end it."""
+        loop = asyncio.get_running_loop()
+        if self._asking is None or (self._asking.done() and loop.time() >= self._ask_again_at):
+            self._asking = loop.create_task(self._ask_for_translators())
+        return await asyncio.shield(self._asking)
+
+    async def _ask_for_translators(self) -> set[ipaddress.IPv6Network]:
+        """Once; where that fails, again after a minute."""
+        try:
+            async with asyncio.timeout(NAT64_S):
+                found = await self._inner.resolve("ipv4only.arpa")
+        except (OSError, TimeoutError):  # no such name: the network has no translator
+            self._ask_again_at = asyncio.get_running_loop().time() + NAT64_AGAIN_S
+            return set()
+        return translators(ipaddress.ip_address(one["host"]) for one in found)
+
+
+_NO_MACHINES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # for documentation, RFC 5737 and 3849
+
+
+def is_own(address: str, family: int) -> bool:
+    """Whether a socket here may have this address for its own end.
+
+    A connection to an own address need not come from it: for a second address in a network Linux takes the first one as
+    its sender. Where sockets may have any address (`ip_nonlocal_bind`) this says nothing, and is False.
+    """
+    return _binds(address, family) and not _binds(_NO_MACHINES[socket.AddressFamily(family)], family)
+
+
+def _binds(address: str, family: int) -> bool:
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            return False
+    return True
+
+
+OTHER_SERVICES: dict[int, str] = {
+    0: "no port", 1: "tcpmux", 7: "echo", 9: "discard", 11: "systat", 13: "daytime", 15: "netstat", 17: "qotd",
+    19: "chargen", 20: "ftp-data", 21: "ftp", 22: "ssh", 23: "telnet", 25: "smtp", 37: "time", 42: "name",
+    43: "nicname", 53: "domain", 69: "tftp", 77: "rje", 79: "finger", 87: "link", 95: "supdup", 101: "hostname",
+    102: "iso-tsap", 103: "gppitnp", 104: "acr-nema", 109: "pop2", 110: "pop3", 111: "sunrpc", 113: "auth",
+    115: "sftp", 117: "uucp-path", 119: "nntp", 123: "ntp", 135: "epmap", 137: "netbios-ns", 139: "netbios-ssn",
+    143: "imap", 161: "snmp", 179: "bgp", 389: "ldap", 427: "svrloc", 465: "submissions", 512: "exec", 513: "login",
+    514: "shell", 515: "printer", 526: "tempo", 530: "courier", 531: "chat", 532: "netnews", 540: "uucp", 548: "afp",
+    554: "rtsp", 556: "remotefs", 563: "nntps", 587: "submission", 601: "syslog-conn", 636: "ldaps", 989: "ftps-data",
+    990: "ftps", 993: "imaps", 995: "pop3s", 1719: "h323gatestat", 1720: "h323hostcall", 1723: "pptp", 2049: "nfs",
+    3659: "apple-sasl", 4045: "npp", 4190: "sieve", 5060: "sip", 5061: "sips", 6000: "x11", 6566: "sane-port",
+    6665: "ircu", 6666: "ircu", 6667: "ircu", 6668: "ircu", 6669: "ircu", 6679: "osaut", 6697: "ircs-u",
+    10080: "amanda", 2375: "docker", 2376: "docker", 2379: "etcd", 2380: "etcd", 3306: "mysql", 5432: "postgresql",
+    5984: "couchdb", 6379: "redis", 8500: "consul", 9200: "elasticsearch", 9300: "elasticsearch", 10250: "kubelet",
+    10255: "kubelet", 11211: "memcached", 27017: "mongodb",
+}  # fmt: skip

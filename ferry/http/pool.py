@@ -1,0 +1,267 @@
+"""Connections to HTTP servers: made, kept, given out again, and ended when patience is over."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import socket
+import ssl
+from collections import deque
+from typing import Any, Protocol
+
+import aiohappyeyeballs
+
+from ferry.core import AddressBlocked, Dripping
+from ferry.http.address_filter import Resolved
+from ferry.http.connection import Answer, Line, Upload
+from ferry.http.low_speed import MESSAGE, Drip
+
+DNS_KEPT_S = 60.0
+IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
+NAMES_KEPT = 1_000
+_EYEBALLS_S = 0.25  # RFC 8305 section 5
+_SWEEP_S = (0.02, 1.0)
+
+Site = tuple[str, str, int]  # scheme, host, port
+
+
+class Names(Protocol):
+    """Who resolves, and who makes the sockets: where an address filter stands."""
+
+    async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
+
+    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
+
+    async def judge_connection(self, sock: socket.socket) -> None:
+        """Raises AddressBlocked for an open connection that nothing may be sent on."""
+        ...
+
+
+@functools.cache
+def tls() -> ssl.SSLContext:
+    """The system's certificates; loading them takes 20 ms, so once."""
+    return strict(ssl.create_default_context())
+
+
+def strict(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The context; names of hosts are those of the certificate's extension alone, not its common name (RFC 9110
+    section 4.3.4)."""
+    context.hostname_checks_common_name = False
+    return context
+
+
+class Connections:
+    """Pools of connections by site. Lives in one loop; closed at the end.
+
+    ``limit`` connections at most, over all sites. ``connect_s`` bounds the opening of one, ``read_s`` the silence
+    while an answer is waited for and nothing of the request is taken. The deadline of an answer comes with its request,
+    and low_speed.py says how slowly a body may come. They are looked after by one timer for all, so silence may last an
+    eighth longer.
+    """
+
+    def __init__(
+        self, names: Names, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._names = names
+        self._limit = limit
+        self._connect_s = connect_s
+        self._read_s = read_s
+        self._context = context
+        self._sweep_s = min(max(min(connect_s, read_s) / 8, _SWEEP_S[0]), _SWEEP_S[1])
+        self._sites: dict[Line, Site] = {}
+        self._idle: dict[Site, list[Line]] = {}
+        self._busy: set[Line] = set()
+        self._opening = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._known: dict[tuple[str, int], tuple[float, asyncio.Future[list[Any]]]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_at = 0.0
+        self.handshakes = 0
+
+    async def ask(
+        self,
+        site: Site,
+        head: bytes,
+        body: bytes | Upload | None = None,
+        *,
+        deadline: float,
+        read_s: float | None = None,
+        heads_only: bool = False,
+        fresh: bool = False,
+    ) -> Answer:
+        """Sends a request and returns its answer, the body not read yet.
+
+        ``deadline`` is the loop's time after which the answer is given up, ``read_s`` another bound on its silence.
+        With ``fresh`` no kept connection is used.
+        Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
+        """
+        line = None if fresh else self._kept(site)
+        if line is None:
+            line = await self._open(site, deadline)
+        line.deadline = deadline
+        line.read_s = read_s or self._read_s
+        self._busy.add(line)
+        if self._sweeper is None or deadline < self._sweep_at:
+            self._sweep_in(min(self._sweep_s, max(0.001, deadline - self._loop.time())))
+        return await line.ask(head, body, heads_only=heads_only)
+
+    async def close(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for line in list(self._sites):
+            line.close()
+        await asyncio.sleep(0)  # transports end in the loop's next turn
+
+    def _kept(self, site: Site) -> Line | None:
+        lines = self._idle.get(site)
+        if not lines:
+            return None
+        line = lines.pop()
+        if not lines:
+            del self._idle[site]
+        return line
+
+    async def _open(self, site: Site, deadline: float) -> Line:
+        scheme, host, port = site
+        left_s = min(self._connect_s, deadline - self._loop.time())
+        async with asyncio.timeout(left_s):
+            while len(self._sites) + self._opening >= self._limit and not self._make_room():
+                await self._wait_for_room()
+            self._opening += 1
+            try:
+                sock = await self._socket(host, port)
+                try:
+                    await self._names.judge_connection(sock)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    secure: dict[str, Any] = {}
+                    if scheme == "https":
+                        secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
+                    _, line = await self._loop.create_connection(
+                        lambda: Line(self._loop, self._on_free, Drip(self._read_s)), sock=sock, **secure
+                    )
+                except BaseException:
+                    sock.close()
+                    raise
+            finally:
+                self._opening -= 1
+                self._one_may_go()
+        self.handshakes += 1
+        self._sites[line] = site
+        return line
+
+    async def _socket(self, host: str, port: int) -> socket.socket:
+        """A connected socket, to the first address that answers (RFC 8305). Raises AddressBlocked, OSError."""
+        blocked: list[AddressBlocked] = []
+
+        def open_socket(addr_info: tuple[Any, ...]) -> socket.socket:
+            try:
+                return self._names.open_socket(addr_info)
+            except AddressBlocked as exc:
+                blocked.append(exc)
+                raise
+
+        try:
+            return await aiohappyeyeballs.start_connection(
+                await self._addresses(host, port),
+                happy_eyeballs_delay=_EYEBALLS_S,
+                loop=self._loop,
+                socket_factory=open_socket,
+            )
+        except OSError:  # of several, all told in one text
+            if blocked:
+                raise blocked[0] from None
+            raise
+
+    async def _addresses(self, host: str, port: int) -> list[Any]:
+        """What to connect to. A literal is its own address: whoever asks has judged it."""
+        if ":" in host or host.replace(".", "").isdigit():
+            return [_info(socket.AF_INET6 if ":" in host else socket.AF_INET, host.strip("[]"), port)]
+        known = self._known.get((host, port))
+        if known is None or known[0] < self._loop.time():
+            if len(self._known) >= NAMES_KEPT:
+                self._known.clear()
+            asked = self._loop.create_task(self._names.resolve(host, port))
+            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, asked)
+        try:
+            found = await asyncio.shield(known[1])
+        except BaseException:
+            if self._known.get((host, port)) is known:
+                del self._known[host, port]
+            raise
+        return [_info(result["family"], result["host"], result["port"]) for result in found]
+
+    # --- room
+
+    def _make_room(self) -> bool:
+        """Ends the connection that has been idle for longest."""
+        idle = [line for lines in self._idle.values() for line in lines]
+        if not idle:
+            return False
+        min(idle, key=lambda line: line.idle_since).close()
+        return True
+
+    async def _wait_for_room(self) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.append(future)
+        try:
+            await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._one_may_go()
+            raise
+
+    def _one_may_go(self) -> None:
+        while self._waiters:
+            future = self._waiters.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    def _on_free(self, line: Line) -> None:
+        self._busy.discard(line)
+        site = self._sites.get(line)
+        if line.gone:
+            self._sites.pop(line, None)
+            lines = self._idle.get(site) if site is not None else None
+            if lines is not None and site is not None and line in lines:
+                lines.remove(line)
+                if not lines:
+                    del self._idle[site]
+        elif site is not None:
+            self._idle.setdefault(site, []).append(line)
+        if self._waiters:
+            self._one_may_go()
+
+    # --- patience
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._loop.time()
+        for line in list(self._busy):
+            line.look(now)
+            if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= line.read_s):
+                line.fail(TimeoutError())
+            elif line.drips(now):
+                line.fail(Dripping(MESSAGE))
+        for lines in list(self._idle.values()):
+            for line in [line for line in lines if now - line.idle_since >= IDLE_S]:
+                line.close()
+        if self._sites:
+            soonest = min((line.deadline for line in self._busy), default=now + self._sweep_s)
+            self._sweep_in(min(self._sweep_s, max(0.001, soonest - now)))
+
+    def _sweep_in(self, delay_s: float) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweep_at = self._loop.time() + delay_s
+        self._sweeper = self._loop.call_later(delay_s, self._sweep)
+
+
+def _info(family: int, host: str, port: int) -> tuple[Any, ...]:
+    """An address as socket.getaddrinfo gives it."""
+    address: tuple[Any, ...] = (host, port)
+    if family == socket.AF_INET6:
+        plain, _, scope = host.partition("%")
+        address = (plain, port, 0, int(scope) if scope.isdigit() else socket.if_nametoindex(scope) if scope else 0)
+    return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)

@@ -1,0 +1,142 @@
+"""Where a request goes: addresses read strictly and kept byte for byte, their hosts judged before any of it is used."""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urljoin
+
+from yarl import URL
+
+from ferry.core import ErrorClass, ObjectError
+from ferry.http.address_filter import HOST_NAME, AddressFilter, parse_literal
+
+_HOSTS_KEPT = 4096
+_MOST_HOST = 1000  # characters, before any of it is looked at: a name has 253
+# The user info ends at the last `@`. No host holds one: else each is tried in turn, and 16,000 of them take seconds.
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?:(?P<user>[^/?#\\]*)@)?(?P<host>\[[^\[\]/?#]*\]|[^\[\]/?#:@]*)(?::(?P<port>[0-9]{0,5}))?(?P<rest>[/?#].*)?",
+    re.IGNORECASE | re.DOTALL | re.ASCII,
+)
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where one request goes."""
+
+    url: URL
+    site: tuple[str, str, int]  # scheme, host, port: what headers are meant for
+    authorization: str | None  # from user info in the address
+
+
+class Targets:
+    """Reads addresses for one address filter, and remembers what it made of their hosts."""
+
+    def __init__(self, address_filter: AddressFilter) -> None:
+        self._filter = address_filter
+        self._hosts: dict[tuple[str, int], tuple[str, str | None]] = {}
+
+    def read(self, text: str) -> Target:
+        """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal or a port.
+
+        What is plain ASCII is sent as it stands, escapes and all. Spaces and what is not ASCII are
+        escaped as UTF-8, a host that is not ASCII becomes IDNA, a literal address its usual spelling;
+        the fragment goes. (One exception, yarl's: a `?` with nothing behind it is dropped.)
+        """
+        match = _ADDRESS.fullmatch(text)
+        if match is None:
+            raise _bad_url("it is not an http:// or https:// address")
+        scheme, user, host, port_text, rest = match.groups()
+        scheme = scheme.lower()
+        default = 443 if scheme == "https" else 80
+        port = int(port_text) if port_text else default
+        if not 0 < port < 65536:
+            raise _bad_url("its port is out of range")
+        known = self._hosts.get((host, port))
+        if known is None:
+            known = self._judge(host, port)
+        host, blocked = known
+        if blocked is not None:
+            raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
+        rest = (rest or "/").partition("#")[0]
+        if rest[:1] != "/":
+            rest = "/" + rest
+        if not rest.isascii() or not rest.isprintable() or " " in rest:
+            rest = _quoted(rest)
+        where = host if port == default else f"{host}:{port}"
+        authorization = None if user is None else _basic(user)
+        return Target(URL(f"{scheme}://{where}{rest}", encoded=True), (scheme, host, port), authorization)
+
+    def redirected(self, base: URL, location: str, status: int) -> Target:
+        """Where a Location leads. The caller does not use user info in it: it was not the job that wrote it."""
+        if location.startswith("//"):
+            location = f"{base.scheme}:{location}"
+        elif not _ABSOLUTE.match(location):
+            try:
+                location = urljoin(str(base), location)
+            except ValueError:  # brackets that hold no address, in what looked like a path
+                raise ObjectError(
+                    ErrorClass.BAD_URL,
+                    "redirected: this address cannot be fetched: it cannot be read",
+                    status_code=status,
+                ) from None
+        try:
+            return self.read(location)
+        except ObjectError as exc:
+            raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
+
+    def _judge(self, text: str, port: int) -> tuple[str, str | None]:
+        """A URL's host as it is asked for, and why not, if it is a blocked literal or port. Remembered."""
+        host = text.lower()
+        if len(host) > _MOST_HOST:
+            raise _bad_url("its host is not a host name")
+        if not host.isascii():
+            try:
+                host = URL.build(scheme="http", host=host).raw_host or ""
+            except ValueError:
+                raise _bad_url("its host is not a host name") from None
+        try:
+            literal = parse_literal(host)
+        except ValueError as exc:
+            raise _bad_url(f"its host is not a host name ({exc})") from None
+        blocked = None
+        if literal is not None:
+            blocked = self._filter.verdict(host, literal, port)
+            host = f"[{literal}]" if literal.version == 6 else str(literal)
+        elif not HOST_NAME.fullmatch(host.removesuffix(".")):
+            raise _bad_url("its host is not a host name")
+        blocked = blocked or self._filter.port_verdict(host, port)
+        if len(self._hosts) >= _HOSTS_KEPT:
+            self._hosts.clear()
+        self._hosts[text, port] = (host, blocked)
+        return host, blocked
+
+
+def _bad_url(why: str) -> ObjectError:
+    return ObjectError(ErrorClass.BAD_URL, f"this address cannot be fetched: {why}")
+
+
+def _quoted(rest: str) -> str:
+    """Escapes spaces and what is not ASCII; leaves every other byte alone.
+
+    connection.py hands over header bytes that are not UTF-8 as surrogates: they become what they were.
+    """
+    if _CONTROL.search(rest):
+        raise _bad_url("it holds control characters")
+    try:
+        return _TO_QUOTE.sub(lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "surrogateescape")), rest)
+    except UnicodeEncodeError:
+        raise _bad_url("it is not Unicode") from None
+
+
+def _basic(user: str) -> str:
+    """RFC 7617, for user info in an address."""
+    name, _, password = user.partition(":")
+    try:
+        return "Basic " + base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
+    except UnicodeEncodeError:
+        raise _bad_url("it is not Unicode") from None

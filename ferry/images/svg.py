@@ -1,0 +1,263 @@
+"""Bodies that are text: SVG, which is an image, and all that is not one, named for people.
+
+An SVG is walked tag by tag to the end of its root element, through comments and CDATA but without an
+XML parser: a cut is found, an error of syntax is not (level `decode` parses).
+
+
+SVG at level `decode`: an XML parser that expands nothing, and whose memory and time are bounded by the body.
+
+What is small and becomes large, each refused or left undone: entities; attributes that a DTD gives to every element
+(`specified_attributes`); namespaces, whose whole address a parser writes before each name that belongs to them. What is
+many, and stays in the parser's tables: names and attributes are counted, depth is bounded.
+
+The parser holds Python's lock for as long as one tag takes, which may be ten seconds. A drawing that is not small is
+therefore parsed by a process of its own (decode_process.py).
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import zlib
+from xml.parsers import expat
+
+from ferry.core import ErrorClass, ObjectError
+from ferry.images import decode_process
+from ferry.images.slices import SLICE_BYTES, Text, behind, count, find, search, steps, turn
+from ferry.images.web import Data, cut, wrong
+
+HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looked through
+MAX_SVG_BYTES = 64 * 1024 * 1024  # as it is, and decompressed
+MAX_SVG_TOKENS = 500_000
+_SVGZ_STEP = 1024 * 1024
+
+PROLOG = re.compile(
+    rb"(?:\s++|<\?(?:[^?]++|\?(?!>))*+\?>|<!--(?:[^-]++|-(?!->))*+-->"
+    rb"|<!DOCTYPE(?:[^\[<>\"']++|\"[^\"]*+\"|'[^']*+')*+(?:\[(?:[^\]]++|\](?!\s*+>))*+\]\s*+)?>)*+",
+    re.IGNORECASE,
+)
+_ROOT = re.compile(rb"<((?:[A-Za-z_][\w.-]{0,63}:)?svg)(?=[\s/>])")
+_TAG_PIECES = re.compile(rb"(?:[^<>\"']++|\"[^\"]*+\"|'[^']*+')*+")
+_SPACE = re.compile(rb"\s*+")
+_OPAQUE = {b"<!--": b"-->", b"<![CDATA[": b"]]>", b"<?": b"?>"}
+
+
+def _utf16(data: Text) -> str | None:
+    start = bytes(data[:4])
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "utf-16"
+    return {b"<\0": "utf-16-le", b"\0<": "utf-16-be"}.get(start[:2])
+
+
+def utf8_head(data: Data) -> bytes:
+    """The start of a text without its byte order mark, as UTF-8 when it is UTF-16."""
+    head = data[:HEAD_BYTES]
+    if (coding := _utf16(head)) is not None:
+        return head.decode(coding, "replace").encode("utf-8", "replace")
+    return head.removeprefix(codecs.BOM_UTF8)
+
+
+def _root(text: Text, start: int = 0) -> re.Match[bytes] | None:
+    prolog = PROLOG.match(text, start, HEAD_BYTES)
+    assert prolog is not None  # it matches nothing at least
+    return _ROOT.match(text, prolog.end())
+
+
+def is_svg(data: Data) -> bool:
+    """Whether the first element, after declaration, comments and doctype, is `svg`."""
+    return _root(utf8_head(data)) is not None
+
+
+def svg(data: Text) -> None:
+    """XML 1.0: from the root element to its end, after which only comments may follow."""
+    if len(data) > MAX_SVG_BYTES:
+        raise ObjectError(ErrorClass.TOO_LARGE, "an SVG over 64 MB is not looked through; `checks: length` copies it")
+    text: Text
+    text, start = data, 0
+    if (coding := _utf16(data)) is not None:
+        try:
+            text = utf8_of(data, coding)
+        except UnicodeDecodeError as exc:
+            if exc.reason == "truncated data" or exc.reason == "unexpected end of data":
+                raise cut("SVG", "its closing </svg>") from None
+            raise wrong("SVG", "it is not the UTF-16 that its start promises") from None
+    elif data[:3] == codecs.BOM_UTF8:
+        start = 3
+    root = _root(text, start)
+    if root is None:
+        raise wrong("SVG", "it has no root element")
+    _comments_alone(text, _element_end(text, root[1], root.start()))
+
+
+def utf8_of(data: Text, coding: str) -> bytearray:
+    """A text in UTF-16, in slices. Raises UnicodeDecodeError."""
+    decoder, text = codecs.getincrementaldecoder(coding)(), bytearray()
+    for at in range(0, len(data), SLICE_BYTES):
+        text += decoder.decode(data[at : at + SLICE_BYTES], at + SLICE_BYTES >= len(data)).encode()
+        turn()
+    return text
+
+
+def _comments_alone(text: Text, pos: int) -> None:
+    """Raises ObjectError where anything but comments and white space stands from ``pos`` on."""
+    for _ in steps(MAX_SVG_TOKENS):
+        pos = behind(_SPACE, text, pos)
+        start = bytes(text[pos : pos + 4])
+        if not start:
+            return
+        opening = start if start == b"<!--" else start[:2]
+        if opening not in _OPAQUE:
+            if opening in (b"<", b"<!"):
+                raise cut("SVG", "the end of its last comment")
+            raise wrong("SVG", "something follows its closing </svg>")
+        end = find(text, _OPAQUE[opening], pos + len(opening))
+        if end < 0:
+            raise cut("SVG", "the end of its last comment")
+        pos = end + len(_OPAQUE[opening])
+    raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments behind its closing </svg>")
+
+
+def _element_end(text: Text, name: bytes, pos: int) -> int:
+    """Where the element ends that begins at ``pos``."""
+    token = re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?)" + re.escape(name) + rb"(?=[\s/>])")
+    early = cut("SVG", "its closing </svg>")
+    depth = 0
+    for _ in steps(MAX_SVG_TOKENS):
+        m = search(token, text, pos, 128)
+        if m is None:
+            raise early
+        closing = _OPAQUE.get(m[0])
+        if closing is not None:
+            pos = find(text, closing, m.end()) + len(closing)
+            if pos < m.end():
+                raise early
+            continue
+        pos = _tag_end(text, m.end())
+        if pos < 0:
+            raise early
+        if m[1]:
+            depth -= 1
+        elif text[pos - 2] != 0x2F:
+            depth += 1
+        if depth == 0:
+            return pos
+    raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments and nested drawings")
+
+
+def _tag_end(text: Text, pos: int) -> int:
+    """Behind the `>` that ends the tag; -1 where it does not end."""
+    while True:
+        pos = behind(_TAG_PIECES, text, pos)
+        char = bytes(text[pos : pos + 1])
+        if char == b">":
+            return pos + 1
+        if char in (b"", b"<"):
+            return -1
+        turn()
+        pos = find(text, char, pos + 1) + 1  # of a value that is longer than a slice, or that does not end
+        if not pos:
+            return -1
+
+
+def gunzip_head(data: Data) -> bytes | None:
+    """The first bytes inside a gzip stream; None when it is none."""
+    try:
+        return zlib.decompressobj(31).decompress(data[:HEAD_BYTES], HEAD_BYTES)
+    except zlib.error:
+        return None
+
+
+def gunzip(data: Data) -> bytearray:
+    """A whole gzip stream (RFC 1952), bounded, its checksum verified. For SVGZ."""
+    stream = zlib.decompressobj(31)
+    plain = bytearray()
+    for at in range(0, len(data), HEAD_BYTES):  # zlib copies what it leaves of its input: a body may be a gigabyte
+        piece, full = data[at : at + HEAD_BYTES], True
+        while full and not stream.eof:
+            try:
+                piece_of_it = stream.decompress(piece, _SVGZ_STEP)
+            except zlib.error:
+                raise wrong("SVGZ", "it does not decompress") from None
+            plain += piece_of_it
+            turn()
+            if len(plain) > MAX_SVG_BYTES:
+                raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
+            piece, full = stream.unconsumed_tail, len(piece_of_it) == _SVGZ_STEP
+        if stream.eof:
+            return plain
+    raise cut("SVGZ", "the end of its gzip stream")
+
+
+PARSE_BYTES = 1024**3  # of memory
+MAX_SVG_MARKS = 2_000_000  # `<` and `=`: elements' ends and beginnings, and attributes; up to 200 bytes each
+MAX_SVG_DEPTH = 2048  # as libxml2 has it
+MAX_SVG_DEFAULTS = 500  # attributes that its DTD declares
+
+
+def decode_svg(data: Text) -> None:
+    """As :func:`parse_svg`; what is not small in another process. Blocks. Raises ObjectError."""
+    if decode_process.is_for_a_process("SVG", len(data)):
+        decode_process.decode(data, "SVG", PARSE_BYTES)
+    else:
+        parse_svg(data)
+
+
+def parse_svg(data: Text) -> None:
+    """Well-formed, the root is `svg`, and no entity is declared. Raises ObjectError."""
+    if count(data, b"<", MAX_SVG_MARKS) + count(data, b"=", MAX_SVG_MARKS) > MAX_SVG_MARKS:
+        raise ObjectError(
+            ErrorClass.TOO_LARGE,
+            f"an SVG with more than {MAX_SVG_MARKS:,} tags and attributes is not parsed; `checks: image` accepts it",
+        )
+    parser = expat.ParserCreate()
+    parser.specified_attributes = True
+    depth = declared = 0
+    started = False
+
+    def start(tag: str, _attributes: dict[str, str]) -> None:
+        nonlocal started, depth
+        depth += 1
+        if not started and tag.rpartition(":")[2] != "svg":
+            raise wrong("SVG", "its root element is not svg")
+        started = True
+        if depth > MAX_SVG_DEPTH:
+            raise wrong("SVG", f"its elements lie more than {MAX_SVG_DEPTH:,} deep in each other")
+
+    def end(_tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    def entity(*_declaration: object) -> None:
+        raise wrong("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
+
+    def default(*_declaration: object) -> None:
+        nonlocal declared
+        declared += 1
+        if declared > MAX_SVG_DEFAULTS:
+            raise wrong("SVG", f"it declares more than {MAX_SVG_DEFAULTS:,} attributes")
+
+    parser.StartElementHandler = start
+    parser.EndElementHandler = end
+    parser.EntityDeclHandler = entity
+    parser.AttlistDeclHandler = default
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as exc:
+        if exc.code == expat.errors.codes[expat.errors.XML_ERROR_NO_MEMORY]:
+            raise MemoryError from None
+        if exc.code in _UNFINISHED:
+            raise cut("SVG", "its XML is complete") from None
+        raise wrong("SVG", f"its XML is not well-formed in line {exc.lineno} ({expat.ErrorString(exc.code)})") from None
+    except (LookupError, ValueError):  # raised for an encoding that Python does not know or cannot map
+        raise wrong("SVG", "it declares an unknown encoding") from None
+
+
+_UNFINISHED = frozenset(
+    expat.errors.codes[text]
+    for text in (
+        expat.errors.XML_ERROR_NO_ELEMENTS,
+        expat.errors.XML_ERROR_UNCLOSED_TOKEN,
+        expat.errors.XML_ERROR_UNCLOSED_CDATA_SECTION,
+        expat.errors.XML_ERROR_PARTIAL_CHAR,
+    )
+)

@@ -1,0 +1,24 @@
+"""The configuration of a migration, and templates for destination keys."""
+
+from ferry.job.delta import Delta, duration
+from ferry.job.model import Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries
+from ferry.job.templates import SOURCE_FIELDS, Template, decode_path, default_key, finish_key, key_problem, source_field
+
+__all__ = [
+    "SOURCE_FIELDS",
+    "Checks",
+    "Columns",
+    "Delta",
+    "HostLimits",
+    "Job",
+    "Limits",
+    "OnExisting",
+    "Retries",
+    "Template",
+    "decode_path",
+    "default_key",
+    "duration",
+    "finish_key",
+    "key_problem",
+    "source_field",
+]

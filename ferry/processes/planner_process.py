@@ -1,0 +1,188 @@
+"""The child process that plans, counts and folds: DuckDB's and pandas' memory ends with it.
+
+It reads requests as JSON from standard input (credentials come that way, not by argument or environment)
+and writes answers to standard output. Half a second of imports is done once: each request has a fork of it,
+with whose end its memory goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from ferry.core import Fatal, FerryError, Stopped, UserError, command, die_with_parent
+from ferry.processes.ipc import Errand, read_message, write_message
+
+EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Errand):
+    """What the child is to do, and with what."""
+
+    work: str  # plan, sweep, finish
+    ask: dict[str, Any]
+
+
+class Child:
+    """The process, started at once: its imports run beside whatever comes before the first request.
+
+    It has its own session, so that a Ctrl-C reaches the run first, and dies with the thread that made it.
+    """
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = ""
+        self.start()
+
+    def start(self) -> None:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                command("ferry.processes.planner_process"),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                start_new_session=True, cwd=Path(__file__).resolve().parents[2],
+                # its own idle threads would be forked with it
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+
+    def ask(self, request: Request) -> str:
+        """Has the work done and returns its answer. Raises UserError or Fatal as the work did, Stopped after stop()."""
+        if self._stopped:
+            raise Stopped(self._stopped)
+        self.start()
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            write_message(self._process.stdin, 0, request.encode())
+            answer = read_message(self._process.stdout)
+        except BrokenPipeError:
+            answer = None
+        except BaseException:  # it is at work for nobody now
+            os.killpg(self._process.pid, signal.SIGKILL)
+            raise
+        if answer is None:
+            code = self._process.wait()
+            self.close()
+            if self._stopped:
+                raise Stopped(self._stopped)
+            raise Fatal(f"the planning process ended unexpectedly (exit code {code})")
+        code, text = answer[0], answer[1].decode()
+        if code == 0:
+            return text
+        raise UserError(text) if code == EXIT_USER else Fatal(text)
+
+    def stop(self, why: str) -> None:
+        """Ends the work that is under way, and takes no other; from a signal's handler, in :meth:`ask`'s thread."""
+        if self._process is not None:
+            self._stopped = why
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)  # of its session: its fork is in it
+
+    def go_on(self) -> None:
+        """After a stop: the next request has a process of its own."""
+        if self._stopped:
+            self.close()
+            self._stopped = ""
+
+    def close(self) -> None:
+        """Ends the process and gives its memory back; the next request starts another."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _work(request: Request) -> str:
+    from ferry.planning import Accesses, Ask, make_plan
+    from ferry.reconcile import finish_run, sweep
+
+    state = request.open_state()
+    if request.work == "sweep":
+        return json.dumps(sweep(request.job, state, request.source, request.destination, **request.ask))
+    if request.work == "plan":
+        access = Accesses(request.source, request.destination)
+        return make_plan(request.job, state, access, Ask(**request.ask)).encode()
+    return json.dumps(finish_run(request.job, state, **request.ask))
+
+
+def _answer(raw: bytes, out: BinaryIO) -> int:
+    """Does the work and writes what came of it; the exit code says what that is."""
+    request: Request | None = None
+    try:
+        request = Request.decode(raw)
+        code, text = 0, _work(request)
+    except UserError as error:
+        code, text = EXIT_USER, str(error)
+    except FerryError as error:
+        code, text = EXIT_FATAL, str(error)
+    except Exception as error:  # noqa: BLE001 - a full disk, or a bug: said, and not taken for the user's
+        from ferry.planning import from_planning
+
+        known = from_planning(error, request.state if request else "")
+        if known is None:
+            traceback.print_exc()
+            known = Fatal(f"planning ended unexpectedly ({type(error).__name__}: {error}); please report it")
+        code, text = EXIT_FATAL, str(known)
+    out.write(text.encode("utf-8", "backslashreplace"))
+    out.flush()
+    return code
+
+
+def _forked(raw: bytes) -> tuple[int, bytes]:
+    """The answer of a fork of this process."""
+    ours, theirs = os.pipe()
+    parent = os.getpid()
+    pid = os.fork()
+    if not pid:
+        code = EXIT_BUG
+        try:
+            die_with_parent()
+            if os.getppid() != parent:  # it died before this process could say that it wants to follow
+                os._exit(EXIT_BUG)
+            os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # the run waits for the end of the real one
+            with os.fdopen(theirs, "wb") as out:
+                code = _answer(raw, out)
+        finally:
+            os._exit(code)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as answer:
+        text = answer.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if code < 0:
+        return EXIT_FATAL, f"planning was ended by {signal.Signals(-code).name}; is there memory enough?".encode()
+    return code, text
+
+
+def main() -> None:
+    die_with_parent()
+    import duckdb  # noqa: F401 - before the first request, and once for all
+
+    import ferry.planning
+    import ferry.reconcile  # noqa: F401
+
+    while request := read_message(sys.stdin.buffer):
+        write_message(sys.stdout.buffer, *_forked(request[1]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Bounds of the whole job, shared by its origin hosts in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ferry.ratelimit.rate import Rate
+
+BYTES_AHEAD_S = 1.0  # no new request while what was read is this far ahead of bytes_per_s
+_SHORTEST_TIMER_S = 0.001
+
+
+class Handle(Protocol):
+    def cancel(self) -> None: ...
+
+
+CallLater = Callable[[float, Callable[[], None]], Handle]
+
+
+class Guest(Protocol):
+    """A host that asks for the job's leave."""
+
+    queued: bool
+
+    def from_job(self) -> None:
+        """It is this host's turn: it may take one place."""
+
+
+class JobLimit:
+    """Requests in flight, requests and bytes per second over all origin hosts.
+
+    A host that is refused stands in a ring and gets one place when its turn comes; while others stand
+    there nobody takes a place out of turn, so that a host with much to do leaves room for one with little.
+    """
+
+    __slots__ = (
+        "_call_later",
+        "_clock",
+        "_concurrency",
+        "_in_flight",
+        "_requests",
+        "_ring",
+        "_timer",
+        "_turn",
+        "bytes",
+    )
+
+    def __init__(
+        self,
+        concurrency: int | None,
+        requests_per_s: float | None,
+        bytes_per_s: float | None,
+        clock: Callable[[], float],
+        call_later: CallLater | None = None,
+    ) -> None:
+        self._concurrency = concurrency or math.inf
+        self._requests = Rate(requests_per_s) if requests_per_s else None
+        self.bytes = Rate(bytes_per_s) if bytes_per_s else None
+        self._clock = clock
+        self._call_later = call_later
+        self._in_flight = 0
+        self._ring: deque[Guest] = deque()
+        self._turn: Guest | None = None
+        self._timer: Handle | None = None
+
+    def admit(self, host: Guest, now: float) -> bool:
+        """One more request of a host, which is booked; or the host is called when its turn comes."""
+        if (self._ring and self._turn is not host) or not self._has_room(now):
+            if not host.queued:
+                host.queued = True
+                self._ring.append(host)
+            return False
+        self._turn = None
+        self._in_flight += 1
+        if self._requests is not None:
+            self._requests.book(now)
+        return True
+
+    def bound(self, concurrency: int) -> None:
+        """No more than that in flight, from now on."""
+        self._concurrency = min(self._concurrency, concurrency)
+
+    def leave(self) -> None:
+        """A request of some host is over."""
+        self._in_flight -= 1
+        if self._ring:
+            self._serve()
+
+    def _has_room(self, now: float) -> bool:
+        if self._in_flight >= self._concurrency:
+            return False
+        wait_s = self._requests.wait_s(now) if self._requests is not None else 0.0
+        if self.bytes is not None:
+            wait_s = max(wait_s, self.bytes.wait_s(now, BYTES_AHEAD_S))
+        if wait_s > 0 and self._timer is None:
+            later = self._call_later or asyncio.get_running_loop().call_later
+            self._timer = later(max(wait_s, _SHORTEST_TIMER_S), self._on_timer)
+        return wait_s <= 0
+
+    def _serve(self) -> None:
+        while self._ring and self._has_room(self._clock()):
+            host = self._ring.popleft()
+            host.queued = False
+            self._turn = host
+            host.from_job()
+        self._turn = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._serve()

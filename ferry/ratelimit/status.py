@@ -1,0 +1,92 @@
+"""What the limiter does at each host, written down while a run is on, so that `ferry status` can say it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ferry.core import FerryError
+from ferry.ratelimit.host_snapshot import HostSnapshot
+from ferry.state import State
+
+NAME = "reports/hosts.json"
+EVERY_S, EVERY_S_IN_A_BUCKET = 2.0, 15.0
+MOST_HOSTS = 50  # the busiest
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """The hosts of one run at one moment, the busiest first; ``more`` were left out."""
+
+    run_no: int
+    at: float  # seconds since 1970
+    hosts: list[HostSnapshot]
+    more: int = 0
+    handshakes: int = 0  # connections opened so far, to origins and the destination
+    paused: bool = False  # the run is: nothing is asked until it goes on
+    still: str = ""  # that nothing moves, and what is waited for
+
+
+def busiest(run_no: int, snapshots: list[HostSnapshot], now: float) -> Hosts:
+    used = sorted((host for host in snapshots if host.requests), key=lambda host: -host.requests)
+    return Hosts(run_no, now, used[:MOST_HOSTS], len(used) - len(used[:MOST_HOSTS]))
+
+
+def read_hosts(state: State) -> Hosts | None:
+    """The last that a run wrote; None before the first, and where it cannot be read."""
+    try:
+        data: dict[str, Any] = json.loads(state.read(NAME))
+        known = [HostSnapshot(**host) for host in data["hosts"]]
+        paused = data.get("paused", False)
+        still = str(data.get("still", ""))
+        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"], paused, still)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def together(processes: Sequence[Sequence[HostSnapshot]]) -> list[HostSnapshot]:
+    """Each host once: what the processes of a run that ask there do. The words are those of the one that asks most."""
+    found: dict[str, list[HostSnapshot]] = {}
+    for snapshots in processes:
+        for host in (host for host in snapshots if host.requests):  # a pause that it heard of alone makes a host known
+            found.setdefault(host.host, []).append(host)
+    return [_sum(of_host) if len(of_host) > 1 else of_host[0] for of_host in found.values()]
+
+
+def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
+    most = max(parts, key=lambda part: (part.paused_for_s, part.requests))
+    rates = [part.requests_per_s for part in parts]
+    requests = sum(part.requests for part in parts)
+    latency_s = sum(part.latency_s * part.requests for part in parts) / requests if requests else 0.0
+    return replace(
+        most,
+        limit=sum(part.limit for part in parts), in_flight=sum(part.in_flight for part in parts),
+        waiting=sum(part.waiting for part in parts), requests=requests, refused=sum(part.refused for part in parts),
+        requests_per_s=None if None in rates else sum(rate for rate in rates if rate is not None),
+        latency_s=latency_s, why=f"{most.why} (of {len(parts)} processes)",
+    )  # fmt: skip
+
+
+async def keep_written(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then.
+
+    ``look`` gives the hosts of all processes.
+    """
+    every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
+    try:
+        while True:
+            await asyncio.sleep(every_s)
+            await asyncio.to_thread(_write, state, look, held)
+    finally:
+        _write(state, look, held)
+
+
+def _write(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    hosts = look()
+    if (hosts.hosts or hosts.still) and held():
+        with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
+            state.write(NAME, json.dumps(asdict(hosts)).encode())

@@ -1,0 +1,40 @@
+"""After the last chunk: fold the ledger, count, verify, prune."""
+
+from ferry.reconcile.finish import finish_run
+from ferry.reconcile.prune import Swept, sweep
+from ferry.reconcile.run_rates import Rate, Slow, keep_rates, read_rates, slow
+from ferry.reconcile.verify import (
+    EVERYTHING,
+    Evidence,
+    Sample,
+    Verified,
+    compare_with_listing,
+    draw_sample,
+    expected_objects,
+    note_verified,
+    read_back,
+    sample_rows,
+    verify_parts,
+)
+
+__all__ = [
+    "EVERYTHING",
+    "Evidence",
+    "Rate",
+    "Sample",
+    "Slow",
+    "Swept",
+    "Verified",
+    "compare_with_listing",
+    "draw_sample",
+    "expected_objects",
+    "finish_run",
+    "keep_rates",
+    "note_verified",
+    "read_back",
+    "read_rates",
+    "sample_rows",
+    "slow",
+    "sweep",
+    "verify_parts",
+]

@@ -1,0 +1,26 @@
+"""Object stores: put, get, head, list, delete, copy and multipart uploads, for buckets and directories."""
+
+from ferry.storage.confirmation import Proof
+from ferry.storage.credentials import Access
+from ferry.storage.local_files import Folder, Twin
+from ferry.storage.object_info import Found, md5_of_etag, same_etag
+from ferry.storage.preflight import run_preflight
+from ferry.storage.s3 import NotPlain
+from ferry.storage.s3_control import BucketControl
+from ferry.storage.store import AlreadyThere, Store, open_store
+
+__all__ = [
+    "Access",
+    "AlreadyThere",
+    "BucketControl",
+    "Folder",
+    "Found",
+    "NotPlain",
+    "Proof",
+    "Store",
+    "Twin",
+    "md5_of_etag",
+    "open_store",
+    "run_preflight",
+    "same_etag",
+]

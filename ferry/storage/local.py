@@ -1,0 +1,222 @@
+"""A directory as a store: bodies, object information, errors with their class. The files: local_files.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
+from datetime import UTC, datetime
+from errno import ENOENT, ENOTDIR
+from pathlib import Path
+from typing import BinaryIO
+
+from ferry.core import BATCH_BYTES, PARTS, Body, Budget, Charge, ErrorClass, FerryError, ObjectError, short
+from ferry.http import Algorithm, Arriving
+from ferry.storage.errors import from_folder
+from ferry.storage.local_files import Entry, Folder, entry_of
+from ferry.storage.object_info import Found
+
+TICK_S = 0.02  # two writes within a clock's tick leave the same time of change; ticks are 10 ms at most
+
+
+class Directory:
+    """Raises ObjectError and Fatal."""
+
+    def __init__(self, folder: Folder, spool_dir: Path, budget: Budget, pool: Executor | None) -> None:
+        self.folder = folder
+        self._spool_dir = spool_dir
+        self._budget = budget
+        self._pool = pool
+
+    async def put(self, key: str, body: Body, create: bool) -> str:
+        source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
+        try:
+            return await self.folder.put(key, source, create=create)
+        except FileExistsError:
+            raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
+    async def head(self, key: str, side: str) -> Found | None:
+        try:
+            entry = await asyncio.to_thread(self.folder.find, key)
+        except OSError as exc:
+            raise from_folder(exc, side) from None
+        return _found_file(key, entry) if entry is not None else None
+
+    async def delete(self, key: str) -> None:
+        try:
+            await asyncio.to_thread(self.folder.remove, key)
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
+    async def may_write(self) -> bool:
+        return await asyncio.to_thread(self.folder.may_write)
+
+    async def clean(self) -> None:
+        try:
+            await asyncio.to_thread(self.folder.clean)
+        except OSError as exc:
+            raise from_folder(exc, "destination") from None
+
+    async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, Found, dict[str, str]]:
+        body = None
+        try:
+            async with self._reading(key, max_bytes, side) as (file, found):
+                body = await self._body(file, found.size, charge)
+                if body.size != found.size:
+                    raise _written_to(side)
+        except BaseException:
+            if body is not None:
+                body.discard()
+            raise
+        return body, found, {}
+
+    async def digest(
+        self, key: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
+    ) -> tuple[str, Found]:
+        """The digest of a file's bytes, and the file. ``moved`` hears of each piece."""
+        side = "destination"
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+
+        def read(file: BinaryIO) -> int:
+            piece = file.read(BATCH_BYTES)
+            digest.update(piece)
+            return len(piece)
+
+        async with self._reading(key, max_bytes, side) as (file, found):
+            came = 0
+            while came <= found.size and (size := await asyncio.to_thread(read, file)):
+                came += size
+                moved()
+            if came != found.size:
+                raise _written_to(side)
+        return digest.hexdigest(), found
+
+    @contextlib.asynccontextmanager
+    async def _reading(self, key: str, max_bytes: int, side: str) -> AsyncIterator[tuple[BinaryIO, Found]]:
+        """An open file; one that is another at the end of the block than at its beginning is an error: what was read
+        may be half of what it was and half of what it is now."""
+        try:
+            with os.fdopen(await asyncio.to_thread(self._open, key, side), "rb") as file:
+                before = entry_of(file.fileno())
+                found = _found_file(key, before)
+                if found.size > max_bytes:
+                    raise ObjectError(
+                        ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})"
+                    )
+                if 0 <= time.time() - before.modified_s < TICK_S:
+                    await asyncio.sleep(TICK_S)  # so that whoever writes from now on is seen
+                yield file, found
+                if entry_of(file.fileno()) != before:
+                    raise _written_to(side)
+        except OSError as exc:
+            if isinstance(exc, FerryError):
+                raise
+            raise from_folder(exc, side) from None
+
+    async def _body(self, file: BinaryIO, size: int, charge: Charge) -> Body:
+        """A large one goes to the spool: it may change while it is uploaded."""
+        share = await self._budget.take(str(self.folder.root), size)
+        arriving = Arriving(self._spool_dir, self._budget, self._pool, str(self.folder.root), share)
+        most = min(size + 1, BATCH_BYTES)
+        try:
+            while piece := await asyncio.to_thread(file.read, most):
+                await arriving.add(piece)
+                if delay_s := charge(len(piece)):
+                    await asyncio.sleep(delay_s)
+                if len(piece) < most or arriving.size > size:
+                    break
+            await arriving.flush()
+            return arriving.finish()
+        except BaseException:
+            arriving.abandon()
+            raise
+
+    def _open(self, key: str, side: str) -> int:
+        """A file that is not there is one object that is missing, as long as the directory is there itself."""
+        try:
+            return self.folder.open(key)
+        except FileNotFoundError:
+            if not self.folder.root.is_dir():
+                raise
+            raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
+
+
+def _written_to(side: str) -> ObjectError:
+    return ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
+
+
+def _found_file(key: str, entry: Entry) -> Found:
+    return Found(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
+
+
+def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
+    """A directory's files, page by page in no certain order, without Ferry's unfinished ones.
+
+    Links to files are followed where they stay inside the directory; those to folders are not, since what lies there
+    has a name of its own. With ``links`` those that lead out, or nowhere, are told of: nothing is read through them,
+    and a list of what to move must not leave them out without a word. One to a folder has a `/` at its end.
+    Raises ObjectError for what cannot be read: a listing that lacks something looks like any other.
+    """
+    root = directory.resolve()
+
+    def refused(exc: OSError) -> None:
+        if not _is_gone(exc):
+            raise _unreadable(exc)
+
+    for where, below, names in os.walk(root, onerror=refused):
+        below[:] = [name for name in below if name != PARTS]
+        page = []
+        folders = {name for name in below if links and _is_link(Path(where, name))}
+        for name in (*names, *folders):
+            if name.startswith(PARTS):
+                continue
+            path = Path(where, name)
+            # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
+            key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
+            try:
+                if _is_link(path) and not _stays_inside(path, root):
+                    if links:
+                        slash = "/" if name in folders else ""
+                        page.append(Found(key + slash, 0, None, None))
+                    continue
+                if name in folders:
+                    continue
+                stat = path.stat()
+            except OSError as exc:
+                if _is_gone(exc):
+                    continue
+                raise _unreadable(exc) from None
+            page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
+        if page:
+            yield page
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return path.is_symlink()
+    except OSError:  # whoever wants to read it hears of that
+        return False
+
+
+def _stays_inside(link: Path, root: Path) -> bool:
+    """Does it lead to something inside the directory?"""
+    try:
+        return link.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):  # nowhere, or in a circle
+        return False
+
+
+def _is_gone(exc: OSError) -> bool:
+    """It was there when its folder was read, and is not any more."""
+    return exc.errno in (ENOENT, ENOTDIR)
+
+
+def _unreadable(exc: OSError) -> ObjectError:
+    what = os.fsencode(exc.filename or "").decode("utf-8", "backslashreplace")
+    return ObjectError(ErrorClass.STORE_ERROR, f"{short(what, 300)} cannot be read ({exc.strerror})")

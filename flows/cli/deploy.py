@@ -1,0 +1,122 @@
+"""`ferry deploy`: prefect.yaml to a Prefect server, and what that changed. `ferry block`: blocks alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.cli import local_run, terminal
+from flows.cli.output import JsonFlag, Several, print_json
+from flows.running import signals
+from flows.server.api_address import given_server
+from flows.server.local import prefect_server
+
+if TYPE_CHECKING:
+    from flows.deploying.change import Change
+
+STYLES = {"created": "green", "updated": "yellow", "removed": "red", "unchanged": "dim"}
+
+
+def block(
+    job_file: Path,
+    names: Annotated[tuple[str, ...], Parameter(help="aws-credentials/NAME, or secret/NAME=VARIABLE.")],
+    *,
+    json_: JsonFlag = False,
+) -> int:
+    """Save blocks from the environment, where the job's runs look for them."""
+    with prefect_server(local_run.prefect_home(job_file.absolute().parent), lambda: None):
+        with signals.ended_by_the_system():
+            from flows.deploying import deployments as deploying
+            from tasks import prefect_api
+        asked = dict(map(deploying.block_of, names))
+        with prefect_api.asking() as client:
+            changes = [deploying.settle_block(client, full, values, dry_run=False) for full, values in asked.items()]
+    if json_:
+        print_json({"changes": [dataclasses.asdict(change) for change in changes]})
+    else:
+        _print_changes(changes)
+    return 0
+
+
+def deploy(
+    *,
+    file: Annotated[Path, Parameter(help="The prefect.yaml to deploy.")] = Path("prefect.yaml"),
+    block: Annotated[
+        tuple[str, ...],
+        Several(help="Make or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
+    ] = (),
+    notify: Annotated[tuple[str, ...], Several(help="A block that alarms go to: slack-webhook/NAME.")] = (),
+    expect_every: Annotated[
+        tuple[str, ...],
+        Several(help="Alarm when no run completed for so long, where a schedule is on: 26h; with --notify once."),
+    ] = (),
+    dry_run: Annotated[bool, Parameter(negative="", help="Say what would be changed, and change nothing.")] = False,
+    json_: JsonFlag = False,
+) -> int:
+    """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
+    file = file.absolute()
+    with signals.ended_by_the_system():
+        given_server("ferry deploy")
+        from flows.deploying import automations, missed_runs, prefect_yaml
+        from flows.deploying import deployments as deploying
+        from tasks import prefect_api
+
+    expected = missed_runs.every(expect_every)
+    wanted = prefect_yaml.read(file)
+    with prefect_api.asking() as client:
+        changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
+        if not dry_run:
+            changes += automations.settle(client, prefect_yaml.project(file), ids, notify, expected=expected)
+        hints = _hints(client, ids) if not dry_run else []
+    if dry_run and (notify or expect_every):
+        hints.append("alarms are made after the deployments; a dry run does not look at them")
+    if json_:
+        print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})
+    else:
+        _print(changes, hints, dry_run)
+    return 0
+
+
+def _hints(client: Any, ids: Any) -> list[str]:
+    """What is left for the operator: a worker, and schedules that are off."""
+    from tasks import work_pools
+
+    found = [client.read_deployment(id_) for id_ in ids.values()]
+    hints = [
+        f"no worker of the work pool `{name}` is up. Start one {work_pools.start_one(name)}"
+        for name in dict.fromkeys(one.work_pool_name for one in found)
+        if name and not work_pools.workers(client, name)
+    ]
+    for full, one in zip(ids, found, strict=True):
+        hints += [
+            f"{full} is off; to switch it on: prefect deployment schedule resume {full} {schedule.id}"
+            for schedule in one.schedules
+            if not schedule.active
+        ]
+    return hints
+
+
+def _print_changes(changes: Sequence[Change]) -> None:
+    kinds = max((len(change.kind) for change in changes), default=0)
+    for change in changes:
+        style = STYLES[change.what]
+        detail = f"  ({terminal.shown(change.detail)})" if change.detail else ""
+        terminal.out.print(
+            f"[{style}]{change.what:<9}[/]  {change.kind:<{kinds}}  {terminal.shown(change.name)}{detail}"
+        )
+
+
+def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> None:
+    _print_changes(changes)
+    counts = {what: sum(change.what == what for change in changes) for what in STYLES}
+    done = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "unchanged")
+    if dry_run:
+        terminal.say(f"would be: {done}. Nothing was changed" if done else "nothing would be changed")
+    else:
+        terminal.say(f"{done}; the rest is as it was" if done else "nothing changed: all is as prefect.yaml has it")
+    for hint in hints:
+        terminal.say(hint)

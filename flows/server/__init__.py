@@ -1,0 +1,1 @@
+"""The Prefect server of this machine, and the way to any other."""

@@ -1,0 +1,1 @@
+"""The engine processes of a run, and how a process is tuned."""

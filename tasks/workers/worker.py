@@ -1,0 +1,161 @@
+"""Another engine process of a run: `python -m tasks.workers.worker`, started by :mod:`tasks.workers.pool`.
+
+It reads its settings, then chunks and beats, from standard input, and answers on standard output. A beat says
+how long the run's lease lasts; without one it writes no outcome. It ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ferry.core import ChunkIncomplete, Fatal, FerryError, UserError, die_with_parent
+from ferry.processes import Errand, read_message, write_message
+from ferry.ratelimit import busiest
+from ferry.state import Borrowed, ChunkRef
+from ferry.transfer import Runtime, run_chunk
+from tasks.reporting import log_format
+from tasks.workers.tuning import few_heaps, for_many_objects, raise_file_limit
+
+CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
+EVERY_S = 0.25
+ENDED_S = 12.0  # longer than a chunk's grace
+
+
+@dataclass(frozen=True, slots=True)
+class Setup(Errand):
+    """The first message: what the process works for, and with what."""
+
+    headers: dict[str, str]
+    run_no: int
+    share: int
+    about: dict[str, Any] = field(default_factory=dict)  # for log lines
+
+
+class Helper:
+    """Runs the chunks that it is given in a runtime of its own."""
+
+    def __init__(self, setup: Setup, out: Any) -> None:
+        self._lease = Borrowed()
+        self._share = setup.share
+        self.runtime = Runtime(
+            setup.job, setup.open_state(), self._lease, setup.run_no,
+            source_access=setup.source, destination_access=setup.destination, headers=setup.headers, share=setup.share,
+        )  # fmt: skip
+        self._out = out
+        self._lock = threading.RLock()
+        self._got: list[str] = []  # chunks since the last beat
+        self._threads: list[threading.Thread] = []
+        self._over = threading.Event()
+        self._beating = threading.Thread(target=self._beat_often, daemon=True)
+        self._beating.start()
+
+    def told(self, kind: int, message: bytes) -> None:
+        """One message of the run."""
+        data = json.loads(message)
+        if kind == CHUNK:
+            ref = ChunkRef(**data)
+            self.runtime.expect(ref.digest, ref.rows - ref.done)
+            with self._lock:
+                self._got.append(ref.digest)
+            thread = threading.Thread(target=self._work, args=(ref,), daemon=True)
+            self._threads = [other for other in self._threads if other.is_alive()] + [thread]
+            thread.start()
+            return
+        self._lease.until = data["until"]
+        if data["stop"]:
+            self.runtime.request_stop(data["stop"])
+        self.runtime.pause(data["paused"])
+        if data["share"] != self._share:
+            self._share = data["share"]
+            self.runtime.divide(self._share)
+        if data["pauses"]:
+            self.runtime.heed(data["pauses"])
+
+    def close(self) -> None:
+        """Chunks that are still at work end as after a stop."""
+        if any(thread.is_alive() for thread in self._threads):
+            self.runtime.request_stop("the run has ended")
+            for thread in self._threads:
+                thread.join(ENDED_S)
+        self._over.set()
+        self._beating.join()
+        self.runtime.close()
+
+    def _work(self, ref: ChunkRef) -> None:
+        answer: dict[str, Any]
+        try:
+            answer = {"result": asdict(run_chunk(self.runtime, ref))}
+        except ChunkIncomplete as error:
+            answer = {"pending": error.pending, "why": error.why}
+        except UserError as error:
+            answer = {"user_error": str(error)}
+        except FerryError as error:
+            answer = {"fatal": str(error)}
+        except Exception as error:  # noqa: BLE001 - a bug: said by the run, which ends for it
+            answer = {"fatal": f"unexpected {type(error).__name__}: {error}"}
+        self.runtime.over(ref.digest)
+        self._beat()  # counts first: whoever hears of the chunk's end knows what it did
+        self._send(RESULT, {"chunk": ref.digest, **answer})
+
+    def _beat_often(self) -> None:
+        while not self._over.wait(EVERY_S):
+            self._beat()
+        self._beat()
+
+    def _beat(self) -> None:
+        rt = self.runtime
+        snapshots, opened = rt.hosts()
+        known = busiest(rt.run_no, snapshots, 0.0).hosts
+        with self._lock:  # of two beats the later one is sent later
+            got, self._got = self._got, []
+            done = rt.progress.snapshot()
+            self._send(
+                BEAT,
+                {
+                    "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.room, "cpu_s": rt.loop_cpu_s(),
+                    "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
+                    "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
+                    "waits": rt.waits(), "pieces": rt.mover.waits.pieces,
+                },
+            )  # fmt: skip
+
+    def _send(self, kind: int, data: dict[str, Any]) -> None:
+        with self._lock:
+            try:
+                write_message(self._out, kind, json.dumps(data).encode())
+            except (BrokenPipeError, ValueError):  # the run is gone, or closed the pipe: so does this process
+                self._over.set()
+
+
+def error_of(answer: dict[str, Any], chunk: str) -> FerryError:
+    """The error that an answer stands for."""
+    if "pending" in answer:
+        return ChunkIncomplete(chunk, answer["pending"], answer["why"])
+    return UserError(answer["user_error"]) if "user_error" in answer else Fatal(answer["fatal"])
+
+
+def main() -> None:
+    die_with_parent()
+    first = read_message(sys.stdin.buffer)
+    if first is None:
+        return
+    raise_file_limit()
+    few_heaps()
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    setup = Setup.decode(first[1])
+    log_format.plain(setup.about)
+    helper = Helper(setup, out)
+    with for_many_objects():
+        while message := read_message(sys.stdin.buffer):
+            helper.told(*message)
+        helper.close()
+
+
+if __name__ == "__main__":
+    main()

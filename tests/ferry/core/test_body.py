@@ -1,0 +1,61 @@
+"""What lies in the spool is gone when nobody works on it: it holds addresses as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo.origin import Origin
+from ferry.core.errors import UserError
+from tasks.run import clean_spool
+from tests.support.helpers import directory_state, make_job, plan
+
+
+def test_a_list_that_was_fetched_is_gone(origin: Origin, tmp_path: Path) -> None:
+    """Also when it is the one that the state has already."""
+    state = directory_state(tmp_path)
+    origin.add("/list.csv", b"url\nhttps://img.example/1.jpg?sig=1\n", "text/csv")
+    job = make_job(manifest=origin.url("/list.csv"))
+    for run_no in (1, 2):
+        assert plan(job, state, run_no).rows == 1
+        assert list(state.spool_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", [b"url\nnothing\n", b"url\nhttps://h/1.jpg\nhttps://h/1.jpg?2\n", b"x\n1\n", b""])
+def test_a_list_that_was_refused_is_gone(text: bytes, origin: Origin, tmp_path: Path) -> None:
+    """Whatever it was refused for."""
+    state = directory_state(tmp_path)
+    origin.add("/list.csv", text, "text/csv")
+    with pytest.raises(UserError):
+        plan(make_job(manifest=origin.url("/list.csv")), state)
+    assert list(state.spool_dir.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
+    """Bodies, lists, work files and folders; a link is not followed."""
+    state = directory_state(tmp_path / "s")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine").touch()
+    spool = state.spool_dir
+    (spool / "duckdb-1").mkdir(parents=True)
+    (spool / "duckdb-1" / "tmp").touch()
+    (spool / "body-link").symlink_to(other)
+    for name in ("body-1", "list", "ledger.parquet", "manifest.parquet", "manifest.parquet.unfinished"):
+        (spool / name).touch()
+    (spool / "manifest.parquet.ids").mkdir()
+    clean_spool(state)
+    assert list(spool.iterdir()) == []
+    assert (other / "mine").exists()
+
+
+def test_what_is_not_of_a_run_stays(tmp_path: Path) -> None:
+    """With `state: .` the spool may be a folder of the user's own."""
+    state = directory_state(tmp_path)
+    theirs = [state.spool_dir / name for name in ("photos/a.jpg", "listing.csv", "list.csv", "my-body-1")]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    clean_spool(state)
+    assert all(path.exists() for path in theirs)

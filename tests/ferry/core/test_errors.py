@@ -1,0 +1,329 @@
+"""Error classes and the mapping of foreign exceptions: complete, and without a word of theirs."""
+
+from __future__ import annotations
+
+import errno
+import re
+import socket
+import ssl
+from pathlib import Path
+
+import obstore.exceptions as store_errors
+import pytest
+
+from ferry.core.errors import (
+    AddressBlocked,
+    BodyCut,
+    ChunkIncomplete,
+    Disconnected,
+    Fatal,
+    FerryError,
+    LeaseHeld,
+    NotHttp,
+    ObjectError,
+    Refused,
+    UserError,
+    disk_error,
+)
+from ferry.core.records import AGAIN, Again, ErrorClass
+from ferry.http.errors import from_origin, from_status
+from ferry.planning.errors import from_planning
+from ferry.state.counts import PLAIN_WORDS
+from ferry.storage.errors import from_store, store_status
+
+E = ErrorClass
+ROOT = Path(__file__).parents[3]
+SECRET = "https://me:topsecret@h.example/x?Signature=topsecret <Error>topsecret body</Error>"
+
+# SEMANTICS: error classes, and the classes of the other findings
+TERMINAL = {
+    E.NOT_FOUND, E.GONE, E.CLIENT_ERROR, E.REDIRECT_LOOP, E.BLOCKED_ADDRESS, E.NOT_IMAGE, E.BAD_ENCODING, E.TOO_LARGE,
+    E.DIGEST_MISMATCH, E.EXISTS, E.BAD_URL, E.BAD_KEY, E.BAD_LINE, E.KEY_COLLISION, E.DUPLICATE,
+}  # fmt: skip
+NEXT_RUN = {E.FORBIDDEN, E.MISSING, E.ALTERED, E.INTERNAL}
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_says_when_again(cls: ErrorClass) -> None:
+    """Terminal, next run, or now: as SEMANTICS has it."""
+    expected = Again.NEVER if cls in TERMINAL else Again.NEXT_RUN if cls in NEXT_RUN else Again.NOW
+    assert AGAIN[cls] is expected
+    assert ObjectError(cls, "x").again is expected
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_has_plain_words(cls: ErrorClass) -> None:
+    """A report says each in words of its own."""
+    assert PLAIN_WORDS[cls].strip()
+    assert list(PLAIN_WORDS.values()).count(PLAIN_WORDS[cls]) == 1
+
+
+@pytest.mark.parametrize("cls", ErrorClass)
+def test_each_class_is_documented(cls: ErrorClass) -> None:
+    """docs/state.md lists it."""
+    assert f"`{cls}`" in (ROOT / "docs/state.md").read_text()
+
+
+def test_no_class_is_left_over() -> None:
+    """Tables hold no class that is no more."""
+    assert set(AGAIN) == set(PLAIN_WORDS) == set(ErrorClass)
+
+
+STATUSES = {
+    **dict.fromkeys((404,), E.NOT_FOUND),
+    **dict.fromkeys((410,), E.GONE),
+    **dict.fromkeys((401, 403, 407), E.FORBIDDEN),
+    **dict.fromkeys((408, 425), E.TIMEOUT),
+    **dict.fromkeys((429,), E.RATE_LIMITED),
+    **dict.fromkeys(
+        (100, 101, 204, 300, 304, 400, 402, 405, 406, 409, 411, 414, 416, 418, 422, 451, 499), E.CLIENT_ERROR
+    ),
+    **dict.fromkeys((500, 501, 502, 503, 504, 520, 599, 600, 999), E.SERVER_ERROR),
+}
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_what_a_status_means(status: int) -> None:
+    """The status table; status and Retry-After are kept, and the message names the status."""
+    error = from_status(status, retry_after_s=3.0)
+    assert error.error_class is STATUSES[status]
+    assert (error.status_code, error.retry_after_s) == (status, 3.0)
+    assert f"(HTTP {status})" in error.message
+
+
+def test_errors_are_ferrys() -> None:
+    """One base for all that is raised on purpose; an object's failure is none of the run's."""
+    for cls in (UserError, LeaseHeld, Fatal, ObjectError, ChunkIncomplete, AddressBlocked):
+        assert issubclass(cls, FerryError)
+    assert not issubclass(ObjectError, (Fatal, UserError))
+    error = ChunkIncomplete("a" * 64, 3, "why")
+    assert (error.pending, error.why) == (3, "why")
+    assert "3 rows pending: why" in str(error)
+
+
+ORIGIN: list[tuple[BaseException, ErrorClass]] = [
+    (TimeoutError(SECRET), E.TIMEOUT),
+    (TimeoutError(), E.TIMEOUT),
+    (ssl.SSLError(1, SECRET), E.TLS),
+    (ssl.SSLCertVerificationError(1, SECRET), E.TLS),
+    (NotHttp(SECRET), E.CONNECTION),
+    (Disconnected(SECRET), E.CONNECTION),
+    (BodyCut(SECRET), E.TRUNCATED),
+    (socket.gaierror(socket.EAI_NONAME, SECRET), E.DNS),
+    (ConnectionResetError(errno.ECONNRESET, SECRET), E.CONNECTION),
+    (BrokenPipeError(errno.EPIPE, SECRET), E.CONNECTION),
+    (AddressBlocked("127.0.0.1 is a private address"), E.BLOCKED_ADDRESS),
+    (ValueError(SECRET), E.INTERNAL),
+    (KeyError(SECRET), E.INTERNAL),
+]
+
+
+@pytest.mark.parametrize(("exc", "cls"), ORIGIN, ids=lambda value: type(value).__name__)
+def test_what_an_origin_raises(exc: BaseException, cls: ErrorClass) -> None:
+    """Each has its class, and no text of it reaches the message."""
+    error = from_origin(exc)
+    assert isinstance(error, ObjectError)
+    assert error.error_class is cls
+    assert "topsecret" not in str(error)
+    assert error.message
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_spool_disk_is_fatal(number: int) -> None:
+    """Whoever meets it: it is the run's trouble, not the object's."""
+    for error in (
+        from_origin(OSError(number, "x")),
+        from_store(OSError(number, "x")),
+        disk_error(OSError(number, "x"), "w"),
+    ):
+        assert isinstance(error, Fatal)
+
+
+def test_what_is_mapped_stays_as_it_is() -> None:
+    """Mapping twice changes nothing."""
+    for error in (ObjectError(E.GONE, "x"), Fatal("x")):
+        assert from_origin(error) is error
+        assert from_store(error) is error
+
+
+NO_SPACE = "Generic LocalFileSystem error: Unable to copy data to file: No space left on device (os error 28)"
+
+
+def generic(status: int, key: str = "k", code: str = "") -> str:
+    """A text as obstore 0.12 makes it, with the address, the body and its Debug source."""
+    body = f"<Error><Code>{code}</Code><Message>topsecret</Message></Error>"
+    return (
+        f"Generic S3 error: Error performing PUT http://h.example/b/{key} in 3ms - Server returned non-2xx status "
+        f'code: {status} Whatever: {body}\n\nDebug source:\nGeneric {{\n    store: "S3",\n    source: RetryError(\n'
+        f"        RetryErrorImpl {{\n            method: PUT,\n            uri: Some(\n                http://h.example/b/{key},"
+        "\n            ),\n            retries: 0,\n            max_retries: 0,\n            elapsed: 3ms,\n"
+        f"            retry_timeout: 600s,\n            inner: Status {{\n                status: {status},\n"
+        f'                body: Some(\n                    "{body}",\n                ),\n            }},\n'
+        "        },\n    ),\n}"
+    )
+
+
+CONNECT = (
+    "Generic S3 error: Error performing PUT http://h.example/b/k in 191us - HTTP error: error sending request\n\n"
+    'Debug source:\nGeneric {\n    store: "S3",\n    source: RetryError(\n        RetryErrorImpl {\n            '
+    "retry_timeout: 600s,\n            inner: Http(\n                HttpError {\n                    kind: Connect,\n"
+)
+
+STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
+    (store_errors.PermissionDeniedError(SECRET), Fatal, None),
+    (store_errors.UnauthenticatedError(SECRET), Fatal, None),
+    (store_errors.NotFoundError(generic(404, code="NoSuchBucket")), Fatal, None),
+    (store_errors.NotFoundError(SECRET), E.STORE_ERROR, 404),  # a proxy's, perhaps
+    (FileNotFoundError(SECRET), E.STORE_ERROR, 404),
+    (store_errors.InvalidPathError(SECRET), E.BAD_KEY, None),
+    (TimeoutError(SECRET), E.TIMEOUT, None),
+    (OSError(errno.EIO, SECRET), E.STORE_ERROR, None),
+    (store_errors.GenericError(NO_SPACE), Fatal, None),
+    (store_errors.GenericError(generic(507, code="XMinioStorageFull")), Fatal, None),
+    (store_errors.GenericError(generic(507)), Fatal, None),
+    (store_errors.GenericError(generic(400, code="ExpiredToken")), Fatal, None),
+    (store_errors.PermissionDeniedError(generic(403, code="QuotaExceeded")), Fatal, None),
+    (store_errors.GenericError(generic(503, code="SlowDown")), E.RATE_LIMITED, 503),
+    (store_errors.GenericError(generic(429)), E.RATE_LIMITED, 429),
+    (store_errors.GenericError(generic(500, code="InternalError")), E.STORE_ERROR, 500),
+    (store_errors.GenericError(generic(502)), E.STORE_ERROR, 502),
+    (store_errors.GenericError(generic(400, code="KeyTooLongError")), E.STORE_ERROR, 400),
+    (store_errors.GenericError(CONNECT), E.STORE_ERROR, None),
+    (store_errors.GenericError("Generic S3 error: operation timed out"), E.TIMEOUT, None),
+    (store_errors.GenericError(SECRET), E.STORE_ERROR, None),
+    (store_errors.PreconditionError(SECRET), E.STORE_ERROR, None),
+    (store_errors.NotModifiedError(SECRET), E.STORE_ERROR, None),
+    (store_errors.NotSupportedError(SECRET), E.STORE_ERROR, None),
+    (store_errors.JoinError(SECRET), E.STORE_ERROR, None),
+    (store_errors.UnknownConfigurationKeyError(SECRET), E.STORE_ERROR, None),
+    (store_errors.AlreadyExistsError(SECRET), E.STORE_ERROR, None),
+    (ValueError(SECRET), E.INTERNAL, None),
+]
+
+
+@pytest.mark.parametrize(("exc", "end", "status"), STORE, ids=lambda value: type(value).__name__)
+def test_what_a_destination_raises(exc: BaseException, end: ErrorClass | type[Fatal], status: int | None) -> None:
+    """Each has its class and status; neither addresses nor bodies are passed on."""
+    error = from_store(exc)
+    if isinstance(end, ErrorClass):
+        assert isinstance(error, ObjectError), error
+        assert (error.error_class, error.status_code) == (end, status)
+    else:
+        assert isinstance(error, Fatal)
+    for leak in ("topsecret", "h.example", "<Error>", "Debug source"):
+        assert leak not in str(error)
+
+
+REFUSALS = [
+    (403, "AccessDenied", Refused, "the bucket's policy"),
+    (403, "", Refused, "the bucket's policy"),
+    (401, "Unauthorized", Refused, "the bucket's policy"),
+    (403, "InvalidAccessKeyId", Fatal, "Check `credentials`"),
+    (403, "SignatureDoesNotMatch", Fatal, "Check `credentials`"),
+    (403, "AllAccessDisabled", Fatal, "Check `credentials`"),
+    (400, "AuthorizationHeaderMalformed", Fatal, "Check `credentials`"),
+    (400, "InvalidToken", Fatal, "Check `credentials`"),
+    (400, "ExpiredToken", Fatal, "Renew them"),
+    (403, "ExpiredToken", Fatal, "Renew them"),
+    (403, "RequestTimeTooSkewed", Fatal, "clock"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "words"), REFUSALS)
+def test_a_store_that_refuses_us(status: int, code: str, kind: type[Fatal], words: str) -> None:
+    """At the destination the run ends, and hears what to do; at the source it is the row's, for the next run."""
+    error = store_status(status, code, "destination")
+    assert type(error) is kind
+    assert words in str(error)
+    assert f"HTTP {status} {code}".rstrip() in str(error)
+    at_source = store_status(status, code, "source")
+    assert isinstance(at_source, ObjectError)
+    assert (at_source.error_class, at_source.status_code) == (E.FORBIDDEN, status)
+
+
+FULL = [
+    (507, ""), (507, "XMinioStorageFull"), (403, "QuotaExceeded"), (400, "XMinioAdminBucketQuotaExceeded"),
+    (403, "StorageQuotaExceeded"), (403, "StorageCapExceeded"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "code"), FULL)
+def test_a_store_that_is_full(status: int, code: str) -> None:
+    """Not a refusal of the credentials, whatever the status."""
+    error = store_status(status, code, "destination")
+    assert type(error) is Fatal
+    assert "is full" in str(error)
+    assert isinstance(store_status(status, code, "source"), ObjectError)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "KeyTooLongError"), (400, "InvalidArgument"), (400, "EntityTooLarge"), (409, "OperationAborted"),
+     (500, "InternalError"), (503, "ServiceUnavailable"), (405, "MethodNotAllowed"), (412, "PreconditionFailed")],
+)  # fmt: skip
+def test_what_is_of_one_object_is_no_end_of_the_run(status: int, code: str) -> None:
+    assert isinstance(store_status(status, code, "destination"), ObjectError)
+
+
+def test_every_obstore_exception_is_known() -> None:
+    """A new exception of obstore's must be looked at: none of them may be `internal`, nor pass its text on."""
+    classes = [cls for cls in vars(store_errors).values() if isinstance(cls, type) and issubclass(cls, BaseException)]
+    assert len(classes) >= 12
+    assert {type(exc) for exc, _, _ in STORE} >= set(classes) - {store_errors.BaseError}
+    for cls in classes:
+        for side in ("destination", "source", "state"):
+            error = from_store(cls(SECRET), side=side)
+            assert getattr(error, "error_class", None) is not E.INTERNAL
+            assert "topsecret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("exc", "cls"),
+    [
+        (store_errors.PermissionDeniedError(SECRET), E.FORBIDDEN),
+        (store_errors.UnauthenticatedError(SECRET), E.FORBIDDEN),
+        (store_errors.NotFoundError(SECRET), E.NOT_FOUND),
+        (FileNotFoundError(SECRET), E.NOT_FOUND),
+    ],
+)
+def test_a_source_that_refuses_is_the_rows_failure(exc: BaseException, cls: ErrorClass) -> None:
+    """As with an HTTP origin; the circuit sees its status."""
+    error = from_store(exc, side="source")
+    assert isinstance(error, ObjectError)
+    assert error.error_class is cls
+    assert error.status_code in (403, 404)
+
+
+@pytest.mark.parametrize(
+    "key", ["no space left.jpg", "no%20space%20left.jpg", "storagefull.jpg", "slowdown.jpg", "timeout.jpg", "429 .jpg",
+            "status 429.jpg", "connect.jpg"],
+)  # fmt: skip
+def test_words_in_a_key_decide_nothing(key: str) -> None:
+    """obstore quotes the key in its text: a key must not make an HTTP 500 fatal, or anything but an HTTP 500."""
+    error = from_store(store_errors.GenericError(generic(500, key)))
+    assert isinstance(error, ObjectError)
+    assert (error.error_class, error.status_code) == (E.STORE_ERROR, 500)
+
+
+@pytest.mark.parametrize(
+    ("exc", "said"),
+    [
+        (OSError(errno.ENOSPC, "Error writing bytes"), "no space left"),  # Arrow's
+        (OSError(errno.EROFS, "Read-only"), "read-only"),
+        (RuntimeError('IO Error: Could not write file "x": No space left on device'), "no space left"),  # DuckDB's
+        (RuntimeError("Invalid Input Error"), None),
+        (OSError(errno.EIO, "broken"), None),
+    ],
+)
+def test_what_planning_raises(exc: Exception, said: str | None) -> None:
+    """A disk that takes no more is Fatal and names the state; the rest is not known."""
+    known = from_planning(exc, "/srv/state")
+    assert (known is None) if said is None else (said in str(known) and "/srv/state" in str(known))
+
+
+def test_only_errors_py_names_foreign_exceptions() -> None:
+    """A package's errors.py alone knows the exceptions of clients: the other modules catch Ferry's own."""
+    for path in (ROOT / "ferry").rglob("*.py"):
+        foreign = r"except[^:\n]*\b(?:obstore|botocore|urllib3|store_errors)\.[^:\n]*"
+        named = re.findall(foreign, path.read_text())
+        assert not named or path.name == "errors.py", (path, named)

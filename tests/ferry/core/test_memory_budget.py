@@ -1,0 +1,350 @@
+"""The budget of bodies: never more than there is, no host without its part, nothing lost."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from ferry.core.memory_budget import Budget
+from ferry.core.quota import Quota, Share
+
+KIB, MIB = 1 << 10, 1 << 20  # by themselves: docs/concurrency.md names the amounts
+
+
+def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:
+    return asyncio.create_task(work)
+
+
+async def turn() -> None:
+    """Whoever can go on goes on."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+def test_what_is_free_is_given_at_once() -> None:
+    """No waiting while it lasts, and all of it comes back, once."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        first, second = await quota.take("a", 20), await quota.take("b", 30)
+        assert (first.size, second.size, quota.free) == (20, 30, 50)
+        first.end()
+        first.end()
+        second.shrink(10)
+        assert quota.free == 90
+        second.end()
+        assert quota.free == 100
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("others", "part"),
+    [(0, 1 / 2), (1, 1 / 3), (3, 1 / 5), (15, 1 / 17)],
+)
+def test_a_host_holds_no_more_than_is_left(others: int, part: float) -> None:
+    """A half at most, less with others; and another host always finds something."""
+
+    async def go() -> None:
+        size, units = 100 * KIB, 510
+        quota = Quota(units * size)
+        hosts = [f"slow-{n}" for n in range(others + 1)]
+        tasks = [waits(quota.take(host, size)) for _ in range(units // 2 + 10) for host in hosts]
+        await turn()
+        held = Counter(host for host, task in zip(hosts * units, tasks, strict=False) if task.done())
+        for host in hosts:
+            assert held[host] == pytest.approx(units * part, abs=1)
+        assert waits_for_nothing(quota, "healthy", 256 * KIB)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(go())
+
+
+def waits_for_nothing(quota: Quota, host: str, size: int) -> bool:
+    share = quota.offer(host, size)
+    if share is not None:
+        share.end()
+    return share is not None
+
+
+def test_more_than_a_half_is_a_half() -> None:
+    """A body that is larger than all of it does not wait for ever; a second one of its host waits for the first."""
+
+    async def go() -> None:
+        quota = Quota(10 * MIB)
+        first = await quota.take("a", 99 * MIB)
+        assert first.size == 5 * MIB
+        second = waits(quota.take("a", 99 * MIB))
+        await turn()
+        assert not second.done()
+        first.end()
+        assert (await second).size == 5 * MIB
+
+    asyncio.run(go())
+
+
+def test_hosts_take_turns() -> None:
+    """A host that has had its turn comes after one that waits for its first."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        (_, _, last) = [await quota.take(host, size) for host, size in (("x", 50), ("y", 25), ("z", 12))]
+        one, two, other = (waits(quota.take(host, 10)) for host in "aab")
+        await turn()
+        last.end()
+        await turn()
+        assert [task.done() for task in (one, two, other)] == [True, False, False]
+        one.result().end()
+        await turn()
+        assert [task.done() for task in (two, other)] == [False, True]
+        other.result().end()
+        await two
+
+    asyncio.run(go())
+
+
+def test_who_waits() -> None:
+    """Requests of each host are counted until they have what they wait for, or are given up."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = [await quota.take(host, 30) for host in "ab"]
+        assert (quota.waiting, quota.waiting_of()) == (0, {})
+        tasks = [waits(quota.take(host, 30)) for host in "aab"]
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (3, {"a": 2, "b": 1})
+        tasks[0].cancel()
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (2, {"a": 1, "b": 1})
+        for share in held:
+            share.end()
+        await turn()
+        assert (quota.waiting, quota.waiting_of()) == (0, {})
+        for task in tasks[1:]:
+            (await task).end()
+        assert quota.free == 100
+
+    asyncio.run(go())
+
+
+def test_growth_never_waits() -> None:
+    """A share grows at once or not at all, and no further than its host may hold."""
+
+    async def go() -> None:
+        quota = Quota(8 * MIB)
+        share = await quota.take("a", 64 * KIB)
+        assert share.grow(MIB)
+        assert share.grow(4 * MIB)
+        assert not share.grow(4 * MIB + 1)
+        assert share.size == 4 * MIB
+        other = await quota.take("b", 64 * KIB)
+        assert other.grow(2 * MIB)
+        assert not other.grow(3 * MIB)
+        assert share.grow(4 * MIB), "what it has already"
+        share.end()
+        assert other.grow(3 * MIB)
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
+    """What was kept for it goes to the next one of its host at once."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = [await quota.take("a", 20), await quota.take("a", 20)]
+        first, later = waits(quota.take("a", 30)), waits(quota.take("a", 10))
+        await turn()
+        assert not later.done()
+        first.cancel()
+        await turn()
+        assert first.cancelled()
+        assert later.done()
+        assert quota.waiting == 0
+        for share in (*held, later.result()):
+            share.end()
+        assert quota.free == 100
+
+    asyncio.run(go())
+
+
+def test_the_only_one_of_a_host_that_is_cancelled_leaves_no_trace() -> None:
+    """Its host is not kept in the queue: others have their turns after it, and so has the next one of that host."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = [await quota.take("a", 50), await quota.take("b", 20)]
+        alone, other = waits(quota.take("c", 30)), waits(quota.take("d", 30))
+        await turn()
+        alone.cancel()
+        await turn()
+        assert quota.waiting_of() == {"d": 1}
+        for share in held:
+            share.end()
+        await turn()
+        assert other.done()
+        (await quota.take("c", 30)).end()
+        other.result().end()
+        assert quota.free == 100
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_as_it_is_granted_gives_back() -> None:
+    """Its share was set aside, and the task does not live to take it."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = await quota.take("a", 50)
+        task = waits(quota.take("a", 40))
+        await turn()
+        held.end()
+        assert quota.free == 60
+        task.cancel()
+        await turn()
+        assert task.cancelled()
+        assert (quota.free, quota.waiting) == (100, 0)
+
+    asyncio.run(go())
+
+
+def test_the_quota_holds_whatever_is_cancelled() -> None:
+    """Seeded: hosts, sizes, times, growth and cancellations at random; never above the bound, and all back."""
+
+    async def go() -> None:
+        rng = random.Random(3)
+        quota = Quota(100 * MIB)
+
+        async def one() -> None:
+            host = f"host-{rng.randrange(5)}"
+            share = await quota.take(host, rng.choice([0, 10, 77_000, MIB, 30 * MIB, 200 * MIB]))
+            assert quota.free >= 0
+            try:
+                await asyncio.sleep(rng.random() / 500)
+                share.grow(share.size * 2)
+                assert quota.free >= 0
+                await asyncio.sleep(rng.random() / 500)
+            finally:
+                share.end()
+
+        tasks = [asyncio.create_task(one()) for _ in range(500)]
+        for task in rng.sample(tasks, 150):
+            await asyncio.sleep(rng.random() / 1000)
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(end) for end in ends} <= {type(None), asyncio.CancelledError}
+        assert (quota.free, quota.waiting, quota._held) == (100 * MIB, 0, {})
+
+    asyncio.run(go())
+
+
+def test_a_quota_that_grows() -> None:
+    """What waits has it at once."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        held = await quota.take("a", 50)
+        more = waits(quota.take("a", 20))
+        await turn()
+        assert not more.done()
+        quota.resize(200)
+        assert (await asyncio.wait_for(more, 60)).size == 20
+        held.end()
+
+    asyncio.run(go())
+
+
+def test_nothing_is_held_of_a_host_that_took_nothing() -> None:
+    """A body without bytes takes none, and its host is not remembered for it."""
+
+    async def go() -> None:
+        quota = Quota(100)
+        (await quota.take("a", 0)).end()
+        assert (quota.free, quota._held) == (100, {})
+
+    asyncio.run(go())
+
+
+def test_a_quota_that_shrinks() -> None:
+    """What is out stays out; a request for more than half of what is left is one for the half."""
+
+    async def go() -> None:
+        quota = Quota(100 * MIB)
+        first = await quota.take("a", 45 * MIB)
+        more = waits(quota.take("b", 40 * MIB))
+        await turn()
+        quota.resize(40 * MIB)
+        assert quota.free == -5 * MIB
+        first.end()
+        assert (await asyncio.wait_for(more, 10)).size == 20 * MIB
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("capacity", "length", "takes"),
+    [
+        (128 * MIB, 0, 0),
+        (128 * MIB, 256 * KIB, 256 * KIB),
+        (128 * MIB, 256 * KIB + 1, 64 * KIB),
+        (128 * MIB, None, 64 * KIB),
+        (128 * MIB, 8 * MIB, 64 * KIB),
+        (128 * MIB, 8 * MIB + 1, None),
+        (16 * MIB, 2 * MIB, 64 * KIB),
+        (16 * MIB, 2 * MIB + 1, None),
+        (MIB, 128 * KIB, 128 * KIB),
+        (MIB, 128 * KIB + 1, None),
+        (256 * KIB, None, 32 * KIB),
+    ],
+)
+def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, takes: int | None) -> None:
+    """Its length if that is small, else a little. Over 8 MiB, or an eighth of a small budget, it takes one of the
+    spool's files and no memory."""
+
+    async def go() -> None:
+        budget = Budget(capacity)
+        files = max(2, capacity // (8 * MIB))
+        assert budget.files.free == files
+        share = await budget.take("a", length)
+        assert (capacity - budget.memory.free, files - budget.files.free) == ((takes or 0), takes is None)
+        share.end()
+
+    asyncio.run(go())
+
+
+def test_a_budget_that_is_given_another_size() -> None:
+    """Memory, files and what may lie in memory follow; two bodies may lie in the spool however little there is."""
+    budget = Budget(128 * MIB)
+    for capacity, files, in_memory in ((32, 4, 4), (256, 32, 8), (4, 2, 0.5)):
+        budget.resize(capacity * MIB)
+        assert (budget.memory.free, budget.files.free) == (capacity * MIB, files)
+        assert budget.in_memory_bytes == in_memory * MIB
+
+
+def test_uploads_in_parts() -> None:
+    """As many parts as there is memory for at this moment; without it one at a time, and never a wait for bodies."""
+
+    async def go() -> None:
+        budget = Budget(128 * MIB)
+        async with budget.upload_in_parts() as first:
+            assert budget.memory.free == (128 - 5 * 8) * MIB
+            async with budget.upload_in_parts() as second:
+                assert (first, second) == (4, 1)
+
+                async def third() -> int:
+                    async with budget.upload_in_parts() as parts:
+                        return parts
+
+                later = asyncio.create_task(third())
+                await turn()
+                assert not later.done()
+            assert await later == 1
+        assert budget.memory.free == 128 * MIB
+
+    asyncio.run(go())

@@ -1,0 +1,225 @@
+"""The decisions of a delta: whether a settled row is looked at again, and how."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from demo.validators import LAST_MODIFIED
+from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
+from ferry.core.revalidation import Known, Look, date_over_at, how_to_look, opaque, told_by_head
+from ferry.job.delta import RULES, Delta, RetryRule, duration
+from ferry.job.model import Job
+from ferry.state.parquet import SAID, said_of
+from tests.support.helpers import make_job
+
+NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
+
+
+@pytest.mark.parametrize(
+    ("given", "look"),
+    [
+        ({}, Look.IF),
+        ({"checked": None}, Look.IF),
+        ({"checked": Checked.CONDITION}, Look.IF),
+        ({"old": True}, Look.IF),
+        ({"validators": "weak"}, Look.IF),
+        ({"validators": "weak", "old": True}, Look.READ),
+        ({"validators": "none"}, Look.HEAD),
+        ({"validators": "none", "old": True}, Look.READ),
+        ({"checked": Checked.BODY_AGAIN}, Look.HEAD),
+        ({"checked": Checked.HEAD}, Look.HEAD),
+        ({"checked": Checked.SIZE}, Look.SIZE),
+        ({"checked": Checked.SIZE, "old": True}, Look.READ),
+        ({"checked": Checked.HEAD, "old": True}, Look.READ),
+        ({"web": False}, Look.HEAD),
+        ({"web": False, "old": True}, Look.HEAD),
+        ({"web": False, "validators": "none", "old": True}, Look.READ),
+        ({"said": "same"}, Look.IF),
+        ({"validators": "racy"}, Look.READ),
+        ({"validators": "racy", "said": "same"}, Look.READ),
+        ({"validators": "racy", "checked": Checked.HEAD}, Look.READ),
+        ({"validators": "racy", "web": False}, Look.READ),
+    ],
+)
+def test_how_to_look(given: dict[str, Any], look: Look) -> None:
+    """Row by row of the truth table."""
+    assert how_to_look(**{**NIGHT, **given}) is look
+
+
+def test_the_list_decides_first() -> None:
+    """What it proves is not asked; what it says is another one is read. Whatever else is known."""
+    rest = itertools.product(("none", "weak", "racy", "strong"), (False, True), (None, *Checked), (False, True))
+    for validators, web, checked, old in rest:
+        facts: Any = {"validators": validators, "web": web, "checked": checked, "old": old}
+        assert how_to_look(said="same", proof=True, **facts) is Look.NOT
+        for proof in (False, True):
+            assert how_to_look(said="other", proof=proof, **facts) is Look.READ
+        assert how_to_look(said="nothing", proof=False, **facts) is not Look.NOT
+        if old and validators == "none":  # no guess is believed for ever
+            assert how_to_look(said="same", proof=False, **facts) is Look.READ
+
+
+def known(look: Look = Look.HEAD, **given: Any) -> Known:
+    values: dict[str, Any] = {
+        "look": look, "key": "k", "size": 10, "md5": "m", "sha256": "s", "content_type": None, "etag": '"a"',
+        "last_modified": LAST_MODIFIED, "dest_etag": "d", "read_at": None, **given,
+    }  # fmt: skip
+    return Known(**values)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "same"),
+    [
+        (known(), (10, '"a"', LAST_MODIFIED), True),
+        (known(), (11, '"a"', LAST_MODIFIED), False),
+        (known(), (None, '"a"', None), True),
+        (known(), (10, 'W/"a"', None), True),
+        (known(), (10, '"b"', LAST_MODIFIED), False),
+        (known(), (10, 'W/"b"', LAST_MODIFIED), False),
+        (known(), (10, None, LAST_MODIFIED), True),
+        (known(etag=None), (10, '"b"', LAST_MODIFIED), True),
+        (known(Look.SIZE), (10, '"b"', LAST_MODIFIED), True),
+        (known(), (10, '"b"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
+        (known(), (10, '"b"', None), False),
+        (known(), (10, None, "Fri, 02 Jan 2026 00:00:00 GMT"), False),
+        (known(), (10, None, None), True),
+        (known(), (None, None, None), False),
+        (known(size=None), (10, None, None), False),
+        (known(Look.SIZE), (10, '"b"', None), True),
+        (known(Look.SIZE), (11, '"a"', None), False),
+        (known(Look.SIZE), (10, '"a"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
+        (known(Look.SIZE), (None, '"a"', None), False),
+    ],
+)
+def test_told_by_head(before: Known, now: tuple[int | None, str | None, str | None], same: bool) -> None:
+    assert told_by_head(before, *now) is same
+
+
+SECOND = datetime(2026, 11, 29, 10, 30, 5, tzinfo=UTC)
+MIDNIGHT = datetime(2026, 11, 29, tzinfo=UTC)
+HALF_A_DAY = timedelta(hours=12)
+
+
+@pytest.mark.parametrize(
+    ("date", "over"),
+    [
+        ("2026-11-29T10:30:05.123456Z", SECOND + timedelta(microseconds=133_456)),
+        ("2026-11-29T10:30:05.123+00:00", SECOND + timedelta(microseconds=133_000)),
+        ("2026-11-29T10:30:05.3Z", SECOND + timedelta(microseconds=400_000)),
+        ("2026-11-29T10:30:05.000Z", SECOND + timedelta(seconds=1)),
+        ("2026-11-29T10:30:05Z", SECOND + timedelta(seconds=1)),
+        ("2026-11-29T12:30:05+02:00", SECOND + timedelta(seconds=1)),
+        (" 2026-11-29 10:30:05Z ", SECOND + timedelta(seconds=1)),
+        ("Sun, 29 Nov 2026 10:30:05 GMT", SECOND + timedelta(seconds=1)),
+        ("1795948205", SECOND + timedelta(seconds=1)),
+        ("1795948205.25", SECOND + timedelta(microseconds=260_000)),
+        ("1795948205000", SECOND + timedelta(seconds=1)),
+        ("2026-11-29 10:30:00Z", SECOND.replace(second=0) + timedelta(minutes=1)),
+        ("2026-11-29T10:30Z", SECOND.replace(second=0) + timedelta(minutes=1)),
+        ("2026-11-29T10:00:00Z", MIDNIGHT + timedelta(hours=11)),
+        ("2026-11-29T00:00:00Z", MIDNIGHT + timedelta(days=1)),
+        ("2026-11-29T02:00:00+02:00", MIDNIGHT + timedelta(hours=1)),
+        ("Sun, 29 Nov 2026 00:00:00 GMT", MIDNIGHT + timedelta(days=1)),
+        ("2026-11-29T10:30:05", SECOND + timedelta(seconds=1) + HALF_A_DAY),
+        ("2026-11-29", MIDNIGHT + timedelta(days=1) + HALF_A_DAY),
+        ("20261129", MIDNIGHT + timedelta(days=1) + HALF_A_DAY),
+    ],
+)
+def test_when_a_date_is_over(date: str, over: datetime) -> None:
+    """Row by row of the truth table: the time that it names ends by its own granularity."""
+    assert date_over_at(date) == pytest.approx(over.timestamp(), abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["", "29.11.2026", "11/29/2026", "v17", "Sun, 29 Now 2026 10:30:05 GMT", "Sun, 31 Feb 2026 10:30:05 GMT",
+     "2026-13-01", "2026-11", "12", "99999999999999999999", "9999999999999", "d" * 32, "9999-12-31"],
+)  # fmt: skip
+def test_what_is_no_date_is_never_over(date: str) -> None:
+    """What Ferry cannot read proves nothing, and neither does a date at the end of time."""
+    assert date_over_at(date) > datetime(2200, 1, 1, tzinfo=UTC).timestamp()
+
+
+def test_what_cannot_be_read_is_over_at_no_time() -> None:
+    assert date_over_at("v17") == math.inf
+
+
+def test_weak_comparison() -> None:
+    """RFC 9110 section 8.8.3.2, its table."""
+    assert opaque('W/"1"') == opaque('W/"1"') == opaque('"1"')
+    assert opaque('W/"1"') != opaque('W/"2"')
+
+
+def row(**given: Any) -> Row:
+    return Row("r", "https://img.example/1.jpg", "1.jpg", **given)
+
+
+def test_what_the_list_says_is_compared_alike_here_and_in_sql() -> None:
+    """Each field counts, none stands for another, and nothing is no word."""
+    import duckdb
+
+    values: list[dict[str, Any]] = [
+        {}, {"size": 1}, {"size": 11}, {"md5": "a" * 32}, {"sha256": "a" * 32}, {"etag": "a" * 32},
+        {"last_modified": "a" * 32}, {"etag": "ä", "size": 0}, {"etag": ""}, {"id": "x", "content_type": "image/png"},
+    ]  # fmt: skip
+    con = duckdb.connect()
+    con.execute("CREATE TABLE m (size BIGINT, md5 VARCHAR, sha256 VARCHAR, etag VARCHAR, last_modified VARCHAR)")
+    seen = []
+    for given in values:
+        made = row(**given)
+        con.execute("DELETE FROM m")
+        con.execute(
+            "INSERT INTO m VALUES (?, ?, ?, ?, ?)", [made.size, made.md5, made.sha256, made.etag, made.last_modified]
+        )
+        (in_sql,) = con.execute(f"SELECT {SAID.format(m='m')} FROM m").fetchall()[0]
+        assert said_of(made) == in_sql
+        seen.append(in_sql)
+    assert seen[0] is seen[-1] is None
+    assert len(set(seen[1:-1])) == len(seen) - 2
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        (90, 90),
+        ("90", 90),
+        ("90s", 90),
+        ("30m", 1800),
+        ("20h", 72_000),
+        ("7d", 604_800),
+        (" 1.5 D ", 129_600),
+        ("2w", 1_209_600),
+        (0, 0),
+    ],
+)
+def test_durations(given: Any, seconds: float) -> None:
+    assert duration(given) == seconds
+
+
+@pytest.mark.parametrize(
+    "given", ["", "d", "7 days", "-1d", -1, True, float("nan"), float("inf"), 1e12, None, [], "1e3"]
+)
+def test_what_is_no_duration(given: Any) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        duration(given)
+
+
+def test_which_failures_are_tried_again() -> None:
+    """What a plain run tries too, for a month of nights; what may come right by itself, for a week; or as named."""
+    delta = Delta(retry={ErrorClass.NOT_FOUND: RetryRule(after="20h", nights=2)})
+    assert delta.rule(ErrorClass.NOT_FOUND) == RetryRule(after=72_000, nights=2)
+    assert delta.rule(ErrorClass.TIMEOUT).nights == 30
+    assert delta.rule(ErrorClass.NOT_IMAGE).nights == 7
+    assert delta.rule(ErrorClass.BAD_KEY).nights == 0
+    assert {error for error, again in AGAIN.items() if again is not Again.NEVER} <= set(RULES)
+
+
+def test_the_mode_changes_no_fingerprint() -> None:
+    """A night finds its chunks settled, whatever the first migration's mode was."""
+    assert make_job().fingerprint() == make_job(mode="delta", delta={"revalidate_after": "7d"}).fingerprint()
+    assert isinstance(make_job(mode="delta"), Job)

@@ -1,0 +1,794 @@
+"""Level `image` and level `decode` on real, odd, broken and hostile bodies."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import io
+import mmap
+import random
+import struct
+import time
+import tracemalloc
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from PIL import Image
+
+from ferry.core.errors import ObjectError
+from ferry.core.records import ErrorClass
+from ferry.images import decode
+from ferry.images.check import KINDS, check_image, decode_image, sniff
+from ferry.images.decode_memory import DecodeMemory
+from tests.faults import bombs
+
+Image.init()  # else Pillow knows as many formats as tests before this one have asked for
+EXIF_TIFF = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (33, 21), seed: int = 1) -> Image.Image:
+    """Seeded noise: it does not compress, so that a cut anywhere removes something."""
+    rng = random.Random(seed)
+    base = Image.frombytes("RGB", size, rng.randbytes(size[0] * size[1] * 3))
+    if mode == "I;16":
+        return Image.frombytes("I;16", size, rng.randbytes(size[0] * size[1] * 2))
+    return base.convert(mode)
+
+
+def saved(form: str, mode: str = "RGB", size: tuple[int, int] = (33, 21), **options: object) -> bytes:
+    out = io.BytesIO()
+    picture(mode, size).save(out, form, **options)
+    return out.getvalue()
+
+
+def animated(form: str, frames: int = 3, **options: object) -> bytes:
+    out = io.BytesIO()
+    first, *rest = (picture(size=(33, 21), seed=n) for n in range(frames))
+    first.save(out, form, save_all=True, append_images=rest, **options)
+    return out.getvalue()
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segment(jpeg: bytes, extra: bytes) -> bytes:
+    return jpeg[:2] + extra + jpeg[2:]
+
+
+def exif_thumbnail() -> bytes:
+    """A JPEG whose EXIF holds a whole JPEG, end marker and all."""
+    return with_segment(saved("JPEG"), segment(0xE1, b"Exif\0\0" + EXIF_TIFF + saved("JPEG", size=(16, 16))))
+
+
+def frame_at(jpeg: bytes) -> int:
+    return next(at for at in (jpeg.find(b"\xff\xc0"), jpeg.find(b"\xff\xc2")) if at >= 0)
+
+
+def patched(data: bytes, at: int, new: bytes) -> bytes:
+    return data[:at] + new + data[at + len(new) :]
+
+
+def dnl() -> bytes:
+    """A JPEG whose height stands behind the scan."""
+    data = saved("JPEG")
+    height_at = frame_at(data) + 5
+    return patched(data, height_at, b"\0\0")[:-2] + segment(0xDC, data[height_at : height_at + 2]) + b"\xff\xd9"
+
+
+def chunk(tag: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
+
+
+def png_of(width: int, height: int, depth: int, colour: int, interlace: int, raw: bytes, extra: bytes = b"") -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    )
+
+
+def adam7() -> bytes:
+    """An interlaced 8-bit grey PNG, written pass by pass."""
+    width, height, raw = 20, 13, b""
+    for x, y, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        columns = len(range(x, width, dx))
+        for row in range(y, height, dy):
+            if columns:
+                raw += b"\0" + bytes((row * 7 + column * 3) & 255 for column in range(columns))
+    return png_of(width, height, 8, 0, 1, raw)
+
+
+def bmp_rle() -> bytes:
+    body = b"\x05\x01\0\0" * 2 + b"\0\x01"
+    palette = bytes(1024)
+    offset = 54 + len(palette)
+    header = struct.pack("<IiiHHIIiiII", 40, 5, 2, 1, 8, 1, len(body), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", offset + len(body), 0, 0, offset) + header + palette + body
+
+
+def psd(compression: int) -> bytes:
+    rng = random.Random(2)
+    rows = [rng.randbytes(12) for _ in range(3 * 9)]
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 9, 12, 8, 3) + bytes(12) + struct.pack(">H", compression)
+    if compression == 0:
+        return head + b"".join(rows)
+    packed = [bytes([len(row) - 1]) + row for row in rows]
+    return head + struct.pack(f">{len(packed)}H", *map(len, packed)) + b"".join(packed)
+
+
+def cur() -> bytes:
+    data = saved("ICO", size=(32, 32), bitmap_format="bmp", sizes=[(32, 32)])
+    return patched(data, 2, b"\x02\0")
+
+
+def box(tag: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(body)) + tag + body
+
+
+JXL_BOXES = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ")
+
+
+def heic() -> bytes:
+    """The boxes of an AVIF under HEIC's brand: all that level `image` looks at."""
+    return saved("AVIF").replace(b"ftypavif", b"ftypheic", 1)
+
+
+def jxr() -> bytes:
+    fields = struct.pack("<H", 2) + struct.pack("<HHII", 0xBCC0, 4, 1, 38) + struct.pack("<HHII", 0xBCC1, 4, 1, 10)
+    return b"II\xbc\x01\x08\0\0\0" + fields + bytes(4) + b"WMPHOTO\0ab"
+
+
+def tiff_with_sub_ifd() -> bytes:
+    """As in raw photos: the directory in the chain has no strip, the one below it has."""
+    top = struct.pack("<H", 1) + struct.pack("<HHII", 330, 4, 1, 26) + bytes(4)
+    below = struct.pack("<H", 2) + struct.pack("<HHII", 273, 4, 1, 56) + struct.pack("<HHII", 279, 4, 1, 9) + bytes(4)
+    return b"II*\0\x08\0\0\0" + top + below + b"123456789"
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"><title>é</title><path d="M0 0h9v9z"/></svg>'
+SVG_ODD = (
+    '<?xml version="1.0"?>\n<!-- a > b </svg> -->\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN" "http://x/svg11.dtd">'
+    '<s:svg xmlns:s="http://www.w3.org/2000/svg" data-x="a>b"><s:svg/><s:svg x="1"><s:g/></s:svg >'
+    "<s:style><![CDATA[ </s:svg> ]]></s:style><?php </s:svg> ?></s:svg>"
+)
+
+# name: (kind, body). Each is valid to its last byte; a cut anywhere must be found.
+EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg": ("JPEG", lambda: saved("JPEG")),
+    "jpeg grey": ("JPEG", lambda: saved("JPEG", "L")),
+    "jpeg progressive": ("JPEG", lambda: saved("JPEG", progressive=True)),
+    "jpeg restarts": ("JPEG", lambda: saved("JPEG", restart_marker_blocks=1)),
+    "jpeg cmyk": ("JPEG", lambda: saved("JPEG", "CMYK")),
+    "jpeg exif thumbnail": ("JPEG", exif_thumbnail),
+    "jpeg icc, comment": ("JPEG", lambda: saved("JPEG", icc_profile=b"\xff\xd9" * 40_000, comment=b"\xff\xd9 hello")),
+    "png": ("PNG", lambda: saved("PNG")),
+    "png palette": ("PNG", lambda: saved("PNG", "P")),
+    "png 1 bit": ("PNG", lambda: saved("PNG", "1")),
+    "png 16 bit": ("PNG", lambda: saved("PNG", "I;16")),
+    "png rgba": ("PNG", lambda: saved("PNG", "RGBA")),
+    "png interlaced": ("PNG", adam7),
+    "apng": ("PNG", lambda: animated("PNG")),
+    "gif": ("GIF", lambda: saved("GIF", "P")),
+    "gif grey": ("GIF", lambda: saved("GIF", "L", (200, 90))),
+    "gif animated": ("GIF", lambda: animated("GIF", loop=0, comment=b"\x3b\x3b")),
+    "webp": ("WebP", lambda: saved("WEBP")),
+    "webp lossless": ("WebP", lambda: saved("WEBP", lossless=True)),
+    "webp alpha, exif": ("WebP", lambda: saved("WEBP", "RGBA", exif=b"Exif\0\0" + EXIF_TIFF)),
+    "webp animated": ("WebP", lambda: animated("WEBP")),
+    "avif": ("AVIF", lambda: saved("AVIF")),
+    "avif animated": ("AVIF", lambda: animated("AVIF")),
+    "jp2": ("JPEG 2000", lambda: saved("JPEG2000")),
+    "j2k tiles": ("JPEG 2000 code stream", lambda: saved("JPEG2000", no_jp2=True, tile_size=(16, 16))),
+    "bmp": ("BMP", lambda: saved("BMP")),
+    "bmp palette": ("BMP", lambda: saved("BMP", "P")),
+    "bmp rle": ("BMP", bmp_rle),
+    "ico": ("ICO", lambda: saved("ICO", size=(48, 48))),
+    "ico bitmaps": ("ICO", lambda: saved("ICO", size=(48, 48), bitmap_format="bmp")),
+    "cur": ("CUR", cur),
+    "icns": ("ICNS", lambda: saved("ICNS", size=(32, 32))),
+    "dds": ("DDS", lambda: saved("DDS", "RGBA")),
+    "dds blocks": ("DDS", lambda: saved("DDS", "RGBA", (32, 20), pixel_format="DXT5")),
+    "qoi": ("QOI", lambda: saved("QOI")),
+    "psd raw": ("PSD", lambda: psd(0)),
+    "psd packed": ("PSD", lambda: psd(1)),
+    "pbm": ("PBM", lambda: saved("PPM", "1")),
+    "pgm": ("PGM", lambda: saved("PPM", "L")),
+    "pgm 16 bit, comment": ("PGM", lambda: b"P5\n# made by hand\n3 2\n# again\n65535\n" + bytes(range(12))),
+    "ppm": ("PPM", lambda: saved("PPM")),
+    "pfm": ("PFM", lambda: saved("PPM", "F")),
+    "tiff": ("TIFF", lambda: saved("TIFF")),
+    "svg": ("SVG", lambda: SVG.encode()),
+    "svg bom": ("SVG", lambda: b"\xef\xbb\xbf" + SVG.encode()),
+    "svg utf-16": ("SVG", lambda: SVG.encode("utf-16")),
+    "svg odd": ("SVG", lambda: SVG_ODD.encode()),
+    "svg root alone": ("SVG", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
+    "svgz": ("SVGZ", lambda: gzip.compress(SVG.encode() * 1, mtime=0)),
+    "sgi": ("SGI", lambda: saved("SGI")),
+    "tga": ("TGA", lambda: saved("TGA")),
+    "tga packed": ("TGA", lambda: saved("TGA", compression="tga_rle")),
+    "tga palette": ("TGA", lambda: saved("TGA", "P")),
+}
+# Valid, and decoded where Pillow can; a cut may go unseen, or the last byte carries nothing.
+LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "mpo": ("JPEG", lambda: animated("MPO")),
+    "jpeg, zeros behind": ("JPEG", lambda: saved("JPEG") + bytes(500)),
+    "jpeg, another behind": ("JPEG", lambda: exif_thumbnail() + saved("JPEG")),
+    "jpeg, newline behind": ("JPEG", lambda: saved("JPEG") + b"\r\n"),
+    "png, text behind": ("PNG", lambda: saved("PNG") + b"trailer"),
+    "gif, zeros behind": ("GIF", lambda: saved("GIF", "P") + bytes(9)),
+    "webp, zeros behind": ("WebP", lambda: saved("WEBP") + bytes(9)),
+    "avif, zeros behind": ("AVIF", lambda: saved("AVIF") + bytes(9)),
+    "svg, white space and comment behind": ("SVG", lambda: SVG.encode() + b"\n<!-- made by hand -->\n"),
+    "tiff lzw": ("TIFF", lambda: saved("TIFF", compression="tiff_lzw")),
+    "tiff deflate": ("TIFF", lambda: saved("TIFF", compression="tiff_adobe_deflate")),
+    "tiff jpeg": ("TIFF", lambda: saved("TIFF", compression="jpeg")),
+    "tiff fax": ("TIFF", lambda: saved("TIFF", "1", compression="group4")),
+    "tiff 16 bit": ("TIFF", lambda: saved("TIFF", "I;16")),
+    "tiff float": ("TIFF", lambda: saved("TIFF", "F")),
+    "tiff cmyk": ("TIFF", lambda: saved("TIFF", "CMYK")),
+    "tiff many strips": ("TIFF", lambda: saved("TIFF", size=(60, 90), strip_size=500)),
+    "tiff big": ("TIFF", lambda: saved("TIFF", big_tiff=True)),
+    "tiff pages": ("TIFF", lambda: animated("TIFF")),
+    "pcx": ("PCX", lambda: saved("PCX")),
+    "pcx palette": ("PCX", lambda: saved("PCX", "P")),
+    "pcx 1 bit": ("PCX", lambda: saved("PCX", "1")),
+    "pgm plain": ("PGM", lambda: b"P2 3 2 9 1 2 3\n4 5 6"),
+    "pbm plain": ("PBM", lambda: b"P1\n3 2\n101010\n"),
+}
+# Valid to level `image`; Pillow has no decoder or not for such a variant.
+UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jpeg arithmetic": ("JPEG", lambda: patched(saved("JPEG"), frame_at(saved("JPEG")) + 1, b"\xc9")),
+    "jpeg 12 bit": ("JPEG", lambda: patched(saved("JPEG"), frame_at(saved("JPEG")) + 4, b"\x0c")),
+    "jpeg height behind": ("JPEG", dnl),
+    "png, bad checksum in a text chunk": (
+        "PNG",
+        lambda: png_of(1, 1, 8, 0, 0, b"\0\0", chunk(b"tEXt", b"a\0b")[:-1] + b"\x00"),
+    ),
+    "heic": ("HEIC", heic),
+    "jxl container": ("JPEG XL", lambda: JXL_BOXES + box(b"jxlp", b"\0\0\0\0ab") + box(b"jxlp", b"\x80\0\0\x01c")),
+    "jxl code stream": ("JPEG XL", lambda: b"\xff\x0a\xfa\x1f\x41\x91"),
+    "jpeg xr": ("JPEG XR", jxr),
+    "tiff of a camera": ("TIFF", tiff_with_sub_ifd),
+    "pam": (
+        "PAM",
+        lambda: b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 4\n# c\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + bytes(16),
+    ),
+    "blp": ("BLP", lambda: saved("BLP", "P")),
+    "dib": ("DIB", lambda: saved("DIB")),
+    "dib palette": ("DIB", lambda: saved("DIB", "P")),
+    "im": ("IM", lambda: saved("IM")),
+    "msp": ("MSP", lambda: saved("MSP", "1")),
+    "spider": ("SPIDER", lambda: saved("SPIDER", "F")),
+    "xbm": ("XBM", lambda: saved("XBM", "1")),
+    "psd of Photoshop zip": ("PSD", lambda: psd(0)[:38] + b"\0\x02x"),
+}
+VALID = EXACT | LOOSE | UNDECODABLE
+
+
+@functools.cache
+def body(name: str) -> bytes:
+    return VALID[name][1]()
+
+
+def refusal(data: bytes | mmap.mmap) -> ObjectError:
+    with pytest.raises(ObjectError) as caught:
+        check_image(data)
+    return caught.value
+
+
+def decode_refusal(data: bytes) -> ObjectError:
+    with pytest.raises(ObjectError) as caught:
+        decode_image(data, check_image(data))
+    return caught.value
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_valid_images_are_accepted(name: str) -> None:
+    """Every valid image, however odd, passes with the kind that its signature says."""
+    data, kind = body(name), VALID[name][0]
+    found = check_image(data)
+    assert found.name == kind
+    assert found in KINDS
+    assert sniff(data) == sniff(data[:HEAD]) == found
+
+
+HEAD = 2048
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_mapped_file_is_checked_like_bytes(name: str, tmp_path: Path) -> None:
+    """A mapped file gives the same verdict, whole and cut, and can be closed afterwards."""
+    data = body(name)
+    for part in (data, data[: len(data) // 2]):
+        path = tmp_path / "body"
+        path.write_bytes(part)
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            verdicts = []
+            for view in (part, mapped):
+                try:
+                    verdicts.append(check_image(view).name)
+                except ObjectError as exc:
+                    verdicts.append(str(exc))
+            assert verdicts[0] == verdicts[1]
+            if part is data and name not in UNDECODABLE:
+                decode_image(mapped, check_image(mapped))
+
+
+@pytest.mark.parametrize("name", EXACT | LOOSE)
+def test_valid_images_decode(name: str) -> None:
+    """What Pillow or the XML parser can read passes level `decode`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        decode_image(body(name), check_image(body(name)))
+
+
+@pytest.mark.parametrize("name", ["heic", "jxl container", "jpeg xr", "pam"])
+def test_what_cannot_be_decoded_is_said(name: str) -> None:
+    """A format without a decoder does not pass level `decode` in silence."""
+    assert "no decoder for" in str(decode_refusal(body(name)))
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_every_cut_is_found(name: str) -> None:
+    """No proper prefix of an image passes, wherever it is cut."""
+    data = body(name)
+    step = max(1, len(data) // 4000)
+    for length in sorted({*range(0, len(data), step), *range(max(0, len(data) - 400), len(data))}):
+        error = refusal(data[:length])
+        assert error.error_class in (ErrorClass.TRUNCATED, ErrorClass.NOT_IMAGE)
+        if length >= 64 and not name.startswith(("svg", "avif")):
+            assert error.error_class is ErrorClass.TRUNCATED, (length, str(error))
+
+
+@pytest.mark.parametrize("name", [n for n in LOOSE if n.startswith("tiff")])
+def test_every_cut_of_a_tiff_that_removes_something_is_found(name: str) -> None:
+    """Whatever a directory points at, pixels or text, must be there; bytes of alignment at the end may go."""
+    data = body(name)
+    step, padding = max(1, len(data) // 3000), 15 if name == "tiff pages" else 1
+    for length in (*range(8, len(data) - padding, step), len(data) - padding - 1):
+        assert refusal(data[:length]).error_class is ErrorClass.TRUNCATED
+
+
+def test_a_cut_before_the_first_end_marker_of_a_multi_picture_jpeg_is_found() -> None:
+    """The end of a multi-picture JPEG is the end of its first picture; what follows may be missing."""
+    mpo = body("mpo")
+    first = mpo.find(b"\xff\xd9", mpo.find(b"\xff\xda")) + 2
+    ends = {"mpo": first, "jpeg, another behind": len(exif_thumbnail()), "jpeg, zeros behind": len(saved("JPEG"))}
+    for name, end in ends.items():
+        data = body(name)
+        assert end < len(data)
+        assert check_image(data[:end]).name == "JPEG"
+        for length in (*range(2, end, 7), end - 1):
+            refusal(data[:length])
+
+
+NOT_IMAGES = {
+    "PDF": "a document (SEMANTICS: files and bodies)",
+    "EPS": "a document: a program in PostScript",
+    "PALM": "no signature; Pillow itself cannot read what it writes",
+    "BUFR": "meteorological data; Pillow writes it through a handler that it does not bring",
+    "GRIB": "meteorological data; the same",
+    "HDF5": "a scientific container; the same",
+    "WMF": "a drawing program; the same",
+}
+
+
+@pytest.mark.parametrize("format_", sorted(set(Image.SAVE) | set(Image.SAVE_ALL)))
+def test_every_format_that_pillow_writes(format_: str) -> None:
+    """Each is accepted in every mode that Pillow writes it in, and cut in half refused; the others say why not."""
+    if format_ in NOT_IMAGES:
+        return
+    written = 0
+    for mode in ("RGB", "RGBA", "P", "L", "1", "F"):
+        out = io.BytesIO()
+        try:
+            picture("RGB", (40, 32)).convert(mode).save(out, format_)
+        except (OSError, ValueError):  # this format has no such mode
+            continue
+        written += 1
+        check_image(out.getvalue())
+        refusal(out.getvalue()[: len(out.getvalue()) // 2])
+    assert written
+
+
+@pytest.mark.parametrize("name", ["blp", "dib", "im", "msp", "spider", "xbm", "pcx", "pcx 1 bit"])
+def test_cuts_of_rare_formats(name: str) -> None:
+    """Whatever of the rows is missing is found."""
+    data = body(name)
+    for length in range(0, len(data) - 3, 7):
+        refusal(data[:length])
+
+
+@pytest.mark.parametrize("name", ["jxl code stream", "pgm plain"])
+def test_cuts_that_no_structure_shows(name: str) -> None:
+    """Documented limits: the end of a bare JPEG XL code stream, the last digits of a plain PNM."""
+    data = body(name) if name == "jxl code stream" else b"P2 3 2 99 11 22 33 44 55 66"
+    assert check_image(data[:-1])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "the body is empty (zero bytes)"),
+        (bytes(5000), "a run of zero bytes, not an image"),
+        (b" \r\n ", "nothing but white space, not an image"),
+        (b"<!DOCTYPE html><html><head><title>Not found</title>", "an HTML page (“Not found”), not an image"),
+        (b"\n <HTML><body>\xc3\xa9</body>", "an HTML page, not an image"),
+        (b"<html><title>a\x1b[31mb &amp; c</title>", "an HTML page (“a\ufffd[31mb & c”), not an image"),
+        (b"<html><title>see https://x/?sig=1</title>", "an HTML page, not an image"),
+        (b"<html><title>" + b"x" * 90 + b"</title>", f"an HTML page (“{'x' * 59}…”), not an image"),
+        (
+            b'<?xml version="1.0"?><!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0//EN" "x"><html><title>Hi</title>',
+            "an HTML page (“Hi”), not an image",
+        ),
+        (b"<!-- cached --><!doctype HTML><p>no</p>", "an HTML page, not an image"),
+        (b'<html><svg xmlns="http://www.w3.org/2000/svg"></svg>', "an HTML page, not an image"),
+        (b'{"error": "no such image"}', "JSON, not an image"),
+        (b'[\n {"a": 1}]', "JSON, not an image"),
+        (
+            b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code>',
+            "an XML document (<Error>: AccessDenied), not an image",
+        ),
+        (b"<rss version='2.0'>", "an XML document (<rss>), not an image"),
+        (b"Not found\n", "plain text, not an image"),
+        ("Nicht verfügbar".encode(), "plain text, not an image"),
+        ("<html><title>é</title>".encode("utf-16"), "an HTML page (“é”), not an image"),
+        (b"BMX is a sport", "plain text, not an image"),
+        (b"P1 is a plan", "plain text, not an image"),
+        (b"%PDF-1.7\n", "a PDF document, not an image; `checks: length` copies any kind of file"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript document, not an image; `checks: length` copies any kind of file"),
+        (b"PK\x03\x04\x14\0", "a ZIP archive, not an image; `checks: length` copies any kind of file"),
+        (
+            b"\0\0\0\x18ftypmp42\0\0\0\0",
+            "an MP4 video or other media file, not an image; `checks: length` copies any kind of file",
+        ),
+        (
+            b"\x1aE\xdf\xa3\0\0",
+            "a WebM or Matroska video, not an image; `checks: length` copies any kind of file",
+        ),
+        (gzip.compress(b"hello", mtime=0), "gzip-compressed data, not an image"),
+        (
+            b"\x89\x01\x02\x03\x04\x05\x06\x07\x08",
+            (
+                "not an image of a known format (it begins with 89 01 02 03 04 05 06 07); "
+                "`checks: length` copies any kind of file"
+            ),
+        ),
+    ],
+)
+def test_the_sentence_for_what_is_no_image(data: bytes, sentence: str) -> None:
+    """A refusal names what the body is, without control characters and without addresses."""
+    error = refusal(data)
+    assert str(error) == sentence
+    assert error.error_class is ErrorClass.NOT_IMAGE
+    assert sniff(data) is None
+
+
+def test_an_image_stored_compressed_is_named() -> None:
+    """A gzip body that was stored as it came over the wire is refused, saying what is inside."""
+    assert (
+        str(refusal(gzip.compress(saved("JPEG"), mtime=0))) == "gzip-compressed data (with a JPEG inside), not an image"
+    )
+    assert "gzip-compressed data, " in str(refusal(gzip.compress(gzip.compress(b"x", mtime=0), mtime=0)))
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\xff\xd8\xff", "the JPEG ends before its structure is complete"),
+        (saved("JPEG")[:-2], "the JPEG ends before its end marker"),
+        (b"\xff\xd8\xff\xd9", "the JPEG is damaged: it has no image data"),
+        (saved("PNG")[:-12], "the PNG ends before its structure is complete"),
+        (saved("PNG")[:-20], "the PNG ends before its end chunk (IEND)"),
+        (saved("GIF", "P")[:-1], "the GIF ends before its structure is complete"),
+        (saved("WEBP")[:-1], "the WebP ends before the size that its header gives"),
+        (SVG.encode()[:-1], "the SVG ends before its closing </svg>"),
+        (SVG.encode() + b"<br>", "the SVG is damaged: something follows its closing </svg>"),
+        (SVG.encode() + b"<!-- a", "the SVG ends before the end of its last comment"),
+        (saved("TIFF")[:-5], "the TIFF ends before the end of its image data"),
+        (saved("BMP")[:-1], "the BMP ends before its last row"),
+        (saved("QOI")[:-1], "the QOI ends before its end marker"),
+        (saved("AVIF")[:-1], "the AVIF ends before the end of a box"),
+        (saved("JPEG2000", no_jp2=True)[:-1], "the JPEG 2000 code stream ends before its end marker"),
+        (saved("ICO", size=(32, 32))[:-1], "the ICO ends before the end of a picture"),
+        (saved("PPM")[:-1], "the PPM ends before its last row"),
+        (gzip.compress(SVG.encode(), mtime=0)[:-1], "the SVGZ ends before the end of its gzip stream"),
+        (JXL_BOXES + box(b"jxlp", b"\0\0\0\0ab"), "the JPEG XL ends before its image data is complete"),
+    ],
+)
+def test_the_sentence_for_a_damaged_image(data: bytes, sentence: str) -> None:
+    """A refusal of a broken image names the format and what is missing."""
+    error = refusal(data)
+    assert str(error) == sentence
+    assert (error.error_class is ErrorClass.TRUNCATED) == ("ends before" in sentence)
+
+
+def test_each_flipped_bit_of_a_png_is_found() -> None:
+    """Wherever a bit of a PNG without text chunks flips, it is refused."""
+    data = body("png")
+    for bit in range(0, len(data) * 8, 5):
+        broken = bytearray(data)
+        broken[bit // 8] ^= 1 << bit % 8
+        refusal(bytes(broken))
+
+
+SIGNATURES = {
+    "jpeg": 4, "png": 8, "gif": 6, "webp": 16, "avif": 12, "jp2": 12, "bmp": 26, "ico": 10,
+    "icns": 4, "qoi": 4, "psd raw": 6, "ppm": 3, "tiff": 4, "svgz": 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("head", SIGNATURES)
+def test_one_formats_signature_before_anothers_body(head: str) -> None:
+    """A signature alone makes no image: the structure behind it must be that format's."""
+    for tail in SIGNATURES:
+        if VALID[head][0] != VALID[tail][0]:
+            refusal(body(head)[: SIGNATURES[head]] + body(tail)[SIGNATURES[tail] :])
+
+
+@pytest.mark.parametrize("name", [n for n in EXACT if n[:3] not in ("pbm", "pgm", "ppm", "pfm", "sgi")])
+def test_a_signature_followed_by_zeros(name: str) -> None:
+    """A file that was preallocated and never filled is refused, where black pixels are not zeros too (PNM, SGI)."""
+    refusal(body(name)[:16] + bytes(3000))
+
+
+def test_bytes_where_segments_should_be() -> None:
+    """Fill bytes and junk between a JPEG's segments pass, as they do in libjpeg."""
+    data = saved("JPEG")
+    at = data.find(b"\xff\xdb")
+    for filler in (b"\xff" * 9, b"\0\0\0", b"junk", b"\xff\0"):
+        assert check_image(data[:at] + filler + data[at:]).name == "JPEG"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff" * 30_000_000,
+        b"\xff\xd8" + b"\xff\xfe\0\x02" * 8_000_000,
+        b"GIF89a\1\0\1\0\0\0\0" + b"\0" * 30_000_000,
+        b"GIF89a\1\0\1\0\0\0\0\x21\xfe" + b"\1\1" * 15_000_000,
+        b"<svg>" + b"<!---->" * 4_000_000,
+        b"<svg></svg><!--" + b"-" * 20_000_000,
+        b"<svg " + b"a=''" * 5_000_000,
+        b"<svg>" * 6_000_000,
+        b"<!--" * 8_000_000,
+        b"<!DOCTYPE [" + b"] " * 10_000_000,
+        b"P5\n" + b"#\n" * 10_000_000,
+        b"RIFF" + struct.pack("<I", 30_000_000 - 8) + b"WEBPVP8X" + bytes(30_000_000 - 16),
+        b"\x89PNG\r\n\x1a\n" + saved("PNG")[8:33] + chunk(b"tEXt", b"") * 2_000_000,
+        b"\0\0\x01\0\xff\xff" + bytes(3) + bytes(1_100_000),
+        b"II*\0\x08\0\0\0" + (b"\x01\0" + b"\x11\x01\x04\0" + struct.pack("<II", 7_000_000, 8) + bytes(4)) * 2_000_000,
+        gzip.compress(b"<svg>" + b" " * 80_000_000, 1, mtime=0),
+    ],
+    ids=lambda data: f"{data[:12]!r}",
+)
+def test_hostile_bodies_cost_little(data: bytes) -> None:
+    """Millions of tiny pieces are refused in seconds at most, never walked one by one without a limit."""
+    started = time.thread_time()
+    refusal(data)
+    assert time.thread_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.sgi_of_rows(60),
+        bombs.tiff_of_strips(400_000),
+        gzip.compress(b"<svg/>", mtime=0) + bytes(70_000_000),
+        gzip.compress(b"<svg/>", mtime=0) + bytes(60_000_000),
+    ],
+    ids=("SGI", "TIFF", "SVGZ", "smaller SVGZ"),
+)
+def test_a_check_takes_little_memory(data: bytes) -> None:
+    """A file may be a gigabyte of places of rows: nine times that in numbers would be too much. So would be a copy."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(ObjectError):
+            check_image(data)
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_directory_that_loops() -> None:
+    """A TIFF whose directories point at each other ends the walk."""
+    entry = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 1)
+    assert "loop" in str(refusal(b"II*\0\x08\0\0\0" + entry + struct.pack("<I", 8)))
+
+
+def test_a_decompression_bomb_is_too_large() -> None:
+    """More than 250 megapixels are refused before they are decoded; a claim without the data is cut."""
+    bomb = bombs.png(20_000, 15_000, 0, 1)
+    assert check_image(bomb).name == "PNG"
+    assert refusal(png_of(60_000, 60_000, 8, 0, 0, b"\0")).error_class is ErrorClass.TRUNCATED
+    actions: tuple[Literal["ignore", "error"], ...] = ("ignore", "error")
+    for action in actions:
+        with warnings.catch_warnings():
+            warnings.simplefilter(action)
+            assert decode_refusal(bomb).error_class is ErrorClass.TOO_LARGE
+
+
+def test_large_but_allowed_images_do_not_depend_on_warning_filters() -> None:
+    """An image that Pillow would warn about by default decodes even where warnings are errors."""
+    width, height = 15_000, 10_000
+    large = png_of(width, height, 1, 0, 0, bytes((1 + width // 8) * height))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decode_image(large, check_image(large))
+
+
+def test_the_pixels_of_all_frames_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many frames are as large as one."""
+    data = body("gif animated")
+    monkeypatch.setattr(decode, "MAX_TOTAL_PIXELS", 33 * 21 * 2)
+    assert decode_refusal(data).error_class is ErrorClass.TOO_LARGE
+
+
+def test_shapes_that_take_too_long_to_decode() -> None:
+    """Rows of a million pixels, and many pixels for a decoder written in Python, are refused."""
+    wide = png_of(1_000_000, 2, 1, 0, 0, bytes((1 + 125_000) * 2))
+    assert "too long to decode (1,000,000 × 2 pixels)" in str(decode_refusal(wide))
+    qoi = b"qoif" + struct.pack(">IIBB", 10_000, 10_000, 3, 0) + b"\xfd" * 90 + bytes(7) + b"\x01"
+    assert decode_refusal(qoi).error_class is ErrorClass.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.j2k(100, 100, tile=100, layers=65_535, precinct=1),
+        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1),
+        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1, hidden=True),
+        bombs.j2k(11_000, 11_000, tile=11_000, precinct=1),
+        bombs.jp2_around(bombs.j2k(255, 255, tile=1, components=1_000), 255, 255),
+    ],
+    ids=("packets", "code-blocks", "hidden code-blocks", "many code-blocks", "components"),
+)
+def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
+    """Tables of tiles, code-blocks and packets need no byte in the file: what they take is known before decoding."""
+    kind = check_image(data)
+    started = time.perf_counter()
+    with pytest.raises(ObjectError):
+        decode_image(data, kind)
+    assert time.perf_counter() - started < 1
+    assert len(data) < 4_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        bombs.ico_with(bombs.bitmap_for_ico(6_000), 1),
+        bombs.ico_of_one_picture(30_000, bombs.png(3_000, 3_000, 0, 8)),
+        b"\0\0\x01\0\x01\0"
+        + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 99, 22)
+        + b"\x28\0\0\0"
+        + b"\xff\x4f\xff\x51" * 3_000_000,
+        bombs.tiff_of_directories(30_000),
+        bombs.jpeg_of_markers(b"\xff\x01", 5_000_000),
+        bombs.jpeg_of_markers(b"\xff\xfe\0\2", 5_000_000),
+        bombs.jpeg_of_exif(60_000_000),
+        bombs.jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
+    ],
+    ids=(
+        "bitmap",
+        "sizes of one picture",
+        "signatures",
+        "directories",
+        "markers",
+        "segments",
+        "EXIF",
+        "empty pictures",
+    ),
+)
+def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
+    """Pictures that lie over each other, and small pieces by the million, are not looked at one by one."""
+    kind = check_image(data)
+    started = time.perf_counter()
+    with pytest.raises(ObjectError):
+        decode_image(data, kind)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_baseline_jpeg_may_keep_its_coefficients() -> None:
+    """One with a scan for each component takes three times the memory, as a progressive one does."""
+    small = bombs.jpeg_of_components(64, 64)
+    decode_image(small, check_image(small))
+    refused = decode_refusal(bombs.jpeg_of_components(15_000, 15_000))
+    assert refused.error_class is ErrorClass.TOO_LARGE
+    assert "takes too much memory to decode" in str(refused)
+
+
+@pytest.mark.parametrize("data", [bombs.gif_of_comment(4_000_000), bombs.jpeg_of_exif(3_000_000)], ids=("GIF", "JPEG"))
+def test_what_a_decoder_keeps_of_the_body_counts(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, EXIF and the like, up to four times as much as came: known before anything is opened."""
+    decode_image(data, check_image(data))
+    monkeypatch.setattr(decode, "_memory", DecodeMemory(10_000_000))
+    assert "takes too much memory to open" in str(decode_refusal(data))
+
+
+def test_fill_bytes_cost_little_to_decode() -> None:
+    """Before a marker there may be any number of them; before none, too."""
+    data = bombs.jpeg_of_markers(b"\xff" * 1_000_000 + b"\0", 5)
+    kind = check_image(data)
+    started = time.perf_counter()
+    decode_image(data, kind)
+    assert time.perf_counter() - started < 1
+
+
+def test_a_jpeg_2000_of_many_parts_decodes() -> None:
+    """Tiles, precincts and layers as real encoders make them."""
+    for layers in ([1], [40, 20, 10, 5, 1]):
+        data = saved(
+            "JPEG2000", size=(500, 400), quality_layers=layers, irreversible=True, num_resolutions=3,
+            tile_size=(64, 64), precinct_size=(32, 32), codeblock_size=(16, 16),
+        )  # fmt: skip
+        decode_image(data, check_image(data))
+
+
+def test_decode_finds_missing_pixels() -> None:
+    """A structure that is whole around pixels that are not passes `image` and fails `decode`."""
+    whole = zlib.compress(random.Random(3).randbytes(31 * 30))
+    header = png_of(30, 30, 8, 0, 0, b"")[:33]
+    missing = header + chunk(b"IDAT", whole[: len(whole) // 2]) + chunk(b"IEND", b"")
+    assert check_image(missing).name == "PNG"
+    assert "its pixels do not decode" in str(decode_refusal(missing))
+    bad = png_of(30, 30, 8, 0, 0, b"\x09" * 31 * 30)
+    assert decode_refusal(bad).error_class is ErrorClass.NOT_IMAGE
+    webp = bytearray(saved("WEBP", lossless=True))
+    webp[40:-40] = bytes(len(webp) - 80)
+    decode_refusal(bytes(webp))
+
+
+def test_a_film_clock_that_stands_still() -> None:
+    """An AVIF sequence whose time scale is zero, on which Pillow divides by zero, is refused as damaged."""
+    data = body("avif animated")
+    at = data.find(b"mdhd")
+    still = patched(data, at + (24 if data[at + 4] else 16), bytes(4))
+    assert "its pixels do not decode" in str(decode_refusal(still))
+
+
+def test_decode_looks_at_later_frames() -> None:
+    """Damage in the second picture of an animation is found."""
+    data = bytearray(body("apng"))
+    at = data.find(b"fdAT")
+    length = struct.unpack_from(">I", data, at - 4)[0]
+    data[at + 8 : at + 4 + length] = bytes(length - 4)
+    struct.pack_into(">I", data, at + 4 + length, zlib.crc32(data[at : at + 4 + length]))
+    assert check_image(bytes(data)).name == "PNG"
+    decode_refusal(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ('<!DOCTYPE svg [<!ENTITY a "b">]><svg>&a;</svg>', "it declares entities"),
+        ('<!DOCTYPE svg [<!ENTITY % a SYSTEM "file:///etc/passwd"> %a;]><svg/>', "it declares entities"),
+        ("<svg><g></svg>", "not well-formed in line 1 (mismatched tag)"),
+        ("<svg><a x='1' x='2'/></svg>", "duplicate attribute"),
+        ('<?xml version="1.0" encoding="klingon"?><svg/>', "unknown encoding"),
+    ],
+)
+def test_decode_parses_svg(text: str, part: str) -> None:
+    """Level `decode` asks that an SVG is well-formed, and expands no entity."""
+    assert part in str(decode_refusal(text.encode()))
+
+
+def test_the_cost_of_a_check() -> None:
+    """A 40 KB JPEG is checked in microseconds, however large its coded data is."""
+    data = saved("JPEG", size=(260, 200))
+    started = time.perf_counter()
+    for _ in range(1000):
+        check_image(data)
+    assert (time.perf_counter() - started) / 1000 < 100e-6

@@ -1,0 +1,222 @@
+"""Keys: the default, templates, what is refused, and that all others survive a store byte for byte."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from ferry.core.errors import UserError
+from ferry.job.templates import MissingValue, Template, default_key, finish_key, join_key, key_problem
+from ferry.storage.local_files import Folder
+from ferry.storage.store import walk
+
+SHA = "ab" * 32
+ODD_KEYS = st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.characters()), min_size=1, max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ("https://h.example/a/b.jpg", "a/b.jpg"),
+        ("https://h.example/a/b.jpg?w=1#top", "a/b.jpg"),
+        ("https://h.example/a%20b%2Bc.jpg", "a b+c.jpg"),
+        ("https://h.example/a+b.jpg", "a+b.jpg"),
+        ("https://h.example/%2520.jpg", "%20.jpg"),
+        ("https://h.example/%E4.jpg", "%E4.jpg"),
+        ("https://h.example/%C3%A4/%E4.jpg", "%C3%A4/%E4.jpg"),
+        ("https://h.example/%zz.jpg", "%zz.jpg"),
+        ("https://h.example/e%CC%81.jpg", "e\u0301.jpg"),
+        ("https://h.example/ä.jpg", "ä.jpg"),
+        ("https://h.example//a.jpg", "a.jpg"),
+        ("https://h.example/a;v=1.jpg", "a;v=1.jpg"),
+        ("https://h.example", ""),
+        ("s3://bucket/a b%20?c#d.jpg", "a b%20?c#d.jpg"),
+        ("file:///srv/a%20b.jpg", "srv/a%20b.jpg"),
+    ],
+)
+def test_default_key(source: str, key: str) -> None:
+    """The path without its leading slash, decoded once as UTF-8, as written where that fails, no query."""
+    assert default_key(source) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "directory", "problem"),
+    [
+        ("a/b.jpg", True, None),
+        ("a+b %#?*~\\{}|^[]\u00a0é.jpg", True, None),
+        (".hidden/...", True, None),
+        ("", False, "the key is empty"),
+        ("a\x00b", False, "the key holds a control character (0x00)"),
+        ("a\x7f", False, "the key holds a control character (0x7f)"),
+        ("a\ud800", False, "the key holds half of a surrogate pair, which is no text"),
+        ("/a", False, "the key begins with `/`"),
+        ("a/", False, "the key ends in `/`, so it names no object"),
+        ("a//b", False, "the key holds `//`, an empty name"),
+        ("a/../b", False, "the key holds `.` or `..` as a name"),
+        ("./a", True, "the key holds `.` or `..` as a name"),
+        ("ä" * 512, False, None),
+        ("ä" * 513, False, "the key is 1,026 bytes long with its prefix; 1,024 are allowed"),
+        ("d" * 255 + "/" + "f" * 255, True, None),
+        ("d" * 256 + "/f", True, "a name in the key is longer than 255 bytes, which no directory takes"),
+        ("f" * 256, True, "a name in the key is longer than 255 bytes, which no directory takes"),
+        ("f" * 256, False, None),
+        ("a#1", True, None),
+        ("C:", True, None),
+        ("CON", True, None),
+        (".ferry-parts/x", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
+        (".ferry-parts/x", False, None),
+        ("a/.Ferry-PARTS-1", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
+        ("a#1", False, None),
+    ],
+)  # fmt: skip
+def test_key_problem(key: str, directory: bool, problem: str | None) -> None:
+    """A key that the store cannot hold under its name is refused with the reason."""
+    assert key_problem(key, for_directory=directory) == problem
+
+
+def test_prefix_counts() -> None:
+    """The limit of 1,024 bytes is on prefix and key together."""
+    assert key_problem("a" * 1020, for_directory=False, prefix="p/") is None
+    assert "1,024 are allowed" in (key_problem("a" * 1020, for_directory=False, prefix="pppp/") or "")
+
+
+def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
+    """Whatever key_problem accepts is put, read, listed and deleted under exactly that key."""
+    memory = MemoryStore()
+
+    @settings(max_examples=200, deadline=None)
+    @given(ODD_KEYS)
+    def check(key: str) -> None:
+        if key_problem(key, for_directory=False) is None:
+            memory.put(key, key.encode())
+            assert bytes(memory.get(key).bytes()) == key.encode()
+            assert [meta["path"] for page in memory.list() for meta in page] == [key]
+            memory.delete(key)
+
+    check()
+
+
+def test_accepted_keys_survive_a_directory(tmp_path: Path) -> None:
+    """The same in a directory: there is one file then, and it is where the key says."""
+    root = tmp_path / "root"
+    folder = Folder(root, "mark", create=True)
+
+    async def all_of_them() -> None:
+        @settings(max_examples=200, deadline=None)
+        @given(ODD_KEYS)
+        def check(key: str) -> None:
+            keys.append(key)
+
+        check()
+        for key in keys:
+            if key_problem(key, for_directory=True) is None:
+                await folder.put(key, key.encode(), create=False)
+                assert [found.key for page in walk(root) for found in page] == [key]
+                assert (root / key).read_bytes() == key.encode()
+                (root / key).unlink()
+                for above in (root / key).relative_to(root).parents:
+                    if above != Path():
+                        (root / above).rmdir()
+
+    keys: list[str] = []
+    asyncio.run(all_of_them())
+    folder.close()
+
+
+@pytest.mark.parametrize(
+    ("prefix", "key", "joined"),
+    [("p", "k", "p/k"), ("p/", "/k", "p/k"), ("", "k", "k"), ("/", "k", "k"), ("a/b//", "k", "a/b/k")],
+)
+def test_join_key(prefix: str, key: str, joined: str) -> None:
+    """Prefix and key are joined by exactly one slash."""
+    assert join_key(prefix, key) == joined
+
+
+def values(**more: str | None) -> dict[str, str | None]:
+    return {"id": "7", "sku": "S{1}", "source.name": "b.jpg", **more}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "late"),
+    [
+        ("{sku}/{source.name}", "S{1}/b.jpg", False),
+        ("{{x}}/{id}", "{x}/7", False),
+        ("100%/{id}%s", "100%/7%s", False),
+        ("{{x}}/{sku}/{sha256}.{ext}", f"{{x}}/S{{1}}/{SHA}.jpg", True),
+        ("{id}.{ext}", "7.jpg", True),
+        ("fixed", "fixed", False),
+    ],
+)
+def test_render(text: str, key: str, late: bool) -> None:
+    """Fields are put in; braces of text and values stay themselves, also through a late key."""
+    template = Template.parse(text, ["id", "sku"])
+    rendered = template.render(values())
+    assert template.late is late
+    assert (finish_key(rendered, SHA, "jpg") if late else rendered) == key
+
+
+@given(
+    st.text(st.sampled_from("{}ab%s256hext"), min_size=1, max_size=12),
+    st.text(st.sampled_from("{}sha256ext%"), min_size=1),
+)
+def test_late_round_trip(literal: str, value: str) -> None:
+    """No value or text can pass for a late field."""
+    escaped = literal.replace("{", "{{").replace("}", "}}")
+    rendered = Template.parse(escaped + "{id}{sha256}", ["id"]).render({"id": value})
+    assert finish_key(rendered, SHA, "jpg") == literal + value + SHA
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{skuu}", "key template names {skuu}; the columns are id, sku; did you mean {sku}?"),
+        ("{source.nam}", "key template names {source.nam}; of a source there are {source.ext}, {source.host}"),
+        ("{id", "has a brace without its partner"),
+        ("id}", "has a brace without its partner"),
+        ("{a{id}}", "has a brace without its partner"),
+        ("{}", "has empty braces"),
+        ("/", "the key template is empty"),
+    ],
+)
+def test_bad_template(text: str, message: str) -> None:
+    """Unknown fields and unbalanced braces are errors with a way out."""
+    with pytest.raises(UserError) as caught:
+        Template.parse(text, ["id", "sku"])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("https://h/x", "names no column"),
+        ("https://h/{source.name}", "known only once there is an address"),
+        ("https://h/{sha256}", "source.url names {sha256}; the columns are id, sku"),
+    ],
+)
+def test_bad_url_template(text: str, message: str) -> None:
+    """source.url takes columns only."""
+    with pytest.raises(UserError) as caught:
+        Template.parse_url(text, ["id", "sku"])
+    assert message in str(caught.value)
+
+
+def test_url_values_are_encoded() -> None:
+    """Values in source.url are percent-encoded, their slashes kept; the template's own text is not touched."""
+    template = Template.parse_url("https://h/{id}.jpg?v=%20{sku}")
+    assert template.render({"id": " a/b ?&é%", "sku": "1"}) == "https://h/a/b%20%3F%26%C3%A9%25.jpg?v=%201"
+
+
+def test_missing_value() -> None:
+    """A row without a value for a field has no key, and the field is named."""
+    with pytest.raises(MissingValue, match=r"the row has no \{sku\} for the key template"):
+        Template.parse("{sku}/{sha256}").render({"sku": ""})
+
+
+def test_needed() -> None:
+    """A template asks the list only for what the list can have."""
+    assert Template.parse("{sku}/{source.stem}-{md5}.{ext}").needed == {"sku", "md5"}

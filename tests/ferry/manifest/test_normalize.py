@@ -1,0 +1,329 @@
+# ruff: noqa: E501  (tables of messages)
+"""Rows as the plan gets them: source, key, digests, IDs, and a reason for each that cannot be used."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from ferry.core.errors import UserError
+from ferry.job.model import Columns
+from ferry.job.templates import Template
+from ferry.manifest.columns import Batch
+from ferry.manifest.duplicates import Numbering
+from ferry.manifest.normalize import SCHEMA, base_row_id, normalise, read_digest, read_size, row_id
+from ferry.manifest.open import open_manifest
+
+URL = "https://a.example/x/y.jpg"
+
+
+def rows_of(
+    folder: Path,
+    values: dict[str, list[str | None]],
+    *,
+    url: str | None = None,
+    key: str | None = None,
+    roots: Sequence[str] = (),
+    prefix: str = "",
+    for_directory: bool = False,
+    problems: dict[int, str] | None = None,
+) -> list[dict[str, Any]]:
+    count = len(next(iter(values.values())))
+    batch = Batch(range(1, count + 1), range(2, count + 2), values, problems or {})
+    result = normalise(
+        [batch],
+        url_template=None if url is None else Template.parse_url(url),
+        key_template=None if key is None else Template.parse(key),
+        roots=roots,
+        prefix=prefix,
+        for_directory=for_directory,
+        out_path=folder / "rows.parquet",
+    )
+    assert result.rows == count
+    rows: list[dict[str, Any]] = pq.read_table(result.path).to_pylist()
+    assert result.problems.keys() == {row["error_class"] for row in rows} - {None}
+    return rows
+
+
+def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
+    return rows_of(folder, {"source": [URL], **{name: [value] for name, value in values.items()}})[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "the row in line 2 has no URL"),
+        ("   ", "the row in line 2 has no URL"),
+        ("x/y.jpg", "the source is no URL; write https://..., or set `source.url` if it is an ID"),
+        ("ftp://h/x", "`ftp` addresses are not fetched, only http and https"),
+        ("data:x://", "this is not fetched, only http and https URLs"),
+        ("s3://b/x", "`s3` sources are read only under a root: set `source.roots`"),
+        ("file:///etc/passwd", "`file` sources are read only under a root: set `source.roots`"),
+        ("https:///x", "the URL has no host"),
+        ("https://:80/x", "the URL has no host"),
+        ("https://?x", "the URL has no host"),
+        ("https://h:0/x", "the URL's port is not a number from 1 to 65535"),
+        ("https://h:65536/x", "the URL's port is not a number from 1 to 65535"),
+        ("https://h:/x", "the URL's port is not a number from 1 to 65535"),
+        ("https://h:x/x", "the URL's port is not a number from 1 to 65535"),
+        ("https://h/a b", "the URL holds a space; write %20"),
+        ("https://h/a\tb", "the URL holds a control character (0x09)"),
+        ("https://h/a\nb", "the URL holds a line break; is a quote missing in the list?"),
+        ("https://me:pw@h/x", "the URL holds a user name or password; use `source.headers` with a reference"),
+        ("https://me@h/x", "the URL holds a user name or password; use `source.headers` with a reference"),
+        ("https://h\\a/x", "the URL's host cannot be read"),
+        ("https://h..a/x", "the URL's host cannot be read"),
+        ("https://h%41/x", "the URL's host cannot be read"),
+        ("https://[::1/x", "the URL's host cannot be read"),
+        ("https://[zz]/x", "the URL's host cannot be read"),
+    ],
+)
+def test_bad_url(tmp_path: Path, source: str | None, message: str) -> None:
+    """A row whose source cannot be asked for stays, as bad_url, with a sentence that says why."""
+    row = rows_of(tmp_path, {"source": [source]})[0]
+    assert (row["error_class"], row["message"], row["key"]) == ("bad_url", message, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        (URL, "x/y.jpg"),
+        (f"  {URL}\t", "x/y.jpg"),
+        ("HTTPS://A.example/X.jpg", "X.jpg"),
+        ("http://h.example:8080/a%20b", "a b"),
+        ("https://[2001:db8::1]:443/x", "x"),
+        ("https://bücher.example/ä b".replace(" ", "%20"), "ä b"),
+        ("https://h/x@y.jpg?u=a@b", "x@y.jpg"),
+        ("https://h/x/é.jpg?a=ü#f", "x/é.jpg"),
+        ("https://h//x.jpg", "x.jpg"),
+    ],
+)
+def test_good_url(tmp_path: Path, source: str, key: str) -> None:
+    """The source stays byte for byte but for blanks around it; its path is the key."""
+    row = rows_of(tmp_path, {"source": [source]})[0]
+    assert (row["source"], row["key"], row["error_class"]) == (source.strip(), key, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "message"),
+    [
+        ("s3://old/images/a b?#%20.jpg ", "a b?#%20.jpg ", None),
+        ("s3://old/images/deep/c.jpg", "c.jpg", None),
+        ("file:///srv/images/x.jpg", "x.jpg", None),
+        ("s3://old/other/x.jpg", None, "the source lies under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
+        ("s3://old/images2/x.jpg", None, "the source lies under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
+        ("file:///srv/images/../../etc/passwd", None, "the source holds `.` or `..`, which could leave its root"),
+        ("s3://old/images/", None, "the source is a root itself, and names no object"),
+        ("s3://old/images/a.jpg/", None, "the source ends in `/`, so it names no object"),
+    ],
+)  # fmt: skip
+def test_roots(tmp_path: Path, source: str, key: str | None, message: str | None) -> None:
+    """s3:// and file:// sources are taken literally, only under a root, and keyed by what follows it."""
+    roots = ["s3://old/images", "s3://old/images/deep/", "file:///srv/images/"]
+    row = rows_of(tmp_path, {"source": [source]}, roots=roots)[0]
+    assert (row["key"], row["message"]) == (key, message)
+
+
+def test_key_order(tmp_path: Path) -> None:
+    """A template wins over the row's key column, and that over the path of the URL."""
+    values: dict[str, list[str | None]] = {"source": [URL, URL], "key": ["//k/1.jpg", None], "id": ["1", "2"]}
+    assert [row["key"] for row in rows_of(tmp_path, values)] == ["k/1.jpg", "x/y.jpg"]
+    templated = rows_of(
+        tmp_path, values, key="/{id}/{source.host}/{source.stem}.{source.ext}/{source.path}/{source.name}"
+    )
+    assert templated[0]["key"] == "1/a.example/y.jpg/x/y.jpg/y.jpg"
+
+
+def test_late_keys(tmp_path: Path) -> None:
+    """A late key keeps its late fields, and its other braces doubled."""
+    row = rows_of(tmp_path, {"source": [URL], "id": ["{1}"]}, key="{id}/{sha256}.{ext}")[0]
+    assert (row["key"], row["late_key"], row["error_class"]) == ("{{1}}/{sha256}.{ext}", True, None)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ({"key": ["a/../b"]}, {}, "the key holds `.` or `..` as a name; set `key`, or give the row another one"),
+        ({"key": ["/"]}, {}, "the key is empty; set `key`, or give the row another one"),
+        ({"source": ["https://h.example/"]}, {}, "the key is empty; set `key`, or give the row another one"),
+        ({"source": ["https://h.example/a//b"]}, {}, "the key holds `//`, an empty name; set `key`, or give the row another one"),
+        ({"key": ["a" * 1020]}, {"prefix": "pppp/"}, "the key is 1,025 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),
+        ({"key": [".ferry-parts/1"]}, {"for_directory": True}, "a name in the key begins with `.ferry-parts`, as those of unfinished files do; set `key`, or give the row another one"),
+        ({"sku": [None]}, {"key": "{sku}/{sha256}"}, "the row has no {sku} for the key template"),
+        ({"source": ["https://h.example/x"]}, {"key": "a.{source.ext}"}, "the row has no {source.ext} for the key template"),
+        ({"id": ["a" * 980]}, {"key": "{id}/{sha256}"}, "the key is 1,045 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),
+    ],
+)  # fmt: skip
+def test_bad_key(tmp_path: Path, values: dict[str, list[str | None]], options: dict[str, Any], message: str) -> None:
+    """A row whose key cannot be used stays, as bad_key, with the reason."""
+    row = rows_of(tmp_path, {"source": [URL], **values}, **options)[0]
+    assert (row["error_class"], row["message"]) == ("bad_key", message)
+
+
+def test_source_url(tmp_path: Path) -> None:
+    """IDs become encoded addresses; a source that is an address already stays; a missing ID is named."""
+    values: dict[str, list[str | None]] = {"source": [None, "s/2", URL, None], "id": ["a b/1", None, "3", None]}
+    rows = rows_of(tmp_path, values, url="https://h.example/{id}.jpg")
+    assert [row["source"] for row in rows] == ["https://h.example/a%20b/1.jpg", "https://h.example/s/2.jpg", URL, None]
+    assert [row["key"] for row in rows] == ["a b/1.jpg", "s/2.jpg", "x/y.jpg", None]
+    assert rows[3]["message"] == "the row in line 5 has no {id} for source.url"
+
+
+MD5 = hashlib.md5(b"x").hexdigest()
+SHA = hashlib.sha256(b"x").hexdigest()
+
+
+def b64(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest)).decode()
+
+
+@pytest.mark.parametrize(
+    ("role", "text", "value"),
+    [
+        ("md5", MD5.upper(), MD5),
+        ("md5", f" {b64(MD5)} ", MD5),
+        ("sha256", SHA, SHA),
+        ("sha256", b64(SHA), SHA),
+        ("size", " 123 ", 123),
+        ("size", "0", 0),
+        ("size", "  ", None),
+        ("etag", '"abc"', '"abc"'),
+        ("content_type", " image/svg+xml; charset=utf-8", "image/svg+xml; charset=utf-8"),
+        ("last_modified", "2024-01-02", "2024-01-02"),
+    ],
+)
+def test_values(tmp_path: Path, role: str, text: str, value: object) -> None:
+    """Digests become lower-case hex, sizes numbers; what is only carried stays as it is."""
+    row = row_of(tmp_path, **{role: text})
+    assert (row[role], row["error_class"]) == (value, None)
+
+
+@pytest.mark.parametrize(
+    ("role", "text", "message"),
+    [
+        ("md5", MD5[:-1], f"md5 `{MD5[:-1]}` is not 32 hex digits or base64 of 16 bytes"),
+        ("md5", SHA, f"md5 `{SHA[:60]}` is not 32 hex digits or base64 of 16 bytes"),
+        ("md5", "z" * 32, f"md5 `{'z' * 32}` is not 32 hex digits or base64 of 16 bytes"),
+        ("sha256", b64(MD5), f"sha256 `{b64(MD5)}` is not 64 hex digits or base64 of 32 bytes"),
+        ("size", "123.0", "size `123.0` is not a whole number of bytes"),
+        ("size", "-1", "size `-1` is not a whole number of bytes"),
+        ("size", "9" * 19, f"size `{'9' * 19}` is not a whole number of bytes"),
+        ("size", "٣", "size `٣` is not a whole number of bytes"),
+        ("content_type", "image/jpeg\r\nX: y", "content_type `image/jpeg\\r\\nX: y` is no media type (image/jpeg)"),
+        ("content_type", "jpeg", "content_type `jpeg` is no media type (image/jpeg)"),
+    ],
+)
+def test_bad_values(tmp_path: Path, role: str, text: str, message: str) -> None:
+    """A digest, size or media type that cannot be read is a problem of its row, never ignored."""
+    row = row_of(tmp_path, **{role: text})
+    assert (row["error_class"], row["message"], row[role]) == ("bad_line", message, None)
+
+
+def test_reading_digests() -> None:
+    """Digests are hex or base64 of the exact length, and nothing that only looks like it."""
+    assert read_digest(f"{MD5[:16]} {MD5[17:]}", 16) is None
+    assert read_digest(b64(MD5).rstrip("="), 16) is None
+    assert read_size("1_000") is None
+
+
+def test_bad_lines_stay(tmp_path: Path) -> None:
+    """A line that could not be read is a row with the reader's reason."""
+    row = rows_of(tmp_path, {"source": [None, URL]}, problems={0: "line 2: longer than 1 MiB"})[0]
+    assert (row["error_class"], row["message"], row["source"]) == ("bad_line", "line 2: longer than 1 MiB", None)
+
+
+def test_row_ids() -> None:
+    """IDs tell apart where parts begin and end, and what is empty from what is missing."""
+    tuples = [
+        ("a", "b", "c"),
+        ("ab", "", "c"),
+        ("a", None, "c"),
+        ("a", "", "c"),
+        ("a", "1:b", "c"),
+        ("a", "b", None),
+        (None,) * 3,
+    ]
+    ids = {row_id(base_row_id(*parts), n) for parts in tuples for n in (0, 1, 2)}
+    assert len(ids) == 3 * len(tuples)
+    # Pinned: ledgers fold by these IDs, so they may never change.
+    assert row_id(base_row_id("a", "b", "c"), 0) == "321cf3124838eafcf3df515fc440c7452def249dc89643bb5fb8e1bc260b2191"
+    assert row_id(base_row_id("a", None, "c"), 2) == "93fe8a27a681ca14e58c021ec56ac3398b23a325d944911e5ba18e659118dcc9"
+
+
+@pytest.mark.parametrize("rows", [1, 100, 150_000])
+def test_repeated_rows(tmp_path: Path, rows: int) -> None:
+    """Equal rows are numbered in order over the whole list; the IDs do not depend on how it was read."""
+    rng = random.Random(rows)
+    ids = [str(rng.randrange(max(1, rows // 2))) for _ in range(rows)]
+    batches = [
+        Batch(range(at + 1, at + 1 + len(part)), None, {"source": [URL] * len(part), "id": part})
+        for at in range(0, rows, 7_001)
+        if (part := ids[at : at + 7_001])
+    ]
+    result = normalise(
+        batches, url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r.parquet"
+    )
+    table = pq.read_table(result.path)
+    seen: dict[str, int] = {}
+    expected = []
+    for id_ in ids:
+        n = seen[id_] = seen.get(id_, -1) + 1
+        expected.append(row_id(base_row_id(URL, "x/y.jpg", id_), n))
+    assert table.column("row_id").to_pylist() == expected
+    assert len(set(expected)) == rows
+    assert table.column("id").to_pylist() == ids
+    assert result.repeated == rows - len(seen)
+
+
+def test_numbering_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeats come in order of position, from disk as from memory, and the work directory is gone after."""
+    monkeypatch.setattr("ferry.manifest.duplicates._FLUSH_BYTES", 100)
+    rng = random.Random(1)
+    digests = [hashlib.sha256(b"%d" % rng.randrange(900)).digest() for _ in range(20_000)]
+    seen: dict[bytes, int] = {}
+    expected = []
+    for position, digest in enumerate(digests):
+        n = seen[digest] = seen.get(digest, -1) + 1
+        if n:
+            expected.append((position, n))
+    with Numbering(tmp_path / "work") as numbering:
+        for at in range(0, len(digests), 999):
+            numbering.add(digests[at : at + 999])
+        assert list(numbering.repeats()) == expected
+    assert not (tmp_path / "work").exists()
+
+
+def test_file(tmp_path: Path) -> None:
+    """The file is private, has the schema with its version and groups of 64k rows, and its row numbers in order."""
+    rows = 150_000
+    batch = Batch(range(1, rows + 1), None, {"source": [f"https://h.example/{n}" for n in range(rows)]})
+    result = normalise(
+        [batch], url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r.parquet"
+    )
+    with pq.ParquetFile(result.path) as file:
+        assert file.schema_arrow.equals(SCHEMA)
+        assert file.schema_arrow.metadata[b"ferry_schema"] == b"1"
+        assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [65_536, 65_536, 18_928]
+        assert file.metadata.row_group(0).column(0).compression == "ZSTD"
+    assert result.path.stat().st_mode & 0o777 == 0o600
+    assert pq.read_table(result.path).column("row_no").to_pylist() == list(range(1, rows + 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["r.parquet"]
+
+
+def test_failure_leaves_nothing(tmp_path: Path) -> None:
+    """A list that breaks in the middle leaves no file that could be taken for a whole one."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"url\n{URL}\n" * 2 + "a,b\n")
+    manifest = open_manifest(path, "a.csv", Columns())
+    with pytest.raises(UserError):
+        normalise(
+            manifest.batches(), url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]

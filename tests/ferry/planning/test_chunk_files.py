@@ -1,0 +1,223 @@
+"""Chunk files: which rows they get, in which order, and which rows of earlier ones need nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from ferry.core.errors import UserError
+from ferry.core.records import Row
+from ferry.planning import chunk_files
+from ferry.state import ledger
+from ferry.state.parquet import read_table
+from ferry.state.plan_file import ChunkRef
+from tests.support.helpers import chunk_rows, directory_state, make_outcome
+
+COLUMNS = ("row_id", "row_no", "source", "key", "late_key", "size", "md5", "sha256", "content_type", "etag",
+           "last_modified", "id", "error_class")  # fmt: skip
+
+
+class Cutting:
+    """A list, the ledger and what planning wants of its rows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = directory_state(folder)
+        self.con = ledger.connect(folder / "spool")
+        kinds = {"row_no": "BIGINT", "late_key": "BOOLEAN", "size": "BIGINT"}
+        columns = ", ".join(f"{name} {kinds.get(name, 'VARCHAR')}" for name in COLUMNS)
+        self.con.execute(f"CREATE TABLE m ({columns}); CREATE TABLE verdict (row_id VARCHAR)")
+
+    def put(self, *rows: dict[str, Any]) -> None:
+        for row in rows:
+            number = row["row_no"]
+            values = {"row_id": str(number), "source": f"s{number}", "key": f"k{number}", "late_key": False, **row}
+            values_in_order = [values.get(name) for name in COLUMNS]
+            self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(COLUMNS))})", values_in_order)
+
+    def outcomes(self, *outcomes: tuple[str, int]) -> None:
+        """Of so many attempts at these rows."""
+        made = [make_outcome(row_id, attempt=attempt) for row_id, attempt in outcomes]
+        ledger.append_outcomes(self.state, made, 1, "c", 0)
+        ledger.create_latest(self.con, self.state, at_once=True)
+
+    def cut(
+        self, todo: Sequence[tuple[int, str, int]], rows: int = 3, run_no: int = 1, base: bool = True, **ask: Any
+    ) -> list[ChunkRef]:
+        """Chunks of rows by number, each with its reason and attempt."""
+        self.con.execute("CREATE OR REPLACE TABLE todo (row_id VARCHAR, row_no BIGINT, reason VARCHAR, attempt BIGINT, "
+                         "nights BIGINT); DROP TABLE IF EXISTS cut")  # fmt: skip
+        for number, reason, attempt in todo:
+            line = [str(number), number, reason, attempt, attempt - 1]
+            self.con.execute("INSERT INTO todo VALUES (?, ?, ?, ?, ?)", line)
+        chunk_files.choose(self.con, ask.get("limit"), ask.get("pending", 0))
+        return chunk_files.write_chunks(self.con, self.state, run_no, rows, base=base)
+
+    def rows(self, chunks: Sequence[ChunkRef]) -> list[list[Row]]:
+        return [chunk_rows(self.state, chunk) for chunk in chunks]
+
+    def ids(self, chunks: Sequence[ChunkRef]) -> list[list[str]]:
+        return [[row.row_id for row in rows] for rows in self.rows(chunks)]
+
+
+@pytest.fixture
+def cutting(tmp_path: Path) -> Cutting:
+    made = Cutting(tmp_path)
+    made.put(*({"row_no": number, "size": 10 * number} for number in (4, 2, 7, 1, 6, 3, 5)))
+    return made
+
+
+TO_DO = [(7, "new", 1), (2, "retry", 3), (3, "new", 1), (1, "new", 1), (6, "repair", 2), (5, "new", 1)]
+
+
+@pytest.mark.parametrize("span", [1, 2, 1_000_000])
+def test_new_rows_and_others_in_the_order_of_the_list(
+    span: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of so many rows, the last one shorter, new rows apart; however many are sorted at once."""
+    monkeypatch.setattr(chunk_files, "SPAN_ROWS", span)
+    chunks = cutting.cut(TO_DO)
+    assert cutting.ids(chunks) == [["1", "3", "5"], ["7"], ["2", "6"]]
+    assert [(chunk.kind, chunk.rows, chunk.bytes, chunk.run_no, chunk.done) for chunk in chunks] == [
+        ("base", 3, 90, 1, 0), ("base", 1, 70, 1, 0), ("again", 2, 80, 1, 0),
+    ]  # fmt: skip
+    first, second = cutting.rows(chunks)[2]
+    assert (first.source, first.key, first.size, first.reason, first.attempt) == ("s2", "k2", 20, "retry", 3)
+    assert (second.reason, second.attempt) == ("repair", 2)
+    assert cutting.cut([]) == []
+
+
+def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
+    """In whichever run; but a chunk of rows that are done again is one of its run alone."""
+    (base,), (later,) = cutting.cut([(1, "new", 1)]), cutting.cut([(1, "new", 1)], run_no=2)
+    assert (base.digest, base.kind) == (later.digest, "base")
+    assert chunk_files.without([base], [later]) == []
+    (again,) = cutting.cut([(1, "new", 1)], base=False)
+    (once_more,) = cutting.cut([(1, "new", 1)], run_no=2, base=False)
+    assert again.kind == once_more.kind == "again"
+    assert len({base.digest, again.digest, once_more.digest}) == 3
+    for chunk in (base, again):
+        assert b"ferry_schema" in read_table(cutting.state.local(chunk.uri)).schema.metadata
+    assert chunk_files.without([base, again], [once_more]) == [base, again]
+
+
+@pytest.mark.parametrize(
+    ("limit", "pending", "rows", "reasons"),
+    [
+        (None, 9, [["1", "3", "5"], ["7"], ["2", "6"]], {"new": 4, "repair": 1, "retry": 1}),
+        (6, 0, [["1", "3", "5"], ["7"], ["2", "6"]], {"new": 4, "repair": 1, "retry": 1}),
+        (5, 0, [["1", "3", "5"], ["7"], ["2"]], {"new": 4, "retry": 1}),
+        (5, 3, [["1", "3"]], {"new": 2}),
+        (3, 3, [], {}),
+        (3, 9, [], {}),
+        (0, 0, [], {}),
+    ],
+)
+def test_a_limit(limit: int | None, pending: int, rows: list[list[str]], reasons: Any, cutting: Cutting) -> None:
+    """Rows of earlier chunks count first, then new ones, then the others."""
+    assert cutting.ids(cutting.cut(TO_DO, limit=limit, pending=pending)) == rows
+    cutting.con.execute("DROP TABLE cut")
+    assert chunk_files.choose(cutting.con, limit, pending) == reasons
+
+
+def held(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
+    chunk_files.load_held(cutting.con, cutting.state, chunks)
+    lines = cutting.con.execute(
+        "SELECT row_id, attempt, chunk, place, stale FROM held ORDER BY place, row_id"
+    ).fetchall()
+    place = {chunk.digest: number for number, chunk in enumerate(chunks)}
+    assert all(place[chunk] == number for _, _, chunk, number, _ in lines)
+    return [(row_id, attempt, number, stale) for row_id, attempt, _, number, stale in lines]
+
+
+@pytest.mark.parametrize("files", [1, 500])
+def test_what_chunks_hold(files: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row, for its attempt, and whether the list says something else of it by now. A row that left the list is as
+    it was. However many files are read at once."""
+    monkeypatch.setattr(chunk_files, "FILES_AT_ONCE", files)
+    chunks = [*cutting.cut([(1, "new", 1), (2, "new", 1), (3, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
+    assert held(cutting, chunks) == [("1", 1, 0, False), ("2", 1, 0, False), ("3", 1, 0, False), ("1", 2, 1, False)]
+    for name in ("size", "md5", "sha256", "etag", "content_type"):
+        cutting.con.execute(f"UPDATE m SET {name} = '5' WHERE row_id = '1'")
+        assert [stale for *_, stale in held(cutting, chunks)] == [True, False, False, True], name
+        cutting.con.execute(f"UPDATE m SET {name} = {'10' if name == 'size' else 'NULL'} WHERE row_id = '1'")
+    cutting.con.execute("UPDATE m SET last_modified = 'x', id = 'y', source = 'z'; DELETE FROM m WHERE row_id = '2'")
+    assert not any(stale for *_, stale in held(cutting, chunks))
+    (cutting.state.root / chunks[0].uri).unlink()
+    with pytest.raises(UserError, match="missing or damaged"):
+        chunk_files.load_held(cutting.con, cutting.state, chunks)
+
+
+def test_rows_that_may_have_begun(cutting: Cutting) -> None:
+    """They left the list, and the ledger does not have the attempt that a chunk holds them for."""
+    first, second = cutting.cut([(1, "new", 1), (2, "new", 1), (3, "new", 1)]), cutting.cut([(1, "retry", 2)], run_no=5)
+    cutting.con.execute("DELETE FROM m WHERE row_id IN ('1', '3')")
+    cutting.outcomes(("1", 1))
+    chunks = [*first, *second]
+    chunk_files.load_held(cutting.con, cutting.state, chunks)
+    chunk_files.load_begun(cutting.con, cutting.state, chunks)
+    assert cutting.con.execute("SELECT * FROM begun ORDER BY 1").fetchall() == [("1", "k1", 5), ("3", "k3", 1)]
+
+
+@pytest.mark.parametrize(
+    ("what", "done"),
+    [
+        ("", [False, False]),
+        ("INSERT INTO verdict VALUES ('1')", [True, False]),
+        ("UPDATE m SET error_class = 'bad_url' WHERE row_id = '1'", [True, False]),
+        ("DELETE FROM m WHERE row_id = '2'", [False, True]),
+        ("UPDATE m SET size = 5 WHERE row_id = '2'", [False, True]),
+    ],
+)
+def test_rows_that_need_nothing_more(what: str, done: list[bool], cutting: Cutting) -> None:
+    """Those that left the list, may not move, or that the list says something else of."""
+    chunks = cutting.cut([(1, "new", 1), (2, "new", 1)])
+    if what:
+        cutting.con.execute(what)
+    cutting.outcomes()
+    assert is_done(cutting, chunks) == [("1", 0, done[0]), ("2", 0, done[1])]
+
+
+def is_done(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
+    chunk_files.load_held(cutting.con, cutting.state, chunks)
+    return cutting.con.execute(
+        f"SELECT h.row_id, h.place, {chunk_files.DONE} {chunk_files.HELD_JOINED} ORDER BY 1, 2"
+    ).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "done"), [(0, [True, False]), (1, [True, False]), (2, [True, True]), (3, [True, True])]
+)
+def test_attempts_that_the_ledger_has(attempt: int, done: list[bool], cutting: Cutting) -> None:
+    """Of several chunks with one row the one for the latest attempt counts, until the ledger has that attempt."""
+    chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
+    cutting.outcomes(*([("1", attempt)] if attempt else []))
+    assert is_done(cutting, chunks) == [("1", 0, done[0]), ("1", 1, done[1])]
+    assert is_done(cutting, chunks[::-1]) == [("1", 0, done[1]), ("1", 1, done[0])]
+
+
+def test_of_two_chunks_for_one_attempt_the_later_one_counts(cutting: Cutting) -> None:
+    """Unless it was cut from what the list does not say any more."""
+    chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 1)])]
+    cutting.outcomes()
+    assert is_done(cutting, chunks) == [("1", 0, True), ("1", 1, False)]
+    cutting.con.execute("UPDATE m SET size = 5 WHERE row_id = '1'")
+    chunks = [*cutting.cut([(1, "new", 1)]), chunks[1]]
+    assert is_done(cutting, chunks) == [("1", 0, False), ("1", 1, True)]
+
+
+@pytest.mark.parametrize(
+    ("batches", "rows", "tables"),
+    [([], 3, []), ([0], 3, []), ([1, 5, 0, 2], 3, [3, 3, 2]), ([6], 3, [3, 3]), ([2, 2, 2], 3, [3, 3]), ([7], 9, [7])],
+)
+def test_tables_of_equal_length(batches: list[int], rows: int, tables: list[int]) -> None:
+    """Whatever batches come, no row is lost and none moves."""
+    numbers, given = iter(range(99)), []
+    for size in batches:
+        given.append(pa.record_batch({"n": pa.array([next(numbers) for _ in range(size)], pa.int64())}))
+    found = list(chunk_files.regrouped(given, rows))
+    assert [table.num_rows for table in found] == tables
+    assert [n for table in found for n in table.column("n").to_pylist()] == list(range(sum(batches)))

@@ -1,0 +1,288 @@
+"""What planning finds wrong with rows: the queries of collisions.py, each on a few rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.errors import UserError
+from ferry.core.records import ErrorClass, Outcome, Status
+from ferry.planning.collisions import Judged, find_superseded, judge, write_outcomes
+from ferry.state import ledger
+from ferry.storage.local_files import Twin
+from tests.support.helpers import by_key, directory_state, later, latest, make_outcome
+
+LATE = "{sha256}.jpg"
+FAILED: dict[str, Any] = {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND, "attempt": 2}
+
+
+class List:
+    """Rows of a list, numbered from 1, each its own `row_id`; and what the ledger has of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state = directory_state(folder)
+        self.con = ledger.connect(folder / "spool")
+        self.con.execute(
+            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, late_key BOOLEAN, id VARCHAR, "
+            "size BIGINT, error_class VARCHAR, message VARCHAR); CREATE TABLE superseded (row_id VARCHAR); "
+            "CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)"
+        )
+        self.notes: list[str] = []
+
+    def put(self, rows: Sequence[dict[str, Any]], known: dict[str, dict[str, Any]] = {}, gone: str = "") -> None:
+        """``known``: outcomes by row; ``gone``: a row whose key another one wrote since."""
+        for number, row in enumerate(rows, 1):
+            values = {"row_id": str(number), "row_no": number, "source": f"s{number}", "late_key": False, **row}
+            names = ("row_id", "row_no", "source", "key", "late_key", "id", "size", "error_class", "message")
+            given = [values.get(name) for name in names]
+            self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(names))})", given)
+        self.outcomes([make_outcome(row_id, **given) for row_id, given in known.items()])
+        if gone:
+            self.con.execute("INSERT INTO superseded VALUES (?)", [gone])
+
+    def outcomes(self, outcomes: Sequence[Outcome]) -> None:
+        ledger.append_outcomes(self.state, outcomes, 1, "c", 0)
+        ledger.create_latest(self.con, self.state, at_once=True)
+
+    def judged(self, twins: Sequence[Twin] | None = None, **given: Any) -> dict[str, str]:
+        """The verdicts by row, as `class: message`. Without ``twins`` a test must not ask for them."""
+
+        def ask() -> Sequence[Twin]:
+            assert twins is not None
+            return twins
+
+        judge(self.con, self.notes, **{"for_directory": False, "twins": ask, **given})
+        lines = self.con.execute("SELECT row_id, error_class || ': ' || message FROM verdict").fetchall()
+        assert len(lines) == len(dict(lines))
+        return dict(lines)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> List:
+    return List(tmp_path)
+
+
+def wants(other: int) -> str:
+    return f"key_collision: row {other} wants the same key from another source"
+
+
+def same(other: int) -> str:
+    return f"duplicate: the same source and key as row {other}"
+
+
+A, B = {"key": "a"}, {"key": "b"}
+# Beside rows that collide there are enough others, so that the list is not refused.
+FILL = [{"key": f"fill-{n}"} for n in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "gone", "verdicts"),
+    [
+        ([A, B], {}, "", {}),
+        ([{**A, "source": "s"}, {**A, "source": "s"}], {}, "", {"2": same(1)}),
+        ([{**A, "source": "s"}, B, {**A, "source": "s"}, {**A, "source": "s"}], {}, "", {"3": same(1), "4": same(1)}),
+        ([A, A, A], {}, "", {"1": wants(3), "2": wants(1), "3": wants(1)}),
+        ([A, A], {"2": {}}, "", {"1": wants(2)}),
+        ([A, A], {"2": {"status": Status.UNCHANGED}}, "", {"1": wants(2)}),
+        ([A, A], {"2": {"status": Status.PENDING}}, "", {"1": wants(2)}),
+        ([A, A], {"2": {"status": Status.PENDING, "attempt": 0}}, "", {"1": wants(2), "2": wants(1)}),
+        ([A, A], {"2": FAILED}, "", {"1": wants(2), "2": wants(1)}),
+        ([A, A], {"2": {}}, "2", {"1": wants(2), "2": wants(1)}),
+        ([A, A], {"1": {}, "2": {}}, "", {}),
+        ([{**A, "source": "s"}, {**A, "source": "s"}], {"2": {}}, "", {"1": same(2)}),
+        ([A, {**A, "error_class": "bad_url"}], {}, "", {}),
+        ([{"key": LATE, "late_key": True}, {"key": LATE, "late_key": True}], {}, "", {}),
+        ([{"key": LATE, "late_key": False}, {"key": LATE, "late_key": False}], {}, "", {"1": wants(2), "2": wants(1)}),
+        ([{"key": "{ext}", "late_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
+        ([{"key": "{{sha256}}{ext}", "late_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
+    ],
+)
+def test_rows_that_want_one_key(
+    given: list[dict[str, Any]], known: dict[str, Any], gone: str, verdicts: dict[str, str], rows: List
+) -> None:
+    """Equal rows are one, and of others none moves; a row whose copy stands there keeps its place."""
+    rows.put([*given, *FILL], known, gone)
+    assert rows.judged() == verdicts
+    assert rows.notes == []
+
+
+def test_what_a_listing_has_twice(rows: List) -> None:
+    """Two objects whose names the client cannot tell apart: the second one is not a duplicate."""
+    rows.put([{**A, "source": "s"}, {**A, "source": "s"}, *FILL])
+    (verdict,) = rows.judged(listed=True).items()
+    assert verdict == (
+        "2", "key_collision: a second object whose name the client cannot tell from this one; like row 1",
+    )  # fmt: skip
+
+
+FILE = "key_collision: other rows want this key as a directory"
+BELOW = "key_collision: another row has the key of its directory"
+
+
+@pytest.mark.parametrize(
+    ("known", "gone", "verdicts"),
+    [
+        ({}, "", {"1": FILE}),
+        ({"1": {}}, "", {"2": BELOW, "3": BELOW}),
+        ({"1": {}}, "1", {"1": FILE}),
+        ({"1": {}, "2": {}}, "", {"3": BELOW}),
+        ({"2": {}}, "", {"1": FILE}),
+        ({"1": {}, "2": {}, "3": {"status": Status.PENDING}}, "", {}),
+    ],
+)
+def test_a_file_and_a_folder_of_one_name(
+    known: dict[str, Any], gone: str, verdicts: dict[str, str], rows: List
+) -> None:
+    """In a directory only one of them can be; in a bucket both are."""
+    given = [
+        A,
+        {"key": "a/x"},
+        {"key": "a/y/z"},
+        {"key": "b/a"},
+        {"key": "c/a", "error_class": "bad_url"},
+        {"key": "c"},
+    ]
+    rows.put([*given, {"key": "d/e"}, {"key": "d/e"}, *FILL, *({"key": f"more-{n}"} for n in range(40))], known, gone)
+    both = {"7": wants(8), "8": wants(7)}
+    assert rows.judged(for_directory=True) == both | verdicts
+    rows.con.execute("DROP TABLE verdict")
+    assert rows.judged(for_directory=False) == both
+
+
+def alike(other: int) -> str:
+    return f"key_collision: the directory does not tell this key from that of row {other}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "twin"),
+    [(("a.jpg", "A.jpg"), "case"), (("\u00e9.jpg", "e\u0301.jpg"), "form"), (("a./b. ", "a/b"), "dots")],
+)
+def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], twin: Twin, rows: List) -> None:
+    """Where the destination is known to be such a one none of their rows moves, but for one whose copy stands there;
+    elsewhere it is said."""
+    one, other = ({"key": key} for key in keys)
+    rows.put([one, other, {**one, "error_class": "bad_url"}, *FILL])
+    assert rows.judged([]) == {}
+    assert [note.split(" differ")[0] for note in rows.notes] == ["1 groups of keys"]
+    for given, verdicts in (
+        ([twin], {"1": alike(2), "2": alike(1)}),
+        ([name for name in ("dots", "form", "case") if name != twin], {}),
+    ):
+        rows.con.execute("DROP TABLE verdict")
+        assert rows.judged(given) == verdicts
+    rows.con.execute("DROP TABLE verdict")
+    rows.put([], {"2": {}})
+    assert rows.judged([twin]) == {"1": alike(2)}
+    rows.con.execute("DROP TABLE verdict; INSERT INTO superseded VALUES ('2')")
+    assert rows.judged([twin]) == {"1": alike(2), "2": alike(1)}
+    assert len(rows.notes) == 1
+
+
+def test_names_that_the_digest_makes_are_told_apart(rows: List) -> None:
+    """Late keys that name the digest differ wherever the objects do."""
+    rows.put([{"key": "A{sha256}", "late_key": True}, {"key": "a{sha256}", "late_key": True}, *FILL])
+    assert rows.judged() == {}
+
+
+@pytest.mark.parametrize(("others", "refused"), [(16, True), (17, False)])
+def test_more_than_a_tenth_of_collisions_is_no_accident(others: int, refused: bool, rows: List) -> None:
+    """Of the rows without duplicates; the error names a key. Fewer are counted."""
+    rows.put([A, A, *FILL[:others], *[{**B, "source": "s"}] * 5])
+    if refused:
+        with pytest.raises(UserError, match=r"2 of 23 rows want a key .*for one: `a`"):
+            rows.judged()
+        return
+    assert judge(rows.con, [], for_directory=False) == Judged(24, 0, 4, 2)
+
+
+def test_a_list_without_a_usable_row(rows: List) -> None:
+    """Is an error of the user, with what is wrong with the first one; one usable row is enough."""
+    bad = {"key": None, "error_class": "bad_url", "message": "no such scheme"}
+    rows.put([bad, bad])
+    with pytest.raises(UserError, match="the first one: no such scheme"):
+        rows.judged()
+    rows.con.execute("DROP TABLE verdict")
+    rows.put([A])
+    judged = judge(rows.con, [], for_directory=False)
+    assert (judged, judged.usable) == (Judged(3, 2, 0, 0), 1)
+
+
+ONE, TWO = {"sha256": "a", "md5": "c"}, {"sha256": "b", "md5": "d"}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "gone"),
+    [
+        (ONE, None, ""),
+        (ONE, TWO, "1"),
+        (ONE, ONE, ""),
+        (ONE, {**TWO, "md5": "c"}, ""),
+        (ONE, {**TWO, "sha256": "a"}, ""),
+        ({**ONE, "run_no": 3}, TWO, "2"),
+        (ONE, {**TWO, "run_no": 1, "recorded_at": later(1)}, "1"),
+        ({**ONE, "recorded_at": later(1)}, {**TWO, "run_no": 1}, "2"),
+        ({**ONE, "status": Status.UNCHANGED}, TWO, "1"),
+        (ONE, {**TWO, "status": Status.UNCHANGED}, "1"),
+        (ONE, {**ONE, "status": Status.DROPPED}, "1"),
+        (ONE, {**ONE, "status": Status.PENDING}, "1"),
+        (ONE, {"status": Status.SKIPPED}, ""),
+        (ONE, FAILED, "1"),
+        (ONE, {**FAILED, "attempt": 1}, ""),
+        (ONE, {**FAILED, "attempt": 1, "error_class": ErrorClass.UPLOAD_UNCONFIRMED}, "1"),
+        (ONE, {**FAILED, "chunk": ""}, ""),
+        (ONE, {**FAILED, **ONE, "dest_etag": "e"}, ""),
+        (ONE, {**FAILED, **TWO, "dest_etag": "e"}, "1"),
+        ({**FAILED, **ONE, "dest_etag": "e"}, TWO, "1"),
+        ({**FAILED, **ONE}, TWO, ""),
+        (FAILED, FAILED, ""),
+        ({**TWO, "key": "another"}, ONE, ""),
+    ],
+)
+def test_whose_object_is_gone(first: dict[str, Any], second: dict[str, Any] | None, gone: str, rows: List) -> None:
+    """Two rows had one key, by default one after the other: the first one's object is gone where the second may have
+    written another."""
+    outcomes = [make_outcome("1", **{"key": "k", "run_no": 1, **first})]
+    if second is not None:
+        outcomes.append(make_outcome("2", **{"key": "k", "run_no": 2, **second}))
+    rows.outcomes(outcomes)
+    rows.con.execute("DROP TABLE superseded")
+    find_superseded(rows.con)
+    assert "".join(row_id for (row_id,) in rows.con.execute("SELECT row_id FROM superseded").fetchall()) == gone
+
+
+def test_a_row_that_may_have_begun_takes_the_key(rows: List) -> None:
+    """It left the list, and its chunk holds it for an attempt without an outcome."""
+    rows.outcomes([make_outcome("1", key="k"), make_outcome("3", key="l")])
+    rows.con.execute("DROP TABLE superseded; INSERT INTO begun VALUES ('2', 'k', 1)")
+    find_superseded(rows.con)
+    assert rows.con.execute("SELECT row_id FROM superseded").fetchall() == [("1",)]
+
+
+def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
+    """Where the ledger does not say so yet, and of a row whose copy stands there only if another one wrote its key."""
+    bad: dict[str, Any] = {"error_class": "bad_url", "message": "no such scheme", "key": None, "source": None}
+    given = [bad, bad, bad, bad, {**A, "source": "s", "id": "i", "size": 9}, {**A, "source": "s"}, B]
+    known: dict[str, dict[str, Any]] = {
+        "2": {"status": Status.FAILED, "error_class": ErrorClass.BAD_URL, "attempt": 0},
+        "3": {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND, "attempt": 2},
+        "4": {"key": "copied"},
+    }
+    rows.put(given, known)
+    assert rows.judged() == {"6": same(5)}
+    write_outcomes(rows.con, rows.state, 5, "how")
+    written = {row_id: outcome for row_id, outcome in latest(rows.state).items() if outcome.run_no == 5}
+    assert {row_id: (o.status, o.error_class, o.attempt) for row_id, o in written.items()} == {
+        "1": (Status.FAILED, ErrorClass.BAD_URL, 0),
+        "3": (Status.FAILED, ErrorClass.BAD_URL, 2),
+        "6": (Status.SKIPPED, ErrorClass.DUPLICATE, 0),
+    }
+    one = written["1"]
+    assert (one.source, one.key, one.message, one.chunk, one.how) == ("", "", "no such scheme", "", "how")
+    assert (one.retryable, one.requests) == (False, 0)
+    assert (written["6"].source, written["6"].key) == ("s", "a")
+    rows.con.execute("INSERT INTO superseded VALUES ('4')")
+    write_outcomes(rows.con, rows.state, 6, "how")
+    assert "copied" not in by_key(rows.state)

@@ -1,0 +1,150 @@
+"""What planning leaves in the state from run to run, and what it asks the state before it plans."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.errors import Damaged
+from ferry.job.model import Job
+from ferry.state import ledger
+from ferry.state.checksums import seal_json
+from ferry.state.files import DirectoryState
+from ferry.state.plan_file import HINTS, PLACE_FILE, PLAN_FILE, Plan, Planned, forget_plan, read_place, read_plan
+from tests.support.helpers import directory_state, make_job, plan, settle, urls, write_list
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> DirectoryState:
+    return directory_state(tmp_path)
+
+
+class Night:
+    """Lists of one job, planned one after the other."""
+
+    def __init__(self, folder: Path, state: DirectoryState, **given: Any) -> None:
+        self.folder, self.state, self.run_no, self.given = folder, state, 0, given
+
+    @property
+    def job(self) -> Job:
+        destination = f"file://{self.folder}/out/"
+        return make_job(manifest=str(self.folder / "list.csv"), destination=destination, **self.given)
+
+    def plan(self, rows: int, unusable: int = 0, doubled: int = 0, **ask: Any) -> Planned:
+        lines = [*urls(*range(rows)), *[["no-address"]] * unusable, *urls(*range(doubled))]
+        write_list(self.folder / "list.csv", lines)
+        self.run_no += 1
+        return plan(self.job, self.state, self.run_no, **ask)
+
+    def in_force(self) -> Plan:
+        found = read_plan(self.state)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def night(tmp_path: Path, state: DirectoryState) -> Night:
+    return Night(tmp_path, state)
+
+
+def test_only_the_list_in_force_is_kept(night: Night) -> None:
+    """The normalised list of an earlier run goes when another one is in force, and so do its hints."""
+    night.given = {"mode": "delta"}
+    for ref in night.plan(3).chunks:
+        settle(night.state, ref, 1)
+    first = night.in_force().manifest["file"]
+    assert [name for name in night.state.list("plan") if name.startswith("plan/manifest-")] == [first]
+    night.state.write(f"{HINTS}/of-an-earlier-plan.parquet", b"x")
+    planned = night.plan(4)
+    hints = set(night.state.list(HINTS))
+    assert hints
+    assert hints == {chunk.hints for chunk in planned.chunks} - {""}
+    second = night.in_force().manifest["file"]
+    assert [name for name in night.state.list("plan") if name.startswith("plan/manifest-")] == [second]
+    assert second != first
+
+
+def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None:
+    """The last run's summary names a file that is gone: without it every row would be moved again."""
+    (ref,) = night.plan(3).chunks
+    settle(night.state, ref, 1)
+    name = ledger.compact_ledger(night.state, 1)
+    night.state.write("reports/run-000001/summary.json", seal_json({"ledger": name}))
+    night.plan(3)
+    night.state.delete([name])
+    with pytest.raises(Damaged, match=name):
+        night.plan(3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "unusable", "doubled", "shorter"),
+    [
+        (20, 0, 0, ""),
+        (18, 0, 0, ""),
+        (17, 0, 0, "The list has 17 rows that can be used, where the last one had 20."),
+        (17, 3, 0, "The list has 17 rows that can be used, where the last one had 20."),
+        (17, 0, 3, "The list has 17 rows that can be used, where the last one had 20."),
+    ],
+)
+def test_a_list_that_is_shorter(rows: int, unusable: int, doubled: int, shorter: str, night: Night) -> None:
+    """Rows that cannot be used and duplicates do not count as rows; up to a tenth fewer are believed. A dry plan says
+    so too."""
+    night.plan(20)
+    assert night.plan(rows, unusable, doubled, dry=True).shorter.startswith(shorter)
+    found = night.plan(rows, unusable, doubled)
+    assert found.shorter.startswith(shorter)
+    assert bool(found.shorter) is bool(shorter)
+    assert (night.in_force().usable, night.in_force().believed) == (rows, 20 if shorter else rows)
+    assert read_place(night.state) == replace(found_place(night), believed=night.in_force().believed)
+
+
+def found_place(night: Night) -> Any:
+    place = read_place(night.state)
+    assert place is not None
+    return place
+
+
+def test_rows_of_an_earlier_version_s_plan(night: Night) -> None:
+    """It counted all rows. So does the plan that comes after it, and from then on usable ones count."""
+    night.plan(20, 5)
+    older = replace(night.in_force(), usable=0, believed=0)
+    night.state.write(PLAN_FILE, older.encode())
+    assert night.plan(18, 5).shorter == ""
+    assert (night.in_force().usable, night.in_force().believed) == (18, 18)
+    assert "has 16 rows that can be used, where the last one had 18" in night.plan(16, 9).shorter
+
+
+def test_what_a_list_is_believed_to_have_outlives_a_replan(night: Night) -> None:
+    """At the same place; at another one nothing is known of it. Also where the plan is damaged, and not the place."""
+    night.plan(20)
+    night.plan(10)
+    night.state.write(PLAN_FILE, b"damaged")
+    assert "where the last one had 20" in night.plan(10).shorter
+    assert night.in_force().believed == 20
+    forget_plan(night.state)
+    assert "where the last one had 20" in night.plan(10).shorter
+    forget_plan(night.state)
+    night.given = {"key": "x/{source.name}"}
+    assert night.plan(10).shorter == ""
+    assert night.in_force().believed == 10
+
+
+def test_what_was_done_at_another_place_counts_for_nothing(night: Night) -> None:
+    """A --replan to it looks at outcomes of its own run and later ones alone; one back to the same place at all."""
+    (ref,) = night.plan(3).chunks
+    assert night.in_force().since_run == 0
+    settle(night.state, ref, 1)
+    forget_plan(night.state)
+    assert night.plan(3).todo == {}
+    assert night.in_force().since_run == 0
+    forget_plan(night.state)
+    night.given = {"key": "x/{source.name}"}
+    assert night.plan(3).todo == {"new": 3}
+    assert night.in_force().since_run == 3
+    night.state.delete([PLACE_FILE])
+    forget_plan(night.state)
+    assert night.plan(3).todo == {"new": 3}
+    assert night.in_force().since_run == 4

@@ -1,0 +1,301 @@
+"""What planning knows of a row: each fact of the ledger, the list and the plan's chunks, one by one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.records import Checked, ErrorClass, Row, Status
+from ferry.planning.row_facts import decide, gather
+from ferry.state import ledger
+from ferry.state.parquet import said_of
+from tests.support.helpers import directory_state, make_job, make_outcome
+
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+URL = "https://img.example/1.jpg"
+MD5, OTHER = "a" * 32, "b" * 32
+RETRY: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "nights": 3}}}}
+
+
+def http(moment: datetime) -> str:
+    return format_datetime(moment, usegmt=True)
+
+
+def said(**given: Any) -> str | None:
+    return said_of(Row("1", URL, "1.jpg", **given))
+
+
+class Planning:
+    """One row of a list, and what is known of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._state = directory_state(folder)
+        self.con = ledger.connect(folder / "spool")
+        self.con.execute(
+            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, size BIGINT, md5 VARCHAR, sha256 VARCHAR, "
+            "etag VARCHAR, last_modified VARCHAR, error_class VARCHAR);"
+            "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE verdict (row_id VARCHAR);"
+            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER, stale BOOLEAN)"
+        )
+
+    def put(self, row: dict[str, Any], known: dict[str, Any] | None, run_no: int = 2, **settings: Any) -> None:
+        """``known``: the row's outcome; by default of a copy that was made two days ago, in run 1."""
+        values = {"source": URL, "error_class": None, **row}
+        names = ("source", "size", "md5", "sha256", "etag", "last_modified", "error_class")
+        self.con.execute(f"INSERT INTO m VALUES ('1', 7, {', '.join('?' * 7)})", [values.get(name) for name in names])
+        if known is not None:
+            then = NOW - 2 * DAY
+            times = {"started_at": then, "recorded_at": then, "read_at": then}
+            outcome = make_outcome("1", **{"source": URL, "key": "1.jpg", **times, **known})
+            ledger.append_outcomes(self._state, [outcome], outcome.run_no, "c", 0)
+        ledger.create_latest(self.con, self._state, at_once=True)
+        gather(self.con, make_job(mode="delta", **settings), run_no)
+
+    def facts(self) -> Any:
+        return self.con.sql("SELECT * FROM facts").to_arrow_table().to_pylist()
+
+
+@pytest.fixture
+def planning(tmp_path: Path) -> Planning:
+    return Planning(tmp_path)
+
+
+FAILED = {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND}
+KNOWN: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
+    (None, {"known": False, "status": None, "standing": False, "nights": 0, "due": False, "proof": False}),
+    ({}, {"known": True, "status": "copied", "standing": True, "nights": 0, "attempt": 1, "by_plan": False}),
+    ({"status": Status.UNCHANGED}, {"standing": True}),
+    ({"status": Status.SKIPPED}, {"standing": False}),
+    (FAILED, {"standing": False, "error_class": "not_found", "nights": 0}),
+    ({**FAILED, "dest_etag": "e"}, {"standing": True}),
+    ({**FAILED, "nights": 3}, {"nights": 3}),
+    ({**FAILED, "nights": 3, "run_no": 2}, {"nights": 2, "this_run": True}),
+    ({"nights": 3}, {"nights": 0, "this_run": False}),
+    ({**FAILED, "chunk": ""}, {"by_plan": True}),
+    ({"status": Status.PENDING, "chunk": ""}, {"by_plan": False}),
+    ({"how": make_job(mode="delta").how_digest()}, {"how_same": True}),
+    ({"how": "another"}, {"how_same": False}),
+]
+
+
+@pytest.mark.parametrize(("known", "expected"), KNOWN)
+def test_what_the_ledger_has(known: dict[str, Any] | None, expected: dict[str, Any], planning: Planning) -> None:
+    """Of the row's last attempt, and whether an object of ours stands under its key."""
+    planning.put({}, known)
+    (found,) = planning.facts()
+    assert found | expected == found
+    assert (found["row_no"], found["superseded"], found["held"]) == (7, False, False)
+
+
+def test_a_key_that_another_row_wrote_since(planning: Planning) -> None:
+    """What stands there is not this row's."""
+    planning.con.execute("INSERT INTO superseded VALUES ('1')")
+    planning.put({}, {})
+    (found,) = planning.facts()
+    assert (found["superseded"], found["standing"]) == (True, False)
+
+
+@pytest.mark.parametrize("left_out", ["error", "verdict"])
+def test_rows_that_are_decided_are_left_out(left_out: str, planning: Planning) -> None:
+    """An unusable row, a duplicate and a collision have their outcome already."""
+    if left_out == "verdict":
+        planning.con.execute("INSERT INTO verdict VALUES ('1')")
+    planning.put({"error_class": "bad_url" if left_out == "error" else None}, {})
+    assert planning.facts() == []
+
+
+@pytest.mark.parametrize(
+    ("attempts", "known", "held"),
+    [
+        ([(2, False)], {}, True),
+        ([(1, False)], {}, False),
+        ([(2, True)], {}, False),
+        ([(1, False), (2, False)], {}, True),
+        ([(1, False), (2, True)], {}, False),
+        ([(1, False)], None, True),
+        ([(1, True)], None, False),
+    ],
+)
+def test_whether_a_chunk_holds_the_row(
+    attempts: list[tuple[int, bool]], known: dict[str, Any] | None, held: bool, planning: Planning
+) -> None:
+    """For an attempt that the ledger does not have, and as the list describes it now."""
+    for attempt, stale in attempts:
+        planning.con.execute("INSERT INTO held VALUES ('1', ?, 'c', 0, ?)", [attempt, stale])
+    planning.put({}, known)
+    assert [found["held"] for found in planning.facts()] == [held]
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "expected"),
+    [
+        ({}, {}, "nothing"),
+        ({}, {"said": said(size=10)}, "nothing"),
+        ({"size": 10}, {"said": said(size=10)}, "same"),
+        ({"size": 10}, {"said": said(size=11)}, "other"),
+        ({"size": 10}, {"size": 10}, "nothing"),
+        ({"size": 11}, {"size": 10}, "other"),
+        ({"md5": MD5}, {"md5": MD5}, "same"),
+        ({"md5": OTHER}, {"md5": MD5}, "other"),
+        ({"md5": MD5}, {}, "nothing"),
+        ({"sha256": MD5 * 2}, {"sha256": MD5 * 2}, "same"),
+        ({"sha256": OTHER * 2}, {"sha256": MD5 * 2}, "other"),
+        ({"md5": MD5, "size": 11}, {"md5": MD5, "size": 10}, "other"),
+        ({"etag": '"e"'}, {"source_etag": "e"}, "same"),
+        ({"etag": "e"}, {"source_etag": '"f"'}, "nothing"),
+        ({"last_modified": http(NOW)}, {}, "nothing"),
+    ],
+)
+def test_what_the_list_says_of_the_object(
+    row: dict[str, Any], known: dict[str, Any], expected: str, planning: Planning
+) -> None:
+    """Against what it said when the object was last looked at; if it said nothing then, against the object itself."""
+    planning.put(row, known)
+    assert [found["said"] for found in planning.facts()] == [expected]
+
+
+LATE = http(NOW - DAY)
+CONDITION = {"checked": Checked.CONDITION, "source_etag": '"e"', "read_at": NOW - 9 * DAY, "started_at": NOW}
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "proof"),
+    [
+        ({}, {}, False),
+        ({"size": 10}, {}, False),
+        ({"md5": MD5}, {}, True),
+        ({"sha256": MD5}, {}, True),
+        ({"etag": "e"}, {}, True),
+        ({"md5": MD5}, None, True),
+        ({"last_modified": http(NOW - 3 * DAY)}, {}, True),
+        ({"last_modified": LATE}, {}, False),
+        ({"last_modified": LATE}, None, False),
+        ({"last_modified": "last week"}, {}, False),
+        ({"last_modified": LATE}, CONDITION, True),
+        ({"last_modified": LATE}, {**CONDITION, "source_etag": 'W/"e"'}, False),
+        ({"last_modified": LATE}, {**CONDITION, "source_etag": None}, False),
+        ({"last_modified": LATE}, {**CONDITION, "checked": Checked.HEAD}, False),
+        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked": Checked.HEAD}, True),
+        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked": Checked.SIZE}, False),
+        ({"last_modified": LATE}, {**CONDITION, "read_at": None, "checked": Checked.BODY}, True),
+    ],
+)
+def test_what_the_list_proves(
+    row: dict[str, Any], known: dict[str, Any] | None, proof: bool, planning: Planning
+) -> None:
+    """A digest or an ETag does, a size does not; a date that was over when the object was last known to be so."""
+    planning.put(row, known)
+    assert [found["proof"] for found in planning.facts()] == [proof]
+
+
+@pytest.mark.parametrize(
+    ("known", "validators"),
+    [
+        ({}, "none"),
+        ({"source_etag": '"e"'}, "strong"),
+        ({"source_etag": 'W/"e"'}, "weak"),
+        ({"source_etag": '"e"', "checked": Checked.SIZE}, "weak"),
+        ({"source_last_modified": http(NOW - 3 * DAY)}, "strong"),
+        ({"source_last_modified": http(NOW - 2 * DAY)}, "racy"),
+        ({"source_last_modified": http(NOW + 3 * DAY)}, "weak"),
+        ({"source_last_modified": "last week"}, "weak"),
+        ({"source_etag": 'W/"e"', "source_last_modified": http(NOW - 3 * DAY)}, "strong"),
+        ({"source_etag": '"e"', "source_last_modified": http(NOW - DAY)}, "strong"),
+    ],
+)
+def test_what_the_origin_gave(known: dict[str, Any], validators: str, planning: Planning) -> None:
+    """A strong ETag, unless it changed by itself, or a date that was over when the bytes were read."""
+    planning.put({}, known)
+    assert [found["validators"] for found in planning.facts()] == [validators]
+
+
+@pytest.mark.parametrize(
+    ("source", "web"), [(URL, True), ("HTTP://img.example/1", True), ("s3://b/http", False), ("file:///a", False)]
+)
+def test_what_is_asked_over_http(source: str, web: bool, planning: Planning) -> None:
+    """By its source's address."""
+    planning.put({"source": source}, {})
+    assert [found["web"] for found in planning.facts()] == [web]
+
+
+@pytest.mark.parametrize(
+    ("known", "old"),
+    [
+        ({"read_at": NOW - 6 * DAY}, False),
+        ({"read_at": NOW - 8 * DAY}, True),
+        ({"read_at": NOW + 6 * DAY}, False),
+        ({"read_at": NOW + 8 * DAY}, True),
+        ({"read_at": None, "started_at": NOW - 8 * DAY}, True),
+        ({"read_at": None, "started_at": NOW, "recorded_at": NOW - 8 * DAY}, False),
+        ({"read_at": NOW, "started_at": NOW - 8 * DAY}, False),
+    ],
+)
+def test_whether_its_bytes_were_read_long_ago(known: dict[str, Any], old: bool, planning: Planning) -> None:
+    """Further from now than `revalidate_after`, on either side."""
+    planning.put({}, known, delta={"revalidate_after": "7d"})
+    assert [found["old"] for found in planning.facts()] == [old]
+
+
+@pytest.mark.parametrize(
+    ("known", "due"),
+    [
+        ({**FAILED, "nights": 1, "recorded_at": NOW - DAY}, True),
+        ({**FAILED, "nights": 1, "recorded_at": NOW - DAY / 2}, False),
+        ({**FAILED, "nights": 1, "recorded_at": NOW + DAY}, True),
+        ({**FAILED, "nights": 2, "recorded_at": NOW - DAY}, True),
+        ({**FAILED, "nights": 3, "recorded_at": NOW - DAY}, False),
+        ({**FAILED, "error_class": ErrorClass.BAD_KEY, "recorded_at": NOW - DAY}, False),
+        ({"recorded_at": NOW - DAY}, False),
+    ],
+)
+def test_whether_a_failed_row_is_due(known: dict[str, Any], due: bool, planning: Planning) -> None:
+    """By the rule for its class: often enough, and long enough ago; a last try ahead of now says nothing."""
+    planning.put({}, known, **RETRY)
+    assert [found["due"] for found in planning.facts()] == [due]
+
+
+@pytest.mark.parametrize(
+    ("row", "known", "delta", "todo", "looks"),
+    [
+        ({}, None, True, [("new", 1, 0)], []),
+        ({}, {}, False, [], ["head"]),
+        ({}, {}, True, [("revalidate", 2, 0)], ["head"]),
+        ({"md5": MD5}, {"md5": MD5}, True, [], ["not"]),
+        ({"md5": MD5}, {"md5": OTHER}, True, [("changed", 2, 0)], ["read"]),
+        ({}, {**FAILED, "attempt": 4, "nights": 1}, True, [("retry", 5, 1)], []),
+        ({}, {**FAILED, "attempt": 4, "nights": 9}, True, [], []),
+        ({"md5": MD5}, {**FAILED, "md5": MD5, "dest_etag": "e", "nights": 1}, True, [("retry", 2, 1)], ["read"]),
+    ],
+)
+def test_what_is_to_do(
+    row: dict[str, Any],
+    known: dict[str, Any] | None,
+    delta: bool,
+    todo: list[tuple[str, int, int]],
+    looks: list[str],
+    planning: Planning,
+) -> None:
+    """The decisions are those of rules.py and revalidation.py; a row whose last look failed is read, whatever the
+    list says.
+    Tables that nothing reads later are gone."""
+    if known is not None:
+        known = {"how": make_job(mode="delta", **RETRY).how_digest(), **known}
+    planning.put(row, known, **RETRY)
+    decide(planning.con, "plain", (), delta=delta)
+    assert planning.con.execute("SELECT reason, attempt, nights FROM todo").fetchall() == todo
+    assert [look for (look,) in planning.con.execute("SELECT look FROM looks").fetchall()] == looks
+    left = {name for (name,) in planning.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    assert left.isdisjoint({"rules", "cases", "answers", "answered"})
+
+
+@pytest.mark.parametrize(("classes", "todo"), [((), ["retry"]), (("not_found",), ["retry"]), (("timeout",), [])])
+def test_classes_are_asked_for(classes: tuple[str, ...], todo: list[str], planning: Planning) -> None:
+    """`--retry-failed` of some classes, or of any."""
+    planning.put({}, FAILED)
+    decide(planning.con, "retry", classes, delta=False)
+    assert [reason for (reason,) in planning.con.execute("SELECT reason FROM todo").fetchall()] == todo

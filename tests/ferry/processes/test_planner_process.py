@@ -1,0 +1,94 @@
+"""The planning process: one for many requests, each with a fork of its own, and clear words when one ends badly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ferry.core.errors import Fatal, UserError
+from ferry.processes.planner_process import Child, Request
+from ferry.state.plan_file import Planned
+from ferry.storage.credentials import Access
+from tests.support.helpers import make_job
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    with Child() as process:
+        yield process
+
+
+def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask: object) -> Request:
+    (folder / "list.csv").write_text("sku,url\n1,https://img.example/1.jpg\n2,https://img.example/2.jpg\n")
+    job = make_job(manifest=str(folder / manifest), destination=f"file://{folder}/out/")
+    asked = {"run_no": 1, "dry": True, **ask} if work == "plan" else {"run_no": 1}
+    return Request(job, str(folder / "state"), str(folder / "cache"), Access(), Access(), work, asked)
+
+
+def processes_below(pid: int) -> set[int]:
+    """The process's children, by their parent's id in /proc (proc(5))."""
+    found = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except (OSError, IndexError):
+                continue
+            if parent == pid:
+                found.add(int(entry.name))
+    return found
+
+
+def test_one_process_answers_many_requests(child: Child, tmp_path: Path) -> None:
+    """Errors of one request do not end it, and each fork ends with its answer."""
+    ours = processes_below(os.getpid())
+    assert Planned.decode(child.ask(request(tmp_path))).rows == 2
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
+        child.ask(request(tmp_path, "none.csv"))
+    assert Planned.decode(child.ask(request(tmp_path))).rows == 2
+    assert processes_below(os.getpid()) == ours
+    assert not any(processes_below(pid) for pid in ours)
+
+
+def test_a_bug_is_not_the_users_fault(child: Child, tmp_path: Path) -> None:
+    """Fatal with the kind of the exception, and the process goes on."""
+    with pytest.raises(Fatal, match=r"TypeError.*please report it"):
+        child.ask(request(tmp_path, mode_of_tomorrow="x"))
+    assert Planned.decode(child.ask(request(tmp_path))).rows == 2
+
+
+def test_work_that_is_killed(child: Child, tmp_path: Path) -> None:
+    """The fork, as for want of memory: Fatal names the signal. The process itself: Fatal, and another starts."""
+    os.mkfifo(tmp_path / "fifo.csv")  # planning waits here for ever
+
+    def kill(which: str) -> None:
+        (child_pid,) = processes_below(os.getpid()) - before
+        deadline = time.monotonic() + 20
+        while not (forks := processes_below(child_pid)) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(child_pid if which == "process" else forks.pop(), signal.SIGKILL)
+
+    child.close()
+    before = processes_below(os.getpid())
+    for which, said in (("fork", "ended by SIGKILL"), ("process", "ended unexpectedly")):
+        child.start()
+        killer = threading.Thread(target=kill, args=(which,))
+        killer.start()
+        with pytest.raises(Fatal, match=said):
+            child.ask(request(tmp_path, "fifo.csv"))
+        killer.join()
+    assert Planned.decode(child.ask(request(tmp_path))).rows == 2
+
+
+def test_closing_ends_it(child: Child) -> None:
+    """Also twice, and before any request."""
+    before = processes_below(os.getpid())
+    child.close()
+    child.close()
+    assert len(processes_below(os.getpid())) == len(before) - 1

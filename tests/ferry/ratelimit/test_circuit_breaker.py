@@ -1,0 +1,220 @@
+"""The circuit of one host."""
+
+from __future__ import annotations
+
+import pytest
+
+from ferry.core.records import ErrorClass
+from ferry.ratelimit.circuit_breaker import Circuit
+
+PAGE = "ab" * 32
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fresh() -> tuple[Circuit, Clock]:
+    clock = Clock()
+    return Circuit("img.old.example", clock), clock
+
+
+def refuse(circuit: Circuit, times: int, status: int = 403) -> None:
+    for _ in range(times):
+        circuit.record_error(ErrorClass.FORBIDDEN, status)
+
+
+def fail(circuit: Circuit, times: int) -> None:
+    for _ in range(times):
+        circuit.record_error(ErrorClass.SERVER_ERROR, 502)
+
+
+def page(circuit: Circuit, times: int, digest: str = PAGE) -> None:
+    for _ in range(times):
+        circuit.record_error(ErrorClass.NOT_IMAGE, 200, digest)
+
+
+def test_opens_on_the_fiftieth_refusal_in_a_row() -> None:
+    """49 refusals are rows' own failures, 50 are the host's; the sentence names host, status and remedy."""
+    circuit, _ = fresh()
+    refuse(circuit, 49, 401)
+    assert circuit.open_reason is None
+    refuse(circuit, 1)
+    assert circuit.open_reason is not None
+    for part in ("img.old.example", "50", "403", "source.headers", "pending", "run the job again"):
+        assert part in circuit.open_reason
+
+
+@pytest.mark.parametrize(
+    ("cls", "status", "breaks"),
+    [
+        (ErrorClass.NOT_FOUND, 404, True),
+        (ErrorClass.NOT_IMAGE, 200, True),
+        (ErrorClass.TRUNCATED, None, True),
+        (ErrorClass.TIMEOUT, None, False),
+        (ErrorClass.CONNECTION, None, False),
+        (ErrorClass.RATE_LIMITED, 429, False),
+        (ErrorClass.STORE_ERROR, 500, False),
+        (ErrorClass.BAD_URL, None, False),
+        (ErrorClass.FORBIDDEN, 407, True),
+    ],
+)
+@pytest.mark.parametrize("trouble", [refuse, fail])
+def test_what_breaks_a_row(trouble: object, cls: ErrorClass, status: int | None, breaks: bool) -> None:
+    """An answer about the object breaks a row of refusals or 5xx; silence, throttling and our own errors do not."""
+    circuit, _ = fresh()
+    assert callable(trouble)
+    trouble(circuit, 49)
+    circuit.record_error(cls, status)
+    trouble(circuit, 1)
+    assert (circuit.open_reason is None) is breaks
+
+
+def test_an_object_breaks_a_row() -> None:
+    """One object among the failures keeps the circuit closed."""
+    circuit, _ = fresh()
+    for trouble in (refuse, fail):
+        trouble(circuit, 49)
+        circuit.record_ok()
+        trouble(circuit, 49)
+        circuit.record_ok()
+    assert circuit.open_reason is None
+
+
+def test_refusals_and_server_errors_are_counted_apart() -> None:
+    """A row is of one kind: 49 refusals and 49 errors open nothing."""
+    circuit, _ = fresh()
+    refuse(circuit, 49)
+    fail(circuit, 49)
+    assert circuit.open_reason is None
+    fail(circuit, 1)
+    assert circuit.open_reason is not None
+    assert "server error" in circuit.open_reason
+    assert "502" in circuit.open_reason
+
+
+def test_one_page_in_more_than_five_percent_of_two_hundred_opens() -> None:
+    """10 of 200 bodies with one digest are the limit, the 11th opens."""
+    circuit, _ = fresh()
+    for n in range(200):
+        if n % 20 == 19:
+            page(circuit, 1)
+        else:
+            circuit.record_ok()
+    assert circuit.open_reason is None
+    page(circuit, 1)  # the body that leaves the window is an object
+    assert circuit.open_reason is not None
+    assert "11 of its last 200" in circuit.open_reason
+    assert PAGE[:12] in circuit.open_reason
+
+
+def test_few_bodies_need_eleven_pages() -> None:
+    """A host with few bodies is not judged by fewer than 11 of them."""
+    circuit, _ = fresh()
+    page(circuit, 10)
+    assert circuit.open_reason is None
+    page(circuit, 1)
+    assert circuit.open_reason is not None
+
+
+def test_pages_that_differ_open_nothing() -> None:
+    """Bodies that are no images, each with its own digest, are the rows' own failures."""
+    circuit, _ = fresh()
+    for n in range(300):
+        page(circuit, 1, f"{n:064x}")
+        circuit.record_ok()
+    assert circuit.open_reason is None
+
+
+def test_pages_leave_the_window() -> None:
+    """Pages of long ago are forgotten."""
+    circuit, _ = fresh()
+    for _ in range(30):
+        page(circuit, 9)
+        for _ in range(200):
+            circuit.record_ok()
+    assert circuit.open_reason is None
+
+
+def test_probes_come_after_growing_pauses() -> None:
+    """The first probe is due after 30 s; each that fails doubles the pause, up to 5 minutes; one at a time."""
+    circuit, clock = fresh()
+    assert not circuit.may_probe(clock.now)  # closed: nobody needs to ask
+    refuse(circuit, 50)
+    for pause in (30, 60, 120, 240, 300, 300):
+        clock.now += pause - 0.5
+        assert not circuit.may_probe(clock.now)
+        clock.now += 0.5
+        assert circuit.may_probe(clock.now)
+        assert not circuit.may_probe(clock.now)
+        refuse(circuit, 1)
+    assert circuit.open_reason is not None
+
+
+def test_an_object_closes_and_starts_afresh() -> None:
+    """A probe that brings an object closes any circuit; it takes the full count to open again, and 30 s to probe."""
+    for trouble, times in ((refuse, 50), (fail, 50), (page, 11)):
+        circuit, clock = fresh()
+        trouble(circuit, times)
+        clock.now += 30
+        assert circuit.may_probe()
+        circuit.record_ok()
+        assert circuit.open_reason is None
+        refuse(circuit, 49)
+        page(circuit, 10)
+        assert circuit.open_reason is None
+        refuse(circuit, 50)
+        assert circuit.open_reason is not None
+        clock.now += 30
+        assert circuit.may_probe()
+
+
+def test_an_answer_about_the_object_closes_refusals_but_no_page() -> None:
+    """404 says that a refusing host answers again, and nothing about a maintenance page."""
+    circuit, _ = fresh()
+    refuse(circuit, 50)
+    circuit.record_error(ErrorClass.NOT_FOUND, 404)
+    assert circuit.open_reason is None
+    circuit, clock = fresh()
+    page(circuit, 11)
+    clock.now += 30
+    assert circuit.may_probe()
+    circuit.record_error(ErrorClass.NOT_FOUND, 404)
+    assert circuit.open_reason is not None
+    clock.now += 30  # not 60: that probe neither failed nor succeeded
+    assert circuit.may_probe()
+
+
+def test_what_was_in_flight_changes_nothing() -> None:
+    """Refusals that arrive after the opening do not move the first probe."""
+    circuit, clock = fresh()
+    refuse(circuit, 50)
+    clock.now += 20
+    refuse(circuit, 200)
+    clock.now += 10
+    assert circuit.may_probe()
+
+
+def test_one_probe_doubles_the_pause_once() -> None:
+    """Failures that arrive behind a probe's own do not lengthen the pause further."""
+    circuit, clock = fresh()
+    refuse(circuit, 50)
+    clock.now += 30
+    assert circuit.may_probe()
+    refuse(circuit, 20)
+    clock.now += 60
+    assert circuit.may_probe()
+
+
+def test_a_probe_that_never_reports_costs_its_pause() -> None:
+    """A probe that was cancelled does not keep the circuit open for ever."""
+    circuit, clock = fresh()
+    refuse(circuit, 50)
+    clock.now += 30
+    assert circuit.may_probe()
+    clock.now += 30
+    assert circuit.may_probe()

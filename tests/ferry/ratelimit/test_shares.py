@@ -1,0 +1,147 @@
+"""Several engine processes: what each may ask of a host, and when another one is started."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from ferry.job.model import Job, Limits
+from ferry.processes.growth import LOOK_S, Growth, cores, idle_s
+from ferry.ratelimit.host_snapshot import HostSnapshot
+from ferry.ratelimit.limiter import Limiter
+from ferry.ratelimit.shares import limits_of
+from ferry.ratelimit.status import together
+from ferry.state import lease
+from tasks.workers.pool import processes_of
+from tests.support.helpers import directory_state
+
+
+def job(**settings: object) -> Job:
+    return Job.model_validate({"name": "j", "manifest": "l.csv", "destination": "file:///d/", **settings})
+
+
+def test_bounds_are_divided() -> None:
+    """No process is left without a place; rates and bytes may become smaller than a user could write."""
+    limits = Limits.model_validate(
+        {
+            "concurrency": 9, "requests_per_s": 50, "bytes_per_s": 1500,
+            "destination": {"concurrency": 1}, "hosts": {"a.example": {"requests_per_s": 3}},
+        }
+    )  # fmt: skip
+    part = limits_of(limits, 2)
+    assert (part.concurrency, part.requests_per_s, part.bytes_per_s) == (4, 25, 750)
+    assert part.destination.concurrency == 1
+    assert part.of_host("a.example")[1].requests_per_s == 1.5
+    assert limits_of(limits, 1) is limits
+    assert limits_of(Limits(), 3) == Limits()
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit", "expected"),
+    [
+        ({}, None, (1, min(16, cores()))),
+        ({"processes": "auto", "concurrency": 20}, None, (1, 1)),
+        ({"limits": {"requests_per_s": 5}}, None, (1, 1)),
+        ({"limits": {"hosts": {"a.example": {"bytes_per_s": 5000}}}}, None, (1, 1)),
+        ({"processes": 3}, None, (3, 3)),
+        ({"processes": 3}, 10, (1, 1)),
+        ({}, 10, (1, 1)),
+        ({"processes": 4, "concurrency": 2}, None, (2, 2)),
+        ({"processes": 4, "limits": {"destination": {"concurrency": 1}}}, None, (1, 1)),
+        ({"processes": 4, "limits": {"hosts": {"a.example": {"concurrency": 3}}}}, None, (3, 3)),
+    ],
+)
+def test_how_many_processes(settings: dict[str, object], limit: int | None, expected: tuple[int, int]) -> None:
+    """The table of tasks.workers.pool.processes_of."""
+    assert processes_of(job(**settings), limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("loops", "idle", "left_s", "grows"),
+    [
+        ([0.9], 0.5, 60.0, True),
+        ([0.7], 0.5, 60.0, False),  # the loop waits: for hosts, not for a core
+        ([0.9], 0.1, 60.0, False),  # no core is idle
+        ([0.9], 0.5, 10.0, False),  # over soon
+        ([0.9], 0.5, None, False),
+        ([0.9, 0.9], 0.5, 60.0, True),
+        ([0.9, 0.5], 0.5, 60.0, False),
+    ],
+)
+def test_growth(loops: list[float], idle: float, left_s: float | None, grows: bool) -> None:
+    """Only where each loop is busy, a core idle, and enough is left; never at the first look."""
+    growth = Growth()
+    zero = [0.0] * len(loops)
+    assert not growth.look(100.0, zero, 0.0, lambda: left_s)
+    assert not growth.look(100.0 + LOOK_S / 2, [share * LOOK_S / 2 for share in loops], idle, lambda: left_s)
+    assert growth.look(100.0 + LOOK_S, [share * LOOK_S for share in loops], idle * LOOK_S, lambda: left_s) is grows
+
+
+def test_growth_begins_anew_with_each_process_and_when_the_clock_steps_back() -> None:
+    growth = Growth()
+    growth.look(100.0, [0.0], 0.0, lambda: 60.0)
+    assert not growth.look(106.0, [6.0, 0.0], 3.0, lambda: 60.0)
+    assert growth.look(112.0, [12.0, 6.0], 6.0, lambda: 60.0)
+    assert not growth.look(50.0, [12.0, 6.0], 6.0, lambda: 60.0)
+
+
+def test_idle_time_is_of_this_machine() -> None:
+    before = idle_s()
+    if before is None:
+        pytest.skip("no /proc/stat on this system: processes: auto stays at one")
+    time.sleep(0.3)
+    after = idle_s()
+    assert after is not None
+    assert 0 <= after - before <= 2 * cores()
+
+
+def test_a_limiter_that_shares_lets_go_of_places() -> None:
+    """Hosts that are known and those to come: no more than the new ceiling, each and together."""
+    limiter = Limiter(None, 64, lambda: 0.0, limits=Limits(concurrency=64))
+    one = limiter.host("a.example")
+    taken = sum(one.take() for _ in range(40))
+    assert taken == 32
+    limiter.bound(8)
+    for _ in range(taken):
+        one.give_back()
+    assert sum(one.take() for _ in range(40)) == 8
+    assert sum(limiter.host("b.example").take() for _ in range(40)) == 0  # the job's places are used up
+
+
+def test_a_pause_of_another_process() -> None:
+    """The later end counts; what came from the other and goes back to it makes it no longer."""
+    now = 100.0
+    limiter = Limiter(None, 64, lambda: now)
+    assert limiter.pauses() == {}
+    limiter.host("a.example").pause_until(130.0, "paused: HTTP 429, Retry-After 30 s")
+    limiter.host("a.example").pause_until(120.0, "shorter")
+    assert limiter.pauses() == {"a.example": (130.0, "paused: HTTP 429, Retry-After 30 s")}
+    assert not limiter.host("a.example").take()
+    now = 131.0
+    assert limiter.pauses() == {}
+    limiter.host("a.example").pause_until(130.0, "over already")
+    assert limiter.host("a.example").take()
+
+
+def test_hosts_of_all_processes_together() -> None:
+    mine = HostSnapshot("a", 10, 4, 1, 0.0, "holding", 20.0, 100, 2, 0.1)
+    other = HostSnapshot("a", 6, 3, 0, 5.0, "paused", 10.0, 300, 1, 0.3)
+    alone = HostSnapshot("b", 6, 3, 0, 0.0, "holding", None, 5, 0, 0.3)
+    heard_of = HostSnapshot("b", 32, 0, 0, 5.0, "paused")
+    both, single = together([[mine, alone], [other, heard_of]])
+    assert (both.limit, both.in_flight, both.waiting, both.requests, both.refused) == (16, 7, 1, 400, 3)
+    assert (both.requests_per_s, both.paused_for_s, both.why) == (30.0, 5.0, "paused (of 2 processes)")
+    assert both.latency_s == pytest.approx(0.25)
+    assert single is alone
+
+
+def test_a_lease_says_until_when(tmp_path: Path) -> None:
+    state = directory_state(tmp_path)
+    with lease.hold_lease(state, "test") as held:
+        assert held.held
+        assert 0 < held.until - lease.steady_s() <= lease.LENGTH_S
+        held._lost = True
+        assert held.until == 0.0
+        held._lost = False

@@ -1,0 +1,334 @@
+"""Rows that leave the list: their copies are counted, and deleted only where that is asked for and looks right."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from ferry.core.errors import Fatal
+from ferry.core.records import Reason, Status
+from ferry.job.delta import Delta
+from ferry.planning.rules import rows_believed
+from ferry.reconcile.prune import ABSENT, ANOTHER, DELETED, Swept, refusal, sweep
+from ferry.state import lease
+from ferry.storage.credentials import Access
+from tests.support import helpers
+from tests.support.nights import World
+
+GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%", "delete_after": 1}}
+ALL: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "delete_after": 1}}
+
+
+@pytest.fixture
+def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
+    world = World(origin, s3, bucket, tmp_path)
+    for n in range(20):
+        world.put(f"{n}.jpg", n)
+    return world
+
+
+def swept(world: World) -> Swept:
+    assert world.swept is not None
+    return world.swept
+
+
+def went(world: World) -> dict[str, str]:
+    """What the last night's list says, by key."""
+    lines = csv.DictReader(io.StringIO(world.state.read(swept(world).listed).decode()))
+    return {line["key"]: line["what"] for line in lines}
+
+
+def there(world: World) -> set[str]:
+    return {key.removeprefix("p/") for key in helpers.stored(world.s3, world.bucket)}
+
+
+def test_they_stay_unless_asked_for(world: World) -> None:
+    """Without `delete_gone` a copy stays, and each night counts it."""
+    world.night()
+    del world.bodies["3.jpg"]
+    for _ in range(2):
+        world.night()
+        assert world.figures is not None
+        assert (world.figures["gone"], world.figures["deleted"]) == (1, 0)
+    assert "3.jpg" in there(world)
+
+
+def test_they_go_and_may_come_back(world: World) -> None:
+    """They are deleted once, with a list of what went, and are new when the list has them again."""
+    world.night(**GO)
+    body = world.bodies.pop("3.jpg")
+    world.night(**GO)
+    world.is_true()
+    assert went(world) == {"3.jpg": DELETED}
+    assert world.figures is not None
+    assert (world.figures["gone"], world.figures["deleted"], world.figures["new"]) == (0, 1, 0)
+    (outcome,) = [outcome for outcome in helpers.latest(world.state).values() if outcome.key == "3.jpg"]
+    assert (outcome.status, outcome.run_no, outcome.message) == (Status.DROPPED, 2, DELETED)
+    world.night(**GO)
+    assert (swept(world).gone, swept(world).deleted, swept(world).listed) == (0, 0, "")
+    world.bodies["3.jpg"] = body
+    again = world.night(**GO)["3.jpg"]
+    assert (again.status, again.reason) == (Status.COPIED, Reason.NEW)
+    world.is_true()
+
+
+def test_what_was_deleted_and_came_back_another_is_in_the_history(world: World) -> None:
+    """The digest of the version that went is not lost when the key is written again."""
+    import pyarrow.parquet as pq
+
+    first = world.night(**GO)["3.jpg"]
+    del world.bodies["3.jpg"]
+    world.night(**GO)
+    world.put("3.jpg", 99)
+    world.night(**GO)
+    (name,) = world.state.list("history")
+    (version,) = pq.read_table(world.state.local(name)).to_pylist()
+    assert (version["key"], version["sha256"], version["replaced_by"]) == ("3.jpg", first.sha256, 3)
+
+
+def test_never_more_than_max_delete(world: World) -> None:
+    """One more than it allows, and none goes; what is new comes all the same."""
+    job: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "5%", "delete_after": 1}}
+    world.night(**job)
+    gone = {"3.jpg", "4.jpg"}
+    for key in gone:
+        del world.bodies[key]
+    world.put("new.jpg", 77)
+    world.night(**job)
+    assert there(world) == {*world.bodies, *gone}
+    assert (swept(world).deleted, swept(world).gone, swept(world).well) == (0, 2, False)
+    assert "2 of 21 copies" in swept(world).refused
+    assert "lets 1 go" in swept(world).refused
+    world.night(delta={"delete_gone": True, "max_delete": 2, "delete_after": 1})
+    world.is_true()
+
+
+def test_a_list_that_is_cut_off(world: World) -> None:
+    """Whatever max_delete says, nothing goes: not in that night, and not in the next one with the same list. A whole
+    list makes it good; where the short one is right, somebody says so."""
+    world.night(**ALL)
+    whole = dict(world.bodies)
+    for n in range(10, 20):
+        del world.bodies[f"{n}.jpg"]
+    for _ in range(2):
+        world.night(**ALL)
+        assert there(world) == set(whole)
+        assert "10 rows where it had 20" in swept(world).refused
+    short, world.bodies = world.bodies, whole
+    world.night(**ALL)
+    assert swept(world).well
+    world.is_true()
+    world.bodies = short
+    world.night(delta={**ALL["delta"], "shorter_list": True})
+    world.is_true()
+    world.night(**ALL)
+    assert swept(world).well
+
+
+def test_what_is_not_ours_any_more_is_left(world: World) -> None:
+    """Somebody wrote another object there, or deleted it: neither is touched, and no night asks again."""
+    for n in range(20, 30):
+        world.put(f"{n}.jpg", n)
+    world.night(**GO)
+    client = world.s3.client()
+    client.put_object(Bucket=world.bucket, Key="p/3.jpg", Body=b"somebody's own")
+    client.delete_object(Bucket=world.bucket, Key="p/4.jpg")
+    for key in ("3.jpg", "4.jpg", "5.jpg"):
+        del world.bodies[key]
+    world.night(**GO)
+    assert went(world) == {"3.jpg": ANOTHER, "4.jpg": ABSENT, "5.jpg": DELETED}
+    assert there(world) == {*world.bodies, "3.jpg"}
+    world.night(**GO)
+    assert swept(world).gone == 0
+
+
+def test_a_key_that_another_row_has_now(world: World) -> None:
+    """An image that moved to another address, and keeps its key: the row is another one, the object is not."""
+    world.night(key="{source.name}", **GO)
+    world.origin.add("/moved/3.jpg", world.bodies["3.jpg"])
+    rows = [[world.origin.url(f"/{'moved/' if key == '3.jpg' else ''}{key}")] for key in world.bodies]
+    helpers.write_list(world.folder / "list.csv", rows)
+    job, server = world.job(key="{source.name}", **GO), helpers.access(world.s3)
+    helpers.run(job, world.state, server, 2)
+    with lease.hold_lease(world.state, "test") as held:
+        assert sweep(job, world.state, server, server, 2, held.token)["gone"] == 0
+    world.is_true()
+
+
+def test_a_late_key_leaves_no_copy_behind(world: World) -> None:
+    """A key that names the digest moves with its object: what stands under the old key is a copy without a row. Where
+    the object comes back its key is in use again."""
+    job: dict[str, Any] = {"key": "{sha256}.{ext}", **GO}
+    world.night(**job)
+    keys = there(world)
+    first = dict(world.bodies)
+    world.put("3.jpg", 99)
+    world.night(key=job["key"])
+    assert world.figures is not None
+    assert (world.figures["changed"], world.figures["gone"]) == (1, 1)
+    assert there(world) > keys
+    world.night(**job)
+    assert (swept(world).deleted, len(there(world))) == (1, 20)
+    world.bodies["3.jpg"] = first["3.jpg"]
+    world.origin.add("/3.jpg", first["3.jpg"])
+    for _ in range(2):
+        world.night(**job)
+        assert there(world) == keys
+
+
+@pytest.mark.parametrize("trouble", ["failed", "pending"])
+def test_not_after_a_night_that_did_not_end_well(trouble: str, world: World) -> None:
+    """A copy may be an image that has moved to another row: it stays until the new one is there."""
+    job: dict[str, Any] = {"failure_budget": 0, **GO}
+    world.night(**job)
+    del world.bodies["3.jpg"]
+    world.bodies["nowhere.jpg"] = b""
+    if trouble == "failed":
+        world.night(**job)
+        assert "1 rows failed" in swept(world).refused
+    else:
+        world.write_list({})
+        server = helpers.access(world.s3)
+        helpers.plan(world.job(**job), world.state, 2, server=server)
+        with lease.hold_lease(world.state, "test") as held:
+            answer = sweep(world.job(**job), world.state, server, server, 2, held.token)
+        assert "pending" in answer["refused"]
+    assert "3.jpg" in there(world)
+    del world.bodies["nowhere.jpg"]
+    world.run_no = 2
+    world.night(**job)
+    world.is_true()
+
+
+def test_in_a_directory(world: World, tmp_path: Path) -> None:
+    """Files go too; a link that stands where one was does not, and a name that may be another row's file stays."""
+    new = tmp_path / "new"
+    for n in range(20, 30):
+        world.put(f"{n}.jpg", n)
+    job: dict[str, Any] = {"destination": f"file://{new}/", **GO}
+    world.put("a/Big.jpg", 50)
+    world.night(**job)
+    for key in ("3.jpg", "4.jpg", "a/Big.jpg"):
+        del world.bodies[key]
+    world.put("a/big.jpg", 51)
+    (new / "elsewhere").write_bytes((new / "4.jpg").read_bytes())
+    (new / "4.jpg").unlink()
+    (new / "4.jpg").symlink_to("elsewhere")
+    world.night(**job)
+    assert went(world) == {"3.jpg": DELETED, "4.jpg": ANOTHER}
+    assert not (new / "3.jpg").exists()
+    assert (new / "4.jpg").is_symlink()
+    assert (new / "a" / "Big.jpg").exists()
+    assert (new / "a" / "big.jpg").read_bytes() == world.bodies["a/big.jpg"]
+
+
+def test_a_destination_that_lets_nothing_be_deleted(world: World) -> None:
+    """It says which right is missing; the copies are as they were, and the ledger has none as deleted."""
+    world.night()
+    for n in range(12):
+        del world.bodies[f"{n}.jpg"]
+    world.night()
+    before = there(world)
+    job = world.job(delta={**ALL["delta"], "shorter_list": True})
+    helpers.run(job, world.state, helpers.access(world.s3), 3)
+    with lease.hold_lease(world.state, "test") as held:
+        answer = sweep(job, world.state, helpers.access(world.s3), helpers.access(world.s3, reader=True), 3, held.token)
+    assert (answer["deleted"], answer["failed"]) == (0, 12)
+    assert "s3:DeleteObject" in answer["ended"]
+    assert there(world) == before
+    assert not [outcome for outcome in helpers.latest(world.state).values() if outcome.status is Status.DROPPED]
+
+
+def test_only_under_the_lease(world: World) -> None:
+    """A run that another one has taken the lease from deletes nothing."""
+    world.night()
+    del world.bodies["3.jpg"]
+    world.write_list({})
+    helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
+    with lease.hold_lease(world.state, "another"), pytest.raises(Fatal, match="lost its lease"):
+        sweep(world.job(**GO), world.state, helpers.access(world.s3), helpers.access(world.s3), 2, "not ours")
+    assert "3.jpg" in there(world)
+
+
+def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that does not come: the night says so, and the ledger still has the copy."""
+    monkeypatch.setattr("ferry.reconcile.prune.BETWEEN_TRIES_S", 0.01)
+    world.night(**GO)
+    del world.bodies["3.jpg"]
+    world.write_list({})
+    helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
+    nobody = Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
+    with lease.hold_lease(world.state, "test") as held:
+        answer = sweep(world.job(**GO), world.state, nobody, nobody, 2, held.token)
+    assert (answer["deleted"], answer["failed"]) == (0, 1)
+    assert "3.jpg" in answer["why_failed"]
+    world.run_no = 2
+    world.night(**GO)
+    world.is_true()
+
+
+@pytest.mark.parametrize(
+    ("swept", "well"),
+    [
+        (Swept(0, 2), True),
+        (Swept(5, 2, deleted=5), True),
+        (Swept(5, 2, waiting=5, kept=1, left=1), True),
+        (Swept(5, 2, refused="the list looks cut off"), False),
+        (Swept(5, 2, deleted=4, failed=1), False),
+        (Swept(5, 2, refused="the list looks cut off", failed=1), False),
+    ],
+)
+def test_whether_it_went_well(swept: Swept, well: bool) -> None:
+    """Neither a refusal nor a copy that could not be deleted is well; what waits or stays is."""
+    assert swept.well is well
+
+
+@pytest.mark.parametrize(
+    ("gone", "due", "rows", "believed", "unsettled", "may"),
+    [
+        (0, 0, 5, 1000, "1 row pending", True),
+        (10, 10, 900, 900, "", True),
+        (10, 10, 900, 1000, "", False),
+        (10, 0, 900, 1000, "", False),
+        (10, 0, 1000, 1000, "1 row pending", True),
+        (10, 10, 1000, 1000, "1 row pending", False),
+        (11, 11, 1000, 1000, "", False),
+        (11, 10, 1000, 1000, "", True),
+        (10, 10, 1000, 0, "", True),
+    ],
+)
+def test_whether_they_may_go(gone: int, due: int, rows: int, believed: int, unsettled: str, may: bool) -> None:
+    """swept.refusal: its table."""
+    delta = Delta(delete_gone=True)
+    answer = refusal(gone=gone, due=due, standing=1000, rows=rows, believed=believed, unsettled=unsettled, delta=delta)
+    assert (answer == "") is may
+
+
+@pytest.mark.parametrize(
+    ("rows", "before", "shorter", "believed"),
+    [
+        (900, 1000, False, 900),
+        (899, 1000, False, 1000),
+        (899, 1000, True, 899),
+        (1200, 1000, False, 1200),
+        (5, 0, False, 5),
+    ],
+)
+def test_what_a_list_is_believed_to_have(rows: int, before: int, shorter: bool, believed: int) -> None:
+    """plan.rows_believed: its table."""
+    assert rows_believed(rows, before, shorter_list=shorter) == believed
+
+
+@pytest.mark.parametrize(
+    ("given", "standing", "most"),
+    [("1%", 99, 0), ("1%", 100, 1), ("1%", 1_000_000, 10_000), (25, 10, 25), (0, 50, 0), ("100%", 7, 7)],
+)
+def test_how_many_may_go(given: Any, standing: int, most: int) -> None:
+    """A share is rounded down: never more."""
+    assert Delta(max_delete=given).most_deleted(standing) == most

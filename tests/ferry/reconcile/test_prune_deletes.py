@@ -1,0 +1,238 @@
+"""The deletion itself of copies that have no row any more: which requests are made, and what is said of each."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.records import ErrorClass, Outcome, Status
+from ferry.reconcile import prune
+from ferry.state import ledger
+from ferry.state.files import State
+from tests.ferry.reconcile.test_prune_needed import Listed, listed, swept
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support import helpers
+from tests.support.helpers import by_key
+
+GONE = [f"a/{n:03}.jpg" for n in range(30)]
+DELTA: dict[str, Any] = {"delete_gone": True, "max_delete": "50%", "delete_after": 1, "shorter_list": True}
+
+
+class Noted(Listed):
+    """With the lengths of what sweeps wrote to the ledger."""
+
+    def __init__(self, server: OddS3, folder: Path) -> None:
+        super().__init__(server, folder)
+        self.noted: list[int] = []
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Noted]:
+    """A copy of 60 objects, of which the source has 30 no more."""
+    append = ledger.append_outcomes
+
+    def noting(state: State, outcomes: Sequence[Outcome], run_no: int, chunk: str, part: int) -> str:
+        if chunk == "gone":
+            made.noted.append(len(outcomes))
+        return append(state, outcomes, run_no, chunk, part)
+
+    for module, name in helpers.bindings(append):
+        monkeypatch.setattr(module, name, noting)
+    monkeypatch.setattr(prune, "BETWEEN_TRIES_S", 0.01)
+    with OddS3() as server:
+        made = Noted(server, tmp_path)
+        yield made
+        assert made.there() >= set(made.keys) - set(GONE)
+
+
+def lose(odd: Noted, keys: list[str] = GONE) -> None:
+    for key in keys:
+        del odd.server.objects["old"][key]
+
+
+def counts(odd: Noted) -> tuple[int, int, int, int]:
+    found = swept(odd)
+    return found.gone, found.deleted, found.left, found.failed
+
+
+def test_sixteen_at_once(odd: Noted) -> None:
+    """Looks at the source and deletions: what a store bears beside a run. Each is one line of the list, with all that
+    the ledger has of it."""
+    odd.night(delta=DELTA)
+    assert (swept(odd).listed, odd.noted) == ("", [])
+    known = by_key(odd.state)
+    lose(odd)
+    odd.server.delay_s = 0.02
+    odd.server.at_once.clear()
+    odd.night(delta=DELTA)
+    assert counts(odd) == (30, 30, 0, 0)
+    assert odd.server.at_once["DeleteObject"] <= 16
+    assert odd.server.at_once["HeadObject"] <= 16
+    assert odd.noted == [30, 30]
+    ends = by_key(odd.state)
+    assert {ends[key].status for key in GONE} == {Status.DROPPED}
+    assert all(ends[key].attempt == known[key].attempt + 2 for key in GONE), "one begun and one done"
+    lines = list(csv.DictReader(io.StringIO(odd.state.read(swept(odd).listed).decode())))
+    assert {line["key"] for line in lines} == set(GONE)
+    for line in lines:
+        before = known[line["key"]]
+        assert (line["what"], line["source"], line["size"]) == ("deleted", before.source, str(before.size))
+        assert (line["sha256"], line["dest_etag"]) == (before.sha256, before.dest_etag)
+        assert datetime.fromisoformat(line["recorded_at"]) == before.recorded_at
+
+
+def test_nothing_is_noted_where_all_stay(odd: Noted) -> None:
+    """The source has them, although its listing does not: the ledger is left alone."""
+    odd.night(delta=DELTA)
+    odd.server.hidden = set(GONE)
+    odd.night(delta=DELTA)
+    assert (swept(odd).kept, counts(odd), odd.noted) == (30, (30, 0, 0, 0), [])
+
+
+def test_some_that_are_refused(odd: Noted) -> None:
+    """Nine keys are refused first, the others are deleted: it is the keys. A refusal is not tried again."""
+    odd.night(delta=DELTA)
+    lose(odd)
+    odd.server.faults = [
+        Fault("status", ("DeleteObject",), status=403, code="AccessDenied", key="p/a/00[0-8]"),
+        Fault("slow", ("DeleteObject",), delay_s=0.3),
+    ]
+    odd.night(delta=DELTA)
+    assert counts(odd) == (30, 21, 0, 9)
+    assert odd.server.requests["DeleteObject"] == 30
+    assert not swept(odd).well
+    odd.server.faults = []
+    odd.night(delta=DELTA)
+    assert (counts(odd), swept(odd).well) == ((9, 9, 0, 0), True)
+
+
+def test_all_that_are_refused(odd: Noted) -> None:
+    """After ten, and no deletion that went well, it is the credentials: the rest is not tried."""
+    odd.night(delta=DELTA)
+    lose(odd)
+    odd.server.faults = [Fault("status", ("DeleteObject",), status=403, code="AccessDenied")]
+    odd.night(delta=DELTA)
+    assert (swept(odd).deleted, swept(odd).left, odd.there()) == (0, 0, set(odd.keys))
+    assert "nothing can be deleted at the destination" in swept(odd).ended
+    assert 10 <= odd.server.requests["DeleteObject"] <= 10 + 16
+    assert swept(odd).failed == 30
+    assert all(what.startswith("not deleted: ") for what in listed(odd).values())
+    assert len(listed(odd)) == 30
+
+
+def test_a_destination_that_ends_everything(odd: Noted) -> None:
+    """An error that is Fatal ends it at once."""
+    odd.night(delta=DELTA)
+    lose(odd)
+    odd.server.faults = [
+        Fault("redirect", ("DeleteObject",), location="http://b.localhost:9", times=1),
+        Fault("slow", ("DeleteObject",), delay_s=0.3),
+    ]
+    odd.night(delta=DELTA)
+    assert swept(odd).ended
+    assert odd.server.requests["DeleteObject"] <= 16
+    assert swept(odd).failed == 30 - swept(odd).deleted
+
+
+@pytest.mark.parametrize(("times", "after"), [(2, (1, 1, 0, 0)), (3, (1, 0, 0, 1))])
+def test_a_hiccup_is_outlived(times: int, after: Any, odd: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tries; one that does not go well then is left for the next night."""
+    odd.night(delta=DELTA)
+    lose(odd, GONE[:1])
+    monkeypatch.setattr(prune, "_delete_one", _counting := Counting(prune._delete_one))
+    odd.server.faults = [Fault("status", ("DeleteObject",), times=times)]
+    odd.night(delta=DELTA)
+    assert _counting.times == 1
+    assert counts(odd) == after
+    assert odd.server.requests["DeleteObject"] == 3
+
+
+class Counting:
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.times = inner, 0
+
+    async def __call__(self, *given: Any) -> Any:
+        self.times += 1
+        return await self._inner(*given)
+
+
+def test_a_store_that_says_to_come_back_later_is_left_alone(odd: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Retry-After beyond a minute: the next night is sooner than that."""
+    from aiohttp import web
+
+    odd.night(delta=DELTA)
+    lose(odd, GONE[:1])
+    carry_out, asked = OddS3._carry_out, []
+
+    def busy(self: OddS3, operation: str, *given: Any) -> Any:
+        if operation != "DeleteObject":
+            return carry_out(self, operation, *given)
+        asked.append(operation)
+        return web.Response(status=503, headers={"Retry-After": "61"})
+
+    monkeypatch.setattr(OddS3, "_carry_out", busy)
+    odd.night(delta=DELTA)
+    assert (counts(odd), len(asked)) == ((1, 0, 0, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "what"),
+    [
+        ("none", "md5", prune.NO_ETAG),
+        ("md5", "none", prune.NO_ETAG),
+        ("md5", "gone", prune.ABSENT),
+        ("md5", "another", prune.ANOTHER),
+        ("md5", "md5", prune.DELETED),
+    ],
+)
+def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, what: str, odd: Noted) -> None:
+    """Without an ETag on either side, with another one, or where nothing stands. It is not counted as gone again."""
+    odd.server.etags = first
+    odd.night(delta=DELTA)
+    lose(odd, GONE[:1])
+    key = f"p/{GONE[0]}"
+    there = odd.server.objects["new"]
+    if then == "gone":
+        del there[key]
+    elif then == "another":
+        odd.server.put("new", key, b"of another program")
+    elif then != first:
+        there[key].etag = "e" if then == "md5" else ""
+    odd.night(delta=DELTA)
+    deleted = what == prune.DELETED
+    assert (listed(odd), counts(odd)) == ({GONE[0]: what}, (1, int(deleted), int(not deleted), 0))
+    assert (key in there) is (what not in (prune.DELETED, prune.ABSENT))
+    odd.night(delta=DELTA)
+    assert swept(odd).gone == 0
+
+
+@pytest.mark.parametrize(("error_class", "there"), [(None, 1), (ErrorClass.ALTERED, 0)])
+def test_a_copy_that_is_pending(error_class: ErrorClass | None, there: int, odd: Noted) -> None:
+    """One whose deletion was begun may stand there. One that verify found wrong is another's, and nothing is asked."""
+    odd.night(delta=DELTA)
+    known = by_key(odd.state)[GONE[0]]
+    pending = known._replace(status=Status.PENDING, error_class=error_class, attempt=known.attempt + 1)
+    ledger.append_outcomes(odd.state, [pending], 1, "x", 0)
+    lose(odd, GONE[:1])
+    odd.night(delta=DELTA)
+    assert counts(odd) == (there, there, 0, 0)
+
+
+def test_a_row_that_never_had_a_copy_leaves_nothing(odd: Noted) -> None:
+    """It failed, and left the list: nothing of it stands at the destination, and nothing is asked there."""
+    odd.server.faults = [
+        Fault("status", ("GetObject", "CopyObject"), status=403, code="AccessDenied", key=r"a/000\.jpg")
+    ]
+    odd.night(delta=DELTA)
+    assert odd.there() == set(odd.keys) - set(GONE[:1])
+    odd.server.faults = []
+    lose(odd, GONE[:1])
+    odd.night(delta=DELTA)
+    assert (counts(odd), swept(odd).listed) == ((0, 0, 0, 0), "")
+    assert odd.server.requests["DeleteObject"] == 0

@@ -1,0 +1,451 @@
+"""Reading the destination back: what is gone or altered is found, waits, and is repaired by the next run."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Origin
+from demo.s3 import S3Server
+from ferry.core.errors import Fatal, ObjectError, UserError
+from ferry.core.memory_budget import Budget
+from ferry.core.progress import Progress
+from ferry.core.records import Confirmed, ErrorClass, Outcome, Reason, Status
+from ferry.job.model import Job
+from ferry.reconcile import verify
+from ferry.reconcile.verify import Evidence
+from ferry.state import ledger
+from ferry.state.files import DirectoryState
+from ferry.storage.credentials import Access
+from ferry.storage.object_info import Found
+from ferry.storage.store import Store, open_store
+from tests.support.helpers import (
+    access,
+    by_key,
+    chunk_rows,
+    directory_state,
+    make_job,
+    make_outcome,
+    plan,
+    run,
+    stored,
+    write_list,
+)
+
+MD5, SHA = "a" * 32, "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("ledger_says", "size", "md5", "sha256", "expected"),
+    [
+        ({"size": 10}, None, None, None, ErrorClass.MISSING),
+        ({"size": 0}, None, None, None, ErrorClass.MISSING),
+        ({"size": 10}, 11, None, None, ErrorClass.ALTERED),
+        ({"size": 0}, 1, None, None, ErrorClass.ALTERED),
+        ({"size": 10}, 0, None, None, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, MD5, SHA, None),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, MD5, "c" * 64, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5, "sha256": SHA}, 10, "c" * 32, SHA, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5}, 10, "c" * 32, SHA, ErrorClass.ALTERED),
+        ({"size": 10, "md5": MD5}, 10, None, None, None),
+        ({"size": 10}, 10, MD5, SHA, None),
+        ({"size": None, "md5": MD5}, 10, MD5, None, None),
+        ({"size": None, "md5": MD5}, 10, "c" * 32, None, ErrorClass.ALTERED),
+    ],
+)
+def test_the_verdict(
+    ledger_says: dict[str, Any],
+    size: int | None,
+    md5: str | None,
+    sha256: str | None,
+    expected: ErrorClass | None,
+) -> None:
+    """The table of verdict()."""
+    assert verify.verdict(make_outcome(1, **ledger_says), size, md5, sha256).wrong is expected
+
+
+@pytest.mark.parametrize(
+    ("ledger_says", "there", "expected"),
+    [
+        ({"sha256": SHA, "dest_etag": '"a"'}, (None, SHA, '"b"'), (None, Evidence.DIGEST)),
+        ({"sha256": SHA, "dest_etag": '"a"'}, (None, "c" * 64, '"a"'), (ErrorClass.ALTERED, Evidence.DIGEST)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, "a"), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, 'W/"a"'), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, '"b"'), (ErrorClass.ALTERED, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, '"A"'), (ErrorClass.ALTERED, Evidence.ETAG)),
+        ({"dest_etag": MD5.upper()}, (None, None, f'"{MD5}"'), (None, Evidence.ETAG)),
+        ({"dest_etag": '"a"'}, (MD5, SHA, None), (None, Evidence.SIZE)),
+        ({"dest_etag": None}, (MD5, SHA, '"a"'), (None, Evidence.SIZE)),
+        ({"dest_etag": ""}, (None, None, ""), (None, Evidence.SIZE)),
+    ],
+)
+def test_what_a_verdict_rests_on(
+    ledger_says: dict[str, Any], there: tuple[str | None, str | None, str | None], expected: tuple[Any, Evidence]
+) -> None:
+    """The table of verdict(): a digest outweighs an ETag; without either, it is the size alone, and says so."""
+    md5, sha256, etag = there
+    assert verify.verdict(make_outcome(1, size=10, **ledger_says), 10, md5, sha256, etag) == expected
+
+
+def moved(folder: Path, origin: Origin, s3: S3Server, bucket: str, **given: str) -> tuple[Job, DirectoryState, Store]:
+    """Five images at the destination, by a run."""
+    lines = [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(5)]
+    write_list(folder / "list.csv", lines)
+    job = make_job(manifest=str(folder / "list.csv"), destination=f"s3://{bucket}/p/", **given)
+    state = directory_state(folder)
+    run(job, state, access(s3))
+    assert {o.status for o in by_key(state).values()} == {Status.COPIED}
+    return job, state, open_store(job.destination.uri, access(s3), state.spool_dir)
+
+
+def damage(s3: S3Server, bucket: str) -> None:
+    """0 is gone, 1 is longer, 2 holds other bytes of the same length."""
+    client = s3.client()
+    body = make_image("jpeg", 2)
+    client.delete_object(Bucket=bucket, Key="p/0.jpg")
+    client.put_object(Bucket=bucket, Key="p/1.jpg", Body=make_image("jpeg", 1) + b"x")
+    client.put_object(Bucket=bucket, Key="p/2.jpg", Body=body[:-1] + bytes([body[-1] ^ 1]))
+
+
+def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.Verified:
+    whole = verify.Verified(0, 0, 0, 0, [])
+    listed = {found.key: found for page in store.list() for found in page}
+    for part, bounds in enumerate(verify.verify_parts(state, 2)[1]):
+        outcomes = verify.expected_objects(state, bounds)
+        if how == "read":
+            result = asyncio.run(verify.read_back(store, outcomes, run_no, Progress()))
+        else:
+            result = verify.compare_with_listing(outcomes, listed, run_no, Progress())
+        verify.note_verified(state, result, run_no, part)
+        whole.checked += result.checked
+        whole.missing += result.missing
+        whole.altered += result.altered
+        whole.wrong += result.wrong
+        whole.right_again += result.right_again
+        whole.unproven += result.unproven
+    return whole
+
+
+@pytest.mark.parametrize("how", ["read", "list"])
+def test_what_is_well_is_well(how: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Nothing is wrong, nothing is written, and every object was looked at once."""
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    result = check(state, store, how, 2)
+    assert (result.checked, result.missing, result.altered, result.wrong) == (5, 0, 0, [])
+    assert state.list("outcomes") == []
+
+
+@pytest.mark.parametrize(
+    ("how", "policy"),
+    [("read", "skip-same"), ("read", "skip"), ("read", "fail"), ("list", "skip-same"), ("list", "overwrite")],
+)
+def test_what_is_wrong_is_found_and_repaired_by_the_next_run(
+    how: str, policy: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Missing and altered rows are pending, and a plain run repairs them in a new chunk: the bytes are right again."""
+    job, state, store = moved(tmp_path, origin, s3, bucket, on_existing=policy)
+    damage(s3, bucket)
+    result = check(state, store, how, 2)
+    assert (result.checked, result.missing, result.altered) == (5, 1, 2)
+    said = by_key(state)
+    assert {key: (o.status, o.error_class) for key, o in said.items()} == {
+        "0.jpg": (Status.PENDING, ErrorClass.MISSING),
+        "1.jpg": (Status.PENDING, ErrorClass.ALTERED),
+        "2.jpg": (Status.PENDING, ErrorClass.ALTERED),
+        "3.jpg": (Status.COPIED, None),
+        "4.jpg": (Status.COPIED, None),
+    }
+    asked = origin.total
+    planned = run(job, state, access(s3), 3)
+    assert planned.todo == {"repair": 3}
+    (again,) = [ref for ref in planned.chunks if ref.kind == "again"]
+    assert {(row.reason, row.attempt) for row in chunk_rows(state, again)} == {(Reason.REPAIR, 2)}
+    assert origin.total == asked + 3
+    assert stored(s3, bucket) == {f"p/{n}.jpg": make_image("jpeg", n) for n in range(5)}
+    assert {o.status for o in by_key(state).values()} <= {Status.COPIED, Status.UNCHANGED}
+    assert check(state, store, how, 4).wrong == []
+
+
+def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A second verification, and an interrupted repair, leave the row to do once."""
+    job, state, store = moved(tmp_path, origin, s3, bucket)
+    damage(s3, bucket)
+    check(state, store, "read", 2)
+    assert check(state, store, "read", 3).checked == 5  # what was wrong stays wrong until a run repaired it
+    assert plan(job, state, 4, server=access(s3)).todo == {"repair": 3}
+    again = plan(job, state, 5, server=access(s3))
+    assert (again.todo, again.pending) == ({}, 3)
+
+
+@pytest.mark.parametrize("digests", ["both", "md5", "none"])
+@pytest.mark.parametrize("found", ["read", "list"])
+def test_what_was_repaired_by_hand_is_right_again(
+    found: str, digests: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A listing clears nothing that a verification found, and says so. Reading does, by a digest or the ETag: the rows
+    are unchanged, and the next run has nothing to do."""
+    job, state, store = moved(tmp_path, origin, s3, bucket)
+    known: dict[str, Any] = {"both": {}, "md5": {"sha256": None}, "none": {"sha256": None, "md5": None}}[digests]
+    ledger.append_outcomes(state, [o._replace(attempt=2, **known) for o in by_key(state).values()], 1, "c", 0)
+    damage(s3, bucket)
+    assert len(check(state, store, found, 2).wrong) == 3
+    for n in range(3):
+        s3.client().put_object(Bucket=bucket, Key=f"p/{n}.jpg", Body=make_image("jpeg", n))
+    listed = check(state, store, "list", 3)
+    assert (listed.wrong, listed.right_again, listed.unproven) == ([], [], 3)
+    assert plan(job, state, 4, server=access(s3), dry=True).todo == {"repair": 3}
+    read = check(state, store, "read", 5)
+    assert (read.wrong, len(read.right_again), read.unproven) == ([], 3, 0)
+    assert {(o.status, o.error_class) for o in by_key(state).values()} <= {
+        (Status.COPIED, None), (Status.UNCHANGED, None),
+    }  # fmt: skip
+    assert plan(job, state, 6, server=access(s3)).todo == {}
+    assert check(state, store, "list", 7).unproven == 0
+
+
+def test_a_size_alone_clears_nothing() -> None:
+    """Of an object without a digest or an ETag in the ledger that was missing and stands there again."""
+    wrong = make_outcome(1, Status.PENDING, key="k", size=4, error_class=ErrorClass.MISSING)
+    result = asyncio.run(verify.read_back(alike(None), [wrong], 2, Progress()))
+    assert (result.wrong, result.right_again, result.unproven) == ([], [], 1)
+
+
+@pytest.mark.parametrize("digest", [{"sha256": SHA}, {"md5": MD5}])
+def test_what_is_right_again_has_a_new_etag(digest: dict[str, str]) -> None:
+    """A store has encrypted an object again: its bytes are right by the digest that the ledger has, and a later listing
+    finds it as it is now."""
+    wrong = make_outcome(1, Status.PENDING, key="k", size=4, dest_etag='"a"', error_class=ErrorClass.ALTERED, **digest)
+    (right,) = asyncio.run(verify.read_back(alike('"b"'), [wrong], 2, Progress())).right_again
+    assert (right.status, right.dest_etag, right.confirmed) == (Status.UNCHANGED, '"b"', Confirmed.READ_BACK)
+
+
+def alike(etag: str | None) -> Any:
+    """A destination whose objects have the same bytes."""
+
+    class Alike:
+        async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, Found]:
+            return MD5 if algorithm == "md5" else SHA, Found(key, 4, etag, None)
+
+    return Alike()
+
+
+def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
+    """Of an object larger than the memory for bodies only pieces are here at once, and none of it is on the disk."""
+    (tmp_path / "new").mkdir()
+    data = bytes(200 << 20)
+    (tmp_path / "new" / "k").write_bytes(data)
+    budget = Budget()
+    store = open_store(f"file://{tmp_path}/new/", Access(), tmp_path / "spool", budget=budget)
+    said = make_outcome(1, key="k", size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    budget.memory.resize(0)
+    budget.files.resize(0)
+    result = asyncio.run(asyncio.wait_for(verify.read_back(store, [said], 2, Progress()), 60))
+    assert (result.checked, result.wrong, (tmp_path / "spool").exists()) == (1, [], False)
+
+
+def test_parts_cover_every_row_once(tmp_path: Path) -> None:
+    """Ranges of row IDs: each row that should be there lies in one of them, whatever their number."""
+    state = directory_state(tmp_path)
+    lines = [[f"https://img.example/{n}.jpg"] for n in range(50)]
+    write_list(tmp_path / "list.csv", lines)
+    job = make_job(manifest=str(tmp_path / "list.csv"))
+    (ref,) = plan(job, state).chunks
+    rows = chunk_rows(state, ref)
+    outcomes = [make_outcome(row.row_id, Status.COPIED if n % 3 else Status.FAILED) for n, row in enumerate(rows)]
+    ledger.append_outcomes(state, [*outcomes, make_outcome("f" * 64)], 1, "c", 0)
+    wanted = sorted(o.row_id for o in outcomes if o.status is Status.COPIED)
+    for rows_each in (1, 7, 33, 1000):
+        _, parts = verify.verify_parts(state, rows_each)
+        found = [o.row_id for bounds in parts for o in verify.expected_objects(state, bounds)]
+        assert sorted(found) == wanted
+        assert len(parts) == -(-len(wanted) // rows_each)
+
+
+@pytest.mark.parametrize(
+    ("sample", "rows"),
+    [
+        ("2%", 5), ("0.1%", 1), ("100%", 250), (20, 20), ("20", 20), (1000, 250),
+        *((wrong, None) for wrong in ("0%", "101%", "-1", "1.5", "some", "", 0, True, "1 2")),
+    ],
+)  # fmt: skip
+def test_how_large_a_sample_is(sample: str | int, rows: int | None) -> None:
+    """The table of sample_rows()."""
+    if rows is None:
+        with pytest.raises(UserError, match="neither a share"):
+            verify.sample_rows(sample, 250)
+    else:
+        assert verify.sample_rows(sample, 250) == rows
+
+
+def sampled(state: DirectoryState, sample: verify.Sample, rows_each: int = 60) -> list[str]:
+    rows, parts = verify.verify_parts(state, rows_each, sample)
+    found = [o.row_id for bounds in parts for o in verify.expected_objects(state, bounds, sample)]
+    assert len(found) == len(set(found)) == rows
+    return sorted(found)
+
+
+def test_a_sample_is_drawn(tmp_path: Path) -> None:
+    """As many rows as were asked for, all of them rows that should be there; a seed gives the same ones again, no seed
+    others each time, so that weeks add up."""
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [[f"https://img.example/{n}.jpg"] for n in range(200)])
+    (ref,) = plan(make_job(manifest=str(tmp_path / "list.csv")), state).chunks
+    rows = chunk_rows(state, ref)
+    outcomes = [make_outcome(row.row_id, Status.COPIED if n % 4 else Status.FAILED) for n, row in enumerate(rows)]
+    ledger.append_outcomes(state, outcomes, 1, "c", 0)
+    there = {o.row_id for o in outcomes if o.status is Status.COPIED}
+    for asked, expected in (("10%", 15), (40, 40), ("100%", 150), (999, 150)):
+        sample = verify.draw_sample(state, asked, 7)
+        assert (sample.seed, sample.of) == (7, 150)
+        first = sampled(state, sample)
+        assert len(first) == expected
+        assert set(first) <= there
+        assert sampled(state, verify.draw_sample(state, asked, 7), 25) == first
+    drawn = [sampled(state, verify.draw_sample(state, "60%"), 200) for _ in range(5)]
+    assert len(set(map(tuple, drawn))) == 5
+    assert len(set().union(*drawn)) > 140, "five weeks of 60% read nearly all: 1 - 0.4 ** 5"
+
+
+def test_a_sample_of_nothing(tmp_path: Path) -> None:
+    """Where nothing was copied a sample is empty, and no error."""
+    state = directory_state(tmp_path)
+    write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
+    plan(make_job(manifest=str(tmp_path / "list.csv")), state)
+    assert sampled(state, verify.draw_sample(state, "1%")) == []
+
+
+def outcome(data: bytes, etag: str | None) -> Outcome:
+    md5 = hashlib.md5(data).hexdigest()
+    return make_outcome(1, key="k", size=len(data), md5=md5, sha256=SHA, dest_etag=etag)
+
+
+@pytest.mark.parametrize(
+    ("written", "now", "altered"),
+    [
+        ("md5", "md5", False),
+        ("md5", "other", True),
+        ("md5", "composite", True),
+        ("kms", "kms", False),
+        ("kms", "other", True),
+        ("kms", "md5", False),
+        ("composite", "md5", False),
+        (None, "md5", False),
+        (None, "other", False),
+    ],
+)
+def test_the_etag_is_that_of_the_upload(written: str | None, now: str, altered: bool) -> None:
+    """Any other one is a finding that names both; unless it is the MD5 in the ledger, whatever it was before."""
+    etags = {
+        "md5": hashlib.md5(b"data").hexdigest(), "other": "c" * 32, "kms": "d" * 32,
+        "composite": "e" * 32 + "-2", None: None,
+    }  # fmt: skip
+    said = outcome(b"data", etags[written])
+    result = verify.compare_with_listing([said], {"k": Found("k", 4, etags[now], None)}, 2, Progress())
+    assert result.altered == altered
+    if altered:
+        (wrong,) = result.wrong
+        assert str(etags[now]) in str(wrong.message)
+        assert str(etags[written]) in str(wrong.message)
+
+
+def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
+    """Only its status changes: key, digests and attempt stay, so that the repair is the next attempt."""
+    said = make_outcome(1, attempt=3, md5=MD5, sha256=SHA, chunk="c")
+    (wrong,) = verify.compare_with_listing([said], {}, 9, Progress()).wrong
+    assert wrong == said._replace(
+        status=Status.PENDING, error_class=ErrorClass.MISSING, message=wrong.message, retryable=True,
+        started_at=wrong.started_at, recorded_at=wrong.recorded_at, run_no=9, chunk="",
+    )  # fmt: skip
+
+
+def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A destination that does not answer properly is Fatal: a verification must not declare everything lost."""
+    job, state, _ = moved(tmp_path, origin, s3, bucket)
+    nobody = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
+    store = open_store(job.destination.uri, nobody, state.spool_dir)
+    _, (bounds,) = verify.verify_parts(state, 100)
+    with pytest.raises(Fatal):
+        asyncio.run(verify.read_back(store, verify.expected_objects(state, bounds), 2, Progress()))
+
+
+class PartlyBroken:
+    """The destination, where some objects answer 500 for ever."""
+
+    def __init__(self, store: Store, broken: Callable[[str], bool]) -> None:
+        self.store, self.broken = store, broken
+
+    async def digest(self, key: str, **how: Any) -> Any:
+        if self.broken(key):
+            raise ObjectError(ErrorClass.STORE_ERROR, "the destination answered 500", status_code=500)
+        return await self.store.digest(key, **how)
+
+
+def test_an_object_that_cannot_be_read_is_counted(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One object that answers 500 for ever: the others are read, nothing is said of it, and its row stays copied."""
+    monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    damage(s3, bucket)
+    flaky: Any = PartlyBroken(store, lambda key: key == "3.jpg")
+    _, (bounds,) = verify.verify_parts(state, 100)
+    result = asyncio.run(verify.read_back(flaky, verify.expected_objects(state, bounds), 2, Progress()))
+    assert (result.checked, result.missing, result.altered, result.unread) == (4, 1, 2, 1)
+    assert result.unread_first.startswith("3.jpg: ")
+    assert "3.jpg" not in {outcome.key for outcome in result.wrong}
+
+
+def test_a_destination_that_answers_nothing_ends_the_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every object answers 500: it ends after a bounded number, and declares nothing lost."""
+    monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
+    asked: list[str] = []
+
+    def broken(key: str) -> bool:
+        asked.append(key)
+        return True
+
+    dead: Any = PartlyBroken(open_store(f"file://{tmp_path}", Access(), tmp_path), broken)
+    with pytest.raises(Fatal, match="50 objects in a row"):
+        asyncio.run(verify.read_back(dead, [make_outcome(n, key=f"{n}") for n in range(5_000)], 2, Progress()))
+    assert len(set(asked)) < 50 + verify.AT_ONCE
+
+
+def test_a_paused_verification_reads_nothing(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it goes on; then it reads all."""
+    monkeypatch.setattr(verify, "PAUSED_S", 0.01)
+    _, state, store = moved(tmp_path, origin, s3, bucket)
+    _, (bounds,) = verify.verify_parts(state, 100)
+    outcomes, progress = verify.expected_objects(state, bounds), Progress()
+    progress.pause(True)
+
+    async def pause_and_go_on() -> verify.Verified:
+        reading = asyncio.create_task(verify.read_back(store, outcomes, 2, progress))
+        await asyncio.sleep(0.3)
+        assert progress.snapshot().done == 0
+        progress.pause(False)
+        return await reading
+
+    assert asyncio.run(pause_and_go_on()).checked == len(outcomes)
+
+
+def test_in_a_directory(origin: Origin, tmp_path: Path) -> None:
+    """A file that is gone is one object that is missing, and not the whole destination."""
+    write_list(tmp_path / "list.csv", [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(3)])
+    job = make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/new/")
+    state = directory_state(tmp_path)
+    run(job, state, Access())
+    (tmp_path / "new" / "1.jpg").unlink()
+    store = open_store(job.destination.uri, Access(), state.spool_dir)
+    result = check(state, store, "read", 2)
+    assert (result.checked, result.missing, result.altered, result.unread) == (3, 1, 0, 0)

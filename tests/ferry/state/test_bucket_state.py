@@ -1,0 +1,296 @@
+"""A state in a bucket outlives a store's hiccups, lost answers included, and leaves nothing behind on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.errors import Fatal, UserError
+from ferry.state import lease
+from ferry.state.files import State, open_state
+from ferry.storage.credentials import Access
+from tests.servers.odd_s3 import Fault, OddS3, What
+
+
+def reach(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+def state_at(server: OddS3, folder: Path) -> State:
+    return open_state("s3://state/some/job", reach(server), folder / "cache")
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3() as server:
+        server.make_bucket("state")
+        yield server
+
+
+READ = ("GetObject",)
+WRITE = ("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
+EVERYTHING = (*READ, *WRITE, "DeleteObject", "DeleteObjects", "ListObjectsV2", "HeadObject")
+
+
+def use_all_of_it(state: State, folder: Path) -> None:
+    """Each operation of a state once, and what it must leave."""
+    state.write("plan/x", b"one")
+    assert state.read("plan/x") == b"one"
+    assert state.local("plan/x").read_bytes() == b"one"
+    path = folder / "file"
+    path.write_bytes(b"a file")
+    state.write_file("ledger/l.parquet", path)
+    assert state.local("ledger/l.parquet").read_bytes() == b"a file"
+    assert state.create("lease.json", b"mine") is True
+    assert state.create("lease.json", b"theirs") is False
+    assert state.swap("lease.json", b"mine", b"mine, later") is True
+    assert state.swap("lease.json", b"mine", b"too late") is False
+    assert state.drop("lease.json", b"mine, later", b"given back") is True
+    assert state.list("plan") == ["plan/x"]
+    state.delete(["plan/x", "plan/none"])
+    assert state.list("plan") == []
+
+
+FAULTS: dict[str, tuple[What, ...]] = {
+    "GetObject": ("status", "reset", "lost answer", "halve"),
+    "PutObject": ("status", "reset", "lost answer", "error in 200"),
+    "ListObjectsV2": ("status", "reset", "lost answer", "error in 200"),
+    "DeleteObjects": ("status", "reset", "lost answer", "error in 200"),
+}
+TIMES = {"GetObject": 7, "PutObject": 6, "ListObjectsV2": 3, "DeleteObjects": 1}  # that each is asked for below
+HICCUPS = [
+    (what, operation, after)
+    for operation, whats in FAULTS.items()
+    for what in whats
+    for after in range(TIMES[operation])
+]
+
+
+@pytest.mark.parametrize(("what", "operation", "after"), HICCUPS)
+def test_one_hiccup_ends_nothing(what: What, operation: str, after: int, odd: OddS3, tmp_path: Path) -> None:
+    """503, a reset, an answer that was lost, cut, or an error under 200: the operation is done all the same, once."""
+    odd.faults.append(fault := Fault(what, (operation,), after=after, times=1))
+    use_all_of_it(state_at(odd, tmp_path), tmp_path)
+    assert fault.struck == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_hiccups_end_nothing(seed: int, tmp_path: Path) -> None:
+    """A fifth of all requests fails, in turns by a 503, a reset and a lost answer: five tries are enough."""
+    faults = [Fault(what, EVERYTHING, probability=0.07) for what in ("status", "reset", "lost answer")]
+    with OddS3(seed=seed, faults=faults) as server:
+        server.make_bucket("state")
+        use_all_of_it(state_at(server, tmp_path), tmp_path)
+        assert sum(fault.struck for fault in faults) > 0
+
+
+def test_a_lost_answer_to_the_lease_is_recognised(odd: OddS3, tmp_path: Path) -> None:
+    """The lease that this run made, and whose answer it never got, is its own: it is not refused by itself."""
+    odd.faults.append(Fault("lost answer", ("PutObject",), times=1, key="lease.json$"))
+    state = state_at(odd, tmp_path)
+    with lease.hold_lease(state, "a run") as held:
+        assert lease.decode(state.read(lease.NAME)).token == held.token
+
+
+@pytest.mark.parametrize("conditions", ["ignored", "501"])
+def test_a_store_without_conditions_holds_no_state(conditions: Any, tmp_path: Path) -> None:
+    """Two runs could both hold the lease: the first run is told so before it takes it, and what to do."""
+    with OddS3(conditions=conditions) as server:
+        server.make_bucket("state")
+        with pytest.raises(UserError) as caught, lease.hold_lease(state_at(server, tmp_path), "a run"):
+            pass
+        assert server.endpoint_url in str(caught.value)
+        assert "set `state` to a directory" in str(caught.value)
+        assert server.stored("state") == {}
+
+
+@pytest.mark.parametrize(
+    ("conditions", "lacks"),
+    [("no replace", "If-Match"), ("never equal", "If-Match"), ("no create", "If-None-Match")],
+)
+def test_one_of_the_two_conditions_is_not_enough(conditions: Any, lacks: str, tmp_path: Path) -> None:
+    """A lease is taken by a conditional create, and an expired one by a conditional replace."""
+    with OddS3(conditions=conditions) as server:
+        server.make_bucket("state")
+        with pytest.raises(UserError, match=lacks), lease.hold_lease(state_at(server, tmp_path), "a run"):
+            pass
+        assert server.stored("state") == {}
+
+
+def test_files_are_deleted_one_by_one_where_the_store_knows_no_other_way(tmp_path: Path) -> None:
+    """DeleteObjects is answered with 501 (GCS): single requests do it."""
+    with OddS3(delete_many=False) as server:
+        server.make_bucket("state")
+        state = state_at(server, tmp_path)
+        for name in ("a/1", "a/2", "a/3"):
+            state.write(name, b"x")
+        state.delete(["a/1", "a/3", "a/none"])
+        state.delete(["a/2"])
+        assert server.stored("state") == {}
+        assert server.requests["DeleteObjects"] == 1, "asked once, then known"
+
+
+def test_a_refusal_is_not_tried_again(odd: OddS3, tmp_path: Path) -> None:
+    """403 is an answer: Fatal at once."""
+    odd.faults.append(Fault("status", EVERYTHING, status=403, code="InvalidAccessKeyId"))
+    state = state_at(odd, tmp_path)
+    works: list[Callable[[], object]] = [
+        lambda: state.write("a", b"x"), lambda: state.read("a"), lambda: state.list("a"), lambda: state.delete(["a"])
+    ]  # fmt: skip
+    for count, work in enumerate(works, 1):
+        with pytest.raises(Fatal, match="credentials"):
+            work()
+        assert odd.requests.total() == count
+
+
+def test_a_page_of_the_state_s_list_that_never_comes_is_an_error(tmp_path: Path) -> None:
+    """A list of a state that ends in the middle would forget outcomes: five tries, then the run ends."""
+    with OddS3(listings="error page", page_keys=2) as server:
+        server.make_bucket("state")
+        state = state_at(server, tmp_path)
+        for n in range(5):
+            state.write(f"outcomes/{n}", b"x")
+        with pytest.raises(Fatal, match="InternalError"):
+            state.list("outcomes")
+
+
+def test_copies_go_with_their_files(odd: OddS3, tmp_path: Path) -> None:
+    """What the bucket does not hold any more is not kept on this machine, whoever deleted it."""
+    here, there = state_at(odd, tmp_path), open_state("s3://state/some/job", reach(odd), tmp_path / "elsewhere")
+    for name in ("chunks/a.parquet", "chunks/b.parquet", "ledger/l.parquet", "outcomes/o.parquet"):
+        here.write(name, b"x")
+        assert here.local(name).exists()
+    here.delete(["chunks/a.parquet", "outcomes/o.parquet"])
+    there.delete(["ledger/l.parquet"])
+    here.forget_copies()
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["b.parquet"]
+
+
+LARGE_BYTES = 200 << 20
+
+PEAK = """
+import resource, sys
+from pathlib import Path
+from ferry.storage.credentials import Access
+from ferry.state.files import open_state
+url, folder, work = sys.argv[1:]
+state = open_state("s3://state/some/job", Access(url, anonymous=True), Path(folder) / "cache")
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+state.write("plan/small", b"x")
+state.read("plan/small")
+before = peak()
+if work == "read":
+    assert state.local("ledger/large").stat().st_size == 200 << 20
+else:
+    state.write_file("ledger/written", Path(folder) / "large")
+print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize("work", ["read", "write"])
+def test_a_large_file_is_never_in_memory(work: str, odd: OddS3, tmp_path: Path) -> None:
+    """200 MB of ledger are copied to disk, and from disk, in pieces: the process's peak grows by less than 64 MB."""
+    odd.put("state", "some/job/ledger/large", bytes(LARGE_BYTES))
+    (tmp_path / "large").write_bytes(bytes(LARGE_BYTES))
+    arguments = [sys.executable, "-c", PEAK, odd.endpoint_url, str(tmp_path), work]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 64, f"{done.stdout} MB more at its peak"
+    if work == "write":
+        assert len(odd.objects["state"]["some/job/ledger/written"].data) == LARGE_BYTES
+
+
+def test_a_download_that_breaks_goes_on_where_it_ended(odd: OddS3, tmp_path: Path) -> None:
+    """Each answer is cut in its middle, eight times in a row: what came is kept, and the copy is whole in the end."""
+    data = bytes(range(256)) * 40_000
+    odd.put("state", "some/job/ledger/l", data)
+    odd.faults.append(Fault("halve", ("GetObject",), times=3))
+    assert state_at(odd, tmp_path).local("ledger/l").read_bytes() == data
+
+
+def test_a_download_of_a_file_that_changes_meanwhile(
+    odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer ends in its middle, and another version stands there by then: no copy is made of parts of both."""
+    old, new = bytes(3 << 20), bytes([1]) * (3 << 20)
+    odd.put("state", "some/job/outcomes/o", old)
+    odd.faults.append(Fault("halve", ("GetObject",), times=1))
+    carry_out = odd._carry_out
+
+    def changes(*given: Any) -> Any:
+        answer = carry_out(*given)
+        odd.put("state", "some/job/outcomes/o", new)
+        return answer
+
+    monkeypatch.setattr(odd, "_carry_out", changes)
+    with pytest.raises(Fatal):
+        state_at(odd, tmp_path).local("outcomes/o")
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the rest of a file with all of it: that is no continuation."""
+    data = bytes(range(256)) * 8000
+    odd.put("state", "some/job/outcomes/o", data)
+    odd.faults.append(Fault("halve", ("GetObject",), times=1))
+    get = odd._get
+
+    def without_range(objects: Any, key: str, headers: Any, *, head: bool) -> Any:
+        return get(objects, key, {}, head=head)
+
+    monkeypatch.setattr(odd, "_get", without_range)
+    with pytest.raises(Fatal):
+        state_at(odd, tmp_path).local("outcomes/o")
+
+
+def test_a_copy_of_a_store_without_etags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that ends early is continued, and no empty condition is sent."""
+    with OddS3(etags="none", faults=[Fault("halve", ("GetObject",), times=1)]) as server:
+        server.put("state", "some/job/ledger/l", data := bytes(range(256)) * (8 << 10))
+        get, sent = server._get, []
+
+        def heard(objects: Any, key: str, headers: Any, *, head: bool) -> Any:
+            sent.append((headers.get("Range"), headers.get("If-Match")))
+            return get(objects, key, headers, head=head)
+
+        monkeypatch.setattr(server, "_get", heard)
+        assert state_at(server, tmp_path).local("ledger/l").read_bytes() == data
+    assert [condition for _, condition in sent] == [None, None]
+    assert [bool(ranged) for ranged, _ in sent] == [False, True]
+
+
+PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
+
+
+@pytest.mark.parametrize("operation", PARTS)
+@pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200"])
+def test_a_large_file_is_written_all_the_same(what: What, operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """One hiccup of each request of an upload in parts; where the answer to its end was lost, the object decides."""
+    odd.faults.append(fault := Fault(what, (operation,), times=1))
+    path = tmp_path / "large"
+    path.write_bytes(data := bytes(range(256)) * (40 << 12))
+    state = state_at(odd, tmp_path)
+    state.write_file("ledger/large", path)
+    assert fault.struck == 1
+    assert odd.stored("state") == {"some/job/ledger/large": data}
+    assert odd.requests["UploadPart"] - (operation == "UploadPart") == 3
+
+
+@pytest.mark.parametrize("older", [b"an older one", bytes([1]) * (40 << 20)])
+def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: OddS3, tmp_path: Path) -> None:
+    """NoSuchUpload for the end of an upload, and another object: nothing was written, and that is said. (Its ETag
+    tells, where the sizes are equal.)"""
+    parts = [older[at : at + (16 << 20)] for at in range(0, len(older), 16 << 20)]
+    odd.put("state", "some/job/ledger/large", older)
+    odd.objects["state"]["some/job/ledger/large"].etag = odd._etag_of_parts(parts)
+    odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
+    path = tmp_path / "large"
+    path.write_bytes(bytes(40 << 20))
+    with pytest.raises(Fatal, match="ledger/large: the state has no such upload any more"):
+        state_at(odd, tmp_path).write_file("ledger/large", path)
+    assert path.exists()

@@ -1,0 +1,168 @@
+"""The accounts: each row of the manifest in one state, and the sum checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ferry.core.errors import FerryError, UserError
+from ferry.core.records import ErrorClass, Status
+from ferry.job.model import OnExisting
+from ferry.reconcile.finish import finish_run
+from ferry.state import ledger
+from ferry.state.counts import Counts, count
+from ferry.state.queries import with_latest
+from tasks.reporting.text import Report
+from tests.support.helpers import (
+    FAILED_404,
+    FAILED_500,
+    directory_state,
+    make_job,
+    plan,
+    settle,
+    urls,
+    write_list,
+)
+
+
+def test_counts_that_add_up_pass() -> None:
+    """planned = copied + unchanged + skipped + failed + pending."""
+    Counts().check()
+    Counts(planned=15, copied=1, unchanged=2, skipped=3, failed=4, pending=5).check()
+
+
+@pytest.mark.parametrize("name", ["copied", "unchanged", "skipped", "failed", "pending", "planned"])
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_row_too_many_or_too_few_raises(name: str, by: int) -> None:
+    """A row in two states, or in none, is an error that names the numbers."""
+    values: dict[str, Any] = {"planned": 15, "copied": 1, "unchanged": 2, "skipped": 3, "failed": 4, "pending": 5}
+    values[name] += by
+    with pytest.raises(FerryError, match="do not add up"):
+        Counts(**values).check()
+
+
+def test_counts_of_a_state(tmp_path: Path) -> None:
+    """Each kind of row is counted where it belongs; rows of an old manifest are not."""
+    state = directory_state(tmp_path)
+    lines = [*([f"https://img.example/{n}.jpg", str(n)] for n in range(12)), ["https://img.example/0.jpg", "twice"]]
+    write_list(tmp_path / "list.csv", lines, ("url", "id"))
+    job = make_job(manifest=str(tmp_path / "list.csv"), chunk_rows=1)
+    with pytest.raises(UserError, match="nothing is planned"):
+        with_latest(state, count)
+    refs = plan(job, state).chunks
+    settle(state, refs[0], 1, size=7)
+    settle(state, refs[1], 1, size=9)
+    settle(state, refs[2], 1, Status.UNCHANGED)
+    settle(state, refs[3], 1, Status.SKIPPED, error_class=ErrorClass.EXISTS)
+    settle(state, refs[4], 1, Status.FAILED, **FAILED_404)
+    settle(state, refs[5], 1, Status.FAILED, **FAILED_500)
+    settle(state, refs[6], 1)
+    settle(state, refs[6], 2, Status.PENDING, error_class=ErrorClass.MISSING, retryable=True)
+    counts = with_latest(state, count)
+    counts.check()
+    assert counts == Counts(
+        planned=13, copied=2, unchanged=1, skipped=2, failed=2, pending=6, bytes=16, duplicates=1, retryable=1,
+        classes={"exists": 1, "duplicate": 1, "not_found": 1, "server_error": 1, "missing": 1},
+    )  # fmt: skip
+    write_list(tmp_path / "list.csv", lines[4:6], ("url", "id"))
+    plan(job, state, 3)
+    counts = with_latest(state, count)
+    assert (counts.planned, counts.failed, counts.copied, counts.pending) == (2, 2, 0, 0)
+
+
+def test_what_is_to_be_moved_once_more_is_pending(tmp_path: Path) -> None:
+    """The ledger says copied of a row whose key another one has written since, and skipped of one that the settings now
+    let through. Until that is done, and the run may end before it is, neither is settled."""
+    state = directory_state(tmp_path)
+    header, other = ("url", "path"), ["https://b.example/0.jpg", "0.jpg"]
+    lines = [[f"https://a.example/{n}.jpg", f"{n}.jpg"] for n in range(4)]
+    job = make_job(manifest=str(write_list(tmp_path / "list.csv", lines, header)), chunk_rows=1)
+    refs = plan(job, state).chunks
+    for ref in refs[:2]:
+        settle(state, ref, 1, sha256="a" * 64)
+    settle(state, refs[2], 1, Status.SKIPPED, error_class=ErrorClass.EXISTS)
+    settle(state, refs[3], 1, Status.FAILED, **FAILED_404)
+    write_list(tmp_path / "list.csv", [other, *lines[1:]], header)
+    settle(state, next(ref for ref in plan(job, state, 2).chunks if ref.done < ref.rows), 2, sha256="b" * 64)
+    write_list(tmp_path / "list.csv", lines, header)
+    again = job.model_copy(update={"on_existing": OnExisting.OVERWRITE})
+    planned = plan(again, state, 3)
+    assert planned.todo == {"changed": 3}
+    counts = finish_run(again, state, 3)["counts"]
+    assert {name: counts[name] for name in ("copied", "skipped", "failed", "pending")} == {
+        "copied": 1, "skipped": 0, "failed": 1, "pending": 2,
+    }  # fmt: skip
+    for ref in planned.chunks:
+        if ref.done < ref.rows:
+            settle(state, ref, 4)
+    counts = finish_run(again, state, 4)["counts"]
+    assert (counts["copied"], counts["pending"]) == (4, 0)
+
+
+@settings(max_examples=5, deadline=None)
+@given(ends=st.lists(st.sampled_from([None, *Status]), min_size=1, max_size=12), twice=st.booleans())
+def test_the_identity_holds_for_any_ledger(
+    ends: list[Status | None], twice: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever became of rows, also when outcomes stand there twice."""
+    folder = tmp_path_factory.mktemp("sum")
+    state = directory_state(folder)
+    write_list(folder / "list.csv", urls(*range(len(ends))))
+    job = make_job(manifest=str(folder / "list.csv"), chunk_rows=1)
+    for end, ref in zip(ends, plan(job, state).chunks, strict=True):
+        given: dict[str, Any] = FAILED_500 if end is Status.FAILED else {}
+        if end is not None:
+            settle(state, ref, 1, end, **given)
+            if twice:
+                settle(state, ref, 2, end, **given)
+    answer = finish_run(job, state, 2 if twice else 1)
+    counts = Counts(**answer["counts"])
+    counts.check()
+    assert counts.planned == len(ends)
+    for status in (Status.COPIED, Status.UNCHANGED, Status.SKIPPED, Status.FAILED):
+        assert getattr(counts, status) == ends.count(status)
+    assert counts.pending == sum(ends.count(end) for end in (None, Status.PENDING, Status.DROPPED))
+    assert sum(answer["this_run"].values()) == sum(end is not None for end in ends)
+    assert with_latest(state, count) == counts
+    assert len(ledger.ledger_files(state)) == 1
+
+
+@pytest.mark.parametrize(
+    ("budget", "rows", "allowed"),
+    [("1%", 0, 1), ("1%", 1, 1), ("1%", 100, 1), ("1%", 101, 2), ("0%", 1000, 0), (0, 1000, 0), (25, 10, 25),
+     (0.5, 9, 5), ("100%", 7, 7), (1.0, 7, 7), ("10%", 30, 3), ("0.1", 30, 3)],
+)  # fmt: skip
+def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
+    """A share of the rows without duplicates, rounded up to at least one, or a count."""
+    assert make_job(failure_budget=budget).budget(rows) == allowed
+
+
+@pytest.mark.parametrize(
+    ("stopped", "pending", "failed", "limited", "code"),
+    [
+        ("", 0, 0, False, 0),
+        ("", 0, 2, False, 0),
+        ("", 0, 3, False, 1),
+        ("", 5, 0, False, 1),
+        ("", 5, 0, True, 0),
+        ("", 5, 3, True, 1),
+        ("the destination refuses the credentials", 5, 0, True, 1),
+        ("the destination refuses the credentials", 0, 2, False, 1),  # those two were to be tried again
+    ],
+)
+def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int) -> None:
+    """0 where all that was to be done was tried, and the failures lie within the budget."""
+    counts = {
+        "pending": pending,
+        "failed": failed,
+        "copied": 10,
+        "unchanged": 0,
+        "planned": 10 + pending + failed,
+        "by_size": {},
+    }
+    report = Report(1, counts, {}, 2, [], 1, 0, limited, 1.0, 1, 1.0, stopped, "")
+    assert report.exit_code == code

@@ -1,0 +1,435 @@
+"""One run at a time: who may take a lease, and that two never hold it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.errors import Fatal, FerryError, LeaseHeld
+from ferry.state import lease
+from ferry.state.files import DirectoryState, State, open_state
+from ferry.state.lease import NAME, Holder, acquire_lease, decode, hold_lease, is_dead, this_process, verdict
+from tests.support.helpers import access
+
+HOLDER = Holder("host", 42, "boot/ns", "100", "nightly", "token", 1000.0)
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> State:
+    if request.param == "directory":
+        return DirectoryState(tmp_path / "state")
+    s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+    return open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Renewed every 50 ms."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    return iter(())
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("now", "place", "started", "expected"),
+    [
+        (999.9, "elsewhere", None, "held"),
+        (999.9, "elsewhere", "7", "held"),
+        (999.9, "", None, "held"),
+        (999.9, "boot/ns", "100", "held"),
+        (880.0, "elsewhere", None, "held"),
+        (999.9, "boot/ns", None, "over"),
+        (999.9, "boot/ns", "101", "over"),
+        (1000.0, "boot/ns", None, "over"),
+        (1000.0, "boot/ns", "100", "watch"),
+        (1000.0, "elsewhere", None, "watch"),
+        (1000.1, "", "", "watch"),
+        (879.9, "elsewhere", None, "watch"),
+        (0.0, "elsewhere", None, "watch"),
+    ],
+)
+def test_when_a_lease_is_over(now: float, place: str, started: str | None, expected: str) -> None:
+    """The truth table of verdict: a dead process is over at once, time alone is never believed."""
+    assert verdict(HOLDER, now, place, started) == expected
+
+
+def test_a_lease_that_was_given_back_is_over() -> None:
+    """As a bucket keeps it, by any clock and for any process."""
+    assert verdict(replace(HOLDER, expires_at=lease.RELEASED), 1e9, "boot/ns", "100") == "over"
+
+
+def test_a_place_that_is_unknown_proves_nothing() -> None:
+    """Without /proc neither side knows its place: only watching ends such a lease."""
+    assert verdict(replace(HOLDER, place=""), 999.0, "", None) == "held"
+
+
+def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
+    """LeaseHeld names run, process and host; after the release the lease is free."""
+    with hold_lease(state, "first run"):
+        with pytest.raises(LeaseHeld, match=r"first run \(process \d+ on "):
+            acquire_lease(state, "second run")
+        found = lease.lease_holder(state)
+        assert found is not None
+        assert found.run == "first run"
+    assert lease.lease_holder(state) is None
+    with hold_lease(state, "third run") as third:
+        assert third.took_over is None
+    assert lease.lease_holder(state) is None
+
+
+def test_held_waits_only_where_it_is_asked_to(state: State) -> None:
+    """The second run of a job fails at once."""
+    with hold_lease(state, "first run"), pytest.raises(LeaseHeld), hold_lease(state, "second run", tell=pytest.fail):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    """The lease of a process that was killed on this machine is taken over at once, its 120 s notwithstanding."""
+    code = (
+        "import sys, time; from pathlib import Path; from ferry.state import files, lease\n"
+        "lease.acquire_lease(files.DirectoryState(Path(sys.argv[1])), 'child'); "
+        "print('held', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "state")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        state = DirectoryState(tmp_path / "state")
+        with pytest.raises(LeaseHeld, match=f"child .process {child.pid}"):
+            acquire_lease(state, "me")
+        child.kill()  # not waited for: a zombie is dead too
+        wait_for(lambda: lease.lease_holder(state) is None)
+        with hold_lease(state, "me") as mine:
+            assert mine.held
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_an_expired_lease_is_taken_over_and_a_live_one_is_not(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a process on another machine only watching can tell: nobody renewed it, so it is over; who had it is known."""
+    monkeypatch.setattr(lease, "WATCH_S", 0.2)
+    monkeypatch.setattr(lease, "WAIT_S", 0.05)
+    far = replace(HOLDER, expires_at=time.time() + 60)
+    state.write(NAME, far.encode())
+    with pytest.raises(LeaseHeld, match="nightly"):
+        acquire_lease(state, "me")
+    assert state.read(NAME) == far.encode()
+    dead = replace(far, expires_at=time.time() - 1)
+    state.write(NAME, dead.encode())
+    told: list[str] = []
+    with hold_lease(state, "me", tell=told.append) as mine:
+        assert decode(state.read(NAME)).run == "me"
+        assert mine.took_over == dead
+    assert len(told) == 1
+    assert "nightly (process 42 on host) may be dead" in told[0]
+
+
+@pytest.mark.parametrize("off_s", [-600.0, 600.0], ids=["behind", "ahead"])
+def test_a_clock_that_is_off_costs_nobody_the_lease(
+    off_s: float, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A holder on a machine whose clock is ten minutes off renews its lease; whoever watches sees it, and leaves it."""
+    monkeypatch.setattr(lease, "WATCH_S", 5.0)
+    monkeypatch.setattr(lease, "WAIT_S", 0.05)
+    far = replace(HOLDER, expires_at=time.time() + off_s)
+    state.write(NAME, far.encode())
+    renewed = threading.Timer(0.3, lambda: state.write(NAME, replace(far, expires_at=far.expires_at + 30).encode()))
+    renewed.start()
+    try:
+        with pytest.raises(LeaseHeld, match="nightly"):
+            acquire_lease(state, "me")
+    finally:
+        renewed.join()
+    assert decode(state.read(NAME)).token == HOLDER.token
+
+
+def race(state: State, contenders: int) -> list[lease.Lease | None]:
+    results: list[lease.Lease | None] = [None] * contenders
+    barrier = threading.Barrier(contenders)
+
+    def contend(n: int) -> None:
+        barrier.wait()
+        try:
+            results[n] = acquire_lease(state, f"run {n}")
+        except LeaseHeld:
+            return
+
+    threads = [threading.Thread(target=contend, args=[n]) for n in range(contenders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize("before", ["nothing", "given back", "dead"])
+def test_of_eight_at_once_one_wins(before: str, state: State) -> None:
+    """From nothing, a lease given back and a dead process's, exactly one gets it, and the file names that one."""
+    for _ in range(3 if isinstance(state, DirectoryState) else 1):
+        if before == "given back":
+            state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
+        if before == "dead":
+            state.write(NAME, replace(this_process("old", time.time() + 60), started="another").encode())
+        winners = [(n, won) for n, won in enumerate(race(state, 8)) if won is not None]
+        assert len(winners) == 1
+        n, won = winners[0]
+        assert decode(state.read(NAME)).run == f"run {n}"
+        won.release()
+
+
+def _contend(folder: str, go: Any, answers: Any, over: Any) -> None:
+    state = DirectoryState(Path(folder))
+    go.wait()
+    try:
+        acquire_lease(state, "child")
+        answers.put(True)
+        over.wait(120)  # keeps it: a process that ends gives it up
+    except LeaseHeld:
+        answers.put(False)
+
+
+@pytest.mark.slow
+def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
+    """The same with processes, over a lease that was given back."""
+    context = multiprocessing.get_context("forkserver")
+    state = DirectoryState(tmp_path / "state")
+    state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
+    go, over, answers = context.Event(), context.Event(), context.Queue()
+    arguments = (str(tmp_path / "state"), go, answers, over)
+    children = [context.Process(target=_contend, args=arguments) for _ in range(8)]
+    for child in children:
+        child.start()
+    go.set()
+    won = [answers.get(timeout=120) for _ in children]
+    over.set()
+    for child in children:
+        child.join()
+    assert won.count(True) == 1
+
+
+def test_a_lease_is_renewed(state: State, quick: None) -> None:
+    """The time in the file moves on while the lease is held, and it stays held."""
+    with hold_lease(state, "me") as mine:
+        first = decode(state.read(NAME)).expires_at
+        wait_for(lambda: decode(state.read(NAME)).expires_at > first)
+        assert mine.held
+
+
+@pytest.mark.parametrize("end", ["taken over", "deleted"])
+def test_a_lost_lease_is_noticed_and_left_alone(end: str, state: State, quick: None) -> None:
+    """Another holder, or no file: on_lost is called, held is False, and the release touches nothing of the other's."""
+    lost = threading.Event()
+    mine = acquire_lease(state, "me", lost.set)
+    other = replace(HOLDER, expires_at=time.time() + 60).encode()
+    if end == "deleted":
+        state.delete([NAME])
+    else:
+        state.write(NAME, other)
+    assert lost.wait(10)
+    assert not mine.held
+    mine.release()
+    if end == "taken over":
+        assert state.read(NAME) == other
+
+
+def test_a_lease_past_its_time_is_not_held_before_it_is_regained(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a renewal within 120 s it is not held. A holder that was suspended, and whose lease nobody took, goes on;
+    a clock that was set meanwhile changes nothing."""
+    with hold_lease(state, "me") as mine:
+        assert mine.held
+        before, at, now = state.read(NAME), lease.steady_s(), time.time()
+        monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+        monkeypatch.setattr(time, "time", lambda: now - 3600)
+        assert not mine.held
+        assert mine.regain()
+        assert mine.held
+        assert state.read(NAME) != before
+        monkeypatch.undo()
+
+
+def test_a_suspended_holder_whose_lease_was_taken_writes_nothing_more(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the other's token, tells the run once, and keeps its hands off the file."""
+    lost: list[int] = []
+    with hold_lease(state, "me", lambda: lost.append(1)) as mine:
+        other = replace(HOLDER, expires_at=time.time() + 60).encode()
+        state.write(NAME, other)
+        at = lease.steady_s()
+        monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+        assert not mine.regain()
+        monkeypatch.undo()
+        assert not mine.held
+        assert not mine.regain()
+        with pytest.raises(Fatal, match="lost its lease"):
+            lease.check_lease(state, mine.token)
+    assert lost == [1]
+    assert state.read(NAME) == other
+
+
+def test_a_lease_that_is_held_is_not_regained(state: State) -> None:
+    """Before each write it is asked for by the clock alone: the state is left alone."""
+    with hold_lease(state, "me") as mine:
+        before = state.read(NAME)
+        assert mine.regain()
+        assert state.read(NAME) == before
+
+
+class Away(DirectoryState):
+    """A directory that can be away."""
+
+    away = False
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        if self.away:
+            raise Fatal("the state is away")
+        return super().swap(name, old, new)
+
+
+def test_a_lease_that_could_not_be_regained_is_renewed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state was away when the holder, past its time, asked for its lease. It is lost for good, and a run that
+    watches it takes it: nothing renews it when the state is back."""
+    monkeypatch.setattr(lease, "RENEW_S", 0.2)
+    state = Away(tmp_path / "state")
+    lost: list[int] = []
+    mine = acquire_lease(state, "me", lambda: lost.append(1))
+    state.away = True
+    at = lease.steady_s()
+    monkeypatch.setattr(lease, "steady_s", lambda: at + lease.LENGTH_S + 1)
+    assert not mine.regain()
+    monkeypatch.setattr(lease, "steady_s", lambda: at)
+    state.away = False
+    before = state.read(NAME)
+    mine._thread.join(60)
+    assert not mine.regain()
+    assert state.read(NAME) == before
+    assert lost == [1]
+    mine.release()
+    assert state.read(NAME) == before
+
+
+def test_what_others_build_on_is_written_by_the_holder_alone(state: State) -> None:
+    """check asks the file: the holder passes, anybody else and a lease that is gone do not."""
+    with hold_lease(state, "me") as mine:
+        lease.check_lease(state, mine.token)
+        with pytest.raises(Fatal):
+            lease.check_lease(state, "another")
+    with pytest.raises(Fatal):
+        lease.check_lease(state, "another")
+
+
+class Unreliable(DirectoryState):
+    """A directory whose swap works, and whose answer to the first one is lost."""
+
+    swaps = 0
+
+    def swap(self, name: str, old: bytes, new: bytes) -> bool:
+        self.swaps += 1
+        done = super().swap(name, old, new)
+        if self.swaps == 1:
+            raise Fatal("the answer was lost")
+        return done
+
+
+def test_a_renewal_whose_answer_was_lost_is_still_ours(tmp_path: Path, quick: None) -> None:
+    """The token in the file is the holder's own: that is no other run, and the lease stays held."""
+    state = Unreliable(tmp_path / "state")
+    lost = threading.Event()
+    with hold_lease(state, "me", lost.set) as mine:
+        wait_for(lambda: state.swaps >= 4 or lost.is_set())
+        assert mine.held
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"", b"{", b"{}",
+        *(json.dumps({**asdict(HOLDER), **odd}).encode() for odd in (
+            {"unheard": 1}, {"host": 1}, {"place": None}, {"run": 1}, {"token": 1}, {"expires_at": "soon"},
+            {"pid": "me"},
+        )),
+    ],
+)  # fmt: skip
+def test_a_damaged_lease_is_said_in_a_sentence(raw: bytes, tmp_path: Path) -> None:
+    """A lease file that cannot be read is an error of Ferry's own kind, not a traceback."""
+    state = DirectoryState(tmp_path / "state")
+    state.write(NAME, raw)
+    with pytest.raises(FerryError):
+        acquire_lease(state, "me")
+
+
+@pytest.mark.parametrize(
+    ("place", "started", "dead"),
+    [("here", "mine", False), ("here", "another", True), ("elsewhere", "another", False), ("", "another", False)],
+)
+def test_who_is_certainly_gone(place: str, started: str, dead: bool) -> None:
+    """A process of this machine whose number another one has by now; of other machines nothing is known."""
+    me = this_process("me", 0.0)
+    where = me.place if place == "here" else place
+    assert is_dead(where, me.pid, me.started if started == "mine" else started) is dead
+
+
+class Counted(DirectoryState):
+    """Counts how often its files are read."""
+
+    reads = 0
+
+    def read(self, name: str) -> bytes:
+        self.reads += 1
+        return super().read(name)
+
+
+def test_who_waits_does_not_ask_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the lease for each WAIT_S."""
+    monkeypatch.setattr(lease, "WAIT_S", 0.1)
+    state = Counted(tmp_path / "state")
+    first = acquire_lease(state, "first")
+    releasing = threading.Timer(1.0, first.release)
+    releasing.start()
+    started = time.monotonic()
+    acquire_lease(state, "second", wait=True).release()
+    releasing.join()
+    assert state.reads <= (time.monotonic() - started) / 0.1 + 4
+
+
+def test_a_holder_survives_its_json() -> None:
+    """What is written is what is read; two acquisitions of one process differ."""
+    assert decode(HOLDER.encode()) == HOLDER
+    assert this_process("a", 1.0) != this_process("a", 1.0)
+
+
+def test_a_run_waits_for_its_own_earlier_process(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paused in the UI and resumed, it is a new process while the old one is still at its end; another run does not
+    wait."""
+    monkeypatch.setattr(lease, "WAIT_S", 0.01)
+    first = acquire_lease(state, "nightly", flow_run="one")
+    with pytest.raises(LeaseHeld):
+        acquire_lease(state, "nightly", flow_run="two")
+    with pytest.raises(LeaseHeld):
+        acquire_lease(state, "nightly")
+    timer = threading.Timer(0.3, first.release)
+    timer.start()
+    told: list[str] = []
+    second = acquire_lease(state, "nightly", flow_run="one", tell=told.append)
+    assert not timer.is_alive()
+    assert len(told) == 1
+    assert "waiting for another run of this job to end: nightly" in told[0]
+    assert second.held
+    second.release()

@@ -1,0 +1,375 @@
+"""The ledger: the latest outcome of each row counts, whatever files it lies in, also while they are folded."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from demo.s3 import S3Server
+from ferry.core.errors import Damaged, UserError
+from ferry.core.records import ErrorClass, Outcome, Reason, Status
+from ferry.state import ledger
+from ferry.state.checksums import seal_json, sealed
+from ferry.state.files import DirectoryState, open_state
+from ferry.state.ledger import append_outcomes, compact_ledger, last_run_no, ledger_files
+from ferry.state.parquet import encode_outcomes, outcomes_of, read_table
+from tests.support.helpers import access, directory_state, later, latest, make_outcome, row_id
+
+FULL = make_outcome(
+    1, Status.FAILED, id="x", error_class=ErrorClass.NOT_FOUND, status_code=404, message="ä, \"quoted\"\n",
+    retryable=False, reason=Reason.RETRY, attempt=3, requests=4, size=None, md5="a" * 32, sha256="b" * 64,
+    content_type="image/png", source_etag='"e"', source_last_modified="yesterday", dest_etag='"f"', chunk="c" * 64,
+)  # fmt: skip
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> DirectoryState:
+    return directory_state(tmp_path)
+
+
+def test_an_outcome_survives_its_file(state: DirectoryState) -> None:
+    """Every field comes back as it was, before and after a compaction."""
+    append_outcomes(state, [FULL, make_outcome(2)], 1, "c", 0)
+    assert latest(state) == {row_id(1): FULL, row_id(2): make_outcome(2)}
+    compact_ledger(state, 1)
+    assert latest(state) == {row_id(1): FULL, row_id(2): make_outcome(2)}
+
+
+def test_nothing_is_no_outcome(state: DirectoryState) -> None:
+    """An empty ledger folds to nothing, also after a compaction."""
+    assert latest(state) == {}
+    compact_ledger(state, 1)
+    assert latest(state) == {}
+
+
+def test_the_latest_run_wins_then_the_latest_time(state: DirectoryState) -> None:
+    """A run's number beats the clock: machines' clocks differ."""
+    append_outcomes(state, [make_outcome(1, run_no=2, message="run 2", recorded_at=later(0))], 2, "c", 0)
+    append_outcomes(state, [make_outcome(1, run_no=1, message="run 1", recorded_at=later(99))], 1, "c", 0)
+    append_outcomes(state, [make_outcome(2, message="early", recorded_at=later(0))], 1, "c", 1)
+    append_outcomes(state, [make_outcome(2, message="late", recorded_at=later(1))], 1, "c", 2)
+    assert {o.message for o in latest(state).values()} == {"run 2", "late"}
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    lines=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 5)), unique=True, max_size=25),
+    folds=st.sets(st.integers(0, 24), max_size=3),
+)
+def test_folding_often_or_never_comes_to_the_same(
+    lines: list[tuple[int, int, int]], folds: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whenever it is compacted, each row's outcome is that of the highest run, then of the latest time."""
+    state = directory_state(tmp_path_factory.mktemp("ledger"))
+    for part, (row, run_no, second) in enumerate(lines):
+        append_outcomes(state, [make_outcome(row, run_no=run_no, recorded_at=later(second))], run_no, "c", part)
+        if part in folds:
+            compact_ledger(state, run_no)
+    expected: dict[str, tuple[int, int]] = {}
+    for row, run_no, second in lines:
+        expected[row_id(row)] = max(expected.get(row_id(row), (0, 0)), (run_no, second))
+    found = {id_: (o.run_no, int((o.recorded_at - later(0)).total_seconds())) for id_, o in latest(state).items()}
+    assert found == expected
+
+
+def test_compaction_leaves_one_file(state: DirectoryState) -> None:
+    """`outcomes/` is empty afterwards, `ledger/` holds one file with a line per row; its mode is 0600.
+
+    Where nothing came since, that file stays as it is.
+    """
+    for part in range(5):
+        append_outcomes(state, [make_outcome(n, recorded_at=later(part)) for n in range(3)], 1, "c", part)
+    compact_ledger(state, 2)
+    (name,) = ledger_files(state)
+    compact_ledger(state, 3)
+    assert ledger_files(state) == [name]
+    assert name.startswith("ledger/000002-")
+    assert read_table(state.local(name)).num_rows == 3
+    assert state.local(name).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_crash_between_write_and_delete_counts_nothing_twice(
+    state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old and folded files stand side by side: the same outcomes, and the next compaction cleans up."""
+    append_outcomes(state, [make_outcome(n) for n in range(4)], 1, "c", 0)
+    append_outcomes(state, [make_outcome(n, Status.FAILED, run_no=2) for n in range(2)], 2, "c", 0)
+    before = latest(state)
+
+    def killed(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "delete", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact_ledger(state, 2)
+    monkeypatch.undo()
+    assert len(ledger_files(state)) == 3
+    assert latest(state) == before
+    append_outcomes(state, [make_outcome(9, run_no=3)], 3, "c", 0)
+    compact_ledger(state, 3)
+    assert len(ledger_files(state)) == 1
+    assert latest(state) == {**before, row_id(9): make_outcome(9, run_no=3)}
+
+
+def test_a_crash_before_the_write_changes_nothing(state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fold that does not reach the state leaves the outcomes as they are."""
+    append_outcomes(state, [make_outcome(1)], 1, "c", 0)
+    before = ledger_files(state)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compact_ledger(state, 1)
+    assert ledger_files(state) == before
+    assert set(latest(state)) == {row_id(1)}
+
+
+def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None:
+    """While outcomes are appended and folded, every reader sees at least what was there when it began."""
+    append_outcomes(state, [make_outcome(n) for n in range(50)], 1, "c", 0)
+    stop = threading.Event()
+    wrong: list[Any] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                rows = ledger.reading(lambda: latest(state))
+                if len(rows) < 50:
+                    wrong.append(len(rows))
+            except Exception as exc:
+                wrong.append(exc)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for n in range(25):
+        append_outcomes(state, [make_outcome(100 + n)], 1, "c", n + 1)
+        compact_ledger(state, 1)
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+    assert len(latest(state)) == 75
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_fold_between_two_listings_hides_nothing(
+    after: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first fold of a job moves all outcomes from one folder to another while somebody looks."""
+    append_outcomes(state, [make_outcome(1)], 1, "c", 0)
+    append_outcomes(state, [make_outcome(2)], 1, "c", 1)
+    listed: list[str] = []
+
+    def listing(folder: str) -> list[str]:
+        names = DirectoryState.list(state, folder)
+        listed.append(folder)
+        if len(listed) == after:
+            compact_ledger(DirectoryState(state.root), 1)
+        return names
+
+    monkeypatch.setattr(state, "list", listing)
+    assert set(ledger.reading(lambda: latest(state))) == {row_id(1), row_id(2)}
+
+
+def test_duckdb_and_pandas_read_the_files(state: DirectoryState) -> None:
+    """Plain Parquet: anybody's tools read outcomes and ledger, with times in UTC."""
+    append_outcomes(state, [make_outcome(n) for n in range(3)], 1, "c", 0)
+    folder = state.root
+    sql = f"SELECT count(*), min(status) FROM '{folder}/outcomes/*.parquet'"
+    assert duckdb.connect().execute(sql).fetchall() == [(3, "copied")]
+    compact_ledger(state, 1)
+    frame = pd.read_parquet(folder / "ledger")
+    assert list(frame["status"]) == ["copied"] * 3
+    assert str(frame["recorded_at"].dt.tz) == "UTC"
+    assert frame["recorded_at"][0] == pd.Timestamp(later(0))
+
+
+def test_the_last_run_is_the_highest_that_left_anything(state: DirectoryState) -> None:
+    """Outcomes, ledger and reports count; other names do not."""
+    assert last_run_no(state) == 0
+    append_outcomes(state, [make_outcome(1)], 3, "plan", 0)
+    assert last_run_no(state) == 3
+    compact_ledger(state, 4)
+    assert last_run_no(state) == 4
+    state.write("reports/run-000012/summary.md", b"x")
+    assert last_run_no(state) == 12
+
+
+def test_a_damaged_outcome_file_is_an_error_of_the_user(state: DirectoryState) -> None:
+    """Not a traceback, and no ledger without it: a sentence that says damaged."""
+    name = append_outcomes(state, [make_outcome(1)], 1, "c", 0)
+    raw = state.read(name)
+    for data in (raw[:-30], b"", b"hello" * 50):
+        state.write(name, data)
+        with pytest.raises(UserError, match="damaged"):
+            ledger.reading(lambda: latest(state), tries=2)
+
+
+def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
+    """A ledger that a newer Ferry wrote is not read as if it were of this one."""
+    import pyarrow.parquet as pq
+
+    first = append_outcomes(state, [make_outcome(1)], 1, "c", 0)
+    newer = pa.BufferOutputStream()
+    pq.write_table(pq.read_table(state.local(first)).replace_schema_metadata({b"ferry_schema": b"99"}), newer)
+    state.delete([first])
+    name = sealed("outcomes/000001-c-00000", newer.getvalue().to_pybytes())
+    state.write(name, newer.getvalue().to_pybytes())
+    with pytest.raises(UserError, match="newer version of Ferry"):
+        read_table(state.local(name))
+    with pytest.raises(UserError, match="newer version of Ferry"):
+        ledger.reading(lambda: latest(state), tries=2)
+
+
+def test_a_ledger_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The same in a bucket: append, fold, compact, and a second reader with a copy of its own."""
+    state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
+    for part in range(3):
+        append_outcomes(state, [make_outcome(n, recorded_at=later(part)) for n in range(4)], 1, "c", part)
+    other = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "other")
+    assert len(latest(other)) == 4
+    compact_ledger(state, 1)
+    assert latest(state) == latest(other) == {row_id(n): make_outcome(n, recorded_at=later(2)) for n in range(4)}
+    assert len(ledger_files(other)) == 1
+
+
+def test_no_outcomes_are_a_file_all_the_same(tmp_path: Path) -> None:
+    """The schema does not depend on what is in it."""
+    path = tmp_path / "x.parquet"
+    path.write_bytes(encode_outcomes([]))
+    none: list[Outcome] = list(outcomes_of(read_table(path)))
+    assert none == []
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
+def test_duckdb_takes_four_threads_at_most(cores: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each thread holds buffers of its own, so that more of them than that do not fit into the memory limit."""
+    monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config={"threads": cores}))
+    with ledger.connect(state.spool_dir) as con:
+        assert con.execute("SELECT current_setting('threads')").fetchall() == [(min(cores, 4),)]
+
+
+def test_duckdb_stays_within_its_memory_and_reads_times_alike_everywhere(state: DirectoryState) -> None:
+    """Beyond its limit it spills; a machine's own time zone changes no date."""
+    with ledger.connect(state.spool_dir) as con:
+        settings = ("memory_limit", "TimeZone", "preserve_insertion_order", "autoinstall_known_extensions")
+        found = [con.execute(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in settings]
+    assert found == ["476.8 MiB", "UTC", False, False]
+
+
+@pytest.mark.parametrize("folds", [False, True])
+@pytest.mark.parametrize("at_once", [False, True])
+def test_runs_of_another_place_are_left_out(folds: bool, at_once: bool, state: DirectoryState) -> None:
+    """After a --replan to another destination only outcomes from that run on count, folded or not."""
+    for run_no in (1, 2, 3):
+        append_outcomes(state, [make_outcome(run_no, run_no=run_no)], run_no, "c", 0)
+    if folds:
+        compact_ledger(state, 3)
+    with ledger.connect(state.spool_dir) as con:
+        ledger.create_latest(con, state, 2, at_once=at_once)
+        assert con.execute("SELECT run_no FROM latest ORDER BY 1").fetchall() == [(2,), (3,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "run_no"),
+    [
+        ("outcomes/000012-c-00000-ab.parquet", 12),
+        ("ledger/000003-1-ab.parquet", 3),
+        ("reports/run-000004/summary.json", 4),
+        ("reports/notes.txt", 0),
+        ("000005", 0),
+    ],
+)
+def test_which_run_a_file_is_of(name: str, run_no: int) -> None:
+    """Its number stands in its name; a file without one is of no run."""
+    assert ledger.run_of(name) == run_no
+
+
+def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as it may, and then it raises; what cannot be read at all is damaged, at once."""
+    monkeypatch.setattr("ferry.state.ledger.time.sleep", lambda _: None)
+    ends: list[Exception | int] = []
+
+    def read() -> int:
+        end = ends.pop(0)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    ends[:] = [duckdb.IOException("gone"), FileNotFoundError("gone"), 7]
+    assert ledger.reading(read, tries=3) == 7
+    ends[:] = [FileNotFoundError("gone")] * 3 + [7]
+    with pytest.raises(FileNotFoundError):
+        ledger.reading(read, tries=3)
+    assert ends == [7]
+    ends[:] = [duckdb.InvalidInputException("no Parquet"), 7]
+    with pytest.raises(UserError, match="damaged: no Parquet"):
+        ledger.reading(read, tries=3)
+    assert ends == [7]
+
+
+def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> None:
+    """The row was copied again under another key: what it was before is in the history, and the old object in the
+    ledger as a copy without a row. Of a first copy there is nothing to note."""
+    first = make_outcome(1, key="a.jpg", sha256="a" * 64, dest_etag="e")
+    append_outcomes(state, [first], 1, "c", 0)
+    compact_ledger(state, 1)
+    assert state.list("history") == []
+    again = make_outcome(1, key="b.jpg", sha256="b" * 64, dest_etag="f", run_no=2, attempt=2, recorded_at=later(1))
+    append_outcomes(state, [again], 2, "c", 0)
+    compact_ledger(state, 2)
+    assert len(state.list("history")) == 1
+    assert {(o.key, o.status) for o in latest(state).values()} == {("a.jpg", Status.COPIED), ("b.jpg", Status.COPIED)}
+    assert len(ledger_files(state)) == 1
+
+
+def test_a_damaged_file_is_put_aside(state: DirectoryState) -> None:
+    """It is not part of the ledger any more, and is kept; the others count."""
+    bad, good = (append_outcomes(state, [make_outcome(n)], n, "c", 0) for n in (1, 2))
+    raw = state.read(bad)[:-30]
+    state.write(bad, raw)
+    assert ledger.put_ledger_aside(state) == [bad]
+    assert (ledger_files(state), set(latest(state))) == ([good], {row_id(2)})
+    assert state.read(f"damaged/{Path(bad).name}") == raw
+    assert ledger.put_ledger_aside(state) == []
+
+
+def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: DirectoryState) -> None:
+    """The last run's summary names it. A later fold stands for it, and so does `--replan`."""
+    append_outcomes(state, [make_outcome(1)], 1, "c", 0)
+    ledger.refuse_lost_ledger(state)
+    name = compact_ledger(state, 1)
+    state.write("reports/run-000001/summary.json", seal_json({"ledger": name}))
+    ledger.refuse_lost_ledger(state)
+    raw = state.read(name)
+    state.delete([name])
+    with pytest.raises(Damaged, match=name):
+        ledger.refuse_lost_ledger(state)
+    for newer in ("ledger/000002-1", "ledger/000001-9999999999999999999"):  # of a later run, or of the same one
+        later_fold = sealed(newer, raw)
+        state.write(later_fold, raw)
+        ledger.refuse_lost_ledger(state)
+        state.delete([later_fold])
+    earlier_fold = sealed("ledger/000001-0000000000000000001", raw)
+    state.write(earlier_fold, raw)
+    with pytest.raises(Damaged, match=name):
+        ledger.refuse_lost_ledger(state)
+    state.delete([earlier_fold])
+    assert ledger.put_ledger_aside(state) == [name]
+    ledger.refuse_lost_ledger(state)
+    assert ledger.put_ledger_aside(state) == []
+    assert last_run_no(state) == 1
+    state.write("reports/run-000002/summary.json", b"of an earlier Ferry")
+    ledger.refuse_lost_ledger(state)

@@ -1,0 +1,225 @@
+"""One failed request before, after or beside the objects ends no run; what a setting must change is said once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Fault as Trouble
+from demo.origin import Origin
+from demo.origin import Trouble as Kind
+from ferry.core.errors import ChunkIncomplete, Fatal, UserError
+from ferry.state import lease
+from ferry.state.files import open_state
+from ferry.storage.credentials import Access
+from ferry.storage.preflight import run_preflight
+from ferry.storage.s3_control import BucketControl
+from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support.helpers import directory_state, engine, latest, make_job, plan, run
+
+
+def reach(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3() as server:
+        server.make_bucket("b")
+        server.make_bucket("state")
+        yield server
+
+
+@pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200"])
+@pytest.mark.parametrize("operation", ["HeadBucket", "CreateMultipartUpload", "AbortMultipartUpload"])
+def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> None:
+    """HeadBucket and the trial upload are asked again; nothing of the trial stays but what a lost answer hides."""
+    if what == "error in 200" and operation != "CreateMultipartUpload":
+        what = "status"
+    odd.faults.append(fault := Fault(what, (operation,), times=1))
+    run_preflight("s3://b/p/", reach(odd))
+    assert fault.struck == 1
+    BucketControl("b", reach(odd)).forget_trials("p")
+    assert odd.uploads == {}
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "code", "said"),
+    [
+        ("HeadBucket", 404, "", "does not exist"),
+        ("HeadBucket", 403, "", "refuses access"),
+        ("HeadBucket", 400, "", "is `region` right"),
+        ("CreateMultipartUpload", 403, "AccessDenied", "refuses writing .*AccessDenied"),
+        ("CreateMultipartUpload", 501, "NotImplemented", "HTTP 501 NotImplemented when asked for writing"),
+        ("CreateMultipartUpload", 503, "SlowDown", "HTTP 503"),
+    ],
+)
+def test_what_the_preflight_says(operation: str, status: int, code: str, said: str, odd: OddS3) -> None:
+    """A refusal is said at once, and trouble after five tries."""
+    odd.faults.append(Fault("status", (operation,), status=status, code=code))
+    with pytest.raises(UserError, match=said):
+        run_preflight("s3://b/p/", reach(odd))
+    assert odd.requests[operation] == (5 if status == 503 else 1)
+
+
+@pytest.mark.parametrize("kind", [Kind.FLAKY, Kind.RATE_LIMITED, Kind.TRUNCATED_LENGTH, Kind.RESET])
+def test_a_list_at_an_address_is_fetched_again(kind: Kind, origin: Origin, tmp_path: Path) -> None:
+    """503 twice, 429 with Retry-After, half a body, a reset: the whole list is planned."""
+    body = b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50))
+    origin.add("/list.csv", body, "text/csv", fault=Trouble(kind, times=1, seconds=0.01))
+    job = make_job(manifest=origin.url("/list.csv"), destination=f"file://{tmp_path}/out/")
+    assert plan(job, directory_state(tmp_path)).rows == 50
+
+
+def test_a_list_that_is_not_there_is_asked_for_once(origin: Origin, tmp_path: Path) -> None:
+    """404 is an answer: exit 2 at once."""
+    job = make_job(manifest=origin.url("/none.csv"), destination=f"file://{tmp_path}/out/")
+    with pytest.raises(UserError, match="no such object"):
+        plan(job, directory_state(tmp_path))
+    assert origin.total == 1
+
+
+@pytest.mark.parametrize("what", ["status", "reset", "halve"])
+def test_a_list_in_a_bucket_is_fetched_again(what: Any, odd: OddS3, tmp_path: Path) -> None:
+    """One hiccup of the GET: the whole list is planned."""
+    odd.put("b", "list.csv", b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50)))
+    odd.faults.append(fault := Fault(what, ("GetObject",), times=1))
+    job = make_job(manifest="s3://b/list.csv", destination=f"file://{tmp_path}/out/")
+    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == 50
+    assert fault.struck == 1
+
+
+def moving(folder: Path, count: int, **given: Any) -> Any:
+    """A job of so many small files of a directory."""
+    (folder / "src").mkdir(exist_ok=True)
+    for n in range(count):
+        (folder / f"src/{n} {n}.bin").write_bytes(b"%d" % n)
+    values = {"manifest": f"file://{folder}/src/", "destination": "s3://b/p/", "checks": "none", **given}
+    return make_job(source={}, **values)
+
+
+FROM_A_PROXY: dict[str, Any] = {"status": 404, "code": ""}
+
+
+@pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObjects"])
+def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """A proxy answers 404 while the store behind it restarts: that says nothing of the state's files. A run still has
+    its lease, and a write is made."""
+    state = open_state("s3://state/job", reach(odd), tmp_path)
+    with lease.hold_lease(state, "test") as held:
+        odd.faults.append(fault := Fault("status", (operation,), times=1, **FROM_A_PROXY))
+        lease.check_lease(state, held.token)
+        state.write("plan/a", b"a")
+        assert state.local("plan/a").read_bytes() == b"a"
+        assert state.list("plan") == ["plan/a"]
+        state.delete(["plan/a"])
+    assert fault.struck == 1
+
+
+def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
+    """NoSuchKey is asked for once; a store that does not name what is missing is believed the fifth time."""
+    state = open_state("s3://state/job", reach(odd), tmp_path)
+    for asked, fault in ((1, []), (5, [Fault("status", ("GetObject",), **FROM_A_PROXY)])):
+        odd.faults = fault
+        for read in (state.read, state.local):
+            odd.requests.clear()
+            with pytest.raises(FileNotFoundError):
+                read("ledger/a")
+            assert odd.requests["GetObject"] == asked
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "GetObject", "HeadObject"])
+def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """Nor a row: each request for an object has tries of its own."""
+    odd.etags = "kms"
+    odd.faults.append(fault := Fault("status", (operation,), after=3, times=1, **FROM_A_PROXY))
+    state = directory_state(tmp_path)
+    run(moving(tmp_path, 20, retries={"attempts": 2, "backoff_s": 0.01}), state, reach(odd))
+    assert {str(outcome.status) for outcome in latest(state).values()} == {"copied"}
+    assert fault.struck == 1
+
+
+@pytest.mark.parametrize("operation", ["HeadObject", "GetObject"])
+def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Path) -> None:
+    """403 for one key while others are taken: that row's failure. For every key: the run ends."""
+    odd.etags = "kms"
+    odd.put("b", "p/7 7.bin", b"8")
+    odd.faults.append(Fault("status", (operation,), status=403, code="AccessDenied", key="p/7 7"))
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 120)
+    run(job, state, reach(odd))
+    failed = [outcome for outcome in latest(state).values() if outcome.status == "failed"]
+    assert [(o.key, str(o.error_class), o.retryable) for o in failed] == [("7 7.bin", "forbidden", True)]
+    assert "refuses to show this key" in str(failed[0].message)
+    odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
+    odd.objects["b"].clear()
+    state = directory_state(tmp_path, "other")
+    planned = plan(job, state, server=reach(odd))
+    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match="refuses the credentials"):
+        run_chunk(runtime, planned.chunks[0])
+    assert odd.requests[operation] < 2 * 120 + 60
+
+
+@pytest.mark.parametrize("side", ["preflight", "PutObject"])
+def test_a_redirect_is_told_once(side: str, odd: OddS3, tmp_path: Path) -> None:
+    """307 to another endpoint: the run ends before or at its first row, says what to set, and signs nothing for it."""
+    odd.faults.append(
+        Fault("redirect", ("HeadBucket" if side == "preflight" else side,), location="http://b.localhost:9")
+    )
+    said = "endpoint_url"
+    if side == "preflight":
+        with pytest.raises(UserError, match=r"names http://localhost:9: set `endpoint_url` to that"):
+            run_preflight("s3://b/p/", reach(odd))
+        assert odd.requests.total() == 1
+        return
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 200, retries={"attempts": 4, "backoff_s": 0.01}, concurrency=4)
+    planned = plan(job, state, server=reach(odd))
+    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match=said):
+        run_chunk(runtime, planned.chunks[0])
+    assert latest(state) == {}
+    assert odd.requests[side] < 60, "not twelve for each of two hundred rows"
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+@pytest.mark.parametrize("odd_keys", [True, False])
+def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_keys: bool, tmp_path: Path) -> None:
+    """501 to If-None-Match: the run ends at its first row, names the setting to change, and no row fails."""
+    state = directory_state(tmp_path)
+    job = moving(tmp_path, 200, on_existing=policy, concurrency=4)
+    if not odd_keys:
+        for path in (tmp_path / "src").iterdir():
+            path.rename(path.with_name(path.name.replace(" ", "-")))
+    with OddS3(conditions="501") as server:
+        server.make_bucket("b")
+        planned = plan(job, state, server=reach(server))
+        with engine(job, state, reach(server)) as runtime, pytest.raises(Fatal, match="Set `on_existing: skip-same`"):
+            run_chunk(runtime, planned.chunks[0])
+        assert latest(state) == {}
+        assert server.requests["PutObject"] < 60, "those that were on their way, and no more"
+        again = moving(tmp_path, 0, on_existing="skip-same", concurrency=4)
+        run(again, state, reach(server), 2)
+        assert len(server.stored("b", "p/")) == 200
+
+
+def test_nothing_grows_over_nights(odd: OddS3, tmp_path: Path) -> None:
+    """Six runs of a list that changes: what lies on this machine is in the bucket, and does not grow."""
+    counts = []
+    for night in range(1, 7):
+        job = moving(tmp_path, 20 + night, destination="s3://b/p/", mode="delta")
+        state = open_state("s3://state/job", reach(odd), tmp_path / "cache")
+        with contextlib.suppress(ChunkIncomplete):
+            run(job, state, reach(odd), night)
+        there = {key.removeprefix("job/") for key in odd.stored("state")}
+        (cache,) = (tmp_path / "cache").iterdir()
+        here = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}
+        here = {name for name in here if not name.startswith("spool/")}
+        counts.append((len(here), len({name for name in there if name.startswith("ledger/")})))
+        assert here <= there, here - there
+    assert counts[-1][0] <= counts[1][0] + 5, counts
+    assert counts[-1][1] == 1

@@ -1,0 +1,227 @@
+"""A listing is believed when it is whole: of cut ones, error pages and hiccups, for sources and destinations alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ferry.core.errors import Fatal, ObjectError, UserError
+from ferry.core.records import ErrorClass
+from ferry.planning import existing_objects as ranges
+from ferry.planning.existing_objects import existing
+from ferry.storage import s3_xml
+from ferry.storage.credentials import Access
+from ferry.storage.store import Store, open_store
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support.helpers import directory_state, latest, make_job, plan
+
+KEYS = [f"{n:04d}.jpg" for n in range(250)]
+
+
+def reach(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+def filled(server: OddS3, keys: list[str] = KEYS) -> OddS3:
+    server.make_bucket("other")
+    for key in keys:
+        server.put("b", f"p/{key}", key.encode())
+    server.put("b", "p2/next door", b"x")
+    return server
+
+
+def store_at(server: OddS3, folder: Path) -> Store:
+    return open_store("s3://b/p/", reach(server), folder)
+
+
+def listed(store: Store, **given: Any) -> list[str]:
+    return [found.key for page in store.list(**given) for found in page]
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3(page_keys=100) as server:
+        yield filled(server)
+
+
+@pytest.mark.parametrize("side", ["source", "destination"])
+@pytest.mark.parametrize("listings", ["whole", "no token", "ends early"])
+def test_every_key_is_listed_once(listings: Any, side: str, tmp_path: Path) -> None:
+    """Pages without a token, and a first page that says it is the last: the listing goes on after the last key."""
+    with OddS3(page_keys=100, listings=listings) as server:
+        assert listed(store_at(filled(server), tmp_path), side=side) == KEYS
+
+
+@pytest.mark.parametrize("keys", [KEYS, KEYS[:1]])
+def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_path: Path) -> None:
+    """The listing ends, and has each key once."""
+    with OddS3(page_keys=100, listings="starts at it") as server:
+        pages = itertools.islice(store_at(filled(server, keys), tmp_path).list(), 10)
+        assert [found.key for page in pages for found in page] == keys
+
+
+def test_tokens_that_count_pages(tmp_path: Path) -> None:
+    """Each listing begins to count again, and ends early: the same tokens in another listing are not a circle."""
+    with OddS3(page_keys=20, listings="numbered") as server:
+        assert listed(store_at(filled(server), tmp_path)) == KEYS
+
+
+@pytest.mark.parametrize("page_keys", [1, 50, 300])
+def test_a_listing_that_goes_in_a_circle(page_keys: int, tmp_path: Path) -> None:
+    """The last page's token leads back to an early page: an error once it comes a second time, and no end of pages."""
+    with OddS3(page_keys=page_keys, listings="in a circle") as server:
+        pages = store_at(filled(server, KEYS[:100]), tmp_path).list()
+        with pytest.raises(ObjectError, match="does not say where it goes on"):
+            list(itertools.islice(pages, 1000))
+
+
+def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:
+    """An <Error> under 200, five times: no list that ends there is handed on as whole."""
+    with OddS3(page_keys=100, listings="error page") as server, pytest.raises(ObjectError, match="InternalError"):
+        listed(store_at(filled(server), tmp_path))
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3])
+@pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200", "halve"])
+def test_a_hiccup_on_any_page(what: Any, after: int, odd: OddS3, tmp_path: Path) -> None:
+    """Each page is asked for again by itself: nothing is missing, and nothing comes twice."""
+    odd.faults.append(fault := Fault(what, ("ListObjectsV2",), after=after, times=1))
+    assert listed(store_at(odd, tmp_path)) == KEYS
+    assert fault.struck == 1
+    assert odd.requests["ListObjectsV2"] == 3 + 1 + 1, "three pages, one that says so, one hiccup"
+
+
+def test_it_starts_after_a_key(odd: OddS3, tmp_path: Path) -> None:
+    """The key itself is not listed again."""
+    assert listed(store_at(odd, tmp_path), start_after=KEYS[120]) == KEYS[121:]
+
+
+def test_a_store_that_does_not_know_start_after(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers the question after the last key with its first page: the listing ends there, without end nor twice."""
+    whole = OddS3._list
+
+    def from_the_start(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
+        return whole(self, bucket, objects, {name: value for name, value in query.items() if name != "start-after"})
+
+    monkeypatch.setattr(OddS3, "_list", from_the_start)
+    assert listed(store_at(odd, tmp_path)) == KEYS
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("lacks", ["start-after", "continuation-token", "keys"])
+def test_a_listing_that_does_not_say_where_it_goes_on(
+    lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that more follows, and begins again, gives the same token for ever, or has neither token nor keys: that
+    is an error, and neither a whole list nor one without end."""
+    whole = OddS3._list
+
+    def odd_list(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
+        if lacks == "keys" and "start-after" in query:
+            return web.Response(text="<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>")
+        return whole(self, bucket, objects, {name: value for name, value in query.items() if name != lacks})
+
+    monkeypatch.setattr(OddS3, "_list", odd_list)
+    listings: Any = "whole" if lacks == "continuation-token" else "no token"
+    with OddS3(page_keys=100, listings=listings) as server:
+        store = store_at(filled(server), tmp_path)
+        with pytest.raises(ObjectError, match="does not say where it goes on"):
+            listed(store)
+
+
+def test_an_empty_listing_is_believed(odd: OddS3, tmp_path: Path) -> None:
+    """One request, no key."""
+    assert listed(open_store("s3://other/", reach(odd), tmp_path)) == []
+    assert odd.requests["ListObjectsV2"] == 1
+
+
+def test_odd_keys_are_listed_byte_for_byte(tmp_path: Path) -> None:
+    """Whatever a key holds, control characters too, which no XML can hold as they are."""
+    keys = sorted(
+        ["a b+c%20&<>\"'.jpg", "grün/é.jpg", "tab\there", "x\x01y", "a//b", "/lead", "./dot", "end/"], key=str.encode
+    )
+    with OddS3(page_keys=2) as server:
+        assert listed(store_at(filled(server, keys), tmp_path)) == keys
+
+
+def test_ranges_list_what_is_wanted_over_many_pages(
+    odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a store that lists in the order of the keys' bytes: each range goes on until its end, over all its pages."""
+    odd.page_keys = 10
+    monkeypatch.setattr(ranges.cut_ranges, "__defaults__", (40,))
+    store = store_at(odd, tmp_path)
+    store.in_byte_order = True
+    wanted = KEYS[3:240:2]
+    found = {each.key for page in existing(store, wanted) for each in page}
+    assert set(wanted) <= found <= set(KEYS)
+    assert odd.requests["ListObjectsV2"] < 2 * len(KEYS) / odd.page_keys, "no range lists what belongs to the next"
+
+
+def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: Path) -> None:
+    """A listed manifest is planned as a whole, in one go."""
+    odd.faults.append(fault := Fault("status", ("ListObjectsV2",), after=2, times=1))
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == len(KEYS)
+    assert fault.struck == 1
+
+
+def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: Path) -> None:
+    """A marker of zero bytes is no row. An object whose key ends in a slash is one, and says why it is not moved."""
+    odd.put("b", "p/photos/", b"")
+    odd.put("b", "p/album/", b"an object all the same")
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    state = directory_state(tmp_path)
+    assert plan(job, state, server=reach(odd)).rows == len(KEYS) + 1
+    (failed,) = latest(state).values()
+    assert (failed.error_class, failed.source) == (ErrorClass.BAD_URL, "s3://b/p/album/")
+
+
+def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
+    """An <Error> in place of the second page: no plan of the first one."""
+    job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
+    with OddS3(page_keys=100, listings="error page") as server, pytest.raises(UserError, match="cannot be listed"):
+        plan(job, directory_state(tmp_path), server=reach(filled(server)))
+
+
+def copy_job(folder: Path, count: int) -> Any:
+    rows = "\n".join(f"https://img.example/{n:05d}.jpg" for n in range(count))
+    (folder / "list.csv").write_text(f"url\n{rows}\n")
+    return make_job(manifest=str(folder / "list.csv"), destination="s3://b/p/")
+
+
+def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) -> None:
+    """It is listed all the same: no HEAD for each row."""
+    odd.faults.append(fault := Fault("status", ("ListObjectsV2",), times=1))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert fault.struck == 1
+    assert "one listing" in planned.existing
+
+
+def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path: Path) -> None:
+    """A store in trouble is not asked for each of a million rows instead: the run ends, and says what to do."""
+    odd.faults.append(Fault("status", ("ListObjectsV2",)))
+    with pytest.raises(Fatal, match="asked 5 times"):
+        plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert odd.requests["ListObjectsV2"] == 5
+
+
+def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
+    """405 for good: each row is looked at by a HEAD, as the plan says."""
+    odd.faults.append(Fault("status", ("ListObjectsV2",), status=405, code="MethodNotAllowed"))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    assert planned.existing.startswith("found by a HEAD for each row, since the destination cannot be listed")
+    assert odd.requests["ListObjectsV2"] == 1
+
+
+def test_a_document_with_a_dtd_is_refused_unread() -> None:
+    """A DTD may define entities that expand without end; S3's documents have none."""
+    inside = b"<ListBucketResult>" + b"&b;" * 1000 + b"</ListBucketResult>"
+    bomb = b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]>' + inside
+    with pytest.raises(ObjectError, match="not an S3 document"):
+        s3_xml.page(bomb, "source")

@@ -1,0 +1,549 @@
+"""The short way to a bucket does what obstore does, with less; what is not plain it leaves to obstore."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from demo.s3 import S3Server
+from ferry.core.body import Body, small_body
+from ferry.core.errors import Fatal, ObjectError
+from ferry.core.memory_budget import SPOOL_OVER_BYTES
+from ferry.core.records import ErrorClass
+from ferry.storage.credentials import Access
+from ferry.storage.s3 import Boto3, BucketHttp, Fixed, NotPlain, plain_headers
+from ferry.storage.sigv4 import Keys
+from ferry.storage.store import Sent, Store, open_store
+from tests.support.helpers import access, make_body
+
+ATTRIBUTES = {
+    "Content-Type": "image/jpeg",
+    "Cache-Control": "max-age=60, public",
+    "Content-Encoding": "gzip",
+    "Content-Language": "de",
+    "Content-Disposition": "inline",
+    "owner": "someone else",
+}
+KEY = "a/b-c_d~e=f/(1).jpg"
+
+
+def both(
+    s3: S3Server, bucket: str, tmp_path: Path, test: Callable[[Store, Store], Awaitable[None]], prefix: str = "p"
+) -> None:
+    """Runs a test with two stores of one prefix: obstore's, and the short way."""
+
+    async def go() -> None:
+        uri = f"s3://{bucket}/{prefix}/"
+        long = open_store(uri, access(s3), tmp_path)
+        short = open_store(uri, access(s3), tmp_path, short_way=True)
+        try:
+            await test(long, short)
+        finally:
+            await short.close()
+
+    asyncio.run(go())
+
+
+def test_what_one_writes_the_other_reads_alike(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Bytes, ETag, type, encoding and user metadata, both ways round: which client moved a row cannot be told."""
+
+    async def test(long: Store, short: Store) -> None:
+        body = small_body(b"\0\xffbytes" * 1000)
+        for writer in (long, short):
+            etag = (await writer.put(KEY, body, ATTRIBUTES)).etag
+            assert etag is not None
+            assert etag.strip('"') == hashlib.md5(body.data or b"").hexdigest()
+            seen = []
+            for reader in (long, short):
+                got, found, attributes = await reader.get(KEY, max_bytes=1 << 20)
+                seen.append((got.data, got.sha256, found.key, found.size, found.etag, found.last_modified, attributes))
+            assert seen[0] == seen[1]
+            assert seen[0][-1] == ATTRIBUTES
+
+    both(s3, bucket, tmp_path, test)
+
+
+@pytest.mark.parametrize("key", ["grün.jpg", "a b.jpg", "100%.jpg", "x#1", "a+b", "*"])
+def test_a_key_that_clients_write_differently_is_obstores(
+    key: str, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It arrives all the same, under the same key."""
+    sent: list[str] = []
+    put = BucketHttp.put
+
+    async def note(self: BucketHttp, key: str, *rest: Any) -> Any:
+        answer = await put(self, key, *rest)
+        sent.append(key)
+        return answer
+
+    monkeypatch.setattr(BucketHttp, "put", note)
+
+    async def go() -> None:
+        store = open_store(f"s3://{bucket}/p/", access(s3), tmp_path, short_way=True)
+        await store.put(key, small_body(b"x"), {})
+        await store.put("plain.jpg", small_body(b"x"), {})
+        await store.close()
+
+    asyncio.run(go())
+    assert sent == ["p/plain.jpg"]
+    assert {item["Key"] for item in s3.client().list_objects_v2(Bucket=bucket)["Contents"]} == {
+        f"p/{key}",
+        "p/plain.jpg",
+    }
+
+
+@pytest.mark.parametrize("key", ["a//b", "./a", "a/..", "..", "a/./b", "", "/a", "a/"])
+def test_keys_that_lead_elsewhere_never_go_the_short_way(key: str) -> None:
+    """Empty parts, `.` and `..` are not plain."""
+
+    async def go() -> None:
+        http = BucketHttp("http://127.0.0.1:1", "b", "r", Fixed(None), timeout_s=1, read_s=1, connections=1)
+        try:
+            with pytest.raises(NotPlain):
+                await http.put(key, b"", "", {}, False)
+        finally:
+            await http.close()
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("value", ["grün", " x", "x ", "a  b", "a\tb", "a\r\nx: y", ""])
+def test_values_that_clients_write_differently_are_not_plain(value: str) -> None:
+    """Blanks that a signature squeezes, and what no header can carry."""
+    with pytest.raises(NotPlain):
+        plain_headers({"owner": value})
+
+
+@pytest.mark.parametrize(
+    "etag",
+    [
+        "x\r\nx-amz-tagging: a=b",
+        'x"\r\ncontent-length: 0\r\n\r\nDELETE /bucket/other HTTP/1.1\r\nhost: internal\r\n\r\n',
+        "x\ny",
+        "x\0",
+        "ü",
+        "",
+    ],
+)
+def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
+    """A row's ETag may come from a stranger's list: what is none is never sent, whoever wrote it."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.read(1 << 16))
+        writer.close()
+
+    async def go() -> None:
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        http = BucketHttp(
+            f"http://127.0.0.1:{port}", "bucket", "r", Fixed(Keys("id", "secret")), timeout_s=5, read_s=5, connections=2
+        )
+        try:
+            with pytest.raises(NotPlain):
+                await http.copy("new/a.jpg", "bucket/old/a.jpg", etag)
+        finally:
+            await http.close()
+            server.close()
+
+    asyncio.run(go())
+    assert heard == []
+
+
+def test_create_does_not_replace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """If-None-Match: the second writer is told, and the first one's bytes stay."""
+
+    async def test(long: Store, short: Store) -> None:
+        await long.put("k", small_body(b"one"), {})
+        with pytest.raises(ObjectError) as caught:
+            await short.put("k", small_body(b"two"), {}, create=True)
+        assert caught.value.error_class is ErrorClass.EXISTS
+        body, _, _ = await short.get("k", max_bytes=9)
+        assert body.data == b"one"
+
+    both(s3, bucket, tmp_path, test)
+
+
+def test_a_body_that_changed_on_its_way_is_not_confirmed(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """S3 compares the SHA-256 that the request is signed with and refuses; SeaweedFS does not, so the ETag tells."""
+
+    async def test(_: Store, short: Store) -> None:
+        told = small_body(b"what was hashed")
+        changed = Body(15, told.md5, told.sha256, b"what was sent!!")
+
+        async def upload() -> None:
+            await short.confirm("k", changed, await short.put("k", changed, {}))
+
+        with pytest.raises((ObjectError, Fatal)):
+            await upload()
+
+    both(s3, bucket, tmp_path, test)
+
+
+# --- against a server of the test's own
+
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def bucket_at(answer: Answer, tmp_path: Path) -> AsyncIterator[Store]:
+    server = web.Server(answer)  # type: ignore[arg-type]
+    runner = web.ServerRunner(server)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    known = Access(f"http://127.0.0.1:{port}", "us-east-1", keys=("id", "secret", None))
+    store = open_store("s3://b/p", known, tmp_path, short_way=True, timeout_s=2)
+    try:
+        yield store
+    finally:
+        await store.close()
+        await runner.cleanup()
+
+
+def error(status: int, code: str, **headers: str) -> Answer:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.Response(status=status, text=f"<Error><Code>{code}</Code></Error>", headers=headers)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "headers", "at_destination", "at_source"),
+    [
+        (
+            503,
+            "SlowDown",
+            {"Retry-After": "7"},
+            (ErrorClass.RATE_LIMITED, 503, 7.0),
+            (ErrorClass.RATE_LIMITED, 503, 7.0),
+        ),
+        (429, "", {}, (ErrorClass.RATE_LIMITED, 429, None), (ErrorClass.RATE_LIMITED, 429, None)),
+        (500, "InternalError", {}, (ErrorClass.STORE_ERROR, 500, None), (ErrorClass.STORE_ERROR, 500, None)),
+        (403, "AccessDenied", {}, None, (ErrorClass.FORBIDDEN, 403, None)),
+        (404, "NoSuchBucket", {}, None, (ErrorClass.NOT_FOUND, 404, None)),
+        (507, "XMinioStorageFull", {}, None, (ErrorClass.STORE_ERROR, 507, None)),
+    ],
+)
+def test_what_a_store_answers(
+    status: int, code: str, headers: dict[str, str], at_destination: object, at_source: object, tmp_path: Path
+) -> None:
+    """Status and code decide; a Retry-After is heard. None stands for Fatal."""
+
+    async def go() -> None:
+        async with bucket_at(error(status, code, **headers), tmp_path) as store:
+            for expected, work in (
+                (at_destination, lambda: store.put("k", small_body(b"x"), {})),
+                (at_source, lambda: store.get("k", max_bytes=9)),
+            ):
+                with pytest.raises((ObjectError, Fatal)) as caught:
+                    await work()
+                end = caught.value
+                if isinstance(end, ObjectError):
+                    assert (end.error_class, end.status_code, end.retry_after_s) == expected
+                else:
+                    assert expected is None
+
+    asyncio.run(go())
+
+
+def test_a_key_that_is_locked_is_the_rows_failure(tmp_path: Path) -> None:
+    """The bucket takes other keys: one object under a lock must not end the run, and every run after it, for all."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(f"{request.method} {request.path_qs}")
+        await request.read()
+        if request.method == "PUT" and request.path.endswith("locked"):
+            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+        if request.method == "POST":
+            return web.Response(text="<X><UploadId>u1</UploadId></X>")
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            with pytest.raises(ObjectError, match="refuses to have this key written") as caught:
+                await store.put("locked", small_body(b"x"), {})
+            assert (caught.value.error_class, caught.value.status_code) == (ErrorClass.FORBIDDEN, 403)
+            assert asked[-1].startswith("DELETE")
+            assert asked[-1].endswith("?uploadId=u1")
+            await store.put("free", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AccessDenied"), (403, "InvalidAccessKeyId"), (400, "ExpiredToken")]
+)
+def test_refusals_of_all_keys_end_the_run(status: int, code: str, tmp_path: Path) -> None:
+    """No row fails for it."""
+
+    async def go() -> None:
+        async with bucket_at(error(status, code), tmp_path) as store:
+            with pytest.raises(Fatal, match=code):
+                await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+def test_keys_refused_one_after_the_other_end_the_run(tmp_path: Path) -> None:
+    """A store that lets uploads begin, and takes no object: 50 rows fail, and not the whole list. One that goes
+    through begins the count anew."""
+    refuses = True
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        if request.method == "PUT" and refuses:
+            return web.Response(status=403, text="<Error><Code>AccessDenied</Code></Error>")
+        return web.Response(text="<X><UploadId>u1</UploadId></X>", headers={"ETag": '"e"'})
+
+    async def refused(store: Store, times: int) -> None:
+        for number in range(times):
+            with pytest.raises(ObjectError):
+                await store.put(str(number), small_body(b"x"), {})
+
+    async def go() -> None:
+        nonlocal refuses
+        async with bucket_at(answer, tmp_path) as store:
+            await refused(store, 50)
+            refuses = False
+            await store.put("k", small_body(b"x"), {})
+            refuses = True
+            await refused(store, 50)
+            with pytest.raises(Fatal):
+                await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+
+
+def test_a_redirect_is_not_followed_with_the_signature(tmp_path: Path) -> None:
+    """A bucket of another region: obstore, which knows what to make of it, says what is wrong; no loop, no leak."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path)
+        await request.read()
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            with pytest.raises((ObjectError, Fatal)):
+                await store.put("k", small_body(b"x"), {})
+
+    asyncio.run(go())
+    assert "/elsewhere" not in asked
+    assert len(asked) <= 2
+
+
+@pytest.mark.parametrize("cut", ["header", "body"])
+def test_a_connection_that_breaks_is_an_error_of_the_row(cut: str, tmp_path: Path) -> None:
+    """Before the answer, or in the middle of an object."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        if cut == "header":
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        response = web.StreamResponse(headers={"Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"short")
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            with pytest.raises(ObjectError) as caught:
+                await store.get("k", max_bytes=999)
+            assert caught.value.error_class in (ErrorClass.TRUNCATED, ErrorClass.STORE_ERROR)
+
+    asyncio.run(go())
+
+
+def test_an_answer_that_does_not_come_is_a_timeout(tmp_path: Path) -> None:
+    """In the store's name."""
+
+    async def go() -> None:
+        over = asyncio.Event()  # closing the server waits for its answers
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            await over.wait()
+            return web.Response()
+
+        async with bucket_at(answer, tmp_path) as store:
+            with pytest.raises(ObjectError, match="the destination did not answer in time"):
+                await store.put("k", small_body(b"x"), {})
+            over.set()
+
+    asyncio.run(go())
+
+
+BIG = b"x" * (SPOOL_OVER_BYTES + 1)
+
+
+async def whole(request: web.Request) -> bytes:
+    """A body of any size; aiohttp's own `read` has a limit."""
+    return b"".join([piece async for piece in request.content.iter_any()])
+
+
+def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) -> None:
+    """A proxy before the store may have a limit of its own (413), where parts of 8 MiB go through."""
+    asked: list[tuple[str, str]] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        asked.append((request.method, request.query_string))
+        if request.method == "PUT" and not request.query_string:
+            return web.Response(status=413)
+        body = await whole(request)
+        if "uploads" in request.query_string:
+            return web.Response(
+                text="<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            )
+        if request.method == "PUT":
+            return web.Response(headers={"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+        return web.Response(text="<CompleteMultipartUploadResult><ETag>e-2</ETag></CompleteMultipartUploadResult>")
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            sent = await store.put("k", make_body(BIG, tmp_path), {})
+            assert (sent.etag, sent.in_parts) == ("e-2", True)
+
+    asyncio.run(go())
+    assert asked[0] == ("PUT", "")
+    assert sum("partNumber" in query for _, query in asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [(503, "SlowDown", ErrorClass.RATE_LIMITED), (500, "", ErrorClass.STORE_ERROR), (403, "InvalidAccessKeyId", None)],
+)
+def test_what_a_store_answers_before_it_has_a_large_body(
+    status: int, code: str, expected: ErrorClass | None, tmp_path: Path
+) -> None:
+    """The answer counts, not that the rest could not be sent; None stands for Fatal. The next request gets its own."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.method == "PUT" and request.content_length != 1:
+            await request.content.readany()
+            response = web.Response(status=status, text=f"<Error><Code>{code}</Code></Error>")
+            await response.prepare(request)
+            await response.write_eof()
+            await asyncio.sleep(0.3)  # a server that stops reading, and closes
+            return response
+        await whole(request)
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            body = make_body(BIG * 4, tmp_path)
+            with pytest.raises((ObjectError, Fatal)) as caught:
+                await store.put("k", body, {})
+            if isinstance(caught.value, ObjectError):
+                assert caught.value.error_class is expected
+            else:
+                assert expected is None
+            assert await store.put("k", small_body(b"x"), {}) == Sent('"e"')
+
+    asyncio.run(go())
+
+
+def test_a_large_body_that_breaks_once_is_sent_again_from_its_beginning(tmp_path: Path) -> None:
+    """A kept connection that the store had ended: the second one gets every byte."""
+    came: list[bytes] = []
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        if request.content_length != 1 and not came:
+            came.append(await request.content.readany())
+            request.transport.abort()
+            return web.Response()
+        came.append(await whole(request))
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            await store.put("k", make_body(BIG, tmp_path), {})
+
+    asyncio.run(go())
+    assert came[-1] == BIG
+    assert len(came) == 2
+
+
+def test_a_spool_file_that_was_cut_is_the_disks_trouble(tmp_path: Path) -> None:
+    """Fatal, which names it: nothing short of the whole body may look like an upload."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        await whole(request)
+        return web.Response(headers={"ETag": '"e"'})
+
+    async def go() -> None:
+        async with bucket_at(answer, tmp_path) as store:
+            body = make_body(BIG, tmp_path)
+            assert body.path is not None
+            os.truncate(body.path, 1_500_000)
+            with pytest.raises(Fatal, match="spool file"):
+                await store.put("k", body, {})
+
+    asyncio.run(go())
+
+
+class Chain:
+    """boto3 credentials that expire when the test says so."""
+
+    def __init__(self) -> None:
+        self.number, self.old, self.fails = 1, False, False
+
+    def refresh_needed(self) -> bool:
+        return self.old
+
+    def get_frozen_credentials(self) -> Any:
+        from botocore.credentials import ReadOnlyCredentials
+
+        if self.fails:
+            raise RuntimeError("metadata service")
+        self.number += self.old
+        self.old = False
+        return ReadOnlyCredentials(f"id{self.number}", "secret", "token")
+
+
+def test_credentials_that_expire_are_renewed() -> None:
+    """Once for all that wait; until then they are the same object, so that the signing key is kept."""
+
+    async def go() -> None:
+        chain = Chain()
+        credentials = Boto3(chain)
+        first = await credentials.current()
+        assert first == Keys("id1", "secret", "token")
+        assert await credentials.current() is first
+        chain.old = True
+        renewed = await asyncio.gather(*(credentials.current() for _ in range(9)))
+        assert set(renewed) == {Keys("id2", "secret", "token")}
+        assert chain.number == 2
+        chain.old = chain.fails = True
+        with pytest.raises(ObjectError, match="could not be renewed"):
+            await credentials.current()
+
+    asyncio.run(go())
+
+
+def test_a_prefix_with_a_blank_is_not_plain(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The whole key counts, prefix and all."""
+
+    async def test(long: Store, short: Store) -> None:
+        await short.put("k", small_body(b"x"), {})
+        found = await long.head("k")
+        assert found is not None
+        assert found.size == 1
+
+    both(s3, bucket, tmp_path, test, prefix="p q")

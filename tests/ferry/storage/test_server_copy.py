@@ -1,0 +1,220 @@
+"""From bucket to bucket on one server with `checks: none`: the server copies, and whatever it will not copy is read."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from demo.images import make_image
+from demo.s3 import S3Server
+from ferry.core.errors import ObjectError
+from ferry.core.records import ErrorClass, Outcome, Row, Status
+from ferry.state import parquet
+from ferry.state.files import DirectoryState
+from ferry.state.plan_file import ChunkRef
+from ferry.storage.s3 import BucketHttp, Fixed, NotPlain
+from ferry.transfer.chunk import run_chunk
+from tests.support.helpers import access, directory_state, engine, latest, make_job, make_row, row_id, stored
+
+IMAGE = make_image("jpeg", 3)
+MD5 = hashlib.md5(IMAGE).hexdigest()
+
+
+def put(s3: S3Server, bucket: str, key: str = "old/a.jpg", body: bytes = IMAGE, **given: Any) -> Row:
+    """An object at the source, and its row as a listing shows it."""
+    etag = s3.client().put_object(Bucket=bucket, Key=key, Body=body, **given)["ETag"]
+    return make_row(1, f"s3://{bucket}/{key}", key="a.jpg", size=len(body), etag=etag)
+
+
+def move(
+    s3: S3Server, bucket: str, folder: Path, row: Row, *, reader: bool = False, **settings: Any
+) -> tuple[Outcome, DirectoryState]:
+    """One row, from old/ to new/ in one bucket."""
+    state = directory_state(folder)
+    columns = {name: [getattr(row, name)] for name in parquet.CHUNK_SCHEMA.names}
+    import pyarrow as pa
+
+    data = parquet.to_bytes(pa.Table.from_pydict(columns, schema=parquet.CHUNK_SCHEMA))
+    digest = parquet.digest_of(data)
+    state.write(f"chunks/{digest}.parquet", data)
+    ref = ChunkRef(f"chunks/{digest}.parquet", digest, 1, 0, "base", 1, existing="head")
+    job = make_job(
+        **{
+            "manifest": f"s3://{bucket}/old/", "source": {}, "checks": "none",
+            "destination": f"s3://{bucket}/new/", **settings,
+        }
+    )  # fmt: skip
+    with engine(job, state, access(s3), source=access(s3, reader=reader)) as runtime:
+        run_chunk(runtime, ref)
+    return latest(state)[row_id(1)], state
+
+
+def was_read(outcome: Outcome) -> bool:
+    """Bytes that came here were hashed."""
+    return outcome.sha256 is not None
+
+
+def test_the_server_copies(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Bytes, type and metadata arrive; nothing was read, and the ledger has the MD5 that both ETags are."""
+    row = put(s3, bucket, ContentType="image/jpeg", CacheControl="max-age=60", Metadata={"owner": "somebody"})
+    outcome, _ = move(s3, bucket, tmp_path, row)
+    assert outcome.status is Status.COPIED
+    assert not was_read(outcome)
+    assert (outcome.size, outcome.md5, outcome.requests) == (len(IMAGE), MD5, 1)
+    there = s3.client().get_object(Bucket=bucket, Key="new/a.jpg")
+    assert there["Body"].read() == IMAGE
+    assert (there["ContentType"], there["CacheControl"]) == ("image/jpeg", "max-age=60")
+    assert there["Metadata"]["owner"] == "somebody"
+
+
+@pytest.mark.parametrize(
+    ("settings", "row"),
+    [
+        ({"checks": "length"}, {}),
+        ({"checks": "image"}, {}),
+        ({"on_existing": "skip"}, {}),
+        ({"on_existing": "fail"}, {}),
+        ({"metadata": {"moved": "yes"}}, {}),
+        ({"cache_control": "no-store"}, {}),
+        ({}, {"md5": MD5}),
+        ({}, {"sha256": hashlib.sha256(IMAGE).hexdigest()}),
+        ({}, {"content_type": "image/x-own"}),
+        ({}, {"etag": None}),
+        ({}, {"size": None}),
+        ({"reader": True}, {}),  # other credentials for the source: the destination's may not see it
+    ],
+)
+def test_what_needs_the_bytes_is_read(
+    settings: dict[str, Any], row: dict[str, Any], s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Checks, digests of the manifest's, attributes of the job's, a key that must not be replaced."""
+    given = dict(settings)
+    if "metadata" in given or "cache_control" in given:
+        given = {"destination": {"uri": f"s3://{bucket}/new/", **given}}
+    outcome, _ = move(s3, bucket, tmp_path, put(s3, bucket)._replace(**row), **given)
+    assert outcome.status is Status.COPIED
+    assert was_read(outcome)
+    assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
+
+
+def test_an_object_that_changed_since_it_was_listed_is_read(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The server is asked to copy what was listed, and nothing else."""
+    row = put(s3, bucket)
+    other = make_image("png", 4)
+    put(s3, bucket, body=other)
+    outcome, _ = move(s3, bucket, tmp_path, row)
+    assert was_read(outcome)
+    assert stored(s3, bucket, "new/") == {"new/a.jpg": other}
+
+
+def test_an_object_that_is_gone(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """It is the row's failure, at the source, as where it is read."""
+    row = put(s3, bucket)
+    s3.client().delete_object(Bucket=bucket, Key="old/a.jpg")
+    outcome, _ = move(s3, bucket, tmp_path, row)
+    assert (outcome.status, outcome.error_class) == (Status.FAILED, ErrorClass.NOT_FOUND)
+
+
+@pytest.mark.parametrize("key", ["old/grün.jpg", "old/a b.jpg", "old/a+b.jpg", "old/100%.jpg"])
+def test_keys_that_clients_write_differently_are_read(s3: S3Server, key: str, bucket: str, tmp_path: Path) -> None:
+    outcome, _ = move(s3, bucket, tmp_path, put(s3, bucket, key))
+    assert was_read(outcome)
+    assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
+
+
+def test_what_stands_under_the_key_is_compared(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """skip-same: equal bytes stay, other bytes are replaced by what was read."""
+    row = put(s3, bucket)
+    s3.client().put_object(Bucket=bucket, Key="new/a.jpg", Body=b"another object")
+    outcome, _ = move(s3, bucket, tmp_path, row)
+    assert outcome.status is Status.COPIED
+    assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
+
+
+def answers(status: int, body: str) -> Callable[[web.Request], Any]:
+    async def handle(request: web.Request) -> web.Response:
+        assert request.headers["x-amz-copy-source"] == "/from/a/b.jpg"
+        assert request.headers["x-amz-copy-source-if-match"] == '"abc"'
+        return web.Response(status=status, text=body, content_type="application/xml")
+
+    return handle
+
+
+def ask(handle: Callable[[web.Request], Any]) -> str:
+    """BucketHttp.copy from a server that answers so."""
+
+    async def go() -> str:
+        app = web.Application()
+        app.router.add_put("/{path:.*}", handle)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        port = runner.addresses[0][1]
+        http = BucketHttp(
+            f"http://127.0.0.1:{port}", "to", "us-east-1", Fixed(None), timeout_s=5, read_s=5, connections=2
+        )
+        try:
+            return await http.copy("a.jpg", "from/a/b.jpg", "abc")
+        finally:
+            await http.close()
+            await runner.cleanup()
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("quote", ["&quot;", "&#34;", '"', ""])
+def test_the_copy_s_etag(quote: str) -> None:
+    """As Amazon, SeaweedFS and others write it."""
+    result = f"<?xml version='1.0'?>\n<CopyObjectResult xmlns='x'><ETag>{quote}{MD5}{quote}</ETag></CopyObjectResult>"
+    assert ask(answers(200, result)) == MD5
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, "<Error><Code>InternalError</Code></Error>"),  # S3 may find that out on the way
+        (200, ""),
+        (404, "<Error><Code>NoSuchKey</Code></Error>"),
+        (403, "<Error><Code>AccessDenied</Code></Error>"),
+        (412, "<Error><Code>PreconditionFailed</Code></Error>"),
+        (501, "<Error><Code>NotImplemented</Code></Error>"),
+    ],
+)
+def test_a_server_that_does_not_copy(status: int, body: str) -> None:
+    """Then the bytes are read and written: that tells on which side the trouble is."""
+    with pytest.raises(NotPlain):
+        ask(answers(status, body))
+
+
+def test_a_server_that_asks_to_slow_down() -> None:
+    with pytest.raises(ObjectError) as caught:
+        ask(answers(503, "<Error><Code>SlowDown</Code></Error>"))
+    assert caught.value.error_class is ErrorClass.RATE_LIMITED
+
+
+@pytest.mark.parametrize(
+    ("settings", "bucket_start"),
+    [({"checks": "none"}, 256), ({"checks": "image"}, 32), ({"checks": "none", "concurrency": 20}, 20)],
+)
+def test_only_what_the_server_copies_begins_with_many_at_once(
+    settings: dict[str, Any], bucket_start: int, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """The two buckets of such a job; an origin of the same job begins as ever."""
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", **settings)
+    with engine(job, directory_state(tmp_path), access(s3)) as runtime:
+        at = {name: runtime.limiter.host(name).snapshot().limit for name in (bucket, "destination", "img.example")}
+    assert at == {bucket: bucket_start, "destination": bucket_start, "img.example": min(32, bucket_start)}
+
+
+def test_another_servers_objects_are_read_at_the_usual_pace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Other credentials at the source: nothing is copied by the server."""
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", checks="none")
+    with engine(job, directory_state(tmp_path), access(s3), source=access(s3, reader=True)) as runtime:
+        assert runtime.limiter.host("destination").snapshot().limit == 32

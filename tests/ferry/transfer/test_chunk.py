@@ -1,0 +1,605 @@
+"""A chunk with a real engine against the origin and SeaweedFS: settled or incomplete, and nothing lost between."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Fault, Origin, Trouble
+from demo.s3 import S3Server
+from ferry.core.errors import ChunkIncomplete, Fatal, FerryError, UserError
+from ferry.core.records import ErrorClass, Outcome, Row, Status
+from ferry.job.model import Job, OnExisting
+from ferry.planning import existing_objects
+from ferry.state import lease, ledger, parquet
+from ferry.state.files import DirectoryState, State, open_state
+from ferry.state.lease import Borrowed, steady_s
+from ferry.state.plan_file import ChunkRef, Existing
+from ferry.transfer import chunk as chunks
+from ferry.transfer.chunk import ChunkResult, run_chunk
+from ferry.transfer.runtime import Runtime
+from ferry.transfer.stall import TURN, Wait, is_excused
+from tests.support.helpers import (
+    IMAGE,
+    access,
+    directory_state,
+    engine,
+    latest,
+    make_job,
+    make_row,
+    plan,
+    row_id,
+    stored,
+    write_list,
+)
+
+WAIT_S = 20.0
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not what():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.01)
+
+
+def job_for(bucket: str, **given: Any) -> Job:
+    return make_job(destination=f"s3://{bucket}/p/", **given)
+
+
+def write_chunk(state: State, rows: list[Row], existing: Existing = "head") -> ChunkRef:
+    columns = {name: [getattr(row, name) for row in rows] for name in parquet.CHUNK_SCHEMA.names}
+    import pyarrow as pa
+
+    data = parquet.to_bytes(pa.Table.from_pydict(columns, schema=parquet.CHUNK_SCHEMA))
+    digest = parquet.digest_of(data)
+    state.write(f"chunks/{digest}.parquet", data)
+    return ChunkRef(f"chunks/{digest}.parquet", digest, len(rows), 0, "base", 1, existing=existing)
+
+
+def healthy(origin: Origin, count: int, first: int = 0) -> list[Row]:
+    rows = []
+    for n in range(first, first + count):
+        rows.append(make_row(n, origin.add(f"/{n}.jpg", make_image("jpeg", n % 5))))
+    return rows
+
+
+def in_thread(runtime: Runtime, ref: ChunkRef) -> tuple[threading.Thread, list[ChunkResult | FerryError]]:
+    ends: list[ChunkResult | FerryError] = []
+
+    def work() -> None:
+        try:
+            ends.append(run_chunk(runtime, ref))
+        except FerryError as error:
+            ends.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, ends
+
+
+def check_promise(s3: S3Server, bucket: str, state: State) -> dict[str, Outcome]:
+    """Every row that the ledger calls copied or unchanged stands at the destination with the ledger's digest."""
+    there = stored(s3, bucket, "p/")
+    outcomes = latest(state)
+    for outcome in outcomes.values():
+        if outcome.status in (Status.COPIED, Status.UNCHANGED) and outcome.sha256 is not None:
+            assert hashlib.sha256(there[f"p/{outcome.key}"]).hexdigest() == outcome.sha256, outcome.key
+    return outcomes
+
+
+def test_a_settled_chunk_returns_counts(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Every row is settled as what became of it; counts, outcomes on disk and the bucket agree."""
+    state = directory_state(tmp_path)
+    rows = healthy(origin, 30)
+    rows.append(make_row(100, origin.add("/100.jpg", b"", fault=Trouble.NOT_FOUND)))
+    rows.append(make_row(101, origin.add("/101.jpg", make_image("jpeg", 1), fault=Trouble.HTML_200)))
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        result = run_chunk(runtime, ref)
+    assert result.counts == {"copied": 30, "failed": 2}
+    assert result.chunk == ref.digest
+    assert result.bytes == sum(len(make_image("jpeg", n % 5)) for n in range(30))
+    assert state.list("outcomes") == [result.outcomes]  # one file, its parts are gone
+    outcomes = check_promise(s3, bucket, state)
+    assert set(outcomes) == {row.row_id for row in rows}
+    assert outcomes[row_id(100)].error_class is ErrorClass.NOT_FOUND
+    assert outcomes[row_id(101)].error_class is ErrorClass.NOT_IMAGE
+    assert stored(s3, bucket) == {f"p/{n}.jpg": make_image("jpeg", n % 5) for n in range(30)}
+    assert not list(state.spool_dir.glob("body-*"))
+
+
+def test_a_scheme_in_capitals(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Schemes have no case (RFC 3986 section 3.1)."""
+    state = directory_state(tmp_path)
+    rows = [
+        row._replace(source=row.source.replace("http:", name))
+        for row, name in zip(healthy(origin, 2), ("HTTP:", "Http:"), strict=True)
+    ]
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        assert run_chunk(runtime, ref).counts == {"copied": 2}
+
+
+def test_a_second_run_of_a_settled_chunk_moves_nothing(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A chunk whose rows the plan calls done is settled without a request."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 5))
+    with engine(job_for(bucket), state, access(s3), 2) as runtime:
+        result = run_chunk(runtime, replace(ref, done=5))
+    assert (result.counts, result.outcomes, origin.total) == ({}, "", 0)
+
+
+def test_an_object_that_is_there_is_unchanged(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A chunk that starts again from nothing finds its own uploads: no second upload, same bytes."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 5))
+    for run_no, status in ((1, Status.COPIED), (2, Status.UNCHANGED)):
+        with engine(job_for(bucket), state, access(s3), run_no) as runtime:
+            assert run_chunk(runtime, ref).counts == {status: 5}
+    check_promise(s3, bucket, state)
+
+
+def test_an_open_circuit_leaves_rows_pending_and_the_next_attempt_takes_those_alone(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A host that refuses 50 times in a row is left alone; its other rows wait, and are done by the next attempt."""
+    state = directory_state(tmp_path)
+    rows = [make_row(n, origin.add(f"/{n}.jpg", make_image("jpeg", 1), fault=Trouble.FORBIDDEN)) for n in range(90)]
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket, concurrency=10), state, access(s3)) as runtime:
+        with pytest.raises(ChunkIncomplete, match="refused 50 requests in a row") as caught:
+            run_chunk(runtime, ref)
+        settled = latest(state)
+        assert caught.value.pending == 90 - len(settled)
+        assert 40 <= len(settled) <= 60
+        assert origin.total <= 60
+        before = dict(origin.requests)
+        for n in range(90):
+            origin.mend(f"/{n}.jpg")
+        runtime.dispatcher._circuits.clear()  # 30 s later
+        result = run_chunk(runtime, ref)
+    assert result.counts == {"failed": len(settled), "copied": 90 - len(settled)}
+    for row in rows:
+        path = row.source.removeprefix(origin.base_url)
+        again = origin.requests[path] - before.get(path, 0)
+        assert again == (0 if row.row_id in settled else 1)
+    assert set(check_promise(s3, bucket, state)) == {row.row_id for row in rows}
+
+
+def test_a_host_that_answers_only_5xx_does_not_fail_its_rows(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Rows of a host in trouble stay pending: they are not thousands of failures."""
+    state = directory_state(tmp_path)
+    rows = [make_row(n, origin.add(f"/{n}.jpg", b"", fault=Trouble.SERVER_ERROR)) for n in range(120)]
+    job = job_for(bucket, concurrency=10)
+    with engine(job, state, access(s3)) as runtime, pytest.raises(ChunkIncomplete, match="server error"):
+        run_chunk(runtime, write_chunk(state, rows))
+    assert latest(state) == {}
+
+
+def test_outcomes_are_on_disk_while_the_chunk_runs(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is settled can be read before the chunk ends."""
+    monkeypatch.setattr(chunks, "FLUSH_S", 0.05)
+    state = directory_state(tmp_path)
+    rows = healthy(origin, 10)
+    rows.append(make_row(99, origin.add("/99.jpg", make_image("jpeg", 1), fault=Fault(Trouble.SLOW, seconds=3))))
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, ref)
+        wait_for(lambda: len(latest(state)) == 10)
+        assert thread.is_alive()
+        thread.join()
+    assert isinstance(ends[0], ChunkResult)
+    assert ends[0].counts == {"copied": 11}
+    assert state.list("outcomes") == [ends[0].outcomes]
+    assert len(latest(state)) == 11
+
+
+def test_a_stop_leaves_rows_pending_and_loses_none(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop each row is either settled, with its object there, or pending; the next run takes the rest."""
+    monkeypatch.setattr(chunks, "GRACE_S", 0.3)
+    state = directory_state(tmp_path)
+    rows = healthy(origin, 200)
+    rows.insert(3, make_row(999, origin.add("/999.jpg", make_image("jpeg", 1), fault=Trouble.STALL)))
+    origin.latency_s = 0.05
+    ref = write_chunk(state, rows)
+    with engine(job_for(bucket, concurrency=4), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, ref)
+        wait_for(lambda: runtime.progress.snapshot().done >= 10)
+        runtime.request_stop("interrupted (test)")
+        thread.join(5)
+        assert not thread.is_alive()
+    assert isinstance(ends[0], ChunkIncomplete)
+    assert ends[0].why == "interrupted (test)"
+    settled = check_promise(s3, bucket, state)
+    assert 10 <= len(settled) < 201
+    assert ends[0].pending == 201 - len(settled)
+    assert row_id(999) not in settled
+    assert not list(state.spool_dir.glob("body-*"))
+    origin.latency_s = 0
+    origin.mend("/999.jpg")
+    with engine(job_for(bucket), state, access(s3), 2) as runtime:
+        assert sum(run_chunk(runtime, ref).counts.values()) == 201
+    assert len(check_promise(s3, bucket, state)) == 201
+
+
+def test_a_limit_leaves_the_other_rows_pending(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """`--limit 7` begins seven rows over all chunks, whatever becomes of them."""
+    state = directory_state(tmp_path)
+    first, second = write_chunk(state, healthy(origin, 5)), write_chunk(state, healthy(origin, 5, first=10))
+    with engine(job_for(bucket), state, access(s3), limit=7) as runtime:
+        assert run_chunk(runtime, first).counts == {"copied": 5}
+        with pytest.raises(ChunkIncomplete, match="--limit") as caught:
+            run_chunk(runtime, second)
+        assert runtime.limit_reached
+    assert (caught.value.pending, origin.total, len(latest(state))) == (3, 7, 7)
+
+
+def test_credentials_that_do_not_write_are_fatal(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The run stops at its first upload and no row is a failure."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 100))
+    origin.latency_s = 0.02
+    with engine(job_for(bucket, concurrency=4), state, access(s3, reader=True)) as runtime:
+        with pytest.raises(Fatal, match="credentials"):
+            run_chunk(runtime, ref)
+        assert runtime.stopping
+    assert latest(state) == {}
+    assert origin.total < 20
+
+
+def test_credentials_that_are_revoked_midway_are_fatal(origin: Origin, tmp_path: Path) -> None:
+    """What was uploaded before is settled, every other row stays pending: none fails."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 100))
+    origin.latency_s = 0.05
+    job = job_for("mine", concurrency=4, retries={"attempts": 20, "backoff_s": 0.2, "max_backoff_s": 0.3})
+    with S3Server(tmp_path / "own") as server:
+        server.make_bucket("mine")
+        with engine(job, state, access(server)) as runtime:
+            thread, ends = in_thread(runtime, ref)
+            wait_for(lambda: runtime.progress.snapshot().done >= 5)
+            server.stop(within_s=0)
+            old, server.secret_key = server.secret_key, "another"
+            server.start()
+            thread.join(WAIT_S)
+        assert isinstance(ends[0], Fatal)
+        assert old != server.secret_key
+    outcomes = latest(state).values()
+    assert {outcome.status for outcome in outcomes} <= {Status.COPIED, Status.UNCHANGED}
+    assert 5 <= len(outcomes) < 100
+
+
+@pytest.mark.parametrize("place", ["directory", "bucket"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+def test_a_damaged_chunk_file_is_an_error_of_the_user(
+    place: str, damage: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A chunk file that is missing or not what its name says moves nothing, and the message says what to do."""
+    state: State = directory_state(tmp_path)
+    if place == "bucket":
+        state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
+    ref = write_chunk(state, healthy(origin, 3))
+    if damage == "gone":
+        state.delete([ref.uri])
+    else:
+        raw = state.read(ref.uri)
+        state.write(ref.uri, raw[:-9] if damage == "cut" else raw[:60] + b"x" + raw[61:])
+    with engine(job_for(bucket), state, access(s3)) as runtime, pytest.raises(UserError, match="Run the job again"):
+        run_chunk(runtime, ref)
+    assert origin.total == 0
+
+
+def test_a_lost_lease_writes_nothing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A holder that lost its lease stops before its next write, to the state or to the destination: the run that has it
+    now may have put a newer object there, and recorded it."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 3))
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        runtime._lease._lost = True  # type: ignore[union-attr]
+        with pytest.raises(Fatal, match="lost its lease"):
+            run_chunk(runtime, ref)
+    assert state.list("outcomes") == []
+    assert stored(s3, bucket) == {}
+
+
+def test_a_lease_that_is_taken_in_the_middle(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are settled and not written yet when another run takes the lease: their outcomes are written no more."""
+    for module, name, value in (
+        (lease, "LENGTH_S", 1.0), (lease, "RENEW_S", 3600.0), (lease, "WATCH_S", 0.2), (lease, "WAIT_S", 0.05),
+        (chunks, "FLUSH_S", 3600.0),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    state = directory_state(tmp_path)
+    rows = healthy(origin, 10)
+    rows.append(make_row(99, origin.add("/99.jpg", make_image("jpeg", 1), fault=Trouble.STALL)))
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, write_chunk(state, rows))
+        wait_for(lambda: runtime.progress.snapshot().done >= 10)
+        monkeypatch.setattr(chunks, "GRACE_S", 0.1)
+        with lease.hold_lease(state, "another", wait=True) as other:
+            assert other.took_over is not None
+            assert other.took_over.run == "test"
+            runtime.request_stop("enough")
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
+            assert lease.decode(state.read(lease.NAME)).run == "another"
+    assert [str(end) for end in ends] == ["this run lost its lease on the state to another run; it writes nothing more"]
+    assert state.list("outcomes") == []
+
+
+def test_a_turn_at_a_slow_destination_is_no_standstill(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bytes_per_s` makes a row wait for longer than a run may stand still: the end of that is known."""
+    monkeypatch.setattr(chunks, "GRACE_S", 0.1)
+    state = directory_state(tmp_path)
+    job = job_for(bucket, limits={"destination": {"bytes_per_s": 1000}}, checks="none")
+    row = make_row(1, origin.add("/1.jpg", bytes(900_000)))
+    with engine(job, state, access(s3)) as runtime:
+        thread, _ = in_thread(runtime, write_chunk(state, [row]))
+        wait_for(lambda: any(wait.what == TURN for wait in runtime.waits()))
+        waits = [wait for wait in runtime.waits() if wait.rows]
+        assert waits == [Wait(TURN, 1, True)]
+        assert is_excused(False, waits)
+        runtime.request_stop("enough")
+        thread.join(WAIT_S)
+
+
+def test_a_process_that_hears_nothing_writes_nothing(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lease is the run's: a helper has it for as long as it was told, by a clock that all processes share."""
+    monkeypatch.setattr(Borrowed, "PATIENCE_S", 0.1)
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, 3))
+    for until, written in ((0.0, False), (steady_s() - 1, False), (steady_s() + 60, True)):
+        borrowed = Borrowed()
+        borrowed.until = until
+        runtime = Runtime(
+            job_for(bucket), state, borrowed, 1,
+            source_access=access(s3), destination_access=access(s3), headers={}, share=2,
+        )  # fmt: skip
+        try:
+            if written:
+                run_chunk(runtime, ref)
+            else:
+                with pytest.raises(Fatal, match="lost its lease"):
+                    run_chunk(runtime, ref)
+        finally:
+            runtime.close()
+        assert bool(state.list("outcomes")) is written
+        assert not state.list("reports")  # hosts.json is the first process's
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(Trouble.FLAKY, times=1),
+        Fault(Trouble.RESET, times=1),
+        Fault(Trouble.TRUNCATED_LENGTH, times=1),
+        Fault(Trouble.TRUNCATED_CHUNKED, times=1),
+        Fault(Trouble.RATE_LIMITED, seconds=1),
+    ],
+    ids=lambda fault: str(fault.kind),
+)
+def test_a_passing_fault_costs_a_retry_and_no_row(
+    fault: Fault, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """An object that fails once is copied by its next try; its one outcome counts both requests."""
+    state = directory_state(tmp_path)
+    body = make_image("jpeg", 1)
+    ref = write_chunk(state, [make_row(1, origin.add("/1.jpg", body, fault=fault))])
+    job = job_for(bucket, retries={"attempts": 3, "backoff_s": 0.01, "max_backoff_s": 5})
+    with engine(job, state, access(s3)) as runtime:
+        assert run_chunk(runtime, ref).counts == {"copied": 1}
+    (outcome,) = check_promise(s3, bucket, state).values()
+    assert (outcome.requests, origin.requests["/1.jpg"]) == (2, 2)
+
+
+def test_last_tries_come_at_the_end(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """What failed is tried once more after all other rows; an object that is well by then is copied."""
+    state = directory_state(tmp_path)
+    bad = make_row(999, origin.add("/bad.jpg", make_image("jpeg", 1), fault=Fault(Trouble.FLAKY, times=3)))
+    dead = make_row(998, origin.add("/dead.jpg", b"", fault=Trouble.SERVER_ERROR))
+    rows = [bad, dead, *healthy(origin, 40)]
+    job = job_for(bucket, concurrency=2, retries={"attempts": 3, "backoff_s": 0.01, "max_backoff_s": 1})
+    with engine(job, state, access(s3)) as runtime:
+        assert run_chunk(runtime, write_chunk(state, rows)).counts == {"copied": 41, "failed": 1}
+    outcomes = check_promise(s3, bucket, state)
+    others = [outcomes[row_id(n)] for n in range(40)]
+    for late in (outcomes[row_id(999)], outcomes[row_id(998)]):
+        assert late.requests == 4
+        assert late.recorded_at >= max(other.recorded_at for other in others)
+    assert outcomes[row_id(998)].retryable
+
+
+def test_last_tries_run_side_by_side(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """The last tries of many rows are as wide as the first ones, also when one slow row kept them waiting."""
+    state = directory_state(tmp_path)
+    origin.latency_s = 0.2
+    rows = [make_row(n, origin.add(f"/{n}.jpg", b"", fault=Trouble.SERVER_ERROR)) for n in range(20)]
+    rows.append(make_row(99, origin.add("/99.jpg", make_image("jpeg", 1), fault=Fault(Trouble.SLOW, seconds=0.8))))
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, write_chunk(state, rows))
+        wait_for(lambda: origin.total == 21)
+        origin.most_at_once = 0  # the last tries begin when the slow row is through
+        thread.join(WAIT_S)
+    assert isinstance(ends[0], ChunkResult)
+    assert ends[0].counts == {"copied": 1, "failed": 20}
+    assert origin.total == 41
+    assert origin.most_at_once >= 10
+
+
+def test_late_keys_by_digest_share_an_object(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Same key and same digest: one object, both rows settled well."""
+    state = directory_state(tmp_path)
+    body = make_image("jpeg", 1)
+    rows = [make_row(n, origin.add(f"/{n}.jpg", body), key="{sha256}.{ext}", late_key=True) for n in (1, 2)]
+    with engine(job_for(bucket, concurrency=1), state, access(s3)) as runtime:
+        assert run_chunk(runtime, write_chunk(state, rows)).counts == {"copied": 1, "unchanged": 1}
+    key = f"{hashlib.sha256(body).hexdigest()}.jpg"
+    assert stored(s3, bucket) == {f"p/{key}": body}
+    assert {outcome.key for outcome in latest(state).values()} == {key}
+
+
+@pytest.mark.parametrize("policy", ["skip-same", "skip", "fail"])
+@pytest.mark.parametrize("existing", ["head", "listed"])
+def test_an_equal_object_is_unchanged_under_every_policy(
+    policy: str, existing: Existing, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Also one that the plan did not see: a try whose answer was lost has put it there."""
+    state = directory_state(tmp_path)
+    body = make_image("jpeg", 1)
+    s3.client().put_object(Bucket=bucket, Key="p/1.jpg", Body=body)
+    row = make_row(1, origin.add("/1.jpg", body), md5=hashlib.md5(body).hexdigest())
+    ref = write_chunk(state, [row], existing)
+    with engine(job_for(bucket, on_existing=policy), state, access(s3)) as runtime:
+        run_chunk(runtime, ref)
+    (outcome,) = check_promise(s3, bucket, state).values()
+    if policy == "skip-same" and existing == "listed":
+        assert outcome.status in (Status.UNCHANGED, Status.COPIED)
+    else:
+        assert (outcome.status, outcome.error_class) == (Status.UNCHANGED, None)
+
+
+@pytest.mark.parametrize(
+    ("policy", "status", "error", "kept"),
+    [
+        ("skip-same", Status.COPIED, None, False),
+        ("overwrite", Status.COPIED, None, False),
+        ("skip", Status.SKIPPED, ErrorClass.EXISTS, True),
+        ("fail", Status.FAILED, ErrorClass.EXISTS, True),
+    ],
+)
+@pytest.mark.parametrize("existing", ["head", "listed"])
+def test_another_object_under_the_key(
+    policy: str,
+    status: Status,
+    error: ErrorClass | None,
+    kept: bool,
+    existing: Existing,
+    origin: Origin,
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    """Other bytes of the same length under the key: the policy decides, whether the plan saw them or not."""
+    state = directory_state(tmp_path)
+    body = make_image("jpeg", 1)
+    other = body[:-1] + bytes([body[-1] ^ 1])
+    s3.client().put_object(Bucket=bucket, Key="p/1.jpg", Body=other)
+    ref = write_chunk(state, [make_row(1, origin.add("/1.jpg", body), size=len(body))], existing)
+    with engine(job_for(bucket, on_existing=policy), state, access(s3)) as runtime:
+        run_chunk(runtime, ref)
+    (outcome,) = latest(state).values()
+    assert (outcome.status, outcome.error_class) == (status, error)
+    assert stored(s3, bucket) == {"p/1.jpg": other if kept else body}
+
+
+@pytest.mark.parametrize(
+    ("policy", "since", "status"),
+    [
+        (OnExisting.SKIP_SAME, b"", Status.COPIED),
+        (OnExisting.FAIL, b"", Status.COPIED),
+        (OnExisting.SKIP_SAME, b"longer" * len(IMAGE), Status.COPIED),
+        (OnExisting.FAIL, b"longer" * len(IMAGE), Status.FAILED),
+    ],
+)
+def test_what_was_listed_and_is_another_or_gone(
+    policy: OnExisting, since: bytes, status: Status, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A listing may be hours old: an object that somebody deleted meanwhile is no lost bucket, and ends no run."""
+    monkeypatch.setattr(existing_objects, "HEAD_AT_MOST", 0)
+    listed = write_list(tmp_path / "list.csv", [[origin.add("/a.jpg", IMAGE)]])
+    job = make_job(manifest=str(listed), destination=f"s3://{bucket}/p/", on_existing=policy)
+    state = directory_state(tmp_path)
+    s3.client().put_object(Bucket=bucket, Key="p/a.jpg", Body=b"x" * len(IMAGE))
+    (ref,) = plan(job, state, server=access(s3)).chunks
+    assert ref.existing == "listed"
+    s3.client().delete_object(Bucket=bucket, Key="p/a.jpg")
+    if since:
+        s3.client().put_object(Bucket=bucket, Key="p/a.jpg", Body=since)
+    with engine(job, state, access(s3)) as runtime:
+        run_chunk(runtime, ref)
+    (outcome,) = latest(state).values()
+    assert outcome.status is status
+    assert outcome.error_class is (ErrorClass.EXISTS if status is Status.FAILED else None)
+    assert stored(s3, bucket)["p/a.jpg"] == (IMAGE if status is Status.COPIED else since)
+
+
+@pytest.mark.parametrize("wrong", [{"md5": "0" * 32}, {"sha256": "0" * 64}])
+def test_a_wrong_digest_is_never_uploaded(
+    wrong: dict[str, str], origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """Bytes that are not the manifest's are fetched once more and then refused; the destination stays empty."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, [make_row(1, origin.add("/1.jpg", make_image("jpeg", 1)), **wrong)])
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        assert run_chunk(runtime, ref).counts == {"failed": 1}
+    (outcome,) = latest(state).values()
+    assert (outcome.error_class, outcome.requests, outcome.retryable) == (ErrorClass.DIGEST_MISMATCH, 2, False)
+    assert stored(s3, bucket) == {}
+
+
+def test_keys_that_a_directory_cannot_hold_together_fail_alone(origin: Origin, s3: S3Server, tmp_path: Path) -> None:
+    """`a` and `a/b` in a directory: one of the two cannot be; that is its failure and ends no run."""
+    state = directory_state(tmp_path)
+    rows = [
+        make_row(1, origin.add("/1", make_image("jpeg", 1)), key="a"),
+        make_row(2, origin.add("/2", make_image("jpeg", 2)), key="a/b"),
+        make_row(3, origin.add("/3", make_image("jpeg", 3)), key="c"),
+    ]
+    job = make_job(destination=f"file://{tmp_path}/out/", concurrency=1)
+    with engine(job, state, access(s3)) as runtime:
+        result = run_chunk(runtime, write_chunk(state, rows))
+    assert result.counts == {"copied": 2, "failed": 1}
+    assert (tmp_path / "out/a").read_bytes() == make_image("jpeg", 1)
+    assert (tmp_path / "out/c").read_bytes() == make_image("jpeg", 3)
+
+
+def test_two_chunks_at_once_share_a_process(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Chunks that run side by side settle their own rows, each once."""
+    state = directory_state(tmp_path)
+    refs = [write_chunk(state, healthy(origin, 40, first=100 * n)) for n in range(4)]
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        running = [in_thread(runtime, ref) for ref in refs]
+        for thread, _ in running:
+            thread.join(WAIT_S)
+        assert runtime.asleep() == 0
+    assert [end.counts for _, (end,) in running if isinstance(end, ChunkResult)] == [{"copied": 40}] * 4
+    assert len(check_promise(s3, bucket, state)) == 160
+    assert max(origin.requests.values()) == 1
+    assert ledger.last_run_no(state) == 1
+
+
+def test_outcomes_hold_no_query(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A signed source stands byte for byte in the chunk file only; in outcomes its query is eight digits."""
+    state: DirectoryState = directory_state(tmp_path)
+    path = "/1.jpg?Signature=topsecret"
+    ref = write_chunk(state, [make_row(1, origin.add(path, b"", fault=Trouble.NOT_FOUND))])
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        result = run_chunk(runtime, ref)
+    assert result.counts == {"failed": 1}
+    (outcome,) = latest(state).values()
+    assert outcome.source == f"{origin.base_url}/1.jpg?{hashlib.sha256(b'Signature=topsecret').hexdigest()[:8]}"
+    assert "topsecret" not in repr(parquet.read_table(state.local(result.outcomes)).to_pylist())

@@ -1,0 +1,455 @@
+"""Nights on a real origin and a real store: what changed is written again, what did not costs next to nothing."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from demo.images import make_image
+from demo.origin import Fault, Origin, Trouble
+from demo.s3 import S3Server
+from demo.validators import Validators
+from ferry.core.records import Checked, Outcome, Status
+from ferry.reconcile import finish
+from ferry.reconcile.finish import finish_run
+from ferry.storage.credentials import Access
+from tests.servers.odd_s3 import Fault as StoreFault
+from tests.servers.odd_s3 import OddS3
+from tests.support import helpers
+from tests.support.nights import World
+
+EARLIER, LATER = "Thu, 01 Jan 2026 00:00:00 GMT", "Fri, 02 Jan 2026 00:00:00 GMT"
+
+
+@pytest.fixture
+def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
+    return World(origin, s3, bucket, tmp_path)
+
+
+NIGHTS: list[tuple[Validators, list[tuple[int, int]], list[Checked]]] = [
+    # what it gives; requests and bodies in each night of one object that does not change; what is noted
+    (Validators.BOTH, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.ETAG, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.WEAK, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.DATE, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
+    (Validators.NONE, [(1, 0), (1, 0), (1, 0)], [Checked.HEAD] * 3),
+    (Validators.DEAF, [(1, 1), (1, 0), (1, 0)], [Checked.BODY_AGAIN, Checked.HEAD, Checked.HEAD]),
+    (Validators.SERVERS, [(1, 1), (2, 1), (1, 0)], [Checked.BODY_AGAIN, Checked.SIZE, Checked.SIZE]),
+    (Validators.SERVERS_DATE, [(1, 1), (2, 1), (1, 0)], [Checked.BODY_AGAIN, Checked.SIZE, Checked.SIZE]),
+]
+
+
+@pytest.mark.parametrize(("kind", "costs", "noted"), NIGHTS, ids=[kind.value for kind, _, _ in NIGHTS])
+def test_what_does_not_change(
+    kind: Validators, costs: list[tuple[int, int]], noted: list[Checked], world: World
+) -> None:
+    """It is asked for in the cheapest way that its origin honours, and is never written again."""
+    world.put("a.jpg", 1, kind=kind)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    first = helpers.stored(world.s3, world.bucket)
+    written = world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"]
+    for (requests, bodies), how in zip(costs, noted, strict=True):
+        outcome = world.night()["a.jpg"]
+        assert (outcome.status, outcome.checked) == (Status.UNCHANGED, how)
+        assert (world.asked, world.read, outcome.requests) == (requests, bodies, requests)
+    assert helpers.stored(world.s3, world.bucket) == first
+    assert world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"] == written
+
+
+@pytest.mark.parametrize("quiet", [0, 2])
+@pytest.mark.parametrize("kind", list(Validators))
+def test_what_changes(kind: Validators, quiet: int, world: World) -> None:
+    """After so many quiet nights another image stands there, of another size and date: it is written, and then the
+    nights are quiet again."""
+    world.put("a.jpg", 1, kind=kind)
+    for _ in range(quiet + 1):
+        world.night()
+    world.bodies["a.jpg"] = make_image("jpeg", 2, 31, 20)
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=kind, modified=LATER)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+    assert world.night()["a.jpg"].status is Status.UNCHANGED
+    world.is_true()
+
+
+def same_size(jpeg: bytes) -> bytes:
+    """Another picture, as long as this one."""
+    other = bytearray(jpeg)
+    other[other.index(b"\xff\xda") + 20] ^= 1
+    return bytes(other)
+
+
+@pytest.mark.parametrize("kind", [Validators.NONE, Validators.SERVERS])
+def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
+    """Another image of the same size, and nothing else is told: it is found once its copy is not believed any more."""
+    world.put("a.jpg", 1, kind=kind)
+    for _ in range(4):
+        world.night()
+    world.bodies["a.jpg"] = same_size(world.bodies["a.jpg"])
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=kind)
+    assert world.night()["a.jpg"].status is Status.UNCHANGED
+    assert world.night(delta={"revalidate_after": 0})["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_an_origin_is_taken_at_its_word(world: World, tmp_path: Path) -> None:
+    """One that gives an old date for another image is believed. A state that knows of no copy has it replaced."""
+    world.put("a.jpg", 1, kind=Validators.DATE)
+    world.night()
+    world.put("a.jpg", 2, kind=Validators.DATE)
+    assert world.night(delta={"revalidate_after": 0})["a.jpg"].checked is Checked.CONDITION
+    world.state, world.run_no = helpers.directory_state(tmp_path, "another"), 0
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_a_plain_run_believes_the_ledger(world: World) -> None:
+    """Only a delta looks again."""
+    world.put("a.jpg", 1)
+    world.night()
+    assert world.night(mode="full") == {}
+    assert world.asked == 0
+
+
+@pytest.mark.parametrize("column", ["etag", "md5", "last_modified"])
+def test_what_the_list_proves(column: str, world: World) -> None:
+    """A list that says which version it means: rows that say the same as before are not asked for at all, others are
+    read; what it says first, beside a copy that it did not say it of, is compared or asked."""
+
+    def says(key: str) -> str:
+        digest = hashlib.md5(world.bodies[key]).hexdigest()
+        return f"2026-01-01T00:00:{int(digest, 16) % 59 + 1:02}Z" if column == "last_modified" else digest
+
+    for n in range(4):
+        world.put(f"{n}.jpg", n)
+    assert len(world.night()) == 4
+    first = world.night({column: [says(key) for key in world.bodies]})
+    assert {outcome.status for outcome in first.values()} <= {Status.UNCHANGED}
+    assert world.night({column: [says(key) for key in world.bodies]}) == {}
+    assert world.asked == 0
+    world.put("2.jpg", 77)
+    looked = world.night({column: [says(key) for key in world.bodies]})
+    assert {key: outcome.status for key, outcome in looked.items()} == {"2.jpg": Status.COPIED}
+    assert world.asked == 1
+    world.is_true()
+    assert world.night({column: [says(key) for key in world.bodies]}) == {}
+
+
+def test_a_list_of_days(world: World) -> None:
+    """An image that changes later on the day that the list says is found; once the day was over when its copy was last
+    known to be true, the list's day is believed again."""
+    today = datetime.now(UTC).date().isoformat()
+    for n in range(5):
+        world.put(f"{n}.jpg", n)
+    said = {"last_modified": [today] * 5}
+    world.night(said)
+    world.put("3.jpg", 77)
+    looked = world.night(said)
+    assert [key for key, outcome in looked.items() if outcome.status is Status.COPIED] == ["3.jpg"]
+    assert (len(looked), world.read) == (5, 1)
+    world.is_true()
+    assert {outcome.checked for outcome in world.night(said).values()} == {Checked.CONDITION}
+    long_ago = {"last_modified": ["2026-01-01"] * 5}
+    world.night(long_ago)
+    assert world.night(long_ago) == {}
+
+
+def test_a_list_s_date_that_cannot_be_read(world: World) -> None:
+    """It is compared, and proves nothing: the origin is asked."""
+    world.put("a.jpg", 1)
+    world.night({"last_modified": ["1.1.2026"]})
+    world.put("a.jpg", 2)
+    assert world.night({"last_modified": ["1.1.2026"]})["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+@pytest.mark.parametrize("kind", [Validators.DATE, Validators.WEAK_DATE])
+def test_another_image_of_the_same_date(kind: Validators, world: World) -> None:
+    """An origin's date that was not over when the copy was read says nothing of it: it is read once more, and is asked
+    for by its date from then on."""
+    date = email.utils.format_datetime(datetime.now(UTC).replace(hour=0, minute=0, second=0), usegmt=True)
+    world.put("a.jpg", 1, kind=kind, modified=date)
+    world.night()
+    world.put("a.jpg", 2, kind=kind, modified=date)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_an_etag_that_was_stable_and_changes(world: World) -> None:
+    """At an origin that answers every condition with the whole body, another ETag tells of another image, although
+    the date is the old one."""
+    world.put("a.jpg", 1, kind=Validators.NO_CONDITIONS)
+    assert [world.night()["a.jpg"].checked for _ in range(3)] == [Checked.BODY, Checked.BODY_AGAIN, Checked.HEAD]
+    world.bodies["a.jpg"] = same_size(world.bodies["a.jpg"])
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=Validators.NO_CONDITIONS)
+    assert world.night()["a.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_a_size_proves_difference_alone(world: World) -> None:
+    """A list with sizes: the same size is asked about, another one is read."""
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    sizes = [str(len(body)) for body in world.bodies.values()]
+    world.night({"size": sizes})
+    assert {outcome.checked for outcome in world.night({"size": sizes}).values()} == {Checked.CONDITION}
+    world.bodies["1.jpg"] = make_image("jpeg", 9, 31, 21)
+    world.origin.add("/1.jpg", world.bodies["1.jpg"])
+    sizes = [str(len(body)) for body in world.bodies.values()]
+    assert world.night({"size": sizes})["1.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+@pytest.mark.parametrize(
+    "trouble", [Trouble.SERVER_ERROR, Trouble.HTML_200, Trouble.NOT_FOUND, Trouble.TRUNCATED_LENGTH]
+)
+def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> None:
+    """The row is failed, since nobody knows whether it is true; the copy stands, and the ledger knows it: once the
+    origin is well again nothing is moved that did not change."""
+    world.put("a.jpg", 1, kind=Validators.DEAF)
+    world.put("b.jpg", 2)
+    copied = world.night()["a.jpg"]
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.DEAF)
+    failed = world.night()["a.jpg"]
+    assert (failed.status, failed.nights) == (Status.FAILED, 1)
+    assert "what was copied before stands at the destination" in (failed.message or "")
+    assert (failed.md5, failed.dest_etag, failed.read_at) == (copied.md5, copied.dest_etag, copied.read_at)
+    world.is_true()
+    assert world.night()["a.jpg"].nights == 2
+    world.origin.mend("/a.jpg")
+    again = world.night()["a.jpg"]
+    assert (again.status, again.nights, again.md5) == (Status.UNCHANGED, 0, copied.md5)
+    world.is_true()
+
+
+def test_a_look_that_fails_after_an_upload_that_may_have_arrived(origin: Origin, tmp_path: Path) -> None:
+    """A changed image was written, the answer was lost, and no further try came through. The ledger does not say that
+    the old copy stands there: when the old image is back at its origin, it is written again."""
+    old, new = make_image("jpeg", 1), make_image("jpeg", 2)
+    listed = helpers.write_list(tmp_path / "list.csv", [[origin.url("/a.jpg")]])
+    state = helpers.directory_state(tmp_path)
+    with OddS3() as server:
+        server.make_bucket("bucket")
+        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        job = helpers.make_job(mode="delta", manifest=str(listed), destination="s3://bucket/p/")
+
+        def night(run_no: int, image: bytes, modified: str) -> Outcome:
+            origin.add("/a.jpg", image, modified=modified)
+            helpers.run(job, state, access, run_no)
+            return helpers.by_key(state)["a.jpg"]
+
+        assert night(1, old, EARLIER).status is Status.COPIED
+        server.faults = [
+            StoreFault("lost answer", ("PutObject",), times=1),
+            StoreFault("status", ("PutObject", "HeadObject", "GetObject"), status=500, code="InternalError"),
+        ]
+        failed = night(2, new, LATER)
+        assert server.stored("bucket") == {"p/a.jpg": new}
+        assert failed.status is Status.FAILED
+        assert (failed.md5, failed.dest_etag, failed.source_etag) == (None, None, None)
+        assert "what was copied before stands at the destination" not in (failed.message or "")
+        server.faults = []
+        assert night(3, old, EARLIER).status is Status.COPIED
+        assert server.stored("bucket") == {"p/a.jpg": old}
+
+
+def test_a_list_that_takes_its_word_back(world: World) -> None:
+    """It said that the object is another one, the look failed, and it says as before again: the row is read, and the
+    copy is found as true as it was."""
+    world.put("a.jpg", 1)
+    md5 = hashlib.md5(world.bodies["a.jpg"]).hexdigest()
+    world.night({"md5": [md5]})
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Trouble.SERVER_ERROR)
+    assert world.night({"md5": ["0" * 32]})["a.jpg"].status is Status.FAILED
+    world.origin.mend("/a.jpg")
+    again = world.night({"md5": [md5]})["a.jpg"]
+    assert (again.status, again.error_class, again.checked) == (Status.UNCHANGED, None, Checked.BODY)
+    world.is_true()
+
+
+def test_what_nobody_has_looked_at_is_pending(world: World) -> None:
+    """A night that ended early has not kept its rows true: they are not counted as copied until they are looked at."""
+    for n in range(5):
+        world.put(f"{n}.jpg", n)
+    world.night()
+    job, server = world.job(), helpers.access(world.s3)
+    planned = helpers.plan(job, world.state, 2, server=server)
+    assert planned.todo == {"revalidate": 5}
+    assert finish_run(job, world.state, 2)["counts"]["pending"] == 5
+    world.run_no = 2
+    assert {outcome.status for outcome in world.night().values()} == {Status.UNCHANGED}
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_files_tell_by_their_dates(listed: bool, world: World, tmp_path: Path) -> None:
+    """A listed directory says them itself; a list of files has each asked for, and only what changed is read."""
+    old = tmp_path / "old"
+    old.mkdir()
+    for n in range(4):
+        (old / f"{n}.jpg").write_bytes(make_image("jpeg", n, 30, 20))
+    helpers.write_list(tmp_path / "list.csv", [[f"file://{old}/{n}.jpg"] for n in range(4)])
+    given: dict[str, Any] = {"source": {} if listed else {"roots": [f"file://{old}/"]}}
+    if listed:
+        given["manifest"] = f"file://{old}/"
+    job, server = world.job(**given), helpers.access(world.s3)
+    helpers.run(job, world.state, server, 1)
+    assert helpers.run(job, world.state, server, 2).todo == ({} if listed else {"revalidate": 4})
+    (old / "2.jpg").write_bytes(make_image("jpeg", 77, 31, 20))
+    helpers.run(job, world.state, server, 3)
+    looked = [outcome for outcome in helpers.latest(world.state).values() if outcome.run_no == 3]
+    copied = [outcome.key for outcome in looked if outcome.status is Status.COPIED]
+    assert copied == ["2.jpg"]
+    assert {outcome.checked for outcome in looked} == ({Checked.BODY} if listed else {Checked.BODY, Checked.HEAD})
+    assert helpers.stored(world.s3, world.bucket, "p/") == {
+        f"p/{path.name}": path.read_bytes() for path in old.iterdir()
+    }
+
+
+def test_how_often_a_failure_is_tried(world: World) -> None:
+    """So many nights as the class has, and not sooner than it says."""
+    world.put("a.jpg", 1)
+    world.put("gone.jpg", 2, fault=Trouble.NOT_FOUND)
+    job: dict[str, Any] = {"delta": {"retry": {"not_found": {"nights": 3}}}}
+    assert ["gone.jpg" in world.night(**job) for _ in range(5)] == [True, True, True, False, False]
+    job = {"delta": {"retry": {"not_found": {"nights": 9, "after": "1d"}}}}
+    assert "gone.jpg" not in world.night(**job)
+    job = {"delta": {"retry": {"not_found": {"nights": 9}}}}
+    assert "gone.jpg" in world.night(**job)
+    world.origin.mend("/gone.jpg")
+    assert world.night(**job)["gone.jpg"].status is Status.COPIED
+    world.is_true()
+
+
+def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> None:
+    """`skip` and `fail` are about what stood there before; what the job itself copied is kept equal."""
+    world.put("a.jpg", 1)
+    for policy in ("skip", "fail"):
+        world.night(on_existing=policy)
+        world.put("a.jpg", 5 if policy == "skip" else 6)
+        assert world.night(on_existing=policy)["a.jpg"].status is Status.COPIED
+        world.is_true()
+
+
+def test_nights_leave_nothing_behind(world: World) -> None:
+    """Some objects change each night, one fails each night: but for a report, and what was replaced, the state has no
+    more files, and they no more rows, for it.  (Rows, as the bytes of a Parquet file depend on how many threads wrote
+    its row groups.)"""
+    for n in range(30):
+        world.put(f"{n}.jpg", n)
+    world.put("gone.jpg", 99, fault=Trouble.NOT_FOUND)
+    sizes = []
+    for n in range(8):
+        world.put(f"{n}.jpg", 100 + n)
+        world.night(chunk_rows=10, delta={"retry": {"not_found": {"nights": 100}}})
+        names = [name for name in world.state.list("") if not name.startswith(("reports/", "history/"))]
+        files = [world.state.root / name for name in names]
+        rows = sum(pq.read_metadata(path).num_rows for path in files if path.suffix == ".parquet")
+        sizes.append((len(files), rows, sum(path.stat().st_size for path in files if path.suffix != ".parquet")))
+    del world.bodies["gone.jpg"]
+    world.is_true()
+    settled = sizes[2:]  # what a night planned is let go by the one after the next
+    assert len({(files, rows) for files, rows, _ in settled}) == 1, sizes
+    assert settled[-1][2] < settled[0][2] * 1.05, sizes
+
+
+def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """A bucket as the source: its listing has ETags and dates, and only what they tell of is read."""
+    client, state = s3.client(), helpers.directory_state(tmp_path)
+    bodies = {f"{n}.jpg": make_image("jpeg", n, 30, 20) for n in range(5)}
+    for key, body in bodies.items():
+        client.put_object(Bucket=bucket, Key=f"old/{key}", Body=body)
+    job = helpers.make_job(
+        manifest=f"s3://{bucket}/old/", mode="delta", source={"endpoint_url": s3.endpoint_url},
+        destination={"uri": f"s3://{bucket}/new/", "endpoint_url": s3.endpoint_url},
+    )  # fmt: skip
+    server = helpers.access(s3)
+    helpers.run(job, state, server, 1)
+    bodies["3.jpg"] = make_image("jpeg", 77, 31, 20)
+    client.put_object(Bucket=bucket, Key="old/3.jpg", Body=bodies["3.jpg"])
+    assert helpers.run(job, state, server, 2).todo == {"changed": 1}
+    assert helpers.run(job, state, server, 3).todo == {}
+    assert helpers.stored(s3, bucket, "new/") == {f"new/{key}": body for key, body in bodies.items()}
+    (replaced,) = [outcome for outcome in helpers.latest(state).values() if outcome.run_no == 2]
+    assert (replaced.key, replaced.status) == ("3.jpg", Status.COPIED)
+
+
+def test_a_state_of_the_schema_before(world: World) -> None:
+    """What a Ferry without nights has written is read: the first delta looks at its rows as at any others."""
+    import pyarrow.parquet as pq
+
+    from ferry.state import parquet
+    from ferry.state.checksums import sealed
+
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    world.night()
+    new = {"said", "checked", "read_at", "nights"}
+    for name in world.state.list("ledger"):
+        table = pq.read_table(world.state.local(name)).drop_columns(sorted(new))
+        data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": b"1"}))
+        world.state.delete([name])
+        world.state.write(sealed(name.rpartition("-")[0], data), data)
+    for name in world.state.list("reports"):
+        world.state.delete([name])
+    assert world.night(mode="full") == {}
+    assert {outcome.checked for outcome in world.night().values()} == {Checked.CONDITION}
+    assert world.read == 0
+    world.is_true()
+
+
+def test_what_a_night_came_to(world: World) -> None:
+    """Each figure of its report, against what was done to the origin."""
+    for n in range(6):
+        world.put(f"{n}.jpg", n)
+    world.put("late.jpg", 50, fault=Trouble.NOT_FOUND)
+    world.night()
+    nothing = dict.fromkeys(finish.NAMES, 0)
+    assert world.figures == {**nothing, "new": 6, "failed": 1, "requests": 7}
+    world.put("new.jpg", 60)
+    world.put("1.jpg", 61)
+    del world.bodies["5.jpg"]
+    world.night()
+    same = sum(len(world.bodies[f"{n}.jpg"]) for n in (0, 2, 3, 4))
+    looked = {"new": 1, "changed": 1, "unchanged": 4, "failed": 1, "failed_again": 1, "requests": 7}
+    assert world.figures == {**nothing, **looked, "bytes_saved": same, "gone": 1}
+    world.origin.mend("/late.jpg")
+    world.night()
+    assert world.figures is not None
+    assert (world.figures["new"], world.figures["failed"], world.figures["gone"]) == (1, 0, 1)
+
+
+def test_what_was_replaced_stays_in_the_history(world: World) -> None:
+    """Its digests, when it was copied, and by which run it was replaced; also where a look failed in between."""
+    import pandas as pd
+
+    world.put("a.jpg", 1)
+    world.put("b.jpg", 2)
+    copied = world.night()["a.jpg"]
+    world.origin.add("/a.jpg", b"", fault=Trouble.SERVER_ERROR)
+    world.night()
+    world.put("a.jpg", 3)
+    second = world.night()["a.jpg"]
+    world.night()
+    world.put("a.jpg", 1)
+    world.night()
+    files = sorted((world.state.root / "history").iterdir())
+    versions = pd.concat([pd.read_parquet(path) for path in files])
+    assert list(versions["key"]) == ["a.jpg", "a.jpg"]
+    assert list(versions["sha256"]) == [copied.sha256, second.sha256]
+    assert list(versions["replaced_by"]) == [3, 5]
+    assert list(versions["size"]) == [copied.size, second.size]
+
+
+def test_a_first_migration_has_no_history(world: World) -> None:
+    """And its report no figures of a night."""
+    for n in range(3):
+        world.put(f"{n}.jpg", n)
+    world.night(mode="full")
+    assert world.figures is None
+    assert not (world.state.root / "history").exists()

@@ -1,0 +1,167 @@
+"""A destination that answers nothing: waited for, and after two minutes the end of the run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from demo.origin import Origin
+from demo.ports import free_ports
+from demo.s3 import S3Server
+from ferry.core.errors import Fatal, ObjectError
+from ferry.core.records import ErrorClass, Status
+from ferry.storage.credentials import Access
+from ferry.transfer import destination_outage
+from ferry.transfer.chunk import run_chunk
+from ferry.transfer.destination_outage import Outage, is_silence, verdict
+from tests.support import helpers
+
+
+@pytest.mark.parametrize(
+    ("silent_s", "keys", "expected"),
+    [
+        (0.0, 1, "fine"),
+        (3600.0, 4, "fine"),
+        (0.0, 5, "away"),
+        (119.9, 5, "away"),
+        (120.0, 5, "over"),
+        (120.0, 9, "over"),
+    ],
+)
+def test_verdict(silent_s: float, keys: int, expected: str) -> None:
+    """The truth table."""
+    assert verdict(silent_s, keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("error_class", "status", "silence"),
+    [
+        (ErrorClass.STORE_ERROR, None, True),
+        (ErrorClass.TIMEOUT, None, True),
+        (ErrorClass.STORE_ERROR, 500, False),
+        (ErrorClass.RATE_LIMITED, 503, False),
+        (ErrorClass.EXISTS, None, False),
+        (ErrorClass.UPLOAD_UNCONFIRMED, None, False),
+        (ErrorClass.INTERNAL, None, False),
+    ],
+)
+def test_what_is_silence(error_class: ErrorClass, status: int | None, silence: bool) -> None:
+    """Any status is an answer, a 503 as well."""
+    assert is_silence(ObjectError(error_class, "it failed", status_code=status)) is silence
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+REFUSED = ObjectError(ErrorClass.STORE_ERROR, "the connection to the destination failed (ECONNREFUSED)")
+
+
+def test_silent_for_two_minutes() -> None:
+    """A try every five seconds: the first one that fails after two minutes ends it, and says why and what to do."""
+    clock = Clock()
+    watched = Outage(clock)
+    for number in range(24):
+        assert watched.failed(f"{number % 7}.jpg", REFUSED, "write") is (number >= 4)
+        clock.now += 5
+    with pytest.raises(Fatal, match=r"nothing for 120 s, asked to write .*ECONNREFUSED.*run the job"):
+        watched.failed("0.jpg", REFUSED, "write")
+
+
+@pytest.mark.parametrize("answer", [None, ObjectError(ErrorClass.RATE_LIMITED, "busy", status_code=503)])
+def test_any_answer_begins_it_anew(answer: ObjectError | None) -> None:
+    """One object that arrives, or one 503, and the two minutes begin again."""
+    clock = Clock()
+    watched = Outage(clock)
+    for number in range(100):
+        watched.failed(f"{number}.jpg", REFUSED, "write")
+        clock.now += 5
+        if number % 20 == 19:
+            if answer is None:
+                watched.answered("write")
+            else:
+                assert not watched.failed("x", answer, "write"), "it answers, and so is not away"
+
+
+def test_answers_to_one_kind_of_request_hide_no_silence_to_the_other() -> None:
+    """HEADs are answered and PUTs are not: after two minutes that is the end, too."""
+    clock = Clock()
+    watched = Outage(clock)
+    for number in range(24):
+        watched.failed(f"{number}.jpg", REFUSED, "write")
+        watched.answered("read")
+        clock.now += 5
+    with pytest.raises(Fatal, match="nothing for 120 s, asked to write"):
+        watched.failed("24.jpg", REFUSED, "write")
+
+
+def test_one_object_that_breaks_every_connection() -> None:
+    """Its attempts are used up as those of any other: it ends no run."""
+    clock = Clock()
+    watched = Outage(clock)
+    for _ in range(100):
+        assert not watched.failed("bad.jpg", REFUSED, "write")
+        clock.now += 5
+
+
+def test_a_destination_that_nobody_listens_at(
+    origin: Origin, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends in about that time and not after all rows have failed one by one; most are pending, none is lost."""
+    monkeypatch.setattr(destination_outage, "ENDS_S", 1.0)
+    rows = 200
+    listed = [[origin.add(f"/{n}.jpg", helpers.IMAGE)] for n in range(rows)]
+    nowhere = f"http://127.0.0.1:{free_ports(1)[0]}"
+    job = helpers.make_job(
+        manifest=str(helpers.write_list(tmp_path / "list.csv", listed)), on_existing="overwrite",
+        retries={"attempts": 3, "backoff_s": 0.1, "max_backoff_s": 5},
+        destination={"uri": "s3://bucket/p/", "endpoint_url": nowhere},
+    )  # fmt: skip
+    state = helpers.directory_state(tmp_path)
+    access = Access(nowhere, s3.region, keys=(s3.access_key, s3.secret_key, None))
+    (ref,) = helpers.plan(job, state, server=access).chunks
+    with (
+        helpers.engine(job, state, access) as runtime,
+        pytest.raises(Fatal, match="the destination has answered nothing for"),
+    ):
+        run_chunk(runtime, ref)
+    assert all(outcome.retryable for outcome in helpers.latest(state).values())
+    assert len(helpers.latest(state)) < rows / 2
+
+
+def test_a_destination_that_comes_back(origin: Origin, tmp_path: Path) -> None:
+    """Away for two seconds in the middle: rows wait, whatever their attempts, and the same chunk copies all of them."""
+    rows = 80
+    listed = [[origin.add(f"/{n}.jpg", helpers.IMAGE)] for n in range(rows)]
+    with S3Server(tmp_path / "s3") as server:
+        server.make_bucket("bucket")
+        job = helpers.make_job(
+            manifest=str(helpers.write_list(tmp_path / "list.csv", listed)), concurrency=8,
+            retries={"attempts": 1, "backoff_s": 0.01, "max_backoff_s": 10},
+            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+        )  # fmt: skip
+        state, access = helpers.directory_state(tmp_path), helpers.access(server)
+        (ref,) = helpers.plan(job, state, server=access).chunks
+        origin.latency_s = 0.02
+        with helpers.engine(job, state, access) as runtime:
+            away = threading.Thread(target=interrupt, args=(server, runtime.progress))
+            away.start()
+            run_chunk(runtime, ref)
+            away.join()
+        assert [outcome.status for outcome in helpers.latest(state).values()] == [Status.COPIED] * rows
+        assert len(helpers.stored(server, "bucket")) == rows
+
+
+def interrupt(server: S3Server, progress: object) -> None:
+    """Once a few rows are through."""
+    while progress.snapshot().done < 20:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    server.stop(within_s=0)
+    time.sleep(1.5)
+    server.start()

@@ -1,0 +1,192 @@
+"""Rows that stand still: memory for bodies must not end up with bodies that wait for more of it, nor with slow ones."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Fault, Origin, Trouble
+from ferry.core.errors import ChunkIncomplete
+from ferry.core.memory_budget import SMALL_BYTES
+from ferry.core.records import Status
+from ferry.job.model import Job
+from ferry.storage.credentials import Access
+from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import OddS3
+from tests.support import helpers
+
+pytestmark = pytest.mark.timeout(240)
+
+WITHIN_S = 60.0  # what took no second is given a minute
+CHUNKED = Fault(Trouble.CHUNKED)
+
+
+def body_of(number: int, size: int) -> bytes:
+    return random.Random(number).randbytes(1000) + bytes(size - 1000)
+
+
+def serve(origin: Origin, count: int, size: int, fault: Fault | None = None) -> list[list[str]]:
+    return [[origin.add(f"/{n}.bin", body_of(n, size), "application/octet-stream", fault=fault)] for n in range(count)]
+
+
+@contextlib.contextmanager
+def kms() -> Iterator[tuple[OddS3, Access]]:
+    """A store whose ETags look like MD5s and are none: everything that is sent is read back."""
+    with OddS3(etags="kms") as server:
+        server.make_bucket("bucket")
+        yield server, Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+def job_of(tmp_path: Path, rows: list[list[str]], **given: Any) -> Job:
+    """As many rows at once as the budget bears."""
+    manifest = helpers.write_list(tmp_path / "list.csv", rows)
+    return helpers.make_job(manifest=str(manifest), checks="length", concurrency=64, **given)
+
+
+def settled(job: Job, tmp_path: Path, access: Access, share: int = 1) -> Counter[Status]:
+    """What a run has done after a minute, if it has not ended before."""
+    state = helpers.directory_state(tmp_path)
+    (ref,) = helpers.plan(job, state, server=access).chunks
+    with helpers.engine(job, state, access, share=share) as runtime:
+        ends = threading.Timer(WITHIN_S, runtime.request_stop, ["it stands still"])
+        ends.start()
+        with contextlib.suppress(ChunkIncomplete):
+            run_chunk(runtime, ref)
+        ends.cancel()
+    return Counter(outcome.status for outcome in helpers.latest(state).values())
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "fault", "timeouts"),
+    [
+        (40, 77_000, CHUNKED, {}),
+        (40, 2_000_000, CHUNKED, {}),
+        (30, 7_900_000, None, {}),
+        (30, 7_900_000, CHUNKED, {}),
+        (30, 6_000_000, None, {"total_s": 15, "read_s": 10}),
+        (24, 9_000_000, None, {}),
+    ],
+)
+def test_what_is_read_back(
+    count: int, size: int, fault: Fault | None, timeouts: dict[str, Any], origin: Origin, tmp_path: Path
+) -> None:
+    """Bodies that fill the memory are read back from the store all the same, and all rows are copied."""
+    with kms() as (server, access):
+        job = job_of(
+            tmp_path, serve(origin, count, size, fault), timeouts=timeouts,
+            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+        )  # fmt: skip
+        assert settled(job, tmp_path, access) == {Status.COPIED: count}
+        assert server.stored("bucket") == {f"p/{n}.bin": body_of(n, size) for n in range(count)}
+
+
+@pytest.mark.parametrize("fault", [CHUNKED, None])
+def test_what_a_directory_has_already(fault: Fault | None, origin: Origin, tmp_path: Path) -> None:
+    """Each body is compared with the file that is there, however many of them are in memory."""
+    count, size = (40, 77_000) if fault else (30, 7_000_000)
+    (tmp_path / "out").mkdir()
+    for n in range(count):
+        (tmp_path / "out" / f"{n}.bin").write_bytes(body_of(n, size))
+    job = job_of(tmp_path, serve(origin, count, size, fault), destination=f"file://{tmp_path}/out/")
+    assert settled(job, tmp_path, Access()) == {Status.UNCHANGED: count}
+
+
+def test_a_directory_into_one_that_has_it_already(tmp_path: Path) -> None:
+    """Large files, each of them in the spool while it is compared."""
+    count, size = 30, 12_000_000
+    for folder in ("old", "new"):
+        (tmp_path / folder).mkdir()
+        for n in range(count):
+            (tmp_path / folder / f"{n}.bin").write_bytes(body_of(n, size))
+    job = helpers.make_job(
+        manifest=f"file://{tmp_path}/old/", source={}, destination=f"file://{tmp_path}/new/", checks="length",
+        concurrency=64,
+    )  # fmt: skip
+    assert settled(job, tmp_path, Access()) == {Status.UNCHANGED: count}
+
+
+@pytest.mark.parametrize("processes", [10, 64])
+def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -> None:
+    """Its part of the memory is smaller than one body, which is moved and read back all the same."""
+    with kms() as (server, access):
+        job = job_of(
+            tmp_path, serve(origin, 3, 16 * 1024 * 1024),
+            destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+        )  # fmt: skip
+        assert settled(job, tmp_path, access, share=processes) == {Status.COPIED: 3}
+
+
+def test_a_slow_body_takes_memory_as_it_comes(origin: Origin, tmp_path: Path) -> None:
+    """Its length is known, and is not reserved: 32 of nearly 8 MB from one host hold 256 KiB each at most, and none
+    waits."""
+    count, size = 32, 7_900_000
+    rows = serve(origin, count, size, Fault(Trouble.SLOW, seconds=600))
+    job = job_of(tmp_path, rows, destination=f"file://{tmp_path}/out/")
+    (tmp_path / "out").mkdir()
+    state = helpers.directory_state(tmp_path)
+    (ref,) = helpers.plan(job, state).chunks
+    with helpers.engine(job, state, Access()) as runtime:
+        seen: list[tuple[int, int]] = []
+
+        def look() -> None:
+            memory = runtime._budget.memory
+            for _ in range(int(WITHIN_S * 10)):
+                time.sleep(0.1)
+                if len(memory._held) == 1 and memory.waiting == 0 and len(origin.requests) == count:
+                    break
+            seen.append((memory.waiting, sum(memory._held.values())))
+            runtime.request_stop("enough")
+
+        looking = threading.Thread(target=look)
+        looking.start()
+        with contextlib.suppress(ChunkIncomplete):
+            run_chunk(runtime, ref)
+        looking.join()
+    ((waiting, held),) = seen
+    assert waiting == 0
+    assert 0 < held <= count * SMALL_BYTES
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_slow_hosts_beside_a_healthy_one(chunked: bool, origin: Origin, tmp_path: Path) -> None:
+    """Eight hosts that send bodies with or without a length, a little a second: all rows of the ninth are copied
+    meanwhile."""
+    fast, slow = 200, 8
+    with contextlib.ExitStack() as stack, OddS3() as server:
+        server.make_bucket("bucket")
+        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        rows = []
+        for host in range(8):
+            other = stack.enter_context(Origin())
+            fault = Fault(Trouble.SLOW, seconds=600, chunked=chunked)
+            rows += [[other.add(f"/slow-{host}-{n}.bin", body_of(n, 1_000_000), fault=fault)] for n in range(slow)]
+        job = helpers.make_job(
+            manifest=str(helpers.write_list(tmp_path / "list.csv", rows + serve(origin, fast, 77_000, CHUNKED))),
+            checks="length", destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+        )  # fmt: skip
+        state = helpers.directory_state(tmp_path)
+        (ref,) = helpers.plan(job, state, server=access).chunks
+        with helpers.engine(job, state, access) as runtime:
+            ended = threading.Event()
+
+            def all_fast() -> None:
+                for _ in range(int(WITHIN_S * 10)):
+                    if len(server.stored("bucket")) >= fast or ended.wait(0.1):
+                        break
+                runtime.request_stop("enough")
+
+            watching = threading.Thread(target=all_fast)
+            watching.start()
+            with contextlib.suppress(ChunkIncomplete):
+                run_chunk(runtime, ref)
+            ended.set()
+            watching.join()
+        assert set(server.stored("bucket")) == {f"p/{n}.bin" for n in range(fast)}

@@ -1,0 +1,123 @@
+"""Decisions about objects that exist already."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from ferry.core.records import Reason, Row
+from ferry.job.model import OnExisting
+from ferry.ratelimit.permit import host_of
+from ferry.storage.object_info import Found
+from ferry.transfer.conflict import after_fetch, before_fetch, policy_for
+from tests.support.helpers import make_row
+
+P = OnExisting
+MD5, OTHER = "a" * 32, "b" * 32
+LEAVING = (P.SKIP_SAME, P.SKIP, P.FAIL)
+
+
+def found(etag: str | None = f'"{MD5}"', size: int = 10) -> Found:
+    return Found("k", size, etag, None)
+
+
+def row(source: str = "https://h/x", **given: Any) -> Row:
+    return make_row(1, source, **given)
+
+
+@pytest.mark.parametrize("policy", P)
+def test_nothing_there_is_fetched(policy: OnExisting) -> None:
+    """Under any policy."""
+    assert before_fetch(policy, row(md5=MD5), None) == "fetch"
+
+
+def test_overwrite_always_fetches() -> None:
+    """Also what is surely the same."""
+    assert before_fetch(P.OVERWRITE, row(md5=MD5, size=10), found()) == "fetch"
+
+
+SAME: list[tuple[Row, Found]] = [
+    (row(md5=MD5), found()),
+    (row(md5=MD5, size=10), found()),
+    (row(md5=MD5), found(MD5)),
+    (row("s3://old/x", etag=f'"{MD5}"'), found()),
+    (row("s3://old/x", etag=MD5, size=10), found()),
+]
+NOT_PROVED: list[tuple[Row, Found]] = [
+    (row(), found()),
+    (row(size=10), found()),  # sameness of size proves nothing
+    (row(size=11), found()),
+    (row(md5=OTHER), found()),
+    (row(md5=MD5, size=11), found()),
+    (row(md5=MD5), found(f'"{MD5}-2"')),
+    (row(md5=MD5), found(None)),
+    (row(), found(None)),
+    (row("https://h/x", etag=f'"{MD5}"'), found()),  # an HTTP origin's ETag is no MD5
+    (row("s3://old/x", etag=f'"{MD5}-3"'), found(f'"{MD5}-3"')),  # composite: not of bytes alone
+    (row("s3://old/x", etag=f'"{MD5}"', md5=OTHER), found()),
+    (row("s3://old/x", etag=f'"{OTHER}"'), found()),
+    (row(sha256="c" * 64), found()),
+    (row(md5=MD5, sha256="c" * 64), found()),  # a digest that is named is compared, and the store has no SHA-256
+]
+
+
+@pytest.mark.parametrize(("policy", "case"), itertools.product(LEAVING, SAME))
+def test_proved_sameness_is_unchanged(policy: OnExisting, case: tuple[Row, Found]) -> None:
+    """The manifest's md5, or the source bucket's ETag, equals a single-part ETag and sizes do not differ."""
+    assert before_fetch(policy, *case) == "unchanged"
+
+
+@pytest.mark.parametrize("case", NOT_PROVED)
+def test_without_proof_skip_skips_and_others_look(case: tuple[Row, Found]) -> None:
+    """skip leaves any object alone; skip-same and fail fetch and compare."""
+    assert before_fetch(P.SKIP, *case) == "skip"
+    assert before_fetch(P.SKIP_SAME, *case) == "fetch"
+    assert before_fetch(P.FAIL, *case) == "fetch"
+
+
+@pytest.mark.parametrize(
+    ("policy", "same", "other"),
+    [
+        (P.SKIP_SAME, "unchanged", "put"),
+        (P.SKIP, "unchanged", "skip"),
+        (P.FAIL, "unchanged", "exists"),
+        (P.OVERWRITE, "put", "put"),
+    ],
+)
+def test_after_the_fetch(policy: OnExisting, same: str, other: str) -> None:
+    """The table of after_fetch."""
+    assert after_fetch(policy, True) == same
+    assert after_fetch(policy, False) == other
+
+
+@pytest.mark.parametrize(
+    ("reason", "attempt", "written_again"),
+    [(Reason.REPAIR, 2, True), (Reason.REPAIR, 1, False), (Reason.NEW, 1, False), (Reason.CHANGED, 2, False)],
+)
+@pytest.mark.parametrize("policy", P)
+def test_what_verify_found_altered_is_written_again(
+    policy: OnExisting, reason: Reason, attempt: int, written_again: bool
+) -> None:
+    """A repair of a row with an outcome overwrites under any policy; every other row has the job's policy."""
+    expected = P.OVERWRITE if written_again else policy
+    assert policy_for(policy, row(reason=reason, attempt=attempt)) is expected
+
+
+@pytest.mark.parametrize(
+    ("source", "host"),
+    [
+        ("https://Img.Example/x/y", "img.example"),
+        ("http://h.example:8080/x", "h.example:8080"),
+        ("https://h.example", "h.example"),
+        ("https://h.example?x=//other/", "h.example"),
+        ("https://h.example#f", "h.example"),
+        ("https://[::1]:80/x", "[::1]:80"),
+        ("s3://bucket/key/with@sign", "bucket"),
+        ("file:///srv/x", ""),
+    ],
+)
+def test_whose_limit_a_source_counts_for(source: str, host: str) -> None:
+    """The host with its port, in lower case; a root's bucket likewise."""
+    assert host_of(source) == host

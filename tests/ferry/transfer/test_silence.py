@@ -1,0 +1,118 @@
+"""A store that takes requests and answers nothing: each is given up after `timeouts.read_s`, and then the run ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Origin
+from ferry.core.body import small_body
+from ferry.core.errors import ChunkIncomplete, Fatal, ObjectError
+from ferry.core.records import ErrorClass, Status
+from ferry.storage.credentials import Access
+from ferry.storage.store import Store, open_store
+from ferry.transfer import destination_outage
+from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support import helpers
+
+pytestmark = pytest.mark.timeout(180)
+
+WITHIN_S = 60.0  # far below the total time that a request may take, far above `read_s`
+TOTAL_S = 600.0
+DATA = b"x" * 100_000
+
+
+def access_to(server: OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+async def listed(store: Store) -> None:
+    await asyncio.to_thread(lambda: list(store.list()))
+
+
+WORK: dict[str, tuple[str, Callable[[Store, str], Awaitable[Any]]]] = {
+    "put": ("PutObject", lambda store, key: store.put(key, small_body(DATA), {})),
+    "get": ("GetObject", lambda store, key: store.get(key, max_bytes=1 << 30)),
+    "digest": ("GetObject", lambda store, key: store.digest(key, max_bytes=1 << 30)),
+    "head": ("HeadObject", lambda store, key: store.head(key)),
+    "delete": ("DeleteObject|DeleteObjects", lambda store, key: store.delete(key)),
+    "list": ("ListObjectsV2", lambda store, _: listed(store)),
+}
+
+
+@pytest.mark.parametrize("short_way", [True, False])
+@pytest.mark.parametrize("name", WORK)
+def test_silence_ends_after_read_s(name: str, short_way: bool, tmp_path: Path) -> None:
+    """Every kind of request, by either client, for keys that are plain and keys that are not."""
+    operation, work = WORK[name]
+
+    async def go(server: OddS3, key: str) -> None:
+        store = open_store(
+            "s3://bucket/p", access_to(server), tmp_path, short_way=short_way, timeout_s=TOTAL_S, read_s=0.5
+        )
+        began = time.monotonic()
+        try:
+            with pytest.raises(ObjectError) as caught:
+                await work(store, key)
+        finally:
+            await store.close()
+        assert time.monotonic() - began < WITHIN_S
+        assert caught.value.error_class in (ErrorClass.TIMEOUT, ErrorClass.STORE_ERROR)
+        assert destination_outage.is_silence(caught.value)
+
+    with OddS3(faults=[Fault("silence", tuple(operation.split("|")))]) as server:
+        for key in ("plain.jpg", "grün 1.jpg"):
+            server.put("bucket", f"p/{key}", DATA)
+            asyncio.run(go(server, key))
+
+
+def test_a_slow_answer_is_no_silence(tmp_path: Path) -> None:
+    """A store that needs a second for each of its answers is waited for with `read_s` of more than that."""
+
+    async def go(server: OddS3) -> None:
+        store = open_store("s3://bucket/p", access_to(server), tmp_path, short_way=True, timeout_s=TOTAL_S, read_s=20)
+        for key in ("plain.jpg", "grün 1.jpg"):
+            await store.put(key, small_body(DATA), {})
+            assert (await store.digest(key, max_bytes=1 << 30))[0] == small_body(DATA).sha256
+        await store.close()
+
+    with OddS3(delay_s=1.0) as server:
+        server.make_bucket("bucket")
+        asyncio.run(go(server))
+
+
+@pytest.mark.parametrize("names", ["plain", "grün"])
+def test_a_store_that_answers_heads_and_no_puts(
+    names: str, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends, though each HEAD is answered; no row has failed for it, and most wait for the next run."""
+    monkeypatch.setattr(destination_outage, "ENDS_S", 3.0)
+    rows = [[origin.add(f"/{n}.jpg", helpers.IMAGE), f"{names} {n}.jpg".replace("plain ", "")] for n in range(60)]
+    with OddS3(faults=[Fault("silence", ("PutObject",))]) as server:
+        server.make_bucket("bucket")
+        job = helpers.make_job(
+            manifest=str(helpers.write_list(tmp_path / "list.csv", rows, ("url", "name"))), key="{name}-{sha256}.jpg",
+            retries={"attempts": 3, "backoff_s": 0.1, "max_backoff_s": 5}, timeouts={"read_s": 0.5, "total_s": TOTAL_S},
+            concurrency=16, destination={"uri": "s3://bucket/p/", "endpoint_url": server.endpoint_url},
+        )  # fmt: skip
+        state = helpers.directory_state(tmp_path)
+        (ref,) = helpers.plan(job, state, server=access_to(server)).chunks
+        began = time.monotonic()
+        with (
+            helpers.engine(job, state, access_to(server)) as runtime,
+            pytest.raises(Fatal, match=r"the destination has answered nothing for .* asked to write"),
+            contextlib.suppress(ChunkIncomplete),
+        ):
+            run_chunk(runtime, ref)
+        assert time.monotonic() - began < WITHIN_S
+        assert server.requests["HeadObject"] > 0
+        outcomes = helpers.latest(state).values()
+        assert all(outcome.retryable for outcome in outcomes)
+        assert Status.COPIED not in {outcome.status for outcome in outcomes}

@@ -1,0 +1,1 @@
+"""What tests and documents need of the machine: PostgreSQL, systemd's units."""

@@ -1,0 +1,161 @@
+"""Job files: YAML in, a job with absolute paths out, and errors that name the key and no secret."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferry.core.errors import UserError
+from tasks.job_file import TEMPLATE, load_job, parse_job
+from tests.ferry.job.test_model import SECRETS
+
+TEXT = "name: n\nmanifest: list.csv\ndestination: s3://bucket/p/\n"
+
+
+def write(folder: Path, text: str | bytes, name: str = "job.yaml") -> Path:
+    path = folder / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def test_paths_are_those_of_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative manifest and state resolve against the file's folder, wherever ferry is called."""
+    (tmp_path / "jobs").mkdir()
+    write(tmp_path / "jobs", TEXT + "state: st\n")
+    monkeypatch.chdir(tmp_path)
+    job = load_job(Path("jobs/job.yaml"))
+    assert job.manifest == str(tmp_path / "jobs/list.csv")
+    assert job.state == str(tmp_path / "jobs/st")
+    write(tmp_path / "jobs", TEXT)
+    assert load_job(Path("jobs/job.yaml")).state == str(tmp_path / "jobs/.ferry/n")
+
+
+@pytest.mark.parametrize("value", ["/abs/list.csv", "s3://b/list.csv", "https://h/list.csv", "file:///srv/x/"])
+def test_absolute_places_stay(value: str, tmp_path: Path) -> None:
+    """Addresses and absolute paths are not touched."""
+    path = write(tmp_path, f"name: n\nmanifest: {value}\ndestination: s3://bucket\nstate: s3://b/state\n")
+    job = load_job(path)
+    assert (job.manifest, job.state) == (value, "s3://b/state")
+
+
+def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`~` is the user's."""
+    monkeypatch.setenv("HOME", "/home/me")
+    job = load_job(write(tmp_path, TEXT.replace("list.csv", "~/list.csv") + "state: ~/st\n"))
+    assert (job.manifest, job.state) == ("/home/me/list.csv", "/home/me/st")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is no job"),
+        ("- a\n", "is no job"),
+        ("just text", "is no job"),
+        ("name: [\n", "line 2, column 1"),
+        ("name: n\n\tmanifest: x\n", "line 2"),
+        ("a: 'b\n", "not valid YAML"),
+        (b"name: \xff\n", "cannot be read"),
+        (b"name: \x01\n", "not valid YAML"),
+        ("name: !!python/object:os.system x\n", "not valid YAML"),
+        ("name: n\n", "manifest: Field required"),
+        (TEXT + "chekcs: none\n", "did you mean `checks`?"),
+        (TEXT + "retries:\n  attempts: many\n", "retries.attempts: "),
+        (TEXT + "chunk_rows: many\n", "chunk_rows: "),
+        (TEXT + "failure_budget: [1]\n", "failure_budget: "),
+        (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {internal: [1]}}"), "destination.metadata.internal: "),
+        (
+            TEXT + "source: {allow_private_addresses: [127.0.0.1/33]}\n",
+            "source.allow_private_addresses: `127.0.0.1/33`",
+        ),
+        (TEXT + "source: {allow_private_addresses: [127.0.0.1/8]}\n", "write `127.0.0.0/8`"),
+        (TEXT + "checks: no\n", "checks: Input should be 'none', 'length', 'image' or 'decode' (to YAML, yes, no"),
+        (TEXT.replace("name: n", "name: 2024"), "name: Input should be a valid string (put the number in quotes)"),
+        (TEXT.replace("name: n", "name: 2024-01-02"), "name: Input should be a valid string (put the date in quotes)"),
+        (TEXT.replace("name: n", "name: a b"), "name: 1 to 100 letters, digits"),
+        (TEXT + "retries: 3\n", "retries: not a value but a mapping"),
+        (TEXT + "max_bytes: 1GB\n", "max_bytes: a whole number is wanted here, without a unit"),
+        (
+            TEXT + "endpoint_url: https://s3.example\n",
+            "did you mean `destination.endpoint_url` or `source.endpoint_url`?",
+        ),
+        (TEXT.replace("s3://bucket/p/", '{uri: s3://b, cache_control: "a\\nX: y"}'), "cache_control holds characters"),
+        (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {käse: x}}"), "is no name"),
+        (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {v: süß}}"), "metadata.v holds characters"),
+        (TEXT.replace("s3://bucket/p/", "{uri: 'file:///d/', metadata: {v: x}}"), "cannot be kept in a directory"),
+        (TEXT + 'source: {user_agent: "a\\nb"}\n', "source.user_agent holds characters"),
+        (TEXT.replace("list.csv", "file:///d/") + "columns: {source: x}\n", "a listed manifest says both"),
+        (TEXT + "state: s3://user:pass@b/c\n", "state holds a user name or password"),
+        (
+            TEXT + "concurrency: 0\n",
+            "concurrency: Input should be greater than or equal to 1; or: Input should be",
+        ),
+        (TEXT + "name: m\n", "line 4, column 1: not valid YAML (the key `name` is given twice)"),
+        (TEXT + "source: {url: a, url: b}\n", "the key `url` is given twice"),
+        (TEXT + "source: {headers: {int-key: literal}}\n", "source.headers: "),
+    ],
+)
+def test_what_is_wrong_is_said(text: str | bytes, words: str, tmp_path: Path) -> None:
+    """With the file, and the key or the line."""
+    with pytest.raises(UserError) as caught:
+        load_job(write(tmp_path, text))
+    assert words in str(caught.value)
+    assert "job.yaml" in str(caught.value)
+
+
+def test_each_key_is_named_once_and_by_its_path(tmp_path: Path) -> None:
+    """Lines are `key: what`, without pydantic's own words for the branches of a union."""
+    with pytest.raises(UserError) as caught:
+        parse_job(
+            {"name": "n", "manifest": "x", "destination": "s3://b", "chunk_rows": "many", "failure_budget": []}, "x"
+        )
+    places = {line.strip().partition(":")[0] for line in str(caught.value).splitlines()[1:]}
+    assert places == {"chunk_rows", "failure_budget"}
+
+
+def test_no_file_and_no_right_to_read(tmp_path: Path) -> None:
+    """What to do, or why not."""
+    with pytest.raises(UserError, match="ferry init"):
+        load_job(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_job(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"manifest": "https://me:topsecret@h/list.csv"},
+        {"destination": "https://me:topsecret@h/x"},
+        {"destination": {"uri": "s3://b", "credentials": "topsecret"}},
+        {"source": {"headers": {"Authorization": "Bearer topsecret"}}},
+        {"source": {"url": "https://h/{id}?sig=topsecret"}},
+        {"name": "topsecret/"},
+        {"checks": "topsecret"},
+        *(given for given, _ in SECRETS),
+    ],
+)
+def test_no_value_is_shown(given: dict[str, Any]) -> None:
+    """A value in the wrong place may be a secret: messages name keys only."""
+    with pytest.raises(UserError) as caught:
+        parse_job({"name": "n", "manifest": "x", "destination": "s3://b", **given}, "job.yaml")
+    assert "topsecret" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
+    """As editors on Windows write them."""
+    assert load_job(write(tmp_path, b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())).name == "n"
+
+
+def test_the_template_is_a_job(tmp_path: Path) -> None:
+    """`ferry init` writes one that loads, also with its commented settings switched on."""
+    text = TEMPLATE.format(name="shop", file="job.yaml")
+    assert load_job(write(tmp_path, text)).name == "shop"
+    for line in text.splitlines():
+        setting = line.removeprefix("# ")
+        if line.startswith(("# key:", "# checks:", "# on_existing:", "# failure_budget:", "# state:")):
+            load_job(write(tmp_path, f"{text}\n{setting}\n"))
+    start = text.index("# source:")
+    block = text[start : text.index("\n\n", start)]
+    live = "\n".join(line.removeprefix("# ") for line in block.splitlines())
+    assert load_job(write(tmp_path, text.replace(block, live))).source.user_agent is not None
