@@ -160,7 +160,7 @@ def night(scene: Scene, library: Library, s3: S3Server) -> None:
         library.rows.append({"sku": f"NEW-{number}", "url": url})
     library.mend(12)
     library.write_csv(scene.folder / "products.csv")
-    write_job(scene.folder, s3, mode="delta", delta={"retry": {"not_found": {"after": "0s", "nights": 7}}})
+    write_job(scene.folder, s3, mode="delta", delta={"retry": {"not_found": {"after": "0s", "runs": 7}}})
     before = scene.artifact("summary")["id"]
     scene.command("flows", "run", "job.yaml")
     until(lambda: scene.artifact("summary")["id"] != before)

@@ -19,9 +19,9 @@ from ferry.job import Job
 from flows.running import concurrency_slot, prefect_state, signals
 from flows.running.reporter import showing
 from tasks import prefect_api, prefect_patches
-from tasks.dead_runs import look_around, mark_predecessor
+from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.plan import plan_chunks, plan_pass
-from tasks.reconcile import delete_gone, reconcile
+from tasks.reconcile import delete_removed, reconcile
 from tasks.report import keep, publish
 from tasks.reporting.prefect_logs import tidy_logs
 from tasks.reporting.text import Report
@@ -92,9 +92,9 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
     """The run, from its lease to its accounts. Raises FerryError, and Interrupted before anything moves."""
     tell, own = get_run_logger().warning, UUID(flow_run.id)
     prefect_state.begins(flow_run.run_count, tell)
-    look_around(own, flow_run.run_count, tell)
+    mark_dead_runs(own, flow_run.run_count, tell)
     with (
-        prefect_state.heeding(own, flow_run.run_count, tell) as orders,
+        prefect_state.polling_state(own, flow_run.run_count, tell) as orders,
         open_run(job, flow_run.name or job.name, limit, str(own), tell, wait=wait or flow_run.run_count > 1) as run,
         signals.telling(run.stop),
         showing(run.view()),
@@ -107,8 +107,8 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
         transfer_all(run, planned.chunks)
         transfer_again(run, job.retries.passes)
         partly = retry_failed or limit is not None or run.runtime.stopping
-        if job.mode == "delta" and job.delta.delete_gone and not partly:
-            delete_gone(run)
+        if job.mode == "delta" and job.delta.delete_removed and not partly:
+            delete_removed(run)
         report = reconcile(run)
         keep(run, report)
         note_rate(run, report)
@@ -121,7 +121,7 @@ def await_server() -> bool:
     heard = signals.last_signal
     there = prefect_api.wait(get_run_logger().warning, lambda: signals.last_signal is not heard, patience_s)
     if not there:
-        prefect_api.give_up()
+        prefect_api.stop_retrying()
     return there
 
 

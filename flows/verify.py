@@ -17,7 +17,7 @@ from flows.migrate import await_server, failure, run_name
 from flows.running import prefect_state, signals
 from flows.running.reporter import showing
 from tasks import prefect_patches
-from tasks.dead_runs import look_around, mark_predecessor
+from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.reporting.prefect_logs import tidy_logs
 from tasks.reporting.run_view import RunView
 from tasks.secrets import anchored
@@ -56,9 +56,9 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
     try:
         check_choice(list_only, sample, seed)
         prefect_state.begins(flow_run.run_count, tell)
-        look_around(own, flow_run.run_count, tell)
+        mark_dead_runs(own, flow_run.run_count, tell)
         with (
-            prefect_state.heeding(own, flow_run.run_count, tell) as orders,
+            prefect_state.polling_state(own, flow_run.run_count, tell) as orders,
             open_check(job, flow_run.name or job.name, str(own), tell, wait=wait or flow_run.run_count > 1) as check,
             showing(RunView(job.name, "verify", check.progress)),
             prefect_patches.without_tags(),

@@ -30,15 +30,15 @@ MOST = 200  # runs that are looked at
 HOST, PID, PLACE, STARTED, TIMES = "ferry.host", "ferry.pid", "ferry.place", "ferry.started", "ferry.times"
 
 
-def look_around(own: UUID, times: int, tell: Callable[[str], None]) -> None:
+def mark_dead_runs(own: UUID, times: int, tell: Callable[[str], None]) -> None:
     """At the start of a run: says at Prefect which process it is, and marks those whose process is not there any more.
 
     ``times``: how often Prefect has started this run; a retry in the UI is another process.
     """
     me = this_process("", 0.0)
-    with prefect_api.courtesy(tell, "runs that died are not marked as Crashed") as client:
+    with prefect_api.best_effort(tell, "runs that died are not marked as Crashed") as client:
         client.update_flow_run_labels(
-            own, {HOST: me.host, PID: me.pid, PLACE: me.place, STARTED: me.started, TIMES: times}
+            own, {HOST: me.host, PID: me.pid, PLACE: me.boot_id, STARTED: me.process_start, TIMES: times}
         )
         under_way = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
@@ -70,7 +70,7 @@ def mark_predecessor(lease: Lease, own: UUID, tell: Callable[[str], None]) -> No
     for holder in (lease.took_over, runs.died):
         if holder is None or holder.flow_run in ("", str(own)):  # made without Prefect; a retry in the UI
             continue
-        with prefect_api.courtesy(lambda _: None, "a run that died") as client:
+        with prefect_api.best_effort(lambda _: None, "a run that died") as client:
             run = client.read_flow_run(UUID(holder.flow_run))
             if run.state is not None and is_left_behind(
                 run.state.type, run.state.timestamp, holder, its_own=is_process(run, holder)
@@ -83,7 +83,7 @@ def is_process(run: FlowRun, holder: Holder) -> bool:
     """Is the holder of the lease the process that said last that it is this run?"""
     labels = run.labels
     said = (labels.get(HOST), labels.get(PID), labels.get(STARTED), labels.get(TIMES))
-    return said == (holder.host, holder.pid, holder.started, run.run_count)
+    return said == (holder.host, holder.pid, holder.process_start, run.run_count)
 
 
 def is_left_behind(kind: StateType, since: datetime, holder: Holder, *, its_own: bool) -> bool:

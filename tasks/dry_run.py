@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ferry.job import Job
-from ferry.processes import Child, Request
+from ferry.processes import PlannerProcess, PlanRequest
 from ferry.state import Planned
 from ferry.storage import run_preflight
 from tasks import secrets
@@ -31,11 +31,11 @@ def dry_plan(job: Job) -> Planned:
     assert job.state is not None
     destination = secrets.destination_access(job)
     secrets.headers(job)  # what is missing is said now
-    request = Request(
+    request = PlanRequest(
         job, job.state, str(cache_root()), secrets.source_access(job), destination,
         "plan", {"run_no": 0, "dry": True},
     )  # fmt: skip
-    with _leaving_nothing(job.state), Child() as child:
+    with _leaving_nothing(job.state), PlannerProcess() as child:
         planned = Planned.decode(child.ask(request))
     run_preflight(job.destination.uri, destination, dry=True)
     return planned

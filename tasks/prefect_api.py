@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ferry.core import UserError
 
-UNANSWERED = (httpx.HTTPError, PrefectException)  # Prefect's own error of a status is httpx's
+API_ERRORS = (httpx.HTTPError, PrefectException)  # Prefect's own error of a status is httpx's
 PATIENCE_S = 600.0
 LOOK_S = 1.0
 TIMEOUT_S = 10.0
@@ -57,7 +57,7 @@ def wait(tell: Callable[[str], None], over: Callable[[], bool], patience_s: floa
     return True
 
 
-def give_up() -> None:
+def stop_retrying() -> None:
     """From now on, and until the process ends, this thread's requests are tried once and not for a minute each."""
     global _given_up
     _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: without it they are as before
@@ -72,7 +72,7 @@ def asking() -> Iterator[SyncPrefectClient]:
             yield client
     except httpx.HTTPStatusError as error:
         raise UserError(f"the Prefect server refuses it: {_detail(error.response)}") from None
-    except UNANSWERED as error:
+    except API_ERRORS as error:
         why = str(error) or type(error).__name__
         raise UserError(f"the Prefect server does not answer ({why}). Look whether it is up, and try again") from None
 
@@ -97,10 +97,10 @@ def polling() -> Iterator[SyncPrefectClient]:
 
 
 @contextlib.contextmanager
-def courtesy(tell: Callable[[str], None], what: str) -> Iterator[SyncPrefectClient]:
+def best_effort(tell: Callable[[str], None], what: str) -> Iterator[SyncPrefectClient]:
     """A client for something that would be good to have at Prefect; where it is refused or lost, ``tell`` hears so."""
     try:
         with _new_client() as client:
             yield client
-    except UNANSWERED as error:
+    except API_ERRORS as error:
         tell(f"{what}: Prefect's API does not take it ({type(error).__name__})")

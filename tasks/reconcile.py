@@ -18,7 +18,7 @@ MOST_LINES = 200
 
 
 @task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
-def delete_gone(run: Run) -> None:
+def delete_removed(run: Run) -> None:
     """Deletes the copies whose rows left the list; the last thing that a whole night does."""
     task_count.one()
     while run.runtime.paused and not run.runtime.stopping:

@@ -25,7 +25,7 @@ def publish(name: str, report: Report) -> None:
     """Makes the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`, where Prefect takes them."""
     task_count.one()
     key = slug(name)
-    with prefect_api.courtesy(get_run_logger().warning, "the report as artifacts of the run"):
+    with prefect_api.best_effort(get_run_logger().warning, "the report as artifacts of the run"):
         create_markdown_artifact(
             markdown(name, report, retry_command()), key=f"{key}-summary", description=report.there
         )

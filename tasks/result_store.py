@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import PrivateAttr, TypeAdapter
 
-from ferry.state import State, open_json, seal_json
+from ferry.state import State, decode_checked_json, encode_checked_json
 from ferry.transfer import ChunkResult
 from tasks.prefect_patches import OwnStorage, results_in
 
@@ -29,14 +29,14 @@ class StateResults(OwnStorage):
 
     def kept(self, key: str) -> Any:
         """A chunk's result. What is missing, damaged or no such result raises."""
-        content = open_json(self._state.read(_name(key)))
+        content = decode_checked_json(self._state.read(_name(key)))
         return dataclasses.asdict(_RESULT.validate_json(json.dumps(content), strict=True))
 
     def keep(self, key: str, content: bytes) -> None:
         """Keeps a chunk's result. Anything else (an exception that Prefect wants kept) is left out."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             kept = _RESULT.validate_json(json.loads(content)["result"], strict=True)
-            self._state.write(_name(key), seal_json(dataclasses.asdict(kept)))
+            self._state.write(_name(key), encode_checked_json(dataclasses.asdict(kept)))
 
 
 def _name(key: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
 from ferry.job import Job
-from ferry.processes import Child, Request
-from ferry.reconcile import Swept
+from ferry.processes import PlannerProcess, PlanRequest
+from ferry.reconcile import PruneResult
 from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, open_state, read_plan
 from ferry.storage import Access, run_preflight
 from ferry.transfer import Runtime
@@ -27,13 +27,13 @@ from tasks.own_files import refuse_own_files
 from tasks.reporting import log_format
 from tasks.reporting.run_view import RunView
 from tasks.reporting.text import Troubled
-from tasks.workers.pool import Crew, processes_of
-from tasks.workers.tuning import few_heaps, for_many_objects, raise_file_limit
+from tasks.workers.pool import WorkerPool, processes_of
+from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 from tasks.workers.worker import Setup
 
 _current: Run | None = None
 died: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
-warm: Child | None = None  # `ferry run` starts it before it loads Prefect
+warm: PlannerProcess | None = None  # `ferry run` starts it before it loads Prefect
 # what Ferry names so there
 SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
 KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
@@ -50,8 +50,8 @@ class Run:
     run_no: int
     source: Access
     destination: Access
-    planner: Child
-    crew: Crew
+    planner: PlannerProcess
+    crew: WorkerPool
     planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
     cached: int = 0
@@ -61,12 +61,12 @@ class Run:
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
-    swept: Swept | None = None  # what became of the copies that have no row any more, where it was asked for
+    swept: PruneResult | None = None  # what became of the copies that have no row any more, where it was asked for
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`ferry.processes.planner_process`."""
         return self.planner.ask(
-            Request(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
+            PlanRequest(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
 
     def view(self) -> RunView:
@@ -103,7 +103,7 @@ class Run:
 
     def sweep(self) -> None:
         """Deletes what has left the list. Raises Stopped, besides what gone.sweep raises."""
-        self.swept = Swept(**json.loads(self._until_stopped("sweep")))
+        self.swept = PruneResult(**json.loads(self._until_stopped("sweep")))
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""
@@ -182,7 +182,7 @@ def open_run(
         clean_spool(state)
         run_no = log_format.about["run_no"] = last_run_no(state) + 1
         raise_file_limit()
-        few_heaps()
+        limit_malloc_arenas()
         share, most = processes_of(job, limit)
         runtime = Runtime(
             job, state, lease, run_no,
@@ -191,7 +191,7 @@ def open_run(
         runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.about)
-        crew = Crew(runtime, lease, setup, most)
+        crew = WorkerPool(runtime, lease, setup, most)
         stack.callback(crew.close)
         stack.enter_context(for_many_objects())
         _current = Run(job, state, lease, runtime, run_no, source, destination, planner, crew)
@@ -201,9 +201,9 @@ def open_run(
             _current = None
 
 
-def _planner() -> Child:
+def _planner() -> PlannerProcess:
     global warm
-    child, warm = warm or Child(), None
+    child, warm = warm or PlannerProcess(), None
     return child
 
 

@@ -59,7 +59,7 @@ class Disconnected(FerryError, ConnectionError):
     """A connection ended before any answer came."""
 
 
-class Dripping(FerryError, TimeoutError):
+class LowSpeed(FerryError, TimeoutError):
     """A body comes too slowly; the text says what that means."""
 
 

@@ -18,7 +18,7 @@ class Status(StrEnum):
     UNCHANGED = "unchanged"
     SKIPPED = "skipped"
     FAILED = "failed"
-    DROPPED = "dropped"  # of a row that left the list: its copy was deleted, or is not ours any more (prune.py)
+    REMOVED = "removed"  # of a row that left the list: its copy was deleted, or is not ours any more (prune.py)
 
 
 class Reason(StrEnum):
@@ -143,13 +143,13 @@ class Row(NamedTuple):
 
     ``source`` is byte for byte what to ask for (it may carry a signature: never print it, use
     :func:`ferry.core.redaction.redact`). ``key`` is the full destination key under the destination's
-    prefix; with ``late_key`` it is a template that still names ``{sha256}`` or ``{ext}``.
+    prefix; with ``deferred_key`` it is a template that still names ``{sha256}`` or ``{ext}``.
     """
 
     row_id: str
     source: str
     key: str
-    late_key: bool = False
+    deferred_key: bool = False
     size: int | None = None
     md5: str | None = None  # 32 lower-case hex digits
     sha256: str | None = None  # 64 lower-case hex digits
@@ -159,7 +159,7 @@ class Row(NamedTuple):
     id: str | None = None
     reason: Reason = Reason.NEW
     attempt: int = 1
-    nights: int = 0  # runs before this one that it failed in, one after the other
+    consecutive_failures: int = 0  # runs before this one that it failed in, one after the other
 
 
 class Outcome(NamedTuple):
@@ -188,16 +188,16 @@ class Outcome(NamedTuple):
     recorded_at: datetime
     run_no: int
     chunk: str  # digest of the chunk file; "" for outcomes of planning and of verify
-    how: str  # first 16 digits of the job's "how" fingerprint
-    said: str | None = None  # what the list said of the object (tables.said_of); None where it said nothing
-    checked: Checked | None = None  # how the object was looked at, where that went well
-    read_at: datetime | None = None  # when its bytes were read
-    nights: int = 0  # runs in a row that this row failed in, this one included
+    settings_digest: str  # first 16 digits of the job's "how" fingerprint
+    manifest_digest: str | None = None  # what the list said of the object (tables.said_of); None where it said nothing
+    checked_by: Checked | None = None  # how the object was looked at, where that went well
+    bytes_read_at: datetime | None = None  # when its bytes were read
+    consecutive_failures: int = 0  # runs in a row that this row failed in, this one included
     confirmed: Confirmed | None = None  # of what is copied or unchanged; None where an earlier Ferry wrote it
 
 
 @dataclass(slots=True)
-class Moved:
+class TransferResult:
     """The good ends of a row. Failures are ObjectErrors."""
 
     status: Status
@@ -213,9 +213,9 @@ class Moved:
     message: str | None = None
     requests: int = 0
     bytes_read: int = 0
-    checked: Checked = Checked.BODY
-    read_at: datetime | None = None  # when the bytes were read, where that was not now
+    checked_by: Checked = Checked.BODY
+    bytes_read_at: datetime | None = None  # when the bytes were read, where that was not now
     confirmed: Confirmed | None = None
 
 
-PARTS = ".ferry-parts"  # unfinished files; those of killed runs are deleted by the next run of the same job
+PARTS_DIRECTORY = ".ferry-parts"  # unfinished files; those of killed runs are deleted by the next run of the same job

@@ -25,20 +25,20 @@ _LEAST_US = 10_000  # however many digits a file's time has: the kernel's clock 
 _WESTERNMOST = timedelta(hours=12)  # a date without a zone may be of UTC-12
 
 
-class Look(StrEnum):
-    """How a row is looked at again."""
+class Revalidate(StrEnum):
+    """How Ferry checks whether the object of a row has changed (RFC 9110 section 13, RFC 9111 section 4.3)."""
 
-    NOT = "not"  # the list says that nothing changed
-    IF = "if"  # GET with If-None-Match, If-Modified-Since (RFC 9110 section 13)
-    HEAD = "head"  # HEAD, and a GET where it tells of a change
-    SIZE = "size"  # likewise, but its ETag, which changes by itself, tells nothing
-    READ = "read"  # GET: the digest decides
+    SKIP = "skip"  # no request: the manifest says that nothing changed
+    CONDITIONAL_GET = "conditional_get"  # with If-None-Match, If-Modified-Since
+    HEAD = "head"  # and a GET where the HEAD shows a change
+    HEAD_SIZE = "head_size"  # as HEAD, but the ETag changes by itself and proves nothing
+    GET = "get"  # the digest decides
 
 
-class Known(NamedTuple):
+class KnownCopy(NamedTuple):
     """What the ledger knows of a row's object that stands at the destination and is to be looked at again."""
 
-    look: Look
+    revalidate: Revalidate
     key: str
     size: int | None
     md5: str | None
@@ -47,7 +47,7 @@ class Known(NamedTuple):
     etag: str | None  # of the source
     last_modified: str | None
     dest_etag: str | None
-    read_at: datetime | None
+    bytes_read_at: datetime | None
     confirmed: Confirmed | None = None
 
 
@@ -93,9 +93,9 @@ def _moment(date: str) -> datetime | None:
         return None
 
 
-def how_to_look(
+def how_to_revalidate(
     *, said: Said, proof: bool, validators: Validators, web: bool, checked: Checked | None, old: bool
-) -> Look:
+) -> Revalidate:
     """How a settled row is looked at in a delta.
 
     ``said``: what the list says of the object against what it said when that was last looked at. ``proof``: by an ETag,
@@ -121,20 +121,20 @@ def how_to_look(
     condition (body_again), or its ETag changed by itself (size). Nobody is to send their bodies every night.
     """
     if said == "other":
-        return Look.READ
+        return Revalidate.GET
     if said == "same" and proof:
-        return Look.NOT
+        return Revalidate.SKIP
     if validators == "racy":
-        return Look.READ
+        return Revalidate.GET
     deaf = checked is Checked.SIZE or (web and checked in (Checked.BODY_AGAIN, Checked.HEAD))
     if old and (deaf or validators != "strong"):
-        return Look.READ
+        return Revalidate.GET
     if web and validators != "none" and not deaf:
-        return Look.IF
-    return Look.SIZE if checked is Checked.SIZE else Look.HEAD
+        return Revalidate.CONDITIONAL_GET
+    return Revalidate.HEAD_SIZE if checked is Checked.SIZE else Revalidate.HEAD
 
 
-def told_by_head(known: Known, size: int | None, etag: str | None, last_modified: str | None) -> bool:
+def told_by_head(known: KnownCopy, size: int | None, etag: str | None, last_modified: str | None) -> bool:
     """Does a HEAD's answer tell of the object that is known?
 
     | sizes | ETags, where they are looked at | dates | the same |
@@ -149,7 +149,7 @@ def told_by_head(known: Known, size: int | None, etag: str | None, last_modified
     """
     if size is not None and known.size is not None and size != known.size:
         return False
-    if etag and known.etag and known.look is not Look.SIZE:
+    if etag and known.etag and known.revalidate is not Revalidate.HEAD_SIZE:
         return opaque(etag) == opaque(known.etag)
     if last_modified and known.last_modified:
         return last_modified == known.last_modified

@@ -1,10 +1,10 @@
 """An HTTP/1.1 client behind an address filter. It knows nothing of jobs, buckets or images."""
 
 from ferry.http.address_filter import AddressFilter, SystemResolver
-from ferry.http.connection import Answer, Upload, media_type, said
+from ferry.http.connection import Response, Upload, media_type, printable_header
 from ferry.http.errors import died_unanswered, from_origin
 from ferry.http.header_hosts import OPEN_HEADERS, recipient, site_of_template
-from ferry.http.origin import USER_AGENT, Fetched, Origin, OriginOptions, Told
+from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOptions
 from ferry.http.pool import Connections, tls
 from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, pour, pour_plain
 from ferry.http.retry_after import parse_retry_after
@@ -14,16 +14,16 @@ __all__ = [
     "USER_AGENT",
     "AddressFilter",
     "Algorithm",
-    "Answer",
     "Arriving",
     "Connections",
     "Fetched",
     "Hashing",
+    "NotModified",
     "Origin",
     "OriginOptions",
     "Reader",
+    "Response",
     "SystemResolver",
-    "Told",
     "Upload",
     "died_unanswered",
     "from_origin",
@@ -31,8 +31,8 @@ __all__ = [
     "parse_retry_after",
     "pour",
     "pour_plain",
+    "printable_header",
     "recipient",
-    "said",
     "site_of_template",
     "tls",
 ]

@@ -16,7 +16,7 @@ import httptools
 from multidict import CIMultiDict
 
 from ferry.core import BodyCut, Disconnected, NotHttp
-from ferry.http.low_speed import Drip
+from ferry.http.low_speed import LowSpeedGuard
 from ferry.http.unsent import unsent_bytes
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ class Upload(Protocol):
         """A piece from there on; never empty before the end."""
 
 
-class Answer:
+class Response:
     """An answer whose header is here; its body is taken with :meth:`body` or :meth:`piece`, or given up."""
 
     __slots__ = ("_line", "chunked", "headers", "length", "sent_twice", "status")
 
-    def __init__(self, line: Line, status: int, headers: CIMultiDict[str]) -> None:
+    def __init__(self, line: Http1Connection, status: int, headers: CIMultiDict[str]) -> None:
         self._line = line
         self.status = status
         self.headers = headers
@@ -76,10 +76,12 @@ class Answer:
             self._line.close()
 
 
-class Line(asyncio.Protocol):
+class Http1Connection(asyncio.Protocol):
     """One connection; one request at a time. ``on_free`` is called when it may be used again, or has gone."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_free: Callable[[Line], None], drip: Drip) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, on_free: Callable[[Http1Connection], None], drip: LowSpeedGuard
+    ) -> None:
         self._loop = loop
         self._on_free = on_free
         self._drip = drip
@@ -116,7 +118,7 @@ class Line(asyncio.Protocol):
 
     # --- one request
 
-    async def ask(self, head: bytes, body: bytes | Upload | None, *, heads_only: bool = False) -> Answer:
+    async def ask(self, head: bytes, body: bytes | Upload | None, *, heads_only: bool = False) -> Response:
         """Sends a request and waits for its answer's header. Raises Disconnected, NotHttp, TimeoutError, OSError."""
         assert self._transport is not None
         if self.gone:
@@ -141,7 +143,7 @@ class Line(asyncio.Protocol):
         except BaseException:
             self.close()
             raise
-        answer = Answer(self, self._status, self._headers)
+        answer = Response(self, self._status, self._headers)
         if self._ended and not self._parts:
             self._done()
         return answer
@@ -381,7 +383,7 @@ def _was_closed(secure: ssl.SSLObject) -> bool:
         return False
 
 
-def said(value: str | None) -> str | None:
+def printable_header(value: str | None) -> str | None:
     """A header's value that is kept, in a ledger of 100 million rows too: a short one line of text, else none.
 
     Bytes that are not UTF-8 are surrogates here, which no file holds. HTTP's own reading of them is Latin-1 (RFC 9110
@@ -396,5 +398,5 @@ def said(value: str | None) -> str | None:
 
 def media_type(value: str | None) -> str | None:
     """A Content-Type that may be passed on to a store: ASCII (RFC 9110 section 8.3.1)."""
-    text = said(value)
+    text = printable_header(value)
     return text if text is not None and text.isascii() else None

@@ -10,9 +10,9 @@ from ferry.core import (
     AddressBlocked,
     BodyCut,
     Disconnected,
-    Dripping,
     ErrorClass,
     Fatal,
+    LowSpeed,
     NotHttp,
     ObjectError,
     disk_error,
@@ -58,7 +58,7 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
         return exc
     if isinstance(exc, AddressBlocked):
         return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(exc))
-    if isinstance(exc, Dripping):
+    if isinstance(exc, LowSpeed):
         return ObjectError(ErrorClass.TIMEOUT, str(exc))
     if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")

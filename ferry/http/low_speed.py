@@ -11,7 +11,7 @@ LEAST_BYTES_PER_S = 1024
 MESSAGE = f"the body came slower than {LEAST_BYTES_PER_S:,} bytes a second for {WINDOW_S:.0f} s and longer"
 
 
-class Drip:
+class LowSpeedGuard:
     """Judges one body. Times are of any one clock; the caller says when it waits and what came.
 
     A window ends when it has been waited for ``window_s`` in all: with fewer than 1,024 bytes a second in it the body

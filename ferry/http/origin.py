@@ -30,7 +30,7 @@ from ferry.core import (
     to_disk,
 )
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
-from ferry.http.connection import Answer, media_type, said
+from ferry.http.connection import Response, media_type, printable_header
 from ferry.http.errors import died_unanswered, from_origin, from_status
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.pool import Connections
@@ -103,7 +103,7 @@ class Fetched:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class NotModified:
     """What an origin said of an object without sending it. ``size``: None after a 304, and where it did not say."""
 
     size: int | None
@@ -182,12 +182,12 @@ class Origin:
 
     async def get_if(
         self, url: str, etag: str | None, last_modified: str | None, charge: Charge = for_nothing
-    ) -> Fetched | Told:
+    ) -> Fetched | NotModified:
         """The object, as :meth:`get` has it, if it is another one than these validators are of (RFC 9110 section 13);
         else what the 304 said. What cannot be a validator is not sent."""
         return await self._get(url, charge, _Question(conditions=_conditions(etag, last_modified)))
 
-    async def head(self, url: str) -> Told:
+    async def head(self, url: str) -> NotModified:
         """What is said of the object. Raises as :meth:`get` does, also for servers that know no HEAD."""
         trip = _Trip(self._loop.time())
         try:
@@ -198,16 +198,23 @@ class Origin:
         except Exception as exc:
             raise _mapped(exc, trip) from None
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
-        return Told(size, said(headers.get("ETag")), said(headers.get("Last-Modified")), trip.requests)
+        return NotModified(
+            size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), trip.requests
+        )
 
-    async def _get(self, url: str, charge: Charge, question: _Question) -> Fetched | Told:
+    async def _get(self, url: str, charge: Charge, question: _Question) -> Fetched | NotModified:
         trip = _Trip(self._loop.time())
         try:
             response = await self._open(url, trip, question)
             headers = response.headers
             if response.status == _NOT_MODIFIED:
                 await _drain(response)
-                return Told(None, said(headers.get("ETag")), said(headers.get("Last-Modified")), trip.requests)
+                return NotModified(
+                    None,
+                    printable_header(headers.get("ETag")),
+                    printable_header(headers.get("Last-Modified")),
+                    trip.requests,
+                )
             try:
                 body = await self._reader.body(response, charge, trip.host)
             except BaseException:
@@ -219,8 +226,8 @@ class Origin:
             body,
             response.status,
             media_type(headers.get("Content-Type")),
-            said(headers.get("ETag")),
-            said(headers.get("Last-Modified")),
+            printable_header(headers.get("ETag")),
+            printable_header(headers.get("Last-Modified")),
             trip.requests,
         )
 
@@ -246,11 +253,11 @@ class Origin:
         await self._connections.close()
 
     @property
-    def handshakes(self) -> int:
+    def connections_opened(self) -> int:
         """Connections opened so far."""
-        return self._connections.handshakes
+        return self._connections.connections_opened
 
-    async def _open(self, url: str, trip: _Trip, question: _Question) -> Answer:
+    async def _open(self, url: str, trip: _Trip, question: _Question) -> Response:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
@@ -290,7 +297,7 @@ class Origin:
             if self._loop.time() >= deadline:
                 raise TimeoutError
 
-    async def _send(self, target: Target, question: _Question, block: bytes, deadline: float, trip: _Trip) -> Answer:
+    async def _send(self, target: Target, question: _Question, block: bytes, deadline: float, trip: _Trip) -> Response:
         """One request; a second at once when its connection turns out to be dead."""
         url = target.url
         head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s" % (
@@ -306,7 +313,7 @@ class Origin:
         trip.requests += 1
         return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only, fresh=True)
 
-    async def _refused(self, response: Answer) -> ObjectError:
+    async def _refused(self, response: Response) -> ObjectError:
         """The error for an answer that is no object and no redirect."""
         status = response.status
         if status < 300:
@@ -321,7 +328,7 @@ class Origin:
         retry_after_s = parse_retry_after(retry_after, self._now()) if retry_after else None
         return from_status(status, retry_after_s=retry_after_s)
 
-    async def _save(self, response: Answer, path: Path, max_bytes: int) -> None:
+    async def _save(self, response: Response, path: Path, max_bytes: int) -> None:
         what = f"the downloaded file {path}"
         try:
             file = path.open("wb")
@@ -383,7 +390,7 @@ def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
     return error
 
 
-async def _drain(response: Answer) -> None:
+async def _drain(response: Response) -> None:
     """Be done with an answer: a short rest is read, so that the connection is used again, else it is closed."""
     left = _DRAIN_BYTES
     with contextlib.suppress(FerryError, OSError):

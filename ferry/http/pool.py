@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import aiohappyeyeballs
 
-from ferry.core import AddressBlocked, Dripping
+from ferry.core import AddressBlocked, LowSpeed
 from ferry.http.address_filter import Resolved
-from ferry.http.connection import Answer, Line, Upload
-from ferry.http.low_speed import MESSAGE, Drip
+from ferry.http.connection import Http1Connection, Response, Upload
+from ferry.http.low_speed import MESSAGE, LowSpeedGuard
 
 DNS_KEPT_S = 60.0
 IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
@@ -69,15 +69,15 @@ class Connections:
         self._read_s = read_s
         self._context = context
         self._sweep_s = min(max(min(connect_s, read_s) / 8, _SWEEP_S[0]), _SWEEP_S[1])
-        self._sites: dict[Line, Site] = {}
-        self._idle: dict[Site, list[Line]] = {}
-        self._busy: set[Line] = set()
+        self._sites: dict[Http1Connection, Site] = {}
+        self._idle: dict[Site, list[Http1Connection]] = {}
+        self._busy: set[Http1Connection] = set()
         self._opening = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._known: dict[tuple[str, int], tuple[float, asyncio.Future[list[Any]]]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
-        self.handshakes = 0
+        self.connections_opened = 0
 
     async def ask(
         self,
@@ -89,7 +89,7 @@ class Connections:
         read_s: float | None = None,
         heads_only: bool = False,
         fresh: bool = False,
-    ) -> Answer:
+    ) -> Response:
         """Sends a request and returns its answer, the body not read yet.
 
         ``deadline`` is the loop's time after which the answer is given up, ``read_s`` another bound on its silence.
@@ -113,7 +113,7 @@ class Connections:
             line.close()
         await asyncio.sleep(0)  # transports end in the loop's next turn
 
-    def _kept(self, site: Site) -> Line | None:
+    def _kept(self, site: Site) -> Http1Connection | None:
         lines = self._idle.get(site)
         if not lines:
             return None
@@ -122,7 +122,7 @@ class Connections:
             del self._idle[site]
         return line
 
-    async def _open(self, site: Site, deadline: float) -> Line:
+    async def _open(self, site: Site, deadline: float) -> Http1Connection:
         scheme, host, port = site
         left_s = min(self._connect_s, deadline - self._loop.time())
         async with asyncio.timeout(left_s):
@@ -138,7 +138,9 @@ class Connections:
                     if scheme == "https":
                         secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
                     _, line = await self._loop.create_connection(
-                        lambda: Line(self._loop, self._on_free, Drip(self._read_s)), sock=sock, **secure
+                        lambda: Http1Connection(self._loop, self._on_free, LowSpeedGuard(self._read_s)),
+                        sock=sock,
+                        **secure,
                     )
                 except BaseException:
                     sock.close()
@@ -146,7 +148,7 @@ class Connections:
             finally:
                 self._opening -= 1
                 self._one_may_go()
-        self.handshakes += 1
+        self.connections_opened += 1
         self._sites[line] = site
         return line
 
@@ -218,7 +220,7 @@ class Connections:
                 future.set_result(None)
                 return
 
-    def _on_free(self, line: Line) -> None:
+    def _on_free(self, line: Http1Connection) -> None:
         self._busy.discard(line)
         site = self._sites.get(line)
         if line.gone:
@@ -243,7 +245,7 @@ class Connections:
             if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= line.read_s):
                 line.fail(TimeoutError())
             elif line.drips(now):
-                line.fail(Dripping(MESSAGE))
+                line.fail(LowSpeed(MESSAGE))
         for lines in list(self._idle.values()):
             for line in [line for line in lines if now - line.idle_since >= IDLE_S]:
                 line.close()

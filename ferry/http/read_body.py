@@ -22,7 +22,7 @@ from ferry.core import (
     to_disk,
     whole_body,
 )
-from ferry.http.connection import Answer
+from ferry.http.connection import Response
 from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 
 Algorithm = Literal["md5", "sha256"]
@@ -44,7 +44,7 @@ class Reader:
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: Answer, charge: Charge, host: str, *, undo: bool = True) -> Body:
+    async def body(self, response: Response, charge: Charge, host: str, *, undo: bool = True) -> Body:
         """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError.
 
         ``host`` is charged for what it takes of the budget.
@@ -65,7 +65,7 @@ class Reader:
             arriving.abandon()
             raise
 
-    async def _in_memory(self, response: Answer, length: int, charge: Charge, host: str) -> Body:
+    async def _in_memory(self, response: Response, length: int, charge: Charge, host: str) -> Body:
         share = await self._budget.take(host, length)
         try:
             pieces: list[bytes] = []
@@ -180,7 +180,7 @@ async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge)
     await into.flush()
 
 
-async def pour(response: Answer, into: Pieces, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
+async def pour(response: Response, into: Pieces, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
     """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
     length = response.length
     if length is not None and length > max_bytes:

@@ -163,7 +163,7 @@ def check_image(data: Data) -> Kind:
         with slices.time_limit(kind.name, slices.CHECK_S):
             _walk(data, kind)
     except (IndexError, struct.error, OverflowError):  # a walk read past the end
-        raise web.cut(kind.name, "its structure is complete") from None
+        raise web.truncated(kind.name, "its structure is complete") from None
     return kind
 
 

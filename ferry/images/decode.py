@@ -52,7 +52,7 @@ from ferry.images.jpeg_scans import scans
 from ferry.images.raster import largest_tile
 from ferry.images.slices import count
 from ferry.images.svg import decode_svg, gunzip
-from ferry.images.web import Data, Kind, cut, wrong
+from ferry.images.web import Data, Kind, corrupt, truncated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,7 +173,7 @@ def _decode_raster(data: Data, name: str, memory: DecodeMemory, *, here: bool) -
         beside = _beside_the_pixels(data, name) + bytes_of_a_body(name, len(data))
         partial = _keeps_coefficients(data, name)
     except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
-        raise wrong(name, "its structure makes no sense") from None
+        raise corrupt(name, "its structure makes no sense") from None
     file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
     try:
         with contextlib.ExitStack() as opened:
@@ -248,7 +248,7 @@ def _beside_the_pixels(data: Data, name: str) -> int:
     most = 0
     while at >= 0:
         if int.from_bytes(data[at + 40 : at + 42], "big") > MAX_COMPONENTS:
-            raise wrong(name, f"it has more than {MAX_COMPONENTS} components")
+            raise corrupt(name, f"it has more than {MAX_COMPONENTS} components")
         found = burden(data, at)
         if found.steps > MAX_STEPS:
             raise _too_much(f"the {name} is cut into {found.steps:,} parts, which would take too long to decode")
@@ -291,7 +291,7 @@ def _too_many_pixels(name: str) -> ObjectError:
 def _decode_error(exc: BaseException, name: str) -> ObjectError:
     text = str(exc).lower()
     if isinstance(exc, EOFError) or "truncated" in text:
-        return cut(name, "its last pixel")
+        return truncated(name, "its last pixel")
     if isinstance(exc, UnidentifiedImageError):
-        return wrong(name, "Pillow cannot read its header")
-    return wrong(name, "its pixels do not decode")
+        return corrupt(name, "Pillow cannot read its header")
+    return corrupt(name, "its pixels do not decode")

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 
 from ferry.images.slices import rfind, steps
-from ferry.images.web import Data, cut, wrong
+from ferry.images.web import Data, corrupt, truncated
 
 MAX_BOXES = 100_000
 _BOX = struct.Struct(">I4s")
@@ -57,12 +57,12 @@ def _boxes(data: Data, name: str, needed: str, pos: int = 0) -> Iterator[tuple[b
         elif length == 0:
             length = size - pos
         if length < body - pos:
-            raise wrong(name, "a box has an impossible length")
+            raise corrupt(name, "a box has an impossible length")
         if pos + length > size:
-            raise cut(name, needed)
+            raise truncated(name, needed)
         yield tag, body, pos + length
         pos += length
-    raise wrong(name, f"more than {MAX_BOXES:,} boxes")
+    raise corrupt(name, f"more than {MAX_BOXES:,} boxes")
 
 
 def heif(data: Data, name: str) -> None:
@@ -74,9 +74,9 @@ def heif(data: Data, name: str) -> None:
             found.add(b"idat")
     sequence = brands(data)[0] in _SEQUENCES
     if not found & {b"meta", b"moov"} or sequence and b"moov" not in found:
-        raise cut(name, "the box that describes its picture")
+        raise truncated(name, "the box that describes its picture")
     if not found & {b"mdat", b"idat"}:
-        raise cut(name, "its image data")
+        raise truncated(name, "its image data")
 
 
 def jxl(data: Data, name: str) -> None:
@@ -87,12 +87,12 @@ def jxl(data: Data, name: str) -> None:
     """
     if data[:2] == b"\xff\x0a":
         if len(data) < 4:
-            raise cut(name, "its image data")
+            raise truncated(name, "its image data")
         return
     for tag, body, end in _boxes(data, name, "its image data is complete"):
         if tag == b"jxlc" and end > body or tag == b"jxlp" and data[body] & 0x80:
             return
-    raise cut(name, "its image data is complete")
+    raise truncated(name, "its image data is complete")
 
 
 def jp2(data: Data, name: str) -> None:
@@ -101,7 +101,7 @@ def jp2(data: Data, name: str) -> None:
         if tag == b"jp2c":
             j2k(data, name, body, end)
             return
-    raise cut(name, "its image data")
+    raise truncated(name, "its image data")
 
 
 def code_stream(data: Data, name: str) -> int:
@@ -111,34 +111,34 @@ def code_stream(data: Data, name: str) -> int:
     for tag, body, _ in _boxes(data, name, "its image data"):
         if tag == b"jp2c":
             return body
-    raise cut(name, "its image data")
+    raise truncated(name, "its image data")
 
 
 def j2k(data: Data, name: str, pos: int = 0, end: int | None = None) -> None:
     """ISO/IEC 15444-1 annex A: main header segments, tile-parts by their lengths, end marker FF D9."""
     size = len(data) if end is None else end
     if data[pos : pos + 4] != b"\xff\x4f\xff\x51":
-        raise wrong(name, "its code stream has no header")
+        raise corrupt(name, "its code stream has no header")
     pos += 2
     for _ in steps(MAX_BOXES):
         marker = data[pos : pos + 2]
         if len(marker) < 2 or pos + 2 > size:
-            raise cut(name, "its end marker")
+            raise truncated(name, "its end marker")
         if marker == b"\xff\xd9":
             return
         if marker[0] != 0xFF:
-            raise wrong(name, "its code stream has no marker where one must be")
+            raise corrupt(name, "its code stream has no marker where one must be")
         if marker == b"\xff\x90":
             if pos + 12 > size:
-                raise cut(name, "its end marker")
+                raise truncated(name, "its end marker")
             part = int.from_bytes(data[pos + 6 : pos + 10], "big")
             if part == 0:  # the last tile-part, of unknown length; FF D9 cannot occur in coded data
                 if rfind(data, b"\xff\xd9", pos + 12, size) < 0:
-                    raise cut(name, "its end marker")
+                    raise truncated(name, "its end marker")
                 return
             if part < 14:
-                raise wrong(name, "a tile has an impossible length")
+                raise corrupt(name, "a tile has an impossible length")
             pos += part
         else:
             pos += 2 + (data[pos + 2] << 8 | data[pos + 3])
-    raise wrong(name, f"more than {MAX_BOXES:,} segments")
+    raise corrupt(name, f"more than {MAX_BOXES:,} segments")

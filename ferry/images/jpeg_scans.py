@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from ferry.images.slices import find, search
-from ferry.images.web import Data, wrong
+from ferry.images.web import Data, corrupt
 
 MAX_MARKERS = 100_000  # in all; a picture with 100 MB of metadata in pieces has 1,600
 MAX_EXIF_BYTES = 16 << 20  # Pillow joins the segments one by one, each with all before it; a camera writes one
@@ -35,7 +35,7 @@ def scans(data: Data, enough: int) -> tuple[int, bool]:
             if marker == _APP1 and data[pos + 2 : pos + 6] == b"Exif":
                 exif += int.from_bytes(data[pos : pos + 2], "big")
                 if exif > MAX_EXIF_BYTES:
-                    raise wrong("JPEG", f"it has more than {MAX_EXIF_BYTES >> 20} MiB of EXIF")
+                    raise corrupt("JPEG", f"it has more than {MAX_EXIF_BYTES >> 20} MiB of EXIF")
             elif marker in _FRAMES:
                 components = int.from_bytes(data[pos + 7 : pos + 8], "big")
             elif marker == _SCAN:
@@ -43,4 +43,4 @@ def scans(data: Data, enough: int) -> tuple[int, bool]:
                 most = max(most, in_this)
                 partial = partial or int.from_bytes(data[pos + 2 : pos + 3], "big") < components
             pos += max(2, int.from_bytes(data[pos : pos + 2], "big"))
-    raise wrong("JPEG", f"it has more than {MAX_MARKERS:,} markers")
+    raise corrupt("JPEG", f"it has more than {MAX_MARKERS:,} markers")

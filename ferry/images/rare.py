@@ -11,7 +11,7 @@ import struct
 
 from ferry.core import ErrorClass, ObjectError
 from ferry.images.slices import numbers, rfind
-from ferry.images.web import Data, cut, wrong
+from ferry.images.web import Data, corrupt, truncated
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 _TGA = struct.Struct("<BBBHHBHHHHBB")
@@ -89,13 +89,13 @@ def rare(data: Data, name: str) -> None:
     """The walk of one of them: to its end where the header tells where that is."""
     end = _WALKS[name](data)
     if end > len(data):
-        raise cut(name, "its last row")
+        raise truncated(name, "its last row")
 
 
 def _tga(data: Data) -> int:
     """Truevision TGA 2.0: the footer ends the file; its offsets are not needed to show the picture."""
     if rfind(data, _TGA_FOOTER) < 18:
-        raise cut("TGA", "its footer")
+        raise truncated("TGA", "its footer")
     return len(data)
 
 
@@ -104,7 +104,7 @@ def _pcx(data: Data) -> int:
     left, top, right, bottom = struct.unpack_from("<4H", data, 4)
     planes, row = data[65], int.from_bytes(data[66:68], "little")
     if row * 8 < (right - left + 1) * data[3]:
-        raise wrong("PCX", "its rows are shorter than the picture is wide")
+        raise corrupt("PCX", "its rows are shorter than the picture is wide")
     wanted = planes * row * (bottom - top + 1)
     if data[2] == 0:
         return 128 + int(wanted)
@@ -113,7 +113,7 @@ def _pcx(data: Data) -> int:
     at, got, size = 128, 0, len(data)
     while got < wanted:
         if at >= size:
-            raise cut("PCX", "its last row")
+            raise truncated("PCX", "its last row")
         if data[at] >= 0xC0:
             got, at = got + (data[at] & 0x3F), at + 2
         else:
@@ -127,12 +127,12 @@ def _sgi(data: Data) -> int:
     dimensions, x, y, z = struct.unpack_from(">4H", data, 4)
     rows, planes = (y if dimensions > 1 else 1), (z if dimensions > 2 else 1)
     if not x or not rows or not planes:
-        raise wrong("SGI", "it has no pixels")
+        raise corrupt("SGI", "it has no pixels")
     if not packed:
         return 512 + int(x * rows * planes * width)
     count = rows * planes
     if count > _SGI_ROWS:
-        raise wrong("SGI", f"more than {_SGI_ROWS:,} rows")
+        raise corrupt("SGI", f"more than {_SGI_ROWS:,} rows")
     starts, lengths = (numbers(data, ">", "I", count, at) for at in (512, 512 + 4 * count))
     return max(start + length for start, length in zip(starts, lengths, strict=True))
 
@@ -144,14 +144,14 @@ def _xbm(data: Data) -> int:
     sizes = _XBM.match(data)
     start = sizes and _XBM_ARRAY.match(data, sizes.end())
     if start is None:
-        raise wrong("XBM", "no array of bits follows its sizes")
+        raise corrupt("XBM", "no array of bits follows its sizes")
     bits = _XBM_BITS.match(data, start.end())
     assert bits is not None  # it matches nothing at least
     if _XBM_END.match(data, bits.end()) is None:
         rest = bytes(data[bits.end() : bits.end() + 8])
         if rest in (b"", b"0", b"0x", b"0X"):
-            raise cut("XBM", "the end of its array")
-        raise wrong("XBM", "its array is not a list of hexadecimal numbers")
+            raise truncated("XBM", "the end of its array")
+        raise corrupt("XBM", "its array is not a list of hexadecimal numbers")
     return len(data)
 
 
@@ -160,7 +160,7 @@ def _blp(data: Data) -> int:
     table = 20 if data[:4] == b"BLP2" else 28
     starts, lengths = struct.unpack_from("<16I", data, table), struct.unpack_from("<16I", data, table + 64)
     if not starts[0] or not lengths[0]:
-        raise wrong("BLP", "it has no picture")
+        raise corrupt("BLP", "it has no picture")
     return int(max(start + length for start, length in zip(starts, lengths, strict=True) if start))
 
 
@@ -169,7 +169,7 @@ def _dib(data: Data) -> int:
     _, width, height, _, bits, packed = _DIB.unpack_from(data)
     colours = int.from_bytes(data[32:36], "little") or (1 << bits if bits <= 8 else 0)
     if colours > 256:
-        raise wrong("DIB", "its palette is too large")
+        raise corrupt("DIB", "its palette is too large")
     return int(40 + (12 if packed == 3 else 4 * colours) + (width * bits + 31) // 32 * 4 * abs(height))
 
 
@@ -178,7 +178,7 @@ def _im(data: Data) -> int:
     header = bytes(data[:512])
     found = _IM_SIZE.search(header)
     if found is None or b"\x1a" not in header:
-        raise wrong("IM", "its header has no size or no end")
+        raise corrupt("IM", "its header has no size or no end")
     width, height = int(found[1]), int(found[2])
     kind = header[12 : header.index(b"\r\n")]
     bits = _IM_BITS.get(kind, 8)
@@ -189,7 +189,7 @@ def _msp(data: Data) -> int:
     """Microsoft Paint 1 and 2: plain rows, or packed rows whose lengths stand before them."""
     width, height = struct.unpack_from("<HH", data, 4)
     if not width or not height:
-        raise wrong("MSP", "it has no pixels")
+        raise corrupt("MSP", "it has no pixels")
     if data[:4] == b"DanM":
         return int(32 + (width + 7) // 8 * height)
     return int(32 + 2 * height + sum(numbers(data, "<", "H", height, 32)))

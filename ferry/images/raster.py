@@ -12,7 +12,7 @@ from itertools import islice
 
 from ferry.core import ErrorClass, ObjectError
 from ferry.images.slices import numbers, rfind, turn
-from ferry.images.web import Data, cut, wrong
+from ferry.images.web import Data, corrupt, truncated
 
 MAX_IFDS = 65_536
 MAX_TIFF_ENTRIES = 1_000_000  # over all directories
@@ -39,7 +39,7 @@ class _Tiff:
 
     def first(self) -> int:
         if self.big and self.data[4:8] != (b"\x08\0\0\0" if self.order == "<" else b"\0\x08\0\0"):
-            raise wrong(self.name, "its header makes no sense")
+            raise corrupt(self.name, "its header makes no sense")
         return int(self.pointer.unpack_from(self.data, 8 if self.big else 4)[0])
 
     def values(self, field: tuple[int, int, int] | None) -> Iterator[int]:
@@ -47,9 +47,9 @@ class _Tiff:
         kind, many, _ = field = field or (1, 0, 0)
         self.strips -= many
         if self.strips < 0:
-            raise wrong(self.name, f"more than {MAX_TIFF_STRIPS:,} strips or tiles")
+            raise corrupt(self.name, f"more than {MAX_TIFF_STRIPS:,} strips or tiles")
         if kind not in _TIFF_CODES:
-            raise wrong(self.name, "its strips are given in an impossible type")
+            raise corrupt(self.name, "its strips are given in an impossible type")
         return self.unpacked(field)
 
     def unpacked(self, field: tuple[int, int, int]) -> Iterator[int]:
@@ -63,9 +63,9 @@ class _Tiff:
         at = start + self.count.size
         self.entries -= many
         if many == 0 or many > 0xFFFF or self.entries < 0:
-            raise wrong(self.name, "a directory has an impossible number of entries")
+            raise corrupt(self.name, "a directory has an impossible number of entries")
         if at + many * (self.entry.size + inline) + inline > self.size:
-            raise cut(self.name, "the end of a directory")
+            raise truncated(self.name, "the end of a directory")
         fields = {}
         for _ in range(many):
             tag, kind, length = self.entry.unpack_from(self.data, at)
@@ -74,7 +74,7 @@ class _Tiff:
             where = at if width <= inline else self.pointer.unpack_from(self.data, at)[0]
             at += inline
             if where + width > self.size:
-                raise cut(self.name, "the values of a directory")
+                raise truncated(self.name, "the values of a directory")
             if tag in _TIFF_WANTED:
                 fields[tag] = (kind, length, where)
         return fields, self.pointer.unpack_from(self.data, at)[0]
@@ -118,15 +118,15 @@ def tiff(data: Data, name: str) -> None:
     while pending:
         start = pending.pop()
         if start in seen:
-            raise wrong(name, "its directories form a loop")
+            raise corrupt(name, "its directories form a loop")
         if len(seen) >= MAX_IFDS:
-            raise wrong(name, f"more than {MAX_IFDS:,} directories")
+            raise corrupt(name, f"more than {MAX_IFDS:,} directories")
         seen.add(start)
         turn()
         if start + 2 > file.size:
-            raise cut(name, "a directory")
+            raise truncated(name, "a directory")
         if start < 8:
-            raise wrong(name, "a directory lies in its header")
+            raise corrupt(name, "a directory lies in its header")
         fields, following = file.directory(start)
         if following:
             pending.append(following)
@@ -138,10 +138,10 @@ def tiff(data: Data, name: str) -> None:
             offsets, counts = file.values(fields[at]), file.values(fields.get(length))
             ends = map(sum, zip(offsets, counts, strict=False)) if counted else offsets
             if max(ends, default=0) > file.size:
-                raise cut(name, "the end of its image data")
+                raise truncated(name, "the end of its image data")
             pixels = pixels or not counted or any(file.unpacked(fields[length]))
     if not pixels:
-        raise wrong(name, "it has no image data")
+        raise corrupt(name, "it has no image data")
 
 
 BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
@@ -161,16 +161,16 @@ def bmp(data: Data) -> None:
         if header > 16:
             compression, image_size = struct.unpack_from("<II", data, 30)
     if width <= 0 or height == 0 or bits not in (0, 1, 2, 4, 8, 16, 24, 32, 64) or compression > 13:
-        raise wrong("BMP", "its header makes no sense")
+        raise corrupt("BMP", "its header makes no sense")
     offset = offset or 14 + header
     if compression in (0, 3, 6):
         image_size = (width * bits + 31) // 32 * 4 * abs(height)
         if not bits:
-            raise wrong("BMP", "its header makes no sense")
+            raise corrupt("BMP", "its header makes no sense")
     elif not image_size and declared > offset:
         image_size = declared - offset
     if offset + max(image_size, 1) > len(data):
-        raise cut("BMP", "its last row")
+        raise truncated("BMP", "its last row")
 
 
 def ico(data: Data, name: str) -> None:
@@ -179,34 +179,34 @@ def ico(data: Data, name: str) -> None:
     for at in range(6, 6 + 16 * many, 16):
         size, offset = struct.unpack_from("<II", data, at + 8)
         if offset < 6 + 16 * many or size < 16:
-            raise wrong(name, "its directory makes no sense")
+            raise corrupt(name, "its directory makes no sense")
         if offset + size > len(data):
-            raise cut(name, "the end of a picture")
+            raise truncated(name, "the end of a picture")
         if data[offset : offset + 8] != b"\x89PNG\r\n\x1a\n" and data[offset + 1 : offset + 4] != b"\0\0\0":
-            raise wrong(name, "a picture is neither a PNG nor a bitmap")
+            raise corrupt(name, "a picture is neither a PNG nor a bitmap")
 
 
 def icns(data: Data) -> None:
     """Apple icons: the blocks fill the length that the header gives."""
     end = int.from_bytes(data[4:8], "big")
     if end > len(data):
-        raise cut("ICNS", "the length that its header gives")
+        raise truncated("ICNS", "the length that its header gives")
     pos, blocks = 8, 0
     while pos < end:
         length = struct.unpack_from(">I", data, pos + 4)[0]
         blocks += 1
         if length < 8 or pos + length > end or blocks > 1000:
-            raise wrong("ICNS", "a block has an impossible length")
+            raise corrupt("ICNS", "a block has an impossible length")
         pos += length
     if not blocks:
-        raise wrong("ICNS", "it has no picture")
+        raise corrupt("ICNS", "it has no picture")
 
 
 def psd(data: Data) -> None:
     """Photoshop (PSD, PSB): the three sections' lengths, then the merged picture to its last row."""
     version, channels, height, width, depth = struct.unpack_from(">H6xHIIH", data, 4)
     if version not in (1, 2) or not 1 <= channels <= 56 or not width or not height or depth not in (1, 8, 16, 32):
-        raise wrong("PSD", "its header makes no sense")
+        raise corrupt("PSD", "its header makes no sense")
     pos = 26
     for wide in (False, False, version == 2):
         pos += (8 if wide else 4) + struct.unpack_from(">Q" if wide else ">I", data, pos)[0]
@@ -218,15 +218,15 @@ def psd(data: Data) -> None:
     elif method == 1:
         many = rows * version * 2  # bytes of the table: 2 a row, 4 in PSB
         if pos + many > len(data):
-            raise cut("PSD", "its last row")
+            raise truncated("PSD", "its last row")
         code = "H" if version == 1 else "I"
         pos += many + sum(numbers(data, ">", code, rows, pos))
     elif method in (2, 3):
         pos += 1
     else:
-        raise wrong("PSD", "its picture has an unknown compression")
+        raise corrupt("PSD", "its picture has an unknown compression")
     if pos > len(data):
-        raise cut("PSD", "its last row")
+        raise truncated("PSD", "its last row")
 
 
 _DDS_BLOCKS = {b"DXT1": 8, b"ATI1": 8, b"BC4U": 8, b"BC4S": 8, b"DXT2": 16, b"DXT3": 16, b"DXT4": 16, b"DXT5": 16}
@@ -238,23 +238,23 @@ def dds(data: Data) -> None:
     header, _, height, width = struct.unpack_from("<IIII", data, 4)
     pixel_header, flags, code, bits = struct.unpack_from("<II4sI", data, 76)
     if header != 124 or pixel_header != 32 or not width or not height:
-        raise wrong("DDS", "its header makes no sense")
+        raise corrupt("DDS", "its header makes no sense")
     size = 1
     if flags & 4:
         size = _DDS_BLOCKS.get(code, 0) * ((width + 3) // 4) * ((height + 3) // 4) or 1
     elif bits <= 128:
         size = height * ((width * bits + 7) // 8)
     if 128 + (20 if code == b"DX10" and flags & 4 else 0) + size > len(data):
-        raise cut("DDS", "its last row")
+        raise truncated("DDS", "its last row")
 
 
 def qoi(data: Data) -> None:
     """qoiformat.org specification: the header, and the end marker of seven 00 and one 01."""
     width, height, channels, space = struct.unpack_from(">IIBB", data, 4)
     if not width or not height or channels not in (3, 4) or space > 1:
-        raise wrong("QOI", "its header makes no sense")
+        raise corrupt("QOI", "its header makes no sense")
     if rfind(data, b"\0\0\0\0\0\0\0\x01", 14) <= 14:
-        raise cut("QOI", "its end marker")
+        raise truncated("QOI", "its end marker")
 
 
 _PNM_HEADER_BYTES = 65_536  # comments and all
@@ -272,9 +272,9 @@ def pnm(data: Data, name: str) -> None:
     """
     width, height, row, at = _pnm_header(data, name)
     if not width or not height:
-        raise wrong(name, "its header makes no sense")
+        raise corrupt(name, "its header makes no sense")
     if at + row * height > len(data):
-        raise cut(name, "its last row")
+        raise truncated(name, "its last row")
 
 
 def _pnm_header(data: Data, name: str) -> tuple[int, int, int, int]:
@@ -284,20 +284,20 @@ def _pnm_header(data: Data, name: str) -> tuple[int, int, int, int]:
         return _pam_header(data, name)
     if number in b"fF":
         if (m := _PFM.match(data, 0, _PNM_HEADER_BYTES)) is None:
-            raise wrong(name, "its header makes no sense")
+            raise corrupt(name, "its header makes no sense")
         return int(m[1]), int(m[2]), int(m[1]) * (12 if number == b"F" else 4), m.end()
     if (m := _PNM.match(data, 0, _PNM_HEADER_BYTES)) is None:
-        raise wrong(name, "its header makes no sense")
+        raise corrupt(name, "its header makes no sense")
     width, height, at, most = int(m[1]), int(m[2]), m.end(), 1
     if number not in b"14":
         if (limit := _PNM_MAX.match(data, at, _PNM_HEADER_BYTES)) is None:
-            raise wrong(name, "its header makes no sense")
+            raise corrupt(name, "its header makes no sense")
         most, at = int(limit[1]), limit.end()
     behind = data[at : at + 1]
     if not behind:
-        raise cut(name, "its first row")
+        raise truncated(name, "its first row")
     if not 0 < most < 65536 or not behind.isspace():  # a comment here would be read byte by byte by Pillow
-        raise wrong(name, "its header makes no sense")
+        raise corrupt(name, "its header makes no sense")
     samples = width * (3 if number in b"36" else 1)
     row = {b"4": (width + 7) // 8, b"5": samples, b"6": samples}.get(number, samples)
     if number in b"56" and most > 255:
@@ -320,4 +320,4 @@ def _pam_header(data: Data, name: str) -> tuple[int, int, int, int]:
             return width, height, width * depth * (2 if most > 255 else 1), at
         if m[1] != b"TUPLTYPE" and m[2].strip().isdigit() and len(m[2]) < 10:
             fields[m[1]] = int(m[2])
-    raise wrong(name, "its header makes no sense")
+    raise corrupt(name, "its header makes no sense")

@@ -24,7 +24,7 @@ from xml.parsers import expat
 from ferry.core import ErrorClass, ObjectError
 from ferry.images import decode_process
 from ferry.images.slices import SLICE_BYTES, Text, behind, count, find, search, steps, turn
-from ferry.images.web import Data, cut, wrong
+from ferry.images.web import Data, corrupt, truncated
 
 HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looked through
 MAX_SVG_BYTES = 64 * 1024 * 1024  # as it is, and decompressed
@@ -79,13 +79,13 @@ def svg(data: Text) -> None:
             text = utf8_of(data, coding)
         except UnicodeDecodeError as exc:
             if exc.reason == "truncated data" or exc.reason == "unexpected end of data":
-                raise cut("SVG", "its closing </svg>") from None
-            raise wrong("SVG", "it is not the UTF-16 that its start promises") from None
+                raise truncated("SVG", "its closing </svg>") from None
+            raise corrupt("SVG", "it is not the UTF-16 that its start promises") from None
     elif data[:3] == codecs.BOM_UTF8:
         start = 3
     root = _root(text, start)
     if root is None:
-        raise wrong("SVG", "it has no root element")
+        raise corrupt("SVG", "it has no root element")
     _comments_alone(text, _element_end(text, root[1], root.start()))
 
 
@@ -108,19 +108,19 @@ def _comments_alone(text: Text, pos: int) -> None:
         opening = start if start == b"<!--" else start[:2]
         if opening not in _OPAQUE:
             if opening in (b"<", b"<!"):
-                raise cut("SVG", "the end of its last comment")
-            raise wrong("SVG", "something follows its closing </svg>")
+                raise truncated("SVG", "the end of its last comment")
+            raise corrupt("SVG", "something follows its closing </svg>")
         end = find(text, _OPAQUE[opening], pos + len(opening))
         if end < 0:
-            raise cut("SVG", "the end of its last comment")
+            raise truncated("SVG", "the end of its last comment")
         pos = end + len(_OPAQUE[opening])
-    raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments behind its closing </svg>")
+    raise corrupt("SVG", f"more than {MAX_SVG_TOKENS:,} comments behind its closing </svg>")
 
 
 def _element_end(text: Text, name: bytes, pos: int) -> int:
     """Where the element ends that begins at ``pos``."""
     token = re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?)" + re.escape(name) + rb"(?=[\s/>])")
-    early = cut("SVG", "its closing </svg>")
+    early = truncated("SVG", "its closing </svg>")
     depth = 0
     for _ in steps(MAX_SVG_TOKENS):
         m = search(token, text, pos, 128)
@@ -141,7 +141,7 @@ def _element_end(text: Text, name: bytes, pos: int) -> int:
             depth += 1
         if depth == 0:
             return pos
-    raise wrong("SVG", f"more than {MAX_SVG_TOKENS:,} comments and nested drawings")
+    raise corrupt("SVG", f"more than {MAX_SVG_TOKENS:,} comments and nested drawings")
 
 
 def _tag_end(text: Text, pos: int) -> int:
@@ -177,7 +177,7 @@ def gunzip(data: Data) -> bytearray:
             try:
                 piece_of_it = stream.decompress(piece, _SVGZ_STEP)
             except zlib.error:
-                raise wrong("SVGZ", "it does not decompress") from None
+                raise corrupt("SVGZ", "it does not decompress") from None
             plain += piece_of_it
             turn()
             if len(plain) > MAX_SVG_BYTES:
@@ -185,7 +185,7 @@ def gunzip(data: Data) -> bytearray:
             piece, full = stream.unconsumed_tail, len(piece_of_it) == _SVGZ_STEP
         if stream.eof:
             return plain
-    raise cut("SVGZ", "the end of its gzip stream")
+    raise truncated("SVGZ", "the end of its gzip stream")
 
 
 PARSE_BYTES = 1024**3  # of memory
@@ -218,23 +218,23 @@ def parse_svg(data: Text) -> None:
         nonlocal started, depth
         depth += 1
         if not started and tag.rpartition(":")[2] != "svg":
-            raise wrong("SVG", "its root element is not svg")
+            raise corrupt("SVG", "its root element is not svg")
         started = True
         if depth > MAX_SVG_DEPTH:
-            raise wrong("SVG", f"its elements lie more than {MAX_SVG_DEPTH:,} deep in each other")
+            raise corrupt("SVG", f"its elements lie more than {MAX_SVG_DEPTH:,} deep in each other")
 
     def end(_tag: str) -> None:
         nonlocal depth
         depth -= 1
 
     def entity(*_declaration: object) -> None:
-        raise wrong("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
+        raise corrupt("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
 
     def default(*_declaration: object) -> None:
         nonlocal declared
         declared += 1
         if declared > MAX_SVG_DEFAULTS:
-            raise wrong("SVG", f"it declares more than {MAX_SVG_DEFAULTS:,} attributes")
+            raise corrupt("SVG", f"it declares more than {MAX_SVG_DEFAULTS:,} attributes")
 
     parser.StartElementHandler = start
     parser.EndElementHandler = end
@@ -246,10 +246,12 @@ def parse_svg(data: Text) -> None:
         if exc.code == expat.errors.codes[expat.errors.XML_ERROR_NO_MEMORY]:
             raise MemoryError from None
         if exc.code in _UNFINISHED:
-            raise cut("SVG", "its XML is complete") from None
-        raise wrong("SVG", f"its XML is not well-formed in line {exc.lineno} ({expat.ErrorString(exc.code)})") from None
+            raise truncated("SVG", "its XML is complete") from None
+        raise corrupt(
+            "SVG", f"its XML is not well-formed in line {exc.lineno} ({expat.ErrorString(exc.code)})"
+        ) from None
     except (LookupError, ValueError):  # raised for an encoding that Python does not know or cannot map
-        raise wrong("SVG", "it declares an unknown encoding") from None
+        raise corrupt("SVG", "it declares an unknown encoding") from None
 
 
 _UNFINISHED = frozenset(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ferry.core import ErrorClass, ObjectError
 from ferry.images.slices import Data, find, rfind, steps, turn
 
-__all__ = ["Data", "Kind", "cut", "gif", "jpeg", "png", "unfiltered_bytes", "webp", "wrong"]
+__all__ = ["Data", "Kind", "corrupt", "gif", "jpeg", "png", "truncated", "unfiltered_bytes", "webp"]
 
 MAX_JPEG_SEGMENTS = 10_000  # before the first scan; 100 MB of XMP in 64 KB pieces are 1,600
 MAX_CHUNKS = 500_000
@@ -31,12 +31,12 @@ class Kind:
     mime: str
 
 
-def cut(name: str, before: str) -> ObjectError:
+def truncated(name: str, before: str) -> ObjectError:
     """The error of a body that ends early."""
     return ObjectError(ErrorClass.TRUNCATED, f"the {name} ends before {before}")
 
 
-def wrong(name: str, what: str) -> ObjectError:
+def corrupt(name: str, what: str) -> ObjectError:
     """The error of a body whose signature promises what its structure does not keep."""
     return ObjectError(ErrorClass.NOT_IMAGE, f"the {name} is damaged: {what}")
 
@@ -58,7 +58,7 @@ def jpeg(data: Data) -> None:
         if data[pos] != 0xFF:
             pos = find(data, b"\xff", pos)
             if pos < 0:
-                raise cut("JPEG", "its end marker")
+                raise truncated("JPEG", "its end marker")
         marker = data[pos + 1]
         if marker == 0xFF:
             pos += 1
@@ -67,31 +67,31 @@ def jpeg(data: Data) -> None:
             pos += 2
             continue
         if marker in (0xD8, 0xD9):
-            raise wrong("JPEG", "it has no image data")
+            raise corrupt("JPEG", "it has no image data")
         length = data[pos + 2] << 8 | data[pos + 3]
         if length < 2:
-            raise wrong("JPEG", "a segment has an impossible length")
+            raise corrupt("JPEG", "a segment has an impossible length")
         if marker == 0xDA:
             break
         if marker in _JPEG_FRAMES:
             components = data[pos + 9]
             width = data[pos + 7] << 8 | data[pos + 8]  # a height of 0 is legal: a DNL segment gives it
             if components == 0 or width == 0 or length != 8 + 3 * components:
-                raise wrong("JPEG", "its frame header makes no sense")
+                raise corrupt("JPEG", "its frame header makes no sense")
             frame = True
         pos += 2 + length
     else:
-        raise wrong("JPEG", f"more than {MAX_JPEG_SEGMENTS:,} segments before its image data")
+        raise corrupt("JPEG", f"more than {MAX_JPEG_SEGMENTS:,} segments before its image data")
     if not frame:
-        raise wrong("JPEG", "it has no frame header")
+        raise corrupt("JPEG", "it has no frame header")
     scan = pos + 2 + length
     if length != 6 + 2 * data[pos + 4]:
-        raise wrong("JPEG", "its scan header makes no sense")
+        raise corrupt("JPEG", "its scan header makes no sense")
     end = rfind(data, b"\xff\xd9", scan)
     if end < 0:
-        raise cut("JPEG", "its end marker")
+        raise truncated("JPEG", "its end marker")
     if end == scan:
-        raise wrong("JPEG", "it has no image data")
+        raise corrupt("JPEG", "it has no image data")
 
 
 _PNG_CHUNK = struct.Struct(">I4s")
@@ -121,25 +121,25 @@ def png(data: Data) -> None:
     size, pos, pixels, packed, palette = len(data), 8, False, 0, False
     length, tag = _PNG_CHUNK.unpack_from(data, pos)
     if tag != b"IHDR" or length != 13:
-        raise wrong("PNG", "it does not begin with its header chunk (IHDR)")
+        raise corrupt("PNG", "it does not begin with its header chunk (IHDR)")
     width, height, depth, colour, compression, filtering, interlace = _PNG_HEADER.unpack_from(data, 16)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31 and depth in _PNG_DEPTHS.get(colour, ())):
-        raise wrong("PNG", "its header makes no sense")
+        raise corrupt("PNG", "its header makes no sense")
     if compression or filtering or interlace > 1:
-        raise wrong("PNG", "its header asks for an unknown method")
+        raise corrupt("PNG", "its header asks for an unknown method")
     with memoryview(data) as view:
         for _ in steps(MAX_CHUNKS):
             length, tag = _PNG_CHUNK.unpack_from(data, pos)
             if not tag.isalpha():
-                raise wrong("PNG", "a chunk has no proper name")
+                raise corrupt("PNG", "a chunk has no proper name")
             end = pos + 12 + length
             if end > size:
-                raise cut("PNG", "its end chunk (IEND)")
+                raise truncated("PNG", "its end chunk (IEND)")
             # an upper-case first letter says that the picture cannot be shown without this chunk
             if (not tag[0] & 0x20 or tag == b"fdAT") and zlib.crc32(view[pos + 4 : end - 4]) != int.from_bytes(
                 data[end - 4 : end], "big"
             ):
-                raise wrong("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
+                raise corrupt("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
             pos = end
             if tag == b"IDAT":
                 pixels, packed = True, packed + length
@@ -148,14 +148,16 @@ def png(data: Data) -> None:
             elif tag == b"IEND":
                 break
         else:
-            raise wrong("PNG", f"more than {MAX_CHUNKS:,} chunks")
+            raise corrupt("PNG", f"more than {MAX_CHUNKS:,} chunks")
     if not pixels:
-        raise wrong("PNG", "it has no image data (IDAT)")
+        raise corrupt("PNG", "it has no image data (IDAT)")
     bits = depth * _PNG_SAMPLES[colour]
     if unfiltered_bytes(width, height, bits, interlaced=bool(interlace)) > _DEFLATE_MOST * packed:
-        raise cut("PNG", f"its last row: {width:,} × {height:,} pixels cannot be in {packed:,} bytes of image data")
+        raise truncated(
+            "PNG", f"its last row: {width:,} × {height:,} pixels cannot be in {packed:,} bytes of image data"
+        )
     if colour == 3 and not palette:
-        raise wrong("PNG", "it has no palette (PLTE)")
+        raise corrupt("PNG", "it has no palette (PLTE)")
 
 
 def gif(data: Data) -> None:
@@ -171,13 +173,13 @@ def gif(data: Data) -> None:
             packed = data[pos + 9]
             pos += 10 + (3 << (packed & 7) + 1 if packed & 0x80 else 0)
             if not 1 <= data[pos] <= 11:
-                raise wrong("GIF", "a picture has an impossible code size")
+                raise corrupt("GIF", "a picture has an impossible code size")
             pos += 1
             frames += 1
         elif introducer == 0x21:
             pos += 2
         elif introducer:
-            raise wrong("GIF", "a block of an unknown kind")
+            raise corrupt("GIF", "a block of an unknown kind")
         # Sub-blocks: nearly all are full, so look at the length bytes 256 apart, many at once.
         # Padding between blocks is an empty list of sub-blocks.
         while True:
@@ -192,13 +194,13 @@ def gif(data: Data) -> None:
             if not step:
                 break
             if short > MAX_GIF_BLOCKS:
-                raise wrong("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
+                raise corrupt("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
             if not short % 4096:
                 turn()
         if short > MAX_GIF_BLOCKS:
-            raise wrong("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
+            raise corrupt("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
     if not frames:
-        raise wrong("GIF", "it has no picture")
+        raise corrupt("GIF", "it has no picture")
 
 
 _RIFF_CHUNK = struct.Struct("<4sI")
@@ -208,7 +210,7 @@ def webp(data: Data) -> None:
     """RFC 9649: the RIFF size, the chunks inside it, and the headers of VP8, VP8L and each frame (ANMF)."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
-        raise cut("WebP", "the size that its header gives")
+        raise truncated("WebP", "the size that its header gives")
     pos, pictures, chunks = 12, 0, 0
     frame_end = 0  # while inside an ANMF chunk: where it ends
     extended = data[12:16] == b"VP8X"
@@ -218,31 +220,31 @@ def webp(data: Data) -> None:
         if not chunks % 4096:
             turn()
         if chunks > MAX_CHUNKS:
-            raise wrong("WebP", f"more than {MAX_CHUNKS:,} chunks")
+            raise corrupt("WebP", f"more than {MAX_CHUNKS:,} chunks")
         if frame_end and pos + 8 > frame_end:
             pos, frame_end = frame_end, 0
             continue
         tag, length = _RIFF_CHUNK.unpack_from(data, pos)
         body = pos + 8
         if body + length > (frame_end or end):
-            raise wrong("WebP", "a chunk is longer than what contains it")
+            raise corrupt("WebP", "a chunk is longer than what contains it")
         if tag == b"ANMF" and not frame_end:
             frame_end = body + length + (length & 1)
             pos = body + 16
             continue
         if tag == b"VP8 ":
             if data[body] & 1 or data[body + 3 : body + 6] != b"\x9d\x01\x2a":
-                raise wrong("WebP", "its picture (VP8) does not begin with a key frame")
+                raise corrupt("WebP", "its picture (VP8) does not begin with a key frame")
             first = (data[body] | data[body + 1] << 8 | data[body + 2] << 16) >> 5
             if first + 10 > length:
-                raise wrong("WebP", "its picture (VP8) is shorter than its first partition")
+                raise corrupt("WebP", "its picture (VP8) is shorter than its first partition")
             pictures += 1
         elif tag == b"VP8L":
             if length < 5 or data[body] != 0x2F:
-                raise wrong("WebP", "its picture (VP8L) has no signature")
+                raise corrupt("WebP", "its picture (VP8L) has no signature")
             pictures += 1
         pos = body + length + (length & 1)
         if pictures and not extended:
             break  # a simple file is one chunk
     if not pictures:
-        raise wrong("WebP", "an animation without frames" if animated else "it has no picture")
+        raise corrupt("WebP", "an animation without frames" if animated else "it has no picture")

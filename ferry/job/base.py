@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -32,11 +33,14 @@ class Model(BaseModel):
         field_title_generator=lambda name, _: name,  # the UI's form shows the keys as they stand in YAML
     )
 
+    _old_names: ClassVar[dict[str, str]] = {}  # keys as they were spelled once, and their names now
+
     @model_validator(mode="before")
     @classmethod
-    def _suggest(cls, data: Any) -> Any:
+    def _known_keys(cls, data: Any) -> Any:
         """An unknown key is an error that names the nearest known one."""
         if isinstance(data, dict):
+            data = cls._renamed(data)
             for name in data:
                 if name not in cls.model_fields:
                     near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
@@ -44,6 +48,19 @@ class Model(BaseModel):
                     hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key `{short(str(name))}`{hint}")
         return data
+
+    @classmethod
+    def _renamed(cls, data: dict[Any, Any]) -> dict[Any, Any]:
+        """The same keys by their present names; an old name is taken, with a warning, until Ferry 1.0."""
+        renamed = dict(data)
+        for old, new in cls._old_names.items():
+            if old not in data:
+                continue
+            if new in data:
+                raise ValueError(f"`{old}` is the old name of `{new}`, and both are given; keep `{new}`")
+            warnings.warn(f"`{old}` is called `{new}` now; Ferry 1.0 will not accept the old name", FutureWarning, 2)
+            renamed[new] = renamed.pop(old)
+        return renamed
 
     @classmethod
     def _elsewhere(cls, name: str) -> list[str]:

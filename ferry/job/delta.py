@@ -38,14 +38,16 @@ Duration = Annotated[float | str, BeforeValidator(duration)]
 class RetryRule(Model):
     """How long, and how often, a delta tries a failed row again."""
 
+    _old_names = {"nights": "runs"}
+
     after: Duration = 0.0
     """Not sooner than this after its last try: `20h`, `7d`, or seconds."""
-    nights: Annotated[int, Field(ge=0, le=10_000)] = 3
+    runs: Annotated[int, Field(ge=0, le=10_000)] = 3
     """In so many runs, the first one included; then it is left to `--retry-failed`. 0: never."""
 
 
-PASSING = RetryRule(nights=30)  # what a plain run tries again, too
-LATE = RetryRule(nights=7)  # an image that its list was ahead of; a page that stood in for it
+PASSING = RetryRule(runs=30)  # what a plain run tries again, too
+LATE = RetryRule(runs=7)  # an image that its list was ahead of; a page that stood in for it
 RULES: dict[ErrorClass, RetryRule] = {
     **{error: PASSING for error, again in AGAIN.items() if again is not Again.NEVER},
     ErrorClass.NOT_FOUND: LATE,
@@ -58,19 +60,21 @@ RULES: dict[ErrorClass, RetryRule] = {
 class Delta(Model):
     """What `mode: delta` does besides moving what is new (docs/delta.md)."""
 
+    _old_names = {"delete_gone": "delete_removed", "shorter_list": "accept_shorter_manifest"}
+
     revalidate_after: Duration = 30 * 86_400.0
     """How long a copy is believed whose origin gives nothing to ask by (no ETag, no date, or it answers conditions with the whole body): `7d`, `12h`, or seconds. Then its bytes are read again."""
     retry: dict[ErrorClass, RetryRule] = {}
-    """Which failures are tried again, by class: `{not_found: {after: 20h, nights: 14}}`. What is not named is as docs/delta.md has it."""
+    """Which failures are tried again, by class: `{not_found: {after: 20h, runs: 14}}`. What is not named is as docs/delta.md has it."""
 
-    delete_gone: bool = False
+    delete_removed: bool = False
     """Delete the copies of rows that left the list, at the end of a night that went well. Off: they stay, and the report counts them."""
     delete_after: Annotated[int, Field(ge=1, le=1000)] = 2
-    """With `delete_gone`: a copy is deleted when so many lists in a row lacked its row, each of a whole delta run. 1: by the first one."""
+    """With `delete_removed`: a copy is deleted when so many lists in a row lacked its row, each of a whole delta run. 1: by the first one."""
     max_delete: int | float | str = "1%"
-    """With `delete_gone`: more than this share of the copies (`1%`, `0.01`), or more than this many (`25`), are never deleted in one night; then none is, and the run fails."""
-    shorter_list: bool = False
-    """With `delete_gone`: believe a list that has over a tenth fewer rows than the last one. Off: it looks cut off, and nothing is deleted."""
+    """With `delete_removed`: more than this share of the copies (`1%`, `0.01`), or more than this many (`25`), are never deleted in one night; then none is, and the run fails."""
+    accept_shorter_manifest: bool = False
+    """With `delete_removed`: believe a list that has over a tenth fewer rows than the last one. Off: it looks cut off, and nothing is deleted."""
 
     @field_validator("max_delete", mode="before")
     @classmethod
@@ -84,4 +88,4 @@ class Delta(Model):
         return (count or 0) if share is None else math.floor(standing * share + 1e-9)
 
     def rule(self, error: ErrorClass) -> RetryRule:
-        return self.retry.get(error) or RULES.get(error) or RetryRule(nights=0)
+        return self.retry.get(error) or RULES.get(error) or RetryRule(runs=0)

@@ -327,7 +327,7 @@ class Job(_Model):
             self.max_bytes, self.source.user_agent or USER_AGENT,
         )  # fmt: skip
 
-    def where(self) -> dict[str, str]:
+    def location_digests(self) -> dict[str, str]:
         """The settings that say where rows come from and go to; each as a digest, so that none is shown."""
         values: dict[str, Any] = {
             "source.url": self.source.url,
@@ -350,13 +350,13 @@ class Job(_Model):
             **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
         }
 
-    def how_digest(self) -> str:
+    def settings_digest(self) -> str:
         """16 hex digits that outcomes carry: failed and skipped rows of another `how` are planned anew."""
         return _digest(self.how())[:16]
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that changes results; a part of each chunk's cache key."""
-        return _digest({"where": self.where(), "how": self.how()})
+        return _digest({"where": self.location_digests(), "how": self.how()})
 
     def budget(self, rows: int) -> int:
         """Failures allowed among ``rows`` rows without duplicates; a share is rounded up, to one row at least."""

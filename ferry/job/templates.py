@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ferry.core import PARTS, UserError
+from ferry.core import PARTS_DIRECTORY, UserError
 
 MAX_KEY_BYTES = 1024  # S3 API, "Creating object key names"
 MAX_SEGMENT_BYTES = 255  # ext4, xfs and most others
@@ -159,10 +159,10 @@ def _braced(names: Iterable[str]) -> str:
     return ", ".join(f"{{{name}}}" for name in sorted(names))
 
 
-def finish_key(late_key: str, sha256: str, ext: str) -> str:
+def finish_key(deferred_key: str, sha256: str, ext: str) -> str:
     """The key that a late key stands for, once the body is known."""
     values = {"{{": "{", "}}": "}", "{sha256}": sha256, "{ext}": ext}
-    return _LATE_MARK.sub(lambda mark: values[mark.group()], late_key)
+    return _LATE_MARK.sub(lambda mark: values[mark.group()], deferred_key)
 
 
 def decode_path(path: str) -> str:
@@ -244,6 +244,6 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
             return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
         # one and the same name where the file system does not tell case apart
-        if any(segment.casefold().startswith(PARTS) for segment in segments):
-            return f"a name in the key begins with `{PARTS}`, as those of unfinished files do"
+        if any(segment.casefold().startswith(PARTS_DIRECTORY) for segment in segments):
+            return f"a name in the key begins with `{PARTS_DIRECTORY}`, as those of unfinished files do"
     return None

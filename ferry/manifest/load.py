@@ -20,7 +20,7 @@ from ferry.job import SOURCE_FIELDS, Job, Template
 from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import normalise
 from ferry.manifest.open import open_manifest
-from ferry.storage import Access, Found, open_store
+from ferry.storage import Access, ObjectInfo, open_store
 
 LIST_AT_MOST_BYTES = 64 << 30  # 100 million rows of 600 bytes; who serves more wants to fill the disk
 COPY = "list"  # in the spool
@@ -29,7 +29,7 @@ LISTED_FIELDS = frozenset({"source", "key", "size", "etag", "last_modified"})  #
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class LoadedManifest:
     """``path`` is None when the list is the one that the state holds already."""
 
     path: Path | None
@@ -37,7 +37,7 @@ class Brought:
     notes: list[str] = field(default_factory=list)
 
 
-def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
+def load_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> LoadedManifest:
     """Fetches or lists the manifest and normalises it. ``known`` is what an earlier plan says of its own.
 
     Raises UserError for whatever makes the list unusable; a bad row is a row with a problem.
@@ -49,7 +49,7 @@ def bring_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str
         (spool_dir / COPY).unlink(missing_ok=True)  # it holds addresses as they are
 
 
-def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> Brought:
+def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> LoadedManifest:
     out = spool_dir / NORMALISED
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
@@ -67,7 +67,7 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
         before = _version(path)
         about = {"digest": _digest_of(path, job), "recognised": known.get("recognised", {})}
         if known.get("digest") == about["digest"]:
-            return Brought(None, about)
+            return LoadedManifest(None, about)
         needed = sorted(key_template.needed) if key_template else []
         manifest = open_manifest(path, job.manifest, job.columns, needed, job.bad_lines, job.source.url)
         about["recognised"] = manifest.recognised
@@ -88,7 +88,7 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
             "when it is complete; whoever writes it should write another file and rename it"
         )
     notes = [f"{result.late:,} keys are known only after the fetch (`key` names sha256 or ext)"] if result.late else []
-    return Brought(out, about, notes)
+    return LoadedManifest(out, about, notes)
 
 
 def _version(path: Path) -> tuple[int, int, int]:
@@ -106,7 +106,7 @@ def _digest_of(path: Path, job: Job) -> str:
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
-    settings = [__version__, job.where(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix]
+    settings = [__version__, job.location_digests(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -162,7 +162,7 @@ async def _from_bucket(store: Any, key: str, path: Path) -> None:
         path.write_bytes(body.data)
 
 
-def chosen(key: str, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]]) -> bool:
+def matches_globs(key: str, include: Sequence[re.Pattern[str]], exclude: Sequence[re.Pattern[str]]) -> bool:
     """Globs of the job against a key below the listed root; `*` also crosses `/`."""
     if include and not any(pattern.match(key) for pattern in include):
         return False
@@ -183,7 +183,9 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     row_no = 0
     try:
         for page in store.list(side="source"):
-            found = [f for f in page if f.key and not _is_folder(f, store.kind) and chosen(f.key, include, exclude)]
+            found = [
+                f for f in page if f.key and not _is_folder(f, store.kind) and matches_globs(f.key, include, exclude)
+            ]
             if store.kind == "file":
                 _refuse_links(root, page, exclude)
                 found.sort(key=lambda f: f.key)
@@ -208,15 +210,15 @@ def _listed(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
         raise UserError(f"there is no object under {root}{hint}; nothing would be moved")
 
 
-def _is_folder(found: Found, kind: str) -> bool:
+def _is_folder(found: ObjectInfo, kind: str) -> bool:
     """In a bucket a marker of zero bytes, as consoles make them; one with bytes is an object, whose row fails."""
     return found.key.endswith("/") and (kind == "file" or found.size == 0)
 
 
-def _refuse_links(root: str, page: Sequence[Found], exclude: Sequence[re.Pattern[str]]) -> None:
+def _refuse_links(root: str, page: Sequence[ObjectInfo], exclude: Sequence[re.Pattern[str]]) -> None:
     """Links to folders elsewhere: whole trees that would be left out, by a list that looks complete."""
     for found in page:
-        if found.key.endswith("/") and chosen(found.key, [], exclude):
+        if found.key.endswith("/") and matches_globs(found.key, [], exclude):
             raise UserError(
                 f"{root}{short(found.key, 300)} is a link to a folder outside of {root}: links out are not followed, "
                 "and what lies there would not be moved. Move that folder with a job of its own, and leave the link "

@@ -113,8 +113,8 @@ def write_chunks(
 ) -> list[ChunkRef]:
     """Writes `cut` as chunk files, in the manifest's order: new rows apart from others, in base chunks if ``base``."""
     chunks: list[ChunkRef] = []
-    of_new: Literal["base", "again"] = "base" if base else "again"
-    kinds: tuple[tuple[Literal["base", "again"], str], ...] = ((of_new, "= 'new'"), ("again", "<> 'new'"))
+    of_new: Literal["base", "retry"] = "base" if base else "retry"
+    kinds: tuple[tuple[Literal["base", "retry"], str], ...] = ((of_new, "= 'new'"), ("retry", "<> 'new'"))
     for kind, test in kinds:
         lines = _in_order(con, test, chunk_rows)
         chunks += [_write(state, table, kind, run_no) for table in regrouped(lines, chunk_rows)]
@@ -130,8 +130,8 @@ def _in_order(con: duckdb.DuckDBPyConnection, test: str, batch_rows: int) -> Ite
     for start in range(first, last + 1, SPAN_ROWS):
         reader: Any = con.sql(
             f"""
-            SELECT m.row_id, m.source, m.key, m.late_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-                   m.last_modified, m.id, t.reason, t.attempt, t.nights
+            SELECT m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
+                   m.last_modified, m.id, t.reason, t.attempt, t.consecutive_failures
             FROM m JOIN cut t ON t.row_id = m.row_id
             WHERE t.reason {test} AND m.row_no BETWEEN $start AND $end AND t.row_no BETWEEN $start AND $end
             ORDER BY m.row_no
@@ -141,9 +141,9 @@ def _in_order(con: duckdb.DuckDBPyConnection, test: str, batch_rows: int) -> Ite
         yield from reader
 
 
-def _write(state: State, table: pa.Table, kind: Literal["base", "again"], run_no: int) -> ChunkRef:
+def _write(state: State, table: pa.Table, kind: Literal["base", "retry"], run_no: int) -> ChunkRef:
     table = with_schema(table, CHUNK_SCHEMA)
-    if kind == "again":
+    if kind == "retry":
         # The same rows for the same reason may be due in several runs: the result that Prefect keeps of one must not
         # be taken for another's.
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), b"ferry_run": str(run_no).encode()})

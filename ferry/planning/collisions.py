@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, Outcome, Reason, Status, UserError, redact, short
 from ferry.state import State, append_outcomes
-from ferry.storage import Twin
+from ferry.storage import FoldedName
 
 if TYPE_CHECKING:
     import duckdb
@@ -20,7 +20,7 @@ MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ProblemCounts:
     """How many rows the manifest has, and how many of them cannot be moved, by kind."""
 
     rows: int
@@ -45,7 +45,7 @@ def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
         CREATE TABLE superseded AS
         WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged')
                               OR (status = 'failed' AND dest_etag IS NOT NULL) AS there
-                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending', 'dropped') OR (status = 'failed'
+                       FROM latest WHERE status IN ('copied', 'unchanged', 'pending', 'removed') OR (status = 'failed'
                             AND chunk <> '' AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN}))
                        UNION ALL SELECT row_id, key, NULL, NULL, run_no, 'infinity', false FROM begun),
         shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(there)),
@@ -61,14 +61,14 @@ def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
     """)
 
 
-def judge(
+def find_collisions(
     con: duckdb.DuckDBPyConnection,
     notes: list[str],
     *,
     for_directory: bool,
     listed: bool = False,
-    twins: Callable[[], Collection[Twin]] = tuple,
-) -> Judged:
+    twins: Callable[[], Collection[FoldedName]] = tuple,
+) -> ProblemCounts:
     """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
 
     What a listing (``listed``) has twice are two objects, whose names the client cannot tell apart: `a.jpg` and
@@ -85,7 +85,7 @@ def judge(
         WITH shared AS (
             SELECT key FROM m WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
         ), candidates AS (
-            SELECT m.row_id, m.row_no, m.source, m.key, m.late_key,
+            SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key,
                    coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
                    AND s.row_id IS NULL AS has
             FROM m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
@@ -97,7 +97,7 @@ def judge(
                    first_value(row_no) OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS first_no,
                    min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
                    -- a key that names the digest says itself that its objects are equal
-                   AND NOT (late_key AND contains(replace(key, '{{{{', ''), '{{sha256}}')) AS contested,
+                   AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}')) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates
@@ -148,17 +148,17 @@ def judge(
     if unusable == rows:
         first = one(con, "SELECT message FROM m LIMIT 1")
         raise UserError(f"no row of the manifest can be used; the first one: {first[0]}")
-    return Judged(rows, unusable, duplicates, collisions)
+    return ProblemCounts(rows, unusable, duplicates, collisions)
 
 
-_FOLDS: dict[Twin, str] = {
+_FOLDS: dict[FoldedName, str] = {
     "dots": "regexp_replace({}, '[. ]+(/|$)', '\\1', 'g')",
     "form": "nfc_normalize({})",
     "case": "lower({})",
 }
 
 
-def _folded(twins: Collection[Twin]) -> str:
+def _folded(twins: Collection[FoldedName]) -> str:
     """The key as SQL, alike for keys that only these differences tell apart."""
     expression = "key"
     for twin, fold in _FOLDS.items():
@@ -170,7 +170,7 @@ def _folded(twins: Collection[Twin]) -> str:
 ALIKE = _folded(list(_FOLDS))  # SQL of what is alike for keys that some directory may not tell apart
 
 
-def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callable[[], Collection[Twin]]) -> None:
+def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callable[[], Collection[FoldedName]]) -> None:
     """Keys that differ only in case, Unicode form or dots at the end of a name: told apart by most stores, not by all.
 
     Where the destination is known not to tell them apart, none of their rows moves, as with any shared key.
@@ -179,7 +179,7 @@ def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callab
         CREATE OR REPLACE TEMP VIEW told_apart AS
         SELECT row_id, row_no, key, {ALIKE} AS folded FROM m
         -- a key that names the digest says itself that its objects are equal
-        WHERE error_class IS NULL AND NOT (late_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
+        WHERE error_class IS NULL AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
     """)
     (groups,) = one(
         con, "SELECT count(*) FROM (SELECT 1 FROM told_apart GROUP BY folded HAVING count(DISTINCT key) > 1)"
@@ -210,7 +210,7 @@ def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callab
     )
 
 
-def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, how: str) -> None:
+def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, settings_digest: str) -> None:
     """Unusable, doubled and colliding rows become outcomes, where the ledger does not say so yet."""
     reader = con.execute("""
         SELECT m.row_id, m.source, m.key, m.id, m.size, v.error_class, v.message, coalesce(l.attempt, 0)
@@ -225,14 +225,14 @@ def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, ho
     """)
     part = 0
     while lines := reader.fetchmany(50_000):
-        outcomes = [_outcome(run_no, how, *line) for line in lines]
+        outcomes = [_outcome(run_no, settings_digest, *line) for line in lines]
         append_outcomes(state, outcomes, run_no, "plan", part)
         part += 1
 
 
 def _outcome(
     run_no: int,
-    how: str,
+    settings_digest: str,
     row_id: str,
     source: str | None,
     key: str | None,
@@ -249,7 +249,7 @@ def _outcome(
         status=Status.SKIPPED if error is ErrorClass.DUPLICATE else Status.FAILED, error_class=error,
         status_code=None, message=text, retryable=False, reason=Reason.NEW, attempt=attempt, requests=0, size=size,
         md5=None, sha256=None, content_type=None, source_etag=None, source_last_modified=None, dest_etag=None,
-        started_at=now, recorded_at=now, run_no=run_no, chunk="", how=how,
+        started_at=now, recorded_at=now, run_no=run_no, chunk="", settings_digest=settings_digest,
     )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ import pyarrow as pa
 from ferry.core import ATTEMPTS, Fatal, ObjectError, UserError, worth_another_try
 from ferry.job import Job, OnExisting
 from ferry.planning.chunk_files import DONE, HELD_JOINED, load_held
-from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Existing, State, sealed, to_bytes, with_hints
-from ferry.storage import Access, Folder, Found, Store, Twin, open_store
+from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Existing, State, checked_name, to_bytes, with_hints
+from ferry.storage import Access, FoldedName, Folder, ObjectInfo, Store, open_store
 
 if TYPE_CHECKING:
     import duckdb
@@ -66,7 +66,7 @@ def find_existing(
         return chunks, how_to_find(job.on_existing, rows + pending)[1]
     unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
     load_held(con, state, unfinished)
-    columns = f"h.chunk, h.row_id, m.key, m.late_key, {DONE} AS done"
+    columns = f"h.chunk, h.row_id, m.key, m.deferred_key, {DONE} AS done"
     con.execute(f"CREATE OR REPLACE TABLE open_rows AS SELECT {columns} {HELD_JOINED}")
     (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchall()[0]
     con.execute("CREATE TABLE there (key VARCHAR, size BIGINT, etag VARCHAR)")
@@ -97,7 +97,7 @@ def forget_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
     state.delete(set(state.list(HINTS)) - {chunk.hints for chunk in chunks})
 
 
-def twins_in(uri: str) -> frozenset[Twin]:
+def name_folding_of(uri: str) -> frozenset[FoldedName]:
     """Which names are one in a directory though they differ. Raises UserError where it cannot be tried."""
     folder = Folder(Path(unquote(urlsplit(uri).path)), "plan", create=True)
     try:
@@ -111,7 +111,7 @@ def twins_in(uri: str) -> frozenset[Twin]:
 def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:
     """Fills `there` with what exists of the keys to do; returns how many."""
     store = open_store(job.destination.uri, access, state.spool_dir, create=True)
-    con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT late_key")
+    con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT deferred_key")
     keys = [key for (key,) in con.execute("SELECT key FROM wanted ORDER BY key").fetchall()]
     for page in existing(store, keys):
         columns = {
@@ -132,12 +132,12 @@ def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]
     Returns the files' names by chunk.
     """
     reader = con.execute("""
-        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag), w.look, l.key, l.size, l.md5, l.sha256,
-               l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
-               coalesce(l.read_at, l.recorded_at),  -- an earlier Ferry wrote no read_at: it read whatever it settled
-               l.confirmed
-        FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.late_key
-             LEFT JOIN looks w ON w.row_id = o.row_id AND NOT o.done
+        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag), w.revalidate, l.key, l.size, l.md5,
+               l.sha256, l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
+               -- an earlier Ferry wrote no bytes_read_at: it read whatever it settled
+               coalesce(l.bytes_read_at, l.recorded_at), l.confirmed
+        FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.deferred_key
+             LEFT JOIN revalidations w ON w.row_id = o.row_id AND NOT o.done
              LEFT JOIN latest l ON l.row_id = w.row_id
         WHERE o.done OR t.key IS NOT NULL OR w.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
     """)
@@ -158,7 +158,7 @@ def _write(state: State, lines: Sequence[tuple[Any, ...]]) -> str:
     columns = list(zip(*lines, strict=True))
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns[1:], HINT_SCHEMA, strict=True)]
     data = to_bytes(pa.Table.from_arrays(arrays, schema=HINT_SCHEMA))
-    name = sealed(f"{HINTS}/{columns[0][0][:32]}", data)
+    name = checked_name(f"{HINTS}/{columns[0][0][:32]}", data)
     state.write(name, data)
     return name
 
@@ -187,7 +187,7 @@ def cut_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tup
     return [(just_before(start) if start else None, end) for start, end in pairwise(edges) if start is not None]
 
 
-def existing(store: Store, keys: Sequence[str]) -> Iterator[list[Found]]:
+def existing(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
     """Pages of what stands at the destination from the first of ``keys`` (sorted) to the last.
 
     Other keys come along, and some twice. Ranges are only for stores that list in the order of the keys'
@@ -196,10 +196,10 @@ def existing(store: Store, keys: Sequence[str]) -> Iterator[list[Found]]:
     if not store.in_byte_order:
         yield from store.list()
         return
-    pages: Queue[list[Found] | None] = Queue(maxsize=64)
+    pages: Queue[list[ObjectInfo] | None] = Queue(maxsize=64)
     abandoned = Event()
 
-    def put(page: list[Found] | None) -> None:
+    def put(page: list[ObjectInfo] | None) -> None:
         while not abandoned.is_set():
             with contextlib.suppress(Full):
                 pages.put(page, timeout=0.5)

@@ -10,7 +10,7 @@ import re
 
 from ferry.core import UserError, below
 from ferry.job import Job
-from ferry.manifest import chosen, globs
+from ferry.manifest import globs, matches_globs
 
 
 def refuse_overlaps(job: Job, place: str) -> None:
@@ -42,7 +42,7 @@ def refuse_overlaps(job: Job, place: str) -> None:
     ours = [f"{inside}/plan/plan.json".lstrip("/")]
     if "/.ferry/" in f"/{inside}":
         ours.append(f"/{inside}".partition("/.ferry/")[0].lstrip("/") + "/.ferry/prefect/prefect.db")
-    if any(chosen(key.lstrip("/"), *globs(job)) for key in ours):
+    if any(matches_globs(key.lstrip("/"), *globs(job)) for key in ours):
         raise UserError(
             f"the state ({place}) lies in what is to be moved ({job.manifest}): its files, with the addresses in them, "
             "would be moved too. Leave them out with `exclude`, or set `state` to another place"
@@ -53,4 +53,4 @@ def _may_take(job: Job, prefix: str) -> bool:
     """May a listing take keys that begin so? What an `include` begins with decides, up to its first wildcard."""
     begins = [re.split(r"[*?\[]", glob, maxsplit=1)[0] for glob in job.include]
     included = not begins or any(prefix.startswith(text) or text.startswith(prefix) for text in begins)
-    return included and chosen(f"{prefix}x", [], globs(job)[1])
+    return included and matches_globs(f"{prefix}x", [], globs(job)[1])

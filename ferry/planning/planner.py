@@ -17,34 +17,35 @@ from pathlib import Path
 
 from ferry.core import Damaged
 from ferry.job import Job
-from ferry.manifest import NORMALISED, Brought, bring_manifest
+from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
-from ferry.planning.existing_objects import find_existing, forget_hints, twins_in
+from ferry.planning.existing_objects import find_existing, forget_hints, name_folding_of
 from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.removed import find_gone
 from ferry.planning.rules import Mode, auto_chunk_rows, check_where, keep, much_shorter, rows_believed
 from ferry.state import (
-    PLACE_FILE,
+    LOCATION_FILE,
+    OLD_LOCATION_FILE,
     PLAN_FILE,
     REPLAN,
     ChunkRef,
-    Place,
     Plan,
+    PlanLocation,
     Planned,
     State,
     check_lease,
+    checked_file_name,
     connect,
     create_latest,
+    delete_unlisted,
     forget_returned,
-    forget_unlisted,
-    is_whole,
+    is_intact,
     ledger_files,
     manifest_stem,
     missing_files,
-    read_place,
+    read_location,
     read_plan,
     refuse_lost_ledger,
-    sealed_file,
     with_hints,
 )
 from ferry.storage import Access
@@ -93,7 +94,7 @@ class Planner:
         refuse_lost_ledger(self.state)
         chunks = self._whole(old.chunks) if old else []
         since_run = old.since_run if old else self._since_run()
-        before = (old.believed or old.rows) if old else self._believed()
+        before = (old.expected_rows or old.rows) if old else self._believed()
         brought = self._manifest(old)
         self._view(brought)
         create_latest(self.con, self.state, since_run, at_once=dry)  # the job's run may be on
@@ -101,8 +102,8 @@ class Planner:
         chunk_files.load_begun(self.con, self.state, chunks)
         collisions.find_superseded(self.con)
         to_directory = self.job.destination.uri.startswith("file://")
-        twins = partial(twins_in, self.job.destination.uri) if to_directory and not dry else tuple
-        judged = collisions.judge(
+        twins = partial(name_folding_of, self.job.destination.uri) if to_directory and not dry else tuple
+        judged = collisions.find_collisions(
             self.con, self.notes, for_directory=to_directory, listed=self.job.is_listed(), twins=twins
         )
         about = brought.about
@@ -111,20 +112,20 @@ class Planner:
         last = old.usable if old is not None and old.usable else before
         self._check_lease()
         if old is None and not dry:  # before all else: what is found without a plan is of this place
-            self.state.write(PLACE_FILE, Place(self.job.where(), since_run, before).encode())
+            self.state.write(LOCATION_FILE, PlanLocation(self.job.location_digests(), since_run, before).encode())
         if brought.path is not None and not dry:  # a list that was refused leaves the old one in force
-            about = {**about, "file": sealed_file(manifest_stem(self.ask.run_no), brought.path)}
+            about = {**about, "file": checked_file_name(manifest_stem(self.ask.run_no), brought.path)}
             self.state.write_file(about["file"], brought.path)
-            self._view(Brought(None, about))
+            self._view(LoadedManifest(None, about))
         row_facts.gather(self.con, self.job, self.ask.run_no)
         row_facts.decide(self.con, self.ask.mode, self.ask.classes, delta=self.job.mode == "delta")
         listed = self._count_done(chunks) if plain else []
         if plain and not dry:
-            collisions.write_outcomes(self.con, self.state, self.ask.run_no, self.job.how_digest())
+            collisions.write_outcomes(self.con, self.state, self.ask.run_no, self.job.settings_digest())
         pending = sum(chunk.rows - chunk.done for chunk in listed)
         todo = chunk_files.choose(self.con, self.ask.limit, pending)
         (open_rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
-        (lasting,) = self.con.execute(
+        (permanent_failures,) = self.con.execute(
             "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
         ).fetchall()[0]
         self.con.execute("DROP TABLE facts; DROP TABLE todo")  # as large as the list; cutting needs their memory
@@ -138,12 +139,12 @@ class Planner:
             self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, pending, dry=dry
         )
         if not dry:
-            where = self.job.where()
-            believed = rows_believed(counted, before, shorter_list=self.job.delta.shorter_list)
+            where = self.job.location_digests()
+            believed = rows_believed(counted, before, accept_shorter_manifest=self.job.delta.accept_shorter_manifest)
             if believed == counted:
                 believed = judged.usable
             self._check_lease()  # the list may have been long, and so the listing of the destination
-            self.state.write(PLACE_FILE, Place(where, since_run, believed).encode())
+            self.state.write(LOCATION_FILE, PlanLocation(where, since_run, believed).encode())
             if plain and missing_files(self.state):
                 find_gone(self.con, self.listed, to_directory=to_directory)
                 forget_returned(self.con, self.state, self.ask.run_no)
@@ -151,16 +152,16 @@ class Planner:
                         judged.usable)  # fmt: skip
             self._check_lease()
             self.state.write(PLAN_FILE, plan.encode())
-            self.state.delete([REPLAN])
+            self.state.delete([REPLAN, OLD_LOCATION_FILE])
             self._forget_old_manifests(about["file"])
             if plain:
                 forget_hints(self.state, run_chunks)
-                forget_unlisted(self.state, [chunk.digest for chunk in plan.chunks])
+                delete_unlisted(self.state, [chunk.digest for chunk in plan.chunks])
         return Planned(
             run_no=self.ask.run_no, rows=judged.rows, unusable=judged.unusable, duplicates=judged.duplicates,
             collisions=judged.collisions, todo=todo, pending=pending,
-            settled=judged.rows - open_rows - pending, lasting=lasting if plain else 0,
-            beyond=open_rows - sum(todo.values()), existing=how_found, chunk_rows=chunk_rows,
+            settled=judged.rows - open_rows - pending, permanent_failures=permanent_failures if plain else 0,
+            deferred_by_limit=open_rows - sum(todo.values()), existing=how_found, chunk_rows=chunk_rows,
             chunks=run_chunks, recognised=about.get("recognised", {}), notes=self.notes,
             shorter=_shorter(counted, last),
         )  # fmt: skip
@@ -191,17 +192,17 @@ class Planner:
         if not ledger_files(self.state) and what == "is gone":
             return None
         place = self._place()
-        if place is None or place.where != self.job.where():
+        if place is None or place.location_digests != self.job.location_digests():
             raise Damaged(
-                f"{PLAN_FILE} in the state {what}, and {PLACE_FILE} does not say that rows went where this job says. "
-                "Restore it, undo a change of the job, or plan anew with `ferry run --replan` (nothing is deleted)"
+                f"{PLAN_FILE} in the state {what}, and {LOCATION_FILE} does not say that rows went where this job "
+                "says. Restore it, undo the change of the job, or run `ferry run --replan` (nothing is deleted)"
             )
         self.notes.append(f"no plan was in force ({PLAN_FILE} {what}): made anew from the list and the ledger")
         return None
 
-    def _place(self) -> Place | None:
+    def _place(self) -> PlanLocation | None:
         with contextlib.suppress(Damaged):
-            return read_place(self.state)
+            return read_location(self.state)
         return None
 
     def _since_run(self) -> int:
@@ -212,18 +213,18 @@ class Planner:
         place = self._place()
         if place is None:
             return self.ask.run_no if ledger_files(self.state) else 0
-        return place.since_run if place.where == self.job.where() else self.ask.run_no
+        return place.since_run if place.location_digests == self.job.location_digests() else self.ask.run_no
 
     def _believed(self) -> int:
         """What the list is to have, where no plan says it: a list that is cut off stays one after a --replan."""
         place = self._place()
-        return place.believed if place is not None and place.where == self.job.where() else 0
+        return place.expected_rows if place is not None and place.location_digests == self.job.location_digests() else 0
 
     def _whole(self, chunks: Sequence[ChunkRef]) -> list[ChunkRef]:
         """The chunks whose files are as they were written; rows of others are in no chunk any more, and come anew."""
         if self.ask.mode in ("pass", "repair"):
             return list(chunks)
-        kept = [chunk for chunk in chunks if is_whole(self.state, chunk.uri)]
+        kept = [chunk for chunk in chunks if is_intact(self.state, chunk.uri)]
         if len(kept) < len(chunks):
             lost = sorted({chunk.uri for chunk in chunks} - {chunk.uri for chunk in kept})
             self.notes.append(
@@ -235,19 +236,21 @@ class Planner:
     def _chunk_rows(self, rows: int) -> int:
         return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
 
-    def _manifest(self, old: Plan | None) -> Brought:
+    def _manifest(self, old: Plan | None) -> LoadedManifest:
         """The list, brought and normalised; or the one that the state holds, where it did not change."""
         known = old.manifest if old else {}
-        if known and not is_whole(self.state, known["file"]):
+        if known and not is_intact(self.state, known["file"]):
             self.notes.append(f"{known['file']} was damaged or gone: made anew from the list")
             known = {}
+        if known and "deferred_key" not in self.con.from_parquet(str(self.state.local(known["file"]))).columns:
+            known = {}  # written by a Ferry whose schema had other names: read the list again
         if self.ask.mode != "plain" and known:
-            return Brought(None, known)
-        brought = bring_manifest(self.job, self.access.source, self.spool_dir, known)
+            return LoadedManifest(None, known)
+        brought = load_manifest(self.job, self.access.source, self.spool_dir, known)
         self.notes += brought.notes
-        return brought if brought.path is not None else Brought(None, known)
+        return brought if brought.path is not None else LoadedManifest(None, known)
 
-    def _view(self, manifest: Brought) -> None:
+    def _view(self, manifest: LoadedManifest) -> None:
         self.listed = str(manifest.path or self.state.local(manifest.about["file"]))
         self.con.from_parquet(self.listed).create_view("m", replace=True)
 

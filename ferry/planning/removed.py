@@ -28,7 +28,7 @@ def find_gone(con: duckdb.DuckDBPyConnection, manifest: str, *, to_directory: bo
         f"""
         CREATE OR REPLACE TEMP VIEW standing AS
         SELECT row_id, key, run_no, attempt, recorded_at FROM latest l
-        ANTI JOIN (SELECT key, run_no FROM latest WHERE status = 'dropped') d ON d.key = l.key AND d.run_no > l.run_no
+        ANTI JOIN (SELECT key, run_no FROM latest WHERE status = 'removed') d ON d.key = l.key AND d.run_no > l.run_no
         WHERE {_THERE}
         """
     )

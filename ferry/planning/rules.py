@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from ferry.core import AGAIN, Again, ErrorClass, Look, Reason, Status, UserError
+from ferry.core import AGAIN, Again, ErrorClass, Reason, Revalidate, Status, UserError
 from ferry.job import Job
 from ferry.state import ChunkRef, Plan
 
@@ -25,7 +25,7 @@ class Latest:
     this_run: bool
     superseded: bool = False  # copied once, and another row wrote its key since
     delta: bool = False  # what is settled is looked at again, as these say:
-    look: Look | None = None  # how; None where nothing of ours stands at the destination
+    revalidate: Revalidate | None = None  # how; None where nothing of ours stands at the destination
     other: bool = False  # the list says that the object is another one
     due: bool = False  # a failed row may be tried again by now
 
@@ -103,7 +103,11 @@ def reason_to_do(
         return Reason.CHANGED
     if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
         return Reason.CHANGED
-    if latest.delta and latest.status in (Status.COPIED, Status.UNCHANGED) and latest.look not in (None, Look.NOT):
+    if (
+        latest.delta
+        and latest.status in (Status.COPIED, Status.UNCHANGED)
+        and latest.revalidate not in (None, Revalidate.SKIP)
+    ):
         return Reason.CHANGED if latest.other else Reason.REVALIDATE
     return None
 
@@ -115,7 +119,7 @@ def auto_chunk_rows(rows: int) -> int:
 
 def check_where(plan: Plan, job: Job) -> None:
     """Raises UserError when a setting changed that says where rows come from or go to."""
-    changed = [name for name, value in job.where().items() if plan.where.get(name) != value]
+    changed = [name for name, value in job.location_digests().items() if plan.location_digests.get(name) != value]
     if changed:
         names = ", ".join(f"`{name}`" for name in changed)
         raise UserError(
@@ -124,17 +128,17 @@ def check_where(plan: Plan, job: Job) -> None:
         )
 
 
-def rows_believed(rows: int, before: int, *, shorter_list: bool) -> int:
+def rows_believed(rows: int, before: int, *, accept_shorter_manifest: bool) -> int:
     """How many usable rows the list is to have (Plan.believed), when it has ``rows`` and was believed to have
     ``before``.
 
-    | rows | `delta.shorter_list` | believed |
+    | rows | `delta.accept_shorter_manifest` | believed |
     |---|---|---|
     | at least nine tenths of those before | any | rows |
     | fewer: it looks cut off | no | before, until a list comes that is long enough |
     | fewer | yes | rows |
     """
-    return rows if shorter_list or not much_shorter(rows, before) else before
+    return rows if accept_shorter_manifest or not much_shorter(rows, before) else before
 
 
 def cut_off(rows: int, believed: int) -> bool:

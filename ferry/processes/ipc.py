@@ -14,7 +14,7 @@ from ferry.storage import Access
 
 
 @dataclass(frozen=True, slots=True)
-class Errand:
+class Message:
     """The part that all of them need; its subclasses add fields that JSON knows."""
 
     job: Job

@@ -20,20 +20,20 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from ferry.core import Fatal, FerryError, Stopped, UserError, command, die_with_parent
-from ferry.processes.ipc import Errand, read_message, write_message
+from ferry.processes.ipc import Message, read_message, write_message
 
 EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 
 
 @dataclass(frozen=True, slots=True)
-class Request(Errand):
+class PlanRequest(Message):
     """What the child is to do, and with what."""
 
     work: str  # plan, sweep, finish
     ask: dict[str, Any]
 
 
-class Child:
+class PlannerProcess:
     """The process, started at once: its imports run beside whatever comes before the first request.
 
     It has its own session, so that a Ctrl-C reaches the run first, and dies with the thread that made it.
@@ -54,7 +54,7 @@ class Child:
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
-    def ask(self, request: Request) -> str:
+    def ask(self, request: PlanRequest) -> str:
         """Has the work done and returns its answer. Raises UserError or Fatal as the work did, Stopped after stop()."""
         if self._stopped:
             raise Stopped(self._stopped)
@@ -112,13 +112,13 @@ class Child:
         self.close()
 
 
-def _work(request: Request) -> str:
+def _work(request: PlanRequest) -> str:
     from ferry.planning import Accesses, Ask, make_plan
-    from ferry.reconcile import finish_run, sweep
+    from ferry.reconcile import finish_run, prune_removed
 
     state = request.open_state()
     if request.work == "sweep":
-        return json.dumps(sweep(request.job, state, request.source, request.destination, **request.ask))
+        return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
         return make_plan(request.job, state, access, Ask(**request.ask)).encode()
@@ -127,9 +127,9 @@ def _work(request: Request) -> str:
 
 def _answer(raw: bytes, out: BinaryIO) -> int:
     """Does the work and writes what came of it; the exit code says what that is."""
-    request: Request | None = None
+    request: PlanRequest | None = None
     try:
-        request = Request.decode(raw)
+        request = PlanRequest.decode(raw)
         code, text = 0, _work(request)
     except UserError as error:
         code, text = EXIT_USER, str(error)

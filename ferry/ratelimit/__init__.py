@@ -1,23 +1,23 @@
 """How many requests each host may be sent now."""
 
-from ferry.ratelimit.circuit_breaker import Circuit
+from ferry.ratelimit.circuit_breaker import CircuitBreaker
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
-from ferry.ratelimit.permit import PausedTooLong, Place, host_of, tell
+from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, tell
 from ferry.ratelimit.shares import is_bounded, limits_of, most_processes
 from ferry.ratelimit.status import Hosts, busiest, keep_written, read_hosts, together
 
 __all__ = [
     "COPIES_START",
     "DESTINATION",
-    "Circuit",
+    "CircuitBreaker",
     "HostLimit",
     "HostSnapshot",
     "Hosts",
     "Limiter",
     "PausedTooLong",
-    "Place",
+    "Permit",
     "busiest",
     "host_of",
     "is_bounded",

@@ -46,7 +46,7 @@ class Cause(StrEnum):
     SERVER_ERRORS = "server_errors"
 
 
-class Circuit:
+class CircuitBreaker:
     """Whether a host may be asked. The caller records what became of each request.
 
     It opens (SEMANTICS: error classes)

@@ -44,7 +44,7 @@ class Phase(StrEnum):
     DOWN = "down"  # trying less
 
 
-class Climb:
+class AdaptiveConcurrency:
     """The limit on requests in flight. The caller reports completions and overload, and obeys ``limit``.
 
     Time runs in rounds: after a change, as many completions as were in flight pass by; the next ones, at

@@ -8,11 +8,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from ferry.job import HostLimits
-from ferry.ratelimit.concurrency import Climb, Phase
+from ferry.ratelimit.concurrency import AdaptiveConcurrency, Phase
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.job import BYTES_AHEAD_S, CallLater, Handle, JobLimit
 from ferry.ratelimit.permit import PausedTooLong, Slot
-from ferry.ratelimit.rate import Pace, Rate
+from ferry.ratelimit.rate import AdaptiveRate, TokenBucket
 
 RECENT = 32  # requests that the share of broken ones looks back on, as a moving average
 BROKEN_SHARE = 0.1
@@ -44,7 +44,7 @@ class HostLimit:
     def __init__(
         self,
         name: str,
-        climb: Climb,
+        climb: AdaptiveConcurrency,
         clock: Callable[[], float],
         call_later: CallLater | None = None,
         patience_s: float = math.inf,
@@ -67,10 +67,10 @@ class HostLimit:
         self._call_later = call_later
         self._in_flight = self.requests = self._refused = 0
         self._asked = False  # a take() was refused, and nobody was told of room since
-        self._pace = Pace()
-        self._rate = Rate(limits.requests_per_s) if limits.requests_per_s else None
+        self._pace = AdaptiveRate()
+        self._rate = TokenBucket(limits.requests_per_s) if limits.requests_per_s else None
         self._rate_wanted_at = -math.inf
-        self._bytes = Rate(float(limits.bytes_per_s)) if limits.bytes_per_s else None
+        self._bytes = TokenBucket(float(limits.bytes_per_s)) if limits.bytes_per_s else None
         self._charged = tuple(rate for rate in (self._bytes, job.bytes if job else None) if rate is not None)
         self._limits_key = limits_key if limits.concurrency or self._rate or self._bytes else ""
         self._job = job

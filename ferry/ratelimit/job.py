@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from ferry.ratelimit.rate import Rate
+from ferry.ratelimit.rate import TokenBucket
 
 BYTES_AHEAD_S = 1.0  # no new request while what was read is this far ahead of bytes_per_s
 _SHORTEST_TIMER_S = 0.001
@@ -58,8 +58,8 @@ class JobLimit:
         call_later: CallLater | None = None,
     ) -> None:
         self._concurrency = concurrency or math.inf
-        self._requests = Rate(requests_per_s) if requests_per_s else None
-        self.bytes = Rate(bytes_per_s) if bytes_per_s else None
+        self._requests = TokenBucket(requests_per_s) if requests_per_s else None
+        self.bytes = TokenBucket(bytes_per_s) if bytes_per_s else None
         self._clock = clock
         self._call_later = call_later
         self._in_flight = 0

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
 from ferry.job import Limits
-from ferry.ratelimit.concurrency import FEW, Climb
+from ferry.ratelimit.concurrency import FEW, AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.job import CallLater, JobLimit
@@ -101,7 +101,7 @@ class Limiter:
         start = bound if self._concurrency is not None and bound else auto
         # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
         few = auto if name == DESTINATION else FEW
-        climb = Climb(start, min(bound or self._ceiling, self._ceiling), few=few)
+        climb = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
             name, climb, self._clock, self._call_later, self._patience_s,
             limits=limits, limits_key=key, job=job, adopt=self._adopt,

@@ -27,7 +27,7 @@ class _Limit(Protocol):
     def charge(self, size: int) -> float: ...
 
 
-class Place:
+class Permit:
     """A place at a row's host, taken by whoever begins the row. It hears once how that went, and is given back."""
 
     __slots__ = ("_free", "_limit", "_moved")

@@ -34,7 +34,7 @@ _CUT_MOST = 8.0
 _FORGET_S = 60.0
 
 
-class Rate:
+class TokenBucket:
     """A bound on units per second, without a second's worth of burst. The clock is monotonic, in seconds.
 
     It keeps the moment at which the last unit is paid for (GCRA, ITU-T I.371: a token bucket in one
@@ -77,7 +77,7 @@ class Rate:
         self._seen = now
 
 
-class Pace:
+class AdaptiveRate:
     """The rate that a host allows, learned from its refusals (429, 503, SlowDown). None before the first.
 
     | a refusal comes | then |
@@ -107,7 +107,7 @@ class Pace:
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self._rate: Rate | None = None
+        self._rate: TokenBucket | None = None
         self._ceiling = 0.0  # 0: not known, the rate is searched for
         self._scale_s = SCALE_S[0]
         self._confirmed = False
@@ -319,7 +319,7 @@ class Pace:
         per_s = max(per_s, LEAST_PER_S)
         slack_s = min(PACE_SLACK_S, PACE_SLACK / per_s)
         if self._rate is None:
-            self._rate = Rate(per_s, slack_s)
+            self._rate = TokenBucket(per_s, slack_s)
             self._rate.rest(now)
             self._updated_at = now
         else:

@@ -20,13 +20,13 @@ MOST_HOSTS = 50  # the busiest
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The hosts of one run at one moment, the busiest first; ``more`` were left out."""
+    """The hosts of one run at one moment, the busiest first; ``omitted`` more are left out."""
 
     run_no: int
     at: float  # seconds since 1970
     hosts: list[HostSnapshot]
-    more: int = 0
-    handshakes: int = 0  # connections opened so far, to origins and the destination
+    omitted: int = 0
+    connections_opened: int = 0  # connections opened so far, to origins and the destination
     paused: bool = False  # the run is: nothing is asked until it goes on
     still: str = ""  # that nothing moves, and what is waited for
 
@@ -43,7 +43,7 @@ def read_hosts(state: State) -> Hosts | None:
         known = [HostSnapshot(**host) for host in data["hosts"]]
         paused = data.get("paused", False)
         still = str(data.get("still", ""))
-        return Hosts(data["run_no"], data["at"], known, data["more"], data["handshakes"], paused, still)
+        return Hosts(data["run_no"], data["at"], known, data["omitted"], data["connections_opened"], paused, still)
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 

@@ -1,7 +1,7 @@
 """After the last chunk: fold the ledger, count, verify, prune."""
 
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.prune import Swept, sweep
+from ferry.reconcile.prune import PruneResult, prune_removed
 from ferry.reconcile.run_rates import Rate, Slow, keep_rates, read_rates, slow
 from ferry.reconcile.verify import (
     EVERYTHING,
@@ -20,10 +20,10 @@ from ferry.reconcile.verify import (
 __all__ = [
     "EVERYTHING",
     "Evidence",
+    "PruneResult",
     "Rate",
     "Sample",
     "Slow",
-    "Swept",
     "Verified",
     "compare_with_listing",
     "draw_sample",
@@ -31,10 +31,10 @@ __all__ = [
     "finish_run",
     "keep_rates",
     "note_verified",
+    "prune_removed",
     "read_back",
     "read_rates",
     "sample_rows",
     "slow",
-    "sweep",
     "verify_parts",
 ]

@@ -16,8 +16,8 @@ from ferry.state import (
     close_missing,
     compact_ledger,
     count,
+    encode_checked_json,
     run_of,
-    seal_json,
     select_failures,
     with_latest,
 )
@@ -42,7 +42,9 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, swept: b
     def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
         if job.mode == "delta":
-            night.update(figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://")))
+            night.update(
+                delta_figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://"))
+            )
         chunks.extend(by_chunk(con, run_no))
         counts = count(con, manifest)
         same.update(find_same_bytes(con, state, manifest, run_no, counts.planned) or {})
@@ -60,7 +62,7 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, swept: b
         "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
         "night": night or None, "same_bytes": {**same, "fail": job.duplicate_bodies == "fail"} if same else None,
     }  # fmt: skip
-    state.write(f"reports/run-{run_no:06d}/summary.json", seal_json({**answer, "ledger": folded}))
+    state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**answer, "ledger": folded}))
     return {**answer, "chunk_lines": chunks}
 
 
@@ -82,7 +84,7 @@ def by_chunk(con: duckdb.DuckDBPyConnection, run_no: int) -> list[dict[str, Any]
 NAMES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "gone", "deleted")
 
 
-def figures(
+def delta_figures(
     con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int, *, to_directory: bool
 ) -> dict[str, int]:
     """Rows that were new, replaced, and looked at for nothing; failures, and those that are not the first of their
@@ -91,9 +93,9 @@ def figures(
     found = con.execute(
         """
         SELECT count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
-               count(*) FILTER (status = 'failed'), count(*) FILTER (status = 'failed' AND nights > 1),
+               count(*) FILTER (status = 'failed'), count(*) FILTER (status = 'failed' AND consecutive_failures > 1),
                coalesce(sum(requests), 0),
-               coalesce(sum(size) FILTER (status = 'unchanged' AND checked IN ('condition', 'head', 'size')), 0)
+               coalesce(sum(size) FILTER (status = 'unchanged' AND checked_by IN ('condition', 'head', 'size')), 0)
         FROM latest WHERE run_no = ?
         """,
         [run_no],
@@ -111,7 +113,7 @@ def figures(
         ).fetchall()[0]
     gone, _ = find_gone(con, manifest, to_directory=to_directory)
     (deleted,) = con.execute(
-        "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'dropped' AND message = ?", [run_no, DELETED]
+        "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'removed' AND message = ?", [run_no, DELETED]
     ).fetchall()[0]
     values = (copied - changed, changed, unchanged, failed, again, requests, saved, gone, int(deleted))
     return dict(zip(NAMES, values, strict=True))

@@ -53,21 +53,23 @@ TO_GO = "to be deleted; the run did not end"
 COLUMNS = ("what", "key", "id", "source", "size", "md5", "sha256", "dest_etag", "recorded_at")
 
 
-def sweep(job: Job, state: State, source: Access, destination: Access, run_no: int, token: str) -> dict[str, Any]:
-    """Deletes the copies that have no row any more, where they may be; the answer is :class:`Swept`.
+def prune_removed(
+    job: Job, state: State, source: Access, destination: Access, run_no: int, token: str
+) -> dict[str, Any]:
+    """Deletes the copies that have no row any more, where they may be; the answer is :class:`PruneResult`.
 
     ``token``: of the run's lease. Raises Fatal where another run has taken it.
     """
     plan = read_plan(state)
     assert plan is not None
 
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Swept:
+    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> PruneResult:
         gone, standing = find_gone(con, manifest, to_directory=job.destination.uri.startswith("file://"))
         find_missing(con, state, manifest, check_lease(state, token).flow_run)
-        swept = Swept(gone, job.delta.delete_after)
+        swept = PruneResult(gone, job.delta.delete_after)
         due = sum(copies for case, copies in missing_cases(con) if not why_it_stays(case, job.delta.delete_after))
         swept.refused = _refusal(job, plan, count(con, manifest), gone, due, standing)
-        if not cut_off(plan.usable, plan.believed):
+        if not cut_off(plan.usable, plan.expected_rows):
             check_lease(state, token)
             count_lists(con, state, run_no)
         if gone and not swept.refused:
@@ -90,7 +92,7 @@ def _refusal(job: Job, plan: Plan, counts: Counts, gone: int, due: int, standing
     if over and not unsettled:
         unsettled = f"{counts.failed:,} rows failed, more than `failure_budget` allows"
     return refusal(
-        gone=gone, due=due, standing=standing, rows=plan.usable, believed=plan.believed, unsettled=unsettled,
+        gone=gone, due=due, standing=standing, rows=plan.usable, believed=plan.expected_rows, unsettled=unsettled,
         delta=job.delta,
     )  # fmt: skip
 
@@ -138,7 +140,7 @@ def _write_list(state: State, name: str, ends: Iterable[tuple[Outcome, str]]) ->
 
 
 def _ends(
-    con: duckdb.DuckDBPyConnection, state: State, reach: Reach, run_no: int, token: str, swept: Swept
+    con: duckdb.DuckDBPyConnection, state: State, reach: Reach, run_no: int, token: str, swept: PruneResult
 ) -> Iterator[tuple[Outcome, str]]:
     """Deletes, and says what became of each copy; the ledger has that before the next batch begins.
 
@@ -157,8 +159,8 @@ def _ends(
     check_lease(state, token)
     for part, copies in enumerate(_batches(con)):
         stay = [why_it_stays(copy.missing, swept.delete_after) for copy in copies]
-        swept.waiting += sum(why.startswith(WAITS) for why in stay)
-        swept.kept += sum(why.startswith(STAYS) for why in stay)
+        swept.waiting += sum(why.startswith(WAITING) for why in stay)
+        swept.kept += sum(why.startswith(KEPT) for why in stay)
         yield from ((copy.outcome, why) for copy, why in zip(copies, stay, strict=True) if why)
         batch = [copy.outcome for copy, why in zip(copies, stay, strict=True) if not why]
         if swept.ended:
@@ -167,14 +169,14 @@ def _ends(
         still_ours()
         asked = asyncio.run(_ask_source(reach.source, batch, still_ours))
         swept.kept += sum(bool(why) for why in asked)
-        yield from ((outcome, f"{STAYS}: {why}") for outcome, why in zip(batch, asked, strict=True) if why)
+        yield from ((outcome, f"{KEPT}: {why}") for outcome, why in zip(batch, asked, strict=True) if why)
         batch = [outcome for outcome, why in zip(batch, asked, strict=True) if not why]
         if not batch:
             continue
         begun = [
             outcome._replace(
                 status=Status.PENDING, error_class=None, status_code=None, message=TO_GO, retryable=False,
-                attempt=outcome.attempt + 1, requests=0, run_no=run_no, chunk="", nights=0,
+                attempt=outcome.attempt + 1, requests=0, run_no=run_no, chunk="", consecutive_failures=0,
             )
             for outcome in batch
         ]  # fmt: skip
@@ -183,7 +185,7 @@ def _ends(
         now = datetime.now(UTC)
         dropped = [
             outcome._replace(
-                status=Status.DROPPED, message=what, attempt=outcome.attempt + 1, dest_etag=None, started_at=now,
+                status=Status.REMOVED, message=what, attempt=outcome.attempt + 1, dest_etag=None, started_at=now,
                 recorded_at=now,
             )
             for outcome, (_, what) in zip(begun, ends, strict=True)
@@ -212,7 +214,7 @@ async def _ask_source(
 
 
 async def _delete(
-    open_it: Callable[[], Store], batch: Sequence[Outcome], swept: Swept, still_ours: Callable[[], None]
+    open_it: Callable[[], Store], batch: Sequence[Outcome], swept: PruneResult, still_ours: Callable[[], None]
 ) -> list[tuple[Outcome, str]]:
     """What became of each copy of a batch, in its order. Where the destination fails for all, the rest is not tried."""
     store = open_it()
@@ -232,8 +234,8 @@ async def _delete(
                     swept.ended = str(error)
                 elif not swept.deleted and swept.failed >= FAILED_AT_FIRST:
                     swept.ended = (
-                        f"nothing can be deleted at the destination ({error}). For `delta.delete_gone` its credentials "
-                        "need the right to delete objects (s3:DeleteObject)"
+                        f"nothing can be deleted at the destination ({error}). For `delta.delete_removed` its "
+                        "credentials need the right to delete objects (s3:DeleteObject)"
                     )
                 return f"not deleted: {error}"
             if what == DELETED:
@@ -279,11 +281,11 @@ async def _delete_one(store: Store, outcome: Outcome) -> str:
     raise AssertionError("unreachable")
 
 
-STAYS, WAITS = "stays", "waits"  # what the words for a copy begin with that is not deleted tonight
+KEPT, WAITING = "stays", "waits"  # what the words for a copy begin with that is not deleted tonight
 
 
 @dataclass(slots=True)
-class Swept:
+class PruneResult:
     """What became of the copies that had no row any more."""
 
     gone: int
@@ -315,11 +317,11 @@ def why_it_stays(case: Missing, delete_after: int) -> str:
     """
     if case.lists < delete_after:
         times = "once" if case.lists == 1 else f"{case.lists} times"
-        return f"{WAITS}: missing from the list {times}; deleted when {delete_after} lists in a row lack it"
+        return f"{WAITING}: missing from the list {times}; deleted when {delete_after} lists in a row lack it"
     if case.shares:
-        return f"{STAYS}: a row of the list that is not at the destination has its {case.shares}"
+        return f"{KEPT}: a row of the list that is not at the destination has its {case.shares}"
     if case.nameless:
-        return f"{STAYS}: the list has a row with neither a usable address nor an id, which may be its own"
+        return f"{KEPT}: the list has a row with neither a usable address nor an id, which may be its own"
     return ""
 
 
@@ -343,7 +345,7 @@ def refusal(*, gone: int, due: int, standing: int, rows: int, believed: int, uns
     if gone and cut_off(rows, believed):
         return (
             f"the list has {rows:,} rows where it had {believed:,}, and looks cut off. If it is right, run once with "
-            "`delta.shorter_list: true`"
+            "`delta.accept_shorter_manifest: true`"
         )
     if not due:
         return ""

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ferry.state import State, open_json, seal_json
+from ferry.state import State, decode_checked_json, encode_checked_json
 
 NAME = "reports/rates.json"
 KEPT = 50  # runs that the file remembers
@@ -101,10 +101,10 @@ def slow(rate: Rate, earlier: Sequence[Rate]) -> Slow | None:
 def read_rates(state: State) -> list[Rate]:
     """Oldest first. What cannot be read is forgotten: it is no part of the accounts."""
     try:
-        return [Rate(**line) for line in open_json(state.read(NAME))["runs"]]
+        return [Rate(**line) for line in decode_checked_json(state.read(NAME))["runs"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
 
 
 def keep_rates(state: State, rates: Sequence[Rate]) -> None:
-    state.write(NAME, seal_json({"runs": [asdict(rate) for rate in rates[-KEPT:]]}))
+    state.write(NAME, encode_checked_json({"runs": [asdict(rate) for rate in rates[-KEPT:]]}))

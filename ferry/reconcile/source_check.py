@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ferry.core import Fatal, ObjectError, Outcome
 from ferry.job import Job, Template
-from ferry.manifest import base_row_id, chosen, globs
+from ferry.manifest import base_row_id, globs, matches_globs
 from ferry.storage import Access, Store, open_store
 
 
@@ -40,7 +40,7 @@ class SourceCheck:
         key = source_key(outcome, self._root, late=self._late)
         if key is None:
             return "the address of its source is not known exactly, so that the source cannot be asked for it"
-        if not chosen(key, self._include, self._exclude):
+        if not matches_globs(key, self._include, self._exclude):
             return ""
         try:
             there = await self._store.head(key, side="source") is not None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ferry.core import Confirmed, ErrorClass, Fatal, ObjectError, Outcome, Progress, Status, UserError, short
 from ferry.http import Algorithm
 from ferry.state import State, append_outcomes, outcomes_of, with_latest
-from ferry.storage import Found, Store, md5_of_etag, same_etag
+from ferry.storage import ObjectInfo, Store, md5_of_etag, same_etag
 
 if TYPE_CHECKING:
     import duckdb
@@ -245,7 +245,7 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
 
 
 def compare_with_listing(
-    outcomes: Sequence[Outcome], listed: dict[str, Found], run_no: int, progress: Progress
+    outcomes: Sequence[Outcome], listed: dict[str, ObjectInfo], run_no: int, progress: Progress
 ) -> Verified:
     """`--list`: sizes and ETags; no object is read. An ETag that is the ledger's MD5 is right, whatever it was.
 

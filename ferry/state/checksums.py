@@ -19,13 +19,13 @@ DIGITS = 16
 _IN_NAME = re.compile(r"(?:^|[-/])([0-9a-f]{64}|[0-9a-f]{16})\.parquet$")
 
 
-def sealed(stem: str, data: bytes) -> str:
+def checked_name(stem: str, data: bytes) -> str:
     """The name of a Parquet file that holds ``data``: `<stem>-<16 digits>.parquet`."""
     return f"{stem}-{hashlib.sha256(data).hexdigest()[:DIGITS]}.parquet"
 
 
-def sealed_file(stem: str, path: Path) -> str:
-    """As :func:`sealed`, of a local file's bytes."""
+def checked_file_name(stem: str, path: Path) -> str:
+    """As :func:`checked_name`, of a local file's bytes."""
     return f"{stem}-{_digest(path)[:DIGITS]}.parquet"
 
 
@@ -35,7 +35,7 @@ def fits(name: str, path: Path) -> bool:
     return found is None or _digest(path).startswith(found[1])
 
 
-def is_whole(state: State, name: str) -> bool:
+def is_intact(state: State, name: str) -> bool:
     """Is the file there, with the bytes that were written under its name? A copy that is not is fetched anew."""
     try:
         return fits(name, state.local(name)) or fits(name, state.local(name, anew=True))
@@ -52,13 +52,13 @@ def verified_path(state: State, name: str, advice: str) -> Path:
     return path
 
 
-def seal_json(data: dict[str, Any]) -> bytes:
+def encode_checked_json(data: dict[str, Any]) -> bytes:
     """An indented JSON document with its own digest in it."""
     return json.dumps({**data, "sha256": _of(data)}, indent=1).encode()
 
 
-def open_json(raw: bytes) -> dict[str, Any]:
-    """What :func:`seal_json` made, without the digest. Raises ValueError when it is damaged."""
+def decode_checked_json(raw: bytes) -> dict[str, Any]:
+    """What :func:`encode_checked_json` made, without the digest. Raises ValueError when it is damaged."""
     data = json.loads(raw)
     if not isinstance(data, dict):
         raise ValueError("no JSON object")

@@ -82,7 +82,7 @@ def count(con: duckdb.DuckDBPyConnection, manifest: str) -> Counts:
     (counts.planned,) = con.execute("SELECT count(*) FROM read_parquet(?)", [manifest]).fetchall()[0]
     lines = con.execute(
         """
-        SELECT coalesce(nullif(l.status, 'dropped'), 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),
+        SELECT coalesce(nullif(l.status, 'removed'), 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),
                count(*) FILTER (l.retryable), count(*) FILTER (l.confirmed = 'size')
         FROM read_parquet(?) m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l USING (row_id)
         GROUP BY 1, 2

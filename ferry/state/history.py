@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ferry.core import Outcome
-from ferry.state.checksums import sealed
+from ferry.state.checksums import checked_name
 from ferry.state.files import State
 from ferry.state.parquet import HISTORY_SCHEMA, OUTCOME_SCHEMA, outcomes_of, to_bytes
 
@@ -26,7 +26,7 @@ _VERSIONS = """
         SELECT DISTINCT * FROM (
             SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)
         ) SEMI JOIN written USING (row_id)
-        WHERE (dest_etag IS NOT NULL OR status = 'dropped') AND coalesce(sha256, md5) IS NOT NULL
+        WHERE (dest_etag IS NOT NULL OR status = 'removed') AND coalesce(sha256, md5) IS NOT NULL
     ), followed AS (
         SELECT *, lead(status) OVER next AS by_status, lead(sha256) OVER next AS by_sha256,
                lead(md5) OVER next AS by_md5, lead(key) OVER next AS by_key, lead(run_no) OVER next AS replaced_by,
@@ -41,7 +41,7 @@ _VERSIONS = """
 _LEFT_BEHIND = """
     SELECT {columns} FROM (
         SELECT * REPLACE (sha256(row_id || chr(0) || key) AS row_id, 'copied' AS status) FROM replaced
-        WHERE key <> by_key AND status <> 'dropped'
+        WHERE key <> by_key AND status <> 'removed'
     )
 """
 
@@ -68,7 +68,7 @@ def note_replaced(
     con.execute(
         # Another object may also have been found under its new key already, which another row had: it was read then.
         "CREATE OR REPLACE TABLE written AS SELECT DISTINCT row_id FROM read_parquet(?, union_by_name = true) "
-        "WHERE attempt > 1 AND (status = 'copied' OR (status = 'unchanged' AND checked = 'body'))",
+        "WHERE attempt > 1 AND (status = 'copied' OR (status = 'unchanged' AND checked_by = 'body'))",
         [outcomes],
     )
     if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):
@@ -79,7 +79,7 @@ def note_replaced(
     table = con.sql(f"SELECT {columns} FROM replaced ORDER BY key, row_id").to_arrow_table()
     if table.num_rows:
         data = to_bytes(table.cast(HISTORY_SCHEMA))
-        state.write(sealed(f"{HISTORY_FOLDER}/{run_no:06d}", data), data)
+        state.write(checked_name(f"{HISTORY_FOLDER}/{run_no:06d}", data), data)
     left = con.sql(
         _LEFT_BEHIND.format(columns=", ".join(f'"{name}"' for name in OUTCOME_SCHEMA.names))
     ).to_arrow_table()

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ferry.core import Fatal, FerryError, LeaseHeld, UserError
 from ferry.state.files import State
@@ -24,17 +24,18 @@ WAIT_S = 1.0  # between two looks at a lease that another run holds
 WATCH_S = (
     45.0  # a lease that looks expired is watched so long: its holder renews it every 30 s, whatever its clock says
 )
+_OLD_KEYS = {"place": "boot_id", "started": "process_start"}  # of an earlier Ferry, whose run may still be on
 RELEASED = 0.0  # ``expires_at`` of a lease that its holder gave back, where a file cannot be deleted on a condition
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds it. ``place`` and ``started`` tell whether the process still lives, on this machine."""
+    """Who holds it. ``boot_id`` and ``process_start`` tell whether the process still lives, on this machine."""
 
     host: str
     pid: int
-    place: str  # the machine's boot and the process namespace
-    started: str  # the process's start, in clock ticks since boot
+    boot_id: str  # the machine's boot and the process namespace
+    process_start: str  # the process's start, in clock ticks since boot
     run: str
     token: str
     expires_at: float  # seconds since the epoch, by the holder's clock
@@ -96,7 +97,7 @@ def verdict(holder: Holder, now: float, place: str, started: str | None) -> Lite
     """
     if holder.expires_at == RELEASED:
         return "over"
-    if place and holder.place == place and started != holder.started:
+    if place and holder.boot_id == place and started != holder.process_start:
         return "over"
     return "held" if now < holder.expires_at <= now + LENGTH_S else "watch"
 
@@ -279,8 +280,9 @@ def check_lease(state: State, token: str) -> Holder:
 def decode(raw: bytes) -> Holder:
     """Raises UserError for a damaged lease: nobody can say whether it is held."""
     try:
-        holder = Holder(**json.loads(raw))
-        if not all(isinstance(value, str) for value in (holder.host, holder.place, holder.run, holder.token)):
+        found: dict[str, Any] = json.loads(raw)
+        holder = Holder(**{_OLD_KEYS.get(key, key): value for key, value in found.items()})
+        if not all(isinstance(value, str) for value in (holder.host, holder.boot_id, holder.run, holder.token)):
             raise TypeError
         float(holder.expires_at), int(holder.pid)
     except (ValueError, TypeError):

@@ -6,10 +6,12 @@ more than once in each: readers take the latest by run number, then by attempt, 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferry.core import Damaged, Outcome, UserError
-from ferry.state.checksums import is_whole, open_json, sealed, sealed_file, verified_path
+from ferry.state.checksums import checked_file_name, checked_name, decode_checked_json, is_intact, verified_path
 from ferry.state.files import State
 from ferry.state.history import create_empty, note_replaced
+from ferry.state.old_schemas import RENAMED_IN, copy_renamed
 from ferry.state.parquet import OUTCOME_SCHEMA, SCHEMA_VERSION, check_version, encode_outcomes, with_schema
 from ferry.state.plan_file import read_plan
 
@@ -71,7 +74,7 @@ def write_outcomes(state: State, data: bytes, run_no: int, chunk: str, part: int
 
     Outcomes of planning and of verifying say so for a chunk.
     """
-    name = sealed(f"outcomes/{run_no:06d}-{chunk[:32]}-{part:05d}", data)
+    name = checked_name(f"outcomes/{run_no:06d}-{chunk[:32]}-{part:05d}", data)
     state.write(name, data)
     return name
 
@@ -117,32 +120,49 @@ def create_latest(con: duckdb.DuckDBPyConnection, state: State, since_run: int =
     Raises UserError for a file that a newer Ferry wrote, Damaged for one that is not as it was written: DuckDB and
     Arrow read most flipped bits without a word.
     """
-    local = _local(state, ledger_files(state))
-    oldest = _oldest_schema(con, list(local.values()))
-    if folded(list(local)) and not at_once and oldest == SCHEMA_VERSION:
-        (path,) = local.values()
-        con.from_parquet(path).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
-        return
-    sql, given = _latest(con, list(local.values()), since_run)
-    con.execute(f"CREATE OR REPLACE TABLE latest AS {sql}", given)
+    with _local(con, state, ledger_files(state)) as local:
+        current = folded(list(local)) and set(_schemas(con, list(local.values())).values()) == {SCHEMA_VERSION}
+        if current and not at_once:
+            (path,) = local.values()
+            con.from_parquet(path).filter(f"run_no >= {since_run}").create_view("latest", replace=True)
+            return
+        sql, given = _latest(con, list(local.values()), since_run)
+        con.execute(f"CREATE OR REPLACE TABLE latest AS {sql}", given)
 
 
-def _local(state: State, names: Sequence[str]) -> dict[str, str]:
-    """The files' local paths. Raises Damaged."""
-    return {name: str(verified_path(state, name, DAMAGE_ADVICE)) for name in names}
+@contextlib.contextmanager
+def _local(con: duckdb.DuckDBPyConnection, state: State, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The files' local paths; of those with the names of an earlier schema, of copies that end with the block.
+
+    Raises Damaged, and NewerVersion for a file that a newer Ferry wrote.
+    """
+    local = {name: str(verified_path(state, name, DAMAGE_ADVICE)) for name in names}
+    (scratch,) = con.execute("SELECT current_setting('temp_directory')").fetchall()[0]
+    copies = Path(f"{scratch}-renamed")
+    try:
+        schemas = _schemas(con, list(local.values()))
+        for number, (name, path) in enumerate(list(local.items())):
+            if schemas[path] < RENAMED_IN:
+                local[name] = str(copies / f"{number}.parquet")
+                copy_renamed(con, path, Path(local[name]))
+        yield local
+    finally:
+        shutil.rmtree(copies, ignore_errors=True)
 
 
-def _oldest_schema(con: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> int:
-    """Raises UserError for a file that a newer Ferry wrote."""
+def _schemas(con: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> dict[str, int]:
+    """The schema of each file. Raises NewerVersion for a file that a newer Ferry wrote."""
     if not paths:
-        return SCHEMA_VERSION
-    oldest, newest = con.execute(
-        "SELECT min(CAST(decode(value) AS INTEGER)), max(CAST(decode(value) AS INTEGER)) FROM parquet_kv_metadata(?) "
-        "WHERE decode(key) = 'ferry_schema'",
-        [list(paths)],
-    ).fetchall()[0]
-    check_version(newest, "the ledger")
-    return int(oldest)
+        return {}
+    found: dict[str, int] = dict(
+        con.execute(
+            "SELECT file_name, CAST(decode(value) AS INTEGER) FROM parquet_kv_metadata(?) "
+            "WHERE decode(key) = 'ferry_schema'",
+            [list(paths)],
+        ).fetchall()
+    )
+    check_version(max(found.values()), "the ledger")
+    return found
 
 
 def _latest(con: duckdb.DuckDBPyConnection, paths: Sequence[str], since_run: int = 0) -> tuple[str, dict[str, Any]]:
@@ -184,22 +204,22 @@ def compact_ledger(state: State, run_no: int) -> str:
         return old[0]
     con = connect(state.spool_dir)
     try:
-        local = _local(state, old)
-        _oldest_schema(con, list(local.values()))
-        unfolded = [path for name, path in local.items() if name.startswith("outcomes/")]
-        if left_behind := note_replaced(con, state, run_no, list(local.values()), unfolded):
+        with _local(con, state, old) as local:
+            unfolded = [path for name, path in local.items() if name.startswith("outcomes/")]
+            left_behind = note_replaced(con, state, run_no, list(local.values()), unfolded)
+        if left_behind:
             old.append(append_outcomes(state, left_behind, run_no, "left", 0))
-            local = _local(state, old)
         target = state.spool_dir / "ledger.parquet"
         columns = ", ".join(f'"{column}"' for column in OUTCOME_SCHEMA.names)
-        sql, given = _latest(con, list(local.values()))
-        reader: Any = con.sql(f"SELECT {columns} FROM ({sql})", params=given).to_arrow_reader(50_000)
-        with pq.ParquetWriter(target, OUTCOME_SCHEMA, compression="zstd") as writer:
-            for batch in reader:
-                writer.write_table(with_schema(pa.Table.from_batches([batch]), OUTCOME_SCHEMA))
+        with _local(con, state, old) as local:
+            sql, given = _latest(con, list(local.values()))
+            reader: Any = con.sql(f"SELECT {columns} FROM ({sql})", params=given).to_arrow_reader(50_000)
+            with pq.ParquetWriter(target, OUTCOME_SCHEMA, compression="zstd") as writer:
+                for batch in reader:
+                    writer.write_table(with_schema(pa.Table.from_batches([batch]), OUTCOME_SCHEMA))
     finally:
         con.close()
-    name = sealed_file(f"ledger/{run_no:06d}-{time.time_ns():019d}", target)
+    name = checked_file_name(f"ledger/{run_no:06d}-{time.time_ns():019d}", target)
     state.write_file(name, target)
     state.delete(old)
     return name
@@ -214,7 +234,7 @@ def refuse_lost_ledger(state: State) -> None:
     if not summaries:
         return
     try:
-        name = str(open_json(state.read(max(summaries, key=run_of)))["ledger"])
+        name = str(decode_checked_json(state.read(max(summaries, key=run_of)))["ledger"])
     except (ValueError, KeyError, TypeError):  # of an earlier Ferry, or damaged: it proves nothing
         return
     there = state.list("ledger")
@@ -226,7 +246,7 @@ def refuse_lost_ledger(state: State) -> None:
 
 def put_ledger_aside(state: State) -> list[str]:
     """`--replan`: moves damaged files of the ledger to `damaged/`, and books a lost one there. Returns their names."""
-    damaged = [name for name in ledger_files(state) if not is_whole(state, name)]
+    damaged = [name for name in ledger_files(state) if not is_intact(state, name)]
     for name in damaged:
         state.write(f"{DAMAGED}/{Path(name).name}", state.read(name))
     state.delete(damaged)
@@ -234,7 +254,7 @@ def put_ledger_aside(state: State) -> list[str]:
         refuse_lost_ledger(state)
     except Damaged:
         summary = max((name for name in state.list("reports") if name.endswith("/summary.json")), key=run_of)
-        lost = str(open_json(state.read(summary))["ledger"])
+        lost = str(decode_checked_json(state.read(summary))["ledger"])
         state.write(f"{DAMAGED}/{Path(lost).name}", b"")
         damaged.append(lost)
     return damaged

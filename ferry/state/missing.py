@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from ferry.state.checksums import is_whole, sealed
+from ferry.state.checksums import checked_name, is_intact
 from ferry.state.files import State
 from ferry.state.parquet import to_bytes
 
@@ -41,7 +41,7 @@ def missing_files(state: State) -> list[str]:
 def load(con: duckdb.DuckDBPyConnection, state: State) -> None:
     """Fills `was_missing` with the latest count; one that is damaged or lost counts from the beginning."""
     con.execute("CREATE OR REPLACE TEMP TABLE was_missing (key VARCHAR, lists BIGINT, open BOOLEAN, flow_run VARCHAR)")
-    if (names := missing_files(state)) and is_whole(state, max(names)):
+    if (names := missing_files(state)) and is_intact(state, max(names)):
         con.execute("INSERT INTO was_missing BY NAME FROM read_parquet(?)", [str(state.local(max(names)))])
 
 
@@ -69,7 +69,7 @@ def _write(con: duckdb.DuckDBPyConnection, state: State, run_no: int, table: str
     found = con.table(table).project("key, lists, open, flow_run").order("key").to_arrow_table().cast(_SCHEMA)
     if found.num_rows:
         data = to_bytes(found)
-        name = sealed(f"{STEM}-{run_no:06d}", data)
+        name = checked_name(f"{STEM}-{run_no:06d}", data)
         state.write(name, data)
         old = [other for other in old if other != name]
     state.delete(old)

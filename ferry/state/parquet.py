@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferry.core import Checked, Confirmed, Damaged, ErrorClass, NewerVersion, Outcome, Reason, Row, Status
+from ferry.state.old_schemas import renamed_table
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
@@ -29,16 +30,16 @@ sys.meta_path.insert(0, _NoPandas())
 pa.array([0])
 del sys.meta_path[0]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
 
 CHUNK_SCHEMA = pa.schema(
     [
-        ("row_id", _S), ("source", _S), ("key", _S), ("late_key", pa.bool_()), ("size", _I), ("md5", _S),
+        ("row_id", _S), ("source", _S), ("key", _S), ("deferred_key", pa.bool_()), ("size", _I), ("md5", _S),
         ("sha256", _S), ("content_type", _S), ("etag", _S), ("last_modified", _S), ("id", _S),
-        ("reason", _S), ("attempt", _I), ("nights", _I),
+        ("reason", _S), ("attempt", _I), ("consecutive_failures", _I),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -48,17 +49,17 @@ OUTCOME_SCHEMA = pa.schema(
         ("status_code", _I), ("message", _S), ("retryable", pa.bool_()), ("reason", _S), ("attempt", _I),
         ("requests", _I), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("source_etag", _S),
         ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
-        ("run_no", _I), ("chunk", _S), ("how", _S), ("said", _S), ("checked", _S), ("read_at", _TIME), ("nights", _I),
-        ("confirmed", _S),
+        ("run_no", _I), ("chunk", _S), ("settings_digest", _S), ("manifest_digest", _S), ("checked_by", _S),
+        ("bytes_read_at", _TIME), ("consecutive_failures", _I), ("confirmed", _S),
     ],
     metadata=_META,
 )  # fmt: skip
 HINT_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
-        # what the ledger knows of a row that is looked at again; ``look`` is null for all others
-        ("look", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
-        ("last_modified", _S), ("known_etag", _S), ("read_at", _TIME), ("confirmed", _S),
+        # what the ledger knows of a row that is looked at again; ``revalidate`` is null for all others
+        ("revalidate", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
+        ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -105,7 +106,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     try:
         with pq.ParquetFile(path) as file:
             check_version((file.schema_arrow.metadata or {}).get(b"ferry_schema"), str(path))
-            return file.read(columns=list(columns) if columns else None)
+            return renamed_table(file.read(columns=list(columns) if columns else None))
     except pa.ArrowInvalid as exc:
         raise Damaged(f"state file {path} is damaged ({str(exc).splitlines()[0]})") from None
 
@@ -119,7 +120,7 @@ def check_version(found: bytes | int | None, what: str) -> None:
         )
 
 
-def said_of(row: Row) -> str | None:
+def manifest_digest_of(row: Row) -> str | None:
     """What the list says of an object, as 16 hex digits to compare; None where it says nothing. In SQL: SAID."""
     if row.size is None and row.md5 is None and row.sha256 is None and row.etag is None and row.last_modified is None:
         return None
@@ -127,7 +128,7 @@ def said_of(row: Row) -> str | None:
     return hashlib.md5("\x1f".join(part or "" for part in parts).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
-SAID = """CASE WHEN coalesce({m}.size::VARCHAR, {m}.md5, {m}.sha256, {m}.etag, {m}.last_modified) IS NOT NULL
+MANIFEST_DIGEST = """CASE WHEN coalesce({m}.size::VARCHAR, {m}.md5, {m}.sha256, {m}.etag, {m}.last_modified) IS NOT NULL
     THEN md5(concat_ws(chr(31), coalesce({m}.size::VARCHAR, ''), coalesce({m}.md5, ''), coalesce({m}.sha256, ''),
                        coalesce({m}.etag, ''), coalesce({m}.last_modified, '')))[:16] END"""
 
@@ -145,7 +146,7 @@ def rows_of(table: pa.Table) -> list[Row]:
     columns = [table.column(name).to_pylist() for name in Row._fields]
     at = Row._fields.index("reason")
     columns[at] = [_REASONS[value] for value in columns[at]]
-    at = Row._fields.index("nights")
+    at = Row._fields.index("consecutive_failures")
     columns[at] = [value or 0 for value in columns[at]]
     return [Row._make(values) for values in zip(*columns, strict=True)]
 
@@ -156,8 +157,8 @@ def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
         values["status"] = Status(values["status"])
         values["reason"] = Reason(values["reason"])
         values["error_class"] = ErrorClass(values["error_class"]) if values["error_class"] else None
-        values["checked"] = Checked(values["checked"]) if values["checked"] else None
-        values["nights"] = values["nights"] or 0
+        values["checked_by"] = Checked(values["checked_by"]) if values["checked_by"] else None
+        values["consecutive_failures"] = values["consecutive_failures"] or 0
         values["confirmed"] = Confirmed(values["confirmed"]) if values["confirmed"] else None
         yield Outcome(**values)
 

@@ -10,12 +10,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from ferry.core import Damaged
-from ferry.state.checksums import open_json, seal_json
+from ferry.state.checksums import decode_checked_json, encode_checked_json
 from ferry.state.files import State
+from ferry.state.old_schemas import renamed_keys
 from ferry.state.parquet import SCHEMA_VERSION, check_version
 
 PLAN_FILE = "plan/plan.json"
-PLACE_FILE = "plan/place.json"
+LOCATION_FILE = "plan/location.json"
+OLD_LOCATION_FILE = "plan/place.json"  # until schema 4
 HINTS = "plan/hints"
 REPLACED = "plan/replaced"
 REPLAN = "plan/replan"
@@ -30,7 +32,7 @@ class ChunkRef:
     digest: str  # SHA-256 of the file
     rows: int
     bytes: int  # sum of the sizes that the manifest names
-    kind: Literal["base", "again"]  # base chunks hold rows for good, "again" chunks until they are settled
+    kind: Literal["base", "retry"]  # base chunks stay in the plan, retry chunks until all their rows are done
     run_no: int  # the run that cut it
     done: int = 0  # rows that need nothing more, by the ledger
     existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
@@ -41,25 +43,26 @@ class ChunkRef:
 class Plan:
     """plan/plan.json: what stays from run to run."""
 
-    where: dict[str, str]  # Job.where() of the first plan
+    location_digests: dict[str, str]  # Job.location_digests() of the first plan
     chunk_rows: int
     rows: int  # of the current manifest
     manifest: dict[str, Any]  # file, digest of its source, recognised columns
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
-    since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of `where`
-    believed: int = 0  # usable rows of the last list that did not look cut off; 0 in plans of before there was such
+    since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of the location
+    expected_rows: int = 0  # usable rows of the last list that did not look cut off; 0 in older plans
     usable: int = 0  # rows without those that cannot be used, and without duplicates; 0 in older plans, too
 
     def encode(self) -> bytes:
-        return seal_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
+        return encode_checked_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
     def decode(cls, raw: bytes) -> Plan:
         """Raises NewerVersion, or Damaged."""
         try:
-            data = open_json(raw)
+            data = decode_checked_json(raw)
             check_version(data.pop("ferry_schema"), PLAN_FILE)
+            data = renamed_keys(data)
             data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -69,16 +72,16 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PlanLocation:
     """Where the rows go, since which run, and how many the list is to have: what a --replan, also of a damaged plan,
     must still know."""
 
-    where: dict[str, str]
+    location_digests: dict[str, str]
     since_run: int
-    believed: int = 0  # as Plan.believed
+    expected_rows: int = 0  # as Plan.expected_rows
 
     def encode(self) -> bytes:
-        return seal_json(asdict(self))
+        return encode_checked_json(asdict(self))
 
 
 def manifest_stem(run_no: int) -> str:
@@ -102,18 +105,21 @@ def read_plan(state: _Reads) -> Plan | None:
         return None
 
 
-def read_place(state: _Reads) -> Place | None:
-    """The place of the last plan, or None before the first. Raises Damaged."""
-    try:
-        data = open_json(state.read(PLACE_FILE))
-        return Place(dict(data["where"]), int(data["since_run"]), int(data.get("believed", 0)))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError) as exc:
-        raise Damaged(f"{PLACE_FILE} in the state is damaged ({type(exc).__name__})") from None
+def read_location(state: _Reads) -> PlanLocation | None:
+    """The location of the last plan, or None before the first. Raises Damaged."""
+    for name in (LOCATION_FILE, OLD_LOCATION_FILE):
+        try:
+            data = renamed_keys(decode_checked_json(state.read(name)))
+            digests, rows = dict(data["location_digests"]), int(data.get("expected_rows", 0))
+            return PlanLocation(digests, int(data["since_run"]), rows)
+        except FileNotFoundError:
+            continue
+        except (ValueError, TypeError, KeyError) as exc:
+            raise Damaged(f"{name} in the state is damaged ({type(exc).__name__})") from None
+    return None
 
 
-def forget_plan(state: State) -> None:
+def set_plan_aside(state: State) -> None:
     """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
 
     REPLAN says until the next plan that this one is missing on purpose. Raises NewerVersion.
@@ -134,7 +140,7 @@ def forget_plan(state: State) -> None:
 _RESULT = re.compile(r"-([0-9a-f]{32})\.json\Z")  # of a chunk, by the end of its cache key; others are not ours
 
 
-def forget_unlisted(state: State, digests: Collection[str]) -> None:
+def delete_unlisted(state: State, digests: Collection[str]) -> None:
     """Deletes chunk files, and what Prefect's cache keeps of chunks, that are not of these chunks.
 
     Under the lease, after the plan with these chunks is in force. Outcomes stay: they are what happened.
@@ -161,8 +167,8 @@ class Planned:
     todo: dict[str, int]  # reason -> rows in new chunks
     pending: int  # rows of earlier chunks that are still to do
     settled: int  # rows that this run does not touch, whatever became of them
-    lasting: int  # of these: failed for a reason that a plain run does not try again
-    beyond: int  # rows to do that --limit leaves for later
+    permanent_failures: int  # of these: failed for a reason that a plain run does not try again
+    deferred_by_limit: int  # rows to do that --limit leaves for later
     existing: str  # how existing objects are found, in words
     chunk_rows: int
     chunks: list[ChunkRef]

@@ -61,7 +61,7 @@ def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> N
     they are still true. A failed one among them is failed until it has another end."""
     paths = []
     for chunk in plan.chunks:
-        if chunk.kind == "again":
+        if chunk.kind == "retry":
             with contextlib.suppress(FileNotFoundError, Damaged):  # planning cuts its rows anew
                 paths.append(str(verified_path(state, chunk.uri, "")))
     con.execute("CREATE TABLE waiting (row_id VARCHAR)")

@@ -2,8 +2,8 @@
 
 from ferry.storage.confirmation import Proof
 from ferry.storage.credentials import Access
-from ferry.storage.local_files import Folder, Twin
-from ferry.storage.object_info import Found, md5_of_etag, same_etag
+from ferry.storage.local_files import FoldedName, Folder
+from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import run_preflight
 from ferry.storage.s3 import NotPlain
 from ferry.storage.s3_control import BucketControl
@@ -13,12 +13,12 @@ __all__ = [
     "Access",
     "AlreadyThere",
     "BucketControl",
+    "FoldedName",
     "Folder",
-    "Found",
     "NotPlain",
+    "ObjectInfo",
     "Proof",
     "Store",
-    "Twin",
     "md5_of_etag",
     "open_store",
     "run_preflight",

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol
 
 from ferry.core import PART_BYTES, Body, Confirmed, ErrorClass, ObjectError
-from ferry.storage.object_info import Found, Sent, composite_etag, md5_of_etag, multipart_etag
+from ferry.storage.object_info import ObjectInfo, Sent, composite_etag, md5_of_etag, multipart_etag
 
 READ_FIRST = 8  # objects, before the size of others is believed
 READ_ONE_IN = 20  # of the others
@@ -85,8 +85,8 @@ class Trust:
 class Reads(Protocol):
     """What is asked of a store here."""
 
-    async def head(self, key: str) -> Found | None: ...
-    async def digest(self, key: str, *, max_bytes: int, moved: Callable[[], object]) -> tuple[str, Found]: ...
+    async def head(self, key: str) -> ObjectInfo | None: ...
+    async def digest(self, key: str, *, max_bytes: int, moved: Callable[[], object]) -> tuple[str, ObjectInfo]: ...
 
 
 async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) -> Proof:
@@ -110,7 +110,7 @@ async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) 
     return Proof(Confirmed.SIZE, sent.etag or found.etag)
 
 
-async def of_size(store: Reads, key: str, size: int) -> Found:
+async def of_size(store: Reads, key: str, size: int) -> ObjectInfo:
     """The object, which must have so many bytes."""
     found = await store.head(key)
     if found is None:
@@ -120,7 +120,7 @@ async def of_size(store: Reads, key: str, size: int) -> Found:
     return found
 
 
-async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> Found:
+async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> ObjectInfo:
     """The object, whose bytes must be the body's."""
     try:
         sha256, found = await store.digest(key, max_bytes=body.size, moved=body.moved)

@@ -12,9 +12,9 @@ from typing import Any
 import obstore
 
 from ferry.core import Body, Budget, Charge, ErrorClass, ObjectError, for_nothing, whole_body
-from ferry.http import Algorithm, Answer, Arriving, Hashing, Reader, pour, pour_plain, said
-from ferry.storage.errors import from_store, from_store_http
-from ferry.storage.object_info import Found
+from ferry.http import Algorithm, Arriving, Hashing, Reader, Response, pour, pour_plain, printable_header
+from ferry.storage.errors import from_store_http, mapped_errors
+from ferry.storage.object_info import ObjectInfo
 from ferry.storage.s3 import BucketHttp, NotPlain, attributes_of, last_modified
 
 PIECE_BYTES = 256 * 1024  # of what obstore's client reads; without it 10 MiB
@@ -42,7 +42,7 @@ class Downloads:
 
     async def get(
         self, key: str, path: str, max_bytes: int, side: str, charge: Charge
-    ) -> tuple[Body, Found, dict[str, str]]:
+    ) -> tuple[Body, ObjectInfo, dict[str, str]]:
         """The object at ``path``, which is called ``key``, and its attributes."""
         if (http := self._http()) is not None:
             with contextlib.suppress(NotPlain):
@@ -51,7 +51,7 @@ class Downloads:
                 with _ended(response, side):
                     body = await reader.body(response, charge, self._bucket, undo=False)
                 return body, _found(key, body.size, response), attributes_of(response.headers)
-        with _mapped(side):
+        with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
             found = _shown(key, result.meta, max_bytes)
             body = await self._body(result, found.size, charge)
@@ -62,7 +62,7 @@ class Downloads:
 
     async def digest(
         self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
-    ) -> tuple[str, Found]:
+    ) -> tuple[str, ObjectInfo]:
         """The digest of the object's bytes. It takes nothing of the budget: no more than a piece is here at once.
         ``moved`` hears of each piece."""
         side = "destination"
@@ -73,7 +73,7 @@ class Downloads:
                 with _ended(response, side):
                     await pour(response, hashing, max_bytes, for_nothing, undo=False)
                 return hashing.digest, _found(key, hashing.size, response)
-        with _mapped(side):
+        with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
             found = _shown(key, result.meta, max_bytes)
             await pour_plain(result.stream(PIECE_BYTES), hashing, for_nothing)
@@ -103,7 +103,7 @@ class Downloads:
 
 
 @contextlib.contextmanager
-def _ended(response: Answer, side: str) -> Iterator[None]:
+def _ended(response: Response, side: str) -> Iterator[None]:
     """The answer's body is read in the block; an error gives it up."""
     try:
         yield
@@ -114,30 +114,17 @@ def _ended(response: Answer, side: str) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _mapped(side: str) -> Iterator[None]:
-    """obstore's errors become Ferry's."""
-    try:
-        yield
-    except (obstore.exceptions.NotFoundError, FileNotFoundError):
-        raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
-    except ObjectError:
-        raise
-    except Exception as exc:  # noqa: BLE001 - errors.py knows them
-        raise from_store(exc, side=side) from None
+def _found(key: str, size: int, response: Response) -> ObjectInfo:
+    return ObjectInfo(key, size, printable_header(response.headers.get("ETag")), last_modified(response.headers))
 
 
-def _found(key: str, size: int, response: Answer) -> Found:
-    return Found(key, size, said(response.headers.get("ETag")), last_modified(response.headers))
-
-
-def _shown(key: str, meta: Any, max_bytes: int) -> Found:
+def _shown(key: str, meta: Any, max_bytes: int) -> ObjectInfo:
     """What the answer's header says of the object. Raises ObjectError where that is too large."""
-    found = Found(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
+    found = ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
     if found.size > max_bytes:
         raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})")
     return found
 
 
-def _cut(size: int, found: Found) -> ObjectError:
+def _cut(size: int, found: ObjectInfo) -> ObjectError:
     return ObjectError(ErrorClass.TRUNCATED, f"{size:,} of {found.size:,} bytes arrived")

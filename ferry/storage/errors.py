@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
+from collections.abc import Iterator
 from typing import Literal
 
 import obstore.exceptions as store_errors
@@ -86,6 +88,8 @@ def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
 
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
+ALREADY_THERE = store_errors.AlreadyExistsError
+NOT_FOUND = (store_errors.NotFoundError, FileNotFoundError)
 _HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
@@ -262,3 +266,16 @@ def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
     if inner is not None:
         return from_store_http(inner, side)
     return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed ({type(exc).__name__})")
+
+
+@contextlib.contextmanager
+def mapped_errors(side: str) -> Iterator[None]:
+    """obstore's errors become Ferry's."""
+    try:
+        yield
+    except NOT_FOUND:
+        raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
+    except ObjectError:
+        raise
+    except Exception as exc:  # noqa: BLE001 - from_store knows them
+        raise from_store(exc, side=side) from None

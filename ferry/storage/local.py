@@ -14,11 +14,11 @@ from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import BinaryIO
 
-from ferry.core import BATCH_BYTES, PARTS, Body, Budget, Charge, ErrorClass, FerryError, ObjectError, short
+from ferry.core import BATCH_BYTES, PARTS_DIRECTORY, Body, Budget, Charge, ErrorClass, FerryError, ObjectError, short
 from ferry.http import Algorithm, Arriving
 from ferry.storage.errors import from_folder
 from ferry.storage.local_files import Entry, Folder, entry_of
-from ferry.storage.object_info import Found
+from ferry.storage.object_info import ObjectInfo
 
 TICK_S = 0.02  # two writes within a clock's tick leave the same time of change; ticks are 10 ms at most
 
@@ -41,7 +41,7 @@ class Directory:
         except OSError as exc:
             raise from_folder(exc, "destination") from None
 
-    async def head(self, key: str, side: str) -> Found | None:
+    async def head(self, key: str, side: str) -> ObjectInfo | None:
         try:
             entry = await asyncio.to_thread(self.folder.find, key)
         except OSError as exc:
@@ -63,7 +63,7 @@ class Directory:
         except OSError as exc:
             raise from_folder(exc, "destination") from None
 
-    async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, Found, dict[str, str]]:
+    async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, ObjectInfo, dict[str, str]]:
         body = None
         try:
             async with self._reading(key, max_bytes, side) as (file, found):
@@ -78,7 +78,7 @@ class Directory:
 
     async def digest(
         self, key: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
-    ) -> tuple[str, Found]:
+    ) -> tuple[str, ObjectInfo]:
         """The digest of a file's bytes, and the file. ``moved`` hears of each piece."""
         side = "destination"
         digest = hashlib.new(algorithm, usedforsecurity=False)
@@ -98,7 +98,7 @@ class Directory:
         return digest.hexdigest(), found
 
     @contextlib.asynccontextmanager
-    async def _reading(self, key: str, max_bytes: int, side: str) -> AsyncIterator[tuple[BinaryIO, Found]]:
+    async def _reading(self, key: str, max_bytes: int, side: str) -> AsyncIterator[tuple[BinaryIO, ObjectInfo]]:
         """An open file; one that is another at the end of the block than at its beginning is an error: what was read
         may be half of what it was and half of what it is now."""
         try:
@@ -151,11 +151,11 @@ def _written_to(side: str) -> ObjectError:
     return ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
 
 
-def _found_file(key: str, entry: Entry) -> Found:
-    return Found(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
+def _found_file(key: str, entry: Entry) -> ObjectInfo:
+    return ObjectInfo(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
 
 
-def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
+def walk(directory: Path, *, links: bool = False) -> Iterator[list[ObjectInfo]]:
     """A directory's files, page by page in no certain order, without Ferry's unfinished ones.
 
     Links to files are followed where they stay inside the directory; those to folders are not, since what lies there
@@ -170,11 +170,11 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
             raise _unreadable(exc)
 
     for where, below, names in os.walk(root, onerror=refused):
-        below[:] = [name for name in below if name != PARTS]
+        below[:] = [name for name in below if name != PARTS_DIRECTORY]
         page = []
         folders = {name for name in below if links and _is_link(Path(where, name))}
         for name in (*names, *folders):
-            if name.startswith(PARTS):
+            if name.startswith(PARTS_DIRECTORY):
                 continue
             path = Path(where, name)
             # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
@@ -183,7 +183,7 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
                 if _is_link(path) and not _stays_inside(path, root):
                     if links:
                         slash = "/" if name in folders else ""
-                        page.append(Found(key + slash, 0, None, None))
+                        page.append(ObjectInfo(key + slash, 0, None, None))
                     continue
                 if name in folders:
                     continue
@@ -192,7 +192,7 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[Found]]:
                 if _is_gone(exc):
                     continue
                 raise _unreadable(exc) from None
-            page.append(Found(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
+            page.append(ObjectInfo(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
         if page:
             yield page
 

@@ -21,7 +21,7 @@ from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTSUP, EPERM, ESTALE, EXDEV
 from pathlib import Path
 from typing import Literal
 
-from ferry.core import PARTS
+from ferry.core import PARTS_DIRECTORY
 
 WRITERS = 16  # files that wait for the disk at once
 MOST_KNOWN = 100_000
@@ -31,8 +31,8 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {EPERM, ENOTSUP}  # of a file system without hard links (FAT)
 
 Names = tuple[str, ...]
-Twin = Literal["case", "form", "dots"]
-_TRIED: dict[Twin, tuple[str, str]] = {"case": ("a", "A"), "form": ("\u00e9", "e\u0301"), "dots": ("b", "b.")}
+FoldedName = Literal["case", "form", "dots"]
+_TRIED: dict[FoldedName, tuple[str, str]] = {"case": ("a", "A"), "form": ("\u00e9", "e\u0301"), "dots": ("b", "b.")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def entry_of(fd: int) -> Entry:
 def names_of(key: str) -> Names:
     """The names of a key, one below the other. Raises OSError (EINVAL) for what leads elsewhere: `..` is no link."""
     names = tuple(key.split("/"))
-    if any(name in ("", ".", "..") or "\0" in name or name.casefold().startswith(PARTS) for name in names):
+    if any(name in ("", ".", "..") or "\0" in name or name.casefold().startswith(PARTS_DIRECTORY) for name in names):
         raise OSError(EINVAL, "no name below a directory")
     return names
 
@@ -112,7 +112,7 @@ class Folder:
         """A new file in `.ferry-parts`: that folder, the name, the open file. What is still there at the end, goes."""
         name = f"{self._mark}-{secrets.token_hex(8)}"
         for again in (True, False):
-            parts = self._open_folder((PARTS,), make=True)
+            parts = self._open_folder((PARTS_DIRECTORY,), make=True)
             try:
                 fd = os.open(name, _WRITE, 0o666, dir_fd=parts)
                 break
@@ -139,7 +139,7 @@ class Folder:
             return False
         return True
 
-    def twins(self) -> frozenset[Twin]:
+    def twins(self) -> frozenset[FoldedName]:
         """Which names are one here though they differ, by trying: FAT, NTFS, SMB and macOS have such."""
         found = set()
         for twin, (one, other) in _TRIED.items():
@@ -159,7 +159,7 @@ class Folder:
         """Deletes what killed runs of this job left unfinished; returns how many. While no other run of it is on."""
         cleaned = 0
         try:
-            parts = self._open_folder((PARTS,), make=False)
+            parts = self._open_folder((PARTS_DIRECTORY,), make=False)
         except OSError:
             return 0
         try:
@@ -178,7 +178,7 @@ class Folder:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._fd is not None and self._create:
             with contextlib.suppress(OSError):
-                os.rmdir(PARTS, dir_fd=self._fd)
+                os.rmdir(PARTS_DIRECTORY, dir_fd=self._fd)
 
     def remove(self, key: str) -> None:
         """Removes a file for good, not its folder; nothing there is fine. Follows no link, and removes none."""
@@ -334,7 +334,7 @@ def place(parts: int, temporary: str, below: int, name: str, *, create: bool) ->
         return
     except OSError as exc:
         if exc.errno == EXDEV:
-            beside = f"{PARTS}-{secrets.token_hex(8)}"
+            beside = f"{PARTS_DIRECTORY}-{secrets.token_hex(8)}"
         elif create and exc.errno in _NO_LINKS and not isinstance(exc, FileExistsError):
             beside = ""
         else:

@@ -17,7 +17,7 @@ _MULTIPART_ETAG = re.compile(r'"?([0-9A-Fa-f]{32}-\d+)"?\Z')
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ObjectInfo:
     """An object as a listing or a HEAD shows it. ``key`` is relative to the store's prefix."""
 
     key: str

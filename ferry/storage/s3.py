@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from yarl import URL
 
 from ferry.core import PART_BYTES, Fatal, ObjectError
-from ferry.http import Answer, Connections, SystemResolver, Upload, died_unanswered, parse_retry_after
+from ferry.http import Connections, Response, SystemResolver, Upload, died_unanswered, parse_retry_after
 from ferry.storage.errors import credentials_error, from_store_http, redirected, s3_code, store_status
 from ferry.storage.object_info import Sent, checksum_of, sha256_of
 from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
@@ -109,9 +109,9 @@ class BucketHttp:
         await self._connections.close()
 
     @property
-    def handshakes(self) -> int:
+    def connections_opened(self) -> int:
         """Connections opened so far."""
-        return self._connections.handshakes
+        return self._connections.connections_opened
 
     async def put(
         self, key: str, data: bytes | Upload, sha256: str, attributes: Mapping[str, str], create: bool
@@ -147,7 +147,7 @@ class BucketHttp:
             raise NotPlain
         raise await self._refused(response, "destination")
 
-    async def get(self, key: str, side: str) -> Answer:
+    async def get(self, key: str, side: str) -> Response:
         """The answer with the object, its body not read yet; whoever takes it reads or closes it."""
         response = await self._ask("GET", key, {}, EMPTY_SHA256, None, side)
         if response.status == 200:
@@ -220,7 +220,7 @@ class BucketHttp:
         data: bytes | Upload | None,
         side: str,
         patience_s: float | None = None,
-    ) -> Answer:
+    ) -> Response:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
         return await self._send(method, self._root + encoded(key), headers, sha256, data, side, patience_s=patience_s)
@@ -235,7 +235,7 @@ class BucketHttp:
         side: str,
         query: str = "",
         patience_s: float | None = None,
-    ) -> Answer:
+    ) -> Response:
         keys = await self._credentials.current()
         if keys is not None:
             headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC), query)
@@ -259,7 +259,7 @@ class BucketHttp:
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 
-    async def _rest(self, response: Answer, side: str) -> bytes:
+    async def _rest(self, response: Response, side: str) -> bytes:
         """The body of an answer that is no object, as far as anybody reads it."""
         taken = b""
         try:
@@ -271,7 +271,7 @@ class BucketHttp:
             response.close()
         return taken
 
-    async def _refused(self, response: Answer, side: str) -> ObjectError | Fatal | NotPlain:
+    async def _refused(self, response: Response, side: str) -> ObjectError | Fatal | NotPlain:
         body = await self._rest(response, side)
         if response.status < 400:
             location, region = response.headers.get("Location"), response.headers.get("x-amz-bucket-region")

@@ -26,7 +26,7 @@ from ferry.http import parse_retry_after, tls
 from ferry.storage import s3_xml
 from ferry.storage.credentials import Access, endpoint_of, keys_of, region_of
 from ferry.storage.errors import HTTP_ERRORS, from_urllib3, redirected, s3_code, store_status
-from ferry.storage.object_info import Found, composite_etag, composite_of
+from ferry.storage.object_info import ObjectInfo, composite_etag, composite_of
 from ferry.storage.s3 import Reply
 from ferry.storage.sigv4 import EMPTY_SHA256, Signer, encoded
 
@@ -78,7 +78,7 @@ class BucketControl:
 
         return self._tries(once)
 
-    def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[Found]]:
+    def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[ObjectInfo]]:
         """Yields pages of objects whose whole keys begin with ``prefix`` (S3 API: ListObjectsV2).
 
         A page that says it is the last is believed only after one more request, which starts after the last key: some

@@ -11,14 +11,14 @@ from xml.sax.saxutils import escape
 
 from ferry.core import ErrorClass, Fatal, ObjectError
 from ferry.storage.errors import s3_code, store_status
-from ferry.storage.object_info import Found
+from ferry.storage.object_info import ObjectInfo
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
     """One answer to ListObjectsV2. ``token``: where the next page begins, as the store says it."""
 
-    objects: list[Found]  # with whole keys
+    objects: list[ObjectInfo]  # with whole keys
     truncated: bool
     token: str | None
 
@@ -52,11 +52,11 @@ def page(body: bytes, side: str) -> Page:
     return Page(objects, text(root, "IsTruncated") == "true", text(root, "NextContinuationToken"))
 
 
-def _found(contents: ET.Element, *, in_url: bool) -> Found:
+def _found(contents: ET.Element, *, in_url: bool) -> ObjectInfo:
     said = {_name(each): each.text or "" for each in contents}
     key = unquote_plus(said["Key"], errors="strict") if in_url else said["Key"]
     modified = said.get("LastModified")
-    return Found(
+    return ObjectInfo(
         key, int(said["Size"]), said.get("ETag") or None, datetime.fromisoformat(modified) if modified else None
     )
 

@@ -38,15 +38,15 @@ from ferry.http import Algorithm
 from ferry.storage.confirmation import Proof, Told, Trust, confirm, of_size
 from ferry.storage.credentials import Access, s3_client, short_client, upload_s
 from ferry.storage.downloads import Downloads
-from ferry.storage.errors import from_store, key_refused, no_condition
+from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, from_store, key_refused, no_condition
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
 from ferry.storage.multipart import Multipart, Notes, Parts
-from ferry.storage.object_info import Found, Sent, md5_of_etag, multipart_etag
+from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag, multipart_etag
 from ferry.storage.s3 import BucketHttp, NotPlain
 from ferry.storage.s3_control import BucketControl
 
-__all__ = ["Found", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
+__all__ = ["ObjectInfo", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
 REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
 
@@ -188,7 +188,7 @@ class Store:
             extra |= {"attributes": attributes}
             async with asyncio.timeout(upload_s(len(source), self._read_s) if isinstance(source, bytes) else None):
                 result = await obstore.put_async(self._uploads, self.path(key), source, **extra)
-        except obstore.exceptions.AlreadyExistsError:
+        except ALREADY_THERE:
             raise AlreadyThere from None
         except Exception as exc:
             raise from_store(exc) from None
@@ -235,19 +235,19 @@ class Store:
         await of_size(self, key, size)
         return Proof(Confirmed.SIZE, copied)
 
-    async def head(self, key: str, *, side: str = "destination") -> Found | None:
+    async def head(self, key: str, *, side: str = "destination") -> ObjectInfo | None:
         """What stands under a key, or None."""
         if side == "source":
             return await self._head(key, side)
         async with self._one_key("head"):
             return await self._head(key, side)
 
-    async def _head(self, key: str, side: str) -> Found | None:
+    async def _head(self, key: str, side: str) -> ObjectInfo | None:
         if self._directory is not None:
             return await self._directory.head(key, side)
         try:
             meta = await obstore.head_async(self.backend, self.path(key))
-        except (obstore.exceptions.NotFoundError, FileNotFoundError):
+        except NOT_FOUND:
             return None
         except Exception as exc:
             raise from_store(exc, side=side) from None
@@ -269,7 +269,7 @@ class Store:
 
     async def get(
         self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
-    ) -> tuple[Body, Found, dict[str, str]]:
+    ) -> tuple[Body, ObjectInfo, dict[str, str]]:
         """One object with its digests and attributes (Content-Type, Content-Encoding, metadata).
 
         ``charge`` says how long to wait after so many bytes.
@@ -285,7 +285,7 @@ class Store:
         max_bytes: int,
         algorithm: Algorithm = "sha256",
         moved: Callable[[], object] = lambda: None,
-    ) -> tuple[str, Found]:
+    ) -> tuple[str, ObjectInfo]:
         """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory.
 
         ``moved`` hears of each piece.
@@ -316,9 +316,9 @@ class Store:
         return self._http
 
     @property
-    def handshakes(self) -> int:
+    def connections_opened(self) -> int:
         """Connections that the short way opened so far."""
-        return self._http.handshakes if self._http is not None else 0
+        return self._http.connections_opened if self._http is not None else 0
 
     async def clean(self) -> None:
         """Ends what killed runs of this job left unfinished; while no other run of it is on."""
@@ -333,7 +333,7 @@ class Store:
         if self._http is not None:
             await self._http.close()
 
-    def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[Found]]:
+    def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[ObjectInfo]]:
         """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
         if self._directory is not None:
             yield from walk(self._directory.folder.root, links=side == "source")
@@ -349,10 +349,10 @@ class Store:
             return Proof(Confirmed.SIZE, sent.etag)
         return await confirm(self, self.trust, key, body, sent)
 
-    def _found(self, meta: Any) -> Found:
+    def _found(self, meta: Any) -> ObjectInfo:
         path = str(meta["path"])
         key = path[len(self.prefix) + 1 :] if self.prefix else path
-        return Found(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
+        return ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
 
 
 def open_store(

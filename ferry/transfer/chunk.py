@@ -18,33 +18,33 @@ from ferry.core import (
     Damaged,
     ErrorClass,
     Fatal,
-    Known,
-    Look,
-    Moved,
+    KnownCopy,
     ObjectError,
     Outcome,
+    Revalidate,
     Status,
+    TransferResult,
     backoff_s,
     redact,
 )
 from ferry.http import from_origin
-from ferry.ratelimit import PausedTooLong, Place, host_of
+from ferry.ratelimit import PausedTooLong, Permit, host_of
 from ferry.state import (
     DAMAGE_ADVICE,
     ChunkRef,
     State,
     append_outcomes,
     concat,
+    manifest_digest_of,
     read_table,
     rows_of,
-    said_of,
     to_bytes,
     verified_path,
     write_outcomes,
 )
-from ferry.storage import Found
-from ferry.transfer.chunk_queue import Agenda, Item
-from ferry.transfer.dispatcher import Lane
+from ferry.storage import ObjectInfo
+from ferry.transfer.chunk_queue import ChunkQueue, PendingRow
+from ferry.transfer.dispatcher import HostQueue
 from ferry.transfer.retry import Next, next_step
 from ferry.transfer.runtime import Runtime, Settled
 
@@ -78,13 +78,15 @@ class ChunkRows:
     def unread(self) -> int:
         return len(self._table) - self._at
 
-    def take(self, count: int) -> list[Item] | None:
+    def take(self, count: int) -> list[PendingRow] | None:
         if not self.unread:
             return None
         rows = rows_of(self._table.slice(self._at, count))
         self._at += len(rows)
         done, settled = self._done, self._settled
-        return [Item(row, host_of(row.source)) for row in rows if row.row_id not in done and row.row_id not in settled]
+        return [
+            PendingRow(row, host_of(row.source)) for row in rows if row.row_id not in done and row.row_id not in settled
+        ]
 
 
 ADVICE = "Run the job again: planning cuts its rows anew"
@@ -94,8 +96,8 @@ ADVICE = "Run the job again: planning cuts its rows anew"
 class Hints:
     """What the plan found out about a chunk's rows, by their IDs."""
 
-    found: dict[str, Found] = field(default_factory=dict)  # what exists at the destination
-    known: dict[str, Known] = field(default_factory=dict)  # what was moved before, and is looked at again
+    found: dict[str, ObjectInfo] = field(default_factory=dict)  # what exists at the destination
+    known: dict[str, KnownCopy] = field(default_factory=dict)  # what was moved before, and is looked at again
     done: set[str] = field(default_factory=set)  # they need nothing
 
 
@@ -111,11 +113,11 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
             hints.done.add(row_id)
             continue
         if hint["dest_size"] is not None:
-            hints.found[row_id] = Found(keys[row_id], hint["dest_size"], hint["dest_etag"], None)
-        if hint["look"] is not None:
-            hints.known[row_id] = Known(
-                Look(hint["look"]), hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
-                hint["etag"], hint["last_modified"], hint["known_etag"], hint["read_at"],
+            hints.found[row_id] = ObjectInfo(keys[row_id], hint["dest_size"], hint["dest_etag"], None)
+        if hint["revalidate"] is not None:
+            hints.known[row_id] = KnownCopy(
+                Revalidate(hint["revalidate"]), hint["key"], hint["size"], hint["md5"], hint["sha256"],
+                hint["content_type"], hint["etag"], hint["last_modified"], hint["known_etag"], hint["bytes_read_at"],
                 Confirmed(hint["confirmed"]) if hint.get("confirmed") else None,
             )  # fmt: skip
     return table, hints
@@ -128,12 +130,12 @@ def _table(state: State, name: str) -> pa.Table:
         raise Damaged(f"state file {name} is gone. {ADVICE}") from None
 
 
-def still_there(outcome: Outcome, known: Known) -> Outcome:
+def still_there(outcome: Outcome, known: KnownCopy) -> Outcome:
     """A failed look at an object that was moved before: it stands as it was, and the ledger keeps what it knew."""
     return outcome._replace(
         key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
         source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
-        read_at=known.read_at, confirmed=known.confirmed,
+        bytes_read_at=known.bytes_read_at, confirmed=known.confirmed,
         message=f"{outcome.message}; what was copied before stands at the destination",
     )  # fmt: skip
 
@@ -151,7 +153,7 @@ class ChunkRun:
         self._why = ""
         self._loop = asyncio.get_running_loop()
         self._rows: ChunkRows | None = None
-        self._agenda: Agenda | None = None
+        self._agenda: ChunkQueue | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._delayed: set[asyncio.TimerHandle] = set()
         self._over = asyncio.Event()
@@ -167,7 +169,7 @@ class ChunkRun:
         pending = len(table) - len(done) - len(self._settled.rows)
         # a copy of what was settled: rows that settle from now on are under way and not to be left out
         self._rows = ChunkRows(table, done, frozenset(self._settled.rows))
-        self._agenda = Agenda(self._rows)
+        self._agenda = ChunkQueue(self._rows)
         flusher = asyncio.create_task(self._flush_often())
         stop = asyncio.create_task(self._rt.stop.wait())
         over = asyncio.create_task(self._over.wait())
@@ -202,7 +204,7 @@ class ChunkRun:
 
     # --- what the dispatcher asks
 
-    def more(self) -> Sequence[Item]:
+    def more(self) -> Sequence[PendingRow]:
         assert self._agenda is not None
         items = self._agenda.more()
         if self._agenda.over:
@@ -215,12 +217,12 @@ class ChunkRun:
     def rows_delayed(self) -> int:
         return len(self._delayed)
 
-    def begin(self, item: Item, lane: Lane) -> None:
+    def begin(self, item: PendingRow, lane: HostQueue) -> None:
         task = self._loop.create_task(self._try(item, lane))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    def leave(self, item: Item, why: str) -> None:  # noqa: ARG002
+    def leave(self, item: PendingRow, why: str) -> None:  # noqa: ARG002
         self._why = why or self._why
         self._done()
 
@@ -237,13 +239,13 @@ class ChunkRun:
 
     # --- one try of one row
 
-    async def _try(self, item: Item, lane: Lane) -> None:
+    async def _try(self, item: PendingRow, lane: HostQueue) -> None:
         """One request for the row, in the place at its host that it was given."""
         rt, row = self._rt, item.row
         if item.started_at is None:
             item.started_at = datetime.now(UTC)
         item.tries += 1
-        place = Place(lane.limit, rt.mover.waits.moved)
+        place = Permit(lane.limit, rt.mover.waits.moved)
         circuit = lane.circuit
         try:
             moved = await rt.mover.move(
@@ -274,7 +276,7 @@ class ChunkRun:
             place.free()
             rt.mover.waits.over()
 
-    def _failed(self, item: Item, error: ObjectError, open_reason: str | None) -> None:
+    def _failed(self, item: PendingRow, error: ObjectError, open_reason: str | None) -> None:
         retries = self._rt.retries
         item.requests += max(1, error.requests)
         item.may_have_written |= error.at_destination
@@ -297,13 +299,13 @@ class ChunkRun:
             self._after(step.delay_s, item)
         elif step.next is Next.TO_THE_END:
             assert self._agenda is not None
-            self._agenda.to_the_end(item)
+            self._agenda.requeue_last(item)
             self._see_to_the_end()
         else:
             self._settle(item, self._rt.mover.unconfirmed.last_word(item.row, error))
             self._done()
 
-    def _after(self, delay_s: float, item: Item) -> None:
+    def _after(self, delay_s: float, item: PendingRow) -> None:
         def due() -> None:
             self._delayed.discard(timer)
             self._rt.dispatcher.again(item, self)
@@ -313,16 +315,16 @@ class ChunkRun:
 
     # --- outcomes
 
-    def _settle(self, item: Item, end: Moved | ObjectError) -> None:
+    def _settle(self, item: PendingRow, end: TransferResult | ObjectError) -> None:
         outcome = self._outcome(item, end)
         self._buffer.append(outcome)
         counts = self._settled.counts
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
-        moved_bytes = end.bytes_read if isinstance(end, Moved) else 0
+        moved_bytes = end.bytes_read if isinstance(end, TransferResult) else 0
         self._settled.bytes += moved_bytes
         self._rt.progress.add(outcome.status, outcome.error_class, moved_bytes)
 
-    def _outcome(self, item: Item, end: Moved | ObjectError) -> Outcome:
+    def _outcome(self, item: PendingRow, end: TransferResult | ObjectError) -> Outcome:
         row, rt = item.row, self._rt
         now = datetime.now(UTC)
         if isinstance(end, ObjectError):
@@ -332,7 +334,8 @@ class ChunkRun:
                 retryable=end.again is not Again.NEVER, reason=row.reason, attempt=row.attempt,
                 requests=item.requests, size=row.size, md5=None, sha256=None, content_type=None, source_etag=None,
                 source_last_modified=None, dest_etag=None, started_at=item.started_at or now, recorded_at=now,
-                run_no=rt.run_no, chunk=self._ref.digest, how=rt.how, nights=row.nights + 1,
+                run_no=rt.run_no, chunk=self._ref.digest, settings_digest=rt.settings_digest,
+                consecutive_failures=row.consecutive_failures + 1,
             )  # fmt: skip
             known = self._hints.known.get(row.row_id)
             return outcome if known is None or item.may_have_written else still_there(outcome, known)
@@ -342,8 +345,9 @@ class ChunkRun:
             attempt=row.attempt, requests=item.requests, size=end.size, md5=end.md5, sha256=end.sha256,
             content_type=end.content_type, source_etag=end.source_etag,
             source_last_modified=end.source_last_modified, dest_etag=end.dest_etag,
-            started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest, how=rt.how,
-            said=said_of(row), checked=end.checked, read_at=end.read_at or item.started_at or now,
+            started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest,
+            settings_digest=rt.settings_digest, manifest_digest=manifest_digest_of(row),
+            checked_by=end.checked_by, bytes_read_at=end.bytes_read_at or item.started_at or now,
             confirmed=end.confirmed,
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ SLICE_ROWS = 500  # rows that are made from the chunk's table at a time
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class PendingRow:
     """A row with what its tries in this chunk attempt came to."""
 
     row: Row
@@ -30,15 +30,15 @@ class Item:
 class Rows(Protocol):
     """Where the rows come from, a slice at a time, so that a chunk of 100,000 rows is not in memory as objects."""
 
-    def take(self, count: int) -> Sequence[Item] | None:
+    def take(self, count: int) -> Sequence[PendingRow] | None:
         """Up to ``count`` further rows that are to be done (perhaps none of these); None at the end."""
         ...
 
 
-class Agenda:
+class ChunkQueue:
     """Hands out items in slices, and the last tries once nothing else is under way.
 
-    Each item that was handed out is given back once: with :meth:`to_the_end` or :meth:`done`. One that waits for
+    Each item that was handed out is given back once: with :meth:`requeue_last` or :meth:`done`. One that waits for
     another try stays under way.
     """
 
@@ -47,7 +47,7 @@ class Agenda:
     def __init__(self, rows: Rows) -> None:
         self._rows: Rows | None = rows
         self._under_way = 0
-        self._end: list[Item] = []
+        self._end: list[PendingRow] = []
 
     @property
     def idle(self) -> bool:
@@ -59,7 +59,7 @@ class Agenda:
         """Nothing is left, nor under way."""
         return self._rows is None and not self._under_way and not self._end
 
-    def more(self) -> Sequence[Item]:
+    def more(self) -> Sequence[PendingRow]:
         """The next slice; empty when there is none, for now or for ever."""
         while self._rows is not None:
             items = self._rows.take(SLICE_ROWS)
@@ -76,7 +76,7 @@ class Agenda:
         self._under_way = len(last)
         return last
 
-    def to_the_end(self, item: Item) -> None:
+    def requeue_last(self, item: PendingRow) -> None:
         self._under_way -= 1
         self._end.append(item)
 

@@ -6,12 +6,12 @@ from typing import Literal
 
 from ferry.core import Again, ErrorClass, ObjectError, Reason, Row
 from ferry.job import OnExisting
-from ferry.storage import Found, md5_of_etag
+from ferry.storage import ObjectInfo, md5_of_etag
 
 Step = Literal["fetch", "skip", "unchanged"]
 
 
-def before_fetch(policy: OnExisting, row: Row, found: Found | None) -> Step:
+def before_fetch(policy: OnExisting, row: Row, found: ObjectInfo | None) -> Step:
     """What an existing object means before anything is downloaded (SEMANTICS: keys, on_existing).
 
     | policy | object | evidence of sameness | step |

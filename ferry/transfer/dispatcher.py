@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ferry.ratelimit import Circuit, HostLimit, Limiter
-from ferry.transfer.chunk_queue import Item
+from ferry.ratelimit import CircuitBreaker, HostLimit, Limiter
+from ferry.transfer.chunk_queue import PendingRow
 from ferry.transfer.stall import Wait, duration
 
 # Rows kept ready. With several hosts more, so that a slow one's rows, which pile up, do not hide the others'.
@@ -23,7 +23,7 @@ HOSTS_KEPT = 1_000  # circuits of hosts that nothing is asked of
 class Attempt(Protocol):
     """One attempt at a chunk, as the dispatcher sees it."""
 
-    def more(self) -> Sequence[Item]:
+    def more(self) -> Sequence[PendingRow]:
         """Items that may begin now; empty when there are none."""
         ...
 
@@ -35,25 +35,25 @@ class Attempt(Protocol):
         """How many rows wait for the time of their next try."""
         ...
 
-    def begin(self, item: Item, lane: Lane) -> None:
+    def begin(self, item: PendingRow, lane: HostQueue) -> None:
         """Try it now: a place at its host is taken, and :meth:`begin` sees to it that it is given back."""
         ...
 
-    def leave(self, item: Item, why: str) -> None:
+    def leave(self, item: PendingRow, why: str) -> None:
         """The row stays pending."""
         ...
 
 
-class Lane:
+class HostQueue:
     """One host: its places, its circuit, and the rows that wait for it."""
 
     __slots__ = ("circuit", "held", "limit", "name", "poll", "queue")
 
-    def __init__(self, name: str, limit: HostLimit, circuit: Circuit) -> None:
+    def __init__(self, name: str, limit: HostLimit, circuit: CircuitBreaker) -> None:
         self.name = name
         self.limit = limit
         self.circuit = circuit
-        self.queue: deque[tuple[Item, Attempt]] = deque()
+        self.queue: deque[tuple[PendingRow, Attempt]] = deque()
         self.held = False  # paused or probed: its rows do not count as ready
         self.poll: asyncio.TimerHandle | None = None
 
@@ -77,8 +77,8 @@ class Dispatcher:
         self._clock = clock
         self._permit = permit
         self._patience_s = patience_s
-        self._lanes: dict[str, Lane] = {}
-        self._circuits: dict[str, Circuit] = {}
+        self._lanes: dict[str, HostQueue] = {}
+        self._circuits: dict[str, CircuitBreaker] = {}
         self._attempts: dict[Attempt, None] = {}
         self._queued = 0
         self._ready = 0  # queued, and not held up
@@ -110,12 +110,12 @@ class Dispatcher:
                 found.append(Wait(f"a place at {lane.name}", len(lane.queue), lane.limit.will_call))
         return found
 
-    def circuit(self, host: str) -> Circuit:
+    def circuit(self, host: str) -> CircuitBreaker:
         found = self._circuits.get(host)
         if found is None:
             if len(self._circuits) >= HOSTS_KEPT:
                 self._forget_circuits()
-            found = self._circuits[host] = Circuit(host, self._clock)
+            found = self._circuits[host] = CircuitBreaker(host, self._clock)
         return found
 
     def enter(self, attempt: Attempt) -> None:
@@ -135,7 +135,7 @@ class Dispatcher:
                 del self._lanes[name]
         self.refill()
 
-    def again(self, item: Item, attempt: Attempt) -> None:
+    def again(self, item: PendingRow, attempt: Attempt) -> None:
         """An item whose delay is over: before all others, so that its chunk ends."""
         lane = self._lane(item.host)
         lane.queue.appendleft((item, attempt))
@@ -182,8 +182,8 @@ class Dispatcher:
         if not self.stopped and attempt in self._attempts and (items := attempt.more()):
             self._add(items, attempt)
 
-    def _add(self, items: Sequence[Item], attempt: Attempt) -> None:
-        touched: dict[str, Lane] = {}
+    def _add(self, items: Sequence[PendingRow], attempt: Attempt) -> None:
+        touched: dict[str, HostQueue] = {}
         for item in items:
             lane = touched.get(item.host)
             if lane is None:
@@ -193,27 +193,27 @@ class Dispatcher:
         for lane in touched.values():
             self._pump(lane)
 
-    def _lane(self, host: str) -> Lane:
+    def _lane(self, host: str) -> HostQueue:
         lane = self._lanes.get(host)
         if lane is None:
             limit = self._limiter.host(host)
-            lane = self._lanes[host] = Lane(host, limit, self.circuit(host))
+            lane = self._lanes[host] = HostQueue(host, limit, self.circuit(host))
             limit.on_room = lambda: self._pump(lane)
             if len(self._circuits) > 1:
                 self._wanted = READY_ROWS_OF_MANY
         return lane
 
-    def _count(self, lane: Lane, more: int) -> None:
+    def _count(self, lane: HostQueue, more: int) -> None:
         self._queued += more
         if not lane.held:
             self._ready += more
 
-    def _hold(self, lane: Lane, held: bool) -> None:
+    def _hold(self, lane: HostQueue, held: bool) -> None:
         if held is not lane.held:
             self._ready += -len(lane.queue) if held else len(lane.queue)
             lane.held = held
 
-    def _pump(self, lane: Lane) -> None:
+    def _pump(self, lane: HostQueue) -> None:
         """Begins rows of one host while it has places."""
         queue, limit, circuit = lane.queue, lane.limit, lane.circuit
         while queue and not self.stopped and not self.paused:
@@ -251,12 +251,12 @@ class Dispatcher:
             self._hold(lane, False)
             del self._lanes[lane.name]
 
-    def _leave(self, lane: Lane, why: str) -> None:
+    def _leave(self, lane: HostQueue, why: str) -> None:
         item, attempt = lane.queue.popleft()
         self._count(lane, -1)
         attempt.leave(item, why)
 
-    def _polled(self, lane: Lane) -> None:
+    def _polled(self, lane: HostQueue) -> None:
         lane.poll = None
         self._pump(lane)
 

@@ -1,4 +1,4 @@
-"""One row -> what became of it. The steps stand in order in :meth:`Mover.move`."""
+"""One row -> what became of it. The steps stand in order in :meth:`ObjectTransfer.move`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,24 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from ferry.core import Body, Checked, Confirmed, ErrorClass, Known, Look, Moved, ObjectError, Row, Status
-from ferry.http import Origin, Told
+from ferry.core import (
+    Body,
+    Checked,
+    Confirmed,
+    ErrorClass,
+    KnownCopy,
+    ObjectError,
+    Revalidate,
+    Row,
+    Status,
+    TransferResult,
+)
+from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
 from ferry.images import check_image, decode_image, is_quick, load_decoders, sniff
 from ferry.job import Checks, OnExisting, finish_key
-from ferry.ratelimit import DESTINATION, Limiter, Place, tell
-from ferry.storage import AlreadyThere, Found, NotPlain, Proof, Store, md5_of_etag
+from ferry.ratelimit import DESTINATION, Limiter, Permit, tell
+from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Proof, Store, md5_of_etag
 from ferry.transfer.conflict import Step, Unconfirmed, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.source import Fetch, Sources
@@ -24,7 +35,7 @@ from ferry.transfer.stall import TURN, Waits
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class TransferOptions:
     """The part of the job that a single transfer needs."""
 
     checks: Checks
@@ -35,8 +46,17 @@ class Rules:
 
 MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
 # what is noted of an object that is the known one: without its bytes, and with them
-TOLD = {Look.IF: Checked.CONDITION, Look.HEAD: Checked.HEAD, Look.SIZE: Checked.SIZE}
-READ_AGAIN = {Look.IF: Checked.BODY_AGAIN, Look.HEAD: Checked.SIZE, Look.SIZE: Checked.SIZE, Look.READ: Checked.BODY}
+TOLD = {
+    Revalidate.CONDITIONAL_GET: Checked.CONDITION,
+    Revalidate.HEAD: Checked.HEAD,
+    Revalidate.HEAD_SIZE: Checked.SIZE,
+}
+READ_AGAIN = {
+    Revalidate.CONDITIONAL_GET: Checked.BODY_AGAIN,
+    Revalidate.HEAD: Checked.SIZE,
+    Revalidate.HEAD_SIZE: Checked.SIZE,
+    Revalidate.GET: Checked.BODY,
+}
 PLACE = "a place at the destination"
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
 
@@ -47,7 +67,7 @@ def answer_of(host: str) -> str:
 
 
 @contextlib.contextmanager
-def _asking(place: Place) -> Iterator[None]:
+def _asking(place: Permit) -> Iterator[None]:
     """The source's limit hears how the work of the block went."""
     started = time.monotonic()
     try:
@@ -70,7 +90,7 @@ def _held(fetch: Fetch) -> Iterator[None]:
         fetch.body.discard()
 
 
-class Mover:
+class ObjectTransfer:
     """Moves one object at a time, as many times at once as it is asked to."""
 
     def __init__(
@@ -79,7 +99,7 @@ class Mover:
         roots: Sequence[tuple[str, Store]],
         destination: Store,
         limiter: Limiter,
-        rules: Rules,
+        rules: TransferOptions,
         checkers: Executor,
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
@@ -99,8 +119,8 @@ class Mover:
         self.waits = Waits()
 
     async def move(
-        self, row: Row, found: Found | None, place: Place, *, look: bool = False, known: Known | None = None
-    ) -> Moved:
+        self, row: Row, found: ObjectInfo | None, place: Permit, *, look: bool = False, known: KnownCopy | None = None
+    ) -> TransferResult:
         """Get, check, compare, put, confirm. Raises ObjectError (the row's failure), Fatal or PausedTooLong.
 
         ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD. ``place`` at the
@@ -111,7 +131,7 @@ class Mover:
         if known is not None:
             return await self._move_again(row, known, place)
         policy = self._policy(row, row.key)
-        if look and not row.late_key and policy is not OnExisting.OVERWRITE:
+        if look and not row.deferred_key and policy is not OnExisting.OVERWRITE:
             self.waits.on(PLACE)
             async with self._limiter.host(DESTINATION).slot():
                 found = await self._head(row.key)
@@ -128,35 +148,35 @@ class Mover:
         with _held(fetch):
             return await self._land(row, fetch, found, policy, place)
 
-    async def _move_again(self, row: Row, known: Known, place: Place) -> Moved:
+    async def _move_again(self, row: Row, known: KnownCopy, place: Permit) -> TransferResult:
         """As :meth:`move`, for an object that was moved before."""
         self.waits.on(answer_of(place.host))
         with _asking(place):
             fetch = await self._sources.look(row, known, place)
-        same = Moved(
+        same = TransferResult(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
             requests=fetch.requests, confirmed=known.confirmed,
         )  # fmt: skip
-        if isinstance(fetch, Told):
-            same.checked = TOLD[known.look]
-            same.read_at = known.read_at
+        if isinstance(fetch, NotModified):
+            same.checked_by = TOLD[known.revalidate]
+            same.bytes_read_at = known.bytes_read_at
             return same
         with _held(fetch):
             if fetch.body.sha256 == known.sha256 if known.sha256 else fetch.body.md5 == known.md5:
                 same.bytes_read = fetch.body.size
-                same.checked = READ_AGAIN[known.look]
+                same.checked_by = READ_AGAIN[known.revalidate]
                 return same
             return await self._land(row, fetch, None, OnExisting.OVERWRITE, place)
 
-    def _on_one_server(self, row: Row, found: Found | None) -> tuple[Store, str] | None:
+    def _on_one_server(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str] | None:
         """Where the server may copy the object by itself: the bucket and the key (docs/decisions/0012).
 
         Only with `checks: none`, since everything else is about bytes that have come here; for objects that were
         listed, whose key is free, and that are written as they are: no digest of the manifest's, no type, attributes
         or late key.
         """
-        if self._rules.checks is not Checks.NONE or found is not None or self._given or row.late_key:
+        if self._rules.checks is not Checks.NONE or found is not None or self._given or row.deferred_key:
             return None
         if row.size is None or not row.etag or row.md5 or row.sha256 or row.content_type:
             return None
@@ -167,7 +187,7 @@ class Mover:
                 return (store, row.source[len(root) :]) if self._destination.can_copy_from(store) else None
         return None
 
-    async def _have_copied(self, row: Row, source: tuple[Store, str], place: Place) -> Moved:
+    async def _have_copied(self, row: Row, source: tuple[Store, str], place: Permit) -> TransferResult:
         assert row.size is not None
         assert row.etag is not None
         limit = self._limiter.host(DESTINATION)
@@ -184,12 +204,14 @@ class Mover:
         self.unconfirmed.forget(row)
         place.came(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
-        return Moved(
+        return TransferResult(
             Status.COPIED, row.key, row.size, md5, source_etag=row.etag, source_last_modified=row.last_modified,
             dest_etag=etag, requests=1, bytes_read=row.size, confirmed=how,
         )  # fmt: skip
 
-    async def _land(self, row: Row, fetch: Fetch, found: Found | None, policy: OnExisting, place: Place) -> Moved:
+    async def _land(
+        self, row: Row, fetch: Fetch, found: ObjectInfo | None, policy: OnExisting, place: Permit
+    ) -> TransferResult:
         """Checks the body, and writes it in a place at the destination."""
         body = fetch.body
         body.moved = self.waits.moved
@@ -200,7 +222,7 @@ class Mover:
             kind = await asyncio.get_running_loop().run_in_executor(
                 self._checkers, self._check, row, body, fetch.attributes
             )
-        moved = Moved(
+        moved = TransferResult(
             Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
             fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
         )  # fmt: skip
@@ -215,14 +237,14 @@ class Mover:
     async def _write(
         self,
         row: Row,
-        moved: Moved,
+        moved: TransferResult,
         body: Body,
         given: Mapping[str, str],
-        found: Found | None,
+        found: ObjectInfo | None,
         policy: OnExisting,
         kind: ImageKind | None,
-    ) -> Moved:
-        if not row.late_key:
+    ) -> TransferResult:
+        if not row.deferred_key:
             return await self._mind(row, moved, body, given, found, policy)
         moved.key = finish_key(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
         # Rows that come to one key, `{sha256}.{ext}` of equal bodies, one after the other: the next sees the first.
@@ -233,8 +255,14 @@ class Mover:
             return await self._mind(row, moved, body, given, found, policy)
 
     async def _mind(
-        self, row: Row, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
-    ) -> Moved:
+        self,
+        row: Row,
+        moved: TransferResult,
+        body: Body,
+        attributes: Mapping[str, str],
+        found: ObjectInfo | None,
+        policy: OnExisting,
+    ) -> TransferResult:
         """Settles the row, and keeps in mind where its upload went wrong."""
         try:
             await self._settle(row, moved, body, attributes, found, policy)
@@ -252,8 +280,14 @@ class Mover:
         return OnExisting.OVERWRITE if ours else policy_for(self._rules.on_existing, row)
 
     async def _settle(
-        self, row: Row, moved: Moved, body: Body, attributes: Mapping[str, str], found: Found | None, policy: OnExisting
-    ) -> Moved:
+        self,
+        row: Row,
+        moved: TransferResult,
+        body: Body,
+        attributes: Mapping[str, str],
+        found: ObjectInfo | None,
+        policy: OnExisting,
+    ) -> TransferResult:
         """Leaves alone what stands under the key, or puts the body there."""
         if found is not None and await self._stays(moved, body, found, policy):
             return moved
@@ -271,7 +305,7 @@ class Mover:
                 raise
         return moved
 
-    async def _stays(self, moved: Moved, body: Body, found: Found, policy: OnExisting) -> bool:
+    async def _stays(self, moved: TransferResult, body: Body, found: ObjectInfo, policy: OnExisting) -> bool:
         """Judges an object that stands under the key: False when the body is to replace it, or it has gone since.
 
         Raises ObjectError with ``exists`` where the policy is to fail.
@@ -308,7 +342,7 @@ class Mover:
             sent = await self._destination.put(key, body, attributes, create=create)
             return await self._destination.confirm(key, body, sent)
 
-    async def _head(self, key: str) -> Found | None:
+    async def _head(self, key: str) -> ObjectInfo | None:
         """What stands under the key; in a place at the destination."""
         self.waits.on("the destination's answer to HEAD")
         with self._telling(key, "read"):
@@ -360,7 +394,7 @@ class Mover:
                 decode_image(data, kind)
         return kind
 
-    async def _equal(self, key: str, body: Body, found: Found) -> Proof | None:
+    async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Proof | None:
         """Compares the object at the destination with the body: by its MD5 where the ETag is one, else by reading it.
 
         None: it has other bytes. A directory's listing has no ETags; what was read has.
@@ -373,9 +407,9 @@ class Mover:
             sha256, read = await self._destination.digest(key, max_bytes=found.size, moved=self.waits.moved)
         return Proof(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
-    def _left_alone(self, step: Step, key: str, found: Found) -> Moved:
+    def _left_alone(self, step: Step, key: str, found: ObjectInfo) -> TransferResult:
         unchanged = step == "unchanged"
-        return Moved(
+        return TransferResult(
             Status.UNCHANGED if unchanged else Status.SKIPPED,
             key,
             found.size,

@@ -34,7 +34,7 @@ from ferry.ratelimit import (
 from ferry.state import Borrowed, Lease, State, Uploads, mark_of
 from ferry.storage import Access, open_store
 from ferry.transfer.dispatcher import Dispatcher
-from ferry.transfer.object import Mover, Rules, answer_of
+from ferry.transfer.object import ObjectTransfer, TransferOptions, answer_of
 from ferry.transfer.stall import TURN, Wait
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Runtime:
         """``share`` is how many processes divide the hosts' limits. With a borrowed lease this is not the first one."""
         self.state = state
         self.run_no = run_no
-        self.how = job.how_digest()
+        self.settings_digest = job.settings_digest()
         self.retries: Retries = job.retries
         self.rng = random.Random()
         self.progress = Progress()
@@ -124,14 +124,16 @@ class Runtime:
         self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
-        rules = Rules(job.checks, job.on_existing, job.max_bytes, attributes)
+        rules = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes)
 
-        async def build() -> tuple[Origin, Mover]:
+        async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)
             origin = Origin(job.origin_options(headers), filtered, state.spool_dir, **shared)
             if isinstance(lease, Lease):  # the first process of the only run of this job
                 await destination.clean()
-            return origin, Mover(origin, roots, destination, self.limiter, rules, self._checkers, self._hold_lease)
+            return origin, ObjectTransfer(
+                origin, roots, destination, self.limiter, rules, self._checkers, self._hold_lease
+            )
 
         self._origin, self.mover = self.wait(build())
         self.others: Callable[[], list[tuple[list[HostSnapshot], int]]] = list  # hosts at other processes of the run
@@ -143,7 +145,7 @@ class Runtime:
 
     def hosts(self) -> tuple[list[HostSnapshot], int]:
         """What this process does at each host, and how many connections it opened. From any thread."""
-        opened = self._origin.handshakes + sum(store.handshakes for store in self._stores)
+        opened = self._origin.connections_opened + sum(store.connections_opened for store in self._stores)
         return list(self.limiter.snapshot().values()), opened
 
     def all_hosts(self) -> tuple[list[HostSnapshot], int]:
@@ -154,7 +156,7 @@ class Runtime:
     def _moment(self) -> Hosts:
         snapshots, opened = self.all_hosts()
         known = busiest(self.run_no, snapshots, time.time())
-        return replace(known, handshakes=opened, paused=self.paused, still=self.progress.still)
+        return replace(known, connections_opened=opened, paused=self.paused, still=self.progress.still)
 
     def waits(self) -> list[Wait]:
         """What the rows of this process wait for. From any thread."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ferry.core import Body, ErrorClass, Known, Look, ObjectError, Row, told_by_head
-from ferry.http import Fetched, Origin, Told, media_type
-from ferry.ratelimit import Place
-from ferry.storage import Found, Store
+from ferry.core import Body, ErrorClass, KnownCopy, ObjectError, Revalidate, Row, told_by_head
+from ferry.http import Fetched, NotModified, Origin, media_type
+from ferry.ratelimit import Permit
+from ferry.storage import ObjectInfo, Store
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Sources:
         self.roots = roots
         self._max_bytes = max_bytes
 
-    async def fetch(self, row: Row, place: Place) -> Fetch:
+    async def fetch(self, row: Row, place: Permit) -> Fetch:
         """The object. Raises ObjectError."""
         if _is_web(row):
             return _fetch(await self._origin.get(row.source, place.charge))
@@ -40,28 +40,28 @@ class Sources:
         kind = media_type(attributes.pop("Content-Type", None))
         return Fetch(body, kind, found.etag, _date(found), 1, attributes)
 
-    async def look(self, row: Row, known: Known, place: Place) -> Fetch | Told:
+    async def look(self, row: Row, known: KnownCopy, place: Permit) -> Fetch | NotModified:
         """The object, or what its source said where that tells that it is the known one still. Raises ObjectError."""
         asked = 0
-        if known.look in (Look.HEAD, Look.SIZE):
+        if known.revalidate in (Revalidate.HEAD, Revalidate.HEAD_SIZE):
             told = await self._head(row)
             if told is not None:
                 if told_by_head(known, told.size, told.etag, told.last_modified):
                     return told
                 asked = told.requests
-        elif known.look is Look.IF and _is_web(row):
+        elif known.revalidate is Revalidate.CONDITIONAL_GET and _is_web(row):
             got = await self._origin.get_if(row.source, known.etag, known.last_modified, place.charge)
-            return got if isinstance(got, Told) else _fetch(got)
+            return got if isinstance(got, NotModified) else _fetch(got)
         fetch = await self.fetch(row, place)
         fetch.requests += asked
         return fetch
 
-    async def _head(self, row: Row) -> Told | None:
+    async def _head(self, row: Row) -> NotModified | None:
         """None where it is not to be had that way: an address that is signed for GET, a server that knows no HEAD."""
         if not _is_web(row):
             store, key = self._at(row)
             found = await store.head(key, side="source")
-            return None if found is None else Told(found.size, found.etag, _date(found), 1)
+            return None if found is None else NotModified(found.size, found.etag, _date(found), 1)
         try:
             return await self._origin.head(row.source)
         except ObjectError as error:
@@ -81,7 +81,7 @@ def _fetch(got: Fetched) -> Fetch:
     return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
 
 
-def _date(found: Found) -> str | None:
+def _date(found: ObjectInfo) -> str | None:
     return found.last_modified.isoformat() if found.last_modified else None
 
 

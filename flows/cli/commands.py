@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +22,7 @@ from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
 from tasks.job_file import TEMPLATE, load_job
 from tasks.own_files import refuse_own_files
-from tasks.workers.tuning import arrow_without_numpy, leave_at_once
+from tasks.workers.tuning import arrow_without_numpy, skip_gc_at_exit
 
 app = App(
     name="ferry",
@@ -106,7 +107,7 @@ def run(
         return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
     with signals.ended_by_the_system():
         arrow_without_numpy()
-        leave_at_once()
+        skip_gc_at_exit()
         from flows.cli import terminal
         from flows.cli.local_run import migrate_here, prefect_for
         from flows.running import reporter
@@ -359,6 +360,7 @@ def demo(
 def main() -> None:
     """The console script. Exit codes: SEMANTICS, results of a run."""
     os.environ.setdefault("DO_NOT_TRACK", "1")  # no command sends Prefect's telemetry
+    warnings.showwarning = _show_warning
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:
@@ -375,6 +377,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     _leave(code if isinstance(code, int) else 0)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A FutureWarning is meant for the user: without the line of code that gave it. Others are for developers."""
+    if category is FutureWarning:
+        from flows.cli import terminal
+
+        terminal.warning(str(message))
+    else:
+        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _leave(code: int) -> None:

@@ -18,7 +18,7 @@ from flows.server import working_directory
 from flows.server.api_address import given_url
 from flows.server.local import prefect_server
 from tasks.own_files import refuse_own_files
-from tasks.workers.tuning import few_heaps
+from tasks.workers.tuning import limit_malloc_arenas
 
 if TYPE_CHECKING:
     from tasks.reporting.text import Report
@@ -103,20 +103,20 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
 def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
     """What goes before the flow: a check of the destination, a child that loads its libraries meanwhile, and
     `--replan`, which no flow has."""
-    from ferry.processes import Child
-    from ferry.state import forget_plan, hold_lease, put_ledger_aside
+    from ferry.processes import PlannerProcess
+    from ferry.state import hold_lease, put_ledger_aside, set_plan_aside
     from flows.cli import terminal
     from tasks import run as runs
 
     refuse_own_files(job, job_file)
-    few_heaps()
-    runs.warm = Child()  # loads DuckDB while this process loads Prefect
+    limit_malloc_arenas()
+    runs.warm = PlannerProcess()  # loads DuckDB while this process loads Prefect
     if replan:
         with blocks_for(job, job_file.absolute().parent):
             state = runs.state_of(job)
         with hold_lease(state, f"{job.name} (replan)", wait=wait) as held:
             runs.died = held.took_over
-            forget_plan(state)
+            set_plan_aside(state)
             for name in put_ledger_aside(state):
                 terminal.warning(f"{name} was damaged or gone: put aside, rows that it alone had are looked at again")
 
@@ -140,12 +140,12 @@ def migrate_here(
     load_flows()
     from flows import migrate as flow
     from flows.cli import terminal
-    from tasks.prefect_api import UNANSWERED
+    from tasks.prefect_api import API_ERRORS
 
     with signals.listening(), as_recorded():
         try:
             state = end_of(flow.migrate, job, retry_failed, limit, wait)
-        except UNANSWERED:
+        except API_ERRORS:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None
             state, lost = flow.ended, True
@@ -153,7 +153,7 @@ def migrate_here(
                 f"the Prefect server at {api.url} does not answer: it shows this run as Running. The state has all "
                 "that the run did, and what follows is true"
             )
-        with contextlib.suppress(*UNANSWERED):
+        with contextlib.suppress(*API_ERRORS):
             api.settle(state)
     return exit_code(state, flow.report)
 
@@ -175,10 +175,10 @@ def exit_code(state: Any, report: Report | None = None) -> tuple[int, Any]:
         return signals.exit_code(), report or state.message
     if report is not None:
         return report.exit_code, report
-    return told(state.is_completed(), state.message or "")
+    return exit_code_of(state.is_completed(), state.message or "")
 
 
-def told(completed: bool, message: str) -> tuple[int, str]:
+def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
     """The exit code and the sentence of a run that was not cancelled, from its state's message (migrate.failure)."""
     name, _, text = message.partition(": ")
     if name in ("UserError", "LeaseHeld"):

@@ -33,7 +33,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from ferry.core import UserError
 from ferry.job import Job
-from flows.cli.local_run import told
+from flows.cli.local_run import exit_code_of
 from tasks import prefect_api, work_pools
 from tasks.job_file import merged, parse_job
 
@@ -187,7 +187,7 @@ def code_of(run: FlowRun) -> tuple[int, str]:
     message = run.state.message or run.state.type.value.capitalize()
     if run.state.type is StateType.CANCELLED:
         return 130, message
-    return told(run.state.type is StateType.COMPLETED, message)
+    return exit_code_of(run.state.type is StateType.COMPLETED, message)
 
 
 @dataclass(slots=True)
@@ -229,7 +229,7 @@ class Followed:
                 raise UserError(
                     f"the run {self.run_id} is no longer on the Prefect server: somebody deleted it"
                 ) from None
-            except prefect_api.UNANSWERED:
+            except prefect_api.API_ERRORS:
                 if not silent:
                     self.on_hint(
                         "the Prefect server does not answer; the run goes on, and this goes on when it is back"

@@ -152,9 +152,9 @@ def hosts(known: Hosts, age_s: float) -> None:
             f"{host.requests:,} requests{refused}, {host.latency_s * 1000:,.0f} ms each"
         )
         out.print(f"  {shown(host.why)}")
-    if known.more:
-        out.print(f"... and {known.more:,} more")
-    out.print(f"{known.handshakes:,} connections were opened for all of it")
+    if known.omitted:
+        out.print(f"... and {known.omitted:,} more")
+    out.print(f"{known.connections_opened:,} connections were opened for all of it")
 
 
 def failure_table(lines: Sequence[dict[str, Any]], total: int, asked: str | None = None) -> None:

@@ -41,5 +41,5 @@ def held(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
 def _renew(lease_id: UUID, lease_duration: float, done: threading.Event) -> None:
     tell = get_logger("ferry").info
     while not done.wait(RENEW_S):
-        with prefect_api.courtesy(tell, "the slot of this run's deployment could not be renewed") as client:
+        with prefect_api.best_effort(tell, "the slot of this run's deployment could not be renewed") as client:
             client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)

@@ -137,14 +137,14 @@ class Control:
 
 
 @contextlib.contextmanager
-def heeding(own: UUID, starts: int, tell: Callable[[str], None]) -> Iterator[Control]:
+def polling_state(own: UUID, starts: int, tell: Callable[[str], None]) -> Iterator[Control]:
     """Reads the run's own state every few seconds until the end of the block. A server that is away asks nothing."""
     control, done = Control(starts, tell), threading.Event()
 
     def look() -> None:
         with prefect_api.polling() as client:
             while not done.wait(EVERY_S):
-                with contextlib.suppress(*prefect_api.UNANSWERED, ValueError):  # an answer that is none of Prefect's
+                with contextlib.suppress(*prefect_api.API_ERRORS, ValueError):  # an answer that is none of Prefect's
                     if not control.obey(client.read_flow_run(own)):
                         return
 
@@ -196,7 +196,7 @@ def last_word(own: UUID, starts: int, end: State[Any], tell: Callable[[str], Non
     already, which Prefect shows as Running: this one's end would replace what that one says.
     From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever.
     """
-    with prefect_api.courtesy(lambda _: None, "how a run ended") as client:
+    with prefect_api.best_effort(lambda _: None, "how a run ended") as client:
         run = client.read_flow_run(own)
         order = order_of(run, starts)
         was_to_leave = signals.asked() in (LEFT, TAKEN) and order is not Order.STOP

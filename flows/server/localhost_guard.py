@@ -92,7 +92,7 @@ def behind(app: App) -> App:
                 message["headers"] = [*message.get("headers", ()), *NOT_IN_FRAMES]
             await send(message)
 
-        if scope["type"] == "lifespan" or lets_in(scope["path"], dict(scope["headers"])):
+        if scope["type"] == "lifespan" or is_allowed(scope["path"], dict(scope["headers"])):
             await app(scope, receive, send_for_no_frame)
         elif scope["type"] == "websocket":
             await receive()
@@ -105,7 +105,7 @@ def behind(app: App) -> App:
     return gate
 
 
-def lets_in(path: str, headers: dict[bytes, bytes]) -> bool:
+def is_allowed(path: str, headers: dict[bytes, bytes]) -> bool:
     """
     | Host | path | Sec-Fetch-Site | Origin | in |
     |---|---|---|---|---|

@@ -134,7 +134,7 @@ class Figures:
         for name, (field, words) in OF_HOSTS.items():
             yield _by_host(GaugeMetricFamily(f"ferry_host_{name}", words, labels=["host"]), known.hosts, field)
         yield CounterMetricFamily("ferry_connections_opened", "To origins and the destination.", opened)
-        yield GaugeMetricFamily("ferry_hosts_left_out", "Hosts that are not among the busiest 50.", known.more)
+        yield GaugeMetricFamily("ferry_hosts_left_out", "Hosts that are not among the busiest 50.", known.omitted)
 
 
 def _by_host(family: Any, hosts: Any, name: str) -> Any:

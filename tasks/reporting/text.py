@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ferry.core import ErrorClass, Snapshot
-from ferry.reconcile import Swept
+from ferry.reconcile import PruneResult
 from ferry.state import PLAIN_WORDS, Planned
 
 
@@ -39,7 +39,7 @@ class Report:
     why_pending: str
     night: dict[str, int] | None = None  # of a delta: night.NAMES
     same_bytes: dict[str, Any] | None = None  # rows with the same bytes: same_bytes.find_same_bytes, and `fail`
-    swept: Swept | None = None  # of a delta that deletes what left the list
+    swept: PruneResult | None = None  # of a delta that deletes what left the list
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # chunks of this run, or with failures; the first
 
     @property
@@ -88,7 +88,7 @@ class Report:
         return ". ".join(part for part in said if part)
 
 
-def swept_badly(swept: Swept | None) -> str:
+def swept_badly(swept: PruneResult | None) -> str:
     """Why copies that were to be deleted stand where they are, as a sentence; "" where none does."""
     if swept is None or swept.well:
         return ""
@@ -124,7 +124,7 @@ def _copies_are(count: int) -> str:
     return f"{_copies(count)} {'is' if count == 1 else 'are'}"
 
 
-def swept_later(swept: Swept | None) -> list[str]:
+def swept_later(swept: PruneResult | None) -> list[str]:
     """What a night that deletes has left for another one, or for good, as sentences."""
     if swept is None:
         return []
@@ -220,10 +220,10 @@ def describe(planned: Planned) -> list[str]:
         reasons.append(f"{planned.pending:,} pending in chunks of earlier runs")
     if reasons:
         lines.append("to do: " + ", ".join(reasons))
-    if planned.beyond:
-        lines.append(f"left for later by --limit: {planned.beyond:,}")
-    if planned.lasting:
-        lines.append(f"left alone: {planned.lasting:,} that failed for a lasting reason (`--retry-failed` takes them)")
+    if planned.deferred_by_limit:
+        lines.append(f"left for later by --limit: {planned.deferred_by_limit:,}")
+    if planned.permanent_failures:
+        lines.append(f"skipped: {planned.permanent_failures:,} permanent failures (`--retry-failed` includes them)")
     left_out = [
         f"{count:,} {one if count == 1 else many}"
         for count, one, many in (

@@ -36,7 +36,7 @@ class Page:
 
     def begin(self) -> None:
         """Tags the run, and makes the artifact `<job>-progress`."""
-        with prefect_api.courtesy(self._once, "the run's tags and progress") as client:
+        with prefect_api.best_effort(self._once, "the run's tags and progress") as client:
             before = client.read_flow_run(self._flow_run).tags
             client.update_flow_run(self._flow_run, tags=sorted({*before, *self._tags}))
             made = client.create_artifact(
@@ -53,7 +53,7 @@ class Page:
             self.begin()
         if self._bar is None:
             return
-        with prefect_api.courtesy(self._once, "the run's progress") as client:
+        with prefect_api.best_effort(self._once, "the run's progress") as client:
             client.update_artifact(
                 self._bar, ArtifactUpdate(data=percent(s, over=over), description=progress_line(s, over=over))
             )
@@ -71,7 +71,7 @@ class Page:
                 new.append(chunk)
         if not new:
             return
-        with prefect_api.courtesy(self._once, "notes at chunks") as client:
+        with prefect_api.best_effort(self._once, "notes at chunks") as client:
             for chunk in new:
                 client.create_artifact(
                     ArtifactCreate(

@@ -42,7 +42,7 @@ MOST = 16  # processes; more were never measured
 Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
 
 
-class Helper:
+class WorkerHandle:
     """Another engine process, seen from the run. It dies with the thread that made it."""
 
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
@@ -204,7 +204,7 @@ def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
     return most, most
 
 
-class Crew:
+class WorkerPool:
     """Which process runs which chunk, and when another one is started. Made by the run, in its main thread."""
 
     def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int) -> None:
@@ -214,11 +214,11 @@ class Crew:
         self._setup = setup
         self._most = most
         self._growth = Growth()
-        self._at: dict[str, Helper | None] = {}  # of chunks that are not settled: it knows what of them is done
-        self.helpers: list[Helper] = []
+        self._at: dict[str, WorkerHandle | None] = {}  # of chunks that are not settled: it knows what of them is done
+        self.helpers: list[WorkerHandle] = []
         runtime.others = lambda: [helper.hosts for helper in self.helpers]
         for _ in range(setup.share - 1):
-            self.helpers.append(Helper(setup, runtime))
+            self.helpers.append(WorkerHandle(setup, runtime))
         self.transferring = False  # else the run plans, or counts
         self._over = threading.Event()
         self._watching = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
@@ -261,7 +261,7 @@ class Crew:
         not set. A chunk stays where it ran before: what of it is done, that process knows.
         """
         own = self._runtime
-        able: list[tuple[int, Helper | None]] = [
+        able: list[tuple[int, WorkerHandle | None]] = [
             (helper.rows_ahead, helper) for helper in self.helpers if helper.hungry
         ]
         if own.hungry or (wanted and not able):
@@ -311,7 +311,7 @@ class Crew:
     def _start(self, share: int) -> bool:
         setup = replace(self._setup, share=share)
         try:
-            self.helpers.append(Helper(setup, self._runtime))
+            self.helpers.append(WorkerHandle(setup, self._runtime))
         except OSError:  # no memory, or no process more for this user: one less will do
             self._most = self.processes
             return False
@@ -322,7 +322,7 @@ class Crew:
 
     def _beat(self) -> None:
         live = [helper for helper in self.helpers if helper.answers]
-        pauses: dict[Helper | None, Pauses] = {None: self._runtime.limiter.pauses()}
+        pauses: dict[WorkerHandle | None, Pauses] = {None: self._runtime.limiter.pauses()}
         pauses |= {helper: helper.pauses for helper in live}
         for helper in live:
             if pauses[helper]:

@@ -31,7 +31,7 @@ def arrow_without_numpy() -> None:
         del sys.modules["numpy"]
 
 
-def leave_at_once() -> None:
+def skip_gc_at_exit() -> None:
     """At its end the process looks for no cycles: after Prefect's import that takes 0.4 s, and all goes anyway.
 
     Not where DuckDB is loaded: it counts what was not collected, and says so on the terminal.
@@ -48,7 +48,7 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def few_heaps() -> None:
+def limit_malloc_arenas() -> None:
     """Keeps the C library from making a heap for each thread; early, since those that are there stay."""
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ferry.core import ChunkIncomplete, Fatal, FerryError, UserError, die_with_parent
-from ferry.processes import Errand, read_message, write_message
+from ferry.processes import Message, read_message, write_message
 from ferry.ratelimit import busiest
 from ferry.state import Borrowed, ChunkRef
 from ferry.transfer import Runtime, run_chunk
 from tasks.reporting import log_format
-from tasks.workers.tuning import few_heaps, for_many_objects, raise_file_limit
+from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 
 CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
 EVERY_S = 0.25
@@ -27,7 +27,7 @@ ENDED_S = 12.0  # longer than a chunk's grace
 
 
 @dataclass(frozen=True, slots=True)
-class Setup(Errand):
+class Setup(Message):
     """The first message: what the process works for, and with what."""
 
     headers: dict[str, str]
@@ -36,7 +36,7 @@ class Setup(Errand):
     about: dict[str, Any] = field(default_factory=dict)  # for log lines
 
 
-class Helper:
+class Worker:
     """Runs the chunks that it is given in a runtime of its own."""
 
     def __init__(self, setup: Setup, out: Any) -> None:
@@ -145,12 +145,12 @@ def main() -> None:
     if first is None:
         return
     raise_file_limit()
-    few_heaps()
+    limit_malloc_arenas()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
     setup = Setup.decode(first[1])
     log_format.plain(setup.about)
-    helper = Helper(setup, out)
+    helper = Worker(setup, out)
     with for_many_objects():
         while message := read_message(sys.stdin.buffer):
             helper.told(*message)

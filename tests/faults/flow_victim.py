@@ -20,12 +20,12 @@ from ferry.reconcile import finish
 from ferry.state import lease, ledger
 from ferry.state.files import DirectoryState
 from ferry.transfer import chunk
-from ferry.transfer.object import Mover
+from ferry.transfer.object import ObjectTransfer
 from tasks import report, result_store, run, transfer
 from tests.faults.victim import Killer
 
 IN_FLOW: dict[str, tuple[Any, str]] = {
-    "upload": (Mover, "move"),  # after: it is there, and nothing has recorded it
+    "upload": (ObjectTransfer, "move"),  # after: it is there, and nothing has recorded it
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
@@ -42,7 +42,7 @@ IN_FLOW: dict[str, tuple[Any, str]] = {
 IN_PLAN: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
-    "bringing the list": (planner, "bring_manifest"),
+    "bringing the list": (planner, "load_manifest"),
     "judging": (collisions, "write_outcomes"),
     "cutting chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),

@@ -23,12 +23,12 @@ from ferry.state.plan_file import read_plan
 from ferry.storage import store
 from ferry.storage.credentials import Access
 from ferry.transfer.chunk import run_chunk
-from tasks.workers.tuning import few_heaps
+from tasks.workers.tuning import limit_malloc_arenas
 from tests.support import helpers
 
 
 def main(what: str, setup: dict[str, Any]) -> dict[str, Any]:
-    few_heaps()  # as each process of Ferry's does before it moves objects
+    limit_malloc_arenas()  # as each process of Ferry's does before it moves objects
     job, access = Job.model_validate(setup["job"]), Access.decode(setup["access"])
     state = DirectoryState(Path(setup["state"]))
     if "one_put_bytes" in setup:

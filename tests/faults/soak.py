@@ -140,7 +140,7 @@ def write_job(lane: Lane) -> None:
         "retries": {"attempts": 3, "backoff_s": 0.1, "max_backoff_s": 2, "chunk_delay_s": 1, "passes": 1},
         "timeouts": {"read_s": 4, "total_s": 20},
         "mode": "delta",
-        "delta": {"delete_gone": True, "max_delete": "100%"},
+        "delta": {"delete_removed": True, "max_delete": "100%"},
         "failure_budget": "100%",
         "max_bytes": 4 * 1024 * 1024,
         "chunk_rows": 100,

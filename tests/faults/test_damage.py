@@ -16,7 +16,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.state import checksums, lease, ledger
 from ferry.state.counts import count
 from ferry.state.files import DirectoryState
-from ferry.state.plan_file import forget_plan
+from ferry.state.plan_file import set_plan_aside
 from ferry.state.queries import with_latest
 from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import some
@@ -145,7 +145,7 @@ def test_what_only_the_ledger_knows_is_refused(how: How, folder: str, world: Wor
             for look in (lambda s: helpers.plan(world.job, s, 4), lambda s: with_latest(s, count), helpers.latest):
                 with pytest.raises(Damaged, match=rf"{name} is damaged.*--replan"):
                     look(state)
-            forget_plan(state)
+            set_plan_aside(state)
             assert ledger.put_ledger_aside(state) == [name]
             world.goes_on(state, again=lost)
             assert state.list("damaged") == [f"damaged/{Path(name).name}"]
@@ -159,7 +159,7 @@ def test_a_lost_ledger_is_noticed(world: World, tried: Callable[..., None]) -> N
     for look in (lambda s: helpers.plan(world.job, s, 4), lambda s: with_latest(s, count)):
         with pytest.raises(Damaged, match=rf"{name} is gone.*--replan"):
             look(state)
-    forget_plan(state)
+    set_plan_aside(state)
     assert ledger.put_ledger_aside(state) == [name]
     world.goes_on(state, again=20)
     tried("state file deleted: ledger")
@@ -178,7 +178,7 @@ def test_plan_and_place_both_gone(world: World) -> None:
     state.delete(["plan/place.json"])
     with pytest.raises(UserError, match="--replan"):
         helpers.plan(world.job, state, 4)
-    forget_plan(state)
+    set_plan_aside(state)
     world.goes_on(state, again=SETTLED)
 
 

@@ -112,7 +112,7 @@ class Lists:
             assert self._secret not in row["message"]
             return
         assert row["source"].lower().startswith(("http://", "https://", "s3://b/"))
-        key = finish_key(row["key"], "0" * 64, "jpeg") if row["late_key"] else row["key"]
+        key = finish_key(row["key"], "0" * 64, "jpeg") if row["deferred_key"] else row["key"]
         assert key_problem(key, for_directory=for_directory, prefix="p") is None
         assert not {".", "..", ""} & set(key.split("/"))
 

@@ -25,7 +25,7 @@ from ferry.core.records import Outcome, Status
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.verify import Verified, note_verified
 from ferry.state import ledger
-from ferry.state.plan_file import Planned, forget_plan
+from ferry.state.plan_file import Planned, set_plan_aside
 from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import book, some
 from tests.support import helpers
@@ -241,7 +241,8 @@ class Recovery(RuleBasedStateMachine):
         outcomes = [
             helpers.make_outcome(
                 row_id, kind.status, key=row.key, attempt=row.attempt, reason=row.reason, run_no=self.run_no,
-                chunk=ref.digest, recorded_at=helpers.later(ledger_time()), how=self.job.how_digest(), **KINDS[kind],
+                chunk=ref.digest, recorded_at=helpers.later(ledger_time()),
+                settings_digest=self.job.settings_digest(), **KINDS[kind],
             )
             for (row_id, row), kind in zip(rows.items(), kinds, strict=False)
         ]  # fmt: skip
@@ -310,7 +311,7 @@ class Recovery(RuleBasedStateMachine):
     @precondition(lambda self: self.planned is None)
     @rule(death=DEATHS)
     def replan(self, death: int | None) -> None:
-        self._survives(partial(forget_plan, self.state), death)
+        self._survives(partial(set_plan_aside, self.state), death)
 
     # --- what always holds
 

@@ -21,7 +21,7 @@ from tests.support.nights import World
 
 pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {
-    "delta": {"delete_gone": True, "max_delete": "50%", "delete_after": 1},
+    "delta": {"delete_removed": True, "max_delete": "50%", "delete_after": 1},
     "chunk_rows": 10,
     "key": "{sha256}.{ext}",
 }

@@ -33,7 +33,7 @@ from tests.support import helpers
 ROOT = Path(__file__).parents[2]
 # What is wrapped: the moment before the call and the one after it are points.
 CALLS: dict[str, tuple[Any, str]] = {
-    "upload": (transfer.Mover, "move"),  # after: it is there, and nothing has recorded it
+    "upload": (transfer.ObjectTransfer, "move"),  # after: it is there, and nothing has recorded it
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
@@ -42,13 +42,13 @@ CALLS: dict[str, tuple[Any, str]] = {
     "move a file in": (DirectoryState, "write_file"),
     "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
     "compaction": (ledger, "compact_ledger"),
-    "bringing the list": (planner, "bring_manifest"),
+    "bringing the list": (planner, "load_manifest"),
     "judging": (collisions, "write_outcomes"),
     "cutting chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
     "hints": (existing_objects, "_write"),
     "finish": (finish, "finish_run"),
-    "sweep": (prune, "sweep"),
+    "sweep": (prune, "prune_removed"),
     "deletion": (prune, "_delete_one"),  # after: it is gone, and nothing has recorded it
     "lease": (DirectoryState, "swap"),
 }
@@ -123,9 +123,9 @@ def main(setup: dict[str, Any], killer: Killer) -> None:
     killer.watch()
     run_no = ledger.last_run_no(state) + 1
     helpers.run(job, state, access, run_no)
-    if job.delta.delete_gone:
+    if job.delta.delete_removed:
         with lease.hold_lease(state, "test") as held:
-            prune.sweep(job, state, access, access, run_no, held.token)
+            prune.prune_removed(job, state, access, access, run_no, held.token)
     finish.finish_run(job, state, run_no)
     killer.pass_by("the end")
 

@@ -70,8 +70,8 @@ def labelled(**changed: Any) -> Any:
     """A run of this very process, or of one that differs."""
     me = this_process("", 0.0)
     labels = {
-        dead_runs.PID: os.getpid(), dead_runs.PLACE: me.place, dead_runs.STARTED: me.started, dead_runs.TIMES: 1,
-        **changed
+        dead_runs.PID: os.getpid(), dead_runs.PLACE: me.boot_id, dead_runs.STARTED: me.process_start,
+        dead_runs.TIMES: 1, **changed
     }  # fmt: skip
     return SimpleNamespace(labels=labels, run_count=1)
 
@@ -137,15 +137,15 @@ def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient)
     me = this_process("", 0.0)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    for run, pid, started in ((live, os.getpid(), me.started), (dead, gone.pid, "12345")):
+    for run, pid, started in ((live, os.getpid(), me.process_start), (dead, gone.pid, "12345")):
         labels: dict[str, Any] = {
             dead_runs.PID: pid,
-            dead_runs.PLACE: me.place,
+            dead_runs.PLACE: me.boot_id,
             dead_runs.STARTED: started,
             dead_runs.HOST: "here",
         }
         at_prefect.update_flow_run_labels(run, {**labels, dead_runs.TIMES: at_prefect.read_flow_run(run).run_count})
-    dead_runs.look_around(own, 1, lambda _: None)
+    dead_runs.mark_dead_runs(own, 1, lambda _: None)
     states = [state_of(at_prefect, run) for run in (live, dead, unknown, own)]
     assert states == [StateType.RUNNING, StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
 
@@ -158,6 +158,6 @@ def test_another_server_or_none(prefect_local: LocalServer) -> None:
         dead_runs.mark_predecessor(lease, uuid4(), said.append)
     with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_ports(1)[0]}/api"}):
         dead_runs.mark_predecessor(lease, uuid4(), said.append)
-        dead_runs.look_around(uuid4(), 1, said.append)
+        dead_runs.mark_dead_runs(uuid4(), 1, said.append)
     assert len(said) == 1
     assert "not marked as Crashed" in said[0]

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from flows.server.local import LocalServer
-from flows.server.localhost_guard import lets_in
+from flows.server.localhost_guard import is_allowed
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from flows.server.localhost_guard import lets_in
 def test_who_is_let_in(host: str, path: str, site: str | None, origin: str | None, is_in: bool) -> None:
     """This machine's own programs and pages, by what a browser says of each request."""
     given = {b"host": host, b"sec-fetch-site": site, b"origin": origin}
-    assert lets_in(path, {name: value.encode() for name, value in given.items() if value is not None}) is is_in
+    assert is_allowed(path, {name: value.encode() for name, value in given.items() if value is not None}) is is_in
 
 
 def test_other_sites_read_and_write_nothing(prefect_local: LocalServer) -> None:

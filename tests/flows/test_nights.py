@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from demo.origin import Origin
-from ferry.reconcile.prune import Swept
+from ferry.reconcile.prune import PruneResult
 from tasks.reporting.text import swept_badly
 from tests.flows.project import Cli, Project, serve
 
@@ -33,7 +33,7 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     nothing deleted."""
     rows, bodies = serve(origin, 30)
     project.manifest(rows)
-    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "10%"})
+    project.job(mode="delta", delta={"delete_removed": True, "max_delete": "10%"})
     project.ferry("run", "job.yaml").expect(0)
     gone = rows.pop(7)["url"].rpartition("/")[2]
     project.manifest(rows)
@@ -62,7 +62,7 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
     """The run after it goes on with the same night: what it misses is missing for the first time still."""
     rows, bodies = serve(origin, 10)
     project.manifest(rows)
-    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "50%"})
+    project.job(mode="delta", delta={"delete_removed": True, "max_delete": "50%"})
     project.ferry("run", "job.yaml").expect(0)
     project.manifest(rows[:-1])
     process = subprocess.Popen(
@@ -82,21 +82,21 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
 @pytest.mark.parametrize(
     ("swept", "sentence"),
     [
-        (Swept(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
-        (Swept(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
+        (PruneResult(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
+        (PruneResult(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
         (
-            Swept(3, 2, failed=1, why_failed="a.jpg: why"),
+            PruneResult(3, 2, failed=1, why_failed="a.jpg: why"),
             "1 copy could not be deleted: a.jpg: why; the next night tries again",
         ),
         (
-            Swept(3, 2, failed=2, why_failed="a.jpg: why"),
+            PruneResult(3, 2, failed=2, why_failed="a.jpg: why"),
             "2 copies could not be deleted, the first of them a.jpg: why; the next night tries again",
         ),
-        (Swept(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
-        (Swept(3, 2, deleted=3), ""),
+        (PruneResult(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
+        (PruneResult(3, 2, deleted=3), ""),
     ],
 )
-def test_what_is_said_of_copies_that_stand(swept: Swept, sentence: str) -> None:
+def test_what_is_said_of_copies_that_stand(swept: PruneResult, sentence: str) -> None:
     assert swept_badly(swept) == sentence
 
 
@@ -105,7 +105,7 @@ def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, or
     """`--limit` and `--retry-failed` take a part of the list: they delete nothing, and bring no copy nearer to it."""
     rows, bodies = serve(origin, 10)
     project.manifest(rows)
-    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "50%"})
+    project.job(mode="delta", delta={"delete_removed": True, "max_delete": "50%"})
     project.ferry("run", "job.yaml").expect(0)
     project.manifest(rows[:-1])
     project.ferry("run", "job.yaml").expect(0)
@@ -119,13 +119,13 @@ def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Ori
     """It says so with exit code 2, and deletes nothing: the list of the last night is not taken instead."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
-    project.job(mode="delta", delta={"delete_gone": True, "max_delete": "100%"})
+    project.job(mode="delta", delta={"delete_removed": True, "max_delete": "100%"})
     project.ferry("run", "job.yaml").expect(0)
     (project.folder / "products.csv").unlink()
     before = origin.total
     assert "does not exist" in project.ferry("run", "job.yaml").expect(2).text
     project.job(
-        mode="delta", manifest="http://127.0.0.1:9/products.csv", delta={"delete_gone": True, "max_delete": "100%"}
+        mode="delta", manifest="http://127.0.0.1:9/products.csv", delta={"delete_removed": True, "max_delete": "100%"}
     )
     assert "cannot be fetched" in project.ferry("run", "job.yaml").expect(2).text
     assert project.stored() == bodies

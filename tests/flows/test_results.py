@@ -11,7 +11,7 @@ import pytest
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]
 from prefect.serializers import JSONSerializer, PickleSerializer
 
-from ferry.state.checksums import seal_json
+from ferry.state.checksums import encode_checked_json
 from tasks.result_store import StateResults
 from tests.support.helpers import directory_state
 
@@ -66,8 +66,8 @@ def test_nothing_else_is_kept(results: StateResults) -> None:
         json.dumps(
             {"metadata": {"serializer": {"type": "pickle"}}, "result": PickleSerializer().dumps(Bomb()).decode()}
         ).encode(),
-        seal_json({**COUNTS, "counts": {"__class__": "tests.flows.test_results.Bomb", "data": {}}}),
-        seal_json({**COUNTS, "seconds": "0.5"}),
+        encode_checked_json({**COUNTS, "counts": {"__class__": "tests.flows.test_results.Bomb", "data": {}}}),
+        encode_checked_json({**COUNTS, "seconds": "0.5"}),
         json.dumps({**COUNTS, "sha256": "0" * 64}).encode(),
     ],
 )

@@ -65,7 +65,8 @@ def make_outcome(id_: str | int, status: Status = Status.COPIED, **given: Any) -
         "key": f"{id_}.jpg", "id": None, "status": status, "error_class": None, "status_code": None, "message": None,
         "retryable": False, "reason": Reason.NEW, "attempt": 1, "requests": 1, "size": 10, "md5": None,
         "sha256": None, "content_type": None, "source_etag": None, "source_last_modified": None, "dest_etag": None,
-        "started_at": NOW, "recorded_at": NOW, "run_no": 1, "chunk": "c", "how": make_job().how_digest(), **given,
+        "started_at": NOW, "recorded_at": NOW, "run_no": 1, "chunk": "c",
+        "settings_digest": make_job().settings_digest(), **given,
     }  # fmt: skip
     return Outcome(**values)
 

@@ -12,7 +12,7 @@ from demo.s3 import S3Server
 from ferry.core.records import Outcome
 from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.prune import Swept, sweep
+from ferry.reconcile.prune import PruneResult, prune_removed
 from ferry.state import lease
 from ferry.state.plan_file import Planned
 from tests.support import helpers
@@ -27,7 +27,7 @@ class World:
         self.bodies: dict[str, bytes] = {}
         self.figures: dict[str, int] | None = None
         self.planned: Planned | None = None
-        self.swept: Swept | None = None
+        self.swept: PruneResult | None = None
 
     def put(self, key: str, seed: int, **given: Any) -> None:
         self.bodies[key] = make_image("jpeg", seed, 30, 20)
@@ -53,9 +53,9 @@ class World:
         job, server = self.job(**given), helpers.access(self.s3)
         self.planned = helpers.run(job, self.state, server, self.run_no)
         self.swept = None
-        if job.delta.delete_gone:
+        if job.delta.delete_removed:
             with lease.hold_lease(self.state, "test") as held:
-                self.swept = Swept(**sweep(job, self.state, server, server, self.run_no, held.token))
+                self.swept = PruneResult(**prune_removed(job, self.state, server, server, self.run_no, held.token))
         answer = finish_run(job, self.state, self.run_no, swept=self.swept is not None)
         assert not answer["counts"]["pending"]
         self.figures = answer["night"]

@@ -11,10 +11,10 @@ import pytest
 
 from demo.validators import LAST_MODIFIED
 from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
-from ferry.core.revalidation import Known, Look, date_over_at, how_to_look, opaque, told_by_head
+from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, how_to_revalidate, opaque, told_by_head
 from ferry.job.delta import RULES, Delta, RetryRule, duration
 from ferry.job.model import Job
-from ferry.state.parquet import SAID, said_of
+from ferry.state.parquet import MANIFEST_DIGEST, manifest_digest_of
 from tests.support.helpers import make_job
 
 NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
@@ -23,32 +23,32 @@ NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True,
 @pytest.mark.parametrize(
     ("given", "look"),
     [
-        ({}, Look.IF),
-        ({"checked": None}, Look.IF),
-        ({"checked": Checked.CONDITION}, Look.IF),
-        ({"old": True}, Look.IF),
-        ({"validators": "weak"}, Look.IF),
-        ({"validators": "weak", "old": True}, Look.READ),
-        ({"validators": "none"}, Look.HEAD),
-        ({"validators": "none", "old": True}, Look.READ),
-        ({"checked": Checked.BODY_AGAIN}, Look.HEAD),
-        ({"checked": Checked.HEAD}, Look.HEAD),
-        ({"checked": Checked.SIZE}, Look.SIZE),
-        ({"checked": Checked.SIZE, "old": True}, Look.READ),
-        ({"checked": Checked.HEAD, "old": True}, Look.READ),
-        ({"web": False}, Look.HEAD),
-        ({"web": False, "old": True}, Look.HEAD),
-        ({"web": False, "validators": "none", "old": True}, Look.READ),
-        ({"said": "same"}, Look.IF),
-        ({"validators": "racy"}, Look.READ),
-        ({"validators": "racy", "said": "same"}, Look.READ),
-        ({"validators": "racy", "checked": Checked.HEAD}, Look.READ),
-        ({"validators": "racy", "web": False}, Look.READ),
+        ({}, Revalidate.CONDITIONAL_GET),
+        ({"checked": None}, Revalidate.CONDITIONAL_GET),
+        ({"checked": Checked.CONDITION}, Revalidate.CONDITIONAL_GET),
+        ({"old": True}, Revalidate.CONDITIONAL_GET),
+        ({"validators": "weak"}, Revalidate.CONDITIONAL_GET),
+        ({"validators": "weak", "old": True}, Revalidate.GET),
+        ({"validators": "none"}, Revalidate.HEAD),
+        ({"validators": "none", "old": True}, Revalidate.GET),
+        ({"checked": Checked.BODY_AGAIN}, Revalidate.HEAD),
+        ({"checked": Checked.HEAD}, Revalidate.HEAD),
+        ({"checked": Checked.SIZE}, Revalidate.HEAD_SIZE),
+        ({"checked": Checked.SIZE, "old": True}, Revalidate.GET),
+        ({"checked": Checked.HEAD, "old": True}, Revalidate.GET),
+        ({"web": False}, Revalidate.HEAD),
+        ({"web": False, "old": True}, Revalidate.HEAD),
+        ({"web": False, "validators": "none", "old": True}, Revalidate.GET),
+        ({"said": "same"}, Revalidate.CONDITIONAL_GET),
+        ({"validators": "racy"}, Revalidate.GET),
+        ({"validators": "racy", "said": "same"}, Revalidate.GET),
+        ({"validators": "racy", "checked": Checked.HEAD}, Revalidate.GET),
+        ({"validators": "racy", "web": False}, Revalidate.GET),
     ],
 )
-def test_how_to_look(given: dict[str, Any], look: Look) -> None:
+def test_how_to_look(given: dict[str, Any], look: Revalidate) -> None:
     """Row by row of the truth table."""
-    assert how_to_look(**{**NIGHT, **given}) is look
+    assert how_to_revalidate(**{**NIGHT, **given}) is look
 
 
 def test_the_list_decides_first() -> None:
@@ -56,20 +56,20 @@ def test_the_list_decides_first() -> None:
     rest = itertools.product(("none", "weak", "racy", "strong"), (False, True), (None, *Checked), (False, True))
     for validators, web, checked, old in rest:
         facts: Any = {"validators": validators, "web": web, "checked": checked, "old": old}
-        assert how_to_look(said="same", proof=True, **facts) is Look.NOT
+        assert how_to_revalidate(said="same", proof=True, **facts) is Revalidate.SKIP
         for proof in (False, True):
-            assert how_to_look(said="other", proof=proof, **facts) is Look.READ
-        assert how_to_look(said="nothing", proof=False, **facts) is not Look.NOT
+            assert how_to_revalidate(said="other", proof=proof, **facts) is Revalidate.GET
+        assert how_to_revalidate(said="nothing", proof=False, **facts) is not Revalidate.SKIP
         if old and validators == "none":  # no guess is believed for ever
-            assert how_to_look(said="same", proof=False, **facts) is Look.READ
+            assert how_to_revalidate(said="same", proof=False, **facts) is Revalidate.GET
 
 
-def known(look: Look = Look.HEAD, **given: Any) -> Known:
+def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
     values: dict[str, Any] = {
-        "look": look, "key": "k", "size": 10, "md5": "m", "sha256": "s", "content_type": None, "etag": '"a"',
-        "last_modified": LAST_MODIFIED, "dest_etag": "d", "read_at": None, **given,
+        "revalidate": look, "key": "k", "size": 10, "md5": "m", "sha256": "s", "content_type": None, "etag": '"a"',
+        "last_modified": LAST_MODIFIED, "dest_etag": "d", "bytes_read_at": None, **given,
     }  # fmt: skip
-    return Known(**values)
+    return KnownCopy(**values)
 
 
 @pytest.mark.parametrize(
@@ -83,20 +83,20 @@ def known(look: Look = Look.HEAD, **given: Any) -> Known:
         (known(), (10, 'W/"b"', LAST_MODIFIED), False),
         (known(), (10, None, LAST_MODIFIED), True),
         (known(etag=None), (10, '"b"', LAST_MODIFIED), True),
-        (known(Look.SIZE), (10, '"b"', LAST_MODIFIED), True),
+        (known(Revalidate.HEAD_SIZE), (10, '"b"', LAST_MODIFIED), True),
         (known(), (10, '"b"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
         (known(), (10, '"b"', None), False),
         (known(), (10, None, "Fri, 02 Jan 2026 00:00:00 GMT"), False),
         (known(), (10, None, None), True),
         (known(), (None, None, None), False),
         (known(size=None), (10, None, None), False),
-        (known(Look.SIZE), (10, '"b"', None), True),
-        (known(Look.SIZE), (11, '"a"', None), False),
-        (known(Look.SIZE), (10, '"a"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
-        (known(Look.SIZE), (None, '"a"', None), False),
+        (known(Revalidate.HEAD_SIZE), (10, '"b"', None), True),
+        (known(Revalidate.HEAD_SIZE), (11, '"a"', None), False),
+        (known(Revalidate.HEAD_SIZE), (10, '"a"', "Fri, 02 Jan 2026 00:00:00 GMT"), False),
+        (known(Revalidate.HEAD_SIZE), (None, '"a"', None), False),
     ],
 )
-def test_told_by_head(before: Known, now: tuple[int | None, str | None, str | None], same: bool) -> None:
+def test_told_by_head(before: KnownCopy, now: tuple[int | None, str | None, str | None], same: bool) -> None:
     assert told_by_head(before, *now) is same
 
 
@@ -176,8 +176,8 @@ def test_what_the_list_says_is_compared_alike_here_and_in_sql() -> None:
         con.execute(
             "INSERT INTO m VALUES (?, ?, ?, ?, ?)", [made.size, made.md5, made.sha256, made.etag, made.last_modified]
         )
-        (in_sql,) = con.execute(f"SELECT {SAID.format(m='m')} FROM m").fetchall()[0]
-        assert said_of(made) == in_sql
+        (in_sql,) = con.execute(f"SELECT {MANIFEST_DIGEST.format(m='m')} FROM m").fetchall()[0]
+        assert manifest_digest_of(made) == in_sql
         seen.append(in_sql)
     assert seen[0] is seen[-1] is None
     assert len(set(seen[1:-1])) == len(seen) - 2
@@ -211,11 +211,11 @@ def test_what_is_no_duration(given: Any) -> None:
 
 def test_which_failures_are_tried_again() -> None:
     """What a plain run tries too, for a month of nights; what may come right by itself, for a week; or as named."""
-    delta = Delta(retry={ErrorClass.NOT_FOUND: RetryRule(after="20h", nights=2)})
-    assert delta.rule(ErrorClass.NOT_FOUND) == RetryRule(after=72_000, nights=2)
-    assert delta.rule(ErrorClass.TIMEOUT).nights == 30
-    assert delta.rule(ErrorClass.NOT_IMAGE).nights == 7
-    assert delta.rule(ErrorClass.BAD_KEY).nights == 0
+    delta = Delta(retry={ErrorClass.NOT_FOUND: RetryRule(after="20h", runs=2)})
+    assert delta.rule(ErrorClass.NOT_FOUND) == RetryRule(after=72_000, runs=2)
+    assert delta.rule(ErrorClass.TIMEOUT).runs == 30
+    assert delta.rule(ErrorClass.NOT_IMAGE).runs == 7
+    assert delta.rule(ErrorClass.BAD_KEY).runs == 0
     assert {error for error, again in AGAIN.items() if again is not Again.NEVER} <= set(RULES)
 
 

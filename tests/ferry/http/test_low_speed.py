@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferry.http import low_speed
-from ferry.http.low_speed import LEAST_BYTES_PER_S, WINDOW_S, Drip
+from ferry.http.low_speed import LEAST_BYTES_PER_S, WINDOW_S, LowSpeedGuard
 
 
 def ended_at(size: int, every_s: float, for_s: float, window_s: float = 30.0, busy_s: float = 0.0) -> float | None:
@@ -15,7 +15,7 @@ def ended_at(size: int, every_s: float, for_s: float, window_s: float = 30.0, bu
 
     ``busy_s``: how long the reader does something else before it waits again.
     """
-    judge, now, asked = Drip(window_s), 0.0, 0.0
+    judge, now, asked = LowSpeedGuard(window_s), 0.0, 0.0
     while now < for_s:
         judge.wait(now)
         end = now + every_s
@@ -51,7 +51,7 @@ def test_what_drips(size: int, every_s: float, gives_up: bool) -> None:
 
 def test_a_body_that_becomes_slow() -> None:
     """A gigabyte that came fast buys a later drip no time beyond its window."""
-    judge = Drip(30.0)
+    judge = LowSpeedGuard(30.0)
     judge.wait(0.0)
     judge.came(1.0, 10**9)
     judge.wait(1.0)
@@ -79,7 +79,7 @@ def test_a_longer_silence_that_the_job_allows() -> None:
 
 def test_the_next_body_begins_afresh() -> None:
     """A connection has many bodies; what one waited is not the next one's."""
-    judge = Drip(30.0)
+    judge = LowSpeedGuard(30.0)
     judge.wait(0.0)
     assert judge.drips(61.0)
     judge.begin()
@@ -91,7 +91,7 @@ def test_the_next_body_begins_afresh() -> None:
 @given(st.lists(st.tuples(st.floats(0.01, 29), st.integers(1, 100_000)), min_size=1, max_size=200))
 def test_it_never_ends_what_is_fast_enough(pieces: list[tuple[float, int]]) -> None:
     """Each piece at 1,024 bytes a second or faster: never given up, whenever it is asked."""
-    judge, now = Drip(30.0), 0.0
+    judge, now = LowSpeedGuard(30.0), 0.0
     for seconds, size in pieces:
         judge.wait(now)
         now += seconds

@@ -98,7 +98,7 @@ def test_a_connection_is_used_again() -> None:
         async with world(always(OK)) as w:
             for _ in range(100):
                 assert await w.ask() == b"ok"
-            assert (w.connections.handshakes, w.names.asked) == (1, ["h.test"])
+            assert (w.connections.connections_opened, w.names.asked) == (1, ["h.test"])
 
     run(test)
 
@@ -128,7 +128,7 @@ def test_a_connection_that_ends_is_not_used_again(raw: bytes) -> None:
     async def test() -> None:
         async with world(always(raw, then_close=True)) as w:
             assert [await w.ask(), await w.ask()] == [b"ok", b"ok"]
-            assert w.connections.handshakes == 2
+            assert w.connections.connections_opened == 2
 
     run(test)
 
@@ -140,7 +140,7 @@ def test_answers_before_the_answer_are_passed_over() -> None:
         raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + OK
         async with world(always(raw)) as w:
             assert [await w.ask(), await w.ask()] == [b"ok", b"ok"]
-            assert w.connections.handshakes == 1
+            assert w.connections.connections_opened == 1
 
     run(test)
 
@@ -181,7 +181,7 @@ def test_an_answer_before_the_request_is_sent_ends_the_connection() -> None:
         async with world(refuse) as w:
             for body in (b"x" * 30_000_000, Bytes(b"x" * 30_000_000), None):
                 assert await w.ask(body) == b"no"
-            assert w.connections.handshakes == 3
+            assert w.connections.connections_opened == 3
 
     run(test)
     assert [head[:4] for head in seen] == [b"PUT "] * 2 + [b"GET "]
@@ -231,7 +231,7 @@ def test_a_body_is_read_as_it_is_sent() -> None:
         async with world(counting(taken)) as w:
             for size in (1, 100_000, 25_000_001):
                 assert await w.ask(Bytes(b"x" * size)) == b"ok"
-            assert w.connections.handshakes == 1
+            assert w.connections.connections_opened == 1
 
     run(test)
     assert taken == [1, 100_000, 25_000_001]

@@ -13,8 +13,8 @@ import pytest
 from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass
 from ferry.http.address_filter import AddressFilter
-from ferry.http.connection import Answer, Line
-from ferry.http.low_speed import Drip
+from ferry.http.connection import Http1Connection, Response
+from ferry.http.low_speed import LowSpeedGuard
 from ferry.http.origin import Origin, OriginOptions
 from ferry.http.pool import Site
 
@@ -37,13 +37,13 @@ class Connector:
 
     async def ask(
         self, site: Site, head: bytes, *, deadline: float, heads_only: bool = False, fresh: bool = False
-    ) -> Answer:
+    ) -> Response:
         scheme, host, port = site
         url = f"{scheme}://{host}:{port}{head.split(b' ')[1].decode()}"
         self.asked.append((url, head.decode()))
         raw = self.answers[url]
         loop = asyncio.get_running_loop()
-        line = Line(loop, lambda _: None, Drip(60))
+        line = Http1Connection(loop, lambda _: None, LowSpeedGuard(60))
         line.connection_made(cast("asyncio.BaseTransport", Transport()))
         loop.call_soon(lambda: line.data_received(raw))
         return await line.ask(head, None)

@@ -103,7 +103,7 @@ def test_bodies_arrive_both_ways(tmp_path: Path) -> None:
             data = body if isinstance(body, bytes) else body.data
             assert await ask(connections, port, body) == hashlib.md5(data).hexdigest().encode()
             assert await ask(connections, port) == BODY
-        assert connections.handshakes == 1
+        assert connections.connections_opened == 1
 
     at_a_server(certificate(tmp_path), test)
 
@@ -127,7 +127,7 @@ def test_a_certificate_that_proves_nothing_is_refused(
         error = from_origin(caught.value)
         assert getattr(error, "error_class", None) is ErrorClass.TLS
         assert words in str(error)
-        assert connections.handshakes == 0
+        assert connections.connections_opened == 0
 
     at_a_server(certificate(tmp_path, days=days, address=address), test, trusted=trusted)
 

@@ -24,7 +24,7 @@ from ferry.images import check as image
 from ferry.images import decode_process, raster, slices, svg, web
 from ferry.images.check import check_image
 from ferry.job.model import OnExisting
-from ferry.ratelimit.permit import Place
+from ferry.ratelimit.permit import Permit
 from ferry.storage.credentials import Access
 from ferry.transfer.source import Fetch
 from tests.faults import bombs
@@ -123,7 +123,7 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
 
         async def land() -> None:
             assert limit.take()
-            place = Place(limit)
+            place = Permit(limit)
             try:
                 await runtime.mover._land(row, fetch, None, OnExisting.OVERWRITE, place)
             finally:

@@ -32,6 +32,28 @@ def test_three_keys_are_a_job() -> None:
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ({"delete_gone": True}, {"delete_removed": True}, "`delete_gone` is called `delete_removed` now"),
+        (
+            {"shorter_list": True},
+            {"accept_shorter_manifest": True},
+            "`shorter_list` is called `accept_shorter_manifest`",
+        ),
+        ({"retry": {"timeout": {"nights": 5}}}, {"retry": {"timeout": {"runs": 5}}}, "`nights` is called `runs` now"),
+    ],
+)
+def test_keys_by_their_old_names(old: dict[str, Any], new: dict[str, Any], words: str) -> None:
+    """They are taken until Ferry 1.0, with a warning that names the new one; the job is the same. Not both at once."""
+    with pytest.warns(FutureWarning, match=words):
+        job = Job.model_validate({**MINIMAL, "delta": old})
+    assert job == Job.model_validate({**MINIMAL, "delta": new})
+    assert "nights" not in job.model_dump_json()
+    if "retry" not in old:
+        assert "both are given" in refused(delta={**old, **new})
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         ({"chekcs": "none"}, "unknown key `chekcs`; did you mean `checks`?"),
@@ -182,7 +204,7 @@ NEITHER: list[dict[str, Any]] = [
 def test_where(change: dict[str, Any]) -> None:
     """Settings that say where rows come from and go to change `where` and the fingerprint, not `how`."""
     before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
-    assert before.where() != after.where()
+    assert before.location_digests() != after.location_digests()
     assert before.how() == after.how()
     assert before.fingerprint() != after.fingerprint()
 
@@ -191,8 +213,8 @@ def test_where(change: dict[str, Any]) -> None:
 def test_how(change: dict[str, Any]) -> None:
     """Settings that say how objects are taken change `how` and the fingerprint, not `where`."""
     before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
-    assert before.where() == after.where()
-    assert before.how_digest() != after.how_digest()
+    assert before.location_digests() == after.location_digests()
+    assert before.settings_digest() != after.settings_digest()
     assert before.fingerprint() != after.fingerprint()
 
 
@@ -221,7 +243,7 @@ def test_the_fingerprint_is_written_down() -> None:
 def test_where_shows_no_setting() -> None:
     """plan.json holds digests, so that an address with a token stays out of it."""
     job = make_job(source={"url": "https://h/{id}?w=abc"})
-    assert all(len(value) == 64 for value in job.where().values())
+    assert all(len(value) == 64 for value in job.location_digests().values())
 
 
 @pytest.mark.parametrize(

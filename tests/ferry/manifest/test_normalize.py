@@ -144,7 +144,7 @@ def test_key_order(tmp_path: Path) -> None:
 def test_late_keys(tmp_path: Path) -> None:
     """A late key keeps its late fields, and its other braces doubled."""
     row = rows_of(tmp_path, {"source": [URL], "id": ["{1}"]}, key="{id}/{sha256}.{ext}")[0]
-    assert (row["key"], row["late_key"], row["error_class"]) == ("{{1}}/{sha256}.{ext}", True, None)
+    assert (row["key"], row["deferred_key"], row["error_class"]) == ("{{1}}/{sha256}.{ext}", True, None)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ferry.state.parquet import read_table
 from ferry.state.plan_file import ChunkRef
 from tests.support.helpers import chunk_rows, directory_state, make_outcome
 
-COLUMNS = ("row_id", "row_no", "source", "key", "late_key", "size", "md5", "sha256", "content_type", "etag",
+COLUMNS = ("row_id", "row_no", "source", "key", "deferred_key", "size", "md5", "sha256", "content_type", "etag",
            "last_modified", "id", "error_class")  # fmt: skip
 
 
@@ -27,14 +27,14 @@ class Cutting:
     def __init__(self, folder: Path) -> None:
         self.state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
-        kinds = {"row_no": "BIGINT", "late_key": "BOOLEAN", "size": "BIGINT"}
+        kinds = {"row_no": "BIGINT", "deferred_key": "BOOLEAN", "size": "BIGINT"}
         columns = ", ".join(f"{name} {kinds.get(name, 'VARCHAR')}" for name in COLUMNS)
         self.con.execute(f"CREATE TABLE m ({columns}); CREATE TABLE verdict (row_id VARCHAR)")
 
     def put(self, *rows: dict[str, Any]) -> None:
         for row in rows:
             number = row["row_no"]
-            values = {"row_id": str(number), "source": f"s{number}", "key": f"k{number}", "late_key": False, **row}
+            values = {"row_id": str(number), "source": f"s{number}", "key": f"k{number}", "deferred_key": False, **row}
             values_in_order = [values.get(name) for name in COLUMNS]
             self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(COLUMNS))})", values_in_order)
 
@@ -49,7 +49,7 @@ class Cutting:
     ) -> list[ChunkRef]:
         """Chunks of rows by number, each with its reason and attempt."""
         self.con.execute("CREATE OR REPLACE TABLE todo (row_id VARCHAR, row_no BIGINT, reason VARCHAR, attempt BIGINT, "
-                         "nights BIGINT); DROP TABLE IF EXISTS cut")  # fmt: skip
+                         "consecutive_failures BIGINT); DROP TABLE IF EXISTS cut")  # fmt: skip
         for number, reason, attempt in todo:
             line = [str(number), number, reason, attempt, attempt - 1]
             self.con.execute("INSERT INTO todo VALUES (?, ?, ?, ?, ?)", line)
@@ -82,7 +82,7 @@ def test_new_rows_and_others_in_the_order_of_the_list(
     chunks = cutting.cut(TO_DO)
     assert cutting.ids(chunks) == [["1", "3", "5"], ["7"], ["2", "6"]]
     assert [(chunk.kind, chunk.rows, chunk.bytes, chunk.run_no, chunk.done) for chunk in chunks] == [
-        ("base", 3, 90, 1, 0), ("base", 1, 70, 1, 0), ("again", 2, 80, 1, 0),
+        ("base", 3, 90, 1, 0), ("base", 1, 70, 1, 0), ("retry", 2, 80, 1, 0),
     ]  # fmt: skip
     first, second = cutting.rows(chunks)[2]
     assert (first.source, first.key, first.size, first.reason, first.attempt) == ("s2", "k2", 20, "retry", 3)
@@ -97,7 +97,7 @@ def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
     assert chunk_files.without([base], [later]) == []
     (again,) = cutting.cut([(1, "new", 1)], base=False)
     (once_more,) = cutting.cut([(1, "new", 1)], run_no=2, base=False)
-    assert again.kind == once_more.kind == "again"
+    assert again.kind == once_more.kind == "retry"
     assert len({base.digest, again.digest, once_more.digest}) == 3
     for chunk in (base, again):
         assert b"ferry_schema" in read_table(cutting.state.local(chunk.uri)).schema.metadata

@@ -20,7 +20,7 @@ from tests.support import helpers
 from tests.support.nights import World
 
 HOUR_S, DAY_S = 3600.0, 86_400.0
-RULE: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "nights": 9}}}}
+RULE: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "runs": 9}}}}
 
 
 class Clock:
@@ -66,7 +66,7 @@ def test_a_failed_row_does_not_wait_for_a_time_ahead(passes_s: float, tried: boo
 def test_nights_count_whatever_the_clock_says(world: World, clock: Clock) -> None:
     """A clock that is set back each night does not make a row be tried for ever."""
     world.put("gone.jpg", 1, fault=Trouble.NOT_FOUND)
-    rule: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "nights": 3}}}}
+    rule: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "runs": 3}}}}
     tried = []
     for _ in range(5):
         tried.append("gone.jpg" in world.night(**rule))
@@ -83,7 +83,7 @@ def test_a_copy_is_not_believed_for_longer(passes_s: float, read: int, world: Wo
     clock.ahead_s += passes_s
     (outcome,) = world.night().values()
     assert world.read == read
-    assert outcome.checked is (Checked.BODY if read else Checked.HEAD)
+    assert outcome.checked_by is (Checked.BODY if read else Checked.HEAD)
 
 
 def test_what_happened_last_counts(world: World, clock: Clock) -> None:
@@ -125,7 +125,7 @@ def test_within_a_run_of_the_engine(world: World, clock: Clock) -> None:
     clock.now = back  # type: ignore[method-assign]
     assert {outcome.status for outcome in world.night().values()} == {Status.COPIED}
     world.is_true()
-    assert {outcome.checked for outcome in world.night().values()} == {Checked.CONDITION}
+    assert {outcome.checked_by for outcome in world.night().values()} == {Checked.CONDITION}
     assert world.read == 0
     world.put("3.jpg", 9, modified="Fri, 02 Jan 2026 00:00:00 GMT")
     assert world.night()["3.jpg"].status is Status.COPIED

@@ -10,9 +10,9 @@ import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Outcome, Status
-from ferry.planning.collisions import Judged, find_superseded, judge, write_outcomes
+from ferry.planning.collisions import ProblemCounts, find_collisions, find_superseded, write_outcomes
 from ferry.state import ledger
-from ferry.storage.local_files import Twin
+from ferry.storage.local_files import FoldedName
 from tests.support.helpers import by_key, directory_state, later, latest, make_outcome
 
 LATE = "{sha256}.jpg"
@@ -26,8 +26,8 @@ class List:
         self.state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
         self.con.execute(
-            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, late_key BOOLEAN, id VARCHAR, "
-            "size BIGINT, error_class VARCHAR, message VARCHAR); CREATE TABLE superseded (row_id VARCHAR); "
+            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, deferred_key BOOLEAN, "
+            "id VARCHAR, size BIGINT, error_class VARCHAR, message VARCHAR); CREATE TABLE superseded (row_id VARCHAR); "
             "CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)"
         )
         self.notes: list[str] = []
@@ -35,8 +35,8 @@ class List:
     def put(self, rows: Sequence[dict[str, Any]], known: dict[str, dict[str, Any]] = {}, gone: str = "") -> None:
         """``known``: outcomes by row; ``gone``: a row whose key another one wrote since."""
         for number, row in enumerate(rows, 1):
-            values = {"row_id": str(number), "row_no": number, "source": f"s{number}", "late_key": False, **row}
-            names = ("row_id", "row_no", "source", "key", "late_key", "id", "size", "error_class", "message")
+            values = {"row_id": str(number), "row_no": number, "source": f"s{number}", "deferred_key": False, **row}
+            names = ("row_id", "row_no", "source", "key", "deferred_key", "id", "size", "error_class", "message")
             given = [values.get(name) for name in names]
             self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(names))})", given)
         self.outcomes([make_outcome(row_id, **given) for row_id, given in known.items()])
@@ -47,14 +47,14 @@ class List:
         ledger.append_outcomes(self.state, outcomes, 1, "c", 0)
         ledger.create_latest(self.con, self.state, at_once=True)
 
-    def judged(self, twins: Sequence[Twin] | None = None, **given: Any) -> dict[str, str]:
+    def judged(self, twins: Sequence[FoldedName] | None = None, **given: Any) -> dict[str, str]:
         """The verdicts by row, as `class: message`. Without ``twins`` a test must not ask for them."""
 
-        def ask() -> Sequence[Twin]:
+        def ask() -> Sequence[FoldedName]:
             assert twins is not None
             return twins
 
-        judge(self.con, self.notes, **{"for_directory": False, "twins": ask, **given})
+        find_collisions(self.con, self.notes, **{"for_directory": False, "twins": ask, **given})
         lines = self.con.execute("SELECT row_id, error_class || ': ' || message FROM verdict").fetchall()
         assert len(lines) == len(dict(lines))
         return dict(lines)
@@ -94,10 +94,15 @@ FILL = [{"key": f"fill-{n}"} for n in range(40)]
         ([A, A], {"1": {}, "2": {}}, "", {}),
         ([{**A, "source": "s"}, {**A, "source": "s"}], {"2": {}}, "", {"1": same(2)}),
         ([A, {**A, "error_class": "bad_url"}], {}, "", {}),
-        ([{"key": LATE, "late_key": True}, {"key": LATE, "late_key": True}], {}, "", {}),
-        ([{"key": LATE, "late_key": False}, {"key": LATE, "late_key": False}], {}, "", {"1": wants(2), "2": wants(1)}),
-        ([{"key": "{ext}", "late_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
-        ([{"key": "{{sha256}}{ext}", "late_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
+        ([{"key": LATE, "deferred_key": True}, {"key": LATE, "deferred_key": True}], {}, "", {}),
+        (
+            [{"key": LATE, "deferred_key": False}, {"key": LATE, "deferred_key": False}],
+            {},
+            "",
+            {"1": wants(2), "2": wants(1)},
+        ),
+        ([{"key": "{ext}", "deferred_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
+        ([{"key": "{{sha256}}{ext}", "deferred_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
     ],
 )
 def test_rows_that_want_one_key(
@@ -160,7 +165,7 @@ def alike(other: int) -> str:
     ("keys", "twin"),
     [(("a.jpg", "A.jpg"), "case"), (("\u00e9.jpg", "e\u0301.jpg"), "form"), (("a./b. ", "a/b"), "dots")],
 )
-def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], twin: Twin, rows: List) -> None:
+def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], twin: FoldedName, rows: List) -> None:
     """Where the destination is known to be such a one none of their rows moves, but for one whose copy stands there;
     elsewhere it is said."""
     one, other = ({"key": key} for key in keys)
@@ -183,7 +188,7 @@ def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], twin:
 
 def test_names_that_the_digest_makes_are_told_apart(rows: List) -> None:
     """Late keys that name the digest differ wherever the objects do."""
-    rows.put([{"key": "A{sha256}", "late_key": True}, {"key": "a{sha256}", "late_key": True}, *FILL])
+    rows.put([{"key": "A{sha256}", "deferred_key": True}, {"key": "a{sha256}", "deferred_key": True}, *FILL])
     assert rows.judged() == {}
 
 
@@ -195,7 +200,7 @@ def test_more_than_a_tenth_of_collisions_is_no_accident(others: int, refused: bo
         with pytest.raises(UserError, match=r"2 of 23 rows want a key .*for one: `a`"):
             rows.judged()
         return
-    assert judge(rows.con, [], for_directory=False) == Judged(24, 0, 4, 2)
+    assert find_collisions(rows.con, [], for_directory=False) == ProblemCounts(24, 0, 4, 2)
 
 
 def test_a_list_without_a_usable_row(rows: List) -> None:
@@ -206,8 +211,8 @@ def test_a_list_without_a_usable_row(rows: List) -> None:
         rows.judged()
     rows.con.execute("DROP TABLE verdict")
     rows.put([A])
-    judged = judge(rows.con, [], for_directory=False)
-    assert (judged, judged.usable) == (Judged(3, 2, 0, 0), 1)
+    judged = find_collisions(rows.con, [], for_directory=False)
+    assert (judged, judged.usable) == (ProblemCounts(3, 2, 0, 0), 1)
 
 
 ONE, TWO = {"sha256": "a", "md5": "c"}, {"sha256": "b", "md5": "d"}
@@ -226,7 +231,7 @@ ONE, TWO = {"sha256": "a", "md5": "c"}, {"sha256": "b", "md5": "d"}
         ({**ONE, "recorded_at": later(1)}, {**TWO, "run_no": 1}, "2"),
         ({**ONE, "status": Status.UNCHANGED}, TWO, "1"),
         (ONE, {**TWO, "status": Status.UNCHANGED}, "1"),
-        (ONE, {**ONE, "status": Status.DROPPED}, "1"),
+        (ONE, {**ONE, "status": Status.REMOVED}, "1"),
         (ONE, {**ONE, "status": Status.PENDING}, "1"),
         (ONE, {"status": Status.SKIPPED}, ""),
         (ONE, FAILED, "1"),
@@ -280,7 +285,7 @@ def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
         "6": (Status.SKIPPED, ErrorClass.DUPLICATE, 0),
     }
     one = written["1"]
-    assert (one.source, one.key, one.message, one.chunk, one.how) == ("", "", "no such scheme", "", "how")
+    assert (one.source, one.key, one.message, one.chunk, one.settings_digest) == ("", "", "no such scheme", "", "how")
     assert (one.retryable, one.requests) == (False, 0)
     assert (written["6"].source, written["6"].key) == ("s", "a")
     rows.con.execute("INSERT INTO superseded VALUES ('4')")

@@ -19,7 +19,7 @@ from ferry.ratelimit.limiter import Limiter
 from ferry.ratelimit.permit import PausedTooLong
 from ferry.state import ledger
 from ferry.state.counts import count
-from ferry.state.plan_file import PLACE_FILE, PLAN_FILE, forget_plan, read_plan
+from ferry.state.plan_file import LOCATION_FILE, PLAN_FILE, read_plan, set_plan_aside
 from ferry.state.queries import with_latest
 from ferry.storage.credentials import Access
 from tests.support.helpers import directory_state, later, latest, make_job, make_outcome, plan, run
@@ -48,7 +48,7 @@ class World:
     def run(self, job: Job, *, replan: bool = False) -> dict[str, int]:
         """Runs the job and returns the counts of its present list."""
         if replan:
-            forget_plan(self.state)
+            set_plan_aside(self.state)
         self.run_no += 1
         run(job, self.state, Access(), self.run_no)
         return self.counts()
@@ -137,7 +137,7 @@ def test_back_to_the_old_place_with_a_damaged_plan(world: World, damage: str) ->
     assert world.run(world.job("other"), replan=True) == {"copied": 2}
     world.state.write(PLAN_FILE, b"{")
     if "place" in damage:
-        world.state.write(PLACE_FILE, b"{")
+        world.state.write(LOCATION_FILE, b"{")
     with pytest.raises(UserError, match="damaged"):
         read_plan(world.state)
     assert world.run(world.job("out"), replan=True) == {"copied": 1, "unchanged": 1}

@@ -21,10 +21,19 @@ from ferry.manifest.normalize import normalise
 from ferry.planning import chunk_files, planner
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
-from ferry.state.checksums import open_json, seal_json, sealed
+from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
 from ferry.state.files import DirectoryState, State, open_state
 from ferry.state.ledger import append_outcomes, compact_ledger
-from ferry.state.plan_file import PLACE_FILE, PLAN_FILE, ChunkRef, Place, Plan, Planned, forget_plan, read_plan
+from ferry.state.plan_file import (
+    LOCATION_FILE,
+    PLAN_FILE,
+    ChunkRef,
+    Plan,
+    PlanLocation,
+    Planned,
+    read_plan,
+    set_plan_aside,
+)
 from ferry.transfer.chunk import read_chunk
 from tests.support.helpers import (
     FAILED_404,
@@ -119,8 +128,8 @@ def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: D
 @pytest.mark.parametrize(
     ("earlier", "step"),
     [
-        (False, "bring_manifest"), (False, "find_existing"),
-        (True, "bring_manifest"), (True, "find_existing"), (True, "forget_returned"),
+        (False, "load_manifest"), (False, "find_existing"),
+        (True, "load_manifest"), (True, "find_existing"), (True, "forget_returned"),
     ],
 )  # fmt: skip
 def test_a_lease_that_is_taken_while_a_run_plans(
@@ -133,7 +142,7 @@ def test_a_lease_that_is_taken_while_a_run_plans(
         write_list(tmp_path / "list.csv", urls(1, 2))
         plan(job, state)
         data = parquet.to_bytes(pa.table({"key": ["p/gone.jpg"], "lists": [1]}))
-        state.write(sealed("plan/missing-000001", data), data)
+        state.write(checked_name("plan/missing-000001", data), data)
     write_list(tmp_path / "list.csv", [*urls(1, 2, 3), ["N/A"]])
     mine = lease.acquire_lease(state, "test")
     taken: list[lease.Lease] = []
@@ -420,7 +429,7 @@ def test_keys_that_a_directory_does_not_tell_apart(
 ) -> None:
     """Where it was tried and found so, none of them moves: the second would replace the first, and both be called
     copied. Elsewhere there is a note."""
-    monkeypatch.setattr(planner, "twins_in", lambda _: frozenset(twins))
+    monkeypatch.setattr(planner, "name_folding_of", lambda _: frozenset(twins))
     names = ["x/A.jpg", "x/a.jpg", "x/\u00e9.jpg", "x/e\u0301.jpg", "x/b.jpg", "x./b.jpg", "x /b.jpg"]
     names += [f"other/{n}.jpg" for n in range(60)]
     lines = [[f"https://img.example/{n}.jpg", name] for n, name in enumerate(names)]
@@ -517,7 +526,7 @@ def test_retry_failed_takes_the_failed_rows_of_a_class(
     planned = plan(job, state, 2, "retry", classes=classes)
     assert keys(state, planned) == expected
     assert {(row.reason, row.attempt) for row in planned_rows(state, planned)} <= {(Reason.RETRY, 2)}
-    assert {ref.kind for ref in planned.chunks} <= {"again"}
+    assert {ref.kind for ref in planned.chunks} <= {"retry"}
 
 
 def failures_of_both_kinds(folder: Path, state: DirectoryState) -> Job:
@@ -536,7 +545,7 @@ def test_a_plain_run_takes_new_pending_and_retryable_rows(tmp_path: Path, state:
     job = failures_of_both_kinds(tmp_path, state)
     planned = plan(job, state, 2)
     assert (planned.todo, planned.pending, planned.settled) == ({"retry": 2}, 1, 4)
-    (again,) = [ref for ref in planned.chunks if ref.kind == "again"]
+    (again,) = [ref for ref in planned.chunks if ref.kind == "retry"]
     assert [row.key for row in chunk_rows(state, again)] == ["2.jpg", "3.jpg"]
 
 
@@ -610,7 +619,7 @@ def test_replan_moves_everything_to_the_new_place(
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1)
-    forget_plan(state)
+    set_plan_aside(state)
     if "destination" in change:
         change = {"destination": f"file://{tmp_path}/elsewhere/"}
     planned = plan(Job.model_validate({**job.model_dump(), **change}), state, 2)
@@ -622,7 +631,7 @@ def test_replan_of_the_same_job_keeps_what_is_copied(tmp_path: Path, state: Dire
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1, only=2)
-    forget_plan(state)
+    set_plan_aside(state)
     assert plan(job, state, 2).todo == {"new": 1}
 
 
@@ -632,12 +641,12 @@ def test_replan_is_the_way_out_of_a_damaged_plan(tmp_path: Path, state: Director
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1)
     state.write(PLAN_FILE, b'{"ferry_schema": 1, "cut')
-    place = state.read(PLACE_FILE)
-    state.write(PLACE_FILE, Place({"destination.uri": "another"}, 0).encode())
+    place = state.read(LOCATION_FILE)
+    state.write(LOCATION_FILE, PlanLocation({"destination.uri": "another"}, 0).encode())
     with pytest.raises(UserError, match="--replan"):
         plan(job, state, 2)
-    forget_plan(state)
-    state.write(PLACE_FILE, place)
+    set_plan_aside(state)
+    state.write(LOCATION_FILE, place)
     assert plan(job, state, 2).settled == 3
 
 
@@ -655,12 +664,14 @@ def test_a_plan_of_a_newer_schema_is_refused(tmp_path: Path, state: DirectorySta
     write_list(tmp_path / "list.csv", urls(1))
     job = job_in(tmp_path)
     plan(job, state)
-    raw = seal_json(open_json(state.read(PLAN_FILE)) | {"ferry_schema": parquet.SCHEMA_VERSION + 1, "unheard_of": 1})
+    raw = encode_checked_json(
+        decode_checked_json(state.read(PLAN_FILE)) | {"ferry_schema": parquet.SCHEMA_VERSION + 1, "unheard_of": 1}
+    )
     state.write(PLAN_FILE, raw)
     with pytest.raises(UserError, match="newer version of Ferry"):
         plan(job, state, 2)
     with pytest.raises(UserError, match="newer version of Ferry"):
-        forget_plan(state)
+        set_plan_aside(state)
     assert state.read(PLAN_FILE) == raw
 
 
@@ -749,7 +760,7 @@ def test_a_pass_repairs_rows_whose_retry_came_back_without_them(
     (base,) = plan(job, state).chunks
     settle(state, base, 1, Status.FAILED, **FAILED_500)
     compact_ledger(state, 1)
-    (again,) = [ref for ref in plan(job, state, 2).chunks if ref.kind == "again"]
+    (again,) = [ref for ref in plan(job, state, 2).chunks if ref.kind == "retry"]
     assert plan(job, state, 3).pending == 3
     passed = plan(job, state, 3, mode, returned=[base.digest, again.digest])
     assert passed.todo == {"retry": 3}

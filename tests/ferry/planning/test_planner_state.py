@@ -11,9 +11,18 @@ import pytest
 from ferry.core.errors import Damaged
 from ferry.job.model import Job
 from ferry.state import ledger
-from ferry.state.checksums import seal_json
+from ferry.state.checksums import encode_checked_json
 from ferry.state.files import DirectoryState
-from ferry.state.plan_file import HINTS, PLACE_FILE, PLAN_FILE, Plan, Planned, forget_plan, read_place, read_plan
+from ferry.state.plan_file import (
+    HINTS,
+    LOCATION_FILE,
+    PLAN_FILE,
+    Plan,
+    Planned,
+    read_location,
+    read_plan,
+    set_plan_aside,
+)
 from tests.support.helpers import directory_state, make_job, plan, settle, urls, write_list
 
 
@@ -72,7 +81,7 @@ def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None
     (ref,) = night.plan(3).chunks
     settle(night.state, ref, 1)
     name = ledger.compact_ledger(night.state, 1)
-    night.state.write("reports/run-000001/summary.json", seal_json({"ledger": name}))
+    night.state.write("reports/run-000001/summary.json", encode_checked_json({"ledger": name}))
     night.plan(3)
     night.state.delete([name])
     with pytest.raises(Damaged, match=name):
@@ -97,12 +106,12 @@ def test_a_list_that_is_shorter(rows: int, unusable: int, doubled: int, shorter:
     found = night.plan(rows, unusable, doubled)
     assert found.shorter.startswith(shorter)
     assert bool(found.shorter) is bool(shorter)
-    assert (night.in_force().usable, night.in_force().believed) == (rows, 20 if shorter else rows)
-    assert read_place(night.state) == replace(found_place(night), believed=night.in_force().believed)
+    assert (night.in_force().usable, night.in_force().expected_rows) == (rows, 20 if shorter else rows)
+    assert read_location(night.state) == replace(found_place(night), expected_rows=night.in_force().expected_rows)
 
 
 def found_place(night: Night) -> Any:
-    place = read_place(night.state)
+    place = read_location(night.state)
     assert place is not None
     return place
 
@@ -110,10 +119,10 @@ def found_place(night: Night) -> Any:
 def test_rows_of_an_earlier_version_s_plan(night: Night) -> None:
     """It counted all rows. So does the plan that comes after it, and from then on usable ones count."""
     night.plan(20, 5)
-    older = replace(night.in_force(), usable=0, believed=0)
+    older = replace(night.in_force(), usable=0, expected_rows=0)
     night.state.write(PLAN_FILE, older.encode())
     assert night.plan(18, 5).shorter == ""
-    assert (night.in_force().usable, night.in_force().believed) == (18, 18)
+    assert (night.in_force().usable, night.in_force().expected_rows) == (18, 18)
     assert "has 16 rows that can be used, where the last one had 18" in night.plan(16, 9).shorter
 
 
@@ -123,13 +132,13 @@ def test_what_a_list_is_believed_to_have_outlives_a_replan(night: Night) -> None
     night.plan(10)
     night.state.write(PLAN_FILE, b"damaged")
     assert "where the last one had 20" in night.plan(10).shorter
-    assert night.in_force().believed == 20
-    forget_plan(night.state)
+    assert night.in_force().expected_rows == 20
+    set_plan_aside(night.state)
     assert "where the last one had 20" in night.plan(10).shorter
-    forget_plan(night.state)
+    set_plan_aside(night.state)
     night.given = {"key": "x/{source.name}"}
     assert night.plan(10).shorter == ""
-    assert night.in_force().believed == 10
+    assert night.in_force().expected_rows == 10
 
 
 def test_what_was_done_at_another_place_counts_for_nothing(night: Night) -> None:
@@ -137,14 +146,14 @@ def test_what_was_done_at_another_place_counts_for_nothing(night: Night) -> None
     (ref,) = night.plan(3).chunks
     assert night.in_force().since_run == 0
     settle(night.state, ref, 1)
-    forget_plan(night.state)
+    set_plan_aside(night.state)
     assert night.plan(3).todo == {}
     assert night.in_force().since_run == 0
-    forget_plan(night.state)
+    set_plan_aside(night.state)
     night.given = {"key": "x/{source.name}"}
     assert night.plan(3).todo == {"new": 3}
     assert night.in_force().since_run == 3
-    night.state.delete([PLACE_FILE])
-    forget_plan(night.state)
+    night.state.delete([LOCATION_FILE])
+    set_plan_aside(night.state)
     assert night.plan(3).todo == {"new": 3}
     assert night.in_force().since_run == 4

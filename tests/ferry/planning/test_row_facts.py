@@ -12,14 +12,14 @@ import pytest
 from ferry.core.records import Checked, ErrorClass, Row, Status
 from ferry.planning.row_facts import decide, gather
 from ferry.state import ledger
-from ferry.state.parquet import said_of
+from ferry.state.parquet import manifest_digest_of
 from tests.support.helpers import directory_state, make_job, make_outcome
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 URL = "https://img.example/1.jpg"
 MD5, OTHER = "a" * 32, "b" * 32
-RETRY: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "nights": 3}}}}
+RETRY: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "runs": 3}}}}
 
 
 def http(moment: datetime) -> str:
@@ -27,7 +27,7 @@ def http(moment: datetime) -> str:
 
 
 def said(**given: Any) -> str | None:
-    return said_of(Row("1", URL, "1.jpg", **given))
+    return manifest_digest_of(Row("1", URL, "1.jpg", **given))
 
 
 class Planning:
@@ -50,7 +50,7 @@ class Planning:
         self.con.execute(f"INSERT INTO m VALUES ('1', 7, {', '.join('?' * 7)})", [values.get(name) for name in names])
         if known is not None:
             then = NOW - 2 * DAY
-            times = {"started_at": then, "recorded_at": then, "read_at": then}
+            times = {"started_at": then, "recorded_at": then, "bytes_read_at": then}
             outcome = make_outcome("1", **{"source": URL, "key": "1.jpg", **times, **known})
             ledger.append_outcomes(self._state, [outcome], outcome.run_no, "c", 0)
         ledger.create_latest(self.con, self._state, at_once=True)
@@ -67,19 +67,32 @@ def planning(tmp_path: Path) -> Planning:
 
 FAILED = {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND}
 KNOWN: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
-    (None, {"known": False, "status": None, "standing": False, "nights": 0, "due": False, "proof": False}),
-    ({}, {"known": True, "status": "copied", "standing": True, "nights": 0, "attempt": 1, "by_plan": False}),
+    (
+        None,
+        {"known": False, "status": None, "standing": False, "consecutive_failures": 0, "due": False, "proof": False},
+    ),
+    (
+        {},
+        {
+            "known": True,
+            "status": "copied",
+            "standing": True,
+            "consecutive_failures": 0,
+            "attempt": 1,
+            "by_plan": False,
+        },
+    ),
     ({"status": Status.UNCHANGED}, {"standing": True}),
     ({"status": Status.SKIPPED}, {"standing": False}),
-    (FAILED, {"standing": False, "error_class": "not_found", "nights": 0}),
+    (FAILED, {"standing": False, "error_class": "not_found", "consecutive_failures": 0}),
     ({**FAILED, "dest_etag": "e"}, {"standing": True}),
-    ({**FAILED, "nights": 3}, {"nights": 3}),
-    ({**FAILED, "nights": 3, "run_no": 2}, {"nights": 2, "this_run": True}),
-    ({"nights": 3}, {"nights": 0, "this_run": False}),
+    ({**FAILED, "consecutive_failures": 3}, {"consecutive_failures": 3}),
+    ({**FAILED, "consecutive_failures": 3, "run_no": 2}, {"consecutive_failures": 2, "this_run": True}),
+    ({"consecutive_failures": 3}, {"consecutive_failures": 0, "this_run": False}),
     ({**FAILED, "chunk": ""}, {"by_plan": True}),
     ({"status": Status.PENDING, "chunk": ""}, {"by_plan": False}),
-    ({"how": make_job(mode="delta").how_digest()}, {"how_same": True}),
-    ({"how": "another"}, {"how_same": False}),
+    ({"settings_digest": make_job(mode="delta").settings_digest()}, {"how_same": True}),
+    ({"settings_digest": "another"}, {"how_same": False}),
 ]
 
 
@@ -135,9 +148,9 @@ def test_whether_a_chunk_holds_the_row(
     ("row", "known", "expected"),
     [
         ({}, {}, "nothing"),
-        ({}, {"said": said(size=10)}, "nothing"),
-        ({"size": 10}, {"said": said(size=10)}, "same"),
-        ({"size": 10}, {"said": said(size=11)}, "other"),
+        ({}, {"manifest_digest": said(size=10)}, "nothing"),
+        ({"size": 10}, {"manifest_digest": said(size=10)}, "same"),
+        ({"size": 10}, {"manifest_digest": said(size=11)}, "other"),
         ({"size": 10}, {"size": 10}, "nothing"),
         ({"size": 11}, {"size": 10}, "other"),
         ({"md5": MD5}, {"md5": MD5}, "same"),
@@ -160,7 +173,7 @@ def test_what_the_list_says_of_the_object(
 
 
 LATE = http(NOW - DAY)
-CONDITION = {"checked": Checked.CONDITION, "source_etag": '"e"', "read_at": NOW - 9 * DAY, "started_at": NOW}
+CONDITION = {"checked_by": Checked.CONDITION, "source_etag": '"e"', "bytes_read_at": NOW - 9 * DAY, "started_at": NOW}
 
 
 @pytest.mark.parametrize(
@@ -179,10 +192,10 @@ CONDITION = {"checked": Checked.CONDITION, "source_etag": '"e"', "read_at": NOW 
         ({"last_modified": LATE}, CONDITION, True),
         ({"last_modified": LATE}, {**CONDITION, "source_etag": 'W/"e"'}, False),
         ({"last_modified": LATE}, {**CONDITION, "source_etag": None}, False),
-        ({"last_modified": LATE}, {**CONDITION, "checked": Checked.HEAD}, False),
-        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked": Checked.HEAD}, True),
-        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked": Checked.SIZE}, False),
-        ({"last_modified": LATE}, {**CONDITION, "read_at": None, "checked": Checked.BODY}, True),
+        ({"last_modified": LATE}, {**CONDITION, "checked_by": Checked.HEAD}, False),
+        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked_by": Checked.HEAD}, True),
+        ({"last_modified": LATE, "source": "s3://old/1.jpg"}, {**CONDITION, "checked_by": Checked.SIZE}, False),
+        ({"last_modified": LATE}, {**CONDITION, "bytes_read_at": None, "checked_by": Checked.BODY}, True),
     ],
 )
 def test_what_the_list_proves(
@@ -199,7 +212,7 @@ def test_what_the_list_proves(
         ({}, "none"),
         ({"source_etag": '"e"'}, "strong"),
         ({"source_etag": 'W/"e"'}, "weak"),
-        ({"source_etag": '"e"', "checked": Checked.SIZE}, "weak"),
+        ({"source_etag": '"e"', "checked_by": Checked.SIZE}, "weak"),
         ({"source_last_modified": http(NOW - 3 * DAY)}, "strong"),
         ({"source_last_modified": http(NOW - 2 * DAY)}, "racy"),
         ({"source_last_modified": http(NOW + 3 * DAY)}, "weak"),
@@ -226,13 +239,13 @@ def test_what_is_asked_over_http(source: str, web: bool, planning: Planning) -> 
 @pytest.mark.parametrize(
     ("known", "old"),
     [
-        ({"read_at": NOW - 6 * DAY}, False),
-        ({"read_at": NOW - 8 * DAY}, True),
-        ({"read_at": NOW + 6 * DAY}, False),
-        ({"read_at": NOW + 8 * DAY}, True),
-        ({"read_at": None, "started_at": NOW - 8 * DAY}, True),
-        ({"read_at": None, "started_at": NOW, "recorded_at": NOW - 8 * DAY}, False),
-        ({"read_at": NOW, "started_at": NOW - 8 * DAY}, False),
+        ({"bytes_read_at": NOW - 6 * DAY}, False),
+        ({"bytes_read_at": NOW - 8 * DAY}, True),
+        ({"bytes_read_at": NOW + 6 * DAY}, False),
+        ({"bytes_read_at": NOW + 8 * DAY}, True),
+        ({"bytes_read_at": None, "started_at": NOW - 8 * DAY}, True),
+        ({"bytes_read_at": None, "started_at": NOW, "recorded_at": NOW - 8 * DAY}, False),
+        ({"bytes_read_at": NOW, "started_at": NOW - 8 * DAY}, False),
     ],
 )
 def test_whether_its_bytes_were_read_long_ago(known: dict[str, Any], old: bool, planning: Planning) -> None:
@@ -244,11 +257,11 @@ def test_whether_its_bytes_were_read_long_ago(known: dict[str, Any], old: bool, 
 @pytest.mark.parametrize(
     ("known", "due"),
     [
-        ({**FAILED, "nights": 1, "recorded_at": NOW - DAY}, True),
-        ({**FAILED, "nights": 1, "recorded_at": NOW - DAY / 2}, False),
-        ({**FAILED, "nights": 1, "recorded_at": NOW + DAY}, True),
-        ({**FAILED, "nights": 2, "recorded_at": NOW - DAY}, True),
-        ({**FAILED, "nights": 3, "recorded_at": NOW - DAY}, False),
+        ({**FAILED, "consecutive_failures": 1, "recorded_at": NOW - DAY}, True),
+        ({**FAILED, "consecutive_failures": 1, "recorded_at": NOW - DAY / 2}, False),
+        ({**FAILED, "consecutive_failures": 1, "recorded_at": NOW + DAY}, True),
+        ({**FAILED, "consecutive_failures": 2, "recorded_at": NOW - DAY}, True),
+        ({**FAILED, "consecutive_failures": 3, "recorded_at": NOW - DAY}, False),
         ({**FAILED, "error_class": ErrorClass.BAD_KEY, "recorded_at": NOW - DAY}, False),
         ({"recorded_at": NOW - DAY}, False),
     ],
@@ -265,11 +278,17 @@ def test_whether_a_failed_row_is_due(known: dict[str, Any], due: bool, planning:
         ({}, None, True, [("new", 1, 0)], []),
         ({}, {}, False, [], ["head"]),
         ({}, {}, True, [("revalidate", 2, 0)], ["head"]),
-        ({"md5": MD5}, {"md5": MD5}, True, [], ["not"]),
-        ({"md5": MD5}, {"md5": OTHER}, True, [("changed", 2, 0)], ["read"]),
-        ({}, {**FAILED, "attempt": 4, "nights": 1}, True, [("retry", 5, 1)], []),
-        ({}, {**FAILED, "attempt": 4, "nights": 9}, True, [], []),
-        ({"md5": MD5}, {**FAILED, "md5": MD5, "dest_etag": "e", "nights": 1}, True, [("retry", 2, 1)], ["read"]),
+        ({"md5": MD5}, {"md5": MD5}, True, [], ["skip"]),
+        ({"md5": MD5}, {"md5": OTHER}, True, [("changed", 2, 0)], ["get"]),
+        ({}, {**FAILED, "attempt": 4, "consecutive_failures": 1}, True, [("retry", 5, 1)], []),
+        ({}, {**FAILED, "attempt": 4, "consecutive_failures": 9}, True, [], []),
+        (
+            {"md5": MD5},
+            {**FAILED, "md5": MD5, "dest_etag": "e", "consecutive_failures": 1},
+            True,
+            [("retry", 2, 1)],
+            ["get"],
+        ),
     ],
 )
 def test_what_is_to_do(
@@ -284,11 +303,11 @@ def test_what_is_to_do(
     list says.
     Tables that nothing reads later are gone."""
     if known is not None:
-        known = {"how": make_job(mode="delta", **RETRY).how_digest(), **known}
+        known = {"settings_digest": make_job(mode="delta", **RETRY).settings_digest(), **known}
     planning.put(row, known, **RETRY)
     decide(planning.con, "plain", (), delta=delta)
-    assert planning.con.execute("SELECT reason, attempt, nights FROM todo").fetchall() == todo
-    assert [look for (look,) in planning.con.execute("SELECT look FROM looks").fetchall()] == looks
+    assert planning.con.execute("SELECT reason, attempt, consecutive_failures FROM todo").fetchall() == todo
+    assert [look for (look,) in planning.con.execute("SELECT revalidate FROM revalidations").fetchall()] == looks
     left = {name for (name,) in planning.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
     assert left.isdisjoint({"rules", "cases", "answers", "answered"})
 

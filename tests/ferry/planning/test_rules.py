@@ -11,13 +11,22 @@ from hypothesis import strategies as st
 
 from ferry.core.errors import Damaged, UserError
 from ferry.core.records import AGAIN, Again, ErrorClass, Reason, Status
-from ferry.core.revalidation import Look
+from ferry.core.revalidation import Revalidate
 from ferry.job.model import OnExisting
 from ferry.planning.existing_objects import how_to_find
 from ferry.planning.rules import Latest, Mode, auto_chunk_rows, check_where, cut_off, keep, reason_to_do
-from ferry.state.checksums import seal_json
+from ferry.state.checksums import encode_checked_json
 from ferry.state.parquet import SCHEMA_VERSION
-from ferry.state.plan_file import PLACE_FILE, PLAN_FILE, ChunkRef, Place, Plan, read_place, read_plan, with_hints
+from ferry.state.plan_file import (
+    LOCATION_FILE,
+    PLAN_FILE,
+    ChunkRef,
+    Plan,
+    PlanLocation,
+    read_location,
+    read_plan,
+    with_hints,
+)
 from tests.support.helpers import make_job
 
 E, S = ErrorClass, Status
@@ -68,13 +77,13 @@ def test_a_plain_run(latest: Latest | None, reason: Reason | None) -> None:
     ("facts", "reason"),
     [
         ({"status": S.COPIED, "superseded": True}, Reason.CHANGED),
-        ({"status": S.COPIED, "delta": True, "look": Look.HEAD}, Reason.REVALIDATE),
-        ({"status": S.UNCHANGED, "delta": True, "look": Look.IF}, Reason.REVALIDATE),
-        ({"status": S.COPIED, "delta": True, "look": Look.READ, "other": True}, Reason.CHANGED),
-        ({"status": S.COPIED, "delta": True, "look": Look.NOT}, None),
-        ({"status": S.COPIED, "delta": True, "look": None, "other": True}, None),
-        ({"status": S.COPIED, "delta": False, "look": Look.READ, "other": True}, None),
-        ({"status": S.SKIPPED, "delta": True, "look": Look.READ, "other": True}, None),
+        ({"status": S.COPIED, "delta": True, "revalidate": Revalidate.HEAD}, Reason.REVALIDATE),
+        ({"status": S.UNCHANGED, "delta": True, "revalidate": Revalidate.CONDITIONAL_GET}, Reason.REVALIDATE),
+        ({"status": S.COPIED, "delta": True, "revalidate": Revalidate.GET, "other": True}, Reason.CHANGED),
+        ({"status": S.COPIED, "delta": True, "revalidate": Revalidate.SKIP}, None),
+        ({"status": S.COPIED, "delta": True, "revalidate": None, "other": True}, None),
+        ({"status": S.COPIED, "delta": False, "revalidate": Revalidate.GET, "other": True}, None),
+        ({"status": S.SKIPPED, "delta": True, "revalidate": Revalidate.GET, "other": True}, None),
         ({"status": S.FAILED, "error_class": E.NOT_FOUND, "delta": True, "due": True}, Reason.RETRY),
         ({"status": S.FAILED, "error_class": E.TIMEOUT, "delta": True, "due": False}, None),
         ({"status": S.FAILED, "error_class": E.UPLOAD_UNCONFIRMED, "delta": True, "due": True}, Reason.REPAIR),
@@ -194,18 +203,18 @@ def test_auto_chunk_rows(rows: int, chunk: int) -> None:
 )
 def test_check_where(change: dict[str, Any], names: list[str]) -> None:
     """A change of where stops and names each key; a final slash, and everything else, is no change."""
-    plan = Plan(make_job().where(), 500, 1, {}, 1)
+    plan = Plan(make_job().location_digests(), 500, 1, {}, 1)
     if not names:
         check_where(plan, make_job(**change))
         return
     with pytest.raises(UserError) as caught:
         check_where(plan, make_job(**change))
-    assert [word for word in str(caught.value).split("`") if word in make_job().where()] == names
+    assert [word for word in str(caught.value).split("`") if word in make_job().location_digests()] == names
 
 
 def test_which_chunks_stay() -> None:
     """Base chunks for good; retries while rows are open, and those of the newest run."""
-    for kind, done, run_no in itertools.product(("base", "again"), (0, 9, 10), (1, 5)):
+    for kind, done, run_no in itertools.product(("base", "retry"), (0, 9, 10), (1, 5)):
         chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done)  # type: ignore[arg-type]
         assert keep(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
 
@@ -231,22 +240,27 @@ def test_a_plan_of_an_earlier_version() -> None:
     """What it does not say is nothing: no row done, none believed, and every outcome of this place."""
     chunk = {"uri": "c", "digest": "d", "rows": 1, "bytes": 0, "kind": "base", "run_no": 1}
     plan = {"where": {}, "chunk_rows": 500, "rows": 1, "manifest": {}, "last_run": 1, "chunks": [chunk]}
-    state = Files({PLAN_FILE: seal_json({"ferry_schema": SCHEMA_VERSION, **plan})})
+    state = Files({PLAN_FILE: encode_checked_json({"ferry_schema": SCHEMA_VERSION, **plan})})
     read = read_plan(state)
     assert read is not None
-    assert (read.since_run, read.believed, read.usable) == (0, 0, 0)
+    assert (read.since_run, read.expected_rows, read.usable) == (0, 0, 0)
     assert read.chunks == [ChunkRef("c", "d", 1, 0, "base", 1, 0, "unknown", "")]
-    assert read_place(Files({PLACE_FILE: seal_json({"where": {}, "since_run": 3})})) == Place({}, 3, 0)
-    assert (read_plan(Files()), read_place(Files())) == (None, None)
+    assert read_location(
+        Files({LOCATION_FILE: encode_checked_json({"location_digests": {}, "since_run": 3})})
+    ) == PlanLocation({}, 3, 0)
+    assert (read_plan(Files()), read_location(Files())) == (None, None)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b"nonsense", seal_json({}), seal_json({"where": 1, "since_run": 1})])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{}", b"nonsense", encode_checked_json({}), encode_checked_json({"location_digests": 1, "since_run": 1})],
+)
 def test_a_damaged_plan_or_place_is_said_to_be(raw: bytes) -> None:
     """Neither is read as if nothing were known."""
     with pytest.raises(Damaged, match="plan"):
         read_plan(Files({PLAN_FILE: raw}))
-    with pytest.raises(Damaged, match="place"):
-        read_place(Files({PLACE_FILE: raw}))
+    with pytest.raises(Damaged, match="location"):
+        read_location(Files({LOCATION_FILE: raw}))
 
 
 def test_hints_change_nothing_else() -> None:

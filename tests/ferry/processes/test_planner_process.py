@@ -12,23 +12,23 @@ from pathlib import Path
 import pytest
 
 from ferry.core.errors import Fatal, UserError
-from ferry.processes.planner_process import Child, Request
+from ferry.processes.planner_process import PlannerProcess, PlanRequest
 from ferry.state.plan_file import Planned
 from ferry.storage.credentials import Access
 from tests.support.helpers import make_job
 
 
 @pytest.fixture
-def child() -> Iterator[Child]:
-    with Child() as process:
+def child() -> Iterator[PlannerProcess]:
+    with PlannerProcess() as process:
         yield process
 
 
-def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask: object) -> Request:
+def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask: object) -> PlanRequest:
     (folder / "list.csv").write_text("sku,url\n1,https://img.example/1.jpg\n2,https://img.example/2.jpg\n")
     job = make_job(manifest=str(folder / manifest), destination=f"file://{folder}/out/")
     asked = {"run_no": 1, "dry": True, **ask} if work == "plan" else {"run_no": 1}
-    return Request(job, str(folder / "state"), str(folder / "cache"), Access(), Access(), work, asked)
+    return PlanRequest(job, str(folder / "state"), str(folder / "cache"), Access(), Access(), work, asked)
 
 
 def processes_below(pid: int) -> set[int]:
@@ -45,7 +45,7 @@ def processes_below(pid: int) -> set[int]:
     return found
 
 
-def test_one_process_answers_many_requests(child: Child, tmp_path: Path) -> None:
+def test_one_process_answers_many_requests(child: PlannerProcess, tmp_path: Path) -> None:
     """Errors of one request do not end it, and each fork ends with its answer."""
     ours = processes_below(os.getpid())
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
@@ -56,14 +56,14 @@ def test_one_process_answers_many_requests(child: Child, tmp_path: Path) -> None
     assert not any(processes_below(pid) for pid in ours)
 
 
-def test_a_bug_is_not_the_users_fault(child: Child, tmp_path: Path) -> None:
+def test_a_bug_is_not_the_users_fault(child: PlannerProcess, tmp_path: Path) -> None:
     """Fatal with the kind of the exception, and the process goes on."""
     with pytest.raises(Fatal, match=r"TypeError.*please report it"):
         child.ask(request(tmp_path, mode_of_tomorrow="x"))
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
 
 
-def test_work_that_is_killed(child: Child, tmp_path: Path) -> None:
+def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
     """The fork, as for want of memory: Fatal names the signal. The process itself: Fatal, and another starts."""
     os.mkfifo(tmp_path / "fifo.csv")  # planning waits here for ever
 
@@ -86,7 +86,7 @@ def test_work_that_is_killed(child: Child, tmp_path: Path) -> None:
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
 
 
-def test_closing_ends_it(child: Child) -> None:
+def test_closing_ends_it(child: PlannerProcess) -> None:
     """Also twice, and before any request."""
     before = processes_below(os.getpid())
     child.close()

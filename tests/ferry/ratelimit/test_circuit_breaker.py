@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferry.core.records import ErrorClass
-from ferry.ratelimit.circuit_breaker import Circuit
+from ferry.ratelimit.circuit_breaker import CircuitBreaker
 
 PAGE = "ab" * 32
 
@@ -18,22 +18,22 @@ class Clock:
         return self.now
 
 
-def fresh() -> tuple[Circuit, Clock]:
+def fresh() -> tuple[CircuitBreaker, Clock]:
     clock = Clock()
-    return Circuit("img.old.example", clock), clock
+    return CircuitBreaker("img.old.example", clock), clock
 
 
-def refuse(circuit: Circuit, times: int, status: int = 403) -> None:
+def refuse(circuit: CircuitBreaker, times: int, status: int = 403) -> None:
     for _ in range(times):
         circuit.record_error(ErrorClass.FORBIDDEN, status)
 
 
-def fail(circuit: Circuit, times: int) -> None:
+def fail(circuit: CircuitBreaker, times: int) -> None:
     for _ in range(times):
         circuit.record_error(ErrorClass.SERVER_ERROR, 502)
 
 
-def page(circuit: Circuit, times: int, digest: str = PAGE) -> None:
+def page(circuit: CircuitBreaker, times: int, digest: str = PAGE) -> None:
     for _ in range(times):
         circuit.record_error(ErrorClass.NOT_IMAGE, 200, digest)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ferry.job.model import Limits
-from ferry.ratelimit.concurrency import Climb
+from ferry.ratelimit.concurrency import AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.limiter import KEPT_HOSTS, Limiter
 from ferry.ratelimit.permit import PausedTooLong
@@ -296,7 +296,7 @@ def test_growth_wakes_a_waiter() -> None:
 
     async def scenario() -> None:
         time = Time()
-        host = HostLimit("a", Climb(1, 2), time, time.call_later)
+        host = HostLimit("a", AdaptiveConcurrency(1, 2), time, time.call_later)
         log: list[int] = []
         holders = [Holder(host, n, log) for n in range(2)]
         await ticks()

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_did_at_each_host(origin: Origin, s3: S3Server, buc
     source = by_name[origin.base_url.removeprefix("http://")]
     assert (source.requests, source.refused) == (22, 1)
     assert all(host.why for host in known.hosts)
-    assert 2 <= known.handshakes <= 2 + 21 + 2  # kept and used again: at most as many as were in flight
+    assert 2 <= known.connections_opened <= 2 + 21 + 2  # kept and used again: at most as many as were in flight
     with terminal.out.capture() as drawn:
         terminal.hosts(known, 3.0)
     assert "destination" in drawn.get()
@@ -56,10 +56,10 @@ def test_the_busiest_come_first_and_the_list_is_bounded() -> None:
     known = busiest(1, all_of_them, 5.0)
     assert len(known.hosts) == status.MOST_HOSTS
     assert known.hosts[0].host == "h9999.example"
-    assert known.more == 9_999 - status.MOST_HOSTS
+    assert known.omitted == 9_999 - status.MOST_HOSTS
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"{}", b'{"run_no": 1, "at": 1, "more": 0, "hosts": [{"new": 1}]}'])
+@pytest.mark.parametrize("raw", [b"", b"{", b"{}", b'{"run_no": 1, "at": 1, "omitted": 0, "hosts": [{"new": 1}]}'])
 def test_a_file_that_cannot_be_read_is_none(raw: bytes, tmp_path: Path) -> None:
     """It is a courtesy: a damaged one, or one of another version, does not stop `ferry status`."""
     state = directory_state(tmp_path)

@@ -26,7 +26,7 @@ from tests.support import helpers
 from tests.support.nights import World
 
 pytestmark = pytest.mark.slow
-DELTA: dict[str, Any] = {"delete_gone": True, "max_delete": "10%"}
+DELTA: dict[str, Any] = {"delete_removed": True, "max_delete": "10%"}
 FIGURES = ("rows", "new", "changed", "gone", "deleted", "failed", "requests", "least", "bodies", "least", "wrong")
 
 
@@ -115,10 +115,10 @@ class Nights(World):
         before = helpers.by_key(self.state) if self.run_no else {}
         outcomes = self.night(self._etags(), delta={**DELTA, **delta}, chunk_rows=20)
         self._say(what, before)
-        looked = {key: outcome for key, outcome in outcomes.items() if outcome.status is not Status.DROPPED}
+        looked = {key: outcome for key, outcome in outcomes.items() if outcome.status is not Status.REMOVED}
         for key, outcome in looked.items():
             # a HEAD that told of a change, or an ETag that changes by itself: a GET follows it; a failure: a last try
-            twice = outcome.status in (Status.COPIED, Status.FAILED) or outcome.checked is Checked.SIZE
+            twice = outcome.status in (Status.COPIED, Status.FAILED) or outcome.checked_by is Checked.SIZE
             assert outcome.requests <= 1 + twice, (what, key, outcome)
         assert self.asked == sum(outcome.requests for outcome in looked.values()), what
         assert set(looked) == self._must_ask(before), what

@@ -15,14 +15,14 @@ from ferry.core.errors import Fatal
 from ferry.core.records import Reason, Status
 from ferry.job.delta import Delta
 from ferry.planning.rules import rows_believed
-from ferry.reconcile.prune import ABSENT, ANOTHER, DELETED, Swept, refusal, sweep
+from ferry.reconcile.prune import ABSENT, ANOTHER, DELETED, PruneResult, prune_removed, refusal
 from ferry.state import lease
 from ferry.storage.credentials import Access
 from tests.support import helpers
 from tests.support.nights import World
 
-GO: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "50%", "delete_after": 1}}
-ALL: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "100%", "delete_after": 1}}
+GO: dict[str, Any] = {"delta": {"delete_removed": True, "max_delete": "50%", "delete_after": 1}}
+ALL: dict[str, Any] = {"delta": {"delete_removed": True, "max_delete": "100%", "delete_after": 1}}
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
     return world
 
 
-def swept(world: World) -> Swept:
+def swept(world: World) -> PruneResult:
     assert world.swept is not None
     return world.swept
 
@@ -49,7 +49,7 @@ def there(world: World) -> set[str]:
 
 
 def test_they_stay_unless_asked_for(world: World) -> None:
-    """Without `delete_gone` a copy stays, and each night counts it."""
+    """Without `delete_removed` a copy stays, and each night counts it."""
     world.night()
     del world.bodies["3.jpg"]
     for _ in range(2):
@@ -69,7 +69,7 @@ def test_they_go_and_may_come_back(world: World) -> None:
     assert world.figures is not None
     assert (world.figures["gone"], world.figures["deleted"], world.figures["new"]) == (0, 1, 0)
     (outcome,) = [outcome for outcome in helpers.latest(world.state).values() if outcome.key == "3.jpg"]
-    assert (outcome.status, outcome.run_no, outcome.message) == (Status.DROPPED, 2, DELETED)
+    assert (outcome.status, outcome.run_no, outcome.message) == (Status.REMOVED, 2, DELETED)
     world.night(**GO)
     assert (swept(world).gone, swept(world).deleted, swept(world).listed) == (0, 0, "")
     world.bodies["3.jpg"] = body
@@ -94,7 +94,7 @@ def test_what_was_deleted_and_came_back_another_is_in_the_history(world: World) 
 
 def test_never_more_than_max_delete(world: World) -> None:
     """One more than it allows, and none goes; what is new comes all the same."""
-    job: dict[str, Any] = {"delta": {"delete_gone": True, "max_delete": "5%", "delete_after": 1}}
+    job: dict[str, Any] = {"delta": {"delete_removed": True, "max_delete": "5%", "delete_after": 1}}
     world.night(**job)
     gone = {"3.jpg", "4.jpg"}
     for key in gone:
@@ -105,7 +105,7 @@ def test_never_more_than_max_delete(world: World) -> None:
     assert (swept(world).deleted, swept(world).gone, swept(world).well) == (0, 2, False)
     assert "2 of 21 copies" in swept(world).refused
     assert "lets 1 go" in swept(world).refused
-    world.night(delta={"delete_gone": True, "max_delete": 2, "delete_after": 1})
+    world.night(delta={"delete_removed": True, "max_delete": 2, "delete_after": 1})
     world.is_true()
 
 
@@ -125,7 +125,7 @@ def test_a_list_that_is_cut_off(world: World) -> None:
     assert swept(world).well
     world.is_true()
     world.bodies = short
-    world.night(delta={**ALL["delta"], "shorter_list": True})
+    world.night(delta={**ALL["delta"], "accept_shorter_manifest": True})
     world.is_true()
     world.night(**ALL)
     assert swept(world).well
@@ -157,7 +157,7 @@ def test_a_key_that_another_row_has_now(world: World) -> None:
     job, server = world.job(key="{source.name}", **GO), helpers.access(world.s3)
     helpers.run(job, world.state, server, 2)
     with lease.hold_lease(world.state, "test") as held:
-        assert sweep(job, world.state, server, server, 2, held.token)["gone"] == 0
+        assert prune_removed(job, world.state, server, server, 2, held.token)["gone"] == 0
     world.is_true()
 
 
@@ -197,7 +197,7 @@ def test_not_after_a_night_that_did_not_end_well(trouble: str, world: World) -> 
         server = helpers.access(world.s3)
         helpers.plan(world.job(**job), world.state, 2, server=server)
         with lease.hold_lease(world.state, "test") as held:
-            answer = sweep(world.job(**job), world.state, server, server, 2, held.token)
+            answer = prune_removed(world.job(**job), world.state, server, server, 2, held.token)
         assert "pending" in answer["refused"]
     assert "3.jpg" in there(world)
     del world.bodies["nowhere.jpg"]
@@ -235,14 +235,16 @@ def test_a_destination_that_lets_nothing_be_deleted(world: World) -> None:
         del world.bodies[f"{n}.jpg"]
     world.night()
     before = there(world)
-    job = world.job(delta={**ALL["delta"], "shorter_list": True})
+    job = world.job(delta={**ALL["delta"], "accept_shorter_manifest": True})
     helpers.run(job, world.state, helpers.access(world.s3), 3)
     with lease.hold_lease(world.state, "test") as held:
-        answer = sweep(job, world.state, helpers.access(world.s3), helpers.access(world.s3, reader=True), 3, held.token)
+        answer = prune_removed(
+            job, world.state, helpers.access(world.s3), helpers.access(world.s3, reader=True), 3, held.token
+        )
     assert (answer["deleted"], answer["failed"]) == (0, 12)
     assert "s3:DeleteObject" in answer["ended"]
     assert there(world) == before
-    assert not [outcome for outcome in helpers.latest(world.state).values() if outcome.status is Status.DROPPED]
+    assert not [outcome for outcome in helpers.latest(world.state).values() if outcome.status is Status.REMOVED]
 
 
 def test_only_under_the_lease(world: World) -> None:
@@ -252,7 +254,7 @@ def test_only_under_the_lease(world: World) -> None:
     world.write_list({})
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
     with lease.hold_lease(world.state, "another"), pytest.raises(Fatal, match="lost its lease"):
-        sweep(world.job(**GO), world.state, helpers.access(world.s3), helpers.access(world.s3), 2, "not ours")
+        prune_removed(world.job(**GO), world.state, helpers.access(world.s3), helpers.access(world.s3), 2, "not ours")
     assert "3.jpg" in there(world)
 
 
@@ -265,7 +267,7 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
     nobody = Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
     with lease.hold_lease(world.state, "test") as held:
-        answer = sweep(world.job(**GO), world.state, nobody, nobody, 2, held.token)
+        answer = prune_removed(world.job(**GO), world.state, nobody, nobody, 2, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 1)
     assert "3.jpg" in answer["why_failed"]
     world.run_no = 2
@@ -276,15 +278,15 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("swept", "well"),
     [
-        (Swept(0, 2), True),
-        (Swept(5, 2, deleted=5), True),
-        (Swept(5, 2, waiting=5, kept=1, left=1), True),
-        (Swept(5, 2, refused="the list looks cut off"), False),
-        (Swept(5, 2, deleted=4, failed=1), False),
-        (Swept(5, 2, refused="the list looks cut off", failed=1), False),
+        (PruneResult(0, 2), True),
+        (PruneResult(5, 2, deleted=5), True),
+        (PruneResult(5, 2, waiting=5, kept=1, left=1), True),
+        (PruneResult(5, 2, refused="the list looks cut off"), False),
+        (PruneResult(5, 2, deleted=4, failed=1), False),
+        (PruneResult(5, 2, refused="the list looks cut off", failed=1), False),
     ],
 )
-def test_whether_it_went_well(swept: Swept, well: bool) -> None:
+def test_whether_it_went_well(swept: PruneResult, well: bool) -> None:
     """Neither a refusal nor a copy that could not be deleted is well; what waits or stays is."""
     assert swept.well is well
 
@@ -305,7 +307,7 @@ def test_whether_it_went_well(swept: Swept, well: bool) -> None:
 )
 def test_whether_they_may_go(gone: int, due: int, rows: int, believed: int, unsettled: str, may: bool) -> None:
     """swept.refusal: its table."""
-    delta = Delta(delete_gone=True)
+    delta = Delta(delete_removed=True)
     answer = refusal(gone=gone, due=due, standing=1000, rows=rows, believed=believed, unsettled=unsettled, delta=delta)
     assert (answer == "") is may
 
@@ -322,7 +324,7 @@ def test_whether_they_may_go(gone: int, due: int, rows: int, believed: int, unse
 )
 def test_what_a_list_is_believed_to_have(rows: int, before: int, shorter: bool, believed: int) -> None:
     """plan.rows_believed: its table."""
-    assert rows_believed(rows, before, shorter_list=shorter) == believed
+    assert rows_believed(rows, before, accept_shorter_manifest=shorter) == believed
 
 
 @pytest.mark.parametrize(

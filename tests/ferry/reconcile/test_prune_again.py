@@ -15,13 +15,15 @@ from ferry.core.records import ErrorClass, Outcome, Reason, Status
 from ferry.reconcile import prune
 from ferry.reconcile.finish import finish_run
 from ferry.state import lease, ledger
-from ferry.state.plan_file import PLAN_FILE, forget_plan
+from ferry.state.plan_file import PLAN_FILE, set_plan_aside
 from ferry.storage.store import Store
 from ferry.transfer.chunk import run_chunk
 from tests.support import helpers
 from tests.support.nights import World
 
-GO: dict[str, Any] = {"delta": {"delete_gone": True, "delete_after": 1, "max_delete": "100%", "shorter_list": True}}
+GO: dict[str, Any] = {
+    "delta": {"delete_removed": True, "delete_after": 1, "max_delete": "100%", "accept_shorter_manifest": True}
+}
 
 
 class Folder(World):
@@ -71,7 +73,7 @@ def test_a_key_that_two_rows_had(world: Folder) -> None:
 def test_copies_are_objects_and_not_rows(world: Folder) -> None:
     """Rows that are others for their `id` have the objects of the old ones: max_delete is of the objects, and nothing
     that was deleted counts the night after."""
-    delta = {"delete_gone": True, "delete_after": 1, "max_delete": "20%", "shorter_list": True}
+    delta = {"delete_removed": True, "delete_after": 1, "max_delete": "20%", "accept_shorter_manifest": True}
     for name in "ab":
         world.night({"id": [f"{name}{n}" for n in range(5)]}, delta=delta)
     for n in range(2):
@@ -252,13 +254,13 @@ def test_a_copy_without_an_etag(world: Folder) -> None:
 @pytest.mark.parametrize("replan", [True, False])
 def test_a_list_that_is_cut_off_and_a_plan_that_is_made_anew(replan: bool, world: Folder) -> None:
     """What the list is to have is known without the plan."""
-    delta = {"delete_gone": True, "delete_after": 1, "max_delete": "100%"}
+    delta = {"delete_removed": True, "delete_after": 1, "max_delete": "100%"}
     world.night(delta=delta)
     for n in range(1, 5):
         del world.bodies[f"{n}.jpg"]
     for _ in range(2):
         if replan:
-            forget_plan(world.state)
+            set_plan_aside(world.state)
         else:
             world.state.delete([PLAN_FILE])
         world.night(delta=delta)

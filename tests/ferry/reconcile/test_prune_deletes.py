@@ -21,7 +21,12 @@ from tests.support import helpers
 from tests.support.helpers import by_key
 
 GONE = [f"a/{n:03}.jpg" for n in range(30)]
-DELTA: dict[str, Any] = {"delete_gone": True, "max_delete": "50%", "delete_after": 1, "shorter_list": True}
+DELTA: dict[str, Any] = {
+    "delete_removed": True,
+    "max_delete": "50%",
+    "delete_after": 1,
+    "accept_shorter_manifest": True,
+}
 
 
 class Noted(Listed):
@@ -76,7 +81,7 @@ def test_sixteen_at_once(odd: Noted) -> None:
     assert odd.server.at_once["HeadObject"] <= 16
     assert odd.noted == [30, 30]
     ends = by_key(odd.state)
-    assert {ends[key].status for key in GONE} == {Status.DROPPED}
+    assert {ends[key].status for key in GONE} == {Status.REMOVED}
     assert all(ends[key].attempt == known[key].attempt + 2 for key in GONE), "one begun and one done"
     lines = list(csv.DictReader(io.StringIO(odd.state.read(swept(odd).listed).decode())))
     assert {line["key"] for line in lines} == set(GONE)

@@ -15,7 +15,7 @@ from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
 from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.prune import STAYS, WAITS, Swept, sweep, why_it_stays
+from ferry.reconcile.prune import KEPT, WAITING, PruneResult, prune_removed, why_it_stays
 from ferry.state import lease
 from ferry.state.missing import Missing
 from ferry.state.plan_file import Planned
@@ -24,8 +24,8 @@ from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.nights import World
 
-AT_ONCE: dict[str, Any] = {"delete_gone": True, "max_delete": "50%", "delete_after": 1}
-IN_TIME: dict[str, Any] = {"delete_gone": True, "max_delete": "50%"}
+AT_ONCE: dict[str, Any] = {"delete_removed": True, "max_delete": "50%", "delete_after": 1}
+IN_TIME: dict[str, Any] = {"delete_removed": True, "max_delete": "50%"}
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
     return world
 
 
-def swept(world: World | Listed) -> Swept:
+def swept(world: World | Listed) -> PruneResult:
     assert world.swept is not None
     return world.swept
 
@@ -133,7 +133,7 @@ def planned_alone(world: World, rows: list[list[str]]) -> None:
     job, server = world.job(failure_budget="50%", delta=AT_ONCE), helpers.access(world.s3)
     helpers.plan(job, world.state, world.run_no, server=server)
     with lease.hold_lease(world.state, "test") as held:
-        world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+        world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
 
 
 def test_a_row_that_has_not_been_tried(world: World) -> None:
@@ -194,7 +194,7 @@ def test_a_list_counts_once_however_often_its_night_is_begun(world: World) -> No
         job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
         helpers.run(job, world.state, server, world.run_no)
         with lease.hold_lease(world.state, "test") as held:
-            world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+            world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
         finish_run(job, world.state, world.run_no)
         assert (swept(world).waiting, swept(world).deleted) == (1, 0)
     night(world, rows[:-1], delta=IN_TIME)
@@ -213,7 +213,7 @@ def test_a_list_counts_once_for_one_of_prefects_runs(world: World) -> None:
         job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
         helpers.run(job, world.state, server, world.run_no)
         with lease.hold_lease(world.state, "test", flow_run=flow_run) as held:
-            world.swept = Swept(**sweep(job, world.state, server, server, world.run_no, held.token))
+            world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
         finish_run(job, world.state, world.run_no, swept=True)
         assert (swept(world).gone, swept(world).deleted) == (1, deleted)
 
@@ -284,7 +284,7 @@ class Listed:
 
     def __init__(self, server: OddS3, folder: Path) -> None:
         self.server, self.state, self.run_no = server, helpers.directory_state(folder), 0
-        self.swept: Swept | None = None
+        self.swept: PruneResult | None = None
         for bucket in ("old", "new"):
             server.make_bucket(bucket)
         self.keys = [f"a/{n:03}.jpg" for n in range(60)]
@@ -306,7 +306,7 @@ class Listed:
         job, access = self.job(**given), Access(server.endpoint_url, "us-east-1", keys=("odd", "odd-secret", None))
         helpers.run(job, self.state, access, self.run_no)
         with lease.hold_lease(self.state, "test") as held:
-            self.swept = Swept(**sweep(job, self.state, access, access, self.run_no, held.token))
+            self.swept = PruneResult(**prune_removed(job, self.state, access, access, self.run_no, held.token))
         finish_run(job, self.state, self.run_no, swept=True)
 
     def there(self) -> set[str]:
@@ -382,11 +382,11 @@ def test_names_that_the_ledger_shortens(key: str | None, odd: Listed) -> None:
 @pytest.mark.parametrize(
     ("lists", "shares", "nameless", "begins"),
     [
-        (1, "", False, WAITS),
-        (1, "id", True, WAITS),
-        (2, "id", False, STAYS),
-        (2, "source", False, STAYS),
-        (3, "", True, STAYS),
+        (1, "", False, WAITING),
+        (1, "id", True, WAITING),
+        (2, "id", False, KEPT),
+        (2, "source", False, KEPT),
+        (3, "", True, KEPT),
         (2, "", False, ""),
         (3, "", False, ""),
     ],

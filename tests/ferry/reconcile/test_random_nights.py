@@ -19,7 +19,7 @@ from tests.support import helpers
 from tests.support.nights import World
 
 pytestmark = pytest.mark.slow
-DELTA: dict[str, Any] = {"delete_gone": True, "max_delete": "100%"}
+DELTA: dict[str, Any] = {"delete_removed": True, "max_delete": "100%"}
 KEYS = (None, "{sha256}.{ext}", "{id}/{source.name}")
 BROKEN = ("", "N/A", "https://img.example/a b.jpg")
 THINGS, NIGHTS = 30, 7
@@ -81,7 +81,11 @@ class Random(World):
         rows = self.rows(listed, broken)
         helpers.write_list(self.folder / "list.csv", rows, ("url", "id") if self.named else ("url",))
         before = set(helpers.stored(self.s3, self.bucket).values())
-        given: dict[str, Any] = {"failure_budget": "40%", "delta": {**DELTA, "shorter_list": whole}, "chunk_rows": 10}
+        given: dict[str, Any] = {
+            "failure_budget": "40%",
+            "delta": {**DELTA, "accept_shorter_manifest": whole},
+            "chunk_rows": 10,
+        }
         if self.key is not None:
             given["key"] = self.key
         if what in ("plan", "limit"):
@@ -145,5 +149,5 @@ def test_random_nights_of_a_listing(seed: int, tmp_path: Path) -> None:
             assert set(server.objects["old"]) <= world.there(), "a copy was deleted whose object is there"
         server.hidden, server.faults = set(), []
         for _ in range(3):
-            world.night(delta={**delta, "shorter_list": True})
+            world.night(delta={**delta, "accept_shorter_manifest": True})
         assert world.there() == set(server.objects["old"])

@@ -24,7 +24,7 @@ from ferry.reconcile.verify import Evidence
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.credentials import Access
-from ferry.storage.object_info import Found
+from ferry.storage.object_info import ObjectInfo
 from ferry.storage.store import Store, open_store
 from tests.support.helpers import (
     access,
@@ -165,7 +165,7 @@ def test_what_is_wrong_is_found_and_repaired_by_the_next_run(
     asked = origin.total
     planned = run(job, state, access(s3), 3)
     assert planned.todo == {"repair": 3}
-    (again,) = [ref for ref in planned.chunks if ref.kind == "again"]
+    (again,) = [ref for ref in planned.chunks if ref.kind == "retry"]
     assert {(row.reason, row.attempt) for row in chunk_rows(state, again)} == {(Reason.REPAIR, 2)}
     assert origin.total == asked + 3
     assert stored(s3, bucket) == {f"p/{n}.jpg": make_image("jpeg", n) for n in range(5)}
@@ -230,8 +230,8 @@ def alike(etag: str | None) -> Any:
     """A destination whose objects have the same bytes."""
 
     class Alike:
-        async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, Found]:
-            return MD5 if algorithm == "md5" else SHA, Found(key, 4, etag, None)
+        async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, ObjectInfo]:
+            return MD5 if algorithm == "md5" else SHA, ObjectInfo(key, 4, etag, None)
 
     return Alike()
 
@@ -347,7 +347,7 @@ def test_the_etag_is_that_of_the_upload(written: str | None, now: str, altered: 
         "composite": "e" * 32 + "-2", None: None,
     }  # fmt: skip
     said = outcome(b"data", etags[written])
-    result = verify.compare_with_listing([said], {"k": Found("k", 4, etags[now], None)}, 2, Progress())
+    result = verify.compare_with_listing([said], {"k": ObjectInfo("k", 4, etags[now], None)}, 2, Progress())
     assert result.altered == altered
     if altered:
         (wrong,) = result.wrong

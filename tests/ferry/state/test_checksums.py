@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from ferry.core.errors import Damaged
-from ferry.state.checksums import fits, open_json, seal_json, sealed, sealed_file, verified_path
+from ferry.state.checksums import (
+    checked_file_name,
+    checked_name,
+    decode_checked_json,
+    encode_checked_json,
+    fits,
+    verified_path,
+)
 from tests.support.helpers import directory_state
 
 DATA = b"some bytes of a Parquet file"
@@ -18,8 +25,8 @@ def test_a_name_fits_its_bytes_alone(tmp_path: Path) -> None:
     """Every single flipped bit, and every shorter file, is another file."""
     path = tmp_path / "x"
     path.write_bytes(DATA)
-    name = sealed("outcomes/000001-c-00000", DATA)
-    assert name == sealed_file("outcomes/000001-c-00000", path)
+    name = checked_name("outcomes/000001-c-00000", DATA)
+    assert name == checked_file_name("outcomes/000001-c-00000", path)
     assert fits(name, path)
     for at in range(len(DATA) * 8):
         data = bytearray(DATA)
@@ -49,7 +56,7 @@ def test_names_of_an_earlier_ferry_prove_nothing(name: str, tmp_path: Path) -> N
 def test_what_is_not_whole_is_named_with_the_advice(tmp_path: Path) -> None:
     """The path of a whole file; Damaged with name and advice for another; FileNotFoundError for none."""
     state = directory_state(tmp_path)
-    name = sealed("plan/manifest-000001", DATA)
+    name = checked_name("plan/manifest-000001", DATA)
     with pytest.raises(FileNotFoundError):
         verified_path(state, name, "Do this")
     state.write(name, DATA)
@@ -62,15 +69,15 @@ def test_what_is_not_whole_is_named_with_the_advice(tmp_path: Path) -> None:
 def test_a_sealed_document_is_read_back() -> None:
     """Also after a person formatted it anew; not after one changed a value, whichever bit it was."""
     data = {"rows": 3, "where": {"key": None, "uri": "s3://b/\u00e9"}, "chunks": [{"done": 0}]}
-    raw = seal_json(data)
-    assert open_json(raw) == data
-    assert open_json(json.dumps(json.loads(raw)).encode()) == data
+    raw = encode_checked_json(data)
+    assert decode_checked_json(raw) == data
+    assert decode_checked_json(json.dumps(json.loads(raw)).encode()) == data
     wrong = 0
     for at in range(len(raw) * 8):
         changed = bytearray(raw)
         changed[at // 8] ^= 1 << at % 8
         try:
-            found = open_json(bytes(changed))
+            found = decode_checked_json(bytes(changed))
         except ValueError:
             continue
         # what is left: blanks, the case of a \\u escape, and the seal's own name, which is then an unknown key

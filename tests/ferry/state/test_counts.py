@@ -125,7 +125,7 @@ def test_the_identity_holds_for_any_ledger(
     assert counts.planned == len(ends)
     for status in (Status.COPIED, Status.UNCHANGED, Status.SKIPPED, Status.FAILED):
         assert getattr(counts, status) == ends.count(status)
-    assert counts.pending == sum(ends.count(end) for end in (None, Status.PENDING, Status.DROPPED))
+    assert counts.pending == sum(ends.count(end) for end in (None, Status.PENDING, Status.REMOVED))
     assert sum(answer["this_run"].values()) == sum(end is not None for end in ends)
     assert with_latest(state, count) == counts
     assert len(ledger.ledger_files(state)) == 1

@@ -76,7 +76,7 @@ def test_a_lease_that_was_given_back_is_over() -> None:
 
 def test_a_place_that_is_unknown_proves_nothing() -> None:
     """Without /proc neither side knows its place: only watching ends such a lease."""
-    assert verdict(replace(HOLDER, place=""), 999.0, "", None) == "held"
+    assert verdict(replace(HOLDER, boot_id=""), 999.0, "", None) == "held"
 
 
 def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
@@ -186,7 +186,7 @@ def test_of_eight_at_once_one_wins(before: str, state: State) -> None:
         if before == "given back":
             state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
         if before == "dead":
-            state.write(NAME, replace(this_process("old", time.time() + 60), started="another").encode())
+            state.write(NAME, replace(this_process("old", time.time() + 60), process_start="another").encode())
         winners = [(n, won) for n, won in enumerate(race(state, 8)) if won is not None]
         assert len(winners) == 1
         n, won = winners[0]
@@ -362,7 +362,7 @@ def test_a_renewal_whose_answer_was_lost_is_still_ours(tmp_path: Path, quick: No
     [
         b"", b"{", b"{}",
         *(json.dumps({**asdict(HOLDER), **odd}).encode() for odd in (
-            {"unheard": 1}, {"host": 1}, {"place": None}, {"run": 1}, {"token": 1}, {"expires_at": "soon"},
+            {"unheard": 1}, {"host": 1}, {"boot_id": None}, {"run": 1}, {"token": 1}, {"expires_at": "soon"},
             {"pid": "me"},
         )),
     ],
@@ -382,8 +382,8 @@ def test_a_damaged_lease_is_said_in_a_sentence(raw: bytes, tmp_path: Path) -> No
 def test_who_is_certainly_gone(place: str, started: str, dead: bool) -> None:
     """A process of this machine whose number another one has by now; of other machines nothing is known."""
     me = this_process("me", 0.0)
-    where = me.place if place == "here" else place
-    assert is_dead(where, me.pid, me.started if started == "mine" else started) is dead
+    where = me.boot_id if place == "here" else place
+    assert is_dead(where, me.pid, me.process_start if started == "mine" else started) is dead
 
 
 class Counted(DirectoryState):

@@ -18,7 +18,7 @@ from demo.s3 import S3Server
 from ferry.core.errors import Damaged, UserError
 from ferry.core.records import ErrorClass, Outcome, Reason, Status
 from ferry.state import ledger
-from ferry.state.checksums import seal_json, sealed
+from ferry.state.checksums import checked_name, encode_checked_json
 from ferry.state.files import DirectoryState, open_state
 from ferry.state.ledger import append_outcomes, compact_ledger, last_run_no, ledger_files
 from ferry.state.parquet import encode_outcomes, outcomes_of, read_table
@@ -225,7 +225,7 @@ def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
     newer = pa.BufferOutputStream()
     pq.write_table(pq.read_table(state.local(first)).replace_schema_metadata({b"ferry_schema": b"99"}), newer)
     state.delete([first])
-    name = sealed("outcomes/000001-c-00000", newer.getvalue().to_pybytes())
+    name = checked_name("outcomes/000001-c-00000", newer.getvalue().to_pybytes())
     state.write(name, newer.getvalue().to_pybytes())
     with pytest.raises(UserError, match="newer version of Ferry"):
         read_table(state.local(name))
@@ -351,18 +351,18 @@ def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: Dire
     append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     ledger.refuse_lost_ledger(state)
     name = compact_ledger(state, 1)
-    state.write("reports/run-000001/summary.json", seal_json({"ledger": name}))
+    state.write("reports/run-000001/summary.json", encode_checked_json({"ledger": name}))
     ledger.refuse_lost_ledger(state)
     raw = state.read(name)
     state.delete([name])
     with pytest.raises(Damaged, match=name):
         ledger.refuse_lost_ledger(state)
     for newer in ("ledger/000002-1", "ledger/000001-9999999999999999999"):  # of a later run, or of the same one
-        later_fold = sealed(newer, raw)
+        later_fold = checked_name(newer, raw)
         state.write(later_fold, raw)
         ledger.refuse_lost_ledger(state)
         state.delete([later_fold])
-    earlier_fold = sealed("ledger/000001-0000000000000000001", raw)
+    earlier_fold = checked_name("ledger/000001-0000000000000000001", raw)
     state.write(earlier_fold, raw)
     with pytest.raises(Damaged, match=name):
         ledger.refuse_lost_ledger(state)

@@ -22,7 +22,7 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from ferry.core.errors import Fatal, ObjectError
-from ferry.core.records import PARTS, ErrorClass
+from ferry.core.records import PARTS_DIRECTORY, ErrorClass
 from ferry.state.open_uploads import mark_of
 from ferry.storage import local_files as folder_module
 from ferry.storage.credentials import Access
@@ -124,7 +124,20 @@ def test_links_that_lead_out_are_not_read(root: Path, tmp_path: Path, folder: Fo
 
 
 @pytest.mark.parametrize(
-    "key", ["../x", "a/../../x", "..", ".", "a/./x", "/x", "a//x", "", "x\0y", f"{PARTS}/x", f"a/{PARTS.upper()}-1"]
+    "key",
+    [
+        "../x",
+        "a/../../x",
+        "..",
+        ".",
+        "a/./x",
+        "/x",
+        "a//x",
+        "",
+        "x\0y",
+        f"{PARTS_DIRECTORY}/x",
+        f"a/{PARTS_DIRECTORY.upper()}-1",
+    ],
 )
 def test_names_that_lead_elsewhere_are_none(key: str, root: Path, tmp_path: Path, folder: Folder) -> None:
     """Planning refuses such keys; so does the last one who could."""
@@ -231,7 +244,7 @@ def cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(number, "no")
 
     def replace(old: Any, new: Any, **fds: Any) -> None:
-        if number == EXDEV and not Path(old).name.startswith(PARTS + "-"):
+        if number == EXDEV and not Path(old).name.startswith(PARTS_DIRECTORY + "-"):
             raise OSError(EXDEV, "no")
         real(old, new, **fds)
 
@@ -276,7 +289,7 @@ def test_what_killed_runs_left_is_found_and_only_that(root: Path, folder: Folder
     assert not list(walk(root))
     assert folder.clean() == 1
     (left,) = files(root)
-    assert left.startswith(f"{PARTS}/another-")
+    assert left.startswith(f"{PARTS_DIRECTORY}/another-")
 
 
 def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Path) -> None:
@@ -289,7 +302,7 @@ def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Pat
     state = helpers.directory_state(tmp_path)
     helpers.run(job, state, Access())
     assert files(root) == {"a/b.jpg": body}
-    assert not (root / PARTS).exists()
+    assert not (root / PARTS_DIRECTORY).exists()
     with helpers.engine(job, state, Access(), 2) as runtime:
         directory = runtime.mover._destination._directory
         assert directory is not None
@@ -299,7 +312,7 @@ def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Pat
     helpers.run(job, state, Access(), 2)
     left = files(root)
     assert left.pop("a/b.jpg") == body
-    assert [name.startswith(f"{PARTS}/another-") for name in left] == [True]
+    assert [name.startswith(f"{PARTS_DIRECTORY}/another-") for name in left] == [True]
 
 
 def test_a_state_under_the_same_path_is_another_job(tmp_path: Path) -> None:
@@ -368,7 +381,7 @@ def test_a_power_cut_between_any_two_calls(
     assert cuts > 60
     for count in range(cuts + 1):
         left = disk.after_cut(count, how, tmp_path / f"cut-{how}-{count}", rng)
-        there = {key: body for key, body in files(left).items() if PARTS not in key} if left.exists() else {}
+        there = {key: body for key, body in files(left).items() if PARTS_DIRECTORY not in key} if left.exists() else {}
         for key, body in there.items():
             assert body in written[key], f"after {count} steps a part of {key} is there"
         for key, number in disk.promised(count):
@@ -449,7 +462,7 @@ def test_a_directory_that_went_away_is_fatal(root: Path, tmp_path: Path) -> None
     body = helpers.make_body(b"x", tmp_path)
     asyncio.run(store.put("x", body, {}))
     (root / "x").unlink()
-    (root / PARTS).rmdir()
+    (root / PARTS_DIRECTORY).rmdir()
     root.rmdir()
     with pytest.raises(Fatal, match="does not exist"):
         asyncio.run(store.put("y", body, {}))

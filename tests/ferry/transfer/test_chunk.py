@@ -453,7 +453,7 @@ def test_late_keys_by_digest_share_an_object(origin: Origin, s3: S3Server, bucke
     """Same key and same digest: one object, both rows settled well."""
     state = directory_state(tmp_path)
     body = make_image("jpeg", 1)
-    rows = [make_row(n, origin.add(f"/{n}.jpg", body), key="{sha256}.{ext}", late_key=True) for n in (1, 2)]
+    rows = [make_row(n, origin.add(f"/{n}.jpg", body), key="{sha256}.{ext}", deferred_key=True) for n in (1, 2)]
     with engine(job_for(bucket, concurrency=1), state, access(s3)) as runtime:
         assert run_chunk(runtime, write_chunk(state, rows)).counts == {"copied": 1, "unchanged": 1}
     key = f"{hashlib.sha256(body).hexdigest()}.jpg"

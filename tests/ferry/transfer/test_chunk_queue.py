@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferry.transfer.chunk_queue import SLICE_ROWS, Agenda, Item
+from ferry.transfer.chunk_queue import SLICE_ROWS, ChunkQueue, PendingRow
 from tests.support.helpers import make_row
 
 
@@ -16,11 +16,11 @@ class Slices:
         self._sizes = list(sizes)
         self._next = 0
 
-    def take(self, count: int) -> list[Item] | None:
+    def take(self, count: int) -> list[PendingRow] | None:
         assert count == SLICE_ROWS
         if not self._sizes:
             return None
-        items = [Item(make_row(self._next + n), "img.example") for n in range(self._sizes.pop(0))]
+        items = [PendingRow(make_row(self._next + n), "img.example") for n in range(self._sizes.pop(0))]
         self._next += len(items)
         return items
 
@@ -31,7 +31,7 @@ def keys(items: object) -> list[str]:
 
 def test_slices_come_in_order_and_settled_ones_are_passed_over() -> None:
     """First to last; a slice of which nothing is to be done is no end."""
-    agenda = Agenda(Slices(2, 0, 0, 1))
+    agenda = ChunkQueue(Slices(2, 0, 0, 1))
     assert keys(agenda.more()) == ["0.jpg", "1.jpg"]
     assert keys(agenda.more()) == ["2.jpg"]
     assert (keys(agenda.more()), agenda.over, agenda.idle) == ([], False, False)
@@ -42,23 +42,23 @@ def test_slices_come_in_order_and_settled_ones_are_passed_over() -> None:
 
 def test_a_chunk_without_rows_is_over_when_it_is_asked() -> None:
     """No row: nothing to wait for."""
-    agenda = Agenda(Slices())
+    agenda = ChunkQueue(Slices())
     assert list(agenda.more()) == []
     assert agenda.over
 
 
 def test_last_tries_wait_for_all_others() -> None:
     """None comes while another row is under way or was never handed out; then all of them at once."""
-    agenda = Agenda(Slices(3, 1))
+    agenda = ChunkQueue(Slices(3, 1))
     one, two, _three = agenda.more()
-    agenda.to_the_end(one)
-    agenda.to_the_end(two)
+    agenda.requeue_last(one)
+    agenda.requeue_last(two)
     agenda.done()
     assert agenda.idle
     assert not agenda.over
     (four,) = agenda.more()
     assert list(agenda.more()) == []
-    agenda.to_the_end(four)
+    agenda.requeue_last(four)
     assert list(agenda.more()) == [one, two, four]
     assert all(item.last for item in (one, two, four))
     assert list(agenda.more()) == []
@@ -77,8 +77,8 @@ def test_every_row_is_handed_out_as_often_as_it_comes_back(
     sizes: list[int], ends: list[int], data: st.DataObject
 ) -> None:
     """Whatever order rows end in, and however often they go to the end: none is lost, none doubled, and it ends."""
-    agenda = Agenda(Slices(*sizes))
-    out: list[Item] = []
+    agenda = ChunkQueue(Slices(*sizes))
+    out: list[PendingRow] = []
     handed = [0] * sum(sizes)
     for _ in range(500):
         if agenda.over:
@@ -91,7 +91,7 @@ def test_every_row_is_handed_out_as_often_as_it_comes_back(
             item = out.pop(data.draw(st.integers(0, len(out) - 1)))
             number = int(item.row.key.removesuffix(".jpg"))
             if handed[number] <= ends[number]:
-                agenda.to_the_end(item)
+                agenda.requeue_last(item)
             else:
                 agenda.done()
     assert agenda.over

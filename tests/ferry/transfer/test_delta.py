@@ -18,6 +18,9 @@ from demo.validators import Validators
 from ferry.core.records import Checked, Outcome, Status
 from ferry.reconcile import finish
 from ferry.reconcile.finish import finish_run
+from ferry.state import old_schemas, parquet
+from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
+from ferry.state.files import State
 from ferry.storage.credentials import Access
 from tests.servers.odd_s3 import Fault as StoreFault
 from tests.servers.odd_s3 import OddS3
@@ -56,7 +59,7 @@ def test_what_does_not_change(
     written = world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"]
     for (requests, bodies), how in zip(costs, noted, strict=True):
         outcome = world.night()["a.jpg"]
-        assert (outcome.status, outcome.checked) == (Status.UNCHANGED, how)
+        assert (outcome.status, outcome.checked_by) == (Status.UNCHANGED, how)
         assert (world.asked, world.read, outcome.requests) == (requests, bodies, requests)
     assert helpers.stored(world.s3, world.bucket) == first
     assert world.s3.client().head_object(Bucket=world.bucket, Key="p/a.jpg")["LastModified"] == written
@@ -103,7 +106,7 @@ def test_an_origin_is_taken_at_its_word(world: World, tmp_path: Path) -> None:
     world.put("a.jpg", 1, kind=Validators.DATE)
     world.night()
     world.put("a.jpg", 2, kind=Validators.DATE)
-    assert world.night(delta={"revalidate_after": 0})["a.jpg"].checked is Checked.CONDITION
+    assert world.night(delta={"revalidate_after": 0})["a.jpg"].checked_by is Checked.CONDITION
     world.state, world.run_no = helpers.directory_state(tmp_path, "another"), 0
     assert world.night()["a.jpg"].status is Status.COPIED
     world.is_true()
@@ -154,7 +157,7 @@ def test_a_list_of_days(world: World) -> None:
     assert [key for key, outcome in looked.items() if outcome.status is Status.COPIED] == ["3.jpg"]
     assert (len(looked), world.read) == (5, 1)
     world.is_true()
-    assert {outcome.checked for outcome in world.night(said).values()} == {Checked.CONDITION}
+    assert {outcome.checked_by for outcome in world.night(said).values()} == {Checked.CONDITION}
     long_ago = {"last_modified": ["2026-01-01"] * 5}
     world.night(long_ago)
     assert world.night(long_ago) == {}
@@ -185,7 +188,7 @@ def test_an_etag_that_was_stable_and_changes(world: World) -> None:
     """At an origin that answers every condition with the whole body, another ETag tells of another image, although
     the date is the old one."""
     world.put("a.jpg", 1, kind=Validators.NO_CONDITIONS)
-    assert [world.night()["a.jpg"].checked for _ in range(3)] == [Checked.BODY, Checked.BODY_AGAIN, Checked.HEAD]
+    assert [world.night()["a.jpg"].checked_by for _ in range(3)] == [Checked.BODY, Checked.BODY_AGAIN, Checked.HEAD]
     world.bodies["a.jpg"] = same_size(world.bodies["a.jpg"])
     world.origin.add("/a.jpg", world.bodies["a.jpg"], kind=Validators.NO_CONDITIONS)
     assert world.night()["a.jpg"].status is Status.COPIED
@@ -198,7 +201,7 @@ def test_a_size_proves_difference_alone(world: World) -> None:
         world.put(f"{n}.jpg", n)
     sizes = [str(len(body)) for body in world.bodies.values()]
     world.night({"size": sizes})
-    assert {outcome.checked for outcome in world.night({"size": sizes}).values()} == {Checked.CONDITION}
+    assert {outcome.checked_by for outcome in world.night({"size": sizes}).values()} == {Checked.CONDITION}
     world.bodies["1.jpg"] = make_image("jpeg", 9, 31, 21)
     world.origin.add("/1.jpg", world.bodies["1.jpg"])
     sizes = [str(len(body)) for body in world.bodies.values()]
@@ -217,14 +220,14 @@ def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> No
     copied = world.night()["a.jpg"]
     world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.DEAF)
     failed = world.night()["a.jpg"]
-    assert (failed.status, failed.nights) == (Status.FAILED, 1)
+    assert (failed.status, failed.consecutive_failures) == (Status.FAILED, 1)
     assert "what was copied before stands at the destination" in (failed.message or "")
-    assert (failed.md5, failed.dest_etag, failed.read_at) == (copied.md5, copied.dest_etag, copied.read_at)
+    assert (failed.md5, failed.dest_etag, failed.bytes_read_at) == (copied.md5, copied.dest_etag, copied.bytes_read_at)
     world.is_true()
-    assert world.night()["a.jpg"].nights == 2
+    assert world.night()["a.jpg"].consecutive_failures == 2
     world.origin.mend("/a.jpg")
     again = world.night()["a.jpg"]
-    assert (again.status, again.nights, again.md5) == (Status.UNCHANGED, 0, copied.md5)
+    assert (again.status, again.consecutive_failures, again.md5) == (Status.UNCHANGED, 0, copied.md5)
     world.is_true()
 
 
@@ -269,7 +272,7 @@ def test_a_list_that_takes_its_word_back(world: World) -> None:
     assert world.night({"md5": ["0" * 32]})["a.jpg"].status is Status.FAILED
     world.origin.mend("/a.jpg")
     again = world.night({"md5": [md5]})["a.jpg"]
-    assert (again.status, again.error_class, again.checked) == (Status.UNCHANGED, None, Checked.BODY)
+    assert (again.status, again.error_class, again.checked_by) == (Status.UNCHANGED, None, Checked.BODY)
     world.is_true()
 
 
@@ -305,7 +308,7 @@ def test_files_tell_by_their_dates(listed: bool, world: World, tmp_path: Path) -
     looked = [outcome for outcome in helpers.latest(world.state).values() if outcome.run_no == 3]
     copied = [outcome.key for outcome in looked if outcome.status is Status.COPIED]
     assert copied == ["2.jpg"]
-    assert {outcome.checked for outcome in looked} == ({Checked.BODY} if listed else {Checked.BODY, Checked.HEAD})
+    assert {outcome.checked_by for outcome in looked} == ({Checked.BODY} if listed else {Checked.BODY, Checked.HEAD})
     assert helpers.stored(world.s3, world.bucket, "p/") == {
         f"p/{path.name}": path.read_bytes() for path in old.iterdir()
     }
@@ -315,11 +318,11 @@ def test_how_often_a_failure_is_tried(world: World) -> None:
     """So many nights as the class has, and not sooner than it says."""
     world.put("a.jpg", 1)
     world.put("gone.jpg", 2, fault=Trouble.NOT_FOUND)
-    job: dict[str, Any] = {"delta": {"retry": {"not_found": {"nights": 3}}}}
+    job: dict[str, Any] = {"delta": {"retry": {"not_found": {"runs": 3}}}}
     assert ["gone.jpg" in world.night(**job) for _ in range(5)] == [True, True, True, False, False]
-    job = {"delta": {"retry": {"not_found": {"nights": 9, "after": "1d"}}}}
+    job = {"delta": {"retry": {"not_found": {"runs": 9, "after": "1d"}}}}
     assert "gone.jpg" not in world.night(**job)
-    job = {"delta": {"retry": {"not_found": {"nights": 9}}}}
+    job = {"delta": {"retry": {"not_found": {"runs": 9}}}}
     assert "gone.jpg" in world.night(**job)
     world.origin.mend("/gone.jpg")
     assert world.night(**job)["gone.jpg"].status is Status.COPIED
@@ -346,7 +349,7 @@ def test_nights_leave_nothing_behind(world: World) -> None:
     sizes = []
     for n in range(8):
         world.put(f"{n}.jpg", 100 + n)
-        world.night(chunk_rows=10, delta={"retry": {"not_found": {"nights": 100}}})
+        world.night(chunk_rows=10, delta={"retry": {"not_found": {"runs": 100}}})
         names = [name for name in world.state.list("") if not name.startswith(("reports/", "history/"))]
         files = [world.state.root / name for name in names]
         rows = sum(pq.read_metadata(path).num_rows for path in files if path.suffix == ".parquet")
@@ -379,28 +382,62 @@ def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Pat
     assert (replaced.key, replaced.status) == ("3.jpg", Status.COPIED)
 
 
-def test_a_state_of_the_schema_before(world: World) -> None:
-    """What a Ferry without nights has written is read: the first delta looks at its rows as at any others."""
-    import pyarrow.parquet as pq
+LATER_COLUMNS = {  # which the schemas before that had not
+    1: {"manifest_digest", "checked_by", "bytes_read_at", "consecutive_failures", "confirmed"},
+    2: {"confirmed"},
+    3: set(),
+}
 
-    from ferry.state import parquet
-    from ferry.state.checksums import sealed
 
+@pytest.mark.parametrize("schema", LATER_COLUMNS)
+def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
+    """It is read by the names of today: nothing is moved again, and the first delta checks its rows as any others."""
     for n in range(3):
         world.put(f"{n}.jpg", n)
     world.night()
-    new = {"said", "checked", "read_at", "nights"}
-    for name in world.state.list("ledger"):
-        table = pq.read_table(world.state.local(name)).drop_columns(sorted(new))
-        data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": b"1"}))
-        world.state.delete([name])
-        world.state.write(sealed(name.rpartition("-")[0], data), data)
-    for name in world.state.list("reports"):
-        world.state.delete([name])
+    downgrade(world.state, schema)
+    before = helpers.latest(world.state)
     assert world.night(mode="full") == {}
-    assert {outcome.checked for outcome in world.night().values()} == {Checked.CONDITION}
+    assert {outcome.checked_by for outcome in world.night().values()} == {Checked.CONDITION}
     assert world.read == 0
     world.is_true()
+    assert {name: row.status for name, row in helpers.latest(world.state).items()} == dict.fromkeys(
+        before, Status.UNCHANGED
+    )
+
+
+def downgrade(state: State, schema: int) -> None:
+    """Writes the state's files as a Ferry of this schema had them: ledger, chunks, manifest and plan."""
+    names = {new: old for old, new in old_schemas.COLUMNS.items()}
+    for name in [name for folder in ("ledger", "outcomes") for name in state.list(folder)]:
+        table = pq.read_table(state.local(name)).drop_columns(sorted(LATER_COLUMNS[schema]))
+        table = table.rename_columns([names.get(column, column) for column in table.column_names])
+        data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": str(schema).encode()}))
+        state.delete([name])
+        state.write(checked_name(name.rpartition("-")[0], data), data)
+    plan = decode_checked_json(state.read("plan/plan.json"))
+    chunks = {}
+    for chunk in plan["chunks"]:
+        table = pq.read_table(state.local(chunk["uri"]))
+        table = table.rename_columns([names.get(column, column) for column in table.column_names])
+        data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": str(schema).encode()}))
+        chunks[chunk["digest"]] = parquet.digest_of(data)
+        state.delete([chunk["uri"]])
+        chunk.update(digest=chunks[chunk["digest"]], kind={"retry": "again"}.get(chunk["kind"], chunk["kind"]))
+        chunk["uri"] = f"chunks/{chunk['digest']}.parquet"
+        state.write(chunk["uri"], data)
+    manifest = pq.read_table(state.local(plan["manifest"]["file"]))
+    manifest = manifest.rename_columns([names.get(column, column) for column in manifest.column_names])
+    data = parquet.to_bytes(manifest)
+    state.delete([plan["manifest"]["file"]])
+    plan["manifest"]["file"] = checked_name("plan/manifest-000001", data)
+    state.write(plan["manifest"]["file"], data)
+    keys = {new: old for old, new in old_schemas.KEYS.items()}
+    plan = {keys.get(key, key): value for key, value in plan.items()}
+    state.write("plan/plan.json", encode_checked_json({**plan, "ferry_schema": schema}))
+    location = {keys.get(key, key): v for key, v in decode_checked_json(state.read("plan/location.json")).items()}
+    state.write("plan/place.json", encode_checked_json(location))
+    state.delete(["plan/location.json", *state.list("reports")])
 
 
 def test_what_a_night_came_to(world: World) -> None:

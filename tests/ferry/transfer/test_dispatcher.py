@@ -11,8 +11,8 @@ import pytest
 from ferry.core.records import ErrorClass
 from ferry.ratelimit.limiter import Limiter
 from ferry.transfer import dispatcher as dispatcher_module
-from ferry.transfer.chunk_queue import Item
-from ferry.transfer.dispatcher import Dispatcher, Lane
+from ferry.transfer.chunk_queue import PendingRow
+from ferry.transfer.dispatcher import Dispatcher, HostQueue
 from tests.support.helpers import make_row
 
 
@@ -49,13 +49,13 @@ class Chunk:
     """A chunk that hands out what it is made of and notes what began and what was left."""
 
     def __init__(self, name: str, *hosts: str, slice_rows: int = 500) -> None:
-        self.items = [Item(make_row(f"{name}{n}", key=f"{name}{n}"), host) for n, host in enumerate(hosts)]
+        self.items = [PendingRow(make_row(f"{name}{n}", key=f"{name}{n}"), host) for n, host in enumerate(hosts)]
         self.slice_rows = slice_rows
-        self.begun: list[Item] = []
+        self.begun: list[PendingRow] = []
         self.left: list[tuple[str, str]] = []
-        self.lanes: dict[int, Lane] = {}
+        self.lanes: dict[int, HostQueue] = {}
 
-    def more(self) -> Sequence[Item]:
+    def more(self) -> Sequence[PendingRow]:
         out, self.items = self.items[: self.slice_rows], self.items[self.slice_rows :]
         return out
 
@@ -65,12 +65,12 @@ class Chunk:
     def rows_delayed(self) -> int:
         return 0
 
-    def begin(self, item: Item, lane: Lane) -> None:
+    def begin(self, item: PendingRow, lane: HostQueue) -> None:
         item.tries += 1
         self.begun.append(item)
         self.lanes[id(item)] = lane
 
-    def leave(self, item: Item, why: str) -> None:
+    def leave(self, item: PendingRow, why: str) -> None:
         self.left.append((item.row.key, why))
 
     @property

@@ -10,7 +10,7 @@ import pytest
 from ferry.core.records import Reason, Row
 from ferry.job.model import OnExisting
 from ferry.ratelimit.permit import host_of
-from ferry.storage.object_info import Found
+from ferry.storage.object_info import ObjectInfo
 from ferry.transfer.conflict import after_fetch, before_fetch, policy_for
 from tests.support.helpers import make_row
 
@@ -19,8 +19,8 @@ MD5, OTHER = "a" * 32, "b" * 32
 LEAVING = (P.SKIP_SAME, P.SKIP, P.FAIL)
 
 
-def found(etag: str | None = f'"{MD5}"', size: int = 10) -> Found:
-    return Found("k", size, etag, None)
+def found(etag: str | None = f'"{MD5}"', size: int = 10) -> ObjectInfo:
+    return ObjectInfo("k", size, etag, None)
 
 
 def row(source: str = "https://h/x", **given: Any) -> Row:
@@ -38,14 +38,14 @@ def test_overwrite_always_fetches() -> None:
     assert before_fetch(P.OVERWRITE, row(md5=MD5, size=10), found()) == "fetch"
 
 
-SAME: list[tuple[Row, Found]] = [
+SAME: list[tuple[Row, ObjectInfo]] = [
     (row(md5=MD5), found()),
     (row(md5=MD5, size=10), found()),
     (row(md5=MD5), found(MD5)),
     (row("s3://old/x", etag=f'"{MD5}"'), found()),
     (row("s3://old/x", etag=MD5, size=10), found()),
 ]
-NOT_PROVED: list[tuple[Row, Found]] = [
+NOT_PROVED: list[tuple[Row, ObjectInfo]] = [
     (row(), found()),
     (row(size=10), found()),  # sameness of size proves nothing
     (row(size=11), found()),
@@ -64,13 +64,13 @@ NOT_PROVED: list[tuple[Row, Found]] = [
 
 
 @pytest.mark.parametrize(("policy", "case"), itertools.product(LEAVING, SAME))
-def test_proved_sameness_is_unchanged(policy: OnExisting, case: tuple[Row, Found]) -> None:
+def test_proved_sameness_is_unchanged(policy: OnExisting, case: tuple[Row, ObjectInfo]) -> None:
     """The manifest's md5, or the source bucket's ETag, equals a single-part ETag and sizes do not differ."""
     assert before_fetch(policy, *case) == "unchanged"
 
 
 @pytest.mark.parametrize("case", NOT_PROVED)
-def test_without_proof_skip_skips_and_others_look(case: tuple[Row, Found]) -> None:
+def test_without_proof_skip_skips_and_others_look(case: tuple[Row, ObjectInfo]) -> None:
     """skip leaves any object alone; skip-same and fail fetch and compare."""
     assert before_fetch(P.SKIP, *case) == "skip"
     assert before_fetch(P.SKIP_SAME, *case) == "fetch"

@@ -1,0 +1,59 @@
+"""State files as earlier schemas named their columns and keys, read by the names of today (docs/state.md).
+
+Schema 1 is that of Ferry before delta runs, 2 adds what those need, 3 adds `confirmed`, 4 renames. A file keeps its
+names until the next run replaces it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import duckdb
+
+RENAMED_IN = 4
+COPIED_AS = 3  # renamed, and without the columns that later schemas may add
+COLUMNS = {
+    "late_key": "deferred_key", "how": "settings_digest", "said": "manifest_digest", "checked": "checked_by",
+    "read_at": "bytes_read_at", "nights": "consecutive_failures",
+}  # fmt: skip
+KEYS = {"where": "location_digests", "believed": "expected_rows"}  # of the plan
+KINDS = {"again": "retry"}  # of chunks
+STATUSES = {"dropped": "removed"}
+
+
+def renamed_table(table: pa.Table) -> pa.Table:
+    """The columns of a chunk or outcomes file by the names of today."""
+    if COLUMNS.keys().isdisjoint(table.column_names):
+        return table
+    renamed = table.rename_columns([COLUMNS.get(name, name) for name in table.column_names])
+    return renamed.replace_schema_metadata(table.schema.metadata)
+
+
+def renamed_keys(data: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a plan, or of its location, by the names of today."""
+    renamed = {KEYS.get(key, key): value for key, value in data.items()}
+    if "chunks" in renamed:
+        renamed["chunks"] = [{**chunk, "kind": KINDS.get(chunk["kind"], chunk["kind"])} for chunk in renamed["chunks"]]
+    return renamed
+
+
+def copy_renamed(con: duckdb.DuckDBPyConnection, old: str, new: Path) -> None:
+    """Copies a file of the ledger to ``new``, with the names of today."""
+    new.parent.mkdir(parents=True, exist_ok=True)
+    statuses = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in STATUSES.items())
+    columns = ", ".join(
+        f"CASE status {statuses} ELSE status END AS status"
+        if name == "status"
+        else f'"{name}" AS "{COLUMNS.get(name, name)}"'
+        for (name, *_) in con.execute("DESCRIBE SELECT * FROM read_parquet(?)", [old]).fetchall()
+    )
+    target = str(new).replace("'", "''")
+    con.execute(
+        f"COPY (SELECT {columns} FROM read_parquet(?)) TO '{target}' "
+        f"(FORMAT parquet, KV_METADATA {{ferry_schema: '{COPIED_AS}'}})",
+        [old],
+    )
