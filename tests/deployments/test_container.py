@@ -83,7 +83,7 @@ def test_a_project_of_these_files_alone(tmp_path: Path) -> None:
     root = tmp_path / "opt" / "ferry"
     (imports,) = [found for name, rest in instructions() if name == "RUN" for found in re.findall(r'-c "(.*)"', rest)]
     ours = re.findall(r"\b(?:flows|tasks|ferry)[.\w]+", imports)
-    code = f"import sys, {', '.join(ours)}\nassert 'demo' not in sys.modules\n"
+    code = f"import sys, tasks, {', '.join(ours)}\nassert 'demo' not in sys.modules\n"
     code += "print(flows.__path__[0], tasks.__path__[0])"
     environment = {
         "PATH": "/usr/bin:/bin",

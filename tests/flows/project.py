@@ -151,8 +151,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _FORKER = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-import flows.cli.commands, flows.cli.local_run, flows.migrate, flows.cli.terminal, flows.verify, flows.watch
-import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.remote
+import flows.cli.commands, flows.cli.local_run, flows.migrate, flows.cli.terminal, flows.verify, flows.running.reporter
+import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.cli.remote_run
 import boto3, prefect.flow_engine, prefect.task_engine
 for line in sys.stdin:
     asked = json.loads(line)
