@@ -388,7 +388,7 @@ def _show_warning(
 
         terminal.warning(str(message))
     else:
-        sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+        print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
 
 
 def _leave(code: int) -> None:
