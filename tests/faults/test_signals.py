@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -145,7 +146,7 @@ def test_at_any_time(
 def test_a_verification(
     project: Project,
     origin: Origin,
-    s3: S3Server,
+    tmp_path: Path,
     prefect_api: Prefect,
     tried: Callable[..., None],
     number: signal.Signals,
@@ -153,23 +154,28 @@ def test_a_verification(
     """In the middle of reading from a store that does not answer: Cancelled, at once, and the lease is given back."""
     rows, bodies = serve(origin, 40)
     project.manifest(rows)
-    project.ferry("run", "job.yaml", "--json").expect(0)
-    assert s3.pid is not None
-    process = project.start("verify", "job.yaml")
-    wait_for("the verification to begin", lambda: (project.state / "lease.json").exists(), BOUND_S)
-    os.kill(s3.pid, signal.SIGSTOP)
-    try:
-        time.sleep(1.0)
-        os.killpg(process.pid, number)
-        ended = Cli.end(process, ("verify", "job.yaml"), BOUND_S)
-    finally:
-        os.kill(s3.pid, signal.SIGCONT)
-    if ended.code:  # else it was through before
-        ended.expect(CODES[number])
-        assert [run["state_type"] for run in prefect_api.runs(project.name, "verify")] == ["CANCELLED"]
-    assert not (project.state / "lease.json").exists()
-    project.ferry("verify", "job.yaml").expect(0)
-    assert project.stored() == bodies
+    with S3Server(tmp_path / "s3") as s3:
+        keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
+        s3.make_bucket(project.bucket)
+        project.job(destination=project.destination(endpoint_url=s3.endpoint_url))
+        project.ferry("run", "job.yaml", "--json", env=keys).expect(0)
+        assert s3.pid is not None
+        process = project.start("verify", "job.yaml", env=keys)
+        wait_for("the verification to begin", lambda: (project.state / "lease.json").exists(), BOUND_S)
+        os.kill(s3.pid, signal.SIGSTOP)
+        try:
+            time.sleep(1.0)
+            os.killpg(process.pid, number)
+            ended = Cli.end(process, ("verify", "job.yaml"), BOUND_S)
+        finally:
+            os.kill(s3.pid, signal.SIGCONT)
+        if ended.code:  # else it was through before
+            ended.expect(CODES[number])
+            assert [run["state_type"] for run in prefect_api.runs(project.name, "verify")] == ["CANCELLED"]
+        assert not (project.state / "lease.json").exists()
+        project.ferry("verify", "job.yaml", env=keys).expect(0)
+        found = s3.client().list_objects_v2(Bucket=project.bucket)["Contents"]
+        assert {item["Key"].removeprefix(project.prefix) for item in found} == set(bodies)
     tried(f"{number.name} in a verification")
 
 
