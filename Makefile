@@ -6,35 +6,43 @@ BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test test-prefect faults quick-bench check format postgresql bench screenshots lock advisories clean
+.PHONY: help demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql bench screenshots lock advisories clean
 
 help:
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
-	@echo "make test          linters, types, architecture, a quick bench and all tests   (T=tests/ferry: a part of the tests)"
-	@echo "make test-prefect  what meets Prefect, with the newest version that is allowed; a few minutes"
+	@echo "make test          linters, types, architecture and the tests that decide most   (T=tests/ferry: all tests of a part)"
+	@echo "make test-all      make test, and all other tests: whole runs, faults, deployments, the newest Prefect, a quick bench"
+	@echo "make coverage      branch coverage of all tests, child processes included"
 	@echo "make faults        all fault experiments: kills, power cuts, damage, outages, fuzzing; up to 45 minutes"
 	@echo "make check         linters, types and architecture alone"
 	@echo "make format        format the code"
 	@echo "make bench         Ferry beside rclone, s5cmd, juicefs, img2dataset and a script, over an hour   (N=2000: quick)"
 	@echo "make screenshots   take the pictures of docs/images/ from real runs (needs Debian's chromium; root installs it)"
 	@echo "make advisories    ask the package index for known vulnerabilities of what the locks name"
-	@echo "make lock          resolve the dependencies anew (needs uv)"
+	@echo "make lock          resolve the dependencies again (needs uv)"
 
 demo: .venv/.installed-demo
 	@$(BIN)/ferry demo
 
-# Linters, types and the quick bench run beside the tests, most of which wait; what they print is shown where they fail,
-# so that pytest has the last word. The quick bench shows that it works: a run of Ferry's that lost an object fails it,
-# timings do not. (`set -m`: a job of the background would ignore SIGINT, and so would the runs that the bench interrupts.)
-test: .venv/.installed-dev postgresql
-	@mkdir -p .bench; set -m; \
-	$(MAKE) --no-print-directory check $(if $(filter tests,$(T)),quick-bench) >.bench/beside.log 2>&1 & beside=$$!; set +m; \
+# Linters and types run beside the tests, most of which wait; what they print is shown where they fail, so that pytest
+# has the last word. (`set -m`: a job of the background would ignore SIGINT.)
+PYTEST = $(BIN)/python -m pytest -n 3 --dist worksteal
+test: .venv/.installed-dev
+	@mkdir -p .bench; set -m; $(MAKE) --no-print-directory check >.bench/check.log 2>&1 & beside=$$!; set +m; \
 	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
-	$(BIN)/python -m pytest -n 4 --dist loadscope --no-loadscope-reorder $(T); tests=$$?; \
-	if ! wait $$beside; then cat .bench/beside.log; echo "what ran beside the tests failed"; exit 1; fi; \
+	$(PYTEST) $(if $(filter tests,$(T)),-m "not slow") $(T); tests=$$?; \
+	if ! wait $$beside; then cat .bench/check.log; echo "make check failed"; exit 1; fi; \
 	exit $$tests
 
-# The second tier: the tests that meet Prefect, in an environment with the newest one. `make test` has the oldest.
+# The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL; what meets Prefect with the newest
+# version that is allowed; and a quick bench, which shows that it works: a run of Ferry's that lost an object fails it,
+# timings do not.
+test-rest: .venv/.installed-dev postgresql test-prefect quick-bench
+	@$(PYTEST) -m slow tests
+
+test-all: test test-rest
+
+# The tests that meet Prefect, in an environment with the newest one. The others have the oldest.
 MEET_PREFECT := tests/flows/test_prefect_patches.py tests/flows/test_start.py tests/flows/test_results.py \
 	tests/flows/test_cli.py::test_plan_run_and_run_again tests/flows/test_retries.py::test_pending_rows_are_not_cached \
 	tests/flows/test_deploy.py::test_it_makes_what_is_missing_and_then_nothing \
@@ -43,6 +51,12 @@ MEET_PREFECT := tests/flows/test_prefect_patches.py tests/flows/test_start.py te
 test-prefect: .venv-prefect/.installed
 	@PATH="$(CURDIR)/.venv-prefect/bin:$(CURDIR)/$(BIN):$$PATH" .venv-prefect/bin/python -m pytest -n 2 $(MEET_PREFECT)
 
+# Branch coverage of both tiers, child processes included, and the ten files with the most lines that no test reaches.
+coverage: .venv/.installed-dev postgresql
+	@$(BIN)/coverage erase
+	@FERRY_COVERAGE=1 $(BIN)/coverage run -m pytest -n 3 --dist worksteal tests || true
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report --sort=miss
+
 # What `make test` tries a few times of, tried in full; prints a table.
 faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
@@ -50,11 +64,9 @@ faults: .venv/.installed-dev postgresql
 quick-bench: .venv/.installed-dev .bench/venv/.installed
 	@$(BIN)/python -m benchmarks --n 500 --scenes a,d,g,sink
 
+# The hooks of .pre-commit-config.yaml, which all run from .venv. `.venv/bin/pre-commit install` has git run them.
 check: .venv/.installed-dev
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --check . || { echo "run make format"; exit 1; }
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo 2>&1 | tail -n 4
+	@PRE_COMMIT_HOME=$(CURDIR)/.venv/pre-commit $(BIN)/pre-commit run --all-files --color never
 
 format: .venv/.installed-dev
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --quiet --fix .
@@ -100,4 +112,4 @@ advisories: .venv/.installed-dev
 	@$(BIN)/python deployments/advisories.py
 
 clean:
-	@rm -rf .venv .venv-prefect .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-prefect .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
