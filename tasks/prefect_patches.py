@@ -20,7 +20,6 @@ from prefect.context import FlowRunContext, TagsContext
 from prefect.filesystems import WritableFileSystem
 from prefect.results import ResultRecord, ResultRecordMetadata  # type: ignore[attr-defined]  # re-exported since 3.4
 from prefect.serializers import JSONSerializer
-from pydantic import ValidationError
 
 from ferry.core import UserError
 
@@ -101,21 +100,3 @@ def results_in(storage: OwnStorage) -> Iterator[None]:
         yield
     finally:
         context.result_store = before
-
-
-def deployments_file(raw: dict[str, Any]) -> dict[str, Any]:
-    """A prefect.yaml as `prefect deploy` understands it. Raises ValueError with its sentence, or TypeError."""
-    from prefect.cli.deploy._config import _format_validation_error
-    from prefect.cli.deploy._models import PrefectYamlModel
-
-    try:
-        return PrefectYamlModel.model_validate(raw).model_dump(exclude_unset=True, mode="json")
-    except ValidationError as exc:
-        raise ValueError(_format_validation_error(exc, raw)) from None
-
-
-def schedule_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """A schedule of prefect.yaml as the API has it. Raises ValueError."""
-    from prefect.cli.deploy._schedules import _schedule_config_to_deployment_schedule
-
-    return dict(_schedule_config_to_deployment_schedule(given))

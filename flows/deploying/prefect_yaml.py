@@ -14,6 +14,7 @@ from typing import Any, cast
 import yaml
 from prefect import Flow
 from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.exceptions import MissingFlowError, ScriptError
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
@@ -25,7 +26,6 @@ from pydantic import ValidationError
 from ferry import __version__
 from ferry.core import UserError
 from ferry.job import Job
-from tasks import prefect_patches
 from tasks.job_file import parse_job
 
 # What `prefect deploy` does besides, and `ferry deploy` does not: it would do it anew each time.
@@ -52,16 +52,17 @@ class Wanted:
 def read(path: Path) -> list[Wanted]:
     """The deployments of a prefect.yaml. Raises UserError that lists what is wrong, deployment by deployment."""
     raw = _mapping(path)
-    try:
-        whole = prefect_patches.deployments_file(raw)
-    except (ValueError, TypeError) as exc:
-        raise UserError(f"{path}: {exc}") from None
+    if not isinstance(raw.get("deployments") or [], list):
+        raise UserError(f"{path}: `deployments` is not a list")
     problems: list[str] = [f"`{key}` at the top: {NOT_HERE[key]}" for key in NOT_HERE if raw.get(key)]
     found: list[Wanted] = []
-    for number, entry in enumerate(whole.get("deployments") or [], 1):
-        name = f"{_flow_of(entry)}/{entry.get('name') or f'(the {number}. one)'}"
+    for number, entry in enumerate(raw.get("deployments") or [], 1):
+        if not isinstance(entry, dict):
+            problems.append(f"deployment {number} is not a mapping")
+            continue
+        name = f"{_flow_of(entry)}/{entry.get('name') or f'(deployment {number})'}"
         try:
-            found.append(_wanted(entry, whole.get("pull"), path.absolute().parent))
+            found.append(_wanted(entry, raw.get("pull"), path.absolute().parent))
         except UserError as error:
             problems += [f"{name}: {line}" for line in str(error).splitlines()]
     names = [wanted.name for wanted in found]
@@ -99,10 +100,16 @@ def _flow_of(entry: dict[str, Any]) -> str:
     return str(entry.get("entrypoint") or "?").rpartition(":")[2]
 
 
+SHAPES: dict[str, type] = {"work_pool": dict, "parameters": dict, "schedules": list}
+
+
 def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
     for key, instead in NOT_HERE.items():
         if entry.get(key):
             raise UserError(f"`{key}`: {instead}")
+    for key, shape in SHAPES.items():
+        if not isinstance(entry.get(key) or shape(), shape):
+            raise UserError(f"`{key}` is not a {'list' if shape is list else 'mapping'}")
     # `{{ $NAME }}` is a variable of the environment; other placeholders of job variables are the worker's to fill in.
     entry = cast("dict[str, Any]", apply_values(entry, dict(os.environ), remove_notset=False, warn_on_notset=False))
     pool = entry.get("work_pool") or {}
@@ -127,7 +134,7 @@ def _wanted(entry: dict[str, Any], pull: Any, folder: Path) -> Wanted:
         "parameters": parameters,
         "parameter_openapi_schema": schema,
         "enforce_parameter_schema": entry.get("enforce_parameter_schema", True),
-        "pull_steps": entry.get("pull") or pull or [],
+        "pull_steps": _steps(entry.get("pull") or pull),
         "work_pool_name": pool["name"],
         "job_variables": pool.get("job_variables") or {},
         "concurrency_limit": limit,
@@ -179,19 +186,39 @@ def _concurrency(given: Any) -> tuple[int | None, dict[str, Any] | None]:
     return given.get("limit"), {"collision_strategy": "ENQUEUE", **options}
 
 
+def _steps(given: Any) -> list[Any]:
+    """Pull steps; `prefect deploy` also takes a single one."""
+    return given if isinstance(given, list) else [given] if given else []
+
+
+# Prefect's documentation, "Create schedules": what each kind of schedule is recognised by.
+KINDS: dict[str, type[CronSchedule | IntervalSchedule | RRuleSchedule]] = {
+    "cron": CronSchedule, "interval": IntervalSchedule, "rrule": RRuleSchedule,
+}  # fmt: skip
+OF_DEPLOYMENT = ("active", "parameters", "slug", "replaces")  # fields that are not the schedule's own
+
+
+def schedule_of(given: dict[str, Any]) -> DeploymentScheduleCreate:
+    """A schedule of prefect.yaml as the API has it. Raises pydantic's ValidationError, or ValueError."""
+    values = {key: value for key, value in given.items() if value is not None}
+    more = {key: values.pop(key) for key in OF_DEPLOYMENT if key in values}
+    kinds = [kind for kind in KINDS if kind in values]
+    if len(kinds) != 1:
+        raise ValueError("it needs one of `cron`, `interval` and `rrule`")
+    return DeploymentScheduleCreate(schedule=KINDS[kinds[0]](**values), **more)
+
+
 def _schedules(entry: dict[str, Any]) -> Iterator[DeploymentScheduleCreate]:
     seen = set()
     for given in entry.get("schedules") or []:
-        slug = given.get("slug")
+        slug = given.get("slug") if isinstance(given, dict) else None
         if not slug:
-            raise UserError(
-                "a schedule has no `slug`: give it a name, by which it is known again when its hour changes"
-            )
+            raise UserError("a schedule has no `slug`. Give it a name, by which it is recognised when its time changes")
         if slug in seen:
             raise UserError(f"the schedule `{slug}` is given twice")
         seen.add(slug)
         try:
-            yield DeploymentScheduleCreate(**prefect_patches.schedule_fields(given))
+            yield schedule_of(given)
         except ValidationError as exc:
             why = "; ".join(error["msg"].removeprefix("Value error, ") for error in exc.errors(include_url=False))
             raise UserError(f"the schedule `{slug}`: {why}") from None

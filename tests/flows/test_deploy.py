@@ -17,7 +17,7 @@ import pytest
 import yaml
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import DeploymentSchedule
-from prefect.client.schemas.schedules import CronSchedule
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule, RRuleSchedule
 from prefect.server.schemas.schedules import CronSchedule as ServersCronSchedule
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import validate
@@ -114,6 +114,34 @@ def test_on_and_off_are_the_operators(deployed: Deployed, prefect_api: Prefect) 
     assert made["prod"]["description"] == "another one"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"cron": "30 1 * * *", "timezone": "Europe/Berlin", "day_or": False},
+         CronSchedule(cron="30 1 * * *", timezone="Europe/Berlin", day_or=False)),
+        ({"interval": 3600, "timezone": None}, IntervalSchedule(interval=timedelta(hours=1))),
+        ({"interval": "PT1H", "anchor_date": "2026-01-01T00:00:00Z"},
+         IntervalSchedule(interval=timedelta(hours=1), anchor_date="2026-01-01T00:00:00Z")),
+        ({"rrule": "DTSTART:20260101T000000\nFREQ=DAILY", "timezone": "UTC"},
+         RRuleSchedule(rrule="DTSTART:20260101T000000\nFREQ=DAILY", timezone="UTC")),
+    ],
+)  # fmt: skip
+def test_kinds_of_schedules(given: dict[str, Any], expected: Any) -> None:
+    """Each kind that prefect.yaml knows; what belongs to the deployment is not the schedule's."""
+    made = prefect_yaml.schedule_of({**given, "slug": "s", "active": False, "parameters": {"retry_failed": True}})
+    assert (made.slug, made.active, made.parameters) == ("s", False, {"retry_failed": True})
+    assert made.schedule.model_dump(exclude={"anchor_date"}) == expected.model_dump(exclude={"anchor_date"})
+    if "anchor_date" in given:
+        assert made.schedule == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"cron": "0 1 * * *", "interval": 60}, {"cron": "0 1 * * *", "hour": 3}])
+def test_a_schedule_of_no_kind(given: dict[str, Any]) -> None:
+    """None of the three, two of them at once, and a key that none has."""
+    with pytest.raises(ValueError, match=r"needs one of|hour"):
+        prefect_yaml.schedule_of({**given, "slug": "s"})
+
+
 def patch(prefect_api: Prefect, path: str, body: dict[str, Any]) -> None:
     import urllib.request
 
@@ -185,10 +213,12 @@ def good() -> dict[str, str]:
         ("deployments: [", "not valid YAML"),
         ("- 1", "it needs `deployments`"),
         ("name: x", "there are no `deployments` in it"),
-        ("deployments: 7", "Invalid top-level fields"),
+        ("deployments: 7", "`deployments` is not a list"),
         ("deployments: [{name: x}]", "`work_pool.name` is missing"),
         ("deployments: [{name: x, work_pool: {name: '{{ y }}'}}]", "which nothing fills in"),
-        ("deployments: [{name: x, schedules: 3}]", "Invalid fields in deployments"),
+        ("deployments: [{name: x, schedules: 3}]", "`schedules` is not a list"),
+        ("deployments: [{name: x, work_pool: y}]", "`work_pool` is not a mapping"),
+        ("deployments: [x]", "deployment 1 is not a mapping"),
     ],
 )
 def test_a_file_that_is_no_prefect_yaml(text: str | None, words: str, tmp_path: Path) -> None:

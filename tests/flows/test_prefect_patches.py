@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from prefect import flow_engine
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
@@ -172,15 +172,10 @@ def test_the_folders_of_workers() -> None:
     assert prefect_patches.RUNNER_FOLDER.search(Runner()._tmp_dir.as_posix())
 
 
-def test_prefect_yaml_is_understood() -> None:
-    """The model of `prefect deploy` takes the shipped file, and what is wrong is a sentence."""
-    raw = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    assert [entry["name"] for entry in prefect_patches.deployments_file(raw)["deployments"]]
-    with pytest.raises(ValueError, match="schedules"):
-        prefect_patches.deployments_file({"deployments": [{"name": "x", "schedules": 5}]})
-
-
-def test_a_schedule_is_understood() -> None:
-    """By the keys that the API has for it."""
-    fields = prefect_patches.schedule_fields({"cron": "30 1 * * *", "slug": "s", "timezone": "UTC", "active": False})
-    assert (fields["schedule"].cron, fields["slug"], fields["active"]) == ("30 1 * * *", "s", False)
+def test_private_names_stand_in_one_module() -> None:
+    """Neither a module of Prefect's command line nor a private name is imported anywhere else."""
+    modules = r"^\s*(?:from|import) prefect(?:\.cli\b|[\w.]*\._)"
+    names = r"^\s*from prefect[\w.]* import .*\b_\w"
+    private = re.compile(f"{modules}|{names}", re.MULTILINE)
+    for path in [*(ROOT / "flows").rglob("*.py"), *(ROOT / "tasks").rglob("*.py")]:
+        assert not private.search(path.read_text()), path
