@@ -28,7 +28,6 @@ from tasks.reporting.text import Report
 from tasks.result_store import kept_in
 from tasks.run import Run, open_run
 from tasks.secrets import anchored
-from tasks.slow_run import note_rate
 from tasks.transfer import transfer_all
 
 INTERRUPTED_S = 5.0  # a server that is away is not waited for longer after a Ctrl-C
@@ -111,7 +110,6 @@ def run_job(job: Job, retry_failed: bool | list[str], limit: int | None, wait: b
             delete_removed(run)
         report = reconcile(run)
         keep(run, report)
-        note_rate(run, report)
         return report
 
 

@@ -2,7 +2,6 @@
 
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.prune import PruneResult, prune_removed
-from ferry.reconcile.run_rates import Rate, Slow, keep_rates, read_rates, slow
 from ferry.reconcile.verify import (
     EVERYTHING,
     Evidence,
@@ -21,20 +20,15 @@ __all__ = [
     "EVERYTHING",
     "Evidence",
     "PruneResult",
-    "Rate",
     "Sample",
-    "Slow",
     "Verified",
     "compare_with_listing",
     "draw_sample",
     "expected_objects",
     "finish_run",
-    "keep_rates",
     "note_verified",
     "prune_removed",
     "read_back",
-    "read_rates",
     "sample_rows",
-    "slow",
     "verify_parts",
 ]

@@ -14,8 +14,6 @@ from uuid import UUID
 from prefect.events.actions import ActionTypes, SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from tasks.slow_run import EVENT
-
 TAG = "ferry"
 TO_BEGIN = ("Scheduled", "AwaitingRetry", "Late", "Pending")
 CONTINUED = (*TO_BEGIN, "Running", "Completed", "Failed", "Cancelled")
@@ -78,11 +76,6 @@ SILENT = f"{WHOSE}: nothing was heard of its run {NAME} for TIME."
 SILENT_DO = (
     "see that a worker of its pool ({{ flow_run.work_pool_name }}) is running: it takes the run then. If the run's "
     "process is there, leave it alone: runs go on without Prefect's server"
-)
-SLOW = WHOSE + ": {{ event.payload.message }}."
-SLOW_DO = (
-    "see what holds it back: reports/hosts.json in its state says what each host was given, and why "
-    "(docs/concurrency.md). If a limit was lowered on purpose, nothing: it is usual after a few runs"
 )
 
 
@@ -200,13 +193,6 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
             ),
             f"Ferry: {NAME} gives no sign of life",
             _body(SILENT.replace("TIME", words(wait.heartbeat_s)), ui, SILENT_DO),
-        ),
-        Alarm(
-            "Ferry: a run was slow",
-            "A run was far slower than its last ten (the event ferry.run.slow, which Ferry emits).",
-            trigger(deployments, Posture.Reactive, expect=[EVENT]),
-            f"Ferry: {NAME} was far slower than usual",
-            _body(SLOW, ui, SLOW_DO),
         ),
     ]
 
