@@ -104,7 +104,7 @@ HOWS: tuple[How, ...] = ("deleted", "cut", "flipped")
         ("plan/plan.json", "made anew from the list and the ledger"),
         ("plan/manifest-", "made anew from the list"),
         ("chunks/", "cut anew"),
-        ("plan/place.json", None),
+        ("plan/location.json", None),
         ("plan/hints/", None),
         ("reports/", None),
     ],
@@ -175,7 +175,7 @@ def test_an_outcomes_file_that_is_gone(world: World, tried: Callable[..., None])
 def test_plan_and_place_both_gone(world: World) -> None:
     """Nobody knows where the objects went: refused, and with --replan everything is looked at again."""
     state = world.damaged("plan/plan.json", "deleted", random.Random(1))
-    state.delete(["plan/place.json"])
+    state.delete(["plan/location.json"])
     with pytest.raises(UserError, match="--replan"):
         helpers.plan(world.job, state, 4)
     set_plan_aside(state)

@@ -300,8 +300,9 @@ def test_decoders_are_loaded_before_rows_move(checks: str, loaded: bool) -> None
     """Loading Pillow holds Python's lock; who decodes nothing does not pay for it."""
     code = (
         "import sys; from typing import Any; from ferry.job.model import Checks, OnExisting; "
-        "from ferry.transfer.object import Mover, Rules; nothing: Any = None; "
-        "Mover(nothing, [], nothing, nothing, Rules(Checks(sys.argv[1]), OnExisting.FAIL, 1, {}), nothing, nothing); "
+        "from ferry.transfer.object import ObjectTransfer, TransferOptions as Options; nothing: Any = None; "
+        "options = Options(Checks(sys.argv[1]), OnExisting.FAIL, 1, {}); "
+        "ObjectTransfer(nothing, [], nothing, nothing, options, nothing, nothing); "
         "print('PIL.Image' in sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code, checks], capture_output=True, text=True, check=True, timeout=60)
