@@ -9,8 +9,8 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]  # what holds the package `ferry`
 _RUN = (
-    "import runpy, sys; root, module = sys.argv[1:3]; root in sys.path or sys.path.append(root); "
-    "sys.argv[1:3] = []; runpy.run_module(module, run_name='__main__', alter_sys=True)"
+    "import importlib, sys; root, module = sys.argv[1:3]; root in sys.path or sys.path.append(root); "
+    "sys.argv[:3] = [module]; importlib.import_module(module).main()"
 )
 
 # What a process that reads strangers' bytes is given of the environment: nothing that opens another service.
@@ -18,7 +18,7 @@ WITHOUT_CREDENTIALS = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "L
 
 
 def command(module: str) -> list[str]:
-    """What starts one of Ferry's modules. `-P`: nothing is imported from a working directory, whosever it is."""
+    """Returns the command that calls `main()` of one of Ferry's modules. `-P`: nothing is imported from a working directory, whosever it is."""
     return [sys.executable, "-P", "-c", _RUN, str(_ROOT), module]
 
 

@@ -13,7 +13,11 @@ from ferry.core import ObjectError, die_with_parent
 from ferry.images import decode_process, svg
 
 
-def main(name: str, memory: int) -> None:
+def main() -> None:
+    decode_input(sys.argv[1], int(sys.argv[2]))
+
+
+def decode_input(name: str, memory: int) -> None:
     """Decodes standard input, and answers with null or [error class, message]."""
     die_with_parent()
     is_file = stat.S_ISREG(os.fstat(0).st_mode)
@@ -37,4 +41,4 @@ def main(name: str, memory: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main()

@@ -341,7 +341,7 @@ def test_a_picture_has_one_verdict_wherever_it_is_decoded(monkeypatch: pytest.Mo
 def test_a_picture_is_bounded_where_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is ended by its processor time; a picture larger than the first one's share has the whole of it."""
     code = "import sys; from ferry.images import decode_child as c, decode_process as d; "
-    code += "d.RASTER_S = 1; c.main(sys.argv[1], 1 << 30)"
+    code += "d.RASTER_S = 1; c.decode_input(sys.argv[1], 1 << 30)"
     monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code])
     monkeypatch.setattr(decode_process, "RASTER_S", 1)
     slow = noise(4_000)  # three seconds
@@ -394,7 +394,7 @@ def test_a_drawing_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ObjectError, match="ends before its XML is complete"):
         decode(large)
     code = (
-        "import sys; from ferry.images import decode_child as c, decode_process as d; d.SVG_S = {}; c.main('SVG', {})"
+        "import sys; from ferry.images import decode_child as c, decode_process as d; d.SVG_S = {}; c.decode_input('SVG', {})"
     )
     for seconds, memory in ((1, 1024 * MIB), (10, 200 * MIB)):
         monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code.format(seconds, memory)])
