@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (Markdown tables are one line a row)
-"""Writes docs/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is out of date."""
+"""Writes docs/reference/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is old."""
 
 from __future__ import annotations
 
@@ -151,4 +151,4 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "job.md").write_text(render())
+    (Path(__file__).parent / "reference" / "job.md").write_text(render())

@@ -1,4 +1,4 @@
-"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/alerts.md).
+"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/how-to/alerts.md).
 
 The texts are Prefect's Jinja templates. They are rendered by the Prefect server, which knows nothing of Ferry: all
 that they say is in Prefect's own objects, in a state's message, or in the event that Ferry emits.
@@ -82,7 +82,7 @@ SILENT_DO = (
 SLOW = WHOSE + ": {{ event.payload.message }}."
 SLOW_DO = (
     "see what holds it back: reports/hosts.json in its state says what each host was given, and why "
-    "(docs/concurrency.md). If a limit was lowered on purpose, nothing: it is usual after a few runs"
+    "(docs/explanation/concurrency.md). If a limit was lowered on purpose, nothing: it is usual after a few runs"
 )
 
 
