@@ -71,7 +71,7 @@ def test_what_init_comments_out_is_valid_too(tmp_path: Path) -> None:
 
 def test_state_md_lists_every_column() -> None:
     """docs/reference/state.md has a line for each column of the ledger, and for no other."""
-    section = _page("reference/state.md").partition("## Outcomes")[2].partition("## The three")[0]
+    section = _page("reference/state.md").partition("## Outcome columns")[2].partition("## Queries")[0]
     listed = [
         name for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
     ]
@@ -201,6 +201,15 @@ def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.Monkey
     name, message = re.search(r"Task run '(.*?)' .*? - (.*)", text[1]).groups()  # type: ignore[union-attr]
     line = log_format.TextLines().format(record("prefect.task_runs", message, task_run_name=name))
     assert line.partition(" | ")[2] == text[1].partition(" | ")[2]
+
+
+def test_performance_md_begins_with_figures_of_its_tables() -> None:
+    """The ten lines for users name only figures that the last `make bench` wrote below them."""
+    lines, _, written = _page("explanation/performance.md").partition("<!-- from here on written by `make bench` -->")
+    lines = lines.partition("\n## ")[0]
+    figures = re.findall(r"[\d,.]*\d(?=x| objects/s| MB/s| s )", lines)
+    assert len(figures) > 9
+    assert not [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", written)]
 
 
 def test_every_picture_of_the_docs_is_there() -> None:
