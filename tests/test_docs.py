@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -11,7 +14,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import duckdb
@@ -120,14 +125,14 @@ def test_tests_that_are_named_exist(page: str) -> None:
         assert not name or re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
 
 
-def test_bounds_are_what_the_code_says() -> None:
-    """SECURITY.md's table of bounds has the numbers that lists are read with."""
+def test_limits_are_what_the_code_says() -> None:
+    """SECURITY.md's table of limits has the numbers that lists are read with."""
     from ferry.manifest import columns, excel_process, load, typed
     from ferry.manifest import csv as manifest_csv
     from ferry.manifest import text as manifest_text
     from tasks import job_file
 
-    table = (ROOT / "SECURITY.md").read_text().partition("## Bounds on lists")[2].partition("\n## ")[0]
+    table = (ROOT / "SECURITY.md").read_text().partition("## Limits on manifests")[2].partition("\n## ")[0]
     for shown in (
         f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {columns.MAX_CELL:,} characters",
         f"{columns.MAX_COLUMNS:,} |",
@@ -141,28 +146,67 @@ def test_bounds_are_what_the_code_says() -> None:
         assert shown in table, shown
 
 
-def commands_of(page: str) -> list[list[str]]:
+def commands_of(page: Path) -> Iterator[list[str]]:
     """The `ferry` and `prefect` commands in a page's blocks of shell lines, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and line[0] in ("ferry", "prefect")]
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            with contextlib.suppress(ValueError):  # one line of a text in quotes
+                words = shlex.split(line, comments=True)
+                for end, command in itertools.groupby(words, key=lambda word: word in ("&&", "&", ";")):
+                    if not end and (found := list(command))[0] in ("ferry", "prefect"):
+                        yield found
 
 
-def test_the_commands_of_deploying_md_exist() -> None:
+HELPS = """
+import json, sys
+from prefect.cli import app
+
+for words in json.loads(sys.argv[1]):
+    print("\\f", flush=True)
+    sys.argv = ["prefect", *words, "--help"]
+    try:
+        app()
+    except SystemExit as end:
+        assert not end.code, words
+"""  # one process, since Prefect takes seconds to load
+
+
+def test_the_commands_of_the_pages_exist() -> None:
     """Each is one that the two programs take, options included."""
-    from flows.cli.commands import app as ferry
+    from flows.cli import commands
 
-    commands = commands_of("docs/how-to/deploy.md")
-    assert len(commands) > 6
-    for name, *arguments in commands:
+    found = {tuple(command) for page in PAGES for command in commands_of(page)}
+    assert len(found) > 40
+    for name, *arguments in sorted(found):
         if name == "ferry":
-            ferry.parse_args(arguments, exit_on_error=False, print_error=False)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "prefect", *arguments, "--help"], capture_output=True, text=True, check=True
-            )
-            for option in (argument for argument in arguments if argument.startswith("--")):
-                assert option in done.stdout, arguments
+            given = commands._bare_retry_failed(list(arguments))
+            if given != ["--version"]:
+                commands.app.parse_args(given, exit_on_error=False, print_error=False)
+    helps: dict[tuple[str, ...], set[str]] = {}
+    for name, *arguments in sorted(found):
+        if name == "prefect":
+            plain = tuple(itertools.takewhile(lambda word: re.fullmatch(r"[a-z-]+", word), arguments))[:2]
+            helps.setdefault(plain, set()).update(word for word in arguments if word.startswith("--"))
+    asked = [sys.executable, "-c", HELPS, json.dumps(list(helps))]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    for (plain, options), shown in zip(helps.items(), done.stdout.split("\f")[1:], strict=True):
+        assert not [option for option in options if option not in shown], plain
+
+
+def test_cli_md_lists_every_command_and_option() -> None:
+    """docs/reference/cli.md has a section for each command, with each of its options, and for no other."""
+    from flows.cli.commands import app
+
+    sections = dict(
+        re.findall(r"^## `ferry (\w+)`\n(.*?)(?=^## )", _page("reference/cli.md"), re.DOTALL | re.MULTILINE)
+    )
+    assert sorted(sections) == sorted(name for name in app if not name.startswith("-"))
+    for name, section in sections.items():
+        options = {option for argument in app[name].assemble_argument_collection() for option in argument.names}
+        told = set(re.findall(r"--[a-z][a-z-]*", section))
+        elsewhere = {"--json", "--job-file", "JOB_FILE", "--out", "--path", "--what", "--names", "--empty-names"}
+        assert options - elsewhere <= told, name
+        assert told <= options | {"--help", "--retry-failed"}, name
 
 
 def test_observing_md_lists_every_metric() -> None:
@@ -210,6 +254,36 @@ def test_performance_md_begins_with_figures_of_its_tables() -> None:
     figures = re.findall(r"[\d,.]*\d(?=x| objects/s| MB/s| s )", lines)
     assert len(figures) > 9
     assert not [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", written)]
+
+
+def _texts() -> set[str]:
+    """Every text in the code of Ferry, on one line, with … for what is filled in."""
+
+    def text(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part) or "…" for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+            left, right = text(node.left), text(node.right)
+            return (left or "…") + (right or "…") if left or right else None
+        return None
+
+    paths = [path for folder in ("ferry", "flows", "tasks") for path in (ROOT / folder).rglob("*.py")]
+    found = (text(node) for path in paths for node in ast.walk(ast.parse(path.read_text())))
+    return {" ".join(re.sub(r"%[sdr]", "…", one).split()) for one in found if one}
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    """Each code span in the first column of troubleshooting.md is part of a text in the code."""
+    texts, missing = _texts(), {}
+    cells = re.findall(r"^\| ([^\n]*?)(?: \| |$)", _page("how-to/troubleshooting.md"), re.MULTILINE)
+    quotes = [span for cell in cells for _, span in re.findall(r"(?<!`)(``+)(?!`)(.+?)(?<!`)\1(?!`)", cell)]
+    assert len(quotes) > 100
+    for quote in (quote.strip() for quote in quotes):
+        if not any(quote in text for text in texts):
+            missing[quote] = get_close_matches(quote, texts, n=1, cutoff=0.3)
+    assert not missing, "change the quotes to what the code says:\n" + json.dumps(missing, indent=1, ensure_ascii=False)
 
 
 def test_every_picture_of_the_docs_is_there() -> None:
