@@ -58,12 +58,13 @@ TAIL = """\
 ## Secrets
 
 A job carries no secrets. Header values are references: `env:NAME` is an environment variable, `secret:BLOCK` a Prefect
-Secret block. Both are read where the work runs. Accept, Accept-Language, Referer and User-Agent may have literal values.
-Credentials are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved
+Secret block. Both are read where the work runs. Accept, Accept-Language, Referer and User-Agent may have literal
+values. Credentials are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved
 AwsCredentials block.
 
 The Prefect server of the run keeps the blocks. Without PREFECT_API_URL, `ferry` has a server of its own, whose database
-is in `.ferry/prefect` beside the job file. Save blocks in its UI (`ferry ui job.yaml`, Blocks), or from the environment:
+is in `.ferry/prefect` beside the job file. Save blocks in its UI (`ferry ui job.yaml`, Blocks), or from the
+environment:
 
 ```sh
 ferry block job.yaml aws-credentials/new-store secret/old-token=OLD_TOKEN
@@ -79,8 +80,8 @@ keeps them only in `plan/` and `chunks/` of the state (mode 0600).
 ## Directories and working directory
 
 A destination directory must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
-working directory, the job file, the manifest, your home, Prefect's home or Ferry's code. It also refuses a directory for
-settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of the
+working directory, the job file, the manifest, your home, Prefect's home or Ferry's code. It also refuses a directory
+for settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of the
 manifest could replace a file there.
 
 `ferry` reads no `prefect.toml`, `.env` or `pyproject.toml` of the working directory. Settings of Prefect come from the
@@ -181,7 +182,7 @@ def template_fields() -> list[str]:
     assert FIELDS.keys() == SOURCE_FIELDS | LATE_FIELDS
     return [
         "## Template fields", "",
-        "`key` may name any column of the manifest in braces, and these fields. `source.url` may name columns only. "
+        "`key` may name any column of the manifest in braces, and these fields. `source.url` may name columns only.",
         "`{{` and `}}` stand for braces.",
         "", "| field | value |", "|---|---|", *(f"| `{{{name}}}` | {text} |" for name, text in FIELDS.items()), "",
     ]  # fmt: skip
