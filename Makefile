@@ -91,7 +91,7 @@ format: .venv/.installed-dev
 postgresql:
 	@./deployments/postgresql.sh
 
-# N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/performance.md; WRITE=1: any.
+# N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/explanation/performance.md; WRITE=1: any.
 bench: .venv/.installed-dev .bench/venv/.installed
 	@$(BIN)/python -m benchmarks $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SCENES),--scenes $(SCENES)) $(if $(WRITE),--write) $(if $(KEEP),--keep)

@@ -30,7 +30,7 @@ def parse(arguments: list[str]) -> Settings:
     parser.add_argument("--n", type=int, default=FULL_N, help="objects; 20,000 by default")
     parser.add_argument("--rounds", type=int, default=0, help="3, or 1 with a smaller N")
     parser.add_argument("--scenes", default="", help="a,b,c,...; all by default")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md with a smaller N too")
+    parser.add_argument("--write", action="store_true", help="write the page of results with a smaller N too")
     parser.add_argument("--keep", action="store_true", help="leave the folder with everything that was written")
     given = parser.parse_args(arguments)
     known = [scene.name for scene in SCENES]

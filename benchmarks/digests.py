@@ -1,4 +1,4 @@
-"""What digests cost, and where to compute them: `python -m benchmarks.digests`. See docs/performance.md."""
+"""What digests cost, and where to compute them: `python -m benchmarks.digests`. See docs/explanation/performance.md."""
 
 from __future__ import annotations
 

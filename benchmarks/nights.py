@@ -1,4 +1,4 @@
-"""What nights cost where a million rows are settled: `python -m benchmarks.nights`. See docs/delta.md.
+"""What nights cost where a million rows are settled: `python -m benchmarks.nights`. See docs/explanation/delta-runs.md.
 
 Two questions, on lists and ledgers of their own, without a byte moved: how long and how large is the plan of a night
 when 1% changed; and do plan and state grow with the nights. Outcomes are written as chunks would write them. Planning

@@ -1,4 +1,4 @@
-"""The results as tables, as JSON, and in docs/performance.md."""
+"""The results as tables, as JSON, and in docs/explanation/performance.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.settings import Settings
 from benchmarks.summary import Summary, Value
 from benchmarks.watch import PLANNER, SERVER
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "docs" / "explanation" / "performance.md"
 KEPT = ROOT / "docs" / "performance"
 BEGIN, END = "<!-- from here on written by `make bench` -->", "<!-- to here written by `make bench` -->"
 ROLES = {PLANNER: "its planning process", SERVER: "its local Prefect server"}
@@ -147,13 +147,13 @@ def commands(results: list[Result]) -> str:
 
 
 def write_page(settings: Settings, machine: dict[str, str], results: list[Result], seconds: float) -> None:
-    """docs/performance.md between its two marks, the data beside it, and the plots."""
+    """docs/explanation/performance.md between its two marks, the data beside it, and the plots."""
     KEPT.mkdir(parents=True, exist_ok=True)
     data = KEPT / "results.json"
     data.write_text(as_json(settings, machine, results, seconds))
     plot = [str(PEERS / "python"), str(Path(__file__).parent / "peers" / "plot.py"), str(data), str(KEPT)]
     drawn = subprocess.run(plot, check=True, capture_output=True, text=True).stdout.splitlines()
-    images = "\n\n".join(f"![{title}](performance/{file})" for file, title in (line.split("\t") for line in drawn))
+    images = "\n\n".join(f"![{title}](../performance/{file})" for file, title in (line.split("\t") for line in drawn))
     page = PAGE.read_text() if PAGE.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
     before, _, rest = page.partition(BEGIN)
     after = rest.partition(END)[2]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (Markdown tables are one line a row)
-"""Writes docs/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is out of date."""
+"""Writes docs/reference/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is old."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ferry.job.model import Job
+from ferry.job.templates import LATE_FIELDS, SOURCE_FIELDS
+from ferry.manifest.columns import USUAL_NAMES
 
 HEAD = """\
-# The job, key by key
+# Job settings
 
 <!-- Written by docs/make_job_md.py from ferry/job/model.py; change it there. -->
 
@@ -49,52 +51,67 @@ on_existing: skip-same
 failure_budget: 0.5%
 ```
 
-Relative paths are taken from the job file's folder; in a deployment from the project's root.
+Relative paths start at the job file's folder; in a deployment at the project's root.
 """
 
 TAIL = """\
 ## Secrets
 
-A job carries none. Header values are references (`env:NAME` is an environment variable, `secret:BLOCK` a Prefect
-Secret block, both read where the work runs), except Accept, Accept-Language, Referer and User-Agent. Credentials
-are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved AwsCredentials
-block.
+A job carries no secrets. Header values are references: `env:NAME` is an environment variable, `secret:BLOCK` a Prefect
+Secret block. Both are read where the work runs. Accept, Accept-Language, Referer and User-Agent may have literal
+values. Credentials are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved
+AwsCredentials block.
 
-Blocks are kept by the Prefect server that the work asks. `ferry` without PREFECT_API_URL has one of its own, in
-`.ferry/prefect` beside the job file. Save them in its UI (`ferry ui job.yaml`, Blocks), or from the environment:
+The Prefect server of the run keeps the blocks. Without PREFECT_API_URL, `ferry` has a server of its own, whose database
+is in `.ferry/prefect` beside the job file. Save blocks in its UI (`ferry ui job.yaml`, Blocks), or from the
+environment:
 
 ```sh
 ferry block job.yaml aws-credentials/new-store secret/old-token=OLD_TOKEN
 ```
 
-The job names them `block:new-store` and `secret:old-token`. The first has the keys that AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_DEFAULT_REGION hold, the second the value of OLD_TOKEN. With
-PREFECT_API_URL, or an active profile that has it, they are saved on that server.
+The job then names them `block:new-store` and `secret:old-token`. The first takes the values of AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_DEFAULT_REGION. The second takes the value of OLD_TOKEN. With
+PREFECT_API_URL, or an active profile that has it, the blocks are saved on that server.
 
-A destination of the job must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
-working directory, the job file, the list, your home, Prefect's home or Ferry's code. It also refuses a directory for
-settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of a list could
-replace a file there.
+Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs: Ferry
+keeps them only in `plan/` and `chunks/` of the state (mode 0600).
+
+## Directories and working directory
+
+A destination directory must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
+working directory, the job file, the manifest, your home, Prefect's home or Ferry's code. It also refuses a directory
+for settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of the
+manifest could replace a file there.
 
 `ferry` reads no `prefect.toml`, `.env` or `pyproject.toml` of the working directory. Settings of Prefect come from the
 environment or from a profile.
 
-Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs:
-they stand in `plan/` and `chunks/` of the state (mode 0600) and nowhere else.
+## State in a bucket
 
-State in a bucket (`state: s3://...`) is reached as the destination is: the same endpoint and credentials. It may not lie
-in the destination (exit code 2), where a row's key could be that of one of its files, nor in a directory or prefix that
-is listed, unless `exclude` leaves it out: its addresses would be moved too.
+`state: s3://...` uses the endpoint and credentials of the destination. The state must not lie in the destination (exit
+code 2), where a row's key could be that of one of its files. It must not lie in a directory or prefix that is listed,
+unless `exclude` leaves it out: its files would be transferred too.
 
-## What a change means for work that is done
+## Which settings cause objects to be transferred again
 
 | changed | what the next run does |
 |---|---|
-| `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | stops with exit code 2 and names the key: rows that are done would lie in the wrong place. Undo it, use another `state`, or `--replan` |
-| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, names of headers | plans failed and skipped rows anew, keeps what is copied |
-| size, digests, ETag or type of a row, in the list | what waits is moved by what the list says now; what is copied stays, and so does what failed for a lasting reason (`--retry-failed` takes it) |
+| `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | stops with exit code 2 and names the key: rows that are done would lie in the wrong place. Undo the change, use another `state`, or `--replan` |
+| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, names of headers | plans failed and skipped rows again, keeps what is copied |
+| size, digests, ETag or type of a row, in the manifest | pending rows use the new values. Copied rows stay, and so do permanent failures (`--retry-failed` takes them) |
 | anything else | nothing: limits, retries, timeouts, budget, credentials and the manifest's place are free to change |
 """
+
+FIELDS = {
+    "source.name": "the last part of the source's path: `front.jpg`",
+    "source.stem": "the same without its extension: `front`",
+    "source.ext": "the extension of the source's path: `jpg`",
+    "source.path": "the source's path without its leading slash: `shoes/front.jpg`",
+    "source.host": "the host of the source: `img.old.example`",
+    "sha256": "SHA-256 of the bytes. The key is known only after the download",
+    "ext": "the extension of the format that the bytes have. The key is known only after the download",
+}
 
 
 def type_words(annotation: Any) -> str:
@@ -117,10 +134,14 @@ def type_words(annotation: Any) -> str:
     return {str: "text", int: "number", float: "number", bool: "true or false"}.get(annotation, str(annotation))
 
 
-def default_words(field: Any) -> str:
+def default_words(name: str, field: Any) -> str:
     if field.is_required():
         return "**required**"
     default = field.default
+    if name == "revalidate_after":
+        return f"`{default / 86_400:g}d`"
+    if name == "max_bytes":
+        return f"`{default}` ({default >> 30} GiB)"
     if default is None or default is PydanticUndefined or isinstance(default, BaseModel) or default in ([], {}):
         return ""
     return f"`{getattr(default, 'value', default)}`"
@@ -132,7 +153,7 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         text = " ".join((field.description or "").split()).replace("|", "\\|")
         kind = type_words(field.annotation).replace("|", "\\|")
-        lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(field)} |")
+        lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(name, field)} |")
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             nested += [
@@ -146,9 +167,30 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
     return lines + nested
 
 
+def column_names() -> list[str]:
+    """The names by which Ferry recognises a manifest's columns."""
+    rows = [f"| `{role}` | {', '.join(f'`{name}`' for name in names)} |" for role, names in USUAL_NAMES.items()]
+    return [
+        "## Column names", "",
+        "Columns that `columns` does not name are recognised by these names, without regard to case, spaces, `_` and `-`.",
+        "", "| role | names |", "|---|---|", *rows, "",
+    ]  # fmt: skip
+
+
+def template_fields() -> list[str]:
+    """The fields that a key template may name besides columns."""
+    assert FIELDS.keys() == SOURCE_FIELDS | LATE_FIELDS
+    return [
+        "## Template fields", "",
+        "`key` may name any column of the manifest in braces, and these fields. `source.url` may name columns only.",
+        "`{{` and `}}` stand for braces.",
+        "", "| field | value |", "|---|---|", *(f"| `{{{name}}}` | {text} |" for name, text in FIELDS.items()), "",
+    ]  # fmt: skip
+
+
 def render() -> str:
-    return "\n".join([HEAD, "## Keys", "", *table(Job), "", TAIL])
+    return "\n".join([HEAD, "## Keys", "", *table(Job), "", *column_names(), *template_fields(), TAIL])
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "job.md").write_text(render())
+    (Path(__file__).parent / "reference" / "job.md").write_text(render())

@@ -63,7 +63,7 @@ def migrate(
     """Runs a job: what is new, pending or worth another try.
 
     Args:
-        job: What to move, from where, to where and how. Every key: docs/job.md.
+        job: What to move, from where, to where and how. Every key: docs/reference/job.md.
         retry_failed: Take failed rows alone: all of them, or those of some error classes or status codes.
         limit: Move this many rows at most.
         wait: While another run of the job is on, wait for its end; else this one fails at once and names it.

@@ -16,7 +16,7 @@ from ferry.job import Job
 from tasks.secrets import anchored
 
 TEMPLATE = """\
-# A job for Ferry: what to move, from where, to where and how. Every key: docs/job.md
+# A job for Ferry: what to move, from where, to where and how. Every key: docs/reference/job.md
 # Look at what would be done:  ferry plan {file}
 # Move the first hundred:      ferry run {file} --limit 100
 # Move everything:             ferry run {file}
@@ -164,7 +164,7 @@ def _in_words(error: ErrorDetails) -> str:
     words = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     if error["type"] == "model_type":
-        return "not a value but a mapping of keys is wanted here (docs/job.md lists them)"
+        return "not a value but a mapping of keys is wanted here (docs/reference/job.md lists them)"
     if error["type"] == "int_parsing":
         return "a whole number is wanted here, without a unit"
     if error["type"] in ("string_type", "enum") and not isinstance(given, str | dict | list):

@@ -79,7 +79,7 @@ def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
     except ValueError:
         raise UserError(
             f"{setting}: there is no {kind} block `{name}` on the Prefect server{_which()}. Create it there: in the UI "
-            "(Blocks), or with `ferry block` (docs/job.md)"
+            "(Blocks), or with `ferry block` (docs/reference/job.md)"
         ) from None
 
 

@@ -43,8 +43,8 @@ def test_a_package_says_what_it_offers(package: str) -> None:
 
 
 def test_the_page_of_the_architecture() -> None:
-    """Each package and module that docs/architecture.md names exists, and no package is missing."""
-    page = (ROOT / "docs" / "architecture.md").read_text()
+    """Each package and module that docs/explanation/architecture.md names exists, and no package is missing."""
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
     named = set(re.findall(r"`((?:ferry|tasks|flows)(?:\.\w+)+)`", page))
     missing = [name for name in sorted(named) if not list(ROOT.glob(f"{name.replace('.', '/')}*.py"))]
     assert not [name for name in missing if not (ROOT / name.replace(".", "/") / "__init__.py").is_file()]

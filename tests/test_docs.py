@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import importlib.util
+import itertools
 import json
 import logging
 import os
@@ -11,7 +14,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import duckdb
@@ -27,22 +32,25 @@ from tasks.job_file import TEMPLATE, load_job
 from tests.support.helpers import make_outcome
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CODE = ("benchmarks", "demo", "deployments", "docs", "ferry", "flows", "tasks", "tests")
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in CODE for page in (ROOT / folder).rglob("*.md"))])
 
 
 def test_job_md_is_what_the_model_says() -> None:
-    """docs/job.md is what docs/make_job_md.py writes from the model today."""
-    spec = importlib.util.spec_from_file_location("make_job_md", ROOT / "docs" / "make_job_md.py")
+    """docs/reference/job.md is what docs/make_job_md.py writes from the model today."""
+    spec = importlib.util.spec_from_file_location("make_job_md", DOCS / "make_job_md.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "job.md").read_text() == module.render(), "run: .venv/bin/python docs/make_job_md.py"
+    assert _page("reference/job.md") == module.render(), "run: .venv/bin/python docs/make_job_md.py"
 
 
 def test_every_yaml_job_in_the_docs_loads(tmp_path: Path) -> None:
     """Each YAML block that is a whole job is a valid one, in the README, in docs/ and in `ferry init`."""
     found = 0
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+    for page in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
         for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
             data = yaml.safe_load(block)
             if {"name", "manifest", "destination"} <= set(data):
@@ -67,8 +75,8 @@ def test_what_init_comments_out_is_valid_too(tmp_path: Path) -> None:
 
 
 def test_state_md_lists_every_column() -> None:
-    """docs/state.md has a line for each column of the ledger, and for no other."""
-    section = (ROOT / "docs" / "state.md").read_text().partition("## Outcomes")[2].partition("## The three")[0]
+    """docs/reference/state.md has a line for each column of the ledger, and for no other."""
+    section = _page("reference/state.md").partition("## Outcome columns")[2].partition("## Queries")[0]
     listed = [
         name for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
     ]
@@ -76,8 +84,8 @@ def test_state_md_lists_every_column() -> None:
 
 
 def test_state_md_lists_every_error_class() -> None:
-    """docs/state.md has a line for each error class, and says of each whether it is tried again."""
-    section = (ROOT / "docs" / "state.md").read_text().partition("## Error classes")[2]
+    """docs/reference/state.md has a line for each error class, and says of each whether it is tried again."""
+    section = _page("reference/state.md").partition("## Error classes")[2]
     words = {Again.NOW: "yes", Again.NEXT_RUN: "by the next run", Again.NEVER: "no"}
     listed = dict(re.findall(r"^\| `(\w+)` \|.*\| (.*?) \|$", section, re.MULTILINE))
     assert listed == {name.value: words[AGAIN[name]] for name in ErrorClass}
@@ -85,7 +93,7 @@ def test_state_md_lists_every_error_class() -> None:
 
 @pytest.mark.parametrize("moment", ["in the first run", "finished", "in a later run"])
 def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
-    """The queries of docs/state.md, as they stand there, answer from a state's files at any time."""
+    """The queries of docs/reference/state.md, as they stand there, answer from a state's files at any time."""
     state = DirectoryState(tmp_path)
     ledger.append_outcomes(state, [make_outcome("a"), make_outcome("b"), make_outcome("c")], 1, "c" * 64, 0)
     if moment != "in the first run":
@@ -95,7 +103,7 @@ def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
     for other in ("chunks", "plan"):  # these are no outcomes
         (tmp_path / other).mkdir()
         (tmp_path / other / "x.parquet").write_bytes(b"no Parquet")
-    queries = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "state.md").read_text(), re.DOTALL)
+    queries = re.findall(r"```sql\n(.*?)```", _page("reference/state.md"), re.DOTALL)
     assert len(queries) == 3
     before = Path.cwd()
     os.chdir(tmp_path)
@@ -107,7 +115,7 @@ def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
     assert len(answers[2]) == 3
 
 
-@pytest.mark.parametrize("page", ["SECURITY.md", "docs/guarantees.md"])
+@pytest.mark.parametrize("page", ["SECURITY.md", "docs/reference/guarantees.md"])
 def test_tests_that_are_named_exist(page: str) -> None:
     """What is promised has the test that is named beside it."""
     named = set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / page).read_text()))
@@ -117,14 +125,14 @@ def test_tests_that_are_named_exist(page: str) -> None:
         assert not name or re.search(rf"^def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
 
 
-def test_bounds_are_what_the_code_says() -> None:
-    """SECURITY.md's table of bounds has the numbers that lists are read with."""
+def test_limits_are_what_the_code_says() -> None:
+    """SECURITY.md's table of limits has the numbers that lists are read with."""
     from ferry.manifest import columns, excel_process, load, typed
     from ferry.manifest import csv as manifest_csv
     from ferry.manifest import text as manifest_text
     from tasks import job_file
 
-    table = (ROOT / "SECURITY.md").read_text().partition("## Bounds on lists")[2].partition("\n## ")[0]
+    table = (ROOT / "SECURITY.md").read_text().partition("## Limits on manifests")[2].partition("\n## ")[0]
     for shown in (
         f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {columns.MAX_CELL:,} characters",
         f"{columns.MAX_COLUMNS:,} |",
@@ -138,32 +146,71 @@ def test_bounds_are_what_the_code_says() -> None:
         assert shown in table, shown
 
 
-def commands_of(page: str) -> list[list[str]]:
+def commands_of(page: Path) -> Iterator[list[str]]:
     """The `ferry` and `prefect` commands in a page's blocks of shell lines, without their comments."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line and line[0] in ("ferry", "prefect")]
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            with contextlib.suppress(ValueError):  # one line of a text in quotes
+                words = shlex.split(line, comments=True)
+                for end, command in itertools.groupby(words, key=lambda word: word in ("&&", "&", ";")):
+                    if not end and (found := list(command))[0] in ("ferry", "prefect"):
+                        yield found
 
 
-def test_the_commands_of_deploying_md_exist() -> None:
+HELPS = """
+import json, sys
+from prefect.cli import app
+
+for words in json.loads(sys.argv[1]):
+    print("\\f", flush=True)
+    sys.argv = ["prefect", *words, "--help"]
+    try:
+        app()
+    except SystemExit as end:
+        assert not end.code, words
+"""  # one process, since Prefect takes seconds to load
+
+
+def test_the_commands_of_the_pages_exist() -> None:
     """Each is one that the two programs take, options included."""
-    from flows.cli.commands import app as ferry
+    from flows.cli import commands
 
-    commands = commands_of("docs/deploying.md")
-    assert len(commands) > 6
-    for name, *arguments in commands:
+    found = {tuple(command) for page in PAGES for command in commands_of(page)}
+    assert len(found) > 40
+    for name, *arguments in sorted(found):
         if name == "ferry":
-            ferry.parse_args(arguments, exit_on_error=False, print_error=False)
-        else:
-            done = subprocess.run(
-                [sys.executable, "-m", "prefect", *arguments, "--help"], capture_output=True, text=True, check=True
-            )
-            for option in (argument for argument in arguments if argument.startswith("--")):
-                assert option in done.stdout, arguments
+            given = commands._bare_retry_failed(list(arguments))
+            if given != ["--version"]:
+                commands.app.parse_args(given, exit_on_error=False, print_error=False)
+    helps: dict[tuple[str, ...], set[str]] = {}
+    for name, *arguments in sorted(found):
+        if name == "prefect":
+            plain = tuple(itertools.takewhile(lambda word: re.fullmatch(r"[a-z-]+", word), arguments))[:2]
+            helps.setdefault(plain, set()).update(word for word in arguments if word.startswith("--"))
+    asked = [sys.executable, "-c", HELPS, json.dumps(list(helps))]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    for (plain, options), shown in zip(helps.items(), done.stdout.split("\f")[1:], strict=True):
+        assert not [option for option in options if option not in shown], plain
+
+
+def test_cli_md_lists_every_command_and_option() -> None:
+    """docs/reference/cli.md has a section for each command, with each of its options, and for no other."""
+    from flows.cli.commands import app
+
+    sections = dict(
+        re.findall(r"^## `ferry (\w+)`\n(.*?)(?=^## )", _page("reference/cli.md"), re.DOTALL | re.MULTILINE)
+    )
+    assert sorted(sections) == sorted(name for name in app if not name.startswith("-"))
+    for name, section in sections.items():
+        options = {option for argument in app[name].assemble_argument_collection() for option in argument.names}
+        told = set(re.findall(r"--[a-z][a-z-]*", section))
+        elsewhere = {"--json", "--job-file", "JOB_FILE", "--out", "--path", "--what", "--names", "--empty-names"}
+        assert options - elsewhere <= told, name
+        assert told <= options | {"--help", "--retry-failed"}, name
 
 
 def test_observing_md_lists_every_metric() -> None:
-    """docs/observing.md has a line for each metric, with its type, and for no other."""
+    """docs/how-to/observe.md has a line for each metric, with its type, and for no other."""
     from ferry.core.progress import Progress
     from ferry.ratelimit.host_snapshot import HostSnapshot
     from tasks.reporting.metrics import Figures
@@ -173,14 +220,14 @@ def test_observing_md_lists_every_metric() -> None:
     families = Figures(RunView("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
     kinds = {"info": ("_info", "gauge"), "counter": ("_total", "counter"), "gauge": ("", "gauge")}
     told = [(family.name + kinds[family.type][0], kinds[family.type][1]) for family in families]
-    assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("observing.md"), re.MULTILINE) == told
+    assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("how-to/observe.md"), re.MULTILINE) == told
 
 
 def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """The page's log lines are what the formatters make of such records."""
     from tasks.reporting import log_format
 
-    blocks = re.findall(r"<!-- lines.*?```\w*\n(.*?)```", _page("observing.md"), re.DOTALL)
+    blocks = re.findall(r"<!-- lines.*?```\w*\n(.*?)```", _page("how-to/observe.md"), re.DOTALL)
     text, as_json = (block.splitlines() for block in blocks)
     shown = json.loads(as_json[0])
     run = {name: shown[name] for name in ("flow_run_id", "flow_run_name")}
@@ -200,21 +247,104 @@ def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.Monkey
     assert line.partition(" | ")[2] == text[1].partition(" | ")[2]
 
 
+def test_performance_md_begins_with_figures_of_its_tables() -> None:
+    """The ten lines for users name only figures that the last `make bench` wrote below them."""
+    lines, _, written = _page("explanation/performance.md").partition("<!-- from here on written by `make bench` -->")
+    lines = lines.partition("\n## ")[0]
+    figures = re.findall(r"[\d,.]*\d(?=x| objects/s| MB/s| s )", lines)
+    assert len(figures) > 9
+    assert not [figure for figure in figures if not re.search(rf"(?<![\d.,]){re.escape(figure)}(?![\d])", written)]
+
+
+def _texts() -> set[str]:
+    """Every text in the code of Ferry, on one line, with … for what is filled in."""
+
+    def text(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return node.value
+        if isinstance(node, ast.JoinedStr):
+            return "".join(text(part) or "…" for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Mod):
+            left, right = text(node.left), text(node.right)
+            return (left or "…") + (right or "…") if left or right else None
+        return None
+
+    paths = [path for folder in ("ferry", "flows", "tasks") for path in (ROOT / folder).rglob("*.py")]
+    found = (text(node) for path in paths for node in ast.walk(ast.parse(path.read_text())))
+    return {" ".join(re.sub(r"%[sdr]", "…", one).split()) for one in found if one}
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    """Each code span in the first column of troubleshooting.md is part of a text in the code."""
+    texts, missing = _texts(), {}
+    cells = re.findall(r"^\| ([^\n]*?)(?: \| |$)", _page("how-to/troubleshooting.md"), re.MULTILINE)
+    quotes = [span for cell in cells for _, span in re.findall(r"(?<!`)(``+)(?!`)(.+?)(?<!`)\1(?!`)", cell)]
+    assert len(quotes) > 100
+    for quote in (quote.strip() for quote in quotes):
+        if not any(quote in text for text in texts):
+            missing[quote] = get_close_matches(quote, texts, n=1, cutoff=0.3)
+    assert not missing, "change the quotes to what the code says:\n" + json.dumps(missing, indent=1, ensure_ascii=False)
+
+
 def test_every_picture_of_the_docs_is_there() -> None:
     """Pages show and link only pictures that are there, small ones, and none lies about that no page shows."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *DOCS.rglob("*.md")]
     shown = {name for page in pages for name in re.findall(r"images/([\w-]+\.png)", page.read_text())}
-    there = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+    there = {path.name: path.stat().st_size for path in (DOCS / "images").iterdir()}
     assert shown == set(there)
     assert max(there.values()) < 150_000
 
 
 def _page(name: str) -> str:
-    return (ROOT / "docs" / name).read_text()
+    return (DOCS / name).read_text()
+
+
+def _anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    anchors: set[str] = set()
+    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+        plain = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+        base = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        number = next(n for n in range(1000) if (f"{base}-{n}" if n else base) not in anchors)
+        anchors.add(f"{base}-{number}" if number else base)
+    return anchors
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Each relative link of a page names a file or folder that is there, and each anchor a heading of its page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"`[^`\n]*`(?!\])", "", text)
+    for target in re.findall(r"\]\(([^)\s]+)[^)]*\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in _anchors(there), f"{target}: {sorted(_anchors(there))}"
+
+
+def test_every_page_that_is_named_exists() -> None:
+    """Code, messages, settings and pages name only files and folders of docs/ that are there."""
+    endings = {".py", ".md", ".yaml", ".toml", ".sh", ".service", ".conf", ".example", ".json", ""}
+    files = [path for folder in CODE for path in (ROOT / folder).rglob("*") if path.suffix in endings]
+    files += [path for path in ROOT.iterdir() if path.suffix in endings]
+    named = {
+        (name.rstrip(".-/"), str(path.relative_to(ROOT)))
+        for path in files
+        if path.is_file()
+        for name in re.findall(r"(?<![\w./-])docs/[\w./-]+", path.read_text(errors="replace"))
+    }
+    assert len(named) > 50
+    missing = {
+        (name, file) for name, file in named if not (ROOT / name).exists() and not list(ROOT.glob(f"{name}-*.md"))
+    }
+    assert not missing
 
 
 def test_decisions_are_numbered() -> None:
     """Each decision has a number of its own and a title."""
-    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    pages = sorted((DOCS / "decisions").glob("*.md"))
     assert [page.name[:4] for page in pages] == [f"{n:04d}" for n in range(1, len(pages) + 1)]
     assert all(page.read_text().startswith("# ") for page in pages)

@@ -1,4 +1,7 @@
-"""Draws what docs/performance.md shows, from its results: plot.py RESULTS FOLDER. Prints file and title of each."""
+"""Draws the plots of docs/explanation/performance.md from its results: plot.py RESULTS FOLDER.
+
+Prints file and title of each.
+"""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Again(StrEnum):
 
 
 class ErrorClass(StrEnum):
-    """Why a row failed, was skipped, or waits. docs/state.md says each in plain words."""
+    """Why a row failed, was skipped, or waits. docs/reference/state.md says each in plain words."""
 
     # the origin answered, and not with the object
     NOT_FOUND = "not_found"
@@ -163,7 +163,7 @@ class Row(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of one row in one attempt; one line of the ledger (columns: docs/state.md)."""
+    """What became of one row in one attempt; one line of the ledger (columns: docs/reference/state.md)."""
 
     row_id: str
     source: str  # redacted

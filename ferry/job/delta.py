@@ -58,14 +58,14 @@ RULES: dict[ErrorClass, RetryRule] = {
 
 
 class Delta(Model):
-    """What `mode: delta` does besides moving what is new (docs/delta.md)."""
+    """What `mode: delta` does besides moving what is new (docs/how-to/delta-runs.md)."""
 
     _old_names = {"delete_gone": "delete_removed", "shorter_list": "accept_shorter_manifest"}
 
     revalidate_after: Duration = 30 * 86_400.0
     """How long a copy is believed whose origin gives nothing to ask by (no ETag, no date, or it answers conditions with the whole body): `7d`, `12h`, or seconds. Then its bytes are read again."""
     retry: dict[ErrorClass, RetryRule] = {}
-    """Which failures are tried again, by class: `{not_found: {after: 20h, runs: 14}}`. What is not named is as docs/delta.md has it."""
+    """Which failures are tried again, by class: `{not_found: {after: 20h, runs: 14}}`. What is not named is as docs/how-to/delta-runs.md has it."""
 
     delete_removed: bool = False
     """Delete the copies of rows that left the list, at the end of a night that went well. Off: they stay, and the report counts them."""

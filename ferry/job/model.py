@@ -207,7 +207,7 @@ class HostLimits(_Model):
 
 
 class Limits(HostLimits):
-    """Bounds that you set; docs/concurrency.md says what adapts by itself below them. `concurrency`, `requests_per_s` and `bytes_per_s` here are for all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
+    """Bounds that you set; docs/explanation/concurrency.md says what adapts by itself below them. `concurrency`, `requests_per_s` and `bytes_per_s` here are for all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
 
     hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
     """Bounds for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. The most exact entry counts, alone."""
@@ -253,7 +253,7 @@ class Job(_Model):
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
     mode: Literal["full", "delta"] = "full"
-    """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/delta.md)."""
+    """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/how-to/delta-runs.md)."""
     delta: Part[Delta] = Delta()
     """What `mode: delta` does with rows that are settled, or that failed."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000, title="number")] | Auto = "auto"

@@ -1,4 +1,4 @@
-"""Copies that belong to no row of the list any more (docs/delta.md)."""
+"""Copies that belong to no row of the list any more (docs/how-to/delta-runs.md)."""
 
 from __future__ import annotations
 

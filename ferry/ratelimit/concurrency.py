@@ -1,4 +1,7 @@
-"""How many requests in flight a host is worth: a limit that follows the delivery rate. Pure; docs/concurrency.md."""
+"""How many requests in flight a host is worth: a limit that follows the delivery rate. Pure.
+
+The algorithm: docs/explanation/concurrency.md.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The limits of all hosts of a run, and of the whole job (algorithms: concurrency.py, rate.py, docs/concurrency.md)."""
+"""The limits of all hosts of a run, and of the whole job.
+
+Algorithms: concurrency.py, rate.py, docs/explanation/concurrency.md.
+"""
 
 from __future__ import annotations
 

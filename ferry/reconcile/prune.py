@@ -1,4 +1,4 @@
-"""Copies whose rows have left the list: which they are, and their deletion (docs/delta.md)."""
+"""Copies whose rows have left the list: which they are, and their deletion (docs/how-to/delta-runs.md)."""
 
 from __future__ import annotations
 

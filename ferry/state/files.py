@@ -1,4 +1,4 @@
-"""A job's state: named files in a directory or under a bucket's prefix (names: docs/state.md).
+"""A job's state: named files in a directory or under a bucket's prefix (names: docs/reference/state.md).
 
 Every write is atomic: a reader finds the old file or the new one, never a part. In a directory the
 bytes are synced before the rename and the directory after it, so that a power cut keeps that promise.

@@ -1,4 +1,4 @@
-"""Versions that are no more: what the copy of a row was before a later run wrote another one (docs/state.md).
+"""Versions that are no more: what the copy of a row was before a later run wrote another one (docs/reference/state.md).
 
 The ledger has one line a row, the latest. This has one for each that was replaced, so it grows by what changes, and not
 by what is looked at.

@@ -1,4 +1,4 @@
-"""The ledger: every outcome, folded to the latest per row. The truth about a job (docs/state.md).
+"""The ledger: every outcome, folded to the latest per row. The truth about a job (docs/reference/state.md).
 
 `outcomes/` holds what runs append, `ledger/` what :func:`compact` folded. A row may stand in both, and
 more than once in each: readers take the latest by run number, then by attempt, then by time (a clock may step back).

@@ -1,4 +1,6 @@
-"""Copies without a row: for how many lists each is missing, and which rows may still stand for it (docs/delta.md).
+"""Copies without a row: for how many lists each is missing, and which rows may still stand for it.
+
+The rules for users: docs/how-to/delta-runs.md.
 
 `plan/missing-<run>-<digest>.parquet` counts, for each copy by its key, the lists in a row that lacked it. Only a night
 that may delete adds to it; a plan whose list has the copy takes it out. A night that was killed or interrupted after it

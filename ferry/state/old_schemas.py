@@ -1,4 +1,4 @@
-"""State files as earlier schemas named their columns and keys, read by the names of today (docs/state.md).
+"""State files as earlier schemas named their columns and keys, read by the names of today (docs/reference/state.md).
 
 Schema 1 is that of Ferry before delta runs, 2 adds what those need, 3 adds `confirmed`, 4 renames. A file keeps its
 names until the next run replaces it.

@@ -1,4 +1,4 @@
-"""The Parquet files of the state: schemas, writing and reading. Columns: docs/state.md."""
+"""The Parquet files of the state: schemas, writing and reading. Columns: docs/reference/state.md."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
     if running and hosts is not None and hosts.paused:
-        running += "; paused at Prefect: it goes on when it is resumed there (docs/control.md)"
+        running += "; paused at Prefect: it goes on when it is resumed there (docs/how-to/control-a-run.md)"
     if json_:
         known = dataclasses.asdict(hosts) if hosts else None
         print_json(
@@ -279,7 +279,7 @@ def verify(
         for what, key, why in ((line["error_class"], line["key"], line["message"]) for line in wrong):
             terminal.out.print(f"[red]{what}[/red]  {terminal.shown(key)}  [dim]{terminal.shown(why)}[/dim]")
         if len(wrong) == SHOWN_WRONG:
-            terminal.out.print("... these are the first; the ledger has them all (docs/state.md)")
+            terminal.out.print("... these are the first; the ledger has them all (docs/reference/state.md)")
         terminal.out.print(terminal.shown(state.message))
     return code
 

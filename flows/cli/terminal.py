@@ -144,7 +144,7 @@ def hosts(known: Hosts, age_s: float) -> None:
     out.print()
     if known.still:
         say(f"{known.still} (as of {duration(max(0.0, age_s))} ago)")
-    out.print(f"Hosts, as of {duration(max(0.0, age_s))} ago (docs/concurrency.md):")
+    out.print(f"Hosts, as of {duration(max(0.0, age_s))} ago (docs/explanation/concurrency.md):")
     for host in known.hosts:
         refused = f", [yellow]{host.refused:,} refused[/yellow]" if host.refused else ""
         out.print(

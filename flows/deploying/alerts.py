@@ -1,4 +1,4 @@
-"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/alerts.md).
+"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/how-to/alerts.md).
 
 The texts are Prefect's Jinja templates. They are rendered by the Prefect server, which knows nothing of Ferry: all
 that they say is in Prefect's own objects, in a state's message, or in the event that Ferry emits.

@@ -27,14 +27,14 @@ PAGE = 200  # the most that the server gives at once
 COMPARED = {"name", "description", "tags", "trigger", "actions", "actions_on_trigger", "actions_on_resolve"}
 HOW = (
     "Make one in the UI (Blocks), then `ferry deploy --notify slack-webhook/NAME`, or custom-webhook/NAME "
-    "(docs/alerts.md)"
+    "(docs/how-to/alerts.md)"
 )
 INSTEAD = {  # types that people name, and that cannot notify
     "email-server-credentials": (
         "It holds an account and sends nothing by itself, with prefect-email installed or not. For e-mail take "
-        "sendgrid-email/NAME, or a slack-webhook block whose URL is mailtos://... (docs/alerts.md)"
+        "sendgrid-email/NAME, or a slack-webhook block whose URL is mailtos://... (docs/how-to/alerts.md)"
     ),
-    "webhook": "Take custom-webhook/NAME (docs/alerts.md)",
+    "webhook": "Take custom-webhook/NAME (docs/how-to/alerts.md)",
 }
 
 
@@ -233,7 +233,7 @@ def block(client: SyncPrefectClient, name: str) -> UUID:
     try:
         document = client.read_block_document_by_name(own, slug, include_secrets=False)
     except ObjectNotFound:
-        make = f"Make it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/alerts.md)"
+        make = f"Make it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/how-to/alerts.md)"
         raise UserError(f"--notify {name}: no such block at the Prefect server. {INSTEAD.get(slug, make)}") from None
     schema = document.block_schema
     if schema is None or "notify" not in schema.capabilities:

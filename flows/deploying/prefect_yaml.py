@@ -162,7 +162,7 @@ def _job(flow: str, schema: dict[str, Any], parameters: dict[str, Any]) -> Job |
     """The job that it runs by itself, where it has one; its other parameters are checked, too."""
     given = parameters.get("job")
     if given is not None and not isinstance(given, dict):
-        raise UserError("`parameters.job` is no mapping of a job's keys (docs/job.md lists them)")
+        raise UserError("`parameters.job` is no mapping of a job's keys (docs/reference/job.md lists them)")
     job = None if given is None else parse_job(given, "`parameters.job`")
     for name, value in parameters.items():
         if name not in schema["properties"]:

@@ -1,4 +1,4 @@
-"""What is asked of a run at Prefect: to be cancelled, to pause, to go on (docs/control.md).
+"""What is asked of a run at Prefect: to be cancelled, to pause, to go on (docs/how-to/control-a-run.md).
 
 Prefect writes that down as the run's state. It tells the process of a worker's run of a cancellation, by a signal, and
 of nothing else; that of `ferry run` it tells nothing. So a run reads its own state every few seconds, and obeys.

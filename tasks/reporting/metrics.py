@@ -1,4 +1,4 @@
-"""A run's figures for Prometheus, off unless `FERRY_METRICS` says where (docs/observing.md, docs/decisions/0027).
+"""A run's figures for Prometheus, off unless `FERRY_METRICS` says where (docs/how-to/observe.md, docs/decisions/0027).
 
 They are read when somebody asks, from counters that a run has anyway: an object costs nothing more.
 """

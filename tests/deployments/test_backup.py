@@ -1,4 +1,4 @@
-"""The commands of docs/deploying.md that back up Prefect's database and put it back, on a PostgreSQL of its own."""
+"""The commands of docs/how-to/deploy.md that back up Prefect's database and put it back, on a PostgreSQL of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.postgres import Postgres
 
 def lines() -> tuple[str, str]:
     """The two commands, as a reader copies them."""
-    page = (ROOT / "docs" / "deploying.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
     (found,) = re.findall(r"```sh\n(pg_dump .*?)\n```", page, re.DOTALL)
     dump, restore = found.splitlines()
     return dump, restore

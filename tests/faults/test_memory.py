@@ -1,5 +1,7 @@
-"""A long list and large objects stay within the memory that docs/concurrency.md states. Measured in processes of their
-own."""
+"""A long list and large objects stay within the memory that docs/explanation/concurrency.md states.
+
+Measured in processes of their own.
+"""
 
 from __future__ import annotations
 

@@ -228,7 +228,7 @@ def _work(w: World) -> None:
 
 
 def belongs(name: str) -> bool:
-    """Where an address may lie as it is: the user's own list, and two folders of the state (docs/state.md)."""
+    """Where an address may lie as it is: the user's own list, two folders of the state (docs/reference/state.md)."""
     parts = Path(name).parts
     return name == "project/products.csv" or (parts[:2] == ("project", ".ferry") and parts[3] in ("plan", "chunks"))
 

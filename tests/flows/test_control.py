@@ -39,7 +39,7 @@ from tests.support.units import descendants
 pytestmark = pytest.mark.slow
 STOPS_WITHIN_S = 15.0
 CANCEL = {"type": "CANCELLING", "name": "Cancelling"}
-PAGE = Path(__file__).parents[2] / "docs" / "control.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "control-a-run.md"
 PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])["state"]  # what the page tells to type
 
 

@@ -60,8 +60,9 @@ def test_blocks_are_read_where_the_work_runs(cli: Cli) -> None:
 
 
 def as_documented(project: Project, environment: Environment) -> Ended:
-    """What docs/job.md tells to do in a shell, exactly."""
-    (lines,) = re.findall(r"```sh\n(ferry block .*?)```", (ROOT / "docs" / "job.md").read_text(), re.DOTALL)
+    """What docs/reference/job.md tells to do in a shell, exactly."""
+    page = (ROOT / "docs" / "reference" / "job.md").read_text()
+    (lines,) = re.findall(r"```sh\n(ferry block .*?)```", page, re.DOTALL)
     (line,) = lines.splitlines()
     keys = {"AWS_ACCESS_KEY_ID": project.cli.s3.access_key, "AWS_SECRET_ACCESS_KEY": project.cli.s3.secret_key}
     given = {"PREFECT_API_URL": None, "PREFECT_HOME": None, "OLD_TOKEN": "Bearer abc", **keys, **environment}
@@ -70,7 +71,7 @@ def as_documented(project: Project, environment: Environment) -> Ended:
 
 def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
     """A command that is not a run asks the server that the runs of its job have, in its folder, and no other. What
-    saves a block there is the line of docs/job.md, in a folder that has no such server yet."""
+    saves a block there is the line of docs/reference/job.md, in a folder that has no such server yet."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}

@@ -1,6 +1,6 @@
 """Hosts of our own making on a clock of our own, driven through the real HostLimit. Nothing sleeps; all is seeded.
 
-`python -m tests.support.simulated_hosts` prints the table of docs/concurrency.md.
+`python -m tests.support.simulated_hosts` prints the table of docs/explanation/concurrency.md.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ HOST = "img.example"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a simulation shows; the columns of the table in docs/concurrency.md."""
+    """What a simulation shows; the columns of the table in docs/explanation/concurrency.md."""
 
     what: str
     converged_s: float

@@ -60,8 +60,8 @@ def test_each_class_has_plain_words(cls: ErrorClass) -> None:
 
 @pytest.mark.parametrize("cls", ErrorClass)
 def test_each_class_is_documented(cls: ErrorClass) -> None:
-    """docs/state.md lists it."""
-    assert f"`{cls}`" in (ROOT / "docs/state.md").read_text()
+    """docs/reference/state.md lists it."""
+    assert f"`{cls}`" in (ROOT / "docs/reference/state.md").read_text()
 
 
 def test_no_class_is_left_over() -> None:

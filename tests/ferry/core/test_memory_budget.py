@@ -13,7 +13,7 @@ import pytest
 from ferry.core.memory_budget import Budget
 from ferry.core.quota import Quota, Share
 
-KIB, MIB = 1 << 10, 1 << 20  # by themselves: docs/concurrency.md names the amounts
+KIB, MIB = 1 << 10, 1 << 20  # by themselves: docs/explanation/concurrency.md names the amounts
 
 
 def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:

@@ -1,6 +1,6 @@
 """The limiter against simulated hosts: how soon it is right, how far it goes beyond, what it costs.
 
-docs/concurrency.md states the same numbers; a test compares them.
+docs/explanation/concurrency.md states the same numbers; a test compares them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.simulated_hosts import (
     turns,
 )
 
-DOC = Path(__file__).parents[3] / "docs" / "concurrency.md"
+DOC = Path(__file__).parents[3] / "docs" / "explanation" / "concurrency.md"
 
 
 @pytest.mark.parametrize("base_s", [0.05, 0.1])
@@ -199,7 +199,7 @@ def test_the_user_s_bounds_hold() -> None:
 
 
 def test_the_document_states_what_the_simulation_shows() -> None:
-    """docs/concurrency.md, number by number; within a fifth, since floating point differs between machines.
+    """docs/explanation/concurrency.md, number by number; within a fifth, since floating point differs between machines.
 
     `python -m tests.support.simulated_hosts` prints the table anew.
     """
