@@ -18,7 +18,8 @@ WITHOUT_CREDENTIALS = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "L
 
 
 def command(module: str) -> list[str]:
-    """Returns the command that calls `main()` of one of Ferry's modules. `-P`: nothing is imported from a working directory, whosever it is."""
+    """Returns the command that calls `main()` of one of Ferry's modules. `-P`: it imports nothing from the working
+    directory."""
     return [sys.executable, "-P", "-c", _RUN, str(_ROOT), module]
 
 

@@ -394,7 +394,8 @@ def test_a_drawing_that_takes_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ObjectError, match="ends before its XML is complete"):
         decode(large)
     code = (
-        "import sys; from ferry.images import decode_child as c, decode_process as d; d.SVG_S = {}; c.decode_input('SVG', {})"
+        "import sys; from ferry.images import decode_child as c, decode_process as d; "
+        "d.SVG_S = {}; c.decode_input('SVG', {})"
     )
     for seconds, memory in ((1, 1024 * MIB), (10, 200 * MIB)):
         monkeypatch.setattr(decode_process, "COMMAND", [sys.executable, "-c", code.format(seconds, memory)])
