@@ -47,7 +47,7 @@ class Body:
     data: bytes | None = None
     path: Path | None = None
     share: Share | None = None
-    moved: Callable[[], None] = lambda: None  # hears of each piece that is sent from the spool
+    on_progress: Callable[[], None] = lambda: None  # hears of each piece that is sent from the spool
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -68,7 +68,7 @@ class Body:
             return
         assert self.path is not None
         with self.path.open("rb") as file:
-            yield Spooled(file.fileno(), self.size, self.moved)
+            yield Spooled(file.fileno(), self.size, self.on_progress)
 
     def discard(self) -> None:
         """Remove the spool file and give the memory back. Safe to call twice."""
@@ -82,12 +82,12 @@ class Body:
 class Spooled:
     """A spool file as a request's body. Read in a thread: it may have gone to the disk since it was written."""
 
-    __slots__ = ("_file", "_moved", "_size", "_start")
+    __slots__ = ("_file", "_on_progress", "_size", "_start")
 
-    def __init__(self, file: int, size: int, moved: Callable[[], None] = lambda: None, start: int = 0) -> None:
+    def __init__(self, file: int, size: int, on_progress: Callable[[], None] = lambda: None, start: int = 0) -> None:
         self._file = file
         self._size = size
-        self._moved = moved
+        self._on_progress = on_progress
         self._start = start
 
     def __len__(self) -> int:
@@ -95,7 +95,7 @@ class Spooled:
 
     def slice(self, start: int, size: int) -> Spooled:
         """A part of it, as a body of its own."""
-        return Spooled(self._file, size, self._moved, self._start + start)
+        return Spooled(self._file, size, self._on_progress, self._start + start)
 
     async def read(self, offset: int) -> bytes:
         """Raises Fatal where the disk fails."""
@@ -103,7 +103,7 @@ class Spooled:
         read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, most, self._start + offset)
         try:
             if piece := await read:
-                self._moved()
+                self._on_progress()
                 return piece
             raise OSError(errno.EIO, "the file has become shorter")
         except OSError as exc:
@@ -231,7 +231,7 @@ class BodyWriter:
 Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
 
 
-def for_nothing(_: int) -> float:
+def no_delay(_: int) -> float:
     return 0.0
 
 

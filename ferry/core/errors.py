@@ -38,9 +38,9 @@ class Fatal(FerryError):
 class Refused(Fatal):
     """The destination says no to a write: to all of them, or under this key alone (Store.put finds out)."""
 
-    def __init__(self, message: str, said: str) -> None:
+    def __init__(self, message: str, answer: str) -> None:
         super().__init__(message)
-        self.said = said  # `HTTP 403 AccessDenied`
+        self.answer = answer  # `HTTP 403 AccessDenied`
 
 
 class Stopped(FerryError):
@@ -98,7 +98,7 @@ class ObjectError(FerryError):
         self.retry_after_s = retry_after_s
         self.requests = requests  # HTTP requests that this try made
         self.at_destination = False  # did the upload fail, and not the source?
-        self.nobody_there = False  # at the destination, for any row: not this one's failure
+        self.destination_unreachable = False  # at the destination, for any row: not this one's failure
         self.body_sha256: str | None = None  # of the whole body that came, where one did
 
     @property

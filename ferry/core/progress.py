@@ -55,7 +55,7 @@ class Progress:
         with self._lock:
             self.todo += todo
 
-    def again(self, rows: int) -> None:
+    def requeue(self, rows: int) -> None:
         """Rows that failed in this run are tried once more: they are to do again, and failed no longer."""
         statuses, classes = self._before
         with self._lock:
@@ -93,7 +93,7 @@ class Progress:
             return self._statuses + self._before[0], self._classes + self._before[1]
 
     @property
-    def settled(self) -> int:
+    def recorded(self) -> int:
         """Outcomes so far; it never falls."""
         with self._lock:
             return self._statuses.total() + self._before[0].total()

@@ -73,7 +73,7 @@ class Quota:
         """
         size = self._bounded(size)
         if host not in self._waiting and self._fits(host, size):
-            return self._give(host, size)
+            return self._grant(host, size)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(host, {})[future] = size
         try:
@@ -86,12 +86,12 @@ class Quota:
                 requests.pop(future, None)  # it may have had its turn just now
                 if not requests:
                     self._waiting.pop(host, None)
-                self._hand_over()
+                self._grant_waiting()
             raise
 
     def offer(self, host: str, size: int) -> Share | None:
         """A share at once, or None."""
-        return self._give(host, size) if self._fits(host, size) else None
+        return self._grant(host, size) if self._fits(host, size) else None
 
     def give_back(self, host: str, size: int) -> None:
         self._free += size
@@ -100,13 +100,13 @@ class Quota:
             self._held[host] = left
         else:
             del self._held[host]
-        self._hand_over()
+        self._grant_waiting()
 
     def resize(self, capacity: int) -> None:
         """What is out stays out; nothing more goes until it is back where that is too much."""
         self._free += capacity - self._capacity
         self._capacity = capacity
-        self._hand_over()
+        self._grant_waiting()
 
     def _bounded(self, size: int) -> int:
         return min(size, max(1, self._capacity // 2))
@@ -114,17 +114,17 @@ class Quota:
     def _fits(self, host: str, size: int) -> bool:
         return self._held.get(host, 0) + size <= self._free - size
 
-    def _give(self, host: str, size: int) -> Share:
+    def _grant(self, host: str, size: int) -> Share:
         if size:
             self._free -= size
             self._held[host] = self._held.get(host, 0) + size
         return Share(self, host, size)
 
-    def _hand_over(self) -> None:
-        while self._hand_one_over():
+    def _grant_waiting(self) -> None:
+        while self._grant_next():
             pass
 
-    def _hand_one_over(self) -> bool:
+    def _grant_next(self) -> bool:
         for host, requests in self._waiting.items():
             future, wanted = next(iter(requests.items()))
             size = self._bounded(wanted)
@@ -136,7 +136,7 @@ class Quota:
             else:
                 del self._waiting[host]
             if not future.done():
-                self._give(host, size)
+                self._grant(host, size)
                 future.set_result(size)
             return True
         return False

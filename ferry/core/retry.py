@@ -17,8 +17,8 @@ from ferry.core.records import Again, ErrorClass
 
 T = TypeVar("T")
 ATTEMPTS = 5
-ASK_AGAIN = frozenset({200, 404, 408, 409, 425, 429})
-LASTING = frozenset({501, 505, 507})
+RETRYABLE_STATUSES = frozenset({200, 404, 408, 409, 425, 429})
+PERMANENT_STATUSES = frozenset({501, 505, 507})
 
 
 def backoff_s(try_no: int, base_s: float, max_s: float, rng: random.Random) -> float:
@@ -47,16 +47,16 @@ def worth_another_try(error: ObjectError | Fatal) -> bool:
     if isinstance(error, Fatal) or error.again is not Again.NOW:
         return False
     status = error.status_code
-    return status is None or status in ASK_AGAIN or (status >= 500 and status not in LASTING)
+    return status is None or status in RETRYABLE_STATUSES or (status >= 500 and status not in PERMANENT_STATUSES)
 
 
 @dataclass(frozen=True)
 class Tries:
-    """How often and how patiently. ``most_s`` also limits what a Retry-After may ask for."""
+    """How often and how patiently. ``max_s`` also limits what a Retry-After may ask for."""
 
     attempts: int = ATTEMPTS
     base_s: float = 0.5
-    most_s: float = 10.0
+    max_s: float = 10.0
     sleep: Callable[[float], object] = time.sleep
     rng: random.Random = field(default_factory=random.Random)
 
@@ -72,7 +72,7 @@ class Tries:
             self.sleep(pause_s)
         return work()
 
-    async def later(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def call_async(self, work: Callable[[], Awaitable[T]]) -> T:
         """As a call, in an event loop, for an object that is on its way. Silence is not tried again: it has lasted long
         enough, and the run is to hear of it (destination_outage.py)."""
         for number in range(1, self.attempts):
@@ -86,5 +86,5 @@ class Tries:
         return await work()
 
     def _pause_s(self, number: int, error: ObjectError) -> float:
-        asked_s = min(error.retry_after_s or 0.0, self.most_s)
-        return max(backoff_s(number, self.base_s, self.most_s, self.rng), asked_s)
+        requested_s = min(error.retry_after_s or 0.0, self.max_s)
+        return max(backoff_s(number, self.base_s, self.max_s, self.rng), requested_s)

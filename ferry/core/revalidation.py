@@ -14,14 +14,16 @@ from typing import Literal, NamedTuple
 
 from ferry.core.records import Checked, Confirmed
 
-Said = Literal["nothing", "same", "other"]
+Claim = Literal["nothing", "same", "other"]
 Validators = Literal["none", "weak", "racy", "strong"]
 
 _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _UNIX = re.compile(r"\d{9,10}(\.\d+)?|\d{12,13}")  # seconds, or milliseconds
-_GRAINS_US = tuple(round(seconds * 1_000_000) for seconds in (86_400, 3_600, 60, 1, 0.1))
-_LEAST_US = 10_000  # however many digits a file's time has: the kernel's clock for files ticks every 4 to 10 ms
+_GRANULARITIES_US = tuple(round(seconds * 1_000_000) for seconds in (86_400, 3_600, 60, 1, 0.1))
+_MIN_GRANULARITY_US = (
+    10_000  # however many digits a file's time has: the kernel's clock for files ticks every 4 to 10 ms
+)
 _WESTERNMOST = timedelta(hours=12)  # a date without a zone may be of UTC-12
 
 
@@ -72,11 +74,13 @@ def date_over_at(date: str) -> float:
         return math.inf
     since_midnight = timedelta(hours=moment.hour, minutes=moment.minute, seconds=moment.second)
     passed_us = since_midnight // timedelta(microseconds=1) + moment.microsecond
-    grain_us = next((grain for grain in _GRAINS_US if passed_us % grain == 0), _LEAST_US)
+    granularity_us = next(
+        (granularity for granularity in _GRANULARITIES_US if passed_us % granularity == 0), _MIN_GRANULARITY_US
+    )
     zone_s = 0.0
     if moment.tzinfo is None:
         moment, zone_s = moment.replace(tzinfo=UTC), _WESTERNMOST.total_seconds()
-    return moment.timestamp() + grain_us / 1_000_000 + zone_s
+    return moment.timestamp() + granularity_us / 1_000_000 + zone_s
 
 
 def _moment(date: str) -> datetime | None:
@@ -94,11 +98,11 @@ def _moment(date: str) -> datetime | None:
 
 
 def how_to_revalidate(
-    *, said: Said, proof: bool, validators: Validators, web: bool, checked: Checked | None, old: bool
+    *, claim: Claim, proof: bool, validators: Validators, web: bool, checked: Checked | None, old: bool
 ) -> Revalidate:
     """How a settled row is looked at in a delta.
 
-    ``said``: what the list says of the object against what it said when that was last looked at. ``proof``: by an ETag,
+    ``claim``: what the list says of the object against what it said when last looked at. ``proof``: by an ETag,
     a digest, or a date that was over when the object was last known (:func:`date_over_at`), and not by its size alone.
     ``validators``: what the origin gave; a weak ETag alone is weak, and a date that was not over when the bytes were
     read is racy where there is no strong ETag. ``web``: it is asked over HTTP, and not a bucket or a directory.
@@ -120,21 +124,21 @@ def how_to_revalidate(
     "Any other" are a source without validators, and one that does not honour them: the whole body came in answer to a
     condition (body_again), or its ETag changed by itself (size). Nobody is to send their bodies every night.
     """
-    if said == "other":
+    if claim == "other":
         return Revalidate.GET
-    if said == "same" and proof:
+    if claim == "same" and proof:
         return Revalidate.SKIP
     if validators == "racy":
         return Revalidate.GET
-    deaf = checked is Checked.SIZE or (web and checked in (Checked.BODY_AGAIN, Checked.HEAD))
-    if old and (deaf or validators != "strong"):
+    ignores_conditions = checked is Checked.SIZE or (web and checked in (Checked.BODY_AGAIN, Checked.HEAD))
+    if old and (ignores_conditions or validators != "strong"):
         return Revalidate.GET
-    if web and validators != "none" and not deaf:
+    if web and validators != "none" and not ignores_conditions:
         return Revalidate.CONDITIONAL_GET
     return Revalidate.HEAD_SIZE if checked is Checked.SIZE else Revalidate.HEAD
 
 
-def told_by_head(known: KnownCopy, size: int | None, etag: str | None, last_modified: str | None) -> bool:
+def head_matches(known: KnownCopy, size: int | None, etag: str | None, last_modified: str | None) -> bool:
     """Does a HEAD's answer tell of the object that is known?
 
     | sizes | ETags, where they are looked at | dates | the same |

@@ -24,8 +24,8 @@ from ferry.http.address_ranges import METADATA, Address, inside, special, transl
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
-LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
-NAT64_S, NAT64_AGAIN_S = 5.0, 60.0  # how long its prefix is asked for, and when again where nothing came
+MAX_LOOKUPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
+NAT64_TIMEOUT_S, NAT64_RETRY_S = 5.0, 60.0  # how long its prefix is asked for, and when again where nothing came
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
@@ -76,11 +76,11 @@ class AddressFilter:
     def __init__(self, allow: Sequence[str] = ()) -> None:
         self._hosts: set[str] = set()
         self._networks: list[Network] = []
-        self._places: set[tuple[str | Address, int]] = set()
+        self._endpoints: set[tuple[str | Address, int]] = set()
         for entry in allow:
             parsed, port = _entry(entry)
             if port is not None:
-                self._places.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
+                self._endpoints.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
             elif isinstance(parsed, str):
                 self._hosts.add(parsed)
             else:
@@ -106,7 +106,7 @@ class AddressFilter:
             return f"{_shown(host)} resolves to something that is no address"
         plain, name = unscoped(address), _plain(host)
         by = [network for network in self._networks if network.version == address.version and plain in network]
-        with_port = (plain, port) in self._places
+        with_port = (plain, port) in self._endpoints
         exactly = with_port or any(network.prefixlen == network.max_prefixlen for network in by)
         for inner in (address, *inside(address)):
             cloud = METADATA.get(unscoped(inner))
@@ -116,19 +116,19 @@ class AddressFilter:
                     "it is not fetched from"
                 )
         what = special(address)
-        if what is None or by or with_port or name in self._hosts or (name, port) in self._places:
+        if what is None or by or with_port or name in self._hosts or (name, port) in self._endpoints:
             return None
         return (
             f"{_at(host, address)} is {what}; addresses that are not public are fetched from only if "
             "`source.allow_private_addresses` names the host or its network"
         )
 
-    def names(self, host: str, ip: str, port: int) -> bool:
+    def allows_explicitly(self, host: str, ip: str, port: int) -> bool:
         """Does the job allow this host, or this address, by an entry of its own?"""
         address, name = unscoped(unmapped(ipaddress.ip_address(ip))), _plain(host)
-        places: set[tuple[str | Address, int]] = {(name, port), (address, port)}
+        endpoints: set[tuple[str | Address, int]] = {(name, port), (address, port)}
         by_network = any(address in network for network in self._networks if network.version == address.version)
-        return by_network or name in self._hosts or not places.isdisjoint(self._places)
+        return by_network or name in self._hosts or not endpoints.isdisjoint(self._endpoints)
 
     def port_verdict(self, host: str, port: int) -> str | None:
         """None if HTTP may be spoken to this port; else a sentence why not. ``host``: a name, or a literal address.
@@ -146,7 +146,7 @@ class AddressFilter:
             place: str | Address = unmapped(unscoped(ipaddress.ip_address(name)))
         except ValueError:
             place = name
-        if (place, port) in self._places:
+        if (place, port) in self._endpoints:
             return None
         return (
             f"port {port} is not for HTTP ({OTHER_SERVICES[port]}); where it is all the same, "
@@ -219,10 +219,10 @@ class Resolver(Protocol):
 
 
 @functools.cache
-def _lookers() -> ThreadPoolExecutor:
+def _lookup_threads() -> ThreadPoolExecutor:
     """Threads for look-ups alone. One that nobody answers takes its thread for a minute, whoever gave it up: names that
     a stranger chose must not hold up other names, nor what else asyncio's own few threads are for."""
-    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="ferry-look-up")
+    return ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="ferry-look-up")
 
 
 class SystemResolver:
@@ -233,7 +233,7 @@ class SystemResolver:
         # Only families that this machine has; its own loopback does not count as one, so not for localhost.
         flags = 0 if host.rpartition(".")[2] == "localhost" else socket.AI_ADDRCONFIG
         look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=flags)
-        found = await loop.run_in_executor(_lookers(), look_up)
+        found = await loop.run_in_executor(_lookup_threads(), look_up)
         resolved: list[Resolved] = []
         for family, _, _, _, address in found:
             text = str(address[0])
@@ -254,8 +254,8 @@ class FilteringResolver:
         self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
         self._opened_by_name: set[tuple[str, int]] = set()
-        self._asking: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
-        self._ask_again_at = math.inf
+        self._nat64_lookup: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
+        self._nat64_retry_at = math.inf
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
@@ -269,7 +269,7 @@ class FilteringResolver:
                 why = why or blocked
                 continue
             kept.append(result)
-            if self._filter.names(host, result["host"], port):
+            if self._filter.allows_explicitly(host, result["host"], port):
                 self._opened_by_name.add((result["host"], port))
         if why is not None and not kept:
             raise AddressBlocked(why)
@@ -283,7 +283,7 @@ class FilteringResolver:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)
 
-    async def judge_connection(self, sock: socket.socket) -> None:
+    async def check_connection(self, sock: socket.socket) -> None:
         """Raises AddressBlocked, before anything is sent, for what only a connection shows.
 
         | the other end | allowed by an entry | verdict |
@@ -294,7 +294,7 @@ class FilteringResolver:
         | any other | any | open |
         """
         here, there = sock.getsockname()[0], sock.getpeername()[:2]
-        if there in self._opened_by_name or self._filter.names("", *there):
+        if there in self._opened_by_name or self._filter.allows_explicitly("", *there):
             return
         if here == there[0] or is_own(there[0], sock.family):
             raise AddressBlocked(
@@ -310,22 +310,22 @@ class FilteringResolver:
         """The prefixes of the network's translators. All that connect meanwhile wait for one look-up, and one of them
         that is given up does not end it."""
         loop = asyncio.get_running_loop()
-        if self._asking is None or (self._asking.done() and loop.time() >= self._ask_again_at):
-            self._asking = loop.create_task(self._ask_for_translators())
-        return await asyncio.shield(self._asking)
+        if self._nat64_lookup is None or (self._nat64_lookup.done() and loop.time() >= self._nat64_retry_at):
+            self._nat64_lookup = loop.create_task(self._find_nat64())
+        return await asyncio.shield(self._nat64_lookup)
 
-    async def _ask_for_translators(self) -> set[ipaddress.IPv6Network]:
+    async def _find_nat64(self) -> set[ipaddress.IPv6Network]:
         """Once; where that fails, again after a minute."""
         try:
-            async with asyncio.timeout(NAT64_S):
+            async with asyncio.timeout(NAT64_TIMEOUT_S):
                 found = await self._inner.resolve("ipv4only.arpa")
         except (OSError, TimeoutError):  # no such name: the network has no translator
-            self._ask_again_at = asyncio.get_running_loop().time() + NAT64_AGAIN_S
+            self._nat64_retry_at = asyncio.get_running_loop().time() + NAT64_RETRY_S
             return set()
         return translators(ipaddress.ip_address(one["host"]) for one in found)
 
 
-_NO_MACHINES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # for documentation, RFC 5737 and 3849
+_DOCUMENTATION = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # for documentation, RFC 5737 and 3849
 
 
 def is_own(address: str, family: int) -> bool:
@@ -334,7 +334,7 @@ def is_own(address: str, family: int) -> bool:
     A connection to an own address need not come from it: for a second address in a network Linux takes the first one as
     its sender. Where sockets may have any address (`ip_nonlocal_bind`) this says nothing, and is False.
     """
-    return _binds(address, family) and not _binds(_NO_MACHINES[socket.AddressFamily(family)], family)
+    return _binds(address, family) and not _binds(_DOCUMENTATION[socket.AddressFamily(family)], family)
 
 
 def _binds(address: str, family: int) -> bool:

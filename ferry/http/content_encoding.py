@@ -44,9 +44,9 @@ class Inflater:
         Raises ObjectError: bad_encoding, and too_large past ``max_bytes`` in all.
         """
         for at in range(0, len(data), _TAKEN_BYTES):
-            yield from self._undo(data[at : at + _TAKEN_BYTES])
+            yield from self._decode(data[at : at + _TAKEN_BYTES])
 
-    def _undo(self, data: bytes) -> Iterator[bytes]:
+    def _decode(self, data: bytes) -> Iterator[bytes]:
         if self._z is None:
             data = self._head + data
             if len(data) < 2:
@@ -111,12 +111,12 @@ def decoders(values: list[str], max_bytes: int) -> list[Inflater]:
     return [Inflater(name, max_bytes) for name in reversed(codings)]
 
 
-def decoded(undo: list[Inflater], piece: bytes) -> Iterator[bytes]:
+def decoded(inflaters: list[Inflater], piece: bytes) -> Iterator[bytes]:
     """The pieces that come out at the end; an empty one after each step that gave none, so that others get a turn."""
-    if not undo:
+    if not inflaters:
         yield piece
         return
-    for plain in undo[0].feed(piece):
-        yield from decoded(undo[1:], plain) if plain else (b"",)
-        if len(undo) > 1:
+    for plain in inflaters[0].feed(piece):
+        yield from decoded(inflaters[1:], plain) if plain else (b"",)
+        if len(inflaters) > 1:
             yield b""

@@ -77,7 +77,7 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} while fetching; please report it")
 
 
-def died_unanswered(exc: BaseException) -> bool:
+def closed_before_response(exc: BaseException) -> bool:
     """Whether a connection that was open ended before any answer: often one that idled too long.
 
     RFC 9112 section 9.3.1: a GET may then be sent again at once, on another connection.

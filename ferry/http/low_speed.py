@@ -7,8 +7,8 @@ What counts is the time in which somebody waits for bytes. A body that comes no 
 from __future__ import annotations
 
 WINDOW_S = 60.0
-LEAST_BYTES_PER_S = 1024
-MESSAGE = f"the body came slower than {LEAST_BYTES_PER_S:,} bytes a second for {WINDOW_S:.0f} s and longer"
+MIN_BYTES_PER_S = 1024
+MESSAGE = f"the body came slower than {MIN_BYTES_PER_S:,} bytes a second for {WINDOW_S:.0f} s and longer"
 
 
 class LowSpeedGuard:
@@ -35,19 +35,19 @@ class LowSpeedGuard:
         if self._waits_since is None:
             self._waits_since = now
 
-    def came(self, now: float, size: int) -> None:
+    def received(self, now: float, size: int) -> None:
         """So many bytes of the body came, and whoever waited has them."""
         self._bytes += size
         if self._waits_since is not None:
             self._waited_s += now - self._waits_since
             self._waits_since = None
 
-    def drips(self, now: float) -> bool:
+    def is_too_slow(self, now: float) -> bool:
         """Asked now and then while the body is under way."""
         waits_s = 0.0 if self._waits_since is None else now - self._waits_since
         if self._waited_s + waits_s < self._window_s:
             return False
-        if self._bytes < self._window_s * LEAST_BYTES_PER_S:
+        if self._bytes < self._window_s * MIN_BYTES_PER_S:
             return True
         self._bytes, self._waited_s = 0, 0.0
         if self._waits_since is not None:

@@ -26,15 +26,15 @@ from ferry.core import (
     ObjectError,
     UserError,
     disk_error,
-    for_nothing,
+    no_delay,
     to_disk,
 )
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
 from ferry.http.connection import Response, media_type, printable_header
-from ferry.http.errors import died_unanswered, from_origin, from_status
+from ferry.http.errors import closed_before_response, from_origin, from_status
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.pool import Connections
-from ferry.http.read_body import Reader, pour
+from ferry.http.read_body import Reader, stream_body
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Target, Targets
 
@@ -113,7 +113,7 @@ class NotModified:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _RequestSpec:
     """A request but for its address."""
 
     method: bytes = b"GET"
@@ -121,7 +121,7 @@ class _Question:
 
 
 @dataclass(slots=True)
-class _Trip:
+class _FetchState:
     """What one object has cost so far."""
 
     started: float
@@ -170,42 +170,42 @@ class Origin:
             context=context,
         )
 
-    async def get(self, url: str, charge: Charge = for_nothing) -> Fetched:
+    async def get(self, url: str, charge: Charge = no_delay) -> Fetched:
         """The object at ``url``, which is sent byte for byte. ``charge`` says how long to wait after so many bytes.
 
         Only 200 and 203 are objects. Content-Encoding is undone. Raises ObjectError, with the number of
         HTTP requests made, or Fatal for a failing spool disk; nothing else but CancelledError.
         """
-        fetched = await self._get(url, charge, _Question())
+        fetched = await self._get(url, charge, _RequestSpec())
         assert isinstance(fetched, Fetched)
         return fetched
 
     async def get_if(
-        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = for_nothing
+        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = no_delay
     ) -> Fetched | NotModified:
         """The object, as :meth:`get` has it, if it is another one than these validators are of (RFC 9110 section 13);
         else what the 304 said. What cannot be a validator is not sent."""
-        return await self._get(url, charge, _Question(conditions=_conditions(etag, last_modified)))
+        return await self._get(url, charge, _RequestSpec(conditions=_conditions(etag, last_modified)))
 
     async def head(self, url: str) -> NotModified:
         """What is said of the object. Raises as :meth:`get` does, also for servers that know no HEAD."""
-        trip = _Trip(self._loop.time())
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, _Question(b"HEAD"))
+            response = await self._open(url, state, _RequestSpec(b"HEAD"))
             headers = response.headers
             length = "" if "Content-Encoding" in headers else headers.get("Content-Length", "")
             await _drain(response)
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
         return NotModified(
-            size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), trip.requests
+            size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), state.requests
         )
 
-    async def _get(self, url: str, charge: Charge, question: _Question) -> Fetched | NotModified:
-        trip = _Trip(self._loop.time())
+    async def _get(self, url: str, charge: Charge, spec: _RequestSpec) -> Fetched | NotModified:
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, question)
+            response = await self._open(url, state, spec)
             headers = response.headers
             if response.status == _NOT_MODIFIED:
                 await _drain(response)
@@ -213,22 +213,22 @@ class Origin:
                     None,
                     printable_header(headers.get("ETag")),
                     printable_header(headers.get("Last-Modified")),
-                    trip.requests,
+                    state.requests,
                 )
             try:
-                body = await self._reader.body(response, charge, trip.host)
+                body = await self._reader.body(response, charge, state.host)
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         return Fetched(
             body,
             response.status,
             media_type(headers.get("Content-Type")),
             printable_header(headers.get("ETag")),
             printable_header(headers.get("Last-Modified")),
-            trip.requests,
+            state.requests,
         )
 
     async def download(self, url: str, path: Path, max_bytes: int) -> str:
@@ -237,16 +237,16 @@ class Origin:
         For manifests: same filter, redirects, encodings and errors as :meth:`get`. ``path`` is removed
         on any error. A file that is itself compressed stays so.
         """
-        trip = _Trip(self._loop.time())
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, _Question())
+            response = await self._open(url, state, _RequestSpec())
             try:
                 await self._save(response, path, max_bytes)  # no budget: nothing else is on yet
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         return media_type(response.headers.get("Content-Type")) or ""
 
     async def close(self) -> None:
@@ -257,26 +257,26 @@ class Origin:
         """Connections opened so far."""
         return self._connections.connections_opened
 
-    async def _open(self, url: str, trip: _Trip, question: _Question) -> Response:
+    async def _open(self, url: str, state: _FetchState, spec: _RequestSpec) -> Response:
         """The answer with the object, its body not read yet, at the end of the redirects."""
         target = self._targets.read(url)
         site = target.site
-        trip.host = f"{site[1]}:{site[2]}"
+        state.host = f"{site[1]}:{site[2]}"
         known = self._recipients.include(*site)
         block = self._block if known else self._open_block
         if target.authorization is not None:
             own = (self._headers if known else self._open_headers).copy()
             own["Authorization"] = target.authorization
             block = _block(own)
-        deadline = trip.started + self._total_s
+        deadline = state.started + self._total_s
         seen: set[URL] = set()
         while True:
-            response = await self._send(target, question, block, deadline, trip)
+            response = await self._send(target, spec, block, deadline, state)
             status = response.status
-            if status in _WHOLE or (status == _NOT_MODIFIED and question.conditions):
+            if status in _WHOLE or (status == _NOT_MODIFIED and spec.conditions):
                 return response
             if status not in _REDIRECTS:
-                error = await self._refused(response)
+                error = await self._status_error(response)
                 if not known and target.site == site and self._withholds and error.error_class is ErrorClass.FORBIDDEN:
                     error.message += _NOT_NAMED.format(*site)
                 raise error
@@ -297,23 +297,25 @@ class Origin:
             if self._loop.time() >= deadline:
                 raise TimeoutError
 
-    async def _send(self, target: Target, question: _Question, block: bytes, deadline: float, trip: _Trip) -> Response:
+    async def _send(
+        self, target: Target, spec: _RequestSpec, block: bytes, deadline: float, state: _FetchState
+    ) -> Response:
         """One request; a second at once when its connection turns out to be dead."""
         url = target.url
         head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s" % (
-            question.method, url.raw_path_qs.encode(), _authority(url).encode(), question.conditions, block,
+            spec.method, url.raw_path_qs.encode(), _authority(url).encode(), spec.conditions, block,
         )  # fmt: skip
-        only = question.method == b"HEAD"
-        trip.requests += 1
+        only = spec.method == b"HEAD"
+        state.requests += 1
         try:
-            return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only)
+            return await self._connections.request(target.site, head, deadline=deadline, is_head=only)
         except Exception as exc:
-            if not died_unanswered(exc):
+            if not closed_before_response(exc):
                 raise
-        trip.requests += 1
-        return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only, fresh=True)
+        state.requests += 1
+        return await self._connections.request(target.site, head, deadline=deadline, is_head=only, fresh=True)
 
-    async def _refused(self, response: Response) -> ObjectError:
+    async def _status_error(self, response: Response) -> ObjectError:
         """The error for an answer that is no object and no redirect."""
         status = response.status
         if status < 300:
@@ -335,7 +337,7 @@ class Origin:
         except OSError as exc:
             raise disk_error(exc, what) from exc
         try:
-            await pour(response, Batches(to_disk(file.write, what), self._pool), max_bytes, for_nothing)
+            await stream_body(response, Batches(to_disk(file.write, what), self._pool), max_bytes, no_delay)
             try:
                 file.close()
             except OSError as exc:
@@ -383,10 +385,10 @@ def _block(headers: CIMultiDict[str]) -> bytes:
     return f"{lines}\r\n".encode("utf-8", "surrogateescape")
 
 
-def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
+def _mapped(exc: Exception, state: _FetchState) -> ObjectError | Fatal:
     error = from_origin(exc)
     if isinstance(error, ObjectError):
-        error.requests = trip.requests
+        error.requests = state.requests
     return error
 
 
@@ -394,6 +396,6 @@ async def _drain(response: Response) -> None:
     """Be done with an answer: a short rest is read, so that the connection is used again, else it is closed."""
     left = _DRAIN_BYTES
     with contextlib.suppress(FerryError, OSError):
-        while left > 0 and (piece := await response.piece()):
+        while left > 0 and (piece := await response.read_chunk()):
             left -= len(piece)
     response.close()

@@ -20,19 +20,19 @@ DNS_KEPT_S = 60.0
 IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
 NAMES_KEPT = 1_000
 _EYEBALLS_S = 0.25  # RFC 8305 section 5
-_SWEEP_S = (0.02, 1.0)
+_CHECK_EVERY_S = (0.02, 1.0)
 
 Site = tuple[str, str, int]  # scheme, host, port
 
 
-class Names(Protocol):
+class Guard(Protocol):
     """Who resolves, and who makes the sockets: where an address filter stands."""
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
 
-    async def judge_connection(self, sock: socket.socket) -> None:
+    async def check_connection(self, sock: socket.socket) -> None:
         """Raises AddressBlocked for an open connection that nothing may be sent on."""
         ...
 
@@ -60,26 +60,26 @@ class Connections:
     """
 
     def __init__(
-        self, names: Names, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
+        self, guard: Guard, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._names = names
+        self._guard = guard
         self._limit = limit
         self._connect_s = connect_s
         self._read_s = read_s
         self._context = context
-        self._sweep_s = min(max(min(connect_s, read_s) / 8, _SWEEP_S[0]), _SWEEP_S[1])
+        self._check_every_s = min(max(min(connect_s, read_s) / 8, _CHECK_EVERY_S[0]), _CHECK_EVERY_S[1])
         self._sites: dict[Http1Connection, Site] = {}
         self._idle: dict[Site, list[Http1Connection]] = {}
         self._busy: set[Http1Connection] = set()
         self._opening = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._known: dict[tuple[str, int], tuple[float, asyncio.Future[list[Any]]]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_check_at = 0.0
         self.connections_opened = 0
 
-    async def ask(
+    async def request(
         self,
         site: Site,
         head: bytes,
@@ -87,7 +87,7 @@ class Connections:
         *,
         deadline: float,
         read_s: float | None = None,
-        heads_only: bool = False,
+        is_head: bool = False,
         fresh: bool = False,
     ) -> Response:
         """Sends a request and returns its answer, the body not read yet.
@@ -96,31 +96,31 @@ class Connections:
         With ``fresh`` no kept connection is used.
         Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
         """
-        line = None if fresh else self._kept(site)
-        if line is None:
-            line = await self._open(site, deadline)
-        line.deadline = deadline
-        line.read_s = read_s or self._read_s
-        self._busy.add(line)
-        if self._sweeper is None or deadline < self._sweep_at:
-            self._sweep_in(min(self._sweep_s, max(0.001, deadline - self._loop.time())))
-        return await line.ask(head, body, heads_only=heads_only)
+        connection = None if fresh else self._kept(site)
+        if connection is None:
+            connection = await self._open(site, deadline)
+        connection.deadline = deadline
+        connection.read_s = read_s or self._read_s
+        self._busy.add(connection)
+        if self._timer is None or deadline < self._next_check_at:
+            self._schedule_check(min(self._check_every_s, max(0.001, deadline - self._loop.time())))
+        return await connection.request(head, body, is_head=is_head)
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for line in list(self._sites):
-            line.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._sites):
+            connection.close()
         await asyncio.sleep(0)  # transports end in the loop's next turn
 
     def _kept(self, site: Site) -> Http1Connection | None:
-        lines = self._idle.get(site)
-        if not lines:
+        connections = self._idle.get(site)
+        if not connections:
             return None
-        line = lines.pop()
-        if not lines:
+        connection = connections.pop()
+        if not connections:
             del self._idle[site]
-        return line
+        return connection
 
     async def _open(self, site: Site, deadline: float) -> Http1Connection:
         scheme, host, port = site
@@ -132,13 +132,13 @@ class Connections:
             try:
                 sock = await self._socket(host, port)
                 try:
-                    await self._names.judge_connection(sock)
+                    await self._guard.check_connection(sock)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     secure: dict[str, Any] = {}
                     if scheme == "https":
                         secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
-                    _, line = await self._loop.create_connection(
-                        lambda: Http1Connection(self._loop, self._on_free, LowSpeedGuard(self._read_s)),
+                    _, connection = await self._loop.create_connection(
+                        lambda: Http1Connection(self._loop, self._on_release, LowSpeedGuard(self._read_s)),
                         sock=sock,
                         **secure,
                     )
@@ -149,8 +149,8 @@ class Connections:
                 self._opening -= 1
                 self._one_may_go()
         self.connections_opened += 1
-        self._sites[line] = site
-        return line
+        self._sites[connection] = site
+        return connection
 
     async def _socket(self, host: str, port: int) -> socket.socket:
         """A connected socket, to the first address that answers (RFC 8305). Raises AddressBlocked, OSError."""
@@ -158,7 +158,7 @@ class Connections:
 
         def open_socket(addr_info: tuple[Any, ...]) -> socket.socket:
             try:
-                return self._names.open_socket(addr_info)
+                return self._guard.open_socket(addr_info)
             except AddressBlocked as exc:
                 blocked.append(exc)
                 raise
@@ -183,7 +183,7 @@ class Connections:
         if known is None or known[0] < self._loop.time():
             if len(self._known) >= NAMES_KEPT:
                 self._known.clear()
-            asked = self._loop.create_task(self._names.resolve(host, port))
+            asked = self._loop.create_task(self._guard.resolve(host, port))
             known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, asked)
         try:
             found = await asyncio.shield(known[1])
@@ -197,10 +197,10 @@ class Connections:
 
     def _make_room(self) -> bool:
         """Ends the connection that has been idle for longest."""
-        idle = [line for lines in self._idle.values() for line in lines]
+        idle = [connection for connections in self._idle.values() for connection in connections]
         if not idle:
             return False
-        min(idle, key=lambda line: line.idle_since).close()
+        min(idle, key=lambda connection: connection.idle_since).close()
         return True
 
     async def _wait_for_room(self) -> None:
@@ -220,44 +220,46 @@ class Connections:
                 future.set_result(None)
                 return
 
-    def _on_free(self, line: Http1Connection) -> None:
-        self._busy.discard(line)
-        site = self._sites.get(line)
-        if line.gone:
-            self._sites.pop(line, None)
-            lines = self._idle.get(site) if site is not None else None
-            if lines is not None and site is not None and line in lines:
-                lines.remove(line)
-                if not lines:
+    def _on_release(self, connection: Http1Connection) -> None:
+        self._busy.discard(connection)
+        site = self._sites.get(connection)
+        if connection.closed:
+            self._sites.pop(connection, None)
+            connections = self._idle.get(site) if site is not None else None
+            if connections is not None and site is not None and connection in connections:
+                connections.remove(connection)
+                if not connections:
                     del self._idle[site]
         elif site is not None:
-            self._idle.setdefault(site, []).append(line)
+            self._idle.setdefault(site, []).append(connection)
         if self._waiters:
             self._one_may_go()
 
     # --- patience
 
-    def _sweep(self) -> None:
-        self._sweeper = None
+    def _check_timeouts(self) -> None:
+        self._timer = None
         now = self._loop.time()
-        for line in list(self._busy):
-            line.look(now)
-            if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= line.read_s):
-                line.fail(TimeoutError())
-            elif line.drips(now):
-                line.fail(LowSpeed(MESSAGE))
-        for lines in list(self._idle.values()):
-            for line in [line for line in lines if now - line.idle_since >= IDLE_S]:
-                line.close()
+        for connection in list(self._busy):
+            connection.note_sent(now)
+            if now >= connection.deadline or (
+                connection.is_waiting and now - connection.last_byte_at >= connection.read_s
+            ):
+                connection.fail(TimeoutError())
+            elif connection.is_too_slow(now):
+                connection.fail(LowSpeed(MESSAGE))
+        for connections in list(self._idle.values()):
+            for connection in [connection for connection in connections if now - connection.idle_since >= IDLE_S]:
+                connection.close()
         if self._sites:
-            soonest = min((line.deadline for line in self._busy), default=now + self._sweep_s)
-            self._sweep_in(min(self._sweep_s, max(0.001, soonest - now)))
+            soonest = min((connection.deadline for connection in self._busy), default=now + self._check_every_s)
+            self._schedule_check(min(self._check_every_s, max(0.001, soonest - now)))
 
-    def _sweep_in(self, delay_s: float) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._sweep_at = self._loop.time() + delay_s
-        self._sweeper = self._loop.call_later(delay_s, self._sweep)
+    def _schedule_check(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next_check_at = self._loop.time() + delay_s
+        self._timer = self._loop.call_later(delay_s, self._check_timeouts)
 
 
 def _info(family: int, host: str, port: int) -> tuple[Any, ...]:

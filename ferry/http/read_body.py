@@ -28,7 +28,7 @@ from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 Algorithm = Literal["md5", "sha256"]
 
 
-class Pieces(Protocol):
+class BodySink(Protocol):
     """What takes a body piece by piece."""
 
     async def add(self, piece: bytes) -> None: ...
@@ -44,7 +44,7 @@ class Reader:
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: Response, charge: Charge, host: str, *, undo: bool = True) -> Body:
+    async def body(self, response: Response, charge: Charge, host: str, *, decode: bool = True) -> Body:
         """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError.
 
         ``host`` is charged for what it takes of the budget.
@@ -52,14 +52,14 @@ class Reader:
         length = response.length
         if length is not None and length > self._max_bytes:
             raise too_large(self._max_bytes)
-        if undo and "Content-Encoding" in response.headers:
+        if decode and "Content-Encoding" in response.headers:
             length = None
         if length is not None and length <= self._budget.small_bytes:
             return await self._in_memory(response, length, charge, host)
         share = await self._budget.take(host, length)
         arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share)
         try:
-            await pour(response, arriving, self._max_bytes, charge, undo=undo)
+            await stream_body(response, arriving, self._max_bytes, charge, decode=decode)
             return arriving.finish()
         except BaseException:
             arriving.abandon()
@@ -69,7 +69,7 @@ class Reader:
         share = await self._budget.take(host, length)
         try:
             pieces: list[bytes] = []
-            while piece := await response.piece():
+            while piece := await response.read_chunk():
                 pieces.append(piece)
                 charge(0)  # for nothing yet: it is told that bytes move
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -149,16 +149,16 @@ class Arriving:
 class Hashing:
     """Takes a body for its digest alone: none of it is kept."""
 
-    def __init__(self, pool: Executor | None, algorithm: Algorithm, moved: Callable[[], object]) -> None:
-        """``moved`` hears of each piece."""
+    def __init__(self, pool: Executor | None, algorithm: Algorithm, on_progress: Callable[[], object]) -> None:
+        """``on_progress`` hears of each piece."""
         self._pool = pool
-        self._moved = moved
+        self._on_progress = on_progress
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self.size = 0
 
     async def add(self, piece: bytes) -> None:
         self.size += len(piece)
-        self._moved()
+        self._on_progress()
         if len(piece) < POOLED_BYTES:
             self._hash.update(piece)
         else:
@@ -171,8 +171,8 @@ class Hashing:
         return self._hash.hexdigest()
 
 
-async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge) -> None:
-    """As :func:`pour`, of what a store's client reads."""
+async def stream_plain(pieces: AsyncIterable[bytes], into: BodySink, charge: Charge) -> None:
+    """As :func:`stream_body`, of what a store's client reads."""
     async for piece in pieces:
         await into.add(bytes(piece))
         if delay_s := charge(len(piece)):
@@ -180,16 +180,18 @@ async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge)
     await into.flush()
 
 
-async def pour(response: Response, into: Pieces, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
+async def stream_body(
+    response: Response, into: BodySink, max_bytes: int, charge: Charge, *, decode: bool = True
+) -> None:
     """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
     length = response.length
     if length is not None and length > max_bytes:
         raise too_large(max_bytes)
-    codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if undo else []
-    came = 0
-    while piece := await response.piece():
-        came += len(piece)
-        if came > max_bytes:
+    codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if decode else []
+    received = 0
+    while piece := await response.read_chunk():
+        received += len(piece)
+        if received > max_bytes:
             raise too_large(max_bytes)
         if delay_s := charge(len(piece)):
             await asyncio.sleep(delay_s)
@@ -200,9 +202,9 @@ async def pour(response: Response, into: Pieces, max_bytes: int, charge: Charge,
             if plain:
                 await into.add(plain)
             await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
-    if length is not None and came != length:
+    if length is not None and received != length:
         raise truncated()
-    if came:
+    if received:
         for decoder in codings:
             decoder.finish()
     await into.flush()

@@ -58,7 +58,7 @@ class Targets:
             raise _bad_url("its port is out of range")
         known = self._hosts.get((host, port))
         if known is None:
-            known = self._judge(host, port)
+            known = self._check_host(host, port)
         host, blocked = known
         if blocked is not None:
             raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
@@ -89,7 +89,7 @@ class Targets:
         except ObjectError as exc:
             raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
 
-    def _judge(self, text: str, port: int) -> tuple[str, str | None]:
+    def _check_host(self, text: str, port: int) -> tuple[str, str | None]:
         """A URL's host as it is asked for, and why not, if it is a blocked literal or port. Remembered."""
         host = text.lower()
         if len(host) > _MOST_HOST:

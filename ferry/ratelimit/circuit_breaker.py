@@ -77,15 +77,15 @@ class CircuitBreaker:
         "_pause_s",
         "_probing",
         "_reason",
-        "_run",
-        "_runs_of",
+        "_streak",
+        "_streak_cause",
     )
 
     def __init__(self, host: str, clock: Callable[[], float]) -> None:
         self._host = host
         self._clock = clock
-        self._run = 0
-        self._runs_of: Cause | None = None
+        self._streak = 0
+        self._streak_cause: Cause | None = None
         self._bodies: deque[str | None] = deque()  # None: a body that was no such page
         self._pages: Counter[str] = Counter()
         self._cause: Cause | None = None
@@ -122,28 +122,28 @@ class CircuitBreaker:
         """An object came from this host."""
         if self._cause is not None:
             self._close()
-        self._run, self._runs_of = 0, None
+        self._streak, self._streak_cause = 0, None
         self._body(None)
 
     def record_error(self, error_class: ErrorClass, status_code: int | None, body_digest: str | None = None) -> None:
         """A try failed. ``body_digest`` is the SHA-256 of a whole body that came, for `not_image`."""
-        trouble: Cause | None = None
+        cause: Cause | None = None
         if error_class is ErrorClass.FORBIDDEN and status_code in (400, 401, 403):  # 400: a store's ExpiredToken
-            trouble = Cause.REFUSALS
+            cause = Cause.REFUSALS
         elif error_class is ErrorClass.SERVER_ERROR:
-            trouble = Cause.SERVER_ERRORS
-        answered = trouble is None and error_class not in _NO_ANSWER
+            cause = Cause.SERVER_ERRORS
+        answered = cause is None and error_class not in _NO_ANSWER
         page = body_digest if error_class is ErrorClass.NOT_IMAGE else None
         if self._cause is not None:
             self._while_open(answered, page is not None)
             return
         if answered:
-            self._run, self._runs_of = 0, None
-        elif trouble is not None:
-            self._run = self._run + 1 if trouble is self._runs_of else 1
-            self._runs_of = trouble
-            if self._run >= RUN_LENGTH:
-                self._open(trouble, self._sentence(trouble, status_code))
+            self._streak, self._streak_cause = 0, None
+        elif cause is not None:
+            self._streak = self._streak + 1 if cause is self._streak_cause else 1
+            self._streak_cause = cause
+            if self._streak >= RUN_LENGTH:
+                self._open(cause, self._sentence(cause, status_code))
         if page is not None:
             self._body(page)
             seen = self._pages[page]
@@ -168,11 +168,11 @@ class CircuitBreaker:
         if page is not None:
             self._pages[page] += 1
         if len(self._bodies) > BODIES:
-            gone = self._bodies.popleft()
-            if gone is not None:
-                self._pages[gone] -= 1
-                if not self._pages[gone]:
-                    del self._pages[gone]
+            oldest = self._bodies.popleft()
+            if oldest is not None:
+                self._pages[oldest] -= 1
+                if not self._pages[oldest]:
+                    del self._pages[oldest]
 
     def _open(self, cause: Cause, reason: str) -> None:
         self._cause, self._reason = cause, reason
@@ -182,8 +182,8 @@ class CircuitBreaker:
 
     def _close(self) -> None:
         """Starts afresh: what led to the opening is not held against the host again."""
-        self._cause = self._reason = self._runs_of = None
-        self._run = 0
+        self._cause = self._reason = self._streak_cause = None
+        self._streak = 0
         self._probing = False
         self._bodies.clear()
         self._pages.clear()

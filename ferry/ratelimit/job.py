@@ -21,7 +21,7 @@ class Handle(Protocol):
 CallLater = Callable[[float, Callable[[], None]], Handle]
 
 
-class Guest(Protocol):
+class WaitingHost(Protocol):
     """A host that asks for the job's leave."""
 
     queued: bool
@@ -42,8 +42,8 @@ class JobLimit:
         "_clock",
         "_concurrency",
         "_in_flight",
+        "_queue",
         "_requests",
-        "_ring",
         "_timer",
         "_turn",
         "bytes",
@@ -63,16 +63,16 @@ class JobLimit:
         self._clock = clock
         self._call_later = call_later
         self._in_flight = 0
-        self._ring: deque[Guest] = deque()
-        self._turn: Guest | None = None
+        self._queue: deque[WaitingHost] = deque()
+        self._turn: WaitingHost | None = None
         self._timer: Handle | None = None
 
-    def admit(self, host: Guest, now: float) -> bool:
+    def admit(self, host: WaitingHost, now: float) -> bool:
         """One more request of a host, which is booked; or the host is called when its turn comes."""
-        if (self._ring and self._turn is not host) or not self._has_room(now):
+        if (self._queue and self._turn is not host) or not self._has_room(now):
             if not host.queued:
                 host.queued = True
-                self._ring.append(host)
+                self._queue.append(host)
             return False
         self._turn = None
         self._in_flight += 1
@@ -87,7 +87,7 @@ class JobLimit:
     def leave(self) -> None:
         """A request of some host is over."""
         self._in_flight -= 1
-        if self._ring:
+        if self._queue:
             self._serve()
 
     def _has_room(self, now: float) -> bool:
@@ -102,8 +102,8 @@ class JobLimit:
         return wait_s <= 0
 
     def _serve(self) -> None:
-        while self._ring and self._has_room(self._clock()):
-            host = self._ring.popleft()
+        while self._queue and self._has_room(self._clock()):
+            host = self._queue.popleft()
             host.queued = False
             self._turn = host
             host.from_job()

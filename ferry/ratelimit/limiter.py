@@ -20,7 +20,7 @@ COPIES_START = 256  # where the server copies by itself: such a request waits fo
 AUTO_CEILING = 256
 KEPT_HOSTS = 1000
 DESTINATION = "destination"  # no host has this name: it holds no dot
-_LOOKS = 16  # hosts that are looked at for one to forget, when a new one comes
+_EVICTION_TRIES = 16  # hosts that are looked at for one to forget, when a new one comes
 
 
 class Limiter:
@@ -28,7 +28,7 @@ class Limiter:
 
     ``concurrency`` None is auto: 32 at first, or what ``starts`` has for a name. A number is where each host
     starts, and its ceiling: backing off from it, and coming back, works the same way. No host gets more than
-    ``ceiling``, which is what file descriptors and memory allow. A pause of more than ``patience_s`` is not waited for.
+    ``ceiling``, which is what file descriptors and memory allow. A pause over ``max_pause_s`` is not waited for.
 
     About 1,000 hosts are kept. One that nobody uses is forgotten with what was learned of it, long
     unused ones first (CLOCK, F. Corbató 1968: a host used since it was last looked at is passed over once).
@@ -42,7 +42,7 @@ class Limiter:
         *,
         limits: Limits | None = None,
         call_later: CallLater | None = None,
-        patience_s: float = math.inf,
+        max_pause_s: float = math.inf,
         starts: Mapping[str, int] | None = None,
     ) -> None:
         self._starts = starts or {}
@@ -51,7 +51,7 @@ class Limiter:
         self._ceiling = ceiling
         self._clock = clock
         self._call_later = call_later
-        self._patience_s = patience_s
+        self._max_pause_s = max_pause_s
         self._hosts: OrderedDict[str, HostLimit] = OrderedDict()
         given = self._limits
         self._job: JobLimit | None = None
@@ -63,7 +63,7 @@ class Limiter:
         """The limit of a host, for as long as something of it is in flight or was asked for; then ask again."""
         found = self._hosts.get(name)
         if found is None:
-            self._make_room()
+            self._evict()
             found = self._hosts[name] = self._new(name)
         return found
 
@@ -101,9 +101,9 @@ class Limiter:
         start = bound if self._concurrency is not None and bound else auto
         # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
         few = auto if name == DESTINATION else FEW
-        climb = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
+        adaptive = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
-            name, climb, self._clock, self._call_later, self._patience_s,
+            name, adaptive, self._clock, self._call_later, self._max_pause_s,
             limits=limits, limits_key=key, job=job, adopt=self._adopt,
         )  # fmt: skip
 
@@ -111,8 +111,8 @@ class Limiter:
         """Somebody kept a host that was forgotten, and uses it."""
         self._hosts.setdefault(host.name, host)
 
-    def _make_room(self) -> None:
-        for _ in range(min(_LOOKS, len(self._hosts)) if len(self._hosts) >= KEPT_HOSTS else 0):
+    def _evict(self) -> None:
+        for _ in range(min(_EVICTION_TRIES, len(self._hosts)) if len(self._hosts) >= KEPT_HOSTS else 0):
             name, host = next(iter(self._hosts.items()))
             if host.idle and host.seen == host.requests:
                 del self._hosts[name]

@@ -30,39 +30,39 @@ class _Limit(Protocol):
 class Permit:
     """A place at a row's host, taken by whoever begins the row. It hears once how that went, and is given back."""
 
-    __slots__ = ("_free", "_limit", "_moved")
+    __slots__ = ("_limit", "_on_progress", "_released")
 
-    def __init__(self, limit: _Limit, moved: Callable[[], None] = lambda: None) -> None:
-        """``moved`` hears of each piece of a body that comes."""
+    def __init__(self, limit: _Limit, on_progress: Callable[[], None] = lambda: None) -> None:
+        """``on_progress`` hears of each piece of a body that comes."""
         self._limit = limit
-        self._moved = moved
-        self._free = False
+        self._on_progress = on_progress
+        self._released = False
 
-    def came(self, latency_s: float) -> None:
+    def succeeded(self, latency_s: float) -> None:
         """The body is here."""
         self._limit.ok(latency_s)
 
     def failed(self, error: ObjectError, latency_s: float) -> None:
         """The source answered otherwise, or not at all."""
-        tell(self._limit, error, latency_s)
+        record_failure(self._limit, error, latency_s)
 
     def charge(self, size: int) -> float:
         """Books bytes that came; returns the seconds to wait before more are read."""
-        self._moved()
+        self._on_progress()
         return self._limit.charge(size)
 
     @property
     def host(self) -> str:
         return self._limit.name
 
-    def free(self) -> None:
+    def release(self) -> None:
         """Safe to call twice."""
-        if not self._free:
-            self._free = True
+        if not self._released:
+            self._released = True
             self._limit.give_back()
 
 
-def tell(limit: _Limit, error: ObjectError, latency_s: float) -> None:
+def record_failure(limit: _Limit, error: ObjectError, latency_s: float) -> None:
     """What a limit hears of a request that failed: overload, or an answer like any other."""
     if how_sure := overload(error):
         limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from ferry.job import HostLimits, Limits
 
-Bounds = TypeVar("Bounds", bound=HostLimits)
+LimitsT = TypeVar("LimitsT", bound=HostLimits)
 
 
 def limits_of(limits: Limits, processes: int) -> Limits:
@@ -31,7 +31,7 @@ def is_bounded(concurrency: int | None, limits: Limits) -> bool:
     return concurrency is not None or limits != Limits()
 
 
-def _part(bounds: Bounds, processes: int) -> Bounds:
+def _part(bounds: LimitsT, processes: int) -> LimitsT:
     """Places are divided downwards: nine for two processes are four each."""
     return bounds.model_copy(
         update={

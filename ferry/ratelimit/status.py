@@ -71,22 +71,22 @@ def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
     )  # fmt: skip
 
 
-async def keep_written(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+async def keep_written(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
     """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then.
 
-    ``look`` gives the hosts of all processes.
+    ``get_hosts`` gives the hosts of all processes.
     """
     every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
     try:
         while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(_write, state, look, held)
+            await asyncio.to_thread(_write, state, get_hosts, held)
     finally:
-        _write(state, look, held)
+        _write(state, get_hosts, held)
 
 
-def _write(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
-    hosts = look()
+def _write(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    hosts = get_hosts()
     if (hosts.hosts or hosts.still) and held():
         with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
             state.write(NAME, json.dumps(asdict(hosts)).encode())

@@ -14,7 +14,7 @@ def test_a_further_pass_counts_rows_once() -> None:
     progress.add(Status.FAILED, ErrorClass.TIMEOUT, 0)
     progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
     assert progress.retryable == 1
-    progress.again(1)
+    progress.requeue(1)
     now = progress.snapshot()
     assert (now.todo, now.done, now.failed, progress.retryable) == (3, 2, 1, 0)
     progress.add(Status.COPIED, None, 10)

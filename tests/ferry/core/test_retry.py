@@ -87,11 +87,11 @@ def test_as_many_tries_in_a_loop(good_after: int, calls: int, good: bool) -> Non
 
     tries = Tries(attempts=3, base_s=0.001, rng=random.Random(1))
     with contextlib.nullcontext() if good else pytest.raises(ObjectError):
-        assert asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.SERVER_ERROR, "x")))) == "done"
+        assert asyncio.run(tries.call_async(lambda: work(ObjectError(ErrorClass.SERVER_ERROR, "x")))) == "done"
     assert len(made) == calls
     made.clear()
     with contextlib.nullcontext() if good_after == 0 else pytest.raises(ObjectError):
-        asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.TIMEOUT, "x"))))
+        asyncio.run(tries.call_async(lambda: work(ObjectError(ErrorClass.TIMEOUT, "x"))))
     assert len(made) == 1
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from demo.validators import LAST_MODIFIED
 from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
-from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, how_to_revalidate, opaque, told_by_head
+from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate, opaque
 from ferry.job.delta import RULES, Delta, RetryRule, duration
 from ferry.job.model import Job
 from ferry.state.parquet import MANIFEST_DIGEST, manifest_digest_of
 from tests.support.helpers import make_job
 
-NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
+NIGHT = {"claim": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True,
         ({"web": False}, Revalidate.HEAD),
         ({"web": False, "old": True}, Revalidate.HEAD),
         ({"web": False, "validators": "none", "old": True}, Revalidate.GET),
-        ({"said": "same"}, Revalidate.CONDITIONAL_GET),
+        ({"claim": "same"}, Revalidate.CONDITIONAL_GET),
         ({"validators": "racy"}, Revalidate.GET),
-        ({"validators": "racy", "said": "same"}, Revalidate.GET),
+        ({"validators": "racy", "claim": "same"}, Revalidate.GET),
         ({"validators": "racy", "checked": Checked.HEAD}, Revalidate.GET),
         ({"validators": "racy", "web": False}, Revalidate.GET),
     ],
@@ -56,12 +56,12 @@ def test_the_list_decides_first() -> None:
     rest = itertools.product(("none", "weak", "racy", "strong"), (False, True), (None, *Checked), (False, True))
     for validators, web, checked, old in rest:
         facts: Any = {"validators": validators, "web": web, "checked": checked, "old": old}
-        assert how_to_revalidate(said="same", proof=True, **facts) is Revalidate.SKIP
+        assert how_to_revalidate(claim="same", proof=True, **facts) is Revalidate.SKIP
         for proof in (False, True):
-            assert how_to_revalidate(said="other", proof=proof, **facts) is Revalidate.GET
-        assert how_to_revalidate(said="nothing", proof=False, **facts) is not Revalidate.SKIP
+            assert how_to_revalidate(claim="other", proof=proof, **facts) is Revalidate.GET
+        assert how_to_revalidate(claim="nothing", proof=False, **facts) is not Revalidate.SKIP
         if old and validators == "none":  # no guess is believed for ever
-            assert how_to_revalidate(said="same", proof=False, **facts) is Revalidate.GET
+            assert how_to_revalidate(claim="same", proof=False, **facts) is Revalidate.GET
 
 
 def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
@@ -97,7 +97,7 @@ def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
     ],
 )
 def test_told_by_head(before: KnownCopy, now: tuple[int | None, str | None, str | None], same: bool) -> None:
-    assert told_by_head(before, *now) is same
+    assert head_matches(before, *now) is same
 
 
 SECOND = datetime(2026, 11, 29, 10, 30, 5, tzinfo=UTC)

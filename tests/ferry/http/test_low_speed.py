@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferry.http import low_speed
-from ferry.http.low_speed import LEAST_BYTES_PER_S, WINDOW_S, LowSpeedGuard
+from ferry.http.low_speed import MIN_BYTES_PER_S, WINDOW_S, LowSpeedGuard
 
 
 def ended_at(size: int, every_s: float, for_s: float, window_s: float = 30.0, busy_s: float = 0.0) -> float | None:
@@ -20,11 +20,11 @@ def ended_at(size: int, every_s: float, for_s: float, window_s: float = 30.0, bu
         judge.wait(now)
         end = now + every_s
         while asked < end:
-            if asked >= now and judge.drips(asked):
+            if asked >= now and judge.is_too_slow(asked):
                 return asked
             asked += 1.0
         now = end
-        judge.came(now, size)
+        judge.received(now, size)
         now += busy_s
     return None
 
@@ -53,11 +53,11 @@ def test_a_body_that_becomes_slow() -> None:
     """A gigabyte that came fast buys a later drip no time beyond its window."""
     judge = LowSpeedGuard(30.0)
     judge.wait(0.0)
-    judge.came(1.0, 10**9)
+    judge.received(1.0, 10**9)
     judge.wait(1.0)
-    assert not judge.drips(59.0)
-    assert not judge.drips(60.5)  # the window with the gigabyte ends
-    assert judge.drips(121.0)
+    assert not judge.is_too_slow(59.0)
+    assert not judge.is_too_slow(60.5)  # the window with the gigabyte ends
+    assert judge.is_too_slow(121.0)
 
 
 def test_a_short_body_is_not_judged() -> None:
@@ -81,11 +81,11 @@ def test_the_next_body_begins_afresh() -> None:
     """A connection has many bodies; what one waited is not the next one's."""
     judge = LowSpeedGuard(30.0)
     judge.wait(0.0)
-    assert judge.drips(61.0)
+    assert judge.is_too_slow(61.0)
     judge.begin()
     judge.wait(61.0)
-    assert not judge.drips(100.0)
-    assert judge.drips(121.0)
+    assert not judge.is_too_slow(100.0)
+    assert judge.is_too_slow(121.0)
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 29), st.integers(1, 100_000)), min_size=1, max_size=200))
@@ -95,8 +95,8 @@ def test_it_never_ends_what_is_fast_enough(pieces: list[tuple[float, int]]) -> N
     for seconds, size in pieces:
         judge.wait(now)
         now += seconds
-        judge.came(now, max(size, int(seconds * LEAST_BYTES_PER_S) + 1))
-        assert not judge.drips(now)
+        judge.received(now, max(size, int(seconds * MIN_BYTES_PER_S) + 1))
+        assert not judge.is_too_slow(now)
 
 
 def test_the_message_says_the_rule() -> None:

@@ -1193,7 +1193,7 @@ def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monk
     async def scenario(url: str) -> ObjectError:
         origin = client(spool, allow=[])
         monkeypatch.setattr(origin._resolver, "resolve", NamesResolver(names).resolve)
-        monkeypatch.setattr(origin._targets, "_judge", lambda host, port: (host, None))
+        monkeypatch.setattr(origin._targets, "_check_host", lambda host, port: (host, None))
         with pytest.raises(ObjectError) as caught:
             await origin.get(url)
         await origin.close()

@@ -48,7 +48,7 @@ def judged(names: FixedResolver, here: str, there: str, allow: list[str], host: 
             await resolver.resolve(host, 80)
         try:
             for _ in range(times):
-                await resolver.judge_connection(cast("socket.socket", Connected(here, there)))
+                await resolver.check_connection(cast("socket.socket", Connected(here, there)))
         except AddressBlocked:
             return False
         return True
@@ -129,10 +129,10 @@ def test_connections_that_are_made_at_once_wait_for_one_look_up() -> None:
     async def scenario() -> list[Any]:
         resolver = FilteringResolver(AddressFilter(), names)
         sock = cast("socket.socket", Connected("2a00:1450:4001::99", f"{PREFIX}a00:1"))
-        given_up = asyncio.create_task(resolver.judge_connection(sock))
+        given_up = asyncio.create_task(resolver.check_connection(sock))
         await asyncio.sleep(0)
         given_up.cancel()
-        return await asyncio.gather(*(resolver.judge_connection(sock) for _ in range(8)), return_exceptions=True)
+        return await asyncio.gather(*(resolver.check_connection(sock) for _ in range(8)), return_exceptions=True)
 
     assert [type(one) for one in asyncio.run(scenario())] == [AddressBlocked] * 8
     assert names.asked == ["ipv4only.arpa"]
@@ -140,7 +140,7 @@ def test_connections_that_are_made_at_once_wait_for_one_look_up() -> None:
 
 def test_a_look_up_that_hangs_holds_up_no_origin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network whose resolver drops that name has no translator: connections wait for a few seconds, once a minute."""
-    monkeypatch.setattr(address_filter, "NAT64_S", 0.05)
+    monkeypatch.setattr(address_filter, "NAT64_TIMEOUT_S", 0.05)
     names = Slow({"ipv4only.arpa": []})
     names.turns = math.inf
     assert judged(names, "2a00:1450:4001::99", f"{PREFIX}a00:1", [], times=3)

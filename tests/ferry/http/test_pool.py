@@ -34,7 +34,7 @@ class Loopback:
         assert addr_info[4][0] == "127.0.0.1"
         return socket.socket(addr_info[0], addr_info[1])
 
-    async def judge_connection(self, sock: socket.socket) -> None:
+    async def check_connection(self, sock: socket.socket) -> None:
         assert sock.getpeername()[0] == "127.0.0.1"
 
 
@@ -49,8 +49,8 @@ class World:
         if body is not None:
             head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         deadline = asyncio.get_running_loop().time() + given.pop("total_s", 5.0)
-        answer = await self.connections.ask(("http", host, self.port), head, body, deadline=deadline, **given)
-        return await answer.body()
+        answer = await self.connections.request(("http", host, self.port), head, body, deadline=deadline, **given)
+        return await answer.read()
 
 
 @asynccontextmanager
@@ -150,7 +150,7 @@ def test_a_head_has_no_body() -> None:
 
     async def test() -> None:
         async with world(always(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")) as w:
-            assert await w.ask(heads_only=True) == b""
+            assert await w.ask(is_head=True) == b""
 
     run(test)
 
@@ -388,11 +388,11 @@ def test_a_body_that_nobody_takes_is_not_read_on() -> None:
         async with world(pour, read_s=0.3) as w:
             deadline = asyncio.get_running_loop().time() + 10
             head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-            answer = await w.connections.ask(("http", "h.test", w.port), head, deadline=deadline)
+            answer = await w.connections.request(("http", "h.test", w.port), head, deadline=deadline)
             await asyncio.sleep(0.6)  # longer than read_s: whoever does not read is not kept waiting
             held = sent
             assert held < 50_000_000
-            assert await answer.piece()
+            assert await answer.read_chunk()
             answer.close()
 
     run(test)

@@ -35,18 +35,18 @@ class Connector:
         self.answers = answers
         self.asked: list[tuple[str, str]] = []  # URL, head
 
-    async def ask(
-        self, site: Site, head: bytes, *, deadline: float, heads_only: bool = False, fresh: bool = False
+    async def request(
+        self, site: Site, head: bytes, *, deadline: float, is_head: bool = False, fresh: bool = False
     ) -> Response:
         scheme, host, port = site
         url = f"{scheme}://{host}:{port}{head.split(b' ')[1].decode()}"
         self.asked.append((url, head.decode()))
         raw = self.answers[url]
         loop = asyncio.get_running_loop()
-        line = Http1Connection(loop, lambda _: None, LowSpeedGuard(60))
-        line.connection_made(cast("asyncio.BaseTransport", Transport()))
-        loop.call_soon(lambda: line.data_received(raw))
-        return await line.ask(head, None)
+        connection = Http1Connection(loop, lambda _: None, LowSpeedGuard(60))
+        connection.connection_made(cast("asyncio.BaseTransport", Transport()))
+        loop.call_soon(lambda: connection.data_received(raw))
+        return await connection.request(head, None)
 
     async def close(self) -> None: ...
 

@@ -91,8 +91,8 @@ async def ask(connections: Connections, port: int, body: Bytes | bytes | None = 
     length = f"content-length: {len(body)}\r\n" if body is not None else ""
     head = f"{'GET' if body is None else 'PUT'} / HTTP/1.1\r\nhost: x\r\n{length}\r\n".encode()
     deadline = asyncio.get_running_loop().time() + 20
-    answer = await connections.ask(("https", "127.0.0.1", port), head, body, deadline=deadline)
-    return await answer.body()
+    answer = await connections.request(("https", "127.0.0.1", port), head, body, deadline=deadline)
+    return await answer.read()
 
 
 def test_bodies_arrive_both_ways(tmp_path: Path) -> None:
@@ -205,10 +205,10 @@ def test_a_literal_ipv6_address_is_compared_without_its_brackets(tmp_path: Path)
         connections = Connections(AnyAddress(), limit=4, connect_s=20, read_s=20, context=theirs)
         try:
             deadline = asyncio.get_running_loop().time() + 20
-            answer = await connections.ask(
+            answer = await connections.request(
                 ("https", "[::1]", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline
             )
-            return await answer.body()
+            return await answer.read()
         finally:
             await connections.close()
 
@@ -228,7 +228,9 @@ def test_a_common_name_proves_no_host(tmp_path: Path) -> None:
         try:
             deadline = asyncio.get_running_loop().time() + 20
             with pytest.raises(ssl.SSLCertVerificationError):
-                await connections.ask(("https", "localhost", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline)
+                await connections.request(
+                    ("https", "localhost", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline
+                )
         finally:
             await connections.close()
 
