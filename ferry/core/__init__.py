@@ -1,4 +1,4 @@
-"""What travels through Ferry (rows, outcomes, bodies), its error classes, redaction, memory budget and progress."""
+"""Types that all packages share: rows, outcomes, bodies, error classes, redaction, memory budget and progress."""
 
 from ferry.core.body import (
     BATCH_BYTES,

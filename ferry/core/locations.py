@@ -1,4 +1,4 @@
-"""How locations lie in each other."""
+"""Containment of locations: buckets with prefixes, and directories."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
-def below(uri: str, place: str) -> str | None:
-    """Where ``place`` lies below a bucket's prefix or a directory: "" for the same, None for elsewhere.
+def below(uri: str, location: str) -> str | None:
+    """Return the path of ``location`` below a bucket's prefix or a directory: "" if equal, None if outside.
 
-    Links are followed, and a directory may have two names: by a bind mount, or where the file system does not tell
-    upper from lower case.
+    Symbolic links are followed. One directory may have two names: through a bind mount, or on a file system that
+    ignores case.
     """
-    above, inside = _whole(uri), _whole(place)
+    above, inside = _normalized(uri), _normalized(location)
     if inside.startswith(above):
         return inside[len(above) :].rstrip("/")
     if "://" in above or "://" in inside:
         return None
-    with contextlib.suppress(OSError):  # what is not there yet has one name
+    with contextlib.suppress(OSError):  # a directory that does not exist yet has one name
         wanted = Path(above).stat()
         for folder in (Path(inside), *Path(inside).parents):
             with contextlib.suppress(OSError):
@@ -28,9 +28,9 @@ def below(uri: str, place: str) -> str | None:
     return None
 
 
-def _whole(place: str) -> str:
-    """A place that names of what lies in it begin with."""
-    if place.startswith("s3://"):
-        return f"{place.rstrip('/')}/"
-    path = Path(unquote(urlsplit(place).path)) if place.startswith("file://") else Path(place)
+def _normalized(location: str) -> str:
+    """Return a location in the form that every name inside it starts with."""
+    if location.startswith("s3://"):
+        return f"{location.rstrip('/')}/"
+    path = Path(unquote(urlsplit(location).path)) if location.startswith("file://") else Path(location)
     return f"{str(path.resolve()).rstrip('/')}/"
