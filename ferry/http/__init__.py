@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client behind an address filter. It knows nothing of jobs, buckets or images."""
+"""An HTTP/1.1 client behind an address filter. It does not depend on jobs, buckets or images."""
 
 from ferry.http.address_filter import AddressFilter, SystemResolver
 from ferry.http.connection import Response, Upload, media_type, printable_header

@@ -1,4 +1,4 @@
-"""Connections to HTTP servers: made, kept, given out again, and ended when patience is over."""
+"""A pool of HTTP connections, with limits, reuse and timeouts."""
 
 from __future__ import annotations
 
@@ -17,46 +17,48 @@ from ferry.http.connection import Http1Connection, Response, Upload
 from ferry.http.low_speed import MESSAGE, LowSpeedGuard
 
 DNS_KEPT_S = 60.0
-IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
+IDLE_S = 15.0  # shorter than the idle timeout of most servers, so that requests seldom meet a closed connection
 NAMES_KEPT = 1_000
-_EYEBALLS_S = 0.25  # RFC 8305 section 5
-_CHECK_EVERY_S = (0.02, 1.0)
+_EYEBALLS_S = 0.25  # delay before the next address is tried (RFC 8305 section 5)
+_CHECK_EVERY_S = (0.02, 1.0)  # minimum and maximum
 
 Site = tuple[str, str, int]  # scheme, host, port
 
 
 class Guard(Protocol):
-    """Who resolves, and who makes the sockets: where an address filter stands."""
+    """Resolves names, makes sockets and checks connections: where an address filter applies."""
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
 
     async def check_connection(self, sock: socket.socket) -> None:
-        """Raises AddressBlocked for an open connection that nothing may be sent on."""
+        """Raise AddressBlocked if nothing may be sent on this open connection."""
         ...
 
 
 @functools.cache
 def tls() -> ssl.SSLContext:
-    """The system's certificates; loading them takes 20 ms, so once."""
+    """Return a TLS context with the system's certificates. Loading them takes 20 ms, so it is done once."""
     return strict(ssl.create_default_context())
 
 
 def strict(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context; names of hosts are those of the certificate's extension alone, not its common name (RFC 9110
-    section 4.3.4)."""
+    """Return the context, set to ignore the common name of certificates.
+
+    Only the subjectAltName extension names the host (RFC 9110 section 4.3.4).
+    """
     context.hostname_checks_common_name = False
     return context
 
 
 class Connections:
-    """Pools of connections by site. Lives in one loop; closed at the end.
+    """Pools of connections by site, for one event loop. Close it at the end.
 
-    ``limit`` connections at most, over all sites. ``connect_s`` bounds the opening of one, ``read_s`` the silence
-    while an answer is waited for and nothing of the request is taken. The deadline of an answer comes with its request,
-    and low_speed.py says how slowly a body may come. They are looked after by one timer for all, so silence may last an
-    eighth longer.
+    ``limit`` is the maximum of connections over all sites. ``connect_s`` limits the time to open one. ``read_s`` limits
+    the time in which no byte of the request is sent and no byte of the response arrives. The deadline of a response
+    comes with its request, and low_speed.py limits how slowly a body may arrive. One timer checks all connections, so a
+    timeout may come an eighth later.
     """
 
     def __init__(
@@ -90,10 +92,10 @@ class Connections:
         is_head: bool = False,
         fresh: bool = False,
     ) -> Response:
-        """Sends a request and returns its answer, the body not read yet.
+        """Send a request and return its response, with the body unread.
 
-        ``deadline`` is the loop's time after which the answer is given up, ``read_s`` another bound on its silence.
-        With ``fresh`` no kept connection is used.
+        ``deadline`` is the time of the event loop at which the response is abandoned. ``read_s`` replaces the read
+        timeout of the pool. With ``fresh``, no idle connection is used.
         Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
         """
         connection = None if fresh else self._kept(site)
@@ -107,11 +109,12 @@ class Connections:
         return await connection.request(head, body, is_head=is_head)
 
     async def close(self) -> None:
+        """Close all connections."""
         if self._timer is not None:
             self._timer.cancel()
         for connection in list(self._sites):
             connection.close()
-        await asyncio.sleep(0)  # transports end in the loop's next turn
+        await asyncio.sleep(0)  # transports close in the next turn of the event loop
 
     def _kept(self, site: Site) -> Http1Connection | None:
         connections = self._idle.get(site)
@@ -153,7 +156,10 @@ class Connections:
         return connection
 
     async def _socket(self, host: str, port: int) -> socket.socket:
-        """A connected socket, to the first address that answers (RFC 8305). Raises AddressBlocked, OSError."""
+        """Return a socket that is connected to the first address that answers (RFC 8305).
+
+        Raises AddressBlocked, OSError.
+        """
         blocked: list[AddressBlocked] = []
 
         def open_socket(addr_info: tuple[Any, ...]) -> socket.socket:
@@ -170,21 +176,21 @@ class Connections:
                 loop=self._loop,
                 socket_factory=open_socket,
             )
-        except OSError:  # of several, all told in one text
+        except OSError:  # aiohappyeyeballs joins the errors of several addresses into one text
             if blocked:
                 raise blocked[0] from None
             raise
 
     async def _addresses(self, host: str, port: int) -> list[Any]:
-        """What to connect to. A literal is its own address: whoever asks has judged it."""
+        """Return the addresses to connect to. A literal address is used as it is: the caller has checked it."""
         if ":" in host or host.replace(".", "").isdigit():
             return [_info(socket.AF_INET6 if ":" in host else socket.AF_INET, host.strip("[]"), port)]
         known = self._known.get((host, port))
         if known is None or known[0] < self._loop.time():
             if len(self._known) >= NAMES_KEPT:
                 self._known.clear()
-            asked = self._loop.create_task(self._guard.resolve(host, port))
-            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, asked)
+            lookup = self._loop.create_task(self._guard.resolve(host, port))
+            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, lookup)
         try:
             found = await asyncio.shield(known[1])
         except BaseException:
@@ -193,10 +199,10 @@ class Connections:
             raise
         return [_info(result["family"], result["host"], result["port"]) for result in found]
 
-    # --- room
+    # --- limit on connections
 
     def _make_room(self) -> bool:
-        """Ends the connection that has been idle for longest."""
+        """Close the connection that has been idle for longest; return False if none is idle."""
         idle = [connection for connections in self._idle.values() for connection in connections]
         if not idle:
             return False
@@ -235,7 +241,7 @@ class Connections:
         if self._waiters:
             self._one_may_go()
 
-    # --- patience
+    # --- timeouts
 
     def _check_timeouts(self) -> None:
         self._timer = None
@@ -263,7 +269,7 @@ class Connections:
 
 
 def _info(family: int, host: str, port: int) -> tuple[Any, ...]:
-    """An address as socket.getaddrinfo gives it."""
+    """Return an address in the form of socket.getaddrinfo."""
     address: tuple[Any, ...] = (host, port)
     if family == socket.AF_INET6:
         plain, _, scope = host.partition("%")
