@@ -1,4 +1,4 @@
-"""How many requests each host may be sent now."""
+"""Limits on concurrency, request rate and bandwidth for each host, and for the whole job."""
 
 from ferry.ratelimit.circuit_breaker import CircuitBreaker
 from ferry.ratelimit.host import HostLimit
