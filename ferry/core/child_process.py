@@ -1,4 +1,4 @@
-"""The command line of Ferry's child processes, their environment, and their end with the parent."""
+"""Start of Ferry's child processes: their command line, their environment, and their end with the parent."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from ferry.core.quota import Quota, Share
 MIB = 1024 * 1024
 SPOOL_OVER_BYTES = 8 * MIB
 SMALL_BYTES = 256 * 1024  # a body up to this size reserves its whole length before it is read
-FIRST_BYTES = 64 * 1024  # what a body reserves at first that is larger, or of unknown length
+FIRST_BYTES = 64 * 1024  # first reservation of a larger body, or of one of unknown length
 FILE_BYTES = 8 * MIB  # the budget allows one spool file for each 8 MiB; the buffers of one take 2 MiB
 PART_BYTES = 8 * MIB
 PARTS_AT_ONCE = 4

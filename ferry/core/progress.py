@@ -30,7 +30,7 @@ class Snapshot:
 
 
 class Progress:
-    """The counters of one run. Any thread may update and read them."""
+    """The counters of one run, which any thread may read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -189,7 +189,7 @@ class Outcome(NamedTuple):
     run_no: int
     chunk: str  # digest of the chunk file; "" for outcomes of planning and verify
     settings_digest: str  # first 16 hex digits of the digest of the settings that affect transfers
-    manifest_digest: str | None = None  # of the manifest's facts about the object; None where it has none
+    manifest_digest: str | None = None  # of what the manifest says about the object; None if it says nothing
     checked_by: Checked | None = None  # how the object was checked, if that succeeded
     bytes_read_at: datetime | None = None  # when Ferry read its bytes
     consecutive_failures: int = 0  # runs in a row in which this row failed, including this run

@@ -103,10 +103,10 @@ def how_to_revalidate(
     """Return how a delta run rechecks the object of a done row.
 
     ``claim``: what the manifest says of the object, compared with what it said at the last check. ``proof``: the claim
-    rests on an ETag, a digest, or a date that had ended when the object was last checked (:func:`date_over_at`), not on
-    the size alone.
+    rests on an ETag, a digest, or a date that had ended at the last check (:func:`date_over_at`). The size alone is no
+    proof.
 
-    ``validators``: what the source gave. Only a weak ETag is "weak". Without a strong ETag, a date that had not ended
+    ``validators``: what the source gave. A weak ETag alone is "weak". Without a strong ETag, a date that had not ended
     when the bytes were read is "racy". ``web``: the source is an HTTP origin, not a bucket or a directory.
 
     ``checked``: how the object was last found to be unchanged. ``old``: its bytes were read longer ago than

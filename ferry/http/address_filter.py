@@ -323,7 +323,7 @@ class FilteringResolver:
         return await asyncio.shield(self._nat64_lookup)
 
     async def _find_nat64(self) -> set[ipaddress.IPv6Network]:
-        """Look the prefixes up. After a failure, the next lookup waits a minute."""
+        """Look up the NAT64 prefixes. After a failure, the next lookup waits a minute."""
         try:
             async with asyncio.timeout(NAT64_TIMEOUT_S):
                 found = await self._inner.resolve("ipv4only.arpa")

@@ -29,8 +29,8 @@ FIELDS = 500  # limit on the number of header fields
 INTERIM = 20  # limit on interim responses (1xx) before the final response
 _NO_BODY_BYTES = 2 * HEADERS_BYTES  # limit on all bytes outside the body, unfinished and ignored lines included
 _CHUNK_BYTES = 32  # added to that limit for each chunk of a chunked body: its length and line ends
-_HIGH_BYTES = 512 * 1024  # of unread body in memory; at more, the connection stops reading
-_PART_BYTES = 64  # memory of each piece beside its bytes
+_HIGH_BYTES = 512 * 1024  # limit on unread body in memory; above it, the connection stops reading
+_PART_BYTES = 64  # memory that each piece takes in addition to its bytes
 _NO_BODY = frozenset({204, 304})
 
 

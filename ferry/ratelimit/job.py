@@ -29,7 +29,7 @@ class WaitingHost(Protocol):
     queued: bool
 
     def from_job(self) -> None:
-        """It is the host's turn: it may take one permit."""
+        """Tell the host that its turn has come: it may take one permit."""
 
 
 class JobLimit:
