@@ -75,8 +75,8 @@ async def ferrys(port: int, trust: ssl.SSLContext) -> AsyncIterator[Get]:
 
     async def get(path: str) -> int:
         head = f"GET /{path} HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\n\r\n".encode()
-        answer = await connections.ask(("https", "127.0.0.1", port), head, deadline=loop.time() + 30)
-        return len(await answer.body())
+        answer = await connections.request(("https", "127.0.0.1", port), head, deadline=loop.time() + 30)
+        return len(await answer.read())
 
     yield get
     await connections.close()

@@ -114,7 +114,7 @@ class Run:
         if rows > KEEP_CHILD_ROWS:
             self.planner.close()
         again = planned.todo.get(Reason.RETRY, 0) if mode == "pass" else 0
-        self.runtime.progress.again(again)
+        self.runtime.progress.requeue(again)
         self.runtime.progress.start(rows - again)
         return planned
 

@@ -1,4 +1,4 @@
-"""What travels through Ferry (rows, outcomes, bodies), its error classes, redaction, memory budget and progress."""
+"""Types that all packages share: rows, outcomes, bodies, error classes, redaction, memory budget and progress."""
 
 from ferry.core.body import (
     BATCH_BYTES,
@@ -10,7 +10,7 @@ from ferry.core.body import (
     Charge,
     Mapped,
     Spooled,
-    for_nothing,
+    no_delay,
     to_disk,
     whole_body,
 )
@@ -36,8 +36,8 @@ from ferry.core.errors import (
     disk_error,
     errno_name,
 )
+from ferry.core.locations import below
 from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget
-from ferry.core.places import below
 from ferry.core.progress import Progress, Snapshot
 from ferry.core.quota import Share
 from ferry.core.records import (
@@ -55,21 +55,21 @@ from ferry.core.records import (
     class_problem,
 )
 from ferry.core.redaction import SECRET_PARAMETER, escaped, holds_secret, in_any_case, redact, redact_id, short
-from ferry.core.retry import ASK_AGAIN, ATTEMPTS, LASTING, Tries, backoff_s, worth_another_try
-from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, how_to_revalidate, told_by_head
+from ferry.core.retry import ATTEMPTS, PERMANENT_STATUSES, RETRYABLE_STATUSES, Tries, backoff_s, worth_another_try
+from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate
 
 __all__ = [
     "AGAIN",
-    "ASK_AGAIN",
     "ATTEMPTS",
     "BATCH_BYTES",
     "DISK_ERRNOS",
     "FIRST_BYTES",
-    "LASTING",
     "ONE_PUT_BYTES",
     "PARTS_DIRECTORY",
     "PART_BYTES",
+    "PERMANENT_STATUSES",
     "POOLED_BYTES",
+    "RETRYABLE_STATUSES",
     "SECRET_PARAMETER",
     "WITHOUT_CREDENTIALS",
     "AddressBlocked",
@@ -119,15 +119,15 @@ __all__ = [
     "disk_error",
     "errno_name",
     "escaped",
-    "for_nothing",
+    "head_matches",
     "holds_secret",
     "how_to_revalidate",
     "in_any_case",
+    "no_delay",
     "redact",
     "redact_id",
     "short",
     "to_disk",
-    "told_by_head",
     "whole_body",
     "worth_another_try",
 ]

@@ -1,4 +1,4 @@
-"""The bytes of one object on their way: in memory while small, in a spool file when large."""
+"""The bytes of one object during its transfer: in memory while small, in a spool file when large."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ferry.core.errors import disk_error
 from ferry.core.quota import Share
 
 BATCH_BYTES = 1024 * 1024
-POOLED_BYTES = 256 * 1024  # from this size on a body is hashed in a thread: the loop has others to see to
-ONE_PUT_BYTES = 200 * 1024 * 1024  # larger ones go up in parts (docs/decisions/0014)
+POOLED_BYTES = 256 * 1024  # a body of this size or larger is hashed in a thread, so that the event loop stays free
+ONE_PUT_BYTES = 200 * 1024 * 1024  # a larger body is a multipart upload (docs/decisions/0014)
 
 
 class _Hash(Protocol):
@@ -29,7 +29,7 @@ class _Hash(Protocol):
 
 
 class Mapped(mmap.mmap):
-    """A mapped file that a process can open by its name."""
+    """A memory-mapped file with its path, so that another process can open the same file."""
 
     path: Path
 
@@ -38,7 +38,7 @@ class Mapped(mmap.mmap):
 class Body:
     """A complete body with its digests. Exactly one of ``data`` and ``path`` is set.
 
-    ``share`` is what it holds of the budget; :meth:`discard` gives it back.
+    ``share`` is the part of the memory budget that the body holds; :meth:`discard` releases it.
     """
 
     size: int
@@ -47,11 +47,11 @@ class Body:
     data: bytes | None = None
     path: Path | None = None
     share: Share | None = None
-    moved: Callable[[], None] = lambda: None  # hears of each piece that is sent from the spool
+    on_progress: Callable[[], None] = lambda: None  # called for each piece that is read from the spool to be sent
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
-        """The bytes for reading; a spooled body is mapped, not loaded."""
+        """Yield the bytes for reading. A spooled body is memory-mapped, not loaded."""
         if self.data is not None:
             yield self.data
             return
@@ -62,16 +62,16 @@ class Body:
 
     @contextlib.contextmanager
     def upload(self) -> Iterator[bytes | Spooled]:
-        """The bytes for sending: a spooled body is read on the way."""
+        """Yield the bytes for sending. A spooled body is read while it is sent."""
         if self.data is not None:
             yield self.data
             return
         assert self.path is not None
         with self.path.open("rb") as file:
-            yield Spooled(file.fileno(), self.size, self.moved)
+            yield Spooled(file.fileno(), self.size, self.on_progress)
 
     def discard(self) -> None:
-        """Remove the spool file and give the memory back. Safe to call twice."""
+        """Remove the spool file and release the share of the budget. Safe to call twice."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
         self.data = None
@@ -80,38 +80,38 @@ class Body:
 
 
 class Spooled:
-    """A spool file as a request's body. Read in a thread: it may have gone to the disk since it was written."""
+    """A spool file as the body of a request. A thread reads it, because the read may have to wait for the disk."""
 
-    __slots__ = ("_file", "_moved", "_size", "_start")
+    __slots__ = ("_file", "_on_progress", "_size", "_start")
 
-    def __init__(self, file: int, size: int, moved: Callable[[], None] = lambda: None, start: int = 0) -> None:
+    def __init__(self, file: int, size: int, on_progress: Callable[[], None] = lambda: None, start: int = 0) -> None:
         self._file = file
         self._size = size
-        self._moved = moved
+        self._on_progress = on_progress
         self._start = start
 
     def __len__(self) -> int:
         return self._size
 
     def slice(self, start: int, size: int) -> Spooled:
-        """A part of it, as a body of its own."""
-        return Spooled(self._file, size, self._moved, self._start + start)
+        """Return ``size`` bytes from ``start`` on, as a body of their own."""
+        return Spooled(self._file, size, self._on_progress, self._start + start)
 
     async def read(self, offset: int) -> bytes:
-        """Raises Fatal where the disk fails."""
+        """Return up to 1 MiB from ``offset`` on. Raises Fatal if the disk fails."""
         most = min(BATCH_BYTES, self._size - offset)
         read = asyncio.get_running_loop().run_in_executor(None, os.pread, self._file, most, self._start + offset)
         try:
             if piece := await read:
-                self._moved()
+                self._on_progress()
                 return piece
-            raise OSError(errno.EIO, "the file has become shorter")
+            raise OSError(errno.EIO, "the file was truncated after Ferry wrote it")
         except OSError as exc:
             raise disk_error(exc, "spool file") from exc
 
 
 def small_body(data: bytes) -> Body:
-    """A body that came in one piece."""
+    """Return the body with these bytes, hashed in the calling thread."""
     return Body(
         len(data),
         hashlib.md5(data, usedforsecurity=False).hexdigest(),
@@ -121,16 +121,17 @@ def small_body(data: bytes) -> Body:
 
 
 async def whole_body(data: bytes, pool: Executor | None) -> Body:
-    """As :func:`small_body`; in a thread where the hop costs less than the hashing (benchmarks/digests.py)."""
+    """Return the body with these bytes, hashed in a thread from 256 KiB on (benchmarks/digests.py has the costs)."""
     if len(data) < POOLED_BYTES:
         return small_body(data)
     return await asyncio.get_running_loop().run_in_executor(pool, small_body, data)
 
 
 class Batches:
-    """Hands pieces of a body on a MiB at a time: hashing and writing those is work for a thread, not for the loop.
+    """Collects pieces of a body and passes them to ``write`` in a thread, 1 MiB at a time.
 
-    What is less than 256 KiB in the end is written at once: a hop to a thread costs more (benchmarks/digests.py).
+    Hashing and writing would block the event loop. A rest of less than 256 KiB is written in the event loop, because
+    the switch to a thread costs more (benchmarks/digests.py).
     """
 
     __slots__ = ("_pieces", "_pool", "_size", "_write")
@@ -148,20 +149,20 @@ class Batches:
             await self.push()
 
     async def flush(self) -> None:
-        """What is left."""
+        """Write the rest."""
         if self._size >= POOLED_BYTES:
             await self.push()
         elif batch := self._batch():
             self._write(batch)
 
     async def push(self) -> None:
-        """What there is, in a thread."""
+        """Write in a thread all that is collected so far."""
         batch = self._batch()
         work = asyncio.get_running_loop().run_in_executor(self._pool, self._write, batch)
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
-            await asyncio.wait({work})  # its file must not be written to once it is given up
+            await asyncio.wait({work})  # the caller abandons the file next, so the thread must not write to it
             raise
 
     def _batch(self) -> bytes:
@@ -172,10 +173,9 @@ class Batches:
 
 
 class BodyWriter:
-    """Collects a body piece by piece, hashing each once: in memory, or after :meth:`spool` in a file under
-    ``spool_dir``.
+    """Collects and hashes a body piece by piece: in memory, or after :meth:`spool` in a file in ``spool_dir``.
 
-    The caller bounds the size. Raises OSError when the spool disk is full.
+    The caller limits the size. Raises OSError if the spool disk fails.
     """
 
     def __init__(self, spool_dir: Path) -> None:
@@ -189,7 +189,7 @@ class BodyWriter:
         self.size = 0
 
     def spool(self) -> None:
-        """The next piece goes to a file, and what came before it too."""
+        """Write the next piece, and all pieces before it, to a file."""
         self._to_file = True
 
     def write(self, piece: bytes) -> None:
@@ -216,10 +216,10 @@ class BodyWriter:
         return Body(self.size, md5, sha256, data=b"".join(self._pieces))
 
     def abandon(self) -> None:
-        """Give up on this body and remove what was spooled."""
+        """Discard this body and remove its spool file."""
         try:
             if self._file is not None:
-                self._file.close()  # flushes, and so fails on a full disk
+                self._file.close()  # flushes, and therefore fails on a full disk
         except OSError:
             pass
         finally:
@@ -228,15 +228,16 @@ class BodyWriter:
             self._pieces.clear()
 
 
-Charge = Callable[[int], float]  # so many bytes came: how many seconds to wait before more are read
+Charge = Callable[[int], float]  # takes the number of bytes read, returns the seconds to wait before the next read
 
 
-def for_nothing(_: int) -> float:
+def no_delay(_: int) -> float:
+    """Return 0: a Charge for bytes that no limit covers."""
     return 0.0
 
 
 def to_disk(write: Callable[[bytes], object], what: str) -> Callable[[bytes], None]:
-    """``write``, whose failures are the disk's and not the origin's."""
+    """Return ``write`` with its OSErrors mapped to the disk's errors, so that the origin is not blamed for them."""
 
     def checked(piece: bytes) -> None:
         try:

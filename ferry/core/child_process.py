@@ -1,4 +1,4 @@
-"""The processes that a run starts: how they are started, and messages over a pipe (a number, a length, bytes)."""
+"""Start of Ferry's child processes: their command line, their environment, and their end with the parent."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import signal
 import sys
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[2]  # what holds the package `ferry`
+_ROOT = Path(__file__).resolve().parents[2]  # the directory that contains the package `ferry`
 _RUN = (
     "import importlib, sys; root, module = sys.argv[1:3]; root in sys.path or sys.path.append(root); "
     "sys.argv[:3] = [module]; importlib.import_module(module).main()"
 )
 
-# What a process that reads strangers' bytes is given of the environment: nothing that opens another service.
+# The environment variables for a process that parses untrusted bytes: none of them holds credentials.
 WITHOUT_CREDENTIALS = {"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG"}
 
 
 def command(module: str) -> list[str]:
-    """Returns the command that calls `main()` of one of Ferry's modules. `-P`: it imports nothing from the working
-    directory."""
+    """Return the command that calls `main()` of a module of Ferry.
+
+    `-P` keeps Python from importing from the working directory.
+    """
     return [sys.executable, "-P", "-c", _RUN, str(_ROOT), module]
 
 
 def die_with_parent() -> None:
-    """This process ends when the thread that started it does, however that ends."""
+    """Have the kernel kill this process when the thread that started it ends (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)

@@ -1,7 +1,7 @@
-"""The errors of Ferry, and the only place that knows foreign exceptions.
+"""The exception classes of Ferry, and the mapping of disk errors.
 
-An error of one object is an :class:`ObjectError`: it becomes an outcome and ends nothing else. :class:`Fatal` stops the
-run and leaves rows pending. :class:`UserError` is found before anything moves (exit 2). :class:`LeaseHeld` is exit 3.
+An :class:`ObjectError` concerns one object: it becomes an outcome, and the run continues. :class:`Fatal` stops the run
+and leaves rows pending. :class:`UserError` is raised before the first transfer (exit 2). :class:`LeaseHeld` is exit 3.
 """
 
 from __future__ import annotations
@@ -12,63 +12,63 @@ from ferry.core.records import AGAIN, Again, ErrorClass
 
 
 class FerryError(Exception):
-    """Any error that Ferry raises on purpose; its text is for the user."""
+    """Base class of all errors that Ferry raises on purpose. Its text is for the user."""
 
 
 class UserError(FerryError):
-    """The job, the manifest, the state or an endpoint is not usable; nothing has moved. Exit 2."""
+    """The job, the manifest, the state or an endpoint is unusable, and nothing was transferred. Exit 2."""
 
 
 class NewerVersion(UserError):
-    """State that a newer Ferry wrote."""
+    """A newer version of Ferry wrote the state."""
 
 
 class Damaged(UserError):
-    """A state file that is not as it was written."""
+    """A state file is damaged: its content differs from what Ferry wrote."""
 
 
 class LeaseHeld(FerryError):
-    """Another run holds this job's state. Exit 3."""
+    """Another run holds the lease of this job's state. Exit 3."""
 
 
 class Fatal(FerryError):
-    """Nothing can go on: destination credentials or bucket, state or spool disk. Rows stay pending."""
+    """The run cannot continue: destination, credentials, state or spool disk fail. Rows stay pending."""
 
 
 class Refused(Fatal):
-    """The destination says no to a write: to all of them, or under this key alone (Store.put finds out)."""
+    """The destination refuses a write: every write, or this key alone (Store.put tests which)."""
 
-    def __init__(self, message: str, said: str) -> None:
+    def __init__(self, message: str, answer: str) -> None:
         super().__init__(message)
-        self.said = said  # `HTTP 403 AccessDenied`
+        self.answer = answer  # `HTTP 403 AccessDenied`
 
 
 class Stopped(FerryError):
-    """The run was asked to stop, and what was under way is not needed any more."""
+    """The run was asked to stop, and the result of this work is no longer needed."""
 
 
 class AddressBlocked(FerryError, OSError):
-    """The address filter refuses to connect. An OSError: what makes sockets may raise it."""
+    """The address filter refuses to connect. A subclass of OSError, because a socket factory may raise it."""
 
 
 class NotHttp(FerryError):
-    """What a server sent is no HTTP/1.1, or its header is too long."""
+    """The response is not valid HTTP/1.1, or its header is too long."""
 
 
 class Disconnected(FerryError, ConnectionError):
-    """A connection ended before any answer came."""
+    """The connection ended before the response."""
 
 
 class LowSpeed(FerryError, TimeoutError):
-    """A body comes too slowly; the text says what that means."""
+    """The body arrives too slowly; the text states the limit."""
 
 
 class BodyCut(FerryError):
-    """A connection ended in the middle of an answer's body."""
+    """The connection ended in the middle of a response body."""
 
 
 class ChunkIncomplete(FerryError):
-    """A chunk still has pending rows; Prefect's task retry runs those."""
+    """A chunk still has pending rows. Prefect retries the task, which transfers them."""
 
     def __init__(self, chunk: str, pending: int, why: str) -> None:
         super().__init__(f"chunk {chunk[:12]}: {pending} rows pending: {why}")
@@ -76,11 +76,11 @@ class ChunkIncomplete(FerryError):
 
 
 class ProcessLost(FerryError):
-    """An engine process ended in the middle of a chunk. What it recorded counts: the rest is planned anew."""
+    """A worker process ended during a chunk. Its recorded outcomes count; the other rows are planned again."""
 
 
 class ObjectError(FerryError):
-    """One object could not be moved; ``message`` is a sentence for people, free of secrets."""
+    """The transfer of one object failed. ``message`` is text for the user and holds no secret."""
 
     def __init__(
         self,
@@ -96,13 +96,14 @@ class ObjectError(FerryError):
         self.message = message
         self.status_code = status_code
         self.retry_after_s = retry_after_s
-        self.requests = requests  # HTTP requests that this try made
-        self.at_destination = False  # did the upload fail, and not the source?
-        self.nobody_there = False  # at the destination, for any row: not this one's failure
-        self.body_sha256: str | None = None  # of the whole body that came, where one did
+        self.requests = requests  # HTTP requests that this attempt made
+        self.at_destination = False  # True: the upload failed, not the source
+        self.destination_unreachable = False  # for every row: this row did not cause the failure
+        self.body_sha256: str | None = None  # of the complete body, if one was received
 
     @property
     def again(self) -> Again:
+        """When this failure may be retried."""
         return AGAIN[self.error_class]
 
 
@@ -110,14 +111,15 @@ DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def disk_error(exc: OSError, what: str) -> Fatal:
-    """A Fatal for a failing local disk, naming what was being written."""
+    """Return the Fatal for a failing local disk. ``what`` names the file that Ferry read or wrote."""
     if exc.errno in (errno.ENOSPC, errno.EDQUOT):
         return Fatal(f"{what}: no space left on the disk. Free some space and run the job again; nothing is lost.")
     if exc.errno == errno.EROFS:
-        return Fatal(f"{what}: the disk is read-only.")
+        return Fatal(f"{what}: the file system is read-only. Make it writable and run the job again.")
     return Fatal(f"{what}: {exc.strerror or exc}")
 
 
 def errno_name(exc: BaseException) -> str:
+    """Return the symbolic name of the exception's errno (`ECONNREFUSED`), or else the name of its class."""
     number = getattr(exc, "errno", None)
     return errno.errorcode.get(number, type(exc).__name__) if isinstance(number, int) else type(exc).__name__

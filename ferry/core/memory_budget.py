@@ -1,4 +1,4 @@
-"""How many bytes of bodies may lie in memory at once, and how many bodies in the spool: what bounds the process."""
+"""Limits on the bytes of bodies in memory and on the number of spooled bodies, for one process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ferry.core.quota import Quota, Share
 
 MIB = 1024 * 1024
 SPOOL_OVER_BYTES = 8 * MIB
-SMALL_BYTES = 256 * 1024  # of memory for a body that is no larger, before it came
-FIRST_BYTES = 64 * 1024  # for one that is, or may be
-FILE_BYTES = 8 * MIB  # of memory for bodies, for each that may lie in the spool; its own buffers take 2 MiB
+SMALL_BYTES = 256 * 1024  # a body up to this size reserves its whole length before it is read
+FIRST_BYTES = 64 * 1024  # first reservation of a larger body, or of one of unknown length
+FILE_BYTES = 8 * MIB  # the budget allows one spool file for each 8 MiB; the buffers of one take 2 MiB
 PART_BYTES = 8 * MIB
 PARTS_AT_ONCE = 4
-_UPLOADS = "\0uploads"  # holds memory as a host does
+_UPLOADS = "\0uploads"  # the name under which uploads in parts hold memory; hosts have other names
 
 
 class Budget:
-    """Memory for bodies, and files for those that are large. One event loop's (docs/decisions/0028).
+    """Memory for bodies, and spool files for large bodies, for one event loop (docs/decisions/0028).
 
-    A body waits for a share of either before it is read, and never for more memory while it holds some: it goes to the
-    spool instead. A body in the spool waits for nothing. So whatever is held is given back.
+    A body waits for its share before it is read. A body that holds memory never waits for more memory: it takes a spool
+    file instead. A spooled body waits for nothing. Therefore every share is released in the end, without deadlock.
     """
 
     def __init__(self, capacity_bytes: int = sys.maxsize) -> None:
@@ -33,22 +33,23 @@ class Budget:
         self._capacity_bytes = capacity_bytes
 
     def resize(self, capacity_bytes: int) -> None:
+        """Change the capacity of the memory, and of the spool with it."""
         self._capacity_bytes = capacity_bytes
         self.memory.resize(capacity_bytes)
         self.files.resize(_files(capacity_bytes))
 
     @property
     def in_memory_bytes(self) -> int:
-        """The largest body that stays in memory."""
+        """The largest body that stays in memory, in bytes."""
         return min(SPOOL_OVER_BYTES, self._capacity_bytes // 8)
 
     @property
     def small_bytes(self) -> int:
-        """The largest body that takes its length before it comes."""
+        """The largest body that reserves its whole length before it is read, in bytes."""
         return min(SMALL_BYTES, self.in_memory_bytes)
 
     async def take(self, host: str, length: int | None) -> Share:
-        """Waits for what a body needs before it comes: a little memory, or a file in the spool."""
+        """Wait for the share that a body needs before it is read: some memory, or one spool file."""
         if length is not None and length > self.in_memory_bytes:
             return await self.files.take(host, 1)
         if length is None or length > self.small_bytes:
@@ -57,8 +58,11 @@ class Budget:
 
     @contextlib.asynccontextmanager
     async def upload_in_parts(self) -> AsyncIterator[int]:
-        """How many parts of one body may be in memory at once while it goes up: several where memory is free at this
-        moment, else one, one such upload after the other. The memory is this upload's in the block."""
+        """Yield how many parts of one upload may be in memory at once.
+
+        The number is 4 if memory for 5 parts is free now; the block then holds that memory. Otherwise the number is 1,
+        and such uploads run one at a time.
+        """
         share = self.memory.offer(_UPLOADS, (PARTS_AT_ONCE + 1) * PART_BYTES)
         if share is None:
             async with self._one_upload:

@@ -1,4 +1,4 @@
-"""What a run has done so far, for whoever draws it. Counters only; rates are the reader's."""
+"""Thread-safe counters of a run, with snapshots for progress displays."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from ferry.core.records import AGAIN, Again, ErrorClass, Status
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A moment of a run. ``todo`` counts the rows that this run set out to do."""
+    """The counters of a run at one moment. ``todo`` counts the rows that this run has to transfer."""
 
     todo: int
     done: int
     failed: int
     bytes: int
     elapsed_s: float
-    rate: float  # rows a second, over the last few seconds
+    rate: float  # rows per second, over the last few seconds
     bytes_rate: float
-    left_s: float | None  # None while it cannot be told
+    left_s: float | None  # estimated seconds left; None while paused or without a rate
     statuses: dict[str, int]
     classes: dict[str, int]
     paused: bool = False
-    still: str = ""  # that nothing moves, and what is waited for
+    still: str = ""  # if no transfer makes progress: a sentence that says so and what the run waits for
 
 
 class Progress:
-    """Counts from the loop's thread, read from any."""
+    """The counters of one run, which any thread may read."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +41,7 @@ class Progress:
         self._before: tuple[Counter[str], Counter[str]] = (
             Counter(),
             Counter(),
-        )  # outcomes of rows that were taken back
+        )  # outcomes of earlier passes, of rows that are retried
         self._started = time.monotonic()
         self._first: float | None = None
         self._last = 0.0
@@ -51,20 +51,21 @@ class Progress:
         self._paused_s = 0.0  # between the first outcome and the last
 
     def start(self, todo: int) -> None:
-        """More rows to do."""
+        """Add rows that are to be transferred."""
         with self._lock:
             self.todo += todo
 
-    def again(self, rows: int) -> None:
-        """Rows that failed in this run are tried once more: they are to do again, and failed no longer."""
+    def requeue(self, rows: int) -> None:
+        """Count rows that failed in this run as pending again, because a further pass retries them."""
         statuses, classes = self._before
         with self._lock:
             self._statuses[Status.FAILED] -= rows
             statuses[Status.FAILED] += rows
             for name in [name for name in self._classes if AGAIN[ErrorClass(name)] is Again.NOW]:
-                classes[name] += self._classes.pop(name)  # a pass takes all of these
+                classes[name] += self._classes.pop(name)  # a pass retries all failures of these classes
 
     def add(self, status: Status, error_class: ErrorClass | None, size: int) -> None:
+        """Count the outcome of one row, and the ``size`` bytes that it transferred."""
         now = time.monotonic()
         with self._lock:
             if self._first is None:
@@ -76,7 +77,7 @@ class Progress:
             self._bytes += size
 
     def add_all(self, statuses: Mapping[str, int], classes: Mapping[str, int], size: int) -> None:
-        """What another process did since it was asked last."""
+        """Count the outcomes of another process since its last report."""
         now = time.monotonic()
         with self._lock:
             if sum(statuses.values()):
@@ -87,25 +88,27 @@ class Progress:
             self._bytes += size
 
     def outcomes(self) -> tuple[Counter[str], Counter[str]]:
-        """Statuses and error classes of all outcomes so far; of a row that was tried in two passes there are two. These
-        numbers never fall, as those of :meth:`snapshot` do when a pass begins."""
+        """Return the counts of statuses and error classes over all passes. A row has one outcome in each pass.
+
+        Unlike the numbers of :meth:`snapshot`, these never decrease when a pass begins.
+        """
         with self._lock:
             return self._statuses + self._before[0], self._classes + self._before[1]
 
     @property
-    def settled(self) -> int:
-        """Outcomes so far; it never falls."""
+    def recorded(self) -> int:
+        """The number of outcomes so far, over all passes. It never decreases."""
         with self._lock:
             return self._statuses.total() + self._before[0].total()
 
     @property
     def pending(self) -> int:
-        """Rows that are to do."""
+        """The number of rows without an outcome."""
         with self._lock:
             return self.todo - self._statuses.total()
 
     def pause(self, paused: bool) -> float:
-        """The run is paused, or goes on: then how many seconds it was paused."""
+        """Pause or resume the run; return the seconds since it was paused, or 0."""
         now = time.monotonic()
         with self._lock:
             before, self._paused_at = self._paused_at, now if paused else None
@@ -120,16 +123,17 @@ class Progress:
 
     @property
     def retryable(self) -> int:
-        """Failures so far that another pass may cure."""
+        """The number of failures that a further pass may retry."""
         with self._lock:
             return sum(rows for name, rows in self._classes.items() if AGAIN[ErrorClass(name)] is Again.NOW)
 
     @property
     def steady_s(self) -> float:
-        """Seconds between the first outcome and the last, without those in which the run was paused."""
+        """Seconds between the first outcome and the last, without pauses."""
         return max(0.0, self._last - self._first - self._paused_s) if self._first is not None else 0.0
 
     def snapshot(self, window_s: float = 5.0) -> Snapshot:
+        """Return the counters now. The rates are averages over the last ``window_s`` seconds."""
         now = time.monotonic()
         with self._lock:
             done = sum(self._statuses.values())
@@ -137,7 +141,7 @@ class Progress:
             since, before, bytes_before = self._marks[0] if self._marks else (self._first or now, 0, 0)
             self._marks.append((now, done, self._bytes))
             span = now - since
-            rate = max(0.0, done - before) / span if span > 0.2 else 0.0  # a further pass takes rows back
+            rate = max(0.0, done - before) / span if span > 0.2 else 0.0  # negative when a further pass has begun
             left = self.todo - done
             return Snapshot(
                 self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,

@@ -1,4 +1,4 @@
-"""A quantity that hosts share, so that none of them can take it from the others."""
+"""A quota of bytes or files that hosts share fairly: no host can use all of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 
 class Share:
-    """What one body holds of a quota, until :meth:`end`."""
+    """The part of a quota that one body holds, until :meth:`end`."""
 
     __slots__ = ("_host", "quota", "size")
 
@@ -17,7 +17,7 @@ class Share:
         self.size = size
 
     def grow(self, size: int) -> bool:
-        """Becomes ``size`` if that is possible at once. Never waits: who holds a share must not."""
+        """Grow to ``size`` if that is free, else return False. Never waits: waiting with a share could deadlock."""
         if size > self.size:
             if self.quota.offer(self._host, size - self.size) is None:
                 return False
@@ -25,24 +25,24 @@ class Share:
         return True
 
     def shrink(self, size: int) -> None:
-        """Gives back what is more than ``size``."""
+        """Release all that exceeds ``size``."""
         if size < self.size:
             self.quota.give_back(self._host, self.size - size)
             self.size = size
 
     def end(self) -> None:
-        """Gives everything back. Safe to call twice."""
+        """Release everything. Safe to call twice."""
         self.shrink(0)
 
 
 class Quota:
-    """Bytes or files, given out to hosts. One event loop's; not for several threads.
+    """A capacity of bytes or files that hosts share. For one event loop; not thread-safe.
 
-    A host may hold as much as is left free ("dynamic thresholds": A. Choudhury, E. Hahne, IEEE/ACM Transactions on
-    Networking 6, 1998). One host alone holds a half at most, two hosts a third each, and something is always left for
-    another one. Requests of one host go in their order, and hosts take turns.
+    A host may hold at most as much as stays free ("dynamic thresholds": A. Choudhury, E. Hahne, IEEE/ACM Transactions
+    on Networking 6, 1998). A single host holds at most half, two hosts a third each, so that a new host always finds
+    free capacity. Requests of one host are served in order, and hosts take turns.
 
-    Requests are small beside the quota: what a body needs beyond its first bytes it gets by :meth:`Share.grow`, or not.
+    Requests are small compared to the capacity: a body asks for more by :meth:`Share.grow`, which may refuse.
     """
 
     __slots__ = ("_capacity", "_free", "_held", "_waiting")
@@ -55,25 +55,26 @@ class Quota:
 
     @property
     def free(self) -> int:
+        """The capacity that no share holds; negative after :meth:`resize` to less than is held."""
         return self._free
 
     @property
     def waiting(self) -> int:
-        """How many requests wait."""
+        """The number of waiting requests."""
         return sum(map(len, self._waiting.values()))
 
     def waiting_of(self) -> dict[str, int]:
-        """How many requests of each host wait. From any thread."""
+        """Return the number of waiting requests of each host. Safe from any thread."""
         return {host: len(requests) for host, requests in list(self._waiting.items())}
 
     async def take(self, host: str, size: int) -> Share:
-        """Waits for a share. A request for more than half of the quota is one for the half.
+        """Wait for a share. A request for more than half of the capacity gets half.
 
-        Cancelled, it leaves no trace.
+        A cancelled request releases what it was granted and leaves the queue.
         """
         size = self._bounded(size)
         if host not in self._waiting and self._fits(host, size):
-            return self._give(host, size)
+            return self._grant(host, size)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(host, {})[future] = size
         try:
@@ -83,30 +84,31 @@ class Quota:
                 self.give_back(host, future.result())
             else:
                 requests = self._waiting.get(host, {})
-                requests.pop(future, None)  # it may have had its turn just now
+                requests.pop(future, None)  # absent if it was granted at the same moment
                 if not requests:
                     self._waiting.pop(host, None)
-                self._hand_over()
+                self._grant_waiting()
             raise
 
     def offer(self, host: str, size: int) -> Share | None:
-        """A share at once, or None."""
-        return self._give(host, size) if self._fits(host, size) else None
+        """Return a share if ``size`` is free for the host now, else None."""
+        return self._grant(host, size) if self._fits(host, size) else None
 
     def give_back(self, host: str, size: int) -> None:
+        """Release ``size`` of what the host holds, and grant waiting requests."""
         self._free += size
         left = self._held[host] - size
         if left:
             self._held[host] = left
         else:
             del self._held[host]
-        self._hand_over()
+        self._grant_waiting()
 
     def resize(self, capacity: int) -> None:
-        """What is out stays out; nothing more goes until it is back where that is too much."""
+        """Change the capacity. Shares keep their size; if they exceed it, new requests wait for their release."""
         self._free += capacity - self._capacity
         self._capacity = capacity
-        self._hand_over()
+        self._grant_waiting()
 
     def _bounded(self, size: int) -> int:
         return min(size, max(1, self._capacity // 2))
@@ -114,17 +116,17 @@ class Quota:
     def _fits(self, host: str, size: int) -> bool:
         return self._held.get(host, 0) + size <= self._free - size
 
-    def _give(self, host: str, size: int) -> Share:
+    def _grant(self, host: str, size: int) -> Share:
         if size:
             self._free -= size
             self._held[host] = self._held.get(host, 0) + size
         return Share(self, host, size)
 
-    def _hand_over(self) -> None:
-        while self._hand_one_over():
+    def _grant_waiting(self) -> None:
+        while self._grant_next():
             pass
 
-    def _hand_one_over(self) -> bool:
+    def _grant_next(self) -> bool:
         for host, requests in self._waiting.items():
             future, wanted = next(iter(requests.items()))
             size = self._bounded(wanted)
@@ -136,7 +138,7 @@ class Quota:
             else:
                 del self._waiting[host]
             if not future.done():
-                self._give(host, size)
+                self._grant(host, size)
                 future.set_result(size)
             return True
         return False

@@ -1,4 +1,4 @@
-"""The nouns: rows, outcomes, statuses, error classes. Everything else imports this; it imports nothing."""
+"""Rows, outcomes, statuses and error classes. This module imports nothing of Ferry."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import NamedTuple
 
 
 class Status(StrEnum):
-    """What became of a row. All but ``pending`` are settled; ``dropped`` is never of a row that the list has."""
+    """The state of a row. All but ``pending`` are final; ``removed`` is only for rows removed from the manifest."""
 
     PENDING = "pending"
     COPIED = "copied"
     UNCHANGED = "unchanged"
     SKIPPED = "skipped"
     FAILED = "failed"
-    REMOVED = "removed"  # of a row that left the list: its copy was deleted, or is not ours any more (prune.py)
+    REMOVED = "removed"  # removed from the manifest: its copy was deleted, or is no longer Ferry's (prune.py)
 
 
 class Reason(StrEnum):
-    """Why a row stands in a chunk."""
+    """Why a row is in a chunk."""
 
     NEW = "new"
     CHANGED = "changed"
@@ -32,35 +32,35 @@ class Reason(StrEnum):
 
 
 class Checked(StrEnum):
-    """How a settled row's object was looked at the last time."""
+    """How Ferry last checked the object of a done row."""
 
-    BODY = "body"  # its bytes were read
-    BODY_AGAIN = "body_again"  # likewise, although it had not changed and a condition was sent
+    BODY = "body"  # Ferry read its bytes
+    BODY_AGAIN = "body_again"  # Ferry sent a condition, and the origin sent the unchanged body all the same
     CONDITION = "condition"  # the origin answered 304
-    HEAD = "head"  # a HEAD told nothing new
-    SIZE = "size"  # likewise of an object whose ETag changes by itself: by its size, and its date where it has one
+    HEAD = "head"  # a HEAD response showed no change
+    SIZE = "size"  # as HEAD, but the ETag changes by itself: size and date were compared
 
 
 class Confirmed(StrEnum):
-    """What was compared before the object at the destination was said to have a row's bytes."""
+    """The evidence that the object at the destination has the row's bytes."""
 
-    DIGEST = "digest"  # a digest that the store answered with: SHA-256, MD5, or the MD5s of the parts
-    READ_BACK = "read_back"  # the bytes were read from the destination, and hashed
-    SIZE = "size"  # the number of bytes alone
+    DIGEST = "digest"  # a digest in the store's response: SHA-256, MD5, or the MD5s of the parts
+    READ_BACK = "read_back"  # Ferry read the bytes from the destination and hashed them
+    SIZE = "size"  # only the number of bytes
 
 
 class Again(StrEnum):
-    """When a failure of some class may be tried again."""
+    """When a failure of some class may be retried."""
 
-    NOW = "now"  # within this run, and by every later run
-    NEXT_RUN = "next_run"  # by the next run, not within this one
+    NOW = "now"  # within this run, and in every later run
+    NEXT_RUN = "next_run"  # in the next run, not within this one
     NEVER = "never"  # only when the user asks: --retry-failed
 
 
 class ErrorClass(StrEnum):
-    """Why a row failed, was skipped, or waits. docs/reference/state.md says each in plain words."""
+    """Why a row failed, was skipped or is pending. docs/reference/state.md explains each class."""
 
-    # the origin answered, and not with the object
+    # the origin answered without the object
     NOT_FOUND = "not_found"
     GONE = "gone"
     FORBIDDEN = "forbidden"
@@ -68,7 +68,7 @@ class ErrorClass(StrEnum):
     REDIRECT_LOOP = "redirect_loop"
     RATE_LIMITED = "rate_limited"
     SERVER_ERROR = "server_error"
-    # the way to the origin
+    # the network between Ferry and the origin
     TIMEOUT = "timeout"
     DNS = "dns"
     TLS = "tls"
@@ -84,7 +84,7 @@ class ErrorClass(StrEnum):
     STORE_ERROR = "store_error"
     UPLOAD_UNCONFIRMED = "upload_unconfirmed"
     EXISTS = "exists"
-    # the row itself, found while planning
+    # the row itself, found during planning
     BAD_URL = "bad_url"
     BAD_KEY = "bad_key"
     BAD_LINE = "bad_line"
@@ -93,17 +93,17 @@ class ErrorClass(StrEnum):
     # found by `ferry verify`
     MISSING = "missing"
     ALTERED = "altered"
-    # an exception that errors.py does not know: a bug of ours, kept to its row
+    # an exception that no errors.py maps: a bug in Ferry, limited to its row
     INTERNAL = "internal"
 
 
 def class_problem(name: str) -> str | None:
-    """What is wrong with the name of an error class (or a status code) that somebody asks for; None if nothing."""
+    """Return None for the name of an error class or an HTTP status code, else what is wrong with it."""
     if name in set(ErrorClass) or re.fullmatch(r"[1-5]\d\d", name):
         return None
     near = get_close_matches(name, list(ErrorClass), n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"known: {', '.join(ErrorClass)}, and status codes"
-    return f"`{name}` is no error class; {hint}"
+    return f"`{name}` is not an error class; {hint}"
 
 
 AGAIN: dict[ErrorClass, Again] = {
@@ -139,11 +139,11 @@ AGAIN: dict[ErrorClass, Again] = {
 
 
 class Row(NamedTuple):
-    """One object to move, as a chunk file holds it. A tuple, as outcomes are: made in a third of a dataclass's time.
+    """One object to transfer, as a chunk file holds it. A tuple, because it is made in a third of a dataclass's time.
 
-    ``source`` is byte for byte what to ask for (it may carry a signature: never print it, use
-    :func:`ferry.core.redaction.redact`). ``key`` is the full destination key under the destination's
-    prefix; with ``deferred_key`` it is a template that still names ``{sha256}`` or ``{ext}``.
+    ``source`` is the exact URL to request. It may hold a signature: print it only through
+    :func:`ferry.core.redaction.redact`. ``key`` is the full key below the destination's prefix. With ``deferred_key``
+    it is a template that still contains ``{sha256}`` or ``{ext}``.
     """
 
     row_id: str
@@ -159,11 +159,11 @@ class Row(NamedTuple):
     id: str | None = None
     reason: Reason = Reason.NEW
     attempt: int = 1
-    consecutive_failures: int = 0  # runs before this one that it failed in, one after the other
+    consecutive_failures: int = 0  # runs in a row, before this one, in which the row failed
 
 
 class Outcome(NamedTuple):
-    """What became of one row in one attempt; one line of the ledger (columns: docs/reference/state.md)."""
+    """The result of one attempt at a row: one line of the ledger (columns: docs/reference/state.md)."""
 
     row_id: str
     source: str  # redacted
@@ -187,18 +187,20 @@ class Outcome(NamedTuple):
     started_at: datetime
     recorded_at: datetime
     run_no: int
-    chunk: str  # digest of the chunk file; "" for outcomes of planning and of verify
-    settings_digest: str  # first 16 digits of the job's "how" fingerprint
-    manifest_digest: str | None = None  # what the list said of the object (tables.said_of); None where it said nothing
-    checked_by: Checked | None = None  # how the object was looked at, where that went well
-    bytes_read_at: datetime | None = None  # when its bytes were read
-    consecutive_failures: int = 0  # runs in a row that this row failed in, this one included
-    confirmed: Confirmed | None = None  # of what is copied or unchanged; None where an earlier Ferry wrote it
+    chunk: str  # digest of the chunk file; "" for outcomes of planning and verify
+    settings_digest: str  # first 16 hex digits of the digest of the settings that affect transfers
+    manifest_digest: str | None = None  # of what the manifest says about the object; None if it says nothing
+    checked_by: Checked | None = None  # how the object was checked, if that succeeded
+    bytes_read_at: datetime | None = None  # when Ferry read its bytes
+    consecutive_failures: int = 0  # runs in a row in which this row failed, including this run
+    confirmed: Confirmed | None = (
+        None  # for copied and unchanged rows; None if an earlier version of Ferry wrote the outcome
+    )
 
 
 @dataclass(slots=True)
 class TransferResult:
-    """The good ends of a row. Failures are ObjectErrors."""
+    """The result of a row that did not fail. Failures are ObjectErrors."""
 
     status: Status
     key: str
@@ -214,8 +216,8 @@ class TransferResult:
     requests: int = 0
     bytes_read: int = 0
     checked_by: Checked = Checked.BODY
-    bytes_read_at: datetime | None = None  # when the bytes were read, where that was not now
+    bytes_read_at: datetime | None = None  # if the bytes were not read in this attempt: when they were
     confirmed: Confirmed | None = None
 
 
-PARTS_DIRECTORY = ".ferry-parts"  # unfinished files; those of killed runs are deleted by the next run of the same job
+PARTS_DIRECTORY = ".ferry-parts"  # for unfinished files; the next run of the job deletes those of killed runs

@@ -1,29 +1,29 @@
-"""What may be shown of addresses and other text that strangers wrote."""
+"""Redaction of secrets in URLs, and escaping of text from untrusted sources."""
 
 from __future__ import annotations
 
 import hashlib
 import re
 
-# Nearly all addresses: no user info in them, and no port that is a password.
+# Nearly all URLs: without user info, and without a password in place of the port.
 _PLAIN = re.compile(r"https?://[^/\\@:\[\s\ufe6b\uff00-\uffef]+(?::[0-9]*)?(?:/[^@]*)?")
 _SCHEME = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]*")
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[/\\]|[/\\]{2}")
 _SLASH = re.compile(r"[/\\]")
-_AT = "@\ufe6b\uff20"  # as keyboards for Chinese and Japanese write it, too
+_AT = "@\ufe6b\uff20"  # also the small and full-width forms, which Chinese and Japanese keyboards produce
 _NO_PORT = re.compile(r":(?![0-9]*\Z).*", re.DOTALL)
 _IPV6 = re.compile(r"\[[0-9A-Fa-f:.%]*\](:[0-9]*)?")
 
 
 def in_any_case(words: str) -> str:
-    """As a regular expression without flags: a Prefect server and a browser read it too, in a job's schema."""
+    """Return a case-insensitive regular expression for these words, without flags, which JSON schemas lack."""
     return "|".join(
         "".join(f"[{c}{c.upper()}]" if c.isalpha() else re.escape(c) for c in word) for word in words.split()
     )
 
 
-# Parameters that let whoever reads them in: signatures, tokens, keys (S3, GCS, Azure, CloudFront, Akamai and more). A
-# value that is a field of a template, `{token}`, is none yet.
+# Query parameters that are credentials: signatures, tokens, keys (S3, GCS, Azure, CloudFront, Akamai and more). The
+# field of a template, as in `token={token}`, is not a secret.
 SECRET_PARAMETER = (
     r"[?&;]([A-Za-z0-9_.-]{0,64}("
     + in_any_case("signature token secret passw credential apikey api_key accesskey access_key session hmac authoriz")
@@ -37,62 +37,61 @@ _SECRET = re.compile(SECRET_PARAMETER)
 
 
 def escaped(text: str) -> str:
-    """Text that no terminal, log or table takes for orders: control, format and private characters as escapes."""
+    """Return the text with control, format and private-use characters as escapes, safe for terminals and logs."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str, most: int = 60) -> str:
-    """The beginning of a value, for a message: no query, no password, nothing unprintable."""
+    """Return the beginning of a value for a message: without query and password, unprintable characters escaped."""
     return escaped(redact(text.partition("?")[0])[:most])
 
 
 def redact(source: str) -> str:
-    """An address without its secrets: scheme, host and path, and `?` with 8 hex digits for a query.
+    """Return a URL without its secrets: scheme, host and path, and `?` with 8 hex digits in place of a query.
 
-    The digits are the start of the query's SHA-256: two rows that differ only in their query stay
-    apart, and nobody can sign with it. User info and fragment go entirely, also where the address is
-    malformed: what stands before an `@` is no path unless a host stands before it. What is no address
-    (a bare ID, or an address without its scheme) loses the same of these.
+    The digits are the start of the query's SHA-256. They tell apart rows that differ only in their query, and reveal no
+    signature. User info and fragment are removed, also from malformed URLs: text before an `@` counts as a path only
+    after a host. A bare ID, or a URL without its scheme, is treated the same way.
     """
-    place, _, query = source.partition("#")[0].partition("?")
-    if not _PLAIN.fullmatch(place):
-        place = _without_user(place)
+    base, _, query = source.partition("#")[0].partition("?")
+    if not _PLAIN.fullmatch(base):
+        base = _without_user(base)
     if query:
-        place += "?" + hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return place
+        base += "?" + hashlib.sha256(query.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return base
 
 
 def redact_id(text: str) -> str:
-    """A row's own name, as it is, unless it is an address, or holds a parameter that lets in."""
+    """Return a row's ID unchanged, or redacted if it is a URL or contains a credential parameter."""
     if "://" in text or _ADDRESS.match(text) or ("=" in text and _SECRET.search(text)):
         return redact(text)
     return text
 
 
 def holds_secret(address: str) -> str:
-    """What an address has that lets in: "a user name or password", "a signature or a token"; "" for nothing."""
-    place = address.partition("#")[0].partition("?")[0]
-    if _ADDRESS.match(place) and redact(place) != place:
+    """Return which secret a URL contains: "a user name or password", "a signature or a token", or "" for none."""
+    base = address.partition("#")[0].partition("?")[0]
+    if _ADDRESS.match(base) and redact(base) != base:
         return "a user name or password"
     return "a signature or a token" if _SECRET.search(address) else ""
 
 
-def _without_user(place: str) -> str:
-    """An address in any disorder, or none. What has neither a scheme nor a colon is a bare ID or a file's name."""
-    found = _SCHEME.match(place)
+def _without_user(text: str) -> str:
+    """Return a URL, malformed or not, without user info. Text without scheme and colon is an ID or a file name."""
+    found = _SCHEME.match(text)
     assert found is not None
-    scheme, rest = found.group(), place[found.end() :]
+    scheme, rest = found.group(), text[found.end() :]
     if scheme.lower().startswith("file:///") or (not scheme and ":" not in rest):
-        return place
+        return text
     slash = _SLASH.search(rest)
     host, path = (rest[: slash.start()], rest[slash.start() :]) if slash else (rest, "")
     last = max(map(host.rfind, _AT))
     if last >= 0:
         host = host[last + 1 :]
     else:
-        # User info may hold slashes: then what looks like the host ends in no port, or has no `//` before it.
+        # User info may contain slashes. Then the part that looks like a host has an invalid port, or no `//` before it.
         last = max(map(path.rfind, _AT))
         if last >= 0 and (not _SLASH.search(scheme) or _NO_PORT.search(host)):
             return scheme + path[last + 1 :]

@@ -1,6 +1,6 @@
-"""Up to five tries for requests that do not move an object: state, lists, preflight, listings, multipart control.
+"""Retries with backoff for requests that transfer no object: state, manifests, preflight, listings, multipart control.
 
-An object's own retries are in retry.py. Most of them block the calling thread, outside an event loop.
+Most of these requests block the calling thread, outside an event loop. ferry.transfer.retry has the retries of objects.
 """
 
 from __future__ import annotations
@@ -17,51 +17,51 @@ from ferry.core.records import Again, ErrorClass
 
 T = TypeVar("T")
 ATTEMPTS = 5
-ASK_AGAIN = frozenset({200, 404, 408, 409, 425, 429})
-LASTING = frozenset({501, 505, 507})
+RETRYABLE_STATUSES = frozenset({200, 404, 408, 409, 425, 429})
+PERMANENT_STATUSES = frozenset({501, 505, 507})
 
 
 def backoff_s(try_no: int, base_s: float, max_s: float, rng: random.Random) -> float:
-    """Seconds to wait after the failed try ``try_no`` (1, 2, ...): between 0 and base * 2^(n-1), at most ``max_s``.
+    """Return the seconds to wait after failed try ``try_no`` (1, 2, ...): 0 to base * 2^(n-1), at most ``max_s``.
 
-    "Full jitter" of Marc Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015: of
-    the variants measured there it makes the fewest calls for the same work.
+    This is "full jitter" (Marc Brooker, "Exponential Backoff and Jitter", AWS Architecture Blog, 2015). Of the variants
+    measured there it makes the fewest calls for the same work.
     """
     return rng.uniform(0.0, min(max_s, base_s * 2.0 ** min(try_no - 1, 64)))
 
 
 def worth_another_try(error: ObjectError | Fatal) -> bool:
-    """Returns whether the same request may succeed a moment later. The first row that fits decides:
+    """Return whether the same request may succeed a moment later. The first matching row decides:
 
-    | the error | |
+    | error | retry |
     |---|---|
-    | Fatal: credentials, no such bucket, a full disk | no |
-    | 4xx that the origin's error classes call terminal, a blocked address, a missing object | no |
-    | no status: timeout, reset, no connection, a body that was cut | yes |
-    | an <Error> under 200; 408, 409 (two writes at once), 425, 429 | yes |
-    | 404 that does not name what is missing: a proxy's, before a store that restarts | yes |
+    | Fatal: credentials, missing bucket, full disk | no |
+    | an error class that is not retried within a run: blocked address, missing object, most 4xx of an origin | no |
+    | without a status: timeout, reset, no connection, truncated body | yes |
+    | an <Error> with status 200; 408, 409 (concurrent writes), 425, 429 | yes |
+    | 404 that does not name the missing thing: from a proxy, while the store restarts | yes |
     | 501, 505, 507 | no |
     | other 5xx | yes |
-    | any other status: 3xx, 4xx | no |
+    | any other 3xx or 4xx | no |
     """
     if isinstance(error, Fatal) or error.again is not Again.NOW:
         return False
     status = error.status_code
-    return status is None or status in ASK_AGAIN or (status >= 500 and status not in LASTING)
+    return status is None or status in RETRYABLE_STATUSES or (status >= 500 and status not in PERMANENT_STATUSES)
 
 
 @dataclass(frozen=True)
 class Tries:
-    """How often and how patiently. ``most_s`` also limits what a Retry-After may ask for."""
+    """Number of tries and the waits between them, in seconds. ``max_s`` also limits the wait for a Retry-After."""
 
     attempts: int = ATTEMPTS
     base_s: float = 0.5
-    most_s: float = 10.0
+    max_s: float = 10.0
     sleep: Callable[[float], object] = time.sleep
     rng: random.Random = field(default_factory=random.Random)
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """Returns what ``work`` returns; raises its last ObjectError, and a Fatal at once."""
+        """Return what ``work`` returns. Raises its last ObjectError; a permanent error or a Fatal at once."""
         for number in range(1, self.attempts):
             try:
                 return work()
@@ -72,9 +72,11 @@ class Tries:
             self.sleep(pause_s)
         return work()
 
-    async def later(self, work: Callable[[], Awaitable[T]]) -> T:
-        """As a call, in an event loop, for an object that is on its way. Silence is not tried again: it has lasted long
-        enough, and the run is to hear of it (destination_outage.py)."""
+    async def call_async(self, work: Callable[[], Awaitable[T]]) -> T:
+        """As a call, but in an event loop, for a request that belongs to the transfer of an object.
+
+        A timeout is not retried here: it has lasted long already, and destination_outage.py has to count it.
+        """
         for number in range(1, self.attempts):
             try:
                 return await work()
@@ -86,5 +88,5 @@ class Tries:
         return await work()
 
     def _pause_s(self, number: int, error: ObjectError) -> float:
-        asked_s = min(error.retry_after_s or 0.0, self.most_s)
-        return max(backoff_s(number, self.base_s, self.most_s, self.rng), asked_s)
+        requested_s = min(error.retry_after_s or 0.0, self.max_s)
+        return max(backoff_s(number, self.base_s, self.max_s, self.rng), requested_s)

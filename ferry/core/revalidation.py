@@ -1,7 +1,7 @@
-"""Nightly deltas: whether a settled row's object may have changed, and the cheapest honest way to find out. Pure.
+"""Pure rules of delta runs: whether the object of a done row may have changed, and the cheapest reliable check.
 
-The list's author says so (an ETag, a digest, a date), or the origin is asked; what only guesses (a size that is the
-same) is believed for `delta.revalidate_after`, no longer.
+Either the manifest shows it (ETag, digest, date), or Ferry sends a request to the source. Weak evidence, such as an
+equal size, is trusted only for `delta.revalidate_after`.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from typing import Literal, NamedTuple
 
 from ferry.core.records import Checked, Confirmed
 
-Said = Literal["nothing", "same", "other"]
+Claim = Literal["nothing", "same", "other"]
 Validators = Literal["none", "weak", "racy", "strong"]
 
 _HTTP_DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-_UNIX = re.compile(r"\d{9,10}(\.\d+)?|\d{12,13}")  # seconds, or milliseconds
-_GRAINS_US = tuple(round(seconds * 1_000_000) for seconds in (86_400, 3_600, 60, 1, 0.1))
-_LEAST_US = 10_000  # however many digits a file's time has: the kernel's clock for files ticks every 4 to 10 ms
-_WESTERNMOST = timedelta(hours=12)  # a date without a zone may be of UTC-12
+_UNIX = re.compile(r"\d{9,10}(\.\d+)?|\d{12,13}")  # seconds or milliseconds since 1970
+_GRANULARITIES_US = tuple(round(seconds * 1_000_000) for seconds in (86_400, 3_600, 60, 1, 0.1))
+_MIN_GRANULARITY_US = 10_000  # even for more digits: the clock that stamps files ticks every 4 to 10 ms
+_WESTERNMOST = timedelta(hours=12)  # a date without a zone may be local time in UTC-12
 
 
 class Revalidate(StrEnum):
     """How Ferry checks whether the object of a row has changed (RFC 9110 section 13, RFC 9111 section 4.3)."""
 
-    SKIP = "skip"  # no request: the manifest says that nothing changed
+    SKIP = "skip"  # no request: the manifest shows that the object is unchanged
     CONDITIONAL_GET = "conditional_get"  # with If-None-Match, If-Modified-Since
-    HEAD = "head"  # and a GET where the HEAD shows a change
-    HEAD_SIZE = "head_size"  # as HEAD, but the ETag changes by itself and proves nothing
-    GET = "get"  # the digest decides
+    HEAD = "head"  # followed by a GET if the HEAD response shows a change
+    HEAD_SIZE = "head_size"  # as HEAD, but the ETag is ignored because it changes by itself
+    GET = "get"  # the digest of the body decides
 
 
 class KnownCopy(NamedTuple):
-    """What the ledger knows of a row's object that stands at the destination and is to be looked at again."""
+    """The ledger's facts about a copy at the destination that is to be rechecked."""
 
     revalidate: Revalidate
     key: str
@@ -52,18 +52,20 @@ class KnownCopy(NamedTuple):
 
 
 def date_over_at(date: str) -> float:
-    """When the time that ``date`` names was over (Unix seconds): bytes read later show what it names; infinity for
-    what cannot be read as a date. Bytes read earlier may have been followed by others of the same date.
+    """Return when the interval that ``date`` names ends, in Unix seconds; infinity if ``date`` cannot be parsed.
 
-    Zeros at the end count as digits that were not given: a list of days often has midnights.
+    Bytes read after that end belong to the version of this date. Before that end, the object may still change without
+    a new date.
 
-    | date | over at |
+    Zeros at the end count as missing digits, because a manifest of days often writes midnights:
+
+    | date | ends |
     |---|---|
-    | 2026-11-29T10:30:05.123456Z (a file's time, a listing's) | 10 ms later |
+    | 2026-11-29T10:30:05.123456Z (of a file or a listing) | 10 ms later |
     | 2026-11-29T10:30:05Z, Sun, 29 Nov 2026 10:30:05 GMT (RFC 9110 section 5.6.7), 1796034605 | 1 s later |
     | 2026-11-29 10:30:00Z, 2026-11-29T10:30Z | 1 min later |
     | 2026-11-29T00:00:00Z | 1 day later |
-    | 2026-11-29T10:30:05 | 12 h and 1 s later than in UTC: it may be the time of any zone |
+    | 2026-11-29T10:30:05 | 12 h and 1 s later than in UTC, because the zone is unknown |
     | 2026-11-29 | 12 h and 1 day later than in UTC |
     | 29.11.2026, v17 | never |
     """
@@ -72,15 +74,17 @@ def date_over_at(date: str) -> float:
         return math.inf
     since_midnight = timedelta(hours=moment.hour, minutes=moment.minute, seconds=moment.second)
     passed_us = since_midnight // timedelta(microseconds=1) + moment.microsecond
-    grain_us = next((grain for grain in _GRAINS_US if passed_us % grain == 0), _LEAST_US)
+    granularity_us = next(
+        (granularity for granularity in _GRANULARITIES_US if passed_us % granularity == 0), _MIN_GRANULARITY_US
+    )
     zone_s = 0.0
     if moment.tzinfo is None:
         moment, zone_s = moment.replace(tzinfo=UTC), _WESTERNMOST.total_seconds()
-    return moment.timestamp() + grain_us / 1_000_000 + zone_s
+    return moment.timestamp() + granularity_us / 1_000_000 + zone_s
 
 
 def _moment(date: str) -> datetime | None:
-    """A date as ISO 8601 writes it, or HTTP, or Unix."""
+    """Return the time that an ISO 8601, HTTP or Unix date names, or None."""
     try:
         if http := _HTTP_DATE.fullmatch(date):
             day, month, year, *time = http.groups()
@@ -94,57 +98,61 @@ def _moment(date: str) -> datetime | None:
 
 
 def how_to_revalidate(
-    *, said: Said, proof: bool, validators: Validators, web: bool, checked: Checked | None, old: bool
+    *, claim: Claim, proof: bool, validators: Validators, web: bool, checked: Checked | None, old: bool
 ) -> Revalidate:
-    """How a settled row is looked at in a delta.
+    """Return how a delta run rechecks the object of a done row.
 
-    ``said``: what the list says of the object against what it said when that was last looked at. ``proof``: by an ETag,
-    a digest, or a date that was over when the object was last known (:func:`date_over_at`), and not by its size alone.
-    ``validators``: what the origin gave; a weak ETag alone is weak, and a date that was not over when the bytes were
-    read is racy where there is no strong ETag. ``web``: it is asked over HTTP, and not a bucket or a directory.
-    ``checked``: how it was found the same last time. ``old``: its bytes were read longer ago than
+    ``claim``: what the manifest says of the object, compared with what it said at the last check. ``proof``: the claim
+    rests on an ETag, a digest, or a date that had ended at the last check (:func:`date_over_at`). The size alone is no
+    proof.
+
+    ``validators``: what the source gave. A weak ETag alone is "weak". Without a strong ETag, a date that had not ended
+    when the bytes were read is "racy". ``web``: the source is an HTTP origin, not a bucket or a directory.
+
+    ``checked``: how the object was last found to be unchanged. ``old``: its bytes were read longer ago than
     `delta.revalidate_after`.
 
-    | list | proof | validators | asked | last time | bytes read | look |
+    | manifest | proof | validators | source | last check | bytes read | recheck |
     |---|---|---|---|---|---|---|
-    | other | any | any | any | any | any | read |
-    | same | yes | any | any | any | any | not |
-    | same, nothing | no | racy | any | any | any | read |
-    | same, nothing | no | strong | over HTTP | new, body, condition | any | if |
-    | same, nothing | no | weak | over HTTP | likewise | recently | if |
-    | same, nothing | no | strong | in a store | any but size | any | head |
-    | same, nothing | no | any other | any | size | recently | size |
-    | same, nothing | no | any other | any | any other | recently | head |
-    | same, nothing | no | any other | any | any | long ago | read |
+    | other | any | any | any | any | any | GET |
+    | same | yes | any | any | any | any | SKIP |
+    | same, nothing | no | racy | any | any | any | GET |
+    | same, nothing | no | strong | HTTP | none, body, condition | any | CONDITIONAL_GET |
+    | same, nothing | no | weak | HTTP | none, body, condition | recently | CONDITIONAL_GET |
+    | same, nothing | no | strong | store | any but size | any | HEAD |
+    | same, nothing | no | any other | any | size | recently | HEAD_SIZE |
+    | same, nothing | no | any other | any | any other | recently | HEAD |
+    | same, nothing | no | any other | any | any | long ago | GET |
 
-    "Any other" are a source without validators, and one that does not honour them: the whole body came in answer to a
-    condition (body_again), or its ETag changed by itself (size). Nobody is to send their bodies every night.
+    "Any other" covers sources without validators and sources that ignore conditions. A source ignores them if it
+    answered a condition with the whole body (body_again), or if its ETag changes by itself (size). Without these rows,
+    such a source would send its bodies in each delta run.
     """
-    if said == "other":
+    if claim == "other":
         return Revalidate.GET
-    if said == "same" and proof:
+    if claim == "same" and proof:
         return Revalidate.SKIP
     if validators == "racy":
         return Revalidate.GET
-    deaf = checked is Checked.SIZE or (web and checked in (Checked.BODY_AGAIN, Checked.HEAD))
-    if old and (deaf or validators != "strong"):
+    ignores_conditions = checked is Checked.SIZE or (web and checked in (Checked.BODY_AGAIN, Checked.HEAD))
+    if old and (ignores_conditions or validators != "strong"):
         return Revalidate.GET
-    if web and validators != "none" and not deaf:
+    if web and validators != "none" and not ignores_conditions:
         return Revalidate.CONDITIONAL_GET
     return Revalidate.HEAD_SIZE if checked is Checked.SIZE else Revalidate.HEAD
 
 
-def told_by_head(known: KnownCopy, size: int | None, etag: str | None, last_modified: str | None) -> bool:
-    """Does a HEAD's answer tell of the object that is known?
+def head_matches(known: KnownCopy, size: int | None, etag: str | None, last_modified: str | None) -> bool:
+    """Return whether a HEAD response describes the known object.
 
-    | sizes | ETags, where they are looked at | dates | the same |
+    | sizes | ETags, unless ignored (HEAD_SIZE) | dates | same |
     |---|---|---|---|
     | both given, different | any | any | no |
-    | else | both given, equal (weakly) | any | yes |
-    | else | both given, different | any | no: it is read, and where the bytes are the same its ETag changes by itself |
+    | else | both given, equal (weak comparison) | any | yes |
+    | else | both given, different | any | no: a GET follows; if the bytes are equal, the ETag changes by itself |
     | else | not both given | both given, equal | yes |
     | else | not both given | both given, different | no |
-    | both given, equal | not both given | not both given | yes: nothing more is told |
+    | both given, equal | not both given | not both given | yes: there is no other evidence |
     | not both given | not both given | not both given | no |
     """
     if size is not None and known.size is not None and size != known.size:
@@ -157,5 +165,5 @@ def told_by_head(known: KnownCopy, size: int | None, etag: str | None, last_modi
 
 
 def opaque(etag: str | None) -> str:
-    """An ETag for the weak comparison (RFC 9110 section 8.8.3.2)."""
+    """Return an ETag without its weakness prefix, for the weak comparison (RFC 9110 section 8.8.3.2)."""
     return (etag or "").removeprefix("W/")

@@ -1,12 +1,12 @@
-"""An HTTP/1.1 client behind an address filter. It knows nothing of jobs, buckets or images."""
+"""An HTTP/1.1 client behind an address filter. It does not depend on jobs, buckets or images."""
 
 from ferry.http.address_filter import AddressFilter, SystemResolver
 from ferry.http.connection import Response, Upload, media_type, printable_header
-from ferry.http.errors import died_unanswered, from_origin
+from ferry.http.errors import closed_before_response, from_origin
 from ferry.http.header_hosts import OPEN_HEADERS, recipient, site_of_template
 from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOptions
 from ferry.http.pool import Connections, tls
-from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, pour, pour_plain
+from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain
 from ferry.http.retry_after import parse_retry_after
 
 __all__ = [
@@ -25,14 +25,14 @@ __all__ = [
     "Response",
     "SystemResolver",
     "Upload",
-    "died_unanswered",
+    "closed_before_response",
     "from_origin",
     "media_type",
     "parse_retry_after",
-    "pour",
-    "pour_plain",
     "printable_header",
     "recipient",
     "site_of_template",
+    "stream_body",
+    "stream_plain",
     "tls",
 ]

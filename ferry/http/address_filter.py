@@ -1,8 +1,8 @@
-"""The address filter: a list of URLs must not reach what only this machine can reach.
+"""The address filter, which keeps the URLs of a manifest from reaching services that only this machine can reach.
 
-It stands in three places, since each alone can be passed by: literals are judged before each request
-and each redirect, the resolver drops what names resolve to, and the socket of each connection is
-judged by the very address that it is for.
+It checks at four points, because each alone can be bypassed. Ferry checks literal addresses before each request and
+redirect. The resolver drops blocked addresses of a name. The socket factory checks the address of each connection. An
+open connection shows whether it leads to this machine itself or through NAT64.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ferry.http.address_ranges import METADATA, Address, inside, special, transl
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")  # lower case, no trailing dot
-LOOK_UPS = 256  # at once: as many as there are objects in flight, unless a job asks for more
-NAT64_S, NAT64_AGAIN_S = 5.0, 60.0  # how long its prefix is asked for, and when again where nothing came
+MAX_LOOKUPS = 256  # concurrent lookups: one for each object in flight by default
+NAT64_TIMEOUT_S, NAT64_RETRY_S = 5.0, 60.0  # for one lookup of the prefix; until the next one after a failure
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]*|[0-9]+")
 
 
 def parse_literal(host: str) -> Address | None:
-    """The address that a URL's host spells, or None for a name.
+    """Return the IP address that the host of a URL spells, or None if the host is a name.
 
-    Takes every spelling that some resolver takes: `2130706433`, `0x7f.1`, `017700000001`, `127.1`, full-width
-    digits, a trailing dot, brackets and zone ids (WHATWG URL standard, section 3.5, "IPv4 parser").
-    Raises ValueError for what ends in a number or stands in brackets and is no address.
+    Accepts every spelling that some resolver accepts: `2130706433`, `0x7f.1`, `017700000001`, `127.1`, full-width
+    digits, a trailing dot, brackets and zone IDs (WHATWG URL standard, section 3.5, "IPv4 parser").
+    Raises ValueError if the host ends in a number or is in brackets, but is not an address.
     """
     if not host.isascii():
         host = unicodedata.normalize("NFKC", host).replace("\u3002", ".")
@@ -43,19 +43,19 @@ def parse_literal(host: str) -> Address | None:
             raise ValueError("unbalanced brackets")
         try:
             return ipaddress.IPv6Address(host.strip("[]").replace("%25", "%", 1))
-        except ValueError:  # its text quotes what may be a password
-            raise ValueError("it is no IPv6 address") from None
+        except ValueError:  # the text of the original error quotes the host, which may be a password
+            raise ValueError("it is not an IPv6 address") from None
     parts = host.removesuffix(".").split(".")
     if not _NUMBER.fullmatch(parts[-1]):
         return None
     if len(parts) > 4 or not all(_NUMBER.fullmatch(part) and len(part) <= 40 for part in parts):
-        raise ValueError("it ends in a number and is no IPv4 address")
+        raise ValueError("it ends in a number but is not an IPv4 address")
     numbers = [_number(part) for part in parts]
     if any(number > 255 for number in numbers[:-1]) or numbers[-1] >= 256 ** (5 - len(numbers)):
-        raise ValueError("no IPv4 address is that large")
+        raise ValueError("a part of the IPv4 address is too large")
     value = numbers[-1]
-    for place, number in enumerate(numbers[:-1]):
-        value += number << (8 * (3 - place))
+    for position, number in enumerate(numbers[:-1]):
+        value += number << (8 * (3 - position))
     return ipaddress.IPv4Address(value)
 
 
@@ -66,28 +66,28 @@ def _number(text: str) -> int:
 
 
 class AddressFilter:
-    """What may be connected to: global unicast addresses, and what the job allows by name or network.
+    """Decides which addresses Ferry may connect to: global unicast, and those that the job allows.
 
-    ``allow`` holds host names, addresses and networks (`source.allow_private_addresses`). A name opens that host
-    whatever it resolves to; a network opens its addresses under any name; a name or an address with a port opens that
-    port alone. Metadata addresses open only to an entry that is this very address. Raises UserError for other entries.
+    ``allow`` holds host names, addresses and networks (`source.allow_private_addresses`). A name allows that host,
+    whatever it resolves to. A network allows its addresses under any name. An entry with a port allows that port alone.
+    Metadata addresses need an entry that is exactly this address. Raises UserError for malformed entries.
     """
 
     def __init__(self, allow: Sequence[str] = ()) -> None:
         self._hosts: set[str] = set()
         self._networks: list[Network] = []
-        self._places: set[tuple[str | Address, int]] = set()
+        self._endpoints: set[tuple[str | Address, int]] = set()
         for entry in allow:
             parsed, port = _entry(entry)
             if port is not None:
-                self._places.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
+                self._endpoints.add((parsed if isinstance(parsed, str) else parsed.network_address, port))
             elif isinstance(parsed, str):
                 self._hosts.add(parsed)
             else:
                 self._networks.append(parsed)
 
     def verdict(self, host: str, ip: str | Address, port: int = 0) -> str | None:
-        """None if ``ip``, which ``host`` is or resolves to, may be connected to; else a sentence why not.
+        """Return None if Ferry may connect to ``ip`` for ``host``, else a sentence that says why not.
 
         | address | allowed by network, or address with port | host allowed by name, with this port or any | verdict |
         |---|---|---|---|
@@ -98,44 +98,46 @@ class AddressFilter:
         | special | no | no | blocked |
         | global unicast | any | any | None |
 
-        An IPv4-mapped address is the IPv4 address in it; one of NAT64 is judged by the address in it too.
+        An IPv4-mapped address is checked as the IPv4 address in it, and so is a NAT64 address.
         """
         try:
             address = unmapped(ipaddress.ip_address(ip))
         except ValueError:
-            return f"{_shown(host)} resolves to something that is no address"
+            return f"{_shown(host)} resolves to something that is not an IP address"
         plain, name = unscoped(address), _plain(host)
         by = [network for network in self._networks if network.version == address.version and plain in network]
-        with_port = (plain, port) in self._places
+        with_port = (plain, port) in self._endpoints
         exactly = with_port or any(network.prefixlen == network.max_prefixlen for network in by)
         for inner in (address, *inside(address)):
             cloud = METADATA.get(unscoped(inner))
             if cloud and not exactly:
                 return (
-                    f"{_at(host, address)} is a metadata address ({cloud}), which hands out credentials; "
-                    "it is not fetched from"
+                    f"{_at(host, address)} is a metadata address ({cloud}), which serves credentials; "
+                    "Ferry does not connect to it"
                 )
         what = special(address)
-        if what is None or by or with_port or name in self._hosts or (name, port) in self._places:
+        if what is None or by or with_port or name in self._hosts or (name, port) in self._endpoints:
             return None
         return (
-            f"{_at(host, address)} is {what}; addresses that are not public are fetched from only if "
-            "`source.allow_private_addresses` names the host or its network"
+            f"{_at(host, address)} is {what}; Ferry connects to addresses that are not public only if "
+            "`source.allow_private_addresses` lists the host or its network"
         )
 
-    def names(self, host: str, ip: str, port: int) -> bool:
-        """Does the job allow this host, or this address, by an entry of its own?"""
+    def allows_explicitly(self, host: str, ip: str, port: int) -> bool:
+        """Return whether an entry of the job allows this host or this address."""
         address, name = unscoped(unmapped(ipaddress.ip_address(ip))), _plain(host)
-        places: set[tuple[str | Address, int]] = {(name, port), (address, port)}
+        endpoints: set[tuple[str | Address, int]] = {(name, port), (address, port)}
         by_network = any(address in network for network in self._networks if network.version == address.version)
-        return by_network or name in self._hosts or not places.isdisjoint(self._places)
+        return by_network or name in self._hosts or not endpoints.isdisjoint(self._endpoints)
 
     def port_verdict(self, host: str, port: int) -> str | None:
-        """None if HTTP may be spoken to this port; else a sentence why not. ``host``: a name, or a literal address.
+        """Return None if Ferry may send HTTP to this port, else a sentence that says why not.
+
+        ``host`` is a name or a literal address.
 
         | port | an entry `host:port` | verdict |
         |---|---|---|
-        | of another service | no | blocked, also where the host is allowed without its port |
+        | of another service | no | blocked, also if the host is allowed without its port |
         | of another service | yes | None |
         | any other | any | None |
         """
@@ -143,14 +145,14 @@ class AddressFilter:
             return None
         name = _plain(host).strip("[]")
         try:
-            place: str | Address = unmapped(unscoped(ipaddress.ip_address(name)))
+            endpoint: str | Address = unmapped(unscoped(ipaddress.ip_address(name)))
         except ValueError:
-            place = name
-        if (place, port) in self._places:
+            endpoint = name
+        if (endpoint, port) in self._endpoints:
             return None
         return (
-            f"port {port} is not for HTTP ({OTHER_SERVICES[port]}); where it is all the same, "
-            f"`source.allow_private_addresses` may name `{_shown(host)}:{port}`"
+            f"port {port} is not for HTTP ({OTHER_SERVICES[port]}); if an HTTP server uses it, "
+            f"add `{_shown(host)}:{port}` to `source.allow_private_addresses`"
         )
 
 
@@ -158,7 +160,7 @@ _WITH_PORT = re.compile(r"(\[[^\[\]]+\]|[^:/\[\]]+):([0-9]{1,5})")
 
 
 def _entry(text: str) -> tuple[str | Network, int | None]:
-    """One entry of the allow list: a host or a network, and the port. Raises UserError with what to write instead."""
+    """Return the host or network of one entry, and its port. Raises UserError that says what to write instead."""
     where = f"source.allow_private_addresses: `{short(text)}`"
     bare, port = text.strip(), None
     if (found := _WITH_PORT.fullmatch(bare)) and 0 < int(found[2]) < 65536:
@@ -168,7 +170,7 @@ def _entry(text: str) -> tuple[str | Network, int | None]:
             try:
                 return ipaddress.ip_network(bare), None
             except ValueError:
-                loose = ipaddress.ip_network(bare, strict=False)  # raises too where it is no network
+                loose = ipaddress.ip_network(bare, strict=False)  # also raises ValueError if it is not a network
                 raise UserError(f"{where} has bits set beyond its prefix; write `{loose}`") from None
         literal = parse_literal(bare)
         if literal is not None:
@@ -195,7 +197,8 @@ def _plain(host: str) -> str:
 
 
 def _shown(host: str) -> str:
-    return escaped(host if len(host) <= 253 else host[:250] + "...")  # the zone of an IPv6 address may hold anything
+    # Escaped, because the zone of an IPv6 address may contain any characters.
+    return escaped(host if len(host) <= 253 else host[:250] + "...")
 
 
 def _at(host: str, address: Address) -> str:
@@ -205,7 +208,7 @@ def _at(host: str, address: Address) -> str:
 
 
 class Resolved(TypedDict):
-    """One address of a name."""
+    """One IP address that a name resolves to."""
 
     host: str
     port: int
@@ -213,40 +216,43 @@ class Resolved(TypedDict):
 
 
 class Resolver(Protocol):
-    """Who looks names up. Raises socket.gaierror."""
+    """Resolves host names. Raises socket.gaierror."""
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
 
 
 @functools.cache
-def _lookers() -> ThreadPoolExecutor:
-    """Threads for look-ups alone. One that nobody answers takes its thread for a minute, whoever gave it up: names that
-    a stranger chose must not hold up other names, nor what else asyncio's own few threads are for."""
-    return ThreadPoolExecutor(LOOK_UPS, thread_name_prefix="ferry-look-up")
+def _lookup_threads() -> ThreadPoolExecutor:
+    """Return the threads for lookups.
+
+    A lookup without an answer occupies its thread for a minute, even after a timeout. In asyncio's few default threads,
+    hostile names in a manifest would block lookups of other names, and all other work.
+    """
+    return ThreadPoolExecutor(MAX_LOOKUPS, thread_name_prefix="ferry-lookup")
 
 
 class SystemResolver:
-    """getaddrinfo, in a thread."""
+    """The resolver of the system: getaddrinfo in a thread."""
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
         loop = asyncio.get_running_loop()
-        # Only families that this machine has; its own loopback does not count as one, so not for localhost.
+        # Return only families that this machine has. AI_ADDRCONFIG ignores loopback addresses, so not for localhost.
         flags = 0 if host.rpartition(".")[2] == "localhost" else socket.AI_ADDRCONFIG
-        look_up = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=flags)
-        found = await loop.run_in_executor(_lookers(), look_up)
+        lookup = functools.partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM, flags=flags)
+        found = await loop.run_in_executor(_lookup_threads(), lookup)
         resolved: list[Resolved] = []
         for family, _, _, _, address in found:
             text = str(address[0])
             if family == socket.AF_INET6 and len(address) == 4 and address[3] and "%" not in text:
-                text += f"%{address[3]}"  # link-local: of an interface
+                text += f"%{address[3]}"  # a link-local address belongs to an interface
             resolved.append(Resolved(host=text, port=port, family=family))
         return resolved
 
 
 class FilteringResolver:
-    """A resolver that leaves out blocked addresses, and the maker of the sockets to those it let through.
+    """Resolves names without their blocked addresses, and makes the sockets for the allowed ones.
 
-    Nobody is asked about literal addresses: those are for the caller to judge first. ``timeout_s`` bounds one look-up.
+    Literal addresses are not resolved, so the caller checks them. ``timeout_s`` limits one lookup.
     """
 
     def __init__(self, address_filter: AddressFilter, inner: Resolver | None = None, timeout_s: float = 15.0) -> None:
@@ -254,11 +260,11 @@ class FilteringResolver:
         self._inner = inner or SystemResolver()
         self._timeout_s = timeout_s
         self._opened_by_name: set[tuple[str, int]] = set()
-        self._asking: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
-        self._ask_again_at = math.inf
+        self._nat64_lookup: asyncio.Task[set[ipaddress.IPv6Network]] | None = None
+        self._nat64_retry_at = math.inf
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
-        """Raises AddressBlocked when no address is left; what the inner resolver raises passes."""
+        """Return the allowed addresses of a name. Raises AddressBlocked if all are blocked, or the inner error."""
         async with asyncio.timeout(self._timeout_s):
             results = await self._inner.resolve(host, port)
         kept: list[Resolved] = []
@@ -269,72 +275,76 @@ class FilteringResolver:
                 why = why or blocked
                 continue
             kept.append(result)
-            if self._filter.names(host, result["host"], port):
+            if self._filter.allows_explicitly(host, result["host"], port):
                 self._opened_by_name.add((result["host"], port))
         if why is not None and not kept:
             raise AddressBlocked(why)
         return kept
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
-        """A socket for exactly this address. Raises AddressBlocked, before one is made."""
+        """Return a socket for exactly this address. Raises AddressBlocked before a socket is made."""
         family, kind, protocol, _, sockaddr = addr_info
         why = self._filter.verdict("", *sockaddr[:2])
         if why is not None and sockaddr[:2] not in self._opened_by_name:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)
 
-    async def judge_connection(self, sock: socket.socket) -> None:
-        """Raises AddressBlocked, before anything is sent, for what only a connection shows.
+    async def check_connection(self, sock: socket.socket) -> None:
+        """Check an open connection before anything is sent on it. Raises AddressBlocked.
 
-        | the other end | allowed by an entry | verdict |
+        | remote address | allowed by an entry | verdict |
         |---|---|---|
-        | has this end's address, or another one of this machine | no | blocked |
-        | is an IPv4 address behind the network's own NAT64, and that one is blocked | no | blocked |
+        | the local address of the connection, or another one of this machine | no | blocked |
+        | translated by this network's NAT64 to a blocked IPv4 address | no | blocked |
         | either | yes | open |
         | any other | any | open |
         """
         here, there = sock.getsockname()[0], sock.getpeername()[:2]
-        if there in self._opened_by_name or self._filter.names("", *there):
+        if there in self._opened_by_name or self._filter.allows_explicitly("", *there):
             return
         if here == there[0] or is_own(there[0], sock.family):
             raise AddressBlocked(
-                f"the address {_shown(there[0])} is one of this machine's own; it is fetched from only if "
-                "`source.allow_private_addresses` names the host or its network"
+                f"the address {_shown(there[0])} belongs to this machine; Ferry connects to it only if "
+                "`source.allow_private_addresses` lists the host or its network"
             )
         if sock.family == socket.AF_INET6:
             for inner in translated(ipaddress.ip_address(there[0]), await self._nat64()):
                 if why := self._filter.verdict("", inner):
-                    raise AddressBlocked(f"{_shown(there[0])} is NAT64 of this network: {why}")
+                    raise AddressBlocked(f"{_shown(there[0])} is a NAT64 address of this network: {why}")
 
     async def _nat64(self) -> set[ipaddress.IPv6Network]:
-        """The prefixes of the network's translators. All that connect meanwhile wait for one look-up, and one of them
-        that is given up does not end it."""
-        loop = asyncio.get_running_loop()
-        if self._asking is None or (self._asking.done() and loop.time() >= self._ask_again_at):
-            self._asking = loop.create_task(self._ask_for_translators())
-        return await asyncio.shield(self._asking)
+        """Return the NAT64 prefixes of the network.
 
-    async def _ask_for_translators(self) -> set[ipaddress.IPv6Network]:
-        """Once; where that fails, again after a minute."""
+        Concurrent callers wait for one lookup, and a cancelled caller does not end it.
+        """
+        loop = asyncio.get_running_loop()
+        if self._nat64_lookup is None or (self._nat64_lookup.done() and loop.time() >= self._nat64_retry_at):
+            self._nat64_lookup = loop.create_task(self._find_nat64())
+        return await asyncio.shield(self._nat64_lookup)
+
+    async def _find_nat64(self) -> set[ipaddress.IPv6Network]:
+        """Look up the NAT64 prefixes. After a failure, the next lookup waits a minute."""
         try:
-            async with asyncio.timeout(NAT64_S):
+            async with asyncio.timeout(NAT64_TIMEOUT_S):
                 found = await self._inner.resolve("ipv4only.arpa")
-        except (OSError, TimeoutError):  # no such name: the network has no translator
-            self._ask_again_at = asyncio.get_running_loop().time() + NAT64_AGAIN_S
+        except (OSError, TimeoutError):  # no such name: the network has no NAT64
+            self._nat64_retry_at = asyncio.get_running_loop().time() + NAT64_RETRY_S
             return set()
         return translators(ipaddress.ip_address(one["host"]) for one in found)
 
 
-_NO_MACHINES = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}  # for documentation, RFC 5737 and 3849
+# Addresses for documentation, which no machine has (RFC 5737, RFC 3849).
+_DOCUMENTATION = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 
 
 def is_own(address: str, family: int) -> bool:
-    """Whether a socket here may have this address for its own end.
+    """Return whether this machine has this address, tested by binding a socket to it.
 
-    A connection to an own address need not come from it: for a second address in a network Linux takes the first one as
-    its sender. Where sockets may have any address (`ip_nonlocal_bind`) this says nothing, and is False.
+    A connection to an own address may have another local address: for a second address in the same network, Linux uses
+    the first one. Where sockets can bind to any address (`ip_nonlocal_bind`), this test proves nothing, and the answer
+    is False.
     """
-    return _binds(address, family) and not _binds(_NO_MACHINES[socket.AddressFamily(family)], family)
+    return _binds(address, family) and not _binds(_DOCUMENTATION[socket.AddressFamily(family)], family)
 
 
 def _binds(address: str, family: int) -> bool:

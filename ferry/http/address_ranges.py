@@ -1,4 +1,4 @@
-"""What kinds of addresses there are, and which addresses lie in others. Pure tables and arithmetic."""
+"""Tables of special IP address ranges, and extraction of IPv4 addresses embedded in IPv6 addresses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# Where clouds serve credentials to whoever asks from inside. No allowed name and no network opens these.
+# Addresses where clouds serve credentials to any process on a machine. No allowed name or network covers these.
 METADATA: dict[Address, str] = {
     ipaddress.ip_address(address): what
     for address, what in (
@@ -30,7 +30,7 @@ METADATA: dict[Address, str] = {
     )
 }
 
-# IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890): all that is not plain global unicast.
+# IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890): all addresses that are not plain global unicast.
 _SPECIAL_4 = [
     (ipaddress.IPv4Network(network), what)
     for network, what in (
@@ -73,29 +73,32 @@ _SPECIAL_6 = [
 _GLOBAL_6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
-# RFC 6052 section 2.2: where a translator's prefix of so many bits has the IPv4 address; bits 64 to 71 are left out.
+# RFC 6052 section 2.2: prefix length -> (first bit, number of bits) of the IPv4 address, which skips bits 64 to 71.
 _EMBEDDED = {
     32: ((32, 32),), 40: ((40, 24), (72, 8)), 48: ((48, 16), (72, 16)), 56: ((56, 8), (72, 24)), 64: ((72, 32),),
     96: ((96, 32),),
 }  # fmt: skip
-_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214 section 6.1: then the IPv4 address
-_PROBED = (ipaddress.IPv4Address("192.0.0.170"), ipaddress.IPv4Address("192.0.0.171"))  # of ipv4only.arpa, RFC 7050
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214 section 6.1: bits 64 to 95; the IPv4 address follows
+# The addresses of ipv4only.arpa (RFC 7050).
+_PROBED = (ipaddress.IPv4Address("192.0.0.170"), ipaddress.IPv4Address("192.0.0.171"))
 
 
 def unscoped(address: Address) -> Address:
+    """Return the address without its zone."""
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
         return ipaddress.IPv6Address(int(address))
     return address
 
 
 def unmapped(address: Address) -> Address:
+    """Return the IPv4 address in an IPv4-mapped IPv6 address, and any other address unchanged."""
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
     return address
 
 
 def inside(address: Address) -> list[Address]:
-    """IPv4 addresses that an IPv6 address carries through a tunnel or a translator."""
+    """Return the IPv4 addresses that a tunnel or a NAT64 translator finds in an IPv6 address."""
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found: list[Address] = []
@@ -113,7 +116,7 @@ def inside(address: Address) -> list[Address]:
 
 
 def translators(answers: Iterable[Address]) -> set[ipaddress.IPv6Network]:
-    """The prefixes of NAT64 that the network has, by its addresses of ipv4only.arpa (RFC 7050 section 3)."""
+    """Return the NAT64 prefixes of the network from its answers for ipv4only.arpa (RFC 7050 section 3)."""
     return {
         ipaddress.IPv6Network((int(answer) >> (128 - bits) << (128 - bits), bits))
         for answer in answers
@@ -124,12 +127,12 @@ def translators(answers: Iterable[Address]) -> set[ipaddress.IPv6Network]:
 
 
 def translated(address: Address, prefixes: Iterable[ipaddress.IPv6Network]) -> list[Address]:
-    """The IPv4 addresses that translators with these prefixes reach for an IPv6 one."""
+    """Return the IPv4 addresses that translators with these prefixes connect to for an IPv6 address."""
     return [_embedded(int(address), _EMBEDDED[prefix.prefixlen]) for prefix in prefixes if address in prefix]
 
 
 def _embedded(address: int, parts: Iterable[tuple[int, int]]) -> ipaddress.IPv4Address:
-    """The IPv4 address in (first bit, how many) of an IPv6 one."""
+    """Return the IPv4 address in these (first bit, number of bits) parts of an IPv6 address."""
     value = 0
     for first, bits in parts:
         value = value << bits | address >> (128 - first - bits) & (1 << bits) - 1
@@ -137,7 +140,7 @@ def _embedded(address: int, parts: Iterable[tuple[int, int]]) -> ipaddress.IPv4A
 
 
 def special(address: Address) -> str | None:
-    """What kind of address this is, if it is not plain global unicast."""
+    """Return None for plain global unicast, else a phrase for the kind of address."""
     if isinstance(address, ipaddress.IPv4Address):
         return next((what for network, what in _SPECIAL_4 if address in network), None)
     if address.scope_id is not None:

@@ -1,4 +1,4 @@
-"""What a web server, TLS and sockets raise, as Ferry's errors."""
+"""Mapping of HTTP statuses and of exceptions of connections, TLS and sockets to Ferry's errors."""
 
 from __future__ import annotations
 
@@ -21,38 +21,38 @@ from ferry.core import (
 
 
 def from_status(status: int, *, retry_after_s: float | None = None) -> ObjectError:
-    """The error that an HTTP status of the origin stands for (SEMANTICS: error classes).
+    """Return the error for an HTTP status of the origin.
 
-    | status | class | again |
+    | status | class | retried |
     |---|---|---|
     | 404 / 410 | not_found / gone | never |
     | 401, 403, 407 | forbidden | next run |
     | 408, 425 | timeout | now |
     | 429 | rate_limited | now |
-    | other 4xx, 1xx, 3xx without a target | client_error | never |
+    | other 4xx, 1xx, 2xx, 3xx | client_error | never |
     | 5xx and unknown | server_error | now |
     """
     if status == 404:
         cls, text = ErrorClass.NOT_FOUND, "the origin has no such object"
     elif status == 410:
-        cls, text = ErrorClass.GONE, "the origin says that the object is gone for good"
+        cls, text = ErrorClass.GONE, "the origin says that the object was removed permanently"
     elif status in (401, 403, 407):
-        cls, text = ErrorClass.FORBIDDEN, "the origin refuses access"
+        cls, text = ErrorClass.FORBIDDEN, "the origin denies access"
     elif status in (408, 425):
-        cls, text = ErrorClass.TIMEOUT, "the origin gave up waiting"
+        cls, text = ErrorClass.TIMEOUT, "the origin asks for the request to be sent again"
     elif status == 429:
-        cls, text = ErrorClass.RATE_LIMITED, "the origin asks to slow down"
+        cls, text = ErrorClass.RATE_LIMITED, "the origin limits the request rate"
     elif status < 500:
-        cls, text = ErrorClass.CLIENT_ERROR, "the origin does not accept the request"
+        cls, text = ErrorClass.CLIENT_ERROR, "the origin rejects the request"
     else:
-        cls, text = ErrorClass.SERVER_ERROR, "the origin is in trouble"
+        cls, text = ErrorClass.SERVER_ERROR, "the origin reports a server error"
     return ObjectError(cls, f"{text} (HTTP {status})", status_code=status, retry_after_s=retry_after_s)
 
 
 def from_origin(exc: BaseException) -> ObjectError | Fatal:
-    """Maps what connection.py, ssl and the socket layer raise while an object is fetched.
+    """Return the error for an exception of connection.py, ssl or the socket layer during the fetch of an object.
 
-    A spool disk that is full is Fatal. What is not known here is ``internal``: a bug, kept to its row.
+    A failing spool disk is Fatal. An unknown exception is ``internal``: a bug in Ferry, limited to its row.
     """
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
@@ -69,7 +69,9 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     if isinstance(exc, BodyCut):
         return ObjectError(ErrorClass.TRUNCATED, "the body ended before it was complete")
     if isinstance(exc, NotHttp):
-        return ObjectError(ErrorClass.CONNECTION, "the origin's answer is not HTTP, or its header is too long")
+        return ObjectError(
+            ErrorClass.CONNECTION, "the origin's response is not valid HTTP/1.1, or its header is too long"
+        )
     if isinstance(exc, OSError) and exc.errno in DISK_ERRNOS:
         return disk_error(exc, "spool file")
     if isinstance(exc, OSError):
@@ -77,10 +79,10 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} while fetching; please report it")
 
 
-def died_unanswered(exc: BaseException) -> bool:
-    """Whether a connection that was open ended before any answer: often one that idled too long.
+def closed_before_response(exc: BaseException) -> bool:
+    """Return whether an open connection ended before the response, often because it was idle for too long.
 
-    RFC 9112 section 9.3.1: a GET may then be sent again at once, on another connection.
+    The client may then send a GET again at once on another connection (RFC 9112 section 9.3.1).
     """
     return isinstance(exc, (Disconnected, ConnectionResetError, BrokenPipeError))
 

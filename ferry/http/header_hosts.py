@@ -1,7 +1,7 @@
-"""Which sites are sent the job's secrets: those that the job names. A list may name any site, also one of its author.
+"""Rules for which sites receive the job's secret headers: only those that the job lists, since a manifest may name any.
 
-A site is a scheme, a host and a port. Plain HTTP shows a secret to every network on the way, and another port of a host
-may be another user's server, so both count only where the job names them.
+A site is a scheme, a host and a port. Plain HTTP shows a secret to every network on the way. Another port of a host may
+be another user's server. Both count only if the job lists them.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _PORTS = {"http": 80, "https": 443}
 
 
 def recipient(entry: str) -> str:
-    """An entry of `source.headers_for`. Raises ValueError for what is not one."""
+    """Return the entry of `source.headers_for` unchanged. Raises ValueError if it is malformed."""
     if not _ENTRY.match(entry):
         raise ValueError(
-            "an entry of headers_for is a host: `img.old.example`, `*.old.example` for all below one, with a port "
-            "`img.old.example:8443`, or `*` for every host that a row names. It means https alone; for plain HTTP too, "
-            "write `http://img.old.example`"
+            "an entry of headers_for is a host (`img.old.example`), all subdomains of a host (`*.old.example`), a host "
+            "with a port (`img.old.example:8443`), or `*` for every host that a row names. It covers https only; to "
+            "allow plain HTTP also, write `http://img.old.example`"
         )
     return entry
 
 
 def site_of_template(url: str | None) -> list[str]:
-    """The site that all rows of a URL template have; none where a column stands in for it."""
+    """Return the site that all rows of a URL template share, or an empty list if it depends on a column."""
     match = _FIXED.match(url or "")
     return [match["site"]] if match else []
 
 
 class Recipients:
-    """Judges sites by the entries.
+    """The sites that the entries of `source.headers_for` allow.
 
     | entry | sites |
     |---|---|
@@ -45,7 +45,7 @@ class Recipients:
     | `h:8443`, `https://h:8443` | https, that port |
     | `http://h` | http, port 80; https, port 443 |
     | `http://h:8080` | http, that port |
-    | `*.h`, with a scheme or a port as above | the same of each host below it |
+    | `*.h`, with a scheme or a port as above | the same for each subdomain |
     | `*` | https, every host and port |
     | `http://*` | every site |
     """
@@ -60,7 +60,7 @@ class Recipients:
             if match["every"]:
                 self._every |= schemes
                 continue
-            host = _as_asked(match["host"])
+            host = _normalized(match["host"])
             for one in schemes:
                 port = int(match["port"] or _PORTS[one])
                 if match["below"]:
@@ -69,6 +69,7 @@ class Recipients:
                     self._sites.add((one, host, port))
 
     def include(self, scheme: str, host: str, port: int) -> bool:
+        """Return whether the site may receive the job's secret headers."""
         host = host.removesuffix(".")
         return (
             scheme in self._every
@@ -77,8 +78,8 @@ class Recipients:
         )
 
 
-def _as_asked(host: str) -> str:
-    """As hosts are asked for: lower case, IDNA."""
+def _normalized(host: str) -> str:
+    """Return the host in the form of a request: lower case, IDNA."""
     host = host.lower().removesuffix(".")
     if host.isascii():
         return host

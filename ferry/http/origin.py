@@ -1,4 +1,4 @@
-"""The HTTP client of origins: behind the address filter, redirects followed by hand."""
+"""HTTP client for origins, which checks the address of each redirect before it follows it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from ferry.core import (
     ObjectError,
     UserError,
     disk_error,
-    for_nothing,
+    no_delay,
     to_disk,
 )
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
 from ferry.http.connection import Response, media_type, printable_header
-from ferry.http.errors import died_unanswered, from_origin, from_status
+from ferry.http.errors import closed_before_response, from_origin, from_status
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.pool import Connections
-from ferry.http.read_body import Reader, pour
+from ferry.http.read_body import Reader, stream_body
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Target, Targets
 
@@ -43,11 +43,11 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_MODIFIED = 304
 _ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
 _DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
-_WHOLE = frozenset({200, 203})  # 203: a proxy on the way changed something, and the object is whole
-_DRAIN_BYTES = 64 * 1024  # of an answer nobody wants, read so that its connection can be used again
+_WHOLE = frozenset({200, 203})  # 203: a proxy changed something, but the object is complete
+_DRAIN_BYTES = 64 * 1024  # of an unused body, read so that its connection can be used again
 
 
-# They would change what a GET means, or how the connection is used.
+# Headers that would change the meaning of a GET, or the use of the connection.
 _NOT_FOR_JOBS = frozenset(
     {
         "connection",
@@ -64,7 +64,7 @@ _NOT_FOR_JOBS = frozenset(
 )
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
-_NOT_NAMED = "; it was asked without the job's secrets: `source.headers_for` does not name {}://{}:{}"
+_NOT_LISTED = "; Ferry sent no secret headers, because `source.headers_for` does not list {}://{}:{}"
 
 
 USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a contact with source.user_agent)"
@@ -72,12 +72,13 @@ USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a conta
 
 @dataclass(frozen=True, slots=True)
 class OriginOptions:
-    """How origins are asked.
+    """Settings for requests to origins.
 
-    ``headers`` are the job's, with their secrets resolved. They go to the site (scheme, host and port) that a row
-    names, where that is one of ``recipients``; to other sites, and after a redirect to another one, only Accept,
-    Accept-Language, Referer and User-Agent go, and no later redirect brings the others back. ``total_s`` covers an
-    object with its redirects. ``connections`` limits those of one process.
+    ``headers`` are the job's, with their secrets resolved. All of them go only to the site (scheme, host and port) of
+    the row's URL, if ``recipients`` include it. Other sites receive only Accept, Accept-Language, Referer and
+    User-Agent. After a redirect to another site, no later redirect restores the other headers.
+
+    ``total_s`` limits the time for an object with its redirects. ``connections`` limits the connections of one process.
     """
 
     headers: Mapping[str, str]
@@ -92,7 +93,7 @@ class OriginOptions:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A whole object and what its origin said of it. Whoever takes it discards ``body`` in the end."""
+    """A complete object with the metadata of its response. The caller discards ``body`` in the end."""
 
     body: Body
     status: int
@@ -104,7 +105,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True)
 class NotModified:
-    """What an origin said of an object without sending it. ``size``: None after a 304, and where it did not say."""
+    """The metadata of a response without the object (304 or HEAD). ``size`` is None if unknown, as after a 304."""
 
     size: int | None
     etag: str | None
@@ -113,26 +114,26 @@ class NotModified:
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """A request but for its address."""
+class _RequestSpec:
+    """The parts of a request that do not depend on its URL."""
 
     method: bytes = b"GET"
-    conditions: bytes = b""  # header lines; 304 is an answer to them
+    conditions: bytes = b""  # header lines; with them, 304 is a valid response
 
 
 @dataclass(slots=True)
-class _Trip:
-    """What one object has cost so far."""
+class _FetchState:
+    """The start, the number of requests and the host of one fetch, redirects included."""
 
     started: float
     requests: int = 0
-    host: str = ""  # of its address, whatever that redirects to
+    host: str = ""  # `host:port` of the row's URL, not of a redirect
 
 
 class Origin:
-    """Fetches objects over HTTP. Make it inside the running loop, one for a process; close it at the end.
+    """Fetches objects over HTTP. Create it inside the running event loop, one for each process; close it at the end.
 
-    ``now`` is asked for dates in Retry-After. Raises UserError for headers that cannot be sent.
+    ``now`` is the clock for dates in Retry-After. Raises UserError for headers that cannot be sent.
     """
 
     def __init__(
@@ -170,42 +171,45 @@ class Origin:
             context=context,
         )
 
-    async def get(self, url: str, charge: Charge = for_nothing) -> Fetched:
-        """The object at ``url``, which is sent byte for byte. ``charge`` says how long to wait after so many bytes.
+    async def get(self, url: str, charge: Charge = no_delay) -> Fetched:
+        """Return the object at ``url``. The bytes of the URL are sent unchanged.
 
-        Only 200 and 203 are objects. Content-Encoding is undone. Raises ObjectError, with the number of
-        HTTP requests made, or Fatal for a failing spool disk; nothing else but CancelledError.
+        ``charge`` takes the number of bytes read and returns the seconds to wait. Only 200 and 203 are objects.
+        Content-Encoding is decoded. Raises ObjectError with the number of HTTP requests, or Fatal for a failing spool
+        disk; nothing else but CancelledError.
         """
-        fetched = await self._get(url, charge, _Question())
+        fetched = await self._get(url, charge, _RequestSpec())
         assert isinstance(fetched, Fetched)
         return fetched
 
     async def get_if(
-        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = for_nothing
+        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = no_delay
     ) -> Fetched | NotModified:
-        """The object, as :meth:`get` has it, if it is another one than these validators are of (RFC 9110 section 13);
-        else what the 304 said. What cannot be a validator is not sent."""
-        return await self._get(url, charge, _Question(conditions=_conditions(etag, last_modified)))
+        """Return the object as :meth:`get` does, or the metadata of a 304 if these validators still match it.
+
+        Malformed validators are not sent (RFC 9110 section 13).
+        """
+        return await self._get(url, charge, _RequestSpec(conditions=_conditions(etag, last_modified)))
 
     async def head(self, url: str) -> NotModified:
-        """What is said of the object. Raises as :meth:`get` does, also for servers that know no HEAD."""
-        trip = _Trip(self._loop.time())
+        """Return the metadata of the object. Raises as :meth:`get` does, also if the server does not support HEAD."""
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, _Question(b"HEAD"))
+            response = await self._open(url, state, _RequestSpec(b"HEAD"))
             headers = response.headers
             length = "" if "Content-Encoding" in headers else headers.get("Content-Length", "")
             await _drain(response)
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else None
         return NotModified(
-            size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), trip.requests
+            size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), state.requests
         )
 
-    async def _get(self, url: str, charge: Charge, question: _Question) -> Fetched | NotModified:
-        trip = _Trip(self._loop.time())
+    async def _get(self, url: str, charge: Charge, spec: _RequestSpec) -> Fetched | NotModified:
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, question)
+            response = await self._open(url, state, spec)
             headers = response.headers
             if response.status == _NOT_MODIFIED:
                 await _drain(response)
@@ -213,79 +217,80 @@ class Origin:
                     None,
                     printable_header(headers.get("ETag")),
                     printable_header(headers.get("Last-Modified")),
-                    trip.requests,
+                    state.requests,
                 )
             try:
-                body = await self._reader.body(response, charge, trip.host)
+                body = await self._reader.body(response, charge, state.host)
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         return Fetched(
             body,
             response.status,
             media_type(headers.get("Content-Type")),
             printable_header(headers.get("ETag")),
             printable_header(headers.get("Last-Modified")),
-            trip.requests,
+            state.requests,
         )
 
     async def download(self, url: str, path: Path, max_bytes: int) -> str:
-        """Writes what is at ``url`` to ``path`` and returns its Content-Type ("" if it has none).
+        """Write the content at ``url`` to ``path``; return its Content-Type, or "" without one.
 
-        For manifests: same filter, redirects, encodings and errors as :meth:`get`. ``path`` is removed
-        on any error. A file that is itself compressed stays so.
+        For manifests, with the same address filter, redirects, decoding and errors as :meth:`get`. A file in a
+        compressed format stays compressed. ``path`` is removed after any error.
         """
-        trip = _Trip(self._loop.time())
+        state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, trip, _Question())
+            response = await self._open(url, state, _RequestSpec())
             try:
-                await self._save(response, path, max_bytes)  # no budget: nothing else is on yet
+                await self._save(response, path, max_bytes)  # without a memory budget: no transfer is running yet
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
-            raise _mapped(exc, trip) from None
+            raise _mapped(exc, state) from None
         return media_type(response.headers.get("Content-Type")) or ""
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._connections.close()
 
     @property
     def connections_opened(self) -> int:
-        """Connections opened so far."""
+        """The number of connections opened so far."""
         return self._connections.connections_opened
 
-    async def _open(self, url: str, trip: _Trip, question: _Question) -> Response:
-        """The answer with the object, its body not read yet, at the end of the redirects."""
+    async def _open(self, url: str, state: _FetchState, spec: _RequestSpec) -> Response:
+        """Follow redirects and return the final response, with its body unread."""
         target = self._targets.read(url)
         site = target.site
-        trip.host = f"{site[1]}:{site[2]}"
+        state.host = f"{site[1]}:{site[2]}"
         known = self._recipients.include(*site)
         block = self._block if known else self._open_block
         if target.authorization is not None:
             own = (self._headers if known else self._open_headers).copy()
             own["Authorization"] = target.authorization
             block = _block(own)
-        deadline = trip.started + self._total_s
+        deadline = state.started + self._total_s
         seen: set[URL] = set()
         while True:
-            response = await self._send(target, question, block, deadline, trip)
+            response = await self._send(target, spec, block, deadline, state)
             status = response.status
-            if status in _WHOLE or (status == _NOT_MODIFIED and question.conditions):
+            if status in _WHOLE or (status == _NOT_MODIFIED and spec.conditions):
                 return response
             if status not in _REDIRECTS:
-                error = await self._refused(response)
+                error = await self._status_error(response)
                 if not known and target.site == site and self._withholds and error.error_class is ErrorClass.FORBIDDEN:
-                    error.message += _NOT_NAMED.format(*site)
+                    error.message += _NOT_LISTED.format(*site)
                 raise error
             location = response.headers.get("Location")
             await _drain(response)
             if not location:
                 raise ObjectError(
                     ErrorClass.CLIENT_ERROR,
-                    f"the origin redirects without saying where to (HTTP {status})",
+                    f"the origin redirects without a Location header (HTTP {status})",
                     status_code=status,
                 )
             seen.add(target.url)
@@ -293,34 +298,40 @@ class Origin:
             if target.site != site:
                 block = self._open_block
             if target.url in seen or len(seen) > MAX_HOPS:
-                raise ObjectError(ErrorClass.REDIRECT_LOOP, "the redirects do not end", status_code=status)
+                raise ObjectError(
+                    ErrorClass.REDIRECT_LOOP,
+                    f"the origin redirects in a loop, or more than {MAX_HOPS} times",
+                    status_code=status,
+                )
             if self._loop.time() >= deadline:
                 raise TimeoutError
 
-    async def _send(self, target: Target, question: _Question, block: bytes, deadline: float, trip: _Trip) -> Response:
-        """One request; a second at once when its connection turns out to be dead."""
+    async def _send(
+        self, target: Target, spec: _RequestSpec, block: bytes, deadline: float, state: _FetchState
+    ) -> Response:
+        """Send one request, and send it again at once if its connection ended before the response."""
         url = target.url
         head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s" % (
-            question.method, url.raw_path_qs.encode(), _authority(url).encode(), question.conditions, block,
+            spec.method, url.raw_path_qs.encode(), _authority(url).encode(), spec.conditions, block,
         )  # fmt: skip
-        only = question.method == b"HEAD"
-        trip.requests += 1
+        is_head = spec.method == b"HEAD"
+        state.requests += 1
         try:
-            return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only)
+            return await self._connections.request(target.site, head, deadline=deadline, is_head=is_head)
         except Exception as exc:
-            if not died_unanswered(exc):
+            if not closed_before_response(exc):
                 raise
-        trip.requests += 1
-        return await self._connections.ask(target.site, head, deadline=deadline, heads_only=only, fresh=True)
+        state.requests += 1
+        return await self._connections.request(target.site, head, deadline=deadline, is_head=is_head, fresh=True)
 
-    async def _refused(self, response: Response) -> ObjectError:
-        """The error for an answer that is no object and no redirect."""
+    async def _status_error(self, response: Response) -> ObjectError:
+        """Return the error for a response that is neither an object nor a redirect."""
         status = response.status
         if status < 300:
             await _drain(response)
             return ObjectError(
                 ErrorClass.CLIENT_ERROR,
-                f"the origin's answer is not the whole object (HTTP {status})",
+                f"the origin did not send the complete object (HTTP {status})",
                 status_code=status,
             )
         retry_after = response.headers.get("Retry-After")
@@ -335,7 +346,7 @@ class Origin:
         except OSError as exc:
             raise disk_error(exc, what) from exc
         try:
-            await pour(response, Batches(to_disk(file.write, what), self._pool), max_bytes, for_nothing)
+            await stream_body(response, Batches(to_disk(file.write, what), self._pool), max_bytes, no_delay)
             try:
                 file.close()
             except OSError as exc:
@@ -348,22 +359,24 @@ class Origin:
 
 
 def _request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict[str]:
-    """What a request carries. The job's own User-Agent header wins; Accept-Encoding is always ours."""
+    """Return the headers of a request. The job's User-Agent takes precedence; Accept-Encoding is always Ferry's."""
     made: CIMultiDict[str] = CIMultiDict({"User-Agent": user_agent, "Accept": "*/*"})
     for name, value in headers.items():
         if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
             raise UserError(
-                f"source.headers: `{name}` cannot be sent: its name or value holds characters that HTTP does not allow"
+                f"source.headers: `{name}` cannot be sent: its name or value contains characters that HTTP forbids"
             )
         if name.lower() in _NOT_FOR_JOBS:
-            raise UserError(f"source.headers: `{name}` cannot be set: it changes what a request means. Leave it out")
+            raise UserError(
+                f"source.headers: `{name}` cannot be set, because it changes what a request means. Remove it"
+            )
         made[name] = value
     made["Accept-Encoding"] = "identity"
     return made
 
 
 def _conditions(etag: str | None, last_modified: str | None) -> bytes:
-    """Header lines; none for what an origin once said and what is no validator (RFC 9110 sections 5.6.7, 8.8.3)."""
+    """Return the header lines for these validators, without malformed ones (RFC 9110 sections 5.6.7, 8.8.3)."""
     lines = b""
     if etag is not None and _ETAG.fullmatch(etag):
         lines += b"If-None-Match: %s\r\n" % etag.encode()
@@ -373,27 +386,28 @@ def _conditions(etag: str | None, last_modified: str | None) -> bytes:
 
 
 def _authority(url: URL) -> str:
-    """What Host says: without the dot that makes a name absolute, as servers know themselves."""
+    """Return the value of Host, without a trailing dot of the name, which many servers do not recognise."""
     return url.raw_authority.rstrip(".").replace(".:", ":")
 
 
 def _block(headers: CIMultiDict[str]) -> bytes:
-    """Headers as they are sent, with the empty line behind them."""
+    """Return the header lines with the empty line after them."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"{lines}\r\n".encode("utf-8", "surrogateescape")
 
 
-def _mapped(exc: Exception, trip: _Trip) -> ObjectError | Fatal:
+def _mapped(exc: Exception, state: _FetchState) -> ObjectError | Fatal:
+    """Return the error for an exception, with the number of requests."""
     error = from_origin(exc)
     if isinstance(error, ObjectError):
-        error.requests = trip.requests
+        error.requests = state.requests
     return error
 
 
 async def _drain(response: Response) -> None:
-    """Be done with an answer: a short rest is read, so that the connection is used again, else it is closed."""
+    """Finish an unused response: read a short rest, so that the connection can be used again, else close it."""
     left = _DRAIN_BYTES
     with contextlib.suppress(FerryError, OSError):
-        while left > 0 and (piece := await response.piece()):
+        while left > 0 and (piece := await response.read_chunk()):
             left -= len(piece)
     response.close()

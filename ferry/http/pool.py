@@ -1,4 +1,4 @@
-"""Connections to HTTP servers: made, kept, given out again, and ended when patience is over."""
+"""A pool of HTTP connections, with limits, reuse and timeouts."""
 
 from __future__ import annotations
 
@@ -17,69 +17,71 @@ from ferry.http.connection import Http1Connection, Response, Upload
 from ferry.http.low_speed import MESSAGE, LowSpeedGuard
 
 DNS_KEPT_S = 60.0
-IDLE_S = 15.0  # servers end idle connections after some time; a request must not meet that
+IDLE_S = 15.0  # shorter than the idle timeout of most servers, so that requests seldom meet a closed connection
 NAMES_KEPT = 1_000
-_EYEBALLS_S = 0.25  # RFC 8305 section 5
-_SWEEP_S = (0.02, 1.0)
+_EYEBALLS_S = 0.25  # delay before the next address is tried (RFC 8305 section 5)
+_CHECK_EVERY_S = (0.02, 1.0)  # minimum and maximum
 
 Site = tuple[str, str, int]  # scheme, host, port
 
 
-class Names(Protocol):
-    """Who resolves, and who makes the sockets: where an address filter stands."""
+class Guard(Protocol):
+    """Resolves names, makes sockets and checks connections: where an address filter applies."""
 
     async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
 
-    async def judge_connection(self, sock: socket.socket) -> None:
-        """Raises AddressBlocked for an open connection that nothing may be sent on."""
+    async def check_connection(self, sock: socket.socket) -> None:
+        """Raise AddressBlocked if nothing may be sent on this open connection."""
         ...
 
 
 @functools.cache
 def tls() -> ssl.SSLContext:
-    """The system's certificates; loading them takes 20 ms, so once."""
+    """Return a TLS context with the system's certificates. Loading them takes 20 ms, so it is done once."""
     return strict(ssl.create_default_context())
 
 
 def strict(context: ssl.SSLContext) -> ssl.SSLContext:
-    """The context; names of hosts are those of the certificate's extension alone, not its common name (RFC 9110
-    section 4.3.4)."""
+    """Return the context, set to ignore the common name of certificates.
+
+    Only the subjectAltName extension names the host (RFC 9110 section 4.3.4).
+    """
     context.hostname_checks_common_name = False
     return context
 
 
 class Connections:
-    """Pools of connections by site. Lives in one loop; closed at the end.
+    """Pools of connections by site, for one event loop. Close it at the end.
 
-    ``limit`` connections at most, over all sites. ``connect_s`` bounds the opening of one, ``read_s`` the silence
-    while an answer is waited for and nothing of the request is taken. The deadline of an answer comes with its request,
-    and low_speed.py says how slowly a body may come. They are looked after by one timer for all, so silence may last an
-    eighth longer.
+    ``limit`` is the maximum of connections over all sites. ``connect_s`` limits the time to open one. ``read_s`` limits
+    the time in which no byte of the request is sent and no byte of the response arrives. The deadline of a response
+    comes with its request, and low_speed.py limits how slowly a body may arrive. One timer checks all connections, so a
+    timeout may come an eighth later.
     """
 
     def __init__(
-        self, names: Names, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
+        self, guard: Guard, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._names = names
+        self._guard = guard
         self._limit = limit
         self._connect_s = connect_s
         self._read_s = read_s
         self._context = context
-        self._sweep_s = min(max(min(connect_s, read_s) / 8, _SWEEP_S[0]), _SWEEP_S[1])
+        self._check_every_s = min(max(min(connect_s, read_s) / 8, _CHECK_EVERY_S[0]), _CHECK_EVERY_S[1])
         self._sites: dict[Http1Connection, Site] = {}
         self._idle: dict[Site, list[Http1Connection]] = {}
         self._busy: set[Http1Connection] = set()
         self._opening = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._known: dict[tuple[str, int], tuple[float, asyncio.Future[list[Any]]]] = {}
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._next_check_at = 0.0
         self.connections_opened = 0
 
-    async def ask(
+    async def request(
         self,
         site: Site,
         head: bytes,
@@ -87,40 +89,41 @@ class Connections:
         *,
         deadline: float,
         read_s: float | None = None,
-        heads_only: bool = False,
+        is_head: bool = False,
         fresh: bool = False,
     ) -> Response:
-        """Sends a request and returns its answer, the body not read yet.
+        """Send a request and return its response, with the body unread.
 
-        ``deadline`` is the loop's time after which the answer is given up, ``read_s`` another bound on its silence.
-        With ``fresh`` no kept connection is used.
+        ``deadline`` is the time of the event loop at which the response is abandoned. ``read_s`` replaces the read
+        timeout of the pool. With ``fresh``, no idle connection is used.
         Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
         """
-        line = None if fresh else self._kept(site)
-        if line is None:
-            line = await self._open(site, deadline)
-        line.deadline = deadline
-        line.read_s = read_s or self._read_s
-        self._busy.add(line)
-        if self._sweeper is None or deadline < self._sweep_at:
-            self._sweep_in(min(self._sweep_s, max(0.001, deadline - self._loop.time())))
-        return await line.ask(head, body, heads_only=heads_only)
+        connection = None if fresh else self._kept(site)
+        if connection is None:
+            connection = await self._open(site, deadline)
+        connection.deadline = deadline
+        connection.read_s = read_s or self._read_s
+        self._busy.add(connection)
+        if self._timer is None or deadline < self._next_check_at:
+            self._schedule_check(min(self._check_every_s, max(0.001, deadline - self._loop.time())))
+        return await connection.request(head, body, is_head=is_head)
 
     async def close(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        for line in list(self._sites):
-            line.close()
-        await asyncio.sleep(0)  # transports end in the loop's next turn
+        """Close all connections."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._sites):
+            connection.close()
+        await asyncio.sleep(0)  # transports close in the next turn of the event loop
 
     def _kept(self, site: Site) -> Http1Connection | None:
-        lines = self._idle.get(site)
-        if not lines:
+        connections = self._idle.get(site)
+        if not connections:
             return None
-        line = lines.pop()
-        if not lines:
+        connection = connections.pop()
+        if not connections:
             del self._idle[site]
-        return line
+        return connection
 
     async def _open(self, site: Site, deadline: float) -> Http1Connection:
         scheme, host, port = site
@@ -132,13 +135,13 @@ class Connections:
             try:
                 sock = await self._socket(host, port)
                 try:
-                    await self._names.judge_connection(sock)
+                    await self._guard.check_connection(sock)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     secure: dict[str, Any] = {}
                     if scheme == "https":
                         secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
-                    _, line = await self._loop.create_connection(
-                        lambda: Http1Connection(self._loop, self._on_free, LowSpeedGuard(self._read_s)),
+                    _, connection = await self._loop.create_connection(
+                        lambda: Http1Connection(self._loop, self._on_release, LowSpeedGuard(self._read_s)),
                         sock=sock,
                         **secure,
                     )
@@ -149,16 +152,19 @@ class Connections:
                 self._opening -= 1
                 self._one_may_go()
         self.connections_opened += 1
-        self._sites[line] = site
-        return line
+        self._sites[connection] = site
+        return connection
 
     async def _socket(self, host: str, port: int) -> socket.socket:
-        """A connected socket, to the first address that answers (RFC 8305). Raises AddressBlocked, OSError."""
+        """Return a socket that is connected to the first address that answers (RFC 8305).
+
+        Raises AddressBlocked, OSError.
+        """
         blocked: list[AddressBlocked] = []
 
         def open_socket(addr_info: tuple[Any, ...]) -> socket.socket:
             try:
-                return self._names.open_socket(addr_info)
+                return self._guard.open_socket(addr_info)
             except AddressBlocked as exc:
                 blocked.append(exc)
                 raise
@@ -170,21 +176,21 @@ class Connections:
                 loop=self._loop,
                 socket_factory=open_socket,
             )
-        except OSError:  # of several, all told in one text
+        except OSError:  # aiohappyeyeballs joins the errors of several addresses into one text
             if blocked:
                 raise blocked[0] from None
             raise
 
     async def _addresses(self, host: str, port: int) -> list[Any]:
-        """What to connect to. A literal is its own address: whoever asks has judged it."""
+        """Return the addresses to connect to. A literal address is used as it is: the caller has checked it."""
         if ":" in host or host.replace(".", "").isdigit():
             return [_info(socket.AF_INET6 if ":" in host else socket.AF_INET, host.strip("[]"), port)]
         known = self._known.get((host, port))
         if known is None or known[0] < self._loop.time():
             if len(self._known) >= NAMES_KEPT:
                 self._known.clear()
-            asked = self._loop.create_task(self._names.resolve(host, port))
-            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, asked)
+            lookup = self._loop.create_task(self._guard.resolve(host, port))
+            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, lookup)
         try:
             found = await asyncio.shield(known[1])
         except BaseException:
@@ -193,14 +199,14 @@ class Connections:
             raise
         return [_info(result["family"], result["host"], result["port"]) for result in found]
 
-    # --- room
+    # --- limit on connections
 
     def _make_room(self) -> bool:
-        """Ends the connection that has been idle for longest."""
-        idle = [line for lines in self._idle.values() for line in lines]
+        """Close the connection that has been idle for longest; return False if none is idle."""
+        idle = [connection for connections in self._idle.values() for connection in connections]
         if not idle:
             return False
-        min(idle, key=lambda line: line.idle_since).close()
+        min(idle, key=lambda connection: connection.idle_since).close()
         return True
 
     async def _wait_for_room(self) -> None:
@@ -220,48 +226,50 @@ class Connections:
                 future.set_result(None)
                 return
 
-    def _on_free(self, line: Http1Connection) -> None:
-        self._busy.discard(line)
-        site = self._sites.get(line)
-        if line.gone:
-            self._sites.pop(line, None)
-            lines = self._idle.get(site) if site is not None else None
-            if lines is not None and site is not None and line in lines:
-                lines.remove(line)
-                if not lines:
+    def _on_release(self, connection: Http1Connection) -> None:
+        self._busy.discard(connection)
+        site = self._sites.get(connection)
+        if connection.closed:
+            self._sites.pop(connection, None)
+            connections = self._idle.get(site) if site is not None else None
+            if connections is not None and site is not None and connection in connections:
+                connections.remove(connection)
+                if not connections:
                     del self._idle[site]
         elif site is not None:
-            self._idle.setdefault(site, []).append(line)
+            self._idle.setdefault(site, []).append(connection)
         if self._waiters:
             self._one_may_go()
 
-    # --- patience
+    # --- timeouts
 
-    def _sweep(self) -> None:
-        self._sweeper = None
+    def _check_timeouts(self) -> None:
+        self._timer = None
         now = self._loop.time()
-        for line in list(self._busy):
-            line.look(now)
-            if now >= line.deadline or (line.waited_for and now - line.last_byte_at >= line.read_s):
-                line.fail(TimeoutError())
-            elif line.drips(now):
-                line.fail(LowSpeed(MESSAGE))
-        for lines in list(self._idle.values()):
-            for line in [line for line in lines if now - line.idle_since >= IDLE_S]:
-                line.close()
+        for connection in list(self._busy):
+            connection.note_sent(now)
+            if now >= connection.deadline or (
+                connection.is_waiting and now - connection.last_byte_at >= connection.read_s
+            ):
+                connection.fail(TimeoutError())
+            elif connection.is_too_slow(now):
+                connection.fail(LowSpeed(MESSAGE))
+        for connections in list(self._idle.values()):
+            for connection in [connection for connection in connections if now - connection.idle_since >= IDLE_S]:
+                connection.close()
         if self._sites:
-            soonest = min((line.deadline for line in self._busy), default=now + self._sweep_s)
-            self._sweep_in(min(self._sweep_s, max(0.001, soonest - now)))
+            soonest = min((connection.deadline for connection in self._busy), default=now + self._check_every_s)
+            self._schedule_check(min(self._check_every_s, max(0.001, soonest - now)))
 
-    def _sweep_in(self, delay_s: float) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._sweep_at = self._loop.time() + delay_s
-        self._sweeper = self._loop.call_later(delay_s, self._sweep)
+    def _schedule_check(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next_check_at = self._loop.time() + delay_s
+        self._timer = self._loop.call_later(delay_s, self._check_timeouts)
 
 
 def _info(family: int, host: str, port: int) -> tuple[Any, ...]:
-    """An address as socket.getaddrinfo gives it."""
+    """Return an address in the form of socket.getaddrinfo."""
     address: tuple[Any, ...] = (host, port)
     if family == socket.AF_INET6:
         plain, _, scope = host.partition("%")

@@ -1,4 +1,4 @@
-"""An answer's body on its way in: bounded in bytes, its encoding undone, hashed once, spooled when large."""
+"""Readers of response bodies, which limit the size, decode, hash and spool."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 Algorithm = Literal["md5", "sha256"]
 
 
-class Pieces(Protocol):
-    """What takes a body piece by piece."""
+class BodySink(Protocol):
+    """Takes a body piece by piece."""
 
     async def add(self, piece: bytes) -> None: ...
     async def flush(self) -> None: ...
 
 
 class Reader:
-    """Reads bodies. ``budget`` bounds those in memory, ``pool`` hashes large ones, ``max_bytes`` bounds each."""
+    """Reads bodies. ``budget`` limits their memory, ``pool`` hashes large ones, ``max_bytes`` limits each body."""
 
     def __init__(self, spool_dir: Path, budget: Budget, pool: Executor | None, max_bytes: int) -> None:
         self._spool_dir = spool_dir
@@ -44,22 +44,23 @@ class Reader:
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: Response, charge: Charge, host: str, *, undo: bool = True) -> Body:
-        """The whole body, its Content-Encoding undone unless the store's bytes are the object. Raises ObjectError.
+    async def body(self, response: Response, charge: Charge, host: str, *, decode: bool = True) -> Body:
+        """Return the complete body. Raises ObjectError.
 
-        ``host`` is charged for what it takes of the budget.
+        Content-Encoding is decoded, unless ``decode`` is False because the stored bytes are the object. The budget
+        counts the body's share for ``host``.
         """
         length = response.length
         if length is not None and length > self._max_bytes:
             raise too_large(self._max_bytes)
-        if undo and "Content-Encoding" in response.headers:
+        if decode and "Content-Encoding" in response.headers:
             length = None
         if length is not None and length <= self._budget.small_bytes:
             return await self._in_memory(response, length, charge, host)
         share = await self._budget.take(host, length)
         arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share)
         try:
-            await pour(response, arriving, self._max_bytes, charge, undo=undo)
+            await stream_body(response, arriving, self._max_bytes, charge, decode=decode)
             return arriving.finish()
         except BaseException:
             arriving.abandon()
@@ -69,9 +70,9 @@ class Reader:
         share = await self._budget.take(host, length)
         try:
             pieces: list[bytes] = []
-            while piece := await response.piece():
+            while piece := await response.read_chunk():
                 pieces.append(piece)
-                charge(0)  # for nothing yet: it is told that bytes move
+                charge(0)  # reports progress; the bytes are booked below
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if len(data) != length:
                 raise truncated()
@@ -86,12 +87,14 @@ class Reader:
 
 
 class Arriving:
-    """A body that is large, or may be: its share of memory grows as it comes. Where it cannot, the body goes to the
-    spool (docs/decisions/0028).
+    """A sink for a body that is large, or of unknown length.
+
+    Its share of memory grows as it arrives. If the share cannot grow, the body moves to a spool file
+    (docs/decisions/0028).
     """
 
     def __init__(self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share) -> None:
-        """``share`` is what :meth:`Budget.take` gave the host for it."""
+        """``share`` is the result of :meth:`Budget.take` for this body."""
         self._budget = budget
         self._host = host
         self._share = share
@@ -103,6 +106,7 @@ class Arriving:
             self._writer.spool()
 
     async def add(self, piece: bytes) -> None:
+        """Take the next piece, in memory or in the spool file. Raises Fatal if the spool disk fails."""
         self.size += len(piece)
         if not self._spooled and self.size > self._share.size:
             await self._make_room()
@@ -110,7 +114,7 @@ class Arriving:
 
     async def _make_room(self) -> None:
         most = self._budget.in_memory_bytes
-        wanted = max(FIRST_BYTES, self._share.size)  # a file that was empty a moment ago has none
+        wanted = max(FIRST_BYTES, self._share.size)  # 0 for a source file that was empty at first
         while wanted < self.size:
             wanted *= 2
         if self.size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self.size)):
@@ -124,9 +128,11 @@ class Arriving:
             memory.end()
 
     async def flush(self) -> None:
+        """Hash and write all pieces."""
         await self._batches.flush()
 
     def finish(self) -> Body:
+        """Return the body, which now owns the share."""
         try:
             body = self._writer.finish()
         except OSError as exc:
@@ -137,28 +143,29 @@ class Arriving:
         return body
 
     def abandon(self) -> None:
-        """Removes what was spooled, also when the disk is so full that the file cannot be closed cleanly."""
+        """Discard the body and release its share, also if a full disk keeps the spool file from closing cleanly."""
         try:
             self._writer.abandon()
         except OSError:
-            self._writer.abandon()  # the file is closed by now
+            self._writer.abandon()  # the first call has closed the file
         finally:
             self._share.end()
 
 
 class Hashing:
-    """Takes a body for its digest alone: none of it is kept."""
+    """A sink that only computes the digest of a body."""
 
-    def __init__(self, pool: Executor | None, algorithm: Algorithm, moved: Callable[[], object]) -> None:
-        """``moved`` hears of each piece."""
+    def __init__(self, pool: Executor | None, algorithm: Algorithm, on_progress: Callable[[], object]) -> None:
+        """``on_progress`` is called for each piece."""
         self._pool = pool
-        self._moved = moved
+        self._on_progress = on_progress
         self._hash = hashlib.new(algorithm, usedforsecurity=False)
         self.size = 0
 
     async def add(self, piece: bytes) -> None:
+        """Hash the next piece."""
         self.size += len(piece)
-        self._moved()
+        self._on_progress()
         if len(piece) < POOLED_BYTES:
             self._hash.update(piece)
         else:
@@ -168,11 +175,12 @@ class Hashing:
 
     @property
     def digest(self) -> str:
+        """The digest of all pieces, in hex."""
         return self._hash.hexdigest()
 
 
-async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge) -> None:
-    """As :func:`pour`, of what a store's client reads."""
+async def stream_plain(pieces: AsyncIterable[bytes], into: BodySink, charge: Charge) -> None:
+    """Pass pieces from a store's client to ``into``, with the waits of ``charge``."""
     async for piece in pieces:
         await into.add(bytes(piece))
         if delay_s := charge(len(piece)):
@@ -180,16 +188,21 @@ async def pour_plain(pieces: AsyncIterable[bytes], into: Pieces, charge: Charge)
     await into.flush()
 
 
-async def pour(response: Response, into: Pieces, max_bytes: int, charge: Charge, *, undo: bool = True) -> None:
-    """Hands on a body piece by piece, its encoding undone. Neither side of that passes ``max_bytes``."""
+async def stream_body(
+    response: Response, into: BodySink, max_bytes: int, charge: Charge, *, decode: bool = True
+) -> None:
+    """Pass the body of a response to ``into`` piece by piece, decoded.
+
+    Raises ObjectError: too_large if the encoded or the decoded body exceeds ``max_bytes``, truncated, or bad_encoding.
+    """
     length = response.length
     if length is not None and length > max_bytes:
         raise too_large(max_bytes)
-    codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if undo else []
-    came = 0
-    while piece := await response.piece():
-        came += len(piece)
-        if came > max_bytes:
+    codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if decode else []
+    received = 0
+    while piece := await response.read_chunk():
+        received += len(piece)
+        if received > max_bytes:
             raise too_large(max_bytes)
         if delay_s := charge(len(piece)):
             await asyncio.sleep(delay_s)
@@ -199,10 +212,10 @@ async def pour(response: Response, into: Pieces, max_bytes: int, charge: Charge,
         for plain in decoded(codings, piece):
             if plain:
                 await into.add(plain)
-            await asyncio.sleep(0)  # a little that unpacks to much must not hold the loop
-    if length is not None and came != length:
+            await asyncio.sleep(0)  # a decompression bomb must not block the event loop
+    if length is not None and received != length:
         raise truncated()
-    if came:
+    if received:
         for decoder in codings:
             decoder.finish()
     await into.flush()

@@ -1,4 +1,4 @@
-"""The Retry-After header (RFC 9110 section 10.2.3)."""
+"""Parser of the Retry-After header (RFC 9110 section 10.2.3)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ _SECONDS = re.compile(r"[0-9]+(\.[0-9]+)?")
 
 
 def parse_retry_after(value: str | None, now: datetime) -> float | None:
-    """Seconds from ``now`` (aware) that a Retry-After header asks for; None where it says nothing usable.
+    """Return the seconds from ``now`` (aware) that a Retry-After header asks for, or None if it is malformed.
 
-    RFC 9110 section 10.2.3: a number of seconds or an HTTP-date, of which section 5.6.7 knows three
-    forms, all in GMT. A date that has passed is 0. Fractions are taken, as some servers send them.
-    More than a year is read as a year.
+    The value is a number of seconds or an HTTP-date, which has three forms, all in GMT (RFC 9110 sections 10.2.3 and
+    5.6.7). A past date gives 0. Fractions are accepted, because some servers send them. The result is at most a year.
     """
     if value is None:
         return None
@@ -27,6 +26,6 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
         if then.tzinfo is None:
             then = then.replace(tzinfo=UTC)
         delay = (then - now).total_seconds()
-    except (ValueError, TypeError, IndexError, OverflowError):  # email.utils is not strict about what it raises
+    except (ValueError, TypeError, IndexError, OverflowError):  # email.utils does not document what it raises
         return None
     return min(max(delay, 0.0), MAX_RETRY_AFTER_S)

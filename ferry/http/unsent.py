@@ -1,4 +1,4 @@
-"""How much of a request is still on its way to the other end: what tells a slow upload from a silent server."""
+"""The number of unacknowledged bytes of a connection, which tells a slow upload from a silent server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import termios
 
 
 def unsent_bytes(transport: asyncio.Transport) -> int:
-    """Bytes that the other end has not acknowledged: in our buffers, and in the system's where it tells
-    (tcp(7), SIOCOUTQ; the same number as TIOCOUTQ)."""
+    """Return the number of bytes in asyncio's write buffer and, where the system reports it, in the socket's queue.
+
+    The request number of SIOCOUTQ is that of TIOCOUTQ (tcp(7)).
+    """
     waiting = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
     if sock is not None:

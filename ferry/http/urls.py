@@ -1,4 +1,4 @@
-"""Where a request goes: addresses read strictly and kept byte for byte, their hosts judged before any of it is used."""
+"""A strict parser of URLs, which keeps their bytes and checks their hosts with the address filter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ferry.core import ErrorClass, ObjectError
 from ferry.http.address_filter import HOST_NAME, AddressFilter, parse_literal
 
 _HOSTS_KEPT = 4096
-_MOST_HOST = 1000  # characters, before any of it is looked at: a name has 253
-# The user info ends at the last `@`. No host holds one: else each is tried in turn, and 16,000 of them take seconds.
+_MAX_HOST = 1000  # characters, checked before the host is parsed; a valid name has at most 253
+# User info ends at the last `@`. The host excludes `@`, else the match backtracks at each: seconds for 16,000 of them.
 _ADDRESS = re.compile(
     r"(?P<scheme>https?)://(?:(?P<user>[^/?#\\]*)@)?(?P<host>\[[^\[\]/?#]*\]|[^\[\]/?#:@]*)(?::(?P<port>[0-9]{0,5}))?(?P<rest>[/?#].*)?",
     re.IGNORECASE | re.DOTALL | re.ASCII,
@@ -26,30 +26,30 @@ _TO_QUOTE = re.compile(r"[^\x21-\x7e]+")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where one request goes."""
+    """The parsed URL of one request."""
 
     url: URL
-    site: tuple[str, str, int]  # scheme, host, port: what headers are meant for
-    authorization: str | None  # from user info in the address
+    site: tuple[str, str, int]  # scheme, host, port; decides which headers are sent
+    authorization: str | None  # from user info in the URL
 
 
 class Targets:
-    """Reads addresses for one address filter, and remembers what it made of their hosts."""
+    """Parses URLs for one address filter, and caches the results for their hosts."""
 
     def __init__(self, address_filter: AddressFilter) -> None:
         self._filter = address_filter
         self._hosts: dict[tuple[str, int], tuple[str, str | None]] = {}
 
     def read(self, text: str) -> Target:
-        """Takes an address apart. Raises ObjectError: bad_url, or blocked_address for a literal or a port.
+        """Parse a URL. Raises ObjectError: bad_url, or blocked_address for a literal address or a port.
 
-        What is plain ASCII is sent as it stands, escapes and all. Spaces and what is not ASCII are
-        escaped as UTF-8, a host that is not ASCII becomes IDNA, a literal address its usual spelling;
-        the fragment goes. (One exception, yarl's: a `?` with nothing behind it is dropped.)
+        Printable ASCII is sent unchanged, escapes included. Spaces and other characters are escaped as UTF-8. A host
+        that is not ASCII becomes IDNA, and a literal address gets its usual spelling. The fragment is dropped, and yarl
+        drops a `?` without a query.
         """
         match = _ADDRESS.fullmatch(text)
         if match is None:
-            raise _bad_url("it is not an http:// or https:// address")
+            raise _bad_url("it is not an http:// or https:// URL")
         scheme, user, host, port_text, rest = match.groups()
         scheme = scheme.lower()
         default = 443 if scheme == "https" else 80
@@ -58,7 +58,7 @@ class Targets:
             raise _bad_url("its port is out of range")
         known = self._hosts.get((host, port))
         if known is None:
-            known = self._judge(host, port)
+            known = self._check_host(host, port)
         host, blocked = known
         if blocked is not None:
             raise ObjectError(ErrorClass.BLOCKED_ADDRESS, blocked)
@@ -72,27 +72,27 @@ class Targets:
         return Target(URL(f"{scheme}://{where}{rest}", encoded=True), (scheme, host, port), authorization)
 
     def redirected(self, base: URL, location: str, status: int) -> Target:
-        """Where a Location leads. The caller does not use user info in it: it was not the job that wrote it."""
+        """Parse a Location header against ``base``. The caller ignores its user info, which the job did not write."""
         if location.startswith("//"):
             location = f"{base.scheme}:{location}"
         elif not _ABSOLUTE.match(location):
             try:
                 location = urljoin(str(base), location)
-            except ValueError:  # brackets that hold no address, in what looked like a path
+            except ValueError:  # brackets without a valid address, in a relative path
                 raise ObjectError(
                     ErrorClass.BAD_URL,
-                    "redirected: this address cannot be fetched: it cannot be read",
+                    "redirect target: this URL cannot be fetched: it is malformed",
                     status_code=status,
                 ) from None
         try:
             return self.read(location)
         except ObjectError as exc:
-            raise ObjectError(exc.error_class, f"redirected: {exc.message}", status_code=status) from None
+            raise ObjectError(exc.error_class, f"redirect target: {exc.message}", status_code=status) from None
 
-    def _judge(self, text: str, port: int) -> tuple[str, str | None]:
-        """A URL's host as it is asked for, and why not, if it is a blocked literal or port. Remembered."""
+    def _check_host(self, text: str, port: int) -> tuple[str, str | None]:
+        """Return the normalised host, and why its address or port is blocked, or None. The result is cached."""
         host = text.lower()
-        if len(host) > _MOST_HOST:
+        if len(host) > _MAX_HOST:
             raise _bad_url("its host is not a host name")
         if not host.isascii():
             try:
@@ -117,26 +117,26 @@ class Targets:
 
 
 def _bad_url(why: str) -> ObjectError:
-    return ObjectError(ErrorClass.BAD_URL, f"this address cannot be fetched: {why}")
+    return ObjectError(ErrorClass.BAD_URL, f"this URL cannot be fetched: {why}")
 
 
 def _quoted(rest: str) -> str:
-    """Escapes spaces and what is not ASCII; leaves every other byte alone.
+    """Escape spaces and characters that are not ASCII; leave all other bytes unchanged.
 
-    connection.py hands over header bytes that are not UTF-8 as surrogates: they become what they were.
+    connection.py represents header bytes that are not UTF-8 as surrogates. Each is escaped as the byte that it was.
     """
     if _CONTROL.search(rest):
-        raise _bad_url("it holds control characters")
+        raise _bad_url("it contains control characters")
     try:
         return _TO_QUOTE.sub(lambda m: "".join(f"%{b:02X}" for b in m[0].encode("utf-8", "surrogateescape")), rest)
     except UnicodeEncodeError:
-        raise _bad_url("it is not Unicode") from None
+        raise _bad_url("it is not valid Unicode") from None
 
 
 def _basic(user: str) -> str:
-    """RFC 7617, for user info in an address."""
+    """Return the value of Authorization for the user info of a URL (Basic, RFC 7617)."""
     name, _, password = user.partition(":")
     try:
         return "Basic " + base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
     except UnicodeEncodeError:
-        raise _bad_url("it is not Unicode") from None
+        raise _bad_url("it is not valid Unicode") from None

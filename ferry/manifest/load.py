@@ -117,7 +117,7 @@ def _local(job: Job, access: Access, spool_dir: Path) -> Path:
     copy = spool_dir / COPY
     if address.startswith(("http://", "https://")):
         try:
-            Tries(most_s=60.0)(lambda: asyncio.run(_download(job, address, copy)))
+            Tries(max_s=60.0)(lambda: asyncio.run(_download(job, address, copy)))
         except ObjectError as error:
             raise UserError(f"the manifest {redact(address)} cannot be fetched: {error.message}") from None
         return copy

@@ -100,7 +100,7 @@ def decide(con: duckdb.DuckDBPyConnection, mode: Mode, classes: Sequence[str], *
         revalidate = None
         if case["standing"]:
             revalidate = how_to_revalidate(
-                said=case["said"], proof=case["proof"], validators=case["validators"], web=case["web"],
+                claim=case["said"], proof=case["proof"], validators=case["validators"], web=case["web"],
                 checked=Checked(case["checked_by"]) if case["checked_by"] else None, old=case["old"],
             )  # fmt: skip
             if revalidate is Revalidate.SKIP and case["status"] == Status.FAILED:

@@ -1,10 +1,10 @@
-"""How many requests each host may be sent now."""
+"""Limits on concurrency, request rate and bandwidth for each host, and for the whole job."""
 
 from ferry.ratelimit.circuit_breaker import CircuitBreaker
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
-from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, tell
+from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, record_failure
 from ferry.ratelimit.shares import is_bounded, limits_of, most_processes
 from ferry.ratelimit.status import Hosts, busiest, keep_written, read_hosts, together
 
@@ -25,6 +25,6 @@ __all__ = [
     "limits_of",
     "most_processes",
     "read_hosts",
-    "tell",
+    "record_failure",
     "together",
 ]

@@ -1,4 +1,4 @@
-"""One circuit per host: when a host refuses, fails or shows a maintenance page, its rows wait. Pure."""
+"""A circuit breaker for one host, which keeps its rows pending while the host refuses, fails or is in maintenance."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import StrEnum
 
 from ferry.core import ErrorClass
 
-RUN_LENGTH = 50  # refusals, or 5xx, in a row
-BODIES = 200  # how many bodies the maintenance rule looks back
-PAGES = 11  # of them: more than 5% of 200, and the least that fewer bodies are judged by
+RUN_LENGTH = 50  # refusals (401, 403) or server errors (5xx) in a row that open the circuit
+BODIES = 200  # recent bodies that the maintenance rule counts
+PAGES = 11  # equal pages among them that open the circuit: more than 5% of 200
 PROBE_FIRST_S = 30.0
 PROBE_MAX_S = 300.0
 
-# They tell of the way to the host, of the destination or of the row, not of whether the host refuses or fails.
+# Errors of the network, the destination or the row. They do not show whether the host refuses or fails.
 _NO_ANSWER = frozenset(
     {
         ErrorClass.TIMEOUT,
@@ -47,24 +47,24 @@ class Cause(StrEnum):
 
 
 class CircuitBreaker:
-    """Whether a host may be asked. The caller records what became of each request.
+    """Decides whether requests to a host may be sent. The caller records the result of each request.
 
-    It opens (SEMANTICS: error classes)
-    - on 50 refusals (401, 403) in a row: any other answer breaks the row, silence does not;
-    - on 50 5xx in a row, in the same sense;
-    - when more than 5% of the host's last 200 bodies, and at least 11, are `not_image` with one digest.
+    The circuit opens
+    - after 50 refusals (401, 403) in a row, which any other response interrupts, but silence does not;
+    - after 50 server errors (5xx) in a row, in the same sense;
+    - when 11 or more of the host's last 200 bodies are `not_image` with the same digest.
 
-    While it is open its rows stay pending and :meth:`may_probe` lets one through now and then: after
-    30 s, then twice as long each time, at most 5 minutes. What closes it is what would have broken the
-    row of refusals or of 5xx; for a maintenance page, an object. A probe that never reports costs
-    only its pause.
+    While it is open, its rows stay pending, and :meth:`may_probe` lets one probe through at intervals. The first
+    interval is 30 s; each failed probe doubles it, up to 5 minutes. After refusals or 5xx, any response that would
+    interrupt the row closes the circuit; after a maintenance page, only an object does. A probe without a recorded
+    result costs only its interval.
 
-    | open because of | the probe's result | then |
+    | open because of | result of the probe | then |
     |---|---|---|
     | any | ok | closes |
-    | refusals, 5xx | 404 and other answers about the object itself | closes |
-    | page | 404 and other answers about the object itself | stays open, same pause |
-    | any | refusal, 5xx, 429, no answer; page: not_image | stays open, the pause doubles |
+    | refusals, 5xx | 404 and other responses about the object itself | closes |
+    | page | 404 and other responses about the object itself | stays open, same interval |
+    | any | refusal, 5xx, 429, no response; page: not_image | stays open, the interval doubles |
     """
 
     __slots__ = (
@@ -77,16 +77,16 @@ class CircuitBreaker:
         "_pause_s",
         "_probing",
         "_reason",
-        "_run",
-        "_runs_of",
+        "_streak",
+        "_streak_cause",
     )
 
     def __init__(self, host: str, clock: Callable[[], float]) -> None:
         self._host = host
         self._clock = clock
-        self._run = 0
-        self._runs_of: Cause | None = None
-        self._bodies: deque[str | None] = deque()  # None: a body that was no such page
+        self._streak = 0
+        self._streak_cause: Cause | None = None
+        self._bodies: deque[str | None] = deque()  # None: an object
         self._pages: Counter[str] = Counter()
         self._cause: Cause | None = None
         self._reason: str | None = None
@@ -96,21 +96,21 @@ class CircuitBreaker:
 
     @property
     def open_reason(self) -> str | None:
-        """None while requests may pass; else a sentence for people: what is wrong and what to do."""
+        """None while the circuit is closed, else a sentence for the user: what is wrong and what to do."""
         return self._reason
 
     @property
     def probing(self) -> bool:
-        """A probe is under way; its end will say whether the others may pass."""
+        """Whether a probe is in flight."""
         return self._probing
 
     @property
     def probe_due(self) -> bool:
-        """It is open, and its pause is over: :meth:`may_probe` would let one request through."""
+        """Whether the circuit is open and its interval over, so that :meth:`may_probe` would allow a request."""
         return self._cause is not None and self._clock() >= self._next_probe
 
     def may_probe(self, now: float | None = None) -> bool:
-        """True once per pause while the circuit is open: the caller sends one request and records its end."""
+        """Return True once per interval while the circuit is open; the caller then sends one request as a probe."""
         now = self._clock() if now is None else now
         if self._cause is None or now < self._next_probe:
             return False
@@ -119,31 +119,35 @@ class CircuitBreaker:
         return True
 
     def record_ok(self) -> None:
-        """An object came from this host."""
+        """Record an object from this host."""
         if self._cause is not None:
             self._close()
-        self._run, self._runs_of = 0, None
+        self._streak, self._streak_cause = 0, None
         self._body(None)
 
     def record_error(self, error_class: ErrorClass, status_code: int | None, body_digest: str | None = None) -> None:
-        """A try failed. ``body_digest`` is the SHA-256 of a whole body that came, for `not_image`."""
-        trouble: Cause | None = None
-        if error_class is ErrorClass.FORBIDDEN and status_code in (400, 401, 403):  # 400: a store's ExpiredToken
-            trouble = Cause.REFUSALS
+        """Record a failed attempt. ``body_digest`` is the SHA-256 of the complete body, for `not_image`."""
+        cause: Cause | None = None
+        if error_class is ErrorClass.FORBIDDEN and status_code in (
+            400,
+            401,
+            403,
+        ):  # a store answers 400 for ExpiredToken
+            cause = Cause.REFUSALS
         elif error_class is ErrorClass.SERVER_ERROR:
-            trouble = Cause.SERVER_ERRORS
-        answered = trouble is None and error_class not in _NO_ANSWER
+            cause = Cause.SERVER_ERRORS
+        answered = cause is None and error_class not in _NO_ANSWER
         page = body_digest if error_class is ErrorClass.NOT_IMAGE else None
         if self._cause is not None:
             self._while_open(answered, page is not None)
             return
         if answered:
-            self._run, self._runs_of = 0, None
-        elif trouble is not None:
-            self._run = self._run + 1 if trouble is self._runs_of else 1
-            self._runs_of = trouble
-            if self._run >= RUN_LENGTH:
-                self._open(trouble, self._sentence(trouble, status_code))
+            self._streak, self._streak_cause = 0, None
+        elif cause is not None:
+            self._streak = self._streak + 1 if cause is self._streak_cause else 1
+            self._streak_cause = cause
+            if self._streak >= RUN_LENGTH:
+                self._open(cause, self._sentence(cause, status_code))
         if page is not None:
             self._body(page)
             seen = self._pages[page]
@@ -158,7 +162,7 @@ class CircuitBreaker:
                 self._close()
                 return
             failed = True
-        if failed and self._probing:  # what was in flight when it opened changes nothing
+        if failed and self._probing:  # requests in flight when the circuit opened do not count
             self._pause_s = min(self._pause_s * 2, PROBE_MAX_S)
             self._next_probe = self._clock() + self._pause_s
         self._probing = False
@@ -168,11 +172,11 @@ class CircuitBreaker:
         if page is not None:
             self._pages[page] += 1
         if len(self._bodies) > BODIES:
-            gone = self._bodies.popleft()
-            if gone is not None:
-                self._pages[gone] -= 1
-                if not self._pages[gone]:
-                    del self._pages[gone]
+            oldest = self._bodies.popleft()
+            if oldest is not None:
+                self._pages[oldest] -= 1
+                if not self._pages[oldest]:
+                    del self._pages[oldest]
 
     def _open(self, cause: Cause, reason: str) -> None:
         self._cause, self._reason = cause, reason
@@ -181,9 +185,9 @@ class CircuitBreaker:
         self._probing = False
 
     def _close(self) -> None:
-        """Starts afresh: what led to the opening is not held against the host again."""
-        self._cause = self._reason = self._runs_of = None
-        self._run = 0
+        """Close the circuit and clear all counts."""
+        self._cause = self._reason = self._streak_cause = None
+        self._streak = 0
         self._probing = False
         self._bodies.clear()
         self._pages.clear()
@@ -193,16 +197,16 @@ class CircuitBreaker:
         if cause is Cause.REFUSALS:
             return (
                 f"{self._host} refused {RUN_LENGTH} requests in a row ({status}); its rows stay pending. "
-                "Check `source.headers` and whether it lets this machine in, then run the job again."
+                "Check `source.headers` and whether the host allows this machine, then run the job again."
             )
         return (
             f"{self._host} answered {RUN_LENGTH} requests in a row with a server error (last {status}); its rows stay "
-            "pending. Run the job again when it is well, perhaps with a lower `concurrency`."
+            "pending. Run the job again when the host has recovered, perhaps with a lower `concurrency`."
         )
 
     def _page_sentence(self, page: str, seen: int) -> str:
         return (
-            f"{self._host} answered {seen} of its last {len(self._bodies)} requests with one and the same body that is "
-            f"no image (SHA-256 {page[:12]}): a maintenance or login page? Its rows stay pending. Look at one of "
-            "them in a browser, then run the job again."
+            f"{self._host} answered {seen} of its last {len(self._bodies)} requests with the same body, which is "
+            f"not an image (SHA-256 {page[:12]}). It may be a maintenance or login page. The host's rows stay pending. "
+            "Open the URL of one of them in a browser, then run the job again."
         )

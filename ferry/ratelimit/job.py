@@ -1,4 +1,4 @@
-"""Bounds of the whole job, shared by its origin hosts in turn."""
+"""Limits of the whole job, which its origin hosts share in turn."""
 
 from __future__ import annotations
 
@@ -10,31 +10,33 @@ from typing import Protocol
 
 from ferry.ratelimit.rate import TokenBucket
 
-BYTES_AHEAD_S = 1.0  # no new request while what was read is this far ahead of bytes_per_s
+BYTES_AHEAD_S = 1.0  # no new request while the bytes read are this far ahead of bytes_per_s
 _SHORTEST_TIMER_S = 0.001
 
 
 class Handle(Protocol):
+    """A timer that can be cancelled."""
+
     def cancel(self) -> None: ...
 
 
 CallLater = Callable[[float, Callable[[], None]], Handle]
 
 
-class Guest(Protocol):
-    """A host that asks for the job's leave."""
+class WaitingHost(Protocol):
+    """A host that waits for capacity within the limits of the job."""
 
     queued: bool
 
     def from_job(self) -> None:
-        """It is this host's turn: it may take one place."""
+        """Tell the host that its turn has come: it may take one permit."""
 
 
 class JobLimit:
-    """Requests in flight, requests and bytes per second over all origin hosts.
+    """Limits on requests in flight, requests per second and bytes per second over all origin hosts.
 
-    A host that is refused stands in a ring and gets one place when its turn comes; while others stand
-    there nobody takes a place out of turn, so that a host with much to do leaves room for one with little.
+    A refused host joins a queue and gets one permit when its turn comes. While hosts are queued, no other host gets a
+    permit, so that busy hosts leave capacity for the others.
     """
 
     __slots__ = (
@@ -42,8 +44,8 @@ class JobLimit:
         "_clock",
         "_concurrency",
         "_in_flight",
+        "_queue",
         "_requests",
-        "_ring",
         "_timer",
         "_turn",
         "bytes",
@@ -63,16 +65,16 @@ class JobLimit:
         self._clock = clock
         self._call_later = call_later
         self._in_flight = 0
-        self._ring: deque[Guest] = deque()
-        self._turn: Guest | None = None
+        self._queue: deque[WaitingHost] = deque()
+        self._turn: WaitingHost | None = None
         self._timer: Handle | None = None
 
-    def admit(self, host: Guest, now: float) -> bool:
-        """One more request of a host, which is booked; or the host is called when its turn comes."""
-        if (self._ring and self._turn is not host) or not self._has_room(now):
+    def admit(self, host: WaitingHost, now: float) -> bool:
+        """Admit and count one request of a host, or return False and call the host when its turn comes."""
+        if (self._queue and self._turn is not host) or not self._has_room(now):
             if not host.queued:
                 host.queued = True
-                self._ring.append(host)
+                self._queue.append(host)
             return False
         self._turn = None
         self._in_flight += 1
@@ -81,13 +83,13 @@ class JobLimit:
         return True
 
     def bound(self, concurrency: int) -> None:
-        """No more than that in flight, from now on."""
+        """Lower the limit on requests in flight, from now on."""
         self._concurrency = min(self._concurrency, concurrency)
 
     def leave(self) -> None:
-        """A request of some host is over."""
+        """Note that a request has ended, and serve the queue."""
         self._in_flight -= 1
-        if self._ring:
+        if self._queue:
             self._serve()
 
     def _has_room(self, now: float) -> bool:
@@ -102,8 +104,8 @@ class JobLimit:
         return wait_s <= 0
 
     def _serve(self) -> None:
-        while self._ring and self._has_room(self._clock()):
-            host = self._ring.popleft()
+        while self._queue and self._has_room(self._clock()):
+            host = self._queue.popleft()
             host.queued = False
             self._turn = host
             host.from_job()

@@ -1,4 +1,4 @@
-"""The limits of all hosts of a run, and of the whole job.
+"""The limits of all hosts of a run and of the whole job.
 
 Algorithms: concurrency.py, rate.py, docs/explanation/concurrency.md.
 """
@@ -19,22 +19,23 @@ from ferry.ratelimit.permit import PausedTooLong, Slot
 __all__ = ["HostLimit", "Limiter", "PausedTooLong", "Slot"]
 
 AUTO_START = 32
-COPIES_START = 256  # where the server copies by itself: such a request waits for it, and moves nothing
+COPIES_START = 256  # for server-side copies, whose requests transfer no bytes and wait for the server
 AUTO_CEILING = 256
 KEPT_HOSTS = 1000
-DESTINATION = "destination"  # no host has this name: it holds no dot
-_LOOKS = 16  # hosts that are looked at for one to forget, when a new one comes
+DESTINATION = "destination"  # not the name of a host: it contains no dot
+_EVICTION_TRIES = 16  # hosts to check for one to evict, when a new one is added
 
 
 class Limiter:
-    """The limits of all hosts; the destination is one more name.
+    """The limits of all hosts. The destination counts as one more host.
 
-    ``concurrency`` None is auto: 32 at first, or what ``starts`` has for a name. A number is where each host
-    starts, and its ceiling: backing off from it, and coming back, works the same way. No host gets more than
-    ``ceiling``, which is what file descriptors and memory allow. A pause of more than ``patience_s`` is not waited for.
+    ``concurrency`` None is automatic: hosts start at 32 requests in flight, or at their value in ``starts``. A number
+    is where each host starts, and its maximum; backing off and recovering work the same way. ``ceiling`` is the maximum
+    for any host, as file descriptors and memory allow. The limiter does not wait for a pause longer than
+    ``max_pause_s``.
 
-    About 1,000 hosts are kept. One that nobody uses is forgotten with what was learned of it, long
-    unused ones first (CLOCK, F. Corbató 1968: a host used since it was last looked at is passed over once).
+    About 1,000 hosts are kept. An idle host is evicted with what was learned of it, the least recently used first. The
+    algorithm is CLOCK (F. Corbató 1968): a host used since its last check is skipped once.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Limiter:
         *,
         limits: Limits | None = None,
         call_later: CallLater | None = None,
-        patience_s: float = math.inf,
+        max_pause_s: float = math.inf,
         starts: Mapping[str, int] | None = None,
     ) -> None:
         self._starts = starts or {}
@@ -54,7 +55,7 @@ class Limiter:
         self._ceiling = ceiling
         self._clock = clock
         self._call_later = call_later
-        self._patience_s = patience_s
+        self._max_pause_s = max_pause_s
         self._hosts: OrderedDict[str, HostLimit] = OrderedDict()
         given = self._limits
         self._job: JobLimit | None = None
@@ -63,19 +64,19 @@ class Limiter:
             self._job = JobLimit(given.concurrency, given.requests_per_s, bytes_per_s, clock, call_later)
 
     def host(self, name: str) -> HostLimit:
-        """The limit of a host, for as long as something of it is in flight or was asked for; then ask again."""
+        """Return the limit of a host. Valid while the host has requests in flight or waiting; then call again."""
         found = self._hosts.get(name)
         if found is None:
-            self._make_room()
+            self._evict()
             found = self._hosts[name] = self._new(name)
         return found
 
     def snapshot(self) -> dict[str, HostSnapshot]:
-        """From any thread."""
+        """Return the state of all hosts. Safe from any thread."""
         return {name: host.snapshot() for name, host in list(self._hosts.items())}
 
     def bound(self, ceiling: int) -> None:
-        """No more than that at once at any host, and at all origins together: other processes have the rest."""
+        """Set the maximum of requests in flight for each host and for all origins. Other processes have the rest."""
         self._ceiling = ceiling
         for host in self._hosts.values():
             host.bound(ceiling)
@@ -83,12 +84,12 @@ class Limiter:
             self._job.bound(ceiling)
 
     def rested(self, seconds: float) -> None:
-        """The run was paused for so long: that is no silence of any host's."""
+        """Note that the run was paused for ``seconds``, which do not count as silence of a host."""
         for host in self._hosts.values():
             host.rested(seconds)
 
     def pauses(self) -> dict[str, tuple[float, str]]:
-        """Hosts that are to be left alone: until when, by the clock, and why. From any thread."""
+        """Return the paused hosts, each with the end of its pause and the reason. Safe from any thread."""
         now = self._clock()
         paused = [(name, host, host.paused_until) for name, host in list(self._hosts.items())]
         return {name: (until, host.snapshot().why) for name, host, until in paused if until is not None and until > now}
@@ -102,20 +103,20 @@ class Limiter:
         bound = limits.concurrency or self._concurrency
         auto = self._starts.get(name, AUTO_START)
         start = bound if self._concurrency is not None and bound else auto
-        # A store is made for many writers, and gives a little more for each; an origin has readers of its own.
+        # A store serves many writers and gains a little from each; an origin also serves its own readers.
         few = auto if name == DESTINATION else FEW
-        climb = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
+        adaptive = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
-            name, climb, self._clock, self._call_later, self._patience_s,
+            name, adaptive, self._clock, self._call_later, self._max_pause_s,
             limits=limits, limits_key=key, job=job, adopt=self._adopt,
         )  # fmt: skip
 
     def _adopt(self, host: HostLimit) -> None:
-        """Somebody kept a host that was forgotten, and uses it."""
+        """Register an evicted host again that a caller still holds and uses."""
         self._hosts.setdefault(host.name, host)
 
-    def _make_room(self) -> None:
-        for _ in range(min(_LOOKS, len(self._hosts)) if len(self._hosts) >= KEPT_HOSTS else 0):
+    def _evict(self) -> None:
+        for _ in range(min(_EVICTION_TRIES, len(self._hosts)) if len(self._hosts) >= KEPT_HOSTS else 0):
             name, host = next(iter(self._hosts.items()))
             if host.idle and host.seen == host.requests:
                 del self._hosts[name]

@@ -1,4 +1,4 @@
-"""A row's place at its source: whose limit it counts for, and what the limit hears of it."""
+"""Permits for requests to one host, and the results of those requests for its limit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PLAIN_HOST = re.compile(r"[a-z]+://([a-z0-9.:-]+)/")
 
 
 class _Limit(Protocol):
-    """What a permit needs of a host's limit (host.py)."""
+    """The methods of a host's limit that a permit uses (host.py)."""
 
     name: str
 
@@ -28,42 +28,43 @@ class _Limit(Protocol):
 
 
 class Permit:
-    """A place at a row's host, taken by whoever begins the row. It hears once how that went, and is given back."""
+    """A permit for one transfer from a host. Its holder reports the result once, then releases it."""
 
-    __slots__ = ("_free", "_limit", "_moved")
+    __slots__ = ("_limit", "_on_progress", "_released")
 
-    def __init__(self, limit: _Limit, moved: Callable[[], None] = lambda: None) -> None:
-        """``moved`` hears of each piece of a body that comes."""
+    def __init__(self, limit: _Limit, on_progress: Callable[[], None] = lambda: None) -> None:
+        """``on_progress`` is called for each piece of a body that arrives."""
         self._limit = limit
-        self._moved = moved
-        self._free = False
+        self._on_progress = on_progress
+        self._released = False
 
-    def came(self, latency_s: float) -> None:
-        """The body is here."""
+    def succeeded(self, latency_s: float) -> None:
+        """Report that the body arrived, ``latency_s`` after the request began."""
         self._limit.ok(latency_s)
 
     def failed(self, error: ObjectError, latency_s: float) -> None:
-        """The source answered otherwise, or not at all."""
-        tell(self._limit, error, latency_s)
+        """Report a request that failed, with or without a response."""
+        record_failure(self._limit, error, latency_s)
 
     def charge(self, size: int) -> float:
-        """Books bytes that came; returns the seconds to wait before more are read."""
-        self._moved()
+        """Count ``size`` bytes that were read; return the seconds to wait before the next read."""
+        self._on_progress()
         return self._limit.charge(size)
 
     @property
     def host(self) -> str:
+        """The name of the host."""
         return self._limit.name
 
-    def free(self) -> None:
-        """Safe to call twice."""
-        if not self._free:
-            self._free = True
+    def release(self) -> None:
+        """Release the permit. Safe to call twice."""
+        if not self._released:
+            self._released = True
             self._limit.give_back()
 
 
-def tell(limit: _Limit, error: ObjectError, latency_s: float) -> None:
-    """What a limit hears of a request that failed: overload, or an answer like any other."""
+def record_failure(limit: _Limit, error: ObjectError, latency_s: float) -> None:
+    """Report a failed request to a limit: as overload, or as an ordinary response."""
     if how_sure := overload(error):
         limit.overloaded(error.retry_after_s, error.message, how_sure == "sure")
     else:
@@ -71,13 +72,13 @@ def tell(limit: _Limit, error: ObjectError, latency_s: float) -> None:
 
 
 def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
-    """Does an error say that a host is asked for too much?
+    """Return whether an error shows that a host is overloaded.
 
     | error | overload |
     |---|---|
     | 429, 503 (also SlowDown of a store) | sure |
-    | timeouts, resets, a store in trouble | maybe: one broken object causes them too |
-    | anything else | no |
+    | timeout, connection error, store error | maybe: one broken object may also cause these |
+    | any other | None |
     """
     if error.error_class is ErrorClass.RATE_LIMITED or error.status_code == 503:
         return "sure"
@@ -86,7 +87,7 @@ def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
 
 
 def host_of(source: str) -> str:
-    """The host (with its port) whose limit and circuit a source counts for; a root's bucket likewise."""
+    """Return the host, with its port, whose limit and circuit breaker apply to a source; the bucket for `s3://`."""
     plain = _PLAIN_HOST.match(source)
     if plain is not None:
         return plain[1]
@@ -94,11 +95,11 @@ def host_of(source: str) -> str:
 
 
 class PausedTooLong(Exception):
-    """The host asked for a pause that nobody here waits for; the text says who and how long."""
+    """The host asked for a pause longer than the limiter waits. The text names the host and the pause."""
 
 
 class Slot:
-    """One place at a host; a context manager. Tell it once how the request went, or nothing."""
+    """A context manager for one permit of a host. Its holder reports the result at most once."""
 
     __slots__ = ("_host",)
 
@@ -117,15 +118,17 @@ class Slot:
         self._host.give_back()
 
     def ok(self, latency_s: float) -> None:
+        """Report an object, ``latency_s`` after its request began."""
         self._host.ok(latency_s)
 
     def answered(self, latency_s: float) -> None:
+        """Report a response without an object, such as 404."""
         self._host.answered(latency_s)
 
     def overloaded(self, retry_after_s: float | None = None, why: str = "overload", *, sure: bool = True) -> None:
-        """The host is asked for too much. ``retry_after_s`` pauses it as a whole; ``why`` is for status output.
+        """Report that the host is overloaded. ``retry_after_s`` pauses the whole host; ``why`` is for status output.
 
-        Not ``sure``: a reset or a timeout, which one broken object also causes. It counts once more than a
-        tenth of the host's recent requests end so.
+        With ``sure`` False, the sign is a reset or a timeout, which one broken object may also cause. It counts only if
+        more than a tenth of the host's recent requests end this way.
         """
         self._host.overloaded(retry_after_s, why, sure)

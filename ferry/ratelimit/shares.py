@@ -1,4 +1,4 @@
-"""What each of several engine processes may ask of the hosts: together no more than one alone. Pure."""
+"""Division of the user's limits among several worker processes, so that together they keep the limits. Pure."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from typing import TypeVar
 
 from ferry.job import HostLimits, Limits
 
-Bounds = TypeVar("Bounds", bound=HostLimits)
+LimitsT = TypeVar("LimitsT", bound=HostLimits)
 
 
 def limits_of(limits: Limits, processes: int) -> Limits:
-    """One process's part of the user's bounds."""
+    """Return the part of the user's limits for one of ``processes`` processes."""
     if processes == 1:
         return limits
-    hosts = {pattern: _part(bounds, processes) for pattern, bounds in limits.hosts.items()}
+    hosts = {pattern: _part(of_host, processes) for pattern, of_host in limits.hosts.items()}
     return _part(limits, processes).model_copy(
         update={"hosts": hosts, "destination": _part(limits.destination, processes)}
     )
 
 
 def most_processes(wanted: int, concurrency: int | None, limits: Limits) -> int:
-    """As many as are ``wanted``, but no more than the smallest bound has places: none of them may be without."""
-    bounds = [concurrency, limits.concurrency, limits.destination.concurrency]
-    bounds += [bound.concurrency for bound in limits.hosts.values()]
-    return max(1, min([wanted, *(bound for bound in bounds if bound is not None)]))
+    """Return ``wanted``, or the lowest concurrency limit if it is lower, so that each process gets a permit."""
+    values = [concurrency, limits.concurrency, limits.destination.concurrency]
+    values += [of_host.concurrency for of_host in limits.hosts.values()]
+    return max(1, min([wanted, *(value for value in values if value is not None)]))
 
 
 def is_bounded(concurrency: int | None, limits: Limits) -> bool:
-    """Did the user bound anything? Then what is measured is that bound, not what a core can do."""
+    """Return whether the user set any limit. If so, that limit, not the CPU, determines the speed of a process."""
     return concurrency is not None or limits != Limits()
 
 
-def _part(bounds: Bounds, processes: int) -> Bounds:
-    """Places are divided downwards: nine for two processes are four each."""
-    return bounds.model_copy(
+def _part(limits: LimitsT, processes: int) -> LimitsT:
+    """Divide limits by the number of processes. Permits are rounded down, to at least one: 9 for two are 4 each."""
+    return limits.model_copy(
         update={
-            "concurrency": bounds.concurrency and max(1, bounds.concurrency // processes),
-            "requests_per_s": bounds.requests_per_s and bounds.requests_per_s / processes,
-            "bytes_per_s": bounds.bytes_per_s and max(1, int(bounds.bytes_per_s) // processes),
+            "concurrency": limits.concurrency and max(1, limits.concurrency // processes),
+            "requests_per_s": limits.requests_per_s and limits.requests_per_s / processes,
+            "bytes_per_s": limits.bytes_per_s and max(1, int(limits.bytes_per_s) // processes),
         }
     )

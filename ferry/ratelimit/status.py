@@ -1,4 +1,4 @@
-"""What the limiter does at each host, written down while a run is on, so that `ferry status` can say it."""
+"""Writer and reader of reports/hosts.json, which shows the limits of each host to `ferry status` during a run."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.state import State
 
 NAME = "reports/hosts.json"
-EVERY_S, EVERY_S_IN_A_BUCKET = 2.0, 15.0
-MOST_HOSTS = 50  # the busiest
+EVERY_S, EVERY_S_IN_A_BUCKET = 2.0, 15.0  # interval between writes, for a state in a directory and in a bucket
+MOST_HOSTS = 50  # only the busiest hosts are written
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """The hosts of one run at one moment, the busiest first; ``omitted`` more are left out."""
+    """The busiest hosts of a run at one moment, in order of their requests. ``omitted`` counts the other hosts."""
 
     run_no: int
     at: float  # seconds since 1970
     hosts: list[HostSnapshot]
     omitted: int = 0
-    connections_opened: int = 0  # connections opened so far, to origins and the destination
-    paused: bool = False  # the run is: nothing is asked until it goes on
-    still: str = ""  # that nothing moves, and what is waited for
+    connections_opened: int = 0  # so far, to origins and to the destination
+    paused: bool = False  # the run is paused and sends no requests
+    still: str = ""  # if no transfer makes progress: a sentence that says so and what the run waits for
 
 
 def busiest(run_no: int, snapshots: list[HostSnapshot], now: float) -> Hosts:
+    """Return the hosts with the most requests, up to 50. Hosts without requests do not count."""
     used = sorted((host for host in snapshots if host.requests), key=lambda host: -host.requests)
     return Hosts(run_no, now, used[:MOST_HOSTS], len(used) - len(used[:MOST_HOSTS]))
 
 
 def read_hosts(state: State) -> Hosts | None:
-    """The last that a run wrote; None before the first, and where it cannot be read."""
+    """Return the hosts of the last write, or None if there is no readable file."""
     try:
         data: dict[str, Any] = json.loads(state.read(NAME))
         known = [HostSnapshot(**host) for host in data["hosts"]]
@@ -49,10 +50,13 @@ def read_hosts(state: State) -> Hosts | None:
 
 
 def together(processes: Sequence[Sequence[HostSnapshot]]) -> list[HostSnapshot]:
-    """Each host once: what the processes of a run that ask there do. The words are those of the one that asks most."""
+    """Return one snapshot for each host, summed over the processes of a run.
+
+    The sentence is that of the process with the longest pause, then with the most requests.
+    """
     found: dict[str, list[HostSnapshot]] = {}
     for snapshots in processes:
-        for host in (host for host in snapshots if host.requests):  # a pause that it heard of alone makes a host known
+        for host in (host for host in snapshots if host.requests):  # a process may know a host only from a shared pause
             found.setdefault(host.host, []).append(host)
     return [_sum(of_host) if len(of_host) > 1 else of_host[0] for of_host in found.values()]
 
@@ -71,22 +75,24 @@ def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
     )  # fmt: skip
 
 
-async def keep_written(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
-    """Writes the file every few seconds while the lease is held, until it is cancelled, and once more then.
+async def keep_written(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    """Write the file every few seconds until cancelled, and once more at the end, while the lease is held.
 
-    ``look`` gives the hosts of all processes.
+    ``get_hosts`` returns the hosts of all processes.
     """
     every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
     try:
         while True:
             await asyncio.sleep(every_s)
-            await asyncio.to_thread(_write, state, look, held)
+            await asyncio.to_thread(_write, state, get_hosts, held)
     finally:
-        _write(state, look, held)
+        _write(state, get_hosts, held)
 
 
-def _write(state: State, look: Callable[[], Hosts], held: Callable[[], bool]) -> None:
-    hosts = look()
+def _write(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
+    hosts = get_hosts()
     if (hosts.hosts or hosts.still) and held():
-        with contextlib.suppress(FerryError, OSError):  # a courtesy: where it cannot be written, outcomes will say so
+        with contextlib.suppress(
+            FerryError, OSError
+        ):  # best effort: if the state cannot be written, the outcomes raise the error
             state.write(NAME, json.dumps(asdict(hosts)).encode())

@@ -123,7 +123,7 @@ async def of_size(store: Reads, key: str, size: int) -> ObjectInfo:
 async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> ObjectInfo:
     """The object, whose bytes must be the body's."""
     try:
-        sha256, found = await store.digest(key, max_bytes=body.size, moved=body.moved)
+        sha256, found = await store.digest(key, max_bytes=body.size, moved=body.on_progress)
     except ObjectError as error:
         if error.error_class is ErrorClass.NOT_FOUND:
             raise _unconfirmed("the destination does not show the object after the upload") from None

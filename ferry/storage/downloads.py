@@ -11,8 +11,8 @@ from typing import Any
 
 import obstore
 
-from ferry.core import Body, Budget, Charge, ErrorClass, ObjectError, for_nothing, whole_body
-from ferry.http import Algorithm, Arriving, Hashing, Reader, Response, pour, pour_plain, printable_header
+from ferry.core import Body, Budget, Charge, ErrorClass, ObjectError, no_delay, whole_body
+from ferry.http import Algorithm, Arriving, Hashing, Reader, Response, printable_header, stream_body, stream_plain
 from ferry.storage.errors import from_store_http, mapped_errors
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.s3 import BucketHttp, NotPlain, attributes_of, last_modified
@@ -49,7 +49,7 @@ class Downloads:
                 response = await http.get(path, side)
                 reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
                 with _ended(response, side):
-                    body = await reader.body(response, charge, self._bucket, undo=False)
+                    body = await reader.body(response, charge, self._bucket, decode=False)
                 return body, _found(key, body.size, response), attributes_of(response.headers)
         with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
@@ -71,12 +71,12 @@ class Downloads:
             with contextlib.suppress(NotPlain):
                 response = await http.get(path, side)
                 with _ended(response, side):
-                    await pour(response, hashing, max_bytes, for_nothing, undo=False)
+                    await stream_body(response, hashing, max_bytes, no_delay, decode=False)
                 return hashing.digest, _found(key, hashing.size, response)
         with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
             found = _shown(key, result.meta, max_bytes)
-            await pour_plain(result.stream(PIECE_BYTES), hashing, for_nothing)
+            await stream_plain(result.stream(PIECE_BYTES), hashing, no_delay)
         if hashing.size != found.size:
             raise _cut(hashing.size, found)
         return hashing.digest, found
@@ -86,7 +86,7 @@ class Downloads:
         if size > self._budget.small_bytes:
             arriving = Arriving(self._spool_dir, self._budget, self._pool, self._bucket, share)
             try:
-                await pour_plain(result.stream(PIECE_BYTES), arriving, charge)
+                await stream_plain(result.stream(PIECE_BYTES), arriving, charge)
                 return arriving.finish()
             except BaseException:
                 arriving.abandon()

@@ -235,7 +235,7 @@ def key_refused(refused: Refused, kind: Literal["head", "read", "write"]) -> Obj
             "is it encrypted with a key of another account? Without the right to list the bucket, S3 answers so of "
             "what is not there, too"
         )
-    said = f"the destination refuses to {verb} ({refused.said}), and takes others: {hint}"
+    said = f"the destination refuses to {verb} ({refused.answer}), and takes others: {hint}"
     return ObjectError(ErrorClass.FORBIDDEN, said, status_code=403)
 
 

@@ -49,7 +49,7 @@ class Multipart:
     async def send(self, attributes: Mapping[str, str], at_once: int, *, create: bool) -> Sent:
         """Sends ``at_once`` parts at a time. With ``create`` the end has a condition, where the store knows it."""
         headers = plain_headers(attributes)
-        upload = f"uploadId={s3_xml.in_query(await self._tries.later(lambda: self._begin(headers)))}"
+        upload = f"uploadId={s3_xml.in_query(await self._tries.call_async(lambda: self._begin(headers)))}"
         with self._body.upload() as whole:
             assert isinstance(whole, Spooled)
             left = iter(range(len(self._offsets)))
@@ -60,7 +60,7 @@ class Multipart:
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
         condition = {"if-none-match": "*"} if create else {}
-        return await self._tries.later(lambda: self._end(upload, condition))
+        return await self._tries.call_async(lambda: self._end(upload, condition))
 
     async def _begin(self, headers: dict[str, str]) -> str:
         """Returns the upload's ID. One whose answer was lost stays begun: its ID is not known here."""
@@ -82,7 +82,7 @@ class Multipart:
                     raise s3_xml.upload_gone(reply.body, _SIDE)
                 return reply.headers.get("ETag", "")
 
-            self._etags[index] = await self._tries.later(once)
+            self._etags[index] = await self._tries.call_async(once)
 
     async def _end(self, upload: str, condition: dict[str, str]) -> Sent:
         """An answer that was lost leaves no upload to end: then the object itself decides, by its size and ETag.

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from yarl import URL
 
 from ferry.core import PART_BYTES, Fatal, ObjectError
-from ferry.http import Connections, Response, SystemResolver, Upload, died_unanswered, parse_retry_after
+from ferry.http import Connections, Response, SystemResolver, Upload, closed_before_response, parse_retry_after
 from ferry.storage.errors import credentials_error, from_store_http, redirected, s3_code, store_status
 from ferry.storage.object_info import Sent, checksum_of, sha256_of
 from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
@@ -48,7 +48,7 @@ class AnyAddress(SystemResolver):
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         return socket.socket(family=addr_info[0], type=addr_info[1], proto=addr_info[2])
 
-    async def judge_connection(self, sock: socket.socket) -> None:
+    async def check_connection(self, sock: socket.socket) -> None:
         pass
 
 
@@ -245,15 +245,15 @@ class BucketHttp:
         head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
         # A large body has as long as its parts would have together, one after the other.
         deadline = self._loop.time() + self._timeout_s * (1 + len(data or b"") // PART_BYTES)
-        given: dict[str, Any] = {"deadline": deadline, "heads_only": method == "HEAD", "read_s": patience_s}
+        given: dict[str, Any] = {"deadline": deadline, "is_head": method == "HEAD", "read_s": patience_s}
         try:
             try:
-                return await self._connections.ask(self._site, head, data, **given)
+                return await self._connections.request(self._site, head, data, **given)
             except Exception as exc:
-                if not died_unanswered(exc):
+                if not closed_before_response(exc):
                     raise
             # An idle connection that the store had ended. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
-            answer = await self._connections.ask(self._site, head, data, fresh=True, **given)
+            answer = await self._connections.request(self._site, head, data, fresh=True, **given)
             answer.sent_twice = True
             return answer
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
@@ -263,7 +263,7 @@ class BucketHttp:
         """The body of an answer that is no object, as far as anybody reads it."""
         taken = b""
         try:
-            while len(taken) < _ANSWER_BYTES and (piece := await response.piece()):
+            while len(taken) < _ANSWER_BYTES and (piece := await response.read_chunk()):
                 taken += piece
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None

@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape
 
 import urllib3
 
-from ferry.core import ASK_AGAIN, LASTING, ErrorClass, Fatal, ObjectError, Tries
+from ferry.core import PERMANENT_STATUSES, RETRYABLE_STATUSES, ErrorClass, Fatal, ObjectError, Tries
 from ferry.http import parse_retry_after, tls
 from ferry.storage import s3_xml
 from ferry.storage.credentials import Access, endpoint_of, keys_of, region_of
@@ -38,7 +38,10 @@ KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
 _ANSWER_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, each written as %XX, is 3 MB; plan.json is 200 KB
 _PIECE_BYTES = 1 << 20
 # Answers that another try would not change.
-_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | LASTING) - ASK_AGAIN | {200, 404}
+_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | PERMANENT_STATUSES) - RETRYABLE_STATUSES | {
+    200,
+    404,
+}
 
 
 class BucketControl:

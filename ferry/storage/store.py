@@ -32,7 +32,7 @@ from ferry.core import (
     Refused,
     Tries,
     UserError,
-    for_nothing,
+    no_delay,
 )
 from ferry.http import Algorithm
 from ferry.storage.confirmation import Proof, Told, Trust, confirm, of_size
@@ -275,8 +275,8 @@ class Store:
         ``charge`` says how long to wait after so many bytes.
         """
         if self._directory is not None:
-            return await self._directory.get(key, max_bytes, side, charge or for_nothing)
-        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or for_nothing)
+            return await self._directory.get(key, max_bytes, side, charge or no_delay)
+        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or no_delay)
 
     async def digest(
         self,

@@ -273,7 +273,7 @@ class ChunkRun:
             self._settle(item, moved)
             self._done()
         finally:
-            place.free()
+            place.release()
             rt.mover.waits.over()
 
     def _failed(self, item: PendingRow, error: ObjectError, open_reason: str | None) -> None:
@@ -284,7 +284,7 @@ class ChunkRun:
         if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
             self.leave(item, open_reason)  # the host is in trouble, not this row
             return
-        if error.nobody_there:  # nor this row's failure: it waits, as those do that wait for a place there
+        if error.destination_unreachable:  # nor this row's failure: it waits, as those do that wait for a place there
             item.excused += 1
             self._after(AWAY_S + backoff_s(1, AWAY_S, AWAY_S, self._rt.rng), item)
             return

@@ -26,7 +26,7 @@ from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
 from ferry.images import check_image, decode_image, is_quick, load_decoders, sniff
 from ferry.job import Checks, OnExisting, finish_key
-from ferry.ratelimit import DESTINATION, Limiter, Permit, tell
+from ferry.ratelimit import DESTINATION, Limiter, Permit, record_failure
 from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Proof, Store, md5_of_etag
 from ferry.transfer.conflict import Step, Unconfirmed, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination_outage import Kind, Outage
@@ -75,7 +75,7 @@ def _asking(place: Permit) -> Iterator[None]:
     except ObjectError as error:
         place.failed(error, time.monotonic() - started)
         raise
-    place.came(time.monotonic() - started)
+    place.succeeded(time.monotonic() - started)
 
 
 @contextlib.contextmanager
@@ -202,7 +202,7 @@ class ObjectTransfer:
                     *source, row.key, size=row.size, etag=row.etag, moved=self.waits.moved
                 )
         self.unconfirmed.forget(row)
-        place.came(time.monotonic() - started)
+        place.succeeded(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
         return TransferResult(
             Status.COPIED, row.key, row.size, md5, source_etag=row.etag, source_last_modified=row.last_modified,
@@ -214,7 +214,7 @@ class ObjectTransfer:
     ) -> TransferResult:
         """Checks the body, and writes it in a place at the destination."""
         body = fetch.body
-        body.moved = self.waits.moved
+        body.on_progress = self.waits.moved
         if body.data is not None and self._rules.checks is not Checks.DECODE and is_quick(body.data):
             kind = self._check(row, body, fetch.attributes)
         else:
@@ -231,7 +231,7 @@ class ObjectTransfer:
             given["Content-Type"] = moved.content_type
         self.waits.on(PLACE)
         async with self._limiter.host(DESTINATION).slot():
-            place.free()
+            place.release()
             return await self._write(row, moved, body, given, found, policy, kind)
 
     async def _write(
@@ -296,7 +296,9 @@ class ObjectTransfer:
             moved.confirmed, moved.dest_etag = await self._put(moved.key, body, attributes, create)
         except ObjectError as error:
             there = error.error_class is ErrorClass.EXISTS
-            if not error.nobody_there and (not there or (isinstance(error, AlreadyThere) and error.maybe_ours)):
+            if not error.destination_unreachable and (
+                not there or (isinstance(error, AlreadyThere) and error.maybe_ours)
+            ):
                 self.unconfirmed.note_sent(row, moved.key)
             if not there:
                 raise
@@ -359,10 +361,10 @@ class ObjectTransfer:
         try:
             yield
         except ObjectError as error:
-            tell(limit, error, time.monotonic() - started)
+            record_failure(limit, error, time.monotonic() - started)
             error.at_destination = True
             if self._outage.failed(key, error, kind):
-                error.nobody_there = True
+                error.destination_unreachable = True
                 limit.rest(error.message)
             raise
         if kind == "write":

@@ -121,7 +121,7 @@ class Runtime:
         self._stores = [destination, *(store for _, store in roots)]
         copied = [root for root, store in roots if job.checks is Checks.NONE and destination.can_copy_from(store)]
         starts = dict.fromkeys((DESTINATION, *map(host_of, copied)), COPIES_START) if copied else {}
-        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, patience_s=patience_s, starts=starts)
+        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=patience_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
         rules = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes)

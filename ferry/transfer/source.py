@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ferry.core import Body, ErrorClass, KnownCopy, ObjectError, Revalidate, Row, told_by_head
+from ferry.core import Body, ErrorClass, KnownCopy, ObjectError, Revalidate, Row, head_matches
 from ferry.http import Fetched, NotModified, Origin, media_type
 from ferry.ratelimit import Permit
 from ferry.storage import ObjectInfo, Store
@@ -46,7 +46,7 @@ class Sources:
         if known.revalidate in (Revalidate.HEAD, Revalidate.HEAD_SIZE):
             told = await self._head(row)
             if told is not None:
-                if told_by_head(known, told.size, told.etag, told.last_modified):
+                if head_matches(known, told.size, told.etag, told.last_modified):
                     return told
                 asked = told.requests
         elif known.revalidate is Revalidate.CONDITIONAL_GET and _is_web(row):

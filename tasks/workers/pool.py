@@ -237,7 +237,7 @@ class WorkerPool:
         runtime, helpers = self._runtime, list(self.helpers)
         waits = [*runtime.waits(), *(wait for helper in helpers for wait in helper.waits)]
         moment = Moment(
-            runtime.progress.settled, runtime.mover.waits.pieces + sum(helper.pieces for helper in helpers),
+            runtime.progress.recorded, runtime.mover.waits.pieces + sum(helper.pieces for helper in helpers),
             self.transferring and not runtime.stopping and runtime.progress.pending > 0,
             is_excused(runtime.paused, waits),
         )  # fmt: skip

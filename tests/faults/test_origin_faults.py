@@ -181,7 +181,7 @@ def test_it_answers_500_for_everything(project: Project, origin: Origin, tried: 
     assert 50 <= origin.total - before < 250  # 50, what was under way then, and probes
     report = ended.json
     assert "answered 50 requests in a row with a server error (last HTTP 500)" in report["message"]
-    assert "Run the job again when it is well" in report["message"]
+    assert "Run the job again when the host has recovered" in report["message"]
     states = one_state_each(project, count + 40)
     assert states["copied"] == 40
     assert states["failed"] < 100

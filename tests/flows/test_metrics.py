@@ -91,7 +91,7 @@ def test_counters_never_fall_and_hosts_are_bounded(
     with caplog.at_level(logging.INFO), served(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER):
         port = int(caplog.messages[0].rpartition(":")[2].removesuffix("/metrics"))
         before = scrape(port)
-        progress.again(1)
+        progress.requeue(1)
         progress.add(Status.COPIED, None, 5)
         after = scrape(port)
     assert before["ferry_objects_total", "failed"] == after["ferry_objects_total", "failed"] == 2

@@ -216,7 +216,7 @@ class Run:
         worlds = (host.world for host in hosts.values() if isinstance(host, Places | Thrashing | Turns))
         self.world = next(worlds, World())
         self.limiter = Limiter(
-            concurrency, ceiling, self.world.clock, limits=limits, call_later=self.world.call_later, patience_s=60.0
+            concurrency, ceiling, self.world.clock, limits=limits, call_later=self.world.call_later, max_pause_s=60.0
         )
         self.hosts = hosts
         self.first = next(iter(hosts))

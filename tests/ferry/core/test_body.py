@@ -1,4 +1,4 @@
-"""What lies in the spool is gone when nobody works on it: it holds addresses as they are."""
+"""Cleanup of the spool directory, whose files may hold unredacted URLs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.helpers import directory_state, make_job, plan
 
 
 def test_a_list_that_was_fetched_is_gone(origin: Origin, tmp_path: Path) -> None:
-    """Also when it is the one that the state has already."""
+    """A fetched manifest leaves no spool file, also if the state already has the same manifest."""
     state = directory_state(tmp_path)
     origin.add("/list.csv", b"url\nhttps://img.example/1.jpg?sig=1\n", "text/csv")
     job = make_job(manifest=origin.url("/list.csv"))
@@ -24,7 +24,7 @@ def test_a_list_that_was_fetched_is_gone(origin: Origin, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", [b"url\nnothing\n", b"url\nhttps://h/1.jpg\nhttps://h/1.jpg?2\n", b"x\n1\n", b""])
 def test_a_list_that_was_refused_is_gone(text: bytes, origin: Origin, tmp_path: Path) -> None:
-    """Whatever it was refused for."""
+    """A manifest that Ferry rejects leaves no spool file, whatever the reason."""
     state = directory_state(tmp_path)
     origin.add("/list.csv", text, "text/csv")
     with pytest.raises(UserError):
@@ -33,7 +33,7 @@ def test_a_list_that_was_refused_is_gone(text: bytes, origin: Origin, tmp_path: 
 
 
 def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
-    """Bodies, lists, work files and folders; a link is not followed."""
+    """Files of a killed run (bodies, manifests, work files, directories) are deleted; links are not followed."""
     state = directory_state(tmp_path / "s")
     other = tmp_path / "other"
     other.mkdir()
@@ -51,7 +51,7 @@ def test_what_a_killed_run_left_is_gone(tmp_path: Path) -> None:
 
 
 def test_what_is_not_of_a_run_stays(tmp_path: Path) -> None:
-    """With `state: .` the spool may be a folder of the user's own."""
+    """Files that Ferry did not write stay: with `state: .` the spool may be the user's own directory."""
     state = directory_state(tmp_path)
     theirs = [state.spool_dir / name for name in ("photos/a.jpg", "listing.csv", "list.csv", "my-body-1")]
     for path in theirs:

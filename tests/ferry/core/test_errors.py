@@ -1,4 +1,4 @@
-"""Error classes and the mapping of foreign exceptions: complete, and without a word of theirs."""
+"""Error classes and the mapping of foreign exceptions: complete, and without foreign text in messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ E = ErrorClass
 ROOT = Path(__file__).parents[3]
 SECRET = "https://me:topsecret@h.example/x?Signature=topsecret <Error>topsecret body</Error>"
 
-# SEMANTICS: error classes, and the classes of the other findings
+# error classes of transfers, planning and verify
 TERMINAL = {
     E.NOT_FOUND, E.GONE, E.CLIENT_ERROR, E.REDIRECT_LOOP, E.BLOCKED_ADDRESS, E.NOT_IMAGE, E.BAD_ENCODING, E.TOO_LARGE,
     E.DIGEST_MISMATCH, E.EXISTS, E.BAD_URL, E.BAD_KEY, E.BAD_LINE, E.KEY_COLLISION, E.DUPLICATE,
@@ -45,7 +45,7 @@ NEXT_RUN = {E.FORBIDDEN, E.MISSING, E.ALTERED, E.INTERNAL}
 
 @pytest.mark.parametrize("cls", ErrorClass)
 def test_each_class_says_when_again(cls: ErrorClass) -> None:
-    """Terminal, next run, or now: as SEMANTICS has it."""
+    """Each error class is retried now, in the next run or never, as the tables above list it."""
     expected = Again.NEVER if cls in TERMINAL else Again.NEXT_RUN if cls in NEXT_RUN else Again.NOW
     assert AGAIN[cls] is expected
     assert ObjectError(cls, "x").again is expected
@@ -53,19 +53,19 @@ def test_each_class_says_when_again(cls: ErrorClass) -> None:
 
 @pytest.mark.parametrize("cls", ErrorClass)
 def test_each_class_has_plain_words(cls: ErrorClass) -> None:
-    """A report says each in words of its own."""
+    """Each error class has a phrase of its own for reports."""
     assert PLAIN_WORDS[cls].strip()
     assert list(PLAIN_WORDS.values()).count(PLAIN_WORDS[cls]) == 1
 
 
 @pytest.mark.parametrize("cls", ErrorClass)
 def test_each_class_is_documented(cls: ErrorClass) -> None:
-    """docs/reference/state.md lists it."""
+    """docs/reference/state.md lists each error class."""
     assert f"`{cls}`" in (ROOT / "docs/reference/state.md").read_text()
 
 
 def test_no_class_is_left_over() -> None:
-    """Tables hold no class that is no more."""
+    """No table lists an error class that no longer exists."""
     assert set(AGAIN) == set(PLAIN_WORDS) == set(ErrorClass)
 
 
@@ -84,7 +84,7 @@ STATUSES = {
 
 @pytest.mark.parametrize("status", STATUSES)
 def test_what_a_status_means(status: int) -> None:
-    """The status table; status and Retry-After are kept, and the message names the status."""
+    """Each status maps to its class; the error keeps status and Retry-After, and its message names the status."""
     error = from_status(status, retry_after_s=3.0)
     assert error.error_class is STATUSES[status]
     assert (error.status_code, error.retry_after_s) == (status, 3.0)
@@ -92,7 +92,7 @@ def test_what_a_status_means(status: int) -> None:
 
 
 def test_errors_are_ferrys() -> None:
-    """One base for all that is raised on purpose; an object's failure is none of the run's."""
+    """All of Ferry's errors share one base class; an ObjectError is neither Fatal nor a UserError."""
     for cls in (UserError, LeaseHeld, Fatal, ObjectError, ChunkIncomplete, AddressBlocked):
         assert issubclass(cls, FerryError)
     assert not issubclass(ObjectError, (Fatal, UserError))
@@ -120,7 +120,7 @@ ORIGIN: list[tuple[BaseException, ErrorClass]] = [
 
 @pytest.mark.parametrize(("exc", "cls"), ORIGIN, ids=lambda value: type(value).__name__)
 def test_what_an_origin_raises(exc: BaseException, cls: ErrorClass) -> None:
-    """Each has its class, and no text of it reaches the message."""
+    """Each exception maps to its class, and none of its text reaches the message."""
     error = from_origin(exc)
     assert isinstance(error, ObjectError)
     assert error.error_class is cls
@@ -130,7 +130,7 @@ def test_what_an_origin_raises(exc: BaseException, cls: ErrorClass) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
 def test_a_full_spool_disk_is_fatal(number: int) -> None:
-    """Whoever meets it: it is the run's trouble, not the object's."""
+    """A full or read-only disk is Fatal in every mapping: the run fails, not the object."""
     for error in (
         from_origin(OSError(number, "x")),
         from_store(OSError(number, "x")),
@@ -140,7 +140,7 @@ def test_a_full_spool_disk_is_fatal(number: int) -> None:
 
 
 def test_what_is_mapped_stays_as_it_is() -> None:
-    """Mapping twice changes nothing."""
+    """Mapping an error of Ferry returns the same error."""
     for error in (ObjectError(E.GONE, "x"), Fatal("x")):
         assert from_origin(error) is error
         assert from_store(error) is error
@@ -150,7 +150,7 @@ NO_SPACE = "Generic LocalFileSystem error: Unable to copy data to file: No space
 
 
 def generic(status: int, key: str = "k", code: str = "") -> str:
-    """A text as obstore 0.12 makes it, with the address, the body and its Debug source."""
+    """Return an error text in the form of obstore 0.12: with URL, body and debug source."""
     body = f"<Error><Code>{code}</Code><Message>topsecret</Message></Error>"
     return (
         f"Generic S3 error: Error performing PUT http://h.example/b/{key} in 3ms - Server returned non-2xx status "
@@ -173,7 +173,7 @@ STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
     (store_errors.PermissionDeniedError(SECRET), Fatal, None),
     (store_errors.UnauthenticatedError(SECRET), Fatal, None),
     (store_errors.NotFoundError(generic(404, code="NoSuchBucket")), Fatal, None),
-    (store_errors.NotFoundError(SECRET), E.STORE_ERROR, 404),  # a proxy's, perhaps
+    (store_errors.NotFoundError(SECRET), E.STORE_ERROR, 404),  # perhaps from a proxy
     (FileNotFoundError(SECRET), E.STORE_ERROR, 404),
     (store_errors.InvalidPathError(SECRET), E.BAD_KEY, None),
     (TimeoutError(SECRET), E.TIMEOUT, None),
@@ -203,7 +203,7 @@ STORE: list[tuple[BaseException, ErrorClass | type[Fatal], int | None]] = [
 
 @pytest.mark.parametrize(("exc", "end", "status"), STORE, ids=lambda value: type(value).__name__)
 def test_what_a_destination_raises(exc: BaseException, end: ErrorClass | type[Fatal], status: int | None) -> None:
-    """Each has its class and status; neither addresses nor bodies are passed on."""
+    """Each exception maps to its class and status; URLs and bodies do not reach the message."""
     error = from_store(exc)
     if isinstance(end, ErrorClass):
         assert isinstance(error, ObjectError), error
@@ -231,7 +231,7 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("status", "code", "kind", "words"), REFUSALS)
 def test_a_store_that_refuses_us(status: int, code: str, kind: type[Fatal], words: str) -> None:
-    """At the destination the run ends, and hears what to do; at the source it is the row's, for the next run."""
+    """A refusal by the destination ends the run with a remedy; one by the source fails the row until the next run."""
     error = store_status(status, code, "destination")
     assert type(error) is kind
     assert words in str(error)
@@ -249,7 +249,7 @@ FULL = [
 
 @pytest.mark.parametrize(("status", "code"), FULL)
 def test_a_store_that_is_full(status: int, code: str) -> None:
-    """Not a refusal of the credentials, whatever the status."""
+    """A full store is reported as full, not as refused credentials, whatever the status."""
     error = store_status(status, code, "destination")
     assert type(error) is Fatal
     assert "is full" in str(error)
@@ -262,11 +262,12 @@ def test_a_store_that_is_full(status: int, code: str) -> None:
      (500, "InternalError"), (503, "ServiceUnavailable"), (405, "MethodNotAllowed"), (412, "PreconditionFailed")],
 )  # fmt: skip
 def test_what_is_of_one_object_is_no_end_of_the_run(status: int, code: str) -> None:
+    """An error of the destination that concerns one object does not end the run."""
     assert isinstance(store_status(status, code, "destination"), ObjectError)
 
 
 def test_every_obstore_exception_is_known() -> None:
-    """A new exception of obstore's must be looked at: none of them may be `internal`, nor pass its text on."""
+    """No exception of obstore maps to `internal` or passes on its text; a new one fails this test."""
     classes = [cls for cls in vars(store_errors).values() if isinstance(cls, type) and issubclass(cls, BaseException)]
     assert len(classes) >= 12
     assert {type(exc) for exc, _, _ in STORE} >= set(classes) - {store_errors.BaseError}
@@ -287,7 +288,7 @@ def test_every_obstore_exception_is_known() -> None:
     ],
 )
 def test_a_source_that_refuses_is_the_rows_failure(exc: BaseException, cls: ErrorClass) -> None:
-    """As with an HTTP origin; the circuit sees its status."""
+    """A source bucket that refuses fails the row as an HTTP origin does, with a status for the circuit breaker."""
     error = from_store(exc, side="source")
     assert isinstance(error, ObjectError)
     assert error.error_class is cls
@@ -299,14 +300,14 @@ def test_a_source_that_refuses_is_the_rows_failure(exc: BaseException, cls: Erro
             "status 429.jpg", "connect.jpg"],
 )  # fmt: skip
 def test_words_in_a_key_decide_nothing(key: str) -> None:
-    """obstore quotes the key in its text: a key must not make an HTTP 500 fatal, or anything but an HTTP 500."""
+    """Words in a key, which obstore quotes in its text, do not change the class of an HTTP 500."""
     error = from_store(store_errors.GenericError(generic(500, key)))
     assert isinstance(error, ObjectError)
     assert (error.error_class, error.status_code) == (E.STORE_ERROR, 500)
 
 
 @pytest.mark.parametrize(
-    ("exc", "said"),
+    ("exc", "text"),
     [
         (OSError(errno.ENOSPC, "Error writing bytes"), "no space left"),  # Arrow's
         (OSError(errno.EROFS, "Read-only"), "read-only"),
@@ -315,14 +316,14 @@ def test_words_in_a_key_decide_nothing(key: str) -> None:
         (OSError(errno.EIO, "broken"), None),
     ],
 )
-def test_what_planning_raises(exc: Exception, said: str | None) -> None:
-    """A disk that takes no more is Fatal and names the state; the rest is not known."""
+def test_what_planning_raises(exc: Exception, text: str | None) -> None:
+    """A full or read-only disk during planning is Fatal and names the state; other exceptions are not mapped."""
     known = from_planning(exc, "/srv/state")
-    assert (known is None) if said is None else (said in str(known) and "/srv/state" in str(known))
+    assert (known is None) if text is None else (text in str(known) and "/srv/state" in str(known))
 
 
 def test_only_errors_py_names_foreign_exceptions() -> None:
-    """A package's errors.py alone knows the exceptions of clients: the other modules catch Ferry's own."""
+    """Only a module named errors.py catches exceptions of foreign clients."""
     for path in (ROOT / "ferry").rglob("*.py"):
         foreign = r"except[^:\n]*\b(?:obstore|botocore|urllib3|store_errors)\.[^:\n]*"
         named = re.findall(foreign, path.read_text())

@@ -1,4 +1,4 @@
-"""The budget of bodies: never more than there is, no host without its part, nothing lost."""
+"""Memory budget and quota: limits hold, hosts share fairly, and everything is released."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from ferry.core.memory_budget import Budget
 from ferry.core.quota import Quota, Share
 
-KIB, MIB = 1 << 10, 1 << 20  # by themselves: docs/explanation/concurrency.md names the amounts
+KIB, MIB = 1 << 10, 1 << 20  # not imported from Ferry: docs/explanation/concurrency.md states these amounts
 
 
 def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:
@@ -21,13 +21,13 @@ def waits(work: Coroutine[Any, Any, Share]) -> asyncio.Task[Share]:
 
 
 async def turn() -> None:
-    """Whoever can go on goes on."""
+    """Let every task that is ready run."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
 def test_what_is_free_is_given_at_once() -> None:
-    """No waiting while it lasts, and all of it comes back, once."""
+    """A request within the free capacity does not wait, and each share is released exactly once."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -48,7 +48,7 @@ def test_what_is_free_is_given_at_once() -> None:
     [(0, 1 / 2), (1, 1 / 3), (3, 1 / 5), (15, 1 / 17)],
 )
 def test_a_host_holds_no_more_than_is_left(others: int, part: float) -> None:
-    """A half at most, less with others; and another host always finds something."""
+    """A host holds at most half, and less beside other hosts; a new host always finds free capacity."""
 
     async def go() -> None:
         size, units = 100 * KIB, 510
@@ -74,7 +74,7 @@ def waits_for_nothing(quota: Quota, host: str, size: int) -> bool:
 
 
 def test_more_than_a_half_is_a_half() -> None:
-    """A body that is larger than all of it does not wait for ever; a second one of its host waits for the first."""
+    """A request for more than the capacity gets half of it; a second one of the same host waits for the first."""
 
     async def go() -> None:
         quota = Quota(10 * MIB)
@@ -90,7 +90,7 @@ def test_more_than_a_half_is_a_half() -> None:
 
 
 def test_hosts_take_turns() -> None:
-    """A host that has had its turn comes after one that waits for its first."""
+    """A host that has just been served comes after a host that still waits."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -110,7 +110,7 @@ def test_hosts_take_turns() -> None:
 
 
 def test_who_waits() -> None:
-    """Requests of each host are counted until they have what they wait for, or are given up."""
+    """Waiting requests are counted per host until they are granted or cancelled."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -134,7 +134,7 @@ def test_who_waits() -> None:
 
 
 def test_growth_never_waits() -> None:
-    """A share grows at once or not at all, and no further than its host may hold."""
+    """A share grows at once or not at all, and never past the limit of its host."""
 
     async def go() -> None:
         quota = Quota(8 * MIB)
@@ -146,7 +146,7 @@ def test_growth_never_waits() -> None:
         other = await quota.take("b", 64 * KIB)
         assert other.grow(2 * MIB)
         assert not other.grow(3 * MIB)
-        assert share.grow(4 * MIB), "what it has already"
+        assert share.grow(4 * MIB), "a share may grow to its present size"
         share.end()
         assert other.grow(3 * MIB)
 
@@ -154,7 +154,7 @@ def test_growth_never_waits() -> None:
 
 
 def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
-    """What was kept for it goes to the next one of its host at once."""
+    """If a waiting request is cancelled, the next request of its host is granted at once."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -175,7 +175,7 @@ def test_one_that_is_cancelled_while_it_waits_is_waited_for_no_more() -> None:
 
 
 def test_the_only_one_of_a_host_that_is_cancelled_leaves_no_trace() -> None:
-    """Its host is not kept in the queue: others have their turns after it, and so has the next one of that host."""
+    """If the only request of a host is cancelled, the host leaves the queue and other hosts are served."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -197,7 +197,7 @@ def test_the_only_one_of_a_host_that_is_cancelled_leaves_no_trace() -> None:
 
 
 def test_one_that_is_cancelled_as_it_is_granted_gives_back() -> None:
-    """Its share was set aside, and the task does not live to take it."""
+    """A request that is cancelled at the moment of its grant releases its share."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -215,7 +215,7 @@ def test_one_that_is_cancelled_as_it_is_granted_gives_back() -> None:
 
 
 def test_the_quota_holds_whatever_is_cancelled() -> None:
-    """Seeded: hosts, sizes, times, growth and cancellations at random; never above the bound, and all back."""
+    """With random sizes, growth and cancellations (seeded), the quota stays within its capacity and ends up free."""
 
     async def go() -> None:
         rng = random.Random(3)
@@ -245,7 +245,7 @@ def test_the_quota_holds_whatever_is_cancelled() -> None:
 
 
 def test_a_quota_that_grows() -> None:
-    """What waits has it at once."""
+    """A larger capacity serves waiting requests at once."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -261,7 +261,7 @@ def test_a_quota_that_grows() -> None:
 
 
 def test_nothing_is_held_of_a_host_that_took_nothing() -> None:
-    """A body without bytes takes none, and its host is not remembered for it."""
+    """A share of size 0 leaves no entry for its host."""
 
     async def go() -> None:
         quota = Quota(100)
@@ -272,7 +272,7 @@ def test_nothing_is_held_of_a_host_that_took_nothing() -> None:
 
 
 def test_a_quota_that_shrinks() -> None:
-    """What is out stays out; a request for more than half of what is left is one for the half."""
+    """A smaller capacity takes no share back; a request for more than half of it gets half."""
 
     async def go() -> None:
         quota = Quota(100 * MIB)
@@ -304,8 +304,7 @@ def test_a_quota_that_shrinks() -> None:
     ],
 )
 def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, takes: int | None) -> None:
-    """Its length if that is small, else a little. Over 8 MiB, or an eighth of a small budget, it takes one of the
-    spool's files and no memory."""
+    """A body reserves its length if small, else 64 KiB; over 8 MiB or an eighth of the budget, a spool file instead."""
 
     async def go() -> None:
         budget = Budget(capacity)
@@ -319,7 +318,7 @@ def test_what_a_body_takes_before_it_comes(capacity: int, length: int | None, ta
 
 
 def test_a_budget_that_is_given_another_size() -> None:
-    """Memory, files and what may lie in memory follow; two bodies may lie in the spool however little there is."""
+    """resize changes memory, spool files and the largest body in memory; at least two spool files are allowed."""
     budget = Budget(128 * MIB)
     for capacity, files, in_memory in ((32, 4, 4), (256, 32, 8), (4, 2, 0.5)):
         budget.resize(capacity * MIB)
@@ -328,7 +327,7 @@ def test_a_budget_that_is_given_another_size() -> None:
 
 
 def test_uploads_in_parts() -> None:
-    """As many parts as there is memory for at this moment; without it one at a time, and never a wait for bodies."""
+    """An upload gets 4 parts if memory is free, else 1; uploads with 1 part run one at a time."""
 
     async def go() -> None:
         budget = Budget(128 * MIB)

@@ -1,4 +1,4 @@
-"""What is shown of an address: enough to find it by, and nothing that lets anybody in."""
+"""Redaction: a URL stays recognisable, and none of its secrets is shown."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ PASSWORD = "CanaryPassword0123456789abcdef"
     ],
 )
 def test_what_is_shown(source: str, shown: str) -> None:
-    """Scheme, host and path of an address; the digits of a query; whatever else it is, no user info."""
+    """redact keeps scheme, host, path and a digest of the query, and removes user info from any text."""
     assert redact(source) == shown
 
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_addresses_keep_their_passwords(name: str) -> None:
-    """Whatever is wrong with it, in a report, a message or an excerpt of the list."""
+    """The password of a malformed URL appears in no report, message or excerpt of the manifest."""
     source = MALFORMED[name].replace("PW", PASSWORD)
     for text in (redact(source), short(source, 500)):
         assert PASSWORD not in text
@@ -60,7 +60,7 @@ def test_malformed_addresses_keep_their_passwords(name: str) -> None:
 
 @given(st.text(max_size=40), st.sampled_from(["http", "https", "ftp", "s3"]))
 def test_what_was_shown_is_shown_again_alike(text: str, scheme: str) -> None:
-    """Redacting twice changes nothing more, and what is escaped is printable."""
+    """Redacting twice changes nothing, and escaped text is printable."""
     once = redact(f"{scheme}://{text}")
     assert redact(once).partition("?")[0] == once.partition("?")[0]
     assert escaped(once).isprintable()
@@ -78,6 +78,6 @@ def test_what_was_shown_is_shown_again_alike(text: str, scheme: str) -> None:
     ],
 )
 def test_ids_are_the_users_own(text: str, shown: str) -> None:
-    """They are shown as they are, unless they are addresses or hold what lets in."""
+    """An ID is shown unchanged unless it is a URL or contains a credential parameter."""
     assert redact_id(text)[:2] == shown[:2]
     assert len(redact_id(text)) == len(shown)

@@ -1,4 +1,4 @@
-"""Five tries for what is not an object: which errors are worth another, and how long is waited in between."""
+"""Retries of requests that transfer no object: which errors are retried, and the waits between tries."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ferry.core.records import ErrorClass
 from ferry.core.retry import Tries, worth_another_try
 
 ANSWERS = [(status, True) for status in (200, 408, 409, 425, 429, 500, 502, 503, 504, 599)]
-ANSWERS += [(404, True)]  # of a store that names nothing: a proxy's
+ANSWERS += [(404, True)]  # without a missing thing named: perhaps from a proxy
 ANSWERS += [(status, False) for status in (301, 307, 400, 403, 405, 412, 416, 501, 505, 507)]
 
 
 @pytest.mark.parametrize(("status", "expected"), ANSWERS)
 def test_which_answers_of_a_store_are_worth_another_try(status: int, expected: bool) -> None:
-    """The truth table of worth_another_try, by status."""
+    """worth_another_try follows its truth table for each status of a store."""
     assert worth_another_try(ObjectError(ErrorClass.STORE_ERROR, "x", status_code=status)) is expected
 
 
@@ -40,12 +40,12 @@ def test_which_answers_of_a_store_are_worth_another_try(status: int, expected: b
     ],
 )
 def test_which_errors_are_worth_another_try(error: ObjectError | Fatal, expected: bool) -> None:
-    """The truth table of worth_another_try, by class."""
+    """worth_another_try follows its truth table for each error class."""
     assert worth_another_try(error) is expected
 
 
 def tried(error: ObjectError | Fatal, good_after: int) -> tuple[int, list[float], bool]:
-    """How often work was called that fails ``good_after`` times; the waits; whether it came to a good end."""
+    """Retry work that fails ``good_after`` times; return the number of calls, the waits, and whether it succeeded."""
     calls, waits = 0, list[float]()
 
     def work() -> str:
@@ -64,7 +64,7 @@ def tried(error: ObjectError | Fatal, good_after: int) -> tuple[int, list[float]
 
 
 def test_five_tries_and_no_more() -> None:
-    """Four failures are outlived, with growing random waits between them; a fifth is raised."""
+    """Four failures are retried with growing random waits; the fifth is raised."""
     error = ObjectError(ErrorClass.STORE_ERROR, "x", status_code=503)
     calls, waits, good = tried(error, 4)
     assert (calls, good) == (5, True)
@@ -76,7 +76,7 @@ def test_five_tries_and_no_more() -> None:
 
 @pytest.mark.parametrize(("good_after", "calls", "good"), [(0, 1, True), (2, 3, True), (3, 3, False)])
 def test_as_many_tries_in_a_loop(good_after: int, calls: int, good: bool) -> None:
-    """For an object that is on its way; silence is not tried again."""
+    """In an event loop, tries are counted the same way, and a timeout is not retried."""
     made: list[ObjectError] = []
 
     async def work(error: ObjectError) -> str:
@@ -87,22 +87,22 @@ def test_as_many_tries_in_a_loop(good_after: int, calls: int, good: bool) -> Non
 
     tries = Tries(attempts=3, base_s=0.001, rng=random.Random(1))
     with contextlib.nullcontext() if good else pytest.raises(ObjectError):
-        assert asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.SERVER_ERROR, "x")))) == "done"
+        assert asyncio.run(tries.call_async(lambda: work(ObjectError(ErrorClass.SERVER_ERROR, "x")))) == "done"
     assert len(made) == calls
     made.clear()
     with contextlib.nullcontext() if good_after == 0 else pytest.raises(ObjectError):
-        asyncio.run(tries.later(lambda: work(ObjectError(ErrorClass.TIMEOUT, "x"))))
+        asyncio.run(tries.call_async(lambda: work(ObjectError(ErrorClass.TIMEOUT, "x"))))
     assert len(made) == 1
 
 
 def test_what_lasts_is_raised_at_once() -> None:
-    """Neither a Fatal nor a refusal waits or is tried again."""
+    """A Fatal or a permanent error is raised at once, without a wait."""
     for error in (Fatal("x"), ObjectError(ErrorClass.STORE_ERROR, "x", status_code=405)):
         assert tried(error, 1) == (1, [], False)
 
 
 def test_retry_after_is_kept_within_bounds() -> None:
-    """A Retry-After lengthens the wait, and no store makes a run wait for an hour."""
+    """A Retry-After lengthens the wait, up to the limit of 10 s."""
     for asked, waited in ((7.0, 7.0), (3600.0, 10.0)):
         _, waits, good = tried(ObjectError(ErrorClass.RATE_LIMITED, "x", status_code=429, retry_after_s=asked), 1)
         assert (waits, good) == ([waited], True)

@@ -1,4 +1,4 @@
-"""The decisions of a delta: whether a settled row is looked at again, and how."""
+"""Decisions of a delta run: whether and how the object of a done row is rechecked."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 
 from demo.validators import LAST_MODIFIED
 from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
-from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, how_to_revalidate, opaque, told_by_head
+from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate, opaque
 from ferry.job.delta import RULES, Delta, RetryRule, duration
 from ferry.job.model import Job
 from ferry.state.parquet import MANIFEST_DIGEST, manifest_digest_of
 from tests.support.helpers import make_job
 
-NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
+FACTS = {"claim": "nothing", "proof": False, "validators": "strong", "web": True, "checked": Checked.BODY, "old": False}
 
 
 @pytest.mark.parametrize(
@@ -39,29 +39,29 @@ NIGHT = {"said": "nothing", "proof": False, "validators": "strong", "web": True,
         ({"web": False}, Revalidate.HEAD),
         ({"web": False, "old": True}, Revalidate.HEAD),
         ({"web": False, "validators": "none", "old": True}, Revalidate.GET),
-        ({"said": "same"}, Revalidate.CONDITIONAL_GET),
+        ({"claim": "same"}, Revalidate.CONDITIONAL_GET),
         ({"validators": "racy"}, Revalidate.GET),
-        ({"validators": "racy", "said": "same"}, Revalidate.GET),
+        ({"validators": "racy", "claim": "same"}, Revalidate.GET),
         ({"validators": "racy", "checked": Checked.HEAD}, Revalidate.GET),
         ({"validators": "racy", "web": False}, Revalidate.GET),
     ],
 )
 def test_how_to_look(given: dict[str, Any], look: Revalidate) -> None:
-    """Row by row of the truth table."""
-    assert how_to_revalidate(**{**NIGHT, **given}) is look
+    """how_to_revalidate follows each row of its truth table."""
+    assert how_to_revalidate(**{**FACTS, **given}) is look
 
 
 def test_the_list_decides_first() -> None:
-    """What it proves is not asked; what it says is another one is read. Whatever else is known."""
+    """A manifest that proves no change skips the check, and one that shows a change forces a GET, in all cases."""
     rest = itertools.product(("none", "weak", "racy", "strong"), (False, True), (None, *Checked), (False, True))
     for validators, web, checked, old in rest:
         facts: Any = {"validators": validators, "web": web, "checked": checked, "old": old}
-        assert how_to_revalidate(said="same", proof=True, **facts) is Revalidate.SKIP
+        assert how_to_revalidate(claim="same", proof=True, **facts) is Revalidate.SKIP
         for proof in (False, True):
-            assert how_to_revalidate(said="other", proof=proof, **facts) is Revalidate.GET
-        assert how_to_revalidate(said="nothing", proof=False, **facts) is not Revalidate.SKIP
-        if old and validators == "none":  # no guess is believed for ever
-            assert how_to_revalidate(said="same", proof=False, **facts) is Revalidate.GET
+            assert how_to_revalidate(claim="other", proof=proof, **facts) is Revalidate.GET
+        assert how_to_revalidate(claim="nothing", proof=False, **facts) is not Revalidate.SKIP
+        if old and validators == "none":  # weak evidence expires
+            assert how_to_revalidate(claim="same", proof=False, **facts) is Revalidate.GET
 
 
 def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
@@ -96,8 +96,9 @@ def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
         (known(Revalidate.HEAD_SIZE), (None, '"a"', None), False),
     ],
 )
-def test_told_by_head(before: KnownCopy, now: tuple[int | None, str | None, str | None], same: bool) -> None:
-    assert told_by_head(before, *now) is same
+def test_head_matches(before: KnownCopy, now: tuple[int | None, str | None, str | None], same: bool) -> None:
+    """head_matches follows each row of its truth table."""
+    assert head_matches(before, *now) is same
 
 
 SECOND = datetime(2026, 11, 29, 10, 30, 5, tzinfo=UTC)
@@ -131,7 +132,7 @@ HALF_A_DAY = timedelta(hours=12)
     ],
 )
 def test_when_a_date_is_over(date: str, over: datetime) -> None:
-    """Row by row of the truth table: the time that it names ends by its own granularity."""
+    """The interval that a date names ends according to the precision of the date."""
     assert date_over_at(date) == pytest.approx(over.timestamp(), abs=5e-7)
 
 
@@ -141,16 +142,17 @@ def test_when_a_date_is_over(date: str, over: datetime) -> None:
      "2026-13-01", "2026-11", "12", "99999999999999999999", "9999999999999", "d" * 32, "9999-12-31"],
 )  # fmt: skip
 def test_what_is_no_date_is_never_over(date: str) -> None:
-    """What Ferry cannot read proves nothing, and neither does a date at the end of time."""
+    """A date that Ferry cannot parse, or one far in the future, proves nothing."""
     assert date_over_at(date) > datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 
 
 def test_what_cannot_be_read_is_over_at_no_time() -> None:
+    """A date that Ferry cannot parse never ends."""
     assert date_over_at("v17") == math.inf
 
 
 def test_weak_comparison() -> None:
-    """RFC 9110 section 8.8.3.2, its table."""
+    """ETags compare weakly as in the table of RFC 9110 section 8.8.3.2."""
     assert opaque('W/"1"') == opaque('W/"1"') == opaque('"1"')
     assert opaque('W/"1"') != opaque('W/"2"')
 
@@ -160,7 +162,7 @@ def row(**given: Any) -> Row:
 
 
 def test_what_the_list_says_is_compared_alike_here_and_in_sql() -> None:
-    """Each field counts, none stands for another, and nothing is no word."""
+    """Python and SQL give the same digest; each field changes it, and a row without fields has none."""
     import duckdb
 
     values: list[dict[str, Any]] = [
@@ -198,6 +200,7 @@ def test_what_the_list_says_is_compared_alike_here_and_in_sql() -> None:
     ],
 )
 def test_durations(given: Any, seconds: float) -> None:
+    """Each spelling of a duration is read in seconds."""
     assert duration(given) == seconds
 
 
@@ -205,12 +208,13 @@ def test_durations(given: Any, seconds: float) -> None:
     "given", ["", "d", "7 days", "-1d", -1, True, float("nan"), float("inf"), 1e12, None, [], "1e3"]
 )
 def test_what_is_no_duration(given: Any) -> None:
+    """Any other value is rejected with a message that says duration."""
     with pytest.raises(ValueError, match="duration"):
         duration(given)
 
 
 def test_which_failures_are_tried_again() -> None:
-    """What a plain run tries too, for a month of nights; what may come right by itself, for a week; or as named."""
+    """Retryable failures are retried for 30 runs, failures that may end by themselves for 7, or as the job says."""
     delta = Delta(retry={ErrorClass.NOT_FOUND: RetryRule(after="20h", runs=2)})
     assert delta.rule(ErrorClass.NOT_FOUND) == RetryRule(after=72_000, runs=2)
     assert delta.rule(ErrorClass.TIMEOUT).runs == 30
@@ -220,6 +224,6 @@ def test_which_failures_are_tried_again() -> None:
 
 
 def test_the_mode_changes_no_fingerprint() -> None:
-    """A night finds its chunks settled, whatever the first migration's mode was."""
+    """The mode does not change the fingerprint, so a delta run finds its chunks done."""
     assert make_job().fingerprint() == make_job(mode="delta", delta={"revalidate_after": "7d"}).fingerprint()
     assert isinstance(make_job(mode="delta"), Job)

@@ -1,4 +1,4 @@
-"""The address filter. Nothing here connects to, or looks up, anything."""
+"""The address filter, without any connection or lookup on the network."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ OPEN = [
 
 @pytest.mark.parametrize("ip", BLOCKED)
 def test_special_addresses_are_blocked(ip: str) -> None:
-    """All that is not global unicast is blocked, with a sentence that says what it is."""
+    """Every address that is not global unicast is blocked, with a message that says which kind it is."""
     why = AddressFilter([]).verdict("evil.example", ip)
     assert why is not None
     assert "evil.example" in why
@@ -108,13 +108,13 @@ def test_special_addresses_are_blocked(ip: str) -> None:
 
 @pytest.mark.parametrize("ip", OPEN)
 def test_global_addresses_are_open(ip: str) -> None:
-    """Global unicast passes, also where it comes mapped or through NAT64."""
+    """Global unicast addresses pass, also as IPv4-mapped or NAT64 addresses."""
     assert AddressFilter([]).verdict("img.example", ip) is None
 
 
 @given(st.ip_addresses())
 def test_never_wider_than_the_standard_library(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
-    """What the standard library calls private, multicast or reserved is blocked too."""
+    """Every address that the standard library calls private, multicast or reserved is blocked."""
     if AddressFilter([]).verdict("h", ip) is None:
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in ipaddress.ip_network("64:ff9b::/96") else ip
         assert inner.is_global or ip in ipaddress.ip_network("::ffff:0:0/96")
@@ -123,7 +123,7 @@ def test_never_wider_than_the_standard_library(ip: ipaddress.IPv4Address | ipadd
 
 @given(st.ip_addresses(v=4))
 def test_mapped_is_judged_as_ipv4(ip: ipaddress.IPv4Address) -> None:
-    """An IPv4-mapped address has the verdict of the address in it; NAT64 opens nothing more."""
+    """An IPv4-mapped or NAT64 address has the verdict of the IPv4 address in it."""
     address_filter = AddressFilter([])
     blocked = address_filter.verdict("h", ip) is not None
     assert (address_filter.verdict("h", f"::ffff:{ip}") is not None) is blocked
@@ -183,7 +183,7 @@ def test_mapped_is_judged_as_ipv4(ip: ipaddress.IPv4Address) -> None:
     ],
 )
 def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool) -> None:
-    """A name opens that host, a network its addresses, and neither opens metadata unless it names it."""
+    """A name allows its host, a network its addresses, and only the exact address allows a metadata address."""
     assert (AddressFilter(allow).verdict(host, ip) is None) is opened
 
 
@@ -204,13 +204,13 @@ def test_what_the_job_allows(allow: list[str], host: str, ip: str, opened: bool)
     ],
 )
 def test_an_entry_with_a_port_opens_that_port_alone(allow: str, host: str, ip: str, opened: set[int]) -> None:
-    """`img.internal:8080` is one service, and not whatever else runs on that machine."""
+    """An entry with a port allows that port only, not other services of the same machine."""
     address_filter = AddressFilter([allow])
     assert {port for port in (0, 1, 80, 443, 8080, 65535) if address_filter.verdict(host, ip, port) is None} == opened
 
 
 def test_ports_of_other_services() -> None:
-    """They are refused everywhere, also where the host is allowed, but for the very port that the job names."""
+    """Ports of other services are blocked, also on allowed hosts, unless an entry names host and port."""
     address_filter = AddressFilter(["img.internal", "10.0.0.0/8", "scan.internal:6566", "10.0.0.9:515", "[fd00::9]:22"])
     for port in (22, 25, 110, 143, 515, 587, 993, 2049, 2375, 6000, 6379, 6566, 6667, 9200, 10080, 10250, 11211):
         for host in ("img.example", "img.internal", "10.0.0.1", "[fd00::1]"):
@@ -253,8 +253,8 @@ def test_ports_of_other_services() -> None:
     ],
 )
 def test_nonsense_is_the_users_error(entry: str) -> None:
-    """An entry that is neither a host nor a network is refused by name."""
-    if entry == "10.0.0":  # the old spelling of 10.0.0.0: an address, not nonsense
+    """An entry that is neither a host nor a network is a UserError that names the setting."""
+    if entry == "10.0.0":  # an old spelling of 10.0.0.0, and therefore valid
         assert AddressFilter([entry]).verdict("x", "10.0.0.0") is None
         return
     with pytest.raises(UserError, match="allow_private_addresses"):
@@ -262,7 +262,7 @@ def test_nonsense_is_the_users_error(entry: str) -> None:
 
 
 def test_bits_beyond_the_prefix_name_the_remedy() -> None:
-    """A sloppy network is answered with the network that was probably meant."""
+    """A network with bits set beyond its prefix is rejected with the corrected network."""
     with pytest.raises(UserError, match=r"write `10\.7\.0\.0/16`"):
         AddressFilter(["10.7.2.3/16"])
 
@@ -298,7 +298,7 @@ def test_bits_beyond_the_prefix_name_the_remedy() -> None:
     ],
 )
 def test_spellings_of_literals(host: str, ip: str) -> None:
-    """Each spelling that some resolver takes for an address is read as that address."""
+    """Each spelling that some resolver accepts as an address is parsed as that address."""
     assert parse_literal(host) == ipaddress.ip_address(ip)
 
 
@@ -306,7 +306,7 @@ def test_spellings_of_literals(host: str, ip: str) -> None:
     "host", ["img.example", "1.example", "0xgg", "a.0xzz", "localhost", "", "x", "1.2.3.4.example", "0x7f.1.de"]
 )
 def test_names_are_no_literals(host: str) -> None:
-    """A host whose last label is no number is a name."""
+    """A host whose last label is not a number is a name."""
     assert parse_literal(host) is None
 
 
@@ -338,14 +338,14 @@ def test_names_are_no_literals(host: str) -> None:
     ],
 )
 def test_broken_literals(host: str) -> None:
-    """What ends in a number and is no address is refused, not looked up."""
+    """A host that ends in a number but is not an address is rejected without a lookup."""
     with pytest.raises(ValueError, match=r"."):
         parse_literal(host)
 
 
 @given(st.ip_addresses(v=4))
 def test_spellings_agree_with_libc(ip: ipaddress.IPv4Address) -> None:
-    """Decimal, octal and hexadecimal spellings come out as libc's inet_aton reads them."""
+    """Decimal, octal and hexadecimal spellings give the same address as libc's inet_aton."""
     n = int(ip)
     for text in (
         str(n),
@@ -358,7 +358,7 @@ def test_spellings_agree_with_libc(ip: ipaddress.IPv4Address) -> None:
 
 
 class FixedResolver:
-    """Answers from a dictionary and counts."""
+    """A resolver that answers from a dictionary and records the names."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names, self.asked = names, list[str]()
@@ -388,7 +388,7 @@ def info(ip: str, port: int = 80) -> tuple[object, ...]:
 
 
 def test_resolver_drops_blocked_addresses() -> None:
-    """Of a name's addresses only those that may be connected to are left."""
+    """The resolver returns only the allowed addresses of a name."""
 
     async def scenario() -> list[str]:
         found = await resolver({"mixed.example": ["127.0.0.1", "8.8.8.8", "fd00::1"]}, []).resolve("mixed.example", 80)
@@ -399,13 +399,13 @@ def test_resolver_drops_blocked_addresses() -> None:
 
 @pytest.mark.parametrize("ip", ["127.0.0.1", "169.254.169.254", "10.0.0.1", "::1", "fd00:ec2::254", "::ffff:127.0.0.1"])
 def test_resolver_refuses_a_name_without_open_addresses(ip: str) -> None:
-    """A name that resolves only to blocked addresses is an error that says so."""
+    """A name that resolves only to blocked addresses raises AddressBlocked with the name."""
     with pytest.raises(AddressBlocked, match=r"evil\.example"):
         asyncio.run(resolver({"evil.example": [ip]}, []).resolve("evil.example", 80))
 
 
 def test_resolver_gives_up_a_look_up_that_hangs() -> None:
-    """A look-up that does not end is a timeout."""
+    """A lookup that does not end raises TimeoutError."""
 
     class Hanging(FixedResolver):
         async def resolve(self, host: str, port: int = 0) -> list[Resolved]:
@@ -418,7 +418,7 @@ def test_resolver_gives_up_a_look_up_that_hangs() -> None:
 
 @pytest.fixture
 def no_socket(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Notes each socket that would have been made."""
+    """Record each socket that would have been made."""
     made: list[object] = []
 
     def make(**kwargs: object) -> str:
@@ -433,14 +433,14 @@ def no_socket(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     "ip", [*(str(ip) for ip in METADATA), "127.0.0.1", "10.0.0.1", "::1", "::ffff:10.0.0.1", "nonsense"]
 )
 def test_no_socket_for_a_blocked_address(ip: str, no_socket: list[object]) -> None:
-    """The last check stands before the socket exists, whatever came before it said."""
+    """The socket factory rejects a blocked address before it makes a socket, whatever earlier checks decided."""
     with pytest.raises(AddressBlocked):
         resolver({}, []).open_socket(info(ip))
     assert no_socket == []
 
 
 def test_sockets_for_what_was_let_through(no_socket: list[object]) -> None:
-    """A name's private address is opened once that name has been resolved, and a network's at any time."""
+    """An allowed name's private address gets a socket after the lookup, an allowed network's at any time."""
 
     async def scenario() -> FilteringResolver:
         guarded = resolver({"img.internal": ["10.0.0.5"]}, ["img.internal", "192.168.1.0/24"])
@@ -459,7 +459,7 @@ def test_sockets_for_what_was_let_through(no_socket: list[object]) -> None:
 
 
 def test_a_socket_for_one_port_is_none_for_another(no_socket: list[object]) -> None:
-    """Where an entry names a port, neither the name nor the address is connected to at another."""
+    """An entry with a port allows a socket for no other port of that name or address."""
 
     async def scenario() -> None:
         guarded = resolver({"img.internal": ["10.0.0.5"]}, ["img.internal:8080", "10.0.0.7:9000"])
@@ -476,7 +476,7 @@ def test_a_socket_for_one_port_is_none_for_another(no_socket: list[object]) -> N
 
 
 def test_a_host_is_shown_as_long_as_a_name_may_be() -> None:
-    """A longer one is cut in the message."""
+    """A message shows a host of up to 253 characters in full and truncates a longer one."""
     for length, shown in ((253, "h" * 253), (254, "h" * 250 + "...")):
         why = AddressFilter([]).verdict("h" * length, "10.0.0.1")
         assert why is not None
@@ -495,13 +495,13 @@ def test_a_host_is_shown_as_long_as_a_name_may_be() -> None:
 def test_the_interface_of_a_link_local_address_is_kept(
     family: socket.AddressFamily, found: tuple[object, ...], host: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An address with an interface is judged, and connected to, as one."""
+    """The resolver keeps the interface of a link-local address as its zone."""
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [(family, socket.SOCK_STREAM, 6, "", found)])
     assert asyncio.run(SystemResolver().resolve("h.example", 80)) == [Resolved(host=host, port=80, family=family)]
 
 
 def test_the_system_s_resolver() -> None:
-    """localhost resolves on any machine, to loopback; with the port that was asked for."""
+    """The system resolver resolves localhost to loopback addresses with the requested port."""
 
     async def work() -> None:
         found = await SystemResolver().resolve("localhost", 80)
@@ -513,16 +513,16 @@ def test_the_system_s_resolver() -> None:
 
 
 def test_look_ups_that_hang_hold_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hundred names that nobody answers for: another name is found at once, and asyncio's own threads are free."""
+    """A hundred hanging lookups delay neither another lookup nor asyncio's own threads."""
     over = threading.Event()
 
-    def look_up(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+    def lookup(host: str, *_: object, **__: object) -> list[tuple[object, ...]]:
         if host.startswith("hangs"):
             over.wait(20)
-            raise socket.gaierror(socket.EAI_AGAIN, "nobody answers")
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", 80))]
 
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
 
     async def go() -> None:
         resolver = FilteringResolver(AddressFilter(), timeout_s=5.0)

@@ -1,4 +1,4 @@
-"""The HTTP client, against raw servers on 127.0.0.1. No test connects to, or looks up, anything else."""
+"""The HTTP client for origins, against raw servers on 127.0.0.1, without other network access."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ NOW = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Notes each address that a test connects to, and refuses all but loopback."""
+    """Record each address that a test connects to, and reject all but loopback."""
     seen: list[str] = []
     connect = selector_events.BaseSelectorEventLoop.sock_connect
 
@@ -57,7 +57,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 class NamesResolver:
-    """Names that only this test knows; each one's addresses."""
+    """A resolver with fixed names and addresses."""
 
     def __init__(self, names: dict[str, list[str]]) -> None:
         self.names, self.asked = names, list[str]()
@@ -79,7 +79,7 @@ class NamesResolver:
 
 
 class Request:
-    """One request as it came over the wire."""
+    """One request as the server received it."""
 
     def __init__(self, head: bytes, port: int) -> None:
         lines = head.decode("latin-1").split("\r\n")
@@ -93,7 +93,7 @@ Answer = Callable[[Request, asyncio.StreamWriter], Awaitable[bool | None]]
 
 
 class Server:
-    """A raw server: ``answer`` writes what it likes and says True to keep the connection."""
+    """A raw server. ``answer`` writes the response and returns True to keep the connection."""
 
     def __init__(self, answer: Answer) -> None:
         self.answer, self.requests, self.connections, self.open = answer, list[Request](), 0, 0
@@ -172,7 +172,7 @@ def client(spool: Path, **kwargs: Any) -> Origin:
 def fetch(
     answer: Answer, spool: Path, path: str = "/a.jpg", times: int = 1, **kwargs: Any
 ) -> tuple[list[Fetched | ObjectError | Fatal], Server]:
-    """Asks a server for ``path``, so many times, with one client."""
+    """Fetch ``path`` from a server ``times`` times with one client; return the results and the server."""
 
     async def scenario() -> tuple[list[Fetched | ObjectError | Fatal], Server]:
         results: list[Fetched | ObjectError | Fatal] = []
@@ -211,7 +211,7 @@ def content(fetched: Fetched) -> bytes:
 
 
 def test_an_object_with_what_its_origin_says(spool: Path) -> None:
-    """Body, digests, status and validators of a plain 200, in one request that says who asks."""
+    """A 200 gives body, digests, status and validators in one request with Ferry's User-Agent."""
     raw = reply(DATA, "200 OK", "Content-Type: image/jpeg", 'ETag: "x"', "Last-Modified: yesterday", "Set-Cookie: a=b")
     (first, second), server = fetch(always(raw, keep=True), spool, times=2)
     assert isinstance(first, Fetched)
@@ -221,7 +221,7 @@ def test_an_object_with_what_its_origin_says(spool: Path) -> None:
     assert first.body.sha256 == hashlib.sha256(DATA).hexdigest()
     assert (first.status, first.content_type, first.etag) == (200, "image/jpeg", '"x"')
     assert (first.last_modified, first.requests) == ("yesterday", 1)
-    assert server.connections == 1  # kept alive
+    assert server.connections == 1  # the connection was used again
     sent = server.requests[1].headers
     assert sent["accept-encoding"] == "identity"
     assert sent["user-agent"] == "ferry-test"
@@ -241,12 +241,12 @@ def test_an_object_with_what_its_origin_says(spool: Path) -> None:
     ],
 )
 def test_every_way_to_send_a_body(raw: bytes, spool: Path) -> None:
-    """With a length, in chunks, or ended by the connection's end: the bytes are the same."""
+    """A body arrives intact with a length, in chunks, or ended by the end of the connection."""
     assert content(got(always(raw), spool)) == DATA
 
 
 @pytest.mark.parametrize(
-    ("raw", "said"),
+    ("raw", "kept"),
     [
         (b'"plain"', '"plain"'),
         ('"ä"'.encode(), '"ä"'),
@@ -258,22 +258,22 @@ def test_every_way_to_send_a_body(raw: bytes, spool: Path) -> None:
         (b"x" * 1025, None),
     ],
 )
-def test_what_an_origin_says_is_text_that_can_be_kept(raw: bytes, said: str | None, spool: Path) -> None:
-    """Validators go to the ledger: no surrogates, which end a run there, no control characters, not 16 KiB a row."""
+def test_what_an_origin_says_is_text_that_can_be_kept(raw: bytes, kept: str | None, spool: Path) -> None:
+    """Validators for the ledger hold no surrogates, no control characters and at most 1,024 characters."""
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nETag: %b\r\nLast-Modified: %b\r\nContent-Type: %b\r\n\r\nx"
     fetched = got(always(head % (raw, raw, raw)), spool)
-    assert fetched.etag == fetched.last_modified == said
-    assert fetched.content_type == (said if said and said.isascii() else None)
+    assert fetched.etag == fetched.last_modified == kept
+    assert fetched.content_type == (kept if kept and kept.isascii() else None)
 
 
 def test_an_empty_object(spool: Path) -> None:
-    """Nothing is an object too; what it may be is for the checks to say."""
+    """An empty body is an object; the image check decides about it later."""
     assert content(got(always(reply(b"")), spool)) == b""
     assert content(got(always(reply(b"", "200 OK", "Content-Encoding: gzip")), spool)) == b""
 
 
 def test_large_objects_are_spooled(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the spool limit a body lies in a file, whose bytes and digests are right."""
+    """A body above the spool limit is in a file, with the right bytes and digests."""
     monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 1000)
     fetched = got(always(reply(DATA)), spool)
     assert fetched.body.path is not None
@@ -310,7 +310,7 @@ RAW_DEFLATE = BARE.compress(TEXT) + BARE.flush()
 )
 @pytest.mark.parametrize("piece", [None, 1, 3])
 def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, piece: int | None, spool: Path) -> None:
-    """gzip and deflate in all their forms, stacked too, and however the network cuts them."""
+    """gzip and deflate in all forms, also stacked, are decoded however the network splits them."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(reply(b"", "200 OK", f"Content-Encoding: {encoding}", length=len(encoded)))
@@ -323,7 +323,7 @@ def test_encodings_that_come_anyway_are_undone(encoding: str, encoded: bytes, pi
 
 @pytest.mark.parametrize("cut", [None, 1, 5, 10, 11, 17, 60])
 def test_decoders_do_not_care_where_pieces_end(cut: int | None) -> None:
-    """The same output for each cut of the input."""
+    """A decoder gives the same output however its input is split."""
     encoded = gzip.compress(b"one", mtime=0) + b"\0\0" + gzip.compress(b"two", mtime=0) + gzip.compress(b"", mtime=0)
     (decoder,) = decoders(["gzip"], 1000)
     pieces = [encoded] if cut is None else [encoded[at : at + cut] for at in range(0, len(encoded), cut)]
@@ -355,14 +355,14 @@ GZ = gzip.compress(TEXT, mtime=0)
     ],
 )
 def test_encodings_that_cannot_be_undone(encoding: str, encoded: bytes, expected: ErrorClass, spool: Path) -> None:
-    """An unfinished encoding is truncated; a damaged or an unknown one is bad_encoding."""
+    """Incomplete encoded data is truncated; corrupt data or an unknown encoding is bad_encoding."""
     raw = reply(encoded, "200 OK", f"Content-Encoding: {encoding}")
     assert refused(always(raw), spool).error_class is expected
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_decompression_bomb_is_too_large(layers: int, spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that unpacks past max_bytes stops there, spool file removed, and is never unpacked whole."""
+    """A body that decodes to more than max_bytes is too_large; decoding stops there, and no spool file stays."""
     monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 1000)
     written: list[int] = []
     write = body_module.BodyWriter.write
@@ -396,7 +396,7 @@ EMPTY_MEMBER = gzip.compress(b"", mtime=0)
 def test_a_bomb_whose_last_layer_gives_nothing(
     inside: bytes, encoding: str, expected: ErrorClass | None, spool: Path
 ) -> None:
-    """Each layer is bounded: what unpacks to padding, or to members without a byte, is work all the same."""
+    """Each layer has the size limit, also if it decodes to padding or empty members."""
     raw = reply(gzip.compress(inside, mtime=0), "200 OK", f"Content-Encoding: {encoding}")
     if expected is None:
         assert content(got(always(raw), spool)) == b""
@@ -405,7 +405,7 @@ def test_a_bomb_whose_last_layer_gives_nothing(
 
 
 def test_members_without_end(spool: Path) -> None:
-    """More members than any file has are refused, however many bytes may come."""
+    """A gzip stream with more than 100,000 members is bad_encoding, whatever max_bytes allows."""
     raw = reply(EMPTY_MEMBER * 110_000, "200 OK", "Content-Encoding: gzip")
     error = refused(always(raw), spool, max_bytes=10_000_000)
     assert error.error_class is ErrorClass.BAD_ENCODING
@@ -420,7 +420,7 @@ def test_members_without_end(spool: Path) -> None:
     ],
 )
 def test_undoing_an_encoding_lets_others_have_their_turn(inside: bytes, steps: int) -> None:
-    """Whoever undoes a little that is much work gives way after each 256 KiB or 1,000 members."""
+    """Decoding yields after each 256 KiB or 1,000 members, so that other tasks can run."""
     undo = decoders(["gzip, gzip"], 2**40)
     turns = list(decoded(undo, gzip.compress(inside, mtime=0)))
     assert len(turns) >= steps
@@ -431,14 +431,14 @@ def test_undoing_an_encoding_lets_others_have_their_turn(inside: bytes, steps: i
 
 
 def test_too_large_by_its_length_is_not_read(spool: Path) -> None:
-    """A Content-Length over max_bytes is refused without reading: the body need not even come."""
+    """A Content-Length above max_bytes is too_large before any of the body is read."""
     error = refused(always(reply(b"x", length=1_000_001), keep=True), spool)
     assert error.error_class is ErrorClass.TOO_LARGE
     assert "1,000,000" in error.message
 
 
 def test_exactly_max_bytes_is_taken(spool: Path) -> None:
-    """max_bytes itself is not too large, with and without a length."""
+    """A body of exactly max_bytes is accepted, with and without a length."""
     assert got(always(reply(DATA)), spool, max_bytes=40_000).body.size == 40_000
     assert got(always(reply(DATA, length=None)), spool, max_bytes=40_000).body.size == 40_000
     assert refused(always(reply(DATA, length=None)), spool, max_bytes=39_999).error_class is ErrorClass.TOO_LARGE
@@ -446,7 +446,7 @@ def test_exactly_max_bytes_is_taken(spool: Path) -> None:
 
 @pytest.mark.parametrize("chunked", [True, False])
 def test_an_endless_body_ends_at_max_bytes(chunked: bool, spool: Path) -> None:
-    """A body without a length that does not end is too_large, and its connection is closed."""
+    """An endless body without a length is too_large."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(reply(b"", "200 OK", *(["Transfer-Encoding: chunked"] if chunked else []), length=None))
@@ -458,7 +458,7 @@ def test_an_endless_body_ends_at_max_bytes(chunked: bool, spool: Path) -> None:
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Ends a connection with RST."""
+    """End a connection with RST."""
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -476,7 +476,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 )
 @pytest.mark.parametrize("by_reset", [False, True])
 def test_a_body_that_stops_early_is_truncated(head: bytes, by_reset: bool, spool: Path) -> None:
-    """Fewer bytes than promised, whether the connection ends quietly or by a reset."""
+    """A body shorter than announced is truncated, whether the connection ends by FIN or by a reset."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(head)
@@ -490,7 +490,7 @@ def test_a_body_that_stops_early_is_truncated(head: bytes, by_reset: bool, spool
 
 
 def test_a_reset_does_not_end_a_body_without_a_length(spool: Path) -> None:
-    """Where only the connection's end delimits a body, an orderly end is good and a reset is truncated."""
+    """A body that only the end of the connection delimits is truncated if that end is a reset."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(reply(b"x" * 100, length=None))
@@ -517,7 +517,7 @@ def test_a_reset_does_not_end_a_body_without_a_length(spool: Path) -> None:
     ],
 )
 def test_answers_that_are_not_http(raw: bytes, spool: Path) -> None:
-    """Nonsense, endless headers and contradictory lengths are the connection's failure, and bounded."""
+    """Invalid HTTP, endless headers and contradictory lengths are error class connection."""
     assert refused(always(raw), spool).error_class is ErrorClass.CONNECTION
 
 
@@ -528,7 +528,7 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
     "header lines": (b"HTTP/1.1 200 OK\r\n", b"X: " + b"x" * 1000 + b"\r\n"),
     "header lines without a value": (b"HTTP/1.1 200 OK\r\n", b"X:\r\n" * 200),
     "empty lines": (b"", b"\r\n" * 500),
-    "answers before the answer": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "interim responses": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     "chunk's extension": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;a=", b"x" * 1000),
     "chunk's length": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0" * 1000),
     "trailer": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nX: ", b"x" * 1000),
@@ -539,7 +539,7 @@ ENDLESS: dict[str, tuple[bytes, bytes]] = {
 
 @pytest.mark.parametrize("what", ENDLESS)
 def test_what_does_not_end_and_is_no_body(what: str, spool: Path) -> None:
-    """All of an answer that is not its body is bounded in bytes, also where the parser would wait for a line's end."""
+    """All bytes of a response outside its body are limited, also in lines that do not end."""
     start, more = ENDLESS[what]
     sent = 0
 
@@ -554,11 +554,11 @@ def test_what_does_not_end_and_is_no_body(what: str, spool: Path) -> None:
     error = refused(answer, spool, timeouts=Timeouts(connect_s=2, read_s=20, total_s=30))
     assert error.error_class is ErrorClass.CONNECTION
     assert "header is too long" in error.message
-    assert sent < 20_000_000  # of which the sockets hold a part
+    assert sent < 20_000_000  # part of it is in the buffers of the sockets
 
 
 def test_broken_chunks(spool: Path) -> None:
-    """A chunk size that is no number ends the body as truncated or the connection as broken."""
+    """A chunk size that is not a number is truncated or a connection error."""
     raw = reply(b"zz\r\nhello\r\n0\r\n\r\n", "200 OK", "Transfer-Encoding: chunked", length=None)
     assert refused(always(raw), spool).error_class in (ErrorClass.TRUNCATED, ErrorClass.CONNECTION)
 
@@ -573,15 +573,15 @@ def silent(head: bytes) -> Answer:
 
 @pytest.mark.parametrize("head", [b"", b"HTTP/1.1 200", reply(b"x", length=100), reply(b"x", length=None)])
 def test_silence_is_a_timeout(head: bytes, spool: Path) -> None:
-    """No byte for read_s, before or within the answer, is a timeout."""
+    """Silence for read_s, before or within the response, is a timeout."""
     error = refused(silent(head), spool, timeouts=Timeouts(connect_s=2, read_s=0.05, total_s=5))
     assert error.error_class is ErrorClass.TIMEOUT
     assert error.requests == 1
 
 
 @pytest.mark.parametrize("endless_header", [False, True])
-def test_a_drip_is_bounded_by_the_total(endless_header: bool, spool: Path) -> None:
-    """A byte now and then keeps read_s content; total_s ends it."""
+def test_total_s_ends_a_slow_response(endless_header: bool, spool: Path) -> None:
+    """A response that avoids read_s with single bytes ends after total_s."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nX: " if endless_header else reply(b"", length=10_000))
@@ -593,8 +593,8 @@ def test_a_drip_is_bounded_by_the_total(endless_header: bool, spool: Path) -> No
     assert error.error_class is ErrorClass.TIMEOUT
 
 
-def test_a_drip_is_given_up_long_before_the_total(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A byte now and then, by the rule of low_speed.py; before the body comes, waiting is waiting."""
+def test_a_slow_body_ends_long_before_total_s(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow body ends by the rule of low_speed.py, which does not apply to a slow header."""
     monkeypatch.setattr(low_speed, "WINDOW_S", 0.5)
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> None:
@@ -612,7 +612,7 @@ def test_a_drip_is_given_up_long_before_the_total(spool: Path, monkeypatch: pyte
 
 
 def test_the_total_covers_all_hops(spool: Path) -> None:
-    """Redirects do not start the clock again."""
+    """total_s covers all redirects of a fetch together."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(0.8)
@@ -626,7 +626,7 @@ def test_the_total_covers_all_hops(spool: Path) -> None:
 
 
 def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CancelledError is not turned into an outcome; the spool file and the connection go."""
+    """A cancelled fetch raises CancelledError, removes its spool file and closes its connection."""
     monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 10)
     monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
 
@@ -647,7 +647,7 @@ def test_cancelling_passes_and_cleans_up(spool: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failing write is the disk's failure, stops the run, and leaves no file, even if closing fails too."""
+    """A failed write to the spool is Fatal and leaves no file, even if closing the file also fails."""
     monkeypatch.setattr(budget_module, "SPOOL_OVER_BYTES", 10)
     monkeypatch.setattr(body_module, "BATCH_BYTES", 10)
     real = os.fdopen
@@ -669,7 +669,9 @@ def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0.02)
         reset(writer)
 
-    assert refused(cut, spool).error_class is ErrorClass.TRUNCATED  # what was not flushed yet is no one's loss
+    assert (
+        refused(cut, spool).error_class is ErrorClass.TRUNCATED
+    )  # nothing was written yet, so the full disk does not matter
 
 
 # --- statuses ---
@@ -693,7 +695,7 @@ def test_a_full_spool_disk_is_fatal(spool: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_statuses(status: str, expected: ErrorClass, spool: Path) -> None:
-    """What is not 200 or 203 is no object; the error carries the status."""
+    """A status other than 200 and 203 gives an error of its class with the status."""
     body = b"" if status[:3] in ("204", "304") else b"{}"
     error = refused(always(reply(body, status)), spool)
     assert error.error_class is expected
@@ -705,21 +707,21 @@ def test_statuses(status: str, expected: ErrorClass, spool: Path) -> None:
     ("value", "expected"), [("7", 7.0), ("Fri, 20 Nov 2026 12:01:00 GMT", 60.0), ("whenever", None)]
 )
 def test_retry_after_is_passed_on(value: str, expected: float | None, spool: Path) -> None:
-    """Seconds or date of a Retry-After arrive as seconds."""
+    """The error carries Retry-After in seconds, whether it was seconds or a date."""
     for status in ("429 Slow", "503 Busy"):
         assert refused(always(reply(b"", status, f"Retry-After: {value}")), spool).retry_after_s == expected
 
 
 @pytest.mark.parametrize(("size", "connections"), [(10_000, 1), (200_000, 3)])
 def test_refusals_keep_the_connection_if_they_are_short(size: int, connections: int, spool: Path) -> None:
-    """A short error page is read to its end; a long one costs its connection and not its bytes."""
+    """A short error page is read so that its connection is used again; a long one closes the connection."""
     results, server = fetch(always(reply(b"x" * size, "404 Not Found"), keep=True), spool, times=3)
     assert all(isinstance(one, ObjectError) and one.error_class is ErrorClass.NOT_FOUND for one in results)
     assert server.connections == connections
 
 
 def test_nothing_of_a_failed_answer_reaches_the_next(spool: Path) -> None:
-    """After a body that was refused half way, the next object comes clean."""
+    """After a body that was abandoned half-way, the next object is intact."""
     answers = {"/big": reply(b"x" * 900_000, length=900_000), "/a": reply(DATA)}
 
     async def scenario() -> None:
@@ -735,7 +737,7 @@ def test_nothing_of_a_failed_answer_reaches_the_next(spool: Path) -> None:
 
 
 def test_a_dead_connection_is_tried_once_more_and_counted(spool: Path) -> None:
-    """A kept connection that the origin closed meanwhile costs a second request, and both are counted."""
+    """If the origin closed an idle connection, the request is sent again, and both requests are counted."""
     count = 0
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
@@ -753,7 +755,7 @@ def test_a_dead_connection_is_tried_once_more_and_counted(spool: Path) -> None:
 
 
 def test_a_host_that_always_hangs_up(spool: Path) -> None:
-    """Two requests are made, and no more; the failure is the connection's."""
+    """A host that closes every connection gets two requests, and the error is of class connection."""
     (error,), server = fetch(always(b""), spool)
     assert isinstance(error, ObjectError)
     assert (error.error_class, error.requests, len(server.requests)) == (ErrorClass.CONNECTION, 2, 2)
@@ -764,7 +766,7 @@ def test_a_host_that_always_hangs_up(spool: Path) -> None:
 
 @pytest.mark.parametrize("status", ["301", "302", "303", "307", "308"])
 def test_redirects_are_followed(status: str, spool: Path) -> None:
-    """Each redirect status leads to the object, and every request is counted."""
+    """Each redirect status is followed to the object, and every request is counted."""
     answers = {"/a.jpg": reply(b"moved", f"{status} Moved", "Location: /b%2fc?d=%20+"), "/b%2fc?d=%20+": reply(DATA)}
     fetched = got(by_path(answers), spool)
     assert content(fetched) == DATA
@@ -786,7 +788,7 @@ def test_redirects_are_followed(status: str, spool: Path) -> None:
     ],
 )
 def test_locations(location: str, target: str, spool: Path) -> None:
-    """Relative, absolute, and not quite legal Locations lead where a browser would go."""
+    """Relative, absolute and slightly malformed Locations lead to the same target as in a browser."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
         if request.target == "/d/a.jpg":
@@ -802,13 +804,13 @@ def test_locations(location: str, target: str, spool: Path) -> None:
 
 
 def test_a_location_in_latin_1_keeps_its_bytes(spool: Path) -> None:
-    """Bytes that are not UTF-8 are escaped as they are."""
+    """Bytes in a Location that are not UTF-8 are escaped unchanged."""
     answers = {"/a.jpg": reply(b"", "302 Found", "Location: /\xe9"), "/%E9": reply(DATA)}
     assert content(got(by_path(answers), spool)) == DATA
 
 
 def test_ten_hops_and_no_more(spool: Path) -> None:
-    """Ten redirects are followed; the eleventh is a loop, and so is an address seen before."""
+    """Ten redirects are followed; an eleventh, or a URL seen before, is redirect_loop."""
 
     async def answer(request: Request, writer: asyncio.StreamWriter) -> bool:
         left = int(request.target[1:])
@@ -823,7 +825,7 @@ def test_ten_hops_and_no_more(spool: Path) -> None:
 
 
 def test_a_redirect_to_nowhere(spool: Path) -> None:
-    """Without a Location a redirect is a client error."""
+    """A redirect without a Location is client_error."""
     error = refused(always(reply(b"", "302 Found")), spool)
     assert error.error_class is ErrorClass.CLIENT_ERROR
     assert "302" in error.message
@@ -845,7 +847,7 @@ def test_a_redirect_to_nowhere(spool: Path) -> None:
     ],
 )
 def test_redirects_pass_the_filter(location: str, expected: ErrorClass, spool: Path, connected: list[str]) -> None:
-    """A hop goes no further than a first request may, and no connection is opened for it."""
+    """A redirect to a blocked address or an invalid URL fails without a connection."""
     names = {"metadata.example": ["169.254.169.254"], "rebind.example": ["10.0.0.1", "fd00::1"]}
     error = refused(always(reply(b"", "302 Found", f"Location: {location}")), spool, names=names)
     assert error.error_class is expected
@@ -853,7 +855,7 @@ def test_redirects_pass_the_filter(location: str, expected: ErrorClass, spool: P
 
 
 def test_secrets_stay_with_their_site(spool: Path) -> None:
-    """Job headers go to the row's site only, and do not come back after a detour; the open four always go."""
+    """Secret headers go to the row's site only, and not after a redirect away and back; open headers always go."""
     headers = {
         "Authorization": "Bearer s3cret",
         "Cookie": "c=1",
@@ -901,14 +903,13 @@ def test_secrets_stay_with_their_site(spool: Path) -> None:
         (["http://*.test:{port}"], True),
         (["http://*"], True),
         ([], False),
-        (["*", "home.test", "home.test:{port}", "https://home.test:{port}", "*.test:{port}"], False),  # in clear
+        (["*", "home.test", "home.test:{port}", "https://home.test:{port}", "*.test:{port}"], False),  # plain HTTP
         (["http://home.test", "http://*.test"], False),  # another port
         (["http://test:{port}", "http://*.home.test:{port}", "http://ome.test:{port}", "http://home.test:1"], False),
     ],
 )
 def test_secrets_are_for_the_hosts_that_the_job_names(recipients: list[str], sent: bool, spool: Path) -> None:
-    """Any other scheme, host or port that a list names is asked without them, and its refusal says so. User info in an
-    address brings none of them along."""
+    """Only sites in `headers_for` get secret headers, also if a URL has user info; a refusal elsewhere says so."""
     headers = {"Authorization": "Bearer s3cret", "X-Api-Key": "k", "Accept": "image/*"}
 
     async def scenario() -> tuple[Server, str]:
@@ -932,7 +933,7 @@ def test_secrets_are_for_the_hosts_that_the_job_names(recipients: list[str], sen
 
 
 def test_no_cookies_are_kept(spool: Path) -> None:
-    """A cookie set on a redirect is not sent along."""
+    """A cookie set by a redirect is not sent with the next request."""
     answers = {"/a": reply(b"", "302 Found", "Location: /b", "Set-Cookie: s=1; Path=/"), "/b": reply(DATA)}
 
     async def scenario() -> None:
@@ -966,7 +967,7 @@ def test_no_cookies_are_kept(spool: Path) -> None:
     ],
 )
 def test_addresses_are_sent_byte_for_byte(path: str, target: str, spool: Path) -> None:
-    """What is legal goes out as it is written; the rest is escaped as UTF-8; the fragment stays here."""
+    """Legal characters of a URL are sent unchanged, others are escaped as UTF-8, and the fragment is not sent."""
 
     async def scenario() -> str:
         async with serving(always(reply(DATA))) as server:
@@ -988,7 +989,7 @@ def test_addresses_are_sent_byte_for_byte(path: str, target: str, spool: Path) -
     ],
 )
 def test_host_names(host: str, asked: str, spool: Path) -> None:
-    """Names go to the resolver in lower case and IDNA, and to the origin in Host."""
+    """Host names are lower case and IDNA for the resolver and in Host."""
 
     async def scenario() -> None:
         async with serving(always(reply(DATA))) as server:
@@ -1006,7 +1007,7 @@ def test_host_names(host: str, asked: str, spool: Path) -> None:
     "spelling", ["127.0.0.1", "2130706433", "0x7f.1", "017700000001", "127.1", "①②⑦.1", "127.0.0.1."]
 )
 def test_allowed_literals_in_any_spelling(spelling: str, spool: Path) -> None:
-    """A literal that is allowed is fetched from, under its usual spelling."""
+    """An allowed literal address in any spelling is fetched under its usual spelling."""
 
     async def scenario() -> None:
         async with serving(always(reply(DATA))) as server:
@@ -1019,7 +1020,7 @@ def test_allowed_literals_in_any_spelling(spelling: str, spool: Path) -> None:
 
 
 def test_user_info_is_sent_as_basic_and_to_its_site_only(spool: Path) -> None:
-    """A name and password in an address become an Authorization header, in place of the job's."""
+    """User info in a URL becomes an Authorization header, in place of the job's."""
 
     async def scenario() -> None:
         async with serving(always(reply(DATA))) as server:
@@ -1068,7 +1069,7 @@ NOWHERE = always(b"")
     ],
 )
 def test_addresses_that_cannot_be_fetched(url: str, spool: Path, connected: list[str]) -> None:
-    """What is no http(s) address is bad_url, without a request."""
+    """A URL that is not a valid http or https URL is bad_url, without a request."""
     error = refused(NOWHERE, spool, url)
     assert (error.error_class, error.requests) == (ErrorClass.BAD_URL, 0)
     assert connected == []
@@ -1111,7 +1112,7 @@ def test_addresses_that_cannot_be_fetched(url: str, spool: Path, connected: list
     ],
 )
 def test_no_connection_to_blocked_addresses(url: str, spool: Path, connected: list[str]) -> None:
-    """Literals in every spelling, and names that resolve to blocked addresses: blocked, nothing opened."""
+    """Blocked literals in every spelling, and names of blocked addresses, fail without a connection."""
     names = {
         "private.test": ["10.0.0.1"],
         "metadata.test": ["169.254.169.254"],
@@ -1130,7 +1131,7 @@ def test_no_connection_to_blocked_addresses(url: str, spool: Path, connected: li
 def test_manifests_pass_the_filter(
     name: str, redirected: bool, spool: Path, tmp_path: Path, connected: list[str]
 ) -> None:
-    """A manifest's address, and where it redirects to, is judged by what its name resolves to, as an object's."""
+    """The address filter applies to the URL of a manifest and to its redirects, as for objects."""
     names = {
         "private.test": ["10.0.0.1"],
         "metadata.test": ["169.254.169.254"],
@@ -1156,7 +1157,7 @@ def test_manifests_pass_the_filter(
 def test_a_name_that_resolves_to_something_else_later(
     spool: Path, connected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rebinding: each look-up is judged, the kept one is connected to by the address that was judged, and no other."""
+    """After DNS rebinding, each lookup is checked, and Ferry connects only to the addresses that passed."""
     monkeypatch.setattr(connections_module, "DNS_KEPT_S", 0.0)
 
     async def scenario() -> None:
@@ -1170,7 +1171,7 @@ def test_a_name_that_resolves_to_something_else_later(
                 with pytest.raises(ObjectError) as caught:
                     await origin.get(url)
                 assert caught.value.error_class is ErrorClass.BLOCKED_ADDRESS
-            resolver.names["img.test"] = ["10.0.0.1", "127.0.0.1"]  # of several, those that are open
+            resolver.names["img.test"] = ["10.0.0.1", "127.0.0.1"]  # only the allowed one of several is used
             assert content(await origin.get(url)) == DATA
             await origin.close()
 
@@ -1179,7 +1180,7 @@ def test_a_name_that_resolves_to_something_else_later(
 
 
 def test_metadata_stays_blocked_for_an_allowed_name(spool: Path, connected: list[str]) -> None:
-    """A host allowed by name that suddenly resolves to the metadata address is not connected to."""
+    """A host that is allowed by name stays blocked if it resolves to a metadata address."""
     names = {"img.internal": ["169.254.169.254", "fd00:ec2::254"]}
     error = refused(NOWHERE, spool, "http://img.internal/", allow=["img.internal"], names=names)
     assert error.error_class is ErrorClass.BLOCKED_ADDRESS
@@ -1187,13 +1188,13 @@ def test_metadata_stays_blocked_for_an_allowed_name(spool: Path, connected: list
 
 
 def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where both earlier checks are passed by, the socket is not made, for one address or for several."""
+    """If both earlier checks are bypassed, the socket factory still blocks the address."""
     names = {"evil.test": ["169.254.169.254"], "evils.test": ["10.0.0.1", "fd00::1", "127.0.0.1"]}
 
     async def scenario(url: str) -> ObjectError:
         origin = client(spool, allow=[])
         monkeypatch.setattr(origin._resolver, "resolve", NamesResolver(names).resolve)
-        monkeypatch.setattr(origin._targets, "_judge", lambda host, port: (host, None))
+        monkeypatch.setattr(origin._targets, "_check_host", lambda host, port: (host, None))
         with pytest.raises(ObjectError) as caught:
             await origin.get(url)
         await origin.close()
@@ -1205,7 +1206,7 @@ def test_the_last_check_is_at_the_socket(spool: Path, connected: list[str], monk
 
 
 def test_the_same_under_uvloop(spool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under the loop that runs do use: objects, a reset, silence, and a socket that is refused (all on loopback)."""
+    """Under uvloop, which runs use, objects, resets, timeouts and blocked sockets give the same results."""
 
     async def cut(request: Request, writer: asyncio.StreamWriter) -> None:
         writer.write(reply(b"x" * 100, length=None))
@@ -1237,7 +1238,7 @@ def test_the_same_under_uvloop(spool: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_name_is_allowed_by_itself_only(spool: Path) -> None:
-    """An allowed name is fetched from at its private address; another name at that address is not."""
+    """An allowed name is fetched at its private address, and another name at that address is blocked."""
 
     async def scenario() -> None:
         async with serving(always(reply(DATA), keep=True)) as server:
@@ -1255,12 +1256,12 @@ def test_a_name_is_allowed_by_itself_only(spool: Path) -> None:
 
 
 def test_unknown_names_are_dns(spool: Path) -> None:
-    """A name that does not resolve is dns, to be tried again."""
+    """A name that does not resolve is error class dns."""
     assert refused(NOWHERE, spool, "http://nobody.test/").error_class is ErrorClass.DNS
 
 
 def test_a_closed_port_is_connection(spool: Path) -> None:
-    """Nobody listens: connection, and the message says so."""
+    """A closed port is error class connection, with ECONNREFUSED in the message."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         error = refused(NOWHERE, spool, f"http://127.0.0.1:{sock.getsockname()[1]}/")
@@ -1270,7 +1271,7 @@ def test_a_closed_port_is_connection(spool: Path) -> None:
 
 
 def test_tls_that_is_none(spool: Path) -> None:
-    """https at a port that speaks plain HTTP is tls."""
+    """https to a port with plain HTTP is error class tls."""
 
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(100)
@@ -1290,7 +1291,7 @@ def test_tls_that_is_none(spool: Path) -> None:
 
 
 def test_no_secret_in_any_error(spool: Path) -> None:
-    """No text of an error, nor its chain as it is printed, holds a query or a password."""
+    """No error text or printed traceback contains a query or a password."""
 
     async def scenario(url: str) -> str:
         origin = client(spool, timeouts=Timeouts(connect_s=1, read_s=0.05, total_s=1))
@@ -1331,7 +1332,7 @@ def test_no_secret_in_any_error(spool: Path) -> None:
     ],
 )
 def test_headers_that_cannot_be_sent(name: str, value: str, spool: Path) -> None:
-    """A header that would break or change the request is the user's error, found at once, value not shown."""
+    """A header that would break or change requests is a UserError at once, without its value in the message."""
 
     async def scenario() -> None:
         client(spool, headers={name: value})
@@ -1342,7 +1343,7 @@ def test_headers_that_cannot_be_sent(name: str, value: str, spool: Path) -> None
 
 
 def test_the_jobs_own_user_agent_and_never_its_accept_encoding(spool: Path) -> None:
-    """A User-Agent header of the job wins; Accept-Encoding stays identity."""
+    """The job's User-Agent header takes precedence, and Accept-Encoding stays identity."""
     headers = {"user-agent": "me", "accept-encoding": "br"}
     _, server = fetch(always(reply(DATA)), spool, headers=headers)
     assert server.requests[0].headers["user-agent"] == "me"
@@ -1365,7 +1366,7 @@ def download(answer: Answer, spool: Path, path: Path, max_bytes: int = 1_000_000
 
 
 def test_download_writes_a_file(spool: Path, tmp_path: Path) -> None:
-    """Redirects are followed, encodings undone, and the type of what came in the end is returned."""
+    """download follows redirects, decodes the content and returns its Content-Type."""
     answers = {
         "/list.csv": reply(b"", "302 Found", "Location: /b", "Content-Type: text/html"),
         "/b": reply(GZ, "200 OK", "Content-Encoding: gzip", "Content-Type: text/csv"),
@@ -1387,7 +1388,7 @@ def test_download_writes_a_file(spool: Path, tmp_path: Path) -> None:
     ],
 )
 def test_download_leaves_nothing_behind(raw: bytes, expected: ErrorClass, spool: Path, tmp_path: Path) -> None:
-    """On any error there is no file."""
+    """A failed download leaves no file."""
     with pytest.raises(ObjectError) as caught:
         download(always(raw), spool, tmp_path / "x", 1000)
     assert caught.value.error_class is expected
@@ -1395,7 +1396,7 @@ def test_download_leaves_nothing_behind(raw: bytes, expected: ErrorClass, spool:
 
 
 def test_download_to_a_disk_that_fails(spool: Path, tmp_path: Path) -> None:
-    """A path that cannot be written is Fatal, and names it."""
+    """A path that cannot be written is Fatal, with the path in the message."""
     with pytest.raises(Fatal, match="nodir"):
         download(always(reply(DATA)), spool, tmp_path / "nodir" / "x")
 
@@ -1418,7 +1419,7 @@ def test_download_to_a_disk_that_fails(spool: Path, tmp_path: Path) -> None:
     ],
 )
 def test_where_other_errors_go(exc: BaseException, expected: ErrorClass) -> None:
-    """What connection.py and the layers below raise is mapped; the unknown is internal and quotes nothing."""
+    """Each exception maps to its class; an unknown one is internal, without its text."""
     error = from_origin(exc)
     assert isinstance(error, ObjectError)
     assert error.error_class is expected

@@ -1,4 +1,4 @@
-"""Addresses that lead to this machine or its network without looking so: its public addresses, NAT64, ISATAP."""
+"""Addresses that look public but reach this machine or its network: its own addresses, NAT64, ISATAP."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ferry.http.address_filter import AddressFilter, FilteringResolver
 from ferry.http.address_ranges import special, translators
 from tests.ferry.http.test_address_filter import FixedResolver
 
-PREFIX = "2a00:1450:64::"  # a prefix of NAT64 that some network has for itself
+PREFIX = "2a00:1450:64::"  # the NAT64 prefix of the network in these tests
 OWN = "93.184.216.34"
 
 
 class Connected:
-    """A connected socket with these ends."""
+    """A connected socket with these local and remote addresses."""
 
     def __init__(self, here: str, there: str) -> None:
         v6 = ":" in there
@@ -40,7 +40,7 @@ class Connected:
 
 
 def judged(names: FixedResolver, here: str, there: str, allow: list[str], host: str = "", times: int = 1) -> bool:
-    """Whether a connection with these ends may be used, after ``host`` was resolved."""
+    """Return whether a connection between these addresses may be used, after a lookup of ``host``."""
 
     async def scenario() -> bool:
         resolver = FilteringResolver(AddressFilter(allow), names)
@@ -48,7 +48,7 @@ def judged(names: FixedResolver, here: str, there: str, allow: list[str], host: 
             await resolver.resolve(host, 80)
         try:
             for _ in range(times):
-                await resolver.judge_connection(cast("socket.socket", Connected(here, there)))
+                await resolver.check_connection(cast("socket.socket", Connected(here, there)))
         except AddressBlocked:
             return False
         return True
@@ -72,7 +72,7 @@ def judged(names: FixedResolver, here: str, there: str, allow: list[str], host: 
     ],
 )
 def test_this_machine_s_public_addresses(here: str, there: str, allow: list[str], is_open: bool) -> None:
-    """A connection whose two ends have one address stays on this machine, where no firewall sees it."""
+    """A connection to an own public address is blocked unless an entry allows the address."""
     names = FixedResolver({"img.example": [there], "ipv4only.arpa": []})
     assert judged(names, here, there, allow, host="img.example") is is_open
 
@@ -84,18 +84,18 @@ def test_this_machine_s_public_addresses(here: str, there: str, allow: list[str]
         (f"{PREFIX}a00:1", [], False),  # 10.0.0.1
         (f"{PREFIX}808:808", [], True),  # 8.8.8.8
         (f"{PREFIX}a00:1", ["2a00:1450:64::/96"], True),
-        ("2a00:1450:65::a00:1", [], True),  # behind no translator
+        ("2a00:1450:65::a00:1", [], True),  # outside the NAT64 prefix
     ],
 )
 def test_what_a_translator_of_the_network_reaches(there: str, allow: list[str], is_open: bool) -> None:
-    """The prefix of the network's NAT64 is looked up once (RFC 7050), and the IPv4 address behind it is judged."""
+    """The NAT64 prefix of the network is looked up once (RFC 7050), and the IPv4 address behind it is checked."""
     names = FixedResolver({"ipv4only.arpa": ["192.0.0.170", "192.0.0.171", f"{PREFIX}c000:aa", f"{PREFIX}c000:ab"]})
     assert judged(names, "2a00:1450:4001::99", there, allow, times=3) is is_open
     assert len(names.asked) <= 1
 
 
 def test_a_network_without_a_translator() -> None:
-    """A name that does not exist means no translator; addresses of IPv4 need no look-up."""
+    """A failed lookup of ipv4only.arpa means no NAT64, and IPv4 connections need no lookup."""
 
     class NoSuchName(FixedResolver):
         async def resolve(self, host: str, port: int = 0) -> Any:
@@ -110,7 +110,7 @@ def test_a_network_without_a_translator() -> None:
 
 
 class Slow(FixedResolver):
-    """Answers after some turns of the loop, or never."""
+    """Answers after some turns of the event loop, or never."""
 
     turns = 20.0
 
@@ -123,24 +123,24 @@ class Slow(FixedResolver):
 
 
 def test_connections_that_are_made_at_once_wait_for_one_look_up() -> None:
-    """A list of such addresses: none passes while the network's prefix is not known yet, and one look-up is made."""
+    """Concurrent connections wait for one shared NAT64 lookup, and a cancelled one does not end it."""
     names = Slow({"ipv4only.arpa": [f"{PREFIX}c000:aa"]})
 
     async def scenario() -> list[Any]:
         resolver = FilteringResolver(AddressFilter(), names)
         sock = cast("socket.socket", Connected("2a00:1450:4001::99", f"{PREFIX}a00:1"))
-        given_up = asyncio.create_task(resolver.judge_connection(sock))
+        given_up = asyncio.create_task(resolver.check_connection(sock))
         await asyncio.sleep(0)
         given_up.cancel()
-        return await asyncio.gather(*(resolver.judge_connection(sock) for _ in range(8)), return_exceptions=True)
+        return await asyncio.gather(*(resolver.check_connection(sock) for _ in range(8)), return_exceptions=True)
 
     assert [type(one) for one in asyncio.run(scenario())] == [AddressBlocked] * 8
     assert names.asked == ["ipv4only.arpa"]
 
 
 def test_a_look_up_that_hangs_holds_up_no_origin_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network whose resolver drops that name has no translator: connections wait for a few seconds, once a minute."""
-    monkeypatch.setattr(address_filter, "NAT64_S", 0.05)
+    """A NAT64 lookup that hangs ends after its timeout, and later connections do not wait for it."""
+    monkeypatch.setattr(address_filter, "NAT64_TIMEOUT_S", 0.05)
     names = Slow({"ipv4only.arpa": []})
     names.turns = math.inf
     assert judged(names, "2a00:1450:4001::99", f"{PREFIX}a00:1", [], times=3)
@@ -149,7 +149,7 @@ def test_a_look_up_that_hangs_holds_up_no_origin_for_long(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("bits", [32, 40, 48, 56, 64, 96])
 def test_prefixes_of_each_length(bits: int) -> None:
-    """Where the prefix has so many bits, the IPv4 address lies as RFC 6052 section 2.2 draws it."""
+    """The IPv4 address is found for each prefix length of RFC 6052 section 2.2."""
     address = int(ipaddress.IPv6Address("2a00:1450:6400::")) >> (128 - bits) << (128 - bits)
     ip = int(ipaddress.IPv4Address("192.0.0.171"))
     if bits == 96:
@@ -171,7 +171,7 @@ def test_prefixes_of_each_length(bits: int) -> None:
     ],
 )
 def test_isatap(ip: str, kind: str | None) -> None:
-    """The IPv4 address that an ISATAP address carries is judged (RFC 5214)."""
+    """The IPv4 address in an ISATAP address is checked (RFC 5214)."""
     assert special(ipaddress.ip_address(ip)) == kind
     assert (AddressFilter().verdict("", ip) is None) is (kind is None)
 
@@ -213,11 +213,13 @@ asyncio.run(main())
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"),
-    reason="a network of its own is made by root, with unshare and ip",
+    reason="only root can make a network namespace, with unshare and ip",
 )
 def test_a_service_at_this_machine_s_public_address() -> None:
-    """In a network of its own: nothing is asked of the service, by name or literal, until the job names the address.
-    Linux gives connections to a second address of a network the first one as sender."""
+    """A service at an own public address gets no request, by name or literal, until the job allows the address.
+
+    The test covers a second address in the same network, for which Linux uses the first one as local address.
+    """
     ended = subprocess.run(
         ["unshare", "-n", sys.executable, "-c", INSIDE], capture_output=True, text=True, timeout=120, check=False
     )
@@ -225,7 +227,7 @@ def test_a_service_at_this_machine_s_public_address() -> None:
 
 
 def test_where_sockets_may_have_any_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a host with `ip_nonlocal_bind` that a socket takes an address proves nothing: no origin is blocked for it."""
+    """With `ip_nonlocal_bind`, where a socket binds to any address, no address counts as an own one."""
     assert address_filter.is_own("127.0.0.1", socket.AF_INET)
     assert not address_filter.is_own("93.184.216.34", socket.AF_INET)
     monkeypatch.setattr(address_filter, "_binds", lambda *_: True)

@@ -1,4 +1,4 @@
-"""Connections: kept and reused, bounded, ended in time; one answer for each request, whatever the server does."""
+"""The connection pool: reuse, limits, timeouts, and one response for each request, whatever the server sends."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
 class Loopback:
-    """Every name is 127.0.0.1."""
+    """A resolver that resolves every name to 127.0.0.1."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -34,12 +34,12 @@ class Loopback:
         assert addr_info[4][0] == "127.0.0.1"
         return socket.socket(addr_info[0], addr_info[1])
 
-    async def judge_connection(self, sock: socket.socket) -> None:
+    async def check_connection(self, sock: socket.socket) -> None:
         assert sock.getpeername()[0] == "127.0.0.1"
 
 
 class World:
-    """A server, and a client of it."""
+    """A server and a pool that connects to it."""
 
     def __init__(self, port: int, connections: Connections, names: Loopback) -> None:
         self.port, self.connections, self.names = port, connections, names
@@ -49,8 +49,8 @@ class World:
         if body is not None:
             head = b"PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
         deadline = asyncio.get_running_loop().time() + given.pop("total_s", 5.0)
-        answer = await self.connections.ask(("http", host, self.port), head, body, deadline=deadline, **given)
-        return await answer.body()
+        answer = await self.connections.request(("http", host, self.port), head, body, deadline=deadline, **given)
+        return await answer.read()
 
 
 @asynccontextmanager
@@ -92,7 +92,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 def test_a_connection_is_used_again() -> None:
-    """A hundred requests one after the other are one handshake and one look-up."""
+    """A hundred sequential requests use one connection and one lookup."""
 
     async def test() -> None:
         async with world(always(OK)) as w:
@@ -104,7 +104,7 @@ def test_a_connection_is_used_again() -> None:
 
 
 def test_no_more_connections_than_allowed() -> None:
-    """Twenty at once over three: each is answered, none beyond the limit is opened, idle ones make way."""
+    """Twenty concurrent requests over three connections all succeed, and idle connections are closed for others."""
 
     async def test() -> None:
         async with world(always(OK), limit=3) as w:
@@ -123,7 +123,7 @@ def test_no_more_connections_than_allowed() -> None:
     ],
 )
 def test_a_connection_that_ends_is_not_used_again(raw: bytes) -> None:
-    """HTTP/1.0, `Connection: close`, and bodies that end with the connection."""
+    """A response that ends its connection is not followed by another request on it."""
 
     async def test() -> None:
         async with world(always(raw, then_close=True)) as w:
@@ -134,7 +134,7 @@ def test_a_connection_that_ends_is_not_used_again(raw: bytes) -> None:
 
 
 def test_answers_before_the_answer_are_passed_over() -> None:
-    """100 Continue and 103 Early Hints, with headers of their own."""
+    """Interim responses (100, 103) with headers of their own are skipped."""
 
     async def test() -> None:
         raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nContent-Length: 9\r\n\r\n" + OK
@@ -146,17 +146,17 @@ def test_answers_before_the_answer_are_passed_over() -> None:
 
 
 def test_a_head_has_no_body() -> None:
-    """Whatever length it names; and what follows is not taken for one."""
+    """The response to a HEAD has no body, whatever its Content-Length."""
 
     async def test() -> None:
         async with world(always(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n")) as w:
-            assert await w.ask(heads_only=True) == b""
+            assert await w.ask(is_head=True) == b""
 
     run(test)
 
 
-def test_bytes_that_nobody_asked_for_do_not_become_the_next_answer() -> None:
-    """A server that sends more than it announced: the connection goes, and the next request has its own answer."""
+def test_surplus_bytes_do_not_become_the_next_response() -> None:
+    """Surplus bytes close the connection, and the next request gets its own response."""
 
     async def test() -> None:
         async with world(always(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")) as w:
@@ -168,7 +168,7 @@ def test_bytes_that_nobody_asked_for_do_not_become_the_next_answer() -> None:
 
 
 def test_an_answer_before_the_request_is_sent_ends_the_connection() -> None:
-    """A refusal while a body is on its way: the rest of the body must not be read as the next request."""
+    """A response before the end of the upload closes the connection, so the rest is not read as a request."""
     seen: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -188,7 +188,7 @@ def test_an_answer_before_the_request_is_sent_ends_the_connection() -> None:
 
 
 class Bytes:
-    """A body that is read piece by piece, and how far it was."""
+    """An upload that is read piece by piece and records how far it was read."""
 
     def __init__(self, data: bytes, piece: int = 100_000) -> None:
         self.data, self.piece = data, piece
@@ -204,19 +204,19 @@ class Bytes:
 
 
 def counting(taken: list[int], *, pause_s: float = 0.0, stop_after: int | None = None) -> Handler:
-    """Takes bodies and says how much came; the first one is broken off ``stop_after`` so many bytes."""
+    """Return a handler that records the size of each body, and aborts the first one after ``stop_after`` bytes."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while head := await reader.readuntil(b"\r\n\r\n"):
-                length, came = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0]), 0
-                while came < length and (piece := await reader.read(length - came)):
-                    came += len(piece)
-                    if stop_after is not None and came >= stop_after and not taken:
-                        taken.append(came)
+                length, received = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0]), 0
+                while received < length and (piece := await reader.read(length - received)):
+                    received += len(piece)
+                    if stop_after is not None and received >= stop_after and not taken:
+                        taken.append(received)
                         return writer.transport.abort()
                     await asyncio.sleep(pause_s)
-                taken.append(came)
+                taken.append(received)
                 writer.write(OK)
         return None
 
@@ -224,7 +224,7 @@ def counting(taken: list[int], *, pause_s: float = 0.0, stop_after: int | None =
 
 
 def test_a_body_is_read_as_it_is_sent() -> None:
-    """Two over one connection; the second one's reader is slow, and is not run ahead of."""
+    """Uploads of any size arrive complete over one connection."""
     taken: list[int] = []
 
     async def test() -> None:
@@ -237,8 +237,8 @@ def test_a_body_is_read_as_it_is_sent() -> None:
     assert taken == [1, 100_000, 25_000_001]
 
 
-def test_a_body_that_nobody_takes_is_not_read_to_its_end() -> None:
-    """Only what the sockets hold is read of it; after `read_s` of that the answer is given up."""
+def test_an_upload_that_the_server_does_not_read_is_not_read_to_its_end() -> None:
+    """An upload that the server does not read is read only as far as the sockets buffer, and times out."""
     body = Bytes(b"x" * 60_000_000)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -256,14 +256,14 @@ def test_a_body_that_nobody_takes_is_not_read_to_its_end() -> None:
 
 @pytest.mark.parametrize("body", [Bytes(b"x" * 30_000_000), b"x" * 30_000_000], ids=["read while it is sent", "whole"])
 def test_a_slow_taker_is_waited_for(body: bytes | Upload) -> None:
-    """A body that takes longer than `read_s` arrives, as long as some of it is taken in that time."""
+    """An upload slower than `read_s` succeeds as long as the server keeps reading."""
     taken: list[int] = []
 
     async def test() -> None:
         async with world(counting(taken, pause_s=0.02), read_s=1.5) as w:
             began = asyncio.get_running_loop().time()
             assert await w.ask(body, total_s=60.0) == b"ok"
-            assert asyncio.get_running_loop().time() - began > 1.5  # or nothing was shown
+            assert asyncio.get_running_loop().time() - began > 1.5  # otherwise the test proves nothing
 
     run(test)
     assert taken == [30_000_000]
@@ -271,7 +271,7 @@ def test_a_slow_taker_is_waited_for(body: bytes | Upload) -> None:
 
 @pytest.mark.parametrize("body", [None, b"x" * 1000, b"x" * 3_000_000, Bytes(b"x" * 3_000_000)])
 def test_silence_after_the_whole_request_ends_it(body: bytes | Upload | None) -> None:
-    """Taken, and never answered: it is given up after `read_s`, whatever else it may take in all."""
+    """A complete request without a response times out after `read_s`, long before the deadline."""
 
     async def taking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1 << 20):
@@ -288,7 +288,7 @@ def test_silence_after_the_whole_request_ends_it(body: bytes | Upload | None) ->
 
 
 def test_a_connection_that_breaks_under_a_body_says_so() -> None:
-    """Disconnected or reset: whoever sends may send the same bytes again from their beginning."""
+    """A connection that breaks during an upload raises an error, and the upload can be repeated from its start."""
     taken: list[int] = []
 
     async def test() -> None:
@@ -304,7 +304,7 @@ def test_a_connection_that_breaks_under_a_body_says_so() -> None:
 
 
 def test_a_body_that_cannot_be_read_ends_its_connection() -> None:
-    """What was sent of it must not become the beginning of another request."""
+    """An upload that fails to read closes its connection, so its bytes do not become part of another request."""
     taken: list[int] = []
 
     class Broken(Bytes):
@@ -324,10 +324,10 @@ def test_a_body_that_cannot_be_read_ends_its_connection() -> None:
     assert taken[-1] == 1
 
 
-def test_patience() -> None:
-    """Silence ends after `read_s`, a drip after the deadline, a server that accepts and says nothing after either."""
+def test_timeouts() -> None:
+    """A silent server times out after `read_s` or at the deadline, and a slow body at the deadline."""
 
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
         for _ in range(1000):
@@ -338,7 +338,7 @@ def test_patience() -> None:
         await asyncio.sleep(30)
 
     async def test() -> None:
-        for handler, total_s in ((silent, 5.0), (silent, 0.1), (drip, 0.3)):
+        for handler, total_s in ((silent, 5.0), (silent, 0.1), (slow, 0.3)):
             async with world(handler, read_s=0.2) as w:
                 with pytest.raises(TimeoutError):
                     await w.ask(total_s=total_s)
@@ -348,7 +348,7 @@ def test_patience() -> None:
 
 
 def test_ends_in_the_middle() -> None:
-    """Before the answer: Disconnected, which may be asked again. In the body: BodyCut. Nonsense: NotHttp."""
+    """An end before the response is Disconnected, an end in the body is BodyCut, and invalid HTTP is NotHttp."""
 
     async def test() -> None:
         for raw, error in (
@@ -357,7 +357,7 @@ def test_ends_in_the_middle() -> None:
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", BodyCut),
             (b"SMTP ready\r\n\r\n", NotHttp),
             (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", NotHttp),
-            # what came would be taken for the object as it is
+            # Ferry does not decode other transfer codings
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", NotHttp),
             (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", NotHttp),
         ):
@@ -368,11 +368,11 @@ def test_ends_in_the_middle() -> None:
     run(test)
 
 
-def test_a_body_that_nobody_takes_is_not_read_on() -> None:
-    """Backpressure: of a gigabyte only a little is in memory while its reader is busy elsewhere."""
+def test_an_unread_body_stops_the_server() -> None:
+    """A body that its reader does not read stops the server: backpressure, without a timeout."""
     sent = 0
 
-    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def send(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
@@ -385,21 +385,21 @@ def test_a_body_that_nobody_takes_is_not_read_on() -> None:
             pass
 
     async def test() -> None:
-        async with world(pour, read_s=0.3) as w:
+        async with world(send, read_s=0.3) as w:
             deadline = asyncio.get_running_loop().time() + 10
             head = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
-            answer = await w.connections.ask(("http", "h.test", w.port), head, deadline=deadline)
-            await asyncio.sleep(0.6)  # longer than read_s: whoever does not read is not kept waiting
+            answer = await w.connections.request(("http", "h.test", w.port), head, deadline=deadline)
+            await asyncio.sleep(0.6)  # longer than read_s, which must not apply while no task waits
             held = sent
             assert held < 50_000_000
-            assert await answer.piece()
+            assert await answer.read_chunk()
             answer.close()
 
     run(test)
 
 
 def test_cancelled_requests_give_everything_back() -> None:
-    """Cancelled while connecting, waiting for room, or waiting for the answer."""
+    """Requests that are cancelled in any phase leave no connection and no count behind."""
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(30)
@@ -417,7 +417,7 @@ def test_cancelled_requests_give_everything_back() -> None:
 
 
 def test_a_name_that_does_not_resolve_is_asked_again() -> None:
-    """A failed look-up is not remembered; one that is under way is shared."""
+    """A failed lookup is not cached, and concurrent requests share one lookup."""
 
     async def test() -> None:
         async with world(always(OK)) as w:

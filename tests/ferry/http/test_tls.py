@@ -1,4 +1,4 @@
-"""TLS as runs use it: uvloop, a real handshake, certificates that are trusted and others."""
+"""TLS under uvloop with real handshakes, and trusted and untrusted certificates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BODY = bytes(range(256)) * 80_000  # 20 MB
 
 
 def certificate(folder: Path, *, days: int = 2, address: str = "127.0.0.1", common: str = "test") -> Path:
-    """A key and a certificate that signs itself, in one file; without the extension of names for no address."""
+    """Write a key and a self-signed certificate to one file; without an address, it has no subjectAltName."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, common)])
     now = datetime.now(UTC)
@@ -57,7 +57,7 @@ def certificate(folder: Path, *, days: int = 2, address: str = "127.0.0.1", comm
 
 
 async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """A GET gets BODY; of what is sent the digest is told."""
+    """Answer a GET with BODY, and a PUT with the digest of its body."""
     try:
         while head := await reader.readuntil(b"\r\n\r\n"):
             answer = BODY
@@ -91,12 +91,12 @@ async def ask(connections: Connections, port: int, body: Bytes | bytes | None = 
     length = f"content-length: {len(body)}\r\n" if body is not None else ""
     head = f"{'GET' if body is None else 'PUT'} / HTTP/1.1\r\nhost: x\r\n{length}\r\n".encode()
     deadline = asyncio.get_running_loop().time() + 20
-    answer = await connections.ask(("https", "127.0.0.1", port), head, body, deadline=deadline)
-    return await answer.body()
+    answer = await connections.request(("https", "127.0.0.1", port), head, body, deadline=deadline)
+    return await answer.read()
 
 
 def test_bodies_arrive_both_ways(tmp_path: Path) -> None:
-    """Down, up in one piece and up piece by piece, over one connection and one handshake."""
+    """Downloads and uploads, whole or in pieces, arrive intact over one TLS connection."""
 
     async def test(connections: Connections, port: int) -> None:
         for body in (b"x", Bytes(BODY), BODY, Bytes(b"y")):
@@ -119,7 +119,7 @@ def test_bodies_arrive_both_ways(tmp_path: Path) -> None:
 def test_a_certificate_that_proves_nothing_is_refused(
     trusted: bool, days: int, address: str, words: str, tmp_path: Path
 ) -> None:
-    """Unknown, expired, of another host: nothing is asked, and the row says why."""
+    """An untrusted, expired or mismatched certificate fails the connection with error class tls and the reason."""
 
     async def test(connections: Connections, port: int) -> None:
         with pytest.raises(ssl.SSLCertVerificationError) as caught:
@@ -133,8 +133,7 @@ def test_a_certificate_that_proves_nothing_is_refused(
 
 
 class Endings:
-    """A server that answers each request with a body without a length, and ends the connection with or without
-    close_notify."""
+    """A server that sends a body without a length, and ends the connection with or without close_notify."""
 
     def __init__(self, file: Path, notify: bool, family: int = socket.AF_INET) -> None:
         self._notify = notify
@@ -166,7 +165,7 @@ class Endings:
 def test_a_body_without_a_length_is_whole_after_close_notify_alone(
     notify: bool, runner: Callable[..., None], tmp_path: Path
 ) -> None:
-    """An end of the TCP connection alone does not say that the body is complete (RFC 9112 section 9.8)."""
+    """A body without a length is complete only after close_notify (RFC 9112 section 9.8)."""
     file = certificate(tmp_path)
     server = Endings(file, notify)
 
@@ -189,14 +188,14 @@ def test_a_body_without_a_length_is_whole_after_close_notify_alone(
 
 
 def test_the_contexts_of_runs_are_strict() -> None:
-    """Certificates are asked for and compared, and a common name is not a name of a host."""
+    """The TLS context requires a certificate, checks the host name and ignores the common name."""
     assert not tls().hostname_checks_common_name
     assert tls().verify_mode is ssl.CERT_REQUIRED
     assert tls().check_hostname
 
 
 def test_a_literal_ipv6_address_is_compared_without_its_brackets(tmp_path: Path) -> None:
-    """A certificate for ::1 proves https://[::1]/."""
+    """A certificate for ::1 is accepted for https://[::1]/."""
     file = certificate(tmp_path, address="::1")
     server = Endings(file, notify=True, family=socket.AF_INET6)
 
@@ -205,10 +204,10 @@ def test_a_literal_ipv6_address_is_compared_without_its_brackets(tmp_path: Path)
         connections = Connections(AnyAddress(), limit=4, connect_s=20, read_s=20, context=theirs)
         try:
             deadline = asyncio.get_running_loop().time() + 20
-            answer = await connections.ask(
+            answer = await connections.request(
                 ("https", "[::1]", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline
             )
-            return await answer.body()
+            return await answer.read()
         finally:
             await connections.close()
 
@@ -219,7 +218,7 @@ def test_a_literal_ipv6_address_is_compared_without_its_brackets(tmp_path: Path)
 
 
 def test_a_common_name_proves_no_host(tmp_path: Path) -> None:
-    """A certificate that names the host in its common name alone is refused."""
+    """A certificate that names the host only in its common name is rejected."""
     file = certificate(tmp_path, address="", common="localhost")
 
     async def go() -> None:
@@ -228,7 +227,9 @@ def test_a_common_name_proves_no_host(tmp_path: Path) -> None:
         try:
             deadline = asyncio.get_running_loop().time() + 20
             with pytest.raises(ssl.SSLCertVerificationError):
-                await connections.ask(("https", "localhost", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline)
+                await connections.request(
+                    ("https", "localhost", server.port), b"GET / HTTP/1.1\r\n\r\n", deadline=deadline
+                )
         finally:
             await connections.close()
 

@@ -127,7 +127,7 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
             try:
                 await runtime.mover._land(row, fetch, None, OnExisting.OVERWRITE, place)
             finally:
-                place.free()
+                place.release()
                 body.discard()
 
         return runtime.wait(turns_while(land()))

@@ -178,7 +178,7 @@ def test_waiters_do_not_outwait_a_long_pause() -> None:
             pass
 
     async def scene() -> None:
-        host = Limiter(1, 1, asyncio.get_running_loop().time, patience_s=60).host("img.example")
+        host = Limiter(1, 1, asyncio.get_running_loop().time, max_pause_s=60).host("img.example")
         async with host.slot() as slot:
             queued = asyncio.create_task(ask(host))
             await asyncio.sleep(0)
@@ -187,7 +187,7 @@ def test_waiters_do_not_outwait_a_long_pause() -> None:
                 await queued
         with pytest.raises(PausedTooLong):
             await ask(host)
-        other = Limiter(1, 1, asyncio.get_running_loop().time, patience_s=60).host("img.example")
+        other = Limiter(1, 1, asyncio.get_running_loop().time, max_pause_s=60).host("img.example")
         async with other.slot() as slot:
             slot.overloaded(0.01, "429")
         await ask(other)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from ferry.core.errors import Fatal, UserError
-from ferry.core.places import below
+from ferry.core.locations import below
 from ferry.core.records import ErrorClass, Reason, Row, Status
 from ferry.job.model import Job
 from ferry.manifest import load

@@ -69,7 +69,7 @@ async def ticks() -> None:
 def limiter(concurrency: int | None = None, ceiling: int = 256, **limits: Any) -> tuple[Limiter, Time]:
     time = Time()
     given = Limits.model_validate(limits)
-    return Limiter(concurrency, ceiling, time, limits=given, call_later=time.call_later, patience_s=60.0), time
+    return Limiter(concurrency, ceiling, time, limits=given, call_later=time.call_later, max_pause_s=60.0), time
 
 
 class Holder:

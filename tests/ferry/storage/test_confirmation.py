@@ -121,7 +121,7 @@ def test_reading_back_moves(where: str, short_way: bool, tmp_path: Path) -> None
     no run."""
     data, pieces = bytes(5 << 20), []
     body = make_body(data, tmp_path)
-    body.moved = lambda: pieces.append(1)
+    body.on_progress = lambda: pieces.append(1)
 
     async def go(uri: str, access: Access) -> None:
         store = open_store(uri, access, tmp_path, create=True, short_way=short_way)

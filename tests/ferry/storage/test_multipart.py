@@ -316,7 +316,7 @@ def test_what_is_sent_is_movement(sender: Sender) -> None:
 
     async def go() -> None:
         store, body = sender.open(), sender.body()
-        body.moved = lambda: pieces.append(1)
+        body.on_progress = lambda: pieces.append(1)
         await store.put("k.bin", body, {})
         await store.close()
 

@@ -86,7 +86,7 @@ def scene(
     test: Callable[[Dispatcher, Limiter, Clock], Coroutine[Any, Any, None]], concurrency: int = 2, permits: int = 10**9
 ) -> None:
     clock = Clock()
-    limiter = Limiter(concurrency, 512, clock, call_later=clock.call_later, patience_s=60)
+    limiter = Limiter(concurrency, 512, clock, call_later=clock.call_later, max_pause_s=60)
     left = [permits]
 
     def permit() -> bool:
