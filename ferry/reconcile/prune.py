@@ -351,7 +351,7 @@ def refusal(*, gone: int, due: int, standing: int, rows: int, believed: int, uns
         return ""
     if unsettled:
         return f"the night left {unsettled}"
-    most = delta.most_deleted(standing)
+    most = delta.max_deletions(standing)
     if due > most:
         return (
             f"{due:,} of {standing:,} copies have no row any more, and `delta.max_delete` ({delta.max_delete}) lets "
