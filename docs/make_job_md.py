@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (Markdown tables are one line a row)
-"""Writes docs/reference/job.md from the job model: `python docs/make_job_md.py`. A test fails when it is old."""
+"""Generator of docs/reference/job.md from the job model: `python docs/make_job_md.py`. A test fails if the page is outdated."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ferry.job.templates import LATE_FIELDS, SOURCE_FIELDS
 from ferry.manifest.columns import USUAL_NAMES
 
 HEAD = """\
-# Job settings
+# Job reference
 
-<!-- Written by docs/make_job_md.py from ferry/job/model.py; change it there. -->
+<!-- Generated from ferry/job/model.py by docs/make_job_md.py. Edit those files. -->
 
-A job is one model: a YAML file for `ferry run`, the parameter `job` of the flow `migrate`, and the form in
-Prefect's UI. Unknown keys are errors that name the nearest known one. The smallest job is three lines:
+A job is the configuration of one migration: a YAML file for `ferry run`, the parameter `job` of the flow `migrate`, or
+the form in Prefect's UI. An unknown key is an error that names the nearest known key. Three keys are required:
 
 ```yaml
 name: product-images
@@ -28,7 +28,7 @@ manifest: products.csv
 destination: s3://new-bucket/products/
 ```
 
-A fuller one:
+An example with more keys:
 
 ```yaml
 name: product-images
@@ -51,56 +51,58 @@ on_existing: skip-same
 failure_budget: 0.5%
 ```
 
-Relative paths start at the job file's folder; in a deployment at the project's root.
+Relative paths start at the job file's directory, in a deployment at the project's root.
 """
 
 TAIL = """\
 ## Secrets
 
-A job carries no secrets. Header values are references: `env:NAME` is an environment variable, `secret:BLOCK` a Prefect
-Secret block. Both are read where the work runs. Accept, Accept-Language, Referer and User-Agent may have literal
-values. Credentials are boto3's own chain (environment, profiles, SSO, roles), `profile:NAME`, or `block:NAME`, a saved
-AwsCredentials block.
+A job must not hold secrets. Addresses in a job are refused if they contain a user name, a password or a signature.
 
-The Prefect server of the run keeps the blocks. Without PREFECT_API_URL, `ferry` has a server of its own, whose database
-is in `.ferry/prefect` beside the job file. Save blocks in its UI (`ferry ui job.yaml`, Blocks), or from the
-environment:
+| setting | values |
+|---|---|
+| headers Accept, Accept-Language, Referer, User-Agent | literal text |
+| other headers | `env:NAME`, an environment variable, or `secret:BLOCK`, a Prefect Secret block; read where the work runs |
+| credentials | `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`; without the key boto3's credential chain (environment, profiles, SSO, roles) |
+
+Rows of the manifest may contain signed URLs. Ferry stores them only in `plan/` and `chunks/` of the state (mode 0600).
+
+### Blocks
+
+Blocks are stored in the Prefect server that the run uses. Without PREFECT_API_URL, `ferry` uses a server of its own in
+`.ferry/prefect` beside the job file. Save blocks in its UI (`ferry ui job.yaml`, Blocks) or from the environment:
 
 ```sh
 ferry block job.yaml aws-credentials/new-store secret/old-token=OLD_TOKEN
 ```
 
-The job then names them `block:new-store` and `secret:old-token`. The first takes the values of AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_DEFAULT_REGION. The second takes the value of OLD_TOKEN. With
-PREFECT_API_URL, or an active profile that has it, the blocks are saved on that server.
+The job names these blocks `block:new-store` and `secret:old-token`. The first stores the values of AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_DEFAULT_REGION, the second the value of OLD_TOKEN. With
+PREFECT_API_URL, or a Prefect profile that sets it, the blocks are saved on that server.
 
-Addresses in a job must not hold a user name, a password or a signature. The manifest's rows may hold signed URLs: Ferry
-keeps them only in `plan/` and `chunks/` of the state (mode 0600).
+`ferry` does not read `prefect.toml`, `.env` or `pyproject.toml` in the working directory. Prefect's settings come from
+the environment or from a profile.
 
-## Directories and working directory
+## Locations that Ferry refuses
 
-A destination directory must be a folder of its own. Ferry refuses (exit code 2) a directory that is, or holds, the
-working directory, the job file, the manifest, your home, Prefect's home or Ferry's code. It also refuses a directory
-for settings, commands, Python modules or states, and files that variables such as AWS_CONFIG_FILE name. A row of the
-manifest could replace a file there.
+A row's key could replace a file at the destination. So Ferry refuses these destinations (exit code 2):
 
-`ferry` reads no `prefect.toml`, `.env` or `pyproject.toml` of the working directory. Settings of Prefect come from the
-environment or from a profile.
+- a directory that is or contains the working directory, the job file, the manifest, your home directory, Ferry's code, or
+  a file that a variable such as AWS_CONFIG_FILE names
+- a directory that is, contains or is inside Prefect's home, or a directory of settings, commands, Python modules or states
 
-## State in a bucket
-
-`state: s3://...` uses the endpoint and credentials of the destination. The state must not lie in the destination (exit
-code 2), where a row's key could be that of one of its files. It must not lie in a directory or prefix that is listed,
-unless `exclude` leaves it out: its files would be transferred too.
+A state in a bucket (`state: s3://...`) has the endpoint and credentials of the destination. Ferry refuses a state
+inside the destination (exit code 2), since a row's key could be that of a state file. It also refuses a state inside a
+listed manifest unless `exclude` omits it, since its files would be transferred too.
 
 ## Which settings cause objects to be transferred again
 
-| changed | what the next run does |
+| change | effect on the next run |
 |---|---|
-| `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | stops with exit code 2 and names the key: rows that are done would lie in the wrong place. Undo the change, use another `state`, or `--replan` |
-| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, names of headers | plans failed and skipped rows again, keeps what is copied |
-| size, digests, ETag or type of a row, in the manifest | pending rows use the new values. Copied rows stay, and so do permanent failures (`--retry-failed` takes them) |
-| anything else | nothing: limits, retries, timeouts, budget, credentials and the manifest's place are free to change |
+| `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | The run ends with exit code 2 and names the key, since finished rows would have the wrong location. Undo the change, use another `state`, or run with `--replan`. |
+| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, `source.headers_for`, names of `source.headers` | Failed and skipped rows are planned again. Copied objects stay. |
+| size, digest, ETag or type of a row in the manifest | Pending rows use the new values. Copied objects stay (with `mode: delta` they are rechecked), and so do permanent failures, which `--retry-failed` retries. |
+| any other setting | None. Limits, retries, timeouts, budget, credentials and the manifest's location may change between runs. |
 """
 
 FIELDS = {
@@ -115,12 +117,12 @@ FIELDS = {
 
 
 def type_words(annotation: Any) -> str:
-    """A type as people write it in YAML."""
+    """Returns the name of a type in YAML terms."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):
-        return " or ".join(type_words(a) for a in arguments if a is not type(None))
+        return " or ".join(dict.fromkeys(type_words(a) for a in arguments if a is not type(None)))
     if origin is list:
         return f"list of {type_words(arguments[0])}s"
     if origin is dict:
@@ -135,6 +137,7 @@ def type_words(annotation: Any) -> str:
 
 
 def default_words(name: str, field: Any) -> str:
+    """Returns the default value as Markdown, "" if it is empty."""
     if field.is_required():
         return "**required**"
     default = field.default
@@ -148,7 +151,8 @@ def default_words(name: str, field: Any) -> str:
 
 
 def table(model: type[BaseModel], prefix: str = "") -> list[str]:
-    lines = ["| key | what it is | type | default |", "|---|---|---|---|"]
+    """Returns the table of a model's keys, followed by those of its nested models."""
+    lines = ["| key | description | type | default |", "|---|---|---|---|"]
     nested: list[str] = []
     for name, field in model.model_fields.items():
         text = " ".join((field.description or "").split()).replace("|", "\\|")
@@ -189,7 +193,8 @@ def template_fields() -> list[str]:
 
 
 def render() -> str:
-    return "\n".join([HEAD, "## Keys", "", *table(Job), "", *column_names(), *template_fields(), TAIL])
+    """Returns the whole page."""
+    return "\n".join([HEAD, "## Keys", "", *table(Job), "", TAIL])
 
 
 if __name__ == "__main__":

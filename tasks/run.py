@@ -99,11 +99,11 @@ class Run:
             return self.child(work, run_no=self.run_no, token=self.lease.token, **ask)
         finally:
             self.planning = False
-            self.planner.go_on()
+            self.planner.resume()
 
     def sweep(self) -> None:
         """Deletes what has left the list. Raises Stopped, besides what gone.sweep raises."""
-        self.swept = PruneResult(**json.loads(self._until_stopped("sweep")))
+        self.swept = PruneResult(**json.loads(self._until_stopped("prune")))
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""

@@ -1,4 +1,4 @@
-"""The configuration of a migration, and templates for destination keys."""
+"""The configuration model of a migration, and templates for destination keys."""
 
 from ferry.job.delta import Delta, duration
 from ferry.job.model import Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries

@@ -1,4 +1,4 @@
-"""What the parts of a job have in common: no unknown keys, and docstrings that become its documentation."""
+"""Base class of the job's models: unknown keys are errors, and docstrings are the documentation of keys."""
 
 from __future__ import annotations
 
@@ -13,37 +13,43 @@ from ferry.core import short
 T = TypeVar("T")
 
 
-def _or_nothing(schema: dict[str, Any]) -> None:
-    """What is left out is nothing: Prefect's form shows one line of it, and not all that it could hold."""
+def _optional_in_schema(schema: dict[str, Any]) -> None:
+    """Makes a mapping optional in the JSON schema, so that Prefect's form shows it as one line."""
     reference = schema.pop("$ref", None)
     if reference is not None:
         schema["anyOf"] = [{"$ref": reference}, {"type": "null"}]
         schema["default"] = None
 
 
-# A mapping of settings that is as its defaults where nobody gives it, also as `source:` with nothing behind it.
-Part = Annotated[T, BeforeValidator(lambda given: {} if given is None else given), Field(json_schema_extra=_or_nothing)]
+# A mapping of settings that has its defaults if it is omitted or empty, as in `source:`.
+Part = Annotated[
+    T, BeforeValidator(lambda given: {} if given is None else given), Field(json_schema_extra=_optional_in_schema)
+]
 
 
 class Model(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and accepts keys under their old names."""
+
     model_config = ConfigDict(
         extra="forbid",
         use_attribute_docstrings=True,
         frozen=True,
-        field_title_generator=lambda name, _: name,  # the UI's form shows the keys as they stand in YAML
+        field_title_generator=lambda name, _: name,  # Prefect's form shows the keys as YAML has them
     )
 
-    _old_names: ClassVar[dict[str, str]] = {}  # keys as they were spelled once, and their names now
+    _old_names: ClassVar[dict[str, str]] = {}  # old names of keys, with their present names
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
-        """An unknown key is an error that names the nearest known one."""
+        """Raises ValueError for an unknown key, with the nearest known one."""
         if isinstance(data, dict):
             data = cls._renamed(data)
             for name in data:
                 if name not in cls.model_fields:
-                    near = cls._elsewhere(str(name)) or get_close_matches(str(name), cls.model_fields, n=1, cutoff=0.5)
+                    near = cls._nested_keys(str(name)) or get_close_matches(
+                        str(name), cls.model_fields, n=1, cutoff=0.5
+                    )
                     hint = " or ".join(f"`{key}`" for key in near)
                     hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
                     raise ValueError(f"unknown key `{short(str(name))}`{hint}")
@@ -51,20 +57,24 @@ class Model(BaseModel):
 
     @classmethod
     def _renamed(cls, data: dict[Any, Any]) -> dict[Any, Any]:
-        """The same keys by their present names; an old name is taken, with a warning, until Ferry 1.0."""
+        """Returns the mapping with present key names. Until Ferry 1.0 an old name is accepted with a warning."""
         renamed = dict(data)
         for old, new in cls._old_names.items():
             if old not in data:
                 continue
             if new in data:
-                raise ValueError(f"`{old}` is the old name of `{new}`, and both are given; keep `{new}`")
-            warnings.warn(f"`{old}` is called `{new}` now; Ferry 1.0 will not accept the old name", FutureWarning, 2)
+                raise ValueError(f"`{old}` is the old name of `{new}`, and both are given; remove `{old}`")
+            warnings.warn(
+                f"`{old}` is now called `{new}`; rename it, since Ferry 1.0 will not accept the old name",
+                FutureWarning,
+                2,
+            )
             renamed[new] = renamed.pop(old)
         return renamed
 
     @classmethod
-    def _elsewhere(cls, name: str) -> list[str]:
-        """Where a key of this name stands, one level below."""
+    def _nested_keys(cls, name: str) -> list[str]:
+        """Returns the paths of keys with this name one level deeper."""
         return [
             f"{field}.{name}"
             for field, info in cls.model_fields.items()

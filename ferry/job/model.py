@@ -1,6 +1,6 @@
-"""The job: what to move, from where, to where and how. One model for the file, the flow and the UI.
+"""The configuration model of a job, shared by the job file, the Prefect flow and Prefect's UI.
 
-Its fingerprints (SEMANTICS: plan and cache) say what a change of a setting means for work that is done.
+Its fingerprints decide which settings cause objects to be transferred again (docs/reference/job.md).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from ferry.job.validators import (
     HEADERS_SCHEMA,
     METADATA_NAME,
     BytesPerSecond,
+    Concurrency,
     DestinationEndpoint,
     PerSecond,
-    Places,
     SourceEndpoint,
     credentials_reference,
     header_references,
@@ -36,7 +36,7 @@ from ferry.job.validators import (
     no_secret_in_address,
     parse_budget,
     patterns_for,
-    plain_place,
+    plain_location,
     private_addresses,
     root_address,
     sendable,
@@ -44,6 +44,8 @@ from ferry.job.validators import (
 
 
 class Checks(StrEnum):
+    """Checks of a downloaded body."""
+
     NONE = "none"
     LENGTH = "length"
     IMAGE = "image"
@@ -51,59 +53,61 @@ class Checks(StrEnum):
 
 
 class OnExisting(StrEnum):
+    """Policies for a destination key that exists."""
+
     SKIP_SAME = "skip-same"
     SKIP = "skip"
     OVERWRITE = "overwrite"
     FAIL = "fail"
 
 
-Auto = Annotated[Literal["auto"], Field(title="auto")]  # titles are what the form calls the choices
+Auto = Annotated[Literal["auto"], Field(title="auto")]  # Prefect's form shows titles as the names of the choices
 
 
 class Columns(_Model):
-    """Which column of the manifest is what. What is not named is recognised by its usual names."""
+    """Manifest columns by role. A role without a column here is recognised by common column names."""
 
     source: str | None = None
-    """Where the object is: a URL, or an ID for `source.url`."""
+    """The object's URL, or an ID for `source.url`."""
     key: str | None = None
-    """The key at the destination."""
+    """The destination key."""
     size: str | None = None
-    """Its length in bytes."""
+    """The object's size in bytes."""
     md5: str | None = None
-    """Its MD5, hex or base64."""
+    """The object's MD5, hex or base64."""
     sha256: str | None = None
-    """Its SHA-256, hex or base64."""
+    """The object's SHA-256, hex or base64."""
     etag: str | None = None
     """The origin's ETag."""
     last_modified: str | None = None
-    """When it last changed."""
+    """The date of the object's last change."""
     content_type: str | None = None
-    """Its media type."""
+    """The object's media type."""
     id: str | None = None
-    """Your own name for the row; it is carried into every report."""
+    """Your name for the row, which all reports show."""
 
 
 class Source(_Model):
-    """Where the objects come from."""
+    """Sources of the objects."""
 
     url: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
-    """The address of an object for lists of bare IDs: `https://img.old.example/{id}.jpg`. Any column may stand in braces."""
+    """URL template for manifests that have IDs instead of URLs: `https://img.old.example/{id}.jpg`. Braces may name any column."""
     roots: list[Annotated[str, AfterValidator(root_address)]] = []
-    """Where `s3://` and `file://` sources of rows may lie: `s3://old/images/`, `file:///srv/images/`. A manifest that is a bucket prefix or a directory is a root by itself."""
+    """Prefixes and directories that rows may name as `s3://` or `file://` sources: `s3://old/images/`, `file:///srv/images/`. A manifest that is a prefix or a directory is also a root."""
     headers: Annotated[dict[str, str], AfterValidator(header_references), Field(json_schema_extra=HEADERS_SCHEMA)] = {}
-    """Sent with each request. Values are references, `secret:BLOCK` or `env:NAME`, except Accept, Accept-Language, Referer and User-Agent."""
+    """Headers of each HTTP request. Values are references (`secret:BLOCK` or `env:NAME`), except for Accept, Accept-Language, Referer and User-Agent."""
     headers_for: list[Annotated[str, AfterValidator(recipient)]] = []
-    """Hosts that are sent the headers whose values are references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for every host that a row names. Over https alone, at port 443 where none is named; `http://img.old.example` means plain HTTP too. Default: scheme, host and port of `source.url`."""
+    """Hosts that receive the headers with references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for every host and port in the manifest. A host means HTTPS, and port 443 unless the entry names another. `http://img.old.example` also allows plain HTTP. Default: scheme, host and port of `source.url`."""
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
-    """Who asks. Say how to reach you: an origin's operator will look here first."""
+    """The User-Agent header. Include a contact address for the origin's operator."""
     allow_private_addresses: Annotated[list[str], AfterValidator(private_addresses)] = []
-    """Hosts and networks inside private address ranges that may be fetched from: `img.internal`, `10.1.0.0/16`; with a port, `img.internal:8080`, that port alone."""
+    """Hosts and networks in private address ranges that Ferry may download from: `img.internal`, `10.1.0.0/16`. An entry with a port (`img.internal:8080`) allows only that port."""
     endpoint_url: SourceEndpoint = None
-    """For buckets that are not at AWS: the S3 endpoint."""
+    """The S3 endpoint of a source bucket that is not at AWS."""
     region: str | None = None
     """The bucket's region."""
     credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
-    """For buckets: `profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
+    """Credentials for source buckets: `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`. Default: boto3's credential chain."""
 
     @field_validator("url")
     @classmethod
@@ -111,7 +115,7 @@ class Source(_Model):
         return value if value is None else no_secret_in_address(value, "source.url")
 
     def recipients(self) -> list[str]:
-        """Which sites get the headers that are secrets."""
+        """Returns the entries of the hosts that receive the headers with references."""
         return self.headers_for or site_of_template(self.url)
 
     @model_validator(mode="after")
@@ -119,32 +123,32 @@ class Source(_Model):
         secret = next((name for name in self.headers if name.lower() not in OPEN_HEADERS), None)
         if secret is not None and not self.recipients():
             raise ValueError(
-                f"header `{short(secret)}` is a secret, and a list may name any host. Say which hosts get it: "
+                f"header `{short(secret)}` is a secret, and a manifest may name any host. Name the hosts that receive it: "
                 "`headers_for: [img.old.example]`"
             )
         return self
 
 
 class Destination(_Model):
-    """Where the objects go."""
+    """Destination of the objects."""
 
     uri: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
-    """`s3://bucket/prefix/` or `file:///dir/`."""
+    """The destination: `s3://bucket/prefix/` or `file:///dir/`."""
     endpoint_url: DestinationEndpoint = None
-    """For buckets that are not at AWS: the S3 endpoint, `https://s3.example`."""
+    """The S3 endpoint of a bucket that is not at AWS: `https://s3.example`."""
     region: str | None = None
     """The bucket's region."""
     credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
-    """`profile:NAME`, `block:NAME` (a saved Prefect AwsCredentials block) or `anonymous`. Default: boto3's chain."""
+    """Credentials for the bucket: `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`. Default: boto3's credential chain."""
     cache_control: Annotated[str | None, AfterValidator(partial(sendable, key="destination.cache_control"))] = None
-    """The Cache-Control that objects are written with."""
+    """The Cache-Control of the written objects."""
     metadata: dict[str, str] = {}
-    """User metadata that objects are written with."""
+    """The user metadata of the written objects."""
 
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:
-        plain_place(value, "destination")
+        plain_location(value, "destination")
         if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
             return value
         raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
@@ -155,7 +159,7 @@ class Destination(_Model):
         for name, value in values.items():
             if not METADATA_NAME.match(name):
                 raise ValueError(
-                    f"destination.metadata: `{ascii(name)[1:-1]}` is no name; use letters, digits, -, _ and ."
+                    f"destination.metadata: `{ascii(name)[1:-1]}` is not a valid name; use letters, digits, -, _ and ."
                 )
             sendable(value, f"destination.metadata.{name}")
         return values
@@ -163,117 +167,117 @@ class Destination(_Model):
     @model_validator(mode="after")
     def _files_have_no_headers(self) -> Destination:
         if self.uri.startswith("file:") and (self.cache_control or self.metadata):
-            raise ValueError("cache_control and metadata cannot be kept in a directory; leave them out")
+            raise ValueError("a directory cannot store cache_control and metadata; remove them")
         return self
 
 
 class Retries(_Model):
-    """How often, and after what, a failure is tried again."""
+    """Number and timing of retries."""
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
-    """Tries of one object before it goes to the end of its chunk for a last one."""
+    """Attempts per object before its row moves to the end of its chunk for one last attempt."""
     backoff_s: Annotated[float, Field(gt=0, le=600)] = 1.0
-    """Seconds before the second try; doubled for each further one, with jitter."""
+    """Seconds before the second attempt; doubled for each further attempt, with jitter."""
     max_backoff_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Seconds at most between two tries; a longer Retry-After leaves the row for later."""
+    """Maximum seconds between two attempts. If Retry-After is longer, the row is tried later."""
     passes: Annotated[int, Field(ge=0, le=10)] = 1
-    """Further passes over the retryable failures, after the last chunk."""
+    """Further passes over the retryable failures after the last chunk."""
     chunk_attempts: Annotated[int, Field(ge=0, le=100)] = 4
-    """Prefect retries of a chunk for its pending rows."""
+    """Prefect task retries of a chunk that has pending rows."""
     chunk_delay_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    """Seconds before the first of them; doubled for each further one, with jitter."""
+    """Seconds before the first retry of a chunk; doubled for each further retry, with jitter."""
 
 
 class Timeouts(_Model):
-    """When an object is given up and tried again."""
+    """Timeouts after which an attempt ends."""
 
     connect_s: Annotated[float, Field(gt=0, le=300)] = 15.0
-    """Seconds to open a connection."""
+    """Maximum seconds to open a connection."""
     read_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """Seconds without a byte."""
+    """Maximum seconds without a byte."""
     total_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    """Seconds for one object, download or upload."""
+    """Maximum seconds for one download or one upload of an object."""
 
 
 class HostLimits(_Model):
-    """Bounds for the destination, or for one host. What adapts stays below them."""
+    """Limits for the destination or for one host. Adaptive limits stay below them."""
 
-    concurrency: Places = None
-    """Requests in flight at most, 1 to 4096."""
+    concurrency: Concurrency = None
+    """Maximum requests in flight, 1 to 4096."""
     requests_per_s: PerSecond = None
-    """Requests per second at most, evenly spread; `0.5` is one every two seconds."""
+    """Maximum requests per second, evenly spread; `0.5` is one every two seconds."""
     bytes_per_s: BytesPerSecond = None
-    """Bytes per second at most: a number, or `10MB`, `10MiB`, `1GB`."""
+    """Maximum bytes per second: a number, or `10MB`, `10MiB`, `1GB`."""
 
 
 class Limits(HostLimits):
-    """Bounds that you set; docs/explanation/concurrency.md says what adapts by itself below them. `concurrency`, `requests_per_s` and `bytes_per_s` here are for all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
+    """Fixed limits; adaptive limits stay below them (docs/explanation/concurrency.md). `concurrency`, `requests_per_s` and `bytes_per_s` here apply to all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
 
     hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
-    """Bounds for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. The most exact entry counts, alone."""
+    """Limits for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. Only the most specific entry applies."""
     destination: Part[HostLimits] = HostLimits()
-    """Bounds for the destination."""
+    """Limits for the destination."""
 
     def of_host(self, host: str) -> tuple[str, HostLimits]:
-        """The most exact entry for a host (with its port) or a bucket, and its key; ("", no bounds) where none is."""
+        """Returns the key and limits of the most specific entry for a host or bucket, ("", no limits) if none matches."""
         key = next((key for key in patterns_for(host) if key in self.hosts), "") if self.hosts else ""
         return key, self.hosts.get(key, HostLimits())
 
 
-def _or_address(schema: dict[str, Any]) -> None:
-    """The short form in the schema too: a Prefect server checks a deployment's parameters against it."""
+def _address_or_mapping(schema: dict[str, Any]) -> None:
+    """Allows an address in the JSON schema, since a Prefect server checks a deployment's parameters against it."""
     schema["anyOf"] = [{"type": "string", "title": "Address", **ADDRESS_SCHEMA}, {"$ref": schema.pop("$ref")}]
 
 
 class Job(_Model):
-    """A migration: the list of what to move, where it goes, and how."""
+    """A migration: its manifest, its destination and its settings."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    """The job's name: letters, digits, `.`, `_` and `-`. Names the state and the runs."""
+    """The job's name: letters, digits, `.`, `_` and `-`. The state and the runs are named after it."""
     manifest: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
-    """The list: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst); or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
-    destination: Annotated[Destination, Field(json_schema_extra=_or_address)]
-    """Where to: an address, or a mapping of `uri` and more."""
+    """The manifest, a file with one row per object: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst). Or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
+    destination: Annotated[Destination, Field(json_schema_extra=_address_or_mapping)]
+    """The destination: an address, or a mapping with `uri` and other keys."""
     source: Part[Source] = Source()
-    """Where the objects come from."""
+    """Sources of the objects."""
     columns: Part[Columns] = Columns()
-    """Which column of the manifest is what."""
+    """Manifest columns by role."""
     include: list[str] = []
-    """Listed manifests: only keys that match one of these globs."""
+    """For listed manifests: transfer only keys that match one of these globs."""
     exclude: list[str] = []
-    """Listed manifests: no key that matches one of these globs."""
+    """For listed manifests: omit keys that match one of these globs."""
     key: str | None = None
-    """A template for the destination key: `{sku}/{source.name}`, `{sha256}.{ext}`. Default: the row's key column, else the path of its URL."""
+    """Template for the destination key: `{sku}/{source.name}`, `{sha256}.{ext}`. Default: the row's key column, else the path of its URL."""
     checks: Checks = Checks.IMAGE
-    """What a body must be: `image` (a whole image of a known format), `decode` (every pixel too), `length`, `none`. Digests in the manifest are always compared. With `none`, S3 copies from bucket to bucket by itself."""
+    """Check of each body: `image` (a complete image of a known format), `decode` (also decodes every pixel), `length`, or `none`. Digests in the manifest are always compared. With `none`, S3 copies objects between buckets of one server itself."""
     on_existing: OnExisting = OnExisting.SKIP_SAME
-    """What to do with a key that exists: `skip-same`, `skip`, `overwrite`, `fail`."""
+    """Policy for a destination key that exists: `skip-same` (replace the object if its bytes differ), `skip` (keep it), `overwrite`, or `fail` (fail the row if its bytes differ)."""
     bad_lines: Literal["error", "skip"] = "error"
-    """A line of the manifest that cannot be delimited: `error` stops before anything moves, `skip` makes it an outcome."""
+    """Handling of a manifest line that cannot be parsed: `error` ends the run before any transfer, `skip` records the line as a failed row."""
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
-    """Where plan, outcomes and reports live: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
+    """Location of plan, outcomes and reports: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
     mode: Literal["full", "delta"] = "full"
-    """`full` moves what is new, pending or failed for a passing reason, and believes the ledger of the rest. `delta` looks again at what is settled, too: for every night while both ends live (docs/how-to/delta-runs.md)."""
+    """`full` transfers rows that are new, pending or retryable failures. `delta` also rechecks rows that are done, to keep the copies in sync (docs/how-to/delta-runs.md)."""
     delta: Part[Delta] = Delta()
-    """What `mode: delta` does with rows that are settled, or that failed."""
+    """Settings of `mode: delta`."""
     chunk_rows: Annotated[int, Field(ge=1, le=1_000_000, title="number")] | Auto = "auto"
-    """Rows in a chunk; the first plan freezes it."""
+    """Rows per chunk. The first plan of a job fixes it."""
     concurrency: Annotated[int, Field(ge=1, le=4096, title="number")] | Auto = "auto"
-    """Objects in flight at each host at most, the destination included. `auto` finds out what each host bears; a number is a bound that is backed off from, and come back to, in the same way. `limits` bounds single hosts, rates, and the whole job."""
+    """Maximum objects in flight at each origin host and at the destination. `auto` adapts to each host. With a number, Ferry adapts below that limit. `limits` sets limits for single hosts, rates and the whole job."""
     limits: Part[Limits] = Limits()
-    """Bounds on what origin hosts and the destination are asked for."""
+    """Fixed limits on the load of origin hosts and of the destination."""
     processes: Annotated[int, Field(ge=1, le=16, title="number")] | Auto = "auto"
-    """Engine processes. `auto`: one, and another when its core is what limits the rate, a core is idle, and nothing else is bounded. A number divides all bounds among them."""
+    """Number of transfer processes. `auto` starts with one, and adds one when CPU limits the rate, a core is idle, and the job sets neither `concurrency` nor `limits`. With a number, all limits are divided among the processes."""
     retries: Part[Retries] = Retries()
-    """How often a failure is tried again."""
+    """Number and timing of retries."""
     timeouts: Part[Timeouts] = Timeouts()
-    """When an object is given up."""
+    """Timeouts after which an attempt ends."""
     failure_budget: int | float | str = "1%"
-    """Failures that a run may end with and still be Completed: a share (`1%`, `0.01`) or a count of rows (`25`)."""
+    """Failures up to which a run ends as Completed: a share of the rows (`1%`, `0.01`) or a number of rows (`25`)."""
     duplicate_bodies: Literal["warn", "fail"] = "warn"
-    """Rows from different addresses with the same bytes, often a placeholder: ten rows at least, and a thousandth of all. `warn` reports them. With `fail` the run also ends as Failed. Their objects stay."""
+    """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[int, Field(ge=1)] = 1024**3
-    """The largest object that is taken, in bytes."""
+    """Maximum size of an object in bytes."""
 
     @field_validator("destination", mode="before")
     @classmethod
@@ -284,8 +288,8 @@ class Job(_Model):
     @classmethod
     def _manifest(cls, value: str) -> str:
         if not value.strip():
-            raise ValueError("manifest is empty; name the list of what to move")
-        return plain_place(value, "manifest")
+            raise ValueError("manifest is empty; write the path or address of the manifest")
+        return plain_location(value, "manifest")
 
     @field_validator("failure_budget", mode="before")
     @classmethod
@@ -298,37 +302,39 @@ class Job(_Model):
     def _state(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
             raise ValueError("state is a directory or an `s3://bucket/prefix`")
-        return value if value is None else plain_place(value, "state")
+        return value if value is None else plain_location(value, "state")
 
     @model_validator(mode="after")
     def _globs(self) -> Job:
         if (self.include or self.exclude) and not self.is_listed():
             raise ValueError(
-                "include and exclude are for manifests that are listed: `s3://old/images/` or `file:///dir/`, "
-                "with the `/` at the end"
+                "include and exclude apply only to a manifest that is a prefix or directory to list: write "
+                "`s3://old/images/` or `file:///dir/`, with the `/` at the end, or remove them"
             )
         if self.is_listed() and (self.source.url or self.columns != Columns()):
-            raise ValueError("source.url and columns are for lists; a listed manifest says both source and key itself")
+            raise ValueError(
+                "source.url and columns apply only to a manifest file; remove them, since a listing has source and key itself"
+            )
         return self
 
     def is_listed(self) -> bool:
-        """The manifest is a bucket prefix or a directory, to be listed; every other one is a file."""
+        """Returns whether the manifest is a bucket prefix or a directory to list; otherwise it is a file."""
         return self.manifest.endswith("/") and self.manifest.startswith(("s3://", "file://"))
 
     def roots(self) -> list[str]:
-        """Where `s3://` and `file://` sources may lie: `source.roots`, and a listed manifest itself."""
+        """Returns the roots of `s3://` and `file://` sources: `source.roots`, and a listed manifest itself."""
         listed = [self.manifest] if self.is_listed() else []
         return [root if root.endswith("/") else root + "/" for root in (*self.source.roots, *listed)]
 
     def origin_options(self, headers: Mapping[str, str]) -> OriginOptions:
-        """How this job asks origins. ``headers``: its own, with their secrets resolved."""
+        """Returns the options of the HTTP client. ``headers``: the job's headers with their references resolved."""
         return OriginOptions(
             headers, self.source.recipients(), self.timeouts.connect_s, self.timeouts.read_s, self.timeouts.total_s,
             self.max_bytes, self.source.user_agent or USER_AGENT,
         )  # fmt: skip
 
     def location_digests(self) -> dict[str, str]:
-        """The settings that say where rows come from and go to; each as a digest, so that none is shown."""
+        """Returns digests of the settings that define sources and keys. A digest reveals no setting."""
         values: dict[str, Any] = {
             "source.url": self.source.url,
             "columns": self.columns.model_dump(),
@@ -338,8 +344,8 @@ class Job(_Model):
         }
         return {name: _digest(value) for name, value in values.items()}
 
-    def how(self) -> dict[str, Any]:
-        """The settings that change what is written or accepted, but not which row goes where."""
+    def result_settings(self) -> dict[str, Any]:
+        """Returns the settings that change what is written or accepted, but not the sources or keys."""
         return {
             "checks": self.checks.value,
             "on_existing": self.on_existing.value,
@@ -351,15 +357,15 @@ class Job(_Model):
         }
 
     def settings_digest(self) -> str:
-        """16 hex digits that outcomes carry: failed and skipped rows of another `how` are planned anew."""
-        return _digest(self.how())[:16]
+        """Returns 16 hex digits of result_settings(). Failed and skipped rows with another digest are planned again."""
+        return _digest(self.result_settings())[:16]
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that changes results; a part of each chunk's cache key."""
-        return _digest({"where": self.location_digests(), "how": self.how()})
+        """Returns the SHA-256 of all settings that change results; part of each chunk's cache key."""
+        return _digest({"where": self.location_digests(), "how": self.result_settings()})
 
     def budget(self, rows: int) -> int:
-        """Failures allowed among ``rows`` rows without duplicates; a share is rounded up, to one row at least."""
+        """Returns how many of ``rows`` (without duplicates) may fail. A share above 0 is rounded up, to at least one."""
         share, count = parse_budget(self.failure_budget)
         if share is None:
             return count or 0
@@ -367,6 +373,6 @@ class Job(_Model):
 
 
 def _digest(value: Any) -> str:
-    """SHA-256 of canonical JSON: sorted keys, no spaces."""
+    """Returns the SHA-256 of canonical JSON: sorted keys, no spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

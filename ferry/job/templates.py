@@ -1,10 +1,10 @@
-"""Destination keys: templates, the default, what a key may be, and how prefix and key are joined.
+"""Destination keys: templates, default keys, and the rules for valid keys.
 
-What the store client (obstore 0.12) keeps byte for byte, tried on memory and SeaweedFS, and local_files.py in a
-directory: every character but `/` and ASCII control characters, `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both
-Unicode forms included. What it cannot represent is refused here: empty, `.` and `..` segments, control characters;
-in a directory also the name that Ferry keeps for unfinished files. One server's own trait is left to it:
-SeaweedFS 4.48 stores `a\\b` as `a/b`, and refuses names over 255 bytes.
+obstore 0.12 (tested with memory and SeaweedFS) and local_files.py keep every character of a key except `/` and ASCII
+control characters. That includes `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode forms. This module refuses
+keys that they cannot represent: empty, `.` and `..` segments, and control characters. In a directory it also refuses
+the name that Ferry reserves for unfinished files. Limits of single servers are not checked here: SeaweedFS 4.48 stores
+`a\\b` as `a/b` and refuses names over 255 bytes.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 from ferry.core import PARTS_DIRECTORY, UserError
 
 MAX_KEY_BYTES = 1024  # S3 API, "Creating object key names"
-MAX_SEGMENT_BYTES = 255  # ext4, xfs and most others
+MAX_SEGMENT_BYTES = 255  # the limit of ext4, XFS and most other file systems
 
-LATE_FIELDS = frozenset({"sha256", "ext"})
+DEFERRED_FIELDS = frozenset({"sha256", "ext"})
 SOURCE_FIELDS = frozenset({"source.name", "source.stem", "source.ext", "source.path", "source.host"})
 
-_LATE_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
+_DEFERRED_MARK = re.compile(r"\{\{|\}\}|\{sha256\}|\{ext\}")
 _PLAIN_KEY = re.compile(r"(?:[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)(?:/[^/.\x00-\x1f\x7f][^/\x00-\x1f\x7f]*)*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class MissingValue(Exception):
-    """A row has no value for a field of the template; the text is a sentence for its outcome."""
+    """Raised if a row has no value for a field of the template. The message is used for the row's outcome."""
 
 
 def _tokens(text: str, what: str) -> Iterable[tuple[bool, str]]:
-    """``(is_field, text)`` in order; braces are doubled to stand for themselves."""
+    """Yields ``(is_field, text)`` in order. Doubled braces are literal braces. Raises UserError for invalid syntax."""
     at = 0
     while at < len(text):
         brace = re.compile(r"[{}]").search(text, at)
@@ -50,9 +50,9 @@ def _tokens(text: str, what: str) -> Iterable[tuple[bool, str]]:
         end = text.find("}", start)
         inner = text[start + 1 : end]
         if text[start] == "}" or end < 0 or "{" in inner:
-            raise UserError(f"{what} `{text}` has a brace without its partner; write {{{{ or }}}} for a brace itself")
+            raise UserError(f"{what} `{text}` has an unbalanced brace; write {{{{ or }}}} for a literal brace")
         if not inner.strip():
-            raise UserError(f"{what} `{text}` has empty braces; name a column in them: {{id}}")
+            raise UserError(f"{what} `{text}` has empty braces; write a column name in them: {{id}}")
         yield True, inner.strip()
         at = end + 1
 
@@ -63,7 +63,7 @@ def _brace(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A text with fields in braces, for keys (:meth:`parse`) or for `source.url` (:meth:`parse_url`)."""
+    """A template with fields in braces, for keys (:meth:`parse`) or for `source.url` (:meth:`parse_url`)."""
 
     text: str
     parts: tuple[tuple[bool, str], ...]  # (is_field, text)
@@ -71,29 +71,32 @@ class Template:
 
     @classmethod
     def parse(cls, text: str, columns: Collection[str] | None = None) -> Template:
-        """A key template. ``columns``: the list's columns and roles, where known; UserError for others."""
+        """Parses a key template. Raises UserError for invalid syntax, and for a field not in ``columns`` if given.
+
+        ``columns`` are the manifest's columns and roles.
+        """
         template = cls(text, tuple(_tokens(text, "key template")))
         for _, name in (part for part in template.parts if part[0]):
             if name.startswith("source.") and name not in SOURCE_FIELDS and name not in (columns or ()):
-                raise UserError(f"key template names {{{name}}}; of a source there are {_braced(SOURCE_FIELDS)}")
-            if columns is not None and name not in {*columns, *LATE_FIELDS, *SOURCE_FIELDS}:
-                near = get_close_matches(name, [*columns, *LATE_FIELDS, *SOURCE_FIELDS], n=1, cutoff=0.6)
+                raise UserError(f"key template names {{{name}}}; the source fields are {_braced(SOURCE_FIELDS)}")
+            if columns is not None and name not in {*columns, *DEFERRED_FIELDS, *SOURCE_FIELDS}:
+                near = get_close_matches(name, [*columns, *DEFERRED_FIELDS, *SOURCE_FIELDS], n=1, cutoff=0.6)
                 hint = f"; did you mean {{{near[0]}}}?" if near else ""
                 raise UserError(f"key template names {{{name}}}; the columns are {', '.join(columns)}{hint}")
         if not text.strip("/ "):
-            raise UserError("the key template is empty")
+            raise UserError("the key template is empty; write a template such as `{id}.jpg`, or remove `key`")
         return template
 
     @classmethod
     def parse_url(cls, text: str, columns: Collection[str] | None = None) -> Template:
-        """A `source.url` template: only columns, at least one; their values are percent-encoded."""
+        """Parses a `source.url` template. Its fields are columns, at least one; values are percent-encoded."""
         template = cls(text, tuple(_tokens(text, "source.url")), for_url=True)
         names = [name for is_field, name in template.parts if is_field]
         if not names:
             raise UserError(f"source.url `{text.partition('?')[0]}` names no column; write {{id}} where the ID goes")
         for name in names:
             if name in SOURCE_FIELDS:
-                raise UserError(f"source.url names {{{name}}}, which is known only once there is an address")
+                raise UserError(f"source.url names {{{name}}}, which is taken from the URL itself; name only columns")
             if columns is not None and name not in columns:
                 near = get_close_matches(name, list(columns), n=1, cutoff=0.6)
                 hint = f"; did you mean {{{near[0]}}}?" if near else ""
@@ -102,22 +105,23 @@ class Template:
 
     @property
     def fields(self) -> frozenset[str]:
+        """Returns the names of all fields."""
         return frozenset(name for is_field, name in self.parts if is_field)
 
     @property
     def needed(self) -> frozenset[str]:
-        """The columns or roles that a list must have for it."""
-        return self.fields - SOURCE_FIELDS - (frozenset() if self.for_url else LATE_FIELDS)
+        """Returns the columns or roles that the manifest must have."""
+        return self.fields - SOURCE_FIELDS - (frozenset() if self.for_url else DEFERRED_FIELDS)
 
     @property
     def late(self) -> bool:
-        """Whether the key is known only after the fetch."""
-        return not self.for_url and not self.fields.isdisjoint(LATE_FIELDS)
+        """Returns whether the key is deferred: known only after the download."""
+        return not self.for_url and not self.fields.isdisjoint(DEFERRED_FIELDS)
 
     def render(self, values: Mapping[str, str | None]) -> str:
-        """One row's text. A late key is a template again: its late fields stay, other braces are doubled.
+        """Returns one row's text. Raises MissingValue if the row has no value for a field.
 
-        Raises MissingValue where the row has no value for a field.
+        A deferred key is a template for :func:`finish_key`: its deferred fields stay, and literal braces are doubled.
         """
         text = self.render_many({name: [value] for name, value in values.items()}, 1)[0]
         if text is None:
@@ -125,27 +129,27 @@ class Template:
         return text
 
     def missing(self, values: Mapping[str, str | None]) -> str:
-        """Why a row cannot be rendered."""
+        """Returns the message for a row that lacks a value."""
         names = sorted(
-            name for name in self.fields if not values.get(name) and (self.for_url or name not in LATE_FIELDS)
+            name for name in self.fields if not values.get(name) and (self.for_url or name not in DEFERRED_FIELDS)
         )
         return f"the row has no {_braced(names)} for {'source.url' if self.for_url else 'the key template'}"
 
     def render_many(self, columns: Mapping[str, Sequence[str | None]], rows: int) -> list[str | None]:
-        """Texts of many rows at once, from columns; None where a value is missing."""
+        """Returns the texts of many rows from columns of values, None for a row that lacks a value."""
         late = self.late
         pattern = ""
         used: list[Sequence[str | None]] = []
         for is_field, text in self.parts:
             if not is_field:
                 pattern += (_brace(text) if late else text).replace("%", "%%")
-            elif late and text in LATE_FIELDS:
+            elif late and text in DEFERRED_FIELDS:
                 pattern += f"{{{text}}}"
             else:
                 pattern += "%s"
                 values = columns.get(text) or [None] * rows
                 if self.for_url:
-                    # "/" stays: IDs like `2024/a1` are paths at their origin.
+                    # "/" is not encoded, since IDs such as `2024/a1` are paths at the origin.
                     values = [value and quote(value.strip(), safe="/") for value in values]
                 elif late:
                     values = [_brace(value) if value and ("{" in value or "}" in value) else value for value in values]
@@ -160,13 +164,13 @@ def _braced(names: Iterable[str]) -> str:
 
 
 def finish_key(deferred_key: str, sha256: str, ext: str) -> str:
-    """The key that a late key stands for, once the body is known."""
+    """Returns the key for a deferred key and the values of its body."""
     values = {"{{": "{", "}}": "}", "{sha256}": sha256, "{ext}": ext}
-    return _LATE_MARK.sub(lambda mark: values[mark.group()], deferred_key)
+    return _DEFERRED_MARK.sub(lambda mark: values[mark.group()], deferred_key)
 
 
 def decode_path(path: str) -> str:
-    """Percent-decoded once as UTF-8; as written where that fails."""
+    """Returns the path percent-decoded once as UTF-8, unchanged if it is not valid UTF-8."""
     if "%" not in path:
         return path
     try:
@@ -176,21 +180,21 @@ def decode_path(path: str) -> str:
 
 
 def default_key(source: str) -> str:
-    """The path of an HTTP address without leading slashes, percent-decoded; of s3:// and file:// sources,
-    which are written literally, what follows the bucket or the root directory.
+    """Returns the default key of a source. Raises ValueError for text without a scheme.
 
-    Raises ValueError for what is no address.
+    For an HTTP URL it is the percent-decoded path without leading slashes. For `s3://` and `file://` sources, which are
+    not percent-encoded, it is the part after the bucket or the root directory.
     """
     scheme, mark, rest = source.partition("://")
     if not mark:
-        raise ValueError("no address")
+        raise ValueError("the source is not an address")
     if scheme.lower() in ("s3", "file"):
         return rest.partition("/")[2].lstrip("/")
     return decode_path(urlsplit(source).path).lstrip("/")
 
 
 def source_field(field: str, source: str, path: str | None = None) -> str | None:
-    """The value of a `source.…` field; ``path`` is the source's default key where that is known."""
+    """Returns the value of a `source.…` field. ``path`` is the source's default key if already known."""
     if field == "source.host":
         return urlsplit(source).hostname
     path = default_key(source) if path is None else path
@@ -210,17 +214,17 @@ def source_field(field: str, source: str, path: str | None = None) -> str | None
 
 
 def join_key(prefix: str, key: str) -> str:
-    """Prefix and key with exactly one `/` between them."""
+    """Returns prefix and key joined by exactly one `/`."""
     return f"{prefix.rstrip('/')}/{key.lstrip('/')}" if prefix.strip("/") else key.lstrip("/")
 
 
 def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | None:
-    """Why a key cannot be used, as a sentence; None when it can.
+    """Returns why a key is not valid, as a sentence, or None if it is valid.
 
-    ``prefix`` is the destination's, for the limit of 1,024 bytes on both together.
+    ``prefix`` is the destination's, since the limit of 1,024 bytes applies to prefix and key together.
     """
     if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
-        return None  # nearly all keys
+        return None  # the fast path for most keys
     if not key:
         return "the key is empty"
     if control := _CONTROL.search(key):
@@ -228,7 +232,7 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
     try:
         size = len(join_key(prefix, key).encode())
     except UnicodeEncodeError:
-        return "the key holds half of a surrogate pair, which is no text"
+        return "the key holds an unpaired surrogate, which is not valid text"
     if size > MAX_KEY_BYTES:
         return f"the key is {size:,} bytes long with its prefix; {MAX_KEY_BYTES:,} are allowed"
     segments = key.split("/")
@@ -237,13 +241,15 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
     if not segments[-1]:
         return "the key ends in `/`, so it names no object"
     if "" in segments:
-        return "the key holds `//`, an empty name"
+        return "the key holds `//`, an empty path segment"
     if "." in segments or ".." in segments:
-        return "the key holds `.` or `..` as a name"
+        return "the key holds `.` or `..` as a path segment"
     if for_directory:
         if any(len(segment.encode()) > MAX_SEGMENT_BYTES for segment in segments):
-            return f"a name in the key is longer than {MAX_SEGMENT_BYTES} bytes, which no directory takes"
-        # one and the same name where the file system does not tell case apart
+            return f"a path segment of the key is longer than {MAX_SEGMENT_BYTES} bytes, the limit of file systems"
+        # A file system that ignores case treats other spellings as the same name.
         if any(segment.casefold().startswith(PARTS_DIRECTORY) for segment in segments):
-            return f"a name in the key begins with `{PARTS_DIRECTORY}`, as those of unfinished files do"
+            return (
+                f"a path segment of the key begins with `{PARTS_DIRECTORY}`, which Ferry reserves for unfinished files"
+            )
     return None

@@ -1,4 +1,4 @@
-"""What single values of a job must look like; each rule raises ValueError with what to write instead."""
+"""Validators of single job values. Each raises ValueError with what to write instead."""
 
 from __future__ import annotations
 
@@ -12,59 +12,62 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from ferry.core import SECRET_PARAMETER, holds_secret, in_any_case, short
 from ferry.http import OPEN_HEADERS
 
-_SENDABLE = re.compile(r"[\x20-\x7e]*\Z")  # in a header: what every server and store gives back as it was sent
+_SENDABLE = re.compile(r"[\x20-\x7e]*\Z")  # header values that every server and store returns unchanged
 METADATA_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 SECRET_REF = re.compile(r"(secret|env):\S+\Z")
 
 
 def endpoint(value: str | None, key: str) -> str | None:
-    """An S3 endpoint: http or https, a host, no secret."""
+    """Validates an S3 endpoint: http or https, a host, no path, no secret."""
     if value is None:
         return None
     if not re.match(r"https?://[^/\s]+/?\Z", value):
-        raise ValueError(f"{key} is not an address such as `https://s3.example` or `http://127.0.0.1:9000`")
+        raise ValueError(f"{key} is not a valid endpoint; write `https://s3.example` or `http://127.0.0.1:9000`")
     return no_secret_in_address(value, key)
 
 
 def no_secret_in_address(text: str, key: str) -> str:
-    """The text, if it lets nobody in. A job is written down: in its file, in Prefect's database, in the UI."""
+    """Returns the text unless it contains a secret, since job files, Prefect's database and its UI show a job."""
     found = holds_secret(text)
     if found == "a user name or password":
         raise ValueError(f"{key} holds {found}; use `headers` or `credentials` with a reference instead")
     if found:
         instead = "download the file first, or use a bucket and `credentials`"
         if key == "source.url":
-            instead = "give the list a column for it and name that: `?token={token}`"
-        raise ValueError(f"{key} holds {found}; a job carries no secrets. Instead {instead}")
+            instead = "add a column for it to the manifest and name that column: `?token={token}`"
+        raise ValueError(f"{key} holds {found}, but a job must not hold secrets; {instead}")
     return text
 
 
-def plain_place(text: str, key: str) -> str:
-    """The text, if it names the place that it seems to. In an address `?` and `#` end the path, and no client asks for
-    the empty names in `a//b`: objects would come from, or go to, another place than the one that is written."""
+def plain_location(text: str, key: str) -> str:
+    """Returns the text if every client reads it as the same location.
+
+    `?` and `#` end the path of an address, and clients omit the empty segment in `a//b`. So such a text would mean
+    another location than it shows.
+    """
     no_secret_in_address(text, key)
     scheme, _, rest = text.partition("://")
     if scheme not in ("s3", "file"):
         return text
-    above = "name a place above it (for a listing with `include`, for a list as one of `source.roots`)"
+    parent = "name a parent of it (with `include` for a listing, or as one of `source.roots` for a manifest file)"
     if scheme == "file" and "%00" in rest:
-        raise ValueError(f"{key} holds %00, which no name of a file can")
+        raise ValueError(f"{key} holds %00, which a file name cannot contain; remove it")
     if found := re.search(r"[?#\x00-\x1f\x7f]", rest):
-        instead = f"write %{ord(found[0]):02X}" if scheme == "file" else above
-        raise ValueError(f"{key} holds {found[0]!a}, at which an address ends; {instead}")
+        instead = f"write %{ord(found[0]):02X}" if scheme == "file" else parent
+        raise ValueError(f"{key} holds {found[0]!a}, which ends the path of an address; {instead}")
     if scheme == "s3" and "//" in rest:
-        raise ValueError(f"{key} holds `//`, an empty name, which cannot be asked for; {above}")
+        raise ValueError(f"{key} holds `//`, an empty path segment, which clients cannot request; {parent}")
     return text
 
 
 def root_address(root: str) -> str:
-    """An entry of `source.roots`."""
+    """Validates an entry of `source.roots`."""
     if not re.match(r"s3://[^/]+|file:///", root):
         raise ValueError(f"root `{short(root)}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
-    return plain_place(root, "source.roots")
+    return plain_location(root, "source.roots")
 
 
-# What a schema can say of the same: a Prefect server refuses parameters by it, before it writes them down.
+# The same rules as far as a JSON schema has them: a Prefect server checks parameters by it before it stores them.
 ADDRESS_SCHEMA: dict[str, Any] = {
     "pattern": r"^(?![A-Za-z][A-Za-z0-9+.-]*:[/\\]+[^/?#]*@)(?![\s\S]*" + SECRET_PARAMETER + ")"
 }
@@ -85,20 +88,20 @@ DestinationEndpoint = Annotated[
 
 
 def header_references(headers: dict[str, str]) -> dict[str, str]:
-    """No value of a header is a secret itself."""
+    """Validates headers: values are references, except those of open headers."""
     for name, value in headers.items():
         if name.lower() in OPEN_HEADERS:
             no_secret_in_address(value, f"header `{name}`")
         elif not SECRET_REF.match(value):
             raise ValueError(
-                f"header `{short(name)}` holds a literal value. A job carries no secrets: write `secret:BLOCK` "
+                f"header `{short(name)}` holds a literal value. A job must not hold secrets: write `secret:BLOCK` "
                 "(a Prefect Secret block) or `env:NAME` (an environment variable where the work runs)"
             )
     return headers
 
 
 def private_addresses(entries: list[str]) -> list[str]:
-    """Hosts and networks."""
+    """Validates the hosts and networks of `source.allow_private_addresses`."""
     from ferry.core import UserError
     from ferry.http import AddressFilter  # few jobs need it
 
@@ -110,26 +113,26 @@ def private_addresses(entries: list[str]) -> list[str]:
 
 
 def sendable(value: str | None, key: str) -> str | None:
+    """Validates a header value: printable ASCII."""
     if value is not None and not _SENDABLE.match(value):
-        raise ValueError(
-            f"{key} holds characters that a header cannot carry; plain ASCII without line breaks can be sent"
-        )
+        raise ValueError(f"{key} holds characters that a header cannot contain; write plain ASCII without line breaks")
     return value
 
 
 def credentials_reference(value: str | None) -> str | None:
+    """Validates a reference to credentials."""
     if value is None or value == "anonymous" or re.match(r"(profile|block):\S+\Z", value):
         return value
     raise ValueError(
-        "credentials are a reference: `profile:NAME`, `block:NAME` or `anonymous`; "
-        "leave the key out for boto3's own chain"
+        "credentials must be a reference: `profile:NAME`, `block:NAME` or `anonymous`; "
+        "remove the key for boto3's credential chain"
     )
 
 
 def parse_budget(value: int | float | str, key: str = "failure_budget") -> tuple[float | None, int | None]:
-    """``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
+    """Returns ``(share, None)`` or ``(None, count)``. Raises ValueError with what to write instead."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"{key} is a share (`1%`, `0.01`) or a count of rows (`25`)")
+        raise ValueError(f"{key} is neither text nor a number; write a share (`1%`, `0.01`) or a count (`25`)")
     text = str(value).strip()
     try:
         if text.endswith("%"):
@@ -141,15 +144,15 @@ def parse_budget(value: int | float | str, key: str = "failure_budget") -> tuple
     except ValueError:
         share = -1.0
     if not 0 <= share <= 1:
-        raise ValueError(f"{key} is neither a share (`1%`, `0.01`) nor a count of rows (`25`)")
+        raise ValueError(f"{key} is neither a share (`1%`, `0.01`) nor a count (`25`)")
     return share, None
 
 
-_STOP = "to stop a job for a while, do not run it"
-_LIMITS = {  # least, most, what else to write
-    "concurrency": (1, 4096, "write a whole number from 1 to 4096, or leave it out"),
-    "requests_per_s": (0.001, 1e6, "write a number from 0.001 to 1000000, or leave it out"),
-    "bytes_per_s": (1000, 10**12, "write bytes from 1000 on, or `10MB`, `10MiB`, `1GB`; or leave it out"),
+_PAUSE = "to pause a job, do not run it"
+_LIMITS = {  # minimum, maximum, hint
+    "concurrency": (1, 4096, "write a whole number from 1 to 4096, or remove it"),
+    "requests_per_s": (0.001, 1e6, "write a number from 0.001 to 1000000, or remove it"),
+    "bytes_per_s": (1000, 10**12, "write at least 1000 bytes, or `10MB`, `10MiB`, `1GB`; or remove it"),
 }
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(?:/s)?\s*\Z")
@@ -157,55 +160,55 @@ _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1,5})?
 
 
 def limit(value: Any, key: str) -> Any:
-    """A bound of `limits:`; ``key`` is its name. None: there is none."""
-    least, most, instead = _LIMITS[key]
+    """Validates a limit; ``key`` is its name. None means no limit."""
+    minimum, maximum, instead = _LIMITS[key]
     if value is None:
         return None
     if key == "bytes_per_s" and isinstance(value, str):
         value = _bytes(value, instead)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{key} is no number; {instead}")
+        raise ValueError(f"{key} is not a number; {instead}")
     if not math.isfinite(value):
-        raise ValueError(f"{key} is no finite number; {instead}")
+        raise ValueError(f"{key} is not a finite number; {instead}")
     if value <= 0:
-        raise ValueError(f"{key} of {value} would let nothing through: {_STOP}; else {instead}")
-    if value < least:
-        raise ValueError(f"{key} of {value:g} is too little for any work: {_STOP}; else {instead}")
-    if value > most:
-        raise ValueError(f"{key} of {value:g} is more than any host serves, so it bounds nothing; {instead}")
+        raise ValueError(f"{key} of {value} allows no request: {_PAUSE}; otherwise {instead}")
+    if value < minimum:
+        raise ValueError(f"{key} of {value:g} is below the minimum of {minimum:,.15g}: {_PAUSE}; otherwise {instead}")
+    if value > maximum:
+        raise ValueError(f"{key} of {value:g} is above the maximum of {maximum:,.15g}; {instead}")
     if key == "requests_per_s":
         return float(value)
     if value != int(value):
-        raise ValueError(f"{key} is no whole number; {instead}")
+        raise ValueError(f"{key} is not a whole number; {instead}")
     return int(value)
 
 
 def _bytes(text: str, instead: str) -> float:
     found = _BYTES.match(text)
     if found is None or found[2] not in _UNITS:
-        hint = "bits are not meant here; " if found and found[2].lower().endswith(("b", "bit")) else ""
+        hint = "the unit is bytes, not bits; " if found and found[2].lower().endswith(("b", "bit")) else ""
         raise ValueError(f"bytes_per_s is neither a number nor a number with a unit; {hint}{instead}")
     return round(float(found[1]) * _UNITS[found[2]])
 
 
-Places = Annotated[int | None, BeforeValidator(partial(limit, key="concurrency"))]
+Concurrency = Annotated[int | None, BeforeValidator(partial(limit, key="concurrency"))]
 PerSecond = Annotated[float | None, BeforeValidator(partial(limit, key="requests_per_s"))]
 BytesPerSecond = Annotated[int | str | None, BeforeValidator(partial(limit, key="bytes_per_s"))]
 
 
 def host_pattern(name: str) -> str:
-    """A key of `limits.hosts`, in lower case."""
+    """Validates a key of `limits.hosts` and returns it in lower case."""
     lower = name.strip().lower()
     if not _HOST_NAME.match(lower):
         raise ValueError(
-            f"`{short(name)}` in limits.hosts is no host; write `img.example.com`, `img.example.com:8080`, "
+            f"`{short(name)}` in limits.hosts is not a host; write `img.example.com`, `img.example.com:8080`, "
             "`*.example.com` or a bucket's name, without `https://` and without a path"
         )
     return lower
 
 
 def patterns_for(host: str) -> list[str]:
-    """The keys of `limits.hosts` that mean a host, the most exact one first.
+    """Returns the keys of `limits.hosts` that match a host, the most specific first.
 
     | host | keys |
     |---|---|

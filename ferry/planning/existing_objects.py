@@ -101,7 +101,7 @@ def name_folding_of(uri: str) -> frozenset[FoldedName]:
     """Which names are one in a directory though they differ. Raises UserError where it cannot be tried."""
     folder = Folder(Path(unquote(urlsplit(uri).path)), "plan", create=True)
     try:
-        return folder.twins()
+        return folder.folded_names()
     except OSError as exc:
         raise UserError(f"destination: cannot write to {folder.root}: {exc.strerror}") from None
     finally:

@@ -1,4 +1,4 @@
-"""What another process of a run is told: for which job it works, and with what. Held in memory and pipes alone."""
+"""Messages between the processes of a run. They may hold credentials, so they exist only in memory and pipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ferry.storage import Access
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The part that all of them need; its subclasses add fields that JSON knows."""
+    """The job, state and credentials that every child process needs. Subclasses add fields that JSON can hold."""
 
     job: Job
     state: str
@@ -24,29 +24,32 @@ class Message:
     destination: Access
 
     def encode(self) -> bytes:
+        """Returns the message as JSON."""
         return json.dumps({**asdict(self), "job": self.job.model_dump(mode="json")}).encode()
 
     @classmethod
     def decode(cls, raw: bytes) -> Self:
+        """Returns the message of its JSON."""
         data = json.loads(raw)
         sides = {side: Access.decode(data[side]) for side in ("source", "destination")}
         return cls(**{**data, **sides, "job": Job.model_validate(data["job"])})
 
     def open_state(self) -> State:
+        """Opens the job's state with the destination's credentials."""
         return open_state(self.state, self.destination, Path(self.cache_root))
 
 
-_HEAD = struct.Struct(">iQ")  # a number (an exit code, 0 in requests), the length of the message
+_HEAD = struct.Struct(">iQ")  # a number (an exit code, 0 in requests) and the length of the message
 
 
 def write_message(stream: Any, number: int, message: bytes) -> None:
-    """Raises BrokenPipeError when the other end is gone."""
+    """Writes a message with a number. Raises BrokenPipeError if the other process has ended."""
     stream.write(_HEAD.pack(number, len(message)) + message)
     stream.flush()
 
 
 def read_message(stream: Any) -> tuple[int, bytes] | None:
-    """The next message, or None when the other end is gone."""
+    """Returns the next number and message, None if the other process has ended."""
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None

@@ -1,8 +1,7 @@
-"""The child process that plans, counts and folds: DuckDB's and pandas' memory ends with it.
+"""Child process for planning, pruning and folding, so that the memory of DuckDB and pandas is freed when it ends.
 
-It reads requests as JSON from standard input (credentials come that way, not by argument or environment)
-and writes answers to standard output. Half a second of imports is done once: each request has a fork of it,
-with whose end its memory goes.
+It reads requests as JSON from standard input and writes responses to standard output. So credentials appear neither in
+arguments nor in the environment. The imports take half a second and are done once: each request runs in a fork.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest(Message):
-    """What the child is to do, and with what."""
+    """A request to the planner process, with the arguments of its work."""
 
-    work: str  # plan, sweep, finish
+    work: str  # plan, prune or finish
     ask: dict[str, Any]
 
 
 class PlannerProcess:
-    """The process, started at once: its imports run beside whatever comes before the first request.
+    """The planner process. It starts at once, so that its imports run in parallel with other preparations.
 
-    It has its own session, so that a Ctrl-C reaches the run first, and dies with the thread that made it.
+    It has its own session, so that Ctrl-C reaches the run first. It ends with the thread that created it.
     """
 
     def __init__(self) -> None:
@@ -45,17 +44,18 @@ class PlannerProcess:
         self.start()
 
     def start(self) -> None:
+        """Starts the process unless it exists."""
         if self._process is None:
             self._process = subprocess.Popen(
                 command("ferry.processes.planner_process"),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 start_new_session=True, cwd=Path(__file__).resolve().parents[2],
-                # its own idle threads would be forked with it
+                # Idle threads of these libraries must not exist when it forks.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
             )  # fmt: skip
 
     def ask(self, request: PlanRequest) -> str:
-        """Has the work done and returns its answer. Raises UserError or Fatal as the work did, Stopped after stop()."""
+        """Sends a request and returns the response. Raises UserError or Fatal as the work, Stopped after stop()."""
         if self._stopped:
             raise Stopped(self._stopped)
         self.start()
@@ -67,7 +67,7 @@ class PlannerProcess:
             answer = read_message(self._process.stdout)
         except BrokenPipeError:
             answer = None
-        except BaseException:  # it is at work for nobody now
+        except BaseException:  # no caller waits for the response any more
             os.killpg(self._process.pid, signal.SIGKILL)
             raise
         if answer is None:
@@ -75,27 +75,27 @@ class PlannerProcess:
             self.close()
             if self._stopped:
                 raise Stopped(self._stopped)
-            raise Fatal(f"the planning process ended unexpectedly (exit code {code})")
+            raise Fatal(f"the planning process ended unexpectedly (exit code {code}). Run the job again; it resumes")
         code, text = answer[0], answer[1].decode()
         if code == 0:
             return text
         raise UserError(text) if code == EXIT_USER else Fatal(text)
 
     def stop(self, why: str) -> None:
-        """Ends the work that is under way, and takes no other; from a signal's handler, in :meth:`ask`'s thread."""
+        """Kills the current work and refuses requests. Safe in a signal handler in the thread of :meth:`ask`."""
         if self._process is not None:
             self._stopped = why
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)  # of its session: its fork is in it
+                os.killpg(self._process.pid, signal.SIGKILL)  # the session includes its fork
 
-    def go_on(self) -> None:
-        """After a stop: the next request has a process of its own."""
+    def resume(self) -> None:
+        """Accepts requests again after stop(). The next one starts a new process."""
         if self._stopped:
             self.close()
             self._stopped = ""
 
     def close(self) -> None:
-        """Ends the process and gives its memory back; the next request starts another."""
+        """Ends the process and frees its memory. The next request starts another."""
         if self._process is not None:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -113,11 +113,12 @@ class PlannerProcess:
 
 
 def _work(request: PlanRequest) -> str:
+    """Does the work of a request and returns its result as JSON."""
     from ferry.planning import Accesses, Ask, make_plan
     from ferry.reconcile import finish_run, prune_removed
 
     state = request.open_state()
-    if request.work == "sweep":
+    if request.work == "prune":
         return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
@@ -126,7 +127,7 @@ def _work(request: PlanRequest) -> str:
 
 
 def _answer(raw: bytes, out: BinaryIO) -> int:
-    """Does the work and writes what came of it; the exit code says what that is."""
+    """Does the work, writes its result or error message to ``out``, and returns the exit code."""
     request: PlanRequest | None = None
     try:
         request = PlanRequest.decode(raw)
@@ -135,7 +136,7 @@ def _answer(raw: bytes, out: BinaryIO) -> int:
         code, text = EXIT_USER, str(error)
     except FerryError as error:
         code, text = EXIT_FATAL, str(error)
-    except Exception as error:  # noqa: BLE001 - a full disk, or a bug: said, and not taken for the user's
+    except Exception as error:  # noqa: BLE001 - a full disk or a bug, which is reported as Fatal
         from ferry.planning import from_planning
 
         known = from_planning(error, request.state if request else "")
@@ -148,8 +149,8 @@ def _answer(raw: bytes, out: BinaryIO) -> int:
     return code
 
 
-def _forked(raw: bytes) -> tuple[int, bytes]:
-    """The answer of a fork of this process."""
+def _answer_in_fork(raw: bytes) -> tuple[int, bytes]:
+    """Answers a request in a fork of this process. Returns the exit code and the text."""
     ours, theirs = os.pipe()
     parent = os.getpid()
     pid = os.fork()
@@ -157,9 +158,11 @@ def _forked(raw: bytes) -> tuple[int, bytes]:
         code = EXIT_BUG
         try:
             die_with_parent()
-            if os.getppid() != parent:  # it died before this process could say that it wants to follow
+            if os.getppid() != parent:  # the parent ended before die_with_parent() took effect
                 os._exit(EXIT_BUG)
-            os.dup2(os.open(os.devnull, os.O_RDWR), sys.stdout.fileno())  # the run waits for the end of the real one
+            os.dup2(
+                os.open(os.devnull, os.O_RDWR), sys.stdout.fileno()
+            )  # the run reads the pipe until its last writer closes it
             with os.fdopen(theirs, "wb") as out:
                 code = _answer(raw, out)
         finally:
@@ -169,19 +172,23 @@ def _forked(raw: bytes) -> tuple[int, bytes]:
         text = answer.read()
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code < 0:
-        return EXIT_FATAL, f"planning was ended by {signal.Signals(-code).name}; is there memory enough?".encode()
+        return (
+            EXIT_FATAL,
+            f"planning was ended by {signal.Signals(-code).name}. Check that the machine has enough memory".encode(),
+        )
     return code, text
 
 
 def main() -> None:
+    """Answers requests from standard input until it ends."""
     die_with_parent()
-    import duckdb  # noqa: F401 - before the first request, and once for all
+    import duckdb  # noqa: F401 - imported once, before the first fork
 
     import ferry.planning
     import ferry.reconcile  # noqa: F401
 
     while request := read_message(sys.stdin.buffer):
-        write_message(sys.stdout.buffer, *_forked(request[1]))
+        write_message(sys.stdout.buffer, *_answer_in_fork(request[1]))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def prune_removed(
             swept.listed = f"reports/run-{run_no:06d}/gone.csv"
             _write_list(state, swept.listed, ((copy.outcome, TO_GO) for batch in _batches(con) for copy in batch))
             reach = Reach(
-                partial(open_store, job.destination.uri, destination, state.spool_dir, create=True, short_way=True),
+                partial(open_store, job.destination.uri, destination, state.spool_dir, create=True, direct_http=True),
                 partial(SourceCheck, job, source, state.spool_dir),
             )
             _write_list(state, swept.listed, _ends(con, state, reach, run_no, token, swept))
@@ -351,7 +351,7 @@ def refusal(*, gone: int, due: int, standing: int, rows: int, believed: int, uns
         return ""
     if unsettled:
         return f"the night left {unsettled}"
-    most = delta.most_deleted(standing)
+    most = delta.max_deletions(standing)
     if due > most:
         return (
             f"{due:,} of {standing:,} copies have no row any more, and `delta.max_delete` ({delta.max_delete}) lets "

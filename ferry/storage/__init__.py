@@ -1,6 +1,6 @@
-"""Object stores: put, get, head, list, delete, copy and multipart uploads, for buckets and directories."""
+"""Object stores: put, get, head, list, delete, copy and multipart uploads for buckets and directories."""
 
-from ferry.storage.confirmation import Proof
+from ferry.storage.confirmation import Confirmation
 from ferry.storage.credentials import Access
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
@@ -13,11 +13,11 @@ __all__ = [
     "Access",
     "AlreadyThere",
     "BucketControl",
+    "Confirmation",
     "FoldedName",
     "Folder",
     "NotPlain",
     "ObjectInfo",
-    "Proof",
     "Store",
     "md5_of_etag",
     "open_store",

@@ -1,4 +1,4 @@
-"""Whether the destination has what was sent: what its answer proves, and what is read back (docs/decisions/0032)."""
+"""Confirmation of uploads: by a digest in the store's response, by reading back, or by size (docs/decisions/0032)."""
 
 from __future__ import annotations
 
@@ -12,129 +12,133 @@ from typing import NamedTuple, Protocol
 from ferry.core import PART_BYTES, Body, Confirmed, ErrorClass, ObjectError
 from ferry.storage.object_info import ObjectInfo, Sent, composite_etag, md5_of_etag, multipart_etag
 
-READ_FIRST = 8  # objects, before the size of others is believed
-READ_ONE_IN = 20  # of the others
+READ_FIRST = 8  # objects that are read back before a size may confirm others
+READ_ONE_IN = 20  # of the others, one in so many is read back
 
 
-class Told(Enum):
-    """What an answer says of the bytes that the store holds."""
+class Comparison(Enum):
+    """Result of comparing the digests in a store's response with those of the body sent."""
 
-    SAME = auto()
-    OTHER = auto()
-    MAYBE_OTHER = auto()  # an ETag that looks like an MD5 and is another: other bytes, or SSE-KMS
-    NOTHING = auto()
+    EQUAL = auto()
+    DIFFERENT = auto()
+    MAYBE_DIFFERENT = auto()  # the ETag looks like another MD5: other bytes, or the same bytes under SSE-KMS
+    UNKNOWN = auto()  # the response has no digest
 
 
-class Proof(NamedTuple):
-    """How an object was confirmed, and its ETag."""
+class Confirmation(NamedTuple):
+    """How an object was confirmed, and its ETag (None if the store sends none)."""
 
-    how: Confirmed
+    method: Confirmed
     etag: str | None
 
 
-def told(sent: Sent, md5: str, sha256: str, parts_etag: str | None = None) -> Told:
-    """Compares an answer with the digests of what was sent; ``parts_etag``: the composite ETag that its parts make.
+def compare_digests(sent: Sent, md5: str, sha256: str, parts_etag: str | None = None) -> Comparison:
+    """Compares a store's response with the digests of the body sent.
 
-    The first row that fits:
+    ``parts_etag`` is the composite ETag computed from the parts' MD5s. The first matching row decides:
 
-    | the answer has | equal | different |
+    | the response has | if equal | if different |
     |---|---|---|
-    | a SHA-256 | same | other |
-    | after parts: a composite ETag | same | other |
-    | after parts: anything else | other | other |
-    | an ETag that looks like an MD5 | same | maybe other |
-    | any other ETag, or none | nothing | nothing |
+    | a SHA-256 | equal | different |
+    | for a multipart upload: a composite ETag | equal | different |
+    | for a multipart upload: any other ETag, or none | different | different |
+    | an ETag that looks like an MD5 | equal | maybe different |
+    | any other ETag, or none | unknown | unknown |
 
-    A composite ETag of SSE-KMS is not made of MD5s: after parts the bytes decide wherever the ETag does not.
+    Under SSE-KMS a composite ETag is not made of MD5s. So a multipart upload whose ETag does not match counts as
+    different, and its bytes are read back.
     """
     if sent.sha256 is not None:
-        return Told.SAME if sent.sha256 == sha256 else Told.OTHER
+        return Comparison.EQUAL if sent.sha256 == sha256 else Comparison.DIFFERENT
     if sent.in_parts:
-        return Told.SAME if parts_etag is not None and composite_etag(sent.etag) == parts_etag else Told.OTHER
+        matches = parts_etag is not None and composite_etag(sent.etag) == parts_etag
+        return Comparison.EQUAL if matches else Comparison.DIFFERENT
     etag = md5_of_etag(sent.etag)
     if etag is None:
-        return Told.NOTHING
-    return Told.SAME if etag == md5 else Told.MAYBE_OTHER
+        return Comparison.UNKNOWN
+    return Comparison.EQUAL if etag == md5 else Comparison.MAYBE_DIFFERENT
 
 
-class Trust:
-    """One store's record in this run: whether its ETags are MD5s, and what reading back has shown."""
+class ReadBackPolicy:
+    """Decides which objects of one store are read back, from what the store has shown in this run."""
 
     def __init__(self) -> None:
-        self.md5_etags = False  # an ETag was the MD5 of its object: one that looks like an MD5 and differs is an alarm
-        self.etags = False  # it answers uploads with an ETag: an answer without one may not be the store's
-        self.right = 0
-        self.wrong = False  # an object had other bytes than its size and its answer made believe
+        self.etags_are_md5 = False  # an ETag was the MD5 of its object, so an ETag like another MD5 is suspicious
+        self.sends_etags = False  # uploads return an ETag, so a response without one may come from a proxy
+        self.matches = 0  # objects that were read back and had the right bytes
+        self.mismatch_found = False  # an object that was read back had other bytes
 
-    def reads_back(self, what: Told, key: str) -> bool:
-        """Is this object to be read back? What is not is confirmed by its size alone.
+    def must_read_back(self, comparison: Comparison, key: str) -> bool:
+        """Returns whether to read this object back. All others are confirmed by their size alone.
 
-        | told | ETags are MD5s | read back so far | read back |
+        The first matching row decides:
+
+        | comparison | ETags are MD5s | objects read back so far | read back |
         |---|---|---|---|
-        | other | any | any | yes |
-        | maybe other | yes | any | yes |
-        | maybe other, nothing | any other | fewer than 8 | yes |
-        | maybe other, nothing | any other | one was wrong | yes |
-        | maybe other, nothing | any other | 8 or more, all right | one in 20, drawn by its key |
+        | different | any | any | yes |
+        | maybe different | yes | any | yes |
+        | any other | any | fewer than 8 | yes |
+        | any other | any | one had other bytes | yes |
+        | any other | any | 8 or more, all equal | one in 20, chosen by a hash of the key |
         """
-        if what is Told.OTHER or (what is Told.MAYBE_OTHER and self.md5_etags):
+        if comparison is Comparison.DIFFERENT or (comparison is Comparison.MAYBE_DIFFERENT and self.etags_are_md5):
             return True
-        return self.wrong or self.right < READ_FIRST or zlib.crc32(key.encode()) % READ_ONE_IN == 0
+        return self.mismatch_found or self.matches < READ_FIRST or zlib.crc32(key.encode()) % READ_ONE_IN == 0
 
 
-class Reads(Protocol):
-    """What is asked of a store here."""
+class ReadableStore(Protocol):
+    """The two methods of a store that confirmation needs."""
 
     async def head(self, key: str) -> ObjectInfo | None: ...
     async def digest(self, key: str, *, max_bytes: int, moved: Callable[[], object]) -> tuple[str, ObjectInfo]: ...
 
 
-async def confirm(store: Reads, trust: Trust, key: str, body: Body, sent: Sent) -> Proof:
-    """Confirms an upload by the store's answer, by reading it back, or by its size. Raises UPLOAD_UNCONFIRMED."""
+async def confirm(store: ReadableStore, policy: ReadBackPolicy, key: str, body: Body, sent: Sent) -> Confirmation:
+    """Confirms an upload by a digest, by reading it back, or by its size. Raises ObjectError (UPLOAD_UNCONFIRMED)."""
     parts_etag = None
     if sent.in_parts and body.path is not None:
         parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
-        if not sent.etag:  # Ceph's RGW shows it to a HEAD alone
-            sent = replace(sent, etag=(await of_size(store, key, body.size)).etag)
-    trust.etags = trust.etags or bool(sent.etag)
-    what = told(sent, body.md5, body.sha256, parts_etag)
-    if what is Told.NOTHING and trust.etags and not sent.etag:
-        what = Told.OTHER
-    if what is Told.SAME:
-        trust.md5_etags = trust.md5_etags or md5_of_etag(sent.etag) == body.md5
-        return Proof(Confirmed.DIGEST, sent.etag)
-    if trust.reads_back(what, key):
-        found = await _read_back(store, trust, key, body)
-        return Proof(Confirmed.READ_BACK, sent.etag or found.etag)
-    found = await of_size(store, key, body.size)
-    return Proof(Confirmed.SIZE, sent.etag or found.etag)
+        if not sent.etag:  # Ceph's RGW returns the ETag to HEAD only
+            sent = replace(sent, etag=(await check_size(store, key, body.size)).etag)
+    policy.sends_etags = policy.sends_etags or bool(sent.etag)
+    comparison = compare_digests(sent, body.md5, body.sha256, parts_etag)
+    if comparison is Comparison.UNKNOWN and policy.sends_etags and not sent.etag:
+        comparison = Comparison.DIFFERENT
+    if comparison is Comparison.EQUAL:
+        policy.etags_are_md5 = policy.etags_are_md5 or md5_of_etag(sent.etag) == body.md5
+        return Confirmation(Confirmed.DIGEST, sent.etag)
+    if policy.must_read_back(comparison, key):
+        found = await _read_back(store, policy, key, body)
+        return Confirmation(Confirmed.READ_BACK, sent.etag or found.etag)
+    found = await check_size(store, key, body.size)
+    return Confirmation(Confirmed.SIZE, sent.etag or found.etag)
 
 
-async def of_size(store: Reads, key: str, size: int) -> ObjectInfo:
-    """The object, which must have so many bytes."""
+async def check_size(store: ReadableStore, key: str, size: int) -> ObjectInfo:
+    """Returns the object if it has ``size`` bytes. Raises ObjectError (UPLOAD_UNCONFIRMED) otherwise."""
     found = await store.head(key)
     if found is None:
-        raise _unconfirmed("the destination does not show the object after the upload")
+        raise _unconfirmed("the destination does not have the object after the upload")
     if found.size != size:
-        raise _unconfirmed(f"the destination shows {found.size:,} bytes where {size:,} were sent")
+        raise _unconfirmed(f"the destination has {found.size:,} bytes where {size:,} were sent")
     return found
 
 
-async def _read_back(store: Reads, trust: Trust, key: str, body: Body) -> ObjectInfo:
-    """The object, whose bytes must be the body's."""
+async def _read_back(store: ReadableStore, policy: ReadBackPolicy, key: str, body: Body) -> ObjectInfo:
+    """Returns the object if its bytes equal the body's. Raises ObjectError (UPLOAD_UNCONFIRMED) otherwise."""
     try:
         sha256, found = await store.digest(key, max_bytes=body.size, moved=body.on_progress)
     except ObjectError as error:
         if error.error_class is ErrorClass.NOT_FOUND:
-            raise _unconfirmed("the destination does not show the object after the upload") from None
+            raise _unconfirmed("the destination does not have the object after the upload") from None
         if error.error_class is not ErrorClass.TOO_LARGE:
             raise
     else:
         if sha256 == body.sha256:
-            trust.right += 1
+            policy.matches += 1
             return found
-    trust.wrong = True
-    raise _unconfirmed("the destination holds other bytes than were sent")
+    policy.mismatch_found = True
+    raise _unconfirmed("the destination's bytes differ from those sent")
 
 
 def _unconfirmed(message: str) -> ObjectError:

@@ -1,4 +1,4 @@
-"""Objects of a bucket on their way here: whole bodies, and digests of bytes of which nothing is kept."""
+"""Downloads from a bucket: complete bodies, and digests of bodies that are not kept."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ferry.storage.errors import from_store_http, mapped_errors
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.s3 import BucketHttp, NotPlain, attributes_of, last_modified
 
-PIECE_BYTES = 256 * 1024  # of what obstore's client reads; without it 10 MiB
+BLOCK_BYTES = 256 * 1024  # that obstore's client reads at a time; its default is 10 MiB
 
 
 class Downloads:
-    """One bucket's, the short way where there is one. Raises ObjectError and Fatal."""
+    """Downloads objects of one bucket, with Ferry's HTTP client if there is one. Raises ObjectError and Fatal."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Downloads:
         budget: Budget,
         pool: Executor | None,
     ) -> None:
-        """Bodies are charged to ``bucket``, as those of web origins are to their host."""
+        """The memory budget counts bodies under ``bucket``, as it counts those of a web origin under their host."""
         self._bucket = bucket
         self._backend = backend
         self._http = http
@@ -43,42 +43,44 @@ class Downloads:
     async def get(
         self, key: str, path: str, max_bytes: int, side: str, charge: Charge
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
-        """The object at ``path``, which is called ``key``, and its attributes."""
+        """Returns the body of the object at ``path``, its information under the name ``key``, and its attributes."""
         if (http := self._http()) is not None:
             with contextlib.suppress(NotPlain):
                 response = await http.get(path, side)
                 reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
-                with _ended(response, side):
+                with _closing_on_error(response, side):
                     body = await reader.body(response, charge, self._bucket, decode=False)
-                return body, _found(key, body.size, response), attributes_of(response.headers)
+                return body, _object_info(key, body.size, response), attributes_of(response.headers)
         with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
-            found = _shown(key, result.meta, max_bytes)
+            found = _checked_info(key, result.meta, max_bytes)
             body = await self._body(result, found.size, charge)
         if body.size != found.size:
             body.discard()
-            raise _cut(body.size, found)
+            raise _truncated(body.size, found)
         return body, found, {str(name): str(value) for name, value in result.attributes.items()}
 
     async def digest(
         self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
     ) -> tuple[str, ObjectInfo]:
-        """The digest of the object's bytes. It takes nothing of the budget: no more than a piece is here at once.
-        ``moved`` hears of each piece."""
+        """Returns the digest and information of an object. ``moved`` is called after each block.
+
+        It takes no memory from the budget, since only one block is held at a time.
+        """
         side = "destination"
         hashing = Hashing(self._pool, algorithm, moved)
         if (http := self._http()) is not None:
             with contextlib.suppress(NotPlain):
                 response = await http.get(path, side)
-                with _ended(response, side):
+                with _closing_on_error(response, side):
                     await stream_body(response, hashing, max_bytes, no_delay, decode=False)
-                return hashing.digest, _found(key, hashing.size, response)
+                return hashing.digest, _object_info(key, hashing.size, response)
         with mapped_errors(side):
             result = await obstore.get_async(self._backend, path)
-            found = _shown(key, result.meta, max_bytes)
-            await stream_plain(result.stream(PIECE_BYTES), hashing, no_delay)
+            found = _checked_info(key, result.meta, max_bytes)
+            await stream_plain(result.stream(BLOCK_BYTES), hashing, no_delay)
         if hashing.size != found.size:
-            raise _cut(hashing.size, found)
+            raise _truncated(hashing.size, found)
         return hashing.digest, found
 
     async def _body(self, result: Any, size: int, charge: Charge) -> Body:
@@ -86,7 +88,7 @@ class Downloads:
         if size > self._budget.small_bytes:
             arriving = Arriving(self._spool_dir, self._budget, self._pool, self._bucket, share)
             try:
-                await stream_plain(result.stream(PIECE_BYTES), arriving, charge)
+                await stream_plain(result.stream(BLOCK_BYTES), arriving, charge)
                 return arriving.finish()
             except BaseException:
                 arriving.abandon()
@@ -103,8 +105,8 @@ class Downloads:
 
 
 @contextlib.contextmanager
-def _ended(response: Response, side: str) -> Iterator[None]:
-    """The answer's body is read in the block; an error gives it up."""
+def _closing_on_error(response: Response, side: str) -> Iterator[None]:
+    """Closes the response and maps the error if reading its body in the block fails."""
     try:
         yield
     except BaseException as exc:
@@ -114,17 +116,17 @@ def _ended(response: Response, side: str) -> Iterator[None]:
         raise
 
 
-def _found(key: str, size: int, response: Response) -> ObjectInfo:
+def _object_info(key: str, size: int, response: Response) -> ObjectInfo:
     return ObjectInfo(key, size, printable_header(response.headers.get("ETag")), last_modified(response.headers))
 
 
-def _shown(key: str, meta: Any, max_bytes: int) -> ObjectInfo:
-    """What the answer's header says of the object. Raises ObjectError where that is too large."""
+def _checked_info(key: str, meta: Any, max_bytes: int) -> ObjectInfo:
+    """Returns the object's information from the response header. Raises ObjectError (TOO_LARGE) above ``max_bytes``."""
     found = ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
     if found.size > max_bytes:
-        raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})")
+        raise ObjectError(ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than `max_bytes` ({max_bytes:,})")
     return found
 
 
-def _cut(size: int, found: ObjectInfo) -> ObjectError:
+def _truncated(size: int, found: ObjectInfo) -> ObjectError:
     return ObjectError(ErrorClass.TRUNCATED, f"{size:,} of {found.size:,} bytes arrived")

@@ -1,4 +1,4 @@
-"""What object stores, their clients and file systems answer or raise, as Ferry's errors."""
+"""Mapping of the errors of object stores, their clients and file systems to Ferry's error classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ferry.http import from_origin
 
 
 def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError | Fatal:
-    """Maps what obstore raises. ``side`` is ``destination`` or ``source``.
+    """Maps an exception of obstore. ``side`` is ``destination`` or ``source``.
 
-    Refused credentials and a missing bucket are Fatal at the destination; at the source they are the row's own failure.
-    obstore's texts quote addresses and response bodies, so none of them is passed on.
+    Refused credentials and a missing bucket are Fatal at the destination. At the source only the row fails.
+    obstore's messages quote addresses and response bodies, so Ferry does not repeat them.
     """
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
@@ -27,7 +27,11 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
     code = _S3_CODE.search(_without_debug(exc))
     if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
         if at_source:
-            return ObjectError(ErrorClass.FORBIDDEN, "the source bucket refuses access", status_code=403)
+            return ObjectError(
+                ErrorClass.FORBIDDEN,
+                "the source refuses access. Check `source.credentials` and the bucket's policy",
+                status_code=403,
+            )
         status = 401 if isinstance(exc, store_errors.UnauthenticatedError) else 403
         return store_status(status, code[1] if code else "", side)
     if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
@@ -35,7 +39,7 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
         return store_status(404, code[1] if code else "", side)
     if isinstance(exc, store_errors.InvalidPathError):
-        return ObjectError(ErrorClass.BAD_KEY, "the store cannot hold such a key")
+        return ObjectError(ErrorClass.BAD_KEY, "the store does not accept this key")
     if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
     if isinstance(exc, OSError) and not isinstance(exc, store_errors.BaseError):
@@ -48,14 +52,14 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
 
 
 def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
-    """Maps what the operating system says of a file in a directory that is a source or the destination.
+    """Maps an error of the operating system for a file in a source or destination directory.
 
     | errno | at the destination | at the source |
     |---|---|---|
-    | ENOSPC, EDQUOT, EROFS | Fatal | Fatal (nobody writes there: the spool) |
-    | ENOENT | Fatal: the directory is gone | not_found |
-    | ENOTDIR, EISDIR, ELOOP | key_collision: a file, a folder or a link is in the way | not_found |
-    | EACCES, EPERM | Refused: a Fatal, unless other keys are taken | forbidden |
+    | ENOSPC, EDQUOT, EROFS | Fatal | Fatal: the spool is full or read-only, since Ferry writes nothing at a source |
+    | ENOENT | Fatal: the directory does not exist | not_found |
+    | ENOTDIR, EISDIR, ELOOP | key_collision: a file, a directory or a link has the name | not_found |
+    | EACCES, EPERM | Refused: Fatal, unless the destination accepts other keys | forbidden |
     | ENAMETOOLONG, EINVAL, EILSEQ | bad_key | not_found |
     | any other | store_error | store_error |
     """
@@ -64,24 +68,27 @@ def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
         return disk_error(exc, side)
     if exc.errno in (errno.EACCES, errno.EPERM):
         if at_source:
-            return ObjectError(ErrorClass.FORBIDDEN, "no right to read this file", status_code=403)
+            return ObjectError(
+                ErrorClass.FORBIDDEN, "this user may not read the file. Change its permissions", status_code=403
+            )
         return Refused(
-            f"the {side} directory does not let this user write ({errno_name(exc)}). Check the rights of the directory",
+            f"this user may not write to the {side} directory ({errno_name(exc)}). Change its permissions",
             errno_name(exc),
         )
     if isinstance(exc, FileNotFoundError) and not at_source:
-        return Fatal(f"the {side} does not exist (any more). Create the directory or correct `{side}`")
+        return Fatal(f"the {side} directory does not exist. Create it, or correct `{side}`")
     if exc.errno in (errno.ENOTDIR, errno.EISDIR, errno.ELOOP) and not at_source:
         return ObjectError(
             ErrorClass.KEY_COLLISION,
-            "a file or a link stands where this key needs a directory, or the reverse; links are not written through",
+            "the key needs a directory where a file or a link exists, or a file where a directory exists. "
+            "Ferry does not write through links",
         )
     if exc.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ) and not at_source:
         return ObjectError(
-            ErrorClass.BAD_KEY, f"the directory's file system cannot hold such a name ({errno_name(exc)})"
+            ErrorClass.BAD_KEY, f"the destination's file system does not accept this name ({errno_name(exc)})"
         )
     if exc.errno == errno.ELOOP:
-        return ObjectError(ErrorClass.NOT_FOUND, "a link leads out of the source's root: it is not followed")
+        return ObjectError(ErrorClass.NOT_FOUND, "a link points outside the source root; Ferry does not follow it")
     if exc.errno in _NO_SUCH_FILE:
         return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
     return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed ({errno_name(exc)})")
@@ -99,20 +106,23 @@ def _without_debug(exc: BaseException | str) -> str:
 
 
 def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
-    """obstore reports throttling and 5xx as one error whose status stands only in the text.
+    """Maps obstore's generic error, whose message is the only place with the HTTP status.
 
-    The part after "Debug source" names settings, and keys may hold any words: only the places where obstore writes a
-    status, S3 an error code and the system an error number are read.
+    A key in the message may contain any words, and the text after "Debug source" names settings. So only three
+    patterns count: obstore's status, S3's error code and the system's error number.
     """
     head = _without_debug(text)
     found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
     name = code.group(1) if code else ""
     if "(os error 28)" in head:
-        return Fatal(f"the {side} is full: no space left")
+        return Fatal(f"the {side} is full: no space left (ENOSPC). Free some space and run the job again")
     if "(os error 20)" in head or "(os error 21)" in head:  # ENOTDIR, EISDIR
         if side == "source":
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
-        return ObjectError(ErrorClass.KEY_COLLISION, "a file stands where this key needs a directory, or the reverse")
+        return ObjectError(
+            ErrorClass.KEY_COLLISION,
+            "the key needs a directory where a file exists, or a file where a directory exists",
+        )
     if found is None:
         if "operation timed out" in head or "deadline has elapsed" in head:
             return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
@@ -120,8 +130,8 @@ def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
     return store_status(int(found.group(1)), name, side)
 
 
-# What a store says of the one who asks, and not of what was asked for (S3 API, error responses; Ceph's UserSuspended).
-_NOBODY = {
+# Codes that concern the credentials and not the object (S3 API, error responses; UserSuspended is Ceph's).
+_CREDENTIAL_ERRORS = {
     "AccountProblem", "AllAccessDisabled", "AuthorizationHeaderMalformed", "InvalidAccessKeyId", "InvalidClientTokenId",
     "InvalidSecurity", "InvalidToken", "NotSignedUp", "SignatureDoesNotMatch", "UserSuspended",
 }  # fmt: skip
@@ -130,63 +140,72 @@ _FULL = ("StorageFull", "QuotaExceeded", "CapExceeded")  # XMinioStorageFull, XM
 
 
 def store_status(status: int, code: str, side: str, retry_after_s: float | None = None) -> ObjectError | Fatal:
-    """The error that a store's HTTP status and S3 error code stand for; the first row that fits.
+    """Returns the error for a store's HTTP status and S3 error code. The first matching row decides:
 
     | status, code | at the destination | at the source |
     |---|---|---|
     | 429, SlowDown | rate_limited | rate_limited |
-    | 3xx | Fatal: the bucket is elsewhere | Fatal |
+    | 3xx | Fatal: the bucket is at another endpoint | Fatal |
     | ...StorageFull, ...QuotaExceeded, 507 | Fatal | store_error |
     | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
     | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
-    | other 401, 403: AccessDenied | Refused: a Fatal, unless other keys are taken | forbidden |
-    | 404 | NoSuchBucket: Fatal; NoSuchKey: not_found; else store_error: a proxy's, perhaps | not_found |
+    | other 401, 403: AccessDenied | Refused: Fatal, unless the destination accepts other keys | forbidden |
+    | 404 | NoSuchBucket: Fatal; NoSuchKey: not_found; else store_error, since a proxy may send it | not_found |
     | any other | store_error | store_error |
     """
-    shown = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
-    said = f"HTTP {status} {code}".rstrip()
+    answer = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
+    status_and_code = f"HTTP {status} {code}".rstrip()
     at_source = side == "source"
-    if status == 429 or code.startswith("SlowDown"):  # "SlowDownRead", "SlowDownWrite": MinIO's
-        return ObjectError(ErrorClass.RATE_LIMITED, shown, status_code=status, retry_after_s=retry_after_s)
+    if status == 429 or code.startswith("SlowDown"):  # MinIO also sends SlowDownRead, SlowDownWrite
+        return ObjectError(ErrorClass.RATE_LIMITED, answer, status_code=status, retry_after_s=retry_after_s)
     if 300 <= status < 400:
-        return Fatal(f"{shown}: the bucket is at another endpoint. Correct `endpoint_url` and `region`")
+        return Fatal(f"{answer}: the bucket is at another endpoint. Correct `endpoint_url` and `region`")
     if (status == 507 or code.endswith(_FULL)) and not at_source:
         return Fatal(
-            f"the {side} is full: no space left, or its quota is used up ({said}). "
-            "Make room there, and run the job again; nothing is lost"
+            f"the {side} is full: no space left, or its quota is used up ({status_and_code}). "
+            "Free some space or raise the quota, then run the job again"
         )
-    about_us = code in _NOBODY or code in _EXPIRED or code == "RequestTimeTooSkewed"
-    if status in (401, 403) or about_us:
+    credentials_rejected = code in _CREDENTIAL_ERRORS or code in _EXPIRED or code == "RequestTimeTooSkewed"
+    if status in (401, 403) or credentials_rejected:
         if at_source:
-            return ObjectError(ErrorClass.FORBIDDEN, f"{shown}: access is refused", status_code=status)
+            return ObjectError(
+                ErrorClass.FORBIDDEN, f"{answer}: it refuses access. Check `source.credentials`", status_code=status
+            )
         if code in _EXPIRED:
             return Fatal(
-                f"the {side} says that the credentials have expired ({said}). Renew them, and run the job again"
+                f"the {side} answered that the credentials have expired ({status_and_code}). "
+                "Renew them and run the job again"
             )
         if code == "RequestTimeTooSkewed":
-            return Fatal(f"the {side} says that this machine's clock is wrong ({said}). Set it, and run the job again")
-        text = f"the {side} refuses the credentials ({said}). Check `credentials` and the bucket's policy"
-        return Fatal(text) if about_us else Refused(text, said)
+            return Fatal(
+                f"the {side} answered that this machine's clock is wrong ({status_and_code}). "
+                "Set the clock and run the job again"
+            )
+        text = f"the {side} refuses the credentials ({status_and_code}). Check `credentials` and the bucket's policy"
+        return Fatal(text) if credentials_rejected else Refused(text, status_and_code)
     if status == 404:
         if at_source or code == "NoSuchKey":
             return ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404)
         if code == "NoSuchBucket":
-            return Fatal(f"the {side} does not exist (any more). Create the bucket or correct `{side}`")
-    return ObjectError(ErrorClass.STORE_ERROR, shown, status_code=status, retry_after_s=retry_after_s)
+            return Fatal(f"the {side} bucket does not exist (HTTP 404 NoSuchBucket). Create it, or correct `{side}`")
+    return ObjectError(ErrorClass.STORE_ERROR, answer, status_code=status, retry_after_s=retry_after_s)
 
 
 def s3_code(body: bytes) -> str:
-    """The error code in an S3 error document; "" where there is none (S3 API, error responses)."""
+    """Returns the error code of an S3 error document, "" if there is none (S3 API, error responses)."""
     return found[1] if (found := _S3_CODE.search(body.decode("utf-8", "replace"))) else ""
 
 
 def credentials_error(exc: BaseException) -> ObjectError:
-    """boto3's chain could not renew credentials that expire: a metadata service or a login that does not answer."""
-    return ObjectError(ErrorClass.STORE_ERROR, f"the AWS credentials could not be renewed ({type(exc).__name__})")
+    """Returns the error for credentials that boto3 could not renew, for example when a metadata service is down."""
+    return ObjectError(
+        ErrorClass.STORE_ERROR,
+        f"the AWS credentials could not be renewed ({type(exc).__name__}). Check how this machine gets them",
+    )
 
 
 def from_store_http(exc: BaseException, side: str) -> ObjectError | Fatal:
-    """Maps what is raised while it talks to a store: as from an origin, in the store's name."""
+    """Maps an exception of Ferry's HTTP client as for an origin, with messages that name the store."""
     error = from_origin(exc)
     if not isinstance(error, ObjectError) or error is exc:
         return error
@@ -203,61 +222,65 @@ _ADDRESS = re.compile(r"(https?)://([A-Za-z0-9.-]+(?::[0-9]+)?)(?:/|\Z)")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
-def no_condition() -> Fatal:
-    """The error of a store that answers 501 to a PUT that must not replace anything."""
+def condition_unsupported() -> Fatal:
+    """Returns the error for a store that answers HTTP 501 to a conditional PUT."""
     return Fatal(
-        "the destination does not know the condition If-None-Match of a PUT (HTTP 501), which `on_existing: skip` and "
-        "`on_existing: fail` need. Set `on_existing: skip-same` or `on_existing: overwrite`, and run the job again"
+        "the destination does not support If-None-Match for PUT (HTTP 501), which `on_existing: skip` and "
+        "`on_existing: fail` need. Set `on_existing: skip-same` or `on_existing: overwrite` and run the job again"
     )
 
 
 def redirected(status: int, location: str | None, region: str | None, bucket: str, side: str) -> Fatal:
-    """The error of a store that answers that its bucket is elsewhere (S3 API: PermanentRedirect, TemporaryRedirect).
+    """Returns the error for a redirect to another endpoint (S3 API: PermanentRedirect, TemporaryRedirect).
 
-    Ferry does not follow: a request signed for a host that only the answer names would hand it a valid signature. It
-    says what to set instead, once for the run.
+    Ferry does not follow the redirect: signing for a host that only a response names would give that host a valid
+    signature. The error ends the run and names the setting to change.
     """
     advice = "Correct `endpoint_url` and `region`"
     if found := _ADDRESS.match(location or ""):
         named = f"{found[1]}://{found[2].removeprefix(f'{bucket}.')}"
-        advice = f"It names {named}: set `endpoint_url` to that, if you trust it"
+        advice = f"The response names {named}: set `endpoint_url` to that if you trust it"
     if region and _REGION.fullmatch(region):
-        advice = f"Set `region: {region}`, and the `endpoint_url` of that region if you set one"
+        advice = f"Set `region: {region}`. If you set `endpoint_url`, change it to that region's"
     return Fatal(f"the {side} answered HTTP {status}: the bucket {bucket} is at another endpoint. {advice}")
 
 
 def key_refused(refused: Refused, kind: Literal["head", "read", "write"]) -> ObjectError:
-    """The destination takes other keys: it is this one that it does not let us write, or read."""
-    verb, hint = "have this key written", "is the object locked there, or the key left out by the bucket's policy?"
+    """Returns the error for a key that the destination refuses while it accepts other keys."""
+    verb, hint = "write", "Check its permissions, and whether a lock or the bucket's policy protects it"
     if kind != "write":
-        verb = "show this key"
+        verb = "read"
         hint = (
-            "is it encrypted with a key of another account? Without the right to list the bucket, S3 answers so of "
-            "what is not there, too"
+            "Check whether the object is encrypted with a key of another account. Without permission to list the "
+            "bucket, S3 also answers 403 for a missing object"
         )
-    said = f"the destination refuses to {verb} ({refused.answer}), and takes others: {hint}"
-    return ObjectError(ErrorClass.FORBIDDEN, said, status_code=403)
+    text = f"the destination refuses to {verb} this key ({refused.answer}) but accepts others. {hint}"
+    return ObjectError(ErrorClass.FORBIDDEN, text, status_code=403)
 
 
 HTTP_ERRORS = (raised.HTTPError, OSError)
 
 
 def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
-    """Maps urllib3's errors; its texts quote addresses, so none of them is passed on.
+    """Maps an exception of urllib3. Its messages quote addresses, so Ferry does not repeat them.
 
-    | raised | class |
+    | exception | class |
     |---|---|
     | TimeoutError (connect, read) | timeout |
-    | NameResolutionError | store_error, which names DNS |
-    | IncompleteRead, ProtocolError, DecodeError | store_error: the connection |
-    | SSLError | as ssl's own, in the store's name |
-    | ProxyError | store_error, which names the proxy |
-    | any OSError | as of the socket |
+    | NameResolutionError | store_error; the message names the host name |
+    | IncompleteRead, ProtocolError, DecodeError | store_error; the message names the connection |
+    | SSLError | as :func:`from_store_http` maps its cause |
+    | ProxyError | store_error; the message names the proxy |
+    | any OSError | as :func:`from_store_http` |
     """
     if isinstance(exc, raised.NameResolutionError):
-        return ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s host name does not resolve")
+        return ObjectError(
+            ErrorClass.STORE_ERROR, f"the {side}'s host name does not resolve. Check `endpoint_url` and DNS"
+        )
     if isinstance(exc, raised.ProxyError):
-        return ObjectError(ErrorClass.STORE_ERROR, f"the proxy before the {side} does not answer")
+        return ObjectError(
+            ErrorClass.STORE_ERROR, f"the proxy for the {side} does not answer. Check the environment's proxy settings"
+        )
     if isinstance(exc, raised.TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
     if isinstance(exc, OSError):
@@ -270,7 +293,7 @@ def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
 
 @contextlib.contextmanager
 def mapped_errors(side: str) -> Iterator[None]:
-    """obstore's errors become Ferry's."""
+    """Raises Ferry's error for an exception of obstore in the block."""
     try:
         yield
     except NOT_FOUND:

@@ -1,4 +1,4 @@
-"""A directory as a store: bodies, object information, errors with their class. The files: local_files.py."""
+"""A directory as a store: bodies, object information and errors. local_files.py reads and writes the files."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from ferry.storage.errors import from_folder
 from ferry.storage.local_files import Entry, Folder, entry_of
 from ferry.storage.object_info import ObjectInfo
 
-TICK_S = 0.02  # two writes within a clock's tick leave the same time of change; ticks are 10 ms at most
+CLOCK_TICK_S = 0.02  # two writes within one clock tick leave the same modification time; a tick is at most 10 ms
 
 
 class Directory:
-    """Raises ObjectError and Fatal."""
+    """A source or destination directory. Raises ObjectError and Fatal."""
 
     def __init__(self, folder: Folder, spool_dir: Path, budget: Budget, pool: Executor | None) -> None:
         self.folder = folder
@@ -46,7 +46,7 @@ class Directory:
             entry = await asyncio.to_thread(self.folder.find, key)
         except OSError as exc:
             raise from_folder(exc, side) from None
-        return _found_file(key, entry) if entry is not None else None
+        return _file_info(key, entry) if entry is not None else None
 
     async def delete(self, key: str) -> None:
         try:
@@ -69,7 +69,7 @@ class Directory:
             async with self._reading(key, max_bytes, side) as (file, found):
                 body = await self._body(file, found.size, charge)
                 if body.size != found.size:
-                    raise _written_to(side)
+                    raise _changed(side)
         except BaseException:
             if body is not None:
                 body.discard()
@@ -79,7 +79,7 @@ class Directory:
     async def digest(
         self, key: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
     ) -> tuple[str, ObjectInfo]:
-        """The digest of a file's bytes, and the file. ``moved`` hears of each piece."""
+        """Returns the digest of a file's bytes and its information. ``moved`` is called after each block."""
         side = "destination"
         digest = hashlib.new(algorithm, usedforsecurity=False)
 
@@ -89,38 +89,40 @@ class Directory:
             return len(piece)
 
         async with self._reading(key, max_bytes, side) as (file, found):
-            came = 0
-            while came <= found.size and (size := await asyncio.to_thread(read, file)):
-                came += size
+            read_bytes = 0
+            while read_bytes <= found.size and (size := await asyncio.to_thread(read, file)):
+                read_bytes += size
                 moved()
-            if came != found.size:
-                raise _written_to(side)
+            if read_bytes != found.size:
+                raise _changed(side)
         return digest.hexdigest(), found
 
     @contextlib.asynccontextmanager
     async def _reading(self, key: str, max_bytes: int, side: str) -> AsyncIterator[tuple[BinaryIO, ObjectInfo]]:
-        """An open file; one that is another at the end of the block than at its beginning is an error: what was read
-        may be half of what it was and half of what it is now."""
+        """Opens a file for the block. Raises ObjectError (TRUNCATED) if the file changes during the block.
+
+        Otherwise the bytes read could mix the old and the new file.
+        """
         try:
             with os.fdopen(await asyncio.to_thread(self._open, key, side), "rb") as file:
                 before = entry_of(file.fileno())
-                found = _found_file(key, before)
+                found = _file_info(key, before)
                 if found.size > max_bytes:
                     raise ObjectError(
                         ErrorClass.TOO_LARGE, f"{found.size:,} bytes are more than max_bytes ({max_bytes:,})"
                     )
-                if 0 <= time.time() - before.modified_s < TICK_S:
-                    await asyncio.sleep(TICK_S)  # so that whoever writes from now on is seen
+                if 0 <= time.time() - before.modified_s < CLOCK_TICK_S:
+                    await asyncio.sleep(CLOCK_TICK_S)  # so that a later write changes the modification time
                 yield file, found
                 if entry_of(file.fileno()) != before:
-                    raise _written_to(side)
+                    raise _changed(side)
         except OSError as exc:
             if isinstance(exc, FerryError):
                 raise
             raise from_folder(exc, side) from None
 
     async def _body(self, file: BinaryIO, size: int, charge: Charge) -> Body:
-        """A large one goes to the spool: it may change while it is uploaded."""
+        """Returns the file's body. A large body is spooled, since the file may change during its upload."""
         share = await self._budget.take(str(self.folder.root), size)
         arriving = Arriving(self._spool_dir, self._budget, self._pool, str(self.folder.root), share)
         most = min(size + 1, BATCH_BYTES)
@@ -138,7 +140,7 @@ class Directory:
             raise
 
     def _open(self, key: str, side: str) -> int:
-        """A file that is not there is one object that is missing, as long as the directory is there itself."""
+        """Opens a file. A missing file is ObjectError (NOT_FOUND), unless the whole directory is missing."""
         try:
             return self.folder.open(key)
         except FileNotFoundError:
@@ -147,26 +149,26 @@ class Directory:
             raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
 
 
-def _written_to(side: str) -> ObjectError:
-    return ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file was written to while it was read")
+def _changed(side: str) -> ObjectError:
+    return ObjectError(ErrorClass.TRUNCATED, f"the {side}'s file changed while it was being read")
 
 
-def _found_file(key: str, entry: Entry) -> ObjectInfo:
+def _file_info(key: str, entry: Entry) -> ObjectInfo:
     return ObjectInfo(key, entry.size, entry.etag, datetime.fromtimestamp(entry.modified_s, UTC))
 
 
 def walk(directory: Path, *, links: bool = False) -> Iterator[list[ObjectInfo]]:
-    """A directory's files, page by page in no certain order, without Ferry's unfinished ones.
+    """Yields pages of a directory's files in no fixed order, without Ferry's unfinished files.
 
-    Links to files are followed where they stay inside the directory; those to folders are not, since what lies there
-    has a name of its own. With ``links`` those that lead out, or nowhere, are told of: nothing is read through them,
-    and a list of what to move must not leave them out without a word. One to a folder has a `/` at its end.
-    Raises ObjectError for what cannot be read: a listing that lacks something looks like any other.
+    A link to a file inside the directory is listed like a file. A link to a directory inside is skipped, since its
+    files are listed under their own names. With ``links``, links that point outside or nowhere are also listed, with
+    size 0: Ferry does not read through them, but a source listing must not omit them silently. A link to a directory
+    ends with `/`. Raises ObjectError for anything unreadable, so that no incomplete listing looks complete.
     """
     root = directory.resolve()
 
     def refused(exc: OSError) -> None:
-        if not _is_gone(exc):
+        if not _was_deleted(exc):
             raise _unreadable(exc)
 
     for where, below, names in os.walk(root, onerror=refused):
@@ -177,7 +179,7 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[ObjectInfo]]:
             if name.startswith(PARTS_DIRECTORY):
                 continue
             path = Path(where, name)
-            # A name that is not UTF-8 is shown with escapes: nothing is found under it, so it is a failed row.
+            # A name that is not UTF-8 is listed with escapes. No file has that name, so its row fails.
             key = os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace")
             try:
                 if _is_link(path) and not _stays_inside(path, root):
@@ -189,7 +191,7 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[ObjectInfo]]:
                     continue
                 stat = path.stat()
             except OSError as exc:
-                if _is_gone(exc):
+                if _was_deleted(exc):
                     continue
                 raise _unreadable(exc) from None
             page.append(ObjectInfo(key, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)))
@@ -200,20 +202,20 @@ def walk(directory: Path, *, links: bool = False) -> Iterator[list[ObjectInfo]]:
 def _is_link(path: Path) -> bool:
     try:
         return path.is_symlink()
-    except OSError:  # whoever wants to read it hears of that
+    except OSError:  # reading the file raises the same error
         return False
 
 
 def _stays_inside(link: Path, root: Path) -> bool:
-    """Does it lead to something inside the directory?"""
+    """Returns whether a link points to something that exists inside the directory."""
     try:
         return link.resolve(strict=True).is_relative_to(root)
-    except (OSError, RuntimeError):  # nowhere, or in a circle
+    except (OSError, RuntimeError):  # a broken link or a cycle
         return False
 
 
-def _is_gone(exc: OSError) -> bool:
-    """It was there when its folder was read, and is not any more."""
+def _was_deleted(exc: OSError) -> bool:
+    """Returns whether the error means that the file was deleted after its directory was read."""
     return exc.errno in (ENOENT, ENOTDIR)
 
 

@@ -1,8 +1,8 @@
-"""A directory as a store. No path leads out of it, and a file has its name only once it is whole and on disk.
+"""Files of a directory store: paths stay inside it, and a file gets its name when it is complete and on disk.
 
-Names are opened one after the other below the directory's own file descriptor, links not followed (openat(2)), so that
-nothing that changes meanwhile leads elsewhere. A write goes to a file of its own in `.ferry-parts`, is synced, and is
-renamed; its directories are synced before anybody calls it done, those of many writes at once (docs/decisions/0019).
+A key's names are opened one by one from the directory's own file descriptor without following links (openat(2)), so a
+concurrent change cannot redirect a path. Each write goes to a temporary file in `.ferry-parts`, which is synced and
+renamed. Its directories are synced before the write counts as done; many writes share a sync (docs/decisions/0019).
 """
 
 from __future__ import annotations
@@ -23,21 +23,25 @@ from typing import Literal
 
 from ferry.core import PARTS_DIRECTORY
 
-WRITERS = 16  # files that wait for the disk at once
-MOST_KNOWN = 100_000
+WRITERS = 16  # files that are written and synced at a time
+MAX_SYNCED = 100_000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a named pipe must not hold us up
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a named pipe must not block
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_NO_LINKS = {EPERM, ENOTSUP}  # of a file system without hard links (FAT)
+_NO_LINKS = {EPERM, ENOTSUP}  # from a file system without hard links (FAT)
 
 Names = tuple[str, ...]
 FoldedName = Literal["case", "form", "dots"]
-_TRIED: dict[FoldedName, tuple[str, str]] = {"case": ("a", "A"), "form": ("\u00e9", "e\u0301"), "dots": ("b", "b.")}
+_FOLDING_PROBES: dict[FoldedName, tuple[str, str]] = {
+    "case": ("a", "A"),
+    "form": ("\u00e9", "e\u0301"),
+    "dots": ("b", "b."),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a name stands for: a file. ``etag`` changes when the file does."""
+    """Size, etag and modification time of a file. ``etag`` changes when the file does."""
 
     size: int
     etag: str
@@ -45,48 +49,51 @@ class Entry:
 
 
 def entry_of(fd: int) -> Entry:
-    """Of an open file."""
+    """Returns the Entry of an open file."""
     found = os.fstat(fd)
     return Entry(found.st_size, f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}", found.st_mtime)
 
 
 def names_of(key: str) -> Names:
-    """The names of a key, one below the other. Raises OSError (EINVAL) for what leads elsewhere: `..` is no link."""
+    """Returns a key's path segments. Raises OSError (EINVAL) for segments such as `..` and Ferry's own file names."""
     names = tuple(key.split("/"))
     if any(name in ("", ".", "..") or "\0" in name or name.casefold().startswith(PARTS_DIRECTORY) for name in names):
-        raise OSError(EINVAL, "no name below a directory")
+        raise OSError(EINVAL, "not a valid path below the directory")
     return names
 
 
 class Folder:
-    """Raises OSError. Reading follows links that stay inside the directory; writing follows none."""
+    """File operations of a directory store. Reading follows links that stay inside it; writing follows no link.
+
+    All methods raise OSError.
+    """
 
     def __init__(self, root: Path, mark: str, *, create: bool) -> None:
-        """``mark`` begins the names of unfinished files: the job's, so that another's are left alone."""
+        """``mark`` begins the names of this job's unfinished files, so that cleaning skips those of other jobs."""
         self.root = root
         self._mark = mark
         self._create = create
         self._fd: int | None = None
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="ferry-folder")
-        self._known: set[Names] = set()  # folders whose own names are on disk
-        self._sync = Together(self._sync_all, self._pool)
+        self._synced: set[Names] = set()  # directories whose own names are on disk
+        self._sync = BatchedSync(self._sync_all, self._pool)
 
     # --- writing
 
     async def put(self, key: str, source: bytes | Path, *, create: bool) -> str:
-        """Writes a file and returns its etag once it is on disk, name and all.
+        """Writes a file and returns its etag when the file and its name are on disk.
 
-        Raises FileExistsError where there is something and ``create`` is asked for.
+        With ``create``, raises FileExistsError if the name exists.
         """
         *above, name = names_of(key)
         folder = tuple(above)
         etag = await asyncio.get_running_loop().run_in_executor(self._pool, self._write, folder, name, source, create)
-        gone = await self._sync(self._not_on_disk(folder))
-        if folder in gone:
-            raise OSError(ESTALE, "the folder went away")
-        if len(self._known) > MOST_KNOWN:
-            self._known.clear()
-        self._known.update(folder[:depth] for depth in range(len(folder) + 1))
+        deleted = await self._sync(self._unsynced(folder))
+        if folder in deleted:
+            raise OSError(ESTALE, "the directory was deleted during the write")
+        if len(self._synced) > MAX_SYNCED:
+            self._synced.clear()
+        self._synced.update(folder[:depth] for depth in range(len(folder) + 1))
         return etag
 
     def _write(self, folder: Names, name: str, source: bytes | Path, create: bool) -> str:
@@ -102,21 +109,24 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                     etag = entry_of(file.fileno()).etag
-                place(parts, temporary, below, name, create=create)
+                rename_into_place(parts, temporary, below, name, create=create)
             return etag
         finally:
             os.close(below)
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[tuple[int, str, int]]:
-        """A new file in `.ferry-parts`: that folder, the name, the open file. What is still there at the end, goes."""
+        """Creates a file in `.ferry-parts`, and deletes it at the end of the block unless it was renamed.
+
+        Yields the directory's file descriptor, the file's name and its file descriptor.
+        """
         name = f"{self._mark}-{secrets.token_hex(8)}"
         for again in (True, False):
             parts = self._open_folder((PARTS_DIRECTORY,), make=True)
             try:
                 fd = os.open(name, _WRITE, 0o666, dir_fd=parts)
                 break
-            except FileNotFoundError:  # another run found the folder empty, and removed it
+            except FileNotFoundError:  # another run removed the empty directory
                 os.close(parts)
                 if not again:
                     raise
@@ -131,7 +141,7 @@ class Folder:
             os.close(parts)
 
     def may_write(self) -> bool:
-        """May we write here at all?"""
+        """Returns whether a file can be created in the directory."""
         try:
             with self._temporary() as (_, _, fd):
                 os.close(fd)
@@ -139,10 +149,10 @@ class Folder:
             return False
         return True
 
-    def twins(self) -> frozenset[FoldedName]:
-        """Which names are one here though they differ, by trying: FAT, NTFS, SMB and macOS have such."""
+    def folded_names(self) -> frozenset[FoldedName]:
+        """Returns how the file system folds names, found by creating files: as FAT, NTFS, SMB and macOS may do."""
         found = set()
-        for twin, (one, other) in _TRIED.items():
+        for folding, (one, other) in _FOLDING_PROBES.items():
             with self._temporary() as (parts, name, fd):
                 os.close(fd)
                 first = f"{name}-{one}"
@@ -150,13 +160,13 @@ class Folder:
                 try:
                     with contextlib.suppress(OSError):
                         os.stat(f"{name}-{other}", dir_fd=parts, follow_symlinks=False)
-                        found.add(twin)
+                        found.add(folding)
                 finally:
                     os.unlink(first, dir_fd=parts)
         return frozenset(found)
 
     def clean(self) -> int:
-        """Deletes what killed runs of this job left unfinished; returns how many. While no other run of it is on."""
+        """Deletes unfinished files of killed runs of this job and returns their number. No other run may be active."""
         cleaned = 0
         try:
             parts = self._open_folder((PARTS_DIRECTORY,), make=False)
@@ -174,14 +184,14 @@ class Folder:
         return cleaned
 
     def close(self) -> None:
-        """Removes `.ferry-parts` where it is empty."""
+        """Stops the writers and removes `.ferry-parts` if it is empty."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._fd is not None and self._create:
             with contextlib.suppress(OSError):
                 os.rmdir(PARTS_DIRECTORY, dir_fd=self._fd)
 
     def remove(self, key: str) -> None:
-        """Removes a file for good, not its folder; nothing there is fine. Follows no link, and removes none."""
+        """Deletes a file and syncs its directory. A missing file is not an error; a link is not deleted or followed."""
         names = names_of(key)
         try:
             above = self._open_folder(names[:-1], make=False)
@@ -198,7 +208,7 @@ class Folder:
     # --- reading
 
     def find(self, key: str) -> Entry | None:
-        """The file under a key, or None. What is no file, and a link that leads out, is none."""
+        """Returns the file under a key, None if there is none, it is not a file, or a link points outside."""
         try:
             fd = self.open(key)
         except OSError as exc:
@@ -211,13 +221,15 @@ class Folder:
             os.close(fd)
 
     def open(self, key: str) -> int:
-        """Opens a file for reading. Raises FileNotFoundError where there is none, and OSError (ELOOP) for a link that
-        leads out."""
+        """Opens a file for reading and returns its file descriptor.
+
+        Raises FileNotFoundError if it does not exist, OSError (ELOOP) if a link points outside the directory.
+        """
         names = names_of(key)
         try:
             return self._open_file(names)
         except OSError:
-            inside = self._behind_links(names)
+            inside = self._resolve_inside(names)
             if inside is None:
                 raise
         return self._open_file(inside)
@@ -226,35 +238,35 @@ class Folder:
         above = self._open_folder(names[:-1], make=False)
         try:
             if not stat.S_ISREG(os.stat(names[-1], dir_fd=above, follow_symlinks=False).st_mode):
-                raise FileNotFoundError(ENOENT, "no file")
+                raise FileNotFoundError(ENOENT, "not a file")
             return os.open(names[-1], _READ, dir_fd=above)
         finally:
             os.close(above)
 
-    def _behind_links(self, names: Names) -> Names | None:
-        """The same file by its real name, where there are links on the way and all stay inside the directory.
+    def _resolve_inside(self, names: Names) -> Names | None:
+        """Returns the real path of a file behind links inside the directory, None without links or if one is broken.
 
-        Raises OSError (ELOOP) where they lead to something else.
+        Raises OSError (ELOOP) if they lead to something outside.
         """
         try:
             root = self.root.resolve()
             real = root.joinpath(*names).resolve()
-        except (OSError, RuntimeError):  # links that lead in a circle
+        except (OSError, RuntimeError):  # a cycle of links
             return None
         if not real.is_relative_to(root) and real.exists():
-            raise OSError(ELOOP, "a link leads out of the directory")
+            raise OSError(ELOOP, "a link points outside the directory")
         if not real.is_relative_to(root) or real.parts[len(root.parts) :] == names:
             return None
         return real.parts[len(root.parts) :]
 
-    # --- folders
+    # --- directories
 
     def _root(self) -> int:
-        """The directory itself, kept open: a disk that is unmounted must not be mistaken for an empty directory."""
+        """Returns the root's file descriptor, which stays open so that an unmounted disk does not look empty."""
         if self._fd is None:
             if self._create:
                 self.root.mkdir(parents=True, exist_ok=True)
-                for above in self.root.resolve().parents:  # whoever made it just now
+                for above in self.root.resolve().parents:  # this run or another may have created them just now
                     with contextlib.suppress(OSError):
                         _sync_folder(above)
             self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -262,7 +274,10 @@ class Folder:
         return self._fd
 
     def _open_folder(self, names: Sequence[str], *, make: bool) -> int:
-        """A file descriptor, which the caller closes. NotADirectoryError where a link or a file is in the way."""
+        """Opens a directory and returns its file descriptor, which the caller closes.
+
+        Raises NotADirectoryError if a name on the path is a link or a file.
+        """
         fd = os.dup(self._root())
         try:
             for name in names:
@@ -281,28 +296,28 @@ class Folder:
             raise
         return fd
 
-    def _not_on_disk(self, folder: Names) -> set[Names]:
-        """What is to be synced after a write: the folder, and those above it of which nobody knows."""
+    def _unsynced(self, folder: Names) -> set[Names]:
+        """Returns the directories to sync after a write: its own, and the parents that are not known to be on disk."""
         wanted = {folder}
-        while folder and folder not in self._known:
+        while folder and folder not in self._synced:
             folder = folder[:-1]
             wanted.add(folder)
         return wanted
 
     def _sync_all(self, folders: set[Names]) -> set[Names]:
-        """Has the disk keep the folders' names. Returns those that are gone."""
-        gone = set()
+        """Syncs directories to disk and returns those that do not exist any more."""
+        deleted = set()
         for folder in folders:
             try:
                 fd = self._open_folder(folder, make=False)
             except (FileNotFoundError, NotADirectoryError):
-                gone.add(folder)
+                deleted.add(folder)
                 continue
             try:
                 _sync_fd(fd)
             finally:
                 os.close(fd)
-        return gone
+        return deleted
 
 
 def _sync_folder(path: Path) -> None:
@@ -317,14 +332,14 @@ def _sync_fd(fd: int) -> None:
     try:
         os.fsync(fd)
     except OSError as exc:
-        if exc.errno not in (EINVAL, ENOTSUP):  # some file systems have no such call for folders (SMB, FUSE)
+        if exc.errno not in (EINVAL, ENOTSUP):  # some file systems cannot sync a directory (SMB, FUSE)
             raise
 
 
-def place(parts: int, temporary: str, below: int, name: str, *, create: bool) -> None:
-    """Gives a finished file its name: by link(2), which fails where there is something, or by rename(2).
+def rename_into_place(parts: int, temporary: str, below: int, name: str, *, create: bool) -> None:
+    """Gives a finished file its name, by rename(2), or with ``create`` by link(2), which fails if the name exists.
 
-    A directory that is another file system (a mount below the destination) gets the file beside its name.
+    On another file system (a mount below the destination) the file is first copied beside its final name.
     """
     try:
         if create:
@@ -360,30 +375,30 @@ def place(parts: int, temporary: str, below: int, name: str, *, create: bool) ->
 
 
 def _refuse_existing(below: int, name: str) -> None:
-    """Where the file system has no call that creates or fails: looked at just before."""
+    """Raises FileExistsError if the name exists. For file systems without a call that creates atomically."""
     with contextlib.suppress(FileNotFoundError):
         os.stat(name, dir_fd=below, follow_symlinks=False)
         raise FileExistsError(name)
 
 
-class Together:
-    """One call for many: while it runs, the next one's items are collected. Lives in one loop."""
+class BatchedSync:
+    """Batches calls: while one call of ``work`` runs, items for the next are collected. Belongs to one event loop."""
 
     def __init__(self, work: Callable[[set[Names]], set[Names]], pool: ThreadPoolExecutor) -> None:
         self._work = work
         self._pool = pool
-        self._next: set[Names] = set()
-        self._round: asyncio.Task[set[Names]] | None = None
-        self._one: asyncio.Lock = asyncio.Lock()
+        self._waiting: set[Names] = set()
+        self._pending: asyncio.Task[set[Names]] | None = None
+        self._lock: asyncio.Lock = asyncio.Lock()
 
     async def __call__(self, items: set[Names]) -> set[Names]:
-        """Returns what ``work`` says, of a call that began after this one."""
-        self._next |= items
-        if self._round is None:
-            self._round = asyncio.create_task(self._go())
-        return await asyncio.shield(self._round)
+        """Returns the result of a call of ``work`` that includes these items and began after this call."""
+        self._waiting |= items
+        if self._pending is None:
+            self._pending = asyncio.create_task(self._run())
+        return await asyncio.shield(self._pending)
 
-    async def _go(self) -> set[Names]:
-        async with self._one:
-            items, self._next, self._round = self._next, set(), None
+    async def _run(self) -> set[Names]:
+        async with self._lock:
+            items, self._waiting, self._pending = self._waiting, set(), None
             return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)

@@ -1,4 +1,4 @@
-"""What a store shows of an object, and what its answers tell of the bytes."""
+"""Object information as a store returns it, and the meaning of its ETags and checksums."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-# In either case: Alibaba Cloud's OSS writes its MD5s in capitals.
+# Either case is accepted, since Alibaba Cloud's OSS writes MD5s in capitals.
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9A-Fa-f]{32})"?\Z')
 _MULTIPART_ETAG = re.compile(r'"?([0-9A-Fa-f]{32}-\d+)"?\Z')
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """An object as a listing or a HEAD shows it. ``key`` is relative to the store's prefix."""
+    """An object as a listing or a HEAD returns it. ``key`` is relative to the store's prefix."""
 
     key: str
     size: int
@@ -28,43 +28,46 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A store's answer to an upload: its ETag, and the SHA-256 in hex digits where it answered with one."""
+    """A store's response to an upload: its ETag, and its SHA-256 in hex digits if the store returned one."""
 
     etag: str | None
     sha256: str | None = None
-    exists: bool = False  # the key was there, and `create` was asked for
-    sent_twice: bool = False  # what exists may be what the first request put there: its answer was lost
-    in_parts: bool = False
-    parts_etag: str | None = None  # after parts: the composite ETag that the sent bytes make, where it is known already
-    begun_twice: bool = False  # after parts: another upload may have been begun, whose ID is not known
+    exists: bool = False  # nothing was written: the key exists, and `create` was set
+    sent_twice: bool = False  # the first response was lost, so that request may have created what exists
+    in_parts: bool = False  # it was a multipart upload
+    parts_etag: str | None = None  # multipart: the composite ETag computed from the parts sent, if known
+    created_twice: bool = False  # multipart: a lost response may have created another upload, whose ID is unknown
 
 
 def md5_of_etag(etag: str | None) -> str | None:
-    """The MD5 that a single-part S3 ETag looks like, or None. With SSE-KMS it looks like one and is another number."""
+    """Returns the MD5 that an ETag looks like, or None. Under SSE-KMS it looks like an MD5 but is another number."""
     match = _SINGLE_PART_ETAG.match(etag or "")
     return match.group(1).lower() if match else None
 
 
 def composite_etag(etag: str | None) -> str | None:
-    """The ETag of an upload in parts, without its quotes; None for any other."""
+    """Returns the ETag of a multipart upload without quotes and in lower case, None for any other ETag."""
     match = _MULTIPART_ETAG.match(etag or "")
     return match.group(1).lower() if match else None
 
 
 def same_etag(one: str, other: str) -> bool:
-    """Are these the same ETag, quoted, weak (a proxy may make it so) or bare? MD5s are the same in either case."""
+    """Returns whether two ETags are equal, ignoring quotes, a `W/` prefix, and the case of MD5s.
+
+    A proxy may turn a strong ETag into a weak one.
+    """
     one, other = (etag.removeprefix("W/").strip('"') for etag in (one, other))
     md5 = md5_of_etag(one)
     return one == other or (md5 is not None and md5 == md5_of_etag(other))
 
 
 def checksum_of(sha256: str) -> str:
-    """A SHA-256 in hex digits as `x-amz-checksum-sha256` has it (S3 API: checking object integrity)."""
+    """Returns a SHA-256 in hex digits as a value of `x-amz-checksum-sha256` (S3 API: checking object integrity)."""
     return base64.b64encode(bytes.fromhex(sha256)).decode()
 
 
 def sha256_of(checksum: str | None) -> str | None:
-    """The reverse of :func:`checksum_of`; None for what is not the SHA-256 of a whole object."""
+    """Returns the hex digits of a checksum header, None unless it is the SHA-256 of a whole object."""
     try:
         digest = base64.b64decode(checksum or "", validate=True)
     except binascii.Error:
@@ -73,7 +76,7 @@ def sha256_of(checksum: str | None) -> str | None:
 
 
 def composite_of(etags: Sequence[str]) -> str | None:
-    """The ETag of an upload whose parts have these; None where one of them is not an MD5."""
+    """Returns the composite ETag for parts with these ETags, None if one of them is not an MD5."""
     digests = [md5_of_etag(etag) for etag in etags]
     parts = b"".join(bytes.fromhex(digest) for digest in digests if digest is not None)
     if None in digests:
@@ -82,7 +85,7 @@ def composite_of(etags: Sequence[str]) -> str | None:
 
 
 def multipart_etag(path: Path, part_bytes: int) -> str:
-    """S3's composite ETag: MD5 over the parts' MD5s, and their number (S3 API, object integrity)."""
+    """Returns a file's composite ETag: the MD5 of its parts' MD5s, and their number (S3 API, object integrity)."""
     parts = []
     with path.open("rb") as file:
         while piece := file.read(part_bytes):

@@ -1,4 +1,4 @@
-"""Is the destination there, and may we write to it? Asked before anything is downloaded."""
+"""Preflight check of the destination, before anything is downloaded: it exists, and Ferry may write to it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TIMEOUT_S = 30.0
 
 
 def run_preflight(uri: str, access: Access, *, dry: bool = False) -> None:
-    """Raises UserError when the destination is missing or does not let us write.
+    """Checks the destination. Raises UserError if it does not exist or refuses writing.
 
-    A bucket is asked with HeadBucket, and for the right to write by starting a multipart upload and
-    aborting it: that leaves no object behind, whatever happens. With ``dry`` nothing is begun or made.
+    A bucket is checked by HeadBucket, then by creating and aborting a multipart upload, which never leaves an object.
+    With ``dry`` the check creates neither an upload nor a directory.
     """
     parts = urlsplit(uri)
     if parts.scheme == "file":
@@ -32,12 +32,12 @@ def _check_directory(directory: Path, *, dry: bool) -> None:
         if not dry:
             directory.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
-        raise UserError(f"destination: cannot make the directory {directory}: {exc.strerror}") from None
+        raise UserError(f"destination: cannot create the directory {directory}: {exc.strerror}") from None
     there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"destination: {there} is no directory")
+        raise UserError(f"destination: {there} is not a directory")
     if not os.access(there, os.W_OK):
-        raise UserError(f"destination: no right to write to {there}")
+        raise UserError(f"destination: this user may not write to {there}. Change its permissions")
 
 
 def _check_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> None:
@@ -53,16 +53,16 @@ def _check_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> Non
 
 
 def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> str | None:
-    """What the bucket says against us, as the end of a sentence (S3 API: HeadBucket, CreateMultipartUpload).
+    """Returns why the bucket cannot be used, as the end of a sentence, or None if it can.
 
-    | answer | to HEAD of the bucket | to the start of an upload |
+    | status | of HeadBucket | of CreateMultipartUpload |
     |---|---|---|
     | 404 | does not exist | does not exist |
     | 401, 403 | refuses access | refuses writing |
-    | 400 | another region? | answered ... |
+    | 400 | answered ...: check the region | answered ... |
     | other 4xx, 501, 505, 507 | answered ... | answered ... |
 
-    Raises Fatal for a redirect, and ObjectError where five tries brought no answer, or another 5xx.
+    Raises Fatal for a redirect. Raises ObjectError if five attempts bring no response, or only other 5xx statuses.
     """
     control = BucketControl(bucket, access, read_s=TIMEOUT_S)
     reply = control.head_bucket()
@@ -76,11 +76,11 @@ def _ask_bucket(bucket: str, prefix: str, access: Access, *, dry: bool) -> str |
 
 def _refusal(status: int, body: bytes, what: str) -> str:
     code = s3_code(body)
-    said = f"HTTP {status}" + (f" {code}" if code else "")
+    answer = f"HTTP {status}" + (f" {code}" if code else "")
     if status == 404:
         return "does not exist. Create it, or correct `destination`"
     if status in (401, 403):
-        return f"refuses {what} with these credentials ({said}). Check `credentials` and the bucket's policy"
+        return f"refuses {what} with these credentials ({answer}). Check `credentials` and the bucket's policy"
     if what == "access" and status == 400:
-        return f"answered {said}: is `region` right, and the name?"
-    return f"answered {said} when asked for {what}"
+        return f"answered {answer}. Check `region` and the bucket's name"
+    return f"answered {answer} to the check of {what}. Check `destination` and the bucket's settings"

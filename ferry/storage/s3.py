@@ -1,7 +1,7 @@
-"""Single objects of a bucket over HTTP in the loop's own thread: the short way for what every row does.
+"""HTTP client for single objects of a bucket, which runs in the event loop's own thread.
 
-obstore's client lives in threads of its own, and each call is handed over and back (docs/decisions/0009). Whatever is
-not plain here is obstore's.
+obstore's client has threads of its own, and each call is passed to them and back (docs/decisions/0009). obstore sends
+the requests that this client refuses with NotPlain.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ferry.storage.errors import credentials_error, from_store_http, redirected,
 from ferry.storage.object_info import Sent, checksum_of, sha256_of
 from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
 
-# Keys and values that every client writes alike. (obstore refuses empty parts, `.`, `..` and control characters.)
+# Keys and values that every client encodes alike. (obstore refuses empty segments, `.`, `..` and control characters.)
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
-# Keys that a request's path can hold: the others, stores and what stands before them read in different ways.
+# Keys that are safe in a request's path. Stores and proxies interpret all others in different ways.
 _KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+)*")
 _PLAIN_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
-_ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a list's column may hold anything
+_ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a manifest's column may hold any text
 _PLAIN_NAME = re.compile(r"[a-z0-9-]+")
 _HEADERS = {
     name.lower(): name
@@ -36,14 +36,14 @@ _HEADERS = {
 }
 _META = "x-amz-meta-"
 _CHECKSUM = "x-amz-checksum-sha256"
-_COPIED = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
-_ANSWER_BYTES = 64 * 1024
+_COPY_ETAG = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
+_MAX_BODY_BYTES = 64 * 1024
 CONNECT_S = 15.0
-COPIED_BYTES_PER_S = 16 * 1024**2  # by a store that copies an object and says nothing meanwhile
+COPY_BYTES_PER_S = 16 * 1024**2  # assumed speed of a store that copies an object and sends nothing meanwhile
 
 
 class AnyAddress(SystemResolver):
-    """Names without a filter: endpoints are the user's own."""
+    """Resolver without an address filter, since the user configures the endpoints."""
 
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         return socket.socket(family=addr_info[0], type=addr_info[1], proto=addr_info[2])
@@ -53,29 +53,32 @@ class AnyAddress(SystemResolver):
 
 
 class Credentials(Protocol):
-    """Where the keys come from; they may change while a run is on."""
+    """Source of the keys, which may change during a run."""
 
     async def current(self) -> Keys | None:
-        """The keys to sign with, or None to ask unsigned."""
+        """Returns the keys to sign with, None for an unsigned request."""
         ...
 
 
 class NotPlain(Exception):
-    """This request is none for the short way."""
+    """Raised for a request that this client does not send. The caller uses obstore, or reads and writes the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A store's answer with its whole body."""
+    """A store's response with its complete body."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    sent_twice: bool = False  # its request was sent before, on a connection that died without an answer
+    sent_twice: bool = False  # the first request got no response before its connection closed
 
 
 class BucketHttp:
-    """One bucket. Made inside the loop that uses it; closed at the end. Raises ObjectError, Fatal and NotPlain."""
+    """Client for one bucket. Raises ObjectError, Fatal and NotPlain.
+
+    Create it inside the event loop that uses it, and close it at the end.
+    """
 
     def __init__(
         self,
@@ -88,8 +91,11 @@ class BucketHttp:
         read_s: float,
         connections: int,
     ) -> None:
-        """``timeout_s`` bounds a request, longer for a large body; ``read_s`` the time in which nothing of a request is
-        taken and nothing of an answer comes."""
+        """Creates the client.
+
+        ``timeout_s`` limits a request; each PART_BYTES of its body add as much again. ``read_s`` limits the time in
+        which the store neither takes a byte of the request nor sends one of the response.
+        """
         base = URL(endpoint)
         self._base = f"{base.scheme}://{base.raw_authority}"
         self._bucket = bucket
@@ -100,7 +106,7 @@ class BucketHttp:
         self._site = (base.scheme, base.raw_host or "", base.port or 443)
         self._host = f"{base.raw_host}{port}"
         self._timeout_s = timeout_s
-        self._takes_checksums: bool | None = None  # None: not known yet
+        self._accepts_checksums: bool | None = None  # None: not known yet
         self._read_s = read_s
         self._loop = asyncio.get_running_loop()
         self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s)
@@ -110,33 +116,35 @@ class BucketHttp:
 
     @property
     def connections_opened(self) -> int:
-        """Connections opened so far."""
+        """Returns the number of connections opened so far."""
         return self._connections.connections_opened
 
     async def put(
         self, key: str, data: bytes | Upload, sha256: str, attributes: Mapping[str, str], create: bool
     ) -> Sent:
-        """Writes one object of one part. Its SHA-256 is signed, and sent to be kept: S3 refuses a body with another
-        one, and answers with what it keeps.
+        """Writes an object in one request (S3 API: PutObject).
 
-        A store may refuse what it does not know (400, 501): then this bucket is asked without it, from now on.
-        Raises NotPlain where one request may not be so large: a proxy before the store may have a limit of its own.
+        The request signs the SHA-256 and also sends it as `x-amz-checksum-sha256`. S3 compares it, keeps it and returns
+        it. If the store refuses that header (400, 501), this client omits it from then on. Raises NotPlain if a large
+        body is refused with HTTP 413, since a proxy may have a limit of its own.
         """
         headers = plain_headers(attributes)
         if create:
             headers["if-none-match"] = "*"
-        asked = headers | {_CHECKSUM: checksum_of(sha256)} if self._takes_checksums is not False else headers
-        response = await self._ask("PUT", key, asked, sha256, data, "destination")
-        if response.status in (400, 501) and asked is not headers and self._takes_checksums is None:
+        checked_headers = (
+            headers | {_CHECKSUM: checksum_of(sha256)} if self._accepts_checksums is not False else headers
+        )
+        response = await self._send_plain("PUT", key, checked_headers, sha256, data, "destination")
+        if response.status in (400, 501) and checked_headers is not headers and self._accepts_checksums is None:
             response.close()
-            response = await self._ask("PUT", key, headers, sha256, data, "destination")
+            response = await self._send_plain("PUT", key, headers, sha256, data, "destination")
             if response.status == 200:
-                self._takes_checksums = False
-        elif response.status == 200 and asked is not headers:
-            self._takes_checksums = True
+                self._accepts_checksums = False
+        elif response.status == 200 and checked_headers is not headers:
+            self._accepts_checksums = True
         status = response.status
         if status == 200 or (create and status == 412):
-            code = s3_code(await self._rest(response, "destination"))
+            code = s3_code(await self._read_body(response, "destination"))
             if status == 200 and code:
                 raise store_status(200, code, "destination")
             if status == 412:
@@ -145,47 +153,47 @@ class BucketHttp:
         if status == 413 and not isinstance(data, bytes):
             response.close()
             raise NotPlain
-        raise await self._refused(response, "destination")
+        raise await self._error_from(response, "destination")
 
     async def get(self, key: str, side: str) -> Response:
-        """The answer with the object, its body not read yet; whoever takes it reads or closes it."""
-        response = await self._ask("GET", key, {}, EMPTY_SHA256, None, side)
+        """Returns the response with the object, its body unread. The caller reads or closes it (S3 API: GetObject)."""
+        response = await self._send_plain("GET", key, {}, EMPTY_SHA256, None, side)
         if response.status == 200:
             return response
-        raise await self._refused(response, side)
+        raise await self._error_from(response, side)
 
     async def copy(self, key: str, source: str, etag: str, size: int = 0) -> str:
-        """Has the server copy an object as it is, if it still has this ETag; returns the new one (CopyObject).
+        """Copies an object on the server if it still has this ETag, and returns the copy's ETag (S3 API: CopyObject).
 
-        ``source`` is the bucket and the key, joined by a slash. Raises NotPlain where the server does not do it:
-        whoever reads and writes the bytes instead learns on which side the trouble is.
+        ``source`` is the bucket and the key, joined by a slash. Raises NotPlain if the server does not copy. The caller
+        then reads and writes the bytes, which shows on which side the error is.
         """
         if not _PLAIN_KEY.fullmatch(source) or not _ETAG.fullmatch(etag):
             raise NotPlain
         quoted = etag if etag.startswith('"') else f'"{etag}"'
         headers = {"x-amz-copy-source": "/" + encoded(source), "x-amz-copy-source-if-match": quoted}
-        patience_s = self._read_s + size / COPIED_BYTES_PER_S
-        response = await self._ask("PUT", key, headers, EMPTY_SHA256, b"", "destination", patience_s)
+        read_s = self._read_s + size / COPY_BYTES_PER_S
+        response = await self._send_plain("PUT", key, headers, EMPTY_SHA256, b"", "destination", read_s)
         if response.status in (429, 503):
-            raise await self._refused(response, "destination")
-        answer = await self._rest(response, "destination")
-        found = _COPIED.search(answer)  # a 200 may be an error that came up on the way
+            raise await self._error_from(response, "destination")
+        answer = await self._read_body(response, "destination")
+        found = _COPY_ETAG.search(answer)  # S3 may send an error under 200
         if response.status != 200 or found is None:
             raise NotPlain
         return found[1].decode()
 
     async def delete(self, key: str) -> None:
-        """Removes one object (DeleteObject); nothing there is fine."""
+        """Deletes an object. A missing object is not an error (S3 API: DeleteObject)."""
         response = await self._send("DELETE", self._root + encoded(key), {}, EMPTY_SHA256, None, "destination")
         if response.status not in (200, 204, 404):
-            raise await self._refused(response, "destination")
-        await self._rest(response, "destination")
+            raise await self._error_from(response, "destination")
+        await self._read_body(response, "destination")
 
     async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
-        """A request without a body, about the bucket or any key: status and answer. ``query`` is in canonical form."""
+        """Sends a request without a body and returns status and body. ``query`` is in canonical form."""
         path = self._root + encoded(key)
         response = await self._send(method, path, {}, EMPTY_SHA256, None, "destination", query)
-        return response.status, await self._rest(response, "destination")
+        return response.status, await self._read_body(response, "destination")
 
     async def control(
         self,
@@ -197,21 +205,24 @@ class BucketHttp:
         sha256: str = EMPTY_SHA256,
         *,
         ok: Container[int] = (200,),
-        more_s: float = 0.0,
+        extra_read_s: float = 0.0,
     ) -> Reply:
-        """A request of an upload in parts, for any key that a path can hold. ``query`` is in canonical form, ``more_s``
-        is patience beyond ``read_s``. Raises for an answer whose status is not among ``ok``."""
+        """Sends a request of a multipart upload, for any key that is safe in a path.
+
+        ``query`` is in canonical form. ``extra_read_s`` is added to ``read_s``. Raises ObjectError or Fatal for a
+        status that is not in ``ok``.
+        """
         if not _KEY.fullmatch(key):
             raise NotPlain
         body = None if method == "HEAD" else data
-        path, patience_s = self._root + encoded(key), self._read_s + more_s
-        response = await self._send(method, path, dict(headers), sha256, body, "destination", query, patience_s)
+        path, read_s = self._root + encoded(key), self._read_s + extra_read_s
+        response = await self._send(method, path, dict(headers), sha256, body, "destination", query, read_s)
         if response.status not in ok:
-            raise await self._refused(response, "destination")
-        answer = await self._rest(response, "destination")
+            raise await self._error_from(response, "destination")
+        answer = await self._read_body(response, "destination")
         return Reply(response.status, response.headers, answer, response.sent_twice)
 
-    async def _ask(
+    async def _send_plain(
         self,
         method: str,
         key: str,
@@ -219,11 +230,11 @@ class BucketHttp:
         sha256: str,
         data: bytes | Upload | None,
         side: str,
-        patience_s: float | None = None,
+        read_s: float | None = None,
     ) -> Response:
         if not _PLAIN_KEY.fullmatch(key):
             raise NotPlain
-        return await self._send(method, self._root + encoded(key), headers, sha256, data, side, patience_s=patience_s)
+        return await self._send(method, self._root + encoded(key), headers, sha256, data, side, read_s=read_s)
 
     async def _send(
         self,
@@ -234,7 +245,7 @@ class BucketHttp:
         data: bytes | Upload | None,
         side: str,
         query: str = "",
-        patience_s: float | None = None,
+        read_s: float | None = None,
     ) -> Response:
         keys = await self._credentials.current()
         if keys is not None:
@@ -243,36 +254,36 @@ class BucketHttp:
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         target = f"{path}?{query}" if query else path
         head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
-        # A large body has as long as its parts would have together, one after the other.
+        # A large body has as much time as its parts would have one after the other.
         deadline = self._loop.time() + self._timeout_s * (1 + len(data or b"") // PART_BYTES)
-        given: dict[str, Any] = {"deadline": deadline, "is_head": method == "HEAD", "read_s": patience_s}
+        options: dict[str, Any] = {"deadline": deadline, "is_head": method == "HEAD", "read_s": read_s}
         try:
             try:
-                return await self._connections.request(self._site, head, data, **given)
+                return await self._connections.request(self._site, head, data, **options)
             except Exception as exc:
                 if not closed_before_response(exc):
                     raise
-            # An idle connection that the store had ended. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
-            answer = await self._connections.request(self._site, head, data, fresh=True, **given)
+            # The store had closed the idle connection. A PUT of the same bytes may be sent again (RFC 9110, 9.2.2).
+            answer = await self._connections.request(self._site, head, data, fresh=True, **options)
             answer.sent_twice = True
             return answer
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
 
-    async def _rest(self, response: Response, side: str) -> bytes:
-        """The body of an answer that is no object, as far as anybody reads it."""
-        taken = b""
+    async def _read_body(self, response: Response, side: str) -> bytes:
+        """Returns the body of a response that is not an object, cut after about 64 KiB."""
+        body = b""
         try:
-            while len(taken) < _ANSWER_BYTES and (piece := await response.read_chunk()):
-                taken += piece
+            while len(body) < _MAX_BODY_BYTES and (piece := await response.read_chunk()):
+                body += piece
         except Exception as exc:  # noqa: BLE001 - errors.py knows them
             raise from_store_http(exc, side) from None
         finally:
             response.close()
-        return taken
+        return body
 
-    async def _refused(self, response: Response, side: str) -> ObjectError | Fatal | NotPlain:
-        body = await self._rest(response, side)
+    async def _error_from(self, response: Response, side: str) -> ObjectError | Fatal | NotPlain:
+        body = await self._read_body(response, side)
         if response.status < 400:
             location, region = response.headers.get("Location"), response.headers.get("x-amz-bucket-region")
             return redirected(response.status, location, region, self._bucket, side)
@@ -281,9 +292,9 @@ class BucketHttp:
 
 
 def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:
-    """An object's attributes as request headers: what S3 knows under its name, all else as user metadata.
+    """Returns an object's attributes as request headers: S3's own headers by name, all others as user metadata.
 
-    Raises NotPlain for what clients write in different ways.
+    Raises NotPlain for names and values that clients encode in different ways.
     """
     headers = {}
     for name, value in attributes.items():
@@ -295,7 +306,7 @@ def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
-    """The attributes that an answer's headers tell of, named as obstore names them."""
+    """Returns the object attributes in a response's headers, under the names that obstore uses."""
     found = {}
     for name, value in headers.items():
         lower = name.lower()
@@ -307,14 +318,15 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def last_modified(headers: Mapping[str, str]) -> datetime | None:
+    """Returns the Last-Modified date, None if it is missing or invalid."""
     try:
         return parsedate_to_datetime(headers["Last-Modified"])
     except (KeyError, ValueError, TypeError):
         return None
 
 
-class Fixed:
-    """Keys that do not change, or none."""
+class StaticCredentials:
+    """Keys that do not change; None for unsigned requests."""
 
     def __init__(self, keys: Keys | None) -> None:
         self._keys = keys
@@ -323,8 +335,8 @@ class Fixed:
         return self._keys
 
 
-class Boto3:
-    """Keys of boto3's chain. Those that expire are renewed in a thread: that may ask a metadata service."""
+class Boto3Credentials:
+    """Keys of a boto3 session. Expiring keys are renewed in a thread, since that may call a metadata service."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
@@ -341,7 +353,7 @@ class Boto3:
         async with self._lock:
             try:
                 frozen = await asyncio.to_thread(self._credentials.get_frozen_credentials)
-            except Exception as exc:  # noqa: BLE001 - botocore's, and those of what it asks
+            except Exception as exc:  # noqa: BLE001 - errors of botocore and of the services it calls
                 raise credentials_error(exc) from None
             if frozen != self._frozen:
                 self._frozen = frozen

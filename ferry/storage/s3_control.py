@@ -1,7 +1,7 @@
-"""Control requests to a bucket: every request that does not move an object of the job, tried up to five times.
+"""Control requests to a bucket: listings, preflight, multipart control and the files of a state.
 
-Listings, preflight, multipart control and the files of a state. Synchronous and safe to use from several threads;
-objects go over BucketHttp in the event loop (docs/decisions/0031).
+Each request has up to five attempts. The client is synchronous and thread-safe. The job's objects are transferred by
+BucketHttp in the event loop instead (docs/decisions/0031).
 """
 
 from __future__ import annotations
@@ -33,19 +33,22 @@ from ferry.storage.sigv4 import EMPTY_SHA256, Signer, encoded
 T = TypeVar("T")
 CONNECT_S, READ_S = 15.0, 60.0
 PART_BYTES = 16 << 20
-MOST_PARTS = 10_000  # S3 API, multipart upload limits
+MAX_PARTS = 10_000  # S3 API, multipart upload limits
 KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
-_ANSWER_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, each written as %XX, is 3 MB; plan.json is 200 KB
-_PIECE_BYTES = 1 << 20
-# Answers that another try would not change.
-_ANSWERS = (frozenset(range(200, 300)) | frozenset(range(400, 500)) | PERMANENT_STATUSES) - RETRYABLE_STATUSES | {
-    200,
-    404,
-}
+_MAX_RESPONSE_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, written as %XX, has 3 MB; plan.json has 200 KB
+_BLOCK_BYTES = 1 << 20
+_NO_PROGRESS = (
+    "the {side}'s listing does not advance: its continuation token is missing or repeats. "
+    "Check that `endpoint_url` serves ListObjectsV2"
+)
+# Statuses that another attempt would not change.
+_FINAL_STATUSES = (
+    frozenset(range(200, 300)) | frozenset(range(400, 500)) | PERMANENT_STATUSES
+) - RETRYABLE_STATUSES | {200, 404}
 
 
 class BucketControl:
-    """One bucket. Raises ObjectError and Fatal, naming ``side``: destination, source or state."""
+    """Client for one bucket. Raises ObjectError and Fatal, which name ``side``: destination, source or state."""
 
     def __init__(
         self, bucket: str, access: Access, *, side: str = "destination", read_s: float = READ_S, tries: Tries = Tries()
@@ -66,52 +69,52 @@ class BucketControl:
     # --- the bucket
 
     def head_bucket(self) -> Reply:
-        """What the store says of the bucket, a refusal too (S3 API: HeadBucket)."""
-        return self.ask("HEAD", ok=_ANSWERS)
+        """Returns the response to HeadBucket, also one that refuses access (S3 API: HeadBucket)."""
+        return self.ask("HEAD", ok=_FINAL_STATUSES)
 
     def may_write(self, prefix: str) -> Reply:
-        """Asks for the right to write below a prefix: begins an upload in parts and aborts it. No object stays."""
-        key = _trial(prefix) + uuid4().hex
+        """Checks write permission below a prefix by creating and aborting a multipart upload."""
+        key = _preflight_key(prefix) + uuid4().hex
 
         def once() -> Reply:
-            reply = self._once("POST", key, {"uploads": ""}, ok=_ANSWERS)
+            reply = self._once("POST", key, {"uploads": ""}, ok=_FINAL_STATUSES)
             if reply.status == 200:
-                self._give_up(key, s3_xml.text(s3_xml.document(reply.body, self._side), "UploadId") or "")
+                self._try_abort(key, s3_xml.text(s3_xml.parse_document(reply.body, self._side), "UploadId") or "")
             return reply
 
         return self._tries(once)
 
     def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[ObjectInfo]]:
-        """Yields pages of objects whose whole keys begin with ``prefix`` (S3 API: ListObjectsV2).
+        """Yields pages of the objects whose full keys begin with ``prefix`` (S3 API: ListObjectsV2).
 
-        A page that says it is the last is believed only after one more request, which starts after the last key: some
-        stores answer a listing that was cut as if it were whole. ``start_after`` is a whole key.
+        After a page marked as the last, one more request starts after its last key, because some stores mark a
+        truncated listing as complete. ``start_after`` is a full key. Raises ObjectError if a listing does not advance.
         """
         after, token = start_after, None
         first: str | None = None
-        unfinished = False  # the page before said that more follows
-        followed: set[int] = set()  # hashes of this listing's tokens: 100 million keys have 100,000 of them
+        more_expected = False  # the previous page was marked as truncated
+        seen_tokens: set[int] = set()  # hashes of the tokens used: 100 million keys have 100,000 tokens
         while True:
             page = self._page(prefix, after, token)
             objects = page.objects
-            if token is None and objects and objects[0].key == after:  # some stores start at it
+            if token is None and objects and objects[0].key == after:  # some stores include the start-after key
                 objects = objects[1:]
             keys = [each.key for each in objects]
-            from_the_start = token is None and first is not None and keys[:1] == [first]
+            restarted = token is None and first is not None and keys[:1] == [first]
             if token is None:
-                followed.clear()
+                seen_tokens.clear()
             else:
-                followed.add(hash(token))
-            stuck = unfinished and (from_the_start or hash(page.token) in followed)
+                seen_tokens.add(hash(token))
+            stuck = more_expected and (restarted or hash(page.token) in seen_tokens)
             if stuck or (page.truncated and not page.token and not keys):
-                raise ObjectError(ErrorClass.STORE_ERROR, f"the {self._side}'s listing does not say where it goes on")
-            if from_the_start or not (keys or page.truncated):  # a store that does not know start-after begins again
+                raise ObjectError(ErrorClass.STORE_ERROR, _NO_PROGRESS.format(side=self._side))
+            if restarted or not (keys or page.truncated):  # a store that ignores start-after lists from its first key
                 return
             if keys:
                 first = first or keys[0]
                 after = keys[-1]
                 yield objects
-            unfinished, token = page.truncated, page.token if page.truncated else None
+            more_expected, token = page.truncated, page.token if page.truncated else None
 
     def _page(self, prefix: str, after: str | None, token: str | None) -> s3_xml.Page:
         query = {"encoding-type": "url", "list-type": "2", "prefix": prefix}
@@ -119,47 +122,50 @@ class BucketControl:
             query["continuation-token"] = token
         elif after is not None:
             query["start-after"] = after
-        return self._tries(lambda: s3_xml.page(self._once("GET", "", query).body, self._side))
+        return self._tries(lambda: s3_xml.parse_page(self._once("GET", "", query).body, self._side))
 
-    # --- uploads in parts
+    # --- multipart uploads
 
     def _create(self, key: str, headers: Mapping[str, str]) -> str:
-        """Begins an upload; returns its ID. One whose answer was lost stays begun: :meth:`abort` finds it."""
+        """Creates an upload and returns its ID. If the response is lost, :meth:`abort` finds the upload."""
 
         def once() -> str:
-            return s3_xml.begun(self._once("POST", key, {"uploads": ""}, headers).body, self._side)
+            return s3_xml.upload_id(self._once("POST", key, {"uploads": ""}, headers).body, self._side)
 
         return self._tries(once)
 
     def _complete(self, key: str, upload_id: str, etags: list[str], size: int) -> None:
-        """Ends an upload. An answer that was lost leaves no upload to end: then the object itself decides."""
-        body = s3_xml.parts(etags)
+        """Completes an upload.
+
+        After a lost response the store has no such upload any more. Then the object's size and ETag decide.
+        """
+        body = s3_xml.complete_document(etags)
 
         def once() -> None:
             reply = self._once("POST", key, {"uploadId": upload_id}, {}, body, ok=(200, 404))
             if reply.status == 200:
-                s3_xml.document(reply.body, self._side)
+                s3_xml.parse_document(reply.body, self._side)
                 return
-            there = self.ask("HEAD", key, ok=(200, 404))
-            wanted, shown = composite_of(etags), composite_etag(there.headers.get("ETag"))
-            same = shown is None or wanted is None or shown == wanted
-            if there.status != 200 or there.headers.get("Content-Length") != str(size) or not same:
-                raise s3_xml.upload_gone(reply.body, self._side)
+            head = self.ask("HEAD", key, ok=(200, 404))
+            expected, actual = composite_of(etags), composite_etag(head.headers.get("ETag"))
+            same = actual is None or expected is None or actual == expected
+            if head.status != 200 or head.headers.get("Content-Length") != str(size) or not same:
+                raise s3_xml.upload_missing(reply.body, self._side)
 
         self._tries(once)
 
-    def _give_up(self, key: str, upload_id: str) -> None:
-        """Aborts an upload where the store lets us: some policies allow writing and not this."""
+    def _try_abort(self, key: str, upload_id: str) -> None:
+        """Aborts an upload and ignores errors, since some policies allow writing but not aborting."""
         with contextlib.suppress(ObjectError, Fatal):
             self.ask("DELETE", key, {"uploadId": upload_id}, ok=(200, 204, 404))
 
     def abort(self, key: str, *, below: bool = False) -> bool:
-        """Aborts all multipart uploads to exactly this key, or to keys that begin so; True when none is left.
+        """Aborts all multipart uploads to ``key``, or with ``below`` to all keys that begin with it.
 
-        S3 API: ListMultipartUploads, AbortMultipartUpload.
+        Returns False if the store has more uploads than one response lists (S3 API: ListMultipartUploads).
         """
         root = self._tries(
-            lambda: s3_xml.document(self._once("GET", "", {"prefix": key, "uploads": ""}).body, self._side)
+            lambda: s3_xml.parse_document(self._once("GET", "", {"prefix": key, "uploads": ""}).body, self._side)
         )
         for upload in s3_xml.children(root, "Upload"):
             its_key, upload_id = s3_xml.text(upload, "Key") or "", s3_xml.text(upload, "UploadId")
@@ -167,28 +173,28 @@ class BucketControl:
                 self.ask("DELETE", its_key, {"uploadId": upload_id}, ok=(200, 204, 404))
         return s3_xml.text(root, "IsTruncated") != "true"
 
-    def forget_trials(self, prefix: str) -> None:
-        """Aborts what :meth:`may_write` began and, killed, did not end."""
-        self.abort(_trial(prefix), below=True)
+    def abort_preflight_uploads(self, prefix: str) -> None:
+        """Aborts the uploads that :meth:`may_write` left behind when its run was killed."""
+        self.abort(_preflight_key(prefix), below=True)
 
     # --- files of a state
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        """A small object's bytes and its ETag; None where there is none."""
+        """Returns a small object's bytes and its ETag, None if it does not exist."""
 
         def once() -> tuple[bytes, str] | None:
             reply = self._once("GET", key, {}, ok=(200, 404))
             if reply.status == 404:
-                self._not_there(reply)
+                self._check_missing(reply)
                 return None
             return reply.body, reply.headers.get("ETag", "")
 
         return self._unless_missing(once, None)
 
     def download(self, key: str, write: Callable[[bytes], object]) -> bool:
-        """Hands an object to ``write`` in pieces of 1 MiB; False where there is none.
+        """Passes an object to ``write`` in blocks of up to 1 MiB. Returns False if it does not exist.
 
-        An answer that ends early is continued where it ended, if the object still has its ETag.
+        An interrupted response is resumed where it ended, if the object still has its ETag.
         """
         done, etag = 0, ""
 
@@ -199,14 +205,14 @@ class BucketControl:
                 headers["if-match"] = etag
             with self._open("GET", key, {}, headers) as response:
                 if response.status == 404 and not done:
-                    self._not_there(self._reply(response))
+                    self._check_missing(self._read_reply(response))
                     return False
                 if response.status != (206 if done else 200):
-                    raise self._refused(self._reply(response))
+                    raise self._error_from(self._read_reply(response))
                 etag = response.headers.get("ETag", "")
-                while piece := self._piece(response, _PIECE_BYTES):
-                    write(piece)
-                    done += len(piece)
+                while block := self._read_block(response, _BLOCK_BYTES):
+                    write(block)
+                    done += len(block)
             return True
 
         while True:
@@ -214,16 +220,17 @@ class BucketControl:
             try:
                 return self._unless_missing(once, False)
             except ObjectError:
-                if done == before or not etag:  # five tries without a byte, or nothing to tell versions apart by
+                if done == before or not etag:  # five attempts without a byte, or no ETag to tell versions apart
                     raise
 
     def put(self, key: str, data: bytes, headers: Mapping[str, str] = {}, ok: Container[int] = (200,)) -> Reply:
+        """Writes an object and returns the response (S3 API: PutObject)."""
         return self.ask("PUT", key, {}, headers, data, ok=ok)
 
     def upload(self, key: str, path: Path) -> None:
-        """Writes a local file as an object; a large one in parts, each of them tried up to five times."""
+        """Writes a local file as an object. A large file is a multipart upload with up to five attempts a part."""
         size = path.stat().st_size
-        part_bytes = max(PART_BYTES, -(-size // MOST_PARTS))
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
         with path.open("rb") as file:
             if size <= part_bytes:
                 self.put(key, file.read())
@@ -231,16 +238,19 @@ class BucketControl:
             upload_id = self._create(key, {})
             try:
                 etags: list[str] = []
-                while piece := file.read(part_bytes):
+                while block := file.read(part_bytes):
                     query = {"partNumber": str(len(etags) + 1), "uploadId": upload_id}
-                    etags.append(self.ask("PUT", key, query, {}, piece).headers.get("ETag", ""))
+                    etags.append(self.ask("PUT", key, query, {}, block).headers.get("ETag", ""))
                 self._complete(key, upload_id, etags, size)
             except (ObjectError, Fatal):
-                self._give_up(key, upload_id)
+                self._try_abort(key, upload_id)
                 raise
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Deletes objects; missing ones are no error. One by one where the store does not know DeleteObjects (GCS)."""
+        """Deletes objects. A missing object is not an error.
+
+        If the store does not support DeleteObjects (GCS), each object has a request of its own.
+        """
         left = list(keys)
         while left and self._deletes_many:
             batch, rest = left[:KEYS_PER_DELETE], left[KEYS_PER_DELETE:]
@@ -259,7 +269,7 @@ class BucketControl:
         body = f"<Delete><Quiet>true</Quiet>{named}</Delete>".encode()
         md5 = b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode()
         reply = self._once("POST", "", {"delete": ""}, {"content-md5": md5}, body)
-        for error in s3_xml.children(s3_xml.document(reply.body, self._side), "Error"):
+        for error in s3_xml.children(s3_xml.parse_document(reply.body, self._side), "Error"):
             raise store_status(500, s3_xml.text(error, "Code") or "", self._side)
 
     # --- one request
@@ -274,7 +284,7 @@ class BucketControl:
         *,
         ok: Container[int] = (200,),
     ) -> Reply:
-        """Up to five tries; raises for an answer whose status is not among ``ok``."""
+        """Sends a request with up to five attempts. Raises ObjectError or Fatal for a status that is not in ``ok``."""
         return self._tries(lambda: self._once(method, key, query, headers, body, ok=ok))
 
     def _once(
@@ -288,27 +298,27 @@ class BucketControl:
         ok: Container[int] = (200,),
     ) -> Reply:
         with self._open(method, key, query, headers, body) as response:
-            reply = self._reply(response)
+            reply = self._read_reply(response)
         if reply.status not in ok:
-            raise self._refused(reply)
+            raise self._error_from(reply)
         if reply.status == 200 and method != "GET" and (code := s3_code(reply.body)):
-            raise store_status(200, code, self._side)  # nothing was carried out
+            raise store_status(200, code, self._side)  # the store did not do it
         return reply
 
     def _open(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes | None = None
     ) -> Any:
         path = self._root + encoded(key)
-        asked = "&".join(f"{name}={s3_xml.in_query(value)}" for name, value in sorted(query.items()))
+        query_string = "&".join(f"{name}={s3_xml.query_value(value)}" for name, value in sorted(query.items()))
         keys = self._keys()
         sent = dict(headers)
         if keys is not None:
             digest = hashlib.sha256(body).hexdigest() if body is not None else EMPTY_SHA256
             signer = Signer(self._host, self._region)
-            sent = signer.headers(method, path, sent, digest, keys, datetime.now(UTC), asked)
+            sent = signer.headers(method, path, sent, digest, keys, datetime.now(UTC), query_string)
         try:
             return self._pool.urlopen(
-                method, f"{self._origin}{path}?{asked}" if asked else self._origin + path,
+                method, f"{self._origin}{path}?{query_string}" if query_string else self._origin + path,
                 headers=sent, body=body, retries=False, redirect=False, preload_content=False, decode_content=False,
                 timeout=self._timeout,
             )  # fmt: skip
@@ -336,37 +346,43 @@ class BucketControl:
             f"{parts.scheme}://{parts.hostname}:{parts.port or 80}", proxy_headers=headers, **common
         )
 
-    def _piece(self, response: Any, most: int) -> bytes:
+    def _read_block(self, response: Any, most: int) -> bytes:
         try:
-            piece: bytes = response.read(most)
+            block: bytes = response.read(most)
         except HTTP_ERRORS as exc:
             raise from_urllib3(exc, self._side) from None
-        return piece
+        return block
 
-    def _reply(self, response: Any) -> Reply:
-        pieces, size = [], 0
-        while piece := self._piece(response, _PIECE_BYTES):  # to the end: only then a body that was cut is an error
-            pieces.append(piece)
-            size += len(piece)
-            if size > _ANSWER_BYTES:
-                raise ObjectError(ErrorClass.INTERNAL, f"an answer of the {self._side} is longer than it can be")
-        return Reply(response.status, response.headers, b"".join(pieces))
+    def _read_reply(self, response: Any) -> Reply:
+        blocks, size = [], 0
+        while block := self._read_block(response, _BLOCK_BYTES):  # to the end: only then a truncated body raises
+            blocks.append(block)
+            size += len(block)
+            if size > _MAX_RESPONSE_BYTES:
+                text = f"a response of the {self._side} exceeds {_MAX_RESPONSE_BYTES:,} bytes; please report it"
+                raise ObjectError(ErrorClass.INTERNAL, text)
+        return Reply(response.status, response.headers, b"".join(blocks))
 
-    def _refused(self, reply: Reply) -> ObjectError | Fatal:
+    def _error_from(self, reply: Reply) -> ObjectError | Fatal:
         if 300 <= reply.status < 400:
             location, region = reply.headers.get("Location"), reply.headers.get("x-amz-bucket-region")
             return redirected(reply.status, location, region, self._bucket, self._side)
         retry_after_s = parse_retry_after(reply.headers.get("Retry-After"), datetime.now(UTC))
         return store_status(reply.status, s3_code(reply.body), self._side, retry_after_s)
 
-    def _not_there(self, reply: Reply) -> None:
-        """A 404 to a GET is about the object where its document says so. Raises ObjectError for any other: a proxy
-        answers so while the store behind it restarts. Raises Fatal for NoSuchBucket."""
+    def _check_missing(self, reply: Reply) -> None:
+        """Returns if a 404 names the object as missing. Raises Fatal for NoSuchBucket, ObjectError for any other 404.
+
+        A proxy may answer 404 while the store behind it restarts.
+        """
         if s3_code(reply.body) != "NoSuchKey":
             raise store_status(404, s3_code(reply.body), self._side)
 
     def _unless_missing(self, work: Callable[[], T], missing: T) -> T:
-        """Has the work done. A 404 without the store's own document is believed when it came five times."""
+        """Returns the result of ``work``, or ``missing`` if its last attempt ends in a 404.
+
+        A 404 that does not name the object may come from a proxy, so it is retried first.
+        """
         try:
             return self._tries(work)
         except ObjectError as error:
@@ -375,5 +391,5 @@ class BucketControl:
             raise
 
 
-def _trial(prefix: str) -> str:
+def _preflight_key(prefix: str) -> str:
     return f"{prefix}/.ferry-preflight-".lstrip("/")

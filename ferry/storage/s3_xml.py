@@ -1,4 +1,4 @@
-"""The XML documents of the S3 API that Ferry reads: listings, errors and what is said of uploads in parts."""
+"""XML documents of the S3 API that Ferry reads and writes: listings, errors and multipart uploads."""
 
 from __future__ import annotations
 
@@ -16,80 +16,88 @@ from ferry.storage.object_info import ObjectInfo
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One answer to ListObjectsV2. ``token``: where the next page begins, as the store says it."""
+    """One response to ListObjectsV2. ``token`` is the store's continuation token for the next page."""
 
-    objects: list[ObjectInfo]  # with whole keys
+    objects: list[ObjectInfo]  # with full keys
     truncated: bool
     token: str | None
 
 
-def document(body: bytes, side: str) -> ET.Element:
-    """The root of an answer's document. Raises ObjectError and Fatal for an <Error> under 200, and for no document.
+def parse_document(body: bytes, side: str) -> ET.Element:
+    """Returns the root element of a response. Raises ObjectError or Fatal for an <Error> or an invalid document.
 
-    S3 documents have no DTD; one that has is refused, since a DTD may define entities that expand without end.
+    S3 documents have no DTD. Ferry refuses a document with one, since its entities may expand without limit.
     """
     try:
         if b"<!DOCTYPE" in body:
             raise ET.ParseError
         root = ET.fromstring(body.strip())  # noqa: S314 - without a DTD there is nothing to expand
     except (ET.ParseError, ValueError, LookupError):
-        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s answer is not an S3 document") from None
+        message = f"the {side}'s response is not an S3 document. Check `endpoint_url`"
+        raise ObjectError(ErrorClass.STORE_ERROR, message) from None
     if _name(root) == "Error":
         raise store_status(200, text(root, "Code") or "", side)
     return root
 
 
-def page(body: bytes, side: str) -> Page:
-    """Raises ObjectError and Fatal, as :func:`document` does; also for another document and an unusable object."""
-    root = document(body, side)
+def parse_page(body: bytes, side: str) -> Page:
+    """Returns a listing's page. Raises ObjectError and Fatal as :func:`parse_document` does.
+
+    Also raises ObjectError for another kind of document, and for an object without a valid key or size.
+    """
+    root = parse_document(body, side)
     if _name(root) != "ListBucketResult":
-        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s answer is not a listing")
+        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s response is not a listing. Check `endpoint_url`")
     in_url = (text(root, "EncodingType") or "") == "url"
     try:
-        objects = [_found(each, in_url=in_url) for each in children(root, "Contents")]
+        objects = [_object_info(each, in_url=in_url) for each in children(root, "Contents")]
     except (KeyError, ValueError):
-        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s listing has an object without key or size") from None
+        message = f"the {side}'s listing has an object without a valid key or size"
+        raise ObjectError(ErrorClass.STORE_ERROR, message) from None
     return Page(objects, text(root, "IsTruncated") == "true", text(root, "NextContinuationToken"))
 
 
-def _found(contents: ET.Element, *, in_url: bool) -> ObjectInfo:
-    said = {_name(each): each.text or "" for each in contents}
-    key = unquote_plus(said["Key"], errors="strict") if in_url else said["Key"]
-    modified = said.get("LastModified")
+def _object_info(contents: ET.Element, *, in_url: bool) -> ObjectInfo:
+    fields = {_name(each): each.text or "" for each in contents}
+    key = unquote_plus(fields["Key"], errors="strict") if in_url else fields["Key"]
+    modified = fields.get("LastModified")
     return ObjectInfo(
-        key, int(said["Size"]), said.get("ETag") or None, datetime.fromisoformat(modified) if modified else None
+        key, int(fields["Size"]), fields.get("ETag") or None, datetime.fromisoformat(modified) if modified else None
     )
 
 
 def children(root: ET.Element, name: str) -> Iterator[ET.Element]:
+    """Returns the child elements with this tag, in any namespace."""
     return (each for each in root if _name(each) == name)
 
 
 def text(root: ET.Element, name: str) -> str | None:
-    """The text of a child; None where there is none."""
+    """Returns the text of the first child with this tag, None if there is none."""
     return next((each.text for each in children(root, name)), None)
 
 
-def begun(body: bytes, side: str) -> str:
-    """The ID of the upload in parts that this answer says was begun (S3 API: CreateMultipartUpload)."""
-    upload_id = text(document(body, side), "UploadId")
-    if not upload_id:
-        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} began an upload and did not say which")
-    return upload_id
+def upload_id(body: bytes, side: str) -> str:
+    """Returns the upload ID in a response to CreateMultipartUpload. Raises ObjectError if it has none."""
+    found = text(parse_document(body, side), "UploadId")
+    if not found:
+        raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} created a multipart upload but returned no upload ID")
+    return found
 
 
-def upload_gone(body: bytes, side: str) -> ObjectError | Fatal:
-    """The error for a 404 in an upload in parts that was begun. NoSuchUpload: another client ended it, or a rule of the
-    bucket; nothing is wrong with the bucket."""
+def upload_missing(body: bytes, side: str) -> ObjectError | Fatal:
+    """Returns the error for a 404 to a request of a multipart upload.
+
+    NoSuchUpload means that another client or a lifecycle rule ended the upload. The bucket itself is fine.
+    """
     code = s3_code(body)
     if code == "NoSuchUpload":
-        text = f"the {side} has no such upload any more (HTTP 404 NoSuchUpload): another client or a rule ended it"
-        return ObjectError(ErrorClass.STORE_ERROR, text, status_code=404)
+        message = f"the {side} answered HTTP 404 NoSuchUpload: another client or a lifecycle rule ended the upload"
+        return ObjectError(ErrorClass.STORE_ERROR, message, status_code=404)
     return store_status(404, code, side)
 
 
-def parts(etags: Iterable[str]) -> bytes:
-    """What ends an upload whose parts have these ETags (S3 API: CompleteMultipartUpload)."""
+def complete_document(etags: Iterable[str]) -> bytes:
+    """Returns the request body for CompleteMultipartUpload from the parts' ETags, in order."""
     named = "".join(
         f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
         for number, etag in enumerate(etags, 1)
@@ -97,11 +105,11 @@ def parts(etags: Iterable[str]) -> bytes:
     return f"<CompleteMultipartUpload>{named}</CompleteMultipartUpload>".encode()
 
 
-def in_query(value: str) -> str:
-    """A value as it stands in a signed query."""
+def query_value(value: str) -> str:
+    """Returns a value percent-encoded for a signed query."""
     return quote(value, safe="~")
 
 
 def _name(element: ET.Element) -> str:
-    """A tag without its namespace: stores differ in those."""
+    """Returns the tag without its namespace, which differs between stores."""
     return element.tag.rpartition("}")[2]

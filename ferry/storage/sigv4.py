@@ -1,7 +1,7 @@
-"""AWS Signature Version 4 for single requests to S3. Pure: the time is handed in.
+"""AWS Signature Version 4 for single requests to S3, as pure functions of the time.
 
 Source: Amazon S3 API reference, "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)".
-S3 encodes the path once, and its hash of the payload is one that Ferry has computed already.
+For S3 the path is encoded once. The payload hash is the SHA-256 that Ferry has already computed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """One set of credentials."""
+    """Access key ID, secret access key and session token."""
 
     key_id: str
     secret: str = field(repr=False)
@@ -26,12 +26,12 @@ class Keys:
 
 
 def encoded(key: str) -> str:
-    """A key as it stands in a request's path: each byte but the unreserved ones and `/` as %XX (RFC 3986)."""
+    """Returns a key for a request's path: each byte except `/` and the unreserved ones is %XX (RFC 3986 2.3)."""
     return quote(key, safe="/~")
 
 
 class Signer:
-    """Signs for one host and region. The signing key of a day is derived once."""
+    """Signs requests for one host and region. The signing key of a day is derived once."""
 
     __slots__ = ("_day", "_day_keys", "_host", "_key", "_region")
 
@@ -52,10 +52,10 @@ class Signer:
         now: datetime,
         query: str = "",
     ) -> dict[str, str]:
-        """``headers`` (lower-case names, values without blanks around them) and what signs the request.
+        """Returns ``headers`` together with those that sign the request.
 
-        ``path`` is encoded; so is ``query``, each parameter with its `=`, in order. ``now`` is UTC. All headers are
-        signed, and the host with them.
+        Header names are lower case, values have no surrounding blanks. ``path`` and ``query`` are percent-encoded, the
+        query's parameters sorted and each with its `=`. ``now`` is UTC. All headers and the host are signed.
         """
         stamp = now.strftime("%Y%m%dT%H%M%SZ")
         day = stamp[:8]

@@ -1,7 +1,7 @@
-"""The one object-store client: S3 behind obstore and the short way, directories behind local_files.py.
+"""One interface to object stores: S3 buckets through Ferry's HTTP client and obstore, directories through local.py.
 
-Every call maps its errors through :func:`ferry.core.errors.from_store` (from_folder) and raises ObjectError or
-Fatal only. The library's own retries are off: the object's retry is the engine's (DESIGN: decisions).
+Each call maps errors by ferry/storage/errors.py and raises only ObjectError or Fatal; copy_from also raises NotPlain.
+obstore's own retries are off, since ferry/transfer retries whole objects.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from ferry.core import (
     no_delay,
 )
 from ferry.http import Algorithm
-from ferry.storage.confirmation import Proof, Told, Trust, confirm, of_size
-from ferry.storage.credentials import Access, s3_client, short_client, upload_s
+from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
+from ferry.storage.credentials import Access, http_client, obstore_client, upload_timeout_s
 from ferry.storage.downloads import Downloads
-from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, from_store, key_refused, no_condition
+from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, condition_unsupported, from_store, key_refused
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
-from ferry.storage.multipart import Multipart, Notes, Parts
+from ferry.storage.multipart import Multipart, MultipartUploads, UploadLog
 from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag, multipart_etag
 from ferry.storage.s3 import BucketHttp, NotPlain
 from ferry.storage.s3_control import BucketControl
 
 __all__ = ["ObjectInfo", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
-REFUSED_IN_A_ROW = 50  # single keys refused, one after the other: it is not the keys
+REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
 
-Request = Literal["head", "read", "write"]  # of one object: a store may allow the one and not the other
+Request = Literal["head", "read", "write"]  # counted apart, since a store may allow one and refuse another
 
 
 class AlreadyThere(ObjectError):
-    """The key has an object, and `create` was asked for. ``maybe_ours``: this very upload may have put it there."""
+    """The key exists and `create` was set. ``maybe_ours``: a request of this upload may have created the object."""
 
     def __init__(self, *, maybe_ours: bool = False) -> None:
         super().__init__(ErrorClass.EXISTS, "the destination already has this key")
@@ -62,7 +62,7 @@ class AlreadyThere(ObjectError):
 
 
 class Store:
-    """One root: a bucket with a prefix, or a directory."""
+    """An object store with one root: a bucket with a prefix, or a directory."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class Store:
         pool: Executor | None = None,
         http: Callable[[], BucketHttp] | None = None,
         access: Access | None = None,
-        notes: Notes | None = None,
+        upload_log: UploadLog | None = None,
         read_s: float = 30.0,
     ) -> None:
-        """``clients`` are obstore's, for what is asked and for uploads."""
+        """``clients`` are obstore's two clients: one for uploads (second), one for all other requests."""
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
@@ -93,17 +93,17 @@ class Store:
         self._make_http = http
         self._access = access
         bucket = urlsplit(uri).netloc
-        self._parts = Parts(bucket, notes, self.control, self._hasty)
+        self._multipart_uploads = MultipartUploads(bucket, upload_log, self.control, self._single_try_control)
         self._controls: dict[str, BucketControl] = {}
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
-        self._downloads = Downloads(bucket, self.backend, self._short_way, spool_dir, self._budget, pool)
-        self.in_byte_order = in_byte_order  # does a listing come in the order of the keys' bytes?
-        self._refused: Counter[Request] = Counter()  # in a row
-        self.trust = Trust()
+        self._downloads = Downloads(bucket, self.backend, self._http_client, spool_dir, self._budget, pool)
+        self.in_byte_order = in_byte_order  # whether listings are sorted by the keys' bytes
+        self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
+        self.read_back_policy = ReadBackPolicy()
 
     def path(self, key: str) -> str:
-        """The key inside the backend: prefix and key joined by exactly one slash."""
+        """Returns the full key in the bucket: prefix and key joined by one slash."""
         return f"{self.prefix}/{key}" if self.prefix else key
 
     async def put(
@@ -114,22 +114,26 @@ class Store:
         *,
         create: bool = False,
     ) -> Sent:
-        """Writes one object and returns the store's answer.
+        """Writes one object and returns the store's response.
 
-        With ``create`` an existing key is EXISTS. Parts know no such condition: for them it is looked for just before.
+        With ``create``, raises AlreadyThere if the key exists. A multipart upload checks by HEAD before it starts, and
+        again by If-None-Match at its end where Ferry's HTTP client sends it.
         """
         try:
-            async with self._one_key("write"):
+            async with self._handling_refusals("write"):
                 return await self._put(key, body, attributes, create)
         except ObjectError as error:
             if create and error.status_code == 501:
-                raise no_condition() from None
+                raise condition_unsupported() from None
             raise
 
     @contextlib.asynccontextmanager
-    async def _one_key(self, kind: Request) -> AsyncIterator[None]:
-        """A refusal in the block is Fatal, unless other keys are taken: then it is this row's own failure (forbidden),
-        and Fatal when that happens to many in a row."""
+    async def _handling_refusals(self, kind: Request) -> AsyncIterator[None]:
+        """Handles a refusal (Refused, a Fatal) in the block.
+
+        If the destination accepts other keys, only this row fails (ObjectError, FORBIDDEN). After REFUSED_IN_A_ROW such
+        rows one after the other the refusal stays Fatal.
+        """
         try:
             yield
         except Refused as refused:
@@ -140,7 +144,7 @@ class Store:
         self._refused[kind] = 0
 
     async def _may_write(self) -> bool:
-        """Does the destination take other keys?"""
+        """Returns whether the destination accepts other keys."""
         if self._directory is not None:
             return await self._directory.may_write()
         return (await asyncio.to_thread(self.control().may_write, self.prefix)).status < 300
@@ -148,7 +152,7 @@ class Store:
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
             return Sent(await self._directory.put(key, body, create))
-        if body.size <= ONE_PUT_BYTES and (http := self._short_way()) is not None:
+        if body.size <= ONE_PUT_BYTES and (http := self._http_client()) is not None:
             with contextlib.suppress(NotPlain), body.upload() as data:
                 sent = await http.put(self.path(key), data, body.sha256, attributes, create)
                 if sent.exists:
@@ -157,16 +161,15 @@ class Store:
         if body.path is not None:
             return await self._put_parts(key, body, body.path, attributes, create)
         assert body.data is not None
-        extra: dict[str, Any] = (
-            {"mode": "create"} if create else {"use_multipart": False}
-        )  # one part: the ETag is the MD5
-        return Sent(await self._put_long_way(key, body.data, attributes, extra))
+        # Without create, one request is forced, so that the ETag is the MD5.
+        extra: dict[str, Any] = {"mode": "create"} if create else {"use_multipart": False}
+        return Sent(await self._put_with_obstore(key, body.data, attributes, extra))
 
     async def _put_parts(self, key: str, body: Body, file: Path, attributes: Mapping[str, str], create: bool) -> Sent:
-        """A multipart upload, which is aborted where it fails; one that is broken off has a note for the next run."""
+        """Uploads a spooled body in parts. MultipartUploads aborts or logs an upload that does not succeed."""
         if create and await self.head(key) is not None:
             raise AlreadyThere
-        http, path = self._short_way(), self.path(key)
+        http, path = self._http_client(), self.path(key)
         async with self._budget.upload_in_parts() as at_once:
 
             async def work() -> Sent:
@@ -174,19 +177,21 @@ class Store:
                     with contextlib.suppress(NotPlain):
                         return await Multipart(http, path, body).send(attributes, at_once, create=create)
                 extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
-                return Sent(await self._put_long_way(key, file, attributes, extra), in_parts=True)
+                return Sent(await self._put_with_obstore(key, file, attributes, extra), in_parts=True)
 
-            sent = await self._parts.upload(path, work)
+            sent = await self._multipart_uploads.upload(path, work)
         if sent.exists:
             raise AlreadyThere(maybe_ours=sent.sent_twice)
         return sent
 
-    async def _put_long_way(
+    async def _put_with_obstore(
         self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
     ) -> str | None:
         try:
             extra |= {"attributes": attributes}
-            async with asyncio.timeout(upload_s(len(source), self._read_s) if isinstance(source, bytes) else None):
+            async with asyncio.timeout(
+                upload_timeout_s(len(source), self._read_s) if isinstance(source, bytes) else None
+            ):
                 result = await obstore.put_async(self._uploads, self.path(key), source, **extra)
         except ALREADY_THERE:
             raise AlreadyThere from None
@@ -196,7 +201,7 @@ class Store:
         return etag
 
     def can_copy_from(self, source: Store) -> bool:
-        """Both are buckets of one server, for one set of credentials."""
+        """Returns whether this store's HTTP client can copy: both are buckets of one server with the same access."""
         both = self.kind == source.kind == "s3" and self._make_http is not None
         return both and self._access is not None and self._access == source._access
 
@@ -209,37 +214,43 @@ class Store:
         size: int,
         etag: str,
         moved: Callable[[], object] = lambda: None,
-    ) -> Proof:
-        """Has the server copy an object that was listed with this size and ETag.
+    ) -> Confirmation:
+        """Copies an object on the server if it still has this ETag. ``size`` and ``etag`` are those of its listing.
 
-        | both ETags look like MD5s | they are equal | confirmed by |
-        |---|---|---|
-        | yes | yes | digest |
-        | yes | no | what the source's ETag says, and the copy that is read back has; else NotPlain |
-        | no | | size |
+        | both ETags look like MD5s | they are equal | the copy is read back | confirmed by |
+        |---|---|---|---|
+        | yes | yes | no | digest |
+        | yes | no | yes: its MD5 is the source's ETag | read back |
+        | yes | no | yes: its MD5 is another | not confirmed: NotPlain |
+        | yes | no | no, as ReadBackPolicy decides | size |
+        | no | | no | size |
 
-        Raises NotPlain where the server does not copy, too: reading and writing the bytes shows what is wrong.
+        Also raises NotPlain if the server does not copy. The caller then reads and writes the bytes.
         """
-        http = self._short_way()
+        http = self._http_client()
         assert http is not None
         bucket = urlsplit(source.uri).netloc
         copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
         md5, listed = md5_of_etag(copied), md5_of_etag(etag)
         if md5 is not None and md5 == listed:
-            return Proof(Confirmed.DIGEST, copied)
-        if md5 is not None and listed is not None and self.trust.reads_back(Told.MAYBE_OTHER, key):
+            return Confirmation(Confirmed.DIGEST, copied)
+        if (
+            md5 is not None
+            and listed is not None
+            and self.read_back_policy.must_read_back(Comparison.MAYBE_DIFFERENT, key)
+        ):
             stored, _ = await self.digest(key, max_bytes=size, algorithm="md5", moved=moved)
             if stored != listed:
                 raise NotPlain
-            return Proof(Confirmed.READ_BACK, copied)
-        await of_size(self, key, size)
-        return Proof(Confirmed.SIZE, copied)
+            return Confirmation(Confirmed.READ_BACK, copied)
+        await check_size(self, key, size)
+        return Confirmation(Confirmed.SIZE, copied)
 
     async def head(self, key: str, *, side: str = "destination") -> ObjectInfo | None:
-        """What stands under a key, or None."""
+        """Returns the object's information, None if it does not exist (S3 API: HeadObject)."""
         if side == "source":
             return await self._head(key, side)
-        async with self._one_key("head"):
+        async with self._handling_refusals("head"):
             return await self._head(key, side)
 
     async def _head(self, key: str, side: str) -> ObjectInfo | None:
@@ -251,13 +262,13 @@ class Store:
             return None
         except Exception as exc:
             raise from_store(exc, side=side) from None
-        return self._found(meta)
+        return self._object_info(meta)
 
     async def delete(self, key: str) -> None:
-        """Removes what stands under a key; nothing there is fine. Raises ObjectError and Fatal."""
+        """Deletes an object. A missing object is not an error. Raises ObjectError and Fatal."""
         if self._directory is not None:
             await self._directory.delete(key)
-        elif (http := self._short_way()) is not None:
+        elif (http := self._http_client()) is not None:
             await http.delete(self.path(key))
         else:
             try:
@@ -270,9 +281,9 @@ class Store:
     async def get(
         self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
-        """One object with its digests and attributes (Content-Type, Content-Encoding, metadata).
+        """Returns an object's body, information and attributes (Content-Type, Content-Encoding, metadata).
 
-        ``charge`` says how long to wait after so many bytes.
+        ``charge`` takes a number of bytes read and returns the seconds to wait (the bandwidth limit).
         """
         if self._directory is not None:
             return await self._directory.get(key, max_bytes, side, charge or no_delay)
@@ -286,17 +297,17 @@ class Store:
         algorithm: Algorithm = "sha256",
         moved: Callable[[], object] = lambda: None,
     ) -> tuple[str, ObjectInfo]:
-        """The digest of an object's bytes, read through: however large it is, hardly any of it is in memory.
+        """Returns the digest and information of an object, which is read in blocks and not kept in memory.
 
-        ``moved`` hears of each piece.
+        ``moved`` is called after each block.
         """
-        async with self._one_key("read"):
+        async with self._handling_refusals("read"):
             if self._directory is not None:
                 return await self._directory.digest(key, max_bytes, algorithm, moved)
             return await self._downloads.digest(key, self.path(key), max_bytes, algorithm, moved)
 
     def control(self, side: str = "destination") -> BucketControl:
-        """Asks the bucket for everything that is not an object; not in an event loop."""
+        """Returns the client for control requests. It blocks, so do not use it in an event loop."""
         if side not in self._controls:
             assert self._access is not None
             self._controls[side] = BucketControl(
@@ -304,37 +315,42 @@ class Store:
             )
         return self._controls[side]
 
-    def _hasty(self) -> BucketControl:
-        """Asks once, and no longer than the store may be silent."""
+    def _single_try_control(self) -> BucketControl:
+        """Returns a control client that tries once and waits at most ``read_s``."""
         assert self._access is not None
         bucket = urlsplit(self.uri).netloc
         return BucketControl(bucket, self._access, read_s=self._read_s, tries=Tries(attempts=1))
 
-    def _short_way(self) -> BucketHttp | None:
+    def _http_client(self) -> BucketHttp | None:
+        """Returns Ferry's HTTP client, created on first use; None for a directory or if only obstore is used."""
         if self._http is None and self._make_http is not None:
             self._http = self._make_http()
         return self._http
 
     @property
     def connections_opened(self) -> int:
-        """Connections that the short way opened so far."""
+        """Returns the number of connections that Ferry's HTTP client has opened."""
         return self._http.connections_opened if self._http is not None else 0
 
     async def clean(self) -> None:
-        """Ends what killed runs of this job left unfinished; while no other run of it is on."""
+        """Deletes unfinished files and aborts uploads of killed runs of this job. No other run of it may be active."""
         if self._directory is not None:
             await self._directory.clean()
         else:
-            await self._parts.clean(self.prefix)
+            await self._multipart_uploads.clean(self.prefix)
 
     async def close(self) -> None:
+        """Closes connections and threads. The store cannot be used afterwards."""
         if self._directory is not None:
             await asyncio.to_thread(self._directory.folder.close)
         if self._http is not None:
             await self._http.close()
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[ObjectInfo]]:
-        """Pages of objects under the prefix, in key order from ``start_after`` on (S3 ListObjectsV2)."""
+        """Yields pages of the objects under the prefix (S3 API: ListObjectsV2).
+
+        ``start_after`` is a key of a bucket; a directory ignores it and has no fixed order.
+        """
         if self._directory is not None:
             yield from walk(self._directory.folder.root, links=side == "source")
             return
@@ -342,14 +358,14 @@ class Store:
         for page in self.control(side).pages(below, below + start_after if start_after is not None else None):
             yield [replace(found, key=found.key[len(below) :]) for found in page]
 
-    async def confirm(self, key: str, body: Body, sent: Sent) -> Proof:
-        """Compares the store's answer with what was sent (confirmation.py). Raises UPLOAD_UNCONFIRMED."""
+    async def confirm(self, key: str, body: Body, sent: Sent) -> Confirmation:
+        """Confirms an upload (confirmation.py); a directory by size alone. Raises ObjectError (UPLOAD_UNCONFIRMED)."""
         if self.kind == "file":
-            await of_size(self, key, body.size)
-            return Proof(Confirmed.SIZE, sent.etag)
-        return await confirm(self, self.trust, key, body, sent)
+            await check_size(self, key, body.size)
+            return Confirmation(Confirmed.SIZE, sent.etag)
+        return await confirm(self, self.read_back_policy, key, body, sent)
 
-    def _found(self, meta: Any) -> ObjectInfo:
+    def _object_info(self, meta: Any) -> ObjectInfo:
         path = str(meta["path"])
         key = path[len(self.prefix) + 1 :] if self.prefix else path
         return ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
@@ -365,38 +381,38 @@ def open_store(
     create: bool = False,
     budget: Budget | None = None,
     pool: Executor | None = None,
-    short_way: bool = False,
+    direct_http: bool = False,
     mark: str = "ferry",
-    notes: Notes | None = None,
+    upload_log: UploadLog | None = None,
 ) -> Store:
-    """The store that a URI names: ``s3://bucket/prefix`` or ``file:///directory``.
+    """Returns the store for a URI: ``s3://bucket/prefix`` or ``file:///directory``.
 
-    ``timeout_s`` bounds a request, ``read_s`` the silence of a bucket. ``budget`` bounds the bytes of bodies read,
-    ``pool`` hashes large ones. With ``short_way`` single objects of a
-    bucket go through the loop's own HTTP client; the store then belongs to one loop, and is closed at the end. ``mark``
-    is the job's: what it leaves unfinished in a directory is known by it; ``notes`` has what it begins in a bucket.
-    Raises UserError for another scheme, and for a directory that does not exist (unless ``create``).
+    ``timeout_s`` limits a request, ``read_s`` the time without a byte from a bucket. ``budget`` limits the memory for
+    bodies, and ``pool`` hashes large ones. With ``direct_http``, Ferry's HTTP client transfers single objects of a
+    bucket; the store then belongs to one event loop and must be closed. ``mark`` begins the names of this job's
+    unfinished files in a directory. ``upload_log`` records this job's multipart uploads in a bucket.
+    Raises UserError for any other scheme, and for a missing directory unless ``create`` is set.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
         clients = (
-            s3_client(parts.netloc, access, timeout_s, read_s),
-            s3_client(parts.netloc, access, upload_s(PART_BYTES, read_s)),
+            obstore_client(parts.netloc, access, timeout_s, read_s),
+            obstore_client(parts.netloc, access, upload_timeout_s(PART_BYTES, read_s)),
         )
-        # Amazon promises it (ListObjectsV2); of other stores nothing is known.
+        # Amazon documents the order (ListObjectsV2); other stores may sort differently.
         at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
         prefix = parts.path.strip("/")
         http = None
-        if short_way and not access.proxied:
-            http = partial(short_client, parts.netloc, access, timeout_s, read_s)
+        if direct_http and not access.proxied:
+            http = partial(http_client, parts.netloc, access, timeout_s, read_s)
         return Store(
             uri, clients, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
-            access=access, notes=notes, read_s=read_s,
+            access=access, upload_log=upload_log, read_s=read_s,
         )  # fmt: skip
     if parts.scheme == "file":
         directory = Path(unquote(parts.path))
         if not directory.is_dir() and not create:
-            raise UserError(f"the directory {directory} does not exist")
+            raise UserError(f"the directory {directory} does not exist. Create it, or correct its address in the job")
         folder = Folder(directory, mark, create=create)
         return Store(uri, None, "", "file", spool_dir, folder, budget=budget, pool=pool)
     raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")

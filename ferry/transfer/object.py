@@ -27,7 +27,7 @@ from ferry.images import Kind as ImageKind
 from ferry.images import check_image, decode_image, is_quick, load_decoders, sniff
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import DESTINATION, Limiter, Permit, record_failure
-from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Proof, Store, md5_of_etag
+from ferry.storage import AlreadyThere, Confirmation, NotPlain, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.conflict import Step, Unconfirmed, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.source import Fetch, Sources
@@ -332,7 +332,7 @@ class ObjectTransfer:
             moved.message = "the destination has this key"
         return True
 
-    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Proof:
+    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Confirmation:
         """Uploads and has the destination confirm it."""
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
@@ -396,7 +396,7 @@ class ObjectTransfer:
                 decode_image(data, kind)
         return kind
 
-    async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Proof | None:
+    async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Confirmation | None:
         """Compares the object at the destination with the body: by its MD5 where the ETag is one, else by reading it.
 
         None: it has other bytes. A directory's listing has no ETags; what was read has.
@@ -404,10 +404,10 @@ class ObjectTransfer:
         if found.size != body.size:
             return None
         if md5_of_etag(found.etag) == body.md5:
-            return Proof(Confirmed.DIGEST, found.etag)
+            return Confirmation(Confirmed.DIGEST, found.etag)
         with self._telling(key, "read"):
             sha256, read = await self._destination.digest(key, max_bytes=found.size, moved=self.waits.moved)
-        return Proof(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
+        return Confirmation(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
     def _left_alone(self, step: Step, key: str, found: ObjectInfo) -> TransferResult:
         unchanged = step == "unchanged"

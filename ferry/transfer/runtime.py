@@ -106,7 +106,7 @@ class Runtime:
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
-        stores: dict[str, Any] = {**shared, **times, "short_way": True}
+        stores: dict[str, Any] = {**shared, **times, "direct_http": True}
         mark = mark_of(state) if job.destination.uri.startswith("file:") else "ferry"
         destination = open_store(
             job.destination.uri,
@@ -114,7 +114,7 @@ class Runtime:
             state.spool_dir,
             create=True,
             mark=mark,
-            notes=Uploads(state),
+            upload_log=Uploads(state),
             **stores,
         )
         roots = [(root, open_store(root, source_access, state.spool_dir, **stores)) for root in job.roots()]

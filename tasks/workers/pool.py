@@ -14,7 +14,7 @@ from typing import Any
 
 from ferry.core import ProcessLost, command
 from ferry.job import Job
-from ferry.processes import Growth, cores, idle_s, read_message, write_message
+from ferry.processes import Autoscaler, cores, idle_s, read_message, write_message
 from ferry.ratelimit import HostSnapshot, is_bounded, most_processes
 from ferry.state import ChunkRef, Lease
 from ferry.transfer import (
@@ -213,7 +213,7 @@ class WorkerPool:
         self._lease = lease
         self._setup = setup
         self._most = most
-        self._growth = Growth()
+        self._autoscaler = Autoscaler()
         self._at: dict[str, WorkerHandle | None] = {}  # of chunks that are not settled: it knows what of them is done
         self.helpers: list[WorkerHandle] = []
         runtime.others = lambda: [helper.hosts for helper in self.helpers]
@@ -299,7 +299,10 @@ class WorkerPool:
             return False
         used = [self._runtime.loop_cpu_s(), *(helper.cpu_s for helper in self.helpers)]
         now = time.monotonic()
-        if self._growth.look(now, used, idle, lambda: self._runtime.progress.snapshot().left_s) and not self._held_back:
+        if (
+            self._autoscaler.should_add(now, used, idle, lambda: self._runtime.progress.snapshot().left_s)
+            and not self._held_back
+        ):
             return self._start(len(self.helpers) + 2)
         return False
 

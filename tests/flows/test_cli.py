@@ -112,7 +112,7 @@ def test_plan_asks_for_the_destination(project: Project, tmp_path: Path) -> None
     project.ferry("plan", "job.yaml").expect(0)
     assert not folder.parent.exists()
     folder.parent.write_text("a file")
-    assert "is no directory" in project.ferry("plan", "job.yaml").expect(2).stderr
+    assert "is not a directory" in project.ferry("plan", "job.yaml").expect(2).stderr
     project.job(destination={"uri": "s3://no-such-bucket/", "endpoint_url": project.cli.s3.endpoint_url})
     assert "does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
 

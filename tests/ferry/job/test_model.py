@@ -1,4 +1,4 @@
-"""The job model: what it accepts, what it refuses and says, and what its fingerprints cover."""
+"""The job model: what it accepts, what it refuses with which message, and what its fingerprints include."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def refused(**given: Any) -> str:
 
 
 def test_three_keys_are_a_job() -> None:
-    """Everything else has a default; a destination may be an address alone."""
+    """Three keys are a valid job: all others have defaults, and a destination may be an address alone."""
     job = Job.model_validate(MINIMAL)
     assert job.destination.uri == "s3://bucket/p/"
     assert (job.checks, job.on_existing, job.chunk_rows, job.failure_budget) == ("image", "skip-same", "auto", "1%")
@@ -34,17 +34,17 @@ def test_three_keys_are_a_job() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ({"delete_gone": True}, {"delete_removed": True}, "`delete_gone` is called `delete_removed` now"),
+        ({"delete_gone": True}, {"delete_removed": True}, "`delete_gone` is now called `delete_removed`"),
         (
             {"shorter_list": True},
             {"accept_shorter_manifest": True},
-            "`shorter_list` is called `accept_shorter_manifest`",
+            "`shorter_list` is now called `accept_shorter_manifest`",
         ),
-        ({"retry": {"timeout": {"nights": 5}}}, {"retry": {"timeout": {"runs": 5}}}, "`nights` is called `runs` now"),
+        ({"retry": {"timeout": {"nights": 5}}}, {"retry": {"timeout": {"runs": 5}}}, "`nights` is now called `runs`"),
     ],
 )
 def test_keys_by_their_old_names(old: dict[str, Any], new: dict[str, Any], words: str) -> None:
-    """They are taken until Ferry 1.0, with a warning that names the new one; the job is the same. Not both at once."""
+    """Old key names are accepted with a warning that names the new one, but not together with it."""
     with pytest.warns(FutureWarning, match=words):
         job = Job.model_validate({**MINIMAL, "delta": old})
     assert job == Job.model_validate({**MINIMAL, "delta": new})
@@ -76,18 +76,21 @@ def test_keys_by_their_old_names(old: dict[str, Any], new: dict[str, Any], words
         ({"failure_budget": -1}, "neither a share"),
         ({"failure_budget": "nan%"}, "neither a share"),
         ({"retries": {"attempts": 0}}, "attempts"),
-        ({"destination": "s3://b/a#1/"}, "destination holds '#', at which an address ends; name a place above it"),
-        ({"destination": "file:///srv/a#1/"}, "destination holds '#', at which an address ends; write %23"),
+        (
+            {"destination": "s3://b/a#1/"},
+            "destination holds '#', which ends the path of an address; name a parent of it",
+        ),
+        ({"destination": "file:///srv/a#1/"}, "destination holds '#', which ends the path of an address; write %23"),
         ({"destination": "file:///srv/a%00/"}, "destination holds %00"),
         ({"manifest": "s3://b/a?1/"}, "manifest holds '?'"),
         ({"manifest": "file:///srv/list?.csv"}, "write %3F"),
         ({"source": {"roots": ["s3://b/", "s3://b/a\tb/"]}}, "source.roots holds '\\t'"),
-        ({"source": {"roots": ["s3://b//a/"]}}, "source.roots holds `//`, an empty name"),
+        ({"source": {"roots": ["s3://b//a/"]}}, "source.roots holds `//`, an empty path segment"),
         ({"state": "s3://b/a#1"}, "state holds '#'"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], words: str) -> None:
-    """Each with words that help."""
+    """Each invalid value is refused with a message that names the problem."""
     assert words in refused(**given)
 
 
@@ -102,11 +105,11 @@ SECRETS: list[tuple[dict[str, Any], str]] = [
     ({"manifest": "https://h.example/l.csv?X-Goog-Signature=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?shop=1&access_token=topsecret"}, "download the file first"),
     ({"manifest": "https:/me:topsecret@h.example/l.csv"}, "user name or password"),
-    ({"source": {"url": "https://h/{id}?token=topsecret"}}, "give the list a column for it"),
+    ({"source": {"url": "https://h/{id}?token=topsecret"}}, "add a column for it to the manifest"),
     ({"source": {"headers": {"Referer": "https://me:topsecret@h/"}}}, "user name or password"),
     ({"source": {"roots": ["https://me:topsecret@h/"]}}, "neither"),
     ({"source": {"allow_private_addresses": ["https://me:topsecret@h/"]}}, "neither"),
-    ({"limits": {"hosts": {"https://me:topsecret@h/": {}}}}, "is no host"),
+    ({"limits": {"hosts": {"https://me:topsecret@h/": {}}}}, "is not a host"),
     ({"failure_budget": "topsecret"}, "neither a share"),
     ({"state": "s3://me:topsecret@bucket/"}, "user name or password"),
     ({"source": {"url": "https://me:topsecret@h/{id}"}}, "user name or password"),
@@ -123,13 +126,13 @@ SECRETS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("given", "words"), SECRETS)
 def test_a_job_carries_no_secret(given: dict[str, Any], words: str) -> None:
-    """User info, signatures and literal header values are refused."""
+    """User names, passwords, signatures and literal header values are refused."""
     assert words in refused(**given)
 
 
 @pytest.mark.parametrize("name", ["Accept", "accept-language", "REFERER", "User-Agent"])
 def test_open_headers_may_be_literal(name: str) -> None:
-    """Those that hold no secret."""
+    """Headers that hold no secret may have literal values."""
     Job.model_validate({**MINIMAL, "source": {"headers": {name: "plain text"}}})
 
 
@@ -146,7 +149,7 @@ SECRET_HEADER = {"Authorization": "env:TOKEN", "Accept": "image/*"}
     ],
 )
 def test_who_gets_the_secrets(source: dict[str, Any], recipients: list[str]) -> None:
-    """The hosts that the job names, or the one that its template has."""
+    """Secret headers go to the hosts of `headers_for`, else to the host of `source.url`."""
     job = Job.model_validate({**MINIMAL, "source": {**source, "headers": SECRET_HEADER}})
     assert job.source.recipients() == recipients
 
@@ -155,7 +158,7 @@ def test_who_gets_the_secrets(source: dict[str, Any], recipients: list[str]) -> 
     "source", [{}, {"url": "https://{host}/{id}.jpg"}, {"url": "https://img.{zone}/x"}, {"url": "{a}"}]
 )
 def test_secrets_for_whatever_host_a_row_names(source: dict[str, Any]) -> None:
-    """Not unless the job says so: whoever writes the list would only have to name a host of his own."""
+    """Secret headers without a fixed host or `headers_for` are refused, since a manifest may name any host."""
     assert "headers_for: [img.old.example]" in refused(source={**source, "headers": SECRET_HEADER})
 
 
@@ -163,17 +166,18 @@ def test_secrets_for_whatever_host_a_row_names(source: dict[str, Any]) -> None:
     "entry", ["", "ftp://h", "https://h/x", "*:80", "h/x", "a@h", "h:", "h:123456", "*h", "*.", "**", "a b", "h:80:80"]
 )
 def test_what_is_no_recipient(entry: str) -> None:
+    """An entry of `headers_for` that is not a host is refused."""
     assert "an entry of headers_for is a host" in refused(source={"headers_for": [entry]})
 
 
-ELSEWHERE: list[dict[str, Any]] = [
+LOCATION_CHANGES: list[dict[str, Any]] = [
     {"source": {"url": "https://h/{id}"}},
     {"columns": {"id": "sku"}},
     {"key": "{sha256}"},
     {"destination": "s3://other/p/"},
     {"destination": {"uri": "s3://bucket/p/", "endpoint_url": "https://h"}},
 ]
-OTHERWISE: list[dict[str, Any]] = [
+RESULT_CHANGES: list[dict[str, Any]] = [
     {"checks": "decode"},
     {"on_existing": "skip"},
     {"max_bytes": 5},
@@ -182,7 +186,7 @@ OTHERWISE: list[dict[str, Any]] = [
     {"source": {"headers": {"Accept": "image/*"}}},
     {"source": {"headers": {"X-Key": "env:A"}, "headers_for": ["h"]}},
 ]
-NEITHER: list[dict[str, Any]] = [
+NEUTRAL_CHANGES: list[dict[str, Any]] = [
     {"name": "m"},
     {"manifest": "https://h/other.csv"},
     {"state": "elsewhere"},
@@ -200,39 +204,39 @@ NEITHER: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("change", ELSEWHERE)
+@pytest.mark.parametrize("change", LOCATION_CHANGES)
 def test_where(change: dict[str, Any]) -> None:
-    """Settings that say where rows come from and go to change `where` and the fingerprint, not `how`."""
+    """Settings that define sources and keys change location_digests() and the fingerprint, not result_settings()."""
     before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
     assert before.location_digests() != after.location_digests()
-    assert before.how() == after.how()
+    assert before.result_settings() == after.result_settings()
     assert before.fingerprint() != after.fingerprint()
 
 
-@pytest.mark.parametrize("change", OTHERWISE)
+@pytest.mark.parametrize("change", RESULT_CHANGES)
 def test_how(change: dict[str, Any]) -> None:
-    """Settings that say how objects are taken change `how` and the fingerprint, not `where`."""
+    """Settings that change what is written change settings_digest() and the fingerprint, not location_digests()."""
     before, after = Job.model_validate(MINIMAL), Job.model_validate({**MINIMAL, **change})
     assert before.location_digests() == after.location_digests()
     assert before.settings_digest() != after.settings_digest()
     assert before.fingerprint() != after.fingerprint()
 
 
-@pytest.mark.parametrize("change", NEITHER)
+@pytest.mark.parametrize("change", NEUTRAL_CHANGES)
 def test_what_changes_no_result(change: dict[str, Any]) -> None:
-    """Names, paths, credentials, limits, retries, budget, defaults spelled out: the same fingerprint."""
+    """Names, paths, credentials, limits, retries, budget and explicit defaults keep the fingerprint."""
     assert Job.model_validate(MINIMAL).fingerprint() == Job.model_validate({**MINIMAL, **change}).fingerprint()
 
 
 def test_a_header_counts_by_its_name() -> None:
-    """A renewed secret is no other job; order and case are none either."""
+    """A header's value, order and case do not change the fingerprint."""
     one = make_job(source={"headers": {"X-Key": "env:OLD", "Accept": "a"}, "headers_for": ["h", "i"]})
     two = make_job(source={"headers": {"accept": "b", "x-key": "secret:NEW"}, "headers_for": ["i", "h"]})
     assert one.fingerprint() == two.fingerprint()
 
 
 def test_the_fingerprint_is_written_down() -> None:
-    """It must not change by itself from one version to the next: all cached chunks would be lost."""
+    """The fingerprint of a job is stable, so that cached chunks stay valid."""
     assert Job.model_validate(MINIMAL).fingerprint() == Job.model_validate(MINIMAL).fingerprint()
     assert len(Job.model_validate(MINIMAL).fingerprint()) == 64
     metadata = [{"a": "1", "b": "2"}, {"b": "2", "a": "1"}]
@@ -241,7 +245,7 @@ def test_the_fingerprint_is_written_down() -> None:
 
 
 def test_where_shows_no_setting() -> None:
-    """plan.json holds digests, so that an address with a token stays out of it."""
+    """location_digests() are SHA-256 digests, so that plan.json shows no address with a token."""
     job = make_job(source={"url": "https://h/{id}?w=abc"})
     assert all(len(value) == 64 for value in job.location_digests().values())
 
@@ -253,14 +257,14 @@ def test_where_shows_no_setting() -> None:
      (1.0, (1.0, None))],
 )  # fmt: skip
 def test_budgets(value: int | float | str, expected: tuple[float | None, int | None]) -> None:
-    """Whole numbers are counts, the rest shares."""
+    """Whole numbers are counts, fractions and percentages are shares."""
     share, count = parse_budget(value)
     assert (None if share is None else pytest.approx(share), count) == expected
 
 
 @given(share=st.floats(0.0001, 1.0), rows=st.integers(0, 10**7))
 def test_a_budget_lies_within_its_share(share: float, rows: int) -> None:
-    """Never more than the share rounded up, never less than one row."""
+    """The allowed failures are at most the share rounded up, and at least one."""
     allowed = make_job(failure_budget=share).budget(rows)
     assert max(1, rows * share - 0.001) <= allowed <= max(1, rows * share + 1)
 
@@ -274,57 +278,57 @@ def test_a_budget_lies_within_its_share(share: float, rows: int) -> None:
      ("1.5GB", 1_500_000_000), ("64KiB", 65536), ("64kB", 64000), (2e6, 2_000_000), (None, None)],
 )  # fmt: skip
 def test_bytes_per_s(given: Any, expected: int | None) -> None:
-    """A number of bytes, or one with a unit; the same after a round trip."""
+    """bytes_per_s is a number, alone or with a unit, and survives a round trip."""
     limits = make_job(limits={"bytes_per_s": given, "destination": {"bytes_per_s": given}}).limits
     assert limits.bytes_per_s == limits.destination.bytes_per_s == expected
     assert Limits.model_validate(limits.model_dump(mode="json")) == limits
 
 
-STOP = "to stop a job for a while, do not run it"
+PAUSE = "to pause a job, do not run it"
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"concurrency": 0}, f"concurrency of 0 would let nothing through: {STOP}; else write a whole number from 1"),
-        ({"concurrency": -3}, STOP),
-        ({"concurrency": 4097}, "more than any host serves"),
-        ({"concurrency": True}, "concurrency is no number; write a whole number from 1 to 4096"),
-        ({"concurrency": 2.5}, "no whole number"),
-        ({"concurrency": "many"}, "concurrency is no number"),
-        ({"requests_per_s": 0}, STOP),
-        ({"requests_per_s": -0.5}, STOP),
-        ({"requests_per_s": 0.0001}, f"too little for any work: {STOP}"),
-        ({"requests_per_s": 2e6}, "bounds nothing; write a number from 0.001"),
-        ({"requests_per_s": float("nan")}, "no finite number"),
-        ({"requests_per_s": float("inf")}, "no finite number"),
-        ({"requests_per_s": False}, "no number"),
-        ({"bytes_per_s": 0}, STOP),
-        ({"bytes_per_s": "0MB"}, STOP),
-        ({"bytes_per_s": 999}, "too little"),
-        ({"bytes_per_s": 10**13}, "bounds nothing"),
-        ({"bytes_per_s": "10Mb"}, "bits are not meant here; write bytes"),
-        ({"bytes_per_s": "10Mbit/s"}, "bits are not meant here"),
+        ({"concurrency": 0}, f"concurrency of 0 allows no request: {PAUSE}; otherwise write a whole number from 1"),
+        ({"concurrency": -3}, PAUSE),
+        ({"concurrency": 4097}, "above the maximum of 4,096"),
+        ({"concurrency": True}, "concurrency is not a number; write a whole number from 1 to 4096"),
+        ({"concurrency": 2.5}, "not a whole number"),
+        ({"concurrency": "many"}, "concurrency is not a number"),
+        ({"requests_per_s": 0}, PAUSE),
+        ({"requests_per_s": -0.5}, PAUSE),
+        ({"requests_per_s": 0.0001}, f"below the minimum of 0.001: {PAUSE}"),
+        ({"requests_per_s": 2e6}, "above the maximum of 1,000,000; write a number from 0.001"),
+        ({"requests_per_s": float("nan")}, "not a finite number"),
+        ({"requests_per_s": float("inf")}, "not a finite number"),
+        ({"requests_per_s": False}, "not a number"),
+        ({"bytes_per_s": 0}, PAUSE),
+        ({"bytes_per_s": "0MB"}, PAUSE),
+        ({"bytes_per_s": 999}, "below the minimum of 1,000"),
+        ({"bytes_per_s": 10**13}, "above the maximum of 1,000,000,000,000"),
+        ({"bytes_per_s": "10Mb"}, "bytes, not bits; write at least"),
+        ({"bytes_per_s": "10Mbit/s"}, "bytes, not bits"),
         ({"bytes_per_s": "fast"}, "neither a number nor a number with a unit"),
         ({"bytes_per_s": "-10MB"}, "neither a number"),
-        ({"bytes_per_s": True}, "no number"),
+        ({"bytes_per_s": True}, "not a number"),
         ({"requests": 5}, "unknown key `requests`; did you mean `requests_per_s`?"),
-        ({"hosts": {"https://h.example/": {}}}, "is no host; write `img.example.com`"),
-        ({"hosts": {"h.example/x": {}}}, "is no host"),
-        ({"hosts": {"*": {}}}, "is no host"),
-        ({"hosts": {"": {}}}, "is no host"),
-        ({"hosts": {"h.example": {"requests_per_s": 0}}}, "requests_per_s of 0 would let nothing through"),
+        ({"hosts": {"https://h.example/": {}}}, "is not a host; write `img.example.com`"),
+        ({"hosts": {"h.example/x": {}}}, "is not a host"),
+        ({"hosts": {"*": {}}}, "is not a host"),
+        ({"hosts": {"": {}}}, "is not a host"),
+        ({"hosts": {"h.example": {"requests_per_s": 0}}}, "requests_per_s of 0 allows no request"),
         ({"hosts": {"h.example": {"hosts": {}}}}, "unknown key `hosts`"),
         ({"destination": {"concurrency": 0}}, "destination.concurrency"),
     ],
 )
 def test_limits_that_are_refused(given: dict[str, Any], words: str) -> None:
-    """Zero, negative, absurd, no number: with the key, the reason and what to write instead."""
+    """Limits that are zero, negative, out of range or not numbers are refused with a hint."""
     assert words in refused(limits=given)
 
 
 def test_a_key_of_limits_at_the_wrong_place() -> None:
-    """Is pointed to its own."""
+    """A key of `limits` one level too high gets a hint with its full path."""
     assert "did you mean `limits.requests_per_s`?" in refused(requests_per_s=5)
 
 
@@ -337,7 +341,7 @@ def test_a_key_of_limits_at_the_wrong_place() -> None:
      ("[::1]:80", "[::1]"), ("other.test", "")],
 )  # fmt: skip
 def test_the_most_exact_entry_counts(host: str, expected: str) -> None:
-    """Host with port, host, then wildcards from the longest on; case does not matter; a bucket by its name."""
+    """The most specific entry applies: host with port, host, then the longest wildcard; case is ignored."""
     names = ["IMG.old.example", "img.old.example:8080", "*.old.example", "*.example", "old-images", "[::1]"]
     hosts = {name: {"concurrency": n + 1} for n, name in enumerate(names)}
     key, limits = make_job(limits={"hosts": hosts}).limits.of_host(host)
@@ -346,7 +350,7 @@ def test_the_most_exact_entry_counts(host: str, expected: str) -> None:
 
 
 def test_limits_in_the_schema() -> None:
-    """A Prefect server checks parameters against it: sizes may be numbers or text."""
+    """The JSON schema accepts sizes as numbers and text, since a Prefect server checks parameters by it."""
     schema = Job.model_json_schema()["$defs"]["HostLimits"]["properties"]
     kinds = {kind["type"] for kind in schema["bytes_per_s"]["anyOf"]}
     assert kinds == {"integer", "string", "null"}
@@ -354,13 +358,13 @@ def test_limits_in_the_schema() -> None:
 
 @pytest.mark.parametrize("place", ["s3://b/a%23b/", "s3://b", "file:///srv/a%23b/", "file:////srv//x/", "s3://b/ä b/"])
 def test_places_that_are_what_they_say(place: str) -> None:
-    """What is percent-encoded in a directory's address is one character; in a bucket's it is what it is."""
+    """Percent-encoded characters and spaces in addresses are accepted unchanged."""
     job = Job.model_validate({**MINIMAL, "destination": place, "source": {"roots": [place]}, "state": "a#b?c//d"})
     assert (job.destination.uri, job.source.roots) == (place, [place])
 
 
 def test_parts_that_are_left_out() -> None:
-    """`source:` with nothing behind it is as its defaults; in Prefect's form such a part is one line."""
+    """An empty `source:` equals its defaults, and is optional in the JSON schema."""
     parts = ["source", "columns", "delta", "limits", "retries", "timeouts"]
     assert Job.model_validate({**MINIMAL, **dict.fromkeys(parts)}) == Job.model_validate(MINIMAL)
     schema = Job.model_json_schema()["properties"]

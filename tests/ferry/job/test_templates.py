@@ -1,4 +1,4 @@
-"""Keys: the default, templates, what is refused, and that all others survive a store byte for byte."""
+"""Keys: the default, templates, and which keys are refused or survive a store byte for byte."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ferry.storage.local_files import Folder
 from ferry.storage.store import walk
 
 SHA = "ab" * 32
+RESERVED = "a path segment of the key begins with `.ferry-parts`, which Ferry reserves for unfinished files"
 ODD_KEYS = st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.characters()), min_size=1, max_size=20)
 
 
@@ -40,7 +41,7 @@ ODD_KEYS = st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.c
     ],
 )
 def test_default_key(source: str, key: str) -> None:
-    """The path without its leading slash, decoded once as UTF-8, as written where that fails, no query."""
+    """The default key is the URL path without leading slash and query, percent-decoded once if it is UTF-8."""
     assert default_key(source) == key
 
 
@@ -53,40 +54,40 @@ def test_default_key(source: str, key: str) -> None:
         ("", False, "the key is empty"),
         ("a\x00b", False, "the key holds a control character (0x00)"),
         ("a\x7f", False, "the key holds a control character (0x7f)"),
-        ("a\ud800", False, "the key holds half of a surrogate pair, which is no text"),
+        ("a\ud800", False, "the key holds an unpaired surrogate, which is not valid text"),
         ("/a", False, "the key begins with `/`"),
         ("a/", False, "the key ends in `/`, so it names no object"),
-        ("a//b", False, "the key holds `//`, an empty name"),
-        ("a/../b", False, "the key holds `.` or `..` as a name"),
-        ("./a", True, "the key holds `.` or `..` as a name"),
+        ("a//b", False, "the key holds `//`, an empty path segment"),
+        ("a/../b", False, "the key holds `.` or `..` as a path segment"),
+        ("./a", True, "the key holds `.` or `..` as a path segment"),
         ("ä" * 512, False, None),
         ("ä" * 513, False, "the key is 1,026 bytes long with its prefix; 1,024 are allowed"),
         ("d" * 255 + "/" + "f" * 255, True, None),
-        ("d" * 256 + "/f", True, "a name in the key is longer than 255 bytes, which no directory takes"),
-        ("f" * 256, True, "a name in the key is longer than 255 bytes, which no directory takes"),
+        ("d" * 256 + "/f", True, "a path segment of the key is longer than 255 bytes, the limit of file systems"),
+        ("f" * 256, True, "a path segment of the key is longer than 255 bytes, the limit of file systems"),
         ("f" * 256, False, None),
         ("a#1", True, None),
         ("C:", True, None),
         ("CON", True, None),
-        (".ferry-parts/x", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
+        (".ferry-parts/x", True, RESERVED),
         (".ferry-parts/x", False, None),
-        ("a/.Ferry-PARTS-1", True, "a name in the key begins with `.ferry-parts`, as those of unfinished files do"),
+        ("a/.Ferry-PARTS-1", True, RESERVED),
         ("a#1", False, None),
     ],
 )  # fmt: skip
 def test_key_problem(key: str, directory: bool, problem: str | None) -> None:
-    """A key that the store cannot hold under its name is refused with the reason."""
+    """A key that the store cannot hold is refused with the reason."""
     assert key_problem(key, for_directory=directory) == problem
 
 
 def test_prefix_counts() -> None:
-    """The limit of 1,024 bytes is on prefix and key together."""
+    """The limit of 1,024 bytes applies to prefix and key together."""
     assert key_problem("a" * 1020, for_directory=False, prefix="p/") is None
     assert "1,024 are allowed" in (key_problem("a" * 1020, for_directory=False, prefix="pppp/") or "")
 
 
 def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
-    """Whatever key_problem accepts is put, read, listed and deleted under exactly that key."""
+    """Each accepted key is put, read, listed and deleted under exactly that key."""
     memory = MemoryStore()
 
     @settings(max_examples=200, deadline=None)
@@ -102,7 +103,7 @@ def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
 
 
 def test_accepted_keys_survive_a_directory(tmp_path: Path) -> None:
-    """The same in a directory: there is one file then, and it is where the key says."""
+    """Each accepted key is one file of a directory, at exactly that path."""
     root = tmp_path / "root"
     folder = Folder(root, "mark", create=True)
 
@@ -153,7 +154,7 @@ def values(**more: str | None) -> dict[str, str | None]:
     ],
 )
 def test_render(text: str, key: str, late: bool) -> None:
-    """Fields are put in; braces of text and values stay themselves, also through a late key."""
+    """Fields are replaced, and literal braces survive, also through a deferred key."""
     template = Template.parse(text, ["id", "sku"])
     rendered = template.render(values())
     assert template.late is late
@@ -165,7 +166,7 @@ def test_render(text: str, key: str, late: bool) -> None:
     st.text(st.sampled_from("{}sha256ext%"), min_size=1),
 )
 def test_late_round_trip(literal: str, value: str) -> None:
-    """No value or text can pass for a late field."""
+    """No value or literal text is mistaken for a deferred field."""
     escaped = literal.replace("{", "{{").replace("}", "}}")
     rendered = Template.parse(escaped + "{id}{sha256}", ["id"]).render({"id": value})
     assert finish_key(rendered, SHA, "jpg") == literal + value + SHA
@@ -175,16 +176,16 @@ def test_late_round_trip(literal: str, value: str) -> None:
     ("text", "message"),
     [
         ("{skuu}", "key template names {skuu}; the columns are id, sku; did you mean {sku}?"),
-        ("{source.nam}", "key template names {source.nam}; of a source there are {source.ext}, {source.host}"),
-        ("{id", "has a brace without its partner"),
-        ("id}", "has a brace without its partner"),
-        ("{a{id}}", "has a brace without its partner"),
+        ("{source.nam}", "key template names {source.nam}; the source fields are {source.ext}, {source.host}"),
+        ("{id", "has an unbalanced brace"),
+        ("id}", "has an unbalanced brace"),
+        ("{a{id}}", "has an unbalanced brace"),
         ("{}", "has empty braces"),
         ("/", "the key template is empty"),
     ],
 )
 def test_bad_template(text: str, message: str) -> None:
-    """Unknown fields and unbalanced braces are errors with a way out."""
+    """Unknown fields and unbalanced braces are errors with a hint."""
     with pytest.raises(UserError) as caught:
         Template.parse(text, ["id", "sku"])
     assert message in str(caught.value)
@@ -194,29 +195,29 @@ def test_bad_template(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("https://h/x", "names no column"),
-        ("https://h/{source.name}", "known only once there is an address"),
+        ("https://h/{source.name}", "taken from the URL itself"),
         ("https://h/{sha256}", "source.url names {sha256}; the columns are id, sku"),
     ],
 )
 def test_bad_url_template(text: str, message: str) -> None:
-    """source.url takes columns only."""
+    """A source.url template accepts only columns."""
     with pytest.raises(UserError) as caught:
         Template.parse_url(text, ["id", "sku"])
     assert message in str(caught.value)
 
 
 def test_url_values_are_encoded() -> None:
-    """Values in source.url are percent-encoded, their slashes kept; the template's own text is not touched."""
+    """Values in source.url are percent-encoded except slashes; the template's text stays unchanged."""
     template = Template.parse_url("https://h/{id}.jpg?v=%20{sku}")
     assert template.render({"id": " a/b ?&é%", "sku": "1"}) == "https://h/a/b%20%3F%26%C3%A9%25.jpg?v=%201"
 
 
 def test_missing_value() -> None:
-    """A row without a value for a field has no key, and the field is named."""
+    """A row without a value for a field raises MissingValue, which names the field."""
     with pytest.raises(MissingValue, match=r"the row has no \{sku\} for the key template"):
         Template.parse("{sku}/{sha256}").render({"sku": ""})
 
 
 def test_needed() -> None:
-    """A template asks the list only for what the list can have."""
+    """Only fields that a manifest can have are needed columns."""
     assert Template.parse("{sku}/{source.stem}-{md5}.{ext}").needed == {"sku", "md5"}

@@ -150,12 +150,12 @@ def test_late_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "options", "message"),
     [
-        ({"key": ["a/../b"]}, {}, "the key holds `.` or `..` as a name; set `key`, or give the row another one"),
+        ({"key": ["a/../b"]}, {}, "the key holds `.` or `..` as a path segment; set `key`, or give the row another one"),
         ({"key": ["/"]}, {}, "the key is empty; set `key`, or give the row another one"),
         ({"source": ["https://h.example/"]}, {}, "the key is empty; set `key`, or give the row another one"),
-        ({"source": ["https://h.example/a//b"]}, {}, "the key holds `//`, an empty name; set `key`, or give the row another one"),
+        ({"source": ["https://h.example/a//b"]}, {}, "the key holds `//`, an empty path segment; set `key`, or give the row another one"),
         ({"key": ["a" * 1020]}, {"prefix": "pppp/"}, "the key is 1,025 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),
-        ({"key": [".ferry-parts/1"]}, {"for_directory": True}, "a name in the key begins with `.ferry-parts`, as those of unfinished files do; set `key`, or give the row another one"),
+        ({"key": [".ferry-parts/1"]}, {"for_directory": True}, "a path segment of the key begins with `.ferry-parts`, which Ferry reserves for unfinished files; set `key`, or give the row another one"),
         ({"sku": [None]}, {"key": "{sku}/{sha256}"}, "the row has no {sku} for the key template"),
         ({"source": ["https://h.example/x"]}, {"key": "a.{source.ext}"}, "the row has no {source.ext} for the key template"),
         ({"id": ["a" * 980]}, {"key": "{id}/{sha256}"}, "the key is 1,045 bytes long with its prefix; 1,024 are allowed; set `key`, or give the row another one"),

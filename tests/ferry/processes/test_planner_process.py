@@ -1,4 +1,4 @@
-"""The planning process: one for many requests, each with a fork of its own, and clear words when one ends badly."""
+"""The planner process: one process for many requests, a fork for each, and clear errors when one is killed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask:
 
 
 def processes_below(pid: int) -> set[int]:
-    """The process's children, by their parent's id in /proc (proc(5))."""
+    """Returns the IDs of a process's children, from /proc (proc(5))."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -46,7 +46,7 @@ def processes_below(pid: int) -> set[int]:
 
 
 def test_one_process_answers_many_requests(child: PlannerProcess, tmp_path: Path) -> None:
-    """Errors of one request do not end it, and each fork ends with its answer."""
+    """An error in one request does not end the process, and each fork ends with its response."""
     ours = processes_below(os.getpid())
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
@@ -57,15 +57,15 @@ def test_one_process_answers_many_requests(child: PlannerProcess, tmp_path: Path
 
 
 def test_a_bug_is_not_the_users_fault(child: PlannerProcess, tmp_path: Path) -> None:
-    """Fatal with the kind of the exception, and the process goes on."""
+    """An unexpected exception is Fatal and names its type, and the process still answers."""
     with pytest.raises(Fatal, match=r"TypeError.*please report it"):
         child.ask(request(tmp_path, mode_of_tomorrow="x"))
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
 
 
 def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
-    """The fork, as for want of memory: Fatal names the signal. The process itself: Fatal, and another starts."""
-    os.mkfifo(tmp_path / "fifo.csv")  # planning waits here for ever
+    """A killed fork is Fatal with the name of the signal; a killed process is Fatal and is replaced."""
+    os.mkfifo(tmp_path / "fifo.csv")  # planning blocks on this pipe
 
     def kill(which: str) -> None:
         (child_pid,) = processes_below(os.getpid()) - before
@@ -87,7 +87,7 @@ def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
 
 
 def test_closing_ends_it(child: PlannerProcess) -> None:
-    """Also twice, and before any request."""
+    """close() ends the process, also when called twice and before any request."""
     before = processes_below(os.getpid())
     child.close()
     child.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ferry.job.model import Job, Limits
-from ferry.processes.growth import LOOK_S, Growth, cores, idle_s
+from ferry.processes.autoscaler import INTERVAL_S, Autoscaler, cores, idle_s
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import Limiter
 from ferry.ratelimit.shares import limits_of
@@ -59,7 +59,7 @@ def test_how_many_processes(settings: dict[str, object], limit: int | None, expe
 
 
 @pytest.mark.parametrize(
-    ("loops", "idle", "left_s", "grows"),
+    ("loops", "idle", "left_s", "added"),
     [
         ([0.9], 0.5, 60.0, True),
         ([0.7], 0.5, 60.0, False),  # the loop waits: for hosts, not for a core
@@ -70,21 +70,28 @@ def test_how_many_processes(settings: dict[str, object], limit: int | None, expe
         ([0.9, 0.5], 0.5, 60.0, False),
     ],
 )
-def test_growth(loops: list[float], idle: float, left_s: float | None, grows: bool) -> None:
-    """Only where each loop is busy, a core idle, and enough is left; never at the first look."""
-    growth = Growth()
+def test_when_a_process_is_added(loops: list[float], idle: float, left_s: float | None, added: bool) -> None:
+    """A process is added only if each loop is busy, a core idle and enough left, never at the first call."""
+    autoscaler = Autoscaler()
     zero = [0.0] * len(loops)
-    assert not growth.look(100.0, zero, 0.0, lambda: left_s)
-    assert not growth.look(100.0 + LOOK_S / 2, [share * LOOK_S / 2 for share in loops], idle, lambda: left_s)
-    assert growth.look(100.0 + LOOK_S, [share * LOOK_S for share in loops], idle * LOOK_S, lambda: left_s) is grows
+    assert not autoscaler.should_add(100.0, zero, 0.0, lambda: left_s)
+    assert not autoscaler.should_add(
+        100.0 + INTERVAL_S / 2, [share * INTERVAL_S / 2 for share in loops], idle, lambda: left_s
+    )
+    assert (
+        autoscaler.should_add(
+            100.0 + INTERVAL_S, [share * INTERVAL_S for share in loops], idle * INTERVAL_S, lambda: left_s
+        )
+        is added
+    )
 
 
-def test_growth_begins_anew_with_each_process_and_when_the_clock_steps_back() -> None:
-    growth = Growth()
-    growth.look(100.0, [0.0], 0.0, lambda: 60.0)
-    assert not growth.look(106.0, [6.0, 0.0], 3.0, lambda: 60.0)
-    assert growth.look(112.0, [12.0, 6.0], 6.0, lambda: 60.0)
-    assert not growth.look(50.0, [12.0, 6.0], 6.0, lambda: 60.0)
+def test_the_measurement_restarts_with_each_process_and_when_the_clock_steps_back() -> None:
+    autoscaler = Autoscaler()
+    autoscaler.should_add(100.0, [0.0], 0.0, lambda: 60.0)
+    assert not autoscaler.should_add(106.0, [6.0, 0.0], 3.0, lambda: 60.0)
+    assert autoscaler.should_add(112.0, [12.0, 6.0], 6.0, lambda: 60.0)
+    assert not autoscaler.should_add(50.0, [12.0, 6.0], 6.0, lambda: 60.0)
 
 
 def test_idle_time_is_of_this_machine() -> None:

@@ -333,4 +333,4 @@ def test_what_a_list_is_believed_to_have(rows: int, before: int, shorter: bool, 
 )
 def test_how_many_may_go(given: Any, standing: int, most: int) -> None:
     """A share is rounded down: never more."""
-    assert Delta(max_delete=given).most_deleted(standing) == most
+    assert Delta(max_delete=given).max_deletions(standing) == most

@@ -291,6 +291,6 @@ def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: O
     odd.faults.append(Fault("status", ("CompleteMultipartUpload",), status=404, code="NoSuchUpload"))
     path = tmp_path / "large"
     path.write_bytes(bytes(40 << 20))
-    with pytest.raises(Fatal, match="ledger/large: the state has no such upload any more"):
+    with pytest.raises(Fatal, match="ledger/large: the state answered HTTP 404 NoSuchUpload"):
         state_at(odd, tmp_path).write_file("ledger/large", path)
     assert path.exists()

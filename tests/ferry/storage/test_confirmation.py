@@ -1,4 +1,4 @@
-"""What `copied` rests on: the store's digest, the bytes read back, or their number alone. Whole jobs to odd stores."""
+"""Confirmation of uploads by digest, by reading back or by size, in whole jobs against unusual stores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ferry.state.counts import count
 from ferry.state.files import DirectoryState
 from ferry.state.queries import with_latest
 from ferry.storage import store as store_module
-from ferry.storage.confirmation import Told, Trust, confirm, told
+from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
 from ferry.storage.credentials import Access
 from ferry.storage.object_info import Sent
 from ferry.storage.store import Store, open_store
@@ -39,7 +39,7 @@ def reach(server: OddS3) -> Access:
 def job_for(
     origin: Origin, server: OddS3, folder: Path, rows: int = ROWS, **given: Any
 ) -> tuple[Job, dict[str, bytes]]:
-    """A job of small images from the origin to an empty bucket of the server, and what must arrive."""
+    """Returns a job of small images from the origin to an empty bucket of the server, and the expected bodies."""
     server.make_bucket("bucket")
     bodies = {f"{n}.jpg": make_image("jpeg", n) for n in range(ROWS)}
     lines = [[origin.add(f"/{key}", body)] for key, body in bodies.items()]
@@ -50,7 +50,7 @@ def job_for(
 def moved(
     origin: Origin, server: OddS3, folder: Path, **given: Any
 ) -> tuple[dict[str, Outcome], set[str], DirectoryState]:
-    """Runs the job; the outcomes by key, and the keys whose bytes at the store are not the source's."""
+    """Runs the job. Returns the outcomes by key, the keys whose stored bytes are wrong, and the state."""
     job, bodies = job_for(origin, server, folder, **given)
     state = directory_state(folder)
     run(job, state, reach(server))
@@ -61,8 +61,7 @@ def moved(
 @pytest.mark.parametrize("checksums", [False, True], ids=["", "checksums"])
 @pytest.mark.parametrize("etags", ["md5", "upper", "kms", "opaque", "none"])
 def test_no_altered_object_is_called_confirmed(etags: Any, checksums: bool, origin: Origin, tmp_path: Path) -> None:
-    """A store alters three of ten bodies after the 30th and answers for what it holds: each row that is said to be
-    confirmed by a digest or by reading has its bytes, and what is copied with other bytes is by size alone."""
+    """Altered bodies are never confirmed by digest or by reading back, only by size."""
     fault = Fault("alter", ("PutObject",), after=30, probability=0.3)
     with OddS3(etags=etags, checksums=checksums, faults=[fault], seed=5) as server:
         outcomes, wrong, _ = moved(origin, server, tmp_path)
@@ -73,7 +72,7 @@ def test_no_altered_object_is_called_confirmed(etags: Any, checksums: bool, orig
     by_size = {key for key, how in copied.items() if how is Confirmed.SIZE}
     assert wrong & set(copied) <= by_size
     assert set(failed.values()) <= {ErrorClass.UPLOAD_UNCONFIRMED}
-    if checksums or etags in ("md5", "upper"):  # the store says what it holds
+    if checksums or etags in ("md5", "upper"):  # the store returns a digest
         assert not by_size
         assert wrong == set(failed)
     else:
@@ -86,11 +85,10 @@ def test_no_altered_object_is_called_confirmed(etags: Any, checksums: bool, orig
 def test_a_put_that_was_not_carried_out(
     answer: str, etags: Any, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store answers 200 with an <Error>, or a proxy with a page of its own. An older object of the same size stands
-    under the key: the answer without an ETag is noticed, and the object is sent again."""
+    """A PUT that was answered 200 but stored nothing is noticed, and the object is sent again."""
     if answer == "a page":
         if etags == "none":
-            pytest.skip("such a store's answers all look like that")
+            pytest.skip("such a store's responses never have an ETag")
         monkeypatch.setattr(odd_s3, "_error", lambda *_: web.Response(text="<html>Welcome</html>"))
     fault = Fault("error in 200", ("PutObject",), after=30, times=20)
     with OddS3(etags=etags, faults=[fault]) as server:
@@ -103,8 +101,7 @@ def test_a_put_that_was_not_carried_out(
 
 
 def test_objects_that_another_encryption_wrote(origin: Origin, tmp_path: Path) -> None:
-    """A bucket whose older objects have ETags of SSE-KMS, and whose new ones have MD5s: an ETag that is not the MD5 of
-    the same bytes says nothing, and equal objects are unchanged under `fail`."""
+    """Equal objects with ETags of SSE-KMS are unchanged, even if new objects have MD5 ETags."""
     with OddS3(etags="kms") as server:
         for n in range(60, ROWS):
             server.put("bucket", f"p/{n}.jpg", make_image("jpeg", n))
@@ -114,21 +111,20 @@ def test_objects_that_another_encryption_wrote(origin: Origin, tmp_path: Path) -
     assert wrong == set()
 
 
-@pytest.mark.parametrize("short_way", [True, False])
+@pytest.mark.parametrize("direct_http", [True, False])
 @pytest.mark.parametrize("where", ["bucket", "directory"])
-def test_reading_back_moves(where: str, short_way: bool, tmp_path: Path) -> None:
-    """Each piece that is read back is heard of: a large object that is read for longer than a run may stand still ends
-    no run."""
+def test_reading_back_moves(where: str, direct_http: bool, tmp_path: Path) -> None:
+    """Each block that is read back counts as progress, so that a long read does not end the run."""
     data, pieces = bytes(5 << 20), []
     body = make_body(data, tmp_path)
     body.on_progress = lambda: pieces.append(1)
 
     async def go(uri: str, access: Access) -> None:
-        store = open_store(uri, access, tmp_path, create=True, short_way=short_way)
+        store = open_store(uri, access, tmp_path, create=True, direct_http=direct_http)
         try:
             await store.put("k", body, {})
             before = len(pieces)
-            assert (await confirm(store, store.trust, "k", body, Sent(None))).how is Confirmed.READ_BACK
+            assert (await confirm(store, store.read_back_policy, "k", body, Sent(None))).method is Confirmed.READ_BACK
             assert len(pieces) - before >= 5
         finally:
             await store.close()
@@ -142,7 +138,7 @@ def test_reading_back_moves(where: str, short_way: bool, tmp_path: Path) -> None
 @pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])
 @pytest.mark.parametrize("etags", ["md5", "kms"])
 def test_an_upload_whose_answer_was_lost_is_a_copy(etags: Any, policy: str, origin: Origin, tmp_path: Path) -> None:
-    """The next try finds the object with the right bytes: this run has put it there, so the row is `copied`."""
+    """If the response to an upload is lost, the row is copied, since this run wrote the object."""
     fault = Fault("lost answer", ("PutObject",), after=3, times=5)
     retries = {"attempts": 3, "backoff_s": 0.01, "max_backoff_s": 1.0}
     with OddS3(etags=etags, faults=[fault]) as server:
@@ -154,8 +150,7 @@ def test_an_upload_whose_answer_was_lost_is_a_copy(etags: Any, policy: str, orig
 
 
 def test_what_was_there_before_is_unchanged(origin: Origin, tmp_path: Path) -> None:
-    """An object with the right bytes that no upload of this run can have put there stays `unchanged`, and says how it
-    was compared; one that is skipped says nothing."""
+    """An equal object from before the run is unchanged, with the method that confirmed it."""
     stores: list[tuple[Any, Confirmed]] = [("md5", Confirmed.DIGEST), ("kms", Confirmed.READ_BACK)]
     for etags, how in stores:
         with OddS3(etags=etags) as server:
@@ -171,7 +166,7 @@ def test_what_was_there_before_is_unchanged(origin: Origin, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("status", [400, 501])
 def test_a_store_that_refuses_the_checksum_is_asked_without_it(status: int, origin: Origin, tmp_path: Path) -> None:
-    """Each object arrives, the ETags confirm it, and only what was on its way meanwhile is sent twice."""
+    """If a store refuses the checksum header, uploads omit it and are confirmed by their ETags."""
     with OddS3(checksums=status) as server:
         outcomes, wrong, _ = moved(origin, server, tmp_path)
         puts = server.requests["PutObject"]
@@ -181,7 +176,7 @@ def test_a_store_that_refuses_the_checksum_is_asked_without_it(status: int, orig
 
 
 def test_an_error_of_a_store_that_takes_checksums_is_not_the_checksums(origin: Origin, tmp_path: Path) -> None:
-    """A 400 after an upload went well is sent once more by the retry alone, and later objects keep their checksum."""
+    """After an upload succeeds, a 400 is retried, and later objects keep their checksum."""
     fault = Fault("status", ("PutObject",), after=20, times=1, status=400)
     with OddS3(etags="kms", checksums=True, faults=[fault]) as server:
         outcomes, _, _ = moved(origin, server, tmp_path)
@@ -195,7 +190,7 @@ LARGE = 9 * 1024 * 1024
 def in_parts(
     origin: Origin, server: OddS3, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[dict[str, Outcome], set[str]]:
-    """Three bodies that go up in two parts each; as :func:`moved`."""
+    """Transfers three bodies of two parts each. Returns outcomes and wrong keys as :func:`moved` does."""
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 1024 * 1024)
     server.make_bucket("bucket")
     bodies = {f"{n}.bin": bytes([n]) * LARGE for n in range(3)}
@@ -211,7 +206,7 @@ def in_parts(
 def test_a_part_that_was_altered_is_found(
     etags: Any, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A composite ETag that the parts do not make confirms nothing, nor does the size: the bytes are read back."""
+    """A composite ETag that does not match the parts causes a read back, which finds an altered part."""
     fault = Fault("alter", ("UploadPart",), key="1.bin")
     with OddS3(etags=etags, faults=[fault]) as server:
         outcomes, wrong = in_parts(origin, server, tmp_path, monkeypatch)
@@ -225,52 +220,52 @@ def test_a_part_that_was_altered_is_found(
 @pytest.mark.parametrize(
     ("sent", "parts", "expected"),
     [
-        (Sent("x", SHA), None, Told.SAME),
-        (Sent(MD5, "c" * 64), None, Told.OTHER),
-        (Sent(MD5), None, Told.SAME),
-        (Sent(f'"{MD5.upper()}"'), None, Told.SAME),
-        (Sent("c" * 32), None, Told.MAYBE_OTHER),
-        (Sent("opaque"), None, Told.NOTHING),
-        (Sent(None), None, Told.NOTHING),
-        (Sent(f'"{MD5}-2"', in_parts=True), f"{MD5}-2", Told.SAME),
-        (Sent(f"{MD5.upper()}-2", in_parts=True), f"{MD5}-2", Told.SAME),
-        (Sent(f"{MD5}-3", in_parts=True), f"{MD5}-2", Told.OTHER),
-        (Sent(MD5, in_parts=True), f"{MD5}-2", Told.OTHER),
-        (Sent("opaque", in_parts=True), f"{MD5}-2", Told.OTHER),
-        (Sent(None, in_parts=True), None, Told.OTHER),
+        (Sent("x", SHA), None, Comparison.EQUAL),
+        (Sent(MD5, "c" * 64), None, Comparison.DIFFERENT),
+        (Sent(MD5), None, Comparison.EQUAL),
+        (Sent(f'"{MD5.upper()}"'), None, Comparison.EQUAL),
+        (Sent("c" * 32), None, Comparison.MAYBE_DIFFERENT),
+        (Sent("opaque"), None, Comparison.UNKNOWN),
+        (Sent(None), None, Comparison.UNKNOWN),
+        (Sent(f'"{MD5}-2"', in_parts=True), f"{MD5}-2", Comparison.EQUAL),
+        (Sent(f"{MD5.upper()}-2", in_parts=True), f"{MD5}-2", Comparison.EQUAL),
+        (Sent(f"{MD5}-3", in_parts=True), f"{MD5}-2", Comparison.DIFFERENT),
+        (Sent(MD5, in_parts=True), f"{MD5}-2", Comparison.DIFFERENT),
+        (Sent("opaque", in_parts=True), f"{MD5}-2", Comparison.DIFFERENT),
+        (Sent(None, in_parts=True), None, Comparison.DIFFERENT),
     ],
 )
-def test_what_an_answer_tells(sent: Sent, parts: str | None, expected: Told) -> None:
-    """The table of told()."""
-    assert told(sent, MD5, SHA, parts) is expected
+def test_what_an_answer_tells(sent: Sent, parts: str | None, expected: Comparison) -> None:
+    """compare_digests() follows the table in its docstring."""
+    assert compare_digests(sent, MD5, SHA, parts) is expected
 
 
 def test_what_is_read_back() -> None:
-    """The table of Trust.reads_back(); of many objects one in twenty, and the same ones each time."""
+    """must_read_back() follows its table, and chooses the same one in twenty objects each time."""
     keys = [f"i/{n}.jpg" for n in range(20_000)]
-    trust = Trust()
-    assert all(trust.reads_back(what, "k") for what in Told)
-    trust.right = 7
-    assert trust.reads_back(Told.NOTHING, "k")
-    trust.right = 8
-    drawn = [key for key in keys if trust.reads_back(Told.NOTHING, key)]
+    trust = ReadBackPolicy()
+    assert all(trust.must_read_back(what, "k") for what in Comparison)
+    trust.matches = 7
+    assert trust.must_read_back(Comparison.UNKNOWN, "k")
+    trust.matches = 8
+    drawn = [key for key in keys if trust.must_read_back(Comparison.UNKNOWN, key)]
     assert len(drawn) == pytest.approx(1000, abs=40)
-    assert drawn == [key for key in keys if trust.reads_back(Told.MAYBE_OTHER, key)]
-    assert all(trust.reads_back(Told.OTHER, key) for key in keys)
-    trust.md5_etags = True
-    assert all(trust.reads_back(Told.MAYBE_OTHER, key) for key in keys)
-    assert drawn == [key for key in keys if trust.reads_back(Told.NOTHING, key)]
-    trust.wrong = True
-    assert all(trust.reads_back(Told.NOTHING, key) for key in keys)
+    assert drawn == [key for key in keys if trust.must_read_back(Comparison.MAYBE_DIFFERENT, key)]
+    assert all(trust.must_read_back(Comparison.DIFFERENT, key) for key in keys)
+    trust.etags_are_md5 = True
+    assert all(trust.must_read_back(Comparison.MAYBE_DIFFERENT, key) for key in keys)
+    assert drawn == [key for key in keys if trust.must_read_back(Comparison.UNKNOWN, key)]
+    trust.mismatch_found = True
+    assert all(trust.must_read_back(Comparison.UNKNOWN, key) for key in keys)
 
 
 def test_a_store_that_gave_md5s_once_is_read_back_where_it_gives_others(tmp_path: Path) -> None:
-    """ETags that look like MD5s are believed to be of SSE-KMS for as long as none of them was an MD5, and no longer."""
+    """Once an ETag was an MD5, each ETag like another MD5 causes a read back."""
 
     async def how(store: Store, number: int) -> Confirmed:
         body = make_body(make_image("jpeg", number), tmp_path)
         sent = await store.put(f"{number}.jpg", body, {})
-        return (await store.confirm(f"{number}.jpg", body, sent)).how
+        return (await store.confirm(f"{number}.jpg", body, sent)).method
 
     async def go(server: OddS3) -> None:
         store = open_store("s3://bucket/p/", reach(server), tmp_path)
@@ -292,26 +287,27 @@ def test_a_store_that_gave_md5s_once_is_read_back_where_it_gives_others(tmp_path
 @pytest.mark.parametrize(
     ("instead", "by_size", "why", "wrong"),
     [
-        (None, False, "does not show the object", False),
-        (b"other bytes.", False, "holds other bytes", True),
-        (b"short", False, "holds other bytes", True),
-        (b"far more than was sent", False, "holds other bytes", True),
-        (None, True, "does not show the object", False),
-        (b"short", True, "shows 5 bytes where 12 were sent", False),
-        (b"far more than was sent", True, "shows 22 bytes where 12 were sent", False),
+        (None, False, "does not have the object", False),
+        (b"other bytes.", False, "bytes differ", True),
+        (b"short", False, "bytes differ", True),
+        (b"far more than was sent", False, "bytes differ", True),
+        (None, True, "does not have the object", False),
+        (b"short", True, "has 5 bytes where 12 were sent", False),
+        (b"far more than was sent", True, "has 22 bytes where 12 were sent", False),
     ],
 )
 def test_what_is_found_in_place_of_the_object(
     instead: bytes | None, by_size: bool, why: str, wrong: bool, etags: Any, tmp_path: Path
 ) -> None:
-    """Nothing, other bytes, fewer or more of them: the upload is not confirmed, and the next one is read back if other
-    bytes were read. An error of the store is raised as it is."""
+    """An upload is not confirmed if the object is missing or has other bytes; store errors are raised unchanged."""
 
     async def go(server: OddS3) -> None:
         store = open_store("s3://bucket/p/", reach(server), tmp_path)
-        store.trust.right = 8 if by_size else 0
+        store.read_back_policy.matches = 8 if by_size else 0
         key = next(
-            key for key in (f"{n}.bin" for n in range(99)) if store.trust.reads_back(Told.NOTHING, key) is not by_size
+            key
+            for key in (f"{n}.bin" for n in range(99))
+            if store.read_back_policy.must_read_back(Comparison.UNKNOWN, key) is not by_size
         )
         body = make_body(b"twelve bytes", tmp_path)
         sent = await store.put(key, body, {})
@@ -322,7 +318,7 @@ def test_what_is_found_in_place_of_the_object(
         with pytest.raises(ObjectError, match=why) as caught:
             await store.confirm(key, body, sent)
         assert caught.value.error_class is ErrorClass.UPLOAD_UNCONFIRMED
-        assert store.trust.wrong is wrong
+        assert store.read_back_policy.mismatch_found is wrong
         server.faults = [Fault("status", ("GetObject", "HeadObject"), status=403, code="AccessDenied")]
         with pytest.raises((ObjectError, Fatal), match="403"):
             await store.confirm(key, body, sent)
@@ -335,7 +331,7 @@ def test_what_is_found_in_place_of_the_object(
 
 @pytest.mark.parametrize(("shown", "how"), [(f"{MD5}-2", Confirmed.DIGEST), ("opaque", Confirmed.READ_BACK)])
 def test_an_upload_in_parts_whose_etag_only_a_head_shows(shown: str, how: Confirmed, tmp_path: Path) -> None:
-    """Ceph's RGW answers the end of an upload without one."""
+    """A multipart upload without an ETag in the response is confirmed by the ETag of a HEAD (Ceph's RGW)."""
 
     async def go(server: OddS3) -> None:
         store = open_store("s3://bucket/p/", reach(server), tmp_path)
@@ -343,7 +339,7 @@ def test_an_upload_in_parts_whose_etag_only_a_head_shows(shown: str, how: Confir
         server.put("bucket", "p/k.bin", bytes(LARGE))
         server.objects["bucket"]["p/k.bin"].etag = shown
         proof = await store.confirm("k.bin", body, Sent(None, in_parts=True, parts_etag=f"{MD5}-2"))
-        assert (proof.how, (proof.etag or "").strip('"')) == (how, shown)
+        assert (proof.method, (proof.etag or "").strip('"')) == (how, shown)
         assert server.requests["HeadObject"] == 1
         await store.close()
 
@@ -352,8 +348,7 @@ def test_an_upload_in_parts_whose_etag_only_a_head_shows(shown: str, how: Confir
 
 
 def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path) -> None:
-    """Every body after the 40th is altered under an honest opaque ETag: the sample finds one, the run reads all of the
-    rest back, and what it believed before is counted apart, in the report as in the ledger."""
+    """Alterations that begin late are found by the sample, and the objects before them count as by size."""
     fault = Fault("alter", ("PutObject",), after=40)
     with OddS3(etags="opaque", faults=[fault]) as server:
         outcomes, wrong, state = moved(origin, server, tmp_path)
@@ -368,7 +363,7 @@ def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path)
 
 
 def test_how_a_copy_was_confirmed_outlives_a_delta(origin: Origin, tmp_path: Path) -> None:
-    """A row that is looked at and unchanged keeps what its copy was confirmed by, also where the look failed."""
+    """A delta run keeps how each copy was confirmed, also for rows whose check failed."""
     with OddS3(etags="opaque") as server:
         job, _ = job_for(origin, server, tmp_path)
         state = directory_state(tmp_path)

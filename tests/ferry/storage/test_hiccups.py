@@ -1,4 +1,4 @@
-"""One failed request before, after or beside the objects ends no run; what a setting must change is said once."""
+"""Single failed requests: none ends a run, and an error that a setting must fix is reported once."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def odd() -> Iterator[OddS3]:
 @pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200"])
 @pytest.mark.parametrize("operation", ["HeadBucket", "CreateMultipartUpload", "AbortMultipartUpload"])
 def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> None:
-    """HeadBucket and the trial upload are asked again; nothing of the trial stays but what a lost answer hides."""
+    """The preflight retries each of its requests, and none of its uploads stays after cleaning."""
     if what == "error in 200" and operation != "CreateMultipartUpload":
         what = "status"
     odd.faults.append(fault := Fault(what, (operation,), times=1))
     run_preflight("s3://b/p/", reach(odd))
     assert fault.struck == 1
-    BucketControl("b", reach(odd)).forget_trials("p")
+    BucketControl("b", reach(odd)).abort_preflight_uploads("p")
     assert odd.uploads == {}
 
 
@@ -53,14 +53,14 @@ def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> No
     [
         ("HeadBucket", 404, "", "does not exist"),
         ("HeadBucket", 403, "", "refuses access"),
-        ("HeadBucket", 400, "", "is `region` right"),
+        ("HeadBucket", 400, "", "Check `region`"),
         ("CreateMultipartUpload", 403, "AccessDenied", "refuses writing .*AccessDenied"),
-        ("CreateMultipartUpload", 501, "NotImplemented", "HTTP 501 NotImplemented when asked for writing"),
+        ("CreateMultipartUpload", 501, "NotImplemented", "HTTP 501 NotImplemented to the check of writing"),
         ("CreateMultipartUpload", 503, "SlowDown", "HTTP 503"),
     ],
 )
 def test_what_the_preflight_says(operation: str, status: int, code: str, said: str, odd: OddS3) -> None:
-    """A refusal is said at once, and trouble after five tries."""
+    """The preflight reports a refusal at once, and a server error after five attempts."""
     odd.faults.append(Fault("status", (operation,), status=status, code=code))
     with pytest.raises(UserError, match=said):
         run_preflight("s3://b/p/", reach(odd))
@@ -69,7 +69,7 @@ def test_what_the_preflight_says(operation: str, status: int, code: str, said: s
 
 @pytest.mark.parametrize("kind", [Kind.FLAKY, Kind.RATE_LIMITED, Kind.TRUNCATED_LENGTH, Kind.RESET])
 def test_a_list_at_an_address_is_fetched_again(kind: Kind, origin: Origin, tmp_path: Path) -> None:
-    """503 twice, 429 with Retry-After, half a body, a reset: the whole list is planned."""
+    """A manifest at a URL is downloaded again after 503, 429, a truncated body or a reset."""
     body = b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50))
     origin.add("/list.csv", body, "text/csv", fault=Trouble(kind, times=1, seconds=0.01))
     job = make_job(manifest=origin.url("/list.csv"), destination=f"file://{tmp_path}/out/")
@@ -77,7 +77,7 @@ def test_a_list_at_an_address_is_fetched_again(kind: Kind, origin: Origin, tmp_p
 
 
 def test_a_list_that_is_not_there_is_asked_for_once(origin: Origin, tmp_path: Path) -> None:
-    """404 is an answer: exit 2 at once."""
+    """A manifest URL with 404 is requested once and is a UserError."""
     job = make_job(manifest=origin.url("/none.csv"), destination=f"file://{tmp_path}/out/")
     with pytest.raises(UserError, match="no such object"):
         plan(job, directory_state(tmp_path))
@@ -86,7 +86,7 @@ def test_a_list_that_is_not_there_is_asked_for_once(origin: Origin, tmp_path: Pa
 
 @pytest.mark.parametrize("what", ["status", "reset", "halve"])
 def test_a_list_in_a_bucket_is_fetched_again(what: Any, odd: OddS3, tmp_path: Path) -> None:
-    """One hiccup of the GET: the whole list is planned."""
+    """A manifest in a bucket is downloaded again after one failed GET."""
     odd.put("b", "list.csv", b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50)))
     odd.faults.append(fault := Fault(what, ("GetObject",), times=1))
     job = make_job(manifest="s3://b/list.csv", destination=f"file://{tmp_path}/out/")
@@ -95,7 +95,7 @@ def test_a_list_in_a_bucket_is_fetched_again(what: Any, odd: OddS3, tmp_path: Pa
 
 
 def moving(folder: Path, count: int, **given: Any) -> Any:
-    """A job of so many small files of a directory."""
+    """Returns a job of so many small files of a directory."""
     (folder / "src").mkdir(exist_ok=True)
     for n in range(count):
         (folder / f"src/{n} {n}.bin").write_bytes(b"%d" % n)
@@ -108,8 +108,7 @@ FROM_A_PROXY: dict[str, Any] = {"status": 404, "code": ""}
 
 @pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObjects"])
 def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path) -> None:
-    """A proxy answers 404 while the store behind it restarts: that says nothing of the state's files. A run still has
-    its lease, and a write is made."""
+    """A 404 of a proxy does not count as a missing state file, and the run keeps its lease."""
     state = open_state("s3://state/job", reach(odd), tmp_path)
     with lease.hold_lease(state, "test") as held:
         odd.faults.append(fault := Fault("status", (operation,), times=1, **FROM_A_PROXY))
@@ -122,7 +121,7 @@ def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path
 
 
 def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
-    """NoSuchKey is asked for once; a store that does not name what is missing is believed the fifth time."""
+    """NoSuchKey is requested once; a 404 without a code counts after five attempts."""
     state = open_state("s3://state/job", reach(odd), tmp_path)
     for asked, fault in ((1, []), (5, [Fault("status", ("GetObject",), **FROM_A_PROXY)])):
         odd.faults = fault
@@ -135,7 +134,7 @@ def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operation", ["PutObject", "GetObject", "HeadObject"])
 def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path) -> None:
-    """Nor a row: each request for an object has tries of its own."""
+    """A 404 of a proxy for an object is retried and fails neither row nor run."""
     odd.etags = "kms"
     odd.faults.append(fault := Fault("status", (operation,), after=3, times=1, **FROM_A_PROXY))
     state = directory_state(tmp_path)
@@ -146,7 +145,7 @@ def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path
 
 @pytest.mark.parametrize("operation", ["HeadObject", "GetObject"])
 def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Path) -> None:
-    """403 for one key while others are taken: that row's failure. For every key: the run ends."""
+    """A 403 for one key fails its row; a 403 for every key ends the run."""
     odd.etags = "kms"
     odd.put("b", "p/7 7.bin", b"8")
     odd.faults.append(Fault("status", (operation,), status=403, code="AccessDenied", key="p/7 7"))
@@ -155,7 +154,7 @@ def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Pa
     run(job, state, reach(odd))
     failed = [outcome for outcome in latest(state).values() if outcome.status == "failed"]
     assert [(o.key, str(o.error_class), o.retryable) for o in failed] == [("7 7.bin", "forbidden", True)]
-    assert "refuses to show this key" in str(failed[0].message)
+    assert "refuses to read this key" in str(failed[0].message)
     odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
     odd.objects["b"].clear()
     state = directory_state(tmp_path, "other")
@@ -167,7 +166,7 @@ def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Pa
 
 @pytest.mark.parametrize("side", ["preflight", "PutObject"])
 def test_a_redirect_is_told_once(side: str, odd: OddS3, tmp_path: Path) -> None:
-    """307 to another endpoint: the run ends before or at its first row, says what to set, and signs nothing for it."""
+    """A redirect ends the run at once, names the setting, and gets no signed request."""
     odd.faults.append(
         Fault("redirect", ("HeadBucket" if side == "preflight" else side,), location="http://b.localhost:9")
     )
@@ -189,7 +188,7 @@ def test_a_redirect_is_told_once(side: str, odd: OddS3, tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["skip", "fail"])
 @pytest.mark.parametrize("odd_keys", [True, False])
 def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_keys: bool, tmp_path: Path) -> None:
-    """501 to If-None-Match: the run ends at its first row, names the setting to change, and no row fails."""
+    """A 501 to If-None-Match ends the run at its first row and names the setting."""
     state = directory_state(tmp_path)
     job = moving(tmp_path, 200, on_existing=policy, concurrency=4)
     if not odd_keys:
@@ -208,7 +207,7 @@ def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_ke
 
 
 def test_nothing_grows_over_nights(odd: OddS3, tmp_path: Path) -> None:
-    """Six runs of a list that changes: what lies on this machine is in the bucket, and does not grow."""
+    """Over six delta runs the local cache does not grow, and holds only files that the bucket has."""
     counts = []
     for night in range(1, 7):
         job = moving(tmp_path, 20 + night, destination="s3://b/p/", mode="delta")

@@ -1,4 +1,4 @@
-"""A listing is believed when it is whole: of cut ones, error pages and hiccups, for sources and destinations alike."""
+"""Listings: truncated ones, error pages and single failed requests never make an incomplete listing look complete."""
 
 from __future__ import annotations
 
@@ -52,36 +52,36 @@ def odd() -> Iterator[OddS3]:
 @pytest.mark.parametrize("side", ["source", "destination"])
 @pytest.mark.parametrize("listings", ["whole", "no token", "ends early"])
 def test_every_key_is_listed_once(listings: Any, side: str, tmp_path: Path) -> None:
-    """Pages without a token, and a first page that says it is the last: the listing goes on after the last key."""
+    """Pages without a token, or falsely marked as the last, are continued after the last key."""
     with OddS3(page_keys=100, listings=listings) as server:
         assert listed(store_at(filled(server), tmp_path), side=side) == KEYS
 
 
 @pytest.mark.parametrize("keys", [KEYS, KEYS[:1]])
 def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_path: Path) -> None:
-    """The listing ends, and has each key once."""
+    """If a store includes the start-after key, the listing ends and has each key once."""
     with OddS3(page_keys=100, listings="starts at it") as server:
         pages = itertools.islice(store_at(filled(server, keys), tmp_path).list(), 10)
         assert [found.key for page in pages for found in page] == keys
 
 
 def test_tokens_that_count_pages(tmp_path: Path) -> None:
-    """Each listing begins to count again, and ends early: the same tokens in another listing are not a circle."""
+    """Tokens that repeat after a listing was continued by start-after are not taken for a cycle."""
     with OddS3(page_keys=20, listings="numbered") as server:
         assert listed(store_at(filled(server), tmp_path)) == KEYS
 
 
 @pytest.mark.parametrize("page_keys", [1, 50, 300])
 def test_a_listing_that_goes_in_a_circle(page_keys: int, tmp_path: Path) -> None:
-    """The last page's token leads back to an early page: an error once it comes a second time, and no end of pages."""
+    """A continuation token that leads back to an earlier page is an error."""
     with OddS3(page_keys=page_keys, listings="in a circle") as server:
         pages = store_at(filled(server, KEYS[:100]), tmp_path).list()
-        with pytest.raises(ObjectError, match="does not say where it goes on"):
+        with pytest.raises(ObjectError, match="listing does not advance"):
             list(itertools.islice(pages, 1000))
 
 
 def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:
-    """An <Error> under 200, five times: no list that ends there is handed on as whole."""
+    """An <Error> under 200 in five attempts is an error, not the end of the listing."""
     with OddS3(page_keys=100, listings="error page") as server, pytest.raises(ObjectError, match="InternalError"):
         listed(store_at(filled(server), tmp_path))
 
@@ -89,7 +89,7 @@ def test_an_error_in_place_of_a_page_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("after", [0, 1, 2, 3])
 @pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200", "halve"])
 def test_a_hiccup_on_any_page(what: Any, after: int, odd: OddS3, tmp_path: Path) -> None:
-    """Each page is asked for again by itself: nothing is missing, and nothing comes twice."""
+    """A failed request for a page is retried alone; no key is missing or listed twice."""
     odd.faults.append(fault := Fault(what, ("ListObjectsV2",), after=after, times=1))
     assert listed(store_at(odd, tmp_path)) == KEYS
     assert fault.struck == 1
@@ -97,12 +97,12 @@ def test_a_hiccup_on_any_page(what: Any, after: int, odd: OddS3, tmp_path: Path)
 
 
 def test_it_starts_after_a_key(odd: OddS3, tmp_path: Path) -> None:
-    """The key itself is not listed again."""
+    """A listing with start_after does not include that key."""
     assert listed(store_at(odd, tmp_path), start_after=KEYS[120]) == KEYS[121:]
 
 
 def test_a_store_that_does_not_know_start_after(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers the question after the last key with its first page: the listing ends there, without end nor twice."""
+    """If a store ignores start-after, the listing ends and has each key once."""
     whole = OddS3._list
 
     def from_the_start(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
@@ -117,8 +117,7 @@ def test_a_store_that_does_not_know_start_after(odd: OddS3, tmp_path: Path, monk
 def test_a_listing_that_does_not_say_where_it_goes_on(
     lacks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It says that more follows, and begins again, gives the same token for ever, or has neither token nor keys: that
-    is an error, and neither a whole list nor one without end."""
+    """A listing that is truncated but cannot be continued is an error and ends."""
     whole = OddS3._list
 
     def odd_list(self: OddS3, bucket: str, objects: Any, query: Any) -> Any:
@@ -130,18 +129,18 @@ def test_a_listing_that_does_not_say_where_it_goes_on(
     listings: Any = "whole" if lacks == "continuation-token" else "no token"
     with OddS3(page_keys=100, listings=listings) as server:
         store = store_at(filled(server), tmp_path)
-        with pytest.raises(ObjectError, match="does not say where it goes on"):
+        with pytest.raises(ObjectError, match="listing does not advance"):
             listed(store)
 
 
 def test_an_empty_listing_is_believed(odd: OddS3, tmp_path: Path) -> None:
-    """One request, no key."""
+    """An empty bucket needs one request and has no keys."""
     assert listed(open_store("s3://other/", reach(odd), tmp_path)) == []
     assert odd.requests["ListObjectsV2"] == 1
 
 
 def test_odd_keys_are_listed_byte_for_byte(tmp_path: Path) -> None:
-    """Whatever a key holds, control characters too, which no XML can hold as they are."""
+    """Every key is listed byte for byte, also control characters that XML cannot hold."""
     keys = sorted(
         ["a b+c%20&<>\"'.jpg", "grün/é.jpg", "tab\there", "x\x01y", "a//b", "/lead", "./dot", "end/"], key=str.encode
     )
@@ -152,7 +151,7 @@ def test_odd_keys_are_listed_byte_for_byte(tmp_path: Path) -> None:
 def test_ranges_list_what_is_wanted_over_many_pages(
     odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a store that lists in the order of the keys' bytes: each range goes on until its end, over all its pages."""
+    """At a store with sorted listings, each range lists all its pages and no page of the next range."""
     odd.page_keys = 10
     monkeypatch.setattr(ranges.cut_ranges, "__defaults__", (40,))
     store = store_at(odd, tmp_path)
@@ -164,7 +163,7 @@ def test_ranges_list_what_is_wanted_over_many_pages(
 
 
 def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: Path) -> None:
-    """A listed manifest is planned as a whole, in one go."""
+    """A listed manifest is planned completely although one request failed."""
     odd.faults.append(fault := Fault("status", ("ListObjectsV2",), after=2, times=1))
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == len(KEYS)
@@ -172,7 +171,7 @@ def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: 
 
 
 def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: Path) -> None:
-    """A marker of zero bytes is no row. An object whose key ends in a slash is one, and says why it is not moved."""
+    """An empty directory marker is not a row; an object whose key ends in `/` is a failed row."""
     odd.put("b", "p/photos/", b"")
     odd.put("b", "p/album/", b"an object all the same")
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
@@ -183,7 +182,7 @@ def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: P
 
 
 def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
-    """An <Error> in place of the second page: no plan of the first one."""
+    """An <Error> instead of the second page fails the plan."""
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     with OddS3(page_keys=100, listings="error page") as server, pytest.raises(UserError, match="cannot be listed"):
         plan(job, directory_state(tmp_path), server=reach(filled(server)))
@@ -196,7 +195,7 @@ def copy_job(folder: Path, count: int) -> Any:
 
 
 def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) -> None:
-    """It is listed all the same: no HEAD for each row."""
+    """The destination is listed although one request failed; no row needs a HEAD."""
     odd.faults.append(fault := Fault("status", ("ListObjectsV2",), times=1))
     planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
     assert fault.struck == 1
@@ -204,7 +203,7 @@ def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) ->
 
 
 def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path: Path) -> None:
-    """A store in trouble is not asked for each of a million rows instead: the run ends, and says what to do."""
+    """If listing the destination fails five times, the run ends instead of sending a HEAD per row."""
     odd.faults.append(Fault("status", ("ListObjectsV2",)))
     with pytest.raises(Fatal, match="asked 5 times"):
         plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
@@ -212,7 +211,7 @@ def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path:
 
 
 def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
-    """405 for good: each row is looked at by a HEAD, as the plan says."""
+    """If the store does not support listing (405), each row has a HEAD, and the plan says so."""
     odd.faults.append(Fault("status", ("ListObjectsV2",), status=405, code="MethodNotAllowed"))
     planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
     assert planned.existing.startswith("found by a HEAD for each row, since the destination cannot be listed")
@@ -220,8 +219,8 @@ def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
 
 
 def test_a_document_with_a_dtd_is_refused_unread() -> None:
-    """A DTD may define entities that expand without end; S3's documents have none."""
+    """A document with a DTD is refused, since its entities may expand without limit."""
     inside = b"<ListBucketResult>" + b"&b;" * 1000 + b"</ListBucketResult>"
     bomb = b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]>' + inside
     with pytest.raises(ObjectError, match="not an S3 document"):
-        s3_xml.page(bomb, "source")
+        s3_xml.parse_page(bomb, "source")

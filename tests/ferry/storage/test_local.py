@@ -1,4 +1,4 @@
-"""A directory as the list of what to move: nothing in it is left out without a word."""
+"""A directory as the source listing: no file is omitted silently."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.helpers import IMAGE, by_key, directory_state, latest, make_j
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """The directory that is listed, with one image in it."""
+    """Creates the listed directory with one image in it."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a.jpg").write_bytes(IMAGE)
     return tmp_path / "old"
@@ -36,8 +36,7 @@ def job_of(old: Path, **given: object):  # type: ignore[no-untyped-def]
 
 
 def test_a_folder_that_cannot_be_read_is_an_error(old: Path, state: DirectoryState) -> None:
-    """A list without what lies in it would look complete, and the run would end well. (Here: a path that is longer
-    than the system takes; of a folder without the right to read it the same comes.)"""
+    """A directory that cannot be read fails the plan, since an incomplete listing looks complete."""
     fd = os.open(old, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=fd)
@@ -51,7 +50,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(old: Path, state: DirectorySta
 
 
 def test_a_link_to_a_folder_elsewhere_is_an_error(old: Path, state: DirectoryState) -> None:
-    """A whole tree stands behind it: it is not followed, so whoever means it must say so."""
+    """A link to a directory outside fails the plan until `exclude` names it."""
     (old.parent / "disk2").mkdir()
     (old.parent / "disk2" / "b.jpg").write_bytes(IMAGE)
     (old / "2020").symlink_to(old.parent / "disk2")
@@ -61,7 +60,7 @@ def test_a_link_to_a_folder_elsewhere_is_an_error(old: Path, state: DirectorySta
 
 
 def test_a_link_that_leads_out_or_nowhere_is_a_failed_row(old: Path, state: DirectoryState) -> None:
-    """A file of another folder, one of a disk that is not mounted, and a link to itself: each is told of."""
+    """A link that points outside, nowhere or to itself is a failed row."""
     (old.parent / "b.jpg").write_bytes(IMAGE)
     (old / "out.jpg").symlink_to(old.parent / "b.jpg")
     (old / "nowhere.jpg").symlink_to("/no/such/disk/b.jpg")
@@ -80,7 +79,7 @@ def test_a_link_that_leads_out_or_nowhere_is_a_failed_row(old: Path, state: Dire
 
 
 class Meanwhile(Budget):
-    """Waits for memory, and while it does somebody writes to the file, once."""
+    """Budget that writes to the file once while memory is requested."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -97,12 +96,12 @@ class Meanwhile(Budget):
 
 @pytest.mark.parametrize("size", [4_000, 12_000_000])
 def test_a_file_that_is_written_to_while_it_is_read(size: int, old: Path, tmp_path: Path) -> None:
-    """Half of an old and half of a new file of the same length is no object: it is read again."""
+    """A file that changes while it is read is an error, and the next read returns the new file."""
     path = old / "a.jpg"
     path.write_bytes(b"a" * size)
     os.utime(path, (1e9, 1e9))
     store = open_store(f"file://{old}/", Access(), tmp_path / "spool", budget=Meanwhile(path))
-    with pytest.raises(ObjectError, match="written to while it was read") as caught:
+    with pytest.raises(ObjectError, match="changed while it was being read") as caught:
         asyncio.run(store.get("a.jpg", max_bytes=1 << 30))
     assert caught.value.error_class is ErrorClass.TRUNCATED
     assert not list((tmp_path / "spool").glob("*"))
@@ -113,7 +112,7 @@ def test_a_file_that_is_written_to_while_it_is_read(size: int, old: Path, tmp_pa
 
 
 def test_a_name_that_looks_like_another_is_no_duplicate(old: Path, state: DirectoryState) -> None:
-    """A name that is not UTF-8 is shown with escapes, and another file may be called so: not one file twice."""
+    """A name that is not UTF-8 and the file named like its escaped form are not one file: one row fails."""
     (old / r"b\xffd.jpg").write_bytes(IMAGE)
     Path(os.fsdecode(os.fsencode(old) + b"/b\xffd.jpg")).write_bytes(IMAGE)
     for n in range(20):  # few of many collide

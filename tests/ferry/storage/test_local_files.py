@@ -1,4 +1,4 @@
-"""A directory destination: nothing is written outside of it, and a name stands for a whole file that is on disk."""
+"""Files of a directory destination: no write leaves the directory, and a name means a complete file on disk."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def read(folder: Folder, key: str) -> bytes:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Everything below, unfinished files too."""
+    """Returns all files below the root by relative path, including unfinished ones."""
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
-# --- links and names that lead elsewhere
+# --- links and names that point outside
 
 
 @pytest.mark.parametrize("key", ["out/x", "a/out/x", "out/deeper/x"])
@@ -72,21 +72,21 @@ def files(root: Path) -> dict[str, bytes]:
 def test_a_linked_folder_is_not_written_through(
     key: str, create: bool, root: Path, tmp_path: Path, folder: Folder
 ) -> None:
-    """Wherever on the way it is: the row fails, says why, and outside nothing changes."""
+    """A link on the path fails the row with a reason, and nothing outside changes."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     link = root / key.partition("out")[0] / "out"
     link.parent.mkdir(parents=True)
     link.symlink_to(elsewhere)
     store = open_store(f"file://{root}/", Access(), tmp_path, create=True)
-    with pytest.raises(ObjectError, match="links are not written through") as caught:
+    with pytest.raises(ObjectError, match="does not write through links") as caught:
         asyncio.run(store.put(key, helpers.make_body(b"x", tmp_path), {}, create=create))
     assert caught.value.error_class is ErrorClass.KEY_COLLISION
     assert not list(elsewhere.iterdir())
 
 
 def test_a_linked_file_is_replaced_and_its_target_left(root: Path, tmp_path: Path, folder: Folder) -> None:
-    """The link's own name gets the object; with `create` it is in the way."""
+    """A write replaces a link to a file and not its target; with create it fails."""
     secret = tmp_path / "secret"
     secret.write_bytes(b"old")
     root.mkdir()
@@ -100,7 +100,7 @@ def test_a_linked_file_is_replaced_and_its_target_left(root: Path, tmp_path: Pat
 
 
 def test_links_that_lead_out_are_not_read(root: Path, tmp_path: Path, folder: Folder) -> None:
-    """Neither a linked file nor one behind a linked folder; links that stay inside are."""
+    """Links that point outside are not read; links that stay inside are."""
     (tmp_path / "secret").write_bytes(b"secret")
     (root / "a").mkdir(parents=True)
     (root / "a" / "x").write_bytes(b"x")
@@ -115,7 +115,7 @@ def test_links_that_lead_out_are_not_read(root: Path, tmp_path: Path, folder: Fo
             folder.open(key)
         assert caught.value.errno == number
     store = open_store(f"file://{root}/", Access(), tmp_path)
-    with pytest.raises(ObjectError, match="leads out") as refused:
+    with pytest.raises(ObjectError, match="points outside") as refused:
         asyncio.run(store.get("up/secret", max_bytes=100))
     assert refused.value.error_class is ErrorClass.NOT_FOUND
     assert read(folder, "inside/x") == b"x"
@@ -140,17 +140,17 @@ def test_links_that_lead_out_are_not_read(root: Path, tmp_path: Path, folder: Fo
     ],
 )
 def test_names_that_lead_elsewhere_are_none(key: str, root: Path, tmp_path: Path, folder: Folder) -> None:
-    """Planning refuses such keys; so does the last one who could."""
+    """Keys that planning refuses are also refused by the directory store."""
     (tmp_path / "x").write_bytes(b"outside")
-    with pytest.raises(OSError, match="no name below a directory"):
+    with pytest.raises(OSError, match="not a valid path"):
         put(folder, key, b"x")
-    with pytest.raises(OSError, match="no name below a directory"):
+    with pytest.raises(OSError, match="not a valid path"):
         folder.open(key)
     assert files(tmp_path) == {"x": b"outside"}
 
 
 def test_a_folder_that_turns_into_a_link_at_any_moment(root: Path, tmp_path: Path, folder: Folder) -> None:
-    """Somebody swaps a folder and a link to elsewhere, again and again, while files are written below its name."""
+    """No write leaves the directory while another process swaps a directory for a link."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (root / "a").mkdir(parents=True)
@@ -167,7 +167,7 @@ def test_a_folder_that_turns_into_a_link_at_any_moment(root: Path, tmp_path: Pat
                 lambda: (root / f"real{number}").rename(root / "a"),  # noqa: B023
             ]
             for move in moves:
-                with contextlib.suppress(OSError):  # the writer makes folders too
+                with contextlib.suppress(OSError):  # the writer also creates directories
                     move()
 
     thread = threading.Thread(target=swap)
@@ -192,17 +192,17 @@ def test_a_folder_that_turns_into_a_link_at_any_moment(root: Path, tmp_path: Pat
 
 
 def test_no_pipe_or_device_is_opened(root: Path, folder: Folder) -> None:
-    """A named pipe would hold a reader up for ever."""
+    """A named pipe is not opened, since that would block the reader."""
     root.mkdir()
     os.mkfifo(root / "pipe")
     assert folder.find("pipe") is None
 
 
-# --- whole, or not there
+# --- atomic writes
 
 
 def test_a_reader_sees_the_old_file_or_the_new_one(root: Path, folder: Folder) -> None:
-    """Never a part, while it is replaced again and again."""
+    """A reader never sees a partial file while the file is replaced."""
     bodies = [bytes([number]) * 3_000_000 for number in range(4)]
     put(folder, "a/x", bodies[0])
     over = threading.Event()
@@ -222,7 +222,7 @@ def test_a_reader_sees_the_old_file_or_the_new_one(root: Path, folder: Folder) -
 
 
 def test_of_many_that_create_one_wins(folder: Folder) -> None:
-    """And its bytes stay."""
+    """Of concurrent writes with create exactly one succeeds, and its bytes stay."""
 
     async def race() -> list[str | BaseException]:
         return await asyncio.gather(
@@ -237,7 +237,7 @@ def test_of_many_that_create_one_wins(folder: Folder) -> None:
 
 
 def cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without hard links (EPERM), or another one than that of the unfinished files (EXDEV)."""
+    """Simulates a file system without hard links (EPERM), or another one than that of the unfinished files (EXDEV)."""
     real = os.replace
 
     def link(*_: Any, **__: Any) -> None:
@@ -257,7 +257,7 @@ def cannot(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_file_systems_that_cannot_do_it(
     number: int, create: bool, root: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same, by other calls; nothing is left."""
+    """Without link(2), or across file systems, writes have the same result and leave nothing behind."""
     cannot(number, monkeypatch)
     put(folder, "a/x", b"one", create=create)
     if create:
@@ -282,7 +282,7 @@ def killed(root: Path, mark: str) -> None:
 
 
 def test_what_killed_runs_left_is_found_and_only_that(root: Path, folder: Folder) -> None:
-    """Under no key, in no listing; the next run of the same job deletes it, and leaves another job's alone."""
+    """Unfinished files are never listed, and cleaning deletes only those of the same job."""
     killed(root, "mine")
     killed(root, "another")
     assert len(files(root)) == 2
@@ -293,7 +293,7 @@ def test_what_killed_runs_left_is_found_and_only_that(root: Path, folder: Folder
 
 
 def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Path) -> None:
-    """Through the engine: its own leftovers go, and so does the folder for them once the run is over."""
+    """A run deletes its own job's unfinished files, and at its end the empty directory for them."""
     root, body = tmp_path / "out", make_image("jpeg", 1)
     job = helpers.make_job(
         manifest=str(helpers.write_list(tmp_path / "list.csv", [[origin.add("/a/b.jpg", body)]])),
@@ -316,8 +316,7 @@ def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Pat
 
 
 def test_a_state_under_the_same_path_is_another_job(tmp_path: Path) -> None:
-    """Two containers have each `/data/state`, and one directory as their destination: what one of them is writing just
-    now is no leftover of the other."""
+    """Two states under the same path on two machines have different marks, so cleaning skips the other."""
     state = helpers.directory_state(tmp_path)
     mark = mark_of(state)
     assert mark_of(helpers.directory_state(tmp_path)) == mark
@@ -336,8 +335,8 @@ def test_a_state_under_the_same_path_is_another_job(tmp_path: Path) -> None:
 
 
 def test_which_names_are_one_is_tried(root: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here none are, and nothing is left of the trial; on a file system that folds case that is found."""
-    assert folder.twins() == frozenset()
+    """Name folding is found by creating files, none of which remain."""
+    assert folder.folded_names() == frozenset()
     assert files(root) == {}
     real = os.stat
 
@@ -345,10 +344,10 @@ def test_which_names_are_one_is_tried(root: Path, folder: Folder, monkeypatch: p
         return real(path.replace("-A", "-a") if isinstance(path, str) else path, **more)
 
     monkeypatch.setattr(os, "stat", stat)
-    assert folder.twins() == {"case"}
+    assert folder.folded_names() == {"case"}
 
 
-# --- on disk
+# --- durability
 
 
 @pytest.mark.parametrize("without", [0, EPERM, EXDEV])
@@ -356,8 +355,7 @@ def test_which_names_are_one_is_tried(root: Path, folder: Folder, monkeypatch: p
 def test_a_power_cut_between_any_two_calls(
     how: How, without: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What `put` has returned for is there, whole; and no name ever stands for a part of a file. So on file systems
-    that lack a call."""
+    """After a power cut at any step, files that put() returned for are on disk, and no file is partial."""
     if without:
         cannot(without, monkeypatch)
     disk = Disk(root)
@@ -390,7 +388,7 @@ def test_a_power_cut_between_any_two_calls(
 
 
 def test_many_writes_wait_for_the_disk_together(root: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder is synced for all that were written meanwhile, not once for each."""
+    """Concurrent writes to one directory share its syncs."""
     real, synced = os.fsync, []
 
     def fsync(fd: int) -> None:
@@ -412,20 +410,20 @@ def test_many_writes_wait_for_the_disk_together(root: Path, folder: Folder, monk
 
 
 def test_a_folder_that_goes_away_is_no_success(root: Path, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the rename and the sync: whoever removed it removed the file."""
-    real = folder_module.place
+    """A directory that is deleted between rename and sync fails the write."""
+    real = folder_module.rename_into_place
 
     def place(*args: Any, **more: Any) -> None:
         real(*args, **more)
         (root / "a" / "x").unlink()
         (root / "a").rmdir()
 
-    monkeypatch.setattr(folder_module, "place", place)
-    with pytest.raises(OSError, match="went away"):
+    monkeypatch.setattr(folder_module, "rename_into_place", place)
+    with pytest.raises(OSError, match="deleted during the write"):
         put(folder, "a/x", b"x")
 
 
-# --- rights
+# --- permissions
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[str], bool]) -> None:
@@ -440,7 +438,7 @@ def refusing(monkeypatch: pytest.MonkeyPatch, refuse: Callable[[str], bool]) -> 
 
 
 def test_a_folder_without_the_right_to_write(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One below the destination is its rows' failure; the destination itself ends the run."""
+    """A directory without write permission fails its rows; the destination itself ends the run."""
     (root / "locked").mkdir(parents=True)
     store = open_store(f"file://{root}/", Access(), tmp_path, create=True)
 
@@ -452,12 +450,12 @@ def test_a_folder_without_the_right_to_write(root: Path, tmp_path: Path, monkeyp
         asyncio.run(write("locked/x"))
     assert caught.value.error_class is ErrorClass.FORBIDDEN
     refusing(monkeypatch, lambda path: path == "locked" or path.startswith("ferry-"))
-    with pytest.raises(Fatal, match="does not let this user write"):
+    with pytest.raises(Fatal, match="this user may not write"):
         asyncio.run(write("x"))
 
 
 def test_a_directory_that_went_away_is_fatal(root: Path, tmp_path: Path) -> None:
-    """It is not made anew: a disk that was unmounted is no empty directory."""
+    """A destination that disappears is not created again, since it may be an unmounted disk."""
     store = open_store(f"file://{root}/", Access(), tmp_path, create=True)
     body = helpers.make_body(b"x", tmp_path)
     asyncio.run(store.put("x", body, {}))
@@ -470,7 +468,7 @@ def test_a_directory_that_went_away_is_fatal(root: Path, tmp_path: Path) -> None
 
 
 def test_every_answer_of_the_system_has_a_place() -> None:
-    """At either side; none is a bug."""
+    """Each errno maps to an error that is not INTERNAL, at the source and at the destination."""
     import errno
 
     for number in errno.errorcode:

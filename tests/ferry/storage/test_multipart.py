@@ -1,4 +1,4 @@
-"""Objects that go up in parts: whatever one request of an upload meets, the object arrives whole, and no part stays."""
+"""Multipart uploads: whatever one request meets, the object arrives whole and no part stays."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ferry.state.files import DirectoryState
 from ferry.state.open_uploads import Uploads
 from ferry.storage import multipart, s3_xml
 from ferry.storage import store as store_module
-from ferry.storage.confirmation import Proof
+from ferry.storage.confirmation import Confirmation
 from ferry.storage.credentials import Access
 from ferry.storage.store import AlreadyThere, Store, open_store
 from tests.ferry.storage.test_store import KEYS
@@ -45,7 +45,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Sender:
-    """A store behind `s3://bucket/p`, its notes, and bodies in a spool."""
+    """Sends spooled bodies to a store at `s3://bucket/p` and keeps the log of its uploads."""
 
     def __init__(self, server: OddS3 | S3Server, bucket: str, folder: Path, **given: Any) -> None:
         self.folder = folder
@@ -55,7 +55,7 @@ class Sender:
         self._given = given
 
     def open(self) -> Store:
-        given = {"short_way": True, "notes": self.notes, **self._given}
+        given = {"direct_http": True, "upload_log": self.notes, **self._given}
         return open_store(f"s3://{self._bucket}/p", self._access, self.folder, **given)
 
     def body(self, data: bytes = DATA) -> Body:
@@ -65,10 +65,10 @@ class Sender:
         body.data, body.path = None, path
         return body
 
-    def send(self, key: str = "k.bin", *, data: bytes = DATA, create: bool = False) -> Proof:
-        """One upload, confirmed as a transfer does it."""
+    def send(self, key: str = "k.bin", *, data: bytes = DATA, create: bool = False) -> Confirmation:
+        """Uploads and confirms one body as a transfer does."""
 
-        async def go() -> Proof:
+        async def go() -> Confirmation:
             store = self.open()
             try:
                 body = self.body(data)
@@ -98,11 +98,11 @@ def odd() -> Any:
 def test_bytes_and_attributes_arrive(
     key: str, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Under any key, at a server that checks signatures: another client sees the bytes and what they are."""
+    """At a server that checks signatures, any key arrives with its bytes and attributes."""
     monkeypatch.setattr(multipart, "PART_BYTES", PART_BYTES)  # this server takes none below 5 MiB
     data = b"\xfe" * PART_BYTES + DATA
     sender = Sender(s3, bucket, tmp_path)
-    assert sender.send(key, data=data).how is Confirmed.DIGEST
+    assert sender.send(key, data=data).method is Confirmed.DIGEST
     found = s3.client().get_object(Bucket=bucket, Key=f"p/{key}")
     assert found["Body"].read() == data
     assert found["ETag"].endswith('-2"')
@@ -114,10 +114,9 @@ def test_bytes_and_attributes_arrive(
 
 @pytest.mark.parametrize(("operation", "what"), HICCUPS)
 def test_hiccups_of_a_request_end_nothing(operation: str, what: Any, odd: OddS3, sender: Sender) -> None:
-    """Two of each kind of request go wrong. The object arrives by the same upload or another, and no upload stays, not
-    even one whose ID the store could not tell us."""
+    """After failed requests of each kind the object arrives, and no upload stays."""
     odd.faults.append(fault := Fault(what, (operation,), times=2))
-    assert sender.send().how is Confirmed.DIGEST
+    assert sender.send().method is Confirmed.DIGEST
     assert fault.struck == 2
     assert odd.stored("bucket") == {"p/k.bin": DATA}
     assert odd.objects["bucket"]["p/k.bin"].headers["x-amz-meta-sku"] == "A 1"
@@ -127,7 +126,7 @@ def test_hiccups_of_a_request_end_nothing(operation: str, what: Any, odd: OddS3,
 
 @pytest.mark.parametrize("operation", REQUESTS)
 def test_silence_ends_after_read_s(operation: str, odd: OddS3, sender: Sender) -> None:
-    """A request that is never answered is given up after `read_s`, and not tried five times: the run hears of it."""
+    """A request without a response ends after `read_s` and is not retried, so that the run learns of it."""
     odd.faults.append(Fault("silence", (operation,)))
     began = time.monotonic()
     with pytest.raises(ObjectError) as caught:
@@ -138,7 +137,7 @@ def test_silence_ends_after_read_s(operation: str, odd: OddS3, sender: Sender) -
 
 
 def test_a_store_that_is_silent_for_good_holds_nothing_up(odd: OddS3, sender: Sender) -> None:
-    """The abort is given up after `read_s`, too; the note stays, and the next run aborts what was begun."""
+    """An abort without a response also ends after `read_s`; the next run aborts the upload."""
     everything = (*REQUESTS[1:], "AbortMultipartUpload", "ListMultipartUploads")
     odd.faults.append(fault := Fault("silence", everything))
     began = time.monotonic()
@@ -152,7 +151,7 @@ def test_a_store_that_is_silent_for_good_holds_nothing_up(odd: OddS3, sender: Se
 
 
 def test_what_could_not_be_aborted_goes_with_the_next_upload(odd: OddS3, sender: Sender) -> None:
-    """An upload fails and its abort too. The object's next try succeeds, and both uploads have gone."""
+    """An upload that could not be aborted is aborted with the next one to its key."""
     odd.faults += [
         Fault("status", ("UploadPart",), times=1, status=400, code="BadDigest"),
         Fault("status", ("ListMultipartUploads",), times=1),
@@ -172,16 +171,16 @@ def test_what_could_not_be_aborted_goes_with_the_next_upload(odd: OddS3, sender:
 
 @pytest.mark.parametrize("etags", ["md5", "kms", "opaque", "none"])
 def test_an_altered_part_is_found(etags: Any, tmp_path: Path) -> None:
-    """One part is another at the store: the ETag says so, or the bytes that are read back."""
+    """An altered part is found by the ETag or by reading back."""
     with OddS3(etags=etags, faults=[Fault("alter", ("UploadPart",), after=3, times=1)]) as server:
         server.make_bucket("bucket")
-        with pytest.raises(ObjectError, match="other bytes") as caught:
+        with pytest.raises(ObjectError, match="bytes differ") as caught:
             Sender(server, "bucket", tmp_path).send()
         assert caught.value.error_class is ErrorClass.UPLOAD_UNCONFIRMED
 
 
 def test_a_cancelled_upload_leaves_its_note(odd: OddS3, sender: Sender) -> None:
-    """What is broken off is noted, and the next run aborts it; nothing shows under the key."""
+    """A cancelled upload stays in the log, and the next run aborts it."""
     odd.faults.append(Fault("silence", ("UploadPart",), after=2))
 
     async def go() -> None:
@@ -202,7 +201,7 @@ def test_a_cancelled_upload_leaves_its_note(odd: OddS3, sender: Sender) -> None:
 
 
 def test_an_upload_that_the_store_forgot_is_the_objects_failure(odd: OddS3, sender: Sender) -> None:
-    """NoSuchUpload for a part: another client aborted the upload. The object is tried again, and the run goes on."""
+    """NoSuchUpload for a part fails the object and is not Fatal."""
     odd.faults.append(Fault("status", ("UploadPart",), status=404, code="NoSuchUpload"))
     with pytest.raises(ObjectError, match="NoSuchUpload") as caught:
         sender.send()
@@ -211,7 +210,7 @@ def test_an_upload_that_the_store_forgot_is_the_objects_failure(odd: OddS3, send
 
 @pytest.mark.parametrize("there", [True, False])
 def test_another_object_does_not_end_an_upload(there: bool, odd: OddS3, sender: Sender) -> None:
-    """NoSuchUpload for the end, and no object under the key, or one of the same size that its parts do not make."""
+    """After NoSuchUpload at completion, a missing or different object fails the upload."""
     if there:
         odd.put("bucket", "p/k.bin", bytes(len(DATA)))
         odd.objects["bucket"]["p/k.bin"].etag = "0" * 32 + "-7"
@@ -223,15 +222,15 @@ def test_another_object_does_not_end_an_upload(there: bool, odd: OddS3, sender: 
 def test_a_body_that_one_request_may_not_carry_goes_up_in_parts(
     odd: OddS3, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """413 to a PUT of a spooled body."""
+    """A spooled body that a PUT refuses with 413 is sent as a multipart upload."""
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 100 * PART)
     odd.faults.append(Fault("status", ("PutObject",), status=413, code="EntityTooLarge"))
-    assert sender.send().how is Confirmed.DIGEST
+    assert sender.send().method is Confirmed.DIGEST
     assert (odd.requests["PutObject"], odd.requests["UploadPart"]) == (1, 7)
 
 
 def test_an_object_that_appears_meanwhile_stays(odd: OddS3, sender: Sender) -> None:
-    """With create the end of an upload has a condition: a key that appeared since the look keeps its bytes."""
+    """With create, an object that appears during the upload keeps its bytes."""
 
     async def go() -> None:
         store = sender.open()
@@ -252,25 +251,24 @@ def test_an_object_that_appears_meanwhile_stays(odd: OddS3, sender: Sender) -> N
 
 
 def test_an_end_that_is_answered_is_believed(odd: OddS3, sender: Sender) -> None:
-    """One request for the end, whose ETag confirms the object: it is not looked for, nor read, and nothing is left
-    to look for."""
-    assert sender.send().how is Confirmed.DIGEST
+    """A completed upload is confirmed by its ETag with no further request."""
+    assert sender.send().method is Confirmed.DIGEST
     assert odd.requests["ListMultipartUploads"] == 0
     assert (odd.requests["CompleteMultipartUpload"], odd.requests["HeadObject"], odd.requests["GetObject"]) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("what", ["reset", "lost answer"])
 def test_a_lost_end_with_a_condition(what: Any, odd: OddS3, sender: Sender) -> None:
-    """The object of an upload whose end was answered by nothing is its own."""
+    """If the response to a conditional completion is lost, the object counts as this upload."""
     odd.faults.append(Fault(what, ("CompleteMultipartUpload",), times=2))
-    assert sender.send(create=True).how is Confirmed.DIGEST
+    assert sender.send(create=True).method is Confirmed.DIGEST
     assert (odd.stored("bucket"), odd.uploads) == ({"p/k.bin": DATA}, {})
 
 
 def test_an_end_that_was_lost_may_have_put_what_stands_there(
     odd: OddS3, sender: Sender, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between two requests for the end an object appears. Whose it is, the bytes decide, not the refusal."""
+    """An object that appears between two completion requests may be of this upload."""
 
     def meanwhile(*_: Any) -> float:
         odd.put("bucket", "p/k.bin", b"theirs, or a version of ours")
@@ -289,16 +287,16 @@ def test_an_end_that_was_lost_may_have_put_what_stands_there(
 
 
 def test_a_store_without_conditions_ends_an_upload_all_the_same(tmp_path: Path) -> None:
-    """501 for the condition of the end: the look before the upload stands alone, as at such a store it must."""
+    """If the store does not support the condition (501), the upload is completed without it."""
     with OddS3(conditions="501") as server:
         server.make_bucket("bucket")
-        assert Sender(server, "bucket", tmp_path).send(create=True).how is Confirmed.DIGEST
+        assert Sender(server, "bucket", tmp_path).send(create=True).method is Confirmed.DIGEST
         assert server.stored("bucket") == {"p/k.bin": DATA}
 
 
 @pytest.mark.parametrize(("memory", "most"), [(1 << 40, PARTS_AT_ONCE), (1 * MIB, 1)])
 def test_as_many_parts_at_once_as_there_is_memory_for(memory: int, most: int, tmp_path: Path) -> None:
-    """Never more than the budget says, and that many where the store is slow."""
+    """As many parts are sent at once as the memory budget allows."""
     with OddS3(faults=[Fault("slow", ("UploadPart",), delay_s=0.5)]) as server:
         server.make_bucket("bucket")
         Sender(server, "bucket", tmp_path, budget=Budget(memory)).send()
@@ -306,12 +304,14 @@ def test_as_many_parts_at_once_as_there_is_memory_for(memory: int, most: int, tm
 
 
 def test_white_space_before_a_document() -> None:
-    """AWS sends it while it puts the parts together, so that the connection lives."""
-    assert s3_xml.text(s3_xml.document(b" \n <?xml version='1.0'?><R><ETag>e</ETag></R>\n", "store"), "ETag") == "e"
+    """White space before a document is ignored; AWS sends it to keep the connection open."""
+    assert (
+        s3_xml.text(s3_xml.parse_document(b" \n <?xml version='1.0'?><R><ETag>e</ETag></R>\n", "store"), "ETag") == "e"
+    )
 
 
 def test_what_is_sent_is_movement(sender: Sender) -> None:
-    """Each piece of each part is heard of: an upload that takes long is not a run that stands still."""
+    """Each part that is sent counts as progress."""
     pieces: list[int] = []
 
     async def go() -> None:
@@ -329,6 +329,6 @@ def test_what_is_sent_is_movement(sender: Sender) -> None:
     [(1, PART_BYTES), (10_000 * PART_BYTES, PART_BYTES), (10_000 * PART_BYTES + 1, PART_BYTES + 1)],
 )
 def test_no_upload_has_more_than_10000_parts(size: int, bytes_of_a_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 8 MiB, larger where there would be too many."""
+    """Parts have 8 MiB, or more if there would be over 10,000 parts."""
     monkeypatch.setattr(multipart, "PART_BYTES", PART_BYTES)
     assert multipart.part_bytes(size) == bytes_of_a_part

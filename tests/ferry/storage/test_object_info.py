@@ -1,4 +1,4 @@
-"""What ETags and checksums say of bytes: the tables of object_info.py."""
+"""ETags and checksums: the functions of object_info.py."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ SHA256 = hashlib.sha256(b"a").hexdigest()
     ],
 )
 def test_what_an_etag_is(etag: str | None, md5: str | None, composite: str | None) -> None:
-    """32 hex digits look like the MD5 of the bytes; with a number they are of parts; all else is neither."""
+    """32 hex digits are an MD5, with a part count a composite ETag, and anything else is neither."""
     assert (md5_of_etag(etag), composite_etag(etag)) == (md5, composite)
 
 
 def test_an_answer_says_nothing_that_the_store_did_not() -> None:
-    """What stands in no answer is not so: neither that the key was there nor that a request was sent twice."""
+    """The defaults of Sent claim nothing that the store did not return."""
     assert Sent("x") == Sent("x", None, False, False, False, None, False)
 
 
@@ -68,12 +68,12 @@ def test_an_answer_says_nothing_that_the_store_did_not() -> None:
     ],
 )
 def test_which_etags_are_the_same(one: str, other: str, same: bool) -> None:
-    """Quotes, a W/ and the case of an MD5 make no difference; anything else does."""
+    """Quotes, `W/` and the case of an MD5 make no difference; anything else does."""
     assert same_etag(one, other) is same
 
 
 def test_a_checksum_is_read_as_it_is_written() -> None:
-    """In base64, as S3 has it."""
+    """A checksum is base64, as S3 has it, and sha256_of() reverses checksum_of()."""
     assert checksum_of(SHA256) == base64.b64encode(hashlib.sha256(b"a").digest()).decode()
     assert sha256_of(checksum_of(SHA256)) == SHA256
 
@@ -88,12 +88,12 @@ def test_a_checksum_is_read_as_it_is_written() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_checksum_of_a_whole_object(checksum: str | None) -> None:
-    """Then nothing is compared with it."""
+    """A value that is not the SHA-256 of a whole object gives None."""
     assert sha256_of(checksum) is None
 
 
 def test_the_etag_of_an_upload_in_parts(tmp_path: Path) -> None:
-    """The MD5 of the MD5s of its parts and their number; of other ETags than MD5s it is not known."""
+    """The composite ETag is the MD5 of the parts' MD5s and their number, and unknown without MD5s."""
     data = b"ab" * 5
     path = tmp_path / "spooled"
     path.write_bytes(data)

@@ -1,4 +1,4 @@
-"""The short way to a bucket does what obstore does, with less; what is not plain it leaves to obstore."""
+"""Ferry's HTTP client: the same results as obstore, which sends the requests that this client refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ferry.core.errors import Fatal, ObjectError
 from ferry.core.memory_budget import SPOOL_OVER_BYTES
 from ferry.core.records import ErrorClass
 from ferry.storage.credentials import Access
-from ferry.storage.s3 import Boto3, BucketHttp, Fixed, NotPlain, plain_headers
+from ferry.storage.s3 import Boto3Credentials, BucketHttp, NotPlain, StaticCredentials, plain_headers
 from ferry.storage.sigv4 import Keys
 from ferry.storage.store import Sent, Store, open_store
 from tests.support.helpers import access, make_body
@@ -38,31 +38,31 @@ KEY = "a/b-c_d~e=f/(1).jpg"
 def both(
     s3: S3Server, bucket: str, tmp_path: Path, test: Callable[[Store, Store], Awaitable[None]], prefix: str = "p"
 ) -> None:
-    """Runs a test with two stores of one prefix: obstore's, and the short way."""
+    """Runs a test with two stores of one prefix: one through obstore, one through the HTTP client."""
 
     async def go() -> None:
         uri = f"s3://{bucket}/{prefix}/"
-        long = open_store(uri, access(s3), tmp_path)
-        short = open_store(uri, access(s3), tmp_path, short_way=True)
+        via_obstore = open_store(uri, access(s3), tmp_path)
+        via_http = open_store(uri, access(s3), tmp_path, direct_http=True)
         try:
-            await test(long, short)
+            await test(via_obstore, via_http)
         finally:
-            await short.close()
+            await via_http.close()
 
     asyncio.run(go())
 
 
 def test_what_one_writes_the_other_reads_alike(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Bytes, ETag, type, encoding and user metadata, both ways round: which client moved a row cannot be told."""
+    """Both clients write and read the same bytes, ETag, type, encoding and user metadata."""
 
-    async def test(long: Store, short: Store) -> None:
+    async def test(via_obstore: Store, via_http: Store) -> None:
         body = small_body(b"\0\xffbytes" * 1000)
-        for writer in (long, short):
+        for writer in (via_obstore, via_http):
             etag = (await writer.put(KEY, body, ATTRIBUTES)).etag
             assert etag is not None
             assert etag.strip('"') == hashlib.md5(body.data or b"").hexdigest()
             seen = []
-            for reader in (long, short):
+            for reader in (via_obstore, via_http):
                 got, found, attributes = await reader.get(KEY, max_bytes=1 << 20)
                 seen.append((got.data, got.sha256, found.key, found.size, found.etag, found.last_modified, attributes))
             assert seen[0] == seen[1]
@@ -75,7 +75,7 @@ def test_what_one_writes_the_other_reads_alike(s3: S3Server, bucket: str, tmp_pa
 def test_a_key_that_clients_write_differently_is_obstores(
     key: str, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It arrives all the same, under the same key."""
+    """A key that clients encode differently is sent by obstore, and arrives under the same key."""
     sent: list[str] = []
     put = BucketHttp.put
 
@@ -87,7 +87,7 @@ def test_a_key_that_clients_write_differently_is_obstores(
     monkeypatch.setattr(BucketHttp, "put", note)
 
     async def go() -> None:
-        store = open_store(f"s3://{bucket}/p/", access(s3), tmp_path, short_way=True)
+        store = open_store(f"s3://{bucket}/p/", access(s3), tmp_path, direct_http=True)
         await store.put(key, small_body(b"x"), {})
         await store.put("plain.jpg", small_body(b"x"), {})
         await store.close()
@@ -101,11 +101,11 @@ def test_a_key_that_clients_write_differently_is_obstores(
 
 
 @pytest.mark.parametrize("key", ["a//b", "./a", "a/..", "..", "a/./b", "", "/a", "a/"])
-def test_keys_that_lead_elsewhere_never_go_the_short_way(key: str) -> None:
-    """Empty parts, `.` and `..` are not plain."""
+def test_keys_that_lead_elsewhere_are_refused_by_the_http_client(key: str) -> None:
+    """The HTTP client refuses keys with empty segments, `.` or `..`."""
 
     async def go() -> None:
-        http = BucketHttp("http://127.0.0.1:1", "b", "r", Fixed(None), timeout_s=1, read_s=1, connections=1)
+        http = BucketHttp("http://127.0.0.1:1", "b", "r", StaticCredentials(None), timeout_s=1, read_s=1, connections=1)
         try:
             with pytest.raises(NotPlain):
                 await http.put(key, b"", "", {}, False)
@@ -117,7 +117,7 @@ def test_keys_that_lead_elsewhere_never_go_the_short_way(key: str) -> None:
 
 @pytest.mark.parametrize("value", ["grün", " x", "x ", "a  b", "a\tb", "a\r\nx: y", ""])
 def test_values_that_clients_write_differently_are_not_plain(value: str) -> None:
-    """Blanks that a signature squeezes, and what no header can carry."""
+    """Values with extra blanks or characters that no header can hold are refused."""
     with pytest.raises(NotPlain):
         plain_headers({"owner": value})
 
@@ -134,7 +134,7 @@ def test_values_that_clients_write_differently_are_not_plain(value: str) -> None
     ],
 )
 def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
-    """A row's ETag may come from a stranger's list: what is none is never sent, whoever wrote it."""
+    """An invalid ETag from a manifest is never sent, so it cannot inject header lines."""
     heard: list[bytes] = []
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,7 +145,13 @@ def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         http = BucketHttp(
-            f"http://127.0.0.1:{port}", "bucket", "r", Fixed(Keys("id", "secret")), timeout_s=5, read_s=5, connections=2
+            f"http://127.0.0.1:{port}",
+            "bucket",
+            "r",
+            StaticCredentials(Keys("id", "secret")),
+            timeout_s=5,
+            read_s=5,
+            connections=2,
         )
         try:
             with pytest.raises(NotPlain):
@@ -159,28 +165,28 @@ def test_a_list_puts_no_lines_into_a_copys_request(etag: str) -> None:
 
 
 def test_create_does_not_replace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """If-None-Match: the second writer is told, and the first one's bytes stay."""
+    """With create (If-None-Match) the second write is refused, and the first object's bytes stay."""
 
-    async def test(long: Store, short: Store) -> None:
-        await long.put("k", small_body(b"one"), {})
+    async def test(via_obstore: Store, via_http: Store) -> None:
+        await via_obstore.put("k", small_body(b"one"), {})
         with pytest.raises(ObjectError) as caught:
-            await short.put("k", small_body(b"two"), {}, create=True)
+            await via_http.put("k", small_body(b"two"), {}, create=True)
         assert caught.value.error_class is ErrorClass.EXISTS
-        body, _, _ = await short.get("k", max_bytes=9)
+        body, _, _ = await via_http.get("k", max_bytes=9)
         assert body.data == b"one"
 
     both(s3, bucket, tmp_path, test)
 
 
 def test_a_body_that_changed_on_its_way_is_not_confirmed(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """S3 compares the SHA-256 that the request is signed with and refuses; SeaweedFS does not, so the ETag tells."""
+    """A body that changes on its way is refused by the store or not confirmed."""
 
-    async def test(_: Store, short: Store) -> None:
+    async def test(_: Store, via_http: Store) -> None:
         told = small_body(b"what was hashed")
         changed = Body(15, told.md5, told.sha256, b"what was sent!!")
 
         async def upload() -> None:
-            await short.confirm("k", changed, await short.put("k", changed, {}))
+            await via_http.confirm("k", changed, await via_http.put("k", changed, {}))
 
         with pytest.raises((ObjectError, Fatal)):
             await upload()
@@ -202,7 +208,7 @@ async def bucket_at(answer: Answer, tmp_path: Path) -> AsyncIterator[Store]:
     await site.start()
     port = runner.addresses[0][1]
     known = Access(f"http://127.0.0.1:{port}", "us-east-1", keys=("id", "secret", None))
-    store = open_store("s3://b/p", known, tmp_path, short_way=True, timeout_s=2)
+    store = open_store("s3://b/p", known, tmp_path, direct_http=True, timeout_s=2)
     try:
         yield store
     finally:
@@ -238,7 +244,7 @@ def error(status: int, code: str, **headers: str) -> Answer:
 def test_what_a_store_answers(
     status: int, code: str, headers: dict[str, str], at_destination: object, at_source: object, tmp_path: Path
 ) -> None:
-    """Status and code decide; a Retry-After is heard. None stands for Fatal."""
+    """Status and S3 code decide the error class, and Retry-After is kept. None stands for Fatal."""
 
     async def go() -> None:
         async with bucket_at(error(status, code, **headers), tmp_path) as store:
@@ -258,7 +264,7 @@ def test_what_a_store_answers(
 
 
 def test_a_key_that_is_locked_is_the_rows_failure(tmp_path: Path) -> None:
-    """The bucket takes other keys: one object under a lock must not end the run, and every run after it, for all."""
+    """If the bucket accepts other keys, a refused key fails only its row."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -272,7 +278,7 @@ def test_a_key_that_is_locked_is_the_rows_failure(tmp_path: Path) -> None:
 
     async def go() -> None:
         async with bucket_at(answer, tmp_path) as store:
-            with pytest.raises(ObjectError, match="refuses to have this key written") as caught:
+            with pytest.raises(ObjectError, match="refuses to write this key") as caught:
                 await store.put("locked", small_body(b"x"), {})
             assert (caught.value.error_class, caught.value.status_code) == (ErrorClass.FORBIDDEN, 403)
             assert asked[-1].startswith("DELETE")
@@ -286,7 +292,7 @@ def test_a_key_that_is_locked_is_the_rows_failure(tmp_path: Path) -> None:
     ("status", "code"), [(403, "AccessDenied"), (403, "InvalidAccessKeyId"), (400, "ExpiredToken")]
 )
 def test_refusals_of_all_keys_end_the_run(status: int, code: str, tmp_path: Path) -> None:
-    """No row fails for it."""
+    """Refused credentials end the run and fail no row."""
 
     async def go() -> None:
         async with bucket_at(error(status, code), tmp_path) as store:
@@ -297,8 +303,7 @@ def test_refusals_of_all_keys_end_the_run(status: int, code: str, tmp_path: Path
 
 
 def test_keys_refused_one_after_the_other_end_the_run(tmp_path: Path) -> None:
-    """A store that lets uploads begin, and takes no object: 50 rows fail, and not the whole list. One that goes
-    through begins the count anew."""
+    """After 50 refused keys in a row the run ends; a success resets the count."""
     refuses = True
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -327,7 +332,7 @@ def test_keys_refused_one_after_the_other_end_the_run(tmp_path: Path) -> None:
 
 
 def test_a_redirect_is_not_followed_with_the_signature(tmp_path: Path) -> None:
-    """A bucket of another region: obstore, which knows what to make of it, says what is wrong; no loop, no leak."""
+    """A redirect is an error, and no signed request is sent to its target."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -347,7 +352,7 @@ def test_a_redirect_is_not_followed_with_the_signature(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", ["header", "body"])
 def test_a_connection_that_breaks_is_an_error_of_the_row(cut: str, tmp_path: Path) -> None:
-    """Before the answer, or in the middle of an object."""
+    """A connection that breaks before or during the response fails the row."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await request.read()
@@ -372,7 +377,7 @@ def test_a_connection_that_breaks_is_an_error_of_the_row(cut: str, tmp_path: Pat
 
 
 def test_an_answer_that_does_not_come_is_a_timeout(tmp_path: Path) -> None:
-    """In the store's name."""
+    """A missing response is a timeout that names the destination."""
 
     async def go() -> None:
         over = asyncio.Event()  # closing the server waits for its answers
@@ -393,12 +398,12 @@ BIG = b"x" * (SPOOL_OVER_BYTES + 1)
 
 
 async def whole(request: web.Request) -> bytes:
-    """A body of any size; aiohttp's own `read` has a limit."""
+    """Returns a body of any size; aiohttp's own `read` has a limit."""
     return b"".join([piece async for piece in request.content.iter_any()])
 
 
 def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) -> None:
-    """A proxy before the store may have a limit of its own (413), where parts of 8 MiB go through."""
+    """A body that is refused with 413 is sent as a multipart upload."""
     asked: list[tuple[str, str]] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -431,7 +436,7 @@ def test_a_large_body_that_is_refused_as_one_goes_up_in_parts(tmp_path: Path) ->
 def test_what_a_store_answers_before_it_has_a_large_body(
     status: int, code: str, expected: ErrorClass | None, tmp_path: Path
 ) -> None:
-    """The answer counts, not that the rest could not be sent; None stands for Fatal. The next request gets its own."""
+    """A response before the end of a large body decides the error, and the next request is unaffected."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.method == "PUT" and request.content_length != 1:
@@ -459,7 +464,7 @@ def test_what_a_store_answers_before_it_has_a_large_body(
 
 
 def test_a_large_body_that_breaks_once_is_sent_again_from_its_beginning(tmp_path: Path) -> None:
-    """A kept connection that the store had ended: the second one gets every byte."""
+    """After a kept connection breaks, the second request sends the whole body."""
     came: list[bytes] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -481,7 +486,7 @@ def test_a_large_body_that_breaks_once_is_sent_again_from_its_beginning(tmp_path
 
 
 def test_a_spool_file_that_was_cut_is_the_disks_trouble(tmp_path: Path) -> None:
-    """Fatal, which names it: nothing short of the whole body may look like an upload."""
+    """A truncated spool file is Fatal and is named, so that no partial body looks uploaded."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
         await whole(request)
@@ -518,11 +523,11 @@ class Chain:
 
 
 def test_credentials_that_expire_are_renewed() -> None:
-    """Once for all that wait; until then they are the same object, so that the signing key is kept."""
+    """Expired keys are renewed once for all callers; until then current() returns the same object."""
 
     async def go() -> None:
         chain = Chain()
-        credentials = Boto3(chain)
+        credentials = Boto3Credentials(chain)
         first = await credentials.current()
         assert first == Keys("id1", "secret", "token")
         assert await credentials.current() is first
@@ -538,11 +543,11 @@ def test_credentials_that_expire_are_renewed() -> None:
 
 
 def test_a_prefix_with_a_blank_is_not_plain(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """The whole key counts, prefix and all."""
+    """The prefix is part of the key: an object below a prefix with a blank is sent by obstore."""
 
-    async def test(long: Store, short: Store) -> None:
-        await short.put("k", small_body(b"x"), {})
-        found = await long.head("k")
+    async def test(via_obstore: Store, via_http: Store) -> None:
+        await via_http.put("k", small_body(b"x"), {})
+        found = await via_obstore.head("k")
         assert found is not None
         assert found.size == 1
 

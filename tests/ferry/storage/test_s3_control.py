@@ -1,4 +1,4 @@
-"""Control requests to a bucket, one by one: what is asked, what an answer means, and what is left there."""
+"""Control requests to a bucket: what each sends, what its response means, and what it leaves there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def odd() -> Iterator[OddS3]:
 
 
 def test_each_request_is_signed(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A server that checks signatures takes all of them: with a body, without one, with a query."""
+    """A server that checks signatures accepts requests with and without body and query."""
     (tmp_path / "file").write_bytes(b"a file")
     there = BucketControl(bucket, helpers.access(s3))
     assert there.head_bucket().status == 200
@@ -56,7 +56,7 @@ def test_each_request_is_signed(s3: S3Server, bucket: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("status", [400, 403, 404])
 def test_a_refusal_of_the_bucket_is_an_answer(status: int, odd: OddS3) -> None:
-    """It is handed on, and asked for once; trouble is raised, after five tries."""
+    """A refusal is returned after one request; a server error is raised after five attempts."""
     odd.faults = [Fault("status", ("HeadBucket", "CreateMultipartUpload"), status=status, code="No")]
     assert control(odd).head_bucket().status == control(odd).may_write("p/").status == status
     assert (odd.requests["HeadBucket"], odd.requests["CreateMultipartUpload"]) == (1, 1)
@@ -67,7 +67,7 @@ def test_a_refusal_of_the_bucket_is_an_answer(status: int, odd: OddS3) -> None:
 
 
 def test_the_right_to_write_is_tried_and_nothing_stays(odd: OddS3) -> None:
-    """The upload that was begun for it is aborted; a store that refuses to abort lets us write all the same."""
+    """The check of write permission aborts its upload; a store that refuses the abort still passes."""
     assert control(odd).may_write("p/").status == 200
     assert (odd.requests["CreateMultipartUpload"], odd.uploads, odd.stored("b")) == (1, {}, {})
     odd.faults = [Fault("status", ("AbortMultipartUpload",), status=403, code="AccessDenied")]
@@ -85,7 +85,7 @@ def begun(odd: OddS3) -> list[str]:
 
 
 def test_uploads_to_a_key_are_aborted_and_no_others(odd: OddS3) -> None:
-    """To exactly this key, or to all keys that begin so; one that has ended meanwhile is not an error."""
+    """abort() ends uploads to exactly the key, or to all keys below it, and no others."""
     begin(odd, "p/a", "p/a", "p/ab", "q/a")
     assert control(odd).abort("p/a") is True
     assert begun(odd) == ["p/ab", "q/a"]
@@ -96,7 +96,7 @@ def test_uploads_to_a_key_are_aborted_and_no_others(odd: OddS3) -> None:
 
 
 def test_a_list_of_uploads_that_goes_on_is_said(odd: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More uploads than one answer holds: the caller asks again."""
+    """abort() returns False if the store has more uploads than one response lists."""
     begin(odd, "p/a")
     multipart = OddS3._multipart
 
@@ -113,15 +113,15 @@ def test_a_list_of_uploads_that_goes_on_is_said(odd: OddS3, monkeypatch: pytest.
 
 
 def test_trials_that_were_left_are_forgotten(odd: OddS3) -> None:
-    """Those below this prefix; uploads of objects stay."""
+    """Only preflight uploads below the prefix are aborted; uploads of objects stay."""
     odd.faults = [Fault("status", ("AbortMultipartUpload",), times=2, status=403, code="AccessDenied")]
     control(odd).may_write("p")
     control(odd).may_write("other")
     begin(odd, "p/a")
-    control(odd).forget_trials("p")
+    control(odd).abort_preflight_uploads("p")
     assert len(begun(odd)) == 2
     assert "p/a" in begun(odd)
-    control(odd).forget_trials("other")
+    control(odd).abort_preflight_uploads("other")
     assert begun(odd) == ["p/a"]
 
 
@@ -129,7 +129,7 @@ def test_trials_that_were_left_are_forgotten(odd: OddS3) -> None:
 
 
 def test_what_is_not_there(odd: OddS3) -> None:
-    """A missing object is not an error; a missing bucket is an error of the settings."""
+    """A missing object is not an error; a missing bucket is Fatal."""
     pieces: list[bytes] = []
     assert control(odd).read("none") is None
     assert control(odd).download("none", pieces.append) is False
@@ -141,7 +141,7 @@ def test_what_is_not_there(odd: OddS3) -> None:
 
 
 def test_a_download_comes_in_pieces(odd: OddS3) -> None:
-    """Of 1 MiB at most, so that no file is in memory."""
+    """A download is passed on in blocks of at most 1 MiB."""
     data = bytes(range(256)) * 12_000
     odd.put("b", "large", data)
     pieces: list[bytes] = []
@@ -152,8 +152,7 @@ def test_a_download_comes_in_pieces(odd: OddS3) -> None:
 
 @pytest.mark.parametrize(("etags", "whole"), [("md5", True), ("none", False)])
 def test_a_download_is_continued_where_its_version_is_known(etags: str, whole: bool) -> None:
-    """More breaks than tries: each try that brings bytes starts the count again. Without an ETag nothing
-    tells that the rest is of the same version, and the download fails."""
+    """An interrupted download resumes if it has an ETag, and each byte received resets the attempts."""
     data = bytes(range(256)) * 50_000
     with OddS3(etags=etags, faults=[fault := Fault("halve", ("GetObject",), times=7)]) as odd:  # type: ignore[arg-type]
         odd.put("b", "large", data)
@@ -170,10 +169,10 @@ def test_a_download_is_continued_where_its_version_is_known(etags: str, whole: b
 def test_a_file_goes_up_in_as_many_parts_as_are_allowed(
     odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one request up to the size of a part; then in parts of it, larger where they would be more than 10,000."""
-    assert (s3_control.PART_BYTES, s3_control.MOST_PARTS) == (16 * MIB, 10_000)
+    """A file up to the part size is one request; larger ones have at most MAX_PARTS parts."""
+    assert (s3_control.PART_BYTES, s3_control.MAX_PARTS) == (16 * MIB, 10_000)
     monkeypatch.setattr(s3_control, "PART_BYTES", 4)
-    monkeypatch.setattr(s3_control, "MOST_PARTS", 3)
+    monkeypatch.setattr(s3_control, "MAX_PARTS", 3)
     path = tmp_path / "file"
     for size, parts in ((4, 0), (5, 2), (8, 2), (12, 3), (13, 3), (15, 3), (16, 3)):
         path.write_bytes(data := bytes(range(size)))
@@ -188,7 +187,7 @@ def test_a_file_goes_up_in_as_many_parts_as_are_allowed(
 def test_an_upload_that_fails_leaves_no_parts(
     operation: str, odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is aborted, and what failed is raised."""
+    """A failed upload is aborted, and its error is raised."""
     monkeypatch.setattr(s3_control, "PART_BYTES", 4)
     (tmp_path / "file").write_bytes(b"0123456789")
     odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
@@ -202,8 +201,7 @@ def test_an_upload_that_fails_leaves_no_parts(
 def test_the_object_decides_where_the_answer_to_its_end_was_lost(
     etags: str, older: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The upload does not exist any more. It is written where the object has its size and, if that can be told, the
-    ETag that its parts make; what stands there otherwise is not the file."""
+    """After a lost completion, the object's size and composite ETag decide."""
     monkeypatch.setattr(s3_control, "PART_BYTES", 4)
     (tmp_path / "file").write_bytes(b"0123456789")
     with OddS3(etags=etags) as odd:  # type: ignore[arg-type]
@@ -217,14 +215,14 @@ def test_the_object_decides_where_the_answer_to_its_end_was_lost(
             odd.put("b", "old", older)
             odd.objects["b"]["old"].etag = odd._etag_of_parts(parts)
         if older == b"0123456xyz" and etags in ("opaque", "none"):
-            control(odd).upload("old", tmp_path / "file")  # nothing tells them apart
+            control(odd).upload("old", tmp_path / "file")  # neither size nor ETag differs
             return
         with pytest.raises((ObjectError, Fatal)):
             control(odd).upload("old", tmp_path / "file")
 
 
 def test_many_files_are_deleted_a_thousand_at_a_time(odd: OddS3) -> None:
-    """Odd names and missing ones as well, and no others."""
+    """Objects are deleted 1,000 a request, whatever their names, and no others."""
     keys = [f"{n}&<é>" for n in range(2001)]
     for key in [*keys, "stays"]:
         odd.put("b", key, b"x")
@@ -236,7 +234,7 @@ def test_many_files_are_deleted_a_thousand_at_a_time(odd: OddS3) -> None:
 
 @pytest.mark.parametrize(("status", "one_by_one"), [(400, True), (405, True), (501, True), (403, False)])
 def test_a_store_that_does_not_know_how_to_delete_many(status: int, one_by_one: bool, odd: OddS3) -> None:
-    """Is asked for each, from then on; one that refuses is believed."""
+    """If a store does not support DeleteObjects, each object is deleted alone; a refusal is raised."""
     odd.put("b", "a", b"x")
     odd.faults = [Fault("status", ("DeleteObjects",), status=status, code="No")]
     there = control(odd)
@@ -252,7 +250,7 @@ def test_a_store_that_does_not_know_how_to_delete_many(status: int, one_by_one: 
 
 
 def test_a_file_that_was_not_deleted_is_an_error(odd: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DeleteObjects answers 200 and has an <Error> for one of the keys."""
+    """An <Error> for one key in a DeleteObjects response is raised."""
 
     def refuse(self: OddS3, objects: object, body: bytes) -> object:
         text = "<DeleteResult><Error><Key>a</Key><Code>AccessDenied</Code></Error></DeleteResult>"
@@ -267,18 +265,18 @@ def test_a_file_that_was_not_deleted_is_an_error(odd: OddS3, monkeypatch: pytest
 
 
 def test_an_answer_without_end_is_an_error(odd: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is longer than any page or file of a state is not taken into memory."""
+    """A response above the limit is an error and is not read further."""
     odd.put("b", "a", b"x" * 100)
-    monkeypatch.setattr(s3_control, "_ANSWER_BYTES", 100)
+    monkeypatch.setattr(s3_control, "_MAX_RESPONSE_BYTES", 100)
     assert control(odd).read("a") is not None
-    monkeypatch.setattr(s3_control, "_ANSWER_BYTES", 99)
-    with pytest.raises(ObjectError, match="longer than it can be") as caught:
+    monkeypatch.setattr(s3_control, "_MAX_RESPONSE_BYTES", 99)
+    with pytest.raises(ObjectError, match="exceeds 99 bytes") as caught:
         control(odd).read("a")
     assert caught.value.error_class is ErrorClass.INTERNAL
 
 
 def test_a_path_of_the_endpoint_is_kept(odd: OddS3) -> None:
-    """An endpoint below a path, as behind a proxy."""
+    """A path in `endpoint_url` is kept in front of the bucket."""
     odd.make_bucket("store")
     access = Access(f"{odd.endpoint_url}/store/", odd.region, keys=("odd", "odd-secret", None))
     BucketControl("b", access, tries=QUICK).put("a", b"x")
@@ -286,7 +284,7 @@ def test_a_path_of_the_endpoint_is_kept(odd: OddS3) -> None:
 
 
 def test_retry_after_is_heard(odd: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store that says when to come back is asked again then."""
+    """The next attempt waits as long as Retry-After says."""
     waits: list[float] = []
     carry_out = OddS3._carry_out
 

@@ -1,4 +1,4 @@
-"""From bucket to bucket on one server with `checks: none`: the server copies, and whatever it will not copy is read."""
+"""Server-side copies between buckets of one server with `checks: none`, and what is read instead."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.state import parquet
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef
-from ferry.storage.s3 import BucketHttp, Fixed, NotPlain
+from ferry.storage.s3 import BucketHttp, NotPlain, StaticCredentials
 from ferry.transfer.chunk import run_chunk
 from tests.support.helpers import access, directory_state, engine, latest, make_job, make_row, row_id, stored
 
@@ -27,7 +27,7 @@ MD5 = hashlib.md5(IMAGE).hexdigest()
 
 
 def put(s3: S3Server, bucket: str, key: str = "old/a.jpg", body: bytes = IMAGE, **given: Any) -> Row:
-    """An object at the source, and its row as a listing shows it."""
+    """Puts an object at the source and returns its row as a listing has it."""
     etag = s3.client().put_object(Bucket=bucket, Key=key, Body=body, **given)["ETag"]
     return make_row(1, f"s3://{bucket}/{key}", key="a.jpg", size=len(body), etag=etag)
 
@@ -35,7 +35,7 @@ def put(s3: S3Server, bucket: str, key: str = "old/a.jpg", body: bytes = IMAGE, 
 def move(
     s3: S3Server, bucket: str, folder: Path, row: Row, *, reader: bool = False, **settings: Any
 ) -> tuple[Outcome, DirectoryState]:
-    """One row, from old/ to new/ in one bucket."""
+    """Transfers one row from old/ to new/ in one bucket."""
     state = directory_state(folder)
     columns = {name: [getattr(row, name)] for name in parquet.CHUNK_SCHEMA.names}
     import pyarrow as pa
@@ -56,12 +56,12 @@ def move(
 
 
 def was_read(outcome: Outcome) -> bool:
-    """Bytes that came here were hashed."""
+    """Returns whether Ferry read the bytes: only then the outcome has their SHA-256."""
     return outcome.sha256 is not None
 
 
 def test_the_server_copies(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Bytes, type and metadata arrive; nothing was read, and the ledger has the MD5 that both ETags are."""
+    """The server copies bytes, type and metadata; Ferry reads nothing and the ledger has both ETags' MD5."""
     row = put(s3, bucket, ContentType="image/jpeg", CacheControl="max-age=60", Metadata={"owner": "somebody"})
     outcome, _ = move(s3, bucket, tmp_path, row)
     assert outcome.status is Status.COPIED
@@ -87,13 +87,13 @@ def test_the_server_copies(s3: S3Server, bucket: str, tmp_path: Path) -> None:
         ({}, {"content_type": "image/x-own"}),
         ({}, {"etag": None}),
         ({}, {"size": None}),
-        ({"reader": True}, {}),  # other credentials for the source: the destination's may not see it
+        ({"reader": True}, {}),  # the destination's credentials may not read the source
     ],
 )
 def test_what_needs_the_bytes_is_read(
     settings: dict[str, Any], row: dict[str, Any], s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """Checks, digests of the manifest's, attributes of the job's, a key that must not be replaced."""
+    """Checks, manifest digests, job attributes and keys that must not be replaced need the bytes."""
     given = dict(settings)
     if "metadata" in given or "cache_control" in given:
         given = {"destination": {"uri": f"s3://{bucket}/new/", **given}}
@@ -104,7 +104,7 @@ def test_what_needs_the_bytes_is_read(
 
 
 def test_an_object_that_changed_since_it_was_listed_is_read(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """The server is asked to copy what was listed, and nothing else."""
+    """The server copies only the listed version; a changed object is read."""
     row = put(s3, bucket)
     other = make_image("png", 4)
     put(s3, bucket, body=other)
@@ -114,7 +114,7 @@ def test_an_object_that_changed_since_it_was_listed_is_read(s3: S3Server, bucket
 
 
 def test_an_object_that_is_gone(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """It is the row's failure, at the source, as where it is read."""
+    """A missing source object fails the row with not_found."""
     row = put(s3, bucket)
     s3.client().delete_object(Bucket=bucket, Key="old/a.jpg")
     outcome, _ = move(s3, bucket, tmp_path, row)
@@ -123,13 +123,14 @@ def test_an_object_that_is_gone(s3: S3Server, bucket: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("key", ["old/grün.jpg", "old/a b.jpg", "old/a+b.jpg", "old/100%.jpg"])
 def test_keys_that_clients_write_differently_are_read(s3: S3Server, key: str, bucket: str, tmp_path: Path) -> None:
+    """An object whose key clients encode differently is read and written."""
     outcome, _ = move(s3, bucket, tmp_path, put(s3, bucket, key))
     assert was_read(outcome)
     assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
 
 
 def test_what_stands_under_the_key_is_compared(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """skip-same: equal bytes stay, other bytes are replaced by what was read."""
+    """With skip-same, an object with other bytes is replaced."""
     row = put(s3, bucket)
     s3.client().put_object(Bucket=bucket, Key="new/a.jpg", Body=b"another object")
     outcome, _ = move(s3, bucket, tmp_path, row)
@@ -147,7 +148,7 @@ def answers(status: int, body: str) -> Callable[[web.Request], Any]:
 
 
 def ask(handle: Callable[[web.Request], Any]) -> str:
-    """BucketHttp.copy from a server that answers so."""
+    """Returns what BucketHttp.copy returns for this handler."""
 
     async def go() -> str:
         app = web.Application()
@@ -158,7 +159,7 @@ def ask(handle: Callable[[web.Request], Any]) -> str:
         await site.start()
         port = runner.addresses[0][1]
         http = BucketHttp(
-            f"http://127.0.0.1:{port}", "to", "us-east-1", Fixed(None), timeout_s=5, read_s=5, connections=2
+            f"http://127.0.0.1:{port}", "to", "us-east-1", StaticCredentials(None), timeout_s=5, read_s=5, connections=2
         )
         try:
             return await http.copy("a.jpg", "from/a/b.jpg", "abc")
@@ -171,7 +172,7 @@ def ask(handle: Callable[[web.Request], Any]) -> str:
 
 @pytest.mark.parametrize("quote", ["&quot;", "&#34;", '"', ""])
 def test_the_copy_s_etag(quote: str) -> None:
-    """As Amazon, SeaweedFS and others write it."""
+    """The copy's ETag is found in each form that stores write."""
     result = f"<?xml version='1.0'?>\n<CopyObjectResult xmlns='x'><ETag>{quote}{MD5}{quote}</ETag></CopyObjectResult>"
     assert ask(answers(200, result)) == MD5
 
@@ -179,7 +180,7 @@ def test_the_copy_s_etag(quote: str) -> None:
 @pytest.mark.parametrize(
     ("status", "body"),
     [
-        (200, "<Error><Code>InternalError</Code></Error>"),  # S3 may find that out on the way
+        (200, "<Error><Code>InternalError</Code></Error>"),  # S3 may send an error under 200
         (200, ""),
         (404, "<Error><Code>NoSuchKey</Code></Error>"),
         (403, "<Error><Code>AccessDenied</Code></Error>"),
@@ -188,12 +189,13 @@ def test_the_copy_s_etag(quote: str) -> None:
     ],
 )
 def test_a_server_that_does_not_copy(status: int, body: str) -> None:
-    """Then the bytes are read and written: that tells on which side the trouble is."""
+    """If the server does not copy, NotPlain is raised so that the bytes are read and written."""
     with pytest.raises(NotPlain):
         ask(answers(status, body))
 
 
 def test_a_server_that_asks_to_slow_down() -> None:
+    """A SlowDown response to a copy is RATE_LIMITED."""
     with pytest.raises(ObjectError) as caught:
         ask(answers(503, "<Error><Code>SlowDown</Code></Error>"))
     assert caught.value.error_class is ErrorClass.RATE_LIMITED
@@ -206,7 +208,7 @@ def test_a_server_that_asks_to_slow_down() -> None:
 def test_only_what_the_server_copies_begins_with_many_at_once(
     settings: dict[str, Any], bucket_start: int, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """The two buckets of such a job; an origin of the same job begins as ever."""
+    """Only the buckets of a server-side copy start with a higher concurrency."""
     job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", **settings)
     with engine(job, directory_state(tmp_path), access(s3)) as runtime:
         at = {name: runtime.limiter.host(name).snapshot().limit for name in (bucket, "destination", "img.example")}
@@ -214,7 +216,7 @@ def test_only_what_the_server_copies_begins_with_many_at_once(
 
 
 def test_another_servers_objects_are_read_at_the_usual_pace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Other credentials at the source: nothing is copied by the server."""
+    """With other credentials at the source, the concurrency starts as usual."""
     job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", checks="none")
     with engine(job, directory_state(tmp_path), access(s3), source=access(s3, reader=True)) as runtime:
         assert runtime.limiter.host("destination").snapshot().limit == 32

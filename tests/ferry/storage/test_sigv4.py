@@ -1,4 +1,4 @@
-"""The signature is the one that botocore makes, for any key, header and credentials."""
+"""Signatures: the same as botocore's for any key, header and credentials."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEYS = Keys("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
 
 
 def botocore_signature(url: str, method: str, headers: dict[str, str], body: bytes, keys: Keys, now: datetime) -> str:
-    """What botocore puts into Authorization."""
+    """Returns botocore's Authorization header."""
     request = awsrequest.AWSRequest(method=method, url=url, headers=headers, data=body)
     request.context["payload_signing_enabled"] = True
     credentials = ReadOnlyCredentials(keys.key_id, keys.secret, keys.token)
@@ -46,7 +46,7 @@ def botocore_signature(url: str, method: str, headers: dict[str, str], body: byt
 def test_any_put_is_signed_as_botocore_signs_it(
     key: list[str], meta: dict[str, str], body: bytes, token: str | None, host: str
 ) -> None:
-    """Path, headers, user metadata, token and payload: the Authorization headers are equal."""
+    """The Authorization header of any PUT equals botocore's."""
     keys = Keys(KEYS.key_id, KEYS.secret, token)
     headers = {"content-type": "image/jpeg", **{f"x-amz-meta-{name}": value for name, value in meta.items()}}
     sha256 = hashlib.sha256(body).hexdigest()
@@ -59,7 +59,7 @@ def test_any_put_is_signed_as_botocore_signs_it(
 
 
 def test_a_get_is_signed_with_the_empty_payload() -> None:
-    """S3 API: the hash of an empty string."""
+    """A GET is signed with the SHA-256 of the empty string (S3 API)."""
     ours = Signer("s3.eu-west-3.amazonaws.com", "eu-west-3").headers("GET", "/b/k", {}, EMPTY_SHA256, KEYS, NOW)
     assert ours["authorization"] == botocore_signature(
         "https://s3.eu-west-3.amazonaws.com/b/k", "GET", {}, b"", KEYS, NOW
@@ -68,13 +68,13 @@ def test_a_get_is_signed_with_the_empty_payload() -> None:
 
 @pytest.mark.parametrize("query", ["uploads=", "uploadId=a%2Fb~c", "a=1&b=%20"])
 def test_a_query_is_signed(query: str) -> None:
-    """In its canonical form it is signed as it is sent."""
+    """A canonical query is signed as botocore signs it."""
     ours = Signer("h", "eu-west-3").headers("POST", "/b/k", {}, EMPTY_SHA256, KEYS, NOW, query)
     assert ours["authorization"] == botocore_signature(f"http://h/b/k?{query}", "POST", {}, b"", KEYS, NOW)
 
 
 def test_the_key_of_the_day_changes_with_day_and_credentials() -> None:
-    """A run that goes over midnight, and one whose credentials are renewed, sign rightly."""
+    """Signatures stay valid after midnight and after the credentials change."""
     signer = Signer("h", "eu-west-3")
     other = Keys("AKIDOTHER", "another")
     for keys, now in ((KEYS, NOW), (KEYS, NOW + timedelta(days=1)), (other, NOW + timedelta(days=1)), (KEYS, NOW)):
@@ -84,5 +84,5 @@ def test_the_key_of_the_day_changes_with_day_and_credentials() -> None:
 
 @pytest.mark.parametrize("secret", ["secret", "token"])
 def test_keys_do_not_show_their_secrets(secret: str) -> None:
-    """repr() ends up in tracebacks and logs."""
+    """The repr of Keys shows no secret, since it may be logged."""
     assert "topsecret" not in repr(Keys("id", **{"secret": "x", secret: "topsecret"}))

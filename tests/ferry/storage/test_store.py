@@ -1,4 +1,4 @@
-"""One contract for directories and buckets: what is put is what is found, and what is confirmed is there."""
+"""One contract for directories and buckets: what is put is found, and what is confirmed exists."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KEYS = [
 ]
 
 
-LOOP = asyncio.new_event_loop()  # one for all: a store that goes the short way belongs to its loop
+LOOP = asyncio.new_event_loop()  # one for all, since a store with the HTTP client belongs to its loop
 
 
 def wait(work: Awaitable[T]) -> T:
@@ -57,28 +57,28 @@ def wait(work: Awaitable[T]) -> T:
     return LOOP.run_until_complete(run())
 
 
-def opened(uri: str, known: Access, spool: Path, short_way: bool) -> Iterator[Store]:
-    store = open_store(uri, known, spool, short_way=short_way, create=True)
+def opened(uri: str, known: Access, spool: Path, direct_http: bool) -> Iterator[Store]:
+    store = open_store(uri, known, spool, direct_http=direct_http, create=True)
     yield store
     wait(store.close())
 
 
-@pytest.fixture(params=["file", "s3", "s3 short"])
+@pytest.fixture(params=["file", "s3", "s3 http"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "file":
         yield from opened(f"file://{tmp_path}/out%20dir/", Access(), tmp_path / "spool", False)
         return
     s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
-    yield from opened(f"s3://{bucket}/some/prefix/", access(s3), tmp_path / "spool", request.param == "s3 short")
+    yield from opened(f"s3://{bucket}/some/prefix/", access(s3), tmp_path / "spool", request.param == "s3 http")
 
 
-@pytest.fixture(params=[False, True], ids=["obstore", "short way"])
+@pytest.fixture(params=[False, True], ids=["obstore", "http client"])
 def open_it(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str, Access], Store]]:
-    """Opens stores either way."""
+    """Opens stores with obstore alone, or with the HTTP client."""
     stores: list[Store] = []
 
     def go(uri: str, known: Access) -> Store:
-        stores.append(open_store(uri, known, tmp_path, short_way=request.param))
+        stores.append(open_store(uri, known, tmp_path, direct_http=request.param))
         return stores[-1]
 
     yield go
@@ -87,7 +87,7 @@ def open_it(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
 
 
 async def put(store: Store, key: str, data: bytes, spool: Path, *, create: bool = False) -> str | None:
-    """Put and confirm, as a transfer does it."""
+    """Puts and confirms an object as a transfer does."""
     body = make_body(data, spool)
     try:
         sent = await store.put(key, body, {"Content-Type": "image/jpeg"}, create=create)
@@ -109,7 +109,7 @@ async def get(store: Store, key: str) -> bytes:
 
 @pytest.mark.parametrize("key", KEYS)
 def test_a_key_is_kept_byte_for_byte(key: str, store: Store, tmp_path: Path) -> None:
-    """What is put under a key is found under that key, by HEAD, by GET and in the listing, and nowhere else."""
+    """HEAD, GET and the listing find an object under exactly the key of its put."""
 
     async def work() -> None:
         await put(store, key, key.encode(), tmp_path)
@@ -123,7 +123,7 @@ def test_a_key_is_kept_byte_for_byte(key: str, store: Store, tmp_path: Path) -> 
 
 
 def test_keys_at_the_server_are_those_of_the_job(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Another client (boto3) finds the same keys: nothing is encoded once more on the way."""
+    """Another client (boto3) finds the same keys: nothing is encoded twice."""
     store = open_store(f"s3://{bucket}/p", access(s3), tmp_path)
 
     async def work() -> None:
@@ -139,7 +139,7 @@ def test_keys_at_the_server_are_those_of_the_job(s3: S3Server, bucket: str, tmp_
 
 
 def test_keys_that_others_put_are_read(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Keys as boto3 writes them are listed and read: a source bucket's names are not Ferry's own."""
+    """Keys that boto3 wrote are listed and read."""
     client = s3.client()
     for key in KEYS:
         client.put_object(Bucket=bucket, Key=f"old/{key}", Body=key.encode())
@@ -150,7 +150,7 @@ def test_keys_that_others_put_are_read(s3: S3Server, bucket: str, tmp_path: Path
 
 
 def test_nothing_stands_under_a_new_key(store: Store) -> None:
-    """HEAD says None, GET is the row's own failure."""
+    """For a missing key, HEAD returns None and GET raises NOT_FOUND."""
     assert wait(store.head("none.jpg")) is None
     with pytest.raises(ObjectError) as caught:
         wait(store.get("none.jpg", max_bytes=9))
@@ -159,7 +159,7 @@ def test_nothing_stands_under_a_new_key(store: Store) -> None:
 
 
 def test_a_second_put_replaces(store: Store, tmp_path: Path) -> None:
-    """The later bytes stand."""
+    """A second put replaces the first."""
 
     async def work() -> None:
         await put(store, "k", b"one", tmp_path)
@@ -171,7 +171,7 @@ def test_a_second_put_replaces(store: Store, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [3, PART_BYTES + 1])
 def test_create_leaves_what_is_there(size: int, store: Store, tmp_path: Path) -> None:
-    """With create an existing key is EXISTS and keeps its bytes, whatever the new body's size."""
+    """With create an existing key raises EXISTS and keeps its bytes, whatever the new size."""
     data = b"x" * size
 
     async def work() -> None:
@@ -188,10 +188,10 @@ def test_create_leaves_what_is_there(size: int, store: Store, tmp_path: Path) ->
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, 20 * MIB + 7])
 def test_sizes_around_the_spool(size: int, store: Store, tmp_path: Path) -> None:
-    """Small and spooled bodies, in one request or in parts, arrive whole and are confirmed; no spool file stays."""
+    """Bodies of all sizes arrive whole and confirmed, and no spool file stays."""
     data = (bytes(range(251)) * (size // 251 + 1))[:size]
     spool = tmp_path / "mine"
-    wait(arrives(store, data, spool, in_parts=size > PART_BYTES and not short(store)))
+    wait(arrives(store, data, spool, in_parts=size > PART_BYTES and not uses_http(store)))
     assert not list(tmp_path.rglob("body-*"))
 
 
@@ -199,14 +199,14 @@ def test_sizes_around_the_spool(size: int, store: Store, tmp_path: Path) -> None
 def test_one_request_up_to_a_size(
     more: int, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body of ONE_PUT_BYTES is one object of one part, a larger one has parts."""
+    """A body of ONE_PUT_BYTES is one request; a larger one is a multipart upload."""
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 20 * MIB)
     for store in opened(f"s3://{bucket}/p/", access(s3), tmp_path / "spool", True):
         wait(arrives(store, b"ab" * 10 * MIB + b"c" * more, tmp_path, in_parts=more == 1))
 
 
-def short(store: Store) -> bool:
-    """Does it send single objects by itself, and not through obstore?"""
+def uses_http(store: Store) -> bool:
+    """Returns whether the store sends single objects by its own HTTP client."""
     return store._make_http is not None
 
 
@@ -222,7 +222,7 @@ async def arrives(store: Store, data: bytes, spool: Path, *, in_parts: bool) -> 
 
 
 def test_attributes_arrive(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Content-Type, Cache-Control and user metadata are the object's, as another client sees them."""
+    """Another client reads the Content-Type, Cache-Control and user metadata of the put."""
     store = open_store(f"s3://{bucket}", access(s3), tmp_path)
     attributes = {"Content-Type": "image/webp", "Cache-Control": "max-age=60", "sku": "A 1"}
     wait(store.put("k", make_body(b"x", tmp_path), attributes))
@@ -235,7 +235,7 @@ def test_attributes_arrive(s3: S3Server, bucket: str, tmp_path: Path) -> None:
 
 
 def test_a_body_over_the_limit_is_not_taken(store: Store, tmp_path: Path) -> None:
-    """max_bytes itself is allowed, one byte more is not."""
+    """A body of max_bytes is read, one byte more raises TOO_LARGE."""
     wait(put(store, "k", b"12345", tmp_path))
     assert wait(store.get("k", max_bytes=5))[0].size == 5
     with pytest.raises(ObjectError) as caught:
@@ -245,7 +245,7 @@ def test_a_body_over_the_limit_is_not_taken(store: Store, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("other", [b"", b"123", b"123456"])
 def test_confirm_finds_a_wrong_length(other: bytes, store: Store, tmp_path: Path) -> None:
-    """An object of another length is not what was sent."""
+    """An object of another length is not confirmed."""
     sent = wait(store.put("k", make_body(other, tmp_path), {}))
     with pytest.raises(ObjectError) as caught:
         wait(store.confirm("k", make_body(b"12345", tmp_path), sent))
@@ -256,7 +256,7 @@ def test_confirm_finds_a_wrong_length(other: bytes, store: Store, tmp_path: Path
 def test_confirm_finds_other_bytes_of_the_same_length(
     seen_before: bool, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """An ETag that is another MD5 is not taken for one of KMS: the bytes are read back, at the first upload too."""
+    """An ETag that is another MD5 causes a read back, also at the first upload."""
     store = open_store(f"s3://{bucket}", access(s3), tmp_path)
     if seen_before:
         wait(put(store, "a", b"12345", tmp_path))
@@ -267,34 +267,33 @@ def test_confirm_finds_other_bytes_of_the_same_length(
 
 
 def test_one_object_that_was_right_proves_nothing(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Right bytes under an ETag that is not their MD5 (KMS) are read back eight times before the size of others is
-    believed: a wrong object before that is found."""
+    """Eight objects are read back before a size confirms others; one with other bytes is found."""
     store = open_store(f"s3://{bucket}", access(s3), tmp_path)
     body, kms = make_body(b"12345", tmp_path), Sent('"' + "0" * 32 + '"')
     wait(store.put("0", body, {}))
     for _ in range(8):
-        assert not store.trust.wrong
-        assert wait(store.confirm("0", body, kms)).how is Confirmed.READ_BACK
-    assert wait(store.confirm("0", body, kms)).how is Confirmed.SIZE
+        assert not store.read_back_policy.mismatch_found
+        assert wait(store.confirm("0", body, kms)).method is Confirmed.READ_BACK
+    assert wait(store.confirm("0", body, kms)).method is Confirmed.SIZE
     other = open_store(f"s3://{bucket}", access(s3), tmp_path)
     for _ in range(7):
         wait(other.confirm("0", body, kms))
-    with pytest.raises(ObjectError, match="other bytes"):
+    with pytest.raises(ObjectError, match="bytes differ"):
         wait(other.confirm("0", make_body(b"54321", tmp_path), kms))
-    with pytest.raises(ObjectError, match="other bytes"):  # the others are read from now on
+    with pytest.raises(ObjectError, match="bytes differ"):  # from now on every object is read back
         wait(other.confirm("0", make_body(b"54321", tmp_path), kms))
-    assert wait(other.confirm("0", body, kms)).how is Confirmed.READ_BACK
+    assert wait(other.confirm("0", body, kms)).method is Confirmed.READ_BACK
 
 
 def test_confirm_misses_an_object_that_is_gone(store: Store, tmp_path: Path) -> None:
-    """An upload that the store does not show is unconfirmed."""
+    """An upload whose object is missing is not confirmed."""
     with pytest.raises(ObjectError) as caught:
         wait(store.confirm("never", make_body(b"1", tmp_path), Sent(None)))
     assert caught.value.error_class is ErrorClass.UPLOAD_UNCONFIRMED
 
 
 def test_a_listing_holds_each_object_once(store: Store, tmp_path: Path) -> None:
-    """Over several pages, with sizes; nothing of a prefix that begins alike."""
+    """A listing of several pages has each object once, with its size."""
     wanted = {f"{n % 7}/{n:04d}.jpg" for n in range(1100)}
 
     async def work() -> None:
@@ -314,7 +313,7 @@ def test_a_listing_holds_each_object_once(store: Store, tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_begins_alike_is_another(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """`p` does not list `p2/`, nor does `p/` reach above itself."""
+    """The prefix `p` does not list `p2/`, nor anything above itself."""
     client = s3.client()
     for key in ("p/1", "p2/2", "q"):
         client.put_object(Bucket=bucket, Key=key, Body=b"x")
@@ -335,7 +334,7 @@ WORKS: dict[str, Work] = {
 def test_refused_credentials_are_fatal(
     what: str, s3: S3Server, bucket: str, tmp_path: Path, open_it: Callable[[str, Access], Store]
 ) -> None:
-    """At the destination; the message names the setting and quotes no answer."""
+    """Refused credentials at the destination are Fatal; the message names the setting and no secret."""
     nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     store = open_it(f"s3://{bucket}/p", nobody)
     with pytest.raises(Fatal, match="credentials") as caught:
@@ -347,7 +346,7 @@ def test_refused_credentials_are_fatal(
 def test_refused_credentials_at_the_source_are_the_rows(
     s3: S3Server, bucket: str, open_it: Callable[[str, Access], Store]
 ) -> None:
-    """A source bucket that refuses is a failure of its rows, for the next run."""
+    """Refused credentials at the source fail only the row."""
     nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises(ObjectError) as caught:
         wait(open_it(f"s3://{bucket}/p", nobody).get("k", max_bytes=9))
@@ -357,7 +356,7 @@ def test_refused_credentials_at_the_source_are_the_rows(
 
 
 def test_a_listing_that_is_refused_says_so(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A 403 to a listing is a refusal, not a timeout."""
+    """A listing that is refused with 403 is not reported as a timeout."""
     nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises((Fatal, ObjectError)) as caught:
         list(open_store(f"s3://{bucket}/p", nobody, tmp_path).list())
@@ -368,7 +367,7 @@ def test_a_listing_that_is_refused_says_so(s3: S3Server, bucket: str, tmp_path: 
 def test_an_endpoint_that_is_not_there_may_be_tried_again(
     what: str, tmp_path: Path, open_it: Callable[[str, Access], Store]
 ) -> None:
-    """A refused connection is retryable, and is called that and not a timeout."""
+    """A refused connection is a retryable store error, not a timeout."""
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
     store = open_it("s3://bucket/p", Access(endpoint, "us-east-1", keys=("id", "secret", None)))
     with pytest.raises(ObjectError) as caught:
@@ -382,7 +381,7 @@ def test_an_endpoint_that_is_not_there_may_be_tried_again(
 def test_a_key_that_the_server_refuses_is_the_rows_failure(
     s3: S3Server, bucket: str, tmp_path: Path, open_it: Callable[[str, Access], Store]
 ) -> None:
-    """SeaweedFS takes no name over 255 bytes: an error of this row, and not a timeout."""
+    """A name that is too long for SeaweedFS is a store error of the row, not a timeout."""
     store = open_it(f"s3://{bucket}/p", access(s3))
     with pytest.raises(ObjectError) as caught:
         wait(put(store, "x" * 300, b"x", tmp_path))
@@ -391,7 +390,7 @@ def test_a_key_that_the_server_refuses_is_the_rows_failure(
 
 @pytest.mark.parametrize(("first", "second"), [("a", "a/b"), ("a/b", "a")])
 def test_a_file_in_the_way_is_the_rows_failure(first: str, second: str, tmp_path: Path) -> None:
-    """In a directory `a` and `a/b` exclude each other: an ObjectError, and the first object stays as it is."""
+    """In a directory, `a` and `a/b` cannot both exist: the second fails and the first stays."""
     store = open_store(f"file://{tmp_path}/out/", Access(), tmp_path, create=True)
     wait(put(store, first, b"one", tmp_path))
     with pytest.raises(ObjectError):
@@ -401,13 +400,13 @@ def test_a_file_in_the_way_is_the_rows_failure(first: str, second: str, tmp_path
 
 @pytest.mark.parametrize("uri", ["ftp://h/x", "bucket/prefix", "https://h/x", "file:///does/not/exist/"])
 def test_what_is_no_store_is_an_error_of_the_user(uri: str, tmp_path: Path) -> None:
-    """Another scheme, or a directory that is not there."""
+    """Another scheme or a missing directory is a UserError."""
     with pytest.raises(UserError):
         open_store(uri, Access(), tmp_path)
 
 
 def test_access_shows_no_secret() -> None:
-    """Its repr may end in a log."""
+    """The repr of Access shows no secret, since it may be logged."""
     assert "topsecret" not in repr(Access(keys=("id", "topsecret", "token")))
 
 
@@ -426,5 +425,5 @@ def test_access_shows_no_secret() -> None:
     ],
 )
 def test_which_etags_are_an_md5(etag: str | None, md5: str | None) -> None:
-    """32 hex digits in either case, quoted or not; composite, weak and file ETags are none."""
+    """Only 32 hex digits, quoted or not, are an MD5; composite, weak and file ETags are not."""
     assert md5_of_etag(etag) == md5

@@ -47,15 +47,15 @@ WORK: dict[str, tuple[str, Callable[[Store, str], Awaitable[Any]]]] = {
 }
 
 
-@pytest.mark.parametrize("short_way", [True, False])
+@pytest.mark.parametrize("direct_http", [True, False])
 @pytest.mark.parametrize("name", WORK)
-def test_silence_ends_after_read_s(name: str, short_way: bool, tmp_path: Path) -> None:
+def test_silence_ends_after_read_s(name: str, direct_http: bool, tmp_path: Path) -> None:
     """Every kind of request, by either client, for keys that are plain and keys that are not."""
     operation, work = WORK[name]
 
     async def go(server: OddS3, key: str) -> None:
         store = open_store(
-            "s3://bucket/p", access_to(server), tmp_path, short_way=short_way, timeout_s=TOTAL_S, read_s=0.5
+            "s3://bucket/p", access_to(server), tmp_path, direct_http=direct_http, timeout_s=TOTAL_S, read_s=0.5
         )
         began = time.monotonic()
         try:
@@ -77,7 +77,7 @@ def test_a_slow_answer_is_no_silence(tmp_path: Path) -> None:
     """A store that needs a second for each of its answers is waited for with `read_s` of more than that."""
 
     async def go(server: OddS3) -> None:
-        store = open_store("s3://bucket/p", access_to(server), tmp_path, short_way=True, timeout_s=TOTAL_S, read_s=20)
+        store = open_store("s3://bucket/p", access_to(server), tmp_path, direct_http=True, timeout_s=TOTAL_S, read_s=20)
         for key in ("plain.jpg", "grün 1.jpg"):
             await store.put(key, small_body(DATA), {})
             assert (await store.digest(key, max_bytes=1 << 30))[0] == small_body(DATA).sha256
