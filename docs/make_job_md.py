@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from ferry.job.model import Job
-from ferry.job.templates import LATE_FIELDS, SOURCE_FIELDS
+from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS
 from ferry.manifest.columns import USUAL_NAMES
 
 HEAD = """\
@@ -183,7 +183,7 @@ def column_names() -> list[str]:
 
 def template_fields() -> list[str]:
     """The fields that a key template may name besides columns."""
-    assert FIELDS.keys() == SOURCE_FIELDS | LATE_FIELDS
+    assert FIELDS.keys() == SOURCE_FIELDS | DEFERRED_FIELDS
     return [
         "## Template fields", "",
         "`key` may name any column of the manifest in braces, and these fields. `source.url` may name columns only.",
