@@ -1,4 +1,4 @@
-"""A run that was far slower than its last ten: Prefect has no trigger for that, so Ferry emits an event of its own."""
+"""The event for a run that was far slower than the last ten, for which Prefect has no trigger of its own."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from tasks.run import Run
 EVENT = "ferry.run.slow"
 
 
-def note_rate(run: Run, report: Report) -> None:
-    """Remembers how fast the run was, in the state's reports/rates.json; says so where that was far from usual.
+def record_rate(run: Run, report: Report) -> None:
+    """Record the run's rate in the state's reports/rates.json. If it was far below the usual one, emit an event.
 
-    Runs that ended early are neither judged nor remembered. No run fails for it: where the state takes no more, that is
-    a warning, and the event goes the way of Prefect's own, to be lost where the server is away. Its flow and its
-    deployment Prefect adds by itself.
+    Runs that ended early do not count. This never fails a run: an error of the state is logged as a warning, and the
+    event is lost if the server is unreachable, like Prefect's own. Prefect adds the flow and the deployment to it.
     """
     rate = rate_of(run)
     if rate is None or report.stopped:
         return
-    tell = get_run_logger().warning
+    warn = get_run_logger().warning
     try:
         earlier = read_rates(run.state)
         keep_rates(run.state, [*earlier, rate])
     except FerryError as error:
-        tell("how fast the run was is not remembered: %s", error)
+        warn("the run's rate is not recorded: %s", error)
         return
     if (found := slow(rate, earlier)) is None:
         return
     message = words(found)
-    tell("far slower than usual: %s", message)
+    warn("far slower than usual: %s", message)
     emit_event(
         EVENT,
         resource={"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.name": flow_run.name},
@@ -45,7 +44,7 @@ def note_rate(run: Run, report: Report) -> None:
 
 
 def rate_of(run: Run) -> Rate | None:
-    """None where nothing moved, or a moment was all that it took."""
+    """Returns the run's rate, or None if no row was processed or all outcomes came at one moment."""
     progress = run.runtime.progress
     done = progress.snapshot()
     if not done.done or progress.steady_s <= 0:
@@ -55,13 +54,14 @@ def rate_of(run: Run) -> Rate | None:
 
 
 def words(found: Slow) -> str:
+    """Returns the message of the event: the run's rate, and the usual one."""
     rate, usual = found.rate, figure(found.usual)
     return (
-        f"{rate.rows:,} rows in {duration(rate.seconds)}, {figure(rate.rows_per_s)} a second. The last {found.runs} "
-        f"runs of this kind made {usual} (the median), which is {duration(rate.rows / found.usual)}"
+        f"{rate.rows:,} rows in {duration(rate.seconds)}, {figure(rate.rows_per_s)} rows/s. The median of the last "
+        f"{found.runs} similar runs is {usual} rows/s, which would take {duration(rate.rows / found.usual)}"
     )
 
 
 def figure(rows_per_s: float) -> str:
-    """`1,234`, or `0.8` where whole numbers say nothing."""
+    """Returns a rate as `1,234`, or below 10 as `0.8`."""
     return f"{rows_per_s:,.0f}" if rows_per_s >= 10 else f"{rows_per_s:.1f}"

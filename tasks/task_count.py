@@ -1,4 +1,4 @@
-"""How many task runs this process has made: so many a local server must have recorded before it may end."""
+"""The count of this process's task runs, all of which a local server must record before it stops."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ _made = 0
 
 
 def one() -> None:
-    """A task run begins, or is handed to Prefect to be run or found in the cache."""
+    """Count a task run that starts, or is submitted to Prefect to be run or found in the cache."""
     global _made
     with _lock:
         _made += 1
 
 
 def made() -> int:
+    """Returns the number of task runs so far."""
     return _made

@@ -14,9 +14,9 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed, Running
 
-from flows.deploying.alerts import TAG, alarms, full_name, is_named
-from flows.deploying.automations import ferrys, is_own, watched
-from flows.deploying.rescue import rescues
+from flows.deploying.alerts import TAG, alerts, full_name, is_named
+from flows.deploying.automations import ferry_automations, is_own, watched
+from flows.deploying.rescue import restart_automations
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
@@ -31,9 +31,9 @@ SUBJECT = "Ferry: products failed"
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
     settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: f"{UI}/"}
     with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferrys(client)}
+        before = {one.id for one in ferry_automations(client)}
         yield client
-        for automation in ferrys(client):
+        for automation in ferry_automations(client):
             if automation.id not in before:
                 client.delete_automation(automation.id)
 
@@ -105,7 +105,7 @@ def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> No
     one.deploy("--notify", one.block)
     other.deploy("--notify", other.block)
     assert {what for _, what in one.deploy()} == {"unchanged"}
-    before = {automation.id for automation in ferrys(client)}
+    before = {automation.id for automation in ferry_automations(client)}
     old = one.id_of("migrate/prod")
     one.deployed.content["name"] = "renamed"
     one.deployed.entry("prod")["name"] = f"main-{one.deployed.mark}"
@@ -114,12 +114,12 @@ def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> No
     changes = [(change["name"], change["what"]) for change in done if change["kind"] == "automation"]
     assert {what for _, what in changes} == {"updated"}
     (left,) = [change for change in done if change["name"] == one.deployed.named("migrate/prod")]
-    assert "not in this prefect.yaml, left as it is; no schedule of it is on" in left["detail"]
+    assert "not in this prefect.yaml, left unchanged; it has no active schedule" in left["detail"]
     assert f"prefect deployment delete '{one.deployed.named('migrate/prod')}'" in left["detail"]
     assert all(name.endswith(" (renamed)") for name, _ in changes)
-    assert {automation.id for automation in ferrys(client)} == before
+    assert {automation.id for automation in ferry_automations(client)} == before
     expected = {old, *(one.id_of(name) for name in ("migrate/main", "migrate/nightly", "verify/weekly"))}
-    ours = [automation for automation in ferrys(client) if automation.name.endswith(" (renamed)")]
+    ours = [automation for automation in ferry_automations(client) if automation.name.endswith(" (renamed)")]
     assert [watched(automation) for automation in ours] == [expected] * len(ours)
 
 
@@ -132,7 +132,7 @@ def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncP
     kind, _, name = one.block.partition("/")
     block = client.read_block_document_by_name(name, kind).id
     old = []
-    for alarm in alarms(ids, UI):
+    for alarm in alerts(ids, UI):
         automation = alarm.automation("", [block], enabled=True)
         automation.name = alarm.name
         old.append(client.create_automation(automation))
@@ -140,10 +140,10 @@ def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncP
     run = one.a_failing_run()
     assert one.is_told(run)
     changed = dict(one.deploy())
-    acts = [one.name for one in rescues([])]
+    acts = [one.name for one in restart_automations([])]
     assert {what for name, what in changed.items() if not any(is_named(name, act) for act in acts)} == {"updated"}
-    names = {automation.name for automation in ferrys(client) if automation.id in old}
-    assert names == {full_name(alarm.name, "ferry") for alarm in alarms([], UI)}
+    names = {automation.name for automation in ferry_automations(client) if automation.id in old}
+    assert names == {full_name(alarm.name, "ferry") for alarm in alerts([], UI)}
 
 
 def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client: SyncPrefectClient) -> None:
@@ -155,7 +155,7 @@ def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client:
     for name in ("migrate/prod", "migrate/nightly", "verify/weekly"):
         client.delete_deployment(one.id_of(name))
     assert {what for _, what in one.deploy()} == {"updated"}
-    assert all(TAG in automation.tags for automation in ferrys(client))
+    assert all(TAG in automation.tags for automation in ferry_automations(client))
     assert one.is_told(one.a_failing_run())
 
 

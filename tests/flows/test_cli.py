@@ -59,7 +59,7 @@ def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: P
     assert project.stored() == bodies
     asked, written, files = origin.total, project.written_at(), project.files()
     text = project.ferry("plan", "job.yaml").expect(0).stdout
-    assert "60 rows: 0 to do, 60 left as they are" in text
+    assert "60 rows: 0 to do, 60 done" in text
     assert project.files() == files
 
     again = project.ferry("run", "job.yaml").expect(0)
@@ -250,7 +250,7 @@ def test_verify_and_repair(project: Project, origin: Origin) -> None:
     client.put_object(Bucket=project.bucket, Key=project.prefix + keys[1], Body=altered)
     ended = project.ferry("verify", "job.yaml")
     ended.expect(1)
-    assert "2 of 12 objects are not as the ledger says: 1 missing, 1 altered" in ended.text
+    assert "2 of 12 objects do not match the ledger: 1 missing, 1 altered" in ended.text
     status = project.ferry("status", "job.yaml", "--json").expect(0).json
     assert (status["copied"], status["pending"]) == (10, 2)
     asked = origin.requests.copy()
@@ -259,7 +259,7 @@ def test_verify_and_repair(project: Project, origin: Origin) -> None:
     assert {p for p in origin.requests if origin.requests[p] > asked[p]} == {"/" + keys[0], "/" + keys[1]}
     assert project.stored() == bodies
     listed = project.ferry("verify", "job.yaml", "--list", "--json").expect(0).json
-    assert listed["message"].startswith("12 objects are at the destination")
+    assert listed["message"].startswith("12 objects at the destination match the ledger")
     client.delete_object(Bucket=project.bucket, Key=project.prefix + keys[2])
     client.put_object(Bucket=project.bucket, Key=project.prefix + keys[3], Body=altered)
     assert "1 missing, 1 altered" in project.ferry("verify", "job.yaml", "--list", "--json").expect(1).json["message"]
@@ -351,7 +351,7 @@ def test_ui(project: Project, origin: Origin) -> None:
     rows, bodies = serve(origin, 40)
     project.job(chunk_rows=5)
     project.manifest(rows)
-    assert "there are no runs" in project.ferry("ui", env=alone).expect(2).stderr
+    assert "no runs are recorded" in project.ferry("ui", env=alone).expect(2).stderr
     project.ferry("run", "job.yaml", "--json", env=alone).expect(0)
     assert not processes_with(str(project.folder))
     project.ferry("run", "job.yaml", env=alone).expect(0)
@@ -387,7 +387,7 @@ def test_ui(project: Project, origin: Origin) -> None:
 def test_wrong_commands(project: Project) -> None:
     """A missing job, a job that is none and an unknown option end with a sentence and no success."""
     missing = project.ferry("run", "none.yaml").expect(2)
-    assert "there is no job file none.yaml" in missing.stderr
+    assert "the job file none.yaml does not exist" in missing.stderr
     for text in ("just text", "", "name: ["):
         (project.folder / "bad.yaml").write_text(text)
         ended = project.ferry("status", "bad.yaml").expect(2)

@@ -26,8 +26,17 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pa
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from flows.running import signals
-from flows.running.prefect_state import LEFT, TAKEN, Order, another_version, begins, decide, last_word, order_of
+from flows.running.prefect_state import (
+    SUSPENDED,
+    TAKEN_OVER,
+    Instruction,
+    check_start,
+    decide,
+    instruction_for,
+    state_to_record,
+    version_mismatch,
+)
+from flows.running.signals import Interrupts
 from flows.server.local import LocalServer
 from tasks.dead_runs import TIMES
 from tests.faults.amount import LONG
@@ -46,26 +55,26 @@ PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])[
 @pytest.mark.parametrize(
     ("kind", "reschedule", "deployed", "expected"),
     [
-        (StateType.RUNNING, False, True, Order.GO_ON),
-        (StateType.PAUSED, False, False, Order.HOLD),
-        (StateType.PAUSED, False, True, Order.HOLD),
-        (StateType.PAUSED, True, False, Order.HOLD),
-        (StateType.PAUSED, True, True, Order.LEAVE),
-        (StateType.SCHEDULED, False, True, Order.LEAVE),
-        (StateType.PENDING, False, True, Order.LEAVE),
-        (StateType.SCHEDULED, False, False, Order.GO_ON),
-        (StateType.PENDING, False, False, Order.GO_ON),
-        (StateType.CANCELLING, False, True, Order.STOP),
-        (StateType.CANCELLED, True, False, Order.STOP),
-        (StateType.FAILED, False, True, Order.STOP),
-        (StateType.COMPLETED, False, True, Order.GO_ON),
-        (StateType.CRASHED, False, True, Order.GO_ON),
+        (StateType.RUNNING, False, True, Instruction.CONTINUE),
+        (StateType.PAUSED, False, False, Instruction.WAIT),
+        (StateType.PAUSED, False, True, Instruction.WAIT),
+        (StateType.PAUSED, True, False, Instruction.WAIT),
+        (StateType.PAUSED, True, True, Instruction.HAND_OVER),
+        (StateType.SCHEDULED, False, True, Instruction.HAND_OVER),
+        (StateType.PENDING, False, True, Instruction.HAND_OVER),
+        (StateType.SCHEDULED, False, False, Instruction.CONTINUE),
+        (StateType.PENDING, False, False, Instruction.CONTINUE),
+        (StateType.CANCELLING, False, True, Instruction.STOP),
+        (StateType.CANCELLED, True, False, Instruction.STOP),
+        (StateType.FAILED, False, True, Instruction.STOP),
+        (StateType.COMPLETED, False, True, Instruction.CONTINUE),
+        (StateType.CRASHED, False, True, Instruction.CONTINUE),
     ],
 )
-def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Order) -> None:
+def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Instruction) -> None:
     """The truth table."""
     assert decide(kind, reschedule=reschedule, deployed=deployed, taken=False) is expected
-    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Order.LEAVE
+    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Instruction.HAND_OVER
 
 
 @pytest.fixture
@@ -96,56 +105,58 @@ def test_a_process_that_was_replaced_says_nothing(since: State[Any], client: Syn
     """Another process has begun the run before this one's end: the state at Prefect stays that one's."""
     own_end: State[Any] = Cancelled(message="interrupted")
     said: list[str] = []
-    assert last_word(own, 1, own_end, said.append) is own_end
+    assert state_to_record(own, 1, own_end, said.append, Interrupts()) is own_end
     client.update_flow_run_labels(own, {TIMES: 2})
     client.set_flow_run_state(own, since, force=True)
     there = client.read_flow_run(own)
     with pytest.raises(Pause) as left:
-        last_word(own, 1, own_end, said.append)
+        state_to_record(own, 1, own_end, said.append, Interrupts())
     assert left.value.state is not None
     assert left.value.state.id == there.state_id
     assert said == []
 
 
-@pytest.mark.parametrize("reason", [LEFT, TAKEN])
+@pytest.mark.parametrize("reason", [SUSPENDED, TAKEN_OVER])
 @pytest.mark.parametrize(
     ("since", "leaves"), [(Running(), True), (Completed(), True), (Cancelling(), False), (Failed(), False)]
 )
 def test_a_process_that_was_to_leave(
-    reason: str, since: State[Any], leaves: bool, client: SyncPrefectClient, own: UUID, monkeypatch: pytest.MonkeyPatch
+    reason: str, since: State[Any], leaves: bool, client: SyncPrefectClient, own: UUID
 ) -> None:
     """The process after it has begun, and has not said so yet, or is a resumed one, which Prefect does not count."""
-    monkeypatch.setattr(signals, "_asked", reason)
+    interrupts = Interrupts()
+    interrupts.requested = reason
     client.set_flow_run_state(own, since, force=True)
     with pytest.raises(Pause) if leaves else contextlib.nullcontext():
-        assert last_word(own, 1, Cancelled(message=reason), print).is_cancelled()
+        assert state_to_record(own, 1, Cancelled(message=reason), print, interrupts).is_cancelled()
 
 
 def test_a_run_that_is_resumed_in_its_process_goes_on(client: SyncPrefectClient, own: UUID) -> None:
     """Prefect counts the resumption as a start; the process that waited is still the run's."""
     client.set_flow_run_state(own, Paused(timeout_seconds=300))
-    assert order_of(client.read_flow_run(own), 1) is Order.HOLD
+    assert instruction_for(client.read_flow_run(own), 1) is Instruction.WAIT
     client.resume_flow_run(own)
     run = client.read_flow_run(own)
     assert run.run_count == 2
-    assert order_of(run, 1) is Order.GO_ON
+    assert instruction_for(run, 1) is Instruction.CONTINUE
 
 
 SIGNALS = """
 import os, signal, sys, threading
-from flows import signals
+from flows.running.signals import Interrupts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a shell's background job
-signals.listen()
-with signals.telling(lambda reason: print(reason, flush=True)):
+interrupts = Interrupts()
+interrupts.listen()
+with interrupts.stopping_by(lambda reason: print(reason, flush=True)):
     for what in sys.argv[1:]:
         if what == "cancel":
-            thread = threading.Thread(target=signals.interrupt, args=("cancelled",))
+            thread = threading.Thread(target=interrupts.request, args=("cancelled",))
             thread.start()
             thread.join()
         else:
             os.kill(os.getpid(), signal.Signals[what])
-    print("alive", signals.exit_code())
+    print("alive", interrupts.exit_code)
 """
 
 
@@ -155,8 +166,8 @@ with signals.telling(lambda reason: print(reason, flush=True)):
         (["cancel"], "cancelled alive 130", 0),
         (["cancel", "SIGTERM"], "cancelled alive 130", 0),  # the worker's, for the same reason
         (["cancel", "SIGTERM", "SIGINT"], "cancelled", 130),
-        (["SIGTERM", "cancel"], "interrupted by SIGTERM; run the job again to go on where it stopped alive 143", 0),
-        (["SIGTERM", "SIGTERM"], "interrupted by SIGTERM; run the job again to go on where it stopped", 143),
+        (["SIGTERM", "cancel"], "interrupted by SIGTERM; run the job again to resume alive 143", 0),
+        (["SIGTERM", "SIGTERM"], "interrupted by SIGTERM; run the job again to resume", 143),
     ],
 )
 def test_a_cancellation_is_a_first_signal(heard: list[str], said: str, code: int) -> None:
@@ -252,7 +263,7 @@ def test_a_pause_that_is_too_long(project: Project, origin: Origin, prefect_api:
     flow_run = paused(run, prefect_api, origin)
     set_state(prefect_api, flow_run, {"type": "FAILED", "message": "The flow was paused and never resumed."})
     report = run.end().expect(1).json
-    assert "a pause that nobody resumed in time" in report["message"]
+    assert "the pause was not resumed in time" in report["message"]
     assert prefect_api.runs(project.name)[-1]["state_type"] == "FAILED"
     run.finish()
 
@@ -320,7 +331,7 @@ def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
 )  # fmt: skip
 def test_a_deployment_of_another_ferry(deployed: str | None, said: bool) -> None:
     """The table of another_version."""
-    words = another_version(deployed, "0.2.0")
+    words = version_mismatch(deployed, "0.2.0")
     assert bool(words) is said
     assert words is None or (f"version {deployed}" in words and "Ferry is 0.2.0" in words and "`ferry deploy`" in words)
 
@@ -331,7 +342,7 @@ def test_a_run_says_that_its_deployment_is_of_another_ferry(client: SyncPrefectC
 
     @flow(name="migrate")
     def beginning() -> None:
-        begins(1, said.append)
+        check_start(1, said.append)
 
     made = client.create_deployment(client.create_flow(beginning), "of-another-ferry", version="0.0.1")
     run_flow(beginning, flow_run=client.create_flow_run_from_deployment(made))

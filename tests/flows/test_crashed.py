@@ -52,8 +52,8 @@ def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
 def test_what_a_dead_holder_left(kind: StateType, its_own: bool, since_s: float, expected: bool) -> None:
     """The truth table; ``since_s`` is counted from the holder's last sign of life."""
     since = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=since_s)
-    assert dead_runs.is_left_behind(kind, since, holder(), its_own=its_own) is expected
-    assert not dead_runs.is_left_behind(kind, since, holder(RELEASED), its_own=its_own)
+    assert dead_runs.is_stale(kind, since, holder(), its_own=its_own) is expected
+    assert not dead_runs.is_stale(kind, since, holder(RELEASED), its_own=its_own)
 
 
 def test_whose_run_it_is() -> None:

@@ -74,7 +74,7 @@ def test_it_makes_what_is_missing_and_then_nothing(deployed: Deployed, prefect_a
     assert made["nightly"]["parameters"]["job"]["mode"] == "delta"
     before = {name: one["updated"] for name, one in made.items()}
     said = deployed.deploy().expect(0).stdout
-    assert "nothing changed: all is as prefect.yaml has it" in said
+    assert "nothing changed: the server matches prefect.yaml" in said
     assert f"prefect worker start --pool {deployed.pool}" in said
     assert {name: one["updated"] for name, one in deployments(prefect_api, deployed).items()} == before
 
@@ -253,7 +253,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
         f"destination.credentials: there is no block `aws-credentials/new-{deployed.mark}` on the server. Make it: "
         f"with its keys in the environment, `ferry deploy --block aws-credentials/new-{deployed.mark}`",
         f"source.headers.X-Token: there is no block `secret/token-{deployed.mark}`",
-        f"--notify slack-webhook/ops-{deployed.mark}: no such block",
+        f"--notify slack-webhook/ops-{deployed.mark}: the Prefect server has no such block",
         "/blocks/catalog/slack-webhook/create",
     ):
         assert words in said
@@ -338,9 +338,9 @@ def test_a_server_that_ferry_cannot_work_with(cli: Cli, tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}/api"
     with fake_server(b'"4.1.0"') as newer, fake_server(b'"2.20.4"') as older, fake_server(b"<html>") as page:
         tried = [
-            *(([*command], newer, "is of version 4.1.0, and Ferry works with Prefect 3") for command in COMMANDS),
-            (["deploy"], older, "Use a server of Prefect 3, or a Ferry made for 2"),
-            (["deploy"], page, "is no Prefect API; its address ends in `/api`"),
+            *(([*command], newer, "has version 4.1.0, and Ferry uses Prefect 3") for command in COMMANDS),
+            (["deploy"], older, "Use a server of Prefect 3, or a Ferry for Prefect 2"),
+            (["deploy"], page, "is not a Prefect API. An API's address ends in `/api`"),
             (["watch"], nobody, "does not answer"),
             (["deploy"], "nonsense", "PREFECT_API_URL is no address"),
             *((command, None, "PREFECT_API_URL is not set") for command in COMMANDS[:3]),

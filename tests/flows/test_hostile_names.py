@@ -105,7 +105,7 @@ def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[
             refuse_own_files(job_for(destination, manifest), job_file)
         except UserError as error:
             assert refused, f"{name}: {error}"
-            assert "a folder of its own" in str(error)
+            assert "a separate folder" in str(error)
         else:
             assert not refused, f"{name}: {relation}"
 
@@ -113,7 +113,7 @@ def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("cwd", "the working directory"), ("job", "the job file"), ("list", "the list"),
+        ("cwd", "the working directory"), ("job", "the job file"), ("list", "the manifest"),
         ("temporary", "the folder of temporary files"), ("prefix", "the installation of Python"),
         ("code", "Ferry's own code"), ("home", "your home directory"), ("elsewhere", "a directory of Python modules"),
     ],
@@ -125,7 +125,7 @@ def test_each_place_is_named(name: str, what: str, places: dict[str, Path], monk
         monkeypatch.setattr(sys, "prefix", "/nowhere")
     with pytest.raises(UserError) as caught:
         refuse_own_files(job_for(places[name], places["list"] / "list.csv"), places["job"] / "job.yaml")
-    assert f"holds {what} ({places[name]}" in str(caught.value)
+    assert f"contains {what} ({places[name]}" in str(caught.value)
 
 
 def test_a_variable_that_names_the_home_of_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ SYSTEM = (
 def test_nothing_is_written_into_them(place: Path, what: str, places: dict[str, Path]) -> None:
     """No folder in these is a destination, whether it is there yet or not."""
     destination = Path(str(place).format(**places)) / "out" / "further down"
-    with pytest.raises(UserError, match=f"lies in {what}"):
+    with pytest.raises(UserError, match=f"is inside {what}"):
         refuse_own_files(job_for(destination, places["list"] / "list.csv"), places["job"] / "job.yaml")
 
 
@@ -213,18 +213,18 @@ def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
     ended = subprocess.run(["unshare", "-m", *script], capture_output=True, text=True, timeout=120, check=False)
     said = ended.stdout.splitlines()
     assert len(said) == 3, ended.stdout + ended.stderr
-    assert f"holds the working directory ({tmp_path}/project)" in said[0]
+    assert f"contains the working directory ({tmp_path}/project)" in said[0]
     assert "lies in the destination" in said[1]
-    assert f"lies in Prefect's home ({tmp_path}/prefect)" in said[2]
+    assert f"is inside Prefect's home ({tmp_path}/prefect)" in said[2]
 
 
 @pytest.mark.parametrize(
     ("variable", "is_file", "relation"),
     [
-        ("AWS_CONFIG_FILE", True, "holds what AWS_CONFIG_FILE names"),
-        ("PREFECT_PROFILES_PATH", True, "holds what PREFECT_PROFILES_PATH names"),
-        ("PREFECT_LOGGING_SETTINGS_PATH", True, "holds what PREFECT_LOGGING_SETTINGS_PATH names"),
-        ("PATH", False, "holds commands"),
+        ("AWS_CONFIG_FILE", True, "contains the path in AWS_CONFIG_FILE"),
+        ("PREFECT_PROFILES_PATH", True, "contains the path in PREFECT_PROFILES_PATH"),
+        ("PREFECT_LOGGING_SETTINGS_PATH", True, "contains the path in PREFECT_LOGGING_SETTINGS_PATH"),
+        ("PATH", False, "contains commands"),
         ("IMAGES_PATH", False, ""),
     ],
 )

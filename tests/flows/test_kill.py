@@ -72,7 +72,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
     assert status["running"] is None
     assert (status["planned"], status["copied"], status["pending"]) == (ROWS, len(recorded), ROWS - len(recorded))
     human = project.ferry("status", "job.yaml").expect(0).stdout
-    assert "no run is on" in human
+    assert "not running" in human
     assert "pending" in human
     assert "no failed rows" in project.ferry("failures", "job.yaml").expect(0).stdout
     wait_for("the killed run's children to go", lambda: not processes_with(str(project.folder)), 10)

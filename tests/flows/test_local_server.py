@@ -109,7 +109,7 @@ def test_whose_socket_it_is(line: str, uid: int | None) -> None:
 def test_its_pages_are_shown_in_no_frame(prefect_local: LocalServer) -> None:
     """Each answer, of a page as of the API, forbids other sites to show it in a frame of theirs."""
     for path in ("/", "/api/health"):
-        with server._DIRECTLY.open(prefect_local.url + path, timeout=30) as answer:
+        with server._WITHOUT_PROXY.open(prefect_local.url + path, timeout=30) as answer:
             assert answer.headers["X-Frame-Options"] == "DENY"
             assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
 
@@ -132,11 +132,11 @@ def test_a_folder_that_others_use_is_not_made_private(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    with pytest.raises(UserError, match="a folder of its own"):
+    with pytest.raises(UserError, match="a folder of your own"):
         LocalServer(shared)._make_home()
     assert shared.stat().st_mode & 0o7777 == 0o1777
     assert not list(shared.iterdir())
-    with pytest.raises(UserError, match="a folder of its own"):
+    with pytest.raises(UserError, match="a folder of your own"):
         LocalServer(Path("/"))._make_home()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from tasks.reporting import log_format
 from tasks.reporting.log_format import JsonLines, TextLines, next_report_s
-from tasks.reporting.prefect_logs import Fewer, ForPeople
+from tasks.reporting.prefect_logs import ExpectedErrors, Thinned
 from tests.flows.project import ROOT
 
 RUN: dict[str, Any] = {"flow_run_id": "fae78618-b73c-49db-874b-62dcb24edcca", "flow_run_name": "products"}
@@ -52,7 +52,7 @@ def test_a_night_of_chunks_in_trouble_says_less_than_a_thousand_lines() -> None:
     """500 chunks that a paused host leaves pending, again and again for 12 hours: 12,000 lines become a few hundred,
     each of which says how many were left out."""
     now = [0.0]
-    few = Fewer(clock=lambda: now[0])
+    few = Thinned(clock=lambda: now[0])
     passed: list[logging.LogRecord] = []
     for number in range(12_000):
         now[0] = number * NIGHT_S / 12_000
@@ -61,18 +61,18 @@ def test_a_night_of_chunks_in_trouble_says_less_than_a_thousand_lines() -> None:
             passed.append(line)
     assert len(passed) + reports(NIGHT_S) < 500
     counted = sum(
-        int(text.split("last such line ")[1].split(" more")[0].replace(",", ""))
+        int(text.rpartition(" (")[2].split(" similar lines")[0].replace(",", ""))
         for line in passed
-        if "(since" in (text := line.getMessage())
+        if "similar lines" in (text := line.getMessage())
     )
     assert counted + len(passed) == pytest.approx(12_000, abs=600)  # the last ones are counted by the next line
-    few.again()
+    few.reset()
     assert few.filter(record("of the next run"))
 
 
 def test_what_is_well_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """A settled chunk is no line, unless debugging is on; a flow run's end and a failed chunk are."""
-    people = ForPeople()
+    people = ExpectedErrors()
     logger = logging.getLogger("prefect.task_runs")
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.manager._clear_cache()  # type: ignore[attr-defined]  # of isEnabledFor
@@ -119,8 +119,8 @@ def test_text_lines_say_which_run() -> None:
 def test_engine_processes_say_it_too(form: str) -> None:
     """What a library of an engine process has to say comes in the run's format, with the run's ID."""
     code = (
-        "import logging, warnings; from tasks import loglines; "
-        f"loglines.plain({ {**RUN, 'job': 'products'}!r}); "
+        "import logging, warnings; from tasks.reporting import log_format; "
+        f"log_format.plain({ {**RUN, 'job': 'products'}!r}); "
         "logging.getLogger('asyncio').error('lost'); warnings.warn('old')"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ferry.core.progress import Progress
 from ferry.core.records import ErrorClass, Status
 from ferry.ratelimit.host_snapshot import HostSnapshot
-from tasks.reporting.metrics import Figures, endpoint, served
+from tasks.reporting.metrics import RunCollector, endpoint, serving_metrics
 from tasks.reporting.run_view import RunView
 
 LOGGER = logging.getLogger("test.metrics")
@@ -63,7 +63,7 @@ def test_nothing_in_its_way_ends_a_run(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setenv("FERRY_METRICS", str(taken.getsockname()[1]) if text == "taken" else text)
-        with served(RunView("job", "full", Progress()), LOGGER):
+        with serving_metrics(RunView("job", "full", Progress()), LOGGER):
             pass
     assert [line.levelname for line in caplog.records] == ["WARNING"]
     assert "FERRY_METRICS" in caplog.text
@@ -72,7 +72,7 @@ def test_nothing_in_its_way_ends_a_run(
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Without the setting nothing listens, and nothing is said."""
     monkeypatch.delenv("FERRY_METRICS", raising=False)
-    with caplog.at_level(logging.DEBUG), served(RunView("job", "full", Progress()), LOGGER):
+    with caplog.at_level(logging.DEBUG), serving_metrics(RunView("job", "full", Progress()), LOGGER):
         assert caplog.records == []
 
 
@@ -88,7 +88,10 @@ def test_counters_never_fall_and_hosts_are_bounded(
     progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
     monkeypatch.setenv("FERRY_METRICS", "0")
     hosts = [host(number) for number in range(300)]
-    with caplog.at_level(logging.INFO), served(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER):
+    with (
+        caplog.at_level(logging.INFO),
+        serving_metrics(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER),
+    ):
         port = int(caplog.messages[0].rpartition(":")[2].removesuffix("/metrics"))
         before = scrape(port)
         progress.again(1)
@@ -108,7 +111,7 @@ def test_counters_never_fall_and_hosts_are_bounded(
 
 def test_names_are_prometheus_s() -> None:
     """Counters end in _total where they are shown, and all names are ferry_*, with base units."""
-    families = list(Figures(RunView("job", "full", Progress(), hosts=lambda: ([host(1)], 0))).collect())
+    families = list(RunCollector(RunView("job", "full", Progress(), hosts=lambda: ([host(1)], 0))).collect())
     for family in families:
         assert family.name.startswith("ferry_"), family.name
         assert family.type in ("counter", "gauge", "info")

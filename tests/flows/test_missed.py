@@ -16,8 +16,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Running
 
 from ferry.core.errors import UserError
-from flows.deploying.automations import block, ferrys, settle_one
-from flows.deploying.missed_runs import chosen, every, longest_gap, missed
+from flows.deploying.automations import apply_one, block, ferry_automations
+from flows.deploying.missed_runs import longest_gap, missed_alert, parse_expect_every, shortest_over
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
@@ -34,9 +34,9 @@ BERLIN = "Europe/Berlin"
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
     settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: UI}
     with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferrys(client)}
+        before = {one.id for one in ferry_automations(client)}
         yield client
-        for automation in ferrys(client):
+        for automation in ferry_automations(client):
             if automation.id not in before:
                 client.delete_automation(automation.id)
 
@@ -61,7 +61,7 @@ def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Re
     }
     told = [block(client, "custom-webhook/missed")]
     for name, id_ in ids.items():
-        settle_one(client, missed(f"migrate/{name}", id_, UI, LEAST).automation("shop", told, enabled=True), None)
+        apply_one(client, missed_alert(f"migrate/{name}", id_, UI, LEAST).automation("shop", told, enabled=True), None)
 
     def about(name: str) -> list[dict[str, str]]:
         return [message for message in webhook.got if f"migrate/{name} " in message["subject"]]
@@ -76,7 +76,7 @@ def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Re
     what, look, do = about("cancelled")[0]["body"].splitlines()
     assert what.startswith("No run of migrate/cancelled was Completed within 0:00:10")
     assert look == f"Look: {UI}/deployments/deployment/{ids['cancelled']}"
-    assert do.startswith("Do: see in its runs whether they fail")
+    assert do.startswith("Do: see whether its runs fail")
 
 
 def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhook: Receiver, tmp_path: Path) -> None:
@@ -108,14 +108,14 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
     nightly = "Ferry: migrate/nightly did not complete in time (ferry)"
     assert made.pop(nightly) == ("created", "")
     what, why = made["verify/weekly did not complete in time"]
-    assert (what, why.startswith("none: its runs begin up to 7 days")) == ("unchanged", True)
+    assert (what, why.startswith("none: runs start up to 7 days")) == ("unchanged", True)
     both = fate("--expect-every", "26h", "--expect-every", "8d")
     weekly = "Ferry: verify/weekly did not complete in time (ferry)"
     assert (both[nightly][0], both[weekly][0]) == ("unchanged", "created")
     assert fate() == {nightly: ("unchanged", ""), weekly: ("unchanged", "")}
     within = {
         one.name.replace(f"-{deployed.mark}", ""): one.trigger.within
-        for one in ferrys(client)
+        for one in ferry_automations(client)
         if deployed.mark in one.name and isinstance(one.trigger, EventTrigger)
     }
     assert within == {nightly: 26 * HOUR, weekly: 8 * DAY}
@@ -136,14 +136,14 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
 )
 def test_which_time_is_chosen(gap: timedelta, given: list[str], expected: timedelta | None) -> None:
     """The table of chosen()."""
-    assert chosen(gap, every(given)) == expected
+    assert shortest_over(gap, parse_expect_every(given)) == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "-1h", "10", "30m"])
 def test_a_time_that_is_none(text: str) -> None:
     """Refused, with the option's name."""
     with pytest.raises(UserError, match=f"--expect-every {text}: "):
-        every([text])
+        parse_expect_every([text])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from demo.origin import Origin
 from ferry.reconcile.prune import PruneResult
-from tasks.reporting.text import swept_badly
+from tasks.reporting.text import prune_failure
 from tests.flows.project import Cli, Project, serve
 
 # The command, interrupted when all is deleted that may be, and before the run's accounts.
@@ -39,12 +39,12 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     project.manifest(rows)
     first = project.ferry("run", "job.yaml", "--json").expect(0).json
     assert (first["night"]["deleted"], first["swept"]["waiting"]) == (0, 1)
-    waits = "1 copy is missing from the list for the first time; what the next list lacks too is deleted"
+    waits = "1 copy is missing from the manifest for the first time, and will be deleted if also missing from the next one"
     assert waits in first["message"]
     assert project.stored() == bodies
     night = project.ferry("run", "job.yaml", "--json").expect(0).json
     assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000003/gone.csv")
-    assert "1 deleted, whose rows left the list (reports/run-000003/gone.csv)" in night["message"]
+    assert "1 deleted, removed from the manifest (reports/run-000003/gone.csv)" in night["message"]
     assert gone in (project.state / night["swept"]["listed"]).read_text()
     del bodies[f"images/{gone}"]
     assert project.stored() == bodies
@@ -52,8 +52,8 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     refused = project.ferry("run", "job.yaml").expect(1)
     said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
     assert refused.text.index(said) < refused.text.index("10 rows: 10 to do")
-    assert "gone from the list: 19, 0 of them deleted" in refused.text
-    assert "19 copies whose rows left the list were not deleted: " in refused.text
+    assert "removed from the manifest: 19, 0 of them deleted" in refused.text
+    assert "19 copies whose rows were removed from the manifest were not deleted: " in refused.text
     assert "10 rows where it had 29" in refused.text
     assert project.stored() == bodies
 
@@ -82,22 +82,22 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
 @pytest.mark.parametrize(
     ("swept", "sentence"),
     [
-        (PruneResult(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
-        (PruneResult(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
+        (PruneResult(1, 2, refused="why."), "1 copy whose row was removed from the manifest was not deleted: why."),
+        (PruneResult(19, 2, refused="why."), "19 copies whose rows were removed from the manifest were not deleted: why."),
         (
             PruneResult(3, 2, failed=1, why_failed="a.jpg: why"),
-            "1 copy could not be deleted: a.jpg: why; the next night tries again",
+            "1 copy could not be deleted: a.jpg: why; the next delta run tries again",
         ),
         (
             PruneResult(3, 2, failed=2, why_failed="a.jpg: why"),
-            "2 copies could not be deleted, the first of them a.jpg: why; the next night tries again",
+            "2 copies could not be deleted, the first of them a.jpg: why; the next delta run tries again",
         ),
-        (PruneResult(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
+        (PruneResult(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next delta run tries again"),
         (PruneResult(3, 2, deleted=3), ""),
     ],
 )
 def test_what_is_said_of_copies_that_stand(swept: PruneResult, sentence: str) -> None:
-    assert swept_badly(swept) == sentence
+    assert prune_failure(swept) == sentence
 
 
 @pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])

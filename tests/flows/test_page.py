@@ -131,7 +131,7 @@ def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect
     wanted = next(line["failed"] for line in troubled if name.split("-")[1] in line["chunk"])
     assert listed["total"] == wanted
     assert (
-        "no failed rows of chunk 0000" in seen.project.ferry("failures", "job.yaml", "--chunk", "0000").expect(0).stdout
+        "no failed rows with chunk 0000" in seen.project.ferry("failures", "job.yaml", "--chunk", "0000").expect(0).stdout
     )
 
 

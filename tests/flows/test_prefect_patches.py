@@ -126,10 +126,10 @@ def test_tasks_have_no_tags(seen: dict[str, Any]) -> None:
 def test_the_log_says_what_is_looked_for(seen: dict[str, Any]) -> None:
     """Lines of settled, cached and retried tasks, by the text and the logger by which prefect_logs.py knows them."""
     tasks = [text for name, text in seen["lines"] if name == prefect_patches.TASK_RUNS]
-    assert any(text.startswith(prefect_patches.SETTLED) for text in tasks), tasks
+    assert any(text.startswith(prefect_patches.COMPLETED) for text in tasks), tasks
     assert any(text.startswith(prefect_patches.CACHED) for text in tasks), tasks
     assert sum(prefect_patches.RETRIED in text for text in tasks) == 1, tasks
-    assert any(name == prefect_patches.FLOW_RUNS and text.startswith(prefect_patches.SETTLED)
+    assert any(name == prefect_patches.FLOW_RUNS and text.startswith(prefect_patches.COMPLETED)
                for name, text in seen["lines"])  # fmt: skip
 
 

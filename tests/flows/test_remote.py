@@ -88,8 +88,8 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
         assert flow_run(prefect_api, a["id"])["state_type"] == "RUNNING", "Ctrl-C left it running"
     finally:
         origin.latency_s = 0.0
-    followed = project.ferry("watch", "job.yaml").expect(0)
-    assert "Completed" in followed.stdout
+    follower = project.ferry("watch", "job.yaml").expect(0)
+    assert "Completed" in follower.stdout
     second: Ended = project.cli.end(waiting, ["run"]).expect(0)
     assert "nothing to do" in second.json["message"]
     assert project.ferry("watch", a["id"], "--json").expect(0).json["message"].startswith("this run: 240 copied")
@@ -106,18 +106,18 @@ def test_what_is_refused_before_it_is_submitted(deployed: Deployed, project: Pro
     for arguments, words in (
         (
             ["job.yaml", "--on", deployed.named("migrate/prodd")],
-            f"there is no deployment {deployed.named('migrate/prodd')}",
+            f"has no deployment {deployed.named('migrate/prodd')}",
         ),
         (["job.yaml", "--on", deployed.named("verify/weekly")], "a deployment of the flow migrate"),
         (["job.yaml", "--on", on, "--set", "limits.concurency=3"], "did you mean `concurrency`?"),
-        (["job.yaml", "--on", on, "--replan"], "--replan is for `ferry run JOB`"),
-        (["job.yaml", "--on", on, "--limit", "0"], "move at least one row"),
+        (["job.yaml", "--on", on, "--replan"], "--replan cannot be combined with --on"),
+        (["job.yaml", "--on", on, "--limit", "0"], "the limit must be at least 1"),
         ([], "name a job file"),
     ):
         assert words in project.ferry("run", *arguments).expect(2).stderr
     for wanted, words in (
-        (str(uuid4()), "there is no run"),
-        ("nobody", "knows of no run of nobody"),
+        (str(uuid4()), "the Prefect server has no run"),
+        ("nobody", "has no run of nobody"),
         ("a/b", "neither"),
     ):
         assert words in project.ferry("watch", wanted).expect(2).stderr
@@ -147,7 +147,7 @@ def test_relative_paths_of_a_submitted_job(
     run that no worker takes says so, with what to do."""
     on = container_deployment(prefect_api)
     job = {"name": "far", "manifest": "list.csv", "destination": "s3://x/y/"}
-    with pytest.raises(UserError, match="manifest and state of the job: a path of this machine"):
+    with pytest.raises(UserError, match="manifest and state of the job: a local path"):
         remote_run.submit(client, on, job, (), {}, print)
     run = remote_run.submit(client, on, job, ("manifest=s3://x/list.csv", "state=s3://x/state"), {"limit": 3}, print)
     assert run.parameters == {
@@ -164,16 +164,16 @@ def test_relative_paths_of_a_submitted_job(
         raise Seen
 
     clock = iter(range(0, 10_000, 30))
-    followed = remote_run.Followed(client, run.id, heard.append, lambda _: None, hear)
+    follower = remote_run.RunFollower(client, run.id, heard.append, lambda _: None, hear)
     with pytest.raises(Seen):
-        followed.until_the_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
+        follower.until_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
     assert "prefect worker start --pool pool-" in heard[-1]
     client.create_flow_run_from_deployment(
         UUID(str(run.deployment_id)), parameters=run.parameters, state=Scheduled(scheduled_time=NOW.replace(year=2100))
     )
     monkeypatch.setattr(remote_run, "PAGE", 1)  # of the hundred that a schedule plans, none is come back to
     for wanted in (on, run.name, str(run.id)):
-        assert remote_run.find(client, wanted, None, datetime.now(UTC)).id == run.id
+        assert remote_run.find_run(client, wanted, None, datetime.now(UTC)).id == run.id
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_settings_of_a_run_here(project: Project, origin: Origin) -> None:
 def test_exit_codes(kind: StateType, message: str | None, code: int) -> None:
     """The table of code_of()."""
     run = FlowRun(flow_id=uuid4(), state=State(type=kind, message=message))
-    assert remote_run.code_of(run)[0] == code
+    assert remote_run.exit_code_for(run)[0] == code
 
 
 def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
@@ -255,7 +255,7 @@ def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
 def test_which_run_is_come_back_to(runs: list[tuple[float, StateType]], expected: int | None) -> None:
     """The one that is on or due, the newest first; else the last that ended; never one of a coming night."""
     made = [at(*run) for run in runs]
-    assert remote_run.choose(made, NOW) is (None if expected is None else made[expected])
+    assert remote_run.newest_run(made, NOW) is (None if expected is None else made[expected])
 
 
 @pytest.mark.parametrize(

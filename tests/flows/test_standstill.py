@@ -132,7 +132,7 @@ def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> 
     os.kill(helper, signal.SIGSTOP)
     origin.latency_s = 0.0
     began = time.monotonic()
-    wait_for("the process to be named", lambda: "has not answered for" in still(project), 60)
+    wait_for("the process to be named", lambda: "has been silent for" in still(project), 60)
     ended = Cli.end(process, ("run",)).expect(0)
     assert ended.json["counts"]["copied"] + ended.json["counts"]["unchanged"] == 160
     assert project.stored() == bodies

@@ -48,15 +48,15 @@ def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, 
     for key in keys[:2]:
         objects[key].etag = ""
     listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(0)
-    assert f"{ROWS} objects are at the destination as the ledger says: 28 by ETag, 2 by size alone" in listed.text
+    assert f"{ROWS} objects at the destination match the ledger: 28 by ETag, 2 by size alone" in listed.text
     read = project.ferry("verify", "job.yaml", env=env).expect(0)
-    assert f"as the ledger says: {ROWS} by digest" in read.text
+    assert f"match the ledger: {ROWS} by digest" in read.text
 
     for key in keys[2:18]:
         data = objects[key].data
         server.put("odd", key, bytes([data[0] ^ 1]) + data[1:])
     listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(1)
-    assert "16 of 30 objects are not as the ledger says: 0 missing, 16 altered" in listed.text
+    assert "16 of 30 objects do not match the ledger: 0 missing, 16 altered" in listed.text
     assert "28 by ETag, 2 by size alone" in listed.text
     assert f'the object\'s ETag is "{objects[keys[2]].etag}" where the ledger has' in listed.text
 
@@ -72,7 +72,7 @@ def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, s
         (outcome["confirmed"], outcome["sha256"], outcome["md5"]) for outcome in fold(project.state).values()
     }
     assert evidence == ("size", None, None)
-    assert "as the ledger says: 10 by ETag" in project.ferry("verify", "job.yaml", env=env).expect(0).text
+    assert "match the ledger: 10 by ETag" in project.ferry("verify", "job.yaml", env=env).expect(0).text
     objects = server.objects["odd"]
     objects["new/3.bin"] = Stored(b"object x", "another", {})
     objects["new/4.bin"].etag = ""

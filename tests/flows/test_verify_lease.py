@@ -36,8 +36,8 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
 @pytest.mark.parametrize(
     ("found", "proven", "said"),
     [
-        ({"unproven": 2}, False, "2 of them an earlier verification found wrong, and sizes and ETags do not prove"),
-        ({"right_again": [make_outcome(1)]}, True, "1 that an earlier verification found wrong are right"),
+        ({"unproven": 2}, False, "2 of them were wrong in an earlier verification, and their sizes and ETags are not proof"),
+        ({"right_again": [make_outcome(1)]}, True, "1 found wrong by an earlier verification now match the ledger"),
     ],
 )
 def test_what_an_earlier_verification_found(found: dict[str, Any], proven: bool, said: str, tmp_path: Path) -> None:

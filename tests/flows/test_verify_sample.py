@@ -15,7 +15,7 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
     project.ferry("run", "job.yaml").expect(0)
     said = project.ferry("verify", "job.yaml", "--sample", "20%", "--json").expect(0).json["message"]
     found = re.fullmatch(
-        r"all that were read are as the ledger says \(4 of 20 objects read, a sample with the seed (\d+)\): "
+        r"all objects read match the ledger \(4 of 20 objects read, a sample with the seed (\d+)\): "
         r"4 by digest",
         said,
     )
@@ -25,7 +25,7 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
         client.put_object(Bucket=project.bucket, Key=project.prefix + key, Body=b"other")
     ended = project.ferry("verify", "job.yaml", "--sample", "4", "--seed", found[1], "--json").expect(1).json
     assert ended["message"] == (
-        "4 of 4 objects are not as the ledger says: 0 missing, 4 altered "
+        "4 of 4 objects do not match the ledger: 0 missing, 4 altered "
         f"(4 of 20 objects read, a sample with the seed {found[1]}). Compared: 4 by size alone. "
         "The next run repairs them"
     )
@@ -42,6 +42,6 @@ def test_what_cannot_be_sampled(project: Project) -> None:
     for arguments, words in (
         (["--sample", "lots"], "neither a share"),
         (["--sample", "1%", "--list"], "a listing compares every object"),
-        (["--seed", "3"], "a seed is a sample's"),
+        (["--seed", "3"], "a seed needs the size of its sample"),
     ):
         assert words in project.ferry("verify", "job.yaml", *arguments).expect(2).stderr
