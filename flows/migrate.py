@@ -22,7 +22,7 @@ from tasks import prefect_api, prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import delete_removed, reconcile
-from tasks.report import keep, publish
+from tasks.report import publish, write_summary
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
@@ -119,7 +119,7 @@ def run_job(
         if job.mode == "delta" and job.delta.delete_removed and not partly:
             delete_removed(run)
         report = reconcile(run)
-        keep(run, report)
+        write_summary(run, report)
         record_rate(run, report)
         return report
 
@@ -135,7 +135,7 @@ def wait_for_server(interrupts: signals.Interrupts) -> bool:
 
 
 def retry_passes(run: Run, passes: int) -> None:
-    """Run further passes over the retryable failures, until none is left or ``passes`` are done."""
+    """Run up to ``passes`` more passes over retryable failures, and repair rows that chunks left without an outcome."""
     for number in range(max(passes, 1)):
         retry = number < passes
         if run.runtime.stopping or not (run.needs_repair or (retry and run.runtime.progress.retryable)):

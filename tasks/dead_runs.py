@@ -25,7 +25,7 @@ from tasks import prefect_api
 from tasks import run as runs
 
 FLOWS = ["migrate", "verify"]
-UNDER_WAY = frozenset({StateType.RUNNING, StateType.CANCELLING})  # a paused or starting run has no process
+ACTIVE = frozenset({StateType.RUNNING, StateType.CANCELLING})  # a paused or starting run has no process
 MOST = 200  # runs to check
 HOST, PID, PLACE, STARTED, TIMES = "ferry.host", "ferry.pid", "ferry.place", "ferry.started", "ferry.times"
 
@@ -40,14 +40,12 @@ def mark_dead_runs(own: UUID, times: int, warn: Callable[[str], None]) -> None:
         client.update_flow_run_labels(
             own, {HOST: me.host, PID: me.pid, PLACE: me.boot_id, STARTED: me.process_start, TIMES: times}
         )
-        under_way = client.read_flow_runs(
+        active = client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
-            flow_run_filter=FlowRunFilter(
-                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=sorted(UNDER_WAY)))
-            ),
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=sorted(ACTIVE)))),
             limit=MOST,
         )
-        for run in under_way:
+        for run in active:
             if run.id != own and has_died(run):
                 message = f"process {run.labels[PID]} on {run.labels[HOST]} died; the job's next run resumes"
                 client.set_flow_run_state(run.id, Crashed(message=message))
@@ -101,7 +99,7 @@ def is_stale(kind: StateType, since: datetime, holder: Holder, *, its_own: bool)
 
     The last renewal is measured by the holder's clock, the state's time by the server's. They may differ by 30 s.
     """
-    if kind not in UNDER_WAY or holder.expires_at == RELEASED:
+    if kind not in ACTIVE or holder.expires_at == RELEASED:
         return False
     if its_own:
         return True

@@ -33,10 +33,10 @@ def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
     uri = job.destination.uri
     if not uri.startswith("file:"):
         return
-    for what, path in [*_with_own_folders(job, job_file), *_closed(job_file)]:
+    for what, path in [*_with_own_folders(job, job_file), *_protected(job_file)]:
         if below(uri, str(path)) is not None:
             raise _refusal(uri, f"contains {what} ({path})")
-    for what, path in _closed(job_file):
+    for what, path in _protected(job_file):
         if below(str(path), uri) is not None:
             raise _refusal(uri, f"is inside {what} ({path})")
 
@@ -69,13 +69,13 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
             yield f"the path in {name}", Path(os.path.expanduser(value)).absolute()  # noqa: PTH111  # raises nothing
 
 
-def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
+def _protected(job_file: Path | None) -> Iterator[tuple[str, Path]]:
     """Returns directories in which every file may be executed, or read as settings."""
     if given := os.environ.get("PREFECT_HOME"):
         yield "Prefect's home", Path(given).absolute()
-    ferrys = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
-    yield "Prefect's home", ferrys / "prefect"
-    yield "states of jobs", ferrys
+    ferry_folder = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
+    yield "Prefect's home", ferry_folder / "prefect"
+    yield "states of jobs", ferry_folder
     for package in ("flows", "tasks", "ferry", "demo"):
         yield "Ferry's own code", ROOT / package
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):

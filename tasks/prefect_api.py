@@ -32,7 +32,7 @@ def _new_client() -> SyncPrefectClient:
     return get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT_S})
 
 
-def answers() -> bool:
+def is_reachable() -> bool:
     """Returns whether the API answers now."""
     with _new_client() as client:
         return client.api_healthcheck() is None
@@ -45,12 +45,12 @@ def wait(warn: Callable[[str], None], over: Callable[[], bool], patience_s: floa
     run ends with an error although its work is done.
     """
     deadline = time.monotonic() + patience_s
-    told = False
-    while not answers():
+    warned = False
+    while not is_reachable():
         if time.monotonic() >= deadline or over():
             return False
-        if not told:
-            told = True
+        if not warned:
+            warned = True
             warn(
                 "the Prefect server does not answer. All outcomes are recorded in the state; waiting up to "
                 f"{patience_s / 60:.0f} minutes to report the end of the run to the server (Ctrl-C ends the wait)"
@@ -67,7 +67,7 @@ def stop_retrying() -> None:
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[SyncPrefectClient]:
+def required_client() -> Iterator[SyncPrefectClient]:
     """Provide a client to a command that needs the API. Raises UserError for a refusal or no answer."""
     try:
         with _new_client() as client:
@@ -92,7 +92,7 @@ def _detail(answer: httpx.Response) -> str:
 
 
 @contextlib.contextmanager
-def polling() -> Iterator[SyncPrefectClient]:
+def polling_client() -> Iterator[SyncPrefectClient]:
     """Provide a client for repeated requests, each tried once. A request may raise one of API_ERRORS."""
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _new_client() as client:
         yield client

@@ -15,7 +15,7 @@ from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
 
-def keep(run: Run, report: Report) -> None:
+def write_summary(run: Run, report: Report) -> None:
     """Write the report to reports/run-N/summary.md in the state."""
     run.state.write(f"reports/run-{report.run_no:06d}/summary.md", markdown(run.job.name, report).encode())
 
@@ -23,11 +23,11 @@ def keep(run: Run, report: Report) -> None:
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
     """Create the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`. A failure to do so is only logged."""
-    task_count.one()
+    task_count.increment()
     key = slug(name)
     with prefect_api.best_effort(get_run_logger().warning, "the run's artifacts"):
         create_markdown_artifact(
-            markdown(name, report, retry_command()), key=f"{key}-summary", description=report.there
+            markdown(name, report, retry_command()), key=f"{key}-summary", description=report.totals
         )
         if report.failures:
             create_table_artifact(
@@ -94,7 +94,7 @@ def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     The file is text to copy, not a link: a browser cannot open a file in a bucket or on another machine.
     """
-    told = [
+    columns = [
         name for name in ("pending", "failed", "copied", "unchanged", "skipped") if any(line[name] for line in lines)
     ]
     return [
@@ -102,7 +102,7 @@ def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "chunk": f"[{line['chunk'][:12]}](/runs/task-run/{line['task_run']})"
             if line["task_run"]
             else line["chunk"],
-            **{name: plain(line[name]) if isinstance(line[name], str) else line[name] for name in told},
+            **{name: plain(line[name]) if isinstance(line[name], str) else line[name] for name in columns},
             "file": f"`{line['file']}`",
         }
         for line in lines

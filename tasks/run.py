@@ -133,7 +133,7 @@ def cache_root() -> Path:
 
 
 def state_of(job: Job) -> State:
-    """Returns the job's state. The job's paths must be absolute (secrets.anchored)."""
+    """Returns the job's state. The job's paths must be absolute (secrets.with_absolute_paths)."""
     assert job.state is not None
     access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
     return open_state(job.state, access, cache_root())
@@ -175,12 +175,12 @@ def open_run(
         runtimes: list[Runtime] = []
 
         def lease_lost() -> None:
-            for lost in runtimes:
-                lost.request_stop("another run has taken the lease on the state")
+            for started in runtimes:
+                started.request_stop("another run has taken the lease on the state")
 
         lease = stack.enter_context(hold_lease(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=warn))
         clean_spool(state)
-        run_no = log_format.about["run_no"] = last_run_no(state) + 1
+        run_no = log_format.run_fields["run_no"] = last_run_no(state) + 1
         raise_file_limit()
         limit_malloc_arenas()
         share, most = processes_of(job, limit)
@@ -190,7 +190,9 @@ def open_run(
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
-        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.about)
+        setup = Setup(
+            job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields
+        )
         pool = WorkerPool(runtime, lease, setup, most)
         stack.callback(pool.close)
         stack.enter_context(for_many_objects())

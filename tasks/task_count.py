@@ -5,16 +5,16 @@ from __future__ import annotations
 import threading
 
 _lock = threading.Lock()
-_made = 0
+_total = 0
 
 
-def one() -> None:
+def increment() -> None:
     """Count a task run that starts, or is submitted to Prefect to be run or found in the cache."""
-    global _made
+    global _total
     with _lock:
-        _made += 1
+        _total += 1
 
 
-def made() -> int:
+def total() -> int:
     """Returns the number of task runs so far."""
-    return _made
+    return _total

@@ -58,7 +58,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.processes)
         while waiting and not run.runtime.stopping and has_room(run, waiting[0], len(futures)):
             ref = waiting.popleft()
-            task_count.one()
+            task_count.increment()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         if not futures:  # paused between two chunks

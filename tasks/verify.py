@@ -36,7 +36,7 @@ PART_ROWS = 5_000
 
 
 @dataclass(slots=True)
-class Check:
+class Verification:
     """A running verification; its counts add up over its parts."""
 
     state: State
@@ -134,7 +134,7 @@ def check_choice(list_only: bool, sample: str | int | None, seed: int | None) ->
 @contextlib.contextmanager
 def open_check(
     job: Job, name: str, flow_run: str = "", warn: Callable[[str], None] = lambda _: None, *, wait: bool = False
-) -> Iterator[Check]:
+) -> Iterator[Verification]:
     """Open a verification under the lease, since it writes outcomes.
 
     Raises UserError for unusable settings, and LeaseHeld if another run holds the lease and ``wait`` is false.
@@ -147,15 +147,15 @@ def open_check(
         check_where(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Check(state, store, lease, last_run_no(state) + 1)
+        yield Verification(state, store, lease, last_run_no(state) + 1)
 
 
-def draw(check: Check, sample: str | int, seed: int | None) -> None:
+def draw(check: Verification, sample: str | int, seed: int | None) -> None:
     """Draw the sample of objects to read, instead of all."""
     check.sample = draw_sample(check.state, sample, seed)
 
 
-def parts(check: Check) -> list[tuple[str, str]]:
+def parts(check: Verification) -> list[tuple[str, str]]:
     """Returns the bounds of the parts to read, and sets the total of the progress."""
     rows, bounds = verify_parts(check.state, PART_ROWS, check.sample)
     check.progress.start(rows)
@@ -163,9 +163,9 @@ def parts(check: Check) -> list[tuple[str, str]]:
 
 
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
-def read_part(check: Check, bounds: tuple[str, str]) -> int:
+def read_part(check: Verification, bounds: tuple[str, str]) -> int:
     """Download a part's objects and compare their digests. Returns how many were wrong."""
-    task_count.one()
+    task_count.increment()
     outcomes = expected_objects(check.state, bounds, check.sample)
     result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress))
     check.add(result)
@@ -173,9 +173,9 @@ def read_part(check: Check, bounds: tuple[str, str]) -> int:
 
 
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
-def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
+def compare_listing(check: Verification, bounds: list[tuple[str, str]]) -> int:
     """Compare the sizes and ETags of a complete listing. Returns how many objects were wrong."""
-    task_count.one()
+    task_count.increment()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:

@@ -184,7 +184,7 @@ def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.Monkey
     text, as_json = (block.splitlines() for block in blocks)
     shown = json.loads(as_json[0])
     run = {name: shown[name] for name in ("flow_run_id", "flow_run_name")}
-    monkeypatch.setattr(log_format, "about", {**run, "job": shown["job"], "run_no": shown["run_no"]})
+    monkeypatch.setattr(log_format, "run_fields", {**run, "job": shown["job"], "run_no": shown["run_no"]})
     when = datetime.fromisoformat(shown["time"])
 
     def record(name: str, message: str, **more: str) -> logging.LogRecord:

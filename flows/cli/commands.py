@@ -258,7 +258,7 @@ def verify(
     with signals.ended_by_the_system():
         from ferry.state import select_wrong, with_latest
         from flows.cli import terminal
-        from flows.cli.local_run import end_of, exit_code, load_flows, prefect_for, tagged
+        from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
         from flows.running import reporter
         from tasks.run import state_of
 
@@ -271,7 +271,7 @@ def verify(
 
         interrupts = signals.current()
         with interrupts.listening(), tagged():
-            state = end_of(verify_flow, job, list_, sample, seed)
+            state = run_flow(verify_flow, job, list_, sample, seed)
         api.settle(state, interrupts)
     code, end = exit_code(interrupts, state)
     wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []

@@ -33,7 +33,7 @@ def block(
             from flows.deploying import deployments as deploying
             from tasks import prefect_api
         asked = dict(map(deploying.block_of, names))
-        with prefect_api.asking() as client:
+        with prefect_api.required_client() as client:
             changes = [deploying.settle_block(client, full, values, dry_run=False) for full, values in asked.items()]
     if json_:
         print_json({"changes": [dataclasses.asdict(change) for change in changes]})
@@ -57,7 +57,7 @@ def deploy(
     dry_run: Annotated[bool, Parameter(negative="", help="Print the changes without making them.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Apply prefect.yaml to the Prefect server. Schedules stay on or off."""
+    """Apply prefect.yaml to the Prefect server. Existing schedules are not switched on or off."""
     file = file.absolute()
     with signals.ended_by_the_system():
         given_server("ferry deploy")
@@ -67,7 +67,7 @@ def deploy(
 
     expected = missed_runs.parse_expect_every(expect_every)
     wanted = prefect_yaml.read(file)
-    with prefect_api.asking() as client:
+    with prefect_api.required_client() as client:
         changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
         if not dry_run:
             changes += automations.apply(client, prefect_yaml.project(file), ids, notify, expected=expected)

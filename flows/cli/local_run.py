@@ -157,7 +157,7 @@ def migrate_here(
 
     with interrupts.listening(), tagged():
         try:
-            state = end_of(flow.migrate, job, selection.parameter, limit, wait)
+            state = run_flow(flow.migrate, job, selection.parameter, limit, wait)
         except API_ERRORS:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api.url} does not answer; nothing was copied") from None
@@ -171,7 +171,7 @@ def migrate_here(
     return exit_code(interrupts, state, flow.report)
 
 
-def end_of(flow: Any, *parameters: Any) -> Any:
+def run_flow(flow: Any, *parameters: Any) -> Any:
     """Run a flow in this process and return its final state, also if it was cancelled before its start."""
     from prefect.exceptions import Abort
     from prefect.states import Cancelled
@@ -192,7 +192,7 @@ def exit_code(interrupts: signals.Interrupts, state: Any, report: Report | None 
 
 
 def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
-    """Returns the exit code and the message of a run that was not cancelled (flows.migrate.failure wrote it)."""
+    """Returns the exit code and the message of a run that was not cancelled (see flows.migrate.failure_message)."""
     name, _, text = message.partition(": ")
     if name in ("UserError", "LeaseHeld"):
         return (2 if name == "UserError" else 3), text
@@ -216,7 +216,7 @@ def wait_until_recorded(state: Any, interrupts: signals.Interrupts, deadline_s: 
     before = interrupts.first
     with get_client(sync_client=True) as client:
         while time.monotonic() < deadline and interrupts.first is before:
-            if client.request("POST", "/task_runs/count", json=ended).json() >= task_count.made():
+            if client.request("POST", "/task_runs/count", json=ended).json() >= task_count.total():
                 return
             time.sleep(0.05)
 

@@ -44,7 +44,7 @@ def run_on(
         from flows.cli import remote_run
         from tasks import prefect_api
 
-    with prefect_api.asking() as client:
+    with prefect_api.required_client() as client:
         given = {name: value for name, value in parameters.items() if value is not None}
         run = remote_run.submit(client, on, data, settings, given, terminal.warning)
         if not as_json:
@@ -68,7 +68,7 @@ def watch(
         from flows.cli import remote_run
         from tasks import prefect_api
 
-    with prefect_api.asking() as client:
+    with prefect_api.required_client() as client:
         run = remote_run.find_run(client, what, job, datetime.now(UTC))
         if not json_:
             terminal.out.print(f"{terminal.shown(run.name)}: {run.id}   {terminal.shown(remote_run.page_url(run))}")

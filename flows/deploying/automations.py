@@ -1,4 +1,4 @@
-"""Creates and updates Ferry's automations at a Prefect server. Whether one is on remains the operator's choice."""
+"""Creation and update of Ferry's automations at a Prefect server. The operator decides which ones are on."""
 
 from __future__ import annotations
 
@@ -170,8 +170,8 @@ def still_there(client: SyncPrefectClient, deployments: Collection[UUID]) -> set
     asked, found = sorted(deployments), set[UUID]()
     for first in range(0, len(asked), PAGE):
         ids = DeploymentFilterId(any_=asked[first : first + PAGE])
-        found_alerts = client.read_deployments(deployment_filter=DeploymentFilter(id=ids), limit=PAGE)
-        found |= {one.id for one in found_alerts}
+        there = client.read_deployments(deployment_filter=DeploymentFilter(id=ids), limit=PAGE)
+        found |= {one.id for one in there}
     return found
 
 
@@ -235,11 +235,11 @@ def is_there(client: SyncPrefectClient, block_id: UUID) -> bool:
 
 def block(client: SyncPrefectClient, name: str) -> UUID:
     """Returns the ID of the block `block-type/name`. Raises UserError if it does not exist or cannot notify."""
-    slug, _, find_own = name.partition("/")
-    if not slug or not find_own:
+    slug, _, own_name = name.partition("/")
+    if not slug or not own_name:
         raise UserError(f"--notify {name}: write block-type/name, such as slack-webhook/ops")
     try:
-        document = client.read_block_document_by_name(find_own, slug, include_secrets=False)
+        document = client.read_block_document_by_name(own_name, slug, include_secrets=False)
     except ObjectNotFound:
         make = f"Create it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/alerts.md)"
         raise UserError(f"--notify {name}: the Prefect server has no such block. {INSTEAD.get(slug, make)}") from None

@@ -67,8 +67,8 @@ def longest_gap(schedules: Iterable[DeploymentSchedule], start: datetime) -> tim
     """Returns the longest time between two scheduled starts in a row, from ``start`` on; timedelta.max without two."""
     each = [dates for one in schedules if (dates := _dates(one, start))]
     known_until = min((max(dates) for dates in each), default=start)
-    check_start = sorted({date for dates in each for date in dates if date <= known_until})
-    apart = [(after - before).total_seconds() for before, after in itertools.pairwise(check_start)]
+    starts = sorted({date for dates in each for date in dates if date <= known_until})
+    apart = [(after - before).total_seconds() for before, after in itertools.pairwise(starts)]
     return timedelta(seconds=max(apart)) if apart else timedelta.max
 
 

@@ -145,7 +145,7 @@ def polling_state(
     follower, done = StateFollower(starts, warn, interrupts), threading.Event()
 
     def poll() -> None:
-        with prefect_api.polling() as client:
+        with prefect_api.polling_client() as client:
             while not done.wait(POLL_S):
                 with contextlib.suppress(*prefect_api.API_ERRORS, ValueError):  # not Prefect's answer
                     if not follower.follow(client.read_flow_run(own)):

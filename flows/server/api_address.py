@@ -110,8 +110,8 @@ def given_server(command: str, instead: str = "") -> str:
     working_directory.leave()
     if not url:
         raise UserError(
-            f"{command} needs a Prefect server, but neither the environment nor Prefect's active profile sets "
-            f"PREFECT_API_URL. Set it: `export PREFECT_API_URL=http://HOST:4200/api`{instead}"
+            f"{command} needs a Prefect server, but PREFECT_API_URL is not set, neither in the environment nor in "
+            f"Prefect's active profile. Set it: `export PREFECT_API_URL=http://HOST:4200/api`{instead}"
         )
     check_reachable(url, "Start the server, or correct the address")
     return url
@@ -214,6 +214,6 @@ def _tls(url: str) -> ssl.SSLContext | None:
 def _tls_problem(url: str, where: str, error: ssl.SSLError) -> str:
     why = getattr(error, "verify_message", "") or error.reason or str(error)
     return (
-        f"TLS with the Prefect server at {url} ({where}) failed: {why}. For a private certificate authority, set "
+        f"the Prefect server at {url} ({where}) answers, but TLS failed: {why}. For a private authority, set "
         "PREFECT_API_SSL_CERT_FILE to its PEM file, in the environment or with `prefect config set`"
     )

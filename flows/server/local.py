@@ -86,7 +86,7 @@ class LocalServer:
     def __init__(
         self, home: Path, port: int | None = None, *, many_tasks: bool = False, restarts: bool = False
     ) -> None:
-        """With ``keep_up``, a server that dies (of lack of memory, for example) is started again on the same port."""
+        """With ``restarts``, a server that dies (of lack of memory, for example) is started again on the same port."""
         self.home = home.absolute()
         self._restarts = restarts
         self._stopped = threading.Event()

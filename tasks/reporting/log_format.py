@@ -20,7 +20,7 @@ FIRST_S, SHARE, LAST_S = 5.0, 20.0, 1800.0
 CHUNK = re.compile(r"chunk-([0-9a-f]{12})-")  # names of task runs, from tasks.transfer
 RECORD_FIELDS = ("flow_run_id", "flow_run_name", "task_run_id", "task_run_name")  # set by Prefect on a run's records
 
-about: dict[str, Any] = {}  # this process's run: flow_run_id, flow_run_name, job, run_no
+run_fields: dict[str, Any] = {}  # this process's run: flow_run_id, flow_run_name, job, run_no
 
 
 def next_report_s(elapsed_s: float) -> float:
@@ -49,9 +49,9 @@ def unknown_format() -> str | None:
     return f"{FORMAT}={given!r} is neither `text` nor `json`; log lines are text"
 
 
-def known(record: logging.LogRecord) -> dict[str, Any]:
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """Returns the fields of the run and the chunk that a line is about."""
-    found = dict(about)
+    found = dict(run_fields)
     found.update((name, value) for name in RECORD_FIELDS if (value := getattr(record, name, None)))
     if match := CHUNK.match(found.get("task_run_name", "")):
         found["chunk"] = match[1]
@@ -59,13 +59,13 @@ def known(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as one JSON object: time (UTC), level, logger, message, :func:`known`, and a traceback."""
+    """Formats a record as one JSON object: time (UTC), level, logger, message, :func:`fields_of`, and a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
             "time": time.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name,
-            "message": record.getMessage(), **known(record),
+            "message": record.getMessage(), **fields_of(record),
         }  # fmt: skip
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -79,7 +79,7 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s.%(msecs)03d | %(levelname)-7s | %(whose)s - %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        run = known(record)
+        run = fields_of(record)
         name, ident = run.get("flow_run_name"), str(run.get("flow_run_id", ""))[:SHORT]
         if task := run.get("task_run_name"):
             record.whose = f"Task run {task!r} of {name!r} {ident}"
@@ -100,9 +100,9 @@ def console_handlers() -> Iterator[tuple[logging.Logger, logging.StreamHandler[A
                 yield logger, handler
 
 
-def plain(run: dict[str, Any]) -> None:
+def configure_plain_logging(run: dict[str, Any]) -> None:
     """Configure logging in a process without Prefect. ``run`` has the fields of its run."""
-    about.update(run)
+    run_fields.update(run)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json() else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -103,7 +103,7 @@ class RunCollector:
         view, progress = self._view, self._view.progress
         statuses, classes = progress.outcomes()
         snapshot = progress.snapshot()
-        labels_of_run = {name: str(value) for name, value in log_format.about.items() if name != "job"}
+        labels_of_run = {name: str(value) for name, value in log_format.run_fields.items() if name != "job"}
         yield InfoMetricFamily(
             "ferry_run", "The run, described by labels.",
             value={"name": view.job, "mode": view.mode, "version": __version__, **labels_of_run},

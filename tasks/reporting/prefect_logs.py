@@ -50,8 +50,8 @@ class ExpectedErrors(logging.Filter):
             return RETRIED in text
         if text.startswith(CACHED):
             return False
-        settled = record.name == TASK_RUNS and text.startswith(COMPLETED)
-        return not settled or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        finished = record.name == TASK_RUNS and text.startswith(COMPLETED)
+        return not finished or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -156,8 +156,8 @@ def configure_logging() -> None:
     if run is not None and run.flow_run is not None:
         job = (run.parameters or {}).get("job")
         name = job["name"] if isinstance(job, dict) else getattr(job, "name", "")
-        log_format.about.clear()
-        log_format.about.update(flow_run_id=str(run.flow_run.id), flow_run_name=run.flow_run.name, job=name)
+        log_format.run_fields.clear()
+        log_format.run_fields.update(flow_run_id=str(run.flow_run.id), flow_run_name=run.flow_run.name, job=name)
         _OF_TASKS.reset()
         _OF_FERRY.reset()
         if problem := log_format.unknown_format():

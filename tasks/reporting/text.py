@@ -57,12 +57,12 @@ class Report:
         | no | any | any | rows have the same bytes, and `duplicate_bodies` is `fail` | 1 |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
-        swept_well = self.swept is None or self.swept.well
-        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and swept_well
+        pruned_well = self.swept is None or self.swept.well
+        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and pruned_well
         return 0 if well and not (self.same_bytes and self.same_bytes["fail"]) else 1
 
     @property
-    def there(self) -> str:
+    def totals(self) -> str:
         """The job's totals after this run."""
         c = self.counts
         line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} at the destination"
@@ -80,7 +80,7 @@ class Report:
             f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
         )
         nothing = "no outcomes" if self.counts["pending"] else "nothing to do"
-        line = f"this run: {done or nothing}; total: {self.there}"
+        line = f"this run: {done or nothing}; total: {self.totals}"
         if self.swept is not None and self.swept.deleted:
             line += f"; {self.swept.deleted:,} deleted, removed from the manifest ({self.swept.listed})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
@@ -88,17 +88,17 @@ class Report:
         return ". ".join(part for part in said if part)
 
 
-def prune_failure(swept: PruneResult | None) -> str:
+def prune_failure(pruned: PruneResult | None) -> str:
     """Returns why copies that were to be deleted still exist, as a sentence; "" if none does."""
-    if swept is None or swept.well:
+    if pruned is None or pruned.well:
         return ""
-    if swept.refused:
-        whose = "whose row was" if swept.gone == 1 else "whose rows were"
-        were = "was" if swept.gone == 1 else "were"
-        return f"{_copies(swept.gone)} {whose} removed from the manifest {were} not deleted: {swept.refused}"
-    first = f": {swept.why_failed}" if swept.failed == 1 else f", the first of them {swept.why_failed}"
-    why = f": {swept.ended}" if swept.ended else first
-    return f"{_copies(swept.failed)} could not be deleted{why}; the next delta run tries again"
+    if pruned.refused:
+        whose = "whose row was" if pruned.gone == 1 else "whose rows were"
+        were = "was" if pruned.gone == 1 else "were"
+        return f"{_copies(pruned.gone)} {whose} removed from the manifest {were} not deleted: {pruned.refused}"
+    first = f": {pruned.why_failed}" if pruned.failed == 1 else f", the first of them {pruned.why_failed}"
+    why = f": {pruned.ended}" if pruned.ended else first
+    return f"{_copies(pruned.failed)} could not be deleted{why}; the next delta run tries again"
 
 
 def same_bytes_note(same: dict[str, Any] | None) -> str:
@@ -125,25 +125,25 @@ def _copies_are(count: int) -> str:
     return f"{_copies(count)} {'is' if count == 1 else 'are'}"
 
 
-def prune_notes(swept: PruneResult | None) -> list[str]:
+def prune_notes(pruned: PruneResult | None) -> list[str]:
     """Returns sentences on copies that a deleting delta run left for a later run, or for good."""
-    if swept is None:
+    if pruned is None:
         return []
     found = []
-    if swept.waiting and swept.delete_after == 2:
+    if pruned.waiting and pruned.delete_after == 2:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the manifest for the first time, and will be deleted if also "
-            f"missing from the next one ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest for the first time, and will be deleted if also "
+            f"missing from the next one ({pruned.listed})"
         )
-    elif swept.waiting:
+    elif pruned.waiting:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the manifest, and will be deleted when missing from "
-            f"{swept.delete_after} in a row ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest, and will be deleted when missing from "
+            f"{pruned.delete_after} in a row ({pruned.listed})"
         )
-    if swept.kept:
+    if pruned.kept:
         found.append(
-            f"{_copies_are(swept.kept)} kept although missing from the manifest: a row or the source may still have "
-            f"the object ({swept.listed})"
+            f"{_copies_are(pruned.kept)} kept although missing from the manifest: a row or the source may still have "
+            f"the object ({pruned.listed})"
         )
     return found
 
@@ -187,19 +187,20 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
     return lines
 
 
-def delta_table(night: dict[str, int]) -> list[tuple[str, str]]:
+def delta_table(figures: dict[str, int]) -> list[tuple[str, str]]:
     """Returns the figures of a delta run, each with its name."""
-    again = f", {night['failed_again']:,} of them repeatedly" if night["failed_again"] else ""
-    if again and night["failed_again"] == night["failed"]:
+    again = f", {figures['failed_again']:,} of them repeatedly" if figures["failed_again"] else ""
+    if again and figures["failed_again"] == figures["failed"]:
         again = ", all of them repeatedly"
+    removed = figures["gone"] + figures["deleted"]
     return [
-        ("new", f"{night['new']:,}"),
-        ("changed", f"{night['changed']:,}"),
-        ("rechecked, unchanged", f"{night['unchanged']:,}"),
-        ("failed", f"{night['failed']:,}{again}"),
-        ("removed from the manifest", f"{night['gone'] + night['deleted']:,}, {night['deleted']:,} of them deleted"),
-        ("requests to the origins", f"{night['requests']:,}"),
-        ("not downloaded again", size(night["bytes_saved"])),
+        ("new", f"{figures['new']:,}"),
+        ("changed", f"{figures['changed']:,}"),
+        ("rechecked, unchanged", f"{figures['unchanged']:,}"),
+        ("failed", f"{figures['failed']:,}{again}"),
+        ("removed from the manifest", f"{removed:,}, {figures['deleted']:,} of them deleted"),
+        ("requests to the origins", f"{figures['requests']:,}"),
+        ("not downloaded again", size(figures["bytes_saved"])),
     ]
 
 

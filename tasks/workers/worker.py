@@ -33,7 +33,7 @@ class Setup(Message):
     headers: dict[str, str]
     run_no: int
     share: int
-    about: dict[str, Any] = field(default_factory=dict)  # for log lines
+    run_fields: dict[str, Any] = field(default_factory=dict)  # for log lines
 
 
 class Worker:
@@ -150,7 +150,7 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with answers
     setup = Setup.decode(first[1])
-    log_format.plain(setup.about)
+    log_format.configure_plain_logging(setup.run_fields)
     worker = Worker(setup, out)
     with for_many_objects():
         while message := read_message(sys.stdin.buffer):

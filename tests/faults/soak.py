@@ -70,7 +70,7 @@ class Lane:
 
 
 @dataclass
-class RunCollector:
+class Figures:
     rounds: int = 0
     rows: int = 0
     runs: int = 0
@@ -100,7 +100,7 @@ def faults_of(seeded: random.Random) -> list[Fault]:
     return seeded.sample(each, seeded.randint(3, len(each)))
 
 
-def next_list(lane: Lane, origins: Sequence[Origin], seeded: random.Random, number: int, figures: RunCollector) -> None:
+def next_list(lane: Lane, origins: Sequence[Origin], seeded: random.Random, number: int, figures: Figures) -> None:
     """New rows with every kind of trouble, some objects changed, and now and then some rows less."""
     for at in range(NEW_ROWS):
         key = f"{number:04d}/{at:03d}.jpg"
@@ -196,7 +196,7 @@ def ledger(lane: Lane) -> dict[str, dict[str, Any]]:
 
 
 def one_round(
-    cli: Cli, lane: Lane, origins: Sequence[Origin], seeded: random.Random, number: int, figures: RunCollector
+    cli: Cli, lane: Lane, origins: Sequence[Origin], seeded: random.Random, number: int, figures: Figures
 ) -> bool:
     """True when every row was settled and nothing wrong stood there."""
     next_list(lane, origins, seeded, number, figures)
@@ -241,7 +241,7 @@ def one_round(
     return not bad and bool(ends) and ends[-1].endswith(", 0 pending")
 
 
-def calm(cli: Cli, lane: Lane, figures: RunCollector) -> bool:
+def calm(cli: Cli, lane: Lane, figures: Figures) -> bool:
     """Last runs without a fault: each good row's object stands there, whole; one that the store altered and whose size
     alone was compared is found by no run, and is not looked for."""
     run(cli, lane, "run", "job.yaml", "--retry-failed")
@@ -280,7 +280,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
-    seeded, figures, fine = random.Random(asked.seed), RunCollector(), True
+    seeded, figures, fine = random.Random(asked.seed), Figures(), True
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ferry-soak-")))

@@ -244,7 +244,7 @@ import ctypes, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
-from flows import control, rescue
+from flows.deploying import rescue
 from flows.migrate import migrate
 rescue.MOST = 1
 with get_client(sync_client=True) as client:

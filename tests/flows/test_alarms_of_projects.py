@@ -1,4 +1,4 @@
-"""Alarms of several projects at one Prefect server: each has its own, and none takes another's."""
+"""Several projects at one Prefect server each have their own alerts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
 
 @dataclass
 class Team:
-    """A project of its own: a prefect.yaml, whom its alarms tell, and its deployments."""
+    """A project: a prefect.yaml, the receiver of its alerts, and its deployments."""
 
     deployed: Deployed
     block: str
@@ -48,7 +48,7 @@ class Team:
     client: SyncPrefectClient
 
     def deploy(self, *arguments: str) -> list[tuple[str, str]]:
-        """Name and fate of each automation."""
+        """Returns what was done to each automation, by name."""
         return [(one["name"], one["what"]) for one in self.changes(*arguments) if one["kind"] == "automation"]
 
     def changes(self, *arguments: str) -> list[dict[str, str]]:
@@ -71,7 +71,7 @@ class Team:
 
 @pytest.fixture
 def teams(cli: Cli, client: SyncPrefectClient, tmp_path: Path) -> Iterator[list[Team]]:
-    """Two projects whose prefect.yaml have one name, as copies of the shipped file do."""
+    """Two projects whose prefect.yaml has the same name, like copies of the shipped file."""
     with a_webhook() as one, a_webhook() as other:
         found = []
         for name, told in (("one", one), ("other", other)):
@@ -84,8 +84,7 @@ def teams(cli: Cli, client: SyncPrefectClient, tmp_path: Path) -> Iterator[list[
 
 @pytest.mark.parametrize("notify", [True, False])
 def test_a_second_project_silences_nobody(teams: list[Team], notify: bool) -> None:
-    """Each project's failing run is told to that project's people, and to nobody else, whichever was deployed last;
-    a project without people to tell takes none of another's alarms."""
+    """A failing run alerts only its own project's receiver, whichever project was deployed last."""
     one, other = teams
     assert {what for _, what in one.deploy("--notify", one.block)} == {"created"}
     made = other.deploy(*(["--notify", other.block] if notify else []))
@@ -99,8 +98,7 @@ def test_a_second_project_silences_nobody(teams: list[Team], notify: bool) -> No
 
 
 def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> None:
-    """The same project deployed again finds its own alarms, also when its name and one of its deployments' names have
-    changed; the deployment that left the file is named, and still watched."""
+    """A project keeps its alerts when it and a deployment are renamed, and still watches a removed one."""
     one, other = teams
     one.deploy("--notify", one.block)
     other.deploy("--notify", other.block)
@@ -124,8 +122,7 @@ def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> No
 
 
 def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncPrefectClient) -> None:
-    """Automations whose names hold no project are the project's whose deployments they watch: they get its name, and
-    another project's deploy leaves them as they are."""
+    """Automations without a project in their name belong to the project whose deployments they watch."""
     one, other = teams
     one.deploy()
     ids = [one.id_of(name) for name in ("migrate/prod", "migrate/nightly", "verify/weekly")]
@@ -147,7 +144,7 @@ def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncP
 
 
 def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client: SyncPrefectClient) -> None:
-    """Alarms of the project's name that watch deleted deployments alone are the project's: no people are lost."""
+    """Alerts that watch only deleted deployments are updated by the project in their name, and keep their blocks."""
     one, _ = teams
     one.deployed.content["name"] = f"project-{one.deployed.mark}"
     one.deployed.write()
@@ -176,5 +173,5 @@ OURS, THEIRS, GONE = uuid4(), uuid4(), uuid4()
     ],
 )
 def test_whose_an_automation_is(watches: set[UUID], has_its_name: bool, expected: bool) -> None:
-    """The table of is_own()."""
+    """is_own() follows its table."""
     assert is_own(watches, has_its_name, {OURS}, {OURS, THEIRS}) is expected

@@ -1,4 +1,4 @@
-"""Ferry's alarms at a real Prefect server: each is made to go off, and what arrives is read."""
+"""Each of Ferry's alerts is raised at a real Prefect server, and its notification is read."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def webhook() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def mail() -> Iterator[Receiver]:
-    """A mail server that takes everything."""
+    """A mail server that accepts everything."""
     receiver = Receiver()
 
     class Smtp(socketserver.StreamRequestHandler):
@@ -101,7 +101,7 @@ def deployments(client: SyncPrefectClient) -> dict[str, UUID]:
 
 @pytest.fixture(scope="module")
 def alarmed(client: SyncPrefectClient, deployments: dict[str, UUID], webhook: Receiver) -> dict[str, UUID]:
-    """The deployments whose alarms are on; `migrate/quiet` is not among them."""
+    """The deployments with alerts; `migrate/quiet` has none."""
     save(webhook.block(), "alarms")
     loud = {name: id_ for name, id_ in deployments.items() if not name.endswith("/quiet")}
     changes = apply(client, PROJECT, loud, ["custom-webhook/alarms"], SHORT)
@@ -110,7 +110,7 @@ def alarmed(client: SyncPrefectClient, deployments: dict[str, UUID], webhook: Re
 
 
 def a_run(client: SyncPrefectClient, deployment: UUID, *states: Any) -> UUID:
-    """A run of the deployment that goes through these states."""
+    """Create a run of the deployment that goes through these states."""
     run = client.create_flow_run_from_deployment(
         deployment, name="products", state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
     )
@@ -140,7 +140,7 @@ for id, heartbeat_s in [*((id, None) for id in quick), (last, 30)]:
 
 @dataclass
 class Night:
-    """Runs that were begun, all at once: what becomes of them takes seconds."""
+    """Runs that are started at the same time, since their events take seconds."""
 
     over: UUID  # more failures than its budget
     fine: UUID  # within its budget, though far slower than the runs before it
@@ -208,7 +208,7 @@ def night(
         }
 
         def kill() -> None:
-            """When the last run moves, and the server has heard its heartbeat."""
+            """Kill the last run when it transfers and the server has received its heartbeat."""
             wait_for("the last run to move", lambda: origin.requests["/stuck.jpg"], WAIT_S)
             with get_client(sync_client=True) as another:
                 wait_for(
@@ -252,7 +252,7 @@ def test_each_way_to_fail_has_its_advice(
     webhook: Receiver,
     client: SyncPrefectClient,
 ) -> None:
-    """Nothing is said of runs that are Completed or were cancelled, nor of other deployments."""
+    """Each kind of failure has its advice; Completed and cancelled runs and other deployments give no alert."""
     silent = [
         a_run(client, alarmed["migrate/alarmed"], Running(), Completed(message="this run: 5 copied")),
         a_run(client, alarmed["migrate/alarmed"], Running(), Cancelled(message="nothing has moved")),
@@ -267,7 +267,7 @@ def test_each_way_to_fail_has_its_advice(
 
 
 def test_over_the_budget(night: Night, webhook: Receiver) -> None:
-    """What happened, with the counts; where to look; what to do."""
+    """The text says what happened, with the counts, where to look and what to do."""
     what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
     assert what == (
         "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; in all 5 of 8 are there, 5 of them confirmed "
@@ -278,11 +278,11 @@ def test_over_the_budget(night: Night, webhook: Receiver) -> None:
 
 
 def test_far_slower_than_its_last(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
-    """A run that is Completed: its failures are within its budget, and nothing is said of them."""
+    """A slow run within its budget is Completed and raises only the alert for slow runs."""
     what, _, do = webhook.lines(night.fine, "Ferry: fine was far slower than usual")
     assert re.fullmatch(
-        r"migrate/alarmed: 123 rows in 0:\d\d, [\d,.]+ rows/s\. The median of the last 3 similar runs is 120,000 rows/s, "
-        r"which would take 0:00\.",
+        r"migrate/alarmed: 123 rows in 0:\d\d, [\d,.]+ rows/s\. The median of the last 3 similar runs is 120,000 "
+        r"rows/s, which would take 0:00\.",
         what,
     )
     assert "hosts.json" in do
@@ -301,7 +301,12 @@ def state_of(client: SyncPrefectClient, run: UUID) -> State[Any]:
     ("which", "whose", "said", "do"),
     [
         ("late", "migrate/alarmed", "{} UTC but has not started; its state is Late.", "a worker of its work pool"),
-        ("waiting", "migrate/alarmed", "its state is AwaitingConcurrencySlot.", "another run of the deployment is on"),
+        (
+            "waiting",
+            "migrate/alarmed",
+            "its state is AwaitingConcurrencySlot.",
+            "another run of the deployment is live",
+        ),
         ("pending", "verify/alarmed", "verify/alarmed was due at", "a worker took the run but did not start it"),
         ("deleted", "migrate/alarmed", "A run that was due was deleted", "nothing, if that was intended"),
     ],
@@ -309,7 +314,7 @@ def state_of(client: SyncPrefectClient, run: UUID) -> State[Any]:
 def test_a_run_that_did_not_start(
     which: str, whose: str, said: str, do: str, night: Night, webhook: Receiver, client: SyncPrefectClient
 ) -> None:
-    """A run that is due and has no process, for whatever reason."""
+    """A run that is due but has no process raises an alert with the reason."""
     run = getattr(night, which)
     what, _, todo = webhook.lines(run, f"Ferry: {whose} did not start")
     if which == "late":
@@ -321,23 +326,23 @@ def test_a_run_that_did_not_start(
 
 
 def test_nothing_is_said_of_runs_that_began(night: Night, webhook: Receiver) -> None:
-    """The alarms of those that did not are through by now."""
+    """A run that started in time raises no alert."""
     assert all(webhook.of(run) for run in (night.late, night.waiting, night.pending))
     assert webhook.of(night.begun) == []
 
 
 def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
-    """The process is gone. Prefect still has the run as Running, and the alarm leaves it so."""
+    """A run without heartbeats raises an alert, which leaves it as Running."""
     night.killer.join()
     what, _, do = webhook.lines(night.killed, "Ferry: killed gives no sign of life")
     assert what == "migrate/alarmed: its run killed has sent no heartbeat for 10 seconds."
     assert "start a worker of its work pool" in do
-    assert "leave it alone" in do
+    assert "do nothing: a run continues" in do
     assert state_of(client, night.killed).is_running()
 
 
 def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
-    """Nothing changes, with or without naming whom to tell; what somebody has changed is put right; on and off stay."""
+    """A second deploy changes nothing, restores changed texts, and keeps automations on or off."""
     for notify in (["custom-webhook/alarms"], []):
         assert {change.what for change in apply(client, PROJECT, alarmed, notify, SHORT)} == {"unchanged"}
     (automation,) = client.read_automations_by_name(ALARMS[0])
@@ -360,7 +365,7 @@ def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) 
 
 
 def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Receiver) -> None:
-    """A Slack block hands its URL to Apprise, which can send mail."""
+    """A Slack block with a mail URL sends e-mail through Apprise."""
     address = f"mailto://127.0.0.1:{mail.port}?from=ferry@example.com&to=ops@example.com&mode=insecure&format=text"
     save(SlackWebhook(url=SecretStr(address)), "mail")
     apply(client, PROJECT, alarmed, ["slack-webhook/mail"], SHORT)
@@ -370,7 +375,7 @@ def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Rece
 
 
 def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
-    """No alarm that tells nobody is made; one whose block was deleted is pointed out."""
+    """Without a block no alert is created, and an alert whose block was deleted is named."""
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "deleted")
     apply(client, PROJECT, alarmed, ["slack-webhook/deleted"], SHORT)
     block = client.read_block_document_by_name("deleted", "slack-webhook")
@@ -399,7 +404,7 @@ def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> 
     ],
 )
 def test_a_block_that_cannot_tell(client: SyncPrefectClient, alarmed: dict[str, UUID], name: str, why: str) -> None:
-    """Nothing is made, and it is said what to do instead."""
+    """A block that cannot notify is refused with an alternative, and nothing is created."""
     save(Webhook(url=SecretStr("http://127.0.0.1:9/")), "plain")
     with pytest.raises(UserError, match=f"--notify {re.escape(name)}: .*{re.escape(why)}"):
         apply(client, PROJECT, alarmed, [name], SHORT)

@@ -1,4 +1,4 @@
-"""The alarm of a night that did not come: made where a schedule is on, and it speaks while nothing completes."""
+"""The alert for a missed run exists while a schedule is on, and repeats while no run completes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def run(client: SyncPrefectClient, deployment: UUID, end: str) -> None:
 
 
 def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Receiver) -> None:
-    """Cancelled runs are none; while runs complete nothing is said; and the text says which deployment, and where."""
+    """The alert repeats while runs are only cancelled, and names the deployment and its page."""
     save(webhook.block(), "missed")
     ids = {
         name: client.create_deployment(client.create_flow_from_name("migrate"), name) for name in ("good", "cancelled")
@@ -80,8 +80,7 @@ def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Re
 
 
 def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhook: Receiver, tmp_path: Path) -> None:
-    """--expect-every makes it for deployments whose schedule is on; without that option it stays; it goes when the
-    schedule is off, and other deployments have none."""
+    """--expect-every creates the alert while a schedule is on; a later deploy keeps it, or removes it."""
     deployed = Deployed(tmp_path, cli)
     save(webhook.block(), f"missed-{deployed.mark}")
     telling = ["--notify", f"custom-webhook/missed-{deployed.mark}"]
@@ -135,13 +134,13 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
     ],
 )
 def test_which_time_is_chosen(gap: timedelta, given: list[str], expected: timedelta | None) -> None:
-    """The table of chosen()."""
+    """shortest_over() follows its table."""
     assert shortest_over(gap, parse_expect_every(given)) == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "-1h", "10", "30m"])
 def test_a_time_that_is_none(text: str) -> None:
-    """Refused, with the option's name."""
+    """An unusable duration is refused with the option's name."""
     with pytest.raises(UserError, match=f"--expect-every {text}: "):
         parse_expect_every([text])
 
@@ -159,6 +158,6 @@ def test_a_time_that_is_none(text: str) -> None:
 def test_how_far_apart_runs_begin(
     schedules: list[CronSchedule | IntervalSchedule | RRuleSchedule], expected: timedelta
 ) -> None:
-    """By Prefect's own scheduler, over all schedules that are on."""
+    """The gap is that of Prefect's own scheduler, over all active schedules."""
     given = [DeploymentSchedule(schedule=one) for one in schedules]
     assert longest_gap(given, datetime(2027, 9, 1, tzinfo=UTC)) == expected

@@ -1,4 +1,4 @@
-"""`ferry verify` says what it compared objects by, and finds what that can show: the command, to an odd store."""
+"""`ferry verify` says how it compared objects, also with a store of unusual ETags."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ ROWS = 30
 
 @pytest.fixture
 def server() -> Iterator[OddS3]:
-    """A store whose ETags say nothing of the bytes."""
+    """A store whose ETags do not depend on the bytes."""
     with OddS3(etags="opaque") as started:
         started.make_bucket("odd")
         yield started
 
 
 def odd(project: Project, server: OddS3, **settings: Any) -> dict[str, str]:
-    """The project's job goes to the odd store; the environment that reaches it."""
+    """Write the project's job for this store, and return the environment with its credentials."""
     project.job(destination={"uri": "s3://odd/new/", "endpoint_url": server.endpoint_url}, **settings)
     return {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
 
 
 def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, server: OddS3) -> None:
-    """The run counts what it confirmed by size alone. `verify --list` compares ETags, says how many it compared by
-    size alone, and finds the objects that were written again; `verify` compares digests."""
+    """`verify --list` finds rewritten objects by their ETag, and says how many had only their size compared."""
     env = odd(project, server, concurrency=2)
     rows, _ = serve(origin, ROWS)
     project.manifest(rows)
@@ -62,7 +61,7 @@ def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, 
 
 
 def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, server: OddS3) -> None:
-    """The ledger has no digest of it: `verify` reads it, compares its ETag, and claims no digest."""
+    """A copy without a digest in the ledger is compared by its ETag, and the message says so."""
     env = odd(project, server, manifest="s3://odd/old/", checks="none", source={"endpoint_url": server.endpoint_url})
     for n in range(10):
         server.put("odd", f"old/{n}.bin", b"object %d" % n)

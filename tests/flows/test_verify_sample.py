@@ -1,4 +1,4 @@
-"""`ferry verify --sample`: some objects are read, and the answer says how many of how many."""
+"""`ferry verify --sample` reads some objects, and says how many of how many."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.flows.project import Project, serve
 
 
 def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
-    """N of M, and the seed; with that seed the same objects are read again, and what is wrong among them is found."""
+    """The message has N of M and the seed; the same seed draws the same objects and finds errors among them."""
     rows, _ = serve(origin, 20)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
@@ -37,7 +37,7 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
 
 
 def test_what_cannot_be_sampled(project: Project) -> None:
-    """A sample that is none, one of a listing, and a seed alone are refused before anything is read."""
+    """An invalid sample, a sample of a listing, and a seed alone are refused before a read."""
     project.manifest([{"url": "http://127.0.0.1/x.jpg"}])
     for arguments, words in (
         (["--sample", "lots"], "neither a share"),
