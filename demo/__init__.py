@@ -1,1 +1,1 @@
-"""Real parts to try Ferry on: an S3 server, a fault-injecting origin, generated images."""
+"""Local servers and data to try Ferry with: an S3 server, a fault-injecting origin, generated images."""

@@ -1,7 +1,7 @@
-"""Small images for tests and the demo: cheap, deterministic, different for each seed.
+"""Small generated images for tests and the demo: cheap, deterministic, different for each seed.
 
-The same Pillow gives the same bytes for the same format, seed and size; another version may not.
-Mean size is 2 to 11 KB by format; each 50th seed is a larger one of up to 125 KB.
+One version of Pillow gives the same bytes for the same format, seed and size; another version may give others. The
+mean size is 2 to 11 KB, by format. Each 50th seed gives a larger image of up to 125 KB.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ MIME = {
     "svg": "image/svg+xml",
 }
 
-_GRID = (16, 12)  # random pixels that are scaled up: a smooth picture that costs 576 random bytes
+_GRID = (16, 12)  # random pixels to scale up: a smooth picture from 576 random bytes
 _GIF_COLOURS = 16
 
 
 def make_image(fmt: str, seed: int, width: int | None = None, height: int | None = None) -> bytes:
-    """One image of ``width`` x ``height`` pixels; by default a size that follows from the seed.
+    """Returns an image of ``width`` x ``height`` pixels; by default, the seed decides the size.
 
-    ``fmt`` is one of FORMATS; anything else raises ValueError.
+    Raises ValueError if ``fmt`` is not one of FORMATS.
     """
     if fmt not in FORMATS:
         raise ValueError(f"unknown image format `{fmt}`; known are {', '.join(FORMATS)}")
-    scale = (2 if fmt == "png" else 4) * (4 if seed % 50 == 0 else 1)  # a PNG of a gradient is six times a JPEG
+    scale = (2 if fmt == "png" else 4) * (4 if seed % 50 == 0 else 1)  # a gradient's PNG is six times a JPEG
     width = 40 * scale if width is None else width
     height = 30 * scale if height is None else height
     rng = random.Random(f"{fmt}:{seed}")
@@ -46,7 +46,7 @@ def make_image(fmt: str, seed: int, width: int | None = None, height: int | None
     elif fmt == "png":
         _gradient(rng, width, height).save(out, "PNG", compress_level=1)
     else:
-        _gradient(rng, width, height).save(out, "WEBP", quality=80, method=0)  # method 0: four times as fast
+        _gradient(rng, width, height).save(out, "WEBP", quality=80, method=0)  # method 0 is four times as fast
     return out.getvalue()
 
 
@@ -56,7 +56,7 @@ def _gradient(rng: random.Random, width: int, height: int) -> Image.Image:
 
 
 def _palette_noise(rng: random.Random, width: int, height: int) -> Image.Image:
-    """Coarse noise in 16 random colours: an RGB picture would have to be quantised, at ten times the cost."""
+    """Returns coarse noise in 16 random colours. Quantising an RGB picture would cost ten times as much."""
     size = (max(1, width // 2), max(1, height // 2))
     pixels = bytes(b % _GIF_COLOURS for b in rng.randbytes(size[0] * size[1]))
     image = Image.frombytes("P", size, pixels)

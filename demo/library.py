@@ -1,8 +1,7 @@
-"""A library of generated images at a fault-injecting origin, with what must become of each row.
+"""A library of generated images at a fault-injecting origin, with the expected outcome of each row.
 
-63 more rows stand among the healthy ones: 47 end as failures, one is a duplicate, and 15 are
-copied after all. What each must end as is written down here by name, so that a test of Ferry
-compares with it and not with Ferry's own idea of it.
+Among the healthy rows are 63 others: 47 end as failures, one is a duplicate, and 15 are copied in the end. The
+outcomes are listed here by name, so that tests do not compare Ferry's results with Ferry's own rules.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from urllib.parse import unquote
 from demo.images import EXTENSIONS, FORMATS, MIME, make_image
 from demo.origin import Fault, Origin, Trouble
 
-# how many, the fault, the class of the failure (a value of ferry.core.records.ErrorClass)
+# number of rows, fault, error class (a value of ferry.core.records.ErrorClass)
 _FAILING: tuple[tuple[int, Fault, str], ...] = (
     (8, Fault(Trouble.NOT_FOUND), "not_found"),
     (3, Fault(Trouble.GONE), "gone"),
@@ -43,32 +42,32 @@ _RECOVERING: tuple[tuple[int, Fault], ...] = (
     (1, Fault(Trouble.RESET, times=1)),
     (1, Fault(Trouble.WRONG_TYPE)),
 )
-_COLLISIONS = 2  # pairs of rows that want one key
-_RETRYABLE = {"forbidden", "server_error", "truncated", "connection"}  # of those above
+_COLLISIONS = 2  # pairs of rows with the same key
+_RETRYABLE = {"forbidden", "server_error", "truncated", "connection"}  # classes above that a plain rerun retries
 
-# what real file names hold; each is a trap for a client that encodes or decodes once too often
+# parts of real file names; a client that encodes or decodes twice gets each one wrong
 _ODD_NAMES = ("%20front%20view", "-gr%C3%BCn", "+plus", "%23tag", "-50%25off", "-(1)", "&b=c")
 
 
 @dataclass(slots=True)
 class Library:
-    """The rows of a manifest, and what a first run must make of them."""
+    """The rows of a manifest, and the outcomes that a first run must have."""
 
     origin: Origin
     rows: list[dict[str, str]] = field(default_factory=list)
-    """Columns sku and url, in the order of the manifest. One url is empty, one row stands there twice."""
+    """Rows with the columns sku and url, in the manifest's order. One url is empty, one row appears twice."""
     expected: dict[str, bytes] = field(default_factory=dict)
-    """Key (the URL's path without its leading slash, percent-decoded) to the bytes that the destination must hold."""
+    """Maps a key (the URL's path, no leading slash, percent-decoded) to the bytes that the destination must have."""
     expected_failures: dict[str, str] = field(default_factory=dict)
-    """URL of the row to the error class; "" is the row without a URL."""
+    """Maps a row's URL to its error class; "" is the row without a URL."""
     retryable: list[str] = field(default_factory=list)
-    """URLs of the failures that a plain rerun takes up again."""
+    """URLs of the failures that a plain rerun retries."""
     duplicates: int = 0
-    """Rows that are skipped as duplicates."""
-    _broken: list[tuple[str, bytes]] = field(default_factory=list)  # path and true bytes, in the order of mending
+    """The number of rows that are skipped as duplicates."""
+    _broken: list[tuple[str, bytes]] = field(default_factory=list)  # path and intact bytes, in the order of repair
 
     def write_csv(self, path: Path) -> None:
-        """The manifest: a header line and one line a row."""
+        """Write the manifest: a header line and one line per row."""
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=["sku", "url"])
             writer.writeheader()
@@ -76,18 +75,18 @@ class Library:
 
     @property
     def mendable(self) -> int:
-        """Broken objects that ``mend`` has not yet mended."""
+        """The number of broken objects that ``mend`` has not repaired yet."""
         return len(self._broken)
 
     def mend(self, n: int) -> dict[str, bytes]:
-        """Mend ``n`` broken objects at the origin and return their keys with the bytes they must have now.
+        """Repair ``n`` broken objects at the origin, and return their keys with the bytes that they now have.
 
-        Of each trouble in turn, 404s, pages and 500s first; a second call goes on from there. The
-        404s and the pages are terminal failures: a rerun takes them only with ``--retry-failed``.
-        ``expected`` and ``expected_failures`` stay as they are. Raises ValueError when too few are broken.
+        Repairs one object of each fault in turn, 404s, pages and 500s first; a second call continues from there. The
+        404s and the pages are permanent failures: a rerun takes them only with ``--retry-failed``. ``expected`` and
+        ``expected_failures`` do not change. Raises ValueError if fewer than ``n`` are broken.
         """
         if n > len(self._broken):
-            raise ValueError(f"{n} objects to mend, but only {len(self._broken)} are broken")
+            raise ValueError(f"{n} objects to repair, but only {len(self._broken)} are broken")
         mended, self._broken = self._broken[:n], self._broken[n:]
         for path, _ in mended:
             self.origin.mend(path)
@@ -95,23 +94,23 @@ class Library:
 
 
 def key_of(path: str) -> str:
-    """The key that a path with its query stands for: no query, no leading slash, percent-decoded once."""
+    """Returns the key for a path with its query: no query, no leading slash, percent-decoded once."""
     return unquote(path.partition("?")[0].removeprefix("/"), errors="strict")
 
 
 def build_library(origin: Origin, count: int = 2000, seed: int = 1) -> Library:
-    """Fill ``origin`` with ``count`` healthy images and 63 rows more; the same seed gives the same library."""
+    """Fill ``origin`` with ``count`` healthy images and 63 other rows. The same seed gives the same library."""
     rng = random.Random(seed)
     library = Library(origin)
     numbers = itertools.count(1)
 
     def new(folder: str, *, odd: bool = False) -> tuple[str, str, bytes, str]:
-        """SKU, path, bytes and media type of the next image; formats take turns."""
+        """Returns SKU, path, bytes and media type of the next image; formats take turns."""
         number = next(numbers)
         fmt = FORMATS[number % len(FORMATS)]
         name = f"p{number:05d}" + (_ODD_NAMES[number // 20 % len(_ODD_NAMES)] if odd and number % 20 == 0 else "")
         path = f"/{folder}/{number % 40:02d}/{name}.{EXTENSIONS[fmt]}"
-        if number % 10 == 3:  # signed: must arrive byte for byte
+        if number % 10 == 3:  # a signed URL, which must arrive byte for byte
             path += f"?Expires=1790000000&name=a%2Fb+c%20d&Signature={rng.randbytes(12).hex()}~%3D"
         return f"SKU-{number:05d}", path, make_image(fmt, seed * 1_000_003 + number), MIME[fmt]
 
@@ -164,7 +163,7 @@ def build_library(origin: Origin, count: int = 2000, seed: int = 1) -> Library:
 
 
 def _in_turn(groups: list[list[tuple[str, bytes]]]) -> list[tuple[str, bytes]]:
-    """One of each group, then one more of each; not found, pages and server errors before the others."""
+    """Returns one item of each group in turn; the groups of _MENDED_FIRST come first in each round."""
     first = [i for i, (_, fault, _) in enumerate(_FAILING) if fault.kind in _MENDED_FIRST]
     order = [*first, *(i for i in range(len(groups)) if i not in first)]
     rounds = itertools.zip_longest(*(groups[i] for i in order))

@@ -1,7 +1,7 @@
-"""A small HTTP origin that misbehaves on request, as real ones do.
+"""A small HTTP origin with injected faults, such as real origins have.
 
-A plain asyncio protocol and not a web framework: half of the faults (a reset, a body cut short, a
-chunked body without its end) are answers that a framework refuses to send.
+It is a plain asyncio protocol, not a web framework: a framework refuses to send half of these faults (a reset, a
+truncated body, a chunked body without its last chunk).
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ _PIECE_BYTES = 64 * 1024
 
 
 class Trouble(StrEnum):
-    """What an origin can do wrong."""
+    """The kinds of faults of an origin."""
 
     NOT_FOUND = "not_found"  # 404
     GONE = "gone"  # 410
     FORBIDDEN = "forbidden"  # 403
-    SERVER_ERROR = "server_error"  # 500, for ever
-    FLAKY = "flaky"  # 500 twice, then fine
-    RATE_LIMITED = "rate_limited"  # 429 with Retry-After once, then fine
-    HTML_200 = "html_200"  # a page instead of the image, with status 200 and the image's Content-Type
+    SERVER_ERROR = "server_error"  # 500, always
+    FLAKY = "flaky"  # 500 twice, then the object
+    RATE_LIMITED = "rate_limited"  # 429 with Retry-After once, then the object
+    HTML_200 = "html_200"  # an HTML page with status 200 and the image's Content-Type
     JSON_200 = "json_200"  # a JSON error with status 200
     TRUNCATED_LENGTH = "truncated_length"  # shorter than its Content-Length
     TRUNCATED_CHUNKED = "truncated_chunked"  # chunked, without the last chunk
-    TRUNCATED_CLOSE = "truncated_close"  # ended by closing: only the image itself tells that it was cut
-    EMPTY = "empty"  # 200 with no bytes
-    SLOW = "slow"  # complete, but over `seconds`
-    STALL = "stall"  # half of it, then silence until the client leaves
-    REDIRECT = "redirect"  # 302 to another path that serves it
+    TRUNCATED_CLOSE = "truncated_close"  # ends with the connection: only the image itself shows that it is truncated
+    EMPTY = "empty"  # 200 with an empty body
+    SLOW = "slow"  # complete, but it takes `seconds`
+    STALL = "stall"  # half of the body, then silence until the client disconnects
+    REDIRECT = "redirect"  # 302 to another path, which serves the object
     REDIRECT_LOOP = "redirect_loop"  # 302 to a path that redirects back
-    RESET = "reset"  # the connection is reset instead of an answer
-    CHUNKED = "chunked"  # complete, and without a Content-Length (Transfer-Encoding: chunked)
-    GZIP = "gzip"  # Content-Encoding: gzip whatever was asked for
+    RESET = "reset"  # a connection reset instead of an answer
+    CHUNKED = "chunked"  # complete, without Content-Length (Transfer-Encoding: chunked)
+    GZIP = "gzip"  # Content-Encoding: gzip, whatever the request accepts
     WRONG_TYPE = "wrong_type"  # the image as text/plain
-    ENDLESS = "endless"  # bytes until the client leaves
-    CHANGES = "changes"  # half of it with its whole length, and from then on another object stands there
+    ENDLESS = "endless"  # bytes until the client disconnects
+    CHANGES = "changes"  # half of the body with the full Content-Length; after that, another object at the path
 
 
-# of the body alone: a HEAD is answered as if all were well
+# faults of the body only: a HEAD gets a normal answer
 _OF_BODIES = {
     Trouble.TRUNCATED_LENGTH,
     Trouble.TRUNCATED_CHUNKED,
@@ -77,23 +77,23 @@ _TIMES = {Trouble.FLAKY: 2, Trouble.RATE_LIMITED: 1}
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A trouble and its measure."""
+    """A kind of fault and its parameters."""
 
     kind: Trouble
     times: int | None = None
-    """Requests that meet it before the path is fine; None: for ever (flaky: 2, rate_limited: 1)."""
+    """The number of requests with the fault; None: all requests (flaky: 2, rate_limited: 1)."""
     seconds: float = 1.0
-    """rate_limited: its Retry-After (sent as whole seconds, rounded up). slow: how long the body takes."""
+    """rate_limited: the Retry-After (sent as whole seconds, rounded up). slow: the duration of the body."""
     http_date: bool = False
-    """rate_limited: Retry-After is a date (RFC 9110, 10.2.3) and no number."""
+    """rate_limited: Retry-After is a date, not a number (RFC 9110 section 10.2.3)."""
     target: str | None = None
-    """redirect: the Location; None: a path beside it that serves the body."""
+    """redirect: the Location; None: another path, which serves the body."""
     keep: float = 0.5
     """truncated, stall and changes: the share of the body that is sent."""
     then: bytes = b""
     """changes: the other object."""
     chunked: bool = False
-    """slow: without a Content-Length, each piece a chunk."""
+    """slow: chunked, without Content-Length."""
 
 
 @dataclass(slots=True)
@@ -104,10 +104,10 @@ class _Object:
     etag: str
     validators: Validators
     modified: str
-    met: int = 0  # requests that met the fault
+    met: int = 0  # requests that had the fault
 
     def next_fault(self) -> Fault | None:
-        """What this request meets; called in the loop's thread alone."""
+        """Returns the fault of this request, or None. Only for the event loop's thread."""
         fault = self.fault
         if fault is None:
             return None
@@ -119,31 +119,31 @@ class _Object:
 
 
 class Origin:
-    """The server, in a thread and an event loop of its own; its methods may be called from any thread.
+    """The server, with its own thread and event loop. Its methods may be called from any thread.
 
-    Paths are raw request targets with their query, matched byte for byte: what a client encodes anew
-    is a 404. Healthy answers carry ETag and Last-Modified and honour If-None-Match.
+    Paths are raw request targets with their query, matched byte for byte: a target that a client has encoded again is
+    a 404. Healthy answers have ETag and Last-Modified, and honour If-None-Match.
     """
 
     def __init__(self, latency_s: float = 0.0) -> None:
         self.latency_s = latency_s
-        """Seconds before each answer; may be set at any time."""
+        """Seconds before each answer. May be set at any time."""
         self.requests: collections.Counter[str] = collections.Counter()
         """Requests per path."""
         self.bodies: collections.Counter[str] = collections.Counter()
-        """Those of them that were answered with the whole object."""
+        """Requests per path that were answered with the whole object."""
         self.last_headers: dict[str, dict[str, str]] = {}
         """The headers of each path's last request, names in lower case."""
         self.total = 0
-        """Requests in all."""
+        """The total of requests."""
         self.last_at = 0.0
-        """When the last one came (time.monotonic)."""
+        """The time of the last request (time.monotonic)."""
         self.at_once = self.most_at_once = 0
-        """Requests that `latency_s` holds up, now and at most; the latter may be set back."""
+        """Requests delayed by `latency_s`: now, and the highest number so far, which may be reset."""
         self.port = free_ports(1)[0]
         self.base_url = f"http://127.0.0.1:{self.port}"
         self.trouble: Fault | None = None
-        """What every request meets, whatever its path was added with; may be set at any time."""
+        """The fault of every request, in place of the path's own. May be set at any time."""
         self._objects: dict[str, _Object] = {}
         self._connections: set[_Connection] = set()
         self._server: asyncio.AbstractServer | None = None
@@ -160,7 +160,7 @@ class Origin:
         self.stop()
 
     def start(self) -> None:
-        """Listen. Does nothing when started."""
+        """Start listening. Does nothing if already started."""
         if self._loop is None:
             self._loop = uvloop.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="origin", daemon=True)
@@ -178,11 +178,11 @@ class Origin:
         self._loop = self._thread = None
 
     def down(self) -> None:
-        """An outage: connections are reset and new ones are refused, until ``up``."""
+        """Begin an outage: reset connections and refuse new ones, until ``up``."""
         self._run(self._down())
 
     def up(self) -> None:
-        """Listen again, on the same port."""
+        """End an outage: listen again on the same port."""
         self._run(self._up())
 
     def add(
@@ -197,12 +197,11 @@ class Origin:
     ) -> str:
         """Serve ``body`` at ``path`` (with its query, percent-encoded) and return its URL.
 
-        ``fault`` is what goes wrong with it; a bare Trouble stands for a Fault with its defaults. ``kind``: what it
-        gives to ask by.
-        An earlier object at this path is replaced. Raises ValueError for a path that no request can name.
+        A Trouble as ``fault`` is a Fault with its defaults. ``kind``: the validators (ETag, Last-Modified) of its
+        answers. Replaces an earlier object at this path. Raises ValueError for a path that is not a request target.
         """
         if not path.startswith("/") or any(not 0x21 <= ord(char) <= 0x7E for char in path) or "#" in path:
-            raise ValueError(f"`{path}` is no percent-encoded request target")
+            raise ValueError(f"`{path}` is not a percent-encoded request target")
         if isinstance(fault, Trouble):
             fault = Fault(fault)
         self._objects[path] = _new_object(body, content_type, fault, kind, modified)
@@ -213,14 +212,15 @@ class Origin:
         return self.url(path)
 
     def remove(self, path: str) -> None:
-        """From now on there is nothing at ``path``."""
+        """Remove the object at ``path``."""
         self._objects.pop(path, None)
 
     def mend(self, path: str) -> None:
-        """From now on ``path`` serves its body. Raises KeyError for an unknown path."""
+        """Remove the fault of ``path``. Raises KeyError for an unknown path."""
         self._objects[path].fault = None
 
     def url(self, path: str) -> str:
+        """Returns the URL of a path."""
         return self.base_url + path
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -263,13 +263,13 @@ def _head(status: int, headers: dict[str, str]) -> bytes:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: requests one after the other, kept alive as long as the client likes."""
+    """One connection, which handles requests in order and stays open until the client closes it."""
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._buffer = bytearray()
         self._keep_alive = True
-        self._busy = False  # an answer is under way; later requests wait in the buffer
+        self._busy = False  # an answer is being sent; later requests wait in the buffer
         self._task: asyncio.Task[None] | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -295,7 +295,7 @@ class _Connection(asyncio.Protocol):
         self._advance()
 
     def reset(self) -> None:
-        """Close with RST: what was not sent is dropped (SO_LINGER of 0 s)."""
+        """Close with RST, which drops unsent data (SO_LINGER of 0 s)."""
         sock = self._transport.get_extra_info("socket")
         if sock is not None and not self._transport.is_closing():
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -347,7 +347,7 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = keep_alive
         if method not in ("GET", "HEAD"):
             self._send(405, {"Content-Type": "text/plain", "Allow": "GET, HEAD"}, b"GET and HEAD only\n")
-            self._keep_alive = False  # a body may follow, and nobody reads it
+            self._keep_alive = False  # a body may follow, which is not read
         elif found is None:
             self._send(404, {"Content-Type": "text/plain"}, b"no such object\n", method)
         elif (fault := self._origin.trouble or found.next_fault()) and not (
@@ -400,7 +400,7 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(_head(200, whole) + kept)
                 self._transport.close()
             case Trouble.TRUNCATED_CHUNKED:
-                chunk = _chunk(kept) if kept else b""  # an empty one would be the last
+                chunk = _chunk(kept) if kept else b""  # an empty chunk would be the last one
                 self._transport.write(_head(200, {**typed, "Transfer-Encoding": "chunked"}) + chunk)
                 self._transport.close()
             case Trouble.TRUNCATED_CLOSE:
@@ -420,7 +420,7 @@ class _Connection(asyncio.Protocol):
             case Trouble.SLOW:
                 headers = {**without_length, "Transfer-Encoding": "chunked"} if fault.chunked else whole
                 self._transport.write(_head(200, headers))
-                self._start(self._drip(body, fault.seconds, fault.chunked))
+                self._start(self._send_slowly(body, fault.seconds, fault.chunked))
             case Trouble.STALL:
                 self._busy = True
                 self._transport.write(_head(200, whole) + kept)
@@ -436,14 +436,14 @@ class _Connection(asyncio.Protocol):
                 self._send(200, {**whole, "Content-Type": "text/plain"}, body, method)
             case Trouble.ENDLESS:
                 self._transport.write(_head(200, {**typed, "Connection": "close"}) + body)
-                self._start(self._pour())
+                self._start(self._send_endlessly())
 
     def _start(self, answer: Coroutine[Any, Any, None]) -> None:
         self._busy = True
         self._task = asyncio.get_running_loop().create_task(answer)
 
-    async def _drip(self, body: bytes, seconds: float, chunked: bool) -> None:
-        """The body evenly over ``seconds``, in 20 pieces or one each second."""
+    async def _send_slowly(self, body: bytes, seconds: float, chunked: bool) -> None:
+        """Send the body evenly over ``seconds``, in at least 20 pieces and at least one per second."""
         pieces = max(20, math.ceil(seconds))
         step = max(1, math.ceil(len(body) / pieces))
         for start in range(0, len(body), step):
@@ -457,8 +457,8 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
         self._advance()
 
-    async def _pour(self) -> None:
-        """Bytes until the connection is gone, which cancels this; never more than the client takes."""
+    async def _send_endlessly(self) -> None:
+        """Send bytes, as fast as the client reads, until the connection closes and cancels this task."""
         piece = bytes(_PIECE_BYTES)
         while True:
             await self._can_write.wait()
@@ -467,11 +467,11 @@ class _Connection(asyncio.Protocol):
 
 
 def _chunk(piece: bytes) -> bytes:
-    """A piece of a chunked body (RFC 9112 section 7.1); an empty one ends it."""
+    """Returns a chunk of a chunked body (RFC 9112 section 7.1); an empty one ends the body."""
     return f"{len(piece):x}\r\n".encode() + piece + b"\r\n"
 
 
 def _page(title: str, path: str) -> bytes:
-    """A page that names its path: many identical ones would look like a site under maintenance."""
+    """Returns a page with its path: many identical pages would look like a site under maintenance."""
     head = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head>"
     return f"{head}<body><h1>{title}</h1>{path}</body></html>\n".encode()

@@ -1,4 +1,4 @@
-"""Free loopback ports that stay free while their server is down for a moment."""
+"""Reservation of free loopback ports, which stay reserved while their server restarts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from flows.server.local import is_free
 
-# Below Linux's ephemeral range (32768 and up). A port inside it can be taken by somebody's outgoing
-# connection while its server is down, and a client polling it can even connect to itself.
+# Below Linux's ephemeral range (32768 and up). A port in that range can be taken by an outgoing connection while its
+# server is down, and a client that polls it can even connect to itself.
 _LOW, _HIGH = 20_000, 32_600
 _random = random.SystemRandom()
-_reserved: list[int] = []  # open files, whose locks go with this process
+_reserved: list[int] = []  # open files, whose locks end with this process
 
 
 def free_ports(count: int, *, below: int = _HIGH, but: tuple[int, ...] = ()) -> list[int]:
-    """``count`` different ports, free at this moment. Raises RuntimeError when there are not so many.
+    """Returns ``count`` different ports that are free at the moment. Raises RuntimeError if there are too few.
 
-    No other process gets them from here while this one lives: several start servers at once, and what is free now is
-    not yet taken.
+    While this process lives, other processes do not get these ports from this function. Several processes start servers
+    at the same time, and a free port is taken only when its server listens.
     """
     found: list[int] = []
     for _ in range(2000):
@@ -34,7 +34,7 @@ def free_ports(count: int, *, below: int = _HIGH, but: tuple[int, ...] = ()) -> 
 
 
 def reserve(port: int) -> bool:
-    """Whether this process has the port from now on, as far as others ask here."""
+    """Reserve a port against other callers of this module. Returns False if another process has it."""
     folder = Path(tempfile.gettempdir()) / f"ferry-ports-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     file = os.open(folder / str(port), os.O_CREAT | os.O_RDWR, 0o600)

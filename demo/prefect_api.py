@@ -1,4 +1,4 @@
-"""A Prefect server's API, asked as any other program would ask it."""
+"""Requests to a Prefect server's API without Prefect's client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TRIES = 20
 
 
 def ask(url: str, path: str, body: dict[str, Any]) -> Any:
-    """Posts to ``path`` of the server at ``url``; asks again while its database is busy."""
+    """Post to ``path`` of the server at ``url``, and return the answer. Tries again while the database is busy."""
     request = urllib.request.Request(
         f"{url}/api/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

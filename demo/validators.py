@@ -1,4 +1,4 @@
-"""What origins give to ask by: ETags and dates, good ones and those that real servers have."""
+"""Validators of the demo origin: ETags and dates, correct ones and the faulty ones of real servers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ LAST_MODIFIED = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
 class Validators(StrEnum):
-    """How an origin tells one version of an object from another."""
+    """The validators in an origin's answers, and its use of conditional requests."""
 
     BOTH = "both"
     ETAG = "etag"
-    WEAK = "weak"  # a weak ETag alone
+    WEAK = "weak"  # only a weak ETag
     DATE = "date"
-    WEAK_DATE = "weak_date"  # a date, and a weak ETag made of it
+    WEAK_DATE = "weak_date"  # a date, and a weak ETag derived from it
     NONE = "none"
-    DEAF = "deaf"  # a weak ETag, and the whole body in answer to any condition
-    SERVERS = "servers"  # each of the servers behind the name has an ETag of its own, and no date
-    SERVERS_DATE = "servers_date"  # likewise, with a date
-    NO_CONDITIONS = "no_conditions"  # an ETag and a date, and the whole body in answer to any condition
+    WEAK_NO_CONDITIONS = "weak_no_conditions"  # a weak ETag; conditions are ignored
+    SERVERS = "servers"  # no date; each server behind the name has its own ETag
+    SERVERS_DATE = "servers_date"  # as SERVERS, with a date
+    NO_CONDITIONS = "no_conditions"  # an ETag and a date; conditions are ignored
 
 
 def headers(kind: Validators, etag: str, modified: str, number: int) -> dict[str, str]:
-    """ETag and Last-Modified of an answer. ``number``: the requests so far; each is another server's."""
+    """Returns ETag and Last-Modified of an answer. ``number`` counts the requests; each comes from another server."""
     of_server = f'"{number}-{etag.strip(chr(34))}"'
     tag = {
         Validators.BOTH: etag,
         Validators.ETAG: etag,
         Validators.WEAK: f"W/{etag}",
         Validators.WEAK_DATE: f'W/"{modified}"',
-        Validators.DEAF: f"W/{etag}",
+        Validators.WEAK_NO_CONDITIONS: f"W/{etag}",
         Validators.NO_CONDITIONS: etag,
         Validators.SERVERS: of_server,
         Validators.SERVERS_DATE: of_server,
@@ -42,8 +42,8 @@ def headers(kind: Validators, etag: str, modified: str, number: int) -> dict[str
 
 
 def unchanged(kind: Validators, asked: dict[str, str], sent: dict[str, str]) -> bool:
-    """Whether a request's conditions are answered with 304 (RFC 9110 section 13.2.2); ``sent``: what would be."""
-    if kind in (Validators.DEAF, Validators.NO_CONDITIONS):
+    """Returns whether to answer with 304 (RFC 9110 section 13.2.2). ``sent`` has the validators of a full answer."""
+    if kind in (Validators.WEAK_NO_CONDITIONS, Validators.NO_CONDITIONS):
         return False
     if "if-none-match" in asked:
         known = {tag.strip().removeprefix("W/") for tag in asked["if-none-match"].split(",")}

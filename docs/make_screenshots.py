@@ -135,7 +135,7 @@ def run_page(scene: Scene) -> None:
         scene.show(f"artifacts/artifact/{scene.artifact(what)['id']}", "Items", height=760)
         scene.picture(what)
     notes = [a for a in scene.api("artifacts/filter", {"artifacts": {"type": {"any_": ["markdown"]}}}) if not a["key"]]
-    scene.show(f"artifacts/artifact/{notes[0]['id']}", "All rows of the chunk")
+    scene.show(f"artifacts/artifact/{notes[0]['id']}", "The file with all rows of the chunk")
     scene.picture("chunk-note", 460)
 
 
@@ -164,7 +164,7 @@ def night(scene: Scene, library: Library, s3: S3Server) -> None:
     before = scene.artifact("summary")["id"]
     scene.command("flows", "run", "job.yaml")
     until(lambda: scene.artifact("summary")["id"] != before)
-    scene.show(f"artifacts/artifact/{scene.artifact('summary')['id']}", "this night", height=1420)
+    scene.show(f"artifacts/artifact/{scene.artifact('summary')['id']}", "this delta run", height=1420)
     scene.picture("night")
     scene.command("flows", "verify", "job.yaml")
     scene.show("runs", f"{NAME} .verify", height=1000)

@@ -1,1 +1,1 @@
-"""Prefect flows and the ferry command: wiring only."""
+"""The Prefect flows and the `ferry` command, which only wire tasks together."""

@@ -1,7 +1,7 @@
-"""The console script `ferry`, and `python -m flows`.
+"""The entry point of `ferry` and of `python -m flows`.
 
-The script imports nothing from the working directory. `python -m` does, before anything here can prevent it: outside
-Ferry's own folder it is `python -P -m flows`.
+The console script imports nothing from the working directory. `python -m` does, before this module can prevent it:
+outside Ferry's own folder, use `python -P -m flows`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from tasks.workers.tuning import GC_THRESHOLDS
 
 
 def main() -> None:
-    """Ctrl-C before the command has its libraries ends the process as it ends others, without a traceback."""
-    gc.set_threshold(*GC_THRESHOLDS)  # looking for cycles takes a tenth of the time of Prefect's import
-    handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore it, and go on doing so
+    """Run the command line. A Ctrl-C while the libraries load ends the process without a traceback."""
+    gc.set_threshold(*GC_THRESHOLDS)  # collecting garbage takes a tenth of the time of Prefect's import
+    handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore SIGINT; they must stay so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from flows.cli import commands as cli

@@ -1,4 +1,4 @@
-"""Verification: read the destination back, compare it with the ledger, mark what is to be repaired."""
+"""The flow `verify`: read the destination back, compare it with the ledger, mark the objects to repair."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from prefect.states import Cancelled, Completed, Failed
 
 from ferry.core import FerryError
 from ferry.job import Job
-from flows.migrate import await_server, failure, run_name
+from flows.migrate import failure_message, run_name, wait_for_server
 from flows.running import prefect_state, signals
-from flows.running.reporter import showing
+from flows.running.reporter import reporting
 from tasks import prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
-from tasks.reporting.prefect_logs import tidy_logs
+from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
-from tasks.secrets import anchored
+from tasks.secrets import with_absolute_paths
 from tasks.verify import check_choice, compare_listing, draw, open_check, parts, read_part
 
 
@@ -33,38 +33,47 @@ from tasks.verify import check_choice, compare_listing, draw, open_check, parts,
 def verify(
     job: Job, list_only: bool = False, sample: str | int | None = None, seed: int | None = None, wait: bool = False
 ) -> State[Any]:
-    """Reads the objects at the destination back, all or a sample, and compares them with the ledger.
+    """Read the objects at the destination, all or a sample, and compare them with the ledger.
 
     Args:
         job: The job whose destination is read.
-        list_only: Compare sizes and ETags from a listing alone; read no object.
-        sample: Read some objects, drawn at random: a share (`1%`) or a count (`500`). Default: all.
-        seed: Draw the sample of an earlier run again, which named its seed. Default: another one each time.
-        wait: While another run of the job is on, wait for its end; else this one fails at once and names it.
+        list_only: Compare only the sizes and ETags of a listing. No object is read.
+        sample: Read objects drawn at random: a share (`1%`) or a count (`500`). Default: all objects.
+        seed: Draw the sample of an earlier run again; that run's message names its seed. Default: a new sample.
+        wait: Wait while another run of the job holds the lease. Without it, this run fails and names the other run.
     """
-    tidy_logs()
-    signals.listen()
-    state = run_check(anchored(job, Path.cwd()), list_only, sample, seed, wait)
-    if not await_server():
+    configure_logging()
+    interrupts = signals.current()
+    interrupts.listen()
+    state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, interrupts)
+    if not wait_for_server(interrupts):
         return state
-    return prefect_state.last_word(UUID(flow_run.id), flow_run.run_count, state, get_run_logger().warning)
+    warn = get_run_logger().warning
+    return prefect_state.state_to_record(UUID(flow_run.id), flow_run.run_count, state, warn, interrupts)
 
 
-def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | None, wait: bool) -> State[Any]:
-    """The verification under its lease; the state that Prefect is to record."""
-    tell, own = get_run_logger().warning, UUID(flow_run.id)
+def run_check(
+    job: Job,
+    list_only: bool,
+    sample: str | int | None,
+    seed: int | None,
+    wait: bool,
+    interrupts: signals.Interrupts,
+) -> State[Any]:
+    """Verify under the lease and return the state that Prefect is to record."""
+    warn, own = get_run_logger().warning, UUID(flow_run.id)
     try:
         check_choice(list_only, sample, seed)
-        prefect_state.begins(flow_run.run_count, tell)
-        mark_dead_runs(own, flow_run.run_count, tell)
+        prefect_state.check_start(flow_run.run_count, warn)
+        mark_dead_runs(own, flow_run.run_count, warn)
         with (
-            prefect_state.polling_state(own, flow_run.run_count, tell) as orders,
-            open_check(job, flow_run.name or job.name, str(own), tell, wait=wait or flow_run.run_count > 1) as check,
-            showing(RunView(job.name, "verify", check.progress)),
+            prefect_state.polling_state(own, flow_run.run_count, warn, interrupts) as follower,
+            open_check(job, flow_run.name or job.name, str(own), warn, wait=wait or flow_run.run_count > 1) as check,
+            reporting(RunView(job.name, "verify", check.progress)),
             prefect_patches.without_tags(),
         ):
-            orders.pauses(check.progress.pause)
-            mark_predecessor(check.lease, own, tell)
+            follower.pause_by(check.progress.pause)
+            mark_predecessor(check.lease, own, warn)
             if sample is not None:
                 draw(check, sample, seed)
             bounds = parts(check)
@@ -76,5 +85,5 @@ def run_check(job: Job, list_only: bool, sample: str | int | None, seed: int | N
     except signals.Interrupted as interrupt:
         return Cancelled(message=str(interrupt).partition(";")[0])
     except FerryError as error:
-        return Failed(message=failure(error))
+        return Failed(message=failure_message(error))
     return Completed(message=check.message) if check.proven else Failed(message=check.message)

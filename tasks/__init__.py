@@ -1,1 +1,1 @@
-"""Prefect tasks: thin wrappers over :mod:`ferry`."""
+"""Prefect tasks, which are thin wrappers over :mod:`ferry`."""

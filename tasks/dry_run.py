@@ -1,4 +1,4 @@
-"""`ferry plan`: what a run would do, found out without a lease and without writing to the state."""
+"""Planning without a lease and without writing to the state, for `ferry plan`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tasks.run import cache_root
 
 @contextlib.contextmanager
 def _leaving_nothing(state: str) -> Iterator[None]:
-    """Takes away the folders that opening a state in a directory makes."""
+    """Remove the folders that opening a state creates, if they are empty."""
     made = [] if "://" in state else [path for path in (Path(state), *Path(state).parents) if not path.exists()]
     try:
         yield
@@ -27,10 +27,10 @@ def _leaving_nothing(state: str) -> Iterator[None]:
 
 
 def dry_plan(job: Job) -> Planned:
-    """Raises UserError for whatever would stop a run before anything moves."""
+    """Returns the plan of the next run. Raises UserError for anything that would stop that run before its transfer."""
     assert job.state is not None
     destination = secrets.destination_access(job)
-    secrets.headers(job)  # what is missing is said now
+    secrets.headers(job)  # raises for a missing secret
     request = PlanRequest(
         job, job.state, str(cache_root()), secrets.source_access(job), destination,
         "plan", {"run_no": 0, "dry": True},

@@ -1,4 +1,4 @@
-"""Job files: YAML in, a validated Job out, with errors that name the key."""
+"""Reading of job files: YAML to a validated Job, with errors that name the key."""
 
 from __future__ import annotations
 
@@ -13,49 +13,51 @@ from pydantic_core import ErrorDetails
 
 from ferry.core import UserError, escaped, short
 from ferry.job import Job
-from tasks.secrets import anchored
+from tasks.secrets import with_absolute_paths
 
 TEMPLATE = """\
-# A job for Ferry: what to move, from where, to where and how. Every key: docs/reference/job.md
-# Look at what would be done:  ferry plan {file}
-# Move the first hundred:      ferry run {file} --limit 100
-# Move everything:             ferry run {file}
+# A job for Ferry: what to copy, from where, to where and how. docs/reference/job.md lists every key.
+# Show the plan:               ferry plan {file}
+# Copy the first hundred rows: ferry run {file} --limit 100
+# Copy all rows:               ferry run {file}
 
 name: {name}
 
-# The list: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), here, at s3:// or at https://.
-# Or what to list: s3://old-bucket/images/ or file:///srv/images/
+# The file of rows: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), local, at s3:// or at https://.
+# Or a location to list: s3://old-bucket/images/ or file:///srv/images/
 manifest: products.csv
 
-# Where to. A bucket that is not at AWS needs the mapping:
+# The destination. A bucket outside AWS needs a mapping:
 #   destination:
 #     uri: s3://new-bucket/products/
 #     endpoint_url: https://s3.example
-#     credentials: profile:new        # or block:NAME; without it boto3's own chain
+#     credentials: profile:new        # or block:NAME; default: boto3's chain of credentials
 destination: s3://new-bucket/products/
 
 # source:
-#   url: https://img.old.example/{{id}}.jpg    # for lists of bare IDs; any column may stand in braces
+#   url: https://img.old.example/{{id}}.jpg    # for rows with only an ID; any column may be in braces
 #   user_agent: "product-images migration, ops@shop.example"
 #   headers:
 #     Authorization: env:OLD_TOKEN            # or secret:BLOCK; never the value itself
-#   headers_for: [img.old.example]            # who is sent it; default: the host of `url`
+#   headers_for: [img.old.example]            # hosts that get these headers; default: the host of `url`
 
 # key: "{{sku}}/{{source.name}}"     # default: the key column, else the path of the URL
 # checks: image                    # none, length, image, decode
 # on_existing: skip-same           # skip-same, skip, overwrite, fail
-# failure_budget: 1%               # a run with more failures than this is Failed
+# failure_budget: 1%               # with more failures, the run is Failed
 # state: .ferry/{name}             # or s3://bucket/prefix
 """
 
 
-MOST_CHARACTERS = 1 << 18  # a long job has some thousands
+MOST_CHARACTERS = 1 << 18  # a long job has a few thousand
 MOST_KEYS = 10_000
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its oddest rules: of a key that is given twice, the last one would win in silence, and nine lines
-    of `<<` could become a thousand million keys."""
+    """Safe YAML that refuses two features: repeated keys, of which the last would win silently, and excessive merges.
+
+    Nine lines with merge keys (`<<`) could expand to a thousand million keys.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -84,35 +86,35 @@ def _marked(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
 
 
 def load_job(path: Path, settings: Sequence[str] = ()) -> Job:
-    """Reads a job file; relative paths in it are made absolute against its folder. ``settings`` are those of `--set`.
+    """Read a job file and make its relative paths absolute, from its folder. ``settings`` are those of `--set`.
 
-    Raises UserError.
+    Raises UserError for a file or a setting that cannot be used.
     """
     data = merged(read_job(path), settings)
-    return anchored(parse_job(data, f"{path} with --set" if settings else str(path)), path.absolute().parent)
+    return with_absolute_paths(parse_job(data, f"{path} with --set" if settings else str(path)), path.absolute().parent)
 
 
 def read_job(path: Path) -> dict[str, Any]:
-    """A job file as it is written. Raises UserError."""
+    """Returns the mapping in a job file, not validated. Raises UserError for a file that is not one."""
     if not _is_text(path.absolute()):
-        raise UserError(f"the folder of {path.name!a} has a name that is not UTF-8; rename it, or move the job")
+        raise UserError(f"the path of {path.name!a} is not valid UTF-8; rename its folder, or move the job file")
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)
     except FileNotFoundError:
-        raise UserError(f"there is no job file {path}; `ferry init {path}` writes one") from None
+        raise UserError(f"the job file {path} does not exist; `ferry init {path}` creates one") from None
     except (OSError, UnicodeDecodeError) as exc:
         raise UserError(f"the job file {path} cannot be read: {exc}") from None
     if len(text) > MOST_CHARACTERS:
-        raise UserError(f"{path} is no job: it holds more than {MOST_CHARACTERS:,} characters")
+        raise UserError(f"{path} is not a job file: it is larger than {MOST_CHARACTERS:,} characters")
     data = read_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise UserError(f"{path} is no job: it needs at least the keys name, manifest and destination")
+        raise UserError(f"{path} is not a job file: it must be a mapping with the keys name, manifest and destination")
     return data
 
 
 def read_yaml(text: str, what: str) -> Any:
-    """Raises UserError, which says ``what`` it was."""
+    """Returns the value of a YAML text. Raises UserError for invalid YAML, with ``what`` as its name."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as exc:
@@ -122,12 +124,12 @@ def read_yaml(text: str, what: str) -> Any:
         raise UserError(f"{what}{where}: not valid YAML ({escaped(str(problem))})") from None
     except RecursionError:
         raise UserError(f"{what}: not valid YAML (nested too deeply)") from None
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # of sets and the like, made at the end
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):  # by sets and such, built at the end
         raise UserError(f"{what}: not valid YAML (a value that cannot be read)") from None
 
 
 def _is_text(path: Path) -> bool:
-    """Paths go into JSON: into requests, states and the server's records."""
+    """Returns whether a path is valid UTF-8, as JSON requires it in requests, states and the server's records."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -136,55 +138,55 @@ def _is_text(path: Path) -> bool:
 
 
 def parse_job(data: dict[str, Any], what: str) -> Job:
-    """A validated Job. Raises UserError that lists what is wrong, key by key."""
+    """Returns a validated Job. Raises UserError with one line for each wrong key."""
     try:
         return Job.model_validate(data)
     except ValidationError as exc:
         raise UserError("\n".join([f"{what} is not a valid job:", *(f"  {line}" for line in problems(exc))])) from None
 
 
-# what pydantic adds to a path to say which member of a union it tried
+# added by pydantic to an error's path to name the member of a union
 _UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']"}
 
 
 def problems(exc: ValidationError) -> list[str]:
-    """One line per problem: the key as a path, and what to write instead. Values are not shown: they may be secret."""
+    """Returns one line per wrong key: its path and what to write. Values are left out: they may be secret."""
     found: dict[str, list[str]] = {}
     for error in exc.errors(include_url=False):
-        place = ".".join(short(str(part)) for part in error["loc"] if part not in _UNION_MEMBERS)
-        found.setdefault(place, []).append(_in_words(error))
-    # The members of a union (`concurrency`: a number or `auto`) each say what they miss: one line for all.
-    return [f"{place}: {'; or: '.join(words)}" if place else "; ".join(words) for place, words in found.items()]
+        key = ".".join(short(str(part)) for part in error["loc"] if part not in _UNION_MEMBERS)
+        found.setdefault(key, []).append(_in_words(error))
+    # Each member of a union (`concurrency`: a number or `auto`) has its own error; one line has all of them.
+    return [f"{key}: {'; or: '.join(words)}" if key else "; ".join(words) for key, words in found.items()]
 
 
 def _in_words(error: ErrorDetails) -> str:
-    """What is wrong with one value, without the value; where YAML read something else than was meant, that too."""
+    """Returns what is wrong with one value, without the value, and how YAML may have misread it."""
     if error["type"] == "string_pattern_mismatch":
-        return "1 to 100 letters, digits, `.`, `_` and `-`, the first one a letter or digit"
+        return "must be 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit"
     words = error["msg"].removeprefix("Value error, ")
     given = error["input"]
     if error["type"] == "model_type":
-        return "not a value but a mapping of keys is wanted here (docs/reference/job.md lists them)"
+        return "must be a mapping of keys, not a value (docs/reference/job.md lists the keys)"
     if error["type"] == "int_parsing":
-        return "a whole number is wanted here, without a unit"
+        return "must be a whole number without a unit"
     if error["type"] in ("string_type", "enum") and not isinstance(given, str | dict | list):
         if isinstance(given, bool):
-            return f"{words} (to YAML, yes, no, on and off are true and false: write one of the words, or use quotes)"
+            return f"{words} (YAML reads yes, no, on and off as true or false: write one of the words, or use quotes)"
         if given is not None:
             return f"{words} (put the {'number' if isinstance(given, int | float) else type(given).__name__} in quotes)"
     return words
 
 
 def merged(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """A job's mapping with ``settings`` in it: dotted keys, values as in YAML. ``data`` stays as it is.
+    """Returns a copy of a job's mapping with ``settings`` applied: dotted keys, with values as in YAML.
 
-    | data | setting | becomes |
+    | data | setting | result |
     |---|---|---|
     | {checks: image} | `checks=decode` | {checks: decode} |
     | {} | `limits.concurrency=8` | {limits: {concurrency: 8}} |
     | {destination: s3://a/} | `destination.region=eu-1` | {destination: {uri: s3://a/, region: eu-1}} |
-    | {state: x} | `state=` | {state: null}: as if it were left out |
-    | {} | `limits.hosts={a.b: {concurrency: 2}}` | a key with dots in it is given in its mapping |
+    | {state: x} | `state=` | {state: null}, which means the default |
+    | {} | `limits.hosts={a.b: {concurrency: 2}}` | {limits: {hosts: {a.b: ...}}}: keys with dots |
     """
     result = copy.deepcopy(data)
     for setting in settings:
@@ -192,12 +194,12 @@ def merged(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
         keys = [key.strip() for key in path.split(".")]
         if not equals or not all(keys):
             raise UserError(
-                f"--set {short(setting)}: write key=value, with dots for what lies deeper: limits.concurrency=8"
+                f"--set {short(setting)}: write key=value, with dots for nested keys, as in limits.concurrency=8"
             )
         value = read_yaml(text, f"--set {short(path)}")
-        place = result
+        mapping = result
         for number, key in enumerate(keys[:-1], 1):
-            inner = place.get(key)
+            inner = mapping.get(key)
             if key == "destination" and number == 1 and isinstance(inner, str):
                 inner = {"uri": inner}
             if inner is None:
@@ -206,7 +208,7 @@ def merged(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:
                 raise UserError(
                     f"--set {short(path)}: `{short('.'.join(keys[:number]))}` is a value, not a mapping of keys"
                 )
-            place[key] = inner
-            place = inner
-        place[keys[-1]] = value
+            mapping[key] = inner
+            mapping = inner
+        mapping[keys[-1]] = value
     return result

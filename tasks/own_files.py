@@ -1,4 +1,4 @@
-"""Directories that a list may not write into: a row's key would be a file that a program runs or reads."""
+"""Directories that may not be a destination, since a row's key could name a file that a program executes or reads."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ _OF_HOME = (".aws", ".config", ".docker", ".gnupg", ".kube", ".local/bin", ".pre
 
 
 def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
-    """Raises UserError for a destination whose keys could be such files. Links are followed.
+    """Raises UserError for a destination whose keys could name such files. Symbolic links are followed.
 
-    | the destination | of a working directory, job file, list, home, temporary folder, installation, PATH, what PREFECT_ and AWS_ variables name | of Prefect's home, states, modules, commands, settings |
+    | the destination | working directory, job file, manifest, home, temporary folder, installation, PATH, paths in PREFECT_ and AWS_ variables | Prefect's home, states, modules, commands, settings |
     |---|---|---|
-    | is it, or lies above it | refused | refused |
-    | lies in it | allowed: `./out/` | refused |
-    | lies beside it | allowed | allowed |
+    | is that path, or above it | refused | refused |
+    | is inside it | allowed: `./out/` | refused |
+    | is elsewhere | allowed | allowed |
     """  # noqa: E501
     uri = job.destination.uri
     if not uri.startswith("file:"):
         return
-    for what, path in [*_with_own_folders(job, job_file), *_closed(job_file)]:
+    for what, path in [*_with_own_folders(job, job_file), *_protected(job_file)]:
         if below(uri, str(path)) is not None:
-            raise _refusal(uri, f"holds {what} ({path})")
-    for what, path in _closed(job_file):
+            raise _refusal(uri, f"contains {what} ({path})")
+    for what, path in _protected(job_file):
         if below(str(path), uri) is not None:
-            raise _refusal(uri, f"lies in {what} ({path})")
+            raise _refusal(uri, f"is inside {what} ({path})")
 
 
 def _refusal(uri: str, how: str) -> UserError:
     return UserError(
-        f"the destination ({uri}) {how}: a row of the list could replace a file there that is executed or read as "
-        "settings. Give the destination a folder of its own"
+        f"the destination ({uri}) {how}: a row of the manifest could replace a file there that is executed or read "
+        "as settings. Use a separate folder as the destination"
     )
 
 
 def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Path]]:
-    """Places that may have a folder for objects in them."""
+    """Returns directories that may contain a folder for objects."""
     yield "the working directory", Path.cwd()
     if job_file is not None:
         yield "the job file", job_file.absolute()
     if "://" not in job.manifest:
-        yield "the list", Path(job.manifest)
+        yield "the manifest", Path(job.manifest)
     yield "the folder of temporary files", Path(tempfile.gettempdir())
     yield "the installation of Python", Path(sys.prefix)
     yield "Ferry's own code", ROOT
@@ -66,16 +66,16 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
         yield "commands", Path(entry)
     for name, value in os.environ.items():
         if value and _NAMED.fullmatch(name):
-            yield f"what {name} names", Path(os.path.expanduser(value)).absolute()  # noqa: PTH111  # which raises nothing
+            yield f"the path in {name}", Path(os.path.expanduser(value)).absolute()  # noqa: PTH111  # raises nothing
 
 
-def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
-    """Places where every file may be executed, or read as settings."""
+def _protected(job_file: Path | None) -> Iterator[tuple[str, Path]]:
+    """Returns directories in which every file may be executed, or read as settings."""
     if given := os.environ.get("PREFECT_HOME"):
         yield "Prefect's home", Path(given).absolute()
-    ferrys = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
-    yield "Prefect's home", ferrys / "prefect"
-    yield "states of jobs", ferrys
+    ferry_folder = (job_file.absolute().parent if job_file is not None else Path.cwd()) / ".ferry"
+    yield "Prefect's home", ferry_folder / "prefect"
+    yield "states of jobs", ferry_folder
     for package in ("flows", "tasks", "ferry", "demo"):
         yield "Ferry's own code", ROOT / package
     for name in ("stdlib", "platstdlib", "purelib", "platlib"):
@@ -91,7 +91,7 @@ def _closed(job_file: Path | None) -> Iterator[tuple[str, Path]]:
 
 
 def _home() -> Path | None:
-    """None where the user has none, as in a container with a number for a user, or where it is `/`."""
+    """Returns the user's home, or None: a numeric user of a container has none, and `/` does not count."""
     try:
         home = Path.home()
     except RuntimeError:

@@ -1,8 +1,7 @@
-"""Planning as tasks: the first plan of a run, and the pass over what failed for a passing reason."""
+"""The planning tasks: a run's first plan, and the plans of further passes over retryable failures."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from logging import INFO, WARNING
 
 from prefect import get_run_logger, task
@@ -11,15 +10,15 @@ from prefect.cache_policies import NO_CACHE
 from ferry.state import Planned
 from tasks import task_count
 from tasks.reporting.text import describe
+from tasks.retry_selection import RetrySelection
 from tasks.run import Run
 
 
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> Planned:
-    """Compares the manifest with the ledger and cuts chunks for what is to do."""
-    task_count.one()
-    classes: Sequence[str] = retry_failed if isinstance(retry_failed, list) else ()
-    planned = run.plan("retry" if retry_failed else "plain", classes=classes, limit=limit)
+def plan_chunks(run: Run, selection: RetrySelection, limit: int | None) -> Planned:
+    """Compare the manifest with the ledger and write chunks of the rows to process."""
+    task_count.increment()
+    planned = run.plan("retry" if selection.only_failed else "plain", classes=selection.classes, limit=limit)
     logger = get_run_logger()
     for line in describe(planned):
         logger.log(WARNING if line == planned.shorter else INFO, line)
@@ -28,6 +27,6 @@ def plan_chunks(run: Run, retry_failed: bool | list[str], limit: int | None) -> 
 
 @task(name="plan-another-pass", task_run_name="plan-another-pass", cache_policy=NO_CACHE, persist_result=False)
 def plan_pass(run: Run, *, retry: bool) -> Planned:
-    """Cuts chunks for the retryable failures of this run, and for rows that a returned chunk did not settle."""
-    task_count.one()
+    """Write chunks of this run's retryable failures, and of rows without an outcome in chunks that returned."""
+    task_count.increment()
     return run.plan("pass" if retry else "repair")

@@ -1,6 +1,6 @@
-"""Prefect's API, which may be away: it records what a run does, and is never a reason for the run to fail.
+"""Access to Prefect's API, which may be unreachable. It only records runs, so its absence must not fail them.
 
-The only place that knows what asking it raises.
+Only this module knows the exceptions of its requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ferry.core import UserError
 
-API_ERRORS = (httpx.HTTPError, PrefectException)  # Prefect's own error of a status is httpx's
+API_ERRORS = (httpx.HTTPError, PrefectException)  # Prefect's error of an HTTP status is a subclass of httpx's
 PATIENCE_S = 600.0
 LOOK_S = 1.0
 TIMEOUT_S = 10.0
@@ -25,62 +25,64 @@ _given_up: contextlib.AbstractContextManager[Any] | None = None
 
 
 def _new_client() -> SyncPrefectClient:
-    """Not the flow's: a client that has never been connected does not try for a minute before it says that nobody
-    listens. Settings that differ from those of the flow's client make a new one."""
+    """Returns a client of its own, not the flow's. A client that never connected fails at once, not after a minute.
+
+    Settings that differ from those of the flow's client make Prefect create a new one.
+    """
     return get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT_S})
 
 
-def answers() -> bool:
-    """Whether it answers now."""
+def is_reachable() -> bool:
+    """Returns whether the API answers now."""
     with _new_client() as client:
         return client.api_healthcheck() is None
 
 
-def wait(tell: Callable[[str], None], over: Callable[[], bool], patience_s: float = PATIENCE_S) -> bool:
-    """Waits until it answers; False when it does not for ``patience_s``, or when ``over`` says that it is enough.
+def wait(warn: Callable[[str], None], over: Callable[[], bool], patience_s: float = PATIENCE_S) -> bool:
+    """Wait until the API answers. Returns False after ``patience_s``, or as soon as ``over`` returns True.
 
-    ``tell`` hears why nothing happens. Without this Prefect's client gives up after about a minute, and the run ends
-    with an error although its work is done.
+    Calls ``warn`` once if it has to wait. Without this wait, Prefect's client gives up after about a minute, and the
+    run ends with an error although its work is done.
     """
     deadline = time.monotonic() + patience_s
-    told = False
-    while not answers():
+    warned = False
+    while not is_reachable():
         if time.monotonic() >= deadline or over():
             return False
-        if not told:
-            told = True
-            tell(
-                "the Prefect server does not answer. What moved is recorded in the state; waiting up to "
-                f"{patience_s / 60:.0f} minutes until the server can be told how the run ended (Ctrl-C: not longer)"
+        if not warned:
+            warned = True
+            warn(
+                "the Prefect server does not answer. All outcomes are recorded in the state; waiting up to "
+                f"{patience_s / 60:.0f} minutes to report the end of the run to the server (Ctrl-C ends the wait)"
             )
         time.sleep(LOOK_S)
     return True
 
 
 def stop_retrying() -> None:
-    """From now on, and until the process ends, this thread's requests are tried once and not for a minute each."""
+    """Try each request of this thread only once, not for a minute, until the process ends."""
     global _given_up
-    _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: without it they are as before
+    _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: its deletion would restore the setting
     _given_up.__enter__()
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[SyncPrefectClient]:
-    """A client for a command that can do nothing without the API: raises UserError with the API's own words."""
+def required_client() -> Iterator[SyncPrefectClient]:
+    """Provide a client to a command that needs the API. Raises UserError for a refusal or no answer."""
     try:
         with _new_client() as client:
             yield client
     except httpx.HTTPStatusError as error:
-        raise UserError(f"the Prefect server refuses it: {_detail(error.response)}") from None
+        raise UserError(f"the Prefect server refused the request: {_detail(error.response)}") from None
     except API_ERRORS as error:
         why = str(error) or type(error).__name__
-        raise UserError(f"the Prefect server does not answer ({why}). Look whether it is up, and try again") from None
+        raise UserError(f"the Prefect server does not answer ({why}). Check that it runs, and try again") from None
 
 
 def _detail(answer: httpx.Response) -> str:
-    """What the server says of a refusal; 401 and 403 with what to do."""
+    """Returns the server's reason for a refusal; for 401 and 403, what to do."""
     if answer.status_code in (401, 403):
-        return f"{answer.status_code}, it asks who you are; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
+        return f"{answer.status_code}, authentication required; set PREFECT_API_AUTH_STRING or PREFECT_API_KEY"
     try:
         body = answer.json()
         said = (body.get("detail") or body.get("exception_detail")) if isinstance(body, dict) else None
@@ -90,17 +92,17 @@ def _detail(answer: httpx.Response) -> str:
 
 
 @contextlib.contextmanager
-def polling() -> Iterator[SyncPrefectClient]:
-    """A client for a question that is asked again and again: each time is tried once, and may raise UNANSWERED."""
+def polling_client() -> Iterator[SyncPrefectClient]:
+    """Provide a client for repeated requests, each tried once. A request may raise one of API_ERRORS."""
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), _new_client() as client:
         yield client
 
 
 @contextlib.contextmanager
-def best_effort(tell: Callable[[str], None], what: str) -> Iterator[SyncPrefectClient]:
-    """A client for something that would be good to have at Prefect; where it is refused or lost, ``tell`` hears so."""
+def best_effort(warn: Callable[[str], None], what: str) -> Iterator[SyncPrefectClient]:
+    """Provide a client for an optional request, named ``what``. If it fails, ``warn`` gets a message."""
     try:
         with _new_client() as client:
             yield client
     except API_ERRORS as error:
-        tell(f"{what}: Prefect's API does not take it ({type(error).__name__})")
+        warn(f"{what}: the request to Prefect's API failed ({type(error).__name__})")

@@ -1,4 +1,4 @@
-"""The accounts at the end of a run."""
+"""The tasks at the end of a run: deletion of removed copies, folding of the ledger, the report."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from tasks.run import Run
 MOST_LINES = 200
 
 
-@task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
+@task(name="delete-removed", task_run_name="delete-removed", cache_policy=NO_CACHE, persist_result=False)
 def delete_removed(run: Run) -> None:
-    """Deletes the copies whose rows left the list; the last thing that a whole night does."""
-    task_count.one()
+    """Delete the copies whose rows were removed from the manifest, after everything else in a complete delta run."""
+    task_count.increment()
     while run.runtime.paused and not run.runtime.stopping:
         run.runtime.sleep(1.0)
     with contextlib.suppress(Stopped):
-        run.sweep()
+        run.prune()
 
 
 @task(name="reconcile", task_run_name="reconcile", cache_policy=NO_CACHE, persist_result=False)
 def reconcile(run: Run) -> Report:
-    """Folds the ledger and checks planned = copied + unchanged + skipped + failed + pending.
+    """Fold the ledger, check planned = copied + unchanged + skipped + failed + pending, and return the report.
 
-    Raises FerryError when it does not hold, and Fatal when the lease was lost: another run writes now.
+    Raises FerryError if the sum does not hold, and Fatal if another run has taken the lease.
     """
-    task_count.one()
+    task_count.increment()
     run.runtime.check_lease()
-    swept = run.swept is not None and not run.runtime.stopping
-    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=swept))
+    pruned = run.pruned is not None and not run.runtime.stopping
+    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=pruned))
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s
@@ -50,12 +50,12 @@ def reconcile(run: Run) -> Report:
         rate=snapshot.done / steady if steady > 0 else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
-        swept=run.swept,
+        swept=run.pruned,
     )
 
 
 def chunk_lines(run: Run, counted: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line a chunk, for people: those with pending rows first, and where each one's rows are."""
+    """Returns a line for each chunk, with its file; chunks with pending rows come first."""
     counts = {line["chunk"]: line for line in counted}
     found = []
     for digest in [*list(run.incomplete)[:MOST_LINES], *(name for name in counts if name not in run.incomplete)]:

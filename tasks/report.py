@@ -1,4 +1,4 @@
-"""The run's report: Markdown, and tables of failures and chunks, as Prefect artifacts and in the state."""
+"""The run's report, as Markdown in the state and as Prefect artifacts with tables of failures and chunks."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 from tasks import prefect_api, task_count
-from tasks.reporting.text import Report, night_table, outcome_table, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, outcome_table, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
 
-def keep(run: Run, report: Report) -> None:
-    """Writes reports/run-N/summary.md into the state."""
+def write_summary(run: Run, report: Report) -> None:
+    """Write the report to reports/run-N/summary.md in the state."""
     run.state.write(f"reports/run-{report.run_no:06d}/summary.md", markdown(run.job.name, report).encode())
 
 
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
-    """Makes the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`, where Prefect takes them."""
-    task_count.one()
+    """Create the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`. A failure to do so is only logged."""
+    task_count.increment()
     key = slug(name)
-    with prefect_api.best_effort(get_run_logger().warning, "the report as artifacts of the run"):
+    with prefect_api.best_effort(get_run_logger().warning, "the run's artifacts"):
         create_markdown_artifact(
-            markdown(name, report, retry_command()), key=f"{key}-summary", description=report.there
+            markdown(name, report, retry_command()), key=f"{key}-summary", description=report.totals
         )
         if report.failures:
             create_table_artifact(
@@ -39,33 +39,34 @@ def publish(name: str, report: Report) -> None:
             create_table_artifact(
                 chunk_table(report.chunk_lines),
                 key=f"{key}-chunks",
-                description="What became of the rows that each chunk was the last to try. Those of one that failed: "
-                "`ferry failures JOB.yaml --chunk CHUNK`",
+                description="Outcomes of the rows that each chunk was the last to process. To list the failed rows of "
+                "a chunk: `ferry failures JOB.yaml --chunk CHUNK`",
             )
 
 
 def retry_command() -> str:
-    """How the failed rows of this run are tried again: by its deployment, or by the command."""
+    """Returns the command that retries the failed rows: through the run's deployment, or with `ferry run`."""
     if not deployment.name:
         return "ferry run JOB.yaml --retry-failed"
     return f"prefect deployment run {flow_run.flow_name}/{deployment.name} --param retry_failed=true"
 
 
 def shown_of(total: int, shown: int, what: str, command: str) -> str:
+    """Returns `47 failed rows`, or with fewer shown `the first 20 of 47 failed rows`, and the command for all."""
     if shown < total:
         return f"the first {shown:,} of {total:,} {what}; `{command}` lists them all"
     return f"{total:,} {what}"
 
 
 def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry-failed") -> str:
-    """The summary for the UI and for the state."""
+    """Returns the summary as Markdown, for the UI and the state."""
     counts = report.counts
     lines = [f"# {plain(name)}: run {report.run_no}", "", plain(report.message), ""]
     if report.night is not None:
         lines += [
-            "| this night | |",
+            "| this delta run | |",
             "|---|---:|",
-            *(f"| {what} | {text} |" for what, text in night_table(report.night)),
+            *(f"| {what} | {text} |" for what, text in delta_table(report.night)),
             "",
         ]
     lines += ["| all rows | | |", "|---|---|---:|"]
@@ -77,21 +78,23 @@ def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry
         f"- failure budget: {counts['failed']:,} of {report.budget:,} rows used",
     ]
     if counts["failed"]:
-        lines += ["", f"What failed, and why: `ferry failures JOB.yaml`, or the artifact `{slug(name)}-failures`."]
+        lines += ["", f"Failed rows: `ferry failures JOB.yaml`, or the artifact `{slug(name)}-failures`."]
     if worth_retrying(counts):
-        lines += ["", f"Try those alone: `{retry}`."]
+        lines += ["", f"Retry only the failed rows: `{retry}`."]
     if counts["pending"]:
         lines += [
             "",
-            f"Rows are pending; the next run goes on there. Which chunks: the artifact `{slug(name)}-chunks`.",
+            f"Rows are pending; the next run processes them. Their chunks: the artifact `{slug(name)}-chunks`.",
         ]
     return "\n".join(lines) + "\n"
 
 
 def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Chunks in the UI, whose tables show Markdown: a link to the task run, what became of the rows, and the chunk's
-    file as text that one can copy: no browser opens one in a bucket, or on another machine."""
-    told = [
+    """Returns the rows of the chunk table, whose cells are Markdown: a link to the task run, the outcomes, the file.
+
+    The file is text to copy, not a link: a browser cannot open a file in a bucket or on another machine.
+    """
+    columns = [
         name for name in ("pending", "failed", "copied", "unchanged", "skipped") if any(line[name] for line in lines)
     ]
     return [
@@ -99,7 +102,7 @@ def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "chunk": f"[{line['chunk'][:12]}](/runs/task-run/{line['task_run']})"
             if line["task_run"]
             else line["chunk"],
-            **{name: plain(line[name]) if isinstance(line[name], str) else line[name] for name in told},
+            **{name: plain(line[name]) if isinstance(line[name], str) else line[name] for name in columns},
             "file": f"`{line['file']}`",
         }
         for line in lines
@@ -107,6 +110,6 @@ def chunk_table(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cells(line: dict[str, Any]) -> dict[str, Any]:
-    """What failed and why come first: the UI shows the first columns, the others when one scrolls."""
+    """Returns the cells of a failed row, the important ones first: the UI shows the first columns without scrolling."""
     first = {name: line[name] for name in ("id", "error_class", "message", "key", "source")}
     return {name: plain(value) if isinstance(value, str) else value for name, value in {**first, **line}.items()}

@@ -1,8 +1,9 @@
-"""What Prefect's cache keeps of a chunk: its counts, as JSON in the job's state, so that a rerun finds it anywhere.
+"""The storage of chunk results for Prefect's cache: counts as JSON in the job's state, for reruns on any machine.
 
-Prefect's own record names the serializer that reads it: whoever can write such a file chooses pickle, and with it the
-code that runs. And to reach a bucket Prefect wants a saved block, with credentials in its database. So the state keeps
-five plain values, checked when they are read, and Prefect's record is made around them (docs/decisions/0017).
+Prefect's own record names the serializer that reads it: write access to such a file is enough to choose pickle, and so
+to execute code. For a bucket, Prefect also requires a saved block, with credentials in its database. So the state
+stores five plain values, which are validated when they are read, and Ferry builds Prefect's record around them
+(docs/decisions/0017).
 """
 
 from __future__ import annotations
@@ -23,32 +24,32 @@ _RESULT = TypeAdapter(ChunkResult)
 
 
 class StateResults(OwnStorage):
-    """The results of a state."""
+    """A result storage in a job's state."""
 
     _state: State = PrivateAttr()
 
     def kept(self, key: str) -> Any:
-        """A chunk's result. What is missing, damaged or no such result raises."""
+        """Returns a chunk's result. Raises for a result that is missing, damaged or invalid."""
         content = decode_checked_json(self._state.read(_name(key)))
         return dataclasses.asdict(_RESULT.validate_json(json.dumps(content), strict=True))
 
     def keep(self, key: str, content: bytes) -> None:
-        """Keeps a chunk's result. Anything else (an exception that Prefect wants kept) is left out."""
+        """Store a chunk's result. Other values, such as an exception that Prefect wants to store, are ignored."""
         with contextlib.suppress(ValueError, KeyError, TypeError):
             kept = _RESULT.validate_json(json.loads(content)["result"], strict=True)
             self._state.write(_name(key), encode_checked_json(dataclasses.asdict(kept)))
 
 
 def _name(key: str) -> str:
-    """Keys are tasks.policies.chunk_cache_key's, or Prefect's own UUIDs."""
+    """Returns the file of a key, which is from tasks.policies.chunk_cache_key or one of Prefect's UUIDs."""
     if not key.replace("-", "").replace(".", "").isalnum():
-        raise ValueError(f"{key!r} is no key of a result")
+        raise ValueError(f"{key!r} is not the key of a result")
     return f"results/{key}.json"
 
 
 @contextlib.contextmanager
-def kept_in(state: State) -> Iterator[None]:
-    """Inside a flow: what its tasks keep lies in this state."""
+def storing_results_in(state: State) -> Iterator[None]:
+    """Store the results of a flow's tasks in this state."""
     results = StateResults()
     results._state = state
     with results_in(results):

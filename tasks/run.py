@@ -1,4 +1,4 @@
-"""One execution of a job: its state under lease, the engine's runtime, and what became of its chunks."""
+"""One run of a job: its state with the lease, the runtime of its transfers, and the outcomes of its chunks."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from tasks import secrets, state_location
 from tasks.own_files import refuse_own_files
 from tasks.reporting import log_format
 from tasks.reporting.run_view import RunView
-from tasks.reporting.text import Troubled
+from tasks.reporting.text import ChunkProblem
 from tasks.workers.pool import WorkerPool, processes_of
 from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_file_limit
 from tasks.workers.worker import Setup
 
 _current: Run | None = None
-died: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
-warm: PlannerProcess | None = None  # `ferry run` starts it before it loads Prefect
-# what Ferry names so there
+replaced_holder: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect was loaded
+started_planner: PlannerProcess | None = None  # started by `ferry run` before it loads Prefect
+# the names of Ferry's own files in the spool
 SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
-KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
+KEEP_CHILD_ROWS = 20_000  # in longer runs, freeing the child's 100 MB is worth starting another one later
 
 
 @dataclass(slots=True)
 class Run:
-    """Made by :func:`open_run`; the tasks of the flow work on it."""
+    """The state of a run, which the flow's tasks share. Made by :func:`open_run`."""
 
     job: Job
     state: State
@@ -51,47 +51,47 @@ class Run:
     source: Access
     destination: Access
     planner: PlannerProcess
-    crew: WorkerPool
+    pool: WorkerPool
     planned: Planned | None = None  # the run's first plan
-    returned: list[str] = field(default_factory=list)  # digests of chunks that settled in this run
+    returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
     cached: int = 0
-    task_runs: dict[str, str] = field(default_factory=dict)  # chunk -> Prefect's ID of the task run that had it
-    troubled: deque[Troubled] = field(default_factory=deque)  # chunks that the run's page has not heard of yet
-    doubtful: bool = False  # a chunk came back Cached whose rows the ledger does not have
+    task_runs: dict[str, str] = field(default_factory=dict)  # chunk -> Prefect's ID of its last task run
+    chunk_problems: deque[ChunkProblem] = field(default_factory=deque)  # chunks that the run's page does not show yet
+    needs_repair: bool = False  # a chunk came back Cached, but the ledger lacks some of its rows
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
-    swept: PruneResult | None = None  # what became of the copies that have no row any more, where it was asked for
+    pruned: PruneResult | None = None  # the result of deleting removed copies, if the job asks for it
 
     def child(self, work: str, **ask: Any) -> str:
-        """Has the child process plan or finish; see :mod:`ferry.processes.planner_process`."""
+        """Have the planner process do some work, such as `plan` or `finish`, and return its answer."""
         return self.planner.ask(
             PlanRequest(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
         )
 
     def view(self) -> RunView:
-        """What there is to see of this run while it is on."""
+        """Returns a view of this run for progress reports."""
         return RunView(
-            self.job.name, self.job.mode, self.runtime.progress, lambda: self.planned, self.troubled,
-            self.runtime.all_hosts, lambda: self.crew.processes,
+            self.job.name, self.job.mode, self.runtime.progress, lambda: self.planned, self.chunk_problems,
+            self.runtime.all_hosts, lambda: self.pool.processes,
         )  # fmt: skip
 
     def file(self, name: str) -> str:
-        """Where a file of the state lies, for people."""
+        """Returns the full address of a file in the state."""
         return f"{self.state.uri.rstrip('/')}/{name}"
 
-    def trouble(self, ref: ChunkRef, task_run: str, words: str) -> None:
-        """The run's page is to say so of a chunk."""
-        self.troubled.append(Troubled(ref.digest, task_run, words, self.file(ref.uri)))
+    def note_problem(self, ref: ChunkRef, task_run: str, problem: str) -> None:
+        """Have the run's page show a problem with a chunk."""
+        self.chunk_problems.append(ChunkProblem(ref.digest, task_run, problem, self.file(ref.uri)))
 
     def stop(self, reason: str) -> None:
-        """Nothing new begins; what is in flight may end. From a signal's handler: it waits for nothing."""
+        """Start no more objects, and let those in flight finish. Safe in a signal handler: it does not wait."""
         self.runtime.request_stop(reason)
         if self.planning:
             self.planner.stop(reason)
 
     def _until_stopped(self, work: str, **ask: Any) -> str:
-        """As :meth:`child`; the work is broken off, and Stopped raised, when the run is to stop meanwhile."""
+        """Do :meth:`child`, but abort the work and raise Stopped if the run is stopped meanwhile."""
         self.planning = True
         try:
             if self.runtime.stopping:
@@ -101,12 +101,12 @@ class Run:
             self.planning = False
             self.planner.resume()
 
-    def sweep(self) -> None:
-        """Deletes what has left the list. Raises Stopped, besides what gone.sweep raises."""
-        self.swept = PruneResult(**json.loads(self._until_stopped("prune")))
+    def prune(self) -> None:
+        """Delete the copies whose rows were removed from the manifest. Raises Stopped, and what the deletion raises."""
+        self.pruned = PruneResult(**json.loads(self._until_stopped("prune")))
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
-        """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""
+        """Plan, and return the plan. Raises Stopped if the run is stopped meanwhile, and what planning raises."""
         answer = self._until_stopped("plan", mode=mode, classes=list(classes), limit=limit, returned=self.returned)
         planned = Planned.decode(answer)
         self.planned = self.planned or planned
@@ -120,27 +120,27 @@ class Run:
 
 
 def cache_root() -> Path:
-    """Where copies of state in a bucket are kept, for this user alone; nothing there is needed again.
+    """Returns the private directory for local copies of states in buckets. Its files may be deleted at any time.
 
-    Raises UserError when somebody else has made the directory, or may write into it.
+    Raises UserError if another user owns the directory, or if others have access to it.
     """
     root = Path(tempfile.gettempdir()) / f"ferry-state-{os.getuid()}"
     root.mkdir(mode=0o700, exist_ok=True)
     found = root.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise UserError(f"{root} is not a directory of yours alone: delete it, or set TMPDIR to another directory")
+        raise UserError(f"{root} is not a private directory of yours: delete it, or set TMPDIR to another directory")
     return root
 
 
 def state_of(job: Job) -> State:
-    """The job's state; relative paths must have been made absolute (secrets.anchored)."""
+    """Returns the job's state. The job's paths must be absolute (secrets.with_absolute_paths)."""
     assert job.state is not None
     access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
     return open_state(job.state, access, cache_root())
 
 
 def current() -> Run:
-    """The run of this process, for the tasks that Prefect calls."""
+    """Returns this process's run, for tasks that Prefect calls. Raises FerryError without one."""
     if _current is None:
         raise FerryError("transfer_chunk runs only inside the flow `migrate`")
     return _current
@@ -152,14 +152,14 @@ def open_run(
     name: str,
     limit: int | None = None,
     flow_run: str = "",
-    tell: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
     *,
     wait: bool = False,
 ) -> Iterator[Run]:
-    """Checks the destination, takes the lease and starts the engine; gives all of it back at the end.
+    """Check the destination, take the lease and start the runtime, until the block ends.
 
-    ``flow_run``: Prefect's ID, for whoever finds the lease of a run that died; ``tell`` hears what it waits for.
-    Raises UserError for settings, LeaseHeld when another run is on and this one is not to ``wait`` for its end.
+    ``flow_run`` is Prefect's ID, which the lease records for later runs. ``warn`` gets a message about a wait.
+    Raises UserError for unusable settings, and LeaseHeld if another run holds the lease and ``wait`` is false.
     """
     global _current
     state_location.refuse_lost_state(str(job.state))
@@ -167,20 +167,20 @@ def open_run(
     source, destination = secrets.source_access(job), secrets.destination_access(job)
     headers = secrets.headers(job)
     state = state_of(job)
-    with contextlib.suppress(Damaged):  # of which planning makes what it can
-        read_plan(state)  # a state of a newer version is refused before anything else happens
+    with contextlib.suppress(Damaged):  # planning handles a damaged plan
+        read_plan(state)  # refuses a state of a newer version first
     run_preflight(job.destination.uri, destination)
     with contextlib.ExitStack() as stack:
         planner = stack.enter_context(_planner())
         runtimes: list[Runtime] = []
 
         def lease_lost() -> None:
-            for lost in runtimes:
-                lost.request_stop("the lease on the state was lost to another run")
+            for started in runtimes:
+                started.request_stop("another run has taken the lease on the state")
 
-        lease = stack.enter_context(hold_lease(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=tell))
+        lease = stack.enter_context(hold_lease(state, name, lease_lost, flow_run=flow_run, wait=wait, tell=warn))
         clean_spool(state)
-        run_no = log_format.about["run_no"] = last_run_no(state) + 1
+        run_no = log_format.run_fields["run_no"] = last_run_no(state) + 1
         raise_file_limit()
         limit_malloc_arenas()
         share, most = processes_of(job, limit)
@@ -190,11 +190,13 @@ def open_run(
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
-        setup = Setup(job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.about)
-        crew = WorkerPool(runtime, lease, setup, most)
-        stack.callback(crew.close)
+        setup = Setup(
+            job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields
+        )
+        pool = WorkerPool(runtime, lease, setup, most)
+        stack.callback(pool.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, crew)
+        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool)
         try:
             yield _current
         finally:
@@ -202,14 +204,16 @@ def open_run(
 
 
 def _planner() -> PlannerProcess:
-    global warm
-    child, warm = warm or PlannerProcess(), None
+    global started_planner
+    child, started_planner = started_planner or PlannerProcess(), None
     return child
 
 
 def clean_spool(state: State) -> None:
-    """What a killed run left in the spool: bodies, and the list with its addresses as they are. Under the lease
-    no other run uses it; what has none of Ferry's names was there before somebody said `state: .`."""
+    """Delete what a killed run left in the spool: bodies, and the manifest with its complete URLs.
+
+    The lease ensures that no other run uses the spool. Files with other names are the user's, as with `state: .`.
+    """
     for path in state.spool_dir.glob("*"):
         if not SPOOLED.match(path.name):
             continue

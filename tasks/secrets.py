@@ -1,4 +1,4 @@
-"""Resolves what a job only refers to: secrets, credentials, paths. Where the work runs, and never written down."""
+"""Resolution of a job's references to secrets, credentials and paths, on the machine of the run and in memory only."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ferry.job import Job
 from ferry.storage import Access
 
 
-def anchored(job: Job, base: Path) -> Job:
-    """The job with its relative manifest and state made absolute against ``base``, the job file's folder."""
+def with_absolute_paths(job: Job, base: Path) -> Job:
+    """Returns the job with absolute paths of manifest and state, relative to ``base``, the job file's folder."""
     manifest = job.manifest if "://" in job.manifest else _absolute(job.manifest, base, "manifest")
     state = job.state or f".ferry/{job.name}"
     if "://" not in state:
@@ -29,15 +29,15 @@ def _absolute(path: str, base: Path, setting: str) -> str:
         return str((base / Path(path).expanduser()).absolute())
     except RuntimeError:
         raise UserError(
-            f"{setting}: `{short(path)}` begins with `~` and names no user's home; write ./~... or a path"
+            f"{setting}: `{short(path)}` starts with `~` but names no known user; write an absolute path, or ./~..."
         ) from None
 
 
-BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # of a reference -> Prefect's name of the type
+BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of reference -> Prefect's block type
 
 
 def named_blocks(job: Job) -> list[tuple[str, str, str]]:
-    """What the job refers to that only a Prefect server has: ``(setting, type, name)``."""
+    """Returns the Prefect blocks that the job names, as ``(setting, block type, block name)``."""
     given = {f"source.headers.{name}": value for name, value in job.source.headers.items()}
     given |= {
         "source.credentials": job.source.credentials or "",
@@ -48,12 +48,12 @@ def named_blocks(job: Job) -> list[tuple[str, str, str]]:
 
 
 def names_blocks(job: Job) -> bool:
-    """Does the job refer to anything that only a Prefect server has?"""
+    """Returns whether the job names any Prefect block."""
     return bool(named_blocks(job))
 
 
 def headers(job: Job) -> dict[str, str]:
-    """The job's request headers with their references resolved. Raises UserError naming what is missing."""
+    """Returns the job's request headers with their references resolved. Raises UserError for a missing one."""
     return {
         name: value if name.lower() in OPEN_HEADERS else _secret(value, f"source.headers.{name}")
         for name, value in job.source.headers.items()
@@ -65,7 +65,7 @@ def _secret(reference: str, setting: str) -> str:
     if kind == "env":
         value = os.environ.get(name)
         if not value:
-            raise UserError(f"{setting}: the environment variable {name} is not set where the work runs")
+            raise UserError(f"{setting}: the environment variable {name} is not set on the machine of the run")
         return value
     from prefect.blocks.system import Secret
 
@@ -78,25 +78,25 @@ def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
         return block_type.load(name)
     except ValueError:
         raise UserError(
-            f"{setting}: there is no {kind} block `{name}` on the Prefect server{_which()}. Create it there: in the UI "
-            "(Blocks), or with `ferry block` (docs/reference/job.md)"
+            f"{setting}: the Prefect server{_which()} has no {kind} block `{name}`. Create it there, in the UI "
+            "(Blocks) or with `ferry block` (docs/reference/job.md)"
         ) from None
 
 
 def _which() -> str:
-    """Which server was asked: a local one goes by its folder."""
+    """Returns ` of FOLDER` for a local server, else ""."""
     home = os.environ.get("PREFECT_HOME")
     return f" of {home}" if home and os.environ.get("PREFECT_API_URL", "").startswith("http://127.0.0.1:") else ""
 
 
 def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
-    """How to reach a bucket: `profile:NAME`, `block:NAME`, `anonymous`, or nothing for boto3's chain."""
+    """Returns the access to a bucket by `profile:NAME`, `block:NAME`, `anonymous`, or None for boto3's chain."""
     found = _access(credentials, endpoint_url, region, setting)
     return replace(found, proxied=_proxied(found.endpoint_url or "https://s3.amazonaws.com"))
 
 
 def _proxied(address: str) -> bool:
-    """Whether HTTPS_PROXY and the like name a proxy for an address."""
+    """Returns whether HTTPS_PROXY or a similar variable names a proxy for an address."""
     parts = urlsplit(address)
     return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
 
@@ -114,9 +114,9 @@ def _access(credentials: str | None, endpoint_url: str | None, region: str | Non
     block: Any = _load(AwsCredentials, name, setting, "AwsCredentials")
     if getattr(block, "assume_role_arn", None):  # of prefect-aws 0.7
         raise UserError(
-            f"{setting}: the AwsCredentials block `{name}` has `assume_role_arn`, which Ferry does not use. Write the "
-            "role as a profile into ~/.aws/config where the work runs (`role_arn`, and `source_profile` or "
-            "`credential_source`), and name that: `profile:NAME`. Its keys are renewed while a run lasts"
+            f"{setting}: the AwsCredentials block `{name}` has `assume_role_arn`, which Ferry does not support. Define "
+            "the role as a profile in ~/.aws/config on the machine of the run (`role_arn`, and `source_profile` or "
+            "`credential_source`), and set `profile:NAME`. Ferry renews its keys during a run"
         )
     endpoint_url = endpoint_url or block.aws_client_parameters.endpoint_url
     region = region or block.region_name
@@ -127,9 +127,9 @@ def _access(credentials: str | None, endpoint_url: str | None, region: str | Non
 
 
 def _from_environment(endpoint_url: str | None, region: str | None) -> Access | None:
-    """The keys that boto3's chain would take first, where they are set and no file has a say.
+    """Returns the access by the two environment variables, which boto3's chain would also use; None in other cases.
 
-    boto3 itself holds 9 MB, for two variables.
+    This avoids loading boto3, which takes 9 MB. None is returned if a profile or a config file could change the result.
     """
     named = os.environ.get
     key_id, secret = named("AWS_ACCESS_KEY_ID"), named("AWS_SECRET_ACCESS_KEY")
@@ -143,10 +143,12 @@ def _from_environment(endpoint_url: str | None, region: str | None) -> Access | 
 
 
 def source_access(job: Job) -> Access:
+    """Returns the access to the job's source bucket."""
     s = job.source
     return access(s.credentials, s.endpoint_url, s.region, "source.credentials")
 
 
 def destination_access(job: Job) -> Access:
+    """Returns the access to the job's destination bucket."""
     d = job.destination
     return access(d.credentials, d.endpoint_url, d.region, "destination.credentials")

@@ -1,4 +1,4 @@
-"""Is the state of a deployment's run where it outlives the run? (SEMANTICS: files and bodies)"""
+"""The check that the state of a deployment's run outlives the run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ferry.core import UserError
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What decides whether a state outlives its run."""
+    """The facts that decide whether a state outlives its run."""
 
     in_deployment: bool
-    clone_root: Path | None  # the folder with the fetched code that the worker deletes, when the run works in one
-    container_layer: bool  # the state lies in the file system of a container that Prefect is all of
+    clone_root: Path | None  # the folder of fetched code that the worker deletes after the run, if the run is in one
+    container_layer: bool  # the state is in the file system of a container that only runs Prefect
 
 
 def placement_problem(state: str, *, in_deployment: bool, clone_root: Path | None, container_layer: bool) -> str | None:
-    """Why ``state`` (an address, or an absolute path without symbolic links) would be lost, with the fix; else None.
+    """Returns why ``state`` would be lost, with the fix, or None. A path must be absolute, without symbolic links.
 
-    | state | of a deployment | under clone_root | container_layer | lost |
+    | state | in_deployment | under clone_root | container_layer | lost |
     |---|---|---|---|---|
     | s3:// | any | any | any | no |
     | directory | no | any | any | no |
@@ -32,20 +32,20 @@ def placement_problem(state: str, *, in_deployment: bool, clone_root: Path | Non
         return None
     if clone_root is not None and Path(state).is_relative_to(clone_root):
         return (
-            f"the state `{state}` lies in a copy of the code that the worker deletes when this run ends; the next run "
-            "would start from nothing. Set `state` in the job to `s3://bucket/prefix` or to a directory that stays, "
-            "such as `/srv/ferry/NAME`; or start the worker in the project's root, as prefect.yaml does it"
+            f"the state `{state}` is in a copy of the code that the worker deletes when this run ends; the next run "
+            "would start from nothing. Set `state` in the job to `s3://bucket/prefix` or to a permanent directory, "
+            "such as `/srv/ferry/NAME`; or start the worker in the project's root, as prefect.yaml does"
         )
     if container_layer:
         return (
-            f"the state `{state}` lies in the layer of this container and goes with it; the next run would start from "
-            "nothing. Set `state` in the job to `s3://bucket/prefix`, or mount a volume there"
+            f"the state `{state}` is in the file system of this container and is deleted with it; the next run would "
+            "start from nothing. Set `state` in the job to `s3://bucket/prefix`, or mount a volume there"
         )
     return None
 
 
 def refuse_lost_state(state: str) -> None:
-    """Raises UserError when ``state`` would not outlive the run that this process works for."""
+    """Raises UserError if ``state`` would not outlive this process's run."""
     if "://" in state:
         return
     path = Path(state).resolve()
@@ -61,23 +61,23 @@ def refuse_lost_state(state: str) -> None:
 
 
 def facts(state: Path) -> Placement:
-    """How this process stands to ``state``."""
+    """Returns the facts about ``state`` as seen from this process."""
     clone_root = find_clone_root(Path.cwd().resolve())
     container_layer = is_prefects_container(_first_command()) and on_root_device(state)
-    # Outside a flow of a deployment the answer costs a request to the API: asked only where it matters.
+    # Reading the deployment's ID may cost a request to the API, so it is read only if it matters.
     suspicious = clone_root is not None or container_layer
     return Placement(suspicious and _deployment_id() is not None, clone_root, container_layer)
 
 
 def _deployment_id() -> str | None:
-    from prefect.runtime import deployment  # late: `ferry` must know its server before Prefect is imported
+    from prefect.runtime import deployment  # late: `ferry` must set the server's address before Prefect is imported
 
     id_: str | None = deployment.id
     return id_
 
 
 def find_clone_root(folder: Path) -> Path | None:
-    """The outermost folder at or above ``folder`` that a worker made for one run, by its name."""
+    """Returns the outermost of ``folder`` and its parents that a worker made for one run, by its name; or None."""
     from tasks.prefect_patches import RUNNER_FOLDER, WORKER_FOLDER  # late: as above
 
     for path in reversed([folder, *folder.parents]):
@@ -87,16 +87,16 @@ def find_clone_root(folder: Path) -> Path | None:
 
 
 def is_prefects_container(first_command: str) -> bool:
-    """Whether the first process that this one can see is Prefect's: a container with nothing else to do.
+    """Returns whether process 1 is Prefect, as in a container that only runs Prefect.
 
-    `/.dockerenv` or KUBERNETES_SERVICE_HOST alone say too much: development machines, CI jobs and micro-VMs
-    made from images have them and keep their disks. On a host the first process is an init.
+    `/.dockerenv` or KUBERNETES_SERVICE_HOST are not enough: development machines, CI jobs and micro-VMs made from
+    images also have them, but keep their disks. On a host, process 1 is an init system.
     """
     return "prefect" in first_command
 
 
 def _first_command() -> str:
-    """The command line of process 1; empty where there is no /proc."""
+    """Returns the command line of process 1; "" without /proc."""
     try:
         return Path("/proc/1/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -104,6 +104,6 @@ def _first_command() -> str:
 
 
 def on_root_device(path: Path) -> bool:
-    """Whether ``path``, or what exists of it, lies on the device of `/`: volumes and bind mounts do not."""
+    """Returns whether ``path``, or its nearest existing parent, is on the device of `/`, not on a mounted volume."""
     existing = next(p for p in (path, *path.parents) if p.exists())
     return existing.stat().st_dev == Path("/").stat().st_dev

@@ -1,19 +1,20 @@
-"""How many task runs this process has made: so many a local server must have recorded before it may end."""
+"""The count of this process's task runs, all of which a local server must record before it stops."""
 
 from __future__ import annotations
 
 import threading
 
 _lock = threading.Lock()
-_made = 0
+_total = 0
 
 
-def one() -> None:
-    """A task run begins, or is handed to Prefect to be run or found in the cache."""
-    global _made
+def increment() -> None:
+    """Count a task run that starts, or is submitted to Prefect to be run or found in the cache."""
+    global _total
     with _lock:
-        _made += 1
+        _total += 1
 
 
-def made() -> int:
-    return _made
+def total() -> int:
+    """Returns the number of task runs so far."""
+    return _total

@@ -1,4 +1,4 @@
-"""Verifying as tasks: one task run reads one part of the ledger's objects back."""
+"""The verification tasks, one run of which reads one part of the ledger's objects."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ PART_ROWS = 5_000
 
 
 @dataclass(slots=True)
-class Check:
-    """A verification under way; counts add up over its parts."""
+class Verification:
+    """A running verification; its counts add up over its parts."""
 
     state: State
     destination: Store
@@ -57,10 +57,12 @@ class Check:
     parts_done: int = 0
 
     def add(self, result: Verified) -> None:
-        """Writes what is wrong, and what is right again, to the ledger. Raises Fatal when another run has taken the
-        lease meanwhile."""
+        """Write wrong objects, and objects that are right again, to the ledger, and add the counts.
+
+        Raises Fatal if another run has taken the lease.
+        """
         if not self.lease.regain():
-            raise Fatal("this verification lost its lease on the state to another run; it writes nothing more")
+            raise Fatal("another run has taken the lease on the state; this verification ends without more outcomes")
         note_verified(self.state, result, self.run_no, self.parts_done)
         self.parts_done += 1
         self.checked += result.checked
@@ -75,16 +77,17 @@ class Check:
 
     @property
     def proven(self) -> bool:
-        """Was every object compared, and is none other than the ledger says?"""
+        """Whether every object was compared and equals its entry in the ledger."""
         return not (self.missing or self.altered or self.unread or self.unproven)
 
     @property
     def sample_words(self) -> str:
+        """How many objects the sample has, and its seed."""
         return f"{self.checked:,} of {self.sample.of:,} objects read, a sample with the seed {self.sample.seed}"
 
     @property
     def compared_words(self) -> str:
-        """What the objects were compared by: `28 by ETag, 2 by size alone`."""
+        """How the objects were compared: `28 by ETag, 2 by size alone`."""
         words = {
             Evidence.DIGEST: "by digest",
             Evidence.ETAG: "by ETag",
@@ -94,72 +97,75 @@ class Check:
 
     @property
     def message(self) -> str:
+        """The result in sentences, for the flow run's state."""
         wrong = self.missing + self.altered
         drawn = self.sample is not EVERYTHING
-        text = f"{self.checked:,} objects are at the destination as the ledger says: {self.compared_words}"
+        text = f"{self.checked:,} objects at the destination match the ledger: {self.compared_words}"
         if drawn:
-            text = f"all that were read are as the ledger says ({self.sample_words}): {self.compared_words}"
+            text = f"all objects read match the ledger ({self.sample_words}): {self.compared_words}"
         if wrong:
             text = (
-                f"{wrong:,} of {self.checked:,} objects are not as the ledger says: {self.missing:,} missing, "
+                f"{wrong:,} of {self.checked:,} objects do not match the ledger: {self.missing:,} missing, "
                 f"{self.altered:,} altered{f' ({self.sample_words})' if drawn else ''}. "
                 f"Compared: {self.compared_words}. The next run repairs them"
             )
         if self.right_again:
-            text += f". {self.right_again:,} that an earlier verification found wrong are right"
+            text += f". {self.right_again:,} found wrong by an earlier verification now match the ledger"
         if self.unproven:
             text += (
-                f". {self.unproven:,} of them an earlier verification found wrong, and sizes and ETags do not prove "
-                "that they are right: the next run writes them again, unless `ferry verify` without `--list` finds "
-                "them right"
+                f". {self.unproven:,} of them were wrong in an earlier verification, and their sizes and ETags are not "
+                "proof: the next run writes them again, unless `ferry verify` without `--list` confirms them first"
             )
         if self.unread:
-            text += f". {self.unread:,} more could not be read ({self.unread_first}): verify again"
+            text += f". {self.unread:,} more objects could not be read ({self.unread_first}): verify again"
         return text
 
 
 def check_choice(list_only: bool, sample: str | int | None, seed: int | None) -> None:
-    """Raises UserError for what cannot be asked for together."""
+    """Raises UserError for options that cannot be combined."""
     if list_only and sample is not None:
-        raise UserError("a listing compares every object at no cost; leave out the sample, or the listing")
+        raise UserError("a listing compares every object and cannot be combined with a sample; leave one out")
     if seed is not None and sample is None:
-        raise UserError("a seed is a sample's; say how large that was, too (`1%`, `500`)")
+        raise UserError("a seed needs the size of its sample: add the sample (`1%`, `500`)")
     if sample is not None:
         sample_rows(sample, 0)
 
 
 @contextlib.contextmanager
 def open_check(
-    job: Job, name: str, flow_run: str = "", tell: Callable[[str], None] = lambda _: None, *, wait: bool = False
-) -> Iterator[Check]:
-    """Takes the lease: a verification writes outcomes. Raises UserError, and LeaseHeld unless it is to ``wait``."""
+    job: Job, name: str, flow_run: str = "", warn: Callable[[str], None] = lambda _: None, *, wait: bool = False
+) -> Iterator[Verification]:
+    """Open a verification under the lease, since it writes outcomes.
+
+    Raises UserError for unusable settings, and LeaseHeld if another run holds the lease and ``wait`` is false.
+    """
     state_location.refuse_lost_state(str(job.state))
     access = secrets.destination_access(job)
     run_preflight(job.destination.uri, access)
     state = state_of(job)
     if plan := read_plan(state):
         check_where(plan, job)
-    with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=tell) as lease:
+    with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Check(state, store, lease, last_run_no(state) + 1)
+        yield Verification(state, store, lease, last_run_no(state) + 1)
 
 
-def draw(check: Check, sample: str | int, seed: int | None) -> None:
-    """From now on a sample of the objects is read, and not all."""
+def draw(check: Verification, sample: str | int, seed: int | None) -> None:
+    """Draw the sample of objects to read, instead of all."""
     check.sample = draw_sample(check.state, sample, seed)
 
 
-def parts(check: Check) -> list[tuple[str, str]]:
-    """What is to be read, cut into parts."""
+def parts(check: Verification) -> list[tuple[str, str]]:
+    """Returns the bounds of the parts to read, and sets the total of the progress."""
     rows, bounds = verify_parts(check.state, PART_ROWS, check.sample)
     check.progress.start(rows)
     return bounds
 
 
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
-def read_part(check: Check, bounds: tuple[str, str]) -> int:
-    """Downloads a part's objects and compares their digests; returns how many were wrong."""
-    task_count.one()
+def read_part(check: Verification, bounds: tuple[str, str]) -> int:
+    """Download a part's objects and compare their digests. Returns how many were wrong."""
+    task_count.increment()
     outcomes = expected_objects(check.state, bounds, check.sample)
     result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress))
     check.add(result)
@@ -167,9 +173,9 @@ def read_part(check: Check, bounds: tuple[str, str]) -> int:
 
 
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
-def compare_listing(check: Check, bounds: list[tuple[str, str]]) -> int:
-    """Compares sizes and ETags from a listing of the whole destination; reads no object."""
-    task_count.one()
+def compare_listing(check: Verification, bounds: list[tuple[str, str]]) -> int:
+    """Compare the sizes and ETags of a complete listing. Returns how many objects were wrong."""
+    task_count.increment()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:

@@ -1,4 +1,4 @@
-"""Why a run of a deployment has not begun: its work pool, and who is there to take it."""
+"""The diagnosis of a deployment's run that does not start: its work pool and that pool's workers."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from prefect.exceptions import ObjectNotFound
 
 
 def workers(client: SyncPrefectClient, pool: str) -> list[Worker]:
-    """Those of a work pool that have been heard of lately."""
+    """Returns the online workers of a work pool."""
     online = WorkerFilter(status=WorkerFilterStatus(any_=["ONLINE"]))
     return client.read_workers_for_work_pool(pool, worker_filter=online)
 
 
-def start_one(pool: str) -> str:
-    """What to type."""
-    return f"in the project's root, on the machine that is to work: prefect worker start --pool {pool}"
+def start_command(pool: str) -> str:
+    """Returns where and how to start a worker of a pool."""
+    return f"in the project's root, on the worker's machine: prefect worker start --pool {pool}"
 
 
 def why_waiting(state: str, pool: str | None, exists: bool, paused: bool, online: Sequence[str]) -> str | None:
-    """What a run waits for, and what to do about it; None: for its turn, which comes by itself.
+    """Returns what a run waits for, and what to do; None if it only waits for its turn.
 
-    | its state | the pool | workers | it waits for |
+    | state | work pool | online workers | the run waits for |
     |---|---|---|---|
-    | AwaitingConcurrencySlot | any | any | another run of its deployment to end |
-    | any other | none | | nobody: it is the deployment's to name one |
-    | any other | gone | | a pool of that name |
+    | AwaitingConcurrencySlot | any | any | the end of another run of its deployment |
+    | any other | not named | | its deployment to name a pool |
+    | any other | named, but missing | | a pool with that name |
     | any other | paused | any | the pool to be resumed |
-    | any other | there | none | a worker |
-    | any other | there | some | its turn |
+    | any other | exists | none | a worker |
+    | any other | exists | some | its turn |
     """
     if state == "AwaitingConcurrencySlot":
-        return "it waits for another run of its deployment to end; it looks again every 30 seconds"
+        return "the run waits for another run of its deployment to end; it tries again every 30 seconds"
     if pool is None:
-        return "its deployment names no work pool, so no worker takes it; `ferry deploy` gives it that of prefect.yaml"
+        return "the deployment has no work pool, so no worker takes the run; `ferry deploy` sets that of prefect.yaml"
     if not exists:
-        return f"there is no work pool `{pool}`; `ferry deploy` makes it"
+        return f"the work pool `{pool}` does not exist; `ferry deploy` creates it"
     if paused:
-        return f"the work pool `{pool}` is paused: prefect work-pool resume {pool}"
+        return f"the work pool `{pool}` is paused; to resume it: prefect work-pool resume {pool}"
     if not online:
-        return f"no worker of the work pool `{pool}` is up. Start one {start_one(pool)}"
+        return f"the work pool `{pool}` has no online worker. Start one {start_command(pool)}"
     return None
 
 
 def look(client: SyncPrefectClient, state: str, pool: str | None) -> str | None:
-    """As :func:`why_waiting`, of what the server knows now."""
+    """Returns :func:`why_waiting` for the server's present data."""
     if pool is None:
         return why_waiting(state, None, False, False, ())
     try:

@@ -213,11 +213,11 @@ def test_observing_md_lists_every_metric() -> None:
     """docs/how-to/observe.md has a line for each metric, with its type, and for no other."""
     from ferry.core.progress import Progress
     from ferry.ratelimit.host_snapshot import HostSnapshot
-    from tasks.reporting.metrics import Figures
+    from tasks.reporting.metrics import RunCollector
     from tasks.reporting.run_view import RunView
 
     host = HostSnapshot("img.example", 1, 1, 0, 0.0, "why", requests=1)
-    families = Figures(RunView("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
+    families = RunCollector(RunView("job", "full", Progress(), hosts=lambda: ([host], 0))).collect()
     kinds = {"info": ("_info", "gauge"), "counter": ("_total", "counter"), "gauge": ("", "gauge")}
     told = [(family.name + kinds[family.type][0], kinds[family.type][1]) for family in families]
     assert re.findall(r"^\| `(ferry_\w+)` \| (\w+) \|", _page("how-to/observe.md"), re.MULTILINE) == told
@@ -231,7 +231,7 @@ def test_observing_md_shows_lines_as_they_are_written(monkeypatch: pytest.Monkey
     text, as_json = (block.splitlines() for block in blocks)
     shown = json.loads(as_json[0])
     run = {name: shown[name] for name in ("flow_run_id", "flow_run_name")}
-    monkeypatch.setattr(log_format, "about", {**run, "job": shown["job"], "run_no": shown["run_no"]})
+    monkeypatch.setattr(log_format, "run_fields", {**run, "job": shown["job"], "run_no": shown["run_no"]})
     when = datetime.fromisoformat(shown["time"])
 
     def record(name: str, message: str, **more: str) -> logging.LogRecord:

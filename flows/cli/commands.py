@@ -1,4 +1,4 @@
-"""The `ferry` command. Each command is wiring: load the job, call what does the work, draw the answer."""
+"""The commands of `ferry`. Each one loads the job, calls the code that does the work, and prints the result."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
 from tasks.job_file import TEMPLATE, load_job
 from tasks.own_files import refuse_own_files
+from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import arrow_without_numpy, skip_gc_at_exit
 
 app = App(
     name="ferry",
     version=__version__,
-    help="Moves large image libraries between storage providers, and can say what became of each object.",
-    suppress_keyboard_interrupt=False,  # main() says which signal it was
+    help="Copies large image libraries between storage providers and records the outcome of every object.",
+    suppress_keyboard_interrupt=False,  # main() maps the signal to an exit code
 )
 
 
-SHOWN_WRONG = 50  # objects that `ferry verify` names
+SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
 @app.command
 def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
-    """Write a commented job file to start from."""
+    """Write a commented example job file."""
     from flows.cli import terminal
 
     if path.exists():
-        raise UserError(f"{path} exists already; name another file")
+        raise UserError(f"{path} already exists; name another file")
     name = path.stem if path.stem not in ("job", "") else path.absolute().parent.name
     safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("._-") or "job"
     try:
@@ -52,14 +53,14 @@ def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
         print_json({"file": str(path)})
     else:
         terminal.out.print(
-            f"wrote {terminal.shown(path)}. Edit it, then: ferry plan {terminal.shown(shlex.quote(str(path)))}"
+            f"wrote {terminal.shown(path)}. Edit it, then run: ferry plan {terminal.shown(shlex.quote(str(path)))}"
         )
     return 0
 
 
 @app.command
 def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
-    """Show what a run would do and why. Nothing is moved, nothing is written."""
+    """Show which rows a run would copy, and why. Nothing is copied or written."""
     from flows.cli import terminal
     from tasks.dry_run import dry_plan
     from tasks.reporting.text import describe
@@ -81,29 +82,30 @@ def run(
     job_file: Path | None = None,
     /,
     *,
-    on: Annotated[str | None, Parameter(help="Have a deployment do it: migrate/prod; JOB may be left out.")] = None,
+    on: Annotated[str | None, Parameter(help="Run on a deployment, such as migrate/prod. JOB may be omitted.")] = None,
     set_: Annotated[
-        tuple[str, ...], Several(name="--set", help="A setting in place of the job's: limits.concurrency=8.")
+        tuple[str, ...], Several(name="--set", help="Override a job setting, such as limits.concurrency=8.")
     ] = (),
-    limit: Annotated[int | None, Parameter(help="Move this many rows at most.")] = None,
+    limit: Annotated[int | None, Parameter(help="Copy at most this many rows.")] = None,
     retry_failed: Annotated[
         tuple[str, ...],
         Several(
             name="--retry-failed",
-            help="Take failed rows alone: all, or with =CLASS[,CLASS] those of a class or status code.",
+            help="Take only failed rows: all, or with =CLASS[,CLASS] those with an error class or status code.",
         ),
     ] = (),
     replan: Annotated[
-        bool, Parameter(negative="", help="Plan from scratch; what is at the destination stays.")
+        bool, Parameter(negative="", help="Set the plan aside and plan again. Objects at the destination stay.")
     ] = False,
-    wait: Annotated[bool, Parameter(negative="", help="Wait while another run of the job is on.")] = False,
+    wait: Annotated[bool, Parameter(negative="", help="Wait while another run of the job holds the lease.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Move what is new, pending or worth another try."""
+    """Copy new rows, pending rows and retryable failures."""
     if on is not None or job_file is None:
         from flows.cli.remote import run_on
 
-        given = {"retry_failed": _classes(limit, retry_failed) or None, "limit": limit, "wait": wait or None}
+        selected = _selection(limit, retry_failed).parameter
+        given = {"retry_failed": selected or None, "limit": limit, "wait": wait or None}
         return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
     with signals.ended_by_the_system():
         arrow_without_numpy()
@@ -113,18 +115,18 @@ def run(
         from flows.running import reporter
         from tasks.reporting.text import Report
 
-    classes = _classes(limit, retry_failed)
+    selection = _selection(limit, retry_failed)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
     local_run.prepare(job, job_file, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
     with prefect_for(folder, quiet=draw, job=job) as api:
         if draw:
-            reporter.drawer = terminal.draw_progress
+            reporter.progress_drawer = terminal.draw_progress
             terminal.out.print(
                 f"Prefect UI while this runs: {api.url.removesuffix('/api')}   "
                 f"(later: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
             )
-        code, end = migrate_here(api, job, classes, limit, wait)
+        code, end = migrate_here(api, signals.current(), job, selection, limit, wait)
     if not isinstance(end, Report):
         if json_:
             print_json({"error": str(end), "exit_code": code})
@@ -138,29 +140,29 @@ def run(
     return code
 
 
-def _classes(limit: int | None, retry_failed: tuple[str, ...]) -> bool | list[str]:
-    """The flow's `retry_failed`. Raises UserError for options that make no sense."""
+def _selection(limit: int | None, retry_failed: tuple[str, ...]) -> RetrySelection:
+    """Returns the rows that `--retry-failed` selects. Raises UserError for it or ``limit`` if they cannot be used."""
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: move at least one row, or leave the option out")
-    retry_failed = _split(retry_failed)
-    _check_classes(name for name in retry_failed if name != "all")
-    return bool(retry_failed) and ([name for name in retry_failed if name != "all"] or True)
+        raise UserError(f"--limit {limit}: the limit must be at least 1; or leave the option out")
+    selection = RetrySelection.from_option(_split(retry_failed))
+    _check_classes(selection.classes)
+    return selection
 
 
 def _split(names: tuple[str, ...]) -> tuple[str, ...]:
-    """`--class not_found,404` as well as the option twice."""
+    """Returns the single names of options such as `--class not_found,404`, which may be repeated."""
     return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
 
 
 def _check_classes(names: Iterable[str]) -> None:
-    """Raises UserError for the name of an error class that there is not: it would take no row, silently."""
+    """Raises UserError for an unknown error class, which would silently select no row."""
     for name in names:
         if problem := class_problem(name):
             raise UserError(problem)
 
 
 def _state(job: Job, job_file: Path) -> Any:
-    """The job's state, to be read."""
+    """Returns the job's state, for reading."""
     from tasks.run import state_of
 
     if not str(job.state).startswith("s3://"):
@@ -171,7 +173,7 @@ def _state(job: Job, job_file: Path) -> Any:
 
 @app.command
 def status(job_file: Path, *, json_: JsonFlag = False) -> int:
-    """Show how far a job is; also while it runs, and after a crash."""
+    """Show a job's progress, also during a run and after a crash."""
     from ferry.ratelimit import read_hosts
     from ferry.state import Counts, count, lease_holder, read_plan, with_latest
     from flows.cli import terminal
@@ -183,7 +185,7 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
     if running and hosts is not None and hosts.paused:
-        running += "; paused at Prefect: it goes on when it is resumed there (docs/how-to/control-a-run.md)"
+        running += "; paused at Prefect: resume it there to continue (docs/how-to/control-a-run.md)"
     if json_:
         known = dataclasses.asdict(hosts) if hosts else None
         print_json(
@@ -204,21 +206,22 @@ def failures(
     job_file: Path,
     *,
     class_: Annotated[
-        tuple[str, ...], Several(name="--class", help="Only those of CLASS[,CLASS] or status codes.")
+        tuple[str, ...],
+        Several(name="--class", help="Only failures with these error classes or status codes: CLASS[,CLASS]."),
     ] = (),
-    chunk: Annotated[str, Parameter(help="Only those of one chunk: its first digits, or its name in the UI.")] = "",
+    chunk: Annotated[str, Parameter(help="Only failures of one chunk: its first digits, or its name in the UI.")] = "",
     format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
-    limit: Annotated[int | None, Parameter(help="Show this many at most (table: 50).")] = None,
+    limit: Annotated[int | None, Parameter(help="Show at most this many failures. Default for a table: 50.")] = None,
     json_: JsonFlag = False,
 ) -> int:
-    """List the failed rows, each with its reason."""
+    """List the failed rows with their reasons."""
     import csv
 
     from ferry.state import FAILURE_COLUMNS, failure_cell, select_failures, with_latest
     from flows.cli import terminal
 
     if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: show at least one row, or leave the option out")
+        raise UserError(f"--limit {limit}: the limit must be at least 1; or leave the option out")
     class_ = _split(class_)
     _check_classes(class_)
     chunk = chunk.removeprefix("chunk-").partition("-")[0]
@@ -242,31 +245,35 @@ def verify(
     job_file: Path,
     *,
     list_: Annotated[
-        bool, Parameter(name="--list", negative="", help="Compare ETags and sizes from a listing; read no object.")
+        bool,
+        Parameter(name="--list", negative="", help="Compare only the ETags and sizes of a listing. No object is read."),
     ] = False,
-    sample: Annotated[str | None, Parameter(help="Read some objects, drawn at random: `1%`, or a count.")] = None,
-    seed: Annotated[int | None, Parameter(help="Draw that sample again which named this seed.")] = None,
+    sample: Annotated[
+        str | None, Parameter(help="Read objects drawn at random: a share such as `1%`, or a count.")
+    ] = None,
+    seed: Annotated[int | None, Parameter(help="Draw the sample with this seed again.")] = None,
     json_: JsonFlag = False,
 ) -> int:
-    """Read the destination back, all of it or a sample, and compare it with the ledger."""
+    """Read the destination, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
         from ferry.state import select_wrong, with_latest
         from flows.cli import terminal
-        from flows.cli.local_run import as_recorded, end_of, exit_code, load_flows, prefect_for
+        from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
         from flows.running import reporter
         from tasks.run import state_of
 
     job = load_job(job_file)
     draw = terminal.is_terminal() and not json_
-    reporter.drawer = terminal.draw_progress if draw else None
+    reporter.progress_drawer = terminal.draw_progress if draw else None
     with prefect_for(job_file.absolute().parent, quiet=draw) as api:
         load_flows()
         from flows.verify import verify as verify_flow
 
-        with signals.listening(), as_recorded():
-            state = end_of(verify_flow, job, list_, sample, seed)
-        api.settle(state)
-    code, end = exit_code(state)
+        interrupts = signals.current()
+        with interrupts.listening(), tagged():
+            state = run_flow(verify_flow, job, list_, sample, seed)
+        api.settle(state, interrupts)
+    code, end = exit_code(interrupts, state)
     wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []
     if json_:
         if code > 1:
@@ -279,7 +286,7 @@ def verify(
         for what, key, why in ((line["error_class"], line["key"], line["message"]) for line in wrong):
             terminal.out.print(f"[red]{what}[/red]  {terminal.shown(key)}  [dim]{terminal.shown(why)}[/dim]")
         if len(wrong) == SHOWN_WRONG:
-            terminal.out.print("... these are the first; the ledger has them all (docs/reference/state.md)")
+            terminal.out.print("... only the first are shown; the ledger has all of them (docs/reference/state.md)")
         terminal.out.print(terminal.shown(state.message))
     return code
 
@@ -287,27 +294,27 @@ def verify(
 @app.command
 def export(
     job_file: Path,
-    out: Annotated[Path, Parameter(help="A .csv, .parquet or .xlsx file.")],
+    out: Annotated[Path, Parameter(help="The file to write: .csv, .parquet or .xlsx.")],
     *,
     what: Literal["map", "failures"] = "map",
     full: Annotated[
         bool,
-        Parameter(negative="", help="Addresses byte for byte, with their query strings: they may hold signatures."),
+        Parameter(negative="", help="Write complete URLs, with query strings, which may hold signatures."),
     ] = False,
-    overwrite: Annotated[bool, Parameter(negative="", help="Replace the file when it exists.")] = False,
+    overwrite: Annotated[bool, Parameter(negative="", help="Replace the file if it exists.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Write the map from old address to new key, or the failures, for people."""
+    """Write the map from old URL to new key, or the failures, to a file."""
     from ferry.state import export as write
     from flows.cli import terminal
 
     job = load_job(job_file)
     if out.exists() and out.resolve() in (Path(job.manifest).resolve(), job_file.resolve()):
-        raise UserError(f"{out} is the job's own file; export to another one")
-    place = out.absolute()  # the state's credentials may be a block: Prefect is asked from another directory
+        raise UserError(f"{out} is the job file or its manifest; export to another file")
+    target = out.absolute()  # now: reading a block, for the state's credentials, changes the working directory
     if out.exists() and not overwrite:
-        raise UserError(f"{out} exists already; name another file, or add --overwrite")
-    rows = write(_state(job, job_file), what, place, full=full)
+        raise UserError(f"{out} already exists; name another file, or add --overwrite")
+    rows = write(_state(job, job_file), what, target, full=full)
     if json_:
         print_json({"file": str(out), "rows": rows})
     else:
@@ -322,7 +329,7 @@ app.command("flows.cli.remote:watch")
 
 @app.command
 def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag = False) -> int:
-    """Serve the Prefect UI over the runs that `ferry run` recorded, and the blocks that they use. Ctrl-C ends it."""
+    """Serve the Prefect UI with the runs that `ferry run` recorded and their blocks, until Ctrl-C."""
     from flows.cli import terminal
     from flows.cli.local_run import prefect_home
     from flows.server.local import LocalServer, is_free
@@ -330,15 +337,15 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
     if job_file is not None:
         load_job(job_file)
     if port is not None and not is_free(port):
-        raise UserError(f"--port {port} cannot be used: it is taken, or no port at all. Leave it out for any free one")
+        raise UserError(f"--port {port}: the port is in use or not a valid port number; leave it out for a free port")
     home = prefect_home(job_file.absolute().parent if job_file else Path.cwd())
     if job_file is None and not (home / "prefect.db").exists():
-        raise UserError(f"there are no runs in {home}; name the job file whose runs you want to see")
+        raise UserError(f"no runs are recorded in {home}; name the job file whose runs you want to see")
     with LocalServer(home, port) as server:
         if json_:
             print_json({"url": server.url})
         else:
-            terminal.out.print(f"Prefect UI: {server.url}   (Ctrl-C ends it)")
+            terminal.out.print(f"Prefect UI: {server.url}   (Ctrl-C stops it)")
         sys.stdout.flush()
         try:
             while True:
@@ -350,21 +357,22 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
 @app.command
 def demo(
     *,
-    keep: Annotated[bool, Parameter(negative="", help="Keep the servers up at the end, to look around.")] = False,
+    keep: Annotated[bool, Parameter(negative="", help="Keep the servers running at the end, until Ctrl-C.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Run the whole tour on servers of its own, in `.demo/` of the current folder."""
+    """Run the demo on its own local servers, in `.demo/` of the current folder."""
     return local_run.demo_tour()(Path.cwd() / ".demo", keep=keep, as_json=json_)
 
 
 def main() -> None:
-    """The console script. Exit codes: SEMANTICS, results of a run."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # no command sends Prefect's telemetry
+    """Run the command line and exit. The README lists the exit codes."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's telemetry stays off in every command
     warnings.showwarning = _show_warning
+    interrupts = signals.make_current()
     try:
         code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:
-        # Fatal outside the flow: the state cannot be read, and nothing has moved.
+        # A Fatal outside the flow means that the state cannot be read; nothing was copied.
         code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError | Fatal) else 1
         from flows.cli import terminal
 
@@ -372,8 +380,8 @@ def main() -> None:
         if "--json" in sys.argv:
             print_json({"error": str(exc), "exit_code": code})
     except KeyboardInterrupt:
-        code = signals.exit_code()
-    except BrokenPipeError:  # `ferry failures ... | head`: the reader has seen enough
+        code = interrupts.exit_code
+    except BrokenPipeError:  # `ferry failures ... | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     _leave(code if isinstance(code, int) else 0)
@@ -382,7 +390,7 @@ def main() -> None:
 def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
-    """A FutureWarning is meant for the user: without the line of code that gave it. Others are for developers."""
+    """Print a FutureWarning for the user, without its line of code; print others in Python's format."""
     if category is FutureWarning:
         from flows.cli import terminal
 
@@ -392,8 +400,8 @@ def _show_warning(
 
 
 def _leave(code: int) -> None:
-    """Ends the process; where the Prefect server is gone, without what Prefect would try to send it for minutes."""
-    if not local_run.lost:
+    """End the process. With the Prefect server unreachable, skip Prefect's exit handlers, which retry for minutes."""
+    if not local_run.server_unreachable:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -401,5 +409,5 @@ def _leave(code: int) -> None:
 
 
 def _bare_retry_failed(arguments: list[str]) -> list[str]:
-    """`--retry-failed` alone means every class; with `=CLASS` only that one."""
+    """Returns the arguments with a bare `--retry-failed` spelled as `--retry-failed=all`."""
     return ["--retry-failed=all" if argument == "--retry-failed" else argument for argument in arguments]

@@ -1,4 +1,4 @@
-"""`ferry deploy`: prefect.yaml to a Prefect server, and what that changed. `ferry block`: blocks alone."""
+"""The commands `ferry deploy`, which applies prefect.yaml to a Prefect server, and `ferry block`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def block(
     *,
     json_: JsonFlag = False,
 ) -> int:
-    """Save blocks from the environment, where the job's runs look for them."""
+    """Save blocks from the environment on the Prefect server that the job's runs use."""
     with prefect_server(local_run.prefect_home(job_file.absolute().parent), lambda: None):
         with signals.ended_by_the_system():
             from flows.deploying import deployments as deploying
             from tasks import prefect_api
         asked = dict(map(deploying.block_of, names))
-        with prefect_api.asking() as client:
+        with prefect_api.required_client() as client:
             changes = [deploying.settle_block(client, full, values, dry_run=False) for full, values in asked.items()]
     if json_:
         print_json({"changes": [dataclasses.asdict(change) for change in changes]})
@@ -47,17 +47,17 @@ def deploy(
     file: Annotated[Path, Parameter(help="The prefect.yaml to deploy.")] = Path("prefect.yaml"),
     block: Annotated[
         tuple[str, ...],
-        Several(help="Make or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
+        Several(help="Create or update a block from the environment: aws-credentials/NAME, or secret/NAME=VARIABLE."),
     ] = (),
-    notify: Annotated[tuple[str, ...], Several(help="A block that alarms go to: slack-webhook/NAME.")] = (),
+    notify: Annotated[tuple[str, ...], Several(help="Send alerts to this block: slack-webhook/NAME.")] = (),
     expect_every: Annotated[
         tuple[str, ...],
-        Several(help="Alarm when no run completed for so long, where a schedule is on: 26h; with --notify once."),
+        Several(help="Alert if no run completes for this long (26h) while a schedule is on. Needs --notify once."),
     ] = (),
-    dry_run: Annotated[bool, Parameter(negative="", help="Say what would be changed, and change nothing.")] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="Print the changes without making them.")] = False,
     json_: JsonFlag = False,
 ) -> int:
-    """Make the Prefect server hold what prefect.yaml says. Schedules stay on or off as they are."""
+    """Apply prefect.yaml to the Prefect server. Existing schedules are not switched on or off."""
     file = file.absolute()
     with signals.ended_by_the_system():
         given_server("ferry deploy")
@@ -65,15 +65,15 @@ def deploy(
         from flows.deploying import deployments as deploying
         from tasks import prefect_api
 
-    expected = missed_runs.every(expect_every)
+    expected = missed_runs.parse_expect_every(expect_every)
     wanted = prefect_yaml.read(file)
-    with prefect_api.asking() as client:
+    with prefect_api.required_client() as client:
         changes, ids = deploying.deploy(client, wanted, block, notify, dry_run=dry_run)
         if not dry_run:
-            changes += automations.settle(client, prefect_yaml.project(file), ids, notify, expected=expected)
+            changes += automations.apply(client, prefect_yaml.project(file), ids, notify, expected=expected)
         hints = _hints(client, ids) if not dry_run else []
     if dry_run and (notify or expect_every):
-        hints.append("alarms are made after the deployments; a dry run does not look at them")
+        hints.append("a dry run does not check the alerts, which are created after the deployments")
     if json_:
         print_json({"dry_run": dry_run, "changes": [dataclasses.asdict(change) for change in changes], "next": hints})
     else:
@@ -82,18 +82,18 @@ def deploy(
 
 
 def _hints(client: Any, ids: Any) -> list[str]:
-    """What is left for the operator: a worker, and schedules that are off."""
+    """Returns what the operator still has to do: start a worker, switch schedules on."""
     from tasks import work_pools
 
     found = [client.read_deployment(id_) for id_ in ids.values()]
     hints = [
-        f"no worker of the work pool `{name}` is up. Start one {work_pools.start_one(name)}"
+        f"the work pool `{name}` has no online worker. Start one {work_pools.start_command(name)}"
         for name in dict.fromkeys(one.work_pool_name for one in found)
         if name and not work_pools.workers(client, name)
     ]
     for full, one in zip(ids, found, strict=True):
         hints += [
-            f"{full} is off; to switch it on: prefect deployment schedule resume {full} {schedule.id}"
+            f"a schedule of {full} is off. To switch it on: prefect deployment schedule resume {full} {schedule.id}"
             for schedule in one.schedules
             if not schedule.active
         ]
@@ -115,8 +115,8 @@ def _print(changes: Sequence[Change], hints: Sequence[str], dry_run: bool) -> No
     counts = {what: sum(change.what == what for change in changes) for what in STYLES}
     done = ", ".join(f"{number} {what}" for what, number in counts.items() if number and what != "unchanged")
     if dry_run:
-        terminal.say(f"would be: {done}. Nothing was changed" if done else "nothing would be changed")
+        terminal.say(f"dry run: {done}. Nothing was changed" if done else "dry run: no changes needed")
     else:
-        terminal.say(f"{done}; the rest is as it was" if done else "nothing changed: all is as prefect.yaml has it")
+        terminal.say(f"{done}; the rest is unchanged" if done else "nothing changed: the server matches prefect.yaml")
     for hint in hints:
         terminal.say(hint)

@@ -1,4 +1,4 @@
-"""Runs the flow in this process, on the Prefect server that PREFECT_API_URL names or on a local one."""
+"""Flow runs in this process, on the Prefect server of PREFECT_API_URL or on a local one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flows.server import working_directory
 from flows.server.api_address import given_url
 from flows.server.local import prefect_server
 from tasks.own_files import refuse_own_files
+from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import limit_malloc_arenas
 
 if TYPE_CHECKING:
@@ -25,19 +26,21 @@ if TYPE_CHECKING:
 
 RECORDED_S = 30.0
 MANY_CHUNKS = 50
-lost = False  # the server went away for good: what Prefect would still send at the process's end has nowhere to go
+server_unreachable = (
+    False  # whether the server stayed unreachable: Prefect's exit handlers could not send their records
+)
 
 
 def prefect_home(folder: Path) -> Path:
-    """The local server's home: PREFECT_HOME where it is set, else `.ferry/prefect` beside the job file."""
+    """Returns the local server's home: PREFECT_HOME if it is set, else `.ferry/prefect` beside the job file."""
     given = os.environ.get("PREFECT_HOME")
     return Path(given) if given else folder / ".ferry" / "prefect"
 
 
 def has_many_chunks(job: Job) -> bool:
-    """A rerun of a large job: its chunks come back from the cache faster than a server records them one by one.
+    """Returns whether the job's plan has many chunks, which a rerun takes from the cache faster than a server records.
 
-    Of a state in a bucket nothing is known yet: to ask there would be the first request of the run.
+    False for a state in a bucket: reading its plan would cost the run's first request.
     """
     from ferry.state import read_plan
     from tasks.run import state_of
@@ -45,37 +48,37 @@ def has_many_chunks(job: Job) -> bool:
     try:
         plan = None if str(job.state).startswith("s3://") else read_plan(state_of(job))
     except (FerryError, OSError):
-        return False  # the run will say so
+        return False  # the run reports it
     return plan is not None and len(plan.chunks) >= MANY_CHUNKS
 
 
 def load_flows() -> None:
-    """Imports Prefect, a second's work; its settings must be in the environment by now."""
+    """Import the flows and Prefect, which takes a second. Prefect's settings must be in the environment by now."""
     with signals.ended_by_the_system():
         import flows.migrate  # noqa: F401
 
 
 @dataclass(frozen=True, slots=True)
 class Api:
-    """The Prefect API that a command works against."""
+    """The Prefect API that a command uses."""
 
     url: str
-    ends_with_us: bool  # a local server, started for this command
+    ends_with_us: bool  # whether it is a local server, started for this command
 
-    def settle(self, state: Any) -> None:
-        """Waits until the tasks of a run are recorded, where the server would not be there to do it later.
+    def settle(self, state: Any, interrupts: signals.Interrupts) -> None:
+        """Wait until a local server has recorded the run's tasks; it stops with this command.
 
-        Task runs reach a server by events. At the process's end Prefect sends those that are left.
+        Task runs reach a server as events, some of which Prefect sends only when the process ends.
         """
         if self.ends_with_us:
-            wait_until_recorded(state)
+            wait_until_recorded(state, interrupts)
 
 
 @contextlib.contextmanager
 def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterator[Api]:
-    """A Prefect API to run against. With ``quiet`` Prefect's log goes to the API only, not to the console.
+    """Provide a Prefect API. With ``quiet``, Prefect's log goes to the API only, not to the console.
 
-    A local server is made ready for many tasks where ``job`` has them.
+    A local server is tuned for many tasks if the plan of ``job`` has many chunks.
     """
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
@@ -89,7 +92,7 @@ def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterato
 
 @contextlib.contextmanager
 def blocks_for(job: Job, folder: Path) -> Iterator[None]:
-    """For commands that are no runs: where the job names blocks, the server that its runs would ask for them."""
+    """Provide the Prefect server of the job's blocks, if it names any, to a command that starts no run."""
     from tasks.secrets import names_blocks
 
     if not names_blocks(job) or given_url():
@@ -101,8 +104,10 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
 
 
 def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
-    """What goes before the flow: a check of the destination, a child that loads its libraries meanwhile, and
-    `--replan`, which no flow has."""
+    """Prepare a run before Prefect is loaded: refuse unsafe destinations, start the planner process, do `--replan`.
+
+    The planner process loads its libraries while this process loads Prefect. The flow has no parameter for `--replan`.
+    """
     from ferry.processes import PlannerProcess
     from ferry.state import hold_lease, put_ledger_aside, set_plan_aside
     from flows.cli import terminal
@@ -110,21 +115,24 @@ def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
 
     refuse_own_files(job, job_file)
     limit_malloc_arenas()
-    runs.warm = PlannerProcess()  # loads DuckDB while this process loads Prefect
+    runs.started_planner = PlannerProcess()  # loads DuckDB meanwhile
     if replan:
         with blocks_for(job, job_file.absolute().parent):
             state = runs.state_of(job)
         with hold_lease(state, f"{job.name} (replan)", wait=wait) as held:
-            runs.died = held.took_over
+            runs.replaced_holder = held.took_over
             set_plan_aside(state)
             for name in put_ledger_aside(state):
-                terminal.warning(f"{name} was damaged or gone: put aside, rows that it alone had are looked at again")
+                terminal.warning(f"{name} is damaged or missing; set aside. Rows recorded only there are checked again")
 
 
 @contextlib.contextmanager
-def as_recorded() -> Iterator[None]:
-    """How the server knows a run of this process: tagged, as prefect.yaml tags those of the deployment, and without
-    heartbeats. Their thread sleeps in whole seconds, and a flow waits for its end; the lease says who is alive."""
+def tagged() -> Iterator[None]:
+    """Run the flow in the block with the tag `ferry`, as prefect.yaml tags deployments, and without heartbeats.
+
+    The heartbeat thread sleeps in whole seconds, and the flow would wait for it at its end. The lease shows whether the
+    process is alive.
+    """
     from prefect import tags
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
@@ -133,61 +141,66 @@ def as_recorded() -> Iterator[None]:
 
 
 def migrate_here(
-    api: Api, job: Job, retry_failed: bool | list[str] = False, limit: int | None = None, wait: bool = False
+    api: Api,
+    interrupts: signals.Interrupts,
+    job: Job,
+    selection: RetrySelection,
+    limit: int | None = None,
+    wait: bool = False,
 ) -> tuple[int, Report | str]:
-    """Runs the flow; returns the exit code (SEMANTICS: results of a run), and the report, or a message without one."""
-    global lost
+    """Run the flow `migrate`. Returns the exit code, and the report or, without one, a message."""
+    global server_unreachable
     load_flows()
     from flows import migrate as flow
     from flows.cli import terminal
     from tasks.prefect_api import API_ERRORS
 
-    with signals.listening(), as_recorded():
+    with interrupts.listening(), tagged():
         try:
-            state = end_of(flow.migrate, job, retry_failed, limit, wait)
+            state = run_flow(flow.migrate, job, selection.parameter, limit, wait)
         except API_ERRORS:
             if flow.ended is None:
-                raise UserError(f"the Prefect server at {api.url} does not answer; nothing has moved") from None
-            state, lost = flow.ended, True
+                raise UserError(f"the Prefect server at {api.url} does not answer; nothing was copied") from None
+            state, server_unreachable = flow.ended, True
             terminal.warning(
-                f"the Prefect server at {api.url} does not answer: it shows this run as Running. The state has all "
-                "that the run did, and what follows is true"
+                f"the Prefect server at {api.url} does not answer, and still shows this run as Running. The state has "
+                "all outcomes of the run; the following report is correct"
             )
         with contextlib.suppress(*API_ERRORS):
-            api.settle(state)
-    return exit_code(state, flow.report)
+            api.settle(state, interrupts)
+    return exit_code(interrupts, state, flow.report)
 
 
-def end_of(flow: Any, *parameters: Any) -> Any:
-    """Runs a flow in this process; its final state. One that was cancelled at Prefect before it began has none."""
+def run_flow(flow: Any, *parameters: Any) -> Any:
+    """Run a flow in this process and return its final state, also if it was cancelled before its start."""
     from prefect.exceptions import Abort
     from prefect.states import Cancelled
 
     try:
         return flow(*parameters, return_state=True)
     except Abort:
-        return Cancelled(message="cancelled at Prefect before it began; nothing was done")
+        return Cancelled(message="cancelled at Prefect before its start; nothing was done")
 
 
-def exit_code(state: Any, report: Report | None = None) -> tuple[int, Any]:
-    """0, 1, 2, 3, 130 or 143 for a flow's final state, with its report, or its message where there is none."""
+def exit_code(interrupts: signals.Interrupts, state: Any, report: Report | None = None) -> tuple[int, Any]:
+    """Returns the exit code for a flow's final state (0, 1, 2, 3, 130 or 143), and the report, or else the message."""
     if state.is_cancelled():
-        return signals.exit_code(), report or state.message
+        return interrupts.exit_code, report or state.message
     if report is not None:
         return report.exit_code, report
     return exit_code_of(state.is_completed(), state.message or "")
 
 
 def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
-    """The exit code and the sentence of a run that was not cancelled, from its state's message (migrate.failure)."""
+    """Returns the exit code and the message of a run that was not cancelled (see flows.migrate.failure_message)."""
     name, _, text = message.partition(": ")
     if name in ("UserError", "LeaseHeld"):
         return (2 if name == "UserError" else 3), text
     return (0 if completed else 1), text if name in ("Fatal", "FerryError") else message
 
 
-def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
-    """Until the server has all task runs of a flow run in a final state, or somebody presses Ctrl-C."""
+def wait_until_recorded(state: Any, interrupts: signals.Interrupts, deadline_s: float = RECORDED_S) -> None:
+    """Wait until the server has every task run of a flow run in a final state, until the deadline or a Ctrl-C."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.objects import TERMINAL_STATES
 
@@ -200,27 +213,27 @@ def wait_until_recorded(state: Any, deadline_s: float = RECORDED_S) -> None:
         "task_runs": {"state": {"type": {"any_": sorted(kind.value for kind in TERMINAL_STATES)}}},
     }
     deadline = time.monotonic() + deadline_s
-    heard = signals.last_signal
+    before = interrupts.first
     with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline and signals.last_signal is heard:
-            if client.request("POST", "/task_runs/count", json=ended).json() >= task_count.made():
+        while time.monotonic() < deadline and interrupts.first is before:
+            if client.request("POST", "/task_runs/count", json=ended).json() >= task_count.total():
                 return
             time.sleep(0.05)
 
 
 def flush_logs() -> None:
-    """Sends what is still queued before the local server goes down."""
+    """Send the queued log lines before the local server stops."""
     from prefect.logging.handlers import APILogHandler
 
     APILogHandler().flush()
 
 
 def demo_tour() -> Callable[..., int]:
-    """The tour of the demo. Raises UserError in an installed package: no generic name `demo` is installed."""
+    """Returns the demo's tour. Raises UserError in an installed package, which has no top-level `demo`."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "demo" / "tour.py").is_file() or not (root / "prefect.yaml").is_file():
         raise UserError(
-            "the demo needs a checkout of Ferry, and this is an installed package: clone Ferry's repository, and run "
+            "the demo needs a checkout of Ferry, and this is an installed package. Clone Ferry's repository and run "
             "`make demo` there"
         )
     sys.path.append(str(root))

@@ -1,4 +1,4 @@
-"""Options and output that several commands share."""
+"""Options and JSON output that several commands share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-Several = partial(Parameter, negative="", consume_multiple=False)  # an option that may be given several times
-JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document instead.")]
+Several = partial(Parameter, negative="", consume_multiple=False)  # an option that may be repeated
+JsonFlag = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document.")]
 
 
 def print_json(data: Any) -> None:
+    """Print ``data`` as one JSON document on standard output."""
     print(json.dumps(data, indent=1, default=str))

@@ -1,4 +1,4 @@
-"""`ferry run --on` and `ferry watch`: runs that a worker does, seen from a terminal."""
+"""The commands `ferry run --on` and `ferry watch`, which follow a run that a worker executes."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def run_on(
     replan: bool,
     as_json: bool,
 ) -> int:
-    """Submits, and follows. A parameter that is None is as the deployment has it."""
+    """Submit a run to a deployment and follow it. A parameter of None keeps the deployment's value."""
     if on is None:
-        raise UserError("name a job file: `ferry run job.yaml`; with `--on migrate/prod` the deployment's own job runs")
+        raise UserError("name a job file: `ferry run job.yaml`; or run a deployment's own job: `--on migrate/prod`")
     if replan:
         raise UserError(
-            "--replan is for `ferry run JOB` on a machine that reaches the state: run it there, without --on"
+            "--replan cannot be combined with --on: run `ferry run JOB --replan` on a machine that can access the state"
         )
     data = read_job(job_file) if job_file is not None else None
     with signals.ended_by_the_system():
@@ -44,36 +44,38 @@ def run_on(
         from flows.cli import remote_run
         from tasks import prefect_api
 
-    with prefect_api.asking() as client:
+    with prefect_api.required_client() as client:
         given = {name: value for name, value in parameters.items() if value is not None}
         run = remote_run.submit(client, on, data, settings, given, terminal.warning)
         if not as_json:
-            terminal.out.print(f"submitted to {terminal.shown(on)}: {run.id}   {terminal.shown(remote_run.page(run))}")
-        return _follow(client, run, came_back=False, as_json=as_json)
+            terminal.out.print(
+                f"submitted to {terminal.shown(on)}: {run.id}   {terminal.shown(remote_run.page_url(run))}"
+            )
+        return _follow(client, run, rejoining=False, as_json=as_json)
 
 
 def watch(
     what: Annotated[
-        str | None, Parameter(help="A job file, a run's ID or name, or a deployment. Default: the run that is on.")
+        str | None, Parameter(help="A job file, a run's ID or name, or a deployment. Default: the live run.")
     ] = None,
     *,
     json_: JsonFlag = False,
 ) -> int:
-    """Come back to a run of a deployment, and follow it until it ends. Ctrl-C leaves it running."""
+    """Follow a run of a deployment until it ends. A Ctrl-C ends only this command, not the run."""
     job = load_job(Path(what)).name if what is not None and Path(what).is_file() else None
     with signals.ended_by_the_system():
-        given_server("ferry watch", "; of a run on this machine `ferry status JOB` tells")
+        given_server("ferry watch", ". For a run on this machine, use `ferry status JOB`")
         from flows.cli import remote_run
         from tasks import prefect_api
 
-    with prefect_api.asking() as client:
-        run = remote_run.find(client, what, job, datetime.now(UTC))
+    with prefect_api.required_client() as client:
+        run = remote_run.find_run(client, what, job, datetime.now(UTC))
         if not json_:
-            terminal.out.print(f"{terminal.shown(run.name)}: {run.id}   {terminal.shown(remote_run.page(run))}")
-        return _follow(client, run, came_back=True, as_json=json_)
+            terminal.out.print(f"{terminal.shown(run.name)}: {run.id}   {terminal.shown(remote_run.page_url(run))}")
+        return _follow(client, run, rejoining=True, as_json=json_)
 
 
-def _follow(client: SyncPrefectClient, run: FlowRun, *, came_back: bool, as_json: bool) -> int:
+def _follow(client: SyncPrefectClient, run: FlowRun, *, rejoining: bool, as_json: bool) -> int:
     from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     from flows.cli import remote_run
@@ -89,18 +91,18 @@ def _follow(client: SyncPrefectClient, run: FlowRun, *, came_back: bool, as_json
             text = f"{log.timestamp.astimezone():%H:%M:%S}  {terminal.shown(log.message)}"
             terminal.out.print(f"[{style}]{text}[/{style}]" if style else text)
 
-    followed = remote_run.Followed(client, run.id, state, line, terminal.warning)
+    follower = remote_run.RunFollower(client, run.id, state, line, terminal.warning)
     try:
-        if came_back:
-            followed.last_lines()
+        if rejoining:
+            follower.earlier_lines()
         with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
-            ended = followed.until_the_end()
+            ended = follower.until_end()
     except KeyboardInterrupt:
         if as_json:
             print_json({"flow_run": str(run.id), "name": run.name, "state": None, "message": "left", "exit_code": 130})
-        terminal.err.print(f"left; the run goes on. To come back to it: ferry watch {run.id}")
+        terminal.err.print(f"the run continues. To follow it again: ferry watch {run.id}")
         return 130
-    code, message = remote_run.code_of(ended)
+    code, message = remote_run.exit_code_for(ended)
     if as_json:
         state_name = ended.state.name if ended.state else None
         print_json(

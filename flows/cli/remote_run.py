@@ -1,7 +1,7 @@
-"""Runs that a worker does: submitted to a deployment, followed until they end, left and come back to.
+"""Runs that a worker executes: submitting one to a deployment, finding it again, following it to its end.
 
-Everything is asked of the server every two seconds, and nothing is held open: whoever follows may come and go, and the
-server may be restarted meanwhile.
+The follower polls the server every two seconds and holds nothing open. It may stop and start again at any time, and
+the server may restart meanwhile.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from flows.cli.local_run import exit_code_of
 from tasks import prefect_api, work_pools
 from tasks.job_file import merged, parse_job
 
-LOOK_S = 2.0
-HINT_S = 10.0  # a worker looks for work every 10 s or so
-PAGE = 200  # logs, and runs, asked for at once
-LAST_LINES = 10  # of what was said before somebody came back
-LATE = timedelta(seconds=10)  # log lines may arrive so much after later ones
+POLL_S = 2.0
+HINT_S = 10.0  # a worker polls for work about every 10 s
+PAGE = 200  # log lines or runs per request
+LAST_LINES = 10  # earlier log lines that `ferry watch` shows first
+LATE = timedelta(seconds=10)  # a log line may arrive this much later than newer ones
 FLOWS = ["migrate", "verify"]
 INFO, WARNING = 20, 30
-# Runs of these types of pools have a file system of their own, which holds the code and nothing of the project's.
-OWN_FILES = "process"
+# Runs of every other type of pool have their own file system, which has the code but none of the project's files.
+LOCAL_POOL = "process"
 
 
 def submit(
@@ -54,53 +54,53 @@ def submit(
     data: dict[str, Any] | None,
     settings: Sequence[str],
     parameters: dict[str, Any],
-    tell: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> FlowRun:
-    """Has a deployment of `migrate` run a job: ``data``, or else the deployment's own, with ``settings`` in it.
+    """Submit a job to a deployment of `migrate`: ``data``, or the deployment's own job, changed by ``settings``.
 
-    ``parameters``: the flow's others. Raises UserError for a job that is none, or that could not work there.
+    ``parameters`` are the other parameters of the flow. Raises UserError for a job that is invalid or cannot run there.
     """
     deployment = _deployment(client, on)
     what = "the job"
     if data is None:
         data, what = deployment.parameters.get("job"), f"the job of {on}"
         if not isinstance(data, dict):
-            raise UserError(f"{on} has no job of its own: name a job file")
+            raise UserError(f"the deployment {on} has no job of its own: name a job file")
     job = parse_job(merged(data, settings), f"{what} with --set" if settings else what)
     pool = client.read_work_pool(deployment.work_pool_name) if deployment.work_pool_name else None
     relative = relative_paths(job)
-    if relative and pool is not None and pool.type != OWN_FILES:
+    if relative and pool is not None and pool.type != LOCAL_POOL:
         raise UserError(
-            f"{' and '.join(relative)} of the job: a path of this machine or of the project, and {on} runs on the work "
-            f"pool `{pool.name}` of the type {pool.type}, whose runs have neither. Put it at `s3://bucket/...`"
+            f"{' and '.join(relative)} of the job: a local path, and the runs of {on} have no access to it: its work "
+            f"pool `{pool.name}` has the type {pool.type}. Use an address such as `s3://bucket/...`"
         )
     if relative and what == "the job":
-        tell(
-            f"{' and '.join(relative)} of the job: relative to the project's root where the worker runs, not to the "
-            "job file's folder here"
+        warn(
+            f"{' and '.join(relative)} of the job: the path is relative to the project's root on the worker's machine, "
+            "not to the folder of the job file"
         )
-    # What was given, and not what is the default: that is what the run's page shows.
+    # Without the defaults: the run's page shows these parameters.
     given = job.model_dump(mode="json", exclude_unset=True)
     return client.create_flow_run_from_deployment(deployment.id, parameters={"job": given, **parameters}, name=job.name)
 
 
 def _deployment(client: SyncPrefectClient, on: str) -> DeploymentResponse:
     if not on.startswith("migrate/"):
-        raise UserError(f"--on {on}: a job runs on a deployment of the flow migrate: --on migrate/prod")
+        raise UserError(f"--on {on}: name a deployment of the flow `migrate`, such as --on migrate/prod")
     try:
         return client.read_deployment_by_name(on)
     except ObjectNotFound:
         there = [
             one.name for one in client.read_deployments(flow_filter=FlowFilter(name=FlowFilterName(any_=["migrate"])))
         ]
-        known = f"; there are: {', '.join(f'migrate/{name}' for name in sorted(there))}" if there else ""
+        known = f"; it has {', '.join(f'migrate/{name}' for name in sorted(there))}" if there else ""
         raise UserError(
-            f"there is no deployment {on} on the Prefect server{known}. `ferry deploy` makes those of prefect.yaml"
+            f"the Prefect server has no deployment {on}{known}. `ferry deploy` creates those of prefect.yaml"
         ) from None
 
 
 def relative_paths(job: Job) -> list[str]:
-    """The settings that mean another place on another machine, as `manifest` and `state`."""
+    """Returns the settings (`manifest`, `state`) whose value is a relative path."""
     found = []
     if "://" not in job.manifest and not Path(job.manifest).is_absolute():
         found.append("manifest")
@@ -109,15 +109,15 @@ def relative_paths(job: Job) -> list[str]:
     return found
 
 
-def page(run: FlowRun) -> str:
-    """Its page in the UI."""
+def page_url(run: FlowRun) -> str:
+    """Returns the URL of the run's page in the UI."""
     return f"{PREFECT_UI_URL.value() or ''}/runs/flow-run/{run.id}"
 
 
-def find(client: SyncPrefectClient, wanted: str | None, job: str | None, now: datetime) -> FlowRun:
-    """The run to come back to: by its ID, its name, its job's or its deployment's; else the one that is on.
+def find_run(client: SyncPrefectClient, wanted: str | None, job: str | None, now: datetime) -> FlowRun:
+    """Returns the run with the ID or name ``wanted``, or of the job or deployment ``wanted``; by default the live run.
 
-    ``job``: the name of the job whose file ``wanted`` is. Raises UserError where there is none.
+    ``job`` is the job's name where ``wanted`` is a job file. Raises UserError if there is no such run.
     """
     try:
         if wanted is not None:
@@ -125,14 +125,14 @@ def find(client: SyncPrefectClient, wanted: str | None, job: str | None, now: da
     except ValueError:
         pass
     except ObjectNotFound:
-        raise UserError(f"there is no run {wanted} on the Prefect server") from None
+        raise UserError(f"the Prefect server has no run {wanted}; see the UI for the IDs of runs") from None
     deployment = None
     if job is None and wanted is not None and "/" in wanted:
         try:
             deployment = client.read_deployment_by_name(wanted).id
         except ObjectNotFound:
-            raise UserError(f"there is neither a job file nor a deployment {wanted}") from None
-    due = FlowRunFilterExpectedStartTime.model_validate({"before_": now + LATE})  # hundreds are planned for later
+            raise UserError(f"{wanted} is not an existing job file, nor a deployment on the Prefect server") from None
+    due = FlowRunFilterExpectedStartTime.model_validate({"before_": now + LATE})  # schedules create hundreds for later
     runs = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=FLOWS)),
         flow_run_filter=FlowRunFilter(expected_start_time=due),
@@ -143,20 +143,21 @@ def find(client: SyncPrefectClient, wanted: str | None, job: str | None, now: da
         runs = [run for run in runs if run.deployment_id == deployment]
     elif wanted is not None:
         runs = [run for run in runs if (job or wanted) in (run.name, job_of(run))]
-    run = choose(runs, now)
+    run = newest_run(runs, now)
     if run is None:
         of = f" of {wanted}" if wanted is not None else ""
-        raise UserError(f"the Prefect server knows of no run{of}. `ferry run JOB --on migrate/prod` submits one")
+        raise UserError(f"the Prefect server has no run{of}. `ferry run JOB --on migrate/prod` submits one")
     return run
 
 
 def job_of(run: FlowRun) -> str | None:
+    """Returns the name of the run's job, or None."""
     job = (run.parameters or {}).get("job")
     return job.get("name") if isinstance(job, dict) else None
 
 
-def choose(runs: Sequence[FlowRun], now: datetime) -> FlowRun | None:
-    """The newest run that is on, or due; else the newest that has ended. What is scheduled for later is neither."""
+def newest_run(runs: Sequence[FlowRun], now: datetime) -> FlowRun | None:
+    """Returns the newest run that is live or due, else the newest that has ended. Later scheduled runs do not count."""
     due = [run for run in runs if run.expected_start_time is None or run.expected_start_time <= now + LATE]
     due.sort(key=lambda run: run.expected_start_time or now, reverse=True)
     live = [run for run in due if run.state_type is None or not _is_final(run)]
@@ -164,7 +165,7 @@ def choose(runs: Sequence[FlowRun], now: datetime) -> FlowRun | None:
 
 
 def _name(run: FlowRun) -> str:
-    """Of its state: Late, AwaitingConcurrencySlot, Running, ..."""
+    """Returns the name of the run's state: Late, AwaitingConcurrencySlot, Running, ..."""
     return (run.state and run.state.name) or ""
 
 
@@ -172,8 +173,8 @@ def _is_final(run: FlowRun) -> bool:
     return run.state is not None and run.state.is_final()
 
 
-def code_of(run: FlowRun) -> tuple[int, str]:
-    """The exit code of `ferry run` for a run that a worker did, and what it came to.
+def exit_code_for(run: FlowRun) -> tuple[int, str]:
+    """Returns the exit code of `ferry run --on` for a run that has ended, and the run's message.
 
     | its state | the message begins with | code |
     |---|---|---|
@@ -191,8 +192,8 @@ def code_of(run: FlowRun) -> tuple[int, str]:
 
 
 @dataclass(slots=True)
-class Followed:
-    """How far somebody has followed a run."""
+class RunFollower:
+    """Follows one run by polling: reports its states, log lines and hints through three callbacks."""
 
     client: SyncPrefectClient
     run_id: UUID
@@ -204,10 +205,13 @@ class Followed:
     _since: datetime | None = None
     _seen: set[UUID] = field(default_factory=set)
 
-    def until_the_end(
+    def until_end(
         self, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> FlowRun:
-        """The run, once it has ended. An absence of the server's is waited for. Raises UserError for a deleted run."""
+        """Wait for the run's end and return it; retry while the server is unreachable.
+
+        Raises UserError for a deleted run.
+        """
         moved = clock()
         silent = False
         while True:
@@ -219,31 +223,27 @@ class Followed:
                     self.on_state(name)
                 self._logs()
                 if _is_final(run):
-                    sleep(LOOK_S)  # its last lines are on their way
+                    sleep(POLL_S)  # its last log lines may still arrive
                     self._logs()
                     return run
                 if run.state is not None and run.state.type in (StateType.SCHEDULED, StateType.PENDING):
-                    self._hint_at(run, clock() - moved)
+                    self._give_hint(run, clock() - moved)
                 silent = False
             except ObjectNotFound:
-                raise UserError(
-                    f"the run {self.run_id} is no longer on the Prefect server: somebody deleted it"
-                ) from None
+                raise UserError(f"the run {self.run_id} is no longer on the Prefect server: it was deleted") from None
             except prefect_api.API_ERRORS:
                 if not silent:
                     self.on_hint(
-                        "the Prefect server does not answer; the run goes on, and this goes on when it is back"
+                        "the Prefect server does not answer; the run continues, and this command waits for the server"
                     )
                 silent = True
-            sleep(LOOK_S)
+            sleep(POLL_S)
 
-    def last_lines(self) -> None:
-        """What the run said last, for somebody who comes back to it."""
+    def earlier_lines(self) -> None:
+        """Report the run's last log lines, for a command that joins it late."""
         asked = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self.run_id]), level=LogFilterLevel(ge_=INFO))
         lines = [
-            log
-            for log in self.client.read_logs(asked, limit=PAGE, sort=LogSort.TIMESTAMP_DESC)
-            if self._is_for_people(log)
+            log for log in self.client.read_logs(asked, limit=PAGE, sort=LogSort.TIMESTAMP_DESC) if self._is_shown(log)
         ]
         for log in reversed(lines[:LAST_LINES]):
             self.on_log(log)
@@ -259,7 +259,7 @@ class Followed:
             found = self.client.read_logs(asked, limit=PAGE, sort=LogSort.TIMESTAMP_ASC)
             new = [log for log in found if log.id not in self._seen]
             for log in new:
-                if self._is_for_people(log):
+                if self._is_shown(log):
                     self.on_log(log)
             self._seen.update(log.id for log in new if log.id)
             self._since = max((log.timestamp for log in found), default=self._since)
@@ -267,15 +267,15 @@ class Followed:
                 return
 
     @staticmethod
-    def _is_for_people(log: Log) -> bool:
-        """What the run itself says; of its hundreds of tasks, and of the worker, what went wrong."""
+    def _is_shown(log: Log) -> bool:
+        """Returns whether to show a line: all of the run itself, only warnings of its tasks and of the worker."""
         said_by_run = log.task_run_id is None and log.name == "prefect.flow_runs"
-        again = log.message.startswith(("Finished in state", "Engine execution exited"))  # the run's state says it
+        again = log.message.startswith(("Finished in state", "Engine execution exited"))  # repeats the run's state
         return (log.level >= WARNING or said_by_run) and not again
 
-    def _hint_at(self, run: FlowRun, waited_s: float) -> None:
+    def _give_hint(self, run: FlowRun, waited_s: float) -> None:
         if run.expected_start_time and run.expected_start_time > datetime.now(UTC) + LATE:
-            hint = f"it is to begin at {run.expected_start_time.astimezone():%Y-%m-%d %H:%M %Z}"
+            hint = f"the run is scheduled for {run.expected_start_time.astimezone():%Y-%m-%d %H:%M %Z}"
         elif waited_s < HINT_S:
             return
         else:

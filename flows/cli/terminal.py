@@ -1,4 +1,4 @@
-"""What `ferry` draws: progress, outcome tables, failures. All text from outside is shown escaped."""
+"""Terminal output of `ferry`: progress, outcome tables, failures. Text from outside is escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from ferry.core import Progress, Snapshot, escaped
 from ferry.ratelimit import Hosts
 from ferry.state import Counts, Planned
-from tasks.reporting.text import Report, describe, duration, night_table, outcome_table, size, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, describe, duration, outcome_table, size, speed, worth_retrying
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -27,22 +27,23 @@ STYLES = {"copied": "green", "unchanged": "green", "skipped": "yellow", "failed"
 
 
 def shown(text: object) -> str:
-    """Safe on a terminal: control characters as escapes, no markup."""
+    """Returns text that is safe on a terminal: control characters and markup are escaped."""
     return escape(escaped(str(text)))
 
 
 def say(text: str) -> None:
-    """A sentence: on a terminal lines end between words; in a pipe there is one line."""
+    """Print a sentence: wrapped between words on a terminal, as one line in a pipe."""
     out.print(shown(text), soft_wrap=not is_terminal())
 
 
 def is_terminal() -> bool:
+    """Returns whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 @contextlib.contextmanager
 def draw_progress(progress: Progress, planned: Callable[[], Planned | None]) -> Iterator[None]:
-    """One line that moves, on a terminal, until the block ends."""
+    """Draw a progress bar on the terminal until the block ends."""
     bar = Bar(
         TextColumn("{task.fields[rows]}"), BarColumn(bar_width=30), TextColumn("{task.fields[rest]}"),
         console=out, auto_refresh=False,
@@ -60,7 +61,7 @@ def draw_progress(progress: Progress, planned: Callable[[], Planned | None]) -> 
                 for line in describe(plan):
                     out.print(f"[dim]{shown(line)}[/dim]")
             s = progress.snapshot()
-            if last and progress.steady_s:  # what stays on the screen is the whole run's rate
+            if last and progress.steady_s:  # the last line stays on the screen, with the whole run's rate
                 s = replace(s, rate=s.done / progress.steady_s)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
@@ -87,7 +88,7 @@ def _rest(s: Snapshot) -> str:
 
 
 def outcome_rows(counts: dict[str, Any]) -> Table:
-    """Outcomes by class, in plain words."""
+    """Returns a table of the outcomes by error class, described in words."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("outcome")
     table.add_column("")
@@ -99,26 +100,26 @@ def outcome_rows(counts: dict[str, Any]) -> Table:
 
 
 def report(job_path: str, r: Report) -> None:
-    """The end of a run: what became of the rows, how fast, and where to look next."""
+    """Print the end of a run: the outcomes, the speed and the commands to run next."""
     out.print()
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. {speed(r)}.")
     if r.night is not None:
-        out.print("This night: " + "; ".join(f"{what}: {text}" for what, text in night_table(r.night)) + ".")
+        out.print("This delta run: " + "; ".join(f"{what}: {text}" for what, text in delta_table(r.night)) + ".")
     say(r.message + ".")
     hints = []
     if r.counts["failed"]:
-        hints.append((f"ferry failures {job_path}", "what failed, and why"))
+        hints.append((f"ferry failures {job_path}", "list the failed rows with their reasons"))
     if worth_retrying(r.counts):
-        hints.append((f"ferry run {job_path} --retry-failed", "try those alone"))
+        hints.append((f"ferry run {job_path} --retry-failed", "retry only the failed rows"))
     if r.counts["pending"]:
-        hints.append((f"ferry run {job_path}", "go on"))
+        hints.append((f"ferry run {job_path}", "process the pending rows"))
     if r.counts["copied"] + r.counts["unchanged"]:
-        hints.append((f"ferry verify {job_path}", "read the destination back and compare"))
+        hints.append((f"ferry verify {job_path}", "read the destination and compare it with the ledger"))
     if r.counts["classes"].get("blocked_address"):
-        out.print("Addresses in private networks are fetched only where `source.allow_private_addresses` names them;")
-        out.print("then take the rows with --retry-failed=blocked_address.")
+        out.print("Ferry connects to private addresses only if `source.allow_private_addresses` names them.")
+        out.print("Add them to the job, then retry the rows with --retry-failed=blocked_address.")
     out.print("Next:")
     width = max((len(command) for command, _ in hints), default=0) + 2
     for command, what in hints:
@@ -126,21 +127,20 @@ def report(job_path: str, r: Report) -> None:
 
 
 def status(name: str, counts: Counts | None, running: str | None) -> None:
-    """`ferry status`."""
-    out.print(f"[bold]{shown(name)}[/bold]: {shown(running) if running else 'no run is on'}")
+    """Print the counts and the running process, for `ferry status`."""
+    out.print(f"[bold]{shown(name)}[/bold]: {shown(running) if running else 'not running'}")
     if counts is None:
-        out.print("nothing is planned yet")
+        out.print("not planned yet")
         return
     out.print(outcome_rows(counts.as_dict()))
-    settled = counts.planned - counts.pending
+    done = counts.planned - counts.pending
     out.print(
-        f"{settled:,} of {counts.planned:,} rows settled ({settled / max(1, counts.planned):.1%}), "
-        f"{size(counts.bytes)} copied"
+        f"{done:,} of {counts.planned:,} rows done ({done / max(1, counts.planned):.1%}), {size(counts.bytes)} copied"
     )
 
 
 def hosts(known: Hosts, age_s: float) -> None:
-    """What the limiter does at each host, and why; `ferry status`."""
+    """Print the limit of each host and its reason, for `ferry status`."""
     out.print()
     if known.still:
         say(f"{known.still} (as of {duration(max(0.0, age_s))} ago)")
@@ -148,38 +148,40 @@ def hosts(known: Hosts, age_s: float) -> None:
     for host in known.hosts:
         refused = f", [yellow]{host.refused:,} refused[/yellow]" if host.refused else ""
         out.print(
-            f"[bold]{shown(host.host)}[/bold]  {host.in_flight:,} in flight of {host.limit:,} at most, "
-            f"{host.requests:,} requests{refused}, {host.latency_s * 1000:,.0f} ms each"
+            f"[bold]{shown(host.host)}[/bold]  {host.in_flight:,} in flight, limit {host.limit:,}, "
+            f"{host.requests:,} requests{refused}, latency {host.latency_s * 1000:,.0f} ms"
         )
         out.print(f"  {shown(host.why)}")
     if known.omitted:
         out.print(f"... and {known.omitted:,} more")
-    out.print(f"{known.connections_opened:,} connections were opened for all of it")
+    out.print(f"{known.connections_opened:,} connections opened")
 
 
 def failure_table(lines: Sequence[dict[str, Any]], total: int, asked: str | None = None) -> None:
-    """`ferry failures`, as blocks: addresses are long. ``asked``: the classes that were asked for."""
+    """Print failures as blocks, since URLs are long. ``asked`` names the selected classes, or None for all."""
     for line in lines:
         code = f" {line['status_code']}" if line["status_code"] else ""
-        again = "retryable" if line["retryable"] else "terminal"
+        kind = "retryable" if line["retryable"] else "permanent"
         out.print(
             f"[red]{shown(line['error_class'])}{code}[/red] "
-            f"({again}, {line['requests']} requests, {line['recorded_at']})"
+            f"({kind}, {line['requests']} requests, {line['recorded_at']})"
         )
         out.print(
-            f"  {shown(line['source'] or '(no address)')} -> {shown(line['key'] or '(no key)')}"
+            f"  {shown(line['source'] or '(no URL)')} -> {shown(line['key'] or '(no key)')}"
             + (f"   id {shown(line['id'])}" if line["id"] else "")
         )
         out.print(f"  {shown(line['message'])}")
     if total > len(lines):
-        out.print(f"... and {total - len(lines):,} more: `--limit`, or `--format csv`")
+        out.print(f"... and {total - len(lines):,} more; see them with `--limit` or `--format csv`")
     if not total:
-        out.print("no failed rows" if asked is None else f"no failed rows of {shown(asked)}")
+        out.print("no failed rows" if asked is None else f"no failed rows with {shown(asked)}")
 
 
 def warning(text: str) -> None:
+    """Print a warning on standard error."""
     err.print(f"[yellow]warning:[/yellow] {shown(text)}")
 
 
 def error(text: str) -> None:
+    """Print an error, which may have several lines, on standard error."""
     err.print("[red]error:[/red] " + "\n".join(shown(line) for line in text.splitlines()))

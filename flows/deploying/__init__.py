@@ -1,1 +1,1 @@
-"""Deployments, schedules and automations on a Prefect server."""
+"""Deployments, schedules and alerts at a Prefect server."""

@@ -1,7 +1,7 @@
-"""Ferry's alarms as data: what each automation waits for, and what it says then (docs/how-to/alerts.md).
+"""Ferry's alerts as data: the trigger and the text of each automation (docs/how-to/alerts.md).
 
-The texts are Prefect's Jinja templates. They are rendered by the Prefect server, which knows nothing of Ferry: all
-that they say is in Prefect's own objects, in a state's message, or in the event that Ferry emits.
+The texts are Prefect's Jinja templates. The Prefect server renders them without Ferry: all their data come from
+Prefect's own objects, a state's message, or the event that Ferry emits.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ OVER = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled", "Cancelling",
 
 
 def _cases(*cases: tuple[str, str], otherwise: str) -> str:
-    """The text of the first condition that holds."""
+    """Returns a template that shows the text of the first condition that holds."""
     first = "".join(f"{{% elif {condition} %}}{text}" for condition, text in cases)
     return first.replace("{% elif", "{% if", 1) + f"{{% else %}}{otherwise}{{% endif %}}"
 
 
-# Each text is three lines: what happened, where to look, what to do.
+# Each text has three lines: what happened, where to look, what to do.
 WHOSE = "{{ flow.name }}/{{ deployment.name }}"
 NAME = "{{ flow_run.name }}"
 STATE = "{{ flow_run.state.name }}"
@@ -38,49 +38,49 @@ FAILED_SUBJECT = f"{MESSAGE}Ferry: {NAME} " + _cases(
     (CRASHED, "crashed"), (OVER_BUDGET, "is over its failure budget"), otherwise="failed"
 )
 FAILED = MESSAGE + WHOSE + " ended as " + STATE + ": {{ m }}"
-AGAIN = "run it again: it goes on where this one stopped"
+AGAIN = "run it again; it resumes where this run stopped"
 FAILED_DO = _cases(
-    (CRASHED, f"read the worker's log: the automation that continues such runs did not. Then {AGAIN}"),
-    # what flows/migrate.py, failure(), puts in front; and Prefect, of parameters that make no job
-    ("m.startswith('UserError: ')", "mend what it names, and run it again. Nothing has moved"),
-    ("m.startswith('Validation of flow parameters ')", "mend the job, and run it again. Nothing has moved"),
-    ("m.startswith('LeaseHeld: ')", "nothing, if the other run is meant to be on. This one is to be run again"),
-    ("m.startswith('Fatal: ')", f"mend the destination, the credentials or the disk that it names, and {AGAIN}"),
-    ("m.startswith('FerryError: ')", "run it again. If that ends likewise, report it with the run's log"),
-    ("flow.name == 'verify'", "run migrate for the job: it repairs what is missing or altered. Then verify again"),
+    (CRASHED, f"read the worker's log, since the automation did not restart the run. Then {AGAIN}"),
+    # flows.migrate writes these prefixes; Prefect writes the second, for parameters that are not a job
+    ("m.startswith('UserError: ')", "fix what the message names, and run it again. Nothing was copied"),
+    ("m.startswith('Validation of flow parameters ')", "fix the job, and run it again. Nothing was copied"),
+    ("m.startswith('LeaseHeld: ')", "if the other run is intended, wait for its end. Then run this one again"),
+    ("m.startswith('Fatal: ')", f"fix the destination, the credentials or the disk that it names, and {AGAIN}"),
+    ("m.startswith('FerryError: ')", "run it again. If it fails again, report it with the run's log"),
+    ("flow.name == 'verify'", "run migrate for the job, which repairs missing and altered objects. Then verify again"),
     (
         OVER_BUDGET,
-        "see in its Artifacts what the failures have in common, mend it at the origin or in the list, and run it with "
-        "retry_failed",
+        "see in the run's Artifacts what the failures have in common, fix it at the origin or in the manifest, and run "
+        "it with retry_failed",
     ),
     otherwise=AGAIN,
 )
 NOT_STARTED = _cases(
-    ("not flow_run", "A run that was due has been deleted: its schedule was switched off, or somebody deleted it."),
-    otherwise=WHOSE + " was due at {{ flow_run.expected_start_time.strftime('%Y-%m-%d %H:%M') }} UTC and has not "
-    f"started: its state is {STATE}.",
+    ("not flow_run", "A run that was due was deleted, by hand or because its schedule was switched off."),
+    otherwise=WHOSE + " was due at {{ flow_run.expected_start_time.strftime('%Y-%m-%d %H:%M') }} UTC but has not "
+    f"started; its state is {STATE}.",
 )
 NOT_STARTED_DO = _cases(
-    ("not flow_run", "nothing, if that was meant"),
+    ("not flow_run", "nothing, if that was intended"),
     (
         "flow_run.state.name == 'AwaitingConcurrencySlot'",
-        "another run of the deployment is on, or died less than five minutes ago. Wait for it, or cancel one of them",
+        "another run of the deployment is live, or died in the last five minutes. Wait for it, or cancel one of them",
     ),
     (
         "flow_run.state.name == 'Pending'",
-        "a worker took it and did not start it. Read the worker's log, cancel the run, and run the deployment again",
+        "a worker took the run but did not start it. Read its log, cancel the run, and run the deployment again",
     ),
-    otherwise="see that a worker of its pool ({{ flow_run.work_pool_name }}) is running: it takes the run then",
+    otherwise="start a worker of its work pool ({{ flow_run.work_pool_name }}), if none is running; it takes the run",
 )
-SILENT = f"{WHOSE}: nothing was heard of its run {NAME} for TIME."
+SILENT = f"{WHOSE}: its run {NAME} has sent no heartbeat for TIME."
 SILENT_DO = (
-    "see that a worker of its pool ({{ flow_run.work_pool_name }}) is running: it takes the run then. If the run's "
-    "process is there, leave it alone: runs go on without Prefect's server"
+    "start a worker of its work pool ({{ flow_run.work_pool_name }}), if none is running; it takes the run. If the "
+    "run's process is alive, do nothing: a run continues without Prefect's server"
 )
 
 
 def _page(ui: str) -> str:
-    """The run's page, by what the server knows of its own address, else by ours."""
+    """Returns a template for the run's page, at the server's own UI address, else at ``ui``."""
     return "{{ (flow_run|ui_url) or '" + ui + "/runs/flow-run/' ~ event.resource.id.split('.')[-1] }}"
 
 
@@ -89,29 +89,32 @@ def _body(what: str, ui: str, do: str) -> str:
 
 
 def full_name(name: str, project: str) -> str:
-    """What a project's automation is called: several projects may share a server."""
+    """Returns the name of a project's automation; several projects may share a server."""
     return f"{name} ({project})"
 
 
 def is_named(full: str, name: str) -> bool:
-    """Is that a name of this automation, of any project? Names without a project are of Ferry's first version."""
+    """Returns whether ``full`` is a name of this automation in any project.
+
+    Ferry's first version made names without a project.
+    """
     return full == name or full.startswith(f"{name} (")
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long something may be missing before it is an alarm; 10 s is the least that Prefect takes."""
+class Delays:
+    """How long an expected event may be missing before the alert; Prefect accepts at least 10 s."""
 
     start_s: float = 3600.0
-    rescue_s: float = 60.0  # until a run that died continues (flows/deploying/rescue.py)
-    crash_s: float = 180.0  # longer than that
-    lost_s: float = 600.0  # three heartbeats of Prefect's 180 s, and the time that they take
-    heartbeat_s: float = 780.0  # longer than that, by what a worker needs to begin the run again
+    restart_s: float = 60.0  # until a run that died is restarted (flows.deploying.rescue)
+    crash_s: float = 180.0  # longer than restart_s
+    machine_s: float = 600.0  # three of Prefect's heartbeats, one each 180 s, and their delay
+    heartbeat_s: float = 780.0  # machine_s and the time in which a worker restarts the run
 
 
 @dataclass(frozen=True, slots=True)
-class Alarm:
-    """One automation, before it is anybody's."""
+class Alert:
+    """The automation of one alert, still without a project and notification blocks."""
 
     name: str
     description: str
@@ -120,7 +123,7 @@ class Alarm:
     body: str
 
     def automation(self, project: str, blocks: Sequence[UUID], *, enabled: bool) -> AutomationCore:
-        """As Prefect takes it."""
+        """Returns Prefect's automation for a project, which notifies these blocks."""
         actions = [
             SendNotification(type="send-notification", block_document_id=block, subject=self.subject, body=self.body)
             for block in blocks
@@ -131,7 +134,7 @@ class Alarm:
 def core(
     name: str, description: str, trigger: EventTrigger, actions: Sequence[ActionTypes], *, enabled: bool
 ) -> AutomationCore:
-    """An automation of Ferry's. All is set, defaults too: an update leaves out what is not."""
+    """Returns an automation with Ferry's tag. Every field is set: an update does not send fields that are unset."""
     return AutomationCore(
         name=name,
         description=description,
@@ -144,20 +147,20 @@ def core(
     )
 
 
-def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = None) -> list[Alarm]:
-    """The alarms of these deployments' runs. ``ui``: where people find the pages, for a server that does not know."""
-    wait = patience or Patience()
+def alerts(deployments: Collection[UUID], ui: str, delays: Delays | None = None) -> list[Alert]:
+    """Returns the alerts for the runs of these deployments. ``ui`` is the UI's address, for a server without one."""
+    wait = delays or Delays()
     return [
-        Alarm(
+        Alert(
             "Ferry: a run failed",
-            "A run ended as Failed: failures over its budget, rows pending, a job that cannot be used.",
+            "A run ended as Failed: failures over its budget, pending rows, or an unusable job.",
             trigger(deployments, Posture.Reactive, expect=states("Failed", "TimedOut")),
             FAILED_SUBJECT,
             _body(FAILED, ui, FAILED_DO),
         ),
-        Alarm(
+        Alert(
             "Ferry: a run crashed",
-            f"A run's process died, and no other process had continued the run {words(wait.crash_s)} later.",
+            f"A run's process died, and no other process continued the run within {words(wait.crash_s)}.",
             trigger(
                 deployments,
                 Posture.Proactive,
@@ -168,9 +171,9 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
             FAILED_SUBJECT,
             _body(FAILED, ui, FAILED_DO),
         ),
-        Alarm(
+        Alert(
             "Ferry: a run did not start",
-            f"A run was due, and had not started {words(wait.start_s)} later. A schedule that is off has no runs.",
+            f"A run was due, and did not start within {words(wait.start_s)}. A schedule that is off creates no runs.",
             trigger(
                 deployments,
                 Posture.Proactive,
@@ -181,9 +184,9 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
             f"Ferry: {WHOSE} did not start",
             _body(NOT_STARTED, ui, NOT_STARTED_DO),
         ),
-        Alarm(
+        Alert(
             "Ferry: a run gives no sign of life",
-            f"No heartbeat from a run for {words(wait.heartbeat_s)}, nor from one that continues it.",
+            f"No heartbeat from a run for {words(wait.heartbeat_s)}, and no other process continued it.",
             trigger(
                 deployments,
                 Posture.Proactive,
@@ -198,7 +201,7 @@ def alarms(deployments: Collection[UUID], ui: str, patience: Patience | None = N
 
 
 def states(*names: str) -> list[str]:
-    """The events of runs that enter these states."""
+    """Returns the names of Prefect's events for runs that enter these states."""
     return [f"prefect.flow-run.{name}" for name in names]
 
 
@@ -212,7 +215,7 @@ def trigger(
     each: bool = True,
     threshold: int = 1,
 ) -> EventTrigger:
-    """``each``: runs count one by one; else those of all these deployments together."""
+    """Returns a trigger for runs of these deployments. ``each``: runs count separately; else all of them together."""
     return EventTrigger.model_validate(
         {
             "type": "event",
@@ -232,4 +235,5 @@ def trigger(
 
 
 def words(seconds: float) -> str:
+    """Returns a duration such as `3 minutes` or `10 seconds`."""
     return f"{seconds / 60:.0f} minutes" if seconds > 60 and not seconds % 60 else f"{seconds:.0f} seconds"

@@ -1,4 +1,4 @@
-"""Ferry's alarms at a Prefect server: made, brought up to date, and left on or off as the operator has them."""
+"""Creation and update of Ferry's automations at a Prefect server. The operator decides which ones are on."""
 
 from __future__ import annotations
 
@@ -17,86 +17,89 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
 from ferry.core import UserError
-from flows.deploying.alerts import TAG, Patience, alarms, full_name, is_named
+from flows.deploying.alerts import TAG, Delays, alerts, full_name, is_named
 from flows.deploying.change import Change
-from flows.deploying.missed_runs import chosen, longest_gap, missed
-from flows.deploying.rescue import rescues
+from flows.deploying.missed_runs import longest_gap, missed_alert, shortest_over
+from flows.deploying.rescue import restart_automations
 
 KIND = "automation"
-PAGE = 200  # the most that the server gives at once
+PAGE = 200  # the server returns at most this many at once
 COMPARED = {"name", "description", "tags", "trigger", "actions", "actions_on_trigger", "actions_on_resolve"}
 HOW = (
-    "Make one in the UI (Blocks), then `ferry deploy --notify slack-webhook/NAME`, or custom-webhook/NAME "
+    "Create one in the UI (Blocks), then run `ferry deploy --notify slack-webhook/NAME` or custom-webhook/NAME "
     "(docs/how-to/alerts.md)"
 )
-INSTEAD = {  # types that people name, and that cannot notify
+INSTEAD = {  # types that users name by mistake: they cannot notify
     "email-server-credentials": (
-        "It holds an account and sends nothing by itself, with prefect-email installed or not. For e-mail take "
-        "sendgrid-email/NAME, or a slack-webhook block whose URL is mailtos://... (docs/how-to/alerts.md)"
+        "It only stores an account, with prefect-email installed or not. For e-mail, use sendgrid-email/NAME, or a "
+        "slack-webhook block whose URL is mailtos://... (docs/how-to/alerts.md)"
     ),
-    "webhook": "Take custom-webhook/NAME (docs/how-to/alerts.md)",
+    "webhook": "Use custom-webhook/NAME (docs/how-to/alerts.md)",
 }
 
 
-def settle(
+def apply(
     client: SyncPrefectClient,
     project: str,
     deployments: Mapping[str, UUID],
     notify: Sequence[str],
-    patience: Patience | None = None,
+    delays: Delays | None = None,
     expected: Sequence[timedelta] = (),
 ) -> list[Change]:
-    """Makes the automations of this project's alarms, or brings them up to date; what was done to each.
+    """Create or update the automations of a project, and return what was done to each.
 
-    ``project``: its name in prefect.yaml, which the automations' names end with. ``notify``: whom they tell, as
-    `block-type/name`. Without any, alarms that are there tell whom they told before, and none are made. ``expected``:
-    within which times runs are to complete, where a schedule is on. Raises UserError for a block that is not there, or
-    that cannot tell anybody.
+    ``project``: its name in prefect.yaml, with which the automations' names end. ``notify``: notification blocks, as
+    `block-type/name`. Without any, existing alerts keep their blocks, and no alerts are created. ``expected``:
+    durations within which runs must complete while a schedule is on. Raises UserError for a block that does not exist
+    or cannot notify.
     """
     named = [block(client, name) for name in dict.fromkeys(notify)]
     if not deployments:
         return []
     ours, ui = set(deployments.values()), (PREFECT_UI_URL.value() or "").rstrip("/")
-    present = ferrys(client)
-    living = ours | still_there(client, {one for automation in present for one in watched(automation)} - ours)
-    rescuers = [own(one.name, project, present, ours, living) for one in rescues(ours, patience)]
-    there = [own(alarm.name, project, present, ours, living) for alarm in alarms(ours, ui, patience)]
-    # What another file of the project has, and what was taken out of this one and is still on the server
-    all_ = ours | {one for automation in (*rescuers, *there) if automation for one in watched(automation) & living}
+    present = ferry_automations(client)
+    existing = ours | still_there(client, {one for automation in present for one in watched(automation)} - ours)
+    found_restarts = [find_own(one.name, project, present, ours, existing) for one in restart_automations(ours, delays)]
+    found_alerts = [find_own(alert.name, project, present, ours, existing) for alert in alerts(ours, ui, delays)]
+    # Also the deployments of the project's other files, and those that this file no longer has but the server still has
+    all_ = ours | {
+        one for automation in (*found_restarts, *found_alerts) if automation for one in watched(automation) & existing
+    }
     changes = [
-        settle_one(client, rescue.automation(project, enabled=is_on(found)), found)
-        for rescue, found in zip(rescues(all_, patience), rescuers, strict=True)
+        apply_one(client, restart.automation(project, enabled=is_on(found)), found)
+        for restart, found in zip(restart_automations(all_, delays), found_restarts, strict=True)
     ]
-    changes += [left_behind(client, id_) for id_ in sorted(all_ - ours)]
-    told = named or [known for known in tells(there) if is_there(client, known)]
-    if not told:
-        return [*changes, *untold(there)]
+    changes += [unlisted_deployment(client, id_) for id_ in sorted(all_ - ours)]
+    blocks = named or [known for known in notified_blocks(found_alerts) if is_there(client, known)]
+    if not blocks:
+        return [*changes, *without_blocks(found_alerts)]
     changes += [
-        settle_one(client, alarm.automation(project, told, enabled=is_on(found)), found)
-        for alarm, found in zip(alarms(all_, ui, patience), there, strict=True)
+        apply_one(client, alert.automation(project, blocks, enabled=is_on(found)), found)
+        for alert, found in zip(alerts(all_, ui, delays), found_alerts, strict=True)
     ]
     for name, id_ in deployments.items():
-        found = own(missed(name, id_, ui, timedelta()).name, project, present, {id_}, living)
-        changes += settle_missed(client, project, name, id_, found, told, expected)
+        found = find_own(missed_alert(name, id_, ui, timedelta()).name, project, present, {id_}, existing)
+        changes += apply_missed(client, project, name, id_, found, blocks, expected)
     return changes
 
 
-def left_behind(client: SyncPrefectClient, deployment: UUID) -> Change:
-    """A deployment that prefect.yaml no longer has: named, since its schedule may be on, and left for the operator."""
+def unlisted_deployment(client: SyncPrefectClient, deployment: UUID) -> Change:
+    """Returns an entry for a deployment that prefect.yaml no longer has. It is left alone; its schedule may be on."""
     found = client.read_deployment(deployment)
     name = f"{client.read_flow(found.flow_id).name}/{found.name}"
-    schedule = "its schedule is on" if any(one.active for one in found.schedules) else "no schedule of it is on"
-    detail = f"not in this prefect.yaml, left as it is; {schedule}. To delete it: prefect deployment delete '{name}'"
+    schedule = "its schedule is on" if any(one.active for one in found.schedules) else "it has no active schedule"
+    detail = f"not in this prefect.yaml, left unchanged; {schedule}. To delete it: prefect deployment delete '{name}'"
     return Change("deployment", name, "unchanged", detail)
 
 
 def is_on(found: Automation | None) -> bool:
-    """On or off is the operator's; a new one is on."""
+    """Returns whether an automation is to be on: as the operator left it, and on if it is new."""
     return found is None or found.enabled
 
 
-def settle_one(client: SyncPrefectClient, automation: AutomationCore, found: Automation | None) -> Change:
-    off = "" if automation.enabled else "off, as it was left"
+def apply_one(client: SyncPrefectClient, automation: AutomationCore, found: Automation | None) -> Change:
+    """Create an automation, or update the one that was found if it differs."""
+    off = "" if automation.enabled else "off, as the operator left it"
     if found is None:
         client.create_automation(automation)
         return Change(KIND, automation.name, "created")
@@ -106,40 +109,42 @@ def settle_one(client: SyncPrefectClient, automation: AutomationCore, found: Aut
     return Change(KIND, automation.name, "unchanged", off)
 
 
-def settle_missed(
+def apply_missed(
     client: SyncPrefectClient,
     project: str,
     name: str,
     deployment: UUID,
     found: Automation | None,
-    told: Sequence[UUID],
+    blocks: Sequence[UUID],
     expected: Sequence[timedelta],
 ) -> list[Change]:
-    """The alarm of a deployment that does not complete in time: only where a schedule is on. Without ``expected`` one
-    that is there keeps its time."""
+    """Create, update or delete the alert for a deployment that does not complete in time.
+
+    It exists only while a schedule is on. Without ``expected``, an existing alert keeps its duration.
+    """
     on = [one for one in client.read_deployment(deployment).schedules if one.active]
-    within, why = within_of(found) if on else None, "its schedule is off"
+    within, why = expected_duration(found) if on else None, "the deployment's schedule is off"
     if on and expected:
         gap = longest_gap(on, datetime.now(UTC))
-        within, why = chosen(gap, expected), f"its runs begin up to {gap} apart: --expect-every is to be longer"
+        within, why = shortest_over(gap, expected), f"runs start up to {gap} apart; --expect-every must be longer"
     if within is not None:
         ui = (PREFECT_UI_URL.value() or "").rstrip("/")
-        wanted = missed(name, deployment, ui, within).automation(project, told, enabled=is_on(found))
-        return [settle_one(client, wanted, found)]
+        wanted = missed_alert(name, deployment, ui, within).automation(project, blocks, enabled=is_on(found))
+        return [apply_one(client, wanted, found)]
     if found is not None:
         client.delete_automation(found.id)
         return [Change(KIND, found.name, "removed", why)]
     return [Change(KIND, f"{name} did not complete in time", "unchanged", f"none: {why}")] if expected else []
 
 
-def within_of(automation: Automation | None) -> timedelta | None:
-    """Within which time an alarm that is there expects a run to complete."""
+def expected_duration(automation: Automation | None) -> timedelta | None:
+    """Returns the duration within which an existing alert expects a completed run."""
     trigger = automation.trigger if automation else None
     return trigger.within if isinstance(trigger, EventTrigger) else None
 
 
-def ferrys(client: SyncPrefectClient) -> list[Automation]:
-    """The automations at the server that Ferry made, those of other projects included."""
+def ferry_automations(client: SyncPrefectClient) -> list[Automation]:
+    """Returns all automations at the server with Ferry's tag, also those of other projects."""
     found: list[Automation] = []
     while True:
         page = client.read_automations(sort=AutomationSort.CREATED_DESC, limit=PAGE, offset=len(found))
@@ -149,19 +154,19 @@ def ferrys(client: SyncPrefectClient) -> list[Automation]:
 
 
 def watched(automation: Automation) -> set[UUID]:
-    """The deployments whose runs an automation watches."""
+    """Returns the deployments whose runs an automation watches."""
     trigger = automation.trigger
-    if not isinstance(trigger, EventTrigger) or isinstance(trigger.match_related, list):  # an operator's own
+    if not isinstance(trigger, EventTrigger) or isinstance(trigger.match_related, list):  # made by the operator
         return set()
     found = set()
     for one in ResourceSpecification.model_validate(trigger.match_related).get("prefect.resource.id") or []:
-        with contextlib.suppress(ValueError):  # a pattern: an operator's own, too
+        with contextlib.suppress(ValueError):  # a pattern, so also made by the operator
             found.add(UUID(one.removeprefix("prefect.deployment.")))
     return found
 
 
 def still_there(client: SyncPrefectClient, deployments: Collection[UUID]) -> set[UUID]:
-    """Those of these deployments that the server has."""
+    """Returns those of these deployments that still exist at the server."""
     asked, found = sorted(deployments), set[UUID]()
     for first in range(0, len(asked), PAGE):
         ids = DeploymentFilterId(any_=asked[first : first + PAGE])
@@ -170,54 +175,57 @@ def still_there(client: SyncPrefectClient, deployments: Collection[UUID]) -> set
     return found
 
 
-def own(
-    base: str, project: str, present: Iterable[Automation], ours: Set[UUID], living: Set[UUID]
+def find_own(
+    base: str, project: str, present: Iterable[Automation], ours: Set[UUID], existing: Set[UUID]
 ) -> Automation | None:
-    """The automation at the server that is this one of the project; None: there is none yet."""
+    """Returns the project's automation with this base name, or None if the server has none yet."""
     name = full_name(base, project)
     candidates = [
-        one for one in present if is_named(one.name, base) and is_own(watched(one), one.name == name, ours, living)
+        one for one in present if is_named(one.name, base) and is_own(watched(one), one.name == name, ours, existing)
     ]
     return max(candidates, key=lambda one: (len(watched(one) & ours), one.name == name), default=None)
 
 
-def is_own(watches: Set[UUID], has_its_name: bool, ours: Set[UUID], living: Set[UUID]) -> bool:
-    """Is an automation this project's? Names do not tell: two projects may have one, and names used to be fixed.
+def is_own(watches: Set[UUID], has_its_name: bool, ours: Set[UUID], existing: Set[UUID]) -> bool:
+    """Returns whether an automation belongs to this project.
 
-    | it watches | its name | |
+    The name alone does not decide: two projects may have the same name, and early names had no project.
+
+    | it watches | its name | the project's |
     |---|---|---|
     | one of the project's deployments | any | yes |
-    | only deployments that the server no longer has | the project's | yes: they were deleted, and made again |
-    | only deployments that the server no longer has | another one | no |
-    | other deployments | any | no: another project's, which stays as it is |
+    | only deployments that no longer exist | the project's | yes: they were deleted and created again |
+    | only deployments that no longer exist | another one | no |
+    | other deployments | any | no: another project's, which stays unchanged |
     """
-    return bool(watches & ours) or (has_its_name and not watches & living)
+    return bool(watches & ours) or (has_its_name and not watches & existing)
 
 
-def untold(there: Sequence[Automation | None]) -> list[Change]:
-    """Nobody is named, and nobody was told before."""
-    gone = [present.name for present in there if present is not None]
-    if not gone:
-        return [Change(KIND, "Ferry's alarms", "unchanged", f"none: nobody to tell. {HOW}")]
-    return [Change(KIND, name, "unchanged", f"tells nobody: its notification block is gone. {HOW}") for name in gone]
+def without_blocks(found_alerts: Sequence[Automation | None]) -> list[Change]:
+    """Returns the entries for alerts without any notification block."""
+    without = [present.name for present in found_alerts if present is not None]
+    if not without:
+        return [Change(KIND, "Ferry's alerts", "unchanged", f"none: no notification block is given. {HOW}")]
+    return [Change(KIND, name, "unchanged", f"notifies no block: its block was deleted. {HOW}") for name in without]
 
 
 def differs(wanted: AutomationCore, present: Automation) -> bool:
-    """Would an update change anything? IDs are the server's, on or off is the operator's.
+    """Returns whether an update would change anything, apart from IDs and whether the automation is on.
 
-    An update is not for nothing: the server forgets what it was waiting for.
+    Unneeded updates do harm: at each update the server forgets the events that it waits for.
     """
     return wanted.model_dump(include=COMPARED) != present.model_dump(include=COMPARED)
 
 
-def tells(present: Sequence[Automation | None]) -> list[UUID]:
-    """The blocks that the alarms at the server tell now."""
+def notified_blocks(present: Sequence[Automation | None]) -> list[UUID]:
+    """Returns the blocks that the existing alerts notify."""
     actions = [action for automation in present if automation is not None for action in automation.actions]
     found = [action.block_document_id for action in actions if isinstance(action, SendNotification)]
     return list(dict.fromkeys(found))
 
 
 def is_there(client: SyncPrefectClient, block_id: UUID) -> bool:
+    """Returns whether a block exists."""
     try:
         client.read_block_document(block_id, include_secrets=False)
     except ObjectNotFound:
@@ -226,15 +234,17 @@ def is_there(client: SyncPrefectClient, block_id: UUID) -> bool:
 
 
 def block(client: SyncPrefectClient, name: str) -> UUID:
-    """The notification block of this `block-type/name`."""
-    slug, _, own = name.partition("/")
-    if not slug or not own:
-        raise UserError(f"--notify {name}: write block-type/name, as in slack-webhook/ops")
+    """Returns the ID of the block `block-type/name`. Raises UserError if it does not exist or cannot notify."""
+    slug, _, own_name = name.partition("/")
+    if not slug or not own_name:
+        raise UserError(f"--notify {name}: write block-type/name, such as slack-webhook/ops")
     try:
-        document = client.read_block_document_by_name(own, slug, include_secrets=False)
+        document = client.read_block_document_by_name(own_name, slug, include_secrets=False)
     except ObjectNotFound:
-        make = f"Make it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/how-to/alerts.md)"
-        raise UserError(f"--notify {name}: no such block at the Prefect server. {INSTEAD.get(slug, make)}") from None
+        make = (
+            f"Create it in the UI, {PREFECT_UI_URL.value() or ''}/blocks/catalog/{slug}/create (docs/how-to/alerts.md)"
+        )
+        raise UserError(f"--notify {name}: the Prefect server has no such block. {INSTEAD.get(slug, make)}") from None
     schema = document.block_schema
     if schema is None or "notify" not in schema.capabilities:
         raise UserError(f"--notify {name}: a block of this type cannot notify. {INSTEAD.get(slug, HOW)}")

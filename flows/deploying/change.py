@@ -1,4 +1,4 @@
-"""What `ferry deploy` did to one thing on the Prefect server."""
+"""A change that `ferry deploy` makes at the Prefect server."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,6 +6,8 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Change:
+    """One object at the server, and what was done to it."""
+
     kind: str
     name: str
     what: Literal["created", "updated", "unchanged", "removed"]

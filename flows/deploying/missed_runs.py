@@ -1,4 +1,4 @@
-"""The alarm of a deployment whose runs do not complete in time, and how often its schedules let them begin."""
+"""The alert for a deployment whose runs do not complete in time, and the gaps between its scheduled runs."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from prefect.events.schemas.automations import Posture
 
 from ferry.core import UserError
 from ferry.job import duration
-from flows.deploying.alerts import Alarm, states, trigger
+from flows.deploying.alerts import Alert, states, trigger
 
-LOOKED_AT = 100  # dates of a schedule: a weekday's, three months ahead
+MOST_DATES = 100  # dates of a schedule; for a daily one, three months
 DO = (
-    "see in its runs whether they fail, are cancelled, or do not begin. Where its schedule is off on purpose, run "
-    "`ferry deploy`: it takes this alarm away"
+    "see whether its runs fail, are cancelled or do not start. If its schedule is off on purpose, run `ferry deploy`, "
+    "which removes this alert"
 )
 
 
-def missed(name: str, deployment: UUID, ui: str, within: timedelta) -> Alarm:
-    """The alarm of one deployment, as `migrate/nightly`. It speaks again each time that ``within`` has passed."""
-    return Alarm(
+def missed_alert(name: str, deployment: UUID, ui: str, within: timedelta) -> Alert:
+    """Returns the alert for one deployment, such as `migrate/nightly`. It repeats each time ``within`` has passed."""
+    return Alert(
         f"Ferry: {name} did not complete in time",
-        f"No run of {name} was Completed within {within}. Made while its schedule was on.",
+        f"No run of {name} was Completed within {within}. Created while its schedule was on.",
         trigger(
             [deployment], Posture.Proactive, expect=states("Completed"), within_s=within.total_seconds(), each=False
         ),
         f"Ferry: no run of {name} completed for {within.total_seconds() / 3600:.4g} hours",
-        f"No run of {name} was Completed within {within}, and its schedule was on when the alarm was made.\n"
+        f"No run of {name} was Completed within {within}. Its schedule was on when this alert was created.\n"
         f"Look: {ui}/deployments/deployment/{deployment}\nDo: {DO}.",
     )
 
 
-def every(given: Iterable[str]) -> list[timedelta]:
-    """The values of `--expect-every`, the shortest first. Raises UserError."""
+def parse_expect_every(given: Iterable[str]) -> list[timedelta]:
+    """Returns the durations of `--expect-every`, shortest first. Raises UserError for one that cannot be used."""
     found = []
     for text in given:
         try:
@@ -46,29 +46,29 @@ def every(given: Iterable[str]) -> list[timedelta]:
         except ValueError as exc:
             raise UserError(f"--expect-every {text}: {exc}") from None
         if within_s < 3600:
-            raise UserError(f"--expect-every {text}: the least is an hour")
+            raise UserError(f"--expect-every {text}: the duration must be at least an hour")
         found.append(timedelta(seconds=within_s))
     return sorted(found)
 
 
-def chosen(gap: timedelta, given: Sequence[timedelta]) -> timedelta | None:
-    """Which of the durations a deployment's runs are to complete within, when they begin at most ``gap`` apart.
+def shortest_over(gap: timedelta, given: Sequence[timedelta]) -> timedelta | None:
+    """Returns the shortest of the durations that is longer than the gap between a deployment's runs, or None.
 
-    | gap | given | |
+    | gap | given | result |
     |---|---|---|
     | 24 h | 26 h, 8 d | 26 h |
     | 7 d | 26 h, 8 d | 8 d |
-    | 72 h: not at weekends | 26 h | none: each Sunday would be an alarm |
+    | 72 h: not at weekends | 26 h | None: it would raise an alert each Sunday |
     """
     return next((one for one in sorted(given) if one > gap), None)
 
 
 def longest_gap(schedules: Iterable[DeploymentSchedule], start: datetime) -> timedelta:
-    """The longest time from one begin to the next that these schedules have from ``start`` on."""
+    """Returns the longest time between two scheduled starts in a row, from ``start`` on; timedelta.max without two."""
     each = [dates for one in schedules if (dates := _dates(one, start))]
     known_until = min((max(dates) for dates in each), default=start)
-    begins = sorted({date for dates in each for date in dates if date <= known_until})
-    apart = [(after - before).total_seconds() for before, after in itertools.pairwise(begins)]
+    starts = sorted({date for dates in each for date in dates if date <= known_until})
+    apart = [(after - before).total_seconds() for before, after in itertools.pairwise(starts)]
     return timedelta(seconds=max(apart)) if apart else timedelta.max
 
 
@@ -83,4 +83,4 @@ def _dates(one: DeploymentSchedule, start: datetime) -> list[datetime]:
         schedule = servers.IntervalSchedule(**given)
     else:
         schedule = servers.RRuleSchedule(**given)
-    return list(asyncio.run(schedule.get_dates(n=LOOKED_AT, start=start)))
+    return list(asyncio.run(schedule.get_dates(n=MOST_DATES, start=start)))

@@ -1,8 +1,8 @@
-"""Runs that their infrastructure took away: which ones continue, and how often (docs/decisions/0035).
+"""Automatic restarts of runs whose process was terminated or died, and their limits (docs/decisions/0035).
 
-A run that is told to end by SIGTERM reschedules itself, as `control.last_word` does. A process that dies reports
-nothing: its worker reports Crashed, and an automation at the Prefect server reschedules the run. A machine that dies
-reports nothing at all: there the heartbeats end. One more automation bounds how often a process may die.
+A run that receives SIGTERM reschedules itself (flows.running.prefect_state). A process that dies reports nothing: its
+worker reports Crashed, and an automation at the Prefect server reschedules the run. If a machine dies, the run's
+heartbeats stop, and another automation reschedules the run. A third automation limits how often a process may die.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
-from flows.deploying.alerts import CONTINUED, OVER, TO_BEGIN, Patience, core, full_name, states, trigger, words
+from flows.deploying.alerts import CONTINUED, OVER, TO_BEGIN, Delays, core, full_name, states, trigger, words
 
 NAME = "AwaitingRetry"
-DELAY_S = 60.0  # a machine that goes down stops its worker meanwhile
-MOST = 20  # starts of one run
-DEATHS, WITHIN = 3, timedelta(hours=1)  # a run whose process dies so often is Failed, which is an alarm
+DELAY_S = 60.0  # a machine that shuts down stops its worker in this time
+MOST = 20  # starts of one run, at most
+DEATHS, WITHIN = 3, timedelta(hours=1)  # a run whose process dies this often is Failed, which raises an alert
 
 
-class Fate(StrEnum):
-    """What becomes of a run at its end."""
+class Ending(StrEnum):
+    """How an interrupted run ends at Prefect."""
 
     END = "end"
     CONTINUE = "continue"
     GIVE_UP = "give_up"
 
 
-def fate(end: StateType, *, terminated: bool, deployed: bool, starts: int) -> Fate:
-    """What becomes of a run of which Prefect asks nothing else.
+def ending(end: StateType, *, terminated: bool, deployed: bool, starts: int) -> Ending:
+    """Returns how a run ends that has no other request at Prefect.
 
-    ``terminated``: its first signal was SIGTERM, and not Ctrl-C. ``deployed``: a worker can take it. ``starts``: how
-    often a process has begun it.
+    ``terminated``: its first signal was SIGTERM, not Ctrl-C. ``deployed``: a worker can take it. ``starts``: how often
+    a process has started it.
 
-    | it ends as | terminated | deployed | starts | fate |
+    | final state | terminated | deployed | starts | result |
     |---|---|---|---|---|
     | Completed, Failed | any | any | any | end: the signal came too late to change anything |
     | Cancelled | no | any | any | end: a Ctrl-C |
-    | Cancelled | yes | no | any | end: `ferry run`, which no other process takes up |
+    | Cancelled | yes | no | any | end: no other process takes over a `ferry run` |
     | Cancelled | yes | yes | fewer than 20 | continue |
-    | Cancelled | yes | yes | 20 | give up: Failed, which is an alarm |
+    | Cancelled | yes | yes | 20 | give up: Failed, which raises an alert |
     """
     if end is not StateType.CANCELLED or not terminated or not deployed:
-        return Fate.END
-    return Fate.CONTINUE if starts < MOST else Fate.GIVE_UP
+        return Ending.END
+    return Ending.CONTINUE if starts < MOST else Ending.GIVE_UP
 
 
 @dataclass(frozen=True, slots=True)
-class Rescue:
-    """An automation that acts on runs whose process died, before it is any project's."""
+class RestartAutomation:
+    """An automation that acts on runs whose process died, still without a project."""
 
     name: str
     description: str
@@ -62,51 +62,53 @@ class Rescue:
     action: ChangeFlowRunState
 
     def automation(self, project: str, *, enabled: bool) -> AutomationCore:
-        """As Prefect takes it."""
+        """Returns Prefect's automation for a project."""
         return core(full_name(self.name, project), self.description, self.trigger, [self.action], enabled=enabled)
 
 
-def rescues(deployments: Collection[UUID], patience: Patience | None = None) -> list[Rescue]:
-    """The automations of these deployments' runs: two continue them, the third one bounds how often.
+def restart_automations(deployments: Collection[UUID], delays: Delays | None = None) -> list[RestartAutomation]:
+    """Returns the automations for the runs of these deployments: two restart them, the third limits the restarts.
 
-    A worker reports a death twice, the second time up to 17 s later on a loaded machine. It would end the process that
-    continues the run as Crashed, so that one begins later than that. A run that lives, and was not heard, reads that it
-    is scheduled, and leaves (`control.decide`).
+    A worker reports a death twice, the second time up to 17 s later on a loaded machine. The second report would mark
+    the restarted run as Crashed, so the restart waits longer than that. A live run whose heartbeats did not arrive
+    reads that it is scheduled, and ends its process (flows.running.prefect_state).
     """
-    wait = patience or Patience()
+    wait = delays or Delays()
     crashed = states("Crashed")
     return [
-        Rescue(
+        RestartAutomation(
             "Ferry: a run that died continues",
-            "A run's process died (SIGKILL, out of memory, a lost node), as its worker or the next run reported: the "
-            "run is scheduled again. Switch this off to leave such runs Crashed.",
-            trigger(deployments, Posture.Proactive, after=crashed, expect=states(*CONTINUED), within_s=wait.rescue_s),
-            _change(StateType.SCHEDULED, NAME, "its process died; another one continues it"),
+            "A run's process died (SIGKILL, out of memory, a lost node), as its worker or the next run reported. This "
+            "schedules the run again. Switch it off to leave such runs Crashed.",
+            trigger(deployments, Posture.Proactive, after=crashed, expect=states(*CONTINUED), within_s=wait.restart_s),
+            _change(StateType.SCHEDULED, NAME, "the run's process died; another process continues the run"),
         ),
-        Rescue(
+        RestartAutomation(
             "Ferry: a run whose machine is gone continues",
-            f"No heartbeat from a run for {words(wait.lost_s)}: its machine is gone, or cut off from this server. The "
-            "run is scheduled again, and waits for the lease of the process before it. Switch this off to leave such "
-            "runs Running.",
+            f"No heartbeat from a run for {words(wait.machine_s)}: its machine is down, or cut off from this server. "
+            "This schedules the run again; it then waits for the lease of the previous process. Switch it off to leave "
+            "such runs Running.",
             trigger(
                 deployments,
                 Posture.Proactive,
                 after=states("heartbeat"),
                 expect=states("heartbeat", *OVER, *TO_BEGIN),
-                within_s=wait.lost_s,
+                within_s=wait.machine_s,
             ),
             _change(
-                StateType.SCHEDULED, NAME, f"no heartbeat for {words(wait.lost_s)}; another process continues the run"
+                StateType.SCHEDULED,
+                NAME,
+                f"no heartbeat for {words(wait.machine_s)}; another process continues the run",
             ),
         ),
-        Rescue(
+        RestartAutomation(
             "Ferry: a run that keeps dying is Failed",
-            f"A run's process died {DEATHS} times within an hour: the run is Failed, and does not continue by itself.",
+            f"A run's process died {DEATHS} times within an hour. This sets the run to Failed and ends the restarts.",
             trigger(deployments, Posture.Reactive, expect=crashed, within_s=WITHIN.total_seconds(), threshold=DEATHS),
             _change(
                 StateType.FAILED,
                 "Failed",
-                f"its process died {DEATHS} times within an hour: it is not continued by itself. Read the worker's log",
+                f"its process died {DEATHS} times within an hour; it is not restarted again. Read the worker's log",
             ),
         ),
     ]

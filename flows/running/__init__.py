@@ -1,1 +1,1 @@
-"""What surrounds a flow run: signals, its state at Prefect, its slot, its progress."""
+"""Support for a flow run: signals, its state at Prefect, its concurrency slot, its progress reports."""

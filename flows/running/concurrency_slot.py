@@ -1,9 +1,9 @@
-"""A deployment's slot (`concurrency_limit`), held without ending the run when it is lost.
+"""A deployment's concurrency slot (`concurrency_limit`), whose loss does not end the run.
 
-Prefect renews a slot's lease every 225 s, and when that fails it throws an exception into the flow's thread, wherever
-that is: a server that was restarted (its leases are in memory), or away at the wrong moment, ends live runs, and some
-of them hang. Which run of a job may move is for the lease in the state to decide (docs/decisions/0018): the slot only
-lets others wait before they start. So it is renewed more often, and its loss is a line in the log.
+Prefect renews a slot's lease every 225 s. If a renewal fails, Prefect raises an exception in the flow's thread, at any
+line: a server that restarts (its leases are in memory) or is unreachable for a moment ends live runs, and some hang.
+The slot only makes later runs wait; the lease in the state decides which run of a job may write (docs/decisions/0018).
+So Ferry renews the slot every minute, and logs a failed renewal.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from prefect.logging import get_logger
 
 from tasks import prefect_api
 
-RENEW_S = 60.0  # of 300: it outlasts an absence of the server's of four minutes
+RENEW_S = 60.0  # the lease lasts 300 s, so the slot survives four minutes without the server
 
 
 @contextlib.contextmanager
 def held(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
-    """Holds a slot until the block ends, with the flow (tasks/prefect_patches.py: hold_slots_with)."""
+    """Hold a slot until the block ends. tasks.prefect_patches.hold_slots_with makes Prefect call this."""
     done = threading.Event()
-    context = contextvars.copy_context()  # Prefect's settings are in it
+    context = contextvars.copy_context()  # has Prefect's settings
     thread = threading.Thread(
         target=context.run, args=(_renew, lease_id, lease_duration, done), name="ferry-slot", daemon=True
     )
@@ -39,7 +39,7 @@ def held(lease_id: UUID, lease_duration: float, **_: Any) -> Iterator[None]:
 
 
 def _renew(lease_id: UUID, lease_duration: float, done: threading.Event) -> None:
-    tell = get_logger("ferry").info
+    log = get_logger("ferry").info
     while not done.wait(RENEW_S):
-        with prefect_api.best_effort(tell, "the slot of this run's deployment could not be renewed") as client:
+        with prefect_api.best_effort(log, "the concurrency slot of this run's deployment was not renewed") as client:
             client.renew_concurrency_lease(lease_id=lease_id, lease_duration=lease_duration)

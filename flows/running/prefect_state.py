@@ -1,7 +1,7 @@
-"""What is asked of a run at Prefect: to be cancelled, to pause, to go on (docs/how-to/control-a-run.md).
+"""Cancelling, pausing and resuming a run at Prefect (docs/how-to/control-a-run.md): the run polls its own state.
 
-Prefect writes that down as the run's state. It tells the process of a worker's run of a cancellation, by a signal, and
-of nothing else; that of `ferry run` it tells nothing. So a run reads its own state every few seconds, and obeys.
+Prefect records such a request as the run's state. For a worker's run it signals a cancellation to the process, and
+nothing else. It never signals the process of `ferry run`. So each run reads its own state every few seconds.
 """
 
 from __future__ import annotations
@@ -25,161 +25,164 @@ from prefect.states import AwaitingRetry, Cancelled, Failed
 from ferry import __version__
 from ferry.core import UserError
 from flows.deploying import rescue
-from flows.running import signals
+from flows.running.signals import RESUME_HINT, Interrupts
 from tasks import prefect_api
 from tasks.dead_runs import TIMES
 
-EVERY_S = 3.0
-STOPS = {
-    StateType.CANCELLING: "interrupted by a cancellation at Prefect; run the job again to go on where it stopped",
-    StateType.CANCELLED: "interrupted by a cancellation at Prefect; run the job again to go on where it stopped",
-    StateType.FAILED: "ended at Prefect, as a pause that nobody resumed in time; run the job again to go on",
+POLL_S = 3.0
+STOP_REASONS = {
+    StateType.CANCELLING: f"interrupted by a cancellation at Prefect{RESUME_HINT}",
+    StateType.CANCELLED: f"interrupted by a cancellation at Prefect{RESUME_HINT}",
+    StateType.FAILED: f"ended by Prefect because the pause was not resumed in time{RESUME_HINT}",
 }
-LEFT = "interrupted by a pause at Prefect that ends this process; Resume there continues the run, in another one"
-TAKEN = "interrupted because another process continues this run"
+SUSPENDED = "interrupted by a pause at Prefect that ends this process; resume the run there to continue in another"
+TAKEN_OVER = "interrupted because another process continues this run"
 
 
-class Order(StrEnum):
-    """What a run is to do."""
+class Instruction(StrEnum):
+    """What a run has to do."""
 
-    GO_ON = "go_on"
-    HOLD = "hold"  # no new objects until it goes on; the process waits, with its lease
-    STOP = "stop"  # as after a Ctrl-C
-    LEAVE = "leave"  # likewise, and the state at Prefect stays as it is: it is for the process that takes the run up
+    CONTINUE = "continue"
+    WAIT = "wait"  # start no object until it is resumed; the process waits and keeps its lease
+    STOP = "stop"  # stop as after a Ctrl-C
+    HAND_OVER = "hand_over"  # stop, and leave the state at Prefect to the process that takes the run over
 
 
-def decide(kind: StateType, *, reschedule: bool, deployed: bool, taken: bool) -> Order:
-    """What the run's own state at Prefect asks of it.
+def decide(kind: StateType, *, reschedule: bool, deployed: bool, taken: bool) -> Instruction:
+    """Returns what the run's own state at Prefect asks of it.
 
-    ``reschedule``: Resume hands the run to a worker, as after the UI's Pause (Prefect calls that Suspended).
-    ``deployed``: it is a deployment's run, which a worker would take. ``taken``: another process has begun it since.
+    ``reschedule``: a resume gives the run to a worker, as after the UI's Pause (Prefect calls that Suspended).
+    ``deployed``: the run has a deployment, so a worker would take it. ``taken``: another process has started it since.
 
-    | state | reschedule | deployed | taken | order |
+    | state | reschedule | deployed | taken | instruction |
     |---|---|---|---|---|
-    | any | any | any | yes | leave: the state is what the other process says, or is asked |
-    | Running | any | any | no | go on |
-    | Paused | no | any | no | hold |
-    | Paused | yes | no | no | hold: no other process would ever take it up |
-    | Paused | yes | yes | no | leave |
-    | Scheduled, Pending | any | yes | no | leave: it was resumed already, and a worker has it |
-    | Scheduled, Pending | any | no | no | go on |
+    | any | any | any | yes | hand over: the state belongs to the other process |
+    | Running | any | any | no | continue |
+    | Paused | no | any | no | wait |
+    | Paused | yes | no | no | wait: no other process would take it over |
+    | Paused | yes | yes | no | hand over |
+    | Scheduled, Pending | any | yes | no | hand over: it was resumed, and a worker takes it |
+    | Scheduled, Pending | any | no | no | continue |
     | Cancelling, Cancelled | any | any | no | stop |
-    | Failed | any | any | no | stop: what Prefect makes of a pause whose time is over |
-    | Completed, Crashed | any | any | no | go on: others err about a run that lives, and the lease decides |
+    | Failed | any | any | no | stop: Prefect sets this when a pause times out |
+    | Completed, Crashed | any | any | no | continue: the state is wrong about a live run, and the lease decides |
     """
     if taken:
-        return Order.LEAVE
-    if kind in STOPS:
-        return Order.STOP
+        return Instruction.HAND_OVER
+    if kind in STOP_REASONS:
+        return Instruction.STOP
     if kind is StateType.PAUSED:
-        return Order.LEAVE if reschedule and deployed else Order.HOLD
+        return Instruction.HAND_OVER if reschedule and deployed else Instruction.WAIT
     if kind in (StateType.SCHEDULED, StateType.PENDING) and deployed:
-        return Order.LEAVE
-    return Order.GO_ON
+        return Instruction.HAND_OVER
+    return Instruction.CONTINUE
 
 
-def order_of(run: FlowRun, starts: int) -> Order:
-    """As :func:`decide`, of a run as Prefect has it. ``starts``: Prefect's count when this process began.
+def instruction_for(run: FlowRun, starts: int) -> Instruction:
+    """Returns :func:`decide` for a run as Prefect has it. ``starts`` is Prefect's count when this process started.
 
-    A process says at its beginning which start it is. Prefect's own count does not tell: it grows as well when a run
-    is resumed in the process that waits.
+    Each process records at its start which start of the run it is. Prefect's own count cannot show a second process: it
+    also grows when a run resumes in the process that waits.
     """
     if run.state is None:
-        return Order.GO_ON
+        return Instruction.CONTINUE
     reschedule = bool(run.state.state_details.pause_reschedule)
     taken = int(run.labels.get(TIMES, 0)) > starts
     return decide(run.state.type, reschedule=reschedule, deployed=run.deployment_id is not None, taken=taken)
 
 
-class Control:
-    """Obeys, in a thread of its own; ``tell`` hears of pauses."""
+class StateFollower:
+    """Applies the run's state to this process. Pauses and resumes are logged."""
 
-    def __init__(self, starts: int, tell: Callable[[str], None]) -> None:
+    def __init__(self, starts: int, warn: Callable[[str], None], interrupts: Interrupts) -> None:
         self._starts = starts
-        self._tell = tell
+        self._warn = warn
+        self._interrupts = interrupts
         self._paused = False
         self._pause: Callable[[bool], Any] | None = None
         self._lock = threading.Lock()
 
-    def pauses(self, pause: Callable[[bool], Any]) -> None:
-        """From now on something moves, which ``pause(True)`` pauses and ``pause(False)`` lets go on."""
+    def pause_by(self, pause: Callable[[bool], Any]) -> None:
+        """Pause and resume the transfer by ``pause(True)`` and ``pause(False)`` from now on."""
         with self._lock:
             self._pause = pause
             if self._paused:
                 pause(True)
 
-    def obey(self, run: FlowRun) -> bool:
-        """One look. False: it is over."""
-        order = order_of(run, self._starts)
-        if order is Order.STOP:
+    def follow(self, run: FlowRun) -> bool:
+        """Apply the state of ``run`` once. Returns False if the run has to end."""
+        instruction = instruction_for(run, self._starts)
+        if instruction is Instruction.STOP:
             assert run.state is not None
-            signals.interrupt(STOPS[run.state.type])
-        elif order is Order.LEAVE:
+            self._interrupts.request(STOP_REASONS[run.state.type])
+        elif instruction is Instruction.HAND_OVER:
             assert run.state is not None
-            signals.interrupt(LEFT if run.state.is_paused() else TAKEN)
+            self._interrupts.request(SUSPENDED if run.state.is_paused() else TAKEN_OVER)
         else:
-            self._hold(order is Order.HOLD)
+            self._set_paused(instruction is Instruction.WAIT)
             return True
         return False
 
-    def _hold(self, paused: bool) -> None:
+    def _set_paused(self, paused: bool) -> None:
         with self._lock:
             if paused is self._paused:
                 return
             self._paused = paused
             if self._pause is not None:
                 self._pause(paused)
-        self._tell(
-            "paused at Prefect: no object begins until the run is resumed there; those in flight end"
+        self._warn(
+            "paused at Prefect: objects in flight finish, and no other starts until the run is resumed there"
             if paused
-            else "resumed at Prefect: the run goes on"
+            else "resumed at Prefect: the run continues"
         )
 
 
 @contextlib.contextmanager
-def polling_state(own: UUID, starts: int, tell: Callable[[str], None]) -> Iterator[Control]:
-    """Reads the run's own state every few seconds until the end of the block. A server that is away asks nothing."""
-    control, done = Control(starts, tell), threading.Event()
+def polling_state(
+    own: UUID, starts: int, warn: Callable[[str], None], interrupts: Interrupts
+) -> Iterator[StateFollower]:
+    """Poll the run's own state until the block ends. An unreachable server changes nothing."""
+    follower, done = StateFollower(starts, warn, interrupts), threading.Event()
 
-    def look() -> None:
-        with prefect_api.polling() as client:
-            while not done.wait(EVERY_S):
-                with contextlib.suppress(*prefect_api.API_ERRORS, ValueError):  # an answer that is none of Prefect's
-                    if not control.obey(client.read_flow_run(own)):
+    def poll() -> None:
+        with prefect_api.polling_client() as client:
+            while not done.wait(POLL_S):
+                with contextlib.suppress(*prefect_api.API_ERRORS, ValueError):  # not Prefect's answer
+                    if not follower.follow(client.read_flow_run(own)):
                         return
 
-    # Prefect's settings, and the run that a log line belongs to, are in context variables
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), name="ferry-control", daemon=True)
+    # context variables hold Prefect's settings and the run that a log line belongs to
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(poll,), name="ferry-control", daemon=True)
     thread.start()
     try:
-        yield control
+        yield follower
     finally:
         done.set()
-        thread.join(EVERY_S)
+        thread.join(POLL_S)
 
 
-def begins(starts: int, tell: Callable[[str], None]) -> None:
-    """Says in the log that another process had this run before. Raises UserError for one that was started too often."""
+def check_start(starts: int, warn: Callable[[str], None]) -> None:
+    """Log earlier starts of this run and a version mismatch. Raises UserError for a run that was started too often."""
     if starts > rescue.MOST:
         raise UserError(
-            f"this run was started {starts} times, and {rescue.MOST} is the most: its process died or was taken away "
-            "each time. Read the worker's log, then run the job again"
+            f"this run was started {starts} times, more than the limit of {rescue.MOST}: each time its process died or "
+            "was terminated. Read the worker's log, then run the job again"
         )
     if starts > 1:
-        tell(f"start {starts} of this run: it continues where the process before it stopped")
+        warn(f"start {starts} of this run: it resumes where the previous process stopped")
     run = FlowRunContext.get()
-    if words := another_version(run.flow_run.deployment_version if run and run.flow_run else None):
-        tell(words)
+    if words := version_mismatch(run.flow_run.deployment_version if run and run.flow_run else None):
+        warn(words)
 
 
-def another_version(deployed: str | None, here: str = __version__) -> str | None:
-    """What is said of a deployment and a worker that have another Ferry each.
+def version_mismatch(deployed: str | None, here: str = __version__) -> str | None:
+    """Returns a warning if the deployment and this worker have different versions of Ferry, else None.
 
-    | the deployment's version | this worker's Ferry | |
+    | the deployment's version | this worker's Ferry | warning |
     |---|---|---|
-    | none (`ferry run`), a digest (`prefect deploy`), a name | 0.2.0 | nothing |
-    | 0.2.0 | 0.2.0 | nothing |
-    | 0.1.0, 0.3.0 | 0.2.0 | both, with what to do |
+    | none (`ferry run`), a digest (`prefect deploy`), a name | 0.2.0 | none |
+    | 0.2.0 | 0.2.0 | none |
+    | 0.1.0, 0.3.0 | 0.2.0 | both versions, and what to do |
     """
     if deployed == here or not re.fullmatch(r"\d+\.\d+\.\d+", deployed or ""):
         return None
@@ -189,32 +192,35 @@ def another_version(deployed: str | None, here: str = __version__) -> str | None
     )
 
 
-def last_word(own: UUID, starts: int, end: State[Any], tell: Callable[[str], None]) -> State[Any]:
-    """How the run ends, after what is asked of it by now; raises Pause where its end is for another process to tell.
+def state_to_record(
+    own: UUID, starts: int, end: State[Any], warn: Callable[[str], None], interrupts: Interrupts
+) -> State[Any]:
+    """Returns the final state to record, given the run's state at Prefect. Raises Pause to record none.
 
-    ``starts``: Prefect's count when this process began. Once it was to leave, another process may have begun the run
-    already, which Prefect shows as Running: this one's end would replace what that one says.
-    From Cancelling Prefect takes nothing but Cancelled: any other end would leave the run there for ever.
+    None is recorded where another process takes the run over. That process may already have started, and Prefect shows
+    the run as Running: the end of this process would overwrite its state.
+    From Cancelling, Prefect accepts only Cancelled: after any other state the run would stay in Cancelling.
+    ``starts`` is Prefect's count when this process started.
     """
-    with prefect_api.best_effort(lambda _: None, "how a run ended") as client:
+    with prefect_api.best_effort(lambda _: None, "the end of a run") as client:
         run = client.read_flow_run(own)
-        order = order_of(run, starts)
-        was_to_leave = signals.asked() in (LEFT, TAKEN) and order is not Order.STOP
-        if order is Order.LEAVE or was_to_leave:
+        instruction = instruction_for(run, starts)
+        was_leaving = interrupts.requested in (SUSPENDED, TAKEN_OVER) and instruction is not Instruction.STOP
+        if instruction is Instruction.HAND_OVER or was_leaving:
             raise Pause(state=run.state)
-        if order is Order.STOP and run.state is not None:
+        if instruction is Instruction.STOP and run.state is not None:
             return end if run.state.type is StateType.FAILED else Cancelled(message=end.message)
-        terminated = signals.last_signal is signal.SIGTERM
-        fate = rescue.fate(
+        terminated = interrupts.first is signal.SIGTERM
+        ending = rescue.ending(
             end.type, terminated=terminated, deployed=run.deployment_id is not None, starts=run.run_count
         )
-        came_to = (end.message or "").partition(signals.AGAIN)[0]
-        if fate is rescue.Fate.GIVE_UP:
-            return Failed(message=f"{came_to}. It was started {run.run_count} times: it is not continued by itself")
-        if fate is rescue.Fate.CONTINUE:
-            message = f"{came_to}; start {run.run_count + 1} of at most {rescue.MOST} continues it"
+        result = (end.message or "").partition(RESUME_HINT)[0]
+        if ending is rescue.Ending.GIVE_UP:
+            return Failed(message=f"{result}. It was started {run.run_count} times and is not restarted automatically")
+        if ending is rescue.Ending.CONTINUE:
+            message = f"{result}; start {run.run_count + 1} of at most {rescue.MOST} resumes it"
             due = datetime.now(UTC) + timedelta(seconds=rescue.DELAY_S)
             client.set_flow_run_state(own, AwaitingRetry(scheduled_time=due, message=message), force=True)
-            tell(f"{message}, in about a minute, where a worker takes it")
+            warn(f"{message} on a worker in about a minute")
             raise Pause(state=client.read_flow_run(own).state)
     return end

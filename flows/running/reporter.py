@@ -1,4 +1,4 @@
-"""A run while it is on: lines in the log, a bar on its page, what a terminal draws, metrics where asked for."""
+"""Progress reports of a live run: log lines, a bar on its page, the terminal's bar, and metrics if configured."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
     from tasks.reporting.ui import Page
 
 Draw = Callable[[Progress, Callable[[], Planned | None]], contextlib.AbstractContextManager[None]]
-drawer: Draw | None = None  # set by `ferry` on a terminal
-LOOK_S = 2.5
-END_S = 5.0  # the last requests to Prefect are waited for so long
+progress_drawer: Draw | None = None  # set by `ferry` on a terminal
+POLL_S = 2.5
+END_S = 5.0  # at the end, wait at most this long for the last requests to Prefect
 
 
 @contextlib.contextmanager
-def showing(watched: RunView) -> Iterator[None]:
-    """Reports on it until the block ends."""
+def reporting(view: RunView) -> Iterator[None]:
+    """Report on a run until the block ends."""
     from prefect import get_run_logger
     from prefect.runtime import flow_run
 
-    from tasks.reporting.metrics import served
+    from tasks.reporting.metrics import serving_metrics
     from tasks.reporting.ui import Page
 
     logger = get_run_logger()
-    page = Page(flow_run.id, watched.job, (watched.job, watched.mode), logger.warning)
+    page = Page(flow_run.id, view.job, (view.job, view.mode), logger.warning)
     done = threading.Event()
-    # get_run_logger() finds the run by context variables, which a new thread does not have.
+    # get_run_logger() finds the run through context variables, which a new thread does not inherit.
     thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(_report, watched, page, logger, done), name="ferry-watch",
+        target=contextvars.copy_context().run, args=(_report, view, page, logger, done), name="ferry-watch",
         daemon=True,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        stack.enter_context(served(watched, logger))
-        if drawer is not None:
-            stack.enter_context(drawer(watched.progress, watched.planned))
+        stack.enter_context(serving_metrics(view, logger))
+        if progress_drawer is not None:
+            stack.enter_context(progress_drawer(view.progress, view.planned))
         thread.start()
         try:
             yield
@@ -53,24 +53,24 @@ def showing(watched: RunView) -> Iterator[None]:
             thread.join(END_S)
 
 
-def _report(watched: RunView, page: Page, logger: Any, done: threading.Event) -> None:
-    """The thread. The bar moves with each line, at each whole percent between them, and when the run stands still."""
-    page.begin()
-    began = said = time.monotonic()
+def _report(view: RunView, page: Page, logger: Any, done: threading.Event) -> None:
+    """Log progress and move the bar. The bar also moves at each whole percent, and when the run stops progressing."""
+    page.create()
+    began = logged_at = time.monotonic()
     shown, still = 0, False
-    while not done.wait(LOOK_S):
-        s, now = watched.progress.snapshot(), time.monotonic()
-        due = now - said >= next_report_s(now - began) - LOOK_S / 2
+    while not done.wait(POLL_S):
+        s, now = view.progress.snapshot(), time.monotonic()
+        due = now - logged_at >= next_report_s(now - began) - POLL_S / 2
         if due:
-            said = now
-            if not s.paused:  # that was said once
+            logged_at = now
+            if not s.paused:  # a pause is logged once, when it begins
                 logger.info(progress_line(s))
-        begins, still = bool(s.still) is not still, bool(s.still)
-        if begins and still:
+        changed, still = bool(s.still) is not still, bool(s.still)
+        if changed and still:
             logger.warning(s.still)
-        if due or begins or int(percent(s)) != shown:
+        if due or changed or int(percent(s)) != shown:
             shown = int(percent(s))
-            page.moved(s)
-        page.troubled(watched.troubled)
-    page.troubled(watched.troubled)
-    page.moved(watched.progress.snapshot(), over=True)
+            page.update(s)
+        page.note_problems(view.chunk_problems)
+    page.note_problems(view.chunk_problems)
+    page.update(view.progress.snapshot(), over=True)

@@ -1,14 +1,14 @@
-"""Ctrl-C and SIGTERM: what they mean depends on how far the run is.
+"""Handling of Ctrl-C and SIGTERM, whose effect depends on how far the run is.
 
-| the run | the first signal | a second one |
+| the run | the first signal | a second signal |
 |---|---|---|
-| opens: nothing moves yet | ends it, as `Interrupted` | ends the process at once |
-| plans | ends the planning; nothing was decided that would be lost | the same |
-| moves | no new objects; those in flight may end, for 10 s at most; outcomes are written | the same |
-| is over, and is being recorded | changes nothing | the same |
+| opens: nothing is copied yet | ends it, as `Interrupted` | ends the process at once |
+| plans | ends the planning; nothing is lost | the same |
+| transfers | starts no object; those in flight get at most 10 s; outcomes are written | the same |
+| has ended, and is being recorded | changes nothing | the same |
 
-A run that is cancelled at Prefect takes that for a first signal (:func:`interrupt`). A worker sends SIGTERM for it as
-well, before or after: that one does not count as a second.
+A cancellation at Prefect counts as a first signal (:meth:`Interrupts.request`). The run's worker also sends SIGTERM for
+it, before or after: that signal does not count as a second one.
 """
 
 from __future__ import annotations
@@ -18,87 +18,118 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from types import FrameType
 
-AGAIN = "; run the job again to go on where it stopped"
+RESUME_HINT = "; run the job again to resume"
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-last_signal: signal.Signals | None = None  # for the exit code
-_asked = ""  # why :func:`interrupt` was called
-_expected = False  # after that a signal of the worker's may come for the same reason
-_told: Callable[[str], None] | None = None  # hears of the first signal; None: it is raised
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal, while nothing had to be brought to an end. No Exception: nobody is to take it for a failure."""
+    """A signal before the transfer. Not an Exception: handlers of failures must not catch it."""
 
 
-def exit_code() -> int:
-    """Of a command that a signal has ended."""
-    return EXIT_CODES[last_signal or signal.SIGINT]
+class Interrupts:
+    """The signals of one command, or of one flow run of a worker: which came first, and what it does."""
 
+    def __init__(self) -> None:
+        self.first: signal.Signals | None = None  # decides the exit code
+        self.requested = ""  # the reason given to :meth:`request`; "" without one, or if a signal came before
+        self._expects_workers_signal = False  # after a request, the worker may send a signal for the same reason
+        self._stop: Callable[[str], None] | None = None  # called at the first signal; None: Interrupted is raised
 
-def _received(number: int, _: FrameType | None) -> None:
-    global last_signal, _expected
-    if last_signal is not None:
-        if _expected:
-            _expected = False
-            return
-        os._exit(EXIT_CODES[last_signal])
-    last_signal = signal.SIGINT if _asked else signal.Signals(number)
-    _expected = bool(_asked)
-    reason = _asked or f"interrupted by {last_signal.name}{AGAIN}"
-    if _told is None:
-        raise Interrupted(reason)
-    _told(reason)
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a command that a signal ended."""
+        return EXIT_CODES[self.first or signal.SIGINT]
 
+    def request(self, reason: str) -> None:
+        """Act as a first Ctrl-C does, but for ``reason``; from any thread. Does nothing after a signal."""
+        if self.first is None and not self.requested and signal.getsignal(signal.SIGTERM) == self._receive:
+            self.requested = reason
+            main = threading.main_thread().ident
+            assert main is not None
+            # Not SIGINT, which may be ignored. The signal also wakes the main thread from a system call.
+            signal.pthread_kill(main, signal.SIGTERM)
 
-def interrupt(reason: str) -> None:
-    """As a first Ctrl-C would, but for ``reason``; from any thread. After a signal it changes nothing."""
-    global _asked
-    if last_signal is None and not _asked and signal.getsignal(signal.SIGTERM) is _received:
-        _asked = reason
-        main = threading.main_thread().ident
-        assert main is not None
-        signal.pthread_kill(main, signal.SIGTERM)  # SIGINT may be ignored; it wakes whatever the thread waits for
+    def listen(self) -> None:
+        """Install the handlers. Does nothing outside the main thread, which alone may install them.
 
-
-def asked() -> str:
-    """The reason that :func:`interrupt` was given; "" where it was not called, or came after a signal."""
-    return _asked
-
-
-def listen() -> None:
-    """From now on signals are ours; only in the main thread, which alone may say so.
-
-    A flow says so once more: Prefect has put its own handler of SIGTERM in between, which ends a run as Crashed, and
-    puts back what was before when it has recorded the run's end. Where a signal is ignored (a shell's background jobs
-    ignore SIGINT) it stays so.
-    """
-    global _told
-    _told = None
-    if threading.current_thread() is threading.main_thread():
-        for number in EXIT_CODES:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _received)
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[None]:
-    """As :func:`listen`, for a command: until the end of the block."""
-    before = {number: signal.getsignal(number) for number in EXIT_CODES}
-    listen()
-    try:
-        yield
-    finally:
+        A flow calls this again: Prefect has replaced the handler of SIGTERM by its own, which ends a run as Crashed.
+        Prefect restores the earlier handler after it has recorded the run's end. A signal that is ignored (a shell's
+        background jobs ignore SIGINT) stays ignored.
+        """
+        self._stop = None
         if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number in EXIT_CODES:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Install the handlers until the block ends, and make this object :func:`current` for its flow runs."""
+        before = {number: signal.getsignal(number) for number in EXIT_CODES}
+        token = _current.set(self)
+        self.listen()
+        try:
+            yield
+        finally:
+            _current.reset(token)
+            if threading.current_thread() is threading.main_thread():
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def stopping_by(self, stop: Callable[[str], None]) -> Iterator[None]:
+        """Have the first signal call ``stop`` with its reason. After the block, a first signal changes nothing.
+
+        The main thread calls ``stop`` between any two instructions, so ``stop`` must not wait for anything.
+        """
+        self._stop = stop
+        try:
+            yield
+        finally:
+            self._stop = _ignore
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        if self.first is not None:
+            if self._expects_workers_signal:
+                self._expects_workers_signal = False
+                return
+            os._exit(EXIT_CODES[self.first])
+        self.first = signal.SIGINT if self.requested else signal.Signals(number)
+        self._expects_workers_signal = bool(self.requested)
+        reason = self.requested or f"interrupted by {self.first.name}{RESUME_HINT}"
+        if self._stop is None:
+            raise Interrupted(reason)
+        self._stop(reason)
+
+
+def _ignore(_: str) -> None:
+    """Ignore a signal while the end of a run is being recorded, which takes a moment."""
+
+
+_current: ContextVar[Interrupts] = ContextVar("interrupts")
+
+
+def current() -> Interrupts:
+    """Returns the object that `main` made, or a new one in a worker's process, which has no command."""
+    return _current.get(None) or Interrupts()
+
+
+def make_current() -> Interrupts:
+    """Create the object for this process's command, for :func:`current` in the same thread."""
+    interrupts = Interrupts()
+    _current.set(interrupts)
+    return interrupts
 
 
 @contextlib.contextmanager
 def ended_by_the_system() -> Iterator[None]:
-    """While libraries load, a Ctrl-C ends the process: raised there, pydantic takes it for an error of a model's, and
-    Prefect goes on without what it was about to load."""
+    """While libraries load, let a Ctrl-C end the process.
+
+    As an exception, pydantic would take it for an error of a model, and Prefect would continue without a module.
+    """
     handler = signal.getsignal(signal.SIGINT)
     ours = handler is signal.default_int_handler and threading.current_thread() is threading.main_thread()
     if ours:
@@ -108,19 +139,3 @@ def ended_by_the_system() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGINT, handler)
-
-
-@contextlib.contextmanager
-def telling(stop: Callable[[str], None]) -> Iterator[None]:
-    """From now on the first signal calls ``stop`` with a sentence for people, in the main thread, between any two
-    instructions: it may wait for nothing. After the block it changes nothing."""
-    global _told
-    _told = stop
-    try:
-        yield
-    finally:
-        _told = _ignored
-
-
-def _ignored(_: str) -> None:
-    """The end of a run is recorded; that takes a moment."""

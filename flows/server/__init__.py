@@ -1,1 +1,1 @@
-"""The Prefect server of this machine, and the way to any other."""
+"""The local Prefect server and the address of the API: code that runs before Prefect is imported."""

@@ -1,6 +1,6 @@
-"""Where Prefect's API is, and whether it answers: Prefect's client settings, read before Prefect is imported.
+"""The address of Prefect's API and a check that it answers, from Prefect's settings, before Prefect is imported.
 
-As for Prefect, the environment counts before the active profile (`prefect config set`).
+As in Prefect, the environment takes precedence over the active profile (`prefect config set`).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from flows.server import working_directory
 
 VERSION = importlib.metadata.version("prefect")
 URL = "PREFECT_API_URL"
-SET_BY_PREFECT = {"user-agent", "prefect-csrf-token", "prefect-csrf-client"}  # no custom header replaces these
+SET_BY_PREFECT = {"user-agent", "prefect-csrf-token", "prefect-csrf-client"}  # custom headers do not replace these
 ANSWER_S = 10.0
 
 
 class Profile(NamedTuple):
-    """The active profile of Prefect."""
+    """Prefect's active profile."""
 
     name: str
     file: Path
@@ -38,7 +38,10 @@ class Profile(NamedTuple):
 
 @functools.cache
 def profile() -> Profile | None:
-    """None without one, as Prefect's default, `ephemeral`, names no server. Raises UserError for a damaged file."""
+    """Returns the active profile, or None, as Prefect's default `ephemeral` names no server.
+
+    Raises UserError for a damaged file.
+    """
     file = _profiles_file()
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -46,7 +49,7 @@ def profile() -> Profile | None:
         return None
     except (OSError, ValueError) as exc:
         raise UserError(
-            f"the profiles of Prefect in {file} cannot be read ({exc}). Mend the file, or set {URL} in the environment"
+            f"Prefect's profiles in {file} cannot be read ({exc}). Repair the file, or set {URL} in the environment"
         ) from None
     name = os.environ.get("PREFECT_PROFILE") or data.get("active")
     profiles = data.get("profiles")
@@ -64,7 +67,7 @@ def _profiles_file() -> Path:
 
 
 def setting(name: str) -> str:
-    """A client setting; empty where it is not set."""
+    """Returns a client setting of Prefect; "" if it is not set."""
     if value := os.environ.get(name):
         return value
     active = profile()
@@ -73,9 +76,9 @@ def setting(name: str) -> str:
 
 @functools.cache
 def adopt_profile() -> Profile | None:
-    """Puts the profile's address of the API into the environment, where that has none; returns that profile.
+    """Copy the API's address from the profile to the environment, if that has none. Returns the profile, or None.
 
-    An empty PREFECT_API_URL in the environment says that the profile does not count: `ferry run` starts a server.
+    An empty PREFECT_API_URL in the environment overrides the profile: `ferry run` then starts a local server.
     """
     if URL in os.environ:
         return None
@@ -87,7 +90,7 @@ def adopt_profile() -> Profile | None:
 
 
 def given_url() -> str:
-    """The address that the environment or the profile names; empty for none."""
+    """Returns the address from the environment or the profile; "" if neither has one."""
     adopt_profile()
     return os.environ.get(URL, "")
 
@@ -98,44 +101,49 @@ def _where_from() -> str:
 
 
 def given_server(command: str, instead: str = "") -> str:
-    """The address of the server that the user names, for a command that is about one. Raises UserError where there is
-    none, where it does not answer, or is of another major version; sets what `import prefect` reads."""
+    """Returns the address of the user's Prefect server, for a command that needs one; sets what `import prefect` reads.
+
+    Raises UserError if no address is set, the server does not answer, or it has another major version. The message for
+    a missing address ends with ``instead``.
+    """
     url = given_url()
     working_directory.leave()
     if not url:
         raise UserError(
-            f"{command} works with a Prefect server, and PREFECT_API_URL is not set, neither in the environment nor in "
-            f"Prefect's active profile: `export PREFECT_API_URL=http://HOST:4200/api`{instead}"
+            f"{command} needs a Prefect server, but PREFECT_API_URL is not set, neither in the environment nor in "
+            f"Prefect's active profile. Set it: `export PREFECT_API_URL=http://HOST:4200/api`{instead}"
         )
-    check_reachable(url, "Start it, or correct the address")
+    check_reachable(url, "Start the server, or correct the address")
     return url
 
 
 def version_problem(url: str, answer: Any) -> str | None:
-    """Why this Ferry cannot work with a server that says ``answer`` of its version; None: it can, or it is unknown.
+    """Returns why this Ferry cannot use a server of version ``answer``, or None if it can, or if it is unknown.
 
-    | Ferry's Prefect | the server says | problem |
+    | Ferry's Prefect | the server's answer | problem |
     |---|---|---|
     | 3.8.8 | 3.x | no |
-    | 3.8.8 | 2.20.4, 4.0.0 | another major version: its API is another one |
-    | any | no version | no: Prefect Cloud, or something that asks who we are |
+    | 3.8.8 | 2.20.4, 4.0.0 | another major version: another API |
+    | any | not a version | no: Prefect Cloud, or a request for authentication |
     """
     major = answer.partition(".")[0] if isinstance(answer, str) else ""
     ours = VERSION.partition(".")[0]
     if not major.isdecimal() or major == ours:
         return None
     return (
-        f"the Prefect server at {url} (PREFECT_API_URL) is of version {answer[:20]}, and Ferry works with Prefect "
-        f"{VERSION}: the major versions must be the same. Use a server of Prefect {ours}, or a Ferry made for {major}"
+        f"the Prefect server at {url} (PREFECT_API_URL) has version {answer[:20]}, and Ferry uses Prefect "
+        f"{VERSION}: the major versions must be equal. Use a server of Prefect {ours}, or a Ferry for Prefect {major}"
     )
 
 
-LOCALLY = "Start it, or set PREFECT_API_URL to nothing to let ferry start a local one: `PREFECT_API_URL= ferry ...`"
+LOCALLY = "Start it, or use a local server: set an empty PREFECT_API_URL, as in `PREFECT_API_URL= ferry ...`"
 
 
 def check_reachable(url: str, instead: str = LOCALLY) -> None:
-    """Raises UserError when nothing answers there, or a server of another major version; else any answer will do, also
-    one that asks who we are. Says where an address comes from that is not in the environment."""
+    """Raises UserError if no server answers at ``url``, or one of another major version.
+
+    A request for authentication (401) counts as an answer. Prints the source of an address that comes from a profile.
+    """
     where = _where_from()
     try:
         if not url.lower().startswith(("http:", "https:")):
@@ -148,7 +156,7 @@ def check_reachable(url: str, instead: str = LOCALLY) -> None:
     except urllib.error.HTTPError:
         said = b"null"
     except ValueError as exc:
-        raise UserError(f"{where} is no address: {exc}. It is like http://HOST:4200/api") from None
+        raise UserError(f"{where} is not a valid address: {exc}. Example: http://HOST:4200/api") from None
     except (OSError, http.client.HTTPException) as exc:
         reason = getattr(exc, "reason", exc)
         if isinstance(reason, ssl.SSLError):
@@ -158,7 +166,7 @@ def check_reachable(url: str, instead: str = LOCALLY) -> None:
         version = json.loads(said)
     except ValueError:
         raise UserError(
-            f"what answers at {url} ({where}) is no Prefect API; its address ends in `/api`: http://HOST:4200/api"
+            f"the server at {url} ({where}) is not a Prefect API. An API's address ends in `/api`: http://HOST:4200/api"
         ) from None
     if problem := version_problem(url, version):
         raise UserError(problem)
@@ -167,7 +175,7 @@ def check_reachable(url: str, instead: str = LOCALLY) -> None:
 
 
 def _headers() -> dict[str, str]:
-    """What Prefect's client would send."""
+    """Returns the headers that Prefect's client would send."""
     headers = {}
     if user := setting("PREFECT_API_AUTH_STRING"):
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
@@ -186,7 +194,7 @@ def _headers() -> dict[str, str]:
 
 
 def _tls(url: str) -> ssl.SSLContext | None:
-    """The TLS settings of Prefect's client: its authorities are certifi's, or those of a file."""
+    """Returns TLS settings as Prefect's client has them: authorities of certifi, or of a configured file."""
     if not url.lower().startswith("https:"):
         return None
     if setting("PREFECT_API_TLS_INSECURE_SKIP_VERIFY").lower() in ("1", "true", "t", "yes", "y", "on"):
@@ -206,6 +214,6 @@ def _tls(url: str) -> ssl.SSLContext | None:
 def _tls_problem(url: str, where: str, error: ssl.SSLError) -> str:
     why = getattr(error, "verify_message", "") or error.reason or str(error)
     return (
-        f"the Prefect server at {url} ({where}) answers, and TLS fails: {why}. For a private authority set "
-        "PREFECT_API_SSL_CERT_FILE to its certificate (a PEM file), in the environment or with `prefect config set`"
+        f"the Prefect server at {url} ({where}) answers, but TLS failed: {why}. For a private authority, set "
+        "PREFECT_API_SSL_CERT_FILE to its PEM file, in the environment or with `prefect config set`"
     )

@@ -1,11 +1,11 @@
-"""The access rules of the local Prefect server, which asks for no password: programs of its owner, and its own pages.
+"""Access control of the local Prefect server, which has no password: only its owner's programs and its own pages.
 
-Other users of the machine: the kernel says whose socket is at the other end of a connection. The token in an address
-that Jupyter uses would have to reach Prefect's client, every worker and each page.
+Other users of the machine are recognised by the owner of the client's socket, which the kernel knows. A token in the
+address, as Jupyter has it, would have to reach Prefect's client, every worker and each page.
 
-Other sites: a browser says of each request where it comes from, and the Host header tells a name that its owner has
-pointed at 127.0.0.1 (DNS rebinding). The server listens there alone, so an address or `localhost` is all that a client
-needs.
+Other sites are recognised by the headers with which a browser names the origin of a request, and by the Host header: a
+DNS name that points to 127.0.0.1 is refused (DNS rebinding). The server listens only there, so clients need only an
+address or `localhost`.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-REFUSED = b"this Prefect server is for its own pages, at 127.0.0.1 or localhost\n"
-STRANGER = b"this Prefect server is for the user who started it\n"
-# No other site shows these pages in a frame of its own, where a click would be the owner's (RFC 7034, CSP level 3).
+REFUSED = b"this Prefect server accepts only its own pages, at 127.0.0.1 or localhost\n"
+OTHER_USER = b"this Prefect server accepts only the user who started it\n"
+# No other site may show these pages in a frame and so receive the owner's clicks (RFC 7034, CSP level 3).
 NOT_IN_FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
 TCP_TABLE = Path("/proc/net/tcp")  # proc(5)
 
 
-class OwnersConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type, unused-ignore]
-    """A connection of HTTP, or one that becomes a WebSocket; closed at once where it is another user's."""
+class OwnerOnlyConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type, unused-ignore]
+    """An HTTP connection, or one that becomes a WebSocket; refused with 403 if the client is another user."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         if TCP_TABLE.exists() and not self._is_owners(transport):
             cast("asyncio.Transport", transport).write(
                 b"HTTP/1.1 403 Forbidden\r\nContent-Type: text/plain\r\nConnection: close\r\n"
-                b"Content-Length: %d\r\n\r\n%s" % (len(STRANGER), STRANGER)
+                b"Content-Length: %d\r\n\r\n%s" % (len(OTHER_USER), OTHER_USER)
             )
             cast("asyncio.Transport", transport).close()
 
@@ -56,13 +56,13 @@ class OwnersConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type, unus
 
 
 def owner_of(table: Iterable[str], local: tuple[str, int], remote: tuple[str, int]) -> int | None:
-    """The user whose socket has these two ends, by the lines of /proc/net/tcp; None where no process has it.
+    """Returns the uid that owns the socket with these two ends, from /proc/net/tcp; None if no process holds it.
 
-    | the line | owner |
+    | line of the table | owner |
     |---|---|
-    | of both ends, of a socket that a process holds | its uid |
-    | of both ends, inode 0: closed, and still in the table | None: the kernel writes 0 for its uid, which is root's |
-    | no such line | None |
+    | with both ends, and an inode | its uid |
+    | with both ends, inode 0: closed, but still listed | None: the kernel writes uid 0, which is root's |
+    | none with both ends | None |
     """
     ends = [_in_hex(*local[:2]), _in_hex(*remote[:2])]
     for line in table:
@@ -73,27 +73,29 @@ def owner_of(table: Iterable[str], local: tuple[str, int], remote: tuple[str, in
 
 
 def _in_hex(host: str, port: int) -> str:
-    """An end of a connection as /proc/net/tcp writes it: the address as a number of the machine's byte order."""
+    """Returns an end as /proc/net/tcp writes it: the address is a number in the machine's byte order."""
     (number,) = struct.unpack("=I", ipaddress.IPv4Address(host).packed)
     return f"{number:08X}:{port:04X}"
 
 
 def create_app() -> App:
-    """What uvicorn serves."""
-    from prefect.server.api.server import create_app as prefects
+    """Returns the guarded Prefect server, for uvicorn."""
+    from prefect.server.api.server import create_app as prefect_app
 
-    return behind(prefects())
+    return guarded(prefect_app())
 
 
-def behind(app: App) -> App:
-    async def gate(scope: Message, receive: Receive, send: Send) -> None:
-        async def send_for_no_frame(message: Message) -> None:
+def guarded(app: App) -> App:
+    """Returns ``app`` behind the access rules of :func:`is_allowed`."""
+
+    async def guard(scope: Message, receive: Receive, send: Send) -> None:
+        async def send_without_frames(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *NOT_IN_FRAMES]
             await send(message)
 
         if scope["type"] == "lifespan" or is_allowed(scope["path"], dict(scope["headers"])):
-            await app(scope, receive, send_for_no_frame)
+            await app(scope, receive, send_without_frames)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1008})
@@ -102,22 +104,23 @@ def behind(app: App) -> App:
             await send({"type": "http.response.start", "status": 403, "headers": headers})
             await send({"type": "http.response.body", "body": REFUSED})
 
-    return gate
+    return guard
 
 
 def is_allowed(path: str, headers: dict[bytes, bytes]) -> bool:
-    """
-    | Host | path | Sec-Fetch-Site | Origin | in |
+    """Returns whether a request may reach the server.
+
+    | Host | path | Sec-Fetch-Site | Origin | allowed |
     |---|---|---|---|---|
     | a name other than localhost | any | any | any | no |
-    | an address, localhost | a page | any | any | yes: one may follow a link to it |
-    | likewise | the API | same-origin, none | any | yes |
-    | likewise | the API | same-site, cross-site | any | no |
-    | likewise | the API | (an older browser, or no browser) | of this host, or none | yes |
-    | likewise | the API | likewise | another | no |
+    | an address, localhost | a page | any | any | yes: links from other sites work |
+    | an address, localhost | the API | same-origin, none | any | yes |
+    | an address, localhost | the API | same-site, cross-site | any | no |
+    | an address, localhost | the API | (absent: an old browser, or a program) | this host, or absent | yes |
+    | an address, localhost | the API | (absent) | another | no |
     """
     host = headers.get(b"host", b"").decode("latin-1").lower()
-    if not _is_here(host):
+    if not _is_local(host):
         return False
     if path != "/api" and not path.startswith("/api/"):
         return True
@@ -128,7 +131,7 @@ def is_allowed(path: str, headers: dict[bytes, bytes]) -> bool:
     return origin is None or origin.decode("latin-1").lower().partition("://")[2] == host
 
 
-def _is_here(host: str) -> bool:
+def _is_local(host: str) -> bool:
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -140,9 +143,9 @@ def _is_here(host: str) -> bool:
 
 
 def main() -> None:
-    """Serves on the port of 127.0.0.1 that the first argument names."""
+    """Serve on 127.0.0.1, at the port that the first argument names."""
     uvicorn.run(
-        create_app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), http=OwnersConnection,
+        create_app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), http=OwnerOnlyConnection,
         timeout_keep_alive=60, access_log=False, log_level="warning",
     )  # fmt: skip
 

@@ -1,20 +1,20 @@
-"""The working directory, which a command leaves before it imports Prefect."""
+"""Leaving the working directory, before a command imports Prefect."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-NAMES_A_FILE = ("_FILE", "_PATH", "_DIR", "_HOME", "_BUNDLE")  # how such variables of the environment end
+NAMES_A_FILE = ("_FILE", "_PATH", "_DIR", "_HOME", "_BUNDLE")  # endings of environment variables that name a file
 
 
 def leave() -> None:
-    """Changes to `/`; the command's own paths have to be absolute by now. Safe to call twice.
+    """Change to `/`. The command's own paths must be absolute by now. Safe to call twice.
 
-    Prefect reads `prefect.toml`, `.env` and `pyproject.toml` of the working directory as settings, and a setting can
-    name code to load. What lies there may be a list author's: an object that an earlier run wrote. Files that the
-    environment names relative to the directory are named absolutely from then on. So is Prefect's home, which Prefect
-    makes where it is missing.
+    Prefect reads settings from `prefect.toml`, `.env` and `pyproject.toml` in the working directory, and a setting can
+    name code to load. Such a file may be an object that an earlier run wrote, with a name chosen by the manifest's
+    author. Relative paths of existing files in the environment become absolute. So does PREFECT_HOME, which Prefect
+    creates if it is missing.
     """
     here = Path.cwd()
     for name, value in os.environ.items():

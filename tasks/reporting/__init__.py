@@ -1,1 +1,1 @@
-"""Everything that is said about a run: terminal, Prefect UI, logs and metrics."""
+"""Reports on a run, for the terminal, Prefect's UI, logs and metrics."""

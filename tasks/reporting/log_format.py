@@ -1,6 +1,6 @@
-"""How a log line looks, and how many there are. Imports no Prefect: engine processes need none.
+"""The formats of log lines, and the intervals of progress lines. Without Prefect, for engine processes.
 
-`FERRY_LOG_FORMAT=json` in the environment makes each line one JSON object; otherwise lines are Prefect's, with the run.
+With `FERRY_LOG_FORMAT=json` in the environment each line is one JSON object, else Prefect's text with the run's name.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 FORMAT = "FERRY_LOG_FORMAT"
-SHORT = 8  # digits of a run's ID in text
+SHORT = 8  # digits of a run's ID in text lines
 FIRST_S, SHARE, LAST_S = 5.0, 20.0, 1800.0
-CHUNK = re.compile(r"chunk-([0-9a-f]{12})-")  # tasks.transfer names its task runs so
-OF_RECORD = ("flow_run_id", "flow_run_name", "task_run_id", "task_run_name")  # what Prefect puts into records of runs
+CHUNK = re.compile(r"chunk-([0-9a-f]{12})-")  # names of task runs, from tasks.transfer
+RECORD_FIELDS = ("flow_run_id", "flow_run_name", "task_run_id", "task_run_name")  # set by Prefect on a run's records
 
-about: dict[str, Any] = {}  # of the run of this process: flow_run_id, flow_run_name, job, run_no
+run_fields: dict[str, Any] = {}  # this process's run: flow_run_id, flow_run_name, job, run_no
 
 
 def next_report_s(elapsed_s: float) -> float:
-    """Seconds until a run says again how far it is: often at first, and less often the longer it is on.
+    """Returns the seconds until a run's next progress line: the longer the run, the longer the interval.
 
     | since the start | until the next line | lines so far |
     |---|---|---|
@@ -37,34 +37,35 @@ def next_report_s(elapsed_s: float) -> float:
 
 
 def as_json() -> bool:
+    """Returns whether log lines are JSON."""
     return os.environ.get(FORMAT, "").strip().lower() == "json"
 
 
 def unknown_format() -> str | None:
-    """What is wrong with the setting, as a sentence."""
+    """Returns what is wrong with the setting, or None."""
     given = os.environ.get(FORMAT, "")
     if given.strip().lower() in ("", "text", "json"):
         return None
-    return f"{FORMAT}={given!r} is neither `text` nor `json`: lines are text"
+    return f"{FORMAT}={given!r} is neither `text` nor `json`; log lines are text"
 
 
-def known(record: logging.LogRecord) -> dict[str, Any]:
-    """The run and the chunk that a line is about."""
-    found = dict(about)
-    found.update((name, value) for name in OF_RECORD if (value := getattr(record, name, None)))
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Returns the fields of the run and the chunk that a line is about."""
+    found = dict(run_fields)
+    found.update((name, value) for name in RECORD_FIELDS if (value := getattr(record, name, None)))
     if match := CHUNK.match(found.get("task_run_name", "")):
         found["chunk"] = match[1]
     return found
 
 
 class JsonLines(logging.Formatter):
-    """One object a line: time (UTC), level, logger, message, what :func:`known` has, and a traceback."""
+    """Formats a record as one JSON object: time (UTC), level, logger, message, :func:`fields_of`, and a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line = {
             "time": time.replace("+00:00", "Z"), "level": record.levelname, "logger": record.name,
-            "message": record.getMessage(), **known(record),
+            "message": record.getMessage(), **fields_of(record),
         }  # fmt: skip
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -72,13 +73,13 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """As Prefect's, and which run it is: `Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - ...`."""
+    """Formats as Prefect does, with the run: `Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - ...`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03d | %(levelname)-7s | %(whose)s - %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        run = known(record)
+        run = fields_of(record)
         name, ident = run.get("flow_run_name"), str(run.get("flow_run_id", ""))[:SHORT]
         if task := run.get("task_run_name"):
             record.whose = f"Task run {task!r} of {name!r} {ident}"
@@ -89,8 +90,8 @@ class TextLines(logging.Formatter):
         return super().formatMessage(record)
 
 
-def consoles() -> Iterator[tuple[logging.Logger, logging.StreamHandler[Any]]]:
-    """What prints lines on this process's standard error or output."""
+def console_handlers() -> Iterator[tuple[logging.Logger, logging.StreamHandler[Any]]]:
+    """Returns the handlers that write to this process's standard error or output, with their loggers."""
     for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict)):
         for handler in list(logger.handlers):
             if isinstance(handler, logging.StreamHandler) and (
@@ -99,9 +100,9 @@ def consoles() -> Iterator[tuple[logging.Logger, logging.StreamHandler[Any]]]:
                 yield logger, handler
 
 
-def plain(run: dict[str, Any]) -> None:
-    """Sets up a process without Prefect's loggers, of the run that ``run`` is about."""
-    about.update(run)
+def configure_plain_logging(run: dict[str, Any]) -> None:
+    """Configure logging in a process without Prefect. ``run`` has the fields of its run."""
+    run_fields.update(run)
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json() else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

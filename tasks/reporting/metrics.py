@@ -1,6 +1,6 @@
-"""A run's figures for Prometheus, off unless `FERRY_METRICS` says where (docs/how-to/observe.md, docs/decisions/0027).
+"""A run's metrics for Prometheus, served only if `FERRY_METRICS` is set (docs/how-to/observe.md, docs/decisions/0027).
 
-They are read when somebody asks, from counters that a run has anyway: an object costs nothing more.
+A scrape reads counters that the run has anyway, so metrics cost nothing per object.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 
 SETTING = "FERRY_METRICS"
 LOOPBACK = "127.0.0.1"
-# Of ferry.ratelimit.host_snapshot.HostSnapshot: the metric's name, the field, what it says.
-OF_HOSTS_COUNTED = {
-    "requests": "Requests to a host, of the busiest 50; from 0 again when a host was forgotten meanwhile.",
-    "refused": "Of them answered with 429, 503 or SlowDown.",
+# Fields of ferry.ratelimit.HostSnapshot that are counters, with the help text of the metric of the same name.
+HOST_COUNTERS = {
+    "requests": "Requests to a host, for the busiest 50 hosts; restarts at 0 if the host was evicted.",
+    "refused": "Requests that the host answered with 429, 503 or SlowDown.",
 }
-OF_HOSTS = {
-    "in_flight": ("in_flight", "Requests under way at a host."),
-    "limit": ("limit", "How many there may be at once."),
-    "waiting": ("waiting", "Objects that wait for their turn at a host."),
-    "paused_seconds": ("paused_for_s", "For how long a host is still left alone."),
-    "latency_seconds": ("latency_s", "How long recent requests took."),
+HOST_GAUGES = {
+    "in_flight": ("in_flight", "Requests in flight to a host."),
+    "limit": ("limit", "Limit of concurrent requests to a host."),
+    "waiting": ("waiting", "Objects in the queue of a host."),
+    "paused_seconds": ("paused_for_s", "Seconds until requests to a paused host resume."),
+    "latency_seconds": ("latency_s", "Latency of recent requests to a host."),
 }
-SETTLED = (Status.COPIED, Status.UNCHANGED, Status.SKIPPED, Status.FAILED)
+FINAL_STATUSES = (Status.COPIED, Status.UNCHANGED, Status.SKIPPED, Status.FAILED)
 
 
 def endpoint(text: str) -> tuple[str, int] | None:
-    """Address and port to listen on; None for none. Raises ValueError.
+    """Returns the address and port to listen on, or None for no metrics. Raises ValueError for other values.
 
     | FERRY_METRICS | listens on |
     |---|---|
-    | (nothing) | nowhere |
+    | (empty) | nowhere |
     | `9464` | 127.0.0.1, port 9464 |
     | `0` | 127.0.0.1, any free port |
     | `0.0.0.0:9464`, `[::]:9464` | that address |
@@ -56,13 +56,13 @@ def endpoint(text: str) -> tuple[str, int] | None:
 
 
 @contextlib.contextmanager
-def served(watched: RunView, logger: Any) -> Iterator[None]:
-    """Answers at `/metrics` until the block ends. What stands in its way is a warning, and never the run's end."""
+def serving_metrics(view: RunView, logger: Any) -> Iterator[None]:
+    """Serve `/metrics` until the block ends. A problem is logged as a warning and does not end the run."""
     text = os.environ.get(SETTING, "")
     try:
         at = endpoint(text)
     except ValueError:
-        logger.warning("%s=%r is no port and no ADDRESS:PORT: there are no metrics", SETTING, text)
+        logger.warning("%s=%r is neither PORT nor ADDRESS:PORT; metrics are off", SETTING, text)
         at = None
     if at is None:
         yield
@@ -70,11 +70,11 @@ def served(watched: RunView, logger: Any) -> Iterator[None]:
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()
-    registry.register(Figures(watched))
+    registry.register(RunCollector(view))
     try:
         server, thread = start_http_server(at[1], at[0], registry)
-    except (OSError, OverflowError) as error:  # the port of another run, an address of another machine
-        logger.warning("%s=%s: cannot listen there (%s); this run has no metrics", SETTING, text, error)
+    except (OSError, OverflowError) as error:  # the port is in use, or the address is another machine's
+        logger.warning("%s=%s: listening failed (%s); metrics are off", SETTING, text, error)
         yield
         return
     logger.info("metrics: http://%s:%d/metrics", f"[{at[0]}]" if ":" in at[0] else at[0], server.server_port)
@@ -86,55 +86,58 @@ def served(watched: RunView, logger: Any) -> Iterator[None]:
         thread.join()
 
 
-class Figures:
-    """A collector of prometheus_client's: the run's counters at this moment, of all its engine processes."""
+class RunCollector:
+    """A collector for prometheus_client: the present counters of the run, over all its engine processes."""
 
-    def __init__(self, watched: RunView) -> None:
-        self._watched = watched
+    def __init__(self, view: RunView) -> None:
+        self._view = view
 
     def collect(self) -> Iterator[Metric]:
+        """Returns the run's metrics, then those of its hosts."""
         yield from self._rows()
         yield from self._hosts()
 
     def _rows(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-        watched, progress = self._watched, self._watched.progress
+        view, progress = self._view, self._view.progress
         statuses, classes = progress.outcomes()
-        s = progress.snapshot()
-        of_run = {name: str(value) for name, value in log_format.about.items() if name != "job"}
+        snapshot = progress.snapshot()
+        labels_of_run = {name: str(value) for name, value in log_format.run_fields.items() if name != "job"}
         yield InfoMetricFamily(
-            "ferry_run", "The run; a label each of what is known of it.",
-            value={"name": watched.job, "mode": watched.mode, "version": __version__, **of_run},
+            "ferry_run", "The run, described by labels.",
+            value={"name": view.job, "mode": view.mode, "version": __version__, **labels_of_run},
         )  # fmt: skip
         objects = CounterMetricFamily(
-            "ferry_objects", "Outcomes of objects; one that a further pass tries has one more.", labels=["status"]
+            "ferry_objects", "Outcomes by status; an object that another pass retries has several.", labels=["status"]
         )
-        for status in SETTLED:
+        for status in FINAL_STATUSES:
             objects.add_metric([status.value], statuses[status])
         yield objects
         failures = CounterMetricFamily(
-            "ferry_failures", "Outcomes that are failures, or skipped, by their class.", labels=["error_class"]
+            "ferry_failures", "Failed and skipped outcomes by error class.", labels=["error_class"]
         )
         for name, rows in sorted(classes.items()):
             failures.add_metric([str(name)], rows)
         yield failures
-        yield CounterMetricFamily("ferry_bytes", "Bytes of the objects that were copied.", s.bytes)
-        yield GaugeMetricFamily("ferry_rows_planned", "Rows that this run set out to do.", s.todo)
-        yield GaugeMetricFamily("ferry_rows_left", "Rows that are still to do.", max(0, s.todo - s.done))
-        yield GaugeMetricFamily("ferry_engine_processes", "Engine processes.", watched.processes())
+        yield CounterMetricFamily("ferry_bytes", "Bytes of the copied objects.", snapshot.bytes)
+        yield GaugeMetricFamily("ferry_rows_planned", "Rows that this run has to process.", snapshot.todo)
+        yield GaugeMetricFamily(
+            "ferry_rows_left", "Rows without an outcome yet.", max(0, snapshot.todo - snapshot.done)
+        )
+        yield GaugeMetricFamily("ferry_engine_processes", "Engine processes of the run.", view.processes())
 
     def _hosts(self) -> Iterator[Metric]:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-        snapshots, opened = self._watched.hosts()
-        known = busiest(0, snapshots, 0.0)
-        for name, words in OF_HOSTS_COUNTED.items():
-            yield _by_host(CounterMetricFamily(f"ferry_host_{name}", words, labels=["host"]), known.hosts, name)
-        for name, (field, words) in OF_HOSTS.items():
-            yield _by_host(GaugeMetricFamily(f"ferry_host_{name}", words, labels=["host"]), known.hosts, field)
-        yield CounterMetricFamily("ferry_connections_opened", "To origins and the destination.", opened)
-        yield GaugeMetricFamily("ferry_hosts_left_out", "Hosts that are not among the busiest 50.", known.omitted)
+        snapshots, opened = self._view.hosts()
+        shown = busiest(0, snapshots, 0.0)
+        for name, help_text in HOST_COUNTERS.items():
+            yield _by_host(CounterMetricFamily(f"ferry_host_{name}", help_text, labels=["host"]), shown.hosts, name)
+        for name, (field, help_text) in HOST_GAUGES.items():
+            yield _by_host(GaugeMetricFamily(f"ferry_host_{name}", help_text, labels=["host"]), shown.hosts, field)
+        yield CounterMetricFamily("ferry_connections_opened", "Opened connections, to origins and destination.", opened)
+        yield GaugeMetricFamily("ferry_hosts_left_out", "Hosts besides the busiest 50.", shown.omitted)
 
 
 def _by_host(family: Any, hosts: Any, name: str) -> Any:

@@ -1,5 +1,6 @@
-"""Prefect's loggers, made fit for people: an error of Ferry's is its sentence, what is done already is no news, and a
-run of a week says less than a thousand lines.
+"""Filters for Prefect's loggers: expected errors without tracebacks, no lines for finished chunks, limited repetition.
+
+A run of a week logs fewer than a thousand lines.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ferry.core import FerryError
 from tasks.prefect_patches import (
     CACHED,
     CLIENTS,
+    COMPLETED,
     ENGINE,
     FLOW_RUNS,
     NOT_SENT,
     RETRIED,
-    SETTLED,
     TASK_RUNS,
     UNREACHABLE,
 )
@@ -34,12 +35,11 @@ from tasks.reporting import log_format
 from tasks.reporting.log_format import next_report_s
 
 
-class ForPeople(logging.Filter):
-    """Drops the traceback of errors that Ferry raises on purpose, and of a server that is away; those of bugs stay.
+class ExpectedErrors(logging.Filter):
+    """Drops the tracebacks of Ferry's own errors and of an unreachable server. Tracebacks of bugs stay.
 
-    Where no retry follows the whole line goes: Prefect's next one, `Finished in state Failed`, has the sentence again.
-    So do the lines about chunks that are settled, unless debugging is on: a rerun would have hundreds, and the report
-    counts them.
+    If no retry follows, the whole line is dropped: Prefect's next one, `Finished in state Failed`, has the message.
+    Lines about finished chunks are dropped unless debugging is on: a rerun has hundreds, and the report counts them.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -50,20 +50,22 @@ class ForPeople(logging.Filter):
             return RETRIED in text
         if text.startswith(CACHED):
             return False
-        settled = record.name == TASK_RUNS and text.startswith(SETTLED)
-        return not settled or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
+        finished = record.name == TASK_RUNS and text.startswith(COMPLETED)
+        return not finished or logging.getLogger(record.name).isEnabledFor(logging.DEBUG)
 
 
-def _not_a_bug(record: logging.LogRecord) -> bool:
-    """In a worker's process Prefect raises what ended a run once more, and logs that with a traceback. The line before
-    it, `Finished in state Failed`, has said all."""
+def _is_news(record: logging.LogRecord) -> bool:
+    """Returns False for the traceback that a worker's process logs after a run has failed.
+
+    Prefect raises the run's error again there. The line before, `Finished in state Failed`, already has the message.
+    """
     return not (record.exc_info and isinstance(record.exc_info[1], FailedRun | CancelledRun))
 
 
-class Fewer(logging.Filter):
-    """The first lines all, then one as often as a run says how far it is, with how many were left out before it.
+class Thinned(logging.Filter):
+    """Passes the first lines, then one line per progress interval, with the number of lines dropped before it.
 
-    Chunks that wait for a host in trouble say so at each of their retries: hundreds of chunks, all night.
+    Chunks that wait for a failing host log each of their retries: hundreds of chunks, for hours.
     """
 
     FIRST = 100
@@ -72,36 +74,36 @@ class Fewer(logging.Filter):
         super().__init__()
         self._clock = clock
         self._lock = threading.Lock()
-        self.again()
+        self.reset()
 
-    def again(self) -> None:
-        """Another run begins."""
-        self._since, self._said, self._lines, self._left_out = self._clock(), -math.inf, 0, 0
+    def reset(self) -> None:
+        """Reset the counts for another run."""
+        self._started_at, self._logged_at, self._lines, self._dropped = self._clock(), -math.inf, 0, 0
 
     def filter(self, record: logging.LogRecord) -> bool:
         now = self._clock()
         with self._lock:
             self._lines += 1
-            if self._lines > self.FIRST and now - self._said < next_report_s(now - self._since):
-                self._left_out += 1
+            if self._lines > self.FIRST and now - self._logged_at < next_report_s(now - self._started_at):
+                self._dropped += 1
                 return False
-            left_out, self._left_out, self._said = self._left_out, 0, now
+            left_out, self._dropped, self._logged_at = self._dropped, 0, now
         if left_out:
-            record.msg, record.args = f"{record.getMessage()} (since the last such line {left_out:,} more)", None
+            record.msg, record.args = f"{record.getMessage()} ({left_out:,} similar lines were dropped before)", None
         return True
 
 
-class ServerAway(logging.Filter):
-    """What Prefect's client says while its server is away, in one line a minute, and in fewer the longer that lasts.
+class ServerUnreachable(logging.Filter):
+    """Reduces the errors of Prefect's client about an unreachable server to one line a minute, later to fewer.
 
-    It says it of every event, each a task that began or ended, with all that the event holds.
+    Prefect logs one for each event, such as the start or end of a task, with the event's whole content.
     """
 
     EVERY_S = 60.0
 
     def __init__(self) -> None:
         super().__init__()
-        self._said = self._since = -math.inf
+        self._logged_at = self._started_at = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
@@ -110,65 +112,70 @@ class ServerAway(logging.Filter):
         if UNREACHABLE not in text:
             return True
         now = time.monotonic()
-        if self._since == -math.inf:
-            self._since = now
-        if now - self._said < max(self.EVERY_S, next_report_s(now - self._since)):
+        if self._started_at == -math.inf:
+            self._started_at = now
+        if now - self._logged_at < max(self.EVERY_S, next_report_s(now - self._started_at)):
             return False
-        self._said = now
+        self._logged_at = now
         record.msg, record.args = (
-            "the Prefect server does not answer: the run goes on, and its page there may miss some of its tasks",
+            "the Prefect server does not answer; the run continues, but its page there may miss some tasks",
             None,
         )
         return True
 
 
-_FOR_PEOPLE, _SERVER_AWAY, _OF_TASKS, _OF_FERRY = ForPeople(), ServerAway(), Fewer(), Fewer()
+_EXPECTED_ERRORS, _SERVER_UNREACHABLE, _OF_TASKS, _OF_FERRY = (
+    ExpectedErrors(),
+    ServerUnreachable(),
+    Thinned(),
+    Thinned(),
+)
 _FILTERS: dict[str, tuple[logging.Filter | Callable[[logging.LogRecord], bool], ...]] = {
-    ENGINE: (_not_a_bug,),
-    FLOW_RUNS: (_FOR_PEOPLE, _not_a_bug),
-    TASK_RUNS: (_FOR_PEOPLE, _OF_TASKS),
+    ENGINE: (_is_news,),
+    FLOW_RUNS: (_EXPECTED_ERRORS, _is_news),
+    TASK_RUNS: (_EXPECTED_ERRORS, _OF_TASKS),
     "prefect.ferry": (_OF_FERRY,),
-    **dict.fromkeys(CLIENTS, (_SERVER_AWAY,)),
+    **dict.fromkeys(CLIENTS, (_SERVER_UNREACHABLE,)),
 }
 
 
-def _nobody_reads() -> None:
-    """Whoever read what this process says is gone: a worker that was killed, `| head`. Rich would exit."""
+def _discard_output() -> None:
+    """Discard output whose reader is gone, such as a killed worker or `| head`. Rich would exit the process."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
-def tidy_logs() -> None:
-    """Installs filters and formats on Prefect's loggers; twice does nothing. A log that nobody reads ends no run.
+def configure_logging() -> None:
+    """Install filters and formats on Prefect's loggers. Safe to call twice.
 
-    Inside a flow it learns which run the lines are about.
+    In a flow, the lines then name its run. An output without a reader does not end a run.
     """
-    run = FlowRunContext.get()  # and not prefect.runtime, which asks the server where there is none yet
+    run = FlowRunContext.get()  # not prefect.runtime, which sends a request to the server before a run exists
     if run is not None and run.flow_run is not None:
         job = (run.parameters or {}).get("job")
         name = job["name"] if isinstance(job, dict) else getattr(job, "name", "")
-        log_format.about.clear()
-        log_format.about.update(flow_run_id=str(run.flow_run.id), flow_run_name=run.flow_run.name, job=name)
-        _OF_TASKS.again()
-        _OF_FERRY.again()
+        log_format.run_fields.clear()
+        log_format.run_fields.update(flow_run_id=str(run.flow_run.id), flow_run_name=run.flow_run.name, job=name)
+        _OF_TASKS.reset()
+        _OF_FERRY.reset()
         if problem := log_format.unknown_format():
             get_logger("ferry").warning(problem)
-    for logger, handler in list(log_format.consoles()):
-        _shape(logger, handler)
+    for logger, handler in list(log_format.console_handlers()):
+        _set_format(logger, handler)
     for name, filters in _FILTERS.items():
         for wanted in filters:
             logging.getLogger(name).addFilter(wanted)
 
 
-def _shape(logger: logging.Logger, handler: logging.Handler) -> None:
-    """Gives a handler on the console our lines. For JSON Prefect's own goes: Rich prints `:cat:` as a picture."""
-    console = getattr(handler, "console", None)  # of Prefect's own handler
+def _set_format(logger: logging.Logger, handler: logging.Handler) -> None:
+    """Set the format of a console handler. For JSON, replace Prefect's own, whose Rich prints `:cat:` as an emoji."""
+    console = getattr(handler, "console", None)  # only Prefect's own handler has one
     if not log_format.as_json():
         if isinstance(console, Console):
             handler.setFormatter(log_format.TextLines())
-            console.on_broken_pipe = _nobody_reads  # type: ignore[method-assign]
+            console.on_broken_pipe = _discard_output  # type: ignore[method-assign]
         return
     logging.captureWarnings(True)
     if isinstance(console, Console):

@@ -1,4 +1,4 @@
-"""A run in words and numbers, for logs, terminals and the UI. Imports no Prefect: `ferry status` needs none."""
+"""Texts about plans and runs, for logs, terminals and the UI. Without Prefect, which `ferry status` does not load."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from ferry.state import PLAIN_WORDS, Planned
 
 
 @dataclass(frozen=True, slots=True)
-class Troubled:
-    """A chunk with rows that failed, or that are pending: what an operator wants to know of it."""
+class ChunkProblem:
+    """A chunk with failed or pending rows, for the run's page."""
 
     digest: str
     task_run: str  # Prefect's ID
-    words: str
-    file: str  # where its rows are
+    problem: str
+    file: str  # the file with its rows
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a run came to. ``counts`` is the whole job's, ``this_run`` the rows that this run settled."""
+    """The result of a run. ``counts`` are those of the whole job, ``this_run`` those of this run's outcomes."""
 
     run_no: int
     counts: dict[str, Any]
@@ -34,38 +34,38 @@ class Report:
     limited: bool
     seconds: float
     bytes: int
-    rate: float  # rows a second between the first outcome and the last
-    stopped: str  # why the run ended early; "" when it did not
+    rate: float  # rows per second, from the first outcome to the last
+    stopped: str  # why the run ended early, or ""
     why_pending: str
-    night: dict[str, int] | None = None  # of a delta: night.NAMES
-    same_bytes: dict[str, Any] | None = None  # rows with the same bytes: same_bytes.find_same_bytes, and `fail`
-    swept: PruneResult | None = None  # of a delta that deletes what left the list
-    chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # chunks of this run, or with failures; the first
+    night: dict[str, int] | None = None  # only in a delta run: ferry.reconcile's figures of the run
+    same_bytes: dict[str, Any] | None = None  # rows with the same bytes, and whether they fail the run
+    swept: PruneResult | None = None  # only in a delta run that deletes removed copies
+    chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # the first chunks of this run, or with failures
 
     @property
     def exit_code(self) -> int:
-        """SEMANTICS: results of a run.
+        """The run's exit code.
 
-        | ended early | pending | failed | asked with --limit | code |
+        | ended early | pending | failed | other condition | code |
         |---|---|---|---|---|
-        | no | 0 | within budget | any | 0 |
-        | no | some | within budget | yes, and it was reached | 0 |
-        | no | some | any | no | 1 |
-        | any | any | over budget | any | 1 |
-        | yes | any | any | any | 1: what it was to try again counts as failed, and was not tried |
-        | no | any | any | any | 1 where copies were to be deleted, and were not |
-        | no | any | any | any | 1 where rows have the same bytes, and `duplicate_bodies` is `fail` |
+        | no | 0 | within budget | | 0 |
+        | no | some | within budget | `--limit` was reached | 0 |
+        | no | some | any | `--limit` was not reached, or not given | 1 |
+        | any | any | over budget | | 1 |
+        | yes | any | any | | 1: rows to retry count as failed, and were not tried |
+        | no | any | any | copies were to be deleted, and were not | 1 |
+        | no | any | any | rows have the same bytes, and `duplicate_bodies` is `fail` | 1 |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
-        swept_well = self.swept is None or self.swept.well
-        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and swept_well
+        pruned_well = self.swept is None or self.swept.well
+        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and pruned_well
         return 0 if well and not (self.same_bytes and self.same_bytes["fail"]) else 1
 
     @property
-    def there(self) -> str:
-        """How the job stands, after this run."""
+    def totals(self) -> str:
+        """The job's totals after this run."""
         c = self.counts
-        line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} are there"
+        line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} at the destination"
         if by_size := sum(c["by_size"].values()):
             line += f", {by_size:,} of them confirmed by size alone"
         if c["failed"]:
@@ -74,33 +74,34 @@ class Report:
 
     @property
     def message(self) -> str:
-        """One line for the flow run's state."""
+        """The result in one line, for the flow run's state."""
         run = self.this_run
         done = ", ".join(
             f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
         )
-        nothing = "nothing settled" if self.counts["pending"] else "nothing to do"
-        line = f"this run: {done or nothing}; in all {self.there}"
+        nothing = "no outcomes" if self.counts["pending"] else "nothing to do"
+        line = f"this run: {done or nothing}; total: {self.totals}"
         if self.swept is not None and self.swept.deleted:
-            line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
+            line += f"; {self.swept.deleted:,} deleted, removed from the manifest ({self.swept.listed})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        said = (line, why, swept_badly(self.swept), *swept_later(self.swept), repeated(self.same_bytes))
+        said = (line, why, prune_failure(self.swept), *prune_notes(self.swept), same_bytes_note(self.same_bytes))
         return ". ".join(part for part in said if part)
 
 
-def swept_badly(swept: PruneResult | None) -> str:
-    """Why copies that were to be deleted stand where they are, as a sentence; "" where none does."""
-    if swept is None or swept.well:
+def prune_failure(pruned: PruneResult | None) -> str:
+    """Returns why copies that were to be deleted still exist, as a sentence; "" if none does."""
+    if pruned is None or pruned.well:
         return ""
-    if swept.refused:
-        whose = "whose row left the list was" if swept.gone == 1 else "whose rows left the list were"
-        return f"{_copies(swept.gone)} {whose} not deleted: {swept.refused}"
-    first = f": {swept.why_failed}" if swept.failed == 1 else f", the first of them {swept.why_failed}"
-    why = f": {swept.ended}" if swept.ended else first
-    return f"{_copies(swept.failed)} could not be deleted{why}; the next night tries again"
+    if pruned.refused:
+        whose = "whose row was" if pruned.gone == 1 else "whose rows were"
+        were = "was" if pruned.gone == 1 else "were"
+        return f"{_copies(pruned.gone)} {whose} removed from the manifest {were} not deleted: {pruned.refused}"
+    first = f": {pruned.why_failed}" if pruned.failed == 1 else f", the first of them {pruned.why_failed}"
+    why = f": {pruned.ended}" if pruned.ended else first
+    return f"{_copies(pruned.failed)} could not be deleted{why}; the next delta run tries again"
 
 
-def repeated(same: dict[str, Any] | None) -> str:
+def same_bytes_note(same: dict[str, Any] | None) -> str:
     """Returns what to say of rows with the same bytes: an example, the file, and whether the run fails for them."""
     if not same:
         return ""
@@ -124,37 +125,37 @@ def _copies_are(count: int) -> str:
     return f"{_copies(count)} {'is' if count == 1 else 'are'}"
 
 
-def swept_later(swept: PruneResult | None) -> list[str]:
-    """What a night that deletes has left for another one, or for good, as sentences."""
-    if swept is None:
+def prune_notes(pruned: PruneResult | None) -> list[str]:
+    """Returns sentences on copies that a deleting delta run left for a later run, or for good."""
+    if pruned is None:
         return []
     found = []
-    if swept.waiting and swept.delete_after == 2:
+    if pruned.waiting and pruned.delete_after == 2:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the list for the first time; what the next list lacks too is "
-            f"deleted ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest for the first time, and will be deleted if also "
+            f"missing from the next one ({pruned.listed})"
         )
-    elif swept.waiting:
+    elif pruned.waiting:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the list; what {swept.delete_after} lists in a row lack is "
-            f"deleted ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest, and will be deleted when missing from "
+            f"{pruned.delete_after} in a row ({pruned.listed})"
         )
-    if swept.kept:
+    if pruned.kept:
         found.append(
-            f"{_copies_are(swept.kept)} kept although missing from the list: a row or the source may still have the "
-            f"object ({swept.listed})"
+            f"{_copies_are(pruned.kept)} kept although missing from the manifest: a row or the source may still have "
+            f"the object ({pruned.listed})"
         )
     return found
 
 
 def worth_retrying(counts: dict[str, Any]) -> bool:
-    """Are there failures that `--retry-failed` takes? What planning found is not among them: the list is to change."""
+    """Returns whether `--retry-failed` takes any failure. Those found by planning need a changed manifest instead."""
     found_by_plan = (ErrorClass.BAD_URL, ErrorClass.BAD_KEY, ErrorClass.BAD_LINE, ErrorClass.KEY_COLLISION)
     return bool(counts["failed"] > sum(counts["classes"].get(name, 0) for name in found_by_plan))
 
 
 def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
-    """``(outcome, plain words, rows)``, settled well first, then failures by size."""
+    """Returns ``(outcome, description, rows)``: successes first, then skipped rows, then failures by number."""
     by_size = counts["by_size"]
     lines = [
         (status, words, rows)
@@ -182,38 +183,38 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
         if rows > 0 and failed:
             lines.append(("failed", f"{PLAIN_WORDS[ErrorClass(name)]}  [{name}]", rows))
     if counts["pending"]:
-        lines.append(("pending", "not settled yet", counts["pending"]))
+        lines.append(("pending", "no outcome yet", counts["pending"]))
     return lines
 
 
-def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
-    """What a delta came to, as lines of words and figures."""
-    again = f", {night['failed_again']:,} of them not for the first time" if night["failed_again"] else ""
-    if again and night["failed_again"] == night["failed"]:
-        again = ", none for the first time"
+def delta_table(figures: dict[str, int]) -> list[tuple[str, str]]:
+    """Returns the figures of a delta run, each with its name."""
+    again = f", {figures['failed_again']:,} of them repeatedly" if figures["failed_again"] else ""
+    if again and figures["failed_again"] == figures["failed"]:
+        again = ", all of them repeatedly"
+    removed = figures["gone"] + figures["deleted"]
     return [
-        ("new", f"{night['new']:,}"),
-        ("changed", f"{night['changed']:,}"),
-        ("looked at, unchanged", f"{night['unchanged']:,}"),
-        ("failed", f"{night['failed']:,}{again}"),
-        ("gone from the list", f"{night['gone'] + night['deleted']:,}, {night['deleted']:,} of them deleted"),
-        ("requests to the origins", f"{night['requests']:,}"),
-        ("not read again", size(night["bytes_saved"])),
+        ("new", f"{figures['new']:,}"),
+        ("changed", f"{figures['changed']:,}"),
+        ("rechecked, unchanged", f"{figures['unchanged']:,}"),
+        ("failed", f"{figures['failed']:,}{again}"),
+        ("removed from the manifest", f"{removed:,}, {figures['deleted']:,} of them deleted"),
+        ("requests to the origins", f"{figures['requests']:,}"),
+        ("not downloaded again", size(figures["bytes_saved"])),
     ]
 
 
 def describe(planned: Planned) -> list[str]:
-    """The plan in sentences, for logs and terminals."""
+    """Returns the plan in sentences, for logs and terminals."""
     lines = [planned.shorter] if planned.shorter else []
     lines += [
-        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
-        f"{planned.settled:,} left as they are"
+        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, {planned.settled:,} done"
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
     words = {
-        "new": "new", "changed": "changed (the settings, or the object as the list has it)", "retry": "failed before",
-        "repair": "to be repaired", "revalidate": "to be looked at again",
+        "new": "new", "changed": "changed (in the manifest or the settings)", "retry": "failed earlier",
+        "repair": "to be repaired", "revalidate": "to be rechecked",
     }  # fmt: skip
     reasons = [f"{rows:,} {words.get(reason, reason)}" for reason, rows in planned.todo.items()]
     if planned.pending:
@@ -221,40 +222,40 @@ def describe(planned: Planned) -> list[str]:
     if reasons:
         lines.append("to do: " + ", ".join(reasons))
     if planned.deferred_by_limit:
-        lines.append(f"left for later by --limit: {planned.deferred_by_limit:,}")
+        lines.append(f"deferred by --limit: {planned.deferred_by_limit:,}")
     if planned.permanent_failures:
         lines.append(f"skipped: {planned.permanent_failures:,} permanent failures (`--retry-failed` includes them)")
     left_out = [
         f"{count:,} {one if count == 1 else many}"
         for count, one, many in (
             (planned.unusable, "unusable row", "unusable rows"),
-            (planned.collisions, "row with a key that another row wants", "rows with a key that another row wants"),
+            (planned.collisions, "row with a key collision", "rows with a key collision"),
         )
         if count
     ]
     if planned.duplicates:
-        lines.append(f"the same row again: {planned.duplicates:,} (`ferry export` has each with the key of the first)")
+        lines.append(f"duplicate rows: {planned.duplicates:,} (`ferry export` lists each with the key of the first)")
     if left_out:
-        lines.append("left out: " + ", ".join(left_out) + " (`ferry failures` lists them)")
+        lines.append("excluded: " + ", ".join(left_out) + " (`ferry failures` lists them)")
     lines.append(f"existing objects: {planned.existing}")
     return lines + planned.notes
 
 
 def speed(report: Report) -> str:
-    """How much in what time. Of a night, most of whose rows are only looked at, a rate would say nothing."""
+    """Returns bytes, duration and rate; no rate for a delta run, which only rechecks most of its rows."""
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
     return moved if report.night is not None else f"{moved}, {report.rate:,.0f} rows/s"
 
 
 def percent(s: Snapshot, *, over: bool = False) -> float:
-    """How far a run is, of 100.
+    """Returns the progress of a run in percent.
 
     | the run | rows | percent |
     |---|---|---|
-    | is on | some are to do | their share that is done, 99 at most: another pass may follow |
-    | is on | none are to do | 0 |
-    | is over | all are settled | 100 |
-    | is over | some are pending | the share that is settled, 99.9 at most |
+    | is running | some to do | the share that is done, at most 99: another pass may follow |
+    | is running | none to do | 0 |
+    | has ended | all done | 100 |
+    | has ended | some pending | the share that is done, at most 99.9 |
     """
     if over and s.done >= s.todo:
         return 100.0
@@ -262,9 +263,9 @@ def percent(s: Snapshot, *, over: bool = False) -> float:
 
 
 def progress_line(s: Snapshot, *, over: bool = False) -> str:
-    """A moment of the run as one line; ``over``: its last one."""
+    """Returns the progress of a run as one line. ``over``: the run has ended."""
     if not s.todo:
-        return "nothing to do" if over else "no row is under way yet"
+        return "nothing to do" if over else "no row has started yet"
     failed = f", {s.failed:,} failed" if s.failed else ""
     if over:
         return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)} in {duration(s.elapsed_s)}{failed}"
@@ -275,6 +276,7 @@ def progress_line(s: Snapshot, *, over: bool = False) -> str:
 
 
 def size(count: float) -> str:
+    """Returns a number of bytes such as `63.4 kB` (decimal units)."""
     for unit in ("bytes", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
@@ -283,6 +285,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Returns a duration as `0:11` or `1:02:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

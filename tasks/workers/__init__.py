@@ -1,1 +1,1 @@
-"""The engine processes of a run, and how a process is tuned."""
+"""The engine processes of a run, which share its chunks."""

@@ -1,4 +1,4 @@
-"""The engine processes of a run: this one, and others where one core is not enough (docs/decisions/0011)."""
+"""A run's pool of engine processes: this one, and workers where one core is not enough (docs/decisions/0011)."""
 
 from __future__ import annotations
 
@@ -37,105 +37,113 @@ from ferry.transfer import (
 )
 from tasks.workers.worker import BEAT, CHUNK, ENDED_S, Setup, error_of
 
-QUIET_S = 2.0  # a process that has been silent for longer is given nothing
-MOST = 16  # processes; more were never measured
+QUIET_S = 2.0  # a process that has been silent for longer gets no work
+MOST = 16  # processes; more were not measured
 Pauses = dict[str, tuple[float, str]]  # host: until when (monotonic), why
 
 
 class WorkerHandle:
-    """Another engine process, seen from the run. It dies with the thread that made it."""
+    """The run's handle of a worker process, which dies with the thread that created it."""
 
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
         self._runtime = runtime
         self._process = subprocess.Popen(
             command("tasks.workers.worker"),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C reaches the run first
+            start_new_session=True,  # a Ctrl-C must reach only the run
             cwd=Path(__file__).resolve().parents[2],
         )  # fmt: skip
         self._lock = threading.Lock()
         self._waiting: dict[str, Future[ChunkResult]] = {}
-        self.coming: dict[str, int] = {}  # chunks that it has not heard of yet, and their rows
+        self.unacknowledged: dict[str, int] = {}  # chunks that the worker has not acknowledged, and their rows
         self._beat: dict[str, Any] = {
             "got": [], "rows": 0, "room": READY_ROWS + AHEAD_ROWS, "cpu_s": 0.0, "hosts": [], "opened": 0, "pauses": {},
             "statuses": {}, "classes": {}, "bytes": 0, "waits": [], "pieces": 0,
         }  # fmt: skip
         self._beats = 0
         self._silence = Silence(time.monotonic())
-        self._why_lost = "ended in the middle of chunk {chunk} (was there memory enough?)"
-        self.is_lost = False
+        self._cause = "ended during chunk {chunk}, possibly for lack of memory"
+        self.has_died = False
         self._send(0, setup.encode())
-        threading.Thread(target=self._listen, name="ferry-helper", daemon=True).start()
+        threading.Thread(target=self._listen, name="ferry-worker", daemon=True).start()
 
     @property
-    def hungry(self) -> bool:
-        """It could do with another chunk."""
+    def wants_rows(self) -> bool:
+        """Whether the worker needs another chunk."""
         return self.answers and self.rows_ahead < self._beat["room"]
 
     @property
     def answers(self) -> bool:
-        """It was heard a moment ago, or has just been started. Another one is told nothing: what it does not read fills
-        the pipe, and the write then waits for as long as it is silent."""
-        return not self.is_lost and (not self._beats or self._silence.seconds < QUIET_S)
+        """Whether the worker sent a message recently, or was just started.
+
+        Other workers get no messages: a worker that does not read lets the pipe fill up, and writes would block.
+        """
+        return not self.has_died and (not self._beats or self._silence.seconds < QUIET_S)
 
     @property
     def silent_s(self) -> float:
-        """For how long it has said nothing though it has work; 0 where it is lost."""
-        return 0.0 if self.is_lost else self._silence.seconds
+        """For how long the worker has been silent although it has work; 0 if it has died."""
+        return 0.0 if self.has_died else self._silence.seconds
 
     @property
     def waits(self) -> list[Wait]:
-        """What its rows wait for, as it said last."""
+        """What the worker's rows wait for, by its last message."""
         if self.silent_s >= SILENT_TELL_S:
-            words = f"an engine process that has not answered for {duration(self.silent_s)}"
+            words = f"an engine process that has been silent for {duration(self.silent_s)}"
             return [Wait(words, self.rows_ahead)]
-        return [] if self.is_lost else [Wait(*wait) for wait in self._beat["waits"]]
+        return [] if self.has_died else [Wait(*wait) for wait in self._beat["waits"]]
 
     @property
     def pieces(self) -> int:
+        """How many pieces of bodies the worker has sent or received, by its last message."""
         return int(self._beat["pieces"])
 
-    def listen(self, now: float) -> None:
-        """Looks whether it lives; ends it when it has been silent for too long. A process that is stopped (SIGSTOP)
-        dies of SIGKILL as any other; :meth:`_listen` hears its end."""
-        if not self.is_lost and self._silence.look(now, self._beats) >= SILENT_END_S:
-            self._why_lost = f"did not answer for {SILENT_END_S:.0f} s and was ended, in chunk {{chunk}}"
+    def check_silence(self, now: float) -> None:
+        """Check for messages since the last check; kill the worker after too long a silence.
+
+        SIGKILL also ends a process that is stopped (SIGSTOP). :meth:`_listen` then notices the end.
+        """
+        if not self.has_died and self._silence.look(now, self._beats) >= SILENT_END_S:
+            self._cause = f"was silent for {SILENT_END_S:.0f} s and was killed, during chunk {{chunk}}"
             self._process.kill()
 
     @property
     def rows_ahead(self) -> int:
-        """What it said last, and what it was given since."""
-        return int(self._beat["rows"]) + sum(list(self.coming.values()))
+        """The worker's waiting rows, by its last message, and the rows of unacknowledged chunks."""
+        return int(self._beat["rows"]) + sum(list(self.unacknowledged.values()))
 
     @property
     def cpu_s(self) -> float:
+        """The CPU seconds of the worker's event loop, by its last message."""
         return float(self._beat["cpu_s"])
 
     @property
     def hosts(self) -> tuple[list[HostSnapshot], int]:
-        """What it does at each host, and how many connections it opened."""
+        """The state of the worker's limiter for each host, and the number of connections it opened."""
         return [HostSnapshot(**host) for host in self._beat["hosts"]], self._beat["opened"]
 
     @property
     def pauses(self) -> Pauses:
+        """The hosts that the worker has paused."""
         return {name: (until, why) for name, (until, why) in self._beat["pauses"].items()}
 
     def run(self, ref: ChunkRef) -> ChunkResult:
-        """As :func:`ferry.transfer.chunk.run_chunk`; raises ProcessLost as well."""
+        """Run a chunk in the worker, as ferry.transfer.run_chunk does. Also raises ProcessLost."""
         future: Future[ChunkResult] = Future()
         with self._lock:
             self._waiting[ref.digest] = future
         self._send(CHUNK, json.dumps(asdict(ref)).encode())
-        if self.is_lost:
-            self._lose()
+        if self.has_died:
+            self._mark_dead()
         with self._runtime.awake(ref.digest):
             return future.result()
 
-    def tell(self, beat: dict[str, Any]) -> None:
+    def send_beat(self, beat: dict[str, Any]) -> None:
+        """Send the run's state to the worker."""
         self._send(BEAT, json.dumps(beat).encode())
 
     def close(self) -> None:
-        """Ends it; after what it has at hand, which is to be nothing."""
+        """Let the worker end by closing its input; kill it if it takes too long."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -149,51 +157,51 @@ class WorkerHandle:
         with self._lock:
             try:
                 write_message(self._process.stdin, kind, message)
-            except (BrokenPipeError, ValueError):  # it is gone; the listener sees that too
-                self.is_lost = True
+            except (BrokenPipeError, ValueError):  # the worker has died, as the listener also notices
+                self.has_died = True
 
     def _listen(self) -> None:
         while message := read_message(self._process.stdout):
             data = json.loads(message[1])
             if message[0] == BEAT:
-                self._heard(data)
+                self._add_counts(data)
             else:
                 future = self._waiting.pop(data["chunk"])
                 if "result" in data:
                     future.set_result(ChunkResult(**data["result"]))
                 else:
                     future.set_exception(error_of(data, data["chunk"]))
-        self._lose()
+        self._mark_dead()
 
-    def _heard(self, beat: dict[str, Any]) -> None:
-        """Counts what it did since it was heard last."""
+    def _add_counts(self, beat: dict[str, Any]) -> None:
+        """Add the worker's outcomes since its last message to the run's progress."""
         before, self._beat = self._beat, beat
         self._beats += 1
         for digest in beat["got"]:
-            self.coming.pop(digest, None)
+            self.unacknowledged.pop(digest, None)
         more = {
             name: {key: count - before[name].get(key, 0) for key, count in beat[name].items()}
             for name in ("statuses", "classes")
         }
         self._runtime.progress.add_all(more["statuses"], more["classes"], beat["bytes"] - before["bytes"])
 
-    def _lose(self) -> None:
-        self.is_lost = True
+    def _mark_dead(self) -> None:
+        self.has_died = True
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for digest, future in waiting.items():
-            future.set_exception(ProcessLost(f"an engine process {self._why_lost.format(chunk=digest[:12])}"))
+            future.set_exception(ProcessLost(f"an engine process {self._cause.format(chunk=digest[:12])}"))
 
 
 def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
-    """Engine processes at the start, and at most. A run with --limit counts its rows in one.
+    """Returns the number of engine processes at the start, and the largest number. With --limit both are 1.
 
-    | `processes` | bounds by the user | at the start | at most |
+    | `processes` | limits in the job | at the start | at most |
     |---|---|---|---|
-    | auto | none | 1 | cores, 16 at most |
-    | auto | some | 1 | 1: what is measured is the bound |
+    | auto | none | 1 | the number of cores, at most 16 |
+    | auto | some | 1 | 1: the limit decides the rate, not a core |
     | N | none | N | N |
-    | N | some | N, or the places of the smallest one | the same |
+    | N | some | N, but no more than the smallest limit of concurrency | the same |
     """
     concurrency = None if job.concurrency == "auto" else job.concurrency
     if limit is not None:
@@ -205,117 +213,116 @@ def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
 
 
 class WorkerPool:
-    """Which process runs which chunk, and when another one is started. Made by the run, in its main thread."""
+    """Assigns chunks to engine processes, and starts more of these. Created in the run's main thread."""
 
     def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int) -> None:
-        """Starts with ``setup.share`` processes, this one among them; at most ``most``."""
+        """Start with ``setup.share`` processes, including this one; grow to at most ``most``."""
         self._runtime = runtime
         self._lease = lease
         self._setup = setup
         self._most = most
         self._autoscaler = Autoscaler()
-        self._at: dict[str, WorkerHandle | None] = {}  # of chunks that are not settled: it knows what of them is done
-        self.helpers: list[WorkerHandle] = []
-        runtime.others = lambda: [helper.hosts for helper in self.helpers]
+        self._assigned: dict[str, WorkerHandle | None] = {}  # chunk -> its process; None: this one
+        self.workers: list[WorkerHandle] = []
+        runtime.others = lambda: [worker.hosts for worker in self.workers]
         for _ in range(setup.share - 1):
-            self.helpers.append(WorkerHandle(setup, runtime))
-        self.transferring = False  # else the run plans, or counts
-        self._over = threading.Event()
-        self._watching = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
-        self._watching.start()
+            self.workers.append(WorkerHandle(setup, runtime))
+        self.transferring = False  # false while the run plans or reconciles
+        self._closing = threading.Event()
+        self._watchdog = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
+        self._watchdog.start()
 
     def _watch(self) -> None:
-        """The watchdog's thread: neither the event loop nor a pipe that nothing reads from can hold it up."""
+        """Run the watchdog in its own thread, which neither the event loop nor a full pipe can block."""
         watchdog = Watchdog(time.monotonic())
-        while not self._over.wait(LOOK_S):
+        while not self._closing.wait(LOOK_S):
             now = time.monotonic()
-            for helper in list(self.helpers):
-                helper.listen(now)
-            self._judge(watchdog, now)
+            for worker in list(self.workers):
+                worker.check_silence(now)
+            self._check(watchdog, now)
 
-    def _judge(self, watchdog: Watchdog, now: float) -> None:
-        runtime, helpers = self._runtime, list(self.helpers)
-        waits = [*runtime.waits(), *(wait for helper in helpers for wait in helper.waits)]
+    def _check(self, watchdog: Watchdog, now: float) -> None:
+        runtime, workers = self._runtime, list(self.workers)
+        waits = [*runtime.waits(), *(wait for worker in workers for wait in worker.waits)]
         moment = Moment(
-            runtime.progress.recorded, runtime.mover.waits.pieces + sum(helper.pieces for helper in helpers),
+            runtime.progress.recorded, runtime.mover.waits.pieces + sum(worker.pieces for worker in workers),
             self.transferring and not runtime.stopping and runtime.progress.pending > 0,
             is_excused(runtime.paused, waits),
         )  # fmt: skip
         action = watchdog.look(now, moment)
-        silent_s = max((helper.silent_s for helper in helpers), default=0.0)
+        silent_s = max((worker.silent_s for worker in workers), default=0.0)
         words = ""
         if action is not Action.NOTHING:
             words = in_words(watchdog.still_s, waits)
         elif silent_s >= SILENT_TELL_S:
-            words = f"an engine process has not answered for {duration(silent_s)}"
+            words = f"an engine process has been silent for {duration(silent_s)}"
         runtime.progress.still = words
         if action is Action.END:
-            runtime.request_stop(f"{words}. The run was ended: rows that are pending are taken by the next one")
+            runtime.request_stop(f"{words}. The run was stopped; the next run processes the pending rows")
 
     @property
     def processes(self) -> int:
-        return 1 + sum(not helper.is_lost for helper in self.helpers)
+        """The number of live engine processes, including this one."""
+        return 1 + sum(not worker.has_died for worker in self.workers)
 
-    def place(self, ref: ChunkRef, *, wanted: bool) -> bool:
-        """Decides who is to run a chunk: the process with the least to do. False: all have enough, and ``wanted`` is
-        not set. A chunk stays where it ran before: what of it is done, that process knows.
+    def assign(self, ref: ChunkRef, *, wanted: bool) -> bool:
+        """Assign a chunk to the process with the fewest rows. Returns False if all have enough rows.
+
+        With ``wanted``, this process takes the chunk if no other does. Retries of a chunk stay with its process, which
+        knows the rows that are done.
         """
         own = self._runtime
         able: list[tuple[int, WorkerHandle | None]] = [
-            (helper.rows_ahead, helper) for helper in self.helpers if helper.hungry
+            (worker.rows_ahead, worker) for worker in self.workers if worker.wants_rows
         ]
         if own.hungry or (wanted and not able):
             able.append((own.rows_ahead, None))
         if not able:
             return False
-        helper = self._at[ref.digest] = min(able, key=lambda entry: entry[0])[1]
+        worker = self._assigned[ref.digest] = min(able, key=lambda entry: entry[0])[1]
         rows = ref.rows - ref.done
-        if helper is None:
+        if worker is None:
             own.expect(ref.digest, rows)
         else:
-            helper.coming[ref.digest] = rows
+            worker.unacknowledged[ref.digest] = rows
         return True
 
     def run_chunk(self, ref: ChunkRef) -> ChunkResult:
-        """Runs a chunk in its place; from the thread of its task. As ferry.transfer.chunk.run_chunk."""
-        helper = self._at[ref.digest]
-        return run_chunk(self._runtime, ref) if helper is None else helper.run(ref)
+        """Run a chunk in its process, as ferry.transfer.run_chunk does. Called in the thread of its task."""
+        worker = self._assigned[ref.digest]
+        return run_chunk(self._runtime, ref) if worker is None else worker.run(ref)
 
-    def over(self, digest: str) -> None:
-        """This chunk will not come again: it settled, or came back Cached, or Prefect gave up on it."""
+    def forget(self, digest: str) -> None:
+        """Forget a chunk that will not run again: it is done, Cached, or has no retries left."""
         self._runtime.over(digest)
-        if helper := self._at.pop(digest, None):
-            helper.coming.pop(digest, None)
+        if worker := self._assigned.pop(digest, None):
+            worker.unacknowledged.pop(digest, None)
 
-    def look(self) -> bool:
-        """A few times a second: tells the others how things stand. True when it started one more."""
-        if self.helpers:
+    def adjust(self) -> bool:
+        """Exchange messages with the workers, a few times a second. Returns True if it started another worker."""
+        if self.workers:
             self._beat()
-        idle_by_will = self._runtime.stopping or self._runtime.paused
-        if self.processes != 1 + len(self.helpers) or self.processes >= self._most or idle_by_will:
-            return False  # after one was lost, to lack of memory perhaps, none is started
+        stopped_or_paused = self._runtime.stopping or self._runtime.paused
+        if self.processes != 1 + len(self.workers) or self.processes >= self._most or stopped_or_paused:
+            return False  # after a worker has died, perhaps for lack of memory, start none
         idle = idle_s()
         if idle is None:
             return False
-        used = [self._runtime.loop_cpu_s(), *(helper.cpu_s for helper in self.helpers)]
+        used = [self._runtime.loop_cpu_s(), *(worker.cpu_s for worker in self.workers)]
         now = time.monotonic()
-        if (
-            self._autoscaler.should_add(now, used, idle, lambda: self._runtime.progress.snapshot().left_s)
-            and not self._held_back
-        ):
-            return self._start(len(self.helpers) + 2)
-        return False
+        grow = self._autoscaler.should_add(now, used, idle, lambda: self._runtime.progress.snapshot().left_s)
+        return grow and not self._is_rate_limited and self._start_worker(len(self.workers) + 2)
 
     @property
-    def _held_back(self) -> bool:
-        """A host allows no more than so many requests per second: another process brings none."""
+    def _is_rate_limited(self) -> bool:
+        """Whether a host limits the requests per second, so that another process would not help."""
         return any(host.requests_per_s is not None for host in self._runtime.hosts()[0])
 
-    def _start(self, share: int) -> bool:
+    def _start_worker(self, share: int) -> bool:
         setup = replace(self._setup, share=share)
         try:
-            self.helpers.append(WorkerHandle(setup, self._runtime))
-        except OSError:  # no memory, or no process more for this user: one less will do
+            self.workers.append(WorkerHandle(setup, self._runtime))
+        except OSError:  # no memory, or too many processes of this user: continue with fewer
             self._most = self.processes
             return False
         self._setup = setup
@@ -324,14 +331,14 @@ class WorkerPool:
         return True
 
     def _beat(self) -> None:
-        live = [helper for helper in self.helpers if helper.answers]
+        live = [worker for worker in self.workers if worker.answers]
         pauses: dict[WorkerHandle | None, Pauses] = {None: self._runtime.limiter.pauses()}
-        pauses |= {helper: helper.pauses for helper in live}
-        for helper in live:
-            if pauses[helper]:
-                self._runtime.heed(pauses[helper])
-            merged = {name: pause for other in pauses if other is not helper for name, pause in pauses[other].items()}
-            helper.tell(
+        pauses |= {worker: worker.pauses for worker in live}
+        for worker in live:
+            if pauses[worker]:
+                self._runtime.heed(pauses[worker])
+            merged = {name: pause for other in pauses if other is not worker for name, pause in pauses[other].items()}
+            worker.send_beat(
                 {
                     "until": self._lease.until, "stop": self._runtime.stop_reason, "share": self._setup.share,
                     "pauses": merged, "paused": self._runtime.paused,
@@ -339,7 +346,8 @@ class WorkerPool:
             )  # fmt: skip
 
     def close(self) -> None:
-        self._over.set()
-        self._watching.join()
-        for helper in self.helpers:
-            helper.close()
+        """Stop the watchdog and the workers."""
+        self._closing.set()
+        self._watchdog.join()
+        for worker in self.workers:
+            worker.close()

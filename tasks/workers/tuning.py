@@ -1,4 +1,4 @@
-"""What a process is given before it moves many objects; only here are its own settings changed."""
+"""Process-wide tuning for large transfers: file limit, malloc arenas, garbage collection."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import sys
 from collections.abc import Iterator
 
 MOST_FILES = 65_536
-_M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one for each thread would be 10 MB more
-# A new object's allocations are hardly ever cycles. The library's default, 700, looks through the youngest ones
-# every few objects and through all of a chunk's rows now and then.
+_M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one per thread would take 10 MB more
+# The allocations of a transfer hardly ever form cycles. The default of 700 collects the youngest generation every few
+# objects, and now and then scans all rows of a chunk.
 GC_THRESHOLDS = (20_000, 20, 100)
 
 
 def arrow_without_numpy() -> None:
-    """Loads Arrow so that it does not load NumPy, where neither is loaded yet: 11 MB that a run does not use.
+    """Load Arrow without NumPy, an optional dependency that a run does not use: saves 11 MB.
 
-    NumPy is an option of Arrow's. Whoever imports it later gets it; Arrow's tables do not become its arrays.
+    Does nothing if either is loaded. NumPy can still be imported later, but Arrow does not convert to its arrays.
     """
     if "numpy" in sys.modules or "pyarrow" in sys.modules:
         return
-    sys.modules["numpy"] = None  # type: ignore[assignment]  # what `import` takes for: there is none
+    sys.modules["numpy"] = None  # type: ignore[assignment]  # makes `import numpy` fail
     try:
         import pyarrow.parquet  # noqa: F401
     finally:
@@ -32,15 +32,15 @@ def arrow_without_numpy() -> None:
 
 
 def skip_gc_at_exit() -> None:
-    """At its end the process looks for no cycles: after Prefect's import that takes 0.4 s, and all goes anyway.
+    """Skip the last garbage collection at exit: with Prefect loaded, it takes 0.4 s and frees nothing of use.
 
-    Not where DuckDB is loaded: it counts what was not collected, and says so on the terminal.
+    Not for processes with DuckDB, which prints objects that were not collected on the terminal.
     """
     atexit.register(gc.freeze)
 
 
 def raise_file_limit() -> None:
-    """Takes as many file descriptors as the system lets this process have; connections need them."""
+    """Raise the limit of open files, which connections need, as far as the system allows, up to 65,536."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
@@ -49,16 +49,16 @@ def raise_file_limit() -> None:
 
 
 def limit_malloc_arenas() -> None:
-    """Keeps the C library from making a heap for each thread; early, since those that are there stay."""
+    """Limit the heaps that the C library makes for threads. Call it early: existing heaps stay."""
     with contextlib.suppress(AttributeError, OSError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
 
 
 @contextlib.contextmanager
 def for_many_objects() -> Iterator[None]:
-    """What was loaded so far is not looked through for garbage again, and what comes less often; until the end."""
+    """Exclude existing objects from garbage collection, and collect new ones less often, until the block ends."""
     before = gc.get_threshold()
-    gc.freeze()  # without a look first: it would take a tenth of a second, and what was loaded has few cycles
+    gc.freeze()  # without a collection first, which takes 0.1 s and would find few cycles
     gc.set_threshold(*GC_THRESHOLDS)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Another engine process of a run: `python -m tasks.workers.worker`, started by :mod:`tasks.workers.pool`.
+"""A worker, which is one more engine process of a run; :mod:`tasks.workers.pool` starts it.
 
-It reads its settings, then chunks and beats, from standard input, and answers on standard output. A beat says
-how long the run's lease lasts; without one it writes no outcome. It ends with its standard input.
+It reads its setup, then chunks and beats, from standard input, and answers on standard output. A beat says how long the
+run's lease lasts; without a valid lease the worker writes no outcome. It ends when its standard input closes.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_fi
 
 CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
 EVERY_S = 0.25
-ENDED_S = 12.0  # longer than a chunk's grace
+ENDED_S = 12.0  # longer than the 10 s that objects in flight get after a stop
 
 
 @dataclass(frozen=True, slots=True)
 class Setup(Message):
-    """The first message: what the process works for, and with what."""
+    """The first message to a worker: the job, its accesses and the share of limits."""
 
     headers: dict[str, str]
     run_no: int
     share: int
-    about: dict[str, Any] = field(default_factory=dict)  # for log lines
+    run_fields: dict[str, Any] = field(default_factory=dict)  # for log lines
 
 
 class Worker:
-    """Runs the chunks that it is given in a runtime of its own."""
+    """Runs the chunks that it receives in its own runtime."""
 
     def __init__(self, setup: Setup, out: Any) -> None:
         self._lease = Borrowed()
@@ -48,20 +48,20 @@ class Worker:
         )  # fmt: skip
         self._out = out
         self._lock = threading.RLock()
-        self._got: list[str] = []  # chunks since the last beat
+        self._received: list[str] = []  # chunks received since the last beat
         self._threads: list[threading.Thread] = []
-        self._over = threading.Event()
-        self._beating = threading.Thread(target=self._beat_often, daemon=True)
-        self._beating.start()
+        self._closing = threading.Event()
+        self._beat_thread = threading.Thread(target=self._beat_often, daemon=True)
+        self._beat_thread.start()
 
-    def told(self, kind: int, message: bytes) -> None:
-        """One message of the run."""
+    def handle(self, kind: int, message: bytes) -> None:
+        """Handle one message of the run."""
         data = json.loads(message)
         if kind == CHUNK:
             ref = ChunkRef(**data)
             self.runtime.expect(ref.digest, ref.rows - ref.done)
             with self._lock:
-                self._got.append(ref.digest)
+                self._received.append(ref.digest)
             thread = threading.Thread(target=self._work, args=(ref,), daemon=True)
             self._threads = [other for other in self._threads if other.is_alive()] + [thread]
             thread.start()
@@ -77,13 +77,13 @@ class Worker:
             self.runtime.heed(data["pauses"])
 
     def close(self) -> None:
-        """Chunks that are still at work end as after a stop."""
+        """Stop the chunks that are still active, and end the runtime."""
         if any(thread.is_alive() for thread in self._threads):
             self.runtime.request_stop("the run has ended")
             for thread in self._threads:
                 thread.join(ENDED_S)
-        self._over.set()
-        self._beating.join()
+        self._closing.set()
+        self._beat_thread.join()
         self.runtime.close()
 
     def _work(self, ref: ChunkRef) -> None:
@@ -96,14 +96,14 @@ class Worker:
             answer = {"user_error": str(error)}
         except FerryError as error:
             answer = {"fatal": str(error)}
-        except Exception as error:  # noqa: BLE001 - a bug: said by the run, which ends for it
+        except Exception as error:  # noqa: BLE001 - a bug, which ends the run with this message
             answer = {"fatal": f"unexpected {type(error).__name__}: {error}"}
         self.runtime.over(ref.digest)
-        self._beat()  # counts first: whoever hears of the chunk's end knows what it did
+        self._beat()  # before the result, so that the run's counts include the chunk when it ends
         self._send(RESULT, {"chunk": ref.digest, **answer})
 
     def _beat_often(self) -> None:
-        while not self._over.wait(EVERY_S):
+        while not self._closing.wait(EVERY_S):
             self._beat()
         self._beat()
 
@@ -111,8 +111,8 @@ class Worker:
         rt = self.runtime
         snapshots, opened = rt.hosts()
         known = busiest(rt.run_no, snapshots, 0.0).hosts
-        with self._lock:  # of two beats the later one is sent later
-            got, self._got = self._got, []
+        with self._lock:  # keeps concurrent beats in order
+            got, self._received = self._received, []
             done = rt.progress.snapshot()
             self._send(
                 BEAT,
@@ -128,18 +128,19 @@ class Worker:
         with self._lock:
             try:
                 write_message(self._out, kind, json.dumps(data).encode())
-            except (BrokenPipeError, ValueError):  # the run is gone, or closed the pipe: so does this process
-                self._over.set()
+            except (BrokenPipeError, ValueError):  # the run died or closed the pipe, so this process ends
+                self._closing.set()
 
 
 def error_of(answer: dict[str, Any], chunk: str) -> FerryError:
-    """The error that an answer stands for."""
+    """Returns the error that a worker's answer describes."""
     if "pending" in answer:
         return ChunkIncomplete(chunk, answer["pending"], answer["why"])
     return UserError(answer["user_error"]) if "user_error" in answer else Fatal(answer["fatal"])
 
 
 def main() -> None:
+    """Run the worker until its standard input closes."""
     die_with_parent()
     first = read_message(sys.stdin.buffer)
     if first is None:
@@ -147,14 +148,14 @@ def main() -> None:
     raise_file_limit()
     limit_malloc_arenas()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with answers
     setup = Setup.decode(first[1])
-    log_format.plain(setup.about)
-    helper = Worker(setup, out)
+    log_format.configure_plain_logging(setup.run_fields)
+    worker = Worker(setup, out)
     with for_many_objects():
         while message := read_message(sys.stdin.buffer):
-            helper.told(*message)
-        helper.close()
+            worker.handle(*message)
+        worker.close()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The parts that other tests stand on do what they say."""
+"""The demo's servers and generated data, which other tests rely on, behave as documented."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 def get(origin: Origin, path: str, method: str = "GET", **headers: str) -> Answer:
-    """One request on a connection of its own; the target goes out as it stands."""
+    """Send one request on its own connection, with ``target`` as it is written."""
     connection = http.client.HTTPConnection("127.0.0.1", origin.port, timeout=10)
     try:
         connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
@@ -49,7 +49,7 @@ def get(origin: Origin, path: str, method: str = "GET", **headers: str) -> Answe
 
 
 def raw(origin: Origin, path: str, until: int | None = None) -> bytes:
-    """The bytes on the wire until the origin closes, or until there are ``until`` of them."""
+    """Returns the bytes until the origin closes, or until there are ``until`` of them."""
     with socket.create_connection(("127.0.0.1", origin.port), timeout=10) as sock:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         received = b""
@@ -61,7 +61,7 @@ def raw(origin: Origin, path: str, until: int | None = None) -> bytes:
 
 
 def poll(what: Callable[[], bool], within_s: float = 10.0) -> bool:
-    """Whether ``what`` came true within the time."""
+    """Returns whether ``what`` became true within the time."""
     deadline = time.monotonic() + within_s
     while not what():
         if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ def poll(what: Callable[[], bool], within_s: float = 10.0) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Returns whether the process exists and is not a zombie."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -82,7 +82,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_images_are_distinct_and_loadable() -> None:
-    """Each seed gives another image of its format, and Pillow decodes it."""
+    """Each seed gives a different image of its format, which Pillow decodes."""
     for fmt in FORMATS:
         bodies = [make_image(fmt, seed) for seed in range(120)]
         assert len(set(bodies)) == 120
@@ -96,7 +96,7 @@ def test_images_are_distinct_and_loadable() -> None:
 
 
 def test_images_are_deterministic_and_sized() -> None:
-    """The same seed gives the same bytes; a given size is kept; sizes stay small."""
+    """The same seed gives the same bytes, a given size is kept, and images are small."""
     for fmt in FORMATS:
         assert make_image(fmt, 3) == make_image(fmt, 3)
         sizes = [len(make_image(fmt, seed)) for seed in range(1, 101)]
@@ -106,7 +106,7 @@ def test_images_are_deterministic_and_sized() -> None:
 
 
 def test_unknown_format_is_refused() -> None:
-    """A format that is not there is a ValueError and no other format's image."""
+    """An unknown format raises ValueError."""
     with pytest.raises(ValueError, match="tiff"):
         make_image("tiff", 1)
 
@@ -127,7 +127,7 @@ def test_healthy_object(origin: Origin) -> None:
 
 
 def test_paths_are_matched_byte_for_byte(origin: Origin) -> None:
-    """A signed, percent-encoded target is found only as it was written, and counted under it."""
+    """A signed, percent-encoded target matches only byte for byte, and is counted under that text."""
     path = "/a%20b.jpg?sig=%2F+x%7E"
     origin.add(path, BODY)
     assert get(origin, path)[0] == 200
@@ -138,14 +138,14 @@ def test_paths_are_matched_byte_for_byte(origin: Origin) -> None:
 
 
 def test_impossible_path_is_refused(origin: Origin) -> None:
-    """A path that cannot stand in a request line is refused when added."""
+    """A path that cannot be in a request line raises ValueError when it is added."""
     for path in ("a.jpg", "/a b.jpg", "/ü.jpg", "/a#b"):
         with pytest.raises(ValueError, match="request target"):
             origin.add(path, BODY)
 
 
 def test_last_headers_are_kept(origin: Origin) -> None:
-    """The headers of a path's last request can be looked up."""
+    """The origin keeps the headers of a path's last request."""
     origin.add("/a.jpg", BODY)
     get(origin, "/a.jpg", User_Agent="first")
     get(origin, "/a.jpg", User_Agent="second", Authorization="Bearer x", Accept_Encoding="identity")
@@ -154,7 +154,7 @@ def test_last_headers_are_kept(origin: Origin) -> None:
 
 
 def test_keep_alive_and_pipelining(origin: Origin) -> None:
-    """One connection serves many requests, in order, and closes when asked to."""
+    """One connection serves many requests in order, and closes on request."""
     origin.add("/a", b"aa", "text/plain")
     origin.add("/b", b"bb", "text/plain", Fault(Trouble.SLOW, seconds=0.1))
     with socket.create_connection(("127.0.0.1", origin.port), timeout=10) as sock:
@@ -176,7 +176,7 @@ def test_keep_alive_and_pipelining(origin: Origin) -> None:
     ],
 )
 def test_statuses(origin: Origin, kind: Trouble, status: int) -> None:
-    """A refused path stays refused until it is mended."""
+    """A path with an error status keeps it until it is mended."""
     origin.add("/a.jpg", BODY, fault=kind)
     assert [get(origin, "/a.jpg")[0] for _ in range(4)] == [status] * 4
     origin.mend("/a.jpg")
@@ -184,7 +184,7 @@ def test_statuses(origin: Origin, kind: Trouble, status: int) -> None:
 
 
 def test_flaky(origin: Origin) -> None:
-    """500 twice, or as often as told, and then fine."""
+    """A flaky path answers 500 twice, or as often as configured, and then serves its object."""
     origin.add("/a", BODY, fault=Trouble.FLAKY)
     origin.add("/b", BODY, fault=Fault(Trouble.FLAKY, times=3))
     assert [get(origin, "/a")[0] for _ in range(4)] == [500, 500, 200, 200]
@@ -192,7 +192,7 @@ def test_flaky(origin: Origin) -> None:
 
 
 def test_rate_limited(origin: Origin) -> None:
-    """429 with Retry-After in seconds or as a date that is not in the past, and then fine."""
+    """A path answers 429 with Retry-After, in seconds or as a future date, and then serves its object."""
     origin.add("/a", BODY, fault=Fault(Trouble.RATE_LIMITED, seconds=3))
     status, headers, _ = get(origin, "/a")
     assert (status, headers["retry-after"]) == (429, "3")
@@ -205,7 +205,7 @@ def test_rate_limited(origin: Origin) -> None:
 
 
 def test_pages_instead_of_images(origin: Origin) -> None:
-    """HTML comes as an image, JSON as itself, both with 200; no bytes at all come with 200 too."""
+    """An HTML page is sent with an image's type, JSON with its own, and an empty body with 200."""
     origin.add("/a.jpg", BODY, fault=Trouble.HTML_200)
     origin.add("/b.jpg", BODY, fault=Trouble.JSON_200)
     origin.add("/c.jpg", BODY, fault=Trouble.EMPTY)
@@ -218,7 +218,7 @@ def test_pages_instead_of_images(origin: Origin) -> None:
 
 
 def test_truncated(origin: Origin) -> None:
-    """Half a body, with its whole length, as chunks without an end, or ended by closing alone."""
+    """Half of the body is sent with the full length, as chunks without an end, or with only a close."""
     half = len(BODY) // 2
     origin.add("/length", BODY, fault=Trouble.TRUNCATED_LENGTH)
     origin.add("/chunked", BODY, fault=Trouble.TRUNCATED_CHUNKED)
@@ -237,7 +237,7 @@ def test_truncated(origin: Origin) -> None:
 
 
 def test_slow(origin: Origin) -> None:
-    """A slow body is complete, and takes its time."""
+    """A slow body is complete and takes the configured time."""
     origin.add("/a", BODY, fault=Fault(Trouble.SLOW, seconds=0.4))
     before = time.monotonic()
     assert get(origin, "/a")[::2] == (200, BODY)
@@ -245,7 +245,7 @@ def test_slow(origin: Origin) -> None:
 
 
 def test_stall(origin: Origin) -> None:
-    """After half of the body nothing comes, not even the end."""
+    """After half of the body nothing more is sent, and the connection stays open."""
     origin.add("/a", BODY, fault=Trouble.STALL)
     with socket.create_connection(("127.0.0.1", origin.port), timeout=10) as sock:
         sock.sendall(b"GET /a HTTP/1.1\r\n\r\n")
@@ -260,7 +260,7 @@ def test_stall(origin: Origin) -> None:
 
 
 def test_redirects(origin: Origin) -> None:
-    """A redirect leads to the body, or where it was told to; a loop comes back to where it began."""
+    """A redirect leads to the body or to the configured target; a loop returns to its start."""
     origin.add("/a.jpg?x=1", BODY, fault=Trouble.REDIRECT)
     origin.add("/b.jpg", BODY, fault=Fault(Trouble.REDIRECT, target="/a.jpg?x=1"))
     origin.add("/c.jpg", BODY, fault=Trouble.REDIRECT_LOOP)
@@ -277,7 +277,7 @@ def test_redirects(origin: Origin) -> None:
 
 
 def test_reset(origin: Origin) -> None:
-    """The connection is reset without an answer, always or as often as told."""
+    """The connection is reset without an answer, always or as often as configured."""
     origin.add("/a", BODY, fault=Trouble.RESET)
     origin.add("/b", BODY, fault=Fault(Trouble.RESET, times=1))
     for path in ("/a", "/a", "/a", "/b"):
@@ -287,7 +287,7 @@ def test_reset(origin: Origin) -> None:
 
 
 def test_gzip_and_wrong_type(origin: Origin) -> None:
-    """gzip comes although identity was asked for; a wrong type comes with the right bytes."""
+    """gzip is sent although identity was requested; the wrong type is sent with the right bytes."""
     origin.add("/a", BODY, fault=Trouble.GZIP)
     origin.add("/b", BODY, fault=Trouble.WRONG_TYPE)
     _, headers, body = get(origin, "/a", Accept_Encoding="identity")
@@ -297,7 +297,7 @@ def test_gzip_and_wrong_type(origin: Origin) -> None:
 
 
 def test_endless(origin: Origin) -> None:
-    """Far more than the body comes, and the origin serves others afterwards."""
+    """The origin sends far more than the body, and afterwards serves other requests."""
     origin.add("/a", BODY, fault=Trouble.ENDLESS)
     origin.add("/b", BODY)
     assert len(raw(origin, "/a", until=5_000_000)) >= 5_000_000
@@ -306,7 +306,7 @@ def test_endless(origin: Origin) -> None:
 
 
 def test_outage(origin: Origin) -> None:
-    """Down: live connections break and new ones are refused. Up: the same address answers again."""
+    """`down` breaks connections and refuses new ones; after `up` the same address answers."""
     origin.add("/a", BODY)
     connection = http.client.HTTPConnection("127.0.0.1", origin.port, timeout=10)
     connection.request("GET", "/a")
@@ -324,7 +324,7 @@ def test_outage(origin: Origin) -> None:
 
 
 def test_latency(origin: Origin) -> None:
-    """Latency delays each answer, for many connections at once."""
+    """The latency delays each answer, for many connections at once."""
     origin.add("/a", BODY)
     origin.latency_s = 0.2
 
@@ -344,7 +344,7 @@ def test_latency(origin: Origin) -> None:
 
 
 def test_origin_ends_with_its_context() -> None:
-    """After the context the port is free and the thread is gone; stopping again does no harm."""
+    """After the context the port is free and the thread has ended; a second stop does nothing."""
     with Origin() as server:
         server.add("/a", BODY, fault=Trouble.STALL)
         sock = socket.create_connection(("127.0.0.1", server.port), timeout=10)
@@ -362,14 +362,14 @@ def test_origin_ends_with_its_context() -> None:
 
 
 def test_bucket_holds_what_is_put(s3: S3Server, bucket: str) -> None:
-    """An object comes back byte for byte, and its ETag is the body's MD5."""
+    """An object is read back byte for byte, and its ETag is the body's MD5."""
     put = s3.client().put_object(Bucket=bucket, Key="a b/ü+#.jpg", Body=BODY)
     assert s3.client().get_object(Bucket=bucket, Key="a b/ü+#.jpg")["Body"].read() == BODY
     assert put["ETag"].strip('"') == hashlib.md5(BODY, usedforsecurity=False).hexdigest()
 
 
 def test_reader_may_read_but_not_write(s3: S3Server, bucket: str) -> None:
-    """The second identity reads and lists; its writes and a wrong key are refused."""
+    """The second identity reads and lists; its writes, and requests with a wrong key, are refused."""
     s3.client().put_object(Bucket=bucket, Key="a", Body=b"a")
     reader = s3.client(reader=True)
     assert reader.get_object(Bucket=bucket, Key="a")["Body"].read() == b"a"
@@ -379,7 +379,7 @@ def test_reader_may_read_but_not_write(s3: S3Server, bucket: str) -> None:
 
 
 def test_restart_keeps_the_data(tmp_path: Path) -> None:
-    """Stopped, it refuses connections; started again, it has the objects where they were. Stopping twice is fine."""
+    """A stopped server refuses connections, a restarted one has the same objects, and stop works twice."""
     server = S3Server(tmp_path)
     try:
         server.start()
@@ -404,7 +404,7 @@ def test_restart_keeps_the_data(tmp_path: Path) -> None:
 def test_with_json_the_tours_commands_print_to_standard_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Standard output is the one JSON document of `ferry demo --json`."""
+    """With `--json`, the demo's standard output is one JSON document."""
     for as_json in (True, False):
         tour = Tour(tmp_path, Console(stderr=as_json))
         tour.environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -414,7 +414,7 @@ def test_with_json_the_tours_commands_print_to_standard_error(
 
 
 def test_killed_server_keeps_the_data(tmp_path: Path) -> None:
-    """After SIGKILL, which an outage may be as well, the objects are there again."""
+    """A server that is restarted after SIGKILL has the same objects."""
     server = S3Server(tmp_path)
     try:
         server.start()
@@ -428,7 +428,7 @@ def test_killed_server_keeps_the_data(tmp_path: Path) -> None:
 
 
 def test_two_side_by_side(s3: S3Server, bucket: str) -> None:
-    """A second server runs beside the first, with other keys and other buckets; its folder goes with it."""
+    """Two servers run with different keys and buckets, and the temporary folder is deleted."""
     with S3Server() as other:
         folder = other.folder
         assert folder.is_dir()
@@ -443,7 +443,7 @@ def test_two_side_by_side(s3: S3Server, bucket: str) -> None:
 
 
 def test_failed_start_shows_the_log(tmp_path: Path) -> None:
-    """When the server cannot start, the error carries the end of its log, and nothing is left running."""
+    """The error of a failed start has the end of the log, and no process is left."""
     server = S3Server(tmp_path)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -455,7 +455,7 @@ def test_failed_start_shows_the_log(tmp_path: Path) -> None:
 
 
 def test_server_outlives_the_thread_that_started_it() -> None:
-    """The parent-death signal belongs to a thread: one that starts the server and ends must not end it."""
+    """The server survives the end of the thread that started it."""
     with S3Server() as server:
         server.stop(within_s=0)
         starter = threading.Thread(target=server.start)
@@ -467,7 +467,7 @@ def test_server_outlives_the_thread_that_started_it() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="parent-death signals are Linux's")
 def test_no_orphan_after_sigkill(tmp_path: Path) -> None:
-    """When the process that started it is killed, the server goes too."""
+    """The server ends when the process that started it is killed."""
     code = (
         "import sys, time; from pathlib import Path; from demo.s3 import S3Server\n"
         "s = S3Server(Path(sys.argv[1])); s.start(); print(s.pid, *s._ports.values(), flush=True); time.sleep(600)"
@@ -496,7 +496,7 @@ def library(origin: Origin) -> Library:
 
 
 def test_library_adds_up(library: Library) -> None:
-    """Each row is expected at the destination, expected to fail, or a duplicate; every class is a known one."""
+    """Each row is expected to be copied, to fail with a known class, or to be a duplicate."""
     assert len(library.rows) == 200 + 63
     assert len(library.rows) == len(library.expected) + len(library.expected_failures) + library.duplicates
     assert len(library.expected_failures) == 47
@@ -509,7 +509,7 @@ def test_library_adds_up(library: Library) -> None:
 
 
 def test_library_rows(library: Library) -> None:
-    """One row stands there twice, one has no URL, and two pairs want one key for different bytes."""
+    """One row appears twice, one has no URL, and two pairs have one key for different bytes."""
     pairs = [(row["sku"], row["url"]) for row in library.rows]
     assert len(pairs) - len(set(pairs)) == 1
     assert [row["url"] for row in library.rows].count("") == 1
@@ -521,7 +521,7 @@ def test_library_rows(library: Library) -> None:
 
 
 def test_library_serves_what_it_expects(library: Library) -> None:
-    """Asked often enough, each good row's URL yields exactly the bytes that its key must hold."""
+    """Each good row's URL yields exactly its key's bytes, after enough requests."""
     origin = library.origin
     for url in {row["url"] for row in library.rows if row["url"]} - set(library.expected_failures):
         path = target = url.removeprefix(origin.base_url)
@@ -540,7 +540,7 @@ def test_library_serves_what_it_expects(library: Library) -> None:
 
 
 def test_library_failures_do_not_heal(library: Library) -> None:
-    """A row that must fail does not yield its image, however often it is asked for."""
+    """A row that must fail never yields its image."""
     origin = library.origin
     true_bytes = dict(library._broken)
     for _ in range(5):
@@ -553,7 +553,7 @@ def test_library_failures_do_not_heal(library: Library) -> None:
 
 
 def test_library_mends(library: Library) -> None:
-    """Mending takes 404s, pages and 500s first, goes on where it was, and the origin then serves those bytes."""
+    """Repairs start with 404s, pages and 500s, continue where they stopped, and the origin serves the bytes."""
     first = library.mend(6)
     second = library.mend(library.mendable)
     assert (len(first), len(second), library.mendable) == (6, 36, 0)
@@ -567,7 +567,7 @@ def test_library_mends(library: Library) -> None:
 
 
 def test_library_is_deterministic_and_written_as_csv(tmp_path: Path) -> None:
-    """The same seed gives the same library, another seed another; the CSV holds its rows."""
+    """The same seed gives the same library, and the CSV has its rows."""
     with Origin() as one, Origin() as two:
         a, b, c = build_library(one, 30), build_library(two, 30), build_library(two, 30, seed=2)
     assert a.expected == b.expected

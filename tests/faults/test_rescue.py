@@ -22,9 +22,9 @@ from prefect.states import Cancelling
 from demo.origin import Origin
 from ferry.core.errors import UserError
 from flows.deploying import rescue
-from flows.deploying.alerts import Patience
-from flows.deploying.automations import ferrys, settle
-from flows.deploying.rescue import Fate, fate
+from flows.deploying.alerts import Delays
+from flows.deploying.automations import apply, ferry_automations
+from flows.deploying.rescue import Ending, ending
 from flows.running import prefect_state
 from flows.server.local import LocalServer
 from tasks.dead_runs import PID, TIMES
@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 takes_minutes = pytest.mark.skipif(not LONG, reason="takes minutes: `make faults`")
 
 BOUND_S = 240.0  # for what takes seconds; the delay of a minute is in it
-SHORT = Patience(rescue_s=20.0, crash_s=60.0, lost_s=75.0, heartbeat_s=240.0)
+SHORT = Delays(restart_s=20.0, crash_s=60.0, machine_s=75.0, heartbeat_s=240.0)
 
 
 @dataclass
@@ -111,9 +111,9 @@ def site(project: Project, cli: Cli, origin: Origin, prefect_local: LocalServer,
         deployed.deploy().expect(0)
         save(told.block(), f"told-{deployed.mark}")
         ids = {name: client.read_deployment_by_name(deployed.named(name)).id for name in ("migrate/prod",)}
-        settle(client, deployed.mark, ids, [f"custom-webhook/told-{deployed.mark}"], SHORT)
+        apply(client, deployed.mark, ids, [f"custom-webhook/told-{deployed.mark}"], SHORT)
         yield Site(client, project, deployed, origin, told, bodies)
-        for automation in ferrys(client):
+        for automation in ferry_automations(client):
             if deployed.mark in automation.name:
                 client.delete_automation(automation.id)
 
@@ -126,7 +126,7 @@ def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
         id_ = site.submit()
         os.kill(site.moving(id_, 1, 6), signal.SIGTERM)
         message = site.until(id_, "AwaitingRetry")
-        assert "interrupted by SIGTERM; start 2 of at most 20 continues it" in message
+        assert "interrupted by SIGTERM; start 2 of at most 20 resumes it" in message
         before = dict(site.origin.requests)
         recorded = {outcome["key"] for outcome in fold(site.project.state).values()}
         killed = site.moving(id_, 2, len(recorded) + 6)
@@ -138,7 +138,7 @@ def test_terminated_and_killed(site: Site, cli: Cli, tmp_path: Path) -> None:
     assert site.project.stored() == site.bodies
     assert all(site.origin.requests[f"/{key}"] == before[f"/{key}"] for key in recorded)
     assert site.run(id_).run_count == 3
-    assert wait_for("its log", lambda: site.logged(id_, "start 3 of this run: it continues"))
+    assert wait_for("its log", lambda: site.logged(id_, "start 3 of this run: it resumes"))
     assert site.told.got == []
 
 
@@ -153,7 +153,7 @@ def test_a_run_that_keeps_dying(site: Site, cli: Cli, tmp_path: Path) -> None:
             os.kill(site.moving(id_, start, 1), signal.SIGKILL)
         assert "died 3 times within an hour" in site.until(id_, "Failed")
         wait_for("an alarm", lambda: site.told.of(id_), BOUND_S)
-        time.sleep(SHORT.rescue_s + 5.0)  # in which it would be scheduled again
+        time.sleep(SHORT.restart_s + 5.0)  # in which it would be scheduled again
     assert site.state(id_)[0] == "Failed"
     assert {message["subject"].rpartition(" ")[2] for message in site.told.got} == {"failed"}
 
@@ -244,7 +244,7 @@ import ctypes, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
-from flows import control, rescue
+from flows.deploying import rescue
 from flows.migrate import migrate
 rescue.MOST = 1
 with get_client(sync_client=True) as client:
@@ -264,7 +264,7 @@ def test_the_bound(site: Site, cli: Cli, tmp_path: Path) -> None:
     try:
         os.kill(site.moving(id_, 1, 6), signal.SIGTERM)
         message = site.until(id_, "Failed")
-        assert message.endswith("It was started 1 times: it is not continued by itself")
+        assert message.endswith("It was started 1 times and is not restarted automatically")
         wait_for("an alarm", lambda: any(subject.endswith(" failed") for subject in site.told.of(id_)), BOUND_S)
     finally:
         engine.kill()
@@ -275,26 +275,26 @@ def test_the_bound(site: Site, cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("end", "terminated", "deployed", "starts", "expected"),
     [
-        (StateType.COMPLETED, True, True, 1, Fate.END),
-        (StateType.FAILED, True, True, 1, Fate.END),
-        (StateType.CANCELLED, False, True, 1, Fate.END),
-        (StateType.CANCELLED, True, False, 1, Fate.END),
-        (StateType.CANCELLED, True, True, 1, Fate.CONTINUE),
-        (StateType.CANCELLED, True, True, rescue.MOST - 1, Fate.CONTINUE),
-        (StateType.CANCELLED, True, True, rescue.MOST, Fate.GIVE_UP),
+        (StateType.COMPLETED, True, True, 1, Ending.END),
+        (StateType.FAILED, True, True, 1, Ending.END),
+        (StateType.CANCELLED, False, True, 1, Ending.END),
+        (StateType.CANCELLED, True, False, 1, Ending.END),
+        (StateType.CANCELLED, True, True, 1, Ending.CONTINUE),
+        (StateType.CANCELLED, True, True, rescue.MOST - 1, Ending.CONTINUE),
+        (StateType.CANCELLED, True, True, rescue.MOST, Ending.GIVE_UP),
     ],
 )
-def test_what_becomes_of_it(end: StateType, terminated: bool, deployed: bool, starts: int, expected: Fate) -> None:
+def test_what_becomes_of_it(end: StateType, terminated: bool, deployed: bool, starts: int, expected: Ending) -> None:
     """The table of fate()."""
-    assert fate(end, terminated=terminated, deployed=deployed, starts=starts) is expected
+    assert ending(end, terminated=terminated, deployed=deployed, starts=starts) is expected
 
 
 def test_the_begin_of_a_run() -> None:
     """A run that continues says so; one that was started more often than it may be ends before anything moves."""
     said: list[str] = []
-    prefect_state.begins(1, said.append)
+    prefect_state.check_start(1, said.append)
     assert said == []
-    prefect_state.begins(rescue.MOST, said.append)
-    assert said == [f"start {rescue.MOST} of this run: it continues where the process before it stopped"]
-    with pytest.raises(UserError, match=r"was started 21 times, and 20 is the most"):
-        prefect_state.begins(rescue.MOST + 1, said.append)
+    prefect_state.check_start(rescue.MOST, said.append)
+    assert said == [f"start {rescue.MOST} of this run: it resumes where the previous process stopped"]
+    with pytest.raises(UserError, match=r"was started 21 times, more than the limit of 20"):
+        prefect_state.check_start(rescue.MOST + 1, said.append)

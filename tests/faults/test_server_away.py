@@ -107,7 +107,7 @@ def test_away_for_good(project: Project, origin: Origin, tmp_path: Path, tried: 
         os.killpg(run.process.pid, signal.SIGINT)
         ended = run.end(240).expect(0)
         assert ended.json["counts"]["copied"] == len(run.bodies)
-        assert "it shows this run as Running" in ended.stderr
+        assert "still shows this run as Running" in ended.stderr
         server.start()
         server.ready()
         run.finish(env=environment)

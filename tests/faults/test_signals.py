@@ -98,7 +98,7 @@ def test_while_planning(project: Project, origin: Origin, prefect_api: Prefect, 
     wait_for("the list to be asked for", lambda: origin.requests["/list.csv"], BOUND_S)
     os.killpg(process.pid, signal.SIGINT)
     ended = Cli.end(process, ("run", "job.yaml"), BOUND_S).expect(130)
-    assert "nothing has moved: interrupted by SIGINT" in ended.json["error"]
+    assert "nothing was copied: interrupted by SIGINT" in ended.json["error"]
     assert [run["state_type"] for run in prefect_api.runs(project.name)] == ["CANCELLED"]
     assert not processes_with(str(project.folder))
     restart(origin)

@@ -1,4 +1,4 @@
-"""prefect.yaml under names of a test's own, and a worker: many tests share one Prefect server."""
+"""prefect.yaml under a test's own names, and a worker, so that many tests share one Prefect server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_S = 20.0
 
 
 class Deployed:
-    """A copy of the project's prefect.yaml whose deployments and work pool have names that nobody else has."""
+    """A copy of the project's prefect.yaml with unique names of deployments and work pool."""
 
     def __init__(self, folder: Path, cli: Cli) -> None:
         self.folder, self.cli = folder, cli
@@ -34,7 +34,7 @@ class Deployed:
         self.write()
 
     def named(self, name: str) -> str:
-        """`migrate/prod` -> as it is called here."""
+        """Returns this copy's name for a deployment such as `migrate/prod`."""
         return f"{name}-{self.mark}"
 
     def entry(self, name: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Deployed:
         return self.cli.run(["deploy", *arguments], self.folder, **how)
 
     def changes(self, *arguments: str) -> dict[str, str]:
-        """What a deploy says it did: `deployment migrate/prod` -> created. (Alarms: test_automations.py.)"""
+        """Returns what a deploy did, such as `deployment migrate/prod` -> created, without alerts."""
         said = [
             one for one in self.deploy(*arguments, "--json").expect(0).json["changes"] if one["kind"] != "automation"
         ]
@@ -56,7 +56,7 @@ class Deployed:
 
 
 def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
-    """A work pool of containers: its job variables are an image and no more."""
+    """Create a work pool for containers, whose only job variable is an image."""
     variables = {"type": "object", "properties": {"image": {"type": "string"}}}
     template = {"job_configuration": {"image": "{{ image }}"}, "variables": variables}
     prefect_api.post("work_pools/", {"name": name, "type": kind, "base_job_template": template})
@@ -64,8 +64,7 @@ def make_pool(prefect_api: Prefect, name: str, kind: str) -> None:
 
 @contextlib.contextmanager
 def worker(cli: Cli, pool: str, log: Path, **more: str) -> Iterator[Callable[[], str]]:
-    """A process worker in the project's root, with ``more`` in its environment; it and what it started are gone at the
-    end. Gives its log."""
+    """Run a process worker in the project's root, with ``more`` in its environment, and provide its log."""
     environment = {**cli.environment, "PREFECT_WORKER_QUERY_SECONDS": "0.5", "PYTHONDONTWRITEBYTECODE": "1", **more}
     arguments = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
     with log.open("ab") as output:

@@ -1,6 +1,6 @@
-"""A job at addresses that stay the same, so that a state which an earlier Ferry wrote can be gone on with today.
+"""A job at fixed addresses, so that today's Ferry can continue a state that an earlier version wrote.
 
-`python -m tests.flows.old_state CHECKOUT` has the Ferry of that folder write one anew (tests/flows/data/README.md).
+`python -m tests.flows.old_state CHECKOUT` lets the Ferry of that folder write a state (tests/flows/data/README.md).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GOOD, MISSING = 20, 2
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where the job runs."""
+    """The folder, the servers and the objects of the job."""
 
     folder: Path
     origin: Origin
@@ -55,7 +55,7 @@ class Place:
         (self.folder / "job.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
     def list(self, *keys: str) -> None:
-        """The manifest: one line for each key, the first one twice."""
+        """Write the manifest: one line for each key, the first one twice."""
         lines = [f"{key},http://{HOST}:{ORIGIN_PORT}/{key}" for key in (keys[0], *keys)]
         (self.folder / "list.csv").write_text("\n".join(["sku,url", *lines]) + "\n")
 
@@ -71,7 +71,7 @@ class Place:
 
 @contextlib.contextmanager
 def place(folder: Path, s3: S3Server) -> Iterator[Place]:
-    """Origin and store at the fixed addresses; 20 objects and two that are missing, at the origin and in the list."""
+    """Provide origin and store at the fixed addresses, with 20 objects and two missing ones."""
     s3.make_bucket(BUCKET)
     with Origin() as origin, at(ORIGIN_PORT, origin.base_url), at(STORE_PORT, s3.endpoint_url):
         made = Place(folder, origin, s3, {})
@@ -87,7 +87,7 @@ def place(folder: Path, s3: S3Server) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def at(port: int, url: str) -> Iterator[None]:
-    """Passes connections to HOST:port on to a server of this machine, byte for byte."""
+    """Forward connections to HOST:port to a server of this machine, byte for byte."""
     to = urlsplit(url)
     loop = asyncio.new_event_loop()
 
@@ -119,7 +119,7 @@ def at(port: int, url: str) -> Iterator[None]:
 
 
 def make(checkout: Path) -> None:
-    """Has the Ferry of ``checkout`` run the job, first in part and then to its end, and keeps its state."""
+    """Let the Ferry of ``checkout`` run the job, first in part and then completely, and keep its state."""
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         s3 = S3Server(folder / "s3")
@@ -140,7 +140,7 @@ def make(checkout: Path) -> None:
 
 
 def _nobodys(info: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without the user's name and number."""
+    """Returns an archive entry without the user's name and number."""
     info.uid = info.gid = 0
     info.uname = info.gname = ""
     return info

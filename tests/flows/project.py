@@ -1,4 +1,4 @@
-"""What the tests of the `ferry` command share: one Prefect server, the command in a process of its own, projects."""
+"""Support for tests of the `ferry` command: one Prefect server, commands in their own processes, projects."""
 
 from __future__ import annotations
 
@@ -54,21 +54,21 @@ class Ended:
 
     @property
     def json(self) -> Any:
-        """The one JSON document on standard output."""
+        """The JSON document on standard output."""
         return json.loads(self.stdout)
 
     def expect(self, code: int) -> Ended:
-        """Fails unless the command ended with this exit code, and without a traceback."""
+        """Fails unless the command ended with this exit code and without a traceback."""
         assert self.code == code, f"ferry {' '.join(self.arguments)}: exit {self.code}, not {code}\n{self.text}"
         assert TRACEBACK not in self.text, f"ferry {' '.join(self.arguments)}: a traceback\n{self.text}"
         return self
 
 
 class Cli:
-    """`python -m flows` with an environment that holds nothing of the machine's.
+    """`python -m flows`, with an environment that has nothing of the machine's.
 
-    Two thirds of a command's time are imports. :meth:`run` forks them from a process that has done them
-    once; what tests the process itself (signals, servers, other settings of Prefect) takes :meth:`start`.
+    Imports take two thirds of a command's time. :meth:`run` forks the command from a process that has done the imports.
+    Tests of the process itself (signals, servers, other settings of Prefect) use :meth:`start`.
     """
 
     def __init__(self, s3: S3Server, prefect: LocalServer, home: Path) -> None:
@@ -92,7 +92,7 @@ class Cli:
         )  # fmt: skip
 
     def start(self, arguments: Sequence[str], folder: Path, env: Environment = {}) -> subprocess.Popen[str]:
-        """Starts the command in a process group of its own; ``env`` adds variables, or takes them away (None)."""
+        """Start the command in its own process group. ``env`` adds variables, or removes them (None)."""
         merged = {**self.environment, **env}
         return subprocess.Popen(
             [sys.executable, "-c", UNDER_PARENT, "flows", *arguments],
@@ -174,7 +174,7 @@ for line in sys.stdin:
 
 
 class Prefect:
-    """Prefect's API, asked as any other program would ask it."""
+    """Requests to Prefect's API without Prefect's client."""
 
     def __init__(self, url: str, home: Path) -> None:
         self.url, self.home = url, home
@@ -183,13 +183,13 @@ class Prefect:
         return ask(self.url, path, body)
 
     def runs(self, job: str, flow: str = "migrate") -> list[dict[str, Any]]:
-        """The job's flow runs, oldest first."""
+        """Returns the job's flow runs, oldest first."""
         asked = {"flows": {"name": {"any_": [flow]}}, "sort": "START_TIME_ASC"}
         runs: list[dict[str, Any]] = self.post("flow_runs/filter", asked)
         return [run for run in runs if run["name"].startswith(job)]
 
     def chunk_states(self, run: Mapping[str, Any]) -> list[str]:
-        """The state names of a run's chunk tasks, sorted, once the server has recorded that its last task ended."""
+        """Returns the sorted state names of a run's chunk tasks, once the server has recorded its last task."""
         mine = {"flow_runs": {"id": {"any_": [run["id"]]}}}
         last = {"task_runs": {"name": {"any_": ["report"]}, "state": {"type": {"any_": ["COMPLETED"]}}}}
         wait_for("the last task to be recorded", lambda: self.post("task_runs/count", {**mine, **last}))
@@ -197,12 +197,12 @@ class Prefect:
         return sorted(task["state_name"] for task in tasks)
 
     def database(self) -> bytes:
-        """The bytes of the server's database, its write-ahead log included."""
+        """Returns the bytes of the server's database, including its write-ahead log."""
         return b"".join(path.read_bytes() for path in sorted(self.home.glob("prefect.db*")))
 
 
 class Project:
-    """A folder with job.yaml and a manifest, as a user has one; the job's name is its own."""
+    """A folder with job.yaml and a manifest, as a user has it, with a unique job name."""
 
     def __init__(self, folder: Path, cli: Cli, bucket: str) -> None:
         self.folder, self.cli, self.bucket = folder, cli, bucket
@@ -216,7 +216,7 @@ class Project:
         return self.folder / ".ferry" / self.name
 
     def job(self, **settings: Any) -> None:
-        """Writes job.yaml: usual settings, and ``settings`` instead of some; None takes a key away."""
+        """Write job.yaml with the usual settings, changed by ``settings``; None removes a key."""
         self.settings = {
             "name": self.name,
             "manifest": "products.csv",
@@ -248,7 +248,7 @@ class Project:
         return self.cli.s3.client()
 
     def stored(self) -> dict[str, bytes]:
-        """What the bucket holds under the prefix: key (without it) to bytes."""
+        """Returns the bucket's objects under the prefix: key (without it) to bytes."""
         client = self.client()
         found: dict[str, bytes] = {}
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix):
@@ -258,23 +258,23 @@ class Project:
         return found
 
     def written_at(self) -> dict[str, Any]:
-        """Key to the time of its last write."""
+        """Returns each key's time of the last write."""
         pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return {
             item["Key"]: (item["LastModified"], item["ETag"]) for page in pages for item in page.get("Contents", [])
         }
 
     def ledger(self) -> dict[str, dict[str, Any]]:
-        """The latest outcome of each row by its id, read from the state's files without Ferry."""
+        """Returns the latest outcome of each row by its id, read without Ferry."""
         return {line["id"]: line for line in fold(self.state).values()}
 
     def files(self) -> dict[str, bytes]:
-        """Every file of the state, by name."""
+        """Returns every file of the state, by name."""
         return {str(p.relative_to(self.state)): p.read_bytes() for p in sorted(self.state.rglob("*")) if p.is_file()}
 
 
 def fold(state: Path) -> dict[str, dict[str, Any]]:
-    """The latest outcome of each row by row_id, by pyarrow alone; also while a run is on, which merges its files."""
+    """Returns the latest outcome of each row by row_id, read with pyarrow alone. Also works during a run."""
     while True:
         try:
             return _fold(state)
@@ -298,7 +298,7 @@ def _order(line: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict[str, str]], dict[str, bytes]]:
-    """``count`` JPEGs at the origin: their rows (sku, url), and what the destination must hold."""
+    """Add ``count`` JPEGs to the origin. Returns their rows (sku, url), and the expected objects."""
     rows, bodies = [], {}
     for number in range(count):
         name = f"{folder}/p{number:04d}.jpg"
@@ -308,7 +308,7 @@ def serve(origin: Origin, count: int, folder: str = "images") -> tuple[list[dict
 
 
 def wait_for(what: str, test: Callable[[], Any], within_s: float = 30.0, every_s: float = 0.05) -> Any:
-    """The first true answer of ``test``; fails after ``within_s``."""
+    """Returns the first true result of ``test``. Fails after ``within_s``."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if answer := test():
@@ -318,7 +318,7 @@ def wait_for(what: str, test: Callable[[], Any], within_s: float = 30.0, every_s
 
 
 def processes_with(mark: str) -> list[str]:
-    """Command lines of live processes that have ``mark`` in their command line or environment, but for this one."""
+    """Returns command lines of other live processes with ``mark`` in command line or environment."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():

@@ -1,4 +1,4 @@
-"""Who is told: servers on loopback that keep the notifications which a Prefect server sends."""
+"""Loopback servers that keep the notifications of a Prefect server."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ PAGE = re.compile(re.escape(UI) + r"/runs/flow-run/([0-9a-f-]{36})")
 
 @dataclass
 class Receiver:
-    """What came in: `subject` and `body` of each notification."""
+    """A server that keeps `subject` and `body` of each notification."""
 
     port: int = 0
     got: list[dict[str, str]] = field(default_factory=list)
 
     def block(self) -> CustomWebhookNotificationBlock:
-        """A notification block that tells it."""
+        """Returns a notification block that sends to this server."""
         return CustomWebhookNotificationBlock(
             name="ferry",
             url=f"http://127.0.0.1:{self.port}/ferry",
@@ -40,11 +40,11 @@ class Receiver:
         )
 
     def of(self, run: UUID) -> list[str]:
-        """The subjects of what was said about a run, by the link in it."""
+        """Returns the subjects of the notifications about a run, recognised by the link in the text."""
         return [message["subject"] for message in self.got if PAGE.findall(message["body"]) == [str(run)]]
 
     def lines(self, run: UUID, subject: str) -> list[str]:
-        """The text with this subject: what happened, where to look, what to do."""
+        """Returns the text with this subject: what happened, where to look, what to do."""
         wait_for(f"`{subject}`, about {run}", lambda: subject in self.of(run), WAIT_S)
         (body,) = (m["body"] for m in self.got if m["subject"] == subject and str(run) in m["body"])
         assert len(body.splitlines()) == 3, body
@@ -64,7 +64,7 @@ def listening(handler: type[socketserver.BaseRequestHandler], receiver: Receiver
 
 @contextmanager
 def a_webhook() -> Iterator[Receiver]:
-    """A webhook: any POST of JSON."""
+    """Provide a webhook that accepts any POST of JSON."""
     receiver = Receiver()
 
     class Hook(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Ferry as deployments/systemd/ installs it, on this machine: PostgreSQL, server and worker, each its own process."""
+"""Ferry on this machine as deployments/systemd/ installs it: PostgreSQL, server and worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def unit(name: str, here: Mapping[str, str], log: Path) -> Unit:
 
 
 def needs_postgresql() -> None:
-    """Skips where PostgreSQL is missing and only root may install it; as root `make test` has done so."""
+    """Skip if PostgreSQL is missing and only root may install it. As root, `make test` has installed it."""
     if find_programs() is None:
         if os.geteuid() == 0:
             pytest.fail(f"PostgreSQL is not installed: {APT_LINE}")
@@ -34,10 +34,10 @@ def needs_postgresql() -> None:
 
 
 class Site:
-    """Server and worker with the commands and environments of their unit files; ``url`` is the server's."""
+    """A server and a worker with the commands and environments of their unit files; ``url`` is the server's."""
 
     def __init__(self, folder: Path, auth: str, worker: dict[str, str]) -> None:
-        """``auth`` is the API's user and password; ``worker`` is what its jobs refer to."""
+        """``auth`` is the API's user and password; ``worker`` has the variables to which its jobs refer."""
         self.home = folder / "prefect"
         self.homes = [self.home, folder / "ferry"]
         self.port = free_ports(1)[0]
@@ -73,7 +73,7 @@ class Site:
         )
 
     def ready(self) -> None:
-        """Waits until the server answers."""
+        """Wait until the server answers."""
         wait_for(f"the server to answer; its log is {self.journal[0]}", self._answers, 60)
 
     def _answers(self) -> bool:

@@ -1,4 +1,4 @@
-"""`make advisories` against an index of our own on loopback: what it finds, and what it says when it cannot know."""
+"""`make advisories`, asked of a package index on loopback, reports what it finds and what it could not check."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WITHDRAWN = {**BAD, "id": "PYSEC-2", "withdrawn": "2026-01-01"}
 
 
 class Index:
-    """An index: path -> JSON document, or bytes, or seconds to stay silent, or where to look instead."""
+    """An index: path -> a JSON document, bytes, seconds of silence, or an address to redirect to."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -90,7 +90,7 @@ def lock(tmp_path: Path) -> Path:
 
 
 def ask(lock: Path, url: str | None, **env: str) -> tuple[int, str]:
-    """The exit code and all output of the command."""
+    """Returns the exit code and all output of the command."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "http", "HTTP"))}
     environment |= {"https_proxy": "http://127.0.0.1:1", "http_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
     if url is not None:
@@ -103,7 +103,7 @@ def ask(lock: Path, url: str | None, **env: str) -> tuple[int, str]:
 
 
 def test_the_index_s_password_stays_there(index: Index, lock: Path) -> None:
-    """An index may send us on; whoever is asked then is not told who we are to the first."""
+    """The password of an index is not sent to the server of a redirect."""
     other = Index()
     try:
         for name, version in (("good", "1.0"), ("bad", "2.0"), ("odd.name", "3.0rc1")):
@@ -122,7 +122,7 @@ def test_the_index_s_password_stays_there(index: Index, lock: Path) -> None:
 
 
 def test_what_is_known_is_told(index: Index, lock: Path) -> None:
-    """Each locked version is asked for once; a vulnerability is exit code 1, one that was withdrawn is none."""
+    """Each locked version is requested once; a vulnerability exits 1, a withdrawn one does not."""
     index.knows("good", "1.0", WITHDRAWN)
     index.knows("bad", "2.0", BAD, WITHDRAWN)
     index.knows("odd.name", "3.0rc1")
@@ -135,7 +135,7 @@ def test_what_is_known_is_told(index: Index, lock: Path) -> None:
 
 
 def test_nothing_known(index: Index, lock: Path) -> None:
-    """Exit code 0, also below a path and with a password, which is sent and not shown."""
+    """Without vulnerabilities the exit code is 0; a password is sent but not printed."""
     for name, version in (("good", "1.0"), ("bad", "2.0"), ("odd.name", "3.0rc1")):
         index.knows(name, version, base="/team")
     code, said = ask(lock, f"http://me:s3cret@127.0.0.1:{index.port}/team/simple")
@@ -145,7 +145,7 @@ def test_nothing_known(index: Index, lock: Path) -> None:
 
 @pytest.mark.parametrize("answer", [None, b"<html>", {"info": {}}, b"[]"])
 def test_an_index_without_them(answer: Any, index: Index, lock: Path) -> None:
-    """Where the index has no such API it is said that nothing was checked, and not that nothing was found."""
+    """For an index without the API, the message says that nothing was checked."""
     for name in ("good/1.0", "bad/2.0", "odd.name/3.0rc1"):
         index.answers[f"/pypi/{name}/json"] = answer
     code, said = ask(lock, f"http://me:s3cret@127.0.0.1:{index.port}/simple")
@@ -156,7 +156,7 @@ def test_an_index_without_them(answer: Any, index: Index, lock: Path) -> None:
 
 
 def test_some_cannot_be_asked(index: Index, lock: Path) -> None:
-    """What the index does not have is named, and the exit code is 2."""
+    """Packages that the index does not have are named, and the exit code is 2."""
     index.knows("good", "1.0")
     index.knows("bad", "2.0")
     code, said = ask(lock, f"http://127.0.0.1:{index.port}/simple")
@@ -165,7 +165,7 @@ def test_some_cannot_be_asked(index: Index, lock: Path) -> None:
 
 
 def test_nobody_answers(lock: Path) -> None:
-    """An index that is down is exit code 2 and no traceback."""
+    """An unreachable index exits 2 without a traceback."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         code, said = ask(lock, f"http://127.0.0.1:{taken.getsockname()[1]}/simple")
@@ -175,7 +175,7 @@ def test_nobody_answers(lock: Path) -> None:
 
 
 def test_the_index_is_pips(index: Index, lock: Path, tmp_path: Path) -> None:
-    """Without PIP_INDEX_URL it is the one in pip's configuration."""
+    """Without PIP_INDEX_URL, the index of pip's configuration is used."""
     for name, version in (("good", "1.0"), ("bad", "2.0"), ("odd.name", "3.0rc1")):
         index.knows(name, version)
     config = tmp_path / "pip.conf"
@@ -188,7 +188,7 @@ def test_the_index_is_pips(index: Index, lock: Path, tmp_path: Path) -> None:
 
 
 def test_it_ends(index: Index) -> None:
-    """Silence is bounded: what was not answered in time is named."""
+    """Packages for which the index does not answer in time are named."""
     spec = importlib.util.spec_from_file_location("advisories", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
@@ -203,7 +203,7 @@ def test_it_ends(index: Index) -> None:
 
 
 def test_every_lock_is_read() -> None:
-    """The files that it reads by itself are there, and name what is installed."""
+    """The default lock files exist and name the installed packages."""
     spec = importlib.util.spec_from_file_location("advisories", SCRIPT)
     assert spec is not None
     assert spec.loader is not None

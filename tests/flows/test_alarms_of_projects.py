@@ -1,4 +1,4 @@
-"""Alarms of several projects at one Prefect server: each has its own, and none takes another's."""
+"""Several projects at one Prefect server each have their own alerts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Failed, Running
 
-from flows.deploying.alerts import TAG, alarms, full_name, is_named
-from flows.deploying.automations import ferrys, is_own, watched
-from flows.deploying.rescue import rescues
+from flows.deploying.alerts import TAG, alerts, full_name, is_named
+from flows.deploying.automations import ferry_automations, is_own, watched
+from flows.deploying.rescue import restart_automations
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
@@ -31,16 +31,16 @@ SUBJECT = "Ferry: products failed"
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
     settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: f"{UI}/"}
     with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferrys(client)}
+        before = {one.id for one in ferry_automations(client)}
         yield client
-        for automation in ferrys(client):
+        for automation in ferry_automations(client):
             if automation.id not in before:
                 client.delete_automation(automation.id)
 
 
 @dataclass
 class Team:
-    """A project of its own: a prefect.yaml, whom its alarms tell, and its deployments."""
+    """A project: a prefect.yaml, the receiver of its alerts, and its deployments."""
 
     deployed: Deployed
     block: str
@@ -48,7 +48,7 @@ class Team:
     client: SyncPrefectClient
 
     def deploy(self, *arguments: str) -> list[tuple[str, str]]:
-        """Name and fate of each automation."""
+        """Returns what was done to each automation, by name."""
         return [(one["name"], one["what"]) for one in self.changes(*arguments) if one["kind"] == "automation"]
 
     def changes(self, *arguments: str) -> list[dict[str, str]]:
@@ -71,7 +71,7 @@ class Team:
 
 @pytest.fixture
 def teams(cli: Cli, client: SyncPrefectClient, tmp_path: Path) -> Iterator[list[Team]]:
-    """Two projects whose prefect.yaml have one name, as copies of the shipped file do."""
+    """Two projects whose prefect.yaml has the same name, like copies of the shipped file."""
     with a_webhook() as one, a_webhook() as other:
         found = []
         for name, told in (("one", one), ("other", other)):
@@ -84,8 +84,7 @@ def teams(cli: Cli, client: SyncPrefectClient, tmp_path: Path) -> Iterator[list[
 
 @pytest.mark.parametrize("notify", [True, False])
 def test_a_second_project_silences_nobody(teams: list[Team], notify: bool) -> None:
-    """Each project's failing run is told to that project's people, and to nobody else, whichever was deployed last;
-    a project without people to tell takes none of another's alarms."""
+    """A failing run alerts only its own project's receiver, whichever project was deployed last."""
     one, other = teams
     assert {what for _, what in one.deploy("--notify", one.block)} == {"created"}
     made = other.deploy(*(["--notify", other.block] if notify else []))
@@ -99,13 +98,12 @@ def test_a_second_project_silences_nobody(teams: list[Team], notify: bool) -> No
 
 
 def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> None:
-    """The same project deployed again finds its own alarms, also when its name and one of its deployments' names have
-    changed; the deployment that left the file is named, and still watched."""
+    """A project keeps its alerts when it and a deployment are renamed, and still watches a removed one."""
     one, other = teams
     one.deploy("--notify", one.block)
     other.deploy("--notify", other.block)
     assert {what for _, what in one.deploy()} == {"unchanged"}
-    before = {automation.id for automation in ferrys(client)}
+    before = {automation.id for automation in ferry_automations(client)}
     old = one.id_of("migrate/prod")
     one.deployed.content["name"] = "renamed"
     one.deployed.entry("prod")["name"] = f"main-{one.deployed.mark}"
@@ -114,25 +112,24 @@ def test_its_own_are_updated(teams: list[Team], client: SyncPrefectClient) -> No
     changes = [(change["name"], change["what"]) for change in done if change["kind"] == "automation"]
     assert {what for _, what in changes} == {"updated"}
     (left,) = [change for change in done if change["name"] == one.deployed.named("migrate/prod")]
-    assert "not in this prefect.yaml, left as it is; no schedule of it is on" in left["detail"]
+    assert "not in this prefect.yaml, left unchanged; it has no active schedule" in left["detail"]
     assert f"prefect deployment delete '{one.deployed.named('migrate/prod')}'" in left["detail"]
     assert all(name.endswith(" (renamed)") for name, _ in changes)
-    assert {automation.id for automation in ferrys(client)} == before
+    assert {automation.id for automation in ferry_automations(client)} == before
     expected = {old, *(one.id_of(name) for name in ("migrate/main", "migrate/nightly", "verify/weekly"))}
-    ours = [automation for automation in ferrys(client) if automation.name.endswith(" (renamed)")]
+    ours = [automation for automation in ferry_automations(client) if automation.name.endswith(" (renamed)")]
     assert [watched(automation) for automation in ours] == [expected] * len(ours)
 
 
 def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncPrefectClient) -> None:
-    """Automations whose names hold no project are the project's whose deployments they watch: they get its name, and
-    another project's deploy leaves them as they are."""
+    """Automations without a project in their name belong to the project whose deployments they watch."""
     one, other = teams
     one.deploy()
     ids = [one.id_of(name) for name in ("migrate/prod", "migrate/nightly", "verify/weekly")]
     kind, _, name = one.block.partition("/")
     block = client.read_block_document_by_name(name, kind).id
     old = []
-    for alarm in alarms(ids, UI):
+    for alarm in alerts(ids, UI):
         automation = alarm.automation("", [block], enabled=True)
         automation.name = alarm.name
         old.append(client.create_automation(automation))
@@ -140,14 +137,14 @@ def test_automations_of_the_first_version_go_on(teams: list[Team], client: SyncP
     run = one.a_failing_run()
     assert one.is_told(run)
     changed = dict(one.deploy())
-    acts = [one.name for one in rescues([])]
+    acts = [one.name for one in restart_automations([])]
     assert {what for name, what in changed.items() if not any(is_named(name, act) for act in acts)} == {"updated"}
-    names = {automation.name for automation in ferrys(client) if automation.id in old}
-    assert names == {full_name(alarm.name, "ferry") for alarm in alarms([], UI)}
+    names = {automation.name for automation in ferry_automations(client) if automation.id in old}
+    assert names == {full_name(alarm.name, "ferry") for alarm in alerts([], UI)}
 
 
 def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client: SyncPrefectClient) -> None:
-    """Alarms of the project's name that watch deleted deployments alone are the project's: no people are lost."""
+    """Alerts that watch only deleted deployments are updated by the project in their name, and keep their blocks."""
     one, _ = teams
     one.deployed.content["name"] = f"project-{one.deployed.mark}"
     one.deployed.write()
@@ -155,7 +152,7 @@ def test_deployments_that_were_deleted_and_made_again(teams: list[Team], client:
     for name in ("migrate/prod", "migrate/nightly", "verify/weekly"):
         client.delete_deployment(one.id_of(name))
     assert {what for _, what in one.deploy()} == {"updated"}
-    assert all(TAG in automation.tags for automation in ferrys(client))
+    assert all(TAG in automation.tags for automation in ferry_automations(client))
     assert one.is_told(one.a_failing_run())
 
 
@@ -176,5 +173,5 @@ OURS, THEIRS, GONE = uuid4(), uuid4(), uuid4()
     ],
 )
 def test_whose_an_automation_is(watches: set[UUID], has_its_name: bool, expected: bool) -> None:
-    """The table of is_own()."""
+    """is_own() follows its table."""
     assert is_own(watches, has_its_name, {OURS}, {OURS, THEIRS}) is expected

@@ -1,4 +1,4 @@
-"""Where Prefect's API is: the environment, the active profile, TLS, and a local server that takes long to start."""
+"""The API's address comes from the environment or the profile, with TLS settings; a slow local server is awaited."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SETTINGS = ("PREFECT_API_URL", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH", "PREF
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home folder whose Prefect has profiles, and nothing of Prefect's in the environment."""
+    """A home folder with Prefect profiles, and an environment without Prefect's variables."""
     for name in SETTINGS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -71,7 +71,7 @@ def forget() -> None:
 def test_the_environment_counts_before_the_profile(
     environment: dict[str, str], url: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Prefect has it; an empty address in the environment switches the profile off."""
+    """The environment takes precedence, and an empty address there disables the profile."""
     monkeypatch.chdir(home)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -82,7 +82,7 @@ def test_the_environment_counts_before_the_profile(
 
 @pytest.mark.usefixtures("home")
 def test_other_settings_come_from_the_profile_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key of the profile's is sent; one of the environment counts before it, and an auth string before both."""
+    """The profile's API key is sent, after the environment's, and after an auth string."""
     assert setting("PREFECT_API_KEY") == "k"
     assert api_address._headers() == {"Authorization": "Bearer k"}
     monkeypatch.setenv("PREFECT_API_KEY", "other")
@@ -97,7 +97,7 @@ def test_other_settings_come_from_the_profile_too(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.usefixtures("home")
 def test_a_redirect_is_sent_no_key() -> None:
-    """Where the address of the API leads to another server, it is asked without the key and custom headers."""
+    """The server of a redirect does not get the key and custom headers."""
     seen: list[dict[str, str]] = []
     ports: list[int] = []
 
@@ -123,7 +123,7 @@ def test_a_redirect_is_sent_no_key() -> None:
 
 
 def test_a_damaged_file_of_profiles(home: Path) -> None:
-    """It is said, with what to do: a run must not land on another server without a word."""
+    """A damaged profile file raises UserError with what to do."""
     (home / ".prefect" / "profiles.toml").write_text("active = ")
     with pytest.raises(UserError, match="cannot be read"):
         given_url()
@@ -131,7 +131,7 @@ def test_a_damaged_file_of_profiles(home: Path) -> None:
 
 @contextlib.contextmanager
 def behind_tls(port: int, folder: Path) -> Iterator[tuple[str, Path]]:
-    """An address of the API of the server at ``port`` over TLS, and the certificate of its throw-away authority."""
+    """Provide an address that forwards TLS to ``port``, and the certificate of its temporary authority."""
     file = certificate(folder)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(file)
@@ -170,12 +170,11 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.usefixtures("home")
 def test_a_private_authority(prefect_local: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its certificate in PREFECT_API_SSL_CERT_FILE is used, or TLS is not verified where the user says so; without
-    either the sentence names TLS and the setting, and says nothing of a server that is down."""
+    """A private authority works with its certificate or without verification; else the error names both settings."""
     monkeypatch.setenv("PREFECT_PROFILE", "bare")
     with behind_tls(prefect_local.port, tmp_path) as (url, authority):
         monkeypatch.setenv("PREFECT_API_URL", url)
-        with pytest.raises(UserError, match=r"answers, and TLS fails: self.signed certificate.*API_SSL_CERT_FILE") as e:
+        with pytest.raises(UserError, match=r"but TLS failed: self.signed certificate.*API_SSL_CERT_FILE") as e:
             check_reachable(url)
         assert "does not answer" not in str(e.value)
         with monkeypatch.context() as m:
@@ -191,7 +190,7 @@ def test_a_private_authority(prefect_local: LocalServer, tmp_path: Path, monkeyp
 def test_a_run_on_the_profile_s_server_behind_tls(
     project: Project, origin: Origin, prefect_local: LocalServer, prefect_api: Prefect, tmp_path: Path
 ) -> None:
-    """`ferry run` is recorded where `prefect config set` says, and a line names the profile."""
+    """`ferry run` is recorded at the profile's server, and prints the profile's name."""
     folder = tmp_path / "home" / ".prefect"
     folder.mkdir(parents=True)
     rows, _ = serve(origin, 1)
@@ -208,7 +207,7 @@ def test_a_run_on_the_profile_s_server_behind_tls(
 
 
 class Late(LocalServer):
-    """A local server whose process does what a test wants."""
+    """A local server whose process runs the test's code."""
 
     code = ""
 
@@ -234,7 +233,7 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Fine).serve_forever()
 
 
 def test_a_local_server_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """It is waited for as long as its process lives, and a line says so."""
+    """A slow server is awaited while its process lives, with a message."""
     monkeypatch.setattr(Late, "code", SERVES_LATE)
     monkeypatch.setattr(server, "SLOW_START_S", 0.5)
     with Late(tmp_path / "home"):
@@ -244,14 +243,14 @@ def test_a_local_server_that_takes_long(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("import sys; sys.exit('no such table')", "ended with 1 before it answered.*no such table"),
-        ("import time; time.sleep(600)", r"does not answer after \d+ s.*it is empty"),
+        ("import sys; sys.exit('no such table')", "exited with 1 before it answered.*no such table"),
+        ("import time; time.sleep(600)", r"did not answer in \d+ s.*\(empty\)"),
     ],
 )
 def test_a_local_server_that_does_not_start(
     code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A sentence with the end of its log, and no traceback."""
+    """The error has the end of the server's log, without a traceback."""
     monkeypatch.setattr(Late, "code", code)
     monkeypatch.setattr(server, "LONGEST_START_S", 60.0 if "exit" in code else 1.5)
     with pytest.raises(UserError, match=f"(?s){words}"), Late(tmp_path / "home"):

@@ -1,4 +1,4 @@
-"""Ferry's alarms at a real Prefect server: each is made to go off, and what arrives is read."""
+"""Each of Ferry's alerts is raised at a real Prefect server, and its notification is read."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from pydantic import SecretStr
 
 from demo.origin import Fault, Origin, Trouble
 from ferry.core.errors import UserError
-from flows.deploying.alerts import Patience, alarms, full_name
-from flows.deploying.automations import settle
-from flows.deploying.rescue import rescues
+from flows.deploying.alerts import Delays, alerts, full_name
+from flows.deploying.automations import apply
+from flows.deploying.rescue import restart_automations
 from flows.server.local import LocalServer, quiet_environment
 from tests.flows.project import QUICK, ROOT, serve, wait_for
 from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, listening, save
 
 pytestmark = pytest.mark.slow
 
-SHORT = Patience(start_s=10.0, rescue_s=3600.0, crash_s=10.0, lost_s=3600.0, heartbeat_s=10.0)  # 10: Prefect's least
+SHORT = Delays(start_s=10.0, restart_s=3600.0, crash_s=10.0, machine_s=3600.0, heartbeat_s=10.0)  # 10: Prefect's least
 PROJECT = "shop"
-ALARMS = [full_name(alarm.name, PROJECT) for alarm in alarms([], UI)]
-RESCUES = [full_name(one.name, PROJECT) for one in rescues([])]
+ALARMS = [full_name(alarm.name, PROJECT) for alarm in alerts([], UI)]
+RESCUES = [full_name(one.name, PROJECT) for one in restart_automations([])]
 NAMES = [*RESCUES, *ALARMS]
 
 
@@ -52,7 +52,7 @@ def webhook() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="module")
 def mail() -> Iterator[Receiver]:
-    """A mail server that takes everything."""
+    """A mail server that accepts everything."""
     receiver = Receiver()
 
     class Smtp(socketserver.StreamRequestHandler):
@@ -98,16 +98,16 @@ def deployments(client: SyncPrefectClient) -> dict[str, UUID]:
 
 @pytest.fixture(scope="module")
 def alarmed(client: SyncPrefectClient, deployments: dict[str, UUID], webhook: Receiver) -> dict[str, UUID]:
-    """The deployments whose alarms are on; `migrate/quiet` is not among them."""
+    """The deployments with alerts; `migrate/quiet` has none."""
     save(webhook.block(), "alarms")
     loud = {name: id_ for name, id_ in deployments.items() if not name.endswith("/quiet")}
-    changes = settle(client, PROJECT, loud, ["custom-webhook/alarms"], SHORT)
+    changes = apply(client, PROJECT, loud, ["custom-webhook/alarms"], SHORT)
     assert [(change.name, change.what) for change in changes] == [(name, "created") for name in NAMES]
     return loud
 
 
 def a_run(client: SyncPrefectClient, deployment: UUID, *states: Any) -> UUID:
-    """A run of the deployment that goes through these states."""
+    """Create a run of the deployment that goes through these states."""
     run = client.create_flow_run_from_deployment(
         deployment, name="products", state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
     )
@@ -135,7 +135,7 @@ for id, heartbeat_s in [*((id, None) for id in quick), (last, 30)]:
 
 @dataclass
 class Night:
-    """Runs that were begun, all at once: what becomes of them takes seconds."""
+    """Runs that are started at the same time, since their events take seconds."""
 
     over: UUID  # more failures than its budget
     fine: UUID  # within its budget
@@ -200,7 +200,7 @@ def night(
         }
 
         def kill() -> None:
-            """When the last run moves, and the server has heard its heartbeat."""
+            """Kill the last run when it transfers and the server has received its heartbeat."""
             wait_for("the last run to move", lambda: origin.requests["/stuck.jpg"], WAIT_S)
             with get_client(sync_client=True) as another:
                 wait_for(
@@ -221,18 +221,18 @@ def night(
 
 FAILURES: list[tuple[str, State[Any], str, str]] = [
     ("migrate", Failed(message="this run: 9 failed; in all 1 of 20 are there, 9 failed (budget 1), 10 pending. why"),
-     "Ferry: products failed", "run it again: it goes on where this one stopped"),
+     "Ferry: products failed", "run it again; it resumes where this run stopped"),
     ("migrate", Failed(message="UserError: manifest: no such file products.csv"),
-     "Ferry: products failed", "mend what it names, and run it again. Nothing has moved"),
+     "Ferry: products failed", "fix what the message names, and run it again. Nothing was copied"),
     ("migrate", Failed(message="Validation of flow parameters failed with error: it has\n - job.manifest: no such key"),
-     "Ferry: products failed", "mend the job, and run it again. Nothing has moved"),
+     "Ferry: products failed", "fix the job, and run it again. Nothing was copied"),
     ("migrate", Failed(message="LeaseHeld: another run of the job is on"),
-     "Ferry: products failed", "nothing, if the other run is meant to be on"),
+     "Ferry: products failed", "if the other run is intended, wait for its end"),
     ("migrate", Failed(message="Fatal: the bucket is gone"),
-     "Ferry: products failed", "mend the destination, the credentials or the disk"),
+     "Ferry: products failed", "fix the destination, the credentials or the disk"),
     ("migrate", Failed(message="FerryError: the accounts do not add up"), "Ferry: products failed", "report it"),
     ("migrate", Crashed(message=None), "Ferry: products crashed", "run it again"),
-    ("verify", Failed(message="3 of 20 objects are not as the ledger says"),
+    ("verify", Failed(message="3 of 20 objects do not match the ledger"),
      "Ferry: products failed", "run migrate for the job"),
 ]  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_each_way_to_fail_has_its_advice(
     webhook: Receiver,
     client: SyncPrefectClient,
 ) -> None:
-    """Nothing is said of runs that are Completed or were cancelled, nor of other deployments."""
+    """Each kind of failure has its advice; Completed and cancelled runs and other deployments give no alert."""
     silent = [
         a_run(client, alarmed["migrate/alarmed"], Running(), Completed(message="this run: 5 copied")),
         a_run(client, alarmed["migrate/alarmed"], Running(), Cancelled(message="nothing has moved")),
@@ -259,18 +259,18 @@ def test_each_way_to_fail_has_its_advice(
 
 
 def test_over_the_budget(night: Night, webhook: Receiver) -> None:
-    """What happened, with the counts; where to look; what to do."""
+    """The text says what happened, with the counts, where to look and what to do."""
     what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
     assert what == (
         "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; in all 5 of 8 are there, 5 of them confirmed "
         "by size alone, 3 failed (budget 2)"
     )
     assert look == f"Look: {UI}/runs/flow-run/{night.over}"
-    assert do.startswith("Do: see in its Artifacts what the failures have in common")
+    assert do.startswith("Do: see in the run's Artifacts what the failures have in common")
 
 
 def test_within_its_budget(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
-    """A run that is Completed: its failures are within its budget, and no alert tells of them."""
+    """A run within its budget is Completed and raises no alert."""
     wait_for("its end", lambda: state_of(client, night.fine).is_final())
     assert state_of(client, night.fine).is_completed()
     assert not [subject for subject in webhook.of(night.fine) if "failed" in subject or "budget" in subject]
@@ -285,16 +285,21 @@ def state_of(client: SyncPrefectClient, run: UUID) -> State[Any]:
 @pytest.mark.parametrize(
     ("which", "whose", "said", "do"),
     [
-        ("late", "migrate/alarmed", "{} UTC and has not started: its state is Late.", "a worker of its pool"),
-        ("waiting", "migrate/alarmed", "its state is AwaitingConcurrencySlot.", "another run of the deployment is on"),
-        ("pending", "verify/alarmed", "verify/alarmed was due at", "a worker took it and did not start it"),
-        ("deleted", "migrate/alarmed", "A run that was due has been deleted", "nothing, if that was meant"),
+        ("late", "migrate/alarmed", "{} UTC but has not started; its state is Late.", "a worker of its work pool"),
+        (
+            "waiting",
+            "migrate/alarmed",
+            "its state is AwaitingConcurrencySlot.",
+            "another run of the deployment is live",
+        ),
+        ("pending", "verify/alarmed", "verify/alarmed was due at", "a worker took the run but did not start it"),
+        ("deleted", "migrate/alarmed", "A run that was due was deleted", "nothing, if that was intended"),
     ],
 )
 def test_a_run_that_did_not_start(
     which: str, whose: str, said: str, do: str, night: Night, webhook: Receiver, client: SyncPrefectClient
 ) -> None:
-    """A run that is due and has no process, for whatever reason."""
+    """A run that is due but has no process raises an alert with the reason."""
     run = getattr(night, which)
     what, _, todo = webhook.lines(run, f"Ferry: {whose} did not start")
     if which == "late":
@@ -306,70 +311,70 @@ def test_a_run_that_did_not_start(
 
 
 def test_nothing_is_said_of_runs_that_began(night: Night, webhook: Receiver) -> None:
-    """The alarms of those that did not are through by now."""
+    """A run that started in time raises no alert."""
     assert all(webhook.of(run) for run in (night.late, night.waiting, night.pending))
     assert webhook.of(night.begun) == []
 
 
 def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
-    """The process is gone. Prefect still has the run as Running, and the alarm leaves it so."""
+    """A run without heartbeats raises an alert, which leaves it as Running."""
     night.killer.join()
     what, _, do = webhook.lines(night.killed, "Ferry: killed gives no sign of life")
-    assert what == "migrate/alarmed: nothing was heard of its run killed for 10 seconds."
-    assert "see that a worker of its pool" in do
-    assert "leave it alone" in do
+    assert what == "migrate/alarmed: its run killed has sent no heartbeat for 10 seconds."
+    assert "start a worker of its work pool" in do
+    assert "do nothing: a run continues" in do
     assert state_of(client, night.killed).is_running()
 
 
 def test_settled_once_more(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
-    """Nothing changes, with or without naming whom to tell; what somebody has changed is put right; on and off stay."""
+    """A second deploy changes nothing, restores changed texts, and keeps automations on or off."""
     for notify in (["custom-webhook/alarms"], []):
-        assert {change.what for change in settle(client, PROJECT, alarmed, notify, SHORT)} == {"unchanged"}
+        assert {change.what for change in apply(client, PROJECT, alarmed, notify, SHORT)} == {"unchanged"}
     (automation,) = client.read_automations_by_name(ALARMS[0])
     client.pause_automation(automation.id)
-    details = [change.detail for change in settle(client, PROJECT, alarmed, [], SHORT)]
-    assert details == ["", "", "", "off, as it was left", "", "", ""]
+    details = [change.detail for change in apply(client, PROJECT, alarmed, [], SHORT)]
+    assert details == ["", "", "", "off, as the operator left it", "", "", ""]
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "ops")
-    changes = settle(client, PROJECT, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
+    changes = apply(client, PROJECT, alarmed, ["custom-webhook/alarms", "slack-webhook/ops"], SHORT)
     assert [change.what for change in changes] == [*["unchanged"] * 3, *["updated"] * 4]
     (now,) = client.read_automations_by_name(ALARMS[0])
     assert (now.id, now.enabled, len(now.actions)) == (automation.id, False, 2)
     client.resume_automation(automation.id)
     assert {
         change.what
-        for change in settle(client, PROJECT, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
+        for change in apply(client, PROJECT, {**alarmed, "migrate/new": alarmed["verify/alarmed"]}, [], SHORT)
     } == {"unchanged"}
     client.delete_automation(automation.id)
-    changes = settle(client, PROJECT, alarmed, [], SHORT)
+    changes = apply(client, PROJECT, alarmed, [], SHORT)
     assert [change.what for change in changes] == [*["unchanged"] * 3, "created", *["unchanged"] * 4]
 
 
 def test_by_mail(client: SyncPrefectClient, alarmed: dict[str, UUID], mail: Receiver) -> None:
-    """A Slack block hands its URL to Apprise, which can send mail."""
+    """A Slack block with a mail URL sends e-mail through Apprise."""
     address = f"mailto://127.0.0.1:{mail.port}?from=ferry@example.com&to=ops@example.com&mode=insecure&format=text"
     save(SlackWebhook(url=SecretStr(address)), "mail")
-    settle(client, PROJECT, alarmed, ["slack-webhook/mail"], SHORT)
+    apply(client, PROJECT, alarmed, ["slack-webhook/mail"], SHORT)
     run = a_run(client, alarmed["verify/alarmed"], Running(), Failed(message="3 of 20 objects are not there"))
     what, _, _ = mail.lines(run, "Ferry: products failed")
     assert what == "verify/alarmed ended as Failed: 3 of 20 objects are not there"
 
 
 def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> None:
-    """No alarm that tells nobody is made; one whose block was deleted is pointed out."""
+    """Without a block no alert is created, and an alert whose block was deleted is named."""
     save(SlackWebhook(url=SecretStr("https://hooks.slack.com/services/T000/B000/xyz")), "deleted")
-    settle(client, PROJECT, alarmed, ["slack-webhook/deleted"], SHORT)
+    apply(client, PROJECT, alarmed, ["slack-webhook/deleted"], SHORT)
     block = client.read_block_document_by_name("deleted", "slack-webhook")
     client.delete_block_document(block.id)
-    changes = settle(client, PROJECT, alarmed, [], SHORT)
+    changes = apply(client, PROJECT, alarmed, [], SHORT)
     assert [change.name for change in changes] == NAMES
-    assert all("its notification block is gone" in change.detail for change in changes[len(RESCUES) :])
+    assert all("its block was deleted" in change.detail for change in changes[len(RESCUES) :])
     for name in ALARMS:
         (automation,) = client.read_automations_by_name(name)
         client.delete_automation(automation.id)
-    *_, change = settle(client, PROJECT, alarmed, [], SHORT)
+    *_, change = apply(client, PROJECT, alarmed, [], SHORT)
     assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: nobody to tell")
     assert "ferry deploy --notify slack-webhook/NAME" in change.detail
-    assert settle(client, PROJECT, {}, []) == []
+    assert apply(client, PROJECT, {}, []) == []
 
 
 @pytest.mark.parametrize(
@@ -384,7 +389,7 @@ def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> 
     ],
 )
 def test_a_block_that_cannot_tell(client: SyncPrefectClient, alarmed: dict[str, UUID], name: str, why: str) -> None:
-    """Nothing is made, and it is said what to do instead."""
+    """A block that cannot notify is refused with an alternative, and nothing is created."""
     save(Webhook(url=SecretStr("http://127.0.0.1:9/")), "plain")
     with pytest.raises(UserError, match=f"--notify {re.escape(name)}: .*{re.escape(why)}"):
-        settle(client, PROJECT, alarmed, [name], SHORT)
+        apply(client, PROJECT, alarmed, [name], SHORT)

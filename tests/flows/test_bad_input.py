@@ -1,4 +1,4 @@
-"""What is wrong with a job, a list, a destination or the state is found before anything moves, and said plainly."""
+"""An error in a job, a manifest, a destination or the state is found before the transfer, with a clear message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.flows.project import Cli, Ended, Project, fold, serve, wait_for
 
 @dataclass(slots=True)
 class Laid:
-    """A case's folder and what it may use."""
+    """A case's folder, and the servers that it may use."""
 
     project: Project
     origin: Origin
@@ -31,7 +31,7 @@ class Laid:
     env: dict[str, str | None] = field(default_factory=dict)
 
     def text(self, text: str | bytes, name: str = "products.csv", **settings: Any) -> None:
-        """Writes the list as it stands, and a job for it."""
+        """Write a manifest as given, and a job for it."""
         data = text.encode() if isinstance(text, str) else text
         (self.project.folder / name).write_bytes(data)
         self.project.job(manifest=name, **settings)
@@ -43,7 +43,7 @@ class Laid:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """How to make the mess, and what the message must hold: what is wrong, where, and what to do."""
+    """How to create the error, and the parts of its message: what is wrong, where, and what to do."""
 
     lay: Callable[[Laid], object]
     said: tuple[str, ...]
@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
 def ended(
     request: pytest.FixtureRequest, cli: Cli, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mapping[str, Future[tuple[Laid, Ended]]]]:
-    """The command of each case that is to be tested, two at a time."""
+    """Run the commands of the selected cases, two at a time."""
     wanted = {
         item.callspec.params.get("name")
         for item in request.session.items
@@ -234,7 +234,7 @@ def test_refused(name: str, ended: Mapping[str, Future[tuple[Laid, Ended]]]) -> 
 
 @pytest.mark.slow
 def test_lists_that_look_odd_and_are_fine(project: Project, origin: Origin) -> None:
-    """UTF-16 with its mark, semicolons, CRLF, a final line without an end, `sep=` and quoted line breaks all work."""
+    """UTF-16 with a mark, semicolons, CRLF, no final newline, `sep=` and quoted line breaks are read."""
     rows, bodies = serve(origin, 3)
     text = "sep=;\r\nSKU;Image URL;note\r\n" + "\r\n".join(f'{r["sku"]};{r["url"]};"a ""b""\nc; d"' for r in rows)
     (project.folder / "products.csv").write_bytes(text.encode("utf-16"))
@@ -246,7 +246,7 @@ def test_lists_that_look_odd_and_are_fine(project: Project, origin: Origin) -> N
 
 @pytest.mark.slow
 def test_bad_lines_can_be_skipped(project: Project, origin: Origin) -> None:
-    """With bad_lines: skip a long line and one with too many fields are outcomes, and the rest is moved."""
+    """With `bad_lines: skip`, a long line and one with too many fields are outcomes, the rest is copied."""
     rows, bodies = serve(origin, 3)
     lines = ["sku,url", *(f"{row['sku']},{row['url']}" for row in rows)]
     lines.insert(2, "long," + "y" * 10_000_000)
@@ -263,7 +263,7 @@ def test_bad_lines_can_be_skipped(project: Project, origin: Origin) -> None:
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 400 kB. Skips where this user may not mount one."""
+    """A file system of 400 kB. Skips if this user may not mount one."""
     folder = tmp_path / "tiny"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k,mode=700", "tmpfs", str(folder)]
@@ -277,7 +277,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_full_state_disk(project: Project, origin: Origin, tiny_disk: Path) -> None:
-    """A state disk that fills up stops the run with a message and no traceback; with room again it goes on."""
+    """A full state disk stops the run with a message; after space is freed, the job resumes."""
     rows, bodies = serve(origin, 30)
     project.manifest(rows)
     project.job(state=str(tiny_disk / "state"))
@@ -297,7 +297,7 @@ def test_full_state_disk(project: Project, origin: Origin, tiny_disk: Path) -> N
 
 @pytest.mark.slow
 def test_disk_that_fills_up_on_the_way(project: Project, origin: Origin, tiny_disk: Path) -> None:
-    """A state disk that is full in mid-run ends it early, rows pending and not failed; a rerun accounts for all."""
+    """A state disk that fills up during a run leaves rows pending, and a rerun accounts for all rows."""
     rows, bodies = serve(origin, 400)
     origin.latency_s = 0.1
     project.manifest(rows)
@@ -328,7 +328,7 @@ def test_disk_that_fills_up_on_the_way(project: Project, origin: Origin, tiny_di
 
 @pytest.mark.slow
 def test_changed_settings(project: Project, origin: Origin) -> None:
-    """A setting that says where rows come from or go to is exit 2 when it changes, and is named; others may change."""
+    """A changed setting that decides where rows come from or go to exits 2 and is named; others may change."""
     url = origin.add("/a.jpg", make_image("jpeg", 1))
     project.manifest([{"sku": "a", "url": url, "other": url}])
     project.ferry("run", "job.yaml").expect(0)
@@ -352,7 +352,7 @@ def test_changed_settings(project: Project, origin: Origin) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_is_not_there(project: Project) -> None:
-    """A PREFECT_API_URL where nobody listens is said in a sentence that names it, without a traceback."""
+    """The error for an unreachable PREFECT_API_URL names the address, without a traceback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/api"

@@ -1,4 +1,4 @@
-"""The `ferry` command as a user runs it: processes of their own, a real S3 server, a real Prefect server."""
+"""The `ferry` command as a user runs it, in its own process, with a real S3 server and Prefect server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOKEN = "t0ken-of-the-0rigin-5521"
 
 
 def test_three_lines_are_a_job(project: Project, origin: Origin) -> None:
-    """name, manifest and destination are enough, with credentials from the environment; --json and exit code agree."""
+    """name, manifest and destination make a job, and --json agrees with the exit code."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     target = project.folder / "out"
@@ -44,7 +44,7 @@ def test_three_lines_are_a_job(project: Project, origin: Origin) -> None:
 
 
 def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """`plan` touches nothing; a second run is Cached and asks nobody; new rows add chunks for themselves alone."""
+    """A second run is Cached and requests nothing; new rows get chunks of their own."""
     rows, bodies = serve(origin, 60)
     project.job(chunk_rows=20)
     project.manifest(rows)
@@ -59,7 +59,7 @@ def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: P
     assert project.stored() == bodies
     asked, written, files = origin.total, project.written_at(), project.files()
     text = project.ferry("plan", "job.yaml").expect(0).stdout
-    assert "60 rows: 0 to do, 60 left as they are" in text
+    assert "60 rows: 0 to do, 60 done" in text
     assert project.files() == files
 
     again = project.ferry("run", "job.yaml").expect(0)
@@ -87,7 +87,7 @@ def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: P
 
 
 def test_plan_writes_nothing(project: Project, origin: Origin) -> None:
-    """`plan` leaves the state as it was: no file more, none changed, before the first run and after it."""
+    """`plan` adds and changes no file of the state, before and after the first run."""
     rows, _ = serve(origin, 3)
     project.manifest(rows)
     project.ferry("plan", "job.yaml").expect(0)
@@ -105,7 +105,7 @@ def test_plan_writes_nothing(project: Project, origin: Origin) -> None:
 
 
 def test_plan_asks_for_the_destination(project: Project, tmp_path: Path) -> None:
-    """What would stop the run at its destination stops the plan, and nothing is made there."""
+    """`plan` fails for a destination that would stop a run, and creates nothing there."""
     project.manifest([{"sku": "1", "url": "https://img.example/1.jpg"}])
     folder = tmp_path / "new" / "folder"
     project.job(destination=f"file://{folder}/")
@@ -118,7 +118,7 @@ def test_plan_asks_for_the_destination(project: Project, tmp_path: Path) -> None
 
 
 def test_limit_and_status(project: Project, origin: Origin) -> None:
-    """--limit moves so many rows and exits 0; status counts in integers that add up; the next run takes the rest."""
+    """--limit copies that many rows and exits 0, the counts of status add up, the next run copies the rest."""
     rows, bodies = serve(origin, 25)
     project.manifest(rows)
     before = project.ferry("status", "job.yaml", "--json").expect(0).json
@@ -137,7 +137,7 @@ def test_limit_and_status(project: Project, origin: Origin) -> None:
 
 
 def test_failures_and_retries(project: Project, origin: Origin) -> None:
-    """Failures are listed as text, CSV and JSON, safely; --retry-failed takes them all, a class or a status code."""
+    """Failures are listed as text, CSV and JSON; --retry-failed takes all, a class or a status code."""
     rows, _ = serve(origin, 40)
     for number, trouble in enumerate((Trouble.NOT_FOUND, Trouble.NOT_FOUND, Trouble.HTML_200, Trouble.GONE)):
         origin.add(f"/bad/{number}.jpg", make_image("jpeg", number), fault=trouble)
@@ -191,7 +191,7 @@ def test_failures_and_retries(project: Project, origin: Origin) -> None:
 
 
 def test_init(project: Project) -> None:
-    """`init` writes a job that loads; it does not overwrite; --json says where it is."""
+    """`init` writes a job that loads, overwrites no file, and prints its path with --json."""
     (project.folder / "job.yaml").unlink()
     assert project.ferry("init", "--json").expect(0).json == {"file": "job.yaml"}
     assert "products.csv does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
@@ -205,7 +205,7 @@ def test_init(project: Project) -> None:
 
 
 def test_export(project: Project, origin: Origin) -> None:
-    """The map comes as CSV, Parquet and xlsx, without queries unless --full asks for them."""
+    """The map is written as CSV, Parquet and xlsx, with query strings only for --full."""
     rows, bodies = serve(origin, 4)
     path = "/images/signed.jpg?Signature=s1gned"
     bodies["images/signed.jpg"] = make_image("jpeg", 99)
@@ -235,7 +235,7 @@ def test_export(project: Project, origin: Origin) -> None:
 
 
 def test_verify_and_repair(project: Project, origin: Origin) -> None:
-    """verify finds what is gone and what is altered (exit 1), the next run repairs just that, then it exits 0."""
+    """verify finds missing and altered objects (exit 1), and exits 0 after a run has repaired them."""
     rows, bodies = serve(origin, 12)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
@@ -250,7 +250,7 @@ def test_verify_and_repair(project: Project, origin: Origin) -> None:
     client.put_object(Bucket=project.bucket, Key=project.prefix + keys[1], Body=altered)
     ended = project.ferry("verify", "job.yaml")
     ended.expect(1)
-    assert "2 of 12 objects are not as the ledger says: 1 missing, 1 altered" in ended.text
+    assert "2 of 12 objects do not match the ledger: 1 missing, 1 altered" in ended.text
     status = project.ferry("status", "job.yaml", "--json").expect(0).json
     assert (status["copied"], status["pending"]) == (10, 2)
     asked = origin.requests.copy()
@@ -259,14 +259,14 @@ def test_verify_and_repair(project: Project, origin: Origin) -> None:
     assert {p for p in origin.requests if origin.requests[p] > asked[p]} == {"/" + keys[0], "/" + keys[1]}
     assert project.stored() == bodies
     listed = project.ferry("verify", "job.yaml", "--list", "--json").expect(0).json
-    assert listed["message"].startswith("12 objects are at the destination")
+    assert listed["message"].startswith("12 objects at the destination match the ledger")
     client.delete_object(Bucket=project.bucket, Key=project.prefix + keys[2])
     client.put_object(Bucket=project.bucket, Key=project.prefix + keys[3], Body=altered)
     assert "1 missing, 1 altered" in project.ferry("verify", "job.yaml", "--list", "--json").expect(1).json["message"]
 
 
 def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """A second run leaves with exit 3 and names the holder; with --wait it waits, and then finds nothing to do."""
+    """A second run exits 3 and names the holder of the lease; with --wait it waits for it."""
     rows, bodies = serve(origin, 60)
     origin.latency_s = 3.0  # it lasts 45 s, until it is told to hurry
     project.job(concurrency=4)
@@ -293,7 +293,7 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
 
 
 def test_secrets(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """A literal header is refused unseen; a reference reaches the origin and stands nowhere else."""
+    """A literal header is refused without being shown; a reference reaches the origin and no record."""
     rows, bodies = serve(origin, 3)
     rows.append({"sku": "none", "url": origin.url("/none.jpg")})
     project.manifest(rows)
@@ -325,7 +325,7 @@ def test_secrets(project: Project, origin: Origin, prefect_api: Prefect) -> None
 
 
 def test_state_in_a_bucket(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """With its state in a bucket a job runs, is cached the second time and can be asked; nothing is left on disk."""
+    """With its state in a bucket, a job runs, is cached and can be queried, and leaves no local file."""
     rows, bodies = serve(origin, 6)
     rows.append({"sku": "none", "url": origin.url("/none.jpg")})
     project.job(state=f"s3://{project.bucket}/state/{project.name}")
@@ -346,12 +346,12 @@ def test_state_in_a_bucket(project: Project, origin: Origin, prefect_api: Prefec
 
 
 def test_ui(project: Project, origin: Origin) -> None:
-    """Runs on the local server are all recorded, `ferry ui` shows them, and no process is left behind by either."""
+    """The local server records all runs, `ferry ui` shows them, and neither leaves a process."""
     alone: dict[str, str | None] = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
     rows, bodies = serve(origin, 40)
     project.job(chunk_rows=5)
     project.manifest(rows)
-    assert "there are no runs" in project.ferry("ui", env=alone).expect(2).stderr
+    assert "no runs are recorded" in project.ferry("ui", env=alone).expect(2).stderr
     project.ferry("run", "job.yaml", "--json", env=alone).expect(0)
     assert not processes_with(str(project.folder))
     project.ferry("run", "job.yaml", env=alone).expect(0)
@@ -385,9 +385,9 @@ def test_ui(project: Project, origin: Origin) -> None:
 
 
 def test_wrong_commands(project: Project) -> None:
-    """A missing job, a job that is none and an unknown option end with a sentence and no success."""
+    """A missing job, an invalid job and an unknown option end with a message and an error code."""
     missing = project.ferry("run", "none.yaml").expect(2)
-    assert "there is no job file none.yaml" in missing.stderr
+    assert "the job file none.yaml does not exist" in missing.stderr
     for text in ("just text", "", "name: ["):
         (project.folder / "bad.yaml").write_text(text)
         ended = project.ferry("status", "bad.yaml").expect(2)
@@ -398,7 +398,7 @@ def test_wrong_commands(project: Project) -> None:
 
 
 def test_errors_as_json(project: Project) -> None:
-    """With --json an error is one JSON document too, whatever the command and wherever it is found."""
+    """With --json every error is one JSON document."""
     for command in ("run", "status"):
         answer = project.ferry(command, "none.yaml", "--json").expect(2)
         assert "none.yaml" in answer.stdout + answer.stderr

@@ -1,4 +1,4 @@
-"""Runs that are cancelled, paused and resumed at Prefect, as its UI does it: of `ferry run`, and of a worker."""
+"""Runs of `ferry run` and of a worker are cancelled, paused and resumed at Prefect as in its UI."""
 
 from __future__ import annotations
 
@@ -26,8 +26,17 @@ from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Pa
 
 from demo.origin import Origin
 from demo.s3 import S3Server
-from flows.running import signals
-from flows.running.prefect_state import LEFT, TAKEN, Order, another_version, begins, decide, last_word, order_of
+from flows.running.prefect_state import (
+    SUSPENDED,
+    TAKEN_OVER,
+    Instruction,
+    check_start,
+    decide,
+    instruction_for,
+    state_to_record,
+    version_mismatch,
+)
+from flows.running.signals import Interrupts
 from flows.server.local import LocalServer
 from tasks.dead_runs import TIMES
 from tests.faults.amount import LONG
@@ -46,26 +55,26 @@ PAUSE = json.loads(re.findall(r"set_state --data '(.*)'", PAGE.read_text())[0])[
 @pytest.mark.parametrize(
     ("kind", "reschedule", "deployed", "expected"),
     [
-        (StateType.RUNNING, False, True, Order.GO_ON),
-        (StateType.PAUSED, False, False, Order.HOLD),
-        (StateType.PAUSED, False, True, Order.HOLD),
-        (StateType.PAUSED, True, False, Order.HOLD),
-        (StateType.PAUSED, True, True, Order.LEAVE),
-        (StateType.SCHEDULED, False, True, Order.LEAVE),
-        (StateType.PENDING, False, True, Order.LEAVE),
-        (StateType.SCHEDULED, False, False, Order.GO_ON),
-        (StateType.PENDING, False, False, Order.GO_ON),
-        (StateType.CANCELLING, False, True, Order.STOP),
-        (StateType.CANCELLED, True, False, Order.STOP),
-        (StateType.FAILED, False, True, Order.STOP),
-        (StateType.COMPLETED, False, True, Order.GO_ON),
-        (StateType.CRASHED, False, True, Order.GO_ON),
+        (StateType.RUNNING, False, True, Instruction.CONTINUE),
+        (StateType.PAUSED, False, False, Instruction.WAIT),
+        (StateType.PAUSED, False, True, Instruction.WAIT),
+        (StateType.PAUSED, True, False, Instruction.WAIT),
+        (StateType.PAUSED, True, True, Instruction.HAND_OVER),
+        (StateType.SCHEDULED, False, True, Instruction.HAND_OVER),
+        (StateType.PENDING, False, True, Instruction.HAND_OVER),
+        (StateType.SCHEDULED, False, False, Instruction.CONTINUE),
+        (StateType.PENDING, False, False, Instruction.CONTINUE),
+        (StateType.CANCELLING, False, True, Instruction.STOP),
+        (StateType.CANCELLED, True, False, Instruction.STOP),
+        (StateType.FAILED, False, True, Instruction.STOP),
+        (StateType.COMPLETED, False, True, Instruction.CONTINUE),
+        (StateType.CRASHED, False, True, Instruction.CONTINUE),
     ],
 )
-def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Order) -> None:
-    """The truth table."""
+def test_what_a_state_asks(kind: StateType, reschedule: bool, deployed: bool, expected: Instruction) -> None:
+    """decide() follows its table."""
     assert decide(kind, reschedule=reschedule, deployed=deployed, taken=False) is expected
-    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Order.LEAVE
+    assert decide(kind, reschedule=reschedule, deployed=deployed, taken=True) is Instruction.HAND_OVER
 
 
 @pytest.fixture
@@ -79,7 +88,7 @@ def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def own(client: SyncPrefectClient) -> UUID:
-    """A deployment's run that its first process has begun."""
+    """A deployment's run that its first process has started."""
 
     @flow(name="migrate")
     def nothing() -> None: ...
@@ -93,59 +102,61 @@ def own(client: SyncPrefectClient) -> UUID:
 
 @pytest.mark.parametrize("since", [Running(), Completed(), Cancelling(), Cancelled(), Failed(), Crashed()])
 def test_a_process_that_was_replaced_says_nothing(since: State[Any], client: SyncPrefectClient, own: UUID) -> None:
-    """Another process has begun the run before this one's end: the state at Prefect stays that one's."""
+    """A process whose run another process has started leaves the state at Prefect unchanged."""
     own_end: State[Any] = Cancelled(message="interrupted")
     said: list[str] = []
-    assert last_word(own, 1, own_end, said.append) is own_end
+    assert state_to_record(own, 1, own_end, said.append, Interrupts()) is own_end
     client.update_flow_run_labels(own, {TIMES: 2})
     client.set_flow_run_state(own, since, force=True)
     there = client.read_flow_run(own)
     with pytest.raises(Pause) as left:
-        last_word(own, 1, own_end, said.append)
+        state_to_record(own, 1, own_end, said.append, Interrupts())
     assert left.value.state is not None
     assert left.value.state.id == there.state_id
     assert said == []
 
 
-@pytest.mark.parametrize("reason", [LEFT, TAKEN])
+@pytest.mark.parametrize("reason", [SUSPENDED, TAKEN_OVER])
 @pytest.mark.parametrize(
     ("since", "leaves"), [(Running(), True), (Completed(), True), (Cancelling(), False), (Failed(), False)]
 )
 def test_a_process_that_was_to_leave(
-    reason: str, since: State[Any], leaves: bool, client: SyncPrefectClient, own: UUID, monkeypatch: pytest.MonkeyPatch
+    reason: str, since: State[Any], leaves: bool, client: SyncPrefectClient, own: UUID
 ) -> None:
-    """The process after it has begun, and has not said so yet, or is a resumed one, which Prefect does not count."""
-    monkeypatch.setattr(signals, "_asked", reason)
+    """A process that hands over records no end, also before the next process has recorded its start."""
+    interrupts = Interrupts()
+    interrupts.requested = reason
     client.set_flow_run_state(own, since, force=True)
     with pytest.raises(Pause) if leaves else contextlib.nullcontext():
-        assert last_word(own, 1, Cancelled(message=reason), print).is_cancelled()
+        assert state_to_record(own, 1, Cancelled(message=reason), print, interrupts).is_cancelled()
 
 
 def test_a_run_that_is_resumed_in_its_process_goes_on(client: SyncPrefectClient, own: UUID) -> None:
-    """Prefect counts the resumption as a start; the process that waited is still the run's."""
+    """A run that resumes in the waiting process continues, though Prefect counts another start."""
     client.set_flow_run_state(own, Paused(timeout_seconds=300))
-    assert order_of(client.read_flow_run(own), 1) is Order.HOLD
+    assert instruction_for(client.read_flow_run(own), 1) is Instruction.WAIT
     client.resume_flow_run(own)
     run = client.read_flow_run(own)
     assert run.run_count == 2
-    assert order_of(run, 1) is Order.GO_ON
+    assert instruction_for(run, 1) is Instruction.CONTINUE
 
 
 SIGNALS = """
 import os, signal, sys, threading
-from flows import signals
+from flows.running.signals import Interrupts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may be a shell's background job
-signals.listen()
-with signals.telling(lambda reason: print(reason, flush=True)):
+interrupts = Interrupts()
+interrupts.listen()
+with interrupts.stopping_by(lambda reason: print(reason, flush=True)):
     for what in sys.argv[1:]:
         if what == "cancel":
-            thread = threading.Thread(target=signals.interrupt, args=("cancelled",))
+            thread = threading.Thread(target=interrupts.request, args=("cancelled",))
             thread.start()
             thread.join()
         else:
             os.kill(os.getpid(), signal.Signals[what])
-    print("alive", signals.exit_code())
+    print("alive", interrupts.exit_code)
 """
 
 
@@ -155,25 +166,25 @@ with signals.telling(lambda reason: print(reason, flush=True)):
         (["cancel"], "cancelled alive 130", 0),
         (["cancel", "SIGTERM"], "cancelled alive 130", 0),  # the worker's, for the same reason
         (["cancel", "SIGTERM", "SIGINT"], "cancelled", 130),
-        (["SIGTERM", "cancel"], "interrupted by SIGTERM; run the job again to go on where it stopped alive 143", 0),
-        (["SIGTERM", "SIGTERM"], "interrupted by SIGTERM; run the job again to go on where it stopped", 143),
+        (["SIGTERM", "cancel"], "interrupted by SIGTERM; run the job again to resume alive 143", 0),
+        (["SIGTERM", "SIGTERM"], "interrupted by SIGTERM; run the job again to resume", 143),
     ],
 )
 def test_a_cancellation_is_a_first_signal(heard: list[str], said: str, code: int) -> None:
-    """Also where the worker signals it, before or after it was read; a further signal ends the process at once."""
+    """A cancellation counts as the first signal, the worker's for it as none, a further one ends the process."""
     done = subprocess.run([sys.executable, "-c", SIGNALS, *heard], capture_output=True, text=True, timeout=30)
     assert (" ".join(done.stdout.split()), done.returncode) == (said, code), done.stderr
 
 
 def set_state(prefect: Any, run: str, state: dict[str, Any]) -> float:
-    """As the UI sets it; when."""
+    """Set a run's state as the UI does. Returns the time of the request."""
     at = time.monotonic()
     assert prefect.post(f"flow_runs/{run}/set_state", {"state": state, "force": True})["status"] == "ACCEPT"
     return at
 
 
 def check_quiet(origin: Origin, asked_at: float) -> None:
-    """Nothing is in flight, and nothing new began later than 15 s after it was asked for."""
+    """Fails unless the requests end, and none started later than 15 s after ``asked_at``."""
     wait_for("what is in flight to end", lambda: not origin.at_once)
     assert origin.last_at - asked_at <= STOPS_WITHIN_S
 
@@ -183,7 +194,7 @@ def own_run(run: Disturbed, prefect: Prefect) -> str:
 
 
 def cpu_s(pids: list[int]) -> float:
-    """Seconds of processor that these processes have used (proc(5): fields 14 and 15 of stat)."""
+    """Returns the CPU seconds of these processes (proc(5): fields 14 and 15 of stat)."""
     ticks = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -192,8 +203,7 @@ def cpu_s(pids: list[int]) -> float:
 
 
 def test_ferry_run_is_cancelled(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """No new objects, those in flight end and are recorded, Cancelled with the counts, exit code 130, no lease; the
-    next run takes the rest alone."""
+    """A cancelled run records its objects in flight, ends as Cancelled with 130, and gives its lease back."""
     run = begin(project, origin)
     flow_run = own_run(run, prefect_api)
     asked_at = set_state(prefect_api, flow_run, CANCEL)
@@ -210,7 +220,7 @@ def test_ferry_run_is_cancelled(project: Project, origin: Origin, prefect_api: P
 
 
 def paused(run: Disturbed, prefect: Prefect, origin: Origin) -> str:
-    """Pauses a run, and waits until it says so; its ID at Prefect."""
+    """Pause a run and wait until it is paused. Returns its ID at Prefect."""
     flow_run = own_run(run, prefect)
     asked_at = set_state(prefect, flow_run, PAUSE)
     hosts = run.project.state / "reports" / "hosts.json"
@@ -220,8 +230,7 @@ def paused(run: Disturbed, prefect: Prefect, origin: Origin) -> str:
 
 
 def test_ferry_run_is_paused(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """In all engine processes nothing begins, while lease and processes stay and cost next to nothing; resumed it goes
-    on; paused once more it hears a Ctrl-C."""
+    """A paused run keeps its lease, starts no object and uses little CPU; it resumes, and a Ctrl-C ends a pause."""
     run = begin(project, origin, rows=400, processes=2)
     flow_run = paused(run, prefect_api, origin)
     asked, pids = origin.total, [run.process.pid, *descendants(run.process.pid)]
@@ -247,18 +256,18 @@ def test_ferry_run_is_paused(project: Project, origin: Origin, prefect_api: Pref
 
 @pytest.mark.skipif(not LONG, reason="one more run for one line of a table: `make faults`")
 def test_a_pause_that_is_too_long(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Prefect fails a run that nobody resumes in time: the run ends, as a failed one, and loses nothing."""
+    """A run whose pause times out ends as Failed and loses no outcome."""
     run = begin(project, origin)
     flow_run = paused(run, prefect_api, origin)
     set_state(prefect_api, flow_run, {"type": "FAILED", "message": "The flow was paused and never resumed."})
     report = run.end().expect(1).json
-    assert "a pause that nobody resumed in time" in report["message"]
+    assert "the pause was not resumed in time" in report["message"]
     assert prefect_api.runs(project.name)[-1]["state_type"] == "FAILED"
     run.finish()
 
 
 def test_a_verification(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Paused at its start and then cancelled it ends, with 130, and gives its lease back."""
+    """A verification that is paused and then cancelled exits 130 and gives its lease back."""
     rows, _ = serve(origin, 20)
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
@@ -285,8 +294,7 @@ def site(prefect_local: LocalServer, s3: S3Server, tmp_path_factory: pytest.Temp
 
 
 def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
-    """The UI's Pause means that the process ends: it does, and gives its lease back. Resume starts another one, in the
-    same run, which takes the rest alone. Cancel ends that as gently: Cancelled, and nothing else later."""
+    """The UI's Pause ends the process, Resume continues the run in another one, Cancel ends it as Cancelled."""
     site.work(120, 0.3)
     run = site.submit("free")
     site.under_way()
@@ -319,19 +327,19 @@ def test_a_worker_s_run_is_paused_in_the_ui_and_cancelled(site: Site) -> None:
      ("0.1.0", True), ("0.3.0", True), ("0.2.10", True)],
 )  # fmt: skip
 def test_a_deployment_of_another_ferry(deployed: str | None, said: bool) -> None:
-    """The table of another_version."""
-    words = another_version(deployed, "0.2.0")
+    """version_mismatch() follows its table."""
+    words = version_mismatch(deployed, "0.2.0")
     assert bool(words) is said
     assert words is None or (f"version {deployed}" in words and "Ferry is 0.2.0" in words and "`ferry deploy`" in words)
 
 
 def test_a_run_says_that_its_deployment_is_of_another_ferry(client: SyncPrefectClient) -> None:
-    """What the run of a deployment knows of its version."""
+    """A run of a deployment with another version logs a warning; a run without one does not."""
     said: list[str] = []
 
     @flow(name="migrate")
     def beginning() -> None:
-        begins(1, said.append)
+        check_start(1, said.append)
 
     made = client.create_deployment(client.create_flow(beginning), "of-another-ferry", version="0.0.1")
     run_flow(beginning, flow_run=client.create_flow_run_from_deployment(made))

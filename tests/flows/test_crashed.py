@@ -1,4 +1,4 @@
-"""Who is marked as Crashed at Prefect: a run whose process is certainly gone, or whose lease was taken over."""
+"""A run is marked as Crashed at Prefect only if its process is certainly dead, or its lease was taken over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLOW = "migrate"
 
 
 def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
-    """One that gave its last sign of life now."""
+    """Returns a holder that has just renewed its lease."""
     return Holder(socket.gethostname(), 1, "elsewhere", "1", "job", "token", expires_at, "id")
 
 
@@ -50,14 +50,14 @@ def holder(expires_at: float = NOW + LENGTH_S) -> Holder:
     ],
 )
 def test_what_a_dead_holder_left(kind: StateType, its_own: bool, since_s: float, expected: bool) -> None:
-    """The truth table; ``since_s`` is counted from the holder's last sign of life."""
+    """is_stale() follows its table; ``since_s`` counts from the holder's last renewal."""
     since = datetime.fromtimestamp(NOW, UTC) + timedelta(seconds=since_s)
-    assert dead_runs.is_left_behind(kind, since, holder(), its_own=its_own) is expected
-    assert not dead_runs.is_left_behind(kind, since, holder(RELEASED), its_own=its_own)
+    assert dead_runs.is_stale(kind, since, holder(), its_own=its_own) is expected
+    assert not dead_runs.is_stale(kind, since, holder(RELEASED), its_own=its_own)
 
 
 def test_whose_run_it_is() -> None:
-    """The process that said so last, and has not been followed by another one."""
+    """A holder is a run's process if Prefect has recorded it last, and no other process has started since."""
     labels = {dead_runs.HOST: socket.gethostname(), dead_runs.PID: 1, dead_runs.STARTED: "1", dead_runs.TIMES: 1}
     run: Any = SimpleNamespace(labels=labels, run_count=1)
     assert dead_runs.is_process(run, holder())
@@ -67,7 +67,7 @@ def test_whose_run_it_is() -> None:
 
 
 def labelled(**changed: Any) -> Any:
-    """A run of this very process, or of one that differs."""
+    """Returns a run of this process, with some labels changed."""
     me = this_process("", 0.0)
     labels = {
         dead_runs.PID: os.getpid(), dead_runs.PLACE: me.boot_id, dead_runs.STARTED: me.process_start,
@@ -89,7 +89,7 @@ def labelled(**changed: Any) -> Any:
     ],
 )
 def test_whose_process_is_gone(changed: dict[str, Any], died: bool) -> None:
-    """Certainty only: a process of another machine, or one that has not said which it is, is never taken for dead."""
+    """A process of another machine, or without a record, is never taken for dead."""
     assert dead_runs.has_died(labelled(**changed)) is died
 
 
@@ -103,7 +103,7 @@ def at_prefect(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
 
 
 def running(client: SyncPrefectClient) -> UUID:
-    """A run that Prefect has as Running."""
+    """Create a run that Prefect has as Running."""
 
     @flow(name=FLOW)
     def nothing() -> None: ...
@@ -117,7 +117,7 @@ def state_of(client: SyncPrefectClient, run: UUID) -> StateType | None:
 
 
 def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> None:
-    """On whatever machine it was. This run itself, started again in the UI, is left alone; so is one that has ended."""
+    """The run of the earlier lease is marked on any machine; this run and ended runs are not."""
     dead, own = running(at_prefect), running(at_prefect)
     said: list[str] = []
     for victim in (own, dead):
@@ -132,7 +132,7 @@ def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> No
 
 
 def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient) -> None:
-    """A run looks around: whose process is gone is Crashed; who lives, and who has not said who it is, is not."""
+    """Only the run whose process is dead is marked, not a live one or one without a record."""
     live, dead, unknown, own = (running(at_prefect) for _ in range(4))
     me = this_process("", 0.0)
     gone = subprocess.Popen(["true"])
@@ -151,7 +151,7 @@ def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient)
 
 
 def test_another_server_or_none(prefect_local: LocalServer) -> None:
-    """A run that this server does not know, and a server that is away, are no trouble."""
+    """An unknown run and an unreachable server raise no error."""
     said: list[str] = []
     lease: Any = SimpleNamespace(took_over=replace(holder(), flow_run=str(uuid4())))
     with temporary_settings({PREFECT_API_URL: f"{prefect_local.url}/api"}):

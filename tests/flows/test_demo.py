@@ -1,4 +1,4 @@
-"""`ferry demo` on a terminal: it holds its promises, and the README shows what it prints."""
+"""`ferry demo` on a terminal succeeds and prints the transcript in the README."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 
 def on_terminal(command: list[str], folder: Path) -> tuple[int, str]:
-    """Runs a command on a terminal of its own; its exit code and what the terminal showed, without colours."""
+    """Run a command on its own terminal. Returns its exit code and its output without colours."""
     ours, theirs = pty.openpty()
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "AWS_"))}
     environment |= {"TERM": "xterm", "COLUMNS": "110", "LINES": "50", "PYTHONPATH": str(ROOT)}
@@ -39,7 +39,7 @@ def on_terminal(command: list[str], folder: Path) -> tuple[int, str]:
 
 
 def masked(text: str) -> list[str]:
-    """The lines without what differs from run to run: times, rates, ports."""
+    """Returns the lines without values that vary: times, rates, ports."""
     text = re.sub(r"http://127\.0\.0\.1:\d+", "http://127.0.0.1:PORT", text)
     text = re.sub(r"[\d,.]+ (rows/s)", r"N \1", text)
     text = re.sub(r"\b(in|about) \d+(:\d+)+", r"\1 TIME", text)
@@ -49,7 +49,7 @@ def masked(text: str) -> list[str]:
 
 
 def test_the_demo_is_what_the_readme_shows(tmp_path: Path) -> None:
-    """Every line of the README's transcript is printed by the demo, in this order; no process is left."""
+    """The demo prints every line of the README's transcript in order, and leaves no process."""
     code, shown = on_terminal([sys.executable, "-m", "flows", "demo"], tmp_path)
     assert code == 0, shown
     transcript = re.search(r"<!-- transcript.*?```\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

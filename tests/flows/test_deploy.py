@@ -1,4 +1,4 @@
-"""`ferry deploy`: what prefect.yaml says is on the server, what an operator has switched stays as it is."""
+"""`ferry deploy` applies prefect.yaml to the server, and keeps what the operator has switched."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def deployed(cli: Cli, tmp_path: Path) -> Deployed:
 
 
 def deployments(prefect_api: Prefect, deployed: Deployed) -> dict[str, dict[str, Any]]:
-    """Those of the test, as the server has them."""
+    """Returns the test's deployments at the server."""
     found = prefect_api.post("deployments/filter", {"deployments": {"name": {"like_": deployed.mark}}})
     return {one["name"].removesuffix(f"-{deployed.mark}"): one for one in found}
 
 
 def test_it_makes_what_is_missing_and_then_nothing(deployed: Deployed, prefect_api: Prefect) -> None:
-    """A dry run says what it would make and makes nothing; the second deploy finds all as it should be."""
+    """A dry run only prints the changes, a deploy makes them, and a second deploy makes none."""
     assert deployed.changes("--dry-run") == ALL
     assert deployments(prefect_api, deployed) == {}
     assert deployed.changes() == ALL
@@ -74,14 +74,13 @@ def test_it_makes_what_is_missing_and_then_nothing(deployed: Deployed, prefect_a
     assert made["nightly"]["parameters"]["job"]["mode"] == "delta"
     before = {name: one["updated"] for name, one in made.items()}
     said = deployed.deploy().expect(0).stdout
-    assert "nothing changed: all is as prefect.yaml has it" in said
+    assert "nothing changed: the server matches prefect.yaml" in said
     assert f"prefect worker start --pool {deployed.pool}" in said
     assert {name: one["updated"] for name, one in deployments(prefect_api, deployed).items()} == before
 
 
 def test_on_and_off_are_the_operators(deployed: Deployed, prefect_api: Prefect) -> None:
-    """A schedule that was switched on stays on, when nothing changes and when its hour does; runs that are about to
-    begin are not deleted by a deploy that changes nothing."""
+    """A schedule that is on stays on, and a deploy without changes deletes no scheduled run."""
     deployed.deploy().expect(0)
     nightly = deployments(prefect_api, deployed)["nightly"]
     (schedule,) = nightly["schedules"]
@@ -127,7 +126,7 @@ def test_on_and_off_are_the_operators(deployed: Deployed, prefect_api: Prefect) 
     ],
 )  # fmt: skip
 def test_kinds_of_schedules(given: dict[str, Any], expected: Any) -> None:
-    """Each kind that prefect.yaml knows; what belongs to the deployment is not the schedule's."""
+    """Each kind of schedule is read, without the keys that belong to the deployment."""
     made = prefect_yaml.schedule_of({**given, "slug": "s", "active": False, "parameters": {"retry_failed": True}})
     assert (made.slug, made.active, made.parameters) == ("s", False, {"retry_failed": True})
     assert made.schedule.model_dump(exclude={"anchor_date"}) == expected.model_dump(exclude={"anchor_date"})
@@ -137,7 +136,7 @@ def test_kinds_of_schedules(given: dict[str, Any], expected: Any) -> None:
 
 @pytest.mark.parametrize("given", [{}, {"cron": "0 1 * * *", "interval": 60}, {"cron": "0 1 * * *", "hour": 3}])
 def test_a_schedule_of_no_kind(given: dict[str, Any]) -> None:
-    """None of the three, two of them at once, and a key that none has."""
+    """A schedule of no kind, of two kinds, or with an unknown key is refused."""
     with pytest.raises(ValueError, match=r"needs one of|hour"):
         prefect_yaml.schedule_of({**given, "slug": "s"})
 
@@ -166,14 +165,14 @@ OTHER = CronSchedule(cron="0 5 * * *", timezone="Europe/Berlin")
     ],
 )
 def test_which_schedule_it_is(there: list[tuple[str | None, CronSchedule]], expected: int | None) -> None:
-    """The table of match()."""
+    """match() follows its table."""
     wanted = DeploymentScheduleCreate(schedule=CRON, slug="nightly", replaces="old")
     found = [DeploymentSchedule(slug=slug, schedule=schedule) for slug, schedule in there]
     assert match(wanted, found) is (None if expected is None else found[expected])
 
 
 def test_what_is_wrong_in_the_file_is_said_before_anything_is_changed(deployed: Deployed, prefect_api: Prefect) -> None:
-    """A wrong zone, a wrong cron, no job, a build: each with its deployment, all at once; nothing is made."""
+    """All errors in the file are listed by deployment, and nothing is created."""
     deployed.entry("prod")["parameters"]["job"] = {**good(), "destinatoin": "s3://x/"}
     deployed.entry("nightly")["schedules"][0]["timezone"] = "Europe/Berln"
     deployed.entry("weekly")["schedules"][0]["cron"] = "0 99 * * 0"
@@ -222,7 +221,7 @@ def good() -> dict[str, str]:
     ],
 )
 def test_a_file_that_is_no_prefect_yaml(text: str | None, words: str, tmp_path: Path) -> None:
-    """It is named, with what is wrong with it."""
+    """The error names the file and its problem."""
     path = tmp_path / "prefect.yaml"
     if text is not None:
         path.write_text(text)
@@ -235,7 +234,7 @@ def test_a_file_that_is_no_prefect_yaml(text: str | None, words: str, tmp_path: 
 def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
     deployed: Deployed, prefect_api: Prefect
 ) -> None:
-    """Blocks that are missing, and a pool of another type: named with what to do, and nothing is made."""
+    """Missing blocks and a pool of another type are named with the fix, and nothing is created."""
     make_pool(prefect_api, deployed.pool, "kubernetes")
     deployed.entry("prod")["work_pool"]["job_variables"] = {"working_dir": ".", "stream_output": True}
     job = deployed.entry("prod")["parameters"]["job"] = {
@@ -253,7 +252,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
         f"destination.credentials: there is no block `aws-credentials/new-{deployed.mark}` on the server. Make it: "
         f"with its keys in the environment, `ferry deploy --block aws-credentials/new-{deployed.mark}`",
         f"source.headers.X-Token: there is no block `secret/token-{deployed.mark}`",
-        f"--notify slack-webhook/ops-{deployed.mark}: no such block",
+        f"--notify slack-webhook/ops-{deployed.mark}: the Prefect server has no such block",
         "/blocks/catalog/slack-webhook/create",
     ):
         assert words in said
@@ -261,7 +260,7 @@ def test_what_is_wrong_on_the_server_is_said_before_anything_is_changed(
 
 
 def test_blocks_come_from_the_environment(deployed: Deployed, prefect_api: Prefect) -> None:
-    """--block makes them, finds them again, brings them up to date, and shows none of their values."""
+    """--block creates blocks or updates them, and never prints their values."""
     deployed.entry("prod")["parameters"]["job"] = {
         **good(),
         "destination": {"uri": "s3://x/", "credentials": f"block:new-{deployed.mark}"},
@@ -289,7 +288,7 @@ def test_blocks_come_from_the_environment(deployed: Deployed, prefect_api: Prefe
     ],
 )
 def test_a_block_that_cannot_be_made(text: str, words: str) -> None:
-    """It is said what to write, or what to set."""
+    """The error says what to write, or which variable to set."""
     with pytest.raises(UserError, match=words):
         block_of(text)
 
@@ -299,12 +298,12 @@ def test_a_block_that_cannot_be_made(text: str, words: str) -> None:
     [(VERSION, False), ("3.0.0", False), ("2.20.4", True), ("4.0.0rc1", True), (None, False), ({"x": 1}, False)],
 )
 def test_which_versions_go_together(answer: Any, refused: bool) -> None:
-    """The table of version_problem()."""
+    """version_problem() follows its table."""
     assert bool(version_problem("http://x/api", answer)) is refused
 
 
 class Fake(http.server.BaseHTTPRequestHandler):
-    """What another server than Prefect 3 answers; such a one cannot be installed beside this Prefect."""
+    """The answers of a server that is not Prefect 3, which cannot be installed beside this Prefect."""
 
     answer = b""
 
@@ -333,14 +332,14 @@ COMMANDS = [["deploy"], ["watch"], ["run", "--on", "migrate/prod"], ["run", "job
 
 
 def test_a_server_that_ferry_cannot_work_with(cli: Cli, tmp_path: Path) -> None:
-    """Of another major version, no Prefect at all, not there, not named: exit code 2, and what to do."""
+    """A server of another version, another program, no server or no address exits 2 with what to do."""
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(good()))
     nobody = f"http://127.0.0.1:{free_ports(1)[0]}/api"
     with fake_server(b'"4.1.0"') as newer, fake_server(b'"2.20.4"') as older, fake_server(b"<html>") as page:
         tried = [
-            *(([*command], newer, "is of version 4.1.0, and Ferry works with Prefect 3") for command in COMMANDS),
-            (["deploy"], older, "Use a server of Prefect 3, or a Ferry made for 2"),
-            (["deploy"], page, "is no Prefect API; its address ends in `/api`"),
+            *(([*command], newer, "has version 4.1.0, and Ferry uses Prefect 3") for command in COMMANDS),
+            (["deploy"], older, "Use a server of Prefect 3, or a Ferry for Prefect 2"),
+            (["deploy"], page, "is not a Prefect API. An API's address ends in `/api`"),
             (["watch"], nobody, "does not answer"),
             (["deploy"], "nonsense", "PREFECT_API_URL is no address"),
             *((command, None, "PREFECT_API_URL is not set") for command in COMMANDS[:3]),
@@ -354,8 +353,7 @@ def test_a_server_that_ferry_cannot_work_with(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_what_the_form_sends() -> None:
-    """Prefect's form sends each key with its default where nobody touched it: the server takes that, and it is the job
-    that three keys are."""
+    """A form with all defaults passes the server's validation, and gives the same job as three keys."""
     schema = parameter_schema(migrate).model_dump(mode="json", exclude_unset=True)
     keys = schema["definitions"]["Job"]["properties"]
     sent = {**{name: key["default"] for name, key in keys.items() if "default" in key}, **good()}
@@ -381,8 +379,7 @@ SPRING, AUTUMN = datetime(2027, 3, 28, tzinfo=ZONE), datetime(2027, 10, 31, tzin
     ],
 )
 def test_the_nights_on_which_clocks_change(cron: str, switch: datetime, expected: str) -> None:
-    """Prefect's scheduler, asked again and again in the course of such a night: one run, whichever hour it is. What
-    the clocks skip runs an hour early, what they repeat runs the first time."""
+    """When clocks change, a schedule starts one run: a skipped hour runs early, a repeated one the first time."""
 
     async def ask() -> set[datetime]:
         schedule = ServersCronSchedule(cron=cron, timezone="Europe/Berlin")

@@ -42,7 +42,7 @@ TOKEN = "token-" + secrets.token_hex(16)  # what the job refers to as env:OLD_TO
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What the API says of one run, and what it cost the origin."""
+    """The API's records of one run, and its number of requests to the origin."""
 
     code: int
     output: str
@@ -80,7 +80,7 @@ class Prefect:
             )  # fmt: skip
 
     def run(self, *arguments: str, within_s: float = COMMAND_S) -> tuple[int, str]:
-        """A command's exit code and what it printed; it is killed when it takes too long, a prompt included."""
+        """Returns a command's exit code and output. Kills a command that takes too long, for example at a prompt."""
         done = subprocess.run(
             [sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=self.environment, timeout=within_s,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -102,8 +102,7 @@ class Prefect:
 
     @staticmethod
     def _ask(request: urllib.request.Request) -> Any:
-        """The answer. A server whose database is busy says 503, and Prefect's own clients ask again; or it is silent
-        for longer than they wait, on a machine whose disk is busy."""
+        """Returns the answer. Tries again at 503, which a server sends while its database is busy."""
         deadline = time.monotonic() + COMMAND_S
         while True:
             try:
@@ -115,7 +114,7 @@ class Prefect:
             time.sleep(0.5)
 
     def chunk_runs(self, flow_run_id: str, expected: int) -> list[dict[str, Any]]:
-        """The run's chunk tasks, once the server has recorded as many as expected: they arrive as events."""
+        """Returns the run's chunk tasks, once the server has recorded as many as expected."""
         deadline = time.monotonic() + RECORDED_S
         ask = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": {"name": {"like_": "chunk-"}}}
         while True:
@@ -126,7 +125,7 @@ class Prefect:
             time.sleep(0.2)
 
     def flow_run(self, flow_run_id: str) -> dict[str, Any]:
-        """A run, once it has ended; fails after RUN_S."""
+        """Returns a run once it has ended. Fails after RUN_S."""
         deadline = time.monotonic() + RUN_S
         while time.monotonic() < deadline:
             run: dict[str, Any] = self.get(f"flow_runs/{flow_run_id}")
@@ -138,7 +137,7 @@ class Prefect:
 
 @dataclass(slots=True)
 class World:
-    """Everything that was set up once, and the runs that were made with it."""
+    """All servers and data that are set up once, and their runs."""
 
     prefect: Prefect
     site: Site
@@ -161,13 +160,13 @@ class World:
 
 
 def project() -> tuple[set[str], bytes]:
-    """What lies at the top of the project, and the file that `prefect deploy` could rewrite."""
+    """Returns the names at the top of the project, and the file that `prefect deploy` could rewrite."""
     return {path.name for path in ROOT.iterdir()}, (ROOT / "prefect.yaml").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """A run in whose middle PostgreSQL was restarted, then the server killed, then the worker stopped and started."""
+    """A run during which PostgreSQL was restarted, the server killed, and the worker stopped and started."""
 
     recorded: set[str]  # its rows that were recorded before anything happened
     after: set[str]  # and when the worker had ended
@@ -181,7 +180,7 @@ class Stopped:
 
 @pytest.fixture(scope="module")
 def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A server, the deployment, a worker, and three runs of one job: the first, again, and with too small a budget."""
+    """A server, the deployment, a worker, and three runs of one job: first, again, and with too small a budget."""
     needs_postgresql()
     folder = tmp_path_factory.mktemp("deployment")
     bucket = f"test-{secrets.token_hex(6)}"
@@ -226,7 +225,7 @@ def world(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
 
 
 def start_lost(prefect: Prefect, folder: Path) -> str:
-    """Submits a job with the default state to a deployment whose code the worker deletes; the run's id."""
+    """Submit a job with the default state to a deployment whose code the worker deletes. Returns the run's ID."""
     (folder / "images").mkdir()
     (folder / "images" / "one.jpg").write_bytes(make_image("jpeg", 1))
     destination = {"uri": f"file://{folder}/lost/"}
@@ -251,7 +250,7 @@ def submit(prefect: Prefect, deployment: str, job: dict[str, Any]) -> str:
 def interrupted(
     site: Site, prefect: Prefect, origin: Origin, s3: S3Server, bucket: str, like: dict[str, Any], folder: Path
 ) -> Stopped:
-    """What befalls a service: restarts of the database and of the server, a stop of the worker; the run continues."""
+    """Restart database and server during a run, stop and start its worker, and wait for the run's end."""
     listed, bodies = serve(origin, 40, "interrupted")
     Library(origin, listed).write_csv(folder / "interrupted.csv")
     destination = {**like["destination"], "uri": f"s3://{bucket}/interrupted/"}
@@ -283,7 +282,7 @@ def interrupted(
 
 
 def objects(s3: S3Server, bucket: str, prefix: str = "") -> dict[str, bytes]:
-    """What the bucket holds under a prefix: key without it to bytes."""
+    """Returns the bucket's objects under a prefix: key without it to bytes."""
     client = s3.client()
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
     keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
@@ -291,7 +290,7 @@ def objects(s3: S3Server, bucket: str, prefix: str = "") -> dict[str, bytes]:
 
 
 def copied(state: Path) -> set[str]:
-    """Keys that the ledger has as copied."""
+    """Returns the keys that the ledger has as copied."""
     return {line["key"] for line in fold(state).values() if line["status"] == "copied"} if state.exists() else set()
 
 
@@ -300,7 +299,7 @@ def less(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def ran(prefect: Prefect, origin: Origin, job: dict[str, Any], state: Path) -> Ran:
-    """`prefect deployment run migrate/prod --watch`, to its end and until its tasks are recorded."""
+    """Run `prefect deployment run migrate/prod --watch` to its end, until its tasks are recorded."""
     requests = origin.total
     code, output = prefect.run(
         "deployment", "run", "migrate/prod", "--watch", "--watch-timeout", str(RUN_S), "-p", f"job={json.dumps(job)}",
@@ -318,13 +317,13 @@ def names(chunks: Sequence[dict[str, Any]]) -> Counter[str]:
 
 
 def in_all(world: World, budget: int) -> str:
-    """The end of the message that every run of the job must have."""
+    """Returns the end of the message that every run of the job must have."""
     copied, failed = len(world.library.expected), len(world.failures)
     return f"in all {copied} of {len(world.rows)} are there, {failed} failed (budget {budget})"
 
 
 def test_the_first_run_moves_everything(world: World) -> None:
-    """Every good object is at the destination byte for byte and nothing else; the run is Completed with its counts."""
+    """The destination has exactly the good objects, byte for byte, and the run is Completed with its counts."""
     first = world.runs[0]
     assert first.code == 0, first.output
     copied, skipped, failed = len(world.library.expected), world.library.duplicates, len(world.failures)
@@ -337,7 +336,7 @@ def test_the_first_run_moves_everything(world: World) -> None:
 
 
 def test_the_second_run_is_cached(world: World) -> None:
-    """A rerun of the deployment gets every chunk back Cached, asks the origin for nothing, and is Completed."""
+    """A rerun is Completed, with every chunk Cached and no request to the origin."""
     first, second = world.runs[0], world.runs[1]
     assert len(first.chunks) > 1
     assert names(first.chunks) == {"Completed": len(first.chunks)}
@@ -349,14 +348,14 @@ def test_the_second_run_is_cached(world: World) -> None:
 
 
 def test_too_many_failures_fail_the_run(world: World) -> None:
-    """One failure over the budget: the run's state is Failed, with the counts, and `--watch` exits with 1."""
+    """One failure over the budget makes the run Failed, with its counts, and `--watch` exits 1."""
     third = world.runs[2]
     assert third.code == 1, third.output
     assert third.state == ("FAILED", f"this run: nothing to do; {in_all(world, len(world.failures) - 1)}")
 
 
 def test_what_the_ui_lists(world: World) -> None:
-    """Runs and tasks have names that a person can read, and runs their deployment's tag and work pool."""
+    """Runs and tasks have readable names, and runs have their deployment's tag and work pool."""
     for run in world.runs:
         assert run.flow_run["name"] == "product-images"
         assert run.flow_run["tags"] == ["ferry", "full", "product-images"]
@@ -378,7 +377,7 @@ def test_the_artifacts(world: World) -> None:
 
 
 def test_the_deployment(world: World) -> None:
-    """The server holds what prefect.yaml says: text, tags, one run at a time, no schedule, no path."""
+    """The deployment has prefect.yaml's description, tag and limit of one run, no schedule and no local path."""
     made = world.prefect.get("deployments/name/migrate/prod")
     assert made["description"]
     assert made["tags"] == ["ferry"]
@@ -391,7 +390,7 @@ def test_the_deployment(world: World) -> None:
 
 
 def test_the_form(world: World) -> None:
-    """Each setting of the job has a description in the form that the UI makes of the schema."""
+    """Each setting of the job has a description in the UI's form."""
     schema = world.prefect.get("deployments/name/migrate/prod")["parameter_openapi_schema"]
     assert set(schema["properties"]) == {"job", "retry_failed", "limit", "wait"}
     for model in schema["definitions"].values():
@@ -401,7 +400,7 @@ def test_the_form(world: World) -> None:
 
 
 def test_no_secret_reaches_the_server(world: World) -> None:
-    """Credentials, a header's value and the signatures in sources are in no file of the server and in no worker log."""
+    """Credentials, a header's value and signatures are in no file of the server and no worker log."""
     assert any(headers.get("x-token") == TOKEN for headers in world.library.origin.last_headers.values())
     signatures = {found[1] for row in world.rows if (found := re.search(r"Signature=(\w+)", row["url"]))}
     assert signatures
@@ -416,7 +415,7 @@ def test_no_secret_reaches_the_server(world: World) -> None:
 
 
 def test_the_records_are_in_postgresql(world: World) -> None:
-    """Every run of these tests is a row of the database, and nobody has made an SQLite beside it."""
+    """Every run is in PostgreSQL, and no SQLite database exists."""
     rows = world.site.database.query("SELECT id, state_type FROM flow_run")
     runs = [ran.flow_run for ran in world.runs] + [world.stopped.ended, world.lost]
     assert {tuple(row) for row in rows} == {(run["id"], run["state_type"]) for run in runs}
@@ -424,9 +423,7 @@ def test_the_records_are_in_postgresql(world: World) -> None:
 
 
 def test_restarts_of_database_and_server_and_a_stopped_worker(world: World) -> None:
-    """The run goes on while PostgreSQL is restarted and the server killed; its process ends gently with its worker,
-    within the time that the unit gives; the same run continues with the next worker, and asks the origin for nothing
-    that was recorded."""
+    """A run survives restarts of database and server, and a new worker resumes it after its worker stops."""
     stopped = world.stopped
     assert stopped.stop_s < float(world.site.worker.service["TimeoutStopSec"][-1])
     assert stopped.waiting["state"]["name"] == "AwaitingRetry", stopped.waiting["state"]
@@ -438,13 +435,13 @@ def test_restarts_of_database_and_server_and_a_stopped_worker(world: World) -> N
 
 
 def test_nothing_is_written_into_the_project(world: World) -> None:
-    """Deploying and running from the project's root leaves nothing new in it, and prefect.yaml as it was."""
+    """Deploying and running from the project's root adds no file, and does not change prefect.yaml."""
     before, after = world.project
     assert after == before
 
 
 def test_a_state_that_the_worker_would_delete_is_refused(world: World) -> None:
-    """Code in the worker's folder for a run, with the default state: Failed before anything moves, with the fix."""
+    """A run with its state in the worker's folder is Failed before the transfer, with the fix."""
     assert world.lost["state_type"] == "FAILED"
     message = world.lost["state"]["message"]
     assert message.startswith("UserError: the state `")
@@ -454,7 +451,7 @@ def test_a_state_that_the_worker_would_delete_is_refused(world: World) -> None:
 
 
 def test_what_the_readme_shows(world: World) -> None:
-    """Every line of the transcript of deployments/systemd/README.md was printed here, in this order."""
+    """The commands print every line of the transcript in deployments/systemd/README.md, in order."""
     page = (ROOT / "deployments" / "systemd" / "README.md").read_text()
     transcript = re.search(r"<!-- transcript.*?```\n(.*?)```", page, re.DOTALL)
     assert transcript is not None
@@ -468,7 +465,7 @@ def test_what_the_readme_shows(world: World) -> None:
 
 
 def masked(text: str) -> list[str]:
-    """The lines without what differs from run to run: jobs with their paths, ports, IDs, names and times."""
+    """Returns the lines without values that vary: paths, ports, IDs, names and times."""
     for what, mask in (
         (r"job=\{.*?\}'", "job=JOB'"),
         (r"127\.0\.0\.1:\d+", "127.0.0.1:PORT"),

@@ -1,4 +1,4 @@
-"""Pages of other sites, in the browser of whoever runs Ferry, reach nothing at the local Prefect server."""
+"""Pages of other sites in the owner's browser cannot use the local Prefect server."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from flows.server.localhost_guard import is_allowed
     ],
 )
 def test_who_is_let_in(host: str, path: str, site: str | None, origin: str | None, is_in: bool) -> None:
-    """This machine's own programs and pages, by what a browser says of each request."""
+    """is_allowed() follows its table."""
     given = {b"host": host, b"sec-fetch-site": site, b"origin": origin}
     assert is_allowed(path, {name: value.encode() for name, value in given.items() if value is not None}) is is_in
 
 
 def test_other_sites_read_and_write_nothing(prefect_local: LocalServer) -> None:
-    """Neither by asking first (preflight), nor by a request that a browser sends without asking."""
+    """A preflight and a direct request of another site are both refused."""
 
     def ask(method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b"") -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", prefect_local.port, timeout=10)

@@ -1,4 +1,4 @@
-"""Lists that write files which programs execute or read as settings: 30 names, against each place of a directory."""
+"""No manifest can write files that programs execute or read as settings: 30 names in each kind of directory."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ handlers: {{}}
 
 
 def hostile(canary: Path) -> dict[str, bytes]:
-    """Key to body; each leaves the canary where it is executed."""
+    """Returns key to body; each body leaves the canary if it is executed."""
     code = f"open({str(canary)!r}, 'a').write(__name__ + chr(10))\n"
     found = {f"{name}.py": code.encode() for name in MODULES}
     return found | {name: text.format(canary=str(canary)).encode() for name, text in SETTINGS.items()}
@@ -66,7 +66,7 @@ def job_for(destination: Path, manifest: Path) -> Job:
 
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
-    """Where things lie that a list must not replace; the working directory is one of them."""
+    """Paths that a manifest must not replace; the working directory is one of them."""
     found = {name: tmp_path / name for name in ("cwd", "job", "list", "prefect", "home", "temporary", "elsewhere")}
     for path in found.values():
         path.mkdir()
@@ -84,8 +84,7 @@ CLOSED = ("prefect", "modules", "commands", "system")
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("relation", ["is it", "lies above it", "lies in it", "lies beside it"])
 def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[str, Path], tmp_path: Path) -> None:
-    """A destination is neither a place with files of programs and settings, nor above one, nor in one that holds
-    nothing else. Links are followed."""
+    """A destination may not be, contain, or be inside a protected path, also through links."""
     job_file, manifest = places["job"] / "job.yaml", places["list"] / "list.csv"
     for name, place in places.items():
         if name == "elsewhere" or (name in ("prefix", "modules", "commands", "code") and relation == "lies beside it"):
@@ -105,7 +104,7 @@ def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[
             refuse_own_files(job_for(destination, manifest), job_file)
         except UserError as error:
             assert refused, f"{name}: {error}"
-            assert "a folder of its own" in str(error)
+            assert "a separate folder" in str(error)
         else:
             assert not refused, f"{name}: {relation}"
 
@@ -113,29 +112,29 @@ def test_each_relation_of_a_directory(relation: str, linked: bool, places: dict[
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("cwd", "the working directory"), ("job", "the job file"), ("list", "the list"),
+        ("cwd", "the working directory"), ("job", "the job file"), ("list", "the manifest"),
         ("temporary", "the folder of temporary files"), ("prefix", "the installation of Python"),
         ("code", "Ferry's own code"), ("home", "your home directory"), ("elsewhere", "a directory of Python modules"),
     ],
 )  # fmt: skip
 def test_each_place_is_named(name: str, what: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A destination that is a place of files which are executed is refused for that place itself."""
+    """The error names the protected path that the destination contains."""
     monkeypatch.syspath_prepend(places["elsewhere"])
     if name == "code":  # which may have the installation in it
         monkeypatch.setattr(sys, "prefix", "/nowhere")
     with pytest.raises(UserError) as caught:
         refuse_own_files(job_for(places[name], places["list"] / "list.csv"), places["job"] / "job.yaml")
-    assert f"holds {what} ({places[name]}" in str(caught.value)
+    assert f"contains {what} ({places[name]}" in str(caught.value)
 
 
 def test_a_variable_that_names_the_home_of_no_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~name` without such a user is no place of files, and no traceback."""
+    """`~name` without such a user is ignored, without a traceback."""
     monkeypatch.setenv("AWS_CONFIG_FILE", "~no-such-user-here/.aws/config")
     refuse_own_files(job_for(Path("/srv/images"), Path("list.csv")))
 
 
 def test_a_bucket_asks_for_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is looked up for it, not even the working directory, which may be gone."""
+    """A bucket as destination needs no check, also without a working directory."""
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
@@ -161,9 +160,9 @@ SYSTEM = (
     ],
 )
 def test_nothing_is_written_into_them(place: Path, what: str, places: dict[str, Path]) -> None:
-    """No folder in these is a destination, whether it is there yet or not."""
+    """A folder inside these directories is refused, whether it exists or not."""
     destination = Path(str(place).format(**places)) / "out" / "further down"
-    with pytest.raises(UserError, match=f"lies in {what}"):
+    with pytest.raises(UserError, match=f"is inside {what}"):
         refuse_own_files(job_for(destination, places["list"] / "list.csv"), places["job"] / "job.yaml")
 
 
@@ -171,7 +170,7 @@ def test_nothing_is_written_into_them(place: Path, what: str, places: dict[str, 
     "inside", [".aws", ".config/x", ".docker", ".gnupg", ".kube/x", ".local/bin", ".prefect", ".ssh"]
 )
 def test_settings_of_the_user_are_closed(inside: str, places: dict[str, Path]) -> None:
-    """A folder in the home directory is a destination, and one for settings or commands is not."""
+    """A folder in the home directory is accepted, but not one for settings or commands."""
     with pytest.raises(UserError, match="settings of your own"):
         refuse_own_files(job_for(places["home"] / inside, places["list"] / "list.csv"))
     refuse_own_files(job_for(places["home"] / "images", places["list"] / "list.csv"))
@@ -206,33 +205,32 @@ except UserError as error:
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="root alone can mount")
 def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
-    """A bind mount has another name for a directory; so has a file system that does not tell upper from lower case."""
+    """A bind mount, or a name in another case, is recognised as the same directory."""
     script = [sys.executable, "-c", BOUND, str(tmp_path)]
     if subprocess.run(["unshare", "-m", "mount", "--bind", tmp_path, tmp_path], check=False).returncode:
         pytest.skip("nothing can be mounted here")
     ended = subprocess.run(["unshare", "-m", *script], capture_output=True, text=True, timeout=120, check=False)
     said = ended.stdout.splitlines()
     assert len(said) == 3, ended.stdout + ended.stderr
-    assert f"holds the working directory ({tmp_path}/project)" in said[0]
+    assert f"contains the working directory ({tmp_path}/project)" in said[0]
     assert "lies in the destination" in said[1]
-    assert f"lies in Prefect's home ({tmp_path}/prefect)" in said[2]
+    assert f"is inside Prefect's home ({tmp_path}/prefect)" in said[2]
 
 
 @pytest.mark.parametrize(
     ("variable", "is_file", "relation"),
     [
-        ("AWS_CONFIG_FILE", True, "holds what AWS_CONFIG_FILE names"),
-        ("PREFECT_PROFILES_PATH", True, "holds what PREFECT_PROFILES_PATH names"),
-        ("PREFECT_LOGGING_SETTINGS_PATH", True, "holds what PREFECT_LOGGING_SETTINGS_PATH names"),
-        ("PATH", False, "holds commands"),
+        ("AWS_CONFIG_FILE", True, "contains the path in AWS_CONFIG_FILE"),
+        ("PREFECT_PROFILES_PATH", True, "contains the path in PREFECT_PROFILES_PATH"),
+        ("PREFECT_LOGGING_SETTINGS_PATH", True, "contains the path in PREFECT_LOGGING_SETTINGS_PATH"),
+        ("PATH", False, "contains commands"),
         ("IMAGES_PATH", False, ""),
     ],
 )
 def test_what_the_environment_names(
     variable: str, is_file: bool, relation: str, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A row replaces neither a file of settings that a variable names, nor a command; a variable of the user's own says
-    nothing."""
+    """A row cannot replace a settings file or a command that the environment names."""
     named = places["elsewhere"] / "aws.ini" if is_file else places["elsewhere"]
     monkeypatch.setenv(variable, f"/usr/bin:{named}" if variable == "PATH" else str(named))
     job = job_for(places["elsewhere"], places["list"] / "list.csv")
@@ -256,7 +254,7 @@ def write(folder: Path, destination: Path, rows: list[list[str]], **more: Any) -
 
 
 def test_each_way_to_a_run_is_closed(places: dict[str, Path]) -> None:
-    """A plan and a run that are typed know the job file, and keep off it; a run of a deployment knows the rest."""
+    """`plan`, `run` and a deployment's run all refuse protected paths."""
     job_file = write(places["job"], places["job"] / ".ferry" / "prefect", [["http://127.0.0.1:9/a.jpg", "a.jpg"]])
     with pytest.raises(UserError, match="Prefect's home"):
         cli.plan(job_file)
@@ -271,8 +269,7 @@ def test_each_way_to_a_run_is_closed(places: dict[str, Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_name_of_a_list_is_executed_read_or_replaces_a_job(project: Project, origin: Origin, tmp_path: Path) -> None:
-    """A run writes all names where the job lets it. Commands typed there, of that job and another one, with a Prefect
-    server of their own and with a given one, do not execute them, and do not read them as settings."""
+    """Commands in a folder with all hostile names neither execute them nor read them as settings."""
     canary = tmp_path / "canary"
     bodies = hostile(canary)
     assert len(bodies) >= 30

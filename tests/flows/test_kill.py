@@ -1,5 +1,4 @@
-"""A run that is killed or interrupted: nothing is lost, nothing is done twice, anybody can look at it. More of signals:
-tests/faults/test_signals.py."""
+"""A killed or interrupted run loses no outcome and repeats none (signals: tests/faults/test_signals.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def _begin(project: Project, origin: Origin, *, some: int = 20) -> tuple[subprocess.Popen[str], dict[str, bytes]]:
-    """A run in the middle: ``some`` rows or more are recorded, most are not."""
+    """Start a run, and wait until at least ``some`` rows are recorded and most are not."""
     rows, bodies = serve(origin, ROWS)
     origin.latency_s = 0.25
     project.job(concurrency=6, chunk_rows=40)
@@ -32,7 +31,7 @@ def _begin(project: Project, origin: Origin, *, some: int = 20) -> tuple[subproc
 
 
 def _rerun(project: Project, origin: Origin, bodies: dict[str, bytes], done: set[str]) -> Any:
-    """Runs the job to its end; ``done`` are the keys that the ledger had before. Checks each promise of a rerun."""
+    """Run the job to its end, and check each promise of a rerun. ``done`` are the keys in the ledger before."""
     origin.latency_s = 0.0
     before = dict(origin.requests)
     report = project.ferry("run", "job.yaml", "--json").expect(0).json
@@ -50,14 +49,14 @@ def _rerun(project: Project, origin: Origin, bodies: dict[str, bytes], done: set
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to the process alone. Its output ends with it: nobody that it started holds on to that."""
+    """Send SIGKILL to the process alone; its output must end, since no child holds it open."""
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     Cli.end(process, ("run",), 20)
 
 
 def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """After a SIGKILL the state answers, and a rerun takes exactly the rows that were not recorded."""
+    """After a SIGKILL the state can be queried, and a rerun processes exactly the rows without an outcome."""
     process, bodies = _begin(project, origin)
     status = project.ferry("status", "job.yaml", "--json").expect(0).json
     assert str(process.pid) in status["running"]
@@ -72,7 +71,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
     assert status["running"] is None
     assert (status["planned"], status["copied"], status["pending"]) == (ROWS, len(recorded), ROWS - len(recorded))
     human = project.ferry("status", "job.yaml").expect(0).stdout
-    assert "no run is on" in human
+    assert "not running" in human
     assert "pending" in human
     assert "no failed rows" in project.ferry("failures", "job.yaml").expect(0).stdout
     wait_for("the killed run's children to go", lambda: not processes_with(str(project.folder)), 10)
@@ -83,7 +82,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
 
 
 def test_interrupted_twice(project: Project, origin: Origin) -> None:
-    """A second Ctrl-C ends the process at once, with 130; a rerun finishes all the same."""
+    """A second Ctrl-C ends the process at once with 130, and a rerun completes the job."""
     process, bodies = _begin(project, origin)
     origin.latency_s = 60.0  # what is in flight will not come back in time
     time.sleep(0.5)  # let requests meet it: there is nothing to poll for
@@ -100,7 +99,7 @@ def test_interrupted_twice(project: Project, origin: Origin) -> None:
 
 
 def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
-    """Without PREFECT_API_URL a SIGKILL of the run takes its server along; the next run starts one and finishes."""
+    """A SIGKILL of a run also ends its local server; the next run starts one and completes the job."""
     rows, bodies = serve(origin, ROWS)
     origin.latency_s = 0.25
     project.job(concurrency=6, chunk_rows=40)

@@ -1,4 +1,4 @@
-"""The local Prefect server is its owner's alone: its home, its environment, what it imports, who is answered."""
+"""The local Prefect server serves only its owner, and inherits no credentials or code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AS_NOBODY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try anot
 
 
 def _as_nobody(source: str, *arguments: str) -> str:
-    """What a Python program of the user `nobody` prints, or the last line of its error."""
+    """Returns what a Python program of the user `nobody` prints, or the last line of its error."""
     # The libraries first: they may lie where only their owner reads.
     libraries = "import encodings.idna, http.client, os, socket, sys\n"
     become = f"{libraries}os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
@@ -52,7 +52,7 @@ print(*[ask(headers).status for headers in ({}, websocket)[: int(sys.argv[2])]])
 
 @AS_NOBODY
 def test_another_user_is_answered_with_403(prefect_local: LocalServer) -> None:
-    """Neither a request nor a WebSocket of another user gets through; the owner's does."""
+    """A request and a WebSocket of another user get 403; the owner's request gets 200."""
     assert _as_nobody(ASK, str(prefect_local.port), "2") == "403 403"
     command = [sys.executable, "-c", "import http.client, sys\n" + ASK, str(prefect_local.port), "1"]
     assert subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout == "200\n"
@@ -75,8 +75,7 @@ print("sent")
 
 @AS_NOBODY
 def test_a_request_of_a_socket_that_is_closed_already_changes_nothing(prefect_local: LocalServer) -> None:
-    """The kernel shows a closed socket with root's uid: a request that came before its end is refused all the same.
-    Nor is one carried out whose sender waits for more than the refusal."""
+    """A request of another user is not executed, although a closed socket shows root's uid."""
     for then in ("waits", *["closes"] * 5):
         assert _as_nobody(BLIND, str(prefect_local.port), then) == "sent"
     with socket.create_connection(("127.0.0.1", prefect_local.port), timeout=30) as connection:
@@ -99,7 +98,7 @@ def test_a_request_of_a_socket_that_is_closed_already_changes_nothing(prefect_lo
     ],
 )
 def test_whose_socket_it_is(line: str, uid: int | None) -> None:
-    """The line of the client's end counts, where a process holds that end."""
+    """The owner is that of the client's end, if a process holds that end."""
     if sys.byteorder != "little":
         pytest.skip("the lines are of a little-endian machine")
     head = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode"
@@ -107,15 +106,15 @@ def test_whose_socket_it_is(line: str, uid: int | None) -> None:
 
 
 def test_its_pages_are_shown_in_no_frame(prefect_local: LocalServer) -> None:
-    """Each answer, of a page as of the API, forbids other sites to show it in a frame of theirs."""
+    """Each answer, of a page or of the API, forbids frames of other sites."""
     for path in ("/", "/api/health"):
-        with server._DIRECTLY.open(prefect_local.url + path, timeout=30) as answer:
+        with server._WITHOUT_PROXY.open(prefect_local.url + path, timeout=30) as answer:
             assert answer.headers["X-Frame-Options"] == "DENY"
             assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
 
 
 def test_a_home_that_was_there_is_made_private(tmp_path: Path) -> None:
-    """The home is its owner's alone, and so are its database and log, also where others could read them before."""
+    """An existing home, its database and its log become readable for the owner alone."""
     home = tmp_path / "home"
     home.mkdir(mode=0o755)
     home.chmod(0o755)
@@ -128,20 +127,20 @@ def test_a_home_that_was_there_is_made_private(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_others_use_is_not_made_private(tmp_path: Path) -> None:
-    """Root could shut all users out of `/tmp`, or of the whole machine, with a home that is such a folder."""
+    """A home such as `/` or `/tmp` is refused, since root would lock out all users."""
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o1777)
-    with pytest.raises(UserError, match="a folder of its own"):
+    with pytest.raises(UserError, match="a folder of your own"):
         LocalServer(shared)._make_home()
     assert shared.stat().st_mode & 0o7777 == 0o1777
     assert not list(shared.iterdir())
-    with pytest.raises(UserError, match="a folder of its own"):
+    with pytest.raises(UserError, match="a folder of your own"):
         LocalServer(Path("/"))._make_home()
 
 
 def test_the_files_of_a_new_home_are_private(prefect_local: LocalServer) -> None:
-    """The database, its write-ahead log and the server's log are the owner's."""
+    """Database, write-ahead log and server log of a new home are readable for the owner alone."""
     paths = [*prefect_local.home.glob("prefect.db*"), prefect_local.home / "server.log"]
     assert len(paths) > 2
     assert {path.stat().st_mode & 0o777 for path in paths} == {0o600}
@@ -149,7 +148,7 @@ def test_the_files_of_a_new_home_are_private(prefect_local: LocalServer) -> None
 
 
 def test_the_server_has_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the environment the server has what a Python program needs, and Ferry's own settings of Prefect."""
+    """The server inherits only what a Python program needs, and Ferry's settings of Prefect."""
     for name in ("AWS_SECRET_ACCESS_KEY", "OLD_TOKEN", "GOOGLE_APPLICATION_CREDENTIALS", "PREFECT_API_KEY"):
         monkeypatch.setenv(name, "canary")
     started = LocalServer(tmp_path / "home")
@@ -163,8 +162,7 @@ def test_the_server_has_no_credentials(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_the_server_imports_nothing_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Modules that lie where the command was typed, or where the server has its home, do not run in the server. It
-    works in its home: nor are settings read where the command was typed."""
+    """The server imports no code and reads no settings from the working directory or its home."""
     canary, home = tmp_path / "canary", tmp_path / "home"
     hostile = f"open({str(canary)!r}, 'a').write(__name__ + '\\n')\n"
     for name in ("ctypes", "uvicorn", "json", "gc", "flows/__init__", "flows/gate", "sitecustomize", "usercustomize"):
@@ -181,7 +179,7 @@ def test_the_server_imports_nothing_of_the_working_directory(tmp_path: Path, mon
 
 @contextlib.contextmanager
 def _proxy() -> Iterator[tuple[str, list[str]]]:
-    """A proxy on loopback that refuses; its address, and what it was asked."""
+    """Provide a loopback proxy that refuses all requests: its address, and its requests."""
     asked: list[str] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -206,7 +204,7 @@ PROXIED = """
 import json, os, subprocess, sys
 from pathlib import Path
 from ferry.core.errors import UserError
-from flows.server import prefect_server
+from flows.server.local import prefect_server
 child = "import json, urllib.request as r; print(json.dumps(sorted(r.getproxies().items())), r.proxy_bypass('127.0.0.1'))"
 with prefect_server(Path(sys.argv[1]), lambda: None) as url:
     import prefect
@@ -220,7 +218,7 @@ print(os.environ["no_proxy"] == os.environ["NO_PROXY"], os.environ["NO_PROXY"])
 
 
 def test_the_servers_requests_go_through_no_proxy(tmp_path: Path) -> None:
-    """With HTTP_PROXY set, the run asks its own server directly, and keeps the user's own exceptions."""
+    """With HTTP_PROXY set, a run connects to its server directly, and keeps the user's exceptions."""
     with _proxy() as (address, asked):
         given = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         given |= {"http_proxy": address, "HTTP_PROXY": address, "HTTPS_PROXY": address, "NO_PROXY": "old.example"}
@@ -233,7 +231,7 @@ def test_the_servers_requests_go_through_no_proxy(tmp_path: Path) -> None:
 
 
 def test_no_proxy_at_all_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`NO_PROXY=*` means every host to the standard library only while nothing stands beside it."""
+    """`NO_PROXY=*` stays unchanged, since Python ignores a `*` beside other hosts."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("no_proxy", raising=False)
     server.without_proxy()

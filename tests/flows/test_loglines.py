@@ -1,4 +1,4 @@
-"""Log lines: which run and chunk they are of, as text and as JSON; and how many there are of a night."""
+"""Log lines name their run and chunk, as text or JSON, and long runs log few of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tasks.reporting import log_format
 from tasks.reporting.log_format import JsonLines, TextLines, next_report_s
-from tasks.reporting.prefect_logs import Fewer, ForPeople
+from tasks.reporting.prefect_logs import ExpectedErrors, Thinned
 from tests.flows.project import ROOT
 
 RUN: dict[str, Any] = {"flow_run_id": "fae78618-b73c-49db-874b-62dcb24edcca", "flow_run_name": "products"}
@@ -27,7 +27,7 @@ WEEK_S, NIGHT_S = 7 * 86_400.0, 12 * 3600.0
 
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_format, "about", {})
+    monkeypatch.setattr(log_format, "run_fields", {})
 
 
 def record(text: str, name: str = "prefect.task_runs", **more: Any) -> logging.LogRecord:
@@ -35,7 +35,7 @@ def record(text: str, name: str = "prefect.task_runs", **more: Any) -> logging.L
 
 
 def reports(until_s: float) -> int:
-    """How often a run of that length says how far it is."""
+    """Returns the number of progress lines of a run of that length."""
     elapsed_s, lines = 0.0, 0
     while (elapsed_s := elapsed_s + next_report_s(elapsed_s)) < until_s:
         lines += 1
@@ -44,15 +44,14 @@ def reports(until_s: float) -> int:
 
 @pytest.mark.parametrize(("length_s", "at_least", "at_most"), [(60, 10, 12), (3600, 60, 100), (WEEK_S, 300, 500)])
 def test_progress_is_said_less_often_the_longer_a_run_is_on(length_s: float, at_least: int, at_most: int) -> None:
-    """Every 5 s at first, every half an hour in the end: the docstring's table."""
+    """The interval of progress lines grows from 5 s to half an hour, as its table says."""
     assert at_least <= reports(length_s) <= at_most
 
 
 def test_a_night_of_chunks_in_trouble_says_less_than_a_thousand_lines() -> None:
-    """500 chunks that a paused host leaves pending, again and again for 12 hours: 12,000 lines become a few hundred,
-    each of which says how many were left out."""
+    """12,000 retry lines in 12 hours become a few hundred, which count those dropped."""
     now = [0.0]
-    few = Fewer(clock=lambda: now[0])
+    few = Thinned(clock=lambda: now[0])
     passed: list[logging.LogRecord] = []
     for number in range(12_000):
         now[0] = number * NIGHT_S / 12_000
@@ -61,18 +60,18 @@ def test_a_night_of_chunks_in_trouble_says_less_than_a_thousand_lines() -> None:
             passed.append(line)
     assert len(passed) + reports(NIGHT_S) < 500
     counted = sum(
-        int(text.split("last such line ")[1].split(" more")[0].replace(",", ""))
+        int(text.rpartition(" (")[2].split(" similar lines")[0].replace(",", ""))
         for line in passed
-        if "(since" in (text := line.getMessage())
+        if "similar lines" in (text := line.getMessage())
     )
     assert counted + len(passed) == pytest.approx(12_000, abs=600)  # the last ones are counted by the next line
-    few.again()
+    few.reset()
     assert few.filter(record("of the next run"))
 
 
 def test_what_is_well_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A settled chunk is no line, unless debugging is on; a flow run's end and a failed chunk are."""
-    people = ForPeople()
+    """Finished chunks are logged only when debugging; failed chunks and the run's end always are."""
+    people = ExpectedErrors()
     logger = logging.getLogger("prefect.task_runs")
     monkeypatch.setattr(logger, "level", logging.INFO)
     logger.manager._clear_cache()  # type: ignore[attr-defined]  # of isEnabledFor
@@ -86,8 +85,8 @@ def test_what_is_well_is_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_lines_are_one_object_each() -> None:
-    """Whatever the text holds; with the run, the chunk and the time in UTC, and nothing where there is nothing."""
-    log_format.about.update(RUN, job="products", run_no=7)
+    """A JSON line is one object with run, chunk and UTC time, for any text."""
+    log_format.run_fields.update(RUN, job="products", run_no=7)
     text = 'two\nlines, a "quote", :cat:, \x1b[31m, \u2028, [red]'
     line = JsonLines().format(record(text, **TASK))
     assert line.isascii()
@@ -101,26 +100,26 @@ def test_json_lines_are_one_object_each() -> None:
     other = json.loads(JsonLines().format(record("x", "asyncio")))
     assert (other["flow_run_id"], other["run_no"]) == (RUN["flow_run_id"], 7)
     assert "chunk" not in other
-    log_format.about.clear()
+    log_format.run_fields.clear()
     assert set(json.loads(JsonLines().format(record("x", "asyncio")))) == {"time", "level", "logger", "message"}
 
 
 def test_text_lines_say_which_run() -> None:
-    """Run and chunk stand in each line, the run with its ID's first digits."""
+    """A text line names the run, with the first digits of its ID, and the chunk."""
     shown = TextLines().format(record("60 rows", "prefect.flow_runs", **RUN))
     assert shown.endswith("| INFO    | Flow run 'products' fae78618 - 60 rows")
     shown = TextLines().format(record("failed", **TASK))
     assert shown.endswith("| Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - failed")
-    log_format.about.update(RUN)
+    log_format.run_fields.update(RUN)
     assert TextLines().format(record("x", "asyncio")).endswith("| asyncio fae78618 - x")
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_engine_processes_say_it_too(form: str) -> None:
-    """What a library of an engine process has to say comes in the run's format, with the run's ID."""
+    """Log lines and warnings in an engine process have the run's format and ID."""
     code = (
-        "import logging, warnings; from tasks import loglines; "
-        f"loglines.plain({ {**RUN, 'job': 'products'}!r}); "
+        "import logging, warnings; from tasks.reporting import log_format; "
+        f"log_format.configure_plain_logging({ {**RUN, 'job': 'products'}!r}); "
         "logging.getLogger('asyncio').error('lost'); warnings.warn('old')"
     )
     done = subprocess.run(
@@ -135,7 +134,7 @@ def test_engine_processes_say_it_too(form: str) -> None:
 
 
 def test_an_unknown_format_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A word that is neither `text` nor `json` is named; lines stay text."""
+    """An unknown format is named, and lines stay text."""
     monkeypatch.setenv("FERRY_LOG_FORMAT", "jsn")
     assert "'jsn' is neither `text` nor `json`" in str(log_format.unknown_format())
     assert not log_format.as_json()

@@ -1,4 +1,4 @@
-"""Metrics: where they are served, what stands in their way, and that their numbers are Prometheus's counters."""
+"""Metrics are served where configured, never end a run, and follow Prometheus's rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ferry.core.progress import Progress
 from ferry.core.records import ErrorClass, Status
 from ferry.ratelimit.host_snapshot import HostSnapshot
-from tasks.reporting.metrics import Figures, endpoint, served
+from tasks.reporting.metrics import RunCollector, endpoint, serving_metrics
 from tasks.reporting.run_view import RunView
 
 LOGGER = logging.getLogger("test.metrics")
@@ -25,7 +25,7 @@ def host(number: int) -> HostSnapshot:
 
 
 def scrape(port: int) -> dict[tuple[str, str], float]:
-    """Name and first label's value to the number."""
+    """Returns the samples by name and first label value."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         text = answer.read().decode()
     return {
@@ -43,13 +43,13 @@ def scrape(port: int) -> dict[tuple[str, str], float]:
     ],
 )  # fmt: skip
 def test_where_it_listens(text: str, wanted: tuple[str, int] | None) -> None:
-    """Nowhere unless asked; on loopback unless an address is named."""
+    """Metrics listen nowhere by default, and on loopback unless an address is named."""
     assert endpoint(text) == wanted
 
 
 @pytest.mark.parametrize("text", ["on", "9464/metrics", "127.0.0.1:", "70000", "-1", "\u0663\u0664"])
 def test_what_is_no_port(text: str) -> None:
-    """Anything else is refused."""
+    """Other values raise ValueError."""
     with pytest.raises(ValueError, match=re.escape(text)):
         endpoint(text)
 
@@ -58,29 +58,28 @@ def test_what_is_no_port(text: str) -> None:
 def test_nothing_in_its_way_ends_a_run(
     text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A port that is taken, a word, an address of another machine: a warning that names the setting."""
+    """A port in use, a word or a foreign address only gives a warning with the setting."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         monkeypatch.setenv("FERRY_METRICS", str(taken.getsockname()[1]) if text == "taken" else text)
-        with served(RunView("job", "full", Progress()), LOGGER):
+        with serving_metrics(RunView("job", "full", Progress()), LOGGER):
             pass
     assert [line.levelname for line in caplog.records] == ["WARNING"]
     assert "FERRY_METRICS" in caplog.text
 
 
 def test_off_by_default(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the setting nothing listens, and nothing is said."""
+    """Without the setting, nothing listens and nothing is logged."""
     monkeypatch.delenv("FERRY_METRICS", raising=False)
-    with caplog.at_level(logging.DEBUG), served(RunView("job", "full", Progress()), LOGGER):
+    with caplog.at_level(logging.DEBUG), serving_metrics(RunView("job", "full", Progress()), LOGGER):
         assert caplog.records == []
 
 
 def test_counters_never_fall_and_hosts_are_bounded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A pass takes failures back from the run's progress, but not from the counters; of 300 hosts the busiest 50 are
-    there; when the block ends nobody listens any more."""
+    """Counters do not fall in a further pass, only 50 hosts are shown, and the port closes."""
     progress = Progress()
     progress.start(3)
     progress.add(Status.COPIED, None, 10)
@@ -88,7 +87,10 @@ def test_counters_never_fall_and_hosts_are_bounded(
     progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
     monkeypatch.setenv("FERRY_METRICS", "0")
     hosts = [host(number) for number in range(300)]
-    with caplog.at_level(logging.INFO), served(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER):
+    with (
+        caplog.at_level(logging.INFO),
+        serving_metrics(RunView("job", "full", progress, hosts=lambda: (hosts, 7)), LOGGER),
+    ):
         port = int(caplog.messages[0].rpartition(":")[2].removesuffix("/metrics"))
         before = scrape(port)
         progress.requeue(1)
@@ -107,8 +109,8 @@ def test_counters_never_fall_and_hosts_are_bounded(
 
 
 def test_names_are_prometheus_s() -> None:
-    """Counters end in _total where they are shown, and all names are ferry_*, with base units."""
-    families = list(Figures(RunView("job", "full", Progress(), hosts=lambda: ([host(1)], 0))).collect())
+    """Counters end in _total, and all names are ferry_* with base units."""
+    families = list(RunCollector(RunView("job", "full", Progress(), hosts=lambda: ([host(1)], 0))).collect())
     for family in families:
         assert family.name.startswith("ferry_"), family.name
         assert family.type in ("counter", "gauge", "info")

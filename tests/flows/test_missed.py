@@ -1,4 +1,4 @@
-"""The alarm of a night that did not come: made where a schedule is on, and it speaks while nothing completes."""
+"""The alert for a missed run exists while a schedule is on, and repeats while no run completes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 from prefect.states import Cancelled, Completed, Running
 
 from ferry.core.errors import UserError
-from flows.deploying.automations import block, ferrys, settle_one
-from flows.deploying.missed_runs import chosen, every, longest_gap, missed
+from flows.deploying.automations import apply_one, block, ferry_automations
+from flows.deploying.missed_runs import longest_gap, missed_alert, parse_expect_every, shortest_over
 from flows.server.local import LocalServer
 from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, wait_for
@@ -34,9 +34,9 @@ BERLIN = "Europe/Berlin"
 def client(prefect_local: LocalServer) -> Iterator[SyncPrefectClient]:
     settings = {PREFECT_API_URL: f"{prefect_local.url}/api", PREFECT_UI_URL: UI}
     with temporary_settings(settings), get_client(sync_client=True) as client:
-        before = {one.id for one in ferrys(client)}
+        before = {one.id for one in ferry_automations(client)}
         yield client
-        for automation in ferrys(client):
+        for automation in ferry_automations(client):
             if automation.id not in before:
                 client.delete_automation(automation.id)
 
@@ -54,14 +54,14 @@ def run(client: SyncPrefectClient, deployment: UUID, end: str) -> None:
 
 
 def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Receiver) -> None:
-    """Cancelled runs are none; while runs complete nothing is said; and the text says which deployment, and where."""
+    """The alert repeats while runs are only cancelled, and names the deployment and its page."""
     save(webhook.block(), "missed")
     ids = {
         name: client.create_deployment(client.create_flow_from_name("migrate"), name) for name in ("good", "cancelled")
     }
     told = [block(client, "custom-webhook/missed")]
     for name, id_ in ids.items():
-        settle_one(client, missed(f"migrate/{name}", id_, UI, LEAST).automation("shop", told, enabled=True), None)
+        apply_one(client, missed_alert(f"migrate/{name}", id_, UI, LEAST).automation("shop", told, enabled=True), None)
 
     def about(name: str) -> list[dict[str, str]]:
         return [message for message in webhook.got if f"migrate/{name} " in message["subject"]]
@@ -76,12 +76,11 @@ def test_it_speaks_while_no_run_completes(client: SyncPrefectClient, webhook: Re
     what, look, do = about("cancelled")[0]["body"].splitlines()
     assert what.startswith("No run of migrate/cancelled was Completed within 0:00:10")
     assert look == f"Look: {UI}/deployments/deployment/{ids['cancelled']}"
-    assert do.startswith("Do: see in its runs whether they fail")
+    assert do.startswith("Do: see whether its runs fail")
 
 
 def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhook: Receiver, tmp_path: Path) -> None:
-    """--expect-every makes it for deployments whose schedule is on; without that option it stays; it goes when the
-    schedule is off, and other deployments have none."""
+    """--expect-every creates the alert while a schedule is on; a later deploy keeps it, or removes it."""
     deployed = Deployed(tmp_path, cli)
     save(webhook.block(), f"missed-{deployed.mark}")
     telling = ["--notify", f"custom-webhook/missed-{deployed.mark}"]
@@ -108,14 +107,14 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
     nightly = "Ferry: migrate/nightly did not complete in time (ferry)"
     assert made.pop(nightly) == ("created", "")
     what, why = made["verify/weekly did not complete in time"]
-    assert (what, why.startswith("none: its runs begin up to 7 days")) == ("unchanged", True)
+    assert (what, why.startswith("none: runs start up to 7 days")) == ("unchanged", True)
     both = fate("--expect-every", "26h", "--expect-every", "8d")
     weekly = "Ferry: verify/weekly did not complete in time (ferry)"
     assert (both[nightly][0], both[weekly][0]) == ("unchanged", "created")
     assert fate() == {nightly: ("unchanged", ""), weekly: ("unchanged", "")}
     within = {
         one.name.replace(f"-{deployed.mark}", ""): one.trigger.within
-        for one in ferrys(client)
+        for one in ferry_automations(client)
         if deployed.mark in one.name and isinstance(one.trigger, EventTrigger)
     }
     assert within == {nightly: 26 * HOUR, weekly: 8 * DAY}
@@ -135,15 +134,15 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
     ],
 )
 def test_which_time_is_chosen(gap: timedelta, given: list[str], expected: timedelta | None) -> None:
-    """The table of chosen()."""
-    assert chosen(gap, every(given)) == expected
+    """shortest_over() follows its table."""
+    assert shortest_over(gap, parse_expect_every(given)) == expected
 
 
 @pytest.mark.parametrize("text", ["soon", "-1h", "10", "30m"])
 def test_a_time_that_is_none(text: str) -> None:
-    """Refused, with the option's name."""
+    """An unusable duration is refused with the option's name."""
     with pytest.raises(UserError, match=f"--expect-every {text}: "):
-        every([text])
+        parse_expect_every([text])
 
 
 @pytest.mark.parametrize(
@@ -159,6 +158,6 @@ def test_a_time_that_is_none(text: str) -> None:
 def test_how_far_apart_runs_begin(
     schedules: list[CronSchedule | IntervalSchedule | RRuleSchedule], expected: timedelta
 ) -> None:
-    """By Prefect's own scheduler, over all schedules that are on."""
+    """The gap is that of Prefect's own scheduler, over all active schedules."""
     given = [DeploymentSchedule(schedule=one) for one in schedules]
     assert longest_gap(given, datetime(2027, 9, 1, tzinfo=UTC)) == expected

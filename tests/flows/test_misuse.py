@@ -1,4 +1,4 @@
-"""What people do by mistake: nothing of theirs is lost, and the message says what to do."""
+"""Common mistakes lose no data, and their messages say what to do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_export_replaces_nothing_unasked(project: Project, origin: Origin) -> None:
-    """The manifest and the job are never written over, other files only with --overwrite."""
+    """`export` never overwrites the manifest or the job, and other files only with --overwrite."""
     rows, _ = serve(origin, 3)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
@@ -37,7 +37,7 @@ def test_export_replaces_nothing_unasked(project: Project, origin: Origin) -> No
 
 
 def test_several_wait(project: Project, origin: Origin) -> None:
-    """Of several runs with --wait each gets its turn: none is refused because another waiter was quicker."""
+    """Several runs with --wait each get the lease in turn."""
     rows, bodies = serve(origin, 20)
     project.manifest(rows)
     origin.latency_s = 0.2
@@ -49,7 +49,7 @@ def test_several_wait(project: Project, origin: Origin) -> None:
 
 
 def test_a_reader_that_has_seen_enough(project: Project, origin: Origin) -> None:
-    """A closed pipe (`| head`) is no error and prints no traceback."""
+    """A closed pipe (`| head`) is not an error and prints no traceback."""
     rows, _ = serve(origin, 2)
     missing = [{"sku": f"m{n}", "url": origin.url(f"/gone/{'x' * 200}{n}.jpg")} for n in range(500)]
     project.manifest([*rows, *missing])
@@ -80,13 +80,13 @@ def test_a_reader_that_has_seen_enough(project: Project, origin: Origin) -> None
     ],
 )  # fmt: skip
 def test_settings_that_cannot_work(project: Project, settings: dict[str, object], said: str) -> None:
-    """A setting that cannot work is refused by its name before anything starts, with exit code 2."""
+    """A setting that cannot work exits 2 with its name, before anything starts."""
     project.job(**settings)
     assert said in project.ferry("plan", "job.yaml").expect(2).stderr
 
 
 def test_ports_and_limits(project: Project, origin: Origin) -> None:
-    """A port that is taken or none at all, a job that is not there and a negative limit are said plainly."""
+    """An unusable port, a missing job and a negative limit give a clear message."""
     rows, _ = serve(origin, 2)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
@@ -101,7 +101,7 @@ def test_ports_and_limits(project: Project, origin: Origin) -> None:
 
 
 def test_a_place_onto_itself(project: Project) -> None:
-    """A listed manifest that is the destination itself is refused."""
+    """A listed manifest that is also the destination is refused."""
     uri = f"s3://{project.bucket}/"
     endpoint = project.cli.s3.endpoint_url
     project.job(manifest=uri, source={"endpoint_url": endpoint}, destination={"uri": uri, "endpoint_url": endpoint})
@@ -109,7 +109,7 @@ def test_a_place_onto_itself(project: Project) -> None:
 
 
 def test_a_name_that_is_not_text(project: Project) -> None:
-    """A file whose name is not UTF-8 is a failed row; the other files of the directory are moved."""
+    """A file whose name is not UTF-8 is a failed row; the directory's other files are copied."""
     folder = project.folder / "old"
     folder.mkdir()
     (folder / "good.jpg").write_bytes(make_image("jpeg", 1))
@@ -123,7 +123,7 @@ def test_a_name_that_is_not_text(project: Project) -> None:
 
 
 def test_the_map_has_every_id(project: Project, origin: Origin) -> None:
-    """Two products that share a picture are both in the map; counts of a further pass are not added up twice."""
+    """Two products with one picture are both in the map, and a further pass does not count twice."""
     rows, _ = serve(origin, 2)
     cut = origin.add("/cut.jpg", make_image("jpeg", 9), "image/jpeg", Fault(Trouble.TRUNCATED_LENGTH))
     project.manifest([*rows, {**rows[0], "sku": "twin"}, {"sku": "cut", "url": cut}])

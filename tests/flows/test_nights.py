@@ -1,4 +1,4 @@
-"""Nights by the command: what left the list goes where that is asked for, and a night that refuses says why."""
+"""Delta runs by the command delete removed copies where the job asks for it, or say why not."""
 
 from __future__ import annotations
 
@@ -9,28 +9,27 @@ import pytest
 
 from demo.origin import Origin
 from ferry.reconcile.prune import PruneResult
-from tasks.reporting.text import swept_badly
+from tasks.reporting.text import prune_failure
 from tests.flows.project import Cli, Project, serve
 
 # The command, interrupted when all is deleted that may be, and before the run's accounts.
 INTERRUPTED = """
 import os, runpy, signal, sys, time
 from tasks.run import Run
-sweep = Run.sweep
-def swept_and_interrupted(run):
-    sweep(run)
+prune = Run.prune
+def pruned_and_interrupted(run):
+    prune(run)
     os.kill(os.getpid(), signal.SIGTERM)
     while not run.runtime.stopping:
         time.sleep(0.01)
-Run.sweep = swept_and_interrupted
+Run.prune = pruned_and_interrupted
 sys.argv = ["ferry", *sys.argv[1:]]
 runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """
 
 
 def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) -> None:
-    """Exit code 0 and a list of what waits, then of what went; with a list that is cut off exit code 1, the reason, and
-    nothing deleted."""
+    """A removed row's copy is deleted after two manifests; a truncated manifest exits 1 and deletes none."""
     rows, bodies = serve(origin, 30)
     project.manifest(rows)
     project.job(mode="delta", delta={"delete_removed": True, "max_delete": "10%"})
@@ -39,12 +38,14 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     project.manifest(rows)
     first = project.ferry("run", "job.yaml", "--json").expect(0).json
     assert (first["night"]["deleted"], first["swept"]["waiting"]) == (0, 1)
-    waits = "1 copy is missing from the list for the first time; what the next list lacks too is deleted"
+    waits = (
+        "1 copy is missing from the manifest for the first time, and will be deleted if also missing from the next one"
+    )
     assert waits in first["message"]
     assert project.stored() == bodies
     night = project.ferry("run", "job.yaml", "--json").expect(0).json
     assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000003/gone.csv")
-    assert "1 deleted, whose rows left the list (reports/run-000003/gone.csv)" in night["message"]
+    assert "1 deleted, removed from the manifest (reports/run-000003/gone.csv)" in night["message"]
     assert gone in (project.state / night["swept"]["listed"]).read_text()
     del bodies[f"images/{gone}"]
     assert project.stored() == bodies
@@ -52,14 +53,14 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     refused = project.ferry("run", "job.yaml").expect(1)
     said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
     assert refused.text.index(said) < refused.text.index("10 rows: 10 to do")
-    assert "gone from the list: 19, 0 of them deleted" in refused.text
-    assert "19 copies whose rows left the list were not deleted: " in refused.text
+    assert "removed from the manifest: 19, 0 of them deleted" in refused.text
+    assert "19 copies whose rows were removed from the manifest were not deleted: " in refused.text
     assert "10 rows where it had 29" in refused.text
     assert project.stored() == bodies
 
 
 def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, origin: Origin) -> None:
-    """The run after it goes on with the same night: what it misses is missing for the first time still."""
+    """The run after an interrupted delta run counts the same manifest only once."""
     rows, bodies = serve(origin, 10)
     project.manifest(rows)
     project.job(mode="delta", delta={"delete_removed": True, "max_delete": "50%"})
@@ -82,27 +83,34 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
 @pytest.mark.parametrize(
     ("swept", "sentence"),
     [
-        (PruneResult(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
-        (PruneResult(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
+        (PruneResult(1, 2, refused="why."), "1 copy whose row was removed from the manifest was not deleted: why."),
+        (
+            PruneResult(19, 2, refused="why."),
+            "19 copies whose rows were removed from the manifest were not deleted: why.",
+        ),
         (
             PruneResult(3, 2, failed=1, why_failed="a.jpg: why"),
-            "1 copy could not be deleted: a.jpg: why; the next night tries again",
+            "1 copy could not be deleted: a.jpg: why; the next delta run tries again",
         ),
         (
             PruneResult(3, 2, failed=2, why_failed="a.jpg: why"),
-            "2 copies could not be deleted, the first of them a.jpg: why; the next night tries again",
+            "2 copies could not be deleted, the first of them a.jpg: why; the next delta run tries again",
         ),
-        (PruneResult(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
+        (
+            PruneResult(3, 2, failed=2, ended="why"),
+            "2 copies could not be deleted: why; the next delta run tries again",
+        ),
         (PruneResult(3, 2, deleted=3), ""),
     ],
 )
 def test_what_is_said_of_copies_that_stand(swept: PruneResult, sentence: str) -> None:
-    assert swept_badly(swept) == sentence
+    """prune_failure() names the number of copies and the reason."""
+    assert prune_failure(swept) == sentence
 
 
 @pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])
 def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, origin: Origin) -> None:
-    """`--limit` and `--retry-failed` take a part of the list: they delete nothing, and bring no copy nearer to it."""
+    """`--limit` and `--retry-failed` delete no copy, and do not count the manifest."""
     rows, bodies = serve(origin, 10)
     project.manifest(rows)
     project.job(mode="delta", delta={"delete_removed": True, "max_delete": "50%"})
@@ -116,7 +124,7 @@ def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, or
 
 
 def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Origin) -> None:
-    """It says so with exit code 2, and deletes nothing: the list of the last night is not taken instead."""
+    """A missing manifest exits 2 and deletes nothing; the last one is not used instead."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     project.job(mode="delta", delta={"delete_removed": True, "max_delete": "100%"})

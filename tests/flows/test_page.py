@@ -1,6 +1,6 @@
-"""What an operator has to look at while a run is on and after it: its page at Prefect, its log, its metrics.
+"""An operator's view of a run: its page at Prefect, its log and its metrics.
 
-One run serves all of it: 31 chunks, some rows in trouble, an origin slow enough for there to be something to see.
+All tests use one run with 31 chunks, some faulty rows, and an origin that is slow enough to observe it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOOD, BAD, CHUNK_ROWS = 300, 7, 10
 
 @dataclass
 class Seen:
-    """What the run showed while it was on, and what is left of it."""
+    """What was observed during the run, and its records afterwards."""
 
     project: Project
     ended: Ended
@@ -80,7 +80,7 @@ def seen(cli: Cli, s3: S3Server, prefect_api: Prefect, tmp_path_factory: pytest.
 
 
 def test_the_bar_moves_and_ends_at_100(seen: Seen) -> None:
-    """It begins at 0, stands somewhere in between while the run is on, and ends at 100, since all is settled."""
+    """The bar starts at 0, moves during the run, and ends at 100."""
     assert seen.bars[0] == 0
     assert seen.bars[-1] == 100
     assert len(seen.bars) > 2, seen.bars
@@ -89,13 +89,13 @@ def test_the_bar_moves_and_ends_at_100(seen: Seen) -> None:
 
 
 def test_the_run_is_named_and_tagged(seen: Seen) -> None:
-    """Job and mode are tags, besides `ferry`."""
+    """The run has the tags `ferry`, its job and its mode."""
     assert seen.run["name"] == seen.project.name
     assert seen.run["tags"] == ["ferry", "full", seen.project.name]
 
 
 def test_summary_and_failures_say_what_and_what_next(seen: Seen) -> None:
-    """The summary has the counts, the failures' artifact and the command that tries them again; the table has each."""
+    """The summary has the counts, the failures' artifact and the retry command; the table has each failure."""
     summary, failures = (seen.artifacts[f"{seen.project.name}-{what}"] for what in ("summary", "failures"))
     assert f"| copied | uploaded and confirmed | {GOOD} |" in summary["data"]
     assert f"`{seen.project.name}-failures`" in summary["data"]
@@ -107,7 +107,7 @@ def test_summary_and_failures_say_what_and_what_next(seen: Seen) -> None:
 
 
 def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect) -> None:
-    """Each chunk's line has a link to its task run, and its file; its task run has the command that lists its rows."""
+    """A chunk's line links to its task run and has its file; the task run has the command for its rows."""
     table = json.loads(seen.artifacts[f"{seen.project.name}-chunks"]["data"])
     assert len(table) == 31
     assert sum(line["failed"] for line in table) == BAD
@@ -131,13 +131,13 @@ def test_a_chunk_leads_to_its_file_and_its_rows(seen: Seen, prefect_api: Prefect
     wanted = next(line["failed"] for line in troubled if name.split("-")[1] in line["chunk"])
     assert listed["total"] == wanted
     assert (
-        "no failed rows of chunk 0000" in seen.project.ferry("failures", "job.yaml", "--chunk", "0000").expect(0).stdout
+        "no failed rows with chunk 0000"
+        in seen.project.ferry("failures", "job.yaml", "--chunk", "0000").expect(0).stdout
     )
 
 
 def test_the_log_is_short_and_says_whose_lines_it_has(seen: Seen, prefect_api: Prefect) -> None:
-    """31 chunks and a run of some seconds are a dozen lines, on the console and at the server: none for a chunk that is
-    well. Each is JSON, with the run's ID."""
+    """A run of 31 chunks logs about a dozen lines, each JSON with the run's ID."""
     lines = [json.loads(line) for line in seen.ended.stderr.splitlines()]
     assert {line["flow_run_id"] for line in lines} == {seen.run["id"]}
     assert {line["job"] for line in lines if line.get("run_no")} == {seen.project.name}
@@ -148,7 +148,7 @@ def test_the_log_is_short_and_says_whose_lines_it_has(seen: Seen, prefect_api: P
 
 
 def test_metrics_say_what_the_ledger_says(seen: Seen) -> None:
-    """What was scraped last, when the last object was done, are the ledger's numbers: of both engine processes."""
+    """The last scraped metrics equal the ledger's counts, over both engine processes."""
     assert seen.metrics["ferry_engine_processes", ""] == 2
     ledger = seen.project.ledger().values()
     assert seen.metrics["ferry_objects_total", "copied"] == sum(line["status"] == "copied" for line in ledger) == GOOD
@@ -164,7 +164,7 @@ def test_metrics_say_what_the_ledger_says(seen: Seen) -> None:
     ("flow", "mode", "retry", "wanted"),
     [
         ("migrate", "full", False, "test"), ("migrate", "full", True, "test (retry failed)"),
-        ("migrate", "delta", ["timeout"], "test (retry failed)"), ("migrate", "delta", False, "test (night 20"),
+        ("migrate", "delta", ["timeout"], "test (retry failed)"), ("migrate", "delta", False, "test (delta 20"),
         ("verify", "delta", False, "test (verify)"),
     ],
 )  # fmt: skip
@@ -172,7 +172,7 @@ def test_metrics_say_what_the_ledger_says(seen: Seen) -> None:
 def test_names_of_runs(
     flow: str, mode: str, retry: bool | list[str], wanted: str, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A night has its date, a verification and a retry say so; whether Prefect has a job or what it is made of."""
+    """Names of delta runs have a date, and those of verifications and retries say so."""
     job: Job = make_job(mode=mode)
     parameters = {"job": job if given == "a job" else job.model_dump(mode="json"), "retry_failed": retry}
     monkeypatch.setattr(migrate, "flow_run", SimpleNamespace(parameters=parameters, flow_name=flow))
@@ -185,6 +185,6 @@ def test_names_of_runs(
      (100_000, 99_999, True, 99.9), (200, 50, True, 25)],
 )  # fmt: skip
 def test_percent(todo: int, done: int, over: bool, wanted: float) -> None:
-    """100 only when all is settled and the run is over: the docstring's table."""
+    """percent() follows its table."""
     s = Snapshot(todo, done, 0, 0, 1.0, 1.0, 1.0, None, {}, {})
     assert percent(s, over=over) == wanted

@@ -1,4 +1,4 @@
-"""Where a deployment's state may lie."""
+"""A deployment's state must outlive its run."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ CLONE = Path("/tmp/tmpab12cd_fprefect")
         ("/srv/ferry/job", False, None, True, None),
         (f"{CLONE}/ferry-main/.ferry/job", True, CLONE, False, "copy of the code"),
         (f"{CLONE}/ferry-main/.ferry/job", True, CLONE, True, "copy of the code"),
-        ("/srv/ferry/job", True, CLONE, True, "layer of this container"),
-        ("/srv/ferry/job", True, None, True, "layer of this container"),
+        ("/srv/ferry/job", True, CLONE, True, "file system of this container"),
+        ("/srv/ferry/job", True, None, True, "file system of this container"),
         ("/srv/ferry/job", True, CLONE, False, None),
         (f"{CLONE}-beside/job", True, CLONE, False, None),
         ("/srv/ferry/job", True, None, False, None),
@@ -39,7 +39,7 @@ CLONE = Path("/tmp/tmpab12cd_fprefect")
 def test_the_table(
     state: str, in_deployment: bool, clone_root: Path | None, container_layer: bool, lost: str | None
 ) -> None:
-    """Only a directory that goes with the run of a deployment is refused, and the message names it and the fix."""
+    """Only a directory that is deleted with the run is refused; the message names it and the fix."""
     problem = placement_problem(
         state, in_deployment=in_deployment, clone_root=clone_root, container_layer=container_layer
     )
@@ -53,7 +53,7 @@ def test_the_table(
 
 
 def test_a_workers_folder_is_found() -> None:
-    """The folder that Prefect's process worker makes for a run is found from a clone inside it, and none besides."""
+    """Only the folder that Prefect's process worker makes for a run is found, from inside it."""
     with tempfile.TemporaryDirectory(suffix="prefect") as made:
         root = Path(made).resolve()
         assert find_clone_root(root / "ferry-main" / "sub") == root
@@ -76,19 +76,19 @@ def test_a_workers_folder_is_found() -> None:
     ],
 )
 def test_whose_container_it_is(command: str, its_own: bool) -> None:
-    """A container is thrown away with the run where Prefect is its first process, not where people or CI work in it."""
+    """A container counts as temporary only if Prefect is its first process."""
     assert is_prefects_container(command) is its_own
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is a mount of its own on Linux alone")
 def test_a_mount_is_not_the_containers_layer() -> None:
-    """A path that does not exist yet is judged by the mount that it will lie on."""
+    """A missing path is judged by the mount that it will be on."""
     assert on_root_device(Path("/no/such/folder"))
     assert not on_root_device(Path("/proc/no/such/folder"))
 
 
 def test_a_run_of_a_deployment_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In a worker's folder a state there is refused, through a symbolic link too; others and other runs are not."""
+    """A state in the worker's folder is refused, also through a link; other states and runs are not."""
     with tempfile.TemporaryDirectory(suffix="prefect") as made:
         monkeypatch.chdir(made)
         inside = Path(made) / ".ferry" / "job"

@@ -1,4 +1,4 @@
-"""Places and keys, end to end: changed settings, existing objects, key templates, lists from elsewhere."""
+"""Settings, existing objects, key templates and remote manifests, in complete runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_replan_and_changed_settings(project: Project, origin: Origin) -> None:
-    """A changed key stops with exit 2 and names it, --replan takes it; a changed check plans failed rows anew."""
+    """A changed key exits 2 with its name, --replan accepts it, and a changed check plans failed rows again."""
     rows, bodies = serve(origin, 12)
     rows.append({"sku": "leaflet", "url": origin.add("/doc/leaflet.pdf", b"%PDF-1.7\n%%EOF\n", "application/pdf")})
     project.manifest(rows)
@@ -41,7 +41,7 @@ def test_replan_and_changed_settings(project: Project, origin: Origin) -> None:
 
 
 def test_replan_to_another_place(project: Project, origin: Origin) -> None:
-    """After `--replan` for another destination the objects are there, not only in the ledger; then all is cached."""
+    """After `--replan` for another destination the objects are there, and then all chunks are cached."""
     rows, bodies = serve(origin, 5)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
@@ -56,7 +56,7 @@ def test_replan_to_another_place(project: Project, origin: Origin) -> None:
 
 @pytest.fixture
 def occupied(project: Project, origin: Origin) -> tuple[Project, dict[str, bytes], dict[str, bytes]]:
-    """Ten rows; the bucket has the first two already, with the same bytes, and the next two with others."""
+    """Ten rows; the bucket already has the first two with the same bytes, and the next two with others."""
     rows, bodies = serve(origin, 10)
     project.manifest(rows)
     keys = sorted(bodies)
@@ -78,7 +78,7 @@ def occupied(project: Project, origin: Origin) -> tuple[Project, dict[str, bytes
 def test_on_existing(
     occupied: tuple[Project, dict[str, bytes], dict[str, bytes]], policy: str, counts: dict[str, int], kept: int
 ) -> None:
-    """Each policy does to the same object and to another one what SEMANTICS says."""
+    """Each value of `on_existing` has its documented effect on equal and on different objects."""
     project, bodies, before = occupied
     there = project.written_at()
     project.job(on_existing=policy)
@@ -95,7 +95,7 @@ def test_on_existing(
 
 
 def test_key_templates(project: Project, origin: Origin) -> None:
-    """{sha256}.{ext} names by content and stores twins once; columns and source fields work; collisions are exit 2."""
+    """{sha256}.{ext} stores equal content once, columns and source fields work, and collisions exit 2."""
     bodies = [make_image("png", n) for n in range(3)]
     rows = [{"sku": f"s{n}", "url": origin.add(f"/{n}/photo.jpg", bodies[n]), "folder": "a b"} for n in range(3)]
     rows.append({"sku": "twin", "url": origin.add("/9/photo.jpg", bodies[0]), "folder": "x"})
@@ -119,7 +119,7 @@ def test_key_templates(project: Project, origin: Origin) -> None:
 
 
 def test_late_collisions(project: Project, origin: Origin) -> None:
-    """Two rows whose late keys turn out to be one, with other bytes: order must not decide; none is lost unsaid."""
+    """Of two rows with equal deferred keys and different bytes, at most one is copied; the other fails."""
     rows = [{**row, "name": row["sku"]} for row in serve(origin, 40)[0]]
     first, second = make_image("jpeg", 1001), make_image("jpeg", 1002)
     rows.append({"sku": "one", "url": origin.add("/c/1.jpg", first), "name": "same"})
@@ -138,7 +138,7 @@ def test_late_collisions(project: Project, origin: Origin) -> None:
 
 
 def test_listed_manifests(project: Project, origin: Origin) -> None:
-    """A bucket prefix moves to another, a directory into a bucket: metadata kept, include and exclude obeyed."""
+    """A prefix and a directory are copied to a bucket with their metadata, with include and exclude."""
     client = project.client()
     bodies = {f"{n % 2}/p {n}+é.jpg": make_image("jpeg", n) for n in range(8)}
     for key, body in bodies.items():
@@ -178,7 +178,7 @@ def test_listed_manifests(project: Project, origin: Origin) -> None:
 
 
 def test_manifests_from_elsewhere(project: Project, origin: Origin) -> None:
-    """The list itself may lie at http:// (behind the address filter) or in a bucket; a missing one is exit 2."""
+    """A manifest may be at http:// (behind the address filter) or in a bucket; a missing one exits 2."""
     rows, bodies = serve(origin, 5)
     project.manifest(rows)
     text = (project.folder / "products.csv").read_bytes()

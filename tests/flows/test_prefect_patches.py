@@ -1,6 +1,6 @@
-"""What Ferry uses of Prefect that is private or undocumented: each name is there, and does what Ferry takes it for.
+"""Each private or undocumented name of Prefect that Ferry uses exists and behaves as expected.
 
-Each fact is of a real run on a real server, in a process of its own: `make test-prefect` asks it of other versions.
+The facts come from a real run in a separate process, so that `make test-prefect` can check other versions.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ print("SEEN" + json.dumps(seen))
 
 @pytest.fixture(scope="module")
 def seen(cli: Cli) -> dict[str, Any]:
-    """What a flow of a deployment with a slot did with all that is replaced."""
+    """Returns the observations of a deployment's flow with a slot, run with all patches."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=cli.environment, capture_output=True, text=True, timeout=240, check=False
     )
@@ -96,14 +96,14 @@ def seen(cli: Cli) -> dict[str, Any]:
 
 
 def test_the_slot_is_held_by_what_ferry_puts_there(seen: dict[str, Any]) -> None:
-    """The engine calls it with the slot's lease and its 300 s, and ends it with the flow."""
+    """The engine calls Ferry's function with the slot's lease and 300 s, and ends it with the flow."""
     (given, named), ended = seen["slots"]
     assert (len(given[0]), given[1], ended) == (36, "300", "ended")
     assert named == ["raise_on_lease_renewal_failure"]
 
 
 def test_a_name_that_is_gone_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Setting a name that Prefect reads no more would bring back what it replaces, without a word."""
+    """A missing name raises UserError, and is not set."""
     monkeypatch.delattr(flow_engine, prefect_patches._SLOT)
     with pytest.raises(UserError, match="has no `prefect.flow_engine.maintain_concurrency_lease`".replace(".", "[.]")):
         prefect_patches.hold_slots_with(lambda *_: None)  # type: ignore[arg-type]
@@ -111,7 +111,7 @@ def test_a_name_that_is_gone_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_results_are_kept_where_ferry_says(seen: dict[str, Any]) -> None:
-    """The second task of a key is Cached: its result was written to, and read from, the storage of the run."""
+    """The second task with a key is Cached, from the run's own storage."""
     assert seen["result"] == ["Completed", "Cached", {"n": 1}]
     assert seen["kept"] == {"key-1": {"n": 1}}
     assert "key-1" in seen["asked"]
@@ -119,17 +119,17 @@ def test_results_are_kept_where_ferry_says(seen: dict[str, Any]) -> None:
 
 
 def test_tasks_have_no_tags(seen: dict[str, Any]) -> None:
-    """Although the flow has one."""
+    """Tasks do not inherit their flow's tag."""
     assert seen["tags"] == [[], []]
 
 
 def test_the_log_says_what_is_looked_for(seen: dict[str, Any]) -> None:
-    """Lines of settled, cached and retried tasks, by the text and the logger by which prefect_logs.py knows them."""
+    """Completed, cached and retried tasks are logged with the expected text and logger."""
     tasks = [text for name, text in seen["lines"] if name == prefect_patches.TASK_RUNS]
-    assert any(text.startswith(prefect_patches.SETTLED) for text in tasks), tasks
+    assert any(text.startswith(prefect_patches.COMPLETED) for text in tasks), tasks
     assert any(text.startswith(prefect_patches.CACHED) for text in tasks), tasks
     assert sum(prefect_patches.RETRIED in text for text in tasks) == 1, tasks
-    assert any(name == prefect_patches.FLOW_RUNS and text.startswith(prefect_patches.SETTLED)
+    assert any(name == prefect_patches.FLOW_RUNS and text.startswith(prefect_patches.COMPLETED)
                for name, text in seen["lines"])  # fmt: skip
 
 
@@ -154,7 +154,7 @@ os._exit(0)
 
 
 def test_a_server_that_is_away_is_told_in_these_words(cli: Cli) -> None:
-    """The lines that tasks/reporting/prefect_logs.py makes fewer are there, of these loggers."""
+    """An unreachable server is logged with the expected text and logger."""
     environment = {**cli.environment, "PREFECT_API_URL": "http://127.0.0.1:1/api"}
     done = subprocess.run(
         [sys.executable, "-c", AWAY], env=environment, capture_output=True, text=True, timeout=240, check=False
@@ -165,7 +165,7 @@ def test_a_server_that_is_away_is_told_in_these_words(cli: Cli) -> None:
 
 
 def test_the_folders_of_workers() -> None:
-    """They are made by these names still."""
+    """Prefect's folders for fetched code match the patterns."""
     assert 'TemporaryDirectory(suffix="prefect")' in inspect.getsource(sys.modules[ProcessWorker.__module__])
     with tempfile.TemporaryDirectory(suffix="prefect") as made:
         assert prefect_patches.WORKER_FOLDER.fullmatch(Path(made).name)
@@ -173,7 +173,7 @@ def test_the_folders_of_workers() -> None:
 
 
 def test_private_names_stand_in_one_module() -> None:
-    """Neither a module of Prefect's command line nor a private name is imported anywhere else."""
+    """No other module imports Prefect's command line or a private name."""
     modules = r"^\s*(?:from|import) prefect(?:\.cli\b|[\w.]*\._)"
     names = r"^\s*from prefect[\w.]* import .*\b_\w"
     private = re.compile(f"{modules}|{names}", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Several engine processes: the same promises as with one, and together no more at a host than one."""
+"""Several engine processes give the same results as one, and share its limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 def helpers(of: int) -> list[int]:
-    """The engine processes that a run has started."""
+    """Returns the worker processes of a run."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -41,7 +41,7 @@ def hosts(project: Project) -> Any:
 
 
 def begin(project: Project, origin: Origin, **job: Any) -> tuple[subprocess.Popen[str], dict[str, bytes]]:
-    """A run with two engine processes, in the middle."""
+    """Start a run with two engine processes, and wait until it transfers."""
     rows, bodies = serve(origin, ROWS)
     origin.latency_s = 0.25
     project.job(processes=2, concurrency=8, chunk_rows=10, **job)
@@ -57,7 +57,7 @@ def started_at(project: Project) -> list[float]:
 
 
 def test_two_processes_move_each_row_once(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Both work, and chunks, outcomes, counts, failures and the second run are as with one."""
+    """Both processes work; chunks, outcomes, counts, failures and a second run are as with one process."""
     rows, bodies = serve(origin, ROWS)
     for number in range(5):
         rows.append({"sku": f"gone-{number}", "url": origin.url(f"/gone/{number}.jpg")})
@@ -78,7 +78,7 @@ def test_two_processes_move_each_row_once(project: Project, origin: Origin, pref
 
 
 def test_an_engine_process_that_is_killed_loses_nothing(project: Project, origin: Origin) -> None:
-    """The same run finishes: what it had recorded counts, the rest is planned anew, nothing is fetched twice."""
+    """After a process is killed, the run finishes and fetches no recorded object again."""
     process, bodies = begin(project, origin)
     (helper,) = helpers(process.pid)
     os.kill(helper, signal.SIGKILL)
@@ -93,7 +93,7 @@ def test_an_engine_process_that_is_killed_loses_nothing(project: Project, origin
 
 
 def test_ctrl_c_reaches_all_processes(project: Project, origin: Origin) -> None:
-    """Within 15 s; what was in flight in either is recorded; a rerun takes the rest."""
+    """A Ctrl-C ends both processes within 15 s with their outcomes recorded; a rerun copies the rest."""
     process, bodies = begin(project, origin)
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
@@ -124,7 +124,7 @@ def test_a_killed_run_takes_its_processes_along(project: Project, origin: Origin
 
 
 def test_bounds_are_shared(project: Project, origin: Origin) -> None:
-    """40 requests a second are 40, not 80; and no more than the bound in flight."""
+    """Two processes together send no more than 40 requests/s, and respect the limit of concurrency."""
     rows, _ = serve(origin, 120)
     project.job(processes=2, chunk_rows=10, limits={"hosts": {"127.0.0.1": {"requests_per_s": 40, "concurrency": 6}}})
     project.manifest(rows)
@@ -136,7 +136,7 @@ def test_bounds_are_shared(project: Project, origin: Origin) -> None:
 
 
 def test_a_pause_is_everybody_s(project: Project, origin: Origin) -> None:
-    """A Retry-After that one process is told holds the other up as well."""
+    """A Retry-After that one process receives pauses the other process."""
     rows, bodies = serve(origin, ROWS)
     fault = Fault(Trouble.RATE_LIMITED, seconds=3)
     body = next(iter(bodies.values()))
@@ -151,7 +151,7 @@ def test_a_pause_is_everybody_s(project: Project, origin: Origin) -> None:
 
 
 def test_a_run_with_a_limit_has_one_process(project: Project, origin: Origin) -> None:
-    """--limit counts rows, exactly."""
+    """A run with --limit uses one process, and copies exactly that many rows."""
     rows, _ = serve(origin, 40)
     project.job(processes=4, chunk_rows=5)
     project.manifest(rows)

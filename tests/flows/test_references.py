@@ -1,4 +1,4 @@
-"""Secrets and credentials that a job only refers to are found where the work runs."""
+"""A job's references to secrets and credentials are resolved on the machine of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.flows.project import ROOT, Cli, Ended, Environment, Project, serve
 SCRIPT = """
 from prefect.blocks.system import Secret
 from prefect_aws import AwsCredentials
-from tasks import references
+from tasks import secrets
 from ferry.core.errors import UserError
 from ferry.job.model import Job
 
@@ -28,23 +28,23 @@ job = Job.model_validate({
     "source": {"headers": {"Authorization": "secret:old-token"}, "headers_for": ["h"]},
     "destination": {"uri": "s3://b/", "credentials": "block:new-store"},
 })
-assert references.headers(job) == {"Authorization": "Bearer abc"}
-access = references.destination_access(job)
+assert secrets.headers(job) == {"Authorization": "Bearer abc"}
+access = secrets.destination_access(job)
 assert access.keys == ("AK", "SK", None), access
 assert access.region == "eu-central-1"
 assert "SK" not in repr(access)
 AwsCredentials(**keys, assume_role_arn="arn:aws:iam::123456789012:role/x").save("with-role", overwrite=True)
 try:
-    references.access("block:with-role", None, None, "destination.credentials")
+    secrets.access("block:with-role", None, None, "destination.credentials")
 except UserError as error:
     assert "`with-role` has `assume_role_arn`" in str(error) and "profile:NAME" in str(error)
 else:
     raise AssertionError("a role was ignored")
 assert "abc" not in job.model_dump_json()
 try:
-    references.access("block:not-there", None, None, "destination.credentials")
+    secrets.access("block:not-there", None, None, "destination.credentials")
 except UserError as error:
-    assert "there is no AwsCredentials block `not-there`" in str(error)
+    assert "the Prefect server has no AwsCredentials block `not-there`" in str(error)
 else:
     raise AssertionError("a missing block was not refused")
 print("all held")
@@ -52,7 +52,7 @@ print("all held")
 
 
 def test_blocks_are_read_where_the_work_runs(cli: Cli) -> None:
-    """`secret:BLOCK` and `block:NAME` give what the blocks hold; neither shows in the job; a missing one is named."""
+    """`secret:BLOCK` and `block:NAME` give the block's values, which the job does not show."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], env=cli.environment, capture_output=True, text=True, timeout=120
     )
@@ -60,9 +60,10 @@ def test_blocks_are_read_where_the_work_runs(cli: Cli) -> None:
 
 
 def as_documented(project: Project, environment: Environment) -> Ended:
-    """What docs/reference/job.md tells to do in a shell, exactly."""
-    page = (ROOT / "docs" / "reference" / "job.md").read_text()
-    (lines,) = re.findall(r"```sh\n(ferry block .*?)```", page, re.DOTALL)
+    """Run the shell line of docs/reference/job.md exactly."""
+    (lines,) = re.findall(
+        r"```sh\n(ferry block .*?)```", (ROOT / "docs" / "reference" / "job.md").read_text(), re.DOTALL
+    )
     (line,) = lines.splitlines()
     keys = {"AWS_ACCESS_KEY_ID": project.cli.s3.access_key, "AWS_SECRET_ACCESS_KEY": project.cli.s3.secret_key}
     given = {"PREFECT_API_URL": None, "PREFECT_HOME": None, "OLD_TOKEN": "Bearer abc", **keys, **environment}
@@ -70,14 +71,13 @@ def as_documented(project: Project, environment: Environment) -> Ended:
 
 
 def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
-    """A command that is not a run asks the server that the runs of its job have, in its folder, and no other. What
-    saves a block there is the line of docs/reference/job.md, in a folder that has no such server yet."""
+    """`ferry plan` reads blocks from the server of its job's runs, where the documented `ferry block` saves them."""
     rows, bodies = serve(origin, 3)
     project.manifest(rows)
     alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
     project.job(destination=project.destination(credentials="block:new-store"))
     missing = project.ferry("plan", "job.yaml", env=alone).expect(2)
-    assert "there is no AwsCredentials block `new-store`" in missing.stderr
+    assert "has no AwsCredentials block `new-store`" in missing.stderr
     assert len(missing.stderr.splitlines()) == 1
     assert "AWS_ACCESS_KEY_ID is not set" in as_documented(project, {"AWS_ACCESS_KEY_ID": None}).expect(2).stderr
     assert "created    block  aws-credentials/new-store" in as_documented(project, {}).expect(0).stdout
@@ -92,19 +92,19 @@ def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
 
 TELEMETRY = """
 import atexit, os, sys
-from flows import cli
+from flows.cli import commands
 def told():
     from prefect._internal.analytics import is_telemetry_enabled
     print("telemetry:", os.environ.get("DO_NOT_TRACK"), is_telemetry_enabled())
 atexit.register(told)
 sys.argv[0] = "ferry"
-cli.main()
+commands.main()
 """
 
 
 @pytest.mark.parametrize("command", [["deploy", "--dry-run"], ["run", "--on", "migrate/prod"], ["watch"]])
 def test_no_command_sends_telemetry(command: list[str], project: Project) -> None:
-    """With a server of the user's own, too: Prefect's client would send it by itself. No server needs to answer."""
+    """Prefect's telemetry is off, also with the user's own server."""
     environment = {name: value for name, value in project.cli.environment.items() if name != "DO_NOT_TRACK"}
     ended = subprocess.run(
         [sys.executable, "-c", TELEMETRY, *command], cwd=project.folder, capture_output=True, text=True, timeout=120,

@@ -1,4 +1,4 @@
-"""`ferry run --on` and `ferry watch`: runs that a worker does, submitted, left and come back to; and their lease."""
+"""`ferry run --on` and `ferry watch` submit a worker's run and follow it; the lease excludes other runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def deployed(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
-    """The deployments, and one more without `wait`; and a worker that takes their runs."""
+    """The deployments, another one without `wait`, and a worker that takes their runs."""
     found = Deployed(tmp_path_factory.mktemp("deployed"), cli)
     found.content["deployments"].append({**found.entry("prod"), "name": found.named("other")})
     found.write()
@@ -47,20 +47,19 @@ def flow_run(prefect_api: Prefect, run_id: str) -> dict[str, Any]:
 
 
 def newest(prefect_api: Prefect, deployed: Deployed, name: str) -> dict[str, Any] | None:
-    """The run of a deployment that was submitted last."""
+    """Returns the run of a deployment that was submitted last."""
     asked = {"deployments": {"name": {"any_": [deployed.named(name)]}}, "sort": "EXPECTED_START_TIME_DESC", "limit": 1}
     return next(iter(prefect_api.post("flow_runs/filter", asked)), None)
 
 
 def said(prefect_api: Prefect, run_id: str) -> str:
-    """What a run has logged."""
+    """Returns the log lines of a run."""
     asked = {"logs": {"flow_run_id": {"any_": [run_id]}}, "sort": "TIMESTAMP_ASC"}
     return "\n".join(line["message"] for line in prefect_api.post("logs/filter", asked))
 
 
 def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """While a run is on, one of another deployment fails at once with exit 3 and names it, and one that is to wait
-    waits; Ctrl-C leaves a run that is followed, and `ferry watch` comes back to it. No object is fetched twice."""
+    """Beside a live run, a run without `wait` exits 3, one with `wait` waits, and no object is fetched twice."""
     rows, bodies = serve(origin, 240)  # four minutes, until the latency is taken away
     project.manifest(rows)
     project.job(manifest=str(project.folder / "products.csv"), state=str(project.state), concurrency=1)
@@ -88,8 +87,8 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
         assert flow_run(prefect_api, a["id"])["state_type"] == "RUNNING", "Ctrl-C left it running"
     finally:
         origin.latency_s = 0.0
-    followed = project.ferry("watch", "job.yaml").expect(0)
-    assert "Completed" in followed.stdout
+    follower = project.ferry("watch", "job.yaml").expect(0)
+    assert "Completed" in follower.stdout
     second: Ended = project.cli.end(waiting, ["run"]).expect(0)
     assert "nothing to do" in second.json["message"]
     assert project.ferry("watch", a["id"], "--json").expect(0).json["message"].startswith("this run: 240 copied")
@@ -101,23 +100,23 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
 
 
 def test_what_is_refused_before_it_is_submitted(deployed: Deployed, project: Project, prefect_api: Prefect) -> None:
-    """A deployment that is not there, one of another flow, a setting that is none: exit 2, and no run is made."""
+    """A wrong deployment or setting exits 2 and creates no run."""
     on = deployed.named("migrate/prod")
     for arguments, words in (
         (
             ["job.yaml", "--on", deployed.named("migrate/prodd")],
-            f"there is no deployment {deployed.named('migrate/prodd')}",
+            f"has no deployment {deployed.named('migrate/prodd')}",
         ),
         (["job.yaml", "--on", deployed.named("verify/weekly")], "a deployment of the flow migrate"),
         (["job.yaml", "--on", on, "--set", "limits.concurency=3"], "did you mean `concurrency`?"),
-        (["job.yaml", "--on", on, "--replan"], "--replan is for `ferry run JOB`"),
-        (["job.yaml", "--on", on, "--limit", "0"], "move at least one row"),
+        (["job.yaml", "--on", on, "--replan"], "--replan cannot be combined with --on"),
+        (["job.yaml", "--on", on, "--limit", "0"], "the limit must be at least 1"),
         ([], "name a job file"),
     ):
         assert words in project.ferry("run", *arguments).expect(2).stderr
     for wanted, words in (
-        (str(uuid4()), "there is no run"),
-        ("nobody", "knows of no run of nobody"),
+        (str(uuid4()), "the Prefect server has no run"),
+        ("nobody", "has no run of nobody"),
         ("a/b", "neither"),
     ):
         assert words in project.ferry("watch", wanted).expect(2).stderr
@@ -131,7 +130,7 @@ def client(prefect_api: Prefect) -> Iterator[SyncPrefectClient]:
 
 
 def container_deployment(prefect_api: Prefect) -> str:
-    """A deployment on a pool whose runs are containers; no worker of it is up."""
+    """A deployment on a pool for containers, without an online worker."""
     mark = uuid4().hex[:8]
     make_pool(prefect_api, f"pool-{mark}", "kubernetes")
     flow = prefect_api.post("flows/", {"name": "migrate"})["id"]
@@ -143,11 +142,10 @@ def container_deployment(prefect_api: Prefect) -> str:
 def test_relative_paths_of_a_submitted_job(
     prefect_api: Prefect, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are the worker's: said where it may be meant so, refused where runs have a file system of their own; and a
-    run that no worker takes says so, with what to do."""
+    """A relative path gives a warning, or an error for runs with their own file system; a wait is explained."""
     on = container_deployment(prefect_api)
     job = {"name": "far", "manifest": "list.csv", "destination": "s3://x/y/"}
-    with pytest.raises(UserError, match="manifest and state of the job: a path of this machine"):
+    with pytest.raises(UserError, match="manifest and state of the job: a local path"):
         remote_run.submit(client, on, job, (), {}, print)
     run = remote_run.submit(client, on, job, ("manifest=s3://x/list.csv", "state=s3://x/state"), {"limit": 3}, print)
     assert run.parameters == {
@@ -164,16 +162,16 @@ def test_relative_paths_of_a_submitted_job(
         raise Seen
 
     clock = iter(range(0, 10_000, 30))
-    followed = remote_run.Followed(client, run.id, heard.append, lambda _: None, hear)
+    follower = remote_run.RunFollower(client, run.id, heard.append, lambda _: None, hear)
     with pytest.raises(Seen):
-        followed.until_the_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
+        follower.until_end(clock=lambda: float(next(clock)), sleep=lambda _: None)
     assert "prefect worker start --pool pool-" in heard[-1]
     client.create_flow_run_from_deployment(
         UUID(str(run.deployment_id)), parameters=run.parameters, state=Scheduled(scheduled_time=NOW.replace(year=2100))
     )
     monkeypatch.setattr(remote_run, "PAGE", 1)  # of the hundred that a schedule plans, none is come back to
     for wanted in (on, run.name, str(run.id)):
-        assert remote_run.find(client, wanted, None, datetime.now(UTC)).id == run.id
+        assert remote_run.find_run(client, wanted, None, datetime.now(UTC)).id == run.id
 
 
 @pytest.mark.parametrize(
@@ -196,7 +194,7 @@ def test_relative_paths_of_a_submitted_job(
     ],
 )
 def test_settings_in_place_of_the_jobs(data: dict[str, Any], settings: list[str], expected: Any) -> None:
-    """The table of merged(); what is given stays as it is."""
+    """merged() follows its table and does not change its input."""
     before = json.dumps(data)
     if expected is None:
         with pytest.raises(UserError, match="--set "):
@@ -207,7 +205,7 @@ def test_settings_in_place_of_the_jobs(data: dict[str, Any], settings: list[str]
 
 
 def test_settings_of_a_run_here(project: Project, origin: Origin) -> None:
-    """--set is for runs here, too; what it makes of the job is checked as the job is."""
+    """--set changes the job of a local run, and the result is validated."""
     rows, _ = serve(origin, 1)
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--set", "destination.cache_control=no-store").expect(0)
@@ -229,9 +227,9 @@ def test_settings_of_a_run_here(project: Project, origin: Origin) -> None:
     ],
 )
 def test_exit_codes(kind: StateType, message: str | None, code: int) -> None:
-    """The table of code_of()."""
+    """exit_code_for() follows its table."""
     run = FlowRun(flow_id=uuid4(), state=State(type=kind, message=message))
-    assert remote_run.code_of(run)[0] == code
+    assert remote_run.exit_code_for(run)[0] == code
 
 
 def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
@@ -253,9 +251,9 @@ def at(hours: float, kind: StateType, name: str = "") -> FlowRun:
     ],
 )
 def test_which_run_is_come_back_to(runs: list[tuple[float, StateType]], expected: int | None) -> None:
-    """The one that is on or due, the newest first; else the last that ended; never one of a coming night."""
+    """The newest live or due run is followed, else the last ended one; never a later scheduled run."""
     made = [at(*run) for run in runs]
-    assert remote_run.choose(made, NOW) is (None if expected is None else made[expected])
+    assert remote_run.newest_run(made, NOW) is (None if expected is None else made[expected])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +270,7 @@ def test_which_run_is_come_back_to(runs: list[tuple[float, StateType]], expected
 def test_why_a_run_has_not_begun(
     state: str, pool: str | None, exists: bool, paused: bool, online: list[str], words: str | None
 ) -> None:
-    """The table of why_waiting()."""
+    """why_waiting() follows its table."""
     found = work_pools.why_waiting(state, pool, exists, paused, online)
     assert found is None if words is None else words in (found or "")
 
@@ -287,12 +285,12 @@ def test_why_a_run_has_not_begun(
     ],
 )
 def test_which_settings_are_relative(given: dict[str, str], expected: list[str]) -> None:
-    """Those that mean another place on another machine; the default state is one."""
+    """Relative paths of manifest and state are named, also for the default state."""
     assert remote_run.relative_paths(Job.model_validate({"name": "x", "destination": "s3://b/", **given})) == expected
 
 
 def test_the_commands_are_listed(cli: Cli, tmp_path: Path) -> None:
-    """`ferry --help` has them."""
+    """`ferry --help` lists the commands."""
     text = cli.run(["--help"], tmp_path).expect(0).stdout
     assert "deploy" in text
     assert "watch" in text

@@ -1,4 +1,4 @@
-"""What Prefect's cache keeps: five plain values in the state. No pickle is written, and none is read."""
+"""The cache of chunk results has only five plain values in the state, and no pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ fired: list[str] = []
 
 
 class Bomb:
-    """Says when somebody has unpickled it."""
+    """An object that records when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return fired.append, ("fired",)
@@ -41,7 +41,7 @@ def record(result: Any, serializer: Any) -> bytes:
 
 
 def test_a_chunks_result_comes_back(results: StateResults) -> None:
-    """What Prefect writes it reads again, and the file holds the five values and nothing of Prefect's."""
+    """Prefect reads the result that it wrote, and the file has only the five values."""
     results.write_path(KEY, record(COUNTS, JSONSerializer()))
     assert ResultRecord.deserialize(results.read_path(KEY)).result == COUNTS
     kept = json.loads(results._state.read(f"results/{KEY}.json"))
@@ -72,7 +72,7 @@ def test_nothing_else_is_kept(results: StateResults) -> None:
     ],
 )
 def test_what_was_planted_is_a_miss(planted: bytes, results: StateResults) -> None:
-    """Prefect takes any exception for a miss: the chunk runs again. Nothing in the file is executed."""
+    """A forged file raises, which Prefect treats as a cache miss, and nothing in it is executed."""
     results._state.write(f"results/{KEY}.json", planted)
     with pytest.raises((ValueError, TypeError)):
         results.read_path(KEY)
@@ -81,6 +81,6 @@ def test_what_was_planted_is_a_miss(planted: bytes, results: StateResults) -> No
 
 @pytest.mark.parametrize("key", ["../plan/plan", "a/b", "", "/etc/passwd", "a\0b"])
 def test_a_key_is_no_path(key: str, results: StateResults) -> None:
-    """Results lie in results/, whatever a key says."""
-    with pytest.raises(ValueError, match="no key"):
+    """A key cannot name a file outside results/."""
+    with pytest.raises(ValueError, match="not the key"):
         results.read_path(key)

@@ -1,4 +1,4 @@
-"""Prefect's task retries run a chunk's pending rows, and a chunk with pending rows is never cached."""
+"""Prefect's task retries process a chunk's pending rows, and such a chunk is never cached."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """A host that answers nothing but 500 is left alone after 50 answers; its rows stay pending, the chunk is
-    retried by Prefect, and once the host is well everything is copied in the same run."""
+    """Rows of a failing host stay pending, and the same run copies them after the host recovers."""
     rows, bodies = serve(origin, 120)
     for name, body in bodies.items():
         origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.SERVER_ERROR))
@@ -50,7 +49,7 @@ def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefe
 
 
 def test_pending_rows_are_not_cached(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Its retries used up, a chunk is Failed, not cached; its rows are pending, and the next run does them."""
+    """A chunk without retries left is Failed, not cached, and the next run copies its pending rows."""
     rows, bodies = serve(origin, 90)
     for name, body in bodies.items():
         origin.add(f"/{name}", body, "image/jpeg", Fault(Trouble.FORBIDDEN))
@@ -72,8 +71,7 @@ def test_pending_rows_are_not_cached(project: Project, origin: Origin, prefect_a
 def test_a_result_without_its_outcomes_counts_for_nothing(
     lost: tuple[str, ...], project: Project, origin: Origin, prefect_api: Prefect
 ) -> None:
-    """A chunk comes back Cached, and the ledger does not have its rows: they were lost, or the result is of another
-    state. The same run looks at each of them again, and puts what is missing there."""
+    """Rows of a Cached chunk that the ledger lacks are checked again by the same run."""
     rows, bodies = serve(origin, 30)
     project.manifest(rows)
     project.job()

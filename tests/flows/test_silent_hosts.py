@@ -1,4 +1,4 @@
-"""Hosts that cannot be found for a while, or that nobody answers at: their rows wait, other hosts go on."""
+"""Rows of a host without a DNS name or an answer wait, while other hosts' rows are copied."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run(project: Project, first: int, seconds: float) -> Ended:
 
 
 def list_of_two_hosts(project: Project, origin: Origin, **retries: Any) -> dict[str, bytes]:
-    """Every other row is of the host that cannot be found."""
+    """Write a manifest, in which every other host does not resolve. Returns the expected objects."""
     rows, bodies = serve(origin, 80)
     for row in rows[::2]:
         row["url"] = row["url"].replace("127.0.0.1", "img.example")
@@ -56,7 +56,7 @@ def list_of_two_hosts(project: Project, origin: Origin, **retries: Any) -> dict[
 
 
 def test_a_name_that_is_unknown_for_a_whole_run(project: Project, origin: Origin) -> None:
-    """Its rows fail as `dns`, to be tried again, in seconds; the other host's arrive; the next run takes the rest."""
+    """Rows of an unresolvable host fail as `dns`, retryable, and the next run copies them."""
     bodies = list_of_two_hosts(project, origin, passes=1)
     report = run(project, 0, 60.0).expect(1).json
     assert report["this_run"] == {"copied": 40, "failed": 40}
@@ -70,7 +70,7 @@ def test_a_name_that_is_unknown_for_a_whole_run(project: Project, origin: Origin
 
 
 def test_a_name_that_is_unknown_for_a_part_of_a_run(project: Project, origin: Origin) -> None:
-    """Found at first, then not for two seconds: the same run takes those rows at its end."""
+    """Rows of a host that does not resolve for two seconds are copied by the same run."""
     bodies = list_of_two_hosts(project, origin, attempts=4, backoff_s=1.0, passes=3)
     origin.latency_s = 0.05
     report = run(project, 1, 2.0).expect(0).json
@@ -80,8 +80,7 @@ def test_a_name_that_is_unknown_for_a_part_of_a_run(project: Project, origin: Or
 
 
 def test_a_host_that_nobody_answers_at(project: Project, origin: Origin) -> None:
-    """At a try every five seconds 2,000 rows would take hours: after as long as one would wait for a retry they are
-    left pending, with the reason. The next run takes them."""
+    """Rows of a host that never answers stay pending with the reason, and the next run copies them."""
     rows, bodies = serve(origin, 20)
     image = next(iter(bodies.values()))
     live = origin.base_url.rpartition("://")[2]

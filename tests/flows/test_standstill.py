@@ -1,4 +1,4 @@
-"""Runs in which nothing moves: it is said while they are on, and they end with their rows pending."""
+"""A run without progress reports that, and ends with its rows pending."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def start(project: Project, *bounds: float, env: dict[str, str] | None = None) -
 
 
 def bar(prefect_api: Prefect, project: Project) -> str:
-    """What the run's progress artifact says."""
+    """Returns the text of the run's progress artifact."""
     found = prefect_api.post("artifacts/filter", {"artifacts": {"key": {"any_": [f"{project.name}-progress"]}}})
     return str(found[-1]["description"]) if found else ""
 
@@ -55,8 +55,7 @@ def still(project: Project) -> Any:
 
 
 def test_an_origin_that_hangs(project: Project, origin: Origin, prefect_api: Prefect) -> None:
-    """Three bodies stop in the middle. The log, the artifact and `ferry status` name the host; the run ends, and the
-    next one takes the three rows."""
+    """For three stalled bodies, log, artifact and status name the host; the run ends, the next one copies them."""
     rows, bodies = serve(origin, 10)
     stalled = [
         origin.add(f"/stalled/{n}.jpg", b"\xff\xd8\xff" * 9999, fault=OriginFault(Trouble.STALL)) for n in range(3)
@@ -80,14 +79,14 @@ def test_an_origin_that_hangs(project: Project, origin: Origin, prefect_api: Pre
 
 @pytest.fixture
 def silent() -> Iterator[OddS3]:
-    """A store that answers everything but PUTs of objects."""
+    """A store that answers everything except PUTs of objects."""
     with OddS3(faults=[Fault("silence", ("PutObject",), key="products/")]) as server:
         server.make_bucket("silent")
         yield server
 
 
 def test_a_store_that_goes_silent(project: Project, origin: Origin, silent: OddS3) -> None:
-    """The verdict names the request that the store did not answer."""
+    """The message names the request that the store did not answer."""
     rows, _ = serve(origin, 5)
     project.manifest(rows)
     destination = {"uri": "s3://silent/products/", "endpoint_url": silent.endpoint_url}
@@ -99,7 +98,7 @@ def test_a_store_that_goes_silent(project: Project, origin: Origin, silent: OddS
 
 
 def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> None:
-    """Its bytes move: the run is not ended, however long nothing settles."""
+    """A run whose bytes move is not ended, although no row gets an outcome."""
     body = b"P5 1000 1000 255\n" + bytes(1_000_000)
     url = origin.add("/slow.pgm", body, fault=OriginFault(Trouble.SLOW, seconds=12))
     project.manifest([{"sku": "slow", "url": url}])
@@ -110,7 +109,7 @@ def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> N
 
 
 def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None:
-    """Nothing settles for as long as a Retry-After says: that is not a standstill."""
+    """A long Retry-After is not a standstill."""
     rows, bodies = serve(origin, 3)
     origin.add("/images/p0000.jpg", bodies["images/p0000.jpg"], fault=OriginFault(Trouble.RATE_LIMITED, seconds=9))
     project.manifest(rows)
@@ -121,7 +120,7 @@ def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None
 
 
 def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> None:
-    """One that is alive and silent (SIGSTOP) is named, ended, and its rows are moved by the same run."""
+    """A silent engine process (SIGSTOP) is named and killed, and the same run copies its rows."""
     rows, bodies = serve(origin, 160)
     origin.latency_s = 0.25
     project.job(processes=2, concurrency=8, chunk_rows=10)
@@ -132,7 +131,7 @@ def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> 
     os.kill(helper, signal.SIGSTOP)
     origin.latency_s = 0.0
     began = time.monotonic()
-    wait_for("the process to be named", lambda: "has not answered for" in still(project), 60)
+    wait_for("the process to be named", lambda: "has been silent for" in still(project), 60)
     ended = Cli.end(process, ("run",)).expect(0)
     assert ended.json["counts"]["copied"] + ended.json["counts"]["unchanged"] == 160
     assert project.stored() == bodies

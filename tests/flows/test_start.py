@@ -1,4 +1,4 @@
-"""What makes a run start sooner and smaller must not change what it does."""
+"""Measures for a faster start and less memory do not change results."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ print(numpy.zeros(1).sum())
 
 
 def test_arrow_works_without_numpy_and_numpy_can_be_had_later() -> None:
+    """Arrow reads and writes without NumPy, which can be imported later."""
     ended = subprocess.run([sys.executable, "-c", ARROW], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.stdout.split(), ended.stderr) == (["False", "False", "0.0"], "")
 
@@ -38,6 +39,7 @@ def _environment_of(started: LocalServer) -> dict[str, str]:
 
 
 def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path) -> None:
+    """Migrations are skipped only on a database of the same version of Prefect."""
     home = tmp_path / "home"
     with LocalServer(home) as first:
         first.stop()
@@ -54,7 +56,7 @@ def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path)
 
 
 def test_a_home_whose_database_was_deleted_is_prepared_anew(tmp_path: Path) -> None:
-    """`prepared-by` without a database says nothing; the template is of this version and counts."""
+    """A `prepared-by` without its database is ignored, and the template is used."""
     home = tmp_path / "home"
     home.mkdir()
     (home / "prepared-by").write_text(api_address.VERSION)

@@ -1,4 +1,4 @@
-"""The traps of FACTS.md that concern one object: one job with all of them, and a test for each by its name."""
+"""Special cases of single objects, in one job with a test for each case."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LONG = "/".join("d" * 200 for _ in range(5))  # 1,004 bytes; with the prefix `pr
 
 @dataclass
 class Traps:
-    """The job's parts, and what came of it."""
+    """The parts of the job, and its results."""
 
     project: Project
     origin: Origin
@@ -61,17 +61,17 @@ class Traps:
     def add(
         self, name: Any, path: str, fault: Fault | Trouble | None = None, body: bytes | None = None, **more: Any
     ) -> None:
-        """A row for an object at the origin."""
+        """Add a row for an object at the origin."""
         body = make_image("jpeg", len(self.rows), 40, 30) if body is None else body
         self.url(name, self.origin.add(path, body, fault=fault, **more))
         self.bodies[name], self.paths[name] = body, path
 
     def url(self, name: str, url: str) -> None:
-        """A row with this address, whatever is there."""
+        """Add a row with this URL, without an object."""
         self.rows.append({"sku": name, "url": url})
 
     def failed(self, name: str, error_class: str) -> dict[str, Any]:
-        """The outcome of a row that must have failed with this class, and must have left nothing behind."""
+        """Returns the outcome of a row that must have failed with this class, without an object."""
         outcome = self.outcomes[name]
         assert (outcome["status"], outcome["error_class"]) == ("failed", error_class), outcome
         assert outcome["message"]
@@ -79,19 +79,19 @@ class Traps:
         return outcome
 
     def copied(self, name: str) -> dict[str, Any]:
-        """The outcome of a row that must have been copied, byte for byte."""
+        """Returns the outcome of a row that must have been copied, byte for byte."""
         outcome = self.outcomes[name]
         assert (outcome["status"], outcome["error_class"]) == ("copied", None), outcome
         assert self.stored[outcome["key"]] == self.bodies[name]
         return outcome
 
     def asked(self, name: str) -> int:
-        """How many requests for the row's path reached the origin."""
+        """Returns the number of requests for the row's path at the origin."""
         return self.origin.requests[self.paths[name]]
 
 
 def _noise(size: int) -> bytes:
-    """A PNG that does not compress, a little over ``size`` bytes."""
+    """Returns an incompressible PNG, a little larger than ``size`` bytes."""
     side = int((size / 3) ** 0.5) + 8
     out = io.BytesIO()
     pixels = random.Random(7).randbytes(side * side * 3)
@@ -100,7 +100,7 @@ def _noise(size: int) -> bytes:
 
 
 def _lay(traps: Traps) -> None:
-    """Every trap at the origin, and its row."""
+    """Add every case and its row to the origin."""
     t = traps
     for number in range(60):
         t.add(f"healthy-{number}", f"/healthy/{number:03d}.jpg")
@@ -161,7 +161,7 @@ def _lay(traps: Traps) -> None:
 
 @pytest.fixture(scope="module")
 def traps(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traps]:
-    """The job, run once; `plan --json` before it."""
+    """The job after one run, with `plan --json` before it."""
     bucket = "traps"
     cli.s3.make_bucket(bucket)
     with Origin() as origin:
@@ -182,7 +182,7 @@ def traps(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traps]
 
 
 def test_one_bad_row_does_not_stop_the_rest(traps: Traps) -> None:
-    """Every row has an outcome, all healthy ones are copied, and the accounts add up."""
+    """Every row has an outcome, all healthy rows are copied, and the counts add up."""
     counts = traps.ended.expect(0).json["counts"]
     assert {row["sku"] for row in traps.rows} == set(traps.outcomes)
     for number in range(60):
@@ -196,7 +196,7 @@ def test_one_bad_row_does_not_stop_the_rest(traps: Traps) -> None:
 
 
 def test_the_bucket_holds_what_was_copied_and_nothing_else(traps: Traps) -> None:
-    """The keys in the bucket are those of copied rows; each object is the origin's body, byte for byte."""
+    """The bucket has exactly the copied rows' keys, each with the origin's body, byte for byte."""
     copied = {o["key"]: name for name, o in traps.outcomes.items() if o["status"] == "copied"}
     assert set(traps.stored) == set(copied)
     for key, name in copied.items():
@@ -205,32 +205,32 @@ def test_the_bucket_holds_what_was_copied_and_nothing_else(traps: Traps) -> None
 
 @pytest.mark.parametrize("name", ["html", "json", "pdf", "empty"])
 def test_no_image(traps: Traps, name: str) -> None:
-    """A page, a JSON error, a PDF or nothing at all with status 200 is not_image, terminal, asked for once."""
+    """A page, a JSON error, a PDF or an empty body with status 200 is not_image, permanent, requested once."""
     outcome = traps.failed(name, "not_image")
     assert not outcome["retryable"]
     assert traps.asked(name) == 1
 
 
 def test_a_pdf_is_told_how_to_pass(traps: Traps) -> None:
-    """The message of a PDF names the setting that lets it through."""
+    """The message for a PDF names the setting that accepts it."""
     assert "checks: length" in traps.failed("pdf", "not_image")["message"]
 
 
 @pytest.mark.parametrize("name", ["truncated-length", "truncated-chunked", "truncated-close"])
 def test_truncated(traps: Traps, name: str) -> None:
-    """A body cut short is found with a Content-Length, chunked, and with neither; it is retryable and was retried."""
+    """A truncated body is found with Content-Length, chunked, or neither; it is retryable and was retried."""
     outcome = traps.failed(name, "truncated")
     assert outcome["retryable"]
     assert traps.asked(name) == outcome["requests"] == 4  # three tries and the one at the chunk's end
 
 
 def test_truncated_once(traps: Traps) -> None:
-    """A body that is cut short once is whole in the end."""
+    """A body that is truncated once is copied completely in the end."""
     assert traps.copied("truncated-once")["requests"] == 2
 
 
 def test_gzip_is_undone(traps: Traps) -> None:
-    """A Content-Encoding that came unasked is undone: the object is the image, and so are its digests and size."""
+    """An unrequested Content-Encoding is decoded: the object, its digests and size are the image's."""
     outcome = traps.copied("gzip")
     assert outcome["size"] == len(traps.bodies["gzip"])
     assert traps.origin.last_headers["/good/gzip.jpg"]["accept-encoding"] == "identity"
@@ -239,25 +239,25 @@ def test_gzip_is_undone(traps: Traps) -> None:
 
 
 def test_a_redirect_does_not_change_the_key(traps: Traps) -> None:
-    """The key comes from the manifest, never from where a redirect leads."""
+    """The key comes from the manifest, not from a redirect's target."""
     assert traps.copied("redirect")["key"] == "good/redirect.jpg"
     assert traps.origin.requests["/-moved/good/redirect.jpg"] == 1
 
 
 def test_500_twice_then_fine(traps: Traps) -> None:
-    """Two server errors are followed by a third try, which succeeds."""
+    """A third try succeeds after two server errors."""
     assert traps.copied("flaky")["requests"] == traps.asked("flaky") == 3
 
 
 def test_retry_after_is_obeyed(traps: Traps) -> None:
-    """After a 429 with Retry-After: 2 the next request waits at least two seconds."""
+    """After a 429 with Retry-After: 2, the next request is at least two seconds later."""
     outcome = traps.copied("limited")
     assert outcome["requests"] == traps.asked("limited") == 2
     assert (outcome["recorded_at"] - outcome["started_at"]).total_seconds() >= 2
 
 
 def test_reset(traps: Traps) -> None:
-    """A connection that is reset is tried again; for ever reset it is `connection`, retryable."""
+    """A reset connection is retried; one that is always reset is `connection`, retryable."""
     assert traps.copied("reset-once")
     outcome = traps.failed("reset-for-ever", "connection")
     assert outcome["retryable"]
@@ -265,13 +265,13 @@ def test_reset(traps: Traps) -> None:
 
 
 def test_redirect_loop(traps: Traps) -> None:
-    """Redirects that do not end are redirect_loop, terminal, and cost no more than ten hops."""
+    """An endless redirect is redirect_loop, permanent, and takes at most ten hops."""
     assert not traps.failed("loop", "redirect_loop")["retryable"]
     assert traps.asked("loop") + traps.origin.requests["/-loop" + traps.paths["loop"]] <= 11
 
 
 def test_endless(traps: Traps) -> None:
-    """A body without end is given up at max_bytes, terminal, and asked for once."""
+    """An endless body is stopped at max_bytes, permanent, and requested once."""
     outcome = traps.failed("endless", "too_large")
     assert not outcome["retryable"]
     assert "max_bytes" in outcome["message"]
@@ -279,7 +279,7 @@ def test_endless(traps: Traps) -> None:
 
 
 def test_slow(traps: Traps) -> None:
-    """A body that drips in is waited for; one that stalls is given up after read_s and tried again."""
+    """A slow body is completed; a stalled one ends after read_s and is retried."""
     outcome = traps.copied("slow")
     assert outcome["requests"] == 1
     assert (outcome["recorded_at"] - outcome["started_at"]).total_seconds() >= 1.4
@@ -287,7 +287,7 @@ def test_slow(traps: Traps) -> None:
 
 
 def test_content_type_is_what_the_bytes_are(traps: Traps) -> None:
-    """Content-Type at the destination follows the bytes, not the origin's header and not the name's ending."""
+    """The destination's Content-Type follows the bytes, not the origin's header or the extension."""
     client = traps.project.client()
     for name, wanted in (("wrong-type", "image/jpeg"), ("png-as-jpg", "image/png"), ("healthy-1", "image/jpeg")):
         key = "products/" + traps.copied(name)["key"]
@@ -295,7 +295,7 @@ def test_content_type_is_what_the_bytes_are(traps: Traps) -> None:
 
 
 def test_a_multipart_etag_is_no_md5(traps: Traps) -> None:
-    """Where an upload has parts the destination's ETag is composite: the ledger's MD5 is the body's."""
+    """For a multipart upload with its composite ETag, the ledger's MD5 is the body's."""
     outcome = traps.copied("big")
     assert len(traps.bodies["big"]) > PART_BYTES
     assert outcome["dest_etag"].strip('"').endswith("-2")
@@ -305,25 +305,25 @@ def test_a_multipart_etag_is_no_md5(traps: Traps) -> None:
 
 @pytest.mark.parametrize("name", ODD_KEYS)
 def test_odd_keys_round_trip(traps: Traps, name: str) -> None:
-    """The path is percent-decoded once to the key, and the request asks for it as the manifest writes it."""
+    """The path is percent-decoded once for the key, and requested as the manifest writes it."""
     assert traps.copied(f"odd-{name}")["key"] == ODD_KEYS[name][1]
     assert traps.asked(f"odd-{name}") == 1
 
 
 def test_a_leading_slash_goes(traps: Traps) -> None:
-    """Slashes in front of a path are no part of the key."""
+    """Leading slashes of a path are not part of the key."""
     assert traps.copied("leading-slash")["key"] == "slash/lead.jpg"
 
 
 def test_case_twins_are_both_copied_and_noted(traps: Traps) -> None:
-    """Keys that differ in case or Unicode form are distinct; the plan says that there are such."""
+    """Keys that differ in case or Unicode form are distinct, and the plan mentions them."""
     traps.copied("case-1")
     traps.copied("case-2")
     assert [note for note in traps.plan["notes"] if note.startswith("2 groups of keys differ only in case")]
 
 
 def test_1024_bytes(traps: Traps) -> None:
-    """A key of 1,024 bytes with its prefix passes; one more is bad_key, and nothing is asked for."""
+    """A key of 1,024 bytes with its prefix is accepted; a longer one is bad_key, without a request."""
     assert len("products/" + traps.copied("long-fits")["key"]) == 1024
     assert "1,024" in traps.failed("long", "bad_key")["message"]
     assert traps.asked("long") == 0
@@ -331,13 +331,13 @@ def test_1024_bytes(traps: Traps) -> None:
 
 @pytest.mark.parametrize("name", ["dots", "dots-escaped", "no-name", "control"])
 def test_impossible_keys(traps: Traps, name: str) -> None:
-    """`..`, a key without a name and control characters are bad_key; nothing is asked for."""
+    """`..`, a key without a name and control characters are bad_key, without a request."""
     traps.failed(name, "bad_key")
     assert traps.asked(name) == 0
 
 
 def test_duplicates(traps: Traps) -> None:
-    """A row that is there twice is moved once; the second is skipped and names the first."""
+    """A duplicate row is skipped and names the first row, which is copied once."""
     traps.copied("twice")
     again = traps.outcomes["twice-again"]
     assert (again["status"], again["error_class"]) == ("skipped", "duplicate")
@@ -347,7 +347,7 @@ def test_duplicates(traps: Traps) -> None:
 
 
 def test_collisions(traps: Traps) -> None:
-    """Of two rows that want one key neither moves, and each names the other."""
+    """Two rows with a key collision are not copied, and each names the other."""
     numbers = {row["sku"]: n for n, row in enumerate(traps.rows, 1)}
     for name, other in (("collision-1", "collision-2"), ("collision-2", "collision-1")):
         assert f"row {numbers[other]} " in traps.failed(name, "key_collision")["message"]
@@ -356,7 +356,7 @@ def test_collisions(traps: Traps) -> None:
 
 @pytest.mark.parametrize("name", ["blank", "no-address", "ftp", "file", "user-info", "bad-port", "space"])
 def test_unusable_addresses(traps: Traps, name: str) -> None:
-    """What is no http address, or holds a password, is bad_url: an outcome that says why, without a request."""
+    """A URL that is not http, or that has a password, is bad_url with a reason, without a request."""
     outcome = traps.failed(name, "bad_url")
     assert not outcome["retryable"]
     assert outcome["requests"] == 0
@@ -364,7 +364,7 @@ def test_unusable_addresses(traps: Traps, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["metadata", "metadata-number", "metadata-ipv6", "other-loopback", "to-metadata"])
 def test_private_addresses(traps: Traps, name: str) -> None:
-    """Metadata services and addresses that the job does not allow are blocked, also behind a redirect."""
+    """Metadata services and addresses that the job does not allow are blocked, also after a redirect."""
     outcome = traps.failed(name, "blocked_address")
     assert not outcome["retryable"]
     wanted = "allow_private_addresses" if name == "other-loopback" else "metadata address"
@@ -373,38 +373,38 @@ def test_private_addresses(traps: Traps, name: str) -> None:
 
 
 def test_a_redirect_to_a_file_is_not_followed(traps: Traps) -> None:
-    """A redirect to file:// is no address that can be fetched; one to a 404 is not_found."""
+    """A redirect to file:// is not followed; one to a 404 is not_found."""
     traps.failed("to-file", "bad_url")
     traps.failed("to-nothing", "not_found")
 
 
 def test_user_agent(traps: Traps) -> None:
-    """Every request says who asks, as the job says it."""
+    """Every request has the job's User-Agent."""
     agents = {headers["user-agent"] for headers in traps.origin.last_headers.values()}
     assert agents == {"traps, ops@shop.example"}
 
 
 def test_a_signed_query_arrives_byte_for_byte(traps: Traps) -> None:
-    """The query reaches the origin as the manifest writes it, escapes of either case and all."""
+    """The query reaches the origin as the manifest writes it, with escapes in either case."""
     traps.copied("signed")
     assert traps.asked("signed") == 1
     assert traps.outcomes["signed"]["key"] == "good/signed.jpg"
 
 
 def test_no_signature_in_the_output(traps: Traps) -> None:
-    """Neither standard output nor the log on standard error holds a query, not even of failed rows."""
+    """Standard output and the log have no query string, also for failed rows."""
     assert SECRET not in traps.ended.text
     assert traps.outcomes["signed"]["source"].rpartition("?")[0] == traps.origin.url("/good/signed.jpg")
 
 
 def _texts(path: Path) -> Iterator[str]:
-    """All text of a Parquet file."""
+    """Returns all text of a Parquet file."""
     for line in pq.read_table(path).to_pylist():
         yield from (value for value in line.values() if isinstance(value, str))
 
 
 def test_no_signature_in_the_state(traps: Traps) -> None:
-    """Only the normalised manifest and the chunk files hold a query, and nobody else may read those."""
+    """Only the normalised manifest and the chunk files have query strings, readable for the owner alone."""
     with_secret = set()
     for path in traps.project.state.rglob("*"):
         if not path.is_file():
@@ -419,7 +419,7 @@ def test_no_signature_in_the_state(traps: Traps) -> None:
 
 
 def test_no_signature_at_prefect(traps: Traps, prefect_api: Prefect) -> None:
-    """Prefect's database (runs, logs, artifacts) holds the job and its failures, but no query."""
+    """Prefect's database has the job and its failures, but no query string."""
     data = prefect_api.database()
     assert traps.project.name.encode() in data
     assert b"redirect_loop" in data
@@ -429,7 +429,7 @@ def test_no_signature_at_prefect(traps: Traps, prefect_api: Prefect) -> None:
 
 @pytest.mark.slow
 def test_a_second_state_finds_everything_unchanged(traps: Traps) -> None:
-    """skip-same with another state: multipart objects too are found the same by their bytes, and none is written."""
+    """With another state, skip-same finds every object unchanged and writes none."""
     before = traps.project.written_at()
     traps.project.job(**{**traps.project.settings, "state": "other-state", "on_existing": "skip-same"})
     ended = traps.project.ferry("run", "job.yaml", "--json")
@@ -441,7 +441,7 @@ def test_a_second_state_finds_everything_unchanged(traps: Traps) -> None:
 
 @pytest.mark.slow
 def test_a_list_cannot_reach_this_machine(cli: Cli, bucket: str, tmp_path: Path, origin: Origin) -> None:
-    """Without allow_private_addresses every spelling of loopback is blocked before a connection is made."""
+    """Without allow_private_addresses, every spelling of loopback is blocked before a connection."""
     project = Project(tmp_path, cli, bucket)
     project.job(source=None)
     origin.add("/a.jpg", make_image("jpeg", 1))
@@ -462,7 +462,7 @@ def test_a_list_cannot_reach_this_machine(cli: Cli, bucket: str, tmp_path: Path,
 def test_a_directory_takes_odd_names_and_refuses_to_be_left(
     cli: Cli, bucket: str, tmp_path: Path, origin: Origin
 ) -> None:
-    """A file:// destination holds odd names byte for byte; `..` and absolute keys write nothing outside it."""
+    """A file:// destination stores odd names byte for byte; `..` and absolute keys write nothing outside it."""
     project = Project(tmp_path, cli, bucket)
     target = tmp_path / "target"
     project.job(destination=f"file://{target}/")

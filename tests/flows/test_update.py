@@ -1,4 +1,4 @@
-"""A worker that was updated to a new Ferry between two nights: what the older one has written down is believed."""
+"""A newer Ferry continues the state of an older one, and an older one refuses a newer state."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Updated:
 
     @property
     def stored(self) -> dict[str, tuple[Any, bytes]]:
-        """When each object was written, and what it is."""
+        """Returns the time and the bytes of each object."""
         client, found = self.made.s3.client(), {}
         for item in client.list_objects_v2(Bucket=old_state.BUCKET).get("Contents", []):
             body = client.get_object(Bucket=old_state.BUCKET, Key=item["Key"])["Body"].read()
@@ -64,15 +64,14 @@ class Updated:
         return found
 
     def asked(self) -> Counter[str]:
-        """Requests to the origin since this was asked last."""
+        """Returns the requests to the origin since the last call."""
         asked = self.made.origin.requests
         self.made.origin.requests, self.made.origin.bodies = Counter(), Counter()
         return asked
 
 
 def test_nights_go_on_after_an_update(cli: Cli, s3: S3Server, prefect_api: Prefect, tmp_path: Path) -> None:
-    """With the state of a Ferry before nights: it is read, verified, and nothing settled is asked for or moved again,
-    although no cached chunk counts any more; then a night asks for what may have changed, and moves what has."""
+    """An old state is read without a request for rows that are done, and a delta run rechecks them."""
     with old_state.place(tmp_path, s3) as made:
         nights_go_on(Updated(made, cli), prefect_api)
 
@@ -107,7 +106,7 @@ def nights_go_on(updated: Updated, prefect_api: Prefect) -> None:
 
 
 def test_an_older_ferry_refuses_a_newer_state(cli: Cli, s3: S3Server, origin: Origin, tmp_path: Path) -> None:
-    """With exit code 2, before anything else happens, and with what to do; the state is as it was."""
+    """A state of a newer schema exits 2 with what to do, and does not change."""
     updated = Updated(old_state.Place(tmp_path, origin, s3, {}), cli)
     updated.made.job()
     plan = updated.state / "plan" / "plan.json"

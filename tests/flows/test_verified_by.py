@@ -1,4 +1,4 @@
-"""`ferry verify` says what it compared objects by, and finds what that can show: the command, to an odd store."""
+"""`ferry verify` says how it compared objects, also with a store of unusual ETags."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ ROWS = 30
 
 @pytest.fixture
 def server() -> Iterator[OddS3]:
-    """A store whose ETags say nothing of the bytes."""
+    """A store whose ETags do not depend on the bytes."""
     with OddS3(etags="opaque") as started:
         started.make_bucket("odd")
         yield started
 
 
 def odd(project: Project, server: OddS3, **settings: Any) -> dict[str, str]:
-    """The project's job goes to the odd store; the environment that reaches it."""
+    """Write the project's job for this store, and return the environment with its credentials."""
     project.job(destination={"uri": "s3://odd/new/", "endpoint_url": server.endpoint_url}, **settings)
     return {"AWS_ACCESS_KEY_ID": server.access_key, "AWS_SECRET_ACCESS_KEY": server.secret_key}
 
 
 def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, server: OddS3) -> None:
-    """The run counts what it confirmed by size alone. `verify --list` compares ETags, says how many it compared by
-    size alone, and finds the objects that were written again; `verify` compares digests."""
+    """`verify --list` finds rewritten objects by their ETag, and says how many had only their size compared."""
     env = odd(project, server, concurrency=2)
     rows, _ = serve(origin, ROWS)
     project.manifest(rows)
@@ -48,21 +47,21 @@ def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, 
     for key in keys[:2]:
         objects[key].etag = ""
     listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(0)
-    assert f"{ROWS} objects are at the destination as the ledger says: 28 by ETag, 2 by size alone" in listed.text
+    assert f"{ROWS} objects at the destination match the ledger: 28 by ETag, 2 by size alone" in listed.text
     read = project.ferry("verify", "job.yaml", env=env).expect(0)
-    assert f"as the ledger says: {ROWS} by digest" in read.text
+    assert f"match the ledger: {ROWS} by digest" in read.text
 
     for key in keys[2:18]:
         data = objects[key].data
         server.put("odd", key, bytes([data[0] ^ 1]) + data[1:])
     listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(1)
-    assert "16 of 30 objects are not as the ledger says: 0 missing, 16 altered" in listed.text
+    assert "16 of 30 objects do not match the ledger: 0 missing, 16 altered" in listed.text
     assert "28 by ETag, 2 by size alone" in listed.text
     assert f'the object\'s ETag is "{objects[keys[2]].etag}" where the ledger has' in listed.text
 
 
 def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, server: OddS3) -> None:
-    """The ledger has no digest of it: `verify` reads it, compares its ETag, and claims no digest."""
+    """A copy without a digest in the ledger is compared by its ETag, and the message says so."""
     env = odd(project, server, manifest="s3://odd/old/", checks="none", source={"endpoint_url": server.endpoint_url})
     for n in range(10):
         server.put("odd", f"old/{n}.bin", b"object %d" % n)
@@ -72,7 +71,7 @@ def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, s
         (outcome["confirmed"], outcome["sha256"], outcome["md5"]) for outcome in fold(project.state).values()
     }
     assert evidence == ("size", None, None)
-    assert "as the ledger says: 10 by ETag" in project.ferry("verify", "job.yaml", env=env).expect(0).text
+    assert "match the ledger: 10 by ETag" in project.ferry("verify", "job.yaml", env=env).expect(0).text
     objects = server.objects["odd"]
     objects["new/3.bin"] = Stored(b"object x", "another", {})
     objects["new/4.bin"].etag = ""

@@ -1,4 +1,4 @@
-"""A verification writes outcomes under the lease alone, and says what an earlier one found that it cannot clear."""
+"""A verification writes outcomes only under its lease, and reports earlier findings that it cannot clear."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from ferry.core.errors import Fatal
 from ferry.core.records import Status
 from ferry.reconcile.verify import Verified
 from ferry.state import lease
-from tasks.verify import Check
+from tasks.verify import Verification
 from tests.support.helpers import directory_state, make_outcome
 
 
 @pytest.mark.parametrize("lost", [False, True])
 def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path: Path) -> None:
-    """What it found wrong is written while it holds the lease; after another run has taken it, nothing is."""
+    """A verification writes its findings under its lease, and none after another run has taken it."""
     state = directory_state(tmp_path)
     with lease.hold_lease(state, "verify") as held:
-        check = Check(state, cast("Any", None), held, 1)
+        check = Verification(state, cast("Any", None), held, 1)
         if lost:
             state.write(lease.NAME, lease.this_process("other", 1e12).encode())
             held._renewed -= lease.LENGTH_S  # it was suspended meanwhile
@@ -36,15 +36,19 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
 @pytest.mark.parametrize(
     ("found", "proven", "said"),
     [
-        ({"unproven": 2}, False, "2 of them an earlier verification found wrong, and sizes and ETags do not prove"),
-        ({"right_again": [make_outcome(1)]}, True, "1 that an earlier verification found wrong are right"),
+        (
+            {"unproven": 2},
+            False,
+            "2 of them were wrong in an earlier verification, and their sizes and ETags are not proof",
+        ),
+        ({"right_again": [make_outcome(1)]}, True, "1 found wrong by an earlier verification now match the ledger"),
     ],
 )
 def test_what_an_earlier_verification_found(found: dict[str, Any], proven: bool, said: str, tmp_path: Path) -> None:
-    """Objects whose rows wait for a repair are not called right by a size or an ETag: the exit code is 1."""
+    """A size or an ETag does not clear objects that wait for a repair, and the exit code is 1."""
     state = directory_state(tmp_path)
     with lease.hold_lease(state, "verify") as held:
-        check = Check(state, cast("Any", None), held, 1)
+        check = Verification(state, cast("Any", None), held, 1)
         check.add(Verified(5, 0, 0, 0, [], **found))
     assert check.proven is proven
     assert said in check.message

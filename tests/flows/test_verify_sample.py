@@ -1,4 +1,4 @@
-"""`ferry verify --sample`: some objects are read, and the answer says how many of how many."""
+"""`ferry verify --sample` reads some objects, and says how many of how many."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.flows.project import Project, serve
 
 
 def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
-    """N of M, and the seed; with that seed the same objects are read again, and what is wrong among them is found."""
+    """The message has N of M and the seed; the same seed draws the same objects and finds errors among them."""
     rows, _ = serve(origin, 20)
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
     said = project.ferry("verify", "job.yaml", "--sample", "20%", "--json").expect(0).json["message"]
     found = re.fullmatch(
-        r"all that were read are as the ledger says \(4 of 20 objects read, a sample with the seed (\d+)\): "
+        r"all objects read match the ledger \(4 of 20 objects read, a sample with the seed (\d+)\): "
         r"4 by digest",
         said,
     )
@@ -25,7 +25,7 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
         client.put_object(Bucket=project.bucket, Key=project.prefix + key, Body=b"other")
     ended = project.ferry("verify", "job.yaml", "--sample", "4", "--seed", found[1], "--json").expect(1).json
     assert ended["message"] == (
-        "4 of 4 objects are not as the ledger says: 0 missing, 4 altered "
+        "4 of 4 objects do not match the ledger: 0 missing, 4 altered "
         f"(4 of 20 objects read, a sample with the seed {found[1]}). Compared: 4 by size alone. "
         "The next run repairs them"
     )
@@ -37,11 +37,11 @@ def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
 
 
 def test_what_cannot_be_sampled(project: Project) -> None:
-    """A sample that is none, one of a listing, and a seed alone are refused before anything is read."""
+    """An invalid sample, a sample of a listing, and a seed alone are refused before a read."""
     project.manifest([{"url": "http://127.0.0.1/x.jpg"}])
     for arguments, words in (
         (["--sample", "lots"], "neither a share"),
         (["--sample", "1%", "--list"], "a listing compares every object"),
-        (["--seed", "3"], "a seed is a sample's"),
+        (["--seed", "3"], "a seed needs the size of its sample"),
     ):
         assert words in project.ferry("verify", "job.yaml", *arguments).expect(2).stderr

@@ -1,4 +1,4 @@
-"""What is left of the working directory when a command leaves it: the files and the home that the environment names."""
+"""Files and the home that the environment names stay the same when a command leaves the working directory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flows.server import working_directory
 def test_what_the_environment_names(
     name: str, value: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file that is there, and Prefect's home whether it is or not, are the same ones afterwards."""
+    """Relative paths of existing files, and PREFECT_HOME in any case, become absolute."""
     (tmp_path / "aws.ini").touch()
     monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Job files: YAML in, a job with absolute paths out, and errors that name the key and no secret."""
+"""Job files give a job with absolute paths, or errors that name the key but no secret."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(folder: Path, text: str | bytes, name: str = "job.yaml") -> Path:
 
 
 def test_paths_are_those_of_the_job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Relative manifest and state resolve against the file's folder, wherever ferry is called."""
+    """Relative paths of manifest and state start at the job file's folder, in any working directory."""
     (tmp_path / "jobs").mkdir()
     write(tmp_path / "jobs", TEXT + "state: st\n")
     monkeypatch.chdir(tmp_path)
@@ -34,14 +34,14 @@ def test_paths_are_those_of_the_job_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("value", ["/abs/list.csv", "s3://b/list.csv", "https://h/list.csv", "file:///srv/x/"])
 def test_absolute_places_stay(value: str, tmp_path: Path) -> None:
-    """Addresses and absolute paths are not touched."""
+    """Addresses and absolute paths do not change."""
     path = write(tmp_path, f"name: n\nmanifest: {value}\ndestination: s3://bucket\nstate: s3://b/state\n")
     job = load_job(path)
     assert (job.manifest, job.state) == (value, "s3://b/state")
 
 
 def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`~` is the user's."""
+    """`~` stands for the user's home directory."""
     monkeypatch.setenv("HOME", "/home/me")
     job = load_job(write(tmp_path, TEXT.replace("list.csv", "~/list.csv") + "state: ~/st\n"))
     assert (job.manifest, job.state) == ("/home/me/list.csv", "/home/me/st")
@@ -50,9 +50,9 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "is no job"),
-        ("- a\n", "is no job"),
-        ("just text", "is no job"),
+        ("", "is not a job file"),
+        ("- a\n", "is not a job file"),
+        ("just text", "is not a job file"),
         ("name: [\n", "line 2, column 1"),
         ("name: n\n\tmanifest: x\n", "line 2"),
         ("a: 'b\n", "not valid YAML"),
@@ -70,12 +70,12 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "source.allow_private_addresses: `127.0.0.1/33`",
         ),
         (TEXT + "source: {allow_private_addresses: [127.0.0.1/8]}\n", "write `127.0.0.0/8`"),
-        (TEXT + "checks: no\n", "checks: Input should be 'none', 'length', 'image' or 'decode' (to YAML, yes, no"),
+        (TEXT + "checks: no\n", "checks: Input should be 'none', 'length', 'image' or 'decode' (YAML reads yes, no"),
         (TEXT.replace("name: n", "name: 2024"), "name: Input should be a valid string (put the number in quotes)"),
         (TEXT.replace("name: n", "name: 2024-01-02"), "name: Input should be a valid string (put the date in quotes)"),
-        (TEXT.replace("name: n", "name: a b"), "name: 1 to 100 letters, digits"),
-        (TEXT + "retries: 3\n", "retries: not a value but a mapping"),
-        (TEXT + "max_bytes: 1GB\n", "max_bytes: a whole number is wanted here, without a unit"),
+        (TEXT.replace("name: n", "name: a b"), "name: must be 1 to 100 letters, digits"),
+        (TEXT + "retries: 3\n", "retries: must be a mapping of keys, not a value"),
+        (TEXT + "max_bytes: 1GB\n", "max_bytes: must be a whole number without a unit"),
         (
             TEXT + "endpoint_url: https://s3.example\n",
             "did you mean `destination.endpoint_url` or `source.endpoint_url`?",
@@ -97,7 +97,7 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_is_wrong_is_said(text: str | bytes, words: str, tmp_path: Path) -> None:
-    """With the file, and the key or the line."""
+    """The error names the file, and the key or the line."""
     with pytest.raises(UserError) as caught:
         load_job(write(tmp_path, text))
     assert words in str(caught.value)
@@ -105,7 +105,7 @@ def test_what_is_wrong_is_said(text: str | bytes, words: str, tmp_path: Path) ->
 
 
 def test_each_key_is_named_once_and_by_its_path(tmp_path: Path) -> None:
-    """Lines are `key: what`, without pydantic's own words for the branches of a union."""
+    """Each line is `key: problem`, without pydantic's names for the members of a union."""
     with pytest.raises(UserError) as caught:
         parse_job(
             {"name": "n", "manifest": "x", "destination": "s3://b", "chunk_rows": "many", "failure_budget": []}, "x"
@@ -115,7 +115,7 @@ def test_each_key_is_named_once_and_by_its_path(tmp_path: Path) -> None:
 
 
 def test_no_file_and_no_right_to_read(tmp_path: Path) -> None:
-    """What to do, or why not."""
+    """The error for a missing or unreadable job file says what to do, or the reason."""
     with pytest.raises(UserError, match="ferry init"):
         load_job(tmp_path / "none.yaml")
     with pytest.raises(UserError, match="cannot be read"):
@@ -136,19 +136,19 @@ def test_no_file_and_no_right_to_read(tmp_path: Path) -> None:
     ],
 )
 def test_no_value_is_shown(given: dict[str, Any]) -> None:
-    """A value in the wrong place may be a secret: messages name keys only."""
+    """Errors name only keys, since a misplaced value may be a secret."""
     with pytest.raises(UserError) as caught:
         parse_job({"name": "n", "manifest": "x", "destination": "s3://b", **given}, "job.yaml")
     assert "topsecret" not in str(caught.value)
 
 
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
-    """As editors on Windows write them."""
+    """A job file may have a byte order mark and Windows line ends."""
     assert load_job(write(tmp_path, b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())).name == "n"
 
 
 def test_the_template_is_a_job(tmp_path: Path) -> None:
-    """`ferry init` writes one that loads, also with its commented settings switched on."""
+    """The job of `ferry init` loads, also with its commented settings enabled."""
     text = TEMPLATE.format(name="shop", file="job.yaml")
     assert load_job(write(tmp_path, text)).name == "shop"
     for line in text.splitlines():

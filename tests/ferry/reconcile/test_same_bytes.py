@@ -12,7 +12,7 @@ from demo.origin import Origin
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.same_bytes import enough
 from ferry.state.files import DirectoryState
-from tasks.reporting.text import Report, repeated
+from tasks.reporting.text import Report, same_bytes_note
 from tests.ferry.storage.test_confirmation import reach
 from tests.servers.odd_s3 import OddS3
 from tests.support.helpers import directory_state, make_job, run, write_list
@@ -98,8 +98,8 @@ def test_several_groups_are_one_sentence_each() -> None:
     """The largest is named, the others are counted."""
     first = {"digest": "a" * 64, "rows": 120, "id": None, "source": "https://img.example/1.jpg", "key": "1.jpg"}
     same = {"rows": 200, "groups": 3, "largest": [first], "file": "reports/run-000002/same-bytes.csv", "fail": False}
-    assert repeated(same) == (
+    assert same_bytes_note(same) == (
         "120 rows have the same bytes (digest aaaaaaaaaaaa): a placeholder? One of them: https://img.example/1.jpg. "
         "3 such groups have 200 rows. They are listed in the state's reports/run-000002/same-bytes.csv"
     )
-    assert repeated(None) == ""
+    assert same_bytes_note(None) == ""

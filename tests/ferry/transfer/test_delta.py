@@ -42,7 +42,7 @@ NIGHTS: list[tuple[Validators, list[tuple[int, int]], list[Checked]]] = [
     (Validators.WEAK, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
     (Validators.DATE, [(1, 0), (1, 0), (1, 0)], [Checked.CONDITION] * 3),
     (Validators.NONE, [(1, 0), (1, 0), (1, 0)], [Checked.HEAD] * 3),
-    (Validators.DEAF, [(1, 1), (1, 0), (1, 0)], [Checked.BODY_AGAIN, Checked.HEAD, Checked.HEAD]),
+    (Validators.WEAK_NO_CONDITIONS, [(1, 1), (1, 0), (1, 0)], [Checked.BODY_AGAIN, Checked.HEAD, Checked.HEAD]),
     (Validators.SERVERS, [(1, 1), (2, 1), (1, 0)], [Checked.BODY_AGAIN, Checked.SIZE, Checked.SIZE]),
     (Validators.SERVERS_DATE, [(1, 1), (2, 1), (1, 0)], [Checked.BODY_AGAIN, Checked.SIZE, Checked.SIZE]),
 ]
@@ -215,10 +215,10 @@ def test_a_size_proves_difference_alone(world: World) -> None:
 def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> None:
     """The row is failed, since nobody knows whether it is true; the copy stands, and the ledger knows it: once the
     origin is well again nothing is moved that did not change."""
-    world.put("a.jpg", 1, kind=Validators.DEAF)
+    world.put("a.jpg", 1, kind=Validators.WEAK_NO_CONDITIONS)
     world.put("b.jpg", 2)
     copied = world.night()["a.jpg"]
-    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.DEAF)
+    world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.WEAK_NO_CONDITIONS)
     failed = world.night()["a.jpg"]
     assert (failed.status, failed.consecutive_failures) == (Status.FAILED, 1)
     assert "what was copied before stands at the destination" in (failed.message or "")
