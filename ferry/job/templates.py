@@ -136,7 +136,7 @@ class Template:
         return f"the row has no {_braced(names)} for {'source.url' if self.for_url else 'the key template'}"
 
     def render_many(self, columns: Mapping[str, Sequence[str | None]], rows: int) -> list[str | None]:
-        """Returns the texts of many rows from columns of values, None for a row that lacks a value."""
+        """Returns the texts of many rows from columns of values, or None for a row that lacks a value."""
         late = self.late
         pattern = ""
         used: list[Sequence[str | None]] = []

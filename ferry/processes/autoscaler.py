@@ -52,7 +52,7 @@ def cores() -> int:
 
 
 def idle_s() -> float | None:
-    """Returns the idle seconds of all cores that this process may use, None if the system does not report them."""
+    """Returns the idle seconds of all cores that this process may use, or None if the system does not report them."""
     try:
         lines = Path("/proc/stat").read_text().splitlines()  # proc_stat(5): fields 4 and 5 are idle and iowait
         ours = {f"cpu{number}" for number in os.sched_getaffinity(0)}

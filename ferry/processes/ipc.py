@@ -49,7 +49,7 @@ def write_message(stream: Any, number: int, message: bytes) -> None:
 
 
 def read_message(stream: Any) -> tuple[int, bytes] | None:
-    """Returns the next number and message, None if the other process has ended."""
+    """Returns the next number and message, or None if the other process has ended."""
     head = stream.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None

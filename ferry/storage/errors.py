@@ -39,7 +39,7 @@ def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError 
             return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
         return store_status(404, code[1] if code else "", side)
     if isinstance(exc, store_errors.InvalidPathError):
-        return ObjectError(ErrorClass.BAD_KEY, "the store does not accept this key")
+        return ObjectError(ErrorClass.BAD_KEY, "the store does not accept this key; give the row another one")
     if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
     if isinstance(exc, OSError) and not isinstance(exc, store_errors.BaseError):
@@ -192,7 +192,7 @@ def store_status(status: int, code: str, side: str, retry_after_s: float | None 
 
 
 def s3_code(body: bytes) -> str:
-    """Returns the error code of an S3 error document, "" if there is none (S3 API, error responses)."""
+    """Returns the error code of an S3 error document, or "" if there is none (S3 API, error responses)."""
     return found[1] if (found := _S3_CODE.search(body.decode("utf-8", "replace"))) else ""
 
 

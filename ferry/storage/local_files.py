@@ -1,7 +1,7 @@
 """Files of a directory store: paths stay inside it, and a file gets its name when it is complete and on disk.
 
-A key's names are opened one by one from the directory's own file descriptor without following links (openat(2)), so a
-concurrent change cannot redirect a path. Each write goes to a temporary file in `.ferry-parts`, which is synced and
+A key's names are opened one by one from the root's file descriptor without following links (openat(2)). A concurrent
+change therefore cannot redirect a path. Each write goes to a temporary file in `.ferry-parts`, which is synced and
 renamed. Its directories are synced before the write counts as done; many writes share a sync (docs/decisions/0019).
 """
 
@@ -208,7 +208,7 @@ class Folder:
     # --- reading
 
     def find(self, key: str) -> Entry | None:
-        """Returns the file under a key, None if there is none, it is not a file, or a link points outside."""
+        """Returns the file under a key, or None if there is none, it is not a file, or a link points outside."""
         try:
             fd = self.open(key)
         except OSError as exc:
@@ -244,7 +244,7 @@ class Folder:
             os.close(above)
 
     def _resolve_inside(self, names: Names) -> Names | None:
-        """Returns the real path of a file behind links inside the directory, None without links or if one is broken.
+        """Returns the real path of a file behind links inside the directory, or None without links or if one is broken.
 
         Raises OSError (ELOOP) if they lead to something outside.
         """

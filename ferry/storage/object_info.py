@@ -46,7 +46,7 @@ def md5_of_etag(etag: str | None) -> str | None:
 
 
 def composite_etag(etag: str | None) -> str | None:
-    """Returns the ETag of a multipart upload without quotes and in lower case, None for any other ETag."""
+    """Returns the ETag of a multipart upload without quotes and in lower case, or None for any other ETag."""
     match = _MULTIPART_ETAG.match(etag or "")
     return match.group(1).lower() if match else None
 
@@ -67,7 +67,7 @@ def checksum_of(sha256: str) -> str:
 
 
 def sha256_of(checksum: str | None) -> str | None:
-    """Returns the hex digits of a checksum header, None unless it is the SHA-256 of a whole object."""
+    """Returns the hex digits of a checksum header, or None unless it is the SHA-256 of a whole object."""
     try:
         digest = base64.b64decode(checksum or "", validate=True)
     except binascii.Error:
@@ -76,7 +76,7 @@ def sha256_of(checksum: str | None) -> str | None:
 
 
 def composite_of(etags: Sequence[str]) -> str | None:
-    """Returns the composite ETag for parts with these ETags, None if one of them is not an MD5."""
+    """Returns the composite ETag for parts with these ETags, or None if one of them is not an MD5."""
     digests = [md5_of_etag(etag) for etag in etags]
     parts = b"".join(bytes.fromhex(digest) for digest in digests if digest is not None)
     if None in digests:

@@ -56,7 +56,7 @@ class Credentials(Protocol):
     """Source of the keys, which may change during a run."""
 
     async def current(self) -> Keys | None:
-        """Returns the keys to sign with, None for an unsigned request."""
+        """Returns the keys to sign with, or None for an unsigned request."""
         ...
 
 
@@ -318,7 +318,7 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def last_modified(headers: Mapping[str, str]) -> datetime | None:
-    """Returns the Last-Modified date, None if it is missing or invalid."""
+    """Returns the Last-Modified date, or None if it is missing or invalid."""
     try:
         return parsedate_to_datetime(headers["Last-Modified"])
     except (KeyError, ValueError, TypeError):

@@ -180,7 +180,7 @@ class BucketControl:
     # --- files of a state
 
     def read(self, key: str) -> tuple[bytes, str] | None:
-        """Returns a small object's bytes and its ETag, None if it does not exist."""
+        """Returns a small object's bytes and its ETag, or None if it does not exist."""
 
         def once() -> tuple[bytes, str] | None:
             reply = self._once("GET", key, {}, ok=(200, 404))

@@ -72,7 +72,7 @@ def children(root: ET.Element, name: str) -> Iterator[ET.Element]:
 
 
 def text(root: ET.Element, name: str) -> str | None:
-    """Returns the text of the first child with this tag, None if there is none."""
+    """Returns the text of the first child with this tag, or None if there is none."""
     return next((each.text for each in children(root, name)), None)
 
 

@@ -81,7 +81,7 @@ class Store:
         upload_log: UploadLog | None = None,
         read_s: float = 30.0,
     ) -> None:
-        """``clients`` are obstore's two clients: one for uploads (second), one for all other requests."""
+        """``clients`` are obstore's: the second is for uploads, the first for all other requests."""
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
@@ -247,7 +247,7 @@ class Store:
         return Confirmation(Confirmed.SIZE, copied)
 
     async def head(self, key: str, *, side: str = "destination") -> ObjectInfo | None:
-        """Returns the object's information, None if it does not exist (S3 API: HeadObject)."""
+        """Returns the object's information, or None if it does not exist (S3 API: HeadObject)."""
         if side == "source":
             return await self._head(key, side)
         async with self._handling_refusals("head"):
