@@ -194,7 +194,8 @@ def template_fields() -> list[str]:
 
 def render() -> str:
     """Returns the whole page."""
-    return "\n".join([HEAD, "## Keys", "", *table(Job), "", TAIL])
+    keys = ["## Keys", "", *table(Job), ""]
+    return "\n".join([HEAD, *keys, *column_names(), *template_fields(), TAIL])
 
 
 if __name__ == "__main__":
