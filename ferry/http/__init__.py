@@ -1,9 +1,10 @@
 """An HTTP/1.1 client behind an address filter. It does not depend on jobs, buckets or images."""
 
 from ferry.http.address_filter import AddressFilter, SystemResolver
-from ferry.http.connection import Response, Upload, media_type, printable_header
+from ferry.http.connection import Response, Upload
 from ferry.http.errors import closed_before_response, from_origin
 from ferry.http.header_hosts import OPEN_HEADERS, recipient, site_of_template
+from ferry.http.headers import media_type, printable_header
 from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOptions
 from ferry.http.pool import Connections, tls
 from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain

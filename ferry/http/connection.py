@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 HEADER_BYTES = 16 * 1024  # limit on the name of one header field, and on its value
 HEADERS_BYTES = 64 * 1024  # limit on all header fields together
-KEPT_HEADER_CHARS = 1024  # longest validator or media type that Ferry keeps
 FIELDS = 500  # limit on the number of header fields
 INTERIM = 20  # limit on interim responses (1xx) before the final response
 _NO_BODY_BYTES = 2 * HEADERS_BYTES  # limit on all bytes outside the body, unfinished and ignored lines included
@@ -392,22 +391,3 @@ def _was_closed(secure: ssl.SSLObject) -> bool:
         return not secure.read(1)
     except ssl.SSLError:
         return False
-
-
-def printable_header(value: str | None) -> str | None:
-    """Return a header value that the ledger can hold: one line of up to 1,024 printable characters, else None.
-
-    Bytes that are not UTF-8 are surrogates in ``value``, which no file can hold. They are read as Latin-1, as HTTP does
-    (RFC 9110 section 5.5).
-    """
-    if value is None or len(value) > KEPT_HEADER_CHARS:
-        return None
-    if not value.isprintable():
-        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
-    return value if value.isprintable() else None
-
-
-def media_type(value: str | None) -> str | None:
-    """Return a Content-Type that a store accepts, which is ASCII (RFC 9110 section 8.3.1), else None."""
-    text = printable_header(value)
-    return text if text is not None and text.isascii() else None

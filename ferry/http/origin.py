@@ -30,9 +30,10 @@ from ferry.core import (
     to_disk,
 )
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
-from ferry.http.connection import Response, media_type, printable_header
+from ferry.http.connection import Response
 from ferry.http.errors import closed_before_response, from_origin, from_status
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
+from ferry.http.headers import media_type, printable_header
 from ferry.http.pool import Connections
 from ferry.http.read_body import Reader, stream_body
 from ferry.http.retry_after import parse_retry_after
