@@ -103,6 +103,12 @@ def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
             os.kill(int(line.partition(":")[0]), signal.SIGKILL)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow modules first: one that begins last keeps a core waiting for it."""
+    """Slow modules first: one that begins last keeps a core waiting. Tests that share a fixture of their module stay in one
+    process, which makes that fixture once."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))
+    for item in items:
+        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
+        if any(one.scope == "module" for found in fixtures for one in found):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

@@ -44,7 +44,7 @@ assert "abc" not in job.model_dump_json()
 try:
     secrets.access("block:not-there", None, None, "destination.credentials")
 except UserError as error:
-    assert "the Prefect server has no AwsCredentials block `not-there`" in str(error)
+    assert "has no AwsCredentials block `not-there`" in str(error)
 else:
     raise AssertionError("a missing block was not refused")
 print("all held")

@@ -26,7 +26,7 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
             held._renewed -= lease.LENGTH_S  # it was suspended meanwhile
         found = Verified(1, 0, 1, 0, [make_outcome(1, Status.PENDING)])
         if lost:
-            with pytest.raises(Fatal, match="lost its lease"):
+            with pytest.raises(Fatal, match="another run has taken the lease"):
                 check.add(found)
         else:
             check.add(found)
