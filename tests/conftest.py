@@ -105,8 +105,8 @@ def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow modules first: one that begins last keeps a core waiting. Tests that share a fixture of their module stay in one
-    process, which makes that fixture once."""
+    """Slow modules first: one that begins last keeps a core waiting. Tests that share a fixture of their module stay
+    in one process, which makes that fixture once."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))
     for item in items:
         fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
