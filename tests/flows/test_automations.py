@@ -220,7 +220,7 @@ def night(
 
 
 FAILURES: list[tuple[str, State[Any], str, str]] = [
-    ("migrate", Failed(message="this run: 9 failed; total: 1 of 20 at the destination, 9 failed (budget 1), 1 pending. x"),
+    ("migrate", Failed(message="this run: 9 failed; total: 1 of 20 at the destination, 9 failed (budget 1), 1 pending"),
      "Ferry: products failed", "run it again; it resumes where this run stopped"),
     ("migrate", Failed(message="UserError: manifest: no such file products.csv"),
      "Ferry: products failed", "fix what the message names, and run it again. Nothing was copied"),
