@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import secrets
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -202,12 +203,13 @@ def ended(
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.path == request.path and hasattr(item, "callspec")
     }
-    cli.s3.make_bucket("bad-input")
+    bucket = f"bad-input-{secrets.token_hex(4)}"
+    cli.s3.make_bucket(bucket)
 
     def one(name: str) -> tuple[Laid, Ended]:
         folder = tmp_path_factory.mktemp("bad")
         with Origin() as origin:
-            at = Laid(Project(folder, cli, "bad-input"), origin, serve(origin, 3)[0])
+            at = Laid(Project(folder, cli, bucket), origin, serve(origin, 3)[0])
             CASES[name].lay(at)
             return at, at.project.ferry(CASES[name].command, "job.yaml", env=at.env)
 
@@ -227,7 +229,7 @@ def test_refused(name: str, ended: Mapping[str, Future[tuple[Laid, Ended]]]) -> 
         assert part in " ".join(message.split()), message
     assert len(message) < 1200, message
     assert at.origin.total == 0
-    assert at.project.client().list_objects_v2(Bucket="bad-input")["KeyCount"] == 0
+    assert at.project.client().list_objects_v2(Bucket=at.project.bucket)["KeyCount"] == 0
     assert not fold(at.project.state)
     assert not (at.project.state / "lease.json").exists()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,7 @@ def _lay(traps: Traps) -> None:
 @pytest.fixture(scope="module")
 def traps(cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traps]:
     """The job after one run, with `plan --json` before it."""
-    bucket = "traps"
+    bucket = f"traps-{secrets.token_hex(4)}"
     cli.s3.make_bucket(bucket)
     with Origin() as origin:
         laid = Traps(Project(tmp_path_factory.mktemp("traps"), cli, bucket), origin)
@@ -234,7 +235,7 @@ def test_gzip_is_undone(traps: Traps) -> None:
     outcome = traps.copied("gzip")
     assert outcome["size"] == len(traps.bodies["gzip"])
     assert traps.origin.last_headers["/good/gzip.jpg"]["accept-encoding"] == "identity"
-    head = traps.project.client().head_object(Bucket="traps", Key="products/good/gzip.jpg")
+    head = traps.project.client().head_object(Bucket=traps.project.bucket, Key="products/good/gzip.jpg")
     assert "ContentEncoding" not in head or not head["ContentEncoding"]
 
 
@@ -291,7 +292,7 @@ def test_content_type_is_what_the_bytes_are(traps: Traps) -> None:
     client = traps.project.client()
     for name, wanted in (("wrong-type", "image/jpeg"), ("png-as-jpg", "image/png"), ("healthy-1", "image/jpeg")):
         key = "products/" + traps.copied(name)["key"]
-        assert client.head_object(Bucket="traps", Key=key)["ContentType"] == wanted, name
+        assert client.head_object(Bucket=traps.project.bucket, Key=key)["ContentType"] == wanted, name
 
 
 def test_a_multipart_etag_is_no_md5(traps: Traps) -> None:
