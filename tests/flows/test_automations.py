@@ -372,7 +372,7 @@ def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> 
         (automation,) = client.read_automations_by_name(name)
         client.delete_automation(automation.id)
     *_, change = apply(client, PROJECT, alarmed, [], SHORT)
-    assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: nobody to tell")
+    assert (change.what, change.detail.partition(". ")[0]) == ("unchanged", "none: no notification block is given")
     assert "ferry deploy --notify slack-webhook/NAME" in change.detail
     assert apply(client, PROJECT, {}, []) == []
 

@@ -91,7 +91,7 @@ def test_ports_and_limits(project: Project, origin: Origin) -> None:
     project.manifest(rows)
     project.ferry("run", "job.yaml").expect(0)
     project.ferry("failures", "job.yaml", "--limit", "-1").expect(2)
-    assert "no job file" in project.ferry("ui", "nothere.yaml").expect(2).stderr
+    assert "does not exist" in project.ferry("ui", "nothere.yaml").expect(2).stderr
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

@@ -260,8 +260,8 @@ def test_which_run_is_come_back_to(runs: list[tuple[float, StateType]], expected
     ("state", "pool", "exists", "paused", "online", "words"),
     [
         ("AwaitingConcurrencySlot", "p", True, False, [], "another run of its deployment"),
-        ("Late", None, False, False, [], "names no work pool"),
-        ("Late", "p", False, False, [], "there is no work pool `p`"),
+        ("Late", None, False, False, [], "has no work pool"),
+        ("Late", "p", False, False, [], "the work pool `p` does not exist"),
         ("Late", "p", True, True, ["w"], "prefect work-pool resume p"),
         ("Late", "p", True, False, [], "prefect worker start --pool p"),
         ("Pending", "p", True, False, ["w"], None),
