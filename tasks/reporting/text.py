@@ -65,7 +65,7 @@ class Report:
     def totals(self) -> str:
         """The job's totals after this run."""
         c = self.counts
-        line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} at the destination"
+        line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} stored"
         if by_size := sum(c["by_size"].values()):
             line += f", {by_size:,} of them confirmed by size alone"
         if c["failed"]:

@@ -319,7 +319,7 @@ def names(chunks: Sequence[dict[str, Any]]) -> Counter[str]:
 def in_all(world: World, budget: int) -> str:
     """Returns the end of the message that every run of the job must have."""
     copied, failed = len(world.library.expected), len(world.failures)
-    return f"total: {copied} of {len(world.rows)} at the destination, {failed} failed (budget {budget})"
+    return f"total: {copied} of {len(world.rows)} stored, {failed} failed (budget {budget})"
 
 
 def test_the_first_run_moves_everything(world: World) -> None:

@@ -37,7 +37,7 @@ def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, 
     confirmed = [outcome["confirmed"] for outcome in project.ledger().values()]
     by_size = confirmed.count("size")
     assert set(confirmed) == {"read_back", "size"}
-    assert f"{ROWS} of {ROWS} at the destination, {by_size} of them confirmed by size alone" in ended.text
+    assert f"{ROWS} of {ROWS} stored, {by_size} of them confirmed by size alone" in ended.text
     assert project.ferry("status", "job.yaml", "--json", env=env).json["by_size"] == {"copied": by_size}
     report = (project.state / "reports" / "run-000001" / "summary.md").read_text()
     assert f"| copied | uploaded, confirmed by size alone | {by_size} |" in report
