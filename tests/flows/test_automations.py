@@ -384,7 +384,7 @@ def test_nobody_to_tell(client: SyncPrefectClient, alarmed: dict[str, UUID]) -> 
         ("slack-webhook/", "write block-type/name"),
         ("slack-webhook/nobody", "no such block"),
         ("no-such-type/ops", "no such block"),
-        ("webhook/plain", "Take custom-webhook/NAME"),
+        ("webhook/plain", "Use custom-webhook/NAME"),
         ("email-server-credentials/ops", "mailto"),
     ],
 )

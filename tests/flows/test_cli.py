@@ -196,7 +196,7 @@ def test_init(project: Project) -> None:
     assert project.ferry("init", "--json").expect(0).json == {"file": "job.yaml"}
     assert "products.csv does not exist" in project.ferry("plan", "job.yaml").expect(2).stderr
     before = (project.folder / "job.yaml").read_text()
-    assert "exists already" in project.ferry("init").expect(2).stderr
+    assert "already exists" in project.ferry("init").expect(2).stderr
     nowhere = project.ferry("init", "no/such/folder/x.yaml").expect(2)
     assert "no/such/folder/x.yaml cannot be written: No such file or directory" in nowhere.stderr
     spaced = project.ferry("init", "my job.yaml").expect(0)

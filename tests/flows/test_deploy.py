@@ -341,7 +341,7 @@ def test_a_server_that_ferry_cannot_work_with(cli: Cli, tmp_path: Path) -> None:
             (["deploy"], older, "Use a server of Prefect 3, or a Ferry for Prefect 2"),
             (["deploy"], page, "is not a Prefect API. An API's address ends in `/api`"),
             (["watch"], nobody, "does not answer"),
-            (["deploy"], "nonsense", "PREFECT_API_URL is no address"),
+            (["deploy"], "nonsense", "PREFECT_API_URL is not a valid address"),
             *((command, None, "PREFECT_API_URL is not set") for command in COMMANDS[:3]),
         ]
         started = [

@@ -25,10 +25,10 @@ def test_export_replaces_nothing_unasked(project: Project, origin: Origin) -> No
     project.ferry("run", "job.yaml").expect(0)
     before = (project.folder / "products.csv").read_bytes()
     for more in ((), ("--overwrite",)):
-        assert "own file" in project.ferry("export", "job.yaml", "products.csv", *more).expect(2).stderr
+        assert "is the job file or its manifest" in project.ferry("export", "job.yaml", "products.csv", *more).expect(2).stderr
     assert (project.folder / "products.csv").read_bytes() == before
     (project.folder / "map.csv").write_text("mine")
-    assert "exists already" in project.ferry("export", "job.yaml", "map.csv").expect(2).stderr
+    assert "already exists" in project.ferry("export", "job.yaml", "map.csv").expect(2).stderr
     assert (project.folder / "map.csv").read_text() == "mine"
     project.ferry("export", "job.yaml", "map.csv", "--overwrite").expect(0)
     assert len((project.folder / "map.csv").read_text().splitlines()) == 4
