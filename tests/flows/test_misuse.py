@@ -25,7 +25,7 @@ def test_export_replaces_nothing_unasked(project: Project, origin: Origin) -> No
     project.ferry("run", "job.yaml").expect(0)
     before = (project.folder / "products.csv").read_bytes()
     for more in ((), ("--overwrite",)):
-        assert "is the job file or its manifest" in project.ferry("export", "job.yaml", "products.csv", *more).expect(2).stderr
+        assert "job file or its manifest" in project.ferry("export", "job.yaml", "products.csv", *more).expect(2).stderr
     assert (project.folder / "products.csv").read_bytes() == before
     (project.folder / "map.csv").write_text("mine")
     assert "already exists" in project.ferry("export", "job.yaml", "map.csv").expect(2).stderr
