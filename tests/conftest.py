@@ -16,39 +16,33 @@ from demo.origin import Origin
 from demo.s3 import S3Server
 from flows.server.local import LocalServer
 from tests.flows.project import Cli, Prefect, Project, processes_with
-from tests.support.servers import Addresses, Servers
+from tests.support.servers import Address, SharedS3
 
-_SERVERS = pytest.StashKey[Servers]()
+_S3 = pytest.StashKey[SharedS3]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The process that hands out the tests starts the servers, where several processes run them."""
+    """The process that hands out the tests starts the S3 server, where several processes run them."""
     if config.getoption("numprocesses", None) and not config.option.collectonly and not hasattr(config, "workerinput"):
-        config.stash[_SERVERS] = Servers()
+        config.stash[_S3] = SharedS3()
 
 
 def pytest_configure_node(node: Any) -> None:
     """pytest-xdist: what each process of the run is told."""
-    node.workerinput["servers"] = node.config.stash[_SERVERS].addresses()
+    node.workerinput["s3"] = node.config.stash[_S3].address()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _SERVERS in config.stash:
-        config.stash[_SERVERS].stop()
+    if _S3 in config.stash:
+        config.stash[_S3].stop()
 
 
 @pytest.fixture(scope="session")
-def addresses(request: pytest.FixtureRequest) -> Addresses | None:
-    """Where the servers of the run are; None where this process runs the tests alone."""
-    shared = getattr(request.config, "workerinput", {}).get("servers")
-    return Addresses(**shared) if shared else None
-
-
-@pytest.fixture(scope="session")
-def s3(addresses: Addresses | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+def s3(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS for the whole run: no test stops or suspends it."""
-    if addresses is not None:
-        yield addresses.s3
+    shared = getattr(request.config, "workerinput", {}).get("s3")
+    if shared is not None:
+        yield Address(**shared).s3
         return
     server = S3Server(tmp_path_factory.mktemp("s3"))
     server.start()
@@ -72,11 +66,8 @@ def origin() -> Iterator[Origin]:
 
 
 @pytest.fixture(scope="session")
-def prefect_local(addresses: Addresses | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+def prefect_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     """One Prefect server for all tests of the command."""
-    if addresses is not None:
-        yield addresses.prefect
-        return
     with LocalServer(tmp_path_factory.mktemp("prefect")) as server:
         yield server
 
