@@ -32,9 +32,9 @@ IN_FLOW: dict[str, tuple[Any, str]] = {
     "flush": (ledger, "append_outcomes"),
     "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
     "lease": (DirectoryState, "swap"),
-    "handing out a chunk": (transfer, "place"),
+    "handing out a chunk": (transfer, "has_room"),
     "result of a chunk": (result_store.StateResults, "write_path"),  # the last chunk returns
-    "booking a chunk": (transfer, "_note"),
+    "booking a chunk": (transfer, "_record"),
     "planning": (run.Run, "plan"),
     "accounts": (run.Run, "child"),
     "artifacts": (report, "create_markdown_artifact"),  # the lease is given back by then
