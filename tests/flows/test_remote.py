@@ -117,7 +117,7 @@ def test_what_is_refused_before_it_is_submitted(deployed: Deployed, project: Pro
     for wanted, words in (
         (str(uuid4()), "the Prefect server has no run"),
         ("nobody", "has no run of nobody"),
-        ("a/b", "neither"),
+        ("a/b", "is not an existing job file, nor a deployment"),
     ):
         assert words in project.ferry("watch", wanted).expect(2).stderr
     assert newest(prefect_api, deployed, "weekly") is None
