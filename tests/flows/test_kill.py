@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def _begin(project: Project, origin: Origin, *, some: int = 20) -> tuple[subprocess.Popen[str], dict[str, bytes]]:
     """Start a run, and wait until at least ``some`` rows are recorded and most are not."""
     rows, bodies = serve(origin, ROWS)
-    origin.latency_s = 0.25
+    origin.latency_s = 1.0  # long enough for what a test does before it kills, on a busy machine too
     project.job(concurrency=6, chunk_rows=40)
     project.manifest(rows)
     process = project.start("run", "job.yaml", "--json")
@@ -101,7 +101,7 @@ def test_interrupted_twice(project: Project, origin: Origin) -> None:
 def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     """A SIGKILL of a run also ends its local server; the next run starts one and completes the job."""
     rows, bodies = serve(origin, ROWS)
-    origin.latency_s = 0.25
+    origin.latency_s = 1.0  # long enough for what a test does before it kills, on a busy machine too
     project.job(concurrency=6, chunk_rows=40)
     project.manifest(rows)
     alone = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
