@@ -26,10 +26,11 @@ server)
   exec prefect server start --host 0.0.0.0 --port 4200
   ;;
 worker)
+  # Before the worker starts, so that no signal finds the shell without it. $! is empty until then.
+  trap '[ -z "${!:-}" ] && exit 143; stop_runs.sh "$!"; kill -TERM "$!" 2>/dev/null' TERM INT
   # A shell's `&` would have it ignore SIGINT, which a worker sends itself to end.
   env --default-signal=INT prefect worker start --pool ferry --type process --install-policy never --with-healthcheck &
   worker=$!
-  trap 'stop_runs.sh "$worker"; kill -TERM "$worker" 2>/dev/null' TERM INT
   code=0
   wait "$worker" || code=$?
   if kill -0 "$worker" 2>/dev/null; then # it was the signal that ended the wait
