@@ -173,12 +173,15 @@ def _state(job: Job, job_file: Path) -> Any:
 def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show how far a job is; also while it runs, and after a crash."""
     from ferry.ratelimit import read_hosts
-    from ferry.state import Counts, count, lease_holder, read_plan, with_latest
+    from ferry.state import Counts, count, folded_ledger, lease_holder, read_plan
     from flows.cli import terminal
 
     job = load_job(job_file)
     state = _state(job, job_file)
-    counts = with_latest(state, count) if read_plan(state) else None
+    counts = None
+    if read_plan(state):
+        with folded_ledger(state) as con:
+            counts = count(con)
     holder = lease_holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
@@ -214,7 +217,7 @@ def failures(
     """List the failed rows, each with its reason."""
     import csv
 
-    from ferry.state import FAILURE_COLUMNS, failure_cell, select_failures, with_latest
+    from ferry.state import FAILURE_COLUMNS, failure_cell, folded_ledger, select_failures
     from flows.cli import terminal
 
     if limit is not None and limit < 1:
@@ -225,7 +228,8 @@ def failures(
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
     state = _state(load_job(job_file), job_file)
-    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, class_, limit, chunk))
+    with folded_ledger(state) as con:
+        lines, total = select_failures(con, class_, limit, chunk)
     if as_table:
         terminal.failure_table(lines, total, ", ".join([*class_, *([f"chunk {chunk}"] if chunk else [])]) or None)
     elif format_ == "csv" and not json_:
@@ -250,7 +254,7 @@ def verify(
 ) -> int:
     """Read the destination back, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
-        from ferry.state import select_wrong, with_latest
+        from ferry.state import folded_ledger, select_wrong
         from flows.cli import terminal
         from flows.cli.local_run import as_recorded, end_of, exit_code, load_flows, prefect_for
         from flows.running import reporter
@@ -267,7 +271,10 @@ def verify(
             state = end_of(verify_flow, job, list_, sample, seed)
         api.settle(state)
     code, end = exit_code(state)
-    wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []
+    wrong: list[dict[str, str]] = []
+    if code == 1:
+        with folded_ledger(state_of(job)) as con:
+            wrong = select_wrong(con, SHOWN_WRONG)
     if json_:
         if code > 1:
             print_json({"error": str(end), "exit_code": code})
@@ -380,7 +387,12 @@ def main() -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,  # noqa: ARG001 - the signature is that of warnings.showwarning
+    line: Any = None,
 ) -> None:
     """A FutureWarning is meant for the user: without the line of code that gave it. Others are for developers."""
     if category is FutureWarning:

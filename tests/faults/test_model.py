@@ -101,7 +101,7 @@ class DyingState:
             self._step()
             self._files.pop(name, None)
 
-    def forget_copies(self) -> None:
+    def delete_stale_copies(self) -> None:
         """It keeps none."""
 
     def local(self, name: str) -> Path:

@@ -128,7 +128,7 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from flows.migrate import migrate
 from ferry.reconcile import run_rates
-run_rates.LEAST_S = 0.0
+run_rates.MIN_S = 0.0
 *quick, last = sys.argv[1:]
 for id, heartbeat_s in [*((id, None) for id in quick), (last, 30)]:
     with get_client(sync_client=True) as client:
@@ -238,7 +238,7 @@ FAILURES: list[tuple[str, State[Any], str, str]] = [
      "Ferry: products failed", "nothing, if the other run is meant to be on"),
     ("migrate", Failed(message="Fatal: the bucket is gone"),
      "Ferry: products failed", "mend the destination, the credentials or the disk"),
-    ("migrate", Failed(message="FerryError: the accounts do not add up"), "Ferry: products failed", "report it"),
+    ("migrate", Failed(message="FerryError: the row counts do not add up"), "Ferry: products failed", "report it"),
     ("migrate", Crashed(message=None), "Ferry: products crashed", "run it again"),
     ("verify", Failed(message="3 of 20 objects are not as the ledger says"),
      "Ferry: products failed", "run migrate for the job"),
