@@ -29,7 +29,7 @@ EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 class PlanRequest(Message):
     """What the child is to do, and with what."""
 
-    work: str  # plan, sweep, finish
+    work: str  # plan, prune, finish
     ask: dict[str, Any]
 
 
@@ -113,15 +113,15 @@ class PlannerProcess:
 
 
 def _work(request: PlanRequest) -> str:
-    from ferry.planning import Accesses, Ask, make_plan
+    from ferry.planning import Accesses, PlanOptions, make_plan
     from ferry.reconcile import finish_run, prune_removed
 
     state = request.open_state()
-    if request.work == "sweep":
+    if request.work == "prune":
         return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
-        return make_plan(request.job, state, access, Ask(**request.ask)).encode()
+        return make_plan(request.job, state, access, PlanOptions(**request.ask)).encode()
     return json.dumps(finish_run(request.job, state, **request.ask))
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.records import ErrorClass
 from ferry.planning import existing_objects as ranges
-from ferry.planning.existing_objects import existing
+from ferry.planning.existing_objects import existing_pages
 from ferry.storage import s3_xml
 from ferry.storage.credentials import Access
 from ferry.storage.store import Store, open_store
@@ -154,11 +154,11 @@ def test_ranges_list_what_is_wanted_over_many_pages(
 ) -> None:
     """At a store that lists in the order of the keys' bytes: each range goes on until its end, over all its pages."""
     odd.page_keys = 10
-    monkeypatch.setattr(ranges.cut_ranges, "__defaults__", (40,))
+    monkeypatch.setattr(ranges.key_ranges, "__defaults__", (40,))
     store = store_at(odd, tmp_path)
     store.in_byte_order = True
     wanted = KEYS[3:240:2]
-    found = {each.key for page in existing(store, wanted) for each in page}
+    found = {each.key for page in existing_pages(store, wanted) for each in page}
     assert set(wanted) <= found <= set(KEYS)
     assert odd.requests["ListObjectsV2"] < 2 * len(KEYS) / odd.page_keys, "no range lists what belongs to the next"
 
@@ -206,7 +206,7 @@ def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) ->
 def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path: Path) -> None:
     """A store in trouble is not asked for each of a million rows instead: the run ends, and says what to do."""
     odd.faults.append(Fault("status", ("ListObjectsV2",)))
-    with pytest.raises(Fatal, match="asked 5 times"):
+    with pytest.raises(Fatal, match="in 5 tries"):
         plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
     assert odd.requests["ListObjectsV2"] == 5
 
