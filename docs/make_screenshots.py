@@ -164,7 +164,7 @@ def night(scene: Scene, library: Library, s3: S3Server) -> None:
     before = scene.artifact("summary")["id"]
     scene.command("flows", "run", "job.yaml")
     until(lambda: scene.artifact("summary")["id"] != before)
-    scene.show(f"artifacts/artifact/{scene.artifact('summary')['id']}", "this night", height=1420)
+    scene.show(f"artifacts/artifact/{scene.artifact('summary')['id']}", "this delta run", height=1420)
     scene.picture("night")
     scene.command("flows", "verify", "job.yaml")
     scene.show("runs", f"{NAME} .verify", height=1000)

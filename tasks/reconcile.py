@@ -17,14 +17,14 @@ from tasks.run import Run
 MOST_LINES = 200
 
 
-@task(name="delete-gone", task_run_name="delete-gone", cache_policy=NO_CACHE, persist_result=False)
+@task(name="delete-removed", task_run_name="delete-removed", cache_policy=NO_CACHE, persist_result=False)
 def delete_removed(run: Run) -> None:
-    """Deletes the copies whose rows left the list; the last thing that a whole night does."""
+    """Deletes the copies whose rows were removed from the manifest, at the end of a complete delta run."""
     task_count.one()
     while run.runtime.paused and not run.runtime.stopping:
         run.runtime.sleep(1.0)
     with contextlib.suppress(Stopped):
-        run.sweep()
+        run.prune()
 
 
 @task(name="reconcile", task_run_name="reconcile", cache_policy=NO_CACHE, persist_result=False)
@@ -35,8 +35,8 @@ def reconcile(run: Run) -> Report:
     """
     task_count.one()
     run.runtime.check_lease()
-    swept = run.swept is not None and not run.runtime.stopping
-    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=swept))
+    pruned = run.pruned is not None and not run.runtime.stopping
+    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, pruned=pruned))
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s
@@ -50,7 +50,7 @@ def reconcile(run: Run) -> Report:
         rate=snapshot.done / steady if steady > 0 else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
-        swept=run.swept,
+        pruned=run.pruned,
     )
 
 

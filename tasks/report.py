@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 from tasks import prefect_api, task_count
-from tasks.reporting.text import Report, night_table, outcome_table, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, outcome_table, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
@@ -61,11 +61,11 @@ def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry
     """The summary for the UI and for the state."""
     counts = report.counts
     lines = [f"# {plain(name)}: run {report.run_no}", "", plain(report.message), ""]
-    if report.night is not None:
+    if report.delta is not None:
         lines += [
-            "| this night | |",
+            "| this delta run | |",
             "|---|---:|",
-            *(f"| {what} | {text} |" for what, text in night_table(report.night)),
+            *(f"| {what} | {text} |" for what, text in delta_table(report.delta)),
             "",
         ]
     lines += ["| all rows | | |", "|---|---|---:|"]

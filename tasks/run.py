@@ -35,7 +35,9 @@ _current: Run | None = None
 died: Holder | None = None  # whose lease `ferry run --replan` took over, before Prefect could be told
 warm: PlannerProcess | None = None  # `ferry run` starts it before it loads Prefect
 # what Ferry names so there
-SPOOLED = re.compile(r"(body-|duckdb-|(list|ledger\.parquet|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))")
+SPOOLED = re.compile(
+    r"(body-|duckdb-|(list|ledger\.parquet|pruned\.csv|gone\.csv|same-bytes\.csv)\Z|manifest\.parquet(\.|\Z))"
+)
 KEEP_CHILD_ROWS = 20_000  # a run of more is long: the child's 100 MB are worth more than the start of another
 
 
@@ -61,7 +63,7 @@ class Run:
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
-    swept: PruneResult | None = None  # what became of the copies that have no row any more, where it was asked for
+    pruned: PruneResult | None = None  # of the copies whose rows were removed from the manifest, if the run prunes
 
     def child(self, work: str, **ask: Any) -> str:
         """Has the child process plan or finish; see :mod:`ferry.processes.planner_process`."""
@@ -101,9 +103,9 @@ class Run:
             self.planning = False
             self.planner.go_on()
 
-    def sweep(self) -> None:
-        """Deletes what has left the list. Raises Stopped, besides what gone.sweep raises."""
-        self.swept = PruneResult(**json.loads(self._until_stopped("sweep")))
+    def prune(self) -> None:
+        """Deletes copies whose rows were removed from the manifest. Raises Stopped, and what prune_removed raises."""
+        self.pruned = PruneResult(**json.loads(self._until_stopped("prune")))
 
     def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
         """Raises Stopped when the run is to stop meanwhile, besides what planning raises."""

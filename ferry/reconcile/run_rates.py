@@ -1,7 +1,7 @@
-"""How fast a job's runs were, and whether one was far slower than those before it.
+"""Rates of a job's runs, and the check whether a run was far slower than those before it.
 
-Only like is compared with like. A night that asks about a million settled rows makes thousands a second, a migration
-that copies them some hundreds: so a run is held against those of its mode that had at least as much to do for each row.
+A delta run that rechecks a million rows does thousands per second; a migration that copies them does hundreds. So a run
+is compared only with runs of its mode that had at least as much to do per row.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass
 from ferry.state import State, decode_checked_json, encode_checked_json
 
 NAME = "reports/rates.json"
-KEPT = 50  # runs that the file remembers
-LAST = 10  # runs that one is held against
-FEWEST = 3  # with fewer nobody knows what is usual
-LEAST_ROWS = 100
-LEAST_S = 60.0  # a run that took less is no trouble, however slow; nor is its rate one of the engine's
-FAR = 2.0  # times as slow
-SHARE, SIZE, ROWS = 0.05, 2.0, 10.0  # what two runs may differ by: of copied rows, times in bytes a row, times in rows
+KEPT = 50  # runs in the file
+COMPARED = 10  # the latest comparable runs that a run is compared with
+MIN_COMPARED = 3  # with fewer runs the usual rate is not known
+MIN_ROWS = 100
+MIN_S = 60.0  # a shorter run is never reported, and its rate says little
+SLOWER = 2.0  # a run this many times slower than usual is reported
+SHARE, SIZE, ROWS = 0.05, 2.0, 10.0  # allowed differences: share of copied rows, factor in bytes per row, in rows
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """One run: rows that it settled, those that it copied, and the seconds between its first outcome and its last."""
+    """The figures of one run: rows done, rows copied, and the seconds between its first and its last outcome."""
 
     run_no: int
     mode: str
@@ -51,19 +51,19 @@ class Slow:
     """A run that was far slower than usual."""
 
     rate: Rate
-    usual: float  # rows a second, the median
-    runs: int  # that were compared
+    usual: float  # rows per second, the median
+    runs: int  # number of compared runs
 
 
-def counts(rate: Rate) -> bool:
-    """Is it a rate to speak of?"""
-    return rate.rows >= LEAST_ROWS and rate.seconds >= LEAST_S
+def is_meaningful(rate: Rate) -> bool:
+    """Returns whether a run had enough rows and took long enough for a meaningful rate."""
+    return rate.rows >= MIN_ROWS and rate.seconds >= MIN_S
 
 
 def comparable(rate: Rate, earlier: Rate) -> bool:
-    """Had the earlier run at least as much to do for each row?
+    """Returns whether an earlier run had at least as much to do per row, and a similar number of rows.
 
-    | mode | share of rows that were copied | bytes a row | rows | |
+    | mode | share of rows that were copied | bytes per row | rows | comparable |
     |---|---|---|---|---|
     | another | any | any | any | no |
     | the same | fewer by more than 5 points | any | any | no |
@@ -80,26 +80,28 @@ def comparable(rate: Rate, earlier: Rate) -> bool:
 
 
 def slow(rate: Rate, earlier: Sequence[Rate]) -> Slow | None:
-    """Was it far slower than its last ten comparable runs? ``earlier``: oldest first.
+    """Returns how slow a run was compared with its last ten comparable runs, or None if it was not far slower.
 
-    | rows and seconds | comparable runs | its rate | |
+    ``earlier`` has the earlier runs, oldest first.
+
+    | rows and seconds | comparable runs | its rate | far slower |
     |---|---|---|---|
     | too few | any | any | no |
     | enough | fewer than 3 | any | no |
     | enough | 3 or more | half of their median, or more | no |
     | enough | 3 or more | less | yes |
     """
-    if not counts(rate):
+    if not is_meaningful(rate):
         return None
-    alike = [one.rows_per_s for one in earlier if one.rows >= LEAST_ROWS and comparable(rate, one)][-LAST:]
-    if len(alike) < FEWEST:
+    rates = [one.rows_per_s for one in earlier if one.rows >= MIN_ROWS and comparable(rate, one)][-COMPARED:]
+    if len(rates) < MIN_COMPARED:
         return None
-    usual = statistics.median(alike)
-    return Slow(rate, usual, len(alike)) if rate.rows_per_s * FAR < usual else None
+    usual = statistics.median(rates)
+    return Slow(rate, usual, len(rates)) if rate.rows_per_s * SLOWER < usual else None
 
 
 def read_rates(state: State) -> list[Rate]:
-    """Oldest first. What cannot be read is forgotten: it is no part of the accounts."""
+    """Returns the rates of earlier runs, oldest first; none for a missing or damaged file, which nothing else needs."""
     try:
         return [Rate(**line) for line in decode_checked_json(state.read(NAME))["runs"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -107,4 +109,5 @@ def read_rates(state: State) -> list[Rate]:
 
 
 def keep_rates(state: State, rates: Sequence[Rate]) -> None:
+    """Writes the rates of the last KEPT runs."""
     state.write(NAME, encode_checked_json({"runs": [asdict(rate) for rate in rates[-KEPT:]]}))

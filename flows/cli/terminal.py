@@ -19,7 +19,7 @@ from rich.table import Table
 from ferry.core import Progress, Snapshot, escaped
 from ferry.ratelimit import Hosts
 from ferry.state import Counts, Planned
-from tasks.reporting.text import Report, describe, duration, night_table, outcome_table, size, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, describe, duration, outcome_table, size, speed, worth_retrying
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -104,8 +104,8 @@ def report(job_path: str, r: Report) -> None:
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. {speed(r)}.")
-    if r.night is not None:
-        out.print("This night: " + "; ".join(f"{what}: {text}" for what, text in night_table(r.night)) + ".")
+    if r.delta is not None:
+        out.print("This delta run: " + "; ".join(f"{what}: {text}" for what, text in delta_table(r.delta)) + ".")
     say(r.message + ".")
     hints = []
     if r.counts["failed"]:

@@ -37,9 +37,9 @@ class Report:
     rate: float  # rows a second between the first outcome and the last
     stopped: str  # why the run ended early; "" when it did not
     why_pending: str
-    night: dict[str, int] | None = None  # of a delta: night.NAMES
+    delta: dict[str, int] | None = None  # of a delta run: the figures of ferry.reconcile.finish.FIGURES
     same_bytes: dict[str, Any] | None = None  # rows with the same bytes: same_bytes.find_same_bytes, and `fail`
-    swept: PruneResult | None = None  # of a delta that deletes what left the list
+    pruned: PruneResult | None = None  # of a delta run that deletes copies of removed rows
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # chunks of this run, or with failures; the first
 
     @property
@@ -57,8 +57,8 @@ class Report:
         | no | any | any | any | 1 where rows have the same bytes, and `duplicate_bodies` is `fail` |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
-        swept_well = self.swept is None or self.swept.well
-        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and swept_well
+        pruned_well = self.pruned is None or self.pruned.succeeded
+        well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and pruned_well
         return 0 if well and not (self.same_bytes and self.same_bytes["fail"]) else 1
 
     @property
@@ -81,23 +81,23 @@ class Report:
         )
         nothing = "nothing settled" if self.counts["pending"] else "nothing to do"
         line = f"this run: {done or nothing}; in all {self.there}"
-        if self.swept is not None and self.swept.deleted:
-            line += f"; {self.swept.deleted:,} deleted, whose rows left the list ({self.swept.listed})"
+        if self.pruned is not None and self.pruned.deleted:
+            line += f"; deleted {_copies(self.pruned.deleted)} of removed rows ({self.pruned.file})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        said = (line, why, swept_badly(self.swept), *swept_later(self.swept), repeated(self.same_bytes))
+        said = (line, why, prune_problem(self.pruned), *prune_notes(self.pruned), repeated(self.same_bytes))
         return ". ".join(part for part in said if part)
 
 
-def swept_badly(swept: PruneResult | None) -> str:
-    """Why copies that were to be deleted stand where they are, as a sentence; "" where none does."""
-    if swept is None or swept.well:
+def prune_problem(pruned: PruneResult | None) -> str:
+    """Returns why copies that were to be deleted still exist, as a sentence, or ""."""
+    if pruned is None or pruned.succeeded:
         return ""
-    if swept.refused:
-        whose = "whose row left the list was" if swept.gone == 1 else "whose rows left the list were"
-        return f"{_copies(swept.gone)} {whose} not deleted: {swept.refused}"
-    first = f": {swept.why_failed}" if swept.failed == 1 else f", the first of them {swept.why_failed}"
-    why = f": {swept.ended}" if swept.ended else first
-    return f"{_copies(swept.failed)} could not be deleted{why}; the next night tries again"
+    if pruned.refused:
+        whose = "of a removed row was" if pruned.removed == 1 else "of removed rows were"
+        return f"{_copies(pruned.removed)} {whose} not deleted: {pruned.refused}"
+    first = f": {pruned.first_failure}" if pruned.failed == 1 else f", the first of them {pruned.first_failure}"
+    why = f": {pruned.stop_reason}" if pruned.stop_reason else first
+    return f"{_copies(pruned.failed)} could not be deleted{why}; the next run tries again"
 
 
 def repeated(same: dict[str, Any] | None) -> str:
@@ -124,25 +124,25 @@ def _copies_are(count: int) -> str:
     return f"{_copies(count)} {'is' if count == 1 else 'are'}"
 
 
-def swept_later(swept: PruneResult | None) -> list[str]:
-    """What a night that deletes has left for another one, or for good, as sentences."""
-    if swept is None:
+def prune_notes(pruned: PruneResult | None) -> list[str]:
+    """Returns sentences about the copies of removed rows that the run has not deleted, without an error."""
+    if pruned is None:
         return []
     found = []
-    if swept.waiting and swept.delete_after == 2:
+    if pruned.waiting and pruned.delete_after == 2:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the list for the first time; what the next list lacks too is "
-            f"deleted ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest for the first time; copies that the next "
+            f"manifest also lacks are deleted ({pruned.file})"
         )
-    elif swept.waiting:
+    elif pruned.waiting:
         found.append(
-            f"{_copies_are(swept.waiting)} missing from the list; what {swept.delete_after} lists in a row lack is "
-            f"deleted ({swept.listed})"
+            f"{_copies_are(pruned.waiting)} missing from the manifest; copies that {pruned.delete_after} manifests in "
+            f"a row lack are deleted ({pruned.file})"
         )
-    if swept.kept:
+    if pruned.kept:
         found.append(
-            f"{_copies_are(swept.kept)} kept although missing from the list: a row or the source may still have the "
-            f"object ({swept.listed})"
+            f"{_copies_are(pruned.kept)} kept although missing from the manifest: a row or the source may still have "
+            f"the object ({pruned.file})"
         )
     return found
 
@@ -186,19 +186,19 @@ def outcome_table(counts: dict[str, Any]) -> list[tuple[str, str, int]]:
     return lines
 
 
-def night_table(night: dict[str, int]) -> list[tuple[str, str]]:
-    """What a delta came to, as lines of words and figures."""
-    again = f", {night['failed_again']:,} of them not for the first time" if night["failed_again"] else ""
-    if again and night["failed_again"] == night["failed"]:
+def delta_table(delta: dict[str, int]) -> list[tuple[str, str]]:
+    """Returns the figures of a delta run as lines of words and numbers."""
+    again = f", {delta['failed_again']:,} of them not for the first time" if delta["failed_again"] else ""
+    if again and delta["failed_again"] == delta["failed"]:
         again = ", none for the first time"
     return [
-        ("new", f"{night['new']:,}"),
-        ("changed", f"{night['changed']:,}"),
-        ("looked at, unchanged", f"{night['unchanged']:,}"),
-        ("failed", f"{night['failed']:,}{again}"),
-        ("gone from the list", f"{night['gone'] + night['deleted']:,}, {night['deleted']:,} of them deleted"),
-        ("requests to the origins", f"{night['requests']:,}"),
-        ("not read again", size(night["bytes_saved"])),
+        ("new", f"{delta['new']:,}"),
+        ("changed", f"{delta['changed']:,}"),
+        ("rechecked, unchanged", f"{delta['unchanged']:,}"),
+        ("failed", f"{delta['failed']:,}{again}"),
+        ("removed from the manifest", f"{delta['removed'] + delta['deleted']:,}, {delta['deleted']:,} of them deleted"),
+        ("requests to the origins", f"{delta['requests']:,}"),
+        ("not read again", size(delta["bytes_saved"])),
     ]
 
 
@@ -207,7 +207,7 @@ def describe(planned: Planned) -> list[str]:
     lines = [planned.shorter] if planned.shorter else []
     lines += [
         f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, "
-        f"{planned.settled:,} left as they are"
+        f"{planned.untouched:,} left as they are"
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
@@ -243,7 +243,7 @@ def describe(planned: Planned) -> list[str]:
 def speed(report: Report) -> str:
     """How much in what time. Of a night, most of whose rows are only looked at, a rate would say nothing."""
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
-    return moved if report.night is not None else f"{moved}, {report.rate:,.0f} rows/s"
+    return moved if report.delta is not None else f"{moved}, {report.rate:,.0f} rows/s"
 
 
 def percent(s: Snapshot, *, over: bool = False) -> float:

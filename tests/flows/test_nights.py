@@ -9,20 +9,20 @@ import pytest
 
 from demo.origin import Origin
 from ferry.reconcile.prune import PruneResult
-from tasks.reporting.text import swept_badly
+from tasks.reporting.text import prune_problem
 from tests.flows.project import Cli, Project, serve
 
 # The command, interrupted when all is deleted that may be, and before the run's accounts.
 INTERRUPTED = """
 import os, runpy, signal, sys, time
 from tasks.run import Run
-sweep = Run.sweep
-def swept_and_interrupted(run):
-    sweep(run)
+prune = Run.prune
+def pruned_and_interrupted(run):
+    prune(run)
     os.kill(os.getpid(), signal.SIGTERM)
     while not run.runtime.stopping:
         time.sleep(0.01)
-Run.sweep = swept_and_interrupted
+Run.prune = pruned_and_interrupted
 sys.argv = ["ferry", *sys.argv[1:]]
 runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """
@@ -38,23 +38,25 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     gone = rows.pop(7)["url"].rpartition("/")[2]
     project.manifest(rows)
     first = project.ferry("run", "job.yaml", "--json").expect(0).json
-    assert (first["night"]["deleted"], first["swept"]["waiting"]) == (0, 1)
-    waits = "1 copy is missing from the list for the first time; what the next list lacks too is deleted"
+    assert (first["delta"]["deleted"], first["pruned"]["waiting"]) == (0, 1)
+    waits = (
+        "1 copy is missing from the manifest for the first time; copies that the next manifest also lacks are deleted"
+    )
     assert waits in first["message"]
     assert project.stored() == bodies
     night = project.ferry("run", "job.yaml", "--json").expect(0).json
-    assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000003/gone.csv")
-    assert "1 deleted, whose rows left the list (reports/run-000003/gone.csv)" in night["message"]
-    assert gone in (project.state / night["swept"]["listed"]).read_text()
+    assert (night["delta"]["deleted"], night["pruned"]["file"]) == (1, "reports/run-000003/pruned.csv")
+    assert "deleted 1 copy of removed rows (reports/run-000003/pruned.csv)" in night["message"]
+    assert gone in (project.state / night["pruned"]["file"]).read_text()
     del bodies[f"images/{gone}"]
     assert project.stored() == bodies
     project.manifest(rows[:10])
     refused = project.ferry("run", "job.yaml").expect(1)
-    said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
+    said = "The manifest has 10 usable rows, and the last one had 29. If it is truncated, stop this run"
     assert refused.text.index(said) < refused.text.index("10 rows: 10 to do")
-    assert "gone from the list: 19, 0 of them deleted" in refused.text
-    assert "19 copies whose rows left the list were not deleted: " in refused.text
-    assert "10 rows where it had 29" in refused.text
+    assert "removed from the manifest: 19, 0 of them deleted" in refused.text
+    assert "19 copies of removed rows were not deleted: " in refused.text
+    assert "10 rows, 29 were expected" in refused.text
     assert project.stored() == bodies
 
 
@@ -71,33 +73,37 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     interrupted = Cli.end(process, ("run",)).expect(143).json
-    assert interrupted["swept"]["waiting"] == 1
+    assert interrupted["pruned"]["waiting"] == 1
     assert "interrupted by SIGTERM" in interrupted["message"]
-    again = project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]
+    again = project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]
     assert (again["waiting"], again["deleted"]) == (1, 0)
     assert project.stored() == bodies
-    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]["deleted"] == 1
 
 
 @pytest.mark.parametrize(
-    ("swept", "sentence"),
+    ("pruned", "sentence"),
     [
-        (PruneResult(1, 2, refused="why."), "1 copy whose row left the list was not deleted: why."),
-        (PruneResult(19, 2, refused="why."), "19 copies whose rows left the list were not deleted: why."),
+        (PruneResult(1, 2, refused="why."), "1 copy of a removed row was not deleted: why."),
+        (PruneResult(19, 2, refused="why."), "19 copies of removed rows were not deleted: why."),
         (
-            PruneResult(3, 2, failed=1, why_failed="a.jpg: why"),
-            "1 copy could not be deleted: a.jpg: why; the next night tries again",
+            PruneResult(3, 2, failed=1, first_failure="a.jpg: why"),
+            "1 copy could not be deleted: a.jpg: why; the next run tries again",
         ),
         (
-            PruneResult(3, 2, failed=2, why_failed="a.jpg: why"),
-            "2 copies could not be deleted, the first of them a.jpg: why; the next night tries again",
+            PruneResult(3, 2, failed=2, first_failure="a.jpg: why"),
+            "2 copies could not be deleted, the first of them a.jpg: why; the next run tries again",
         ),
-        (PruneResult(3, 2, failed=2, ended="why"), "2 copies could not be deleted: why; the next night tries again"),
+        (
+            PruneResult(3, 2, failed=2, stop_reason="why"),
+            "2 copies could not be deleted: why; the next run tries again",
+        ),
         (PruneResult(3, 2, deleted=3), ""),
     ],
 )
-def test_what_is_said_of_copies_that_stand(swept: PruneResult, sentence: str) -> None:
-    assert swept_badly(swept) == sentence
+def test_what_is_said_of_copies_that_stand(pruned: PruneResult, sentence: str) -> None:
+    """The sentence names the number of copies, why they were not deleted, and what happens next."""
+    assert prune_problem(pruned) == sentence
 
 
 @pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])
@@ -110,9 +116,9 @@ def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, or
     project.manifest(rows[:-1])
     project.ferry("run", "job.yaml").expect(0)
     for _ in range(2):
-        assert project.ferry("run", "job.yaml", *partly, "--json").expect(0).json["swept"] is None
+        assert project.ferry("run", "job.yaml", *partly, "--json").expect(0).json["pruned"] is None
         assert project.stored() == bodies
-    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]["deleted"] == 1
 
 
 def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Origin) -> None:

@@ -58,7 +58,7 @@ def test_what_is_altered_is_found_by_its_etag(project: Project, origin: Origin, 
     listed = project.ferry("verify", "job.yaml", "--list", env=env).expect(1)
     assert "16 of 30 objects are not as the ledger says: 0 missing, 16 altered" in listed.text
     assert "28 by ETag, 2 by size alone" in listed.text
-    assert f'the object\'s ETag is "{objects[keys[2]].etag}" where the ledger has' in listed.text
+    assert f'the object\'s ETag is "{objects[keys[2]].etag}", the ledger has' in listed.text
 
 
 def test_a_copy_that_the_server_made_is_compared_by_its_etag(project: Project, server: OddS3) -> None:

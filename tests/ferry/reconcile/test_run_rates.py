@@ -1,4 +1,4 @@
-"""How fast a job's runs were, and which of them is worth an alarm."""
+"""Rates of runs, and which runs are reported as slow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USUAL = Rate(run_no=9, mode="full", rows=60_000, copied=60_000, bytes=2_400_000_
     ],
 )
 def test_which_runs_are_alike(earlier: dict[str, Any], alike: bool) -> None:
-    """A run is held against those alone that had at least as much to do for each row."""
+    """A run is comparable with runs that had at least as much to do per row."""
     assert run_rates.comparable(USUAL, replace(USUAL, **earlier)) is alike
 
 
@@ -48,13 +48,13 @@ def test_which_runs_are_alike(earlier: dict[str, Any], alike: bool) -> None:
     ],
 )
 def test_far_slower_than_the_last_ten(seconds: float, earlier: list[float], far: bool) -> None:
-    """Less than half their median, and never by fewer than three."""
+    """A run is far slower if its rate is below half the median of at least three runs."""
     found = run_rates.slow(replace(USUAL, seconds=seconds), [replace(USUAL, seconds=each) for each in earlier])
     assert (found is not None) is far
 
 
 def test_a_short_run_is_no_trouble() -> None:
-    """Of less than a minute, or of few rows: its rate says how long it took to begin."""
+    """A run of less than a minute or of few rows is never reported."""
     fast = [replace(USUAL, rows=500, copied=500, bytes=20_000_000, seconds=0.1)] * 5
     for rows, seconds, far in ((500, 61.0, True), (500, 59.0, False), (99, 61.0, False)):
         rate = Rate(10, "full", rows, rows, rows * 40_000, seconds)
@@ -62,7 +62,7 @@ def test_a_short_run_is_no_trouble() -> None:
 
 
 def test_the_file_does_not_grow(tmp_path: Path) -> None:
-    """It remembers the last 50 runs; one that is damaged is begun anew, and is no reason for a run to fail."""
+    """The file has the last 50 runs, and a damaged file is replaced without an error."""
     state = DirectoryState(tmp_path)
     assert run_rates.read_rates(state) == []
     for number in range(60):

@@ -446,7 +446,7 @@ def test_what_a_night_came_to(world: World) -> None:
         world.put(f"{n}.jpg", n)
     world.put("late.jpg", 50, fault=Trouble.NOT_FOUND)
     world.night()
-    nothing = dict.fromkeys(finish.NAMES, 0)
+    nothing = dict.fromkeys(finish.FIGURES, 0)
     assert world.figures == {**nothing, "new": 6, "failed": 1, "requests": 7}
     world.put("new.jpg", 60)
     world.put("1.jpg", 61)
@@ -454,11 +454,11 @@ def test_what_a_night_came_to(world: World) -> None:
     world.night()
     same = sum(len(world.bodies[f"{n}.jpg"]) for n in (0, 2, 3, 4))
     looked = {"new": 1, "changed": 1, "unchanged": 4, "failed": 1, "failed_again": 1, "requests": 7}
-    assert world.figures == {**nothing, **looked, "bytes_saved": same, "gone": 1}
+    assert world.figures == {**nothing, **looked, "bytes_saved": same, "removed": 1}
     world.origin.mend("/late.jpg")
     world.night()
     assert world.figures is not None
-    assert (world.figures["new"], world.figures["failed"], world.figures["gone"]) == (1, 0, 1)
+    assert (world.figures["new"], world.figures["failed"], world.figures["removed"]) == (1, 0, 1)
 
 
 def test_what_was_replaced_stays_in_the_history(world: World) -> None:
