@@ -75,7 +75,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
 
 def place(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     """Whether one more chunk is to begin. Small ones are over in a moment, large ones are worth waiting for."""
-    awake = submitted - run.runtime.asleep()
+    awake = submitted - run.runtime.chunks_waiting()
     return awake < MOST_CHUNKS and not run.runtime.paused and run.crew.place(ref, wanted=awake < WINDOW)
 
 
@@ -103,4 +103,4 @@ def _note(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     run.incomplete[ref.digest] = str(error)
     known = error if isinstance(error, FerryError) else FerryError(f"chunk {ref.digest[:12]}: {error}")
     run.errors.append(known)
-    run.runtime.give_up(known)
+    run.runtime.abort(known)

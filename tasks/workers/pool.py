@@ -19,10 +19,10 @@ from ferry.ratelimit import HostSnapshot, is_bounded, most_processes
 from ferry.state import ChunkRef, Lease
 from ferry.transfer import (
     AHEAD_ROWS,
-    LOOK_S,
+    CHECK_S,
     READY_ROWS,
     SILENT_END_S,
-    SILENT_TELL_S,
+    SILENT_WARN_S,
     Action,
     ChunkResult,
     Moment,
@@ -30,8 +30,8 @@ from ferry.transfer import (
     Silence,
     Wait,
     Watchdog,
+    describe_stall,
     duration,
-    in_words,
     is_excused,
     run_chunk,
 )
@@ -86,7 +86,7 @@ class WorkerHandle:
     @property
     def waits(self) -> list[Wait]:
         """What its rows wait for, as it said last."""
-        if self.silent_s >= SILENT_TELL_S:
+        if self.silent_s >= SILENT_WARN_S:
             words = f"an engine process that has not answered for {duration(self.silent_s)}"
             return [Wait(words, self.rows_ahead)]
         return [] if self.is_lost else [Wait(*wait) for wait in self._beat["waits"]]
@@ -98,7 +98,7 @@ class WorkerHandle:
     def listen(self, now: float) -> None:
         """Looks whether it lives; ends it when it has been silent for too long. A process that is stopped (SIGSTOP)
         dies of SIGKILL as any other; :meth:`_listen` hears its end."""
-        if not self.is_lost and self._silence.look(now, self._beats) >= SILENT_END_S:
+        if not self.is_lost and self._silence.check(now, self._beats) >= SILENT_END_S:
             self._why_lost = f"did not answer for {SILENT_END_S:.0f} s and was ended, in chunk {{chunk}}"
             self._process.kill()
 
@@ -128,7 +128,7 @@ class WorkerHandle:
         self._send(CHUNK, json.dumps(asdict(ref)).encode())
         if self.is_lost:
             self._lose()
-        with self._runtime.awake(ref.digest):
+        with self._runtime.attempting(ref.digest):
             return future.result()
 
     def tell(self, beat: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ class WorkerPool:
         self._growth = Growth()
         self._at: dict[str, WorkerHandle | None] = {}  # of chunks that are not settled: it knows what of them is done
         self.helpers: list[WorkerHandle] = []
-        runtime.others = lambda: [helper.hosts for helper in self.helpers]
+        runtime.other_processes = lambda: [helper.hosts for helper in self.helpers]
         for _ in range(setup.share - 1):
             self.helpers.append(WorkerHandle(setup, runtime))
         self.transferring = False  # else the run plans, or counts
@@ -227,7 +227,7 @@ class WorkerPool:
     def _watch(self) -> None:
         """The watchdog's thread: neither the event loop nor a pipe that nothing reads from can hold it up."""
         watchdog = Watchdog(time.monotonic())
-        while not self._over.wait(LOOK_S):
+        while not self._over.wait(CHECK_S):
             now = time.monotonic()
             for helper in list(self.helpers):
                 helper.listen(now)
@@ -237,16 +237,16 @@ class WorkerPool:
         runtime, helpers = self._runtime, list(self.helpers)
         waits = [*runtime.waits(), *(wait for helper in helpers for wait in helper.waits)]
         moment = Moment(
-            runtime.progress.settled, runtime.mover.waits.pieces + sum(helper.pieces for helper in helpers),
+            runtime.progress.settled, runtime.object_transfer.waits.pieces + sum(helper.pieces for helper in helpers),
             self.transferring and not runtime.stopping and runtime.progress.pending > 0,
             is_excused(runtime.paused, waits),
         )  # fmt: skip
-        action = watchdog.look(now, moment)
+        action = watchdog.check(now, moment)
         silent_s = max((helper.silent_s for helper in helpers), default=0.0)
         words = ""
         if action is not Action.NOTHING:
-            words = in_words(watchdog.still_s, waits)
-        elif silent_s >= SILENT_TELL_S:
+            words = describe_stall(watchdog.still_s, waits)
+        elif silent_s >= SILENT_WARN_S:
             words = f"an engine process has not answered for {duration(silent_s)}"
         runtime.progress.still = words
         if action is Action.END:
@@ -264,7 +264,7 @@ class WorkerPool:
         able: list[tuple[int, WorkerHandle | None]] = [
             (helper.rows_ahead, helper) for helper in self.helpers if helper.hungry
         ]
-        if own.hungry or (wanted and not able):
+        if own.wants_chunk or (wanted and not able):
             able.append((own.rows_ahead, None))
         if not able:
             return False
@@ -316,7 +316,7 @@ class WorkerPool:
             self._most = self.processes
             return False
         self._setup = setup
-        self._runtime.divide(share)
+        self._runtime.set_share(share)
         self._beat()
         return True
 
@@ -326,7 +326,7 @@ class WorkerPool:
         pauses |= {helper: helper.pauses for helper in live}
         for helper in live:
             if pauses[helper]:
-                self._runtime.heed(pauses[helper])
+                self._runtime.apply_pauses(pauses[helper])
             merged = {name: pause for other in pauses if other is not helper for name, pause in pauses[other].items()}
             helper.tell(
                 {

@@ -123,11 +123,11 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
 
         async def land() -> None:
             assert limit.take()
-            place = Permit(limit)
+            permit = Permit(limit)
             try:
-                await runtime.mover._land(row, fetch, None, OnExisting.OVERWRITE, place)
+                await runtime.object_transfer._store(row, fetch, None, OnExisting.OVERWRITE, permit)
             finally:
-                place.free()
+                permit.free()
                 body.discard()
 
         return runtime.wait(turns_while(land()))

@@ -1,4 +1,4 @@
-"""A destination that answers nothing: waited for, and after two minutes the end of the run."""
+"""A destination that does not respond is waited for, and ends the run after two minutes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from tests.support import helpers
     ],
 )
 def test_verdict(silent_s: float, keys: int, expected: str) -> None:
-    """The truth table."""
+    """The table of verdict() holds."""
     assert verdict(silent_s, keys) == expected
 
 
@@ -49,7 +49,7 @@ def test_verdict(silent_s: float, keys: int, expected: str) -> None:
     ],
 )
 def test_what_is_silence(error_class: ErrorClass, status: int | None, silence: bool) -> None:
-    """Any status is an answer, a 503 as well."""
+    """An error with a status is a response, also a 503."""
     assert is_silence(ObjectError(error_class, "it failed", status_code=status)) is silence
 
 
@@ -64,7 +64,7 @@ REFUSED = ObjectError(ErrorClass.STORE_ERROR, "the connection to the destination
 
 
 def test_silent_for_two_minutes() -> None:
-    """A try every five seconds: the first one that fails after two minutes ends it, and says why and what to do."""
+    """The first failure after two minutes without a response raises Fatal with advice."""
     clock = Clock()
     watched = Outage(clock)
     for number in range(24):
@@ -76,7 +76,7 @@ def test_silent_for_two_minutes() -> None:
 
 @pytest.mark.parametrize("answer", [None, ObjectError(ErrorClass.RATE_LIMITED, "busy", status_code=503)])
 def test_any_answer_begins_it_anew(answer: ObjectError | None) -> None:
-    """One object that arrives, or one 503, and the two minutes begin again."""
+    """A success, and any error with a status, starts the two minutes again."""
     clock = Clock()
     watched = Outage(clock)
     for number in range(100):
@@ -90,7 +90,7 @@ def test_any_answer_begins_it_anew(answer: ObjectError | None) -> None:
 
 
 def test_answers_to_one_kind_of_request_hide_no_silence_to_the_other() -> None:
-    """HEADs are answered and PUTs are not: after two minutes that is the end, too."""
+    """Responses to HEAD do not reset the time without a response to PUT."""
     clock = Clock()
     watched = Outage(clock)
     for number in range(24):
@@ -102,7 +102,7 @@ def test_answers_to_one_kind_of_request_hide_no_silence_to_the_other() -> None:
 
 
 def test_one_object_that_breaks_every_connection() -> None:
-    """Its attempts are used up as those of any other: it ends no run."""
+    """One object that always breaks the connection does not end the run."""
     clock = Clock()
     watched = Outage(clock)
     for _ in range(100):
@@ -113,7 +113,7 @@ def test_one_object_that_breaks_every_connection() -> None:
 def test_a_destination_that_nobody_listens_at(
     origin: Origin, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run ends in about that time and not after all rows have failed one by one; most are pending, none is lost."""
+    """With an unreachable destination the run ends soon, and most rows stay pending."""
     monkeypatch.setattr(destination_outage, "ENDS_S", 1.0)
     rows = 200
     listed = [[origin.add(f"/{n}.jpg", helpers.IMAGE)] for n in range(rows)]
@@ -128,7 +128,7 @@ def test_a_destination_that_nobody_listens_at(
     (ref,) = helpers.plan(job, state, server=access).chunks
     with (
         helpers.engine(job, state, access) as runtime,
-        pytest.raises(Fatal, match="the destination has answered nothing for"),
+        pytest.raises(Fatal, match="the destination has not responded to any"),
     ):
         run_chunk(runtime, ref)
     assert all(outcome.retryable for outcome in helpers.latest(state).values())
@@ -136,7 +136,7 @@ def test_a_destination_that_nobody_listens_at(
 
 
 def test_a_destination_that_comes_back(origin: Origin, tmp_path: Path) -> None:
-    """Away for two seconds in the middle: rows wait, whatever their attempts, and the same chunk copies all of them."""
+    """During a short outage rows wait, and the same chunk then copies all of them."""
     rows = 80
     listed = [[origin.add(f"/{n}.jpg", helpers.IMAGE)] for n in range(rows)]
     with S3Server(tmp_path / "s3") as server:
@@ -159,7 +159,7 @@ def test_a_destination_that_comes_back(origin: Origin, tmp_path: Path) -> None:
 
 
 def interrupt(server: S3Server, progress: object) -> None:
-    """Once a few rows are through."""
+    """Stops the destination after a few rows."""
     while progress.snapshot().done < 20:  # type: ignore[attr-defined]
         time.sleep(0.01)
     server.stop(within_s=0)
