@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import duckdb
 
 from ferry.job.model import Job
-from ferry.planning.planner import Accesses, Ask, make_plan
+from ferry.planning.planner import Accesses, PlanOptions, make_plan
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState
@@ -58,7 +58,7 @@ def _apart(pipe: Any, work: Callable[..., Any], given: tuple[Any, ...]) -> None:
 
 
 def plan(job: Job, root: Path, run_no: int) -> Planned:
-    return make_plan(job, DirectoryState(root), Accesses(Access(), Access()), Ask(run_no))
+    return make_plan(job, DirectoryState(root), Accesses(Access(), Access()), PlanOptions(run_no))
 
 
 def fold(job: Job, root: Path, run_no: int) -> dict[str, Any]:

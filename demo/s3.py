@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -146,23 +147,7 @@ class S3Server:
         key, secret = (self.reader_key, self.reader_secret) if reader else (self.access_key, self.secret_key)
         if limited:
             key, secret = self.limited_key, self.limited_secret
-        return boto3.session.Session().client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=self.region,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-                retries={"total_max_attempts": 2, "mode": "standard"},
-                connect_timeout=5,
-                read_timeout=30,
-                proxies={},  # no proxy of the environment, since this is loopback
-            ),
-        )
+        return _client(self.endpoint_url, self.region, key, secret)
 
     def make_bucket(self, name: str) -> None:
         """Create a bucket. Raises botocore's ClientError if that fails."""
@@ -282,3 +267,24 @@ def _get(port: int, path: str) -> tuple[int | None, bytes]:
         return None, b""
     finally:
         connection.close()
+
+
+@functools.cache  # to make one takes a third of a second
+def _client(endpoint_url: str, region: str, key: str, secret: str) -> S3Client:
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=endpoint_url,
+        region_name=region,
+        aws_access_key_id=key,
+        aws_secret_access_key=secret,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            retries={"total_max_attempts": 2, "mode": "standard"},
+            connect_timeout=5,
+            read_timeout=30,
+            proxies={},  # no proxy of the environment, since this is loopback
+        ),
+    )

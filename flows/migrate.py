@@ -125,8 +125,8 @@ def run_job(
 def wait_for_server(interrupts: signals.Interrupts) -> bool:
     """Wait until Prefect's server can record the end of the run. Returns False if it stays unreachable."""
     before = interrupts.first
-    patience_s = prefect_api.PATIENCE_S if before is None else INTERRUPTED_S
-    there = prefect_api.wait(get_run_logger().warning, lambda: interrupts.first is not before, patience_s)
+    max_pause_s = prefect_api.PATIENCE_S if before is None else INTERRUPTED_S
+    there = prefect_api.wait(get_run_logger().warning, lambda: interrupts.first is not before, max_pause_s)
     if not there:
         prefect_api.stop_retrying()
     return there

@@ -38,13 +38,13 @@ def is_reachable() -> bool:
         return client.api_healthcheck() is None
 
 
-def wait(warn: Callable[[str], None], over: Callable[[], bool], patience_s: float = PATIENCE_S) -> bool:
-    """Wait until the API answers. Returns False after ``patience_s``, or as soon as ``over`` returns True.
+def wait(warn: Callable[[str], None], over: Callable[[], bool], max_pause_s: float = PATIENCE_S) -> bool:
+    """Wait until the API answers. Returns False after ``max_pause_s``, or as soon as ``over`` returns True.
 
     Calls ``warn`` once if it has to wait. Without this wait, Prefect's client gives up after about a minute, and the
     run ends with an error although its work is done.
     """
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + max_pause_s
     warned = False
     while not is_reachable():
         if time.monotonic() >= deadline or over():
@@ -53,7 +53,7 @@ def wait(warn: Callable[[str], None], over: Callable[[], bool], patience_s: floa
             warned = True
             warn(
                 "the Prefect server does not answer. All outcomes are recorded in the state; waiting up to "
-                f"{patience_s / 60:.0f} minutes to report the end of the run to the server (Ctrl-C ends the wait)"
+                f"{max_pause_s / 60:.0f} minutes to report the end of the run to the server (Ctrl-C ends the wait)"
             )
         time.sleep(LOOK_S)
     return True

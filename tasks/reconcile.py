@@ -36,7 +36,7 @@ def reconcile(run: Run) -> Report:
     task_count.increment()
     run.runtime.check_lease()
     pruned = run.pruned is not None and not run.runtime.stopping
-    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, swept=pruned))
+    answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, pruned=pruned))
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s
@@ -50,7 +50,7 @@ def reconcile(run: Run) -> Report:
         rate=snapshot.done / steady if steady > 0 else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
-        swept=run.pruned,
+        pruned=run.pruned,
     )
 
 

@@ -62,11 +62,11 @@ def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry
     """Returns the summary as Markdown, for the UI and the state."""
     counts = report.counts
     lines = [f"# {plain(name)}: run {report.run_no}", "", plain(report.message), ""]
-    if report.night is not None:
+    if report.delta is not None:
         lines += [
             "| this delta run | |",
             "|---|---:|",
-            *(f"| {what} | {text} |" for what, text in delta_table(report.night)),
+            *(f"| {what} | {text} |" for what, text in delta_table(report.delta)),
             "",
         ]
     lines += ["| all rows | | |", "|---|---|---:|"]

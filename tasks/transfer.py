@@ -75,7 +75,7 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
 
 def has_room(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     """Returns whether to start one more chunk: up to WINDOW always, then while a process needs more rows."""
-    awake = submitted - run.runtime.asleep()
+    awake = submitted - run.runtime.chunks_waiting()
     return awake < MOST_CHUNKS and not run.runtime.paused and run.pool.assign(ref, wanted=awake < WINDOW)
 
 
@@ -103,4 +103,4 @@ def _record(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
     run.incomplete[ref.digest] = str(error)
     known = error if isinstance(error, FerryError) else FerryError(f"chunk {ref.digest[:12]}: {error}")
     run.errors.append(known)
-    run.runtime.give_up(known)
+    run.runtime.abort(known)

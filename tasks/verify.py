@@ -13,7 +13,7 @@ from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Fatal, Progress, UserError
 from ferry.job import Job
-from ferry.planning import check_where
+from ferry.planning import check_locations
 from ferry.reconcile import (
     EVERYTHING,
     Evidence,
@@ -144,7 +144,7 @@ def open_check(
     run_preflight(job.destination.uri, access)
     state = state_of(job)
     if plan := read_plan(state):
-        check_where(plan, job)
+        check_locations(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
         yield Verification(state, store, lease, last_run_no(state) + 1)

@@ -27,6 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_S3] = SharedS3()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """pytest-xdist: what each process of the run is told."""
     node.workerinput["s3"] = node.config.stash[_S3].address()
@@ -96,10 +97,15 @@ def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow modules first: one that begins last keeps a core waiting. Tests that share a fixture of their module stay
-    in one process, which makes that fixture once."""
+    """Of a matrix only the first case is not slow. Modules with marks are first: a long test that begins last keeps a
+    core waiting. Tests that share a fixture of their module stay in one process, which makes that fixture once."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))
+    begun: set[str] = set()
     for item in items:
+        test = item.nodeid.partition("[")[0]
+        if test in begun and item.get_closest_marker("matrix"):
+            item.add_marker(pytest.mark.slow)
+        begun.add(test)
         fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
         if any(one.scope == "module" for found in fixtures for one in found):
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

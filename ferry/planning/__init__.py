@@ -1,8 +1,16 @@
-"""Manifest x ledger x destination -> chunk files."""
+"""Planning: which rows of a manifest are to be done, and their chunk files."""
 
 from ferry.planning.errors import from_planning
-from ferry.planning.planner import Accesses, Ask, make_plan
-from ferry.planning.removed import find_gone
-from ferry.planning.rules import check_where, cut_off
+from ferry.planning.planner import Accesses, PlanOptions, make_plan
+from ferry.planning.removed import find_removed
+from ferry.planning.rules import check_locations, looks_truncated
 
-__all__ = ["Accesses", "Ask", "check_where", "cut_off", "find_gone", "from_planning", "make_plan"]
+__all__ = [
+    "Accesses",
+    "PlanOptions",
+    "check_locations",
+    "find_removed",
+    "from_planning",
+    "looks_truncated",
+    "make_plan",
+]

@@ -1,4 +1,4 @@
-"""What planning finds wrong with rows: duplicates, key collisions, unusable rows. They become outcomes."""
+"""Detection of duplicates and key collisions, and the outcomes of rows with such a problem or without a usable URL."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import duckdb
 
 
-COLLISIONS_AT_MOST = 0.10
-MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')"  # a first try that failed so
+MAX_COLLISION_SHARE = 0.10
+MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')"  # classes of a failed first try
 
 
 @dataclass(frozen=True, slots=True)
 class ProblemCounts:
-    """How many rows the manifest has, and how many of them cannot be moved, by kind."""
+    """Number of the manifest's rows, and of those that cannot be transferred, by problem."""
 
     rows: int
     unusable: int
@@ -30,34 +30,34 @@ class ProblemCounts:
 
     @property
     def usable(self) -> int:
-        """Rows that can be moved, each once: how long the list is."""
+        """Rows that are neither unusable nor duplicates."""
         return self.rows - self.unusable - self.duplicates
 
 
 def find_superseded(con: duckdb.DuckDBPyConnection) -> None:
-    """Fills `superseded`: rows that are copied as the ledger says, and whose key another row has written since.
+    """Fills `superseded`: rows that have a copy by the ledger, but whose key another row has written since.
 
-    Their object is gone: a row that left the list does not keep its key from one that came later. Nor where that one's
-    object was deleted or found wrong since, or its last try failed, or has no outcome, and may have left something
-    under the key.
+    The other row also counts if its object was deleted or found wrong since. So does a row whose last try failed, or
+    has no outcome, since it may have written the key. The other row may have been removed from the manifest. A row is
+    not superseded if both rows have a copy with the same bytes.
     """
     con.execute(f"""
         CREATE TABLE superseded AS
         WITH tried AS (SELECT row_id, key, sha256, md5, run_no, recorded_at, status IN ('copied', 'unchanged')
-                              OR (status = 'failed' AND dest_etag IS NOT NULL) AS there
+                              OR (status = 'failed' AND dest_etag IS NOT NULL) AS has_copy
                        FROM latest WHERE status IN ('copied', 'unchanged', 'pending', 'removed') OR (status = 'failed'
                             AND chunk <> '' AND (attempt > 1 OR error_class IN {MAY_HAVE_WRITTEN}))
                        UNION ALL SELECT row_id, key, NULL, NULL, run_no, 'infinity', false FROM begun),
-        shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(there)),
+        shared AS (SELECT key FROM tried GROUP BY key HAVING count(*) > 1 AND bool_or(has_copy)),
         ordered AS (
-            SELECT *, first_value(row_id) OVER last AS last_id, first_value(there) OVER last AS last_there,
+            SELECT *, first_value(row_id) OVER last AS last_id, first_value(has_copy) OVER last AS last_has_copy,
                    first_value(sha256) OVER last AS last_sha256, first_value(md5) OVER last AS last_md5
             FROM tried SEMI JOIN shared USING (key)
             WINDOW last AS (PARTITION BY key ORDER BY run_no DESC, recorded_at DESC, row_id)
         )
         SELECT row_id FROM ordered
-        WHERE there AND row_id <> last_id
-              AND NOT (last_there AND coalesce(sha256 = last_sha256 OR md5 = last_md5, false))
+        WHERE has_copy AND row_id <> last_id
+              AND NOT (last_has_copy AND coalesce(sha256 = last_sha256 OR md5 = last_md5, false))
     """)
 
 
@@ -67,86 +67,93 @@ def find_collisions(
     *,
     for_directory: bool,
     listed: bool = False,
-    twins: Callable[[], Collection[FoldedName]] = tuple,
+    name_folding: Callable[[], Collection[FoldedName]] = tuple,
 ) -> ProblemCounts:
-    """Finds duplicates and key collisions among the usable rows (SEMANTICS: keys).
+    """Fills `problems` with the duplicates and key collisions among the usable rows, and returns all counts.
 
-    What a listing (``listed``) has twice are two objects, whose names the client cannot tell apart: `a.jpg` and
-    `/a.jpg` in a bucket, a file's name that is not UTF-8 and one that looks like it. Only one of them can be asked for.
+    A row that has a copy by the ledger keeps its key: other rows with the same source and key are its duplicates, and
+    rows with the same key and another source collide. If no row has a copy, all rows with that key and different
+    sources collide.
 
-    Rows that the ledger has keep their place: before others of the same source and key, and
-    against others of the same key. In a directory a file cannot have the name of a folder, and ``twins`` says which
-    names are one there though they differ; it is asked only where the list has such.
+    Two equal rows of a listing (``listed``) are two objects whose names the client cannot tell apart, and only one can
+    be requested. Examples are `a.jpg` and `/a.jpg` in a bucket, or a file name that is not UTF-8.
+
+    In a directory (``for_directory``) a file and a folder cannot have one name. ``name_folding`` returns which
+    differences in names the directory ignores; it is called only if keys of the manifest differ in such a way alone.
+
+    Raises UserError when no row is usable, or more than a tenth of the rows collide.
     """
-    again = ("key_collision", "a second object whose name the client cannot tell from this one; like row ")
-    twice = again if listed else ("duplicate", "the same source and key as row ")
+    same_name = ("key_collision", "another object whose name the client cannot tell from this one is row ")
+    repeated = same_name if listed else ("duplicate", "the same source and key as row ")
     con.execute(f"""
-        CREATE TABLE verdict AS
+        CREATE TABLE problems AS
         WITH shared AS (
-            SELECT key FROM m WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
+            SELECT key FROM manifest WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
         ), candidates AS (
             SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key,
                    coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
-                   AND s.row_id IS NULL AS has
-            FROM m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
+                   AND s.row_id IS NULL AS has_copy
+            FROM manifest m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
                  LEFT JOIN superseded s ON s.row_id = m.row_id
             WHERE m.error_class IS NULL
         ), ranked AS (
             SELECT *,
-                   row_number() OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS nth,
-                   first_value(row_no) OVER (PARTITION BY source, key ORDER BY has DESC, row_no) AS first_no,
+                   row_number() OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS rank,
+                   first_value(row_no) OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS first_no,
                    min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
-                   -- a key that names the digest says itself that its objects are equal
+                   -- objects with one key that contains the digest are equal
                    AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}')) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates
         )
         SELECT row_id,
-               CASE WHEN nth > 1 THEN '{twice[0]}'
-                    WHEN contested AND NOT has THEN 'key_collision' END AS error_class,
-               CASE WHEN nth > 1 THEN '{twice[1]}' || first_no
+               CASE WHEN rank > 1 THEN '{repeated[0]}'
+                    WHEN contested AND NOT has_copy THEN 'key_collision' END AS error_class,
+               CASE WHEN rank > 1 THEN '{repeated[1]}' || first_no
                     ELSE 'row ' || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
-                         || ' wants the same key from another source' END AS message
-        FROM ranked WHERE nth > 1 OR (contested AND NOT has)
+                         || ' has the same key and another source' END AS message
+        FROM ranked WHERE rank > 1 OR (contested AND NOT has_copy)
     """)
     if for_directory:
         con.execute("""
-            INSERT INTO verdict
+            INSERT INTO problems
             WITH usable AS (
                 SELECT m.row_id, m.key, coalesce(l.status IN ('copied', 'unchanged', 'pending'), false)
-                       AND s.row_id IS NULL AS has
-                FROM m LEFT JOIN latest l ON l.row_id = m.row_id LEFT JOIN superseded s ON s.row_id = m.row_id
-                WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM verdict)
-            ), below AS (
-                SELECT row_id, has, unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
+                       AND s.row_id IS NULL AS has_copy
+                FROM manifest m LEFT JOIN latest l ON l.row_id = m.row_id
+                     LEFT JOIN superseded s ON s.row_id = m.row_id
+                WHERE m.error_class IS NULL AND m.row_id NOT IN (SELECT row_id FROM problems)
+            ), folders AS (
+                SELECT row_id, has_copy, unnest([array_to_string(parts[1:n], '/') FOR n IN range(1, len(parts))]) AS key
                 FROM (SELECT *, string_split(key, '/') AS parts FROM usable WHERE contains(key, '/'))
             ), files AS (
-                SELECT * FROM usable SEMI JOIN below USING (key)
+                SELECT * FROM usable SEMI JOIN folders USING (key)
             )
-            SELECT row_id, 'key_collision', 'other rows want this key as a directory' FROM files WHERE NOT has
+            SELECT row_id, 'key_collision', 'other rows have keys below this key, which makes it a directory'
+            FROM files WHERE NOT has_copy
             UNION
             SELECT row_id, 'key_collision', 'another row has the key of its directory'
-            FROM below SEMI JOIN (SELECT key FROM files WHERE has) USING (key) WHERE NOT has
+            FROM folders SEMI JOIN (SELECT key FROM files WHERE has_copy) USING (key) WHERE NOT has_copy
         """)
-    _judge_twins(con, notes, twins)
-    rows, unusable = one(con, "SELECT count(*), count(error_class) FROM m")
+    _find_folded_names(con, notes, name_folding)
+    rows, unusable = one(con, "SELECT count(*), count(error_class) FROM manifest")
     duplicates, collisions = one(
         con,
         "SELECT count(*) FILTER (error_class = 'duplicate'), "
-        "count(*) FILTER (error_class = 'key_collision') FROM verdict",
+        "count(*) FILTER (error_class = 'key_collision') FROM problems",
     )
-    if collisions > COLLISIONS_AT_MOST * max(1, rows - duplicates):
+    if collisions > MAX_COLLISION_SHARE * max(1, rows - duplicates):
         example = one(
-            con, "SELECT key FROM m JOIN verdict v USING (row_id) WHERE v.error_class = 'key_collision' LIMIT 1"
+            con, "SELECT key FROM manifest JOIN problems p USING (row_id) WHERE p.error_class = 'key_collision' LIMIT 1"
         )
         raise UserError(
-            f"{collisions:,} of {rows:,} rows want a key that another row wants too "
-            f"(for one: `{short(example[0], 200)}`). More than {COLLISIONS_AT_MOST:.0%} are no accident: "
-            "set `key` to a template that tells them apart, such as `{id}/{source.name}`"
+            f"{collisions:,} of {rows:,} rows have a key collision (one of the keys: `{short(example[0], 200)}`). More "
+            f"than {MAX_COLLISION_SHARE:.0%} is not accidental: set `key` to a template that tells the rows apart, "
+            "such as `{id}/{source.name}`"
         )
     if unusable == rows:
-        first = one(con, "SELECT message FROM m LIMIT 1")
+        first = one(con, "SELECT message FROM manifest LIMIT 1")
         raise UserError(f"no row of the manifest can be used; the first one: {first[0]}")
     return ProblemCounts(rows, unusable, duplicates, collisions)
 
@@ -158,69 +165,71 @@ _FOLDS: dict[FoldedName, str] = {
 }
 
 
-def _folded(twins: Collection[FoldedName]) -> str:
-    """The key as SQL, alike for keys that only these differences tell apart."""
+def _folded(name_folding: Collection[FoldedName]) -> str:
+    """Returns SQL for the key, equal for keys that differ only in these ways."""
     expression = "key"
-    for twin, fold in _FOLDS.items():
-        if twin in twins:
+    for difference, fold in _FOLDS.items():
+        if difference in name_folding:
             expression = fold.format(expression)
     return expression
 
 
-ALIKE = _folded(list(_FOLDS))  # SQL of what is alike for keys that some directory may not tell apart
+FOLDED_KEY = _folded(list(_FOLDS))  # SQL for the key, equal for keys that some directory may treat as one name
 
 
-def _judge_twins(con: duckdb.DuckDBPyConnection, notes: list[str], twins: Callable[[], Collection[FoldedName]]) -> None:
-    """Keys that differ only in case, Unicode form or dots at the end of a name: told apart by most stores, not by all.
+def _find_folded_names(
+    con: duckdb.DuckDBPyConnection, notes: list[str], name_folding: Callable[[], Collection[FoldedName]]
+) -> None:
+    """Adds to `problems` the rows whose keys differ only in case, Unicode form or dots at the end of a name.
 
-    Where the destination is known not to tell them apart, none of their rows moves, as with any shared key.
+    They collide if the destination is known to ignore that difference. For any other destination a note is added.
     """
     con.execute(f"""
-        CREATE OR REPLACE TEMP VIEW told_apart AS
-        SELECT row_id, row_no, key, {ALIKE} AS folded FROM m
-        -- a key that names the digest says itself that its objects are equal
+        CREATE OR REPLACE TEMP VIEW folded_keys AS
+        SELECT row_id, row_no, key, {FOLDED_KEY} AS folded FROM manifest
+        -- objects with one key that contains the digest are equal
         WHERE error_class IS NULL AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
     """)
     (groups,) = one(
-        con, "SELECT count(*) FROM (SELECT 1 FROM told_apart GROUP BY folded HAVING count(DISTINCT key) > 1)"
+        con, "SELECT count(*) FROM (SELECT 1 FROM folded_keys GROUP BY folded HAVING count(DISTINCT key) > 1)"
     )
     if not groups:
         return
-    if found := twins():
+    if ignored := name_folding():
         con.execute(f"""
-            INSERT INTO verdict
+            INSERT INTO problems
             WITH usable AS (
-                SELECT t.row_id, t.row_no, t.key, t.folded,
-                       coalesce(l.status IN ('copied', 'unchanged', 'pending'), false) AND s.row_id IS NULL AS has
-                FROM (SELECT row_id, row_no, key, {_folded(found)} AS folded FROM told_apart) t
-                     LEFT JOIN latest l ON l.row_id = t.row_id LEFT JOIN superseded s ON s.row_id = t.row_id
-                WHERE t.row_id NOT IN (SELECT row_id FROM verdict)
+                SELECT k.row_id, k.row_no, k.key, k.folded,
+                       coalesce(l.status IN ('copied', 'unchanged', 'pending'), false) AND s.row_id IS NULL AS has_copy
+                FROM (SELECT row_id, row_no, key, {_folded(ignored)} AS folded FROM folded_keys) k
+                     LEFT JOIN latest l ON l.row_id = k.row_id LEFT JOIN superseded s ON s.row_id = k.row_id
+                WHERE k.row_id NOT IN (SELECT row_id FROM problems)
             ), shared AS (
                 SELECT folded, min(row_no) AS low_no, max(row_no) AS high_no FROM usable
                 GROUP BY folded HAVING count(DISTINCT key) > 1
             )
-            SELECT row_id, 'key_collision', 'the directory does not tell this key from that of row '
+            SELECT row_id, 'key_collision', 'in the destination directory this key is the same name as that of row '
                    || CASE WHEN row_no = low_no THEN high_no ELSE low_no END
-            FROM usable JOIN shared USING (folded) WHERE NOT has
+            FROM usable JOIN shared USING (folded) WHERE NOT has_copy
         """)
         return
     notes.append(
         f"{groups:,} groups of keys differ only in case, Unicode form or dots at the end of a name; "
-        "a store that does not tell them apart would mix them up"
+        "a store that ignores such differences keeps one object of each group"
     )
 
 
 def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, settings_digest: str) -> None:
-    """Unusable, doubled and colliding rows become outcomes, where the ledger does not say so yet."""
+    """Writes an outcome for each unusable, duplicate or colliding row that the ledger does not have as such yet."""
     reader = con.execute("""
-        SELECT m.row_id, m.source, m.key, m.id, m.size, v.error_class, v.message, coalesce(l.attempt, 0)
-        FROM m JOIN (
-            SELECT row_id, error_class, message FROM m WHERE error_class IS NOT NULL
-            UNION ALL SELECT row_id, error_class, message FROM verdict
-        ) v ON v.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
+        SELECT m.row_id, m.source, m.key, m.id, m.size, p.error_class, p.message, coalesce(l.attempt, 0)
+        FROM manifest m JOIN (
+            SELECT row_id, error_class, message FROM manifest WHERE error_class IS NOT NULL
+            UNION ALL SELECT row_id, error_class, message FROM problems
+        ) p ON p.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
           LEFT JOIN superseded s ON s.row_id = m.row_id
         WHERE l.row_id IS NULL OR s.row_id IS NOT NULL
-           OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM v.error_class)
+           OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM p.error_class)
         ORDER BY m.row_no
     """)
     part = 0
@@ -238,21 +247,21 @@ def _outcome(
     key: str | None,
     id_: str | None,
     size: int | None,
-    cls: str,
-    text: str,
+    error_class: str,
+    message: str,
     attempt: int,
 ) -> Outcome:
     now = datetime.now(UTC)
-    error = ErrorClass(cls)
+    error = ErrorClass(error_class)
     return Outcome(
         row_id=row_id, source=redact(source or ""), key=key or "", id=id_,
         status=Status.SKIPPED if error is ErrorClass.DUPLICATE else Status.FAILED, error_class=error,
-        status_code=None, message=text, retryable=False, reason=Reason.NEW, attempt=attempt, requests=0, size=size,
+        status_code=None, message=message, retryable=False, reason=Reason.NEW, attempt=attempt, requests=0, size=size,
         md5=None, sha256=None, content_type=None, source_etag=None, source_last_modified=None, dest_etag=None,
         started_at=now, recorded_at=now, run_no=run_no, chunk="", settings_digest=settings_digest,
     )  # fmt: skip
 
 
 def one(con: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    """The first line of an answer."""
+    """Returns the first line of a query's result."""
     return con.execute(sql).fetchall()[0]

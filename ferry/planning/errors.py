@@ -1,4 +1,4 @@
-"""What DuckDB and Arrow raise, as Ferry's errors."""
+"""Mapping of DuckDB's and Arrow's exceptions to Ferry's errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from ferry.core import DISK_ERRNOS, Fatal, disk_error
 
 
 def from_planning(exc: Exception, state: str) -> Fatal | None:
-    """Maps what DuckDB and Arrow raise while the state at ``state`` is planned, counted or folded.
+    """Returns a Fatal for a disk error that planning or folding the state at ``state`` raised, None for any other one.
 
-    Arrow sets errno; DuckDB only repeats strerror(3) in its text. What is not known here is a bug: None.
+    Arrow sets errno. DuckDB offers no error number: its message only contains the text of strerror(3), so that text is
+    searched. Any other exception is a bug.
     """
     if isinstance(exc, OSError) and exc.errno in DISK_ERRNOS:
         return disk_error(exc, f"state {state}")

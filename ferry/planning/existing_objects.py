@@ -1,4 +1,4 @@
-"""What the plan finds out about the destination: which keys exist, for which rows; kept as hints per chunk."""
+"""Search for existing objects at the destination, whose result is written as hints for each chunk."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     import duckdb
 
 
-HEAD_AT_MOST = 500  # rows to do for which HEADs are asked; for more the destination is listed
+MAX_HEADS = 500  # with more rows to do, the destination is listed instead
 
 
 def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
-    """How existing objects are found, and the same in words (SEMANTICS: keys, on_existing).
+    """Returns how existing objects are found, and the same as text for the user.
 
     | policy | rows to do | how |
     |---|---|---|
@@ -38,10 +38,10 @@ def how_to_find(policy: OnExisting, rows: int) -> tuple[Existing, str]:
     | any other | more | listing |
     """
     if policy is OnExisting.OVERWRITE:
-        return "unknown", "not looked for (on_existing: overwrite)"
+        return "unknown", "not checked (on_existing: overwrite)"
     if rows == 0:
-        return "unknown", "not looked for: nothing is to do"
-    if rows <= HEAD_AT_MOST:
+        return "unknown", "not checked: there is nothing to do"
+    if rows <= MAX_HEADS:
         return "head", "found by a HEAD for each row"
     return "listed", "found by one listing of the destination"
 
@@ -56,90 +56,91 @@ def find_existing(
     *,
     dry: bool,
 ) -> tuple[list[ChunkRef], str]:
-    """Decides how, lists the destination where that is cheaper, and writes the hints of unfinished chunks.
+    """Lists the destination if that is cheaper than HEADs, and writes the hints of unfinished chunks.
 
-    ``pending``: rows of earlier chunks that are to do, besides those that were cut. Returns the chunks with what their
-    tasks need to know, and the decision in words.
+    ``pending`` is the number of rows to do in earlier chunks. Returns the chunks with their hints, and the way in which
+    existing objects are found, as text. Raises Fatal when the destination cannot be listed at present. With ``dry``
+    nothing is listed or written.
     """
     if dry:
-        (rows,) = con.execute("SELECT count(*) FROM cut").fetchall()[0]
+        (rows,) = con.execute("SELECT count(*) FROM selected").fetchall()[0]
         return chunks, how_to_find(job.on_existing, rows + pending)[1]
     unfinished = [chunk for chunk in chunks if chunk.done < chunk.rows]
     load_held(con, state, unfinished)
     columns = f"h.chunk, h.row_id, m.key, m.deferred_key, {DONE} AS done"
     con.execute(f"CREATE OR REPLACE TABLE open_rows AS SELECT {columns} {HELD_JOINED}")
     (rows,) = con.execute("SELECT count(*) FROM open_rows WHERE NOT done").fetchall()[0]
-    con.execute("CREATE TABLE there (key VARCHAR, size BIGINT, etag VARCHAR)")
-    how, words = how_to_find(job.on_existing, rows)
+    con.execute("CREATE TABLE existing (key VARCHAR, size BIGINT, etag VARCHAR)")
+    how, text = how_to_find(job.on_existing, rows)
     if how == "listed":
         try:
-            words += f": {_list(con, state, job, access):,} of the keys to do exist"
+            text += f": {_list(con, state, job, access):,} of the keys to do exist"
         except ObjectError as error:
-            if worth_another_try(error):  # a HEAD for each of a million rows would not help a store in trouble
+            if worth_another_try(error):  # a million HEADs would only add load to a failing store
                 raise Fatal(
-                    f"the destination could not be listed, though asked {ATTEMPTS} times ({error.message}). "
-                    "Run the job again later"
+                    f"the destination could not be listed in {ATTEMPTS} tries ({error.message}). Run the job again "
+                    "later"
                 ) from None
-            how, words = (
-                "head",
-                f"found by a HEAD for each row, since the destination cannot be listed ({error.message})",
-            )
+            how = "head"
+            text = f"found by a HEAD for each row, since the destination cannot be listed ({error.message})"
     hints = _write_hints(con, state)
     to_do = {chunk.digest for chunk in unfinished}
     return [
         with_hints(chunk, chunk.done, how, hints.get(chunk.digest, "")) if chunk.digest in to_do else chunk
         for chunk in chunks
-    ], words
+    ], text
 
 
-def forget_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
-    """Deletes what earlier plans found out. ``chunks``: those of the plan in force."""
+def delete_old_hints(state: State, chunks: Sequence[ChunkRef]) -> None:
+    """Deletes the hints of earlier plans; ``chunks`` are those of the plan in force."""
     state.delete(set(state.list(HINTS)) - {chunk.hints for chunk in chunks})
 
 
 def name_folding_of(uri: str) -> frozenset[FoldedName]:
-    """Which names are one in a directory though they differ. Raises UserError where it cannot be tried."""
+    """Returns which differences in names a directory ignores. Raises UserError for one that cannot be written to."""
     folder = Folder(Path(unquote(urlsplit(uri).path)), "plan", create=True)
     try:
         return folder.folded_names()
     except OSError as exc:
-        raise UserError(f"destination: cannot write to {folder.root}: {exc.strerror}") from None
+        raise UserError(
+            f"destination: cannot write to {folder.root}: {exc.strerror}. Set `destination` to a writable directory"
+        ) from None
     finally:
         folder.close()
 
 
 def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access) -> int:
-    """Fills `there` with what exists of the keys to do; returns how many."""
+    """Fills `existing` with the keys to do that exist at the destination, and returns their number."""
     store = open_store(job.destination.uri, access, state.spool_dir, create=True)
     con.execute("CREATE TABLE wanted AS SELECT DISTINCT key FROM open_rows WHERE NOT done AND NOT deferred_key")
     keys = [key for (key,) in con.execute("SELECT key FROM wanted ORDER BY key").fetchall()]
-    for page in existing(store, keys):
+    for page in existing_pages(store, keys):
         columns = {
             "key": pa.array([found.key for found in page], pa.string()),
             "size": pa.array([found.size for found in page], pa.int64()),
             "etag": pa.array([found.etag for found in page], pa.string()),
         }
         con.register("page", pa.table(columns))
-        con.execute("INSERT INTO there SELECT page.* FROM page SEMI JOIN wanted USING (key)")
+        con.execute("INSERT INTO existing SELECT page.* FROM page SEMI JOIN wanted USING (key)")
         con.unregister("page")
-    (count,) = con.execute("SELECT count(DISTINCT key) FROM there").fetchall()[0]
+    (count,) = con.execute("SELECT count(DISTINCT key) FROM existing").fetchall()[0]
     return int(count)
 
 
 def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]:
-    """One file per chunk that has anything to say: rows that are done, and what exists under a row's key.
+    """Writes one file for each chunk with hints, and returns the files' names by chunk.
 
-    Returns the files' names by chunk.
+    Hints are rows that are done, existing objects under a row's key, and copies to recheck.
     """
     reader = con.execute("""
-        SELECT o.chunk, o.row_id, o.done, any_value(t.size), any_value(t.etag), w.revalidate, l.key, l.size, l.md5,
+        SELECT o.chunk, o.row_id, o.done, any_value(e.size), any_value(e.etag), r.revalidate, l.key, l.size, l.md5,
                l.sha256, l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
-               -- an earlier Ferry wrote no bytes_read_at: it read whatever it settled
+               -- an earlier Ferry did not write bytes_read_at, and read the bytes of each row
                coalesce(l.bytes_read_at, l.recorded_at), l.confirmed
-        FROM open_rows o LEFT JOIN there t ON t.key = o.key AND NOT o.deferred_key
-             LEFT JOIN revalidations w ON w.row_id = o.row_id AND NOT o.done
-             LEFT JOIN latest l ON l.row_id = w.row_id
-        WHERE o.done OR t.key IS NOT NULL OR w.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
+        FROM open_rows o LEFT JOIN existing e ON e.key = o.key AND NOT o.deferred_key
+             LEFT JOIN revalidations r ON r.row_id = o.row_id AND NOT o.done
+             LEFT JOIN latest l ON l.row_id = r.row_id
+        WHERE o.done OR e.key IS NOT NULL OR r.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
     """)
     lines: list[tuple[Any, ...]] = []
     names: dict[str, str] = {}
@@ -167,31 +168,32 @@ KEYS_PER_RANGE = 5000
 RANGES_AT_ONCE = 8
 
 
-def just_before(key: str) -> str | None:
-    """Something that a listing may start after so that ``key`` is in it: S3 starts *after* the marker.
+def marker_before(key: str) -> str | None:
+    """Returns a marker before ``key``, since S3 lists the keys *after* `start-after`; None lists from the start.
 
-    Never one that ends in `/`, which the client would drop.
+    It never ends in `/`, which the client would remove.
     """
     return key[:-1].rstrip("/") or None
 
 
-def cut_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tuple[str | None, str | None]]:
-    """Cuts sorted keys into ranges ``(start_after, end)``; ``end`` is exclusive, None has no bound.
+def key_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tuple[str | None, str | None]]:
+    """Divides sorted keys into ranges ``(start_after, end)``; ``end`` is exclusive, and None for the last range.
 
-    Together they cover every key from the first to the last and nothing twice.
+    Together the ranges cover every key from the first to the last. The part between a marker and the first key of its
+    range may be covered twice.
     """
     if not keys:
         return []
     starts = list(dict.fromkeys(keys[i] for i in range(0, len(keys), per_range)))
     edges: list[str | None] = [*starts, None]
-    return [(just_before(start) if start else None, end) for start, end in pairwise(edges) if start is not None]
+    return [(marker_before(start) if start else None, end) for start, end in pairwise(edges) if start is not None]
 
 
-def existing(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
-    """Pages of what stands at the destination from the first of ``keys`` (sorted) to the last.
+def existing_pages(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
+    """Yields pages of the objects at the destination from the first of ``keys`` (sorted) to the last.
 
-    Other keys come along, and some twice. Ranges are only for stores that list in the order of the keys'
-    bytes, as S3 does: SeaweedFS lists folder by folder, and a range would miss what it puts elsewhere.
+    Pages also contain other keys, and some keys twice. Ranges are listed in parallel only in a store that lists in the
+    byte order of keys, as S3 does. SeaweedFS lists folder by folder, so a range would miss keys there.
     """
     if not store.in_byte_order:
         yield from store.list()
@@ -205,24 +207,24 @@ def existing(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
                 pages.put(page, timeout=0.5)
                 return
 
-    def one(start_after: str | None, end: str | None) -> None:
+    def list_range(start_after: str | None, end: str | None) -> None:
         for page in store.list(start_after=start_after):
-            wanted = [found for found in page if (end is None or found.key < end) and found.key <= keys[-1]]
-            if wanted:
-                put(wanted)
-            if len(wanted) < len(page) or abandoned.is_set():
+            in_range = [found for found in page if (end is None or found.key < end) and found.key <= keys[-1]]
+            if in_range:
+                put(in_range)
+            if len(in_range) < len(page) or abandoned.is_set():
                 return
 
-    def all_of_them() -> None:
+    def list_ranges() -> None:
         try:
             with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
-                for future in [pool.submit(one, *bounds) for bounds in cut_ranges(keys)]:
+                for future in [pool.submit(list_range, *bounds) for bounds in key_ranges(keys)]:
                     future.result()
         finally:
             put(None)
 
     with ThreadPoolExecutor(1) as starter:
-        listing = starter.submit(all_of_them)
+        listing = starter.submit(list_ranges)
         try:
             while (page := pages.get()) is not None:
                 yield page

@@ -1,8 +1,8 @@
-"""What a plan is, and the decisions in it: which rows to do and why. Pure; planner.py does the work."""
+"""Decisions of planning as pure functions: which rows are to be done and why, chunk sizes, short manifests."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,19 +15,132 @@ Mode = Literal["plain", "retry", "pass", "repair"]
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """What the ledger says of a row."""
+    """What the ledger says of a row, and what a delta run adds to it."""
 
     status: Status
     error_class: ErrorClass | None
     status_code: int | None
-    by_plan: bool  # an outcome of planning: unusable, doubled, colliding
-    how_same: bool  # written under the job's present `how`
+    by_plan: bool  # an outcome without a chunk: a duplicate, a collision, an unusable or a removed row
+    same_settings: bool  # recorded under the job's present settings digest
     this_run: bool
-    superseded: bool = False  # copied once, and another row wrote its key since
-    delta: bool = False  # what is settled is looked at again, as these say:
-    revalidate: Revalidate | None = None  # how; None where nothing of ours stands at the destination
-    other: bool = False  # the list says that the object is another one
-    due: bool = False  # a failed row may be tried again by now
+    superseded: bool = False  # the row was copied, and another row has written its key since
+    delta: bool = False  # in a delta run, the next three fields count
+    revalidate: Revalidate | None = None  # how the copy is rechecked; None for a row without a copy
+    other: bool = False  # the manifest says that the object has changed
+    due: bool = False  # `delta.retry` allows another try of the failed row now
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """The arguments of one decision, and the conditions that the rules are made of."""
+
+    latest: Latest | None
+    held: bool
+    classes: Collection[str]
+
+    @property
+    def new(self) -> bool:
+        return self.latest is None or self.latest.by_plan
+
+    @property
+    def pending(self) -> bool:
+        return self.latest is not None and self.latest.status is Status.PENDING
+
+    @property
+    def failed(self) -> bool:
+        return self.latest is not None and self.latest.status is Status.FAILED
+
+    @property
+    def this_run(self) -> bool:
+        return self.latest is not None and self.latest.this_run
+
+    @property
+    def other_settings(self) -> bool:
+        return self.latest is not None and not self.latest.same_settings
+
+    @property
+    def superseded(self) -> bool:
+        return self.latest is not None and self.latest.superseded
+
+    @property
+    def skipped_as_existing(self) -> bool:
+        """Whether `on_existing` skipped the row, and not planning as a duplicate."""
+        skipped = self.latest is not None and self.latest.status is Status.SKIPPED
+        return skipped and not self._failed_as(ErrorClass.DUPLICATE)
+
+    @property
+    def to_retry(self) -> bool:
+        """Whether a plain run, or `delta.retry`, allows another try of a failed row."""
+        if self.latest is None:
+            return False
+        return self.latest.due if self.latest.delta else self._again in (Again.NOW, Again.NEXT_RUN)
+
+    @property
+    def to_retry_now(self) -> bool:
+        return self._again is Again.NOW
+
+    @property
+    def to_recheck(self) -> bool:
+        """Whether the row has a copy, and the manifest does not prove that the source is the same."""
+        latest = self.latest
+        if latest is None or not latest.delta or latest.status not in (Status.COPIED, Status.UNCHANGED):
+            return False
+        return latest.revalidate not in (None, Revalidate.SKIP)
+
+    @property
+    def to_replace(self) -> bool:
+        """Whether the row has a copy, and the manifest says that the object has changed."""
+        return self.to_recheck and self.latest is not None and self.latest.other
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether the row's error class, or its status code, is one of ``classes``, or ``classes`` is empty."""
+        if self.latest is None or not self.classes:
+            return self.latest is not None
+        names = (self.latest.error_class, self.latest.status_code)
+        return any(name is not None and str(name) in self.classes for name in names)
+
+    @property
+    def unconfirmed(self) -> bool:
+        return self.failed and self._failed_as(ErrorClass.UPLOAD_UNCONFIRMED)
+
+    @property
+    def _again(self) -> Again | None:
+        error = self.latest.error_class if self.latest is not None else None
+        return None if error is None else AGAIN[error]
+
+    def _failed_as(self, error: ErrorClass) -> bool:
+        return self.latest is not None and self.latest.error_class is error
+
+
+_Rule = tuple[Callable[[_Case], bool], Reason | None]
+
+# The rules of each mode; the first one whose condition holds decides. Without one the row is not to be done.
+_LOST: tuple[_Rule, ...] = (  # the row's chunk returned without it
+    (lambda case: (case.new or case.pending) and case.held, Reason.REPAIR),
+    (lambda case: case.new or case.pending, None),
+    (lambda case: case.held and not case.this_run, Reason.RETRY),
+)
+_RULES: dict[Mode, tuple[_Rule, ...]] = {
+    "plain": (
+        (lambda case: case.held, None),
+        (lambda case: case.new, Reason.NEW),
+        (lambda case: case.pending, Reason.REPAIR),
+        (lambda case: case.failed and case.other_settings, Reason.CHANGED),
+        (lambda case: case.failed and case.to_retry, Reason.RETRY),
+        (lambda case: case.failed, None),
+        (lambda case: case.superseded, Reason.CHANGED),
+        (lambda case: case.skipped_as_existing and case.other_settings, Reason.CHANGED),
+        (lambda case: case.to_replace, Reason.CHANGED),
+        (lambda case: case.to_recheck, Reason.REVALIDATE),
+    ),
+    "retry": (
+        (lambda case: case.new, None),
+        (lambda case: case.failed and case.asked_for, Reason.RETRY),
+    ),
+    "pass": (*_LOST, (lambda case: case.failed and case.this_run and case.to_retry_now, Reason.RETRY)),
+    "repair": _LOST,
+}
 
 
 def reason_to_do(
@@ -37,120 +150,85 @@ def reason_to_do(
     mode: Mode,
     classes: Collection[str] = (),
 ) -> Reason | None:
-    """Why a usable row goes into a new chunk, or None when it does not (SEMANTICS: plan and cache).
+    """Returns why a usable row goes into a new chunk, or None if it does not.
 
-    ``held``: a listed chunk holds the row for an attempt that the ledger does not have yet.
+    ``held`` means that a listed chunk has the row for an attempt that the ledger does not have yet. ``classes`` are
+    error classes (`not_found`) or status codes (`404`). The first row that fits decides:
 
     | mode | ledger | held | reason |
     |---|---|---|---|
     | plain | any | yes | none: that chunk does it |
     | plain | nothing, or an outcome of planning | no | new |
     | plain | pending (found by verify) | no | repair |
-    | plain | copied, unchanged; another row wrote the key since | no | changed |
-    | plain | copied, unchanged otherwise; in a delta: the list says that the object is another one | no | changed |
-    | plain | copied, unchanged otherwise; in a delta: the list does not say that it is the same | no | revalidate |
-    | plain | copied, unchanged otherwise | no | none |
-    | plain | failed under another `how` | no | changed |
-    | plain | failed, in a delta: as `delta.retry` says of its class | no | retry |
+    | plain | failed under other settings | no | changed |
+    | plain | failed, in a delta run: as `delta.retry` says of its class | no | retry |
     | plain | failed, retryable | no | retry |
-    | plain | failed, terminal | no | none |
-    | plain | skipped under another `how`, not a duplicate | no | changed |
+    | plain | failed, permanent | no | none |
+    | plain | copied, unchanged; another row wrote the key since | no | changed |
+    | plain | skipped under other settings, not a duplicate | no | changed |
     | plain | skipped otherwise | no | none |
+    | plain | copied, unchanged; in a delta run: the manifest says that the object has changed | no | changed |
+    | plain | copied, unchanged; in a delta run: the manifest does not say that it is the same | no | revalidate |
+    | plain | copied, unchanged | no | none |
     | retry | failed, of one of ``classes`` (empty: any) | any | retry |
     | retry | anything else | any | none |
     | pass | nothing, pending, outcome of planning | yes | repair: its chunk returned without it |
-    | pass | anything of an earlier run | yes | retry: likewise, and on_existing is asked |
-    | pass | failed in this run, worth another try now | any | retry |
+    | pass | anything of an earlier run | yes | retry: its chunk returned without it, and on_existing applies |
+    | pass | failed in this run, retryable now | any | retry |
     | pass | anything else | any | none |
-    | repair | as pass, but failures of this run are left alone | | |
+    | repair | as pass, but failures of this run are not retried | | |
 
-    Where `retry` or `changed` is said of a failed row, one that failed as `upload_unconfirmed` is a `repair`: what
-    stands under its key may be what arrived of our own upload, and no policy is to keep that.
-
-    A class may be named by its name or by the status code (`404`).
+    A row that failed as `upload_unconfirmed` gets `repair` in place of `retry` and `changed`. The object under its key
+    may be a bad copy that Ferry uploaded, and no `on_existing` policy may keep that.
     """
-    ours = latest is not None and latest.error_class is ErrorClass.UPLOAD_UNCONFIRMED
-    retry = Reason.REPAIR if ours else Reason.RETRY
-    if mode == "retry":
-        if latest is None or latest.status is not Status.FAILED or latest.by_plan:
-            return None
-        wanted = (
-            not classes
-            or latest.error_class in classes
-            or (latest.status_code is not None and str(latest.status_code) in classes)
-        )
-        return retry if wanted else None
-    if mode in ("pass", "repair"):
-        if latest is None or latest.status is Status.PENDING or latest.by_plan:
-            return Reason.REPAIR if held else None
-        if held and not latest.this_run:
-            return retry
-        failed = mode == "pass" and latest.status is Status.FAILED and latest.this_run
-        now = latest.error_class is not None and AGAIN[latest.error_class] is Again.NOW
-        return retry if failed and now else None
-    if held:
-        return None
-    if latest is None or latest.by_plan:
-        return Reason.NEW
-    if latest.status is Status.PENDING:
+    case = _Case(latest, held, classes)
+    reason = next((reason for applies, reason in _RULES[mode] if applies(case)), None)
+    if case.unconfirmed and reason in (Reason.RETRY, Reason.CHANGED):
         return Reason.REPAIR
-    if latest.status is Status.FAILED:
-        if not latest.how_same:
-            return Reason.REPAIR if ours else Reason.CHANGED
-        again = latest.error_class is not None and AGAIN[latest.error_class] is not Again.NEVER
-        return retry if (latest.due if latest.delta else again) else None
-    if latest.superseded:
-        return Reason.CHANGED
-    if latest.status is Status.SKIPPED and not latest.how_same and latest.error_class is not ErrorClass.DUPLICATE:
-        return Reason.CHANGED
-    if (
-        latest.delta
-        and latest.status in (Status.COPIED, Status.UNCHANGED)
-        and latest.revalidate not in (None, Revalidate.SKIP)
-    ):
-        return Reason.CHANGED if latest.other else Reason.REVALIDATE
-    return None
+    return reason
 
 
 def auto_chunk_rows(rows: int) -> int:
-    """SEMANTICS: rows / 500, at least 500, at most 100,000."""
+    """Returns the rows per chunk for a manifest of ``rows``: rows / 500, at least 500, at most 100,000."""
     return max(500, min(100_000, rows // 500))
 
 
-def check_where(plan: Plan, job: Job) -> None:
-    """Raises UserError when a setting changed that says where rows come from or go to."""
+def check_locations(plan: Plan, job: Job) -> None:
+    """Raises UserError when a setting of the source's or destination's location differs from the plan's."""
     changed = [name for name, value in job.location_digests().items() if plan.location_digests.get(name) != value]
     if changed:
         names = ", ".join(f"`{name}`" for name in changed)
         raise UserError(
-            f"{names} changed since this job's first run. Rows that are done would lie in the wrong place: undo the "
-            "change, give the job another `state`, or plan it anew with `ferry run --replan` (nothing is deleted)"
+            f"{names} changed since this job's first run, so rows that are done would be at another location. Undo the "
+            "change, give the job another `state`, or plan again with `ferry run --replan` (nothing is deleted)"
         )
 
 
-def rows_believed(rows: int, before: int, *, accept_shorter_manifest: bool) -> int:
-    """How many usable rows the list is to have (Plan.believed), when it has ``rows`` and was believed to have
-    ``before``.
+def expected_rows(rows: int, before: int, *, accept_shorter_manifest: bool) -> int:
+    """Returns the next Plan.expected_rows for a manifest of ``rows`` usable rows when ``before`` were expected.
 
-    | rows | `delta.accept_shorter_manifest` | believed |
+    | rows | `delta.accept_shorter_manifest` | expected |
     |---|---|---|
     | at least nine tenths of those before | any | rows |
-    | fewer: it looks cut off | no | before, until a list comes that is long enough |
+    | fewer: the manifest looks truncated | no | before, until a manifest is long enough |
     | fewer | yes | rows |
     """
     return rows if accept_shorter_manifest or not much_shorter(rows, before) else before
 
 
-def cut_off(rows: int, believed: int) -> bool:
-    """Does a list look cut off, when rows_believed() was asked for it already?"""
-    return rows < believed
+def looks_truncated(rows: int, expected: int) -> bool:
+    """Returns whether a manifest looks truncated; ``expected`` is what :func:`expected_rows` returned for it."""
+    return rows < expected
 
 
 def much_shorter(rows: int, before: int) -> bool:
-    """Has a list over a tenth fewer usable rows than one before it?"""
+    """Returns whether a manifest has over a tenth fewer usable rows than ``before``."""
     return rows < 0.9 * before
 
 
-def keep(chunk: ChunkRef, newest: int) -> bool:
-    """Does a chunk stay in the plan? Base chunks always; retries while unsettled, and the newest ones."""
-    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == newest
+def stays_in_plan(chunk: ChunkRef, newest_run: int) -> bool:
+    """Returns whether a chunk stays in the plan.
+
+    Base chunks always do. Retry chunks do until all their rows are done, and those of the newest run also do.
+    """
+    return chunk.kind == "base" or chunk.done < chunk.rows or chunk.run_no == newest_run

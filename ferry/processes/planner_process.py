@@ -28,7 +28,7 @@ EXIT_USER, EXIT_FATAL, EXIT_BUG = 2, 4, 70
 class PlanRequest(Message):
     """A request to the planner process, with the arguments of its work."""
 
-    work: str  # plan, prune or finish
+    work: str  # plan, prune, finish
     ask: dict[str, Any]
 
 
@@ -113,8 +113,7 @@ class PlannerProcess:
 
 
 def _work(request: PlanRequest) -> str:
-    """Does the work of a request and returns its result as JSON."""
-    from ferry.planning import Accesses, Ask, make_plan
+    from ferry.planning import Accesses, PlanOptions, make_plan
     from ferry.reconcile import finish_run, prune_removed
 
     state = request.open_state()
@@ -122,7 +121,7 @@ def _work(request: PlanRequest) -> str:
         return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
         access = Accesses(request.source, request.destination)
-        return make_plan(request.job, state, access, Ask(**request.ask)).encode()
+        return make_plan(request.job, state, access, PlanOptions(**request.ask)).encode()
     return json.dumps(finish_run(request.job, state, **request.ask))
 
 

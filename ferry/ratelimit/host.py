@@ -47,7 +47,7 @@ class HostLimit:
         climb: AdaptiveConcurrency,
         clock: Callable[[], float],
         call_later: CallLater | None = None,
-        patience_s: float = math.inf,
+        max_pause_s: float = math.inf,
         *,
         limits: HostLimits | None = None,
         limits_key: str = "limits",
@@ -61,7 +61,7 @@ class HostLimit:
         self.seen = 0  # requests when the limiter last looked for a host to forget
         self.forgotten = False
         self._adopt = adopt
-        self._patience_s = patience_s
+        self._patience_s = max_pause_s
         self._climb = climb
         self._clock = clock
         self._call_later = call_later
@@ -151,7 +151,7 @@ class HostLimit:
     async def wait(self) -> None:
         """Queue for a place. Cancelled while queued, it leaves no trace.
 
-        Raises PausedTooLong, at once or while queued, for a pause of more than ``patience_s``.
+        Raises PausedTooLong, at once or while queued, for a pause of more than ``max_pause_s``.
         """
         if self.paused_for_s > self._patience_s:
             raise PausedTooLong(self._pause_in_words())

@@ -1,4 +1,4 @@
-"""After the last chunk: fold the ledger, count, verify, prune."""
+"""The steps after the last chunk: fold and count the ledger, verify the destination, prune removed copies."""
 
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.prune import PruneResult, prune_removed

@@ -1,74 +1,70 @@
-"""The end of a run: fold the ledger, count, check the accounts, write the reports."""
+"""The end of a run: folds the ledger, counts rows, checks their sum and writes the report."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from ferry.job import Job
-from ferry.planning import find_gone
+from ferry.planning import find_removed
 from ferry.reconcile.prune import DELETED
 from ferry.reconcile.same_bytes import find_same_bytes
 from ferry.state import (
     HISTORY_FOLDER,
-    Counts,
     State,
     check_lease,
     close_missing,
     compact_ledger,
     count,
     encode_checked_json,
+    folded_ledger,
     run_of,
     select_failures,
-    with_latest,
 )
 
 if TYPE_CHECKING:
     import duckdb
 
 SHOWN_CHUNKS = 200
-SHOWN_FAILURES = 200  # in the Prefect artifact; the report's file has them all
+SHOWN_FAILURES = 200  # in the Prefect artifact; `ferry failures` lists all
 
 
-def finish_run(job: Job, state: State, run_no: int, token: str = "", *, swept: bool = False) -> dict[str, Any]:
-    """Folds and counts. The answer: counts of the job, counts of this run, budget, the first failures.
+def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: bool = False) -> dict[str, Any]:
+    """Folds the ledger, writes reports/run-N/summary.json, and returns its content without the ledger's name.
 
-    ``token``: of the run's lease. ``swept``: copies that left the list were dealt with, and nothing interrupted the
-    run. Raises Fatal when another run has taken the lease, FerryError when planned is not the sum of the states.
+    The result has the counts of the job and of this run, the failure budget, and the first failures. It also has the
+    figures of a delta run, rows with the same bytes, and a line per chunk. ``token`` is of the run's lease. ``pruned``
+    means that the run was to prune and was not interrupted.
+
+    Raises Fatal when another run has taken the lease, and FerryError when the counts do not add up.
     """
     if token:
         check_lease(state, token)
     folded = compact_ledger(state, run_no)
-
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[Counts, dict[str, int], list[dict[str, Any]]]:
+    to_directory = job.destination.uri.startswith("file://")
+    with folded_ledger(state, state.spool_dir) as con:
         this_run = con.execute("SELECT status, count(*) FROM latest WHERE run_no = ? GROUP BY 1", [run_no]).fetchall()
-        if job.mode == "delta":
-            night.update(
-                delta_figures(con, state, manifest, run_no, to_directory=job.destination.uri.startswith("file://"))
-            )
-        chunks.extend(by_chunk(con, run_no))
-        counts = count(con, manifest)
-        same.update(find_same_bytes(con, state, manifest, run_no, counts.planned) or {})
-        if swept:
+        delta = delta_figures(con, state, run_no, to_directory=to_directory) if job.mode == "delta" else None
+        chunks = by_chunk(con, run_no)
+        counts = count(con)
+        same_bytes = find_same_bytes(con, state, run_no, counts.planned)
+        if pruned:
             close_missing(con, state, run_no)
-        return counts, dict(this_run), select_failures(con, manifest, limit=SHOWN_FAILURES)[0]
-
-    same: dict[str, Any] = {}
-    night: dict[str, int] = {}
-    chunks: list[dict[str, Any]] = []
-    counts, this_run, failures = with_latest(state, work, state.spool_dir)
+        failures, _ = select_failures(con, limit=SHOWN_FAILURES)
     counts.check()
-    answer = {
-        "run_no": run_no, "counts": counts.as_dict(), "this_run": this_run,
-        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures,
-        "night": night or None, "same_bytes": {**same, "fail": job.duplicate_bodies == "fail"} if same else None,
+    report = {
+        "run_no": run_no, "counts": counts.as_dict(), "this_run": dict(this_run),
+        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures, "delta": delta,
+        "same_bytes": {**same_bytes, "fail": job.duplicate_bodies == "fail"} if same_bytes else None,
     }  # fmt: skip
-    state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**answer, "ledger": folded}))
-    return {**answer, "chunk_lines": chunks}
+    state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**report, "ledger": folded}))
+    return {**report, "chunk_lines": chunks}
 
 
 def by_chunk(con: duckdb.DuckDBPyConnection, run_no: int) -> list[dict[str, Any]]:
-    """Chunks that this run worked on, or that have failures: what became of the rows that they were the last to try.
-    Those with most failures come first."""
+    """Returns the counts of each chunk that this run worked on or that has failures, with the most failures first.
+
+    A row counts for the chunk of its latest outcome.
+    """
     found = con.execute(
         """
         SELECT chunk, count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
@@ -81,15 +77,22 @@ def by_chunk(con: duckdb.DuckDBPyConnection, run_no: int) -> list[dict[str, Any]
     return [dict(zip(("chunk", "copied", "unchanged", "skipped", "failed"), line, strict=True)) for line in found]
 
 
-NAMES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "gone", "deleted")
+FIGURES = ("new", "changed", "unchanged", "failed", "failed_again", "requests", "bytes_saved", "removed", "deleted")
 
 
-def delta_figures(
-    con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int, *, to_directory: bool
-) -> dict[str, int]:
-    """Rows that were new, replaced, and looked at for nothing; failures, and those that are not the first of their
-    row; requests; the bytes of what was looked at and not read; copies that belong to no row of the list any more, and
-    those that were deleted. ``latest``: the folded ledger."""
+def delta_figures(con: duckdb.DuckDBPyConnection, state: State, run_no: int, *, to_directory: bool) -> dict[str, int]:
+    """Returns the figures of a delta run.
+
+    | figure | meaning |
+    |---|---|
+    | `new`, `changed` | rows copied for the first time, and copied again |
+    | `unchanged` | rows that were rechecked and had not changed |
+    | `failed`, `failed_again` | failed rows, and those that had also failed in the run before |
+    | `requests` | requests to the sources |
+    | `bytes_saved` | bytes of rechecked copies that were not read again |
+    | `removed` | copies whose rows were removed from the manifest |
+    | `deleted` | such copies that this run deleted |
+    """
     found = con.execute(
         """
         SELECT count(*) FILTER (status = 'copied'), count(*) FILTER (status = 'unchanged'),
@@ -100,10 +103,11 @@ def delta_figures(
         """,
         [run_no],
     ).fetchall()
-    copied, unchanged, failed, again, requests, saved = map(int, found[0])
+    copied, unchanged, failed, failed_again, requests, saved = map(int, found[0])
     changed = 0
     if names := [name for name in state.list(HISTORY_FOLDER) if run_of(name) == run_no]:
-        # With what a killed run before it replaced, which no fold had noted yet; and a row that came back is new.
+        # The history may also have copies that an earlier, killed run replaced: only rows of this run count. A row
+        # that was removed and is in the manifest again is new.
         (changed,) = con.execute(
             """
             SELECT count(*) FROM latest SEMI JOIN read_parquet($names) h ON h.row_id = latest.row_id
@@ -111,9 +115,9 @@ def delta_figures(
             """,
             {"names": [str(state.local(name)) for name in names], "run_no": run_no},
         ).fetchall()[0]
-    gone, _ = find_gone(con, manifest, to_directory=to_directory)
+    removed, _ = find_removed(con, to_directory=to_directory)
     (deleted,) = con.execute(
         "SELECT count(*) FROM latest WHERE run_no = ? AND status = 'removed' AND message = ?", [run_no, DELETED]
     ).fetchall()[0]
-    values = (copied - changed, changed, unchanged, failed, again, requests, saved, gone, int(deleted))
-    return dict(zip(NAMES, values, strict=True))
+    values = (copied - changed, changed, unchanged, failed, failed_again, requests, saved, removed, int(deleted))
+    return dict(zip(FIGURES, values, strict=True))

@@ -1,4 +1,4 @@
-"""Rows whose objects have the same bytes, a placeholder perhaps: found in the ledger at the end of a run."""
+"""Search of the ledger for many rows whose objects have the same bytes, which may be a placeholder image."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ferry.state import State, failure_cell
 if TYPE_CHECKING:
     import duckdb
 
-AT_LEAST = 10  # rows: a few products may share a picture
-SHARE = 0.001  # of the planned rows, where that is more
+MIN_ROWS = 10  # fewer rows may share an image on purpose
+SHARE = 0.001  # of the planned rows, if that is more
 SHOWN_GROUPS = 5
 LISTED_ROWS = 100_000
 COLUMNS = ("sha256_or_md5", "id", "source", "key", "size")
-# A number in place of 64 digits: ten million rows are grouped in the memory that there is.
+# Grouping by a 64-bit hash instead of the 64 digits lets ten million rows fit into the memory limit.
 _GROUPS = """
     CREATE OR REPLACE TABLE many AS
     SELECT hash(coalesce(sha256, md5)) AS number FROM latest
@@ -27,7 +27,7 @@ _ROWS = """
     WITH alike AS (
         SELECT coalesce(l.sha256, l.md5) AS digest, l.id, l.source, l.key, l.size, l.row_id
         FROM latest l SEMI JOIN many ON many.number = hash(coalesce(l.sha256, l.md5))
-        SEMI JOIN read_parquet(?) m ON m.row_id = l.row_id
+        SEMI JOIN manifest m ON m.row_id = l.row_id
         WHERE l.status IN ('copied', 'unchanged')
     )
     SELECT * FROM alike SEMI JOIN (
@@ -36,8 +36,8 @@ _ROWS = """
 """
 
 
-def enough(planned: int) -> int:
-    """How many rows with the same bytes are worth a word, of so many that are planned.
+def min_rows(planned: int) -> int:
+    """Returns how many rows with the same bytes are reported, for a number of planned rows.
 
     | planned | rows |
     |---|---|
@@ -45,21 +45,21 @@ def enough(planned: int) -> int:
     | 10,000 | 10 |
     | 250,000 | 250 |
     """
-    return max(AT_LEAST, math.ceil(planned * SHARE))
+    return max(MIN_ROWS, math.ceil(planned * SHARE))
 
 
-def find_same_bytes(
-    con: duckdb.DuckDBPyConnection, state: State, manifest: str, run_no: int, planned: int
-) -> dict[str, Any] | None:
-    """Rows of the manifest from different addresses that are copied or unchanged, and whose bytes are those of
-    :func:`enough` others: how many, the largest groups with an example each, and the file that lists them. None
-    where there are none. ``latest``: the folded ledger.
+def find_same_bytes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, planned: int) -> dict[str, Any] | None:
+    """Returns facts about groups of rows with different addresses and the same bytes, or None if there is no group.
+
+    A group has at least :func:`min_rows` copied or unchanged rows of the manifest. The result has the number of rows
+    and groups, and the largest groups with an example each. It also names the file that lists the rows. ``con`` is that
+    of :func:`ferry.state.folded_ledger`.
     """
-    most = enough(planned)
-    con.execute(_GROUPS, [most])
+    least = min_rows(planned)
+    con.execute(_GROUPS, [least])
     if con.execute("SELECT count(*) FROM many").fetchall()[0] == (0,):
         return None
-    con.execute(_ROWS, [manifest, most])
+    con.execute(_ROWS, [least])
     groups = con.execute(
         "SELECT digest, count(*) AS rows, arg_min({'id': id, 'source': source, 'key': key}, row_id) "
         "FROM same GROUP BY digest ORDER BY rows DESC, digest"
@@ -75,7 +75,7 @@ def find_same_bytes(
 
 
 def _write(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> str:
-    """The first rows of `same` as a table for people; returns its name in the state."""
+    """Writes the first rows of `same` as a CSV file, and returns its name in the state."""
     name = f"reports/run-{run_no:06d}/same-bytes.csv"
     path = state.spool_dir / "same-bytes.csv"
     cursor = con.execute("SELECT digest, id, source, key, size FROM same ORDER BY ALL LIMIT ?", [LISTED_ROWS])

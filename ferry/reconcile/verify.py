@@ -1,4 +1,4 @@
-"""Reads the destination back and compares it with the ledger (SEMANTICS: plan and cache)."""
+"""Verification: reads the destination back and compares it with the ledger."""
 
 from __future__ import annotations
 
@@ -11,35 +11,34 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from ferry.core import Confirmed, ErrorClass, Fatal, ObjectError, Outcome, Progress, Status, UserError, short
 from ferry.http import Algorithm
-from ferry.state import State, append_outcomes, outcomes_of, with_latest
+from ferry.state import State, append_outcomes, folded_ledger, outcomes_of
 from ferry.storage import ObjectInfo, Store, md5_of_etag, same_etag
-
-if TYPE_CHECKING:
-    import duckdb
 
 AT_ONCE = 32
 BETWEEN_TRIES_S = 1.0
-PAUSED_S = 0.5  # between two looks whether it goes on
-UNREAD_IN_A_ROW = 50  # objects, then it is the destination that fails, and not they
-# also what an earlier verification found wrong, until a run has repaired it
-SHOULD_BE_THERE = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
-CHUNK = "verify"  # of an outcome that says an object is right again; "" would be taken for one of planning
+PAUSED_S = 0.5  # between two checks whether the pause has ended
+UNREAD_IN_A_ROW = 50  # after so many unreadable objects in a row, the destination is the problem
+# Rows that should have an object, including those that an earlier verification found wrong and no run has repaired.
+SHOULD_EXIST = "(l.status IN ('copied', 'unchanged') OR l.error_class IN ('missing', 'altered'))"
+CHUNK = "verify"  # of an outcome for an object that is right again; planning would take "" for its own
 SEEDS = 1 << 31
 _SHARE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*%\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Which rows a verification reads: those whose digest with the seed is ``up_to`` at most. The same seed and the
-    same rows give the same sample, whatever the order, on every machine."""
+    """The rows that a verification reads: those whose digest with the seed is at most ``up_to``.
+
+    The same seed and rows give the same sample on every machine, in any order.
+    """
 
     seed: int
     up_to: str  # 32 hex digits
-    of: int  # rows that should be at the destination
+    of: int  # number of rows that should have an object
 
 
 EVERYTHING = Sample(0, "g", 0)  # "g" sorts after every hex digit
@@ -47,7 +46,7 @@ IN_SAMPLE = "md5(l.row_id || ?) <= ?"
 
 
 class Evidence(StrEnum):
-    """What an object was compared by."""
+    """The fact by which an object was compared with the ledger."""
 
     DIGEST = "digest"
     ETAG = "ETag"
@@ -55,35 +54,33 @@ class Evidence(StrEnum):
 
 
 class Verdict(NamedTuple):
-    """What is wrong with an object, None where nothing is, and what it was compared by."""
+    """The result of comparing one object."""
 
-    wrong: ErrorClass | None
+    wrong: ErrorClass | None  # `missing` or `altered`; None if the object is right
     by: Evidence = Evidence.SIZE
 
 
 @dataclass(slots=True)
 class Verified:
-    """What reading back came to. ``wrong`` are outcomes that make their rows pending, ``right_again`` those of objects
-    that an earlier verification found wrong.
+    """The result of verifying some objects.
 
-    ``unread`` objects could not be read: nothing is known of them, and their rows stay as they are. So do those of
-    ``unproven`` objects: found wrong before, and looking right by what proves nothing against that.
+    Rows of ``unread`` and ``unproven`` objects stay as they are.
     """
 
     checked: int
     bytes: int
     missing: int
     altered: int
-    wrong: list[Outcome]
-    right_again: list[Outcome] = field(default_factory=list)
-    unproven: int = 0
-    unread: int = 0
-    unread_first: str = ""  # its key, and why
-    by: Counter[Evidence] = field(default_factory=Counter)  # objects that were compared, by what
+    wrong: list[Outcome]  # they make their rows pending
+    right_again: list[Outcome] = field(default_factory=list)  # of objects that an earlier verification found wrong
+    unproven: int = 0  # objects that were found wrong earlier, and look right by evidence that does not disprove that
+    unread: int = 0  # objects that could not be read
+    unread_first: str = ""  # key and error of the first one
+    by: Counter[Evidence] = field(default_factory=Counter)  # number of compared objects by evidence
 
 
 def sample_rows(sample: str | int, rows: int) -> int:
-    """How many rows of ``rows`` a sample has: `1%` (rounded up, one at least), or a count. Raises UserError.
+    """Returns how many of ``rows`` a sample has. A share such as `1%` is rounded up to at least one. Raises UserError.
 
     | sample | of 250 rows |
     |---|---|
@@ -103,76 +100,67 @@ def sample_rows(sample: str | int, rows: int) -> int:
 
 
 def draw_sample(state: State, sample: str | int, seed: int | None = None) -> Sample:
-    """A random sample of the rows that should be at the destination, or the one that ``seed`` stands for."""
-    sample_rows(sample, 0)  # a wrong one is said before the ledger is read
+    """Returns a random sample of the rows that should have an object, or the sample of an earlier ``seed``."""
+    sample_rows(sample, 0)  # raises UserError for an invalid sample before the ledger is read
     seed = secrets.randbelow(SEEDS) if seed is None else seed
-
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> Sample:
-        there = f"FROM latest l SEMI JOIN read_parquet(?) m USING (row_id) WHERE {SHOULD_BE_THERE}"
-        (rows,) = con.execute(f"SELECT count(*) {there}", [manifest]).fetchone() or (0,)
+    matching = f"FROM latest l SEMI JOIN manifest USING (row_id) WHERE {SHOULD_EXIST}"
+    with folded_ledger(state) as con:
+        (rows,) = con.execute(f"SELECT count(*) {matching}").fetchone() or (0,)
         if not rows:
             return Sample(seed, "", 0)
         last = con.execute(
-            f"SELECT md5(l.row_id || ?) AS drawn {there} ORDER BY drawn LIMIT 1 OFFSET ?",
-            [str(seed), manifest, sample_rows(sample, rows) - 1],
+            f"SELECT md5(l.row_id || ?) AS drawn {matching} ORDER BY drawn LIMIT 1 OFFSET ?",
+            [str(seed), sample_rows(sample, rows) - 1],
         ).fetchone()
-        return Sample(seed, last[0] if last else "", rows)
-
-    return with_latest(state, work)
+    return Sample(seed, last[0] if last else "", rows)
 
 
 def verify_parts(state: State, rows_each: int, sample: Sample = EVERYTHING) -> tuple[int, list[tuple[str, str]]]:
-    """How many rows are to be read, and ranges of row_id, ``(from, below)``, of about ``rows_each`` of them."""
-
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> tuple[int, list[tuple[str, str]]]:
+    """Returns the number of rows to verify, and ranges ``(from, below)`` of row_id with about ``rows_each`` of them."""
+    with folded_ledger(state) as con:
         lines = con.execute(
             f"""
-            WITH there AS (
+            WITH objects AS (
                 SELECT l.row_id, row_number() OVER (ORDER BY l.row_id) - 1 AS n
-                FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-                WHERE {SHOULD_BE_THERE} AND {IN_SAMPLE}
+                FROM latest l SEMI JOIN manifest USING (row_id)
+                WHERE {SHOULD_EXIST} AND {IN_SAMPLE}
             )
-            SELECT row_id, (SELECT count(*) FROM there) FROM there WHERE n % {rows_each} = 0 ORDER BY 1
+            SELECT row_id, (SELECT count(*) FROM objects) FROM objects WHERE n % {rows_each} = 0 ORDER BY 1
             """,
-            [manifest, str(sample.seed), sample.up_to],
+            [str(sample.seed), sample.up_to],
         ).fetchall()
-        edges = [row_id for row_id, _ in lines]
-        bounds = list(zip(edges, [*edges[1:], "g"], strict=bool(edges)))  # "g" sorts after every hex digit
-        return (lines[0][1] if lines else 0), bounds
-
-    return with_latest(state, work)
+    edges = [row_id for row_id, _ in lines]
+    bounds = list(zip(edges, [*edges[1:], "g"], strict=bool(edges)))  # "g" sorts after every hex digit
+    return (lines[0][1] if lines else 0), bounds
 
 
 def expected_objects(state: State, bounds: tuple[str, str], sample: Sample = EVERYTHING) -> list[Outcome]:
-    """The outcomes of one part: what the destination should hold."""
-
-    def work(con: duckdb.DuckDBPyConnection, manifest: str) -> list[Outcome]:
+    """Returns the outcomes of one part's rows, which say what the destination should have."""
+    with folded_ledger(state) as con:
         cursor: Any = con.sql(
             f"""
-            SELECT l.* FROM latest l SEMI JOIN read_parquet(?) m USING (row_id)
-            WHERE {SHOULD_BE_THERE} AND {IN_SAMPLE} AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
+            SELECT l.* FROM latest l SEMI JOIN manifest USING (row_id)
+            WHERE {SHOULD_EXIST} AND {IN_SAMPLE} AND l.row_id >= ? AND l.row_id < ? ORDER BY l.key
             """,
-            params=[manifest, str(sample.seed), sample.up_to, *bounds],
+            params=[str(sample.seed), sample.up_to, *bounds],
         )
         return list(outcomes_of(cursor.to_arrow_reader(10_000).read_all()))
-
-    return with_latest(state, work)
 
 
 def verdict(
     outcome: Outcome, size: int | None, md5: str | None, sha256: str | None, etag: str | None = None
 ) -> Verdict:
-    """Is what stands at the destination what the ledger says? ``size`` None: nothing stands there.
+    """Returns whether the object at the destination is the one in the ledger; ``size`` is None for a missing object.
 
     | size | a digest on both sides | an ETag on both sides | verdict | compared by |
     |---|---|---|---|---|
-    | none | | | missing | size |
+    | None | | | missing | size |
     | differs | | | altered | size |
     | same | sha256 or md5 differs | | altered | digest |
-    | same | all on both sides agree | | as it should be | digest |
+    | same | all on both sides agree | | right | digest |
     | same | no | differs | altered | ETag |
-    | same | no | the same | as it should be | ETag |
-    | same | no | no | as it should be | size |
+    | same | no | the same | right | ETag |
+    | same | no | no | right | size |
     """
     if size is None:
         return Verdict(ErrorClass.MISSING)
@@ -188,9 +176,10 @@ def verdict(
 
 
 async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
-    """Reads each object through and compares the digest of its bytes; where the ledger has none, its ETag.
+    """Reads each object completely and compares the digest of its bytes, or its ETag if the ledger has no digest.
 
-    An object that cannot be read in three tries is counted. Raises Fatal, also after :data:`UNREAD_IN_A_ROW` of these.
+    An object that cannot be read in three tries is counted as unread. Raises Fatal, also after UNREAD_IN_A_ROW unread
+    objects in a row.
     """
     result = Verified(0, 0, 0, 0, [])
     queue = iter(outcomes)
@@ -199,7 +188,7 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
     async def worker() -> None:
         nonlocal in_a_row
         for outcome in queue:
-            while progress.paused:  # noqa: ASYNC110 - told from another thread
+            while progress.paused:  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(PAUSED_S)
             try:
                 size, md5, sha256, etag = await _digests(store, outcome)
@@ -211,14 +200,14 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
                 if in_a_row >= UNREAD_IN_A_ROW:
                     raise Fatal(
                         f"{in_a_row} objects in a row could not be read from the destination, the last one "
-                        f"{outcome.key}: {error}. Verify again when it answers"
+                        f"{outcome.key}: {error}. Run `ferry verify` again when the destination responds"
                     ) from None
                 continue
             in_a_row = 0
             found = verdict(outcome, size, md5, sha256, etag)
-            wrong = _book(result, outcome, found, run_no, etag)
+            wrong = _record(result, outcome, found, run_no, etag)
             if wrong is None and outcome.status is Status.PENDING:
-                _book_right_again(result, outcome, found, run_no, etag)
+                _record_right_again(result, outcome, found, run_no, etag)
             result.bytes += size or 0
             progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
@@ -227,13 +216,17 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
 
 
 async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None]:
-    """Size, MD5, SHA-256 and ETag of an object; of the digests the better one that the ledger has."""
+    """Returns size, MD5, SHA-256 and ETag of an object, all None for a missing one.
+
+    Of the digests only one is computed: SHA-256, or MD5 if that is the only digest in the ledger.
+    """
     algorithm: Algorithm = "md5" if outcome.md5 and not outcome.sha256 else "sha256"
     for left in (2, 1, 0):
         try:
             digest, found = await store.digest(outcome.key, max_bytes=1 << 62, algorithm=algorithm)
         except ObjectError as error:
-            if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):  # or no file can be there
+            # a key collision means that a directory has the key, so the file cannot exist
+            if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):
                 return None, None, None, None
             if not left:
                 raise
@@ -247,27 +240,28 @@ async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | No
 def compare_with_listing(
     outcomes: Sequence[Outcome], listed: dict[str, ObjectInfo], run_no: int, progress: Progress
 ) -> Verified:
-    """`--list`: sizes and ETags; no object is read. An ETag that is the ledger's MD5 is right, whatever it was.
+    """Compares sizes and ETags of a listing with the ledger (`--list`); no object is read.
 
-    A listing disproves nothing that an earlier verification found: bytes may be others under the same ETag.
+    An ETag that equals the ledger's MD5 is right even if it has changed. A listing does not disprove what an earlier
+    verification found, since the bytes may differ under the same ETag.
     """
     result = Verified(0, 0, 0, 0, [])
     for outcome in outcomes:
         found = listed.get(outcome.key)
         size, etag = (found.size, found.etag) if found else (None, None)
-        said = outcome
+        expected = outcome
         if outcome.md5 is not None and md5_of_etag(etag) == outcome.md5:
-            said = outcome._replace(dest_etag=etag)
-        wrong = _book(result, outcome, verdict(said, size, None, None, etag), run_no, etag, listed=True)
+            expected = outcome._replace(dest_etag=etag)
+        wrong = _record(result, outcome, verdict(expected, size, None, None, etag), run_no, etag, listed=True)
         result.unproven += wrong is None and outcome.status is Status.PENDING
         progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, 0)
     return result
 
 
-def _book(
+def _record(
     result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None, *, listed: bool = False
 ) -> ErrorClass | None:
-    """Counts an object, and notes an outcome where it is wrong; returns what is wrong."""
+    """Counts an object, adds an outcome if it is wrong, and returns what is wrong."""
     result.checked += 1
     wrong = found.wrong
     if wrong is not ErrorClass.MISSING:
@@ -279,12 +273,12 @@ def _book(
         text = "the destination's listing lacks this object" if listed else "the destination no longer has this object"
     else:
         result.altered += 1
-        text = "the destination holds other bytes than the ledger says"
+        text = "the object at the destination has other bytes than the ledger says"
         if found.by is Evidence.ETAG:
-            there, known = short(etag or "", 80), short(outcome.dest_etag or "", 80)
+            current, recorded = short(etag or "", 80), short(outcome.dest_etag or "", 80)
             text = (
-                f"the object's ETag is {there} where the ledger has {known}: "
-                "it was written again since, with other bytes or with other settings (encryption, parts)"
+                f"the object's ETag is {current}, the ledger has {recorded}: the object was written again, with other "
+                "bytes or with other settings (encryption, parts)"
             )
     now = datetime.now(UTC)
     result.wrong.append(
@@ -304,8 +298,8 @@ def _book(
     return wrong
 
 
-def _book_right_again(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> None:
-    """Of an object that an earlier verification found wrong. Its size alone does not clear it."""
+def _record_right_again(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> None:
+    """Adds an outcome for an object that an earlier verification found wrong, unless only its size was compared."""
     if found.by is Evidence.SIZE:
         result.unproven += 1
         return
@@ -320,6 +314,6 @@ def _book_right_again(result: Verified, outcome: Outcome, found: Verdict, run_no
 
 
 def note_verified(state: State, result: Verified, run_no: int, part: int) -> None:
-    """Writes the outcomes that make rows pending, which the next run repairs, and of those that are right again."""
+    """Writes the outcomes of wrong objects, which the next run repairs, and of those that are right again."""
     if outcomes := [*result.wrong, *result.right_again]:
         append_outcomes(state, outcomes, run_no, "verify", part)

@@ -1,4 +1,4 @@
-"""What is written down: state files, lease, plan file, ledger, and queries over them."""
+"""State of a job: files, lease, plan, ledger, and queries over them."""
 
 from ferry.state.checksums import (
     checked_file_name,
@@ -79,7 +79,7 @@ from ferry.state.plan_file import (
     set_plan_aside,
     with_hints,
 )
-from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, select_failures, select_wrong, with_latest
+from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, folded_ledger, select_failures, select_wrong
 
 __all__ = [
     "CHUNK_SCHEMA",
@@ -127,6 +127,7 @@ __all__ = [
     "export",
     "failure_cell",
     "find_missing",
+    "folded_ledger",
     "forget_returned",
     "hold_lease",
     "is_dead",
@@ -156,7 +157,6 @@ __all__ = [
     "to_bytes",
     "verified_path",
     "with_hints",
-    "with_latest",
     "with_schema",
     "write_outcomes",
 ]

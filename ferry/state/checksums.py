@@ -1,7 +1,7 @@
-"""Digests that tell a whole state file from one that was cut, or has a bit that flipped (docs/decisions/0016).
+"""Checksums of state files, which show whether a file was cut or a bit flipped (docs/decisions/0016).
 
-Parquet files carry 16 hex digits of their SHA-256 in their names, chunk files all 64; JSON files hold theirs inside.
-A file whose name has none was written by an earlier Ferry, and is taken as it is.
+A Parquet file has 16 hex digits of its SHA-256 in its name, a chunk file all 64. A JSON file contains its own.
+A file whose name has no digits was written by an earlier Ferry and is not checked.
 """
 
 from __future__ import annotations
@@ -16,59 +16,61 @@ from ferry.core import Damaged
 from ferry.state.files import State
 
 DIGITS = 16
-_IN_NAME = re.compile(r"(?:^|[-/])([0-9a-f]{64}|[0-9a-f]{16})\.parquet$")
+_DIGITS_IN_NAME = re.compile(r"(?:^|[-/])([0-9a-f]{64}|[0-9a-f]{16})\.parquet$")
 
 
 def checked_name(stem: str, data: bytes) -> str:
-    """The name of a Parquet file that holds ``data``: `<stem>-<16 digits>.parquet`."""
+    """Returns the name of a Parquet file that contains ``data``: `<stem>-<16 digits>.parquet`."""
     return f"{stem}-{hashlib.sha256(data).hexdigest()[:DIGITS]}.parquet"
 
 
 def checked_file_name(stem: str, path: Path) -> str:
-    """As :func:`checked_name`, of a local file's bytes."""
+    """Returns the name as :func:`checked_name` does, for the bytes of a local file."""
     return f"{stem}-{_digest(path)[:DIGITS]}.parquet"
 
 
-def fits(name: str, path: Path) -> bool:
-    """Are these the bytes that were written under this name? Raises FileNotFoundError."""
-    found = _IN_NAME.search(name)
+def matches_name(name: str, path: Path) -> bool:
+    """Returns whether a local file has the digest in ``name``, or the name has none. Raises FileNotFoundError."""
+    found = _DIGITS_IN_NAME.search(name)
     return found is None or _digest(path).startswith(found[1])
 
 
 def is_intact(state: State, name: str) -> bool:
-    """Is the file there, with the bytes that were written under its name? A copy that is not is fetched anew."""
+    """Returns whether a state file exists and has the digest in its name. A bad local copy is downloaded again."""
     try:
-        return fits(name, state.local(name)) or fits(name, state.local(name, anew=True))
+        return matches_name(name, state.local(name)) or matches_name(name, state.local(name, refresh=True))
     except FileNotFoundError:
         return False
 
 
 def verified_path(state: State, name: str, advice: str) -> Path:
-    """A local path with the file's content. Raises Damaged, ending with ``advice``, when that is another than was
-    written, and FileNotFoundError when it is gone."""
+    """Returns the local path of a state file after its digest was checked.
+
+    Raises FileNotFoundError for a missing file, and Damaged, whose text ends with ``advice``, for a wrong digest.
+    """
     path = state.local(name)
-    if not fits(name, path) and not fits(name, state.local(name, anew=True)):
-        raise Damaged(f"state file {name} is damaged: its bytes do not fit the digest in its name. {advice}")
+    if not matches_name(name, path) and not matches_name(name, state.local(name, refresh=True)):
+        raise Damaged(f"state file {name} is damaged: its bytes do not match the digest in its name. {advice}")
     return path
 
 
 def encode_checked_json(data: dict[str, Any]) -> bytes:
-    """An indented JSON document with its own digest in it."""
-    return json.dumps({**data, "sha256": _of(data)}, indent=1).encode()
+    """Returns an indented JSON document that contains its own digest."""
+    return json.dumps({**data, "sha256": _json_digest(data)}, indent=1).encode()
 
 
 def decode_checked_json(raw: bytes) -> dict[str, Any]:
-    """What :func:`encode_checked_json` made, without the digest. Raises ValueError when it is damaged."""
+    """Returns what :func:`encode_checked_json` was given. Raises ValueError for a damaged document."""
     data = json.loads(raw)
     if not isinstance(data, dict):
-        raise ValueError("no JSON object")
-    seal = data.pop("sha256", None)
-    if seal is not None and seal != _of(data):
-        raise ValueError("its content does not fit its digest")
+        raise ValueError("it is not a JSON object")
+    digest = data.pop("sha256", None)
+    if digest is not None and digest != _json_digest(data):
+        raise ValueError("its content does not match its digest")
     return data
 
 
-def _of(data: dict[str, Any]) -> str:
+def _json_digest(data: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 

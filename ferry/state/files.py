@@ -1,7 +1,7 @@
-"""A job's state: named files in a directory or under a bucket's prefix (names: docs/reference/state.md).
+"""Named files of a job's state, in a directory or under a bucket's prefix (names: docs/reference/state.md).
 
-Every write is atomic: a reader finds the old file or the new one, never a part. In a directory the
-bytes are synced before the rename and the directory after it, so that a power cut keeps that promise.
+Every write is atomic: a reader finds the old file or the new one, never a part. In a directory this also holds after a
+power cut: the bytes are synced before the rename, and the directory after it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from urllib.parse import urlsplit
 from ferry.core import Damaged, Fatal, ObjectError, UserError, disk_error, short
 from ferry.storage import Access, BucketControl
 
-PART = ".part-"  # begins the name of a file that is being written; those of killed runs are deleted by the next
+PART = ".part-"  # name prefix of unfinished files
 
-LASTING = ("chunks/", "ledger/")  # names whose content never changes
-OLD_PART_S = 3600.0  # of an unfinished copy: who made it was killed
-OTHER_ETAG = '"00000000000000000000000000000000"'  # no file's
+IMMUTABLE = ("chunks/", "ledger/")  # the content of a file here never changes
+OLD_PART_S = 3600.0  # an older unfinished copy was left by a killed process
+OTHER_ETAG = '"00000000000000000000000000000000"'  # an ETag that no file has
 
 
 class State(Protocol):
-    """Files by name (`chunks/ab12.parquet`); directories come and go by themselves."""
+    """Files by name, such as `chunks/ab12.parquet`; directories are created when needed."""
 
     uri: str
-    spool_dir: Path  # local scratch space
+    spool_dir: Path  # local directory for temporary files
 
     def read(self, name: str) -> bytes: ...
     def write(self, name: str, data: bytes) -> None: ...
@@ -42,13 +42,13 @@ class State(Protocol):
     def drop(self, name: str, old: bytes, instead: bytes) -> bool: ...
     def list(self, folder: str) -> list[str]: ...
     def delete(self, names: Iterable[str]) -> None: ...
-    def local(self, name: str, *, anew: bool = False) -> Path: ...
+    def local(self, name: str, *, refresh: bool = False) -> Path: ...
     def check_conditions(self) -> None: ...
-    def forget_copies(self) -> None: ...
+    def delete_stale_copies(self) -> None: ...
 
 
 class DirectoryState:
-    """The state in a local directory. A name is safe on disk when its method returns, directories included."""
+    """A state in a local directory. When a method that writes returns, file and directory entry are synced to disk."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,20 +56,22 @@ class DirectoryState:
         self.spool_dir = root / "spool"
         try:
             _make_directory(root)
-            root.chmod(0o700)  # plan/ and chunks/ hold addresses as they are, signatures included
+            root.chmod(0o700)  # plan/ and chunks/ contain unredacted addresses, signatures included
         except OSError as exc:
-            raise UserError(f"state: cannot use the directory {root}: {exc.strerror}") from None
+            raise UserError(
+                f"state: cannot use the directory {root}: {exc.strerror}. Set `state` to a directory that you own"
+            ) from None
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError, and Fatal for a disk that fails."""
-        with self._disk(name, may_miss=True):
+        """Returns a file's bytes. Raises FileNotFoundError, and Fatal for a failing disk."""
+        with self._disk(name, may_be_missing=True):
             return (self.root / name).read_bytes()
 
     def write(self, name: str, data: bytes) -> None:
         target = self.root / name
         with self._disk(name):
             _make_directory(target.parent)
-            temporary = _written(target.parent, data)
+            temporary = _write_temporary(target.parent, data)
             try:
                 temporary.replace(target)
             except BaseException:
@@ -78,7 +80,7 @@ class DirectoryState:
             _sync_directory(target.parent)
 
     def write_file(self, name: str, path: Path) -> None:
-        """Moves a finished local file into the state; it must lie on the same file system (`spool_dir`)."""
+        """Moves a finished local file into the state; it must be on the same file system (`spool_dir`)."""
         target = self.root / name
         with self._disk(name):
             _make_directory(target.parent)
@@ -89,13 +91,13 @@ class DirectoryState:
             _sync_directory(target.parent)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes a file that must not exist yet; False when it does. Whole from its first moment (link)."""
+        """Writes a file that must not exist yet; returns False if it does."""
         target = self.root / name
         with self._disk(name):
             _make_directory(target.parent)
-            temporary = _written(target.parent, data)
+            temporary = _write_temporary(target.parent, data)
             try:
-                os.link(temporary, target)
+                os.link(temporary, target)  # fails if the name exists, and never shows a part of the file
             except FileExistsError:
                 return False
             finally:
@@ -104,7 +106,7 @@ class DirectoryState:
         return True
 
     def swap(self, name: str, old: bytes, new: bytes) -> bool:
-        """Replaces a file's content if it is still ``old``; False when it is not. Exclusive by a lock file."""
+        """Replaces a file's content if it is still ``old``, else returns False. A lock file makes this exclusive."""
         with self._locked(name) as content:
             if content != old:
                 return False
@@ -112,9 +114,9 @@ class DirectoryState:
         return True
 
     def drop(self, name: str, old: bytes, instead: bytes) -> bool:  # noqa: ARG002
-        """Deletes a file if its content is still ``old``; False when it is not.
+        """Deletes a file if its content is still ``old``, else returns False.
 
-        Where nothing can be deleted on a condition (a bucket) it holds ``instead`` afterwards.
+        A bucket has no conditional delete: there the file contains ``instead`` afterwards.
         """
         with self._locked(name) as content:
             if content != old:
@@ -124,7 +126,7 @@ class DirectoryState:
 
     @contextlib.contextmanager
     def _locked(self, name: str) -> Iterator[bytes | None]:
-        """The file's content, None where there is none; nobody else changes it meanwhile."""
+        """Yields the file's content, None for a missing file, and holds the lock that :meth:`swap` also takes."""
         import fcntl
 
         with self._disk(name):
@@ -140,51 +142,61 @@ class DirectoryState:
             os.close(lock)
 
     def list(self, folder: str) -> list[str]:
-        """Names under a folder, sorted; unfinished files are not there."""
+        """Returns the sorted names under a folder, without unfinished files."""
         base = self.root / folder
         names = [
-            str(Path(where).relative_to(self.root) / file)
-            for where, _, files in os.walk(base)
+            str(Path(directory).relative_to(self.root) / file)
+            for directory, _, files in os.walk(base)
             for file in files
             if not file.startswith(".")
         ]
         return sorted(names)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Missing ones are no error. Nobody waits for the disk here: a name that comes back is read as before."""
+        """Deletes files; a missing one is not an error.
+
+        Nothing is synced: after a power cut a deleted name may exist again, and readers tolerate that.
+        """
         for name in names:
             with self._disk(name):
                 (self.root / name).unlink(missing_ok=True)
 
-    def local(self, name: str, *, anew: bool = False) -> Path:  # noqa: ARG002
-        """A local path with the file's content. ``anew``: of one that had been copied, a new copy."""
-        return _below(self.root, name)
+    def local(self, name: str, *, refresh: bool = False) -> Path:  # noqa: ARG002
+        """Returns the file's path, which may not exist. ``refresh`` is for states that copy files."""
+        return _path_below(self.root, name)
 
     def check_conditions(self) -> None:
-        """A file system keeps two runs apart."""
+        """Does nothing: links and lock files of a file system are exclusive."""
 
-    def forget_copies(self) -> None:
-        """Nothing is copied."""
+    def delete_stale_copies(self) -> None:
+        """Does nothing: a directory is read in place."""
 
     @contextlib.contextmanager
-    def _disk(self, name: str, *, may_miss: bool = False) -> Iterator[None]:
+    def _disk(self, name: str, *, may_be_missing: bool = False) -> Iterator[None]:
+        """Raises Fatal for an OSError of the block, but FileNotFoundError as it is if the file ``may_be_missing``."""
         try:
             yield
         except OSError as exc:
-            if may_miss and isinstance(exc, FileNotFoundError):
+            if may_be_missing and isinstance(exc, FileNotFoundError):
                 raise
             raise disk_error(exc, f"state file {self.root / name}") from exc
 
 
-def _below(root: Path, name: str) -> Path:
-    """Raises Damaged for what leads elsewhere: names stand in the state's JSON files, and others may write those."""
+def _path_below(root: Path, name: str) -> Path:
+    """Returns the path of ``name`` below ``root``. Raises Damaged for a name that leads out of it.
+
+    Names come from the state's JSON files, which another user of a shared bucket may have written.
+    """
     if any(part in ("", ".", "..") or "\0" in part for part in name.split("/")):
-        raise Damaged(f"the state names `{short(name)}` as one of its files, which leads out of the state")
+        raise Damaged(
+            f"the state names `{short(name)}` as one of its files, which leads out of the state. Restore the state "
+            "from a copy, or plan again with `ferry run --replan`"
+        )
     return root / name
 
 
-def _written(directory: Path, data: bytes) -> Path:
-    """A new file with these bytes, on disk, under a name that :meth:`State.list` leaves out. Mode 0600."""
+def _write_temporary(directory: Path, data: bytes) -> Path:
+    """Writes and syncs a new file, mode 0600, under a name that :meth:`State.list` leaves out; returns its path."""
     fd, name = tempfile.mkstemp(prefix=PART, dir=directory)
     temporary = Path(name)
     try:
@@ -199,7 +211,7 @@ def _written(directory: Path, data: bytes) -> Path:
 
 
 def _make_directory(directory: Path) -> None:
-    """Makes a directory and those above it, for the owner alone; each name is on disk afterwards."""
+    """Makes a directory and its parents, each with mode 0700, and syncs each new entry."""
     if directory.is_dir():
         return
     _make_directory(directory.parent)
@@ -219,7 +231,7 @@ def _sync_directory(directory: Path) -> None:
 
 
 class BucketState:
-    """The state under a bucket's prefix, for workers that share it. Files are copied down to be read."""
+    """A state under a bucket's prefix, which several machines may share. Files are downloaded to be read."""
 
     def __init__(self, bucket: BucketControl, uri: str, prefix: str, cache: Path) -> None:
         self.uri = uri
@@ -236,19 +248,22 @@ class BucketState:
         return found[0]
 
     def write(self, name: str, data: bytes) -> None:
-        self._forget_copy(name)
+        self._delete_immutable_copy(name)
         with self._fatal(name):
             self._bucket.put(self._prefix + name, data)
 
     def write_file(self, name: str, path: Path) -> None:
-        self._forget_copy(name)
+        self._delete_immutable_copy(name)
         with self._fatal(name):
             self._bucket.upload(self._prefix + name, path)
         path.unlink()
 
     def create(self, name: str, data: bytes) -> bool:
-        """As :meth:`DirectoryState.create`. A file that is there already and holds ``data`` was written by a try whose
-        answer was lost: what is created is always one of a kind."""
+        """Creates a file as :meth:`DirectoryState.create` does.
+
+        An existing file with the same content counts as created: an earlier try wrote it and its response was lost.
+        Callers create unique content only.
+        """
         with self._fatal(name):
             return self._put_if(name, data, {"if-none-match": "*"})
 
@@ -260,7 +275,7 @@ class BucketState:
             return self._put_if(name, new, {"if-match": found[1]})
 
     def _put_if(self, name: str, data: bytes, condition: Mapping[str, str]) -> bool:
-        """False where the condition does not hold, and what stands there was not written by a try before."""
+        """Returns whether the file has ``data`` now: written under the condition, or by an earlier try of this PUT."""
         reply = self._bucket.put(self._prefix + name, data, condition, ok=(200, 404, 412))
         if reply.status == 200:
             return True
@@ -268,12 +283,15 @@ class BucketState:
         return found is not None and found[0] == data
 
     def drop(self, name: str, old: bytes, instead: bytes) -> bool:
-        """As :meth:`DirectoryState.drop`: S3 deletes on no condition, so ``instead`` stands there afterwards."""
+        """Replaces a file's content by ``instead`` if it is still ``old``: S3 has no conditional delete."""
         return self.swap(name, old, instead)
 
     def check_conditions(self) -> None:
-        """Tries whether the store keeps two runs apart: it must refuse to create what is there, and to replace what has
-        another ETag. Raises UserError where it does not; such a store cannot hold a state."""
+        """Checks that the store honours `If-None-Match` and `If-Match`, which exclude a second run.
+
+        It must refuse to create an existing file, and to replace one with another ETag. Raises UserError if it does
+        not: such a store cannot hold a state.
+        """
         name = f"probe-{secrets.token_hex(8)}"
         key = self._prefix + name
 
@@ -283,49 +301,52 @@ class BucketState:
 
         try:
             with self._fatal(name):
-                # Of the first 412 is as good as 200: an answer was lost.
+                # 412 to the first PUT also passes: the PUT was repeated after a lost response
                 if put(b"first", if_none_match="*") not in (200, 412) or put(b"second", if_none_match="*") != 412:
-                    raise self._lacks("If-None-Match")
+                    raise self._unsupported("If-None-Match")
                 _, etag = self._bucket.read(key) or (b"", "")
                 if not etag or put(b"third", if_match=OTHER_ETAG) != 412:
-                    raise self._lacks("If-Match")
+                    raise self._unsupported("If-Match")
                 if put(b"fourth", if_match=etag) != 200 and (self._bucket.read(key) or (b"", ""))[0] != b"fourth":
-                    raise self._lacks("If-Match")
+                    raise self._unsupported("If-Match")
         finally:
             with contextlib.suppress(Fatal):
                 self.delete([name])
 
-    def _lacks(self, header: str) -> UserError:
+    def _unsupported(self, header: str) -> UserError:
         return UserError(
-            f"state {self.uri}: the store at {self._bucket.endpoint} does not keep the condition {header} of a PUT, so "
-            "two runs of this job could not be kept apart. It cannot hold a state: set `state` to a directory, or to a "
-            "bucket of a store with conditional writes"
+            f"state {self.uri}: the store at {self._bucket.endpoint} ignores the header {header} of a PUT, so two runs "
+            "of this job could write at once. It cannot hold a state: set `state` to a directory, or to a bucket of a "
+            "store with conditional writes"
         )
 
     def list(self, folder: str) -> list[str]:
-        below = self._prefix + (f"{folder}/" if folder else "")
+        prefix = self._prefix + (f"{folder}/" if folder else "")
         with self._fatal(folder):
-            keys = [found.key for page in self._bucket.pages(below) for found in page]
+            keys = [found.key for page in self._bucket.pages(prefix) for found in page]
         return sorted(key[len(self._prefix) :] for key in keys)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Also deletes the local copies."""
-        gone = list(names)
-        for name in gone:
-            _below(self._cache, name).unlink(missing_ok=True)
+        """Deletes files and their local copies; a missing one is not an error."""
+        deleted = list(names)
+        for name in deleted:
+            _path_below(self._cache, name).unlink(missing_ok=True)
         with self._fatal("old files"):
-            self._bucket.delete([self._prefix + name for name in gone])
+            self._bucket.delete([self._prefix + name for name in deleted])
 
-    def local(self, name: str, *, anew: bool = False) -> Path:
-        """A copy, for the owner alone. Chunks and the ledger never change under a name; what else may is read anew."""
-        target = _below(self._cache, name)
-        if anew or not target.exists() or not name.startswith(LASTING):
+    def local(self, name: str, *, refresh: bool = False) -> Path:
+        """Returns the path of a local copy, mode 0600. Raises FileNotFoundError for a missing file.
+
+        A copy of an immutable file is used again unless ``refresh``; any other file is downloaded each time.
+        """
+        target = _path_below(self._cache, name)
+        if refresh or not target.exists() or not name.startswith(IMMUTABLE):
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fd, temporary = tempfile.mkstemp(prefix=PART, dir=target.parent)  # mode 0600
             try:
                 with os.fdopen(fd, "wb") as file, self._fatal(name):
-                    there = self._bucket.download(self._prefix + name, file.write)
-                if not there:
+                    exists = self._bucket.download(self._prefix + name, file.write)
+                if not exists:
                     raise FileNotFoundError(name)
                 Path(temporary).replace(target)
             except BaseException:
@@ -333,23 +354,24 @@ class BucketState:
                 raise
         return target
 
-    def forget_copies(self) -> None:
-        """Deletes local copies of what the bucket does not hold any more: another machine may have deleted it."""
-        there = set(self.list(""))
+    def delete_stale_copies(self) -> None:
+        """Deletes local copies of files that the bucket no longer has: another machine may have deleted them."""
+        in_bucket = set(self.list(""))
         for path in self._cache.rglob("*"):
             name = path.relative_to(self._cache).as_posix()
-            if name in there or not path.is_file() or path.is_relative_to(self.spool_dir):
+            if name in in_bucket or not path.is_file() or path.is_relative_to(self.spool_dir):
                 continue
             if not path.name.startswith(PART) or time.time() - path.stat().st_mtime > OLD_PART_S:
                 path.unlink(missing_ok=True)
 
-    def _forget_copy(self, name: str) -> None:
-        """What never changes and is written again under its name was damaged before."""
-        if name.startswith(LASTING):
+    def _delete_immutable_copy(self, name: str) -> None:
+        """Deletes the local copy of an immutable file that is written again, since the old bytes were damaged."""
+        if name.startswith(IMMUTABLE):
             (self._cache / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _fatal(self, name: str) -> Iterator[None]:
+        """Raises Fatal for an error of the bucket or of the local disk in the block."""
         try:
             yield
         except OSError as exc:
@@ -363,11 +385,11 @@ class BucketState:
 
 
 def open_state(uri: str, access: Access, cache_root: Path) -> State:
-    """The state at a directory or an ``s3://bucket/prefix``; ``cache_root`` is for copies of the latter."""
+    """Returns the state in a directory or at ``s3://bucket/prefix``; the latter's local copies go to ``cache_root``."""
     if not uri.startswith("s3://"):
         return DirectoryState(Path(uri))
     parts = urlsplit(uri)
-    place = hashlib.sha256(f"{access.endpoint_url} {uri.rstrip('/')}".encode()).hexdigest()[:16]
-    cache = cache_root / f"{parts.netloc}-{place}"
+    digest = hashlib.sha256(f"{access.endpoint_url} {uri.rstrip('/')}".encode()).hexdigest()[:16]
+    cache = cache_root / f"{parts.netloc}-{digest}"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     return BucketState(BucketControl(parts.netloc, access, side="state"), uri, parts.path.strip("/"), cache)

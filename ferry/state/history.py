@@ -1,7 +1,7 @@
-"""Versions that are no more: what the copy of a row was before a later run wrote another one (docs/reference/state.md).
+"""History of replaced copies: what a row's copy was before a later run replaced it (docs/reference/state.md).
 
-The ledger has one line a row, the latest. This has one for each that was replaced, so it grows by what changes, and not
-by what is looked at.
+The ledger has one line per row, the latest. The history has one line per replaced copy, so it grows with changed
+objects, not with rechecked ones.
 """
 
 from __future__ import annotations
@@ -20,67 +20,70 @@ if TYPE_CHECKING:
 HISTORY_FOLDER = "history"
 
 
-_VERSIONS = """
+_CREATE_REPLACED = """
     CREATE OR REPLACE TABLE replaced AS
-    WITH lines AS (
+    WITH copies AS (
         SELECT DISTINCT * FROM (
             SELECT * FROM no_outcomes UNION ALL BY NAME SELECT * FROM read_parquet($files, union_by_name = true)
-        ) SEMI JOIN written USING (row_id)
+        ) SEMI JOIN written_again USING (row_id)
         WHERE (dest_etag IS NOT NULL OR status = 'removed') AND coalesce(sha256, md5) IS NOT NULL
-    ), followed AS (
-        SELECT *, lead(status) OVER next AS by_status, lead(sha256) OVER next AS by_sha256,
-               lead(md5) OVER next AS by_md5, lead(key) OVER next AS by_key, lead(run_no) OVER next AS replaced_by,
+    ), with_next AS (
+        SELECT *, lead(status) OVER next AS next_status, lead(sha256) OVER next AS next_sha256,
+               lead(md5) OVER next AS next_md5, lead(key) OVER next AS next_key, lead(run_no) OVER next AS replaced_by,
                lead(recorded_at) OVER next AS replaced_at
-        FROM lines WINDOW next AS (PARTITION BY row_id ORDER BY run_no, attempt, recorded_at)
+        FROM copies WINDOW next AS (PARTITION BY row_id ORDER BY run_no, attempt, recorded_at)
     )
-    SELECT * FROM followed
-    WHERE by_status IN ('copied', 'unchanged') AND NOT coalesce(by_sha256 = sha256, by_md5 = md5, false)
+    SELECT * FROM with_next
+    WHERE next_status IN ('copied', 'unchanged') AND NOT coalesce(next_sha256 = sha256, next_md5 = md5, false)
 """
-# An object that its row has left behind under another key (`{sha256}.jpg`) is a copy without a row: it has a line of
-# its own in the ledger, as those have whose rows left the list.
-_LEFT_BEHIND = """
+# With a key such as `{sha256}.jpg`, a changed object gets another key, and the old object is a copy without a row. It
+# gets a ledger line of its own, under an ID that no row has. Copies whose rows were removed from the manifest have
+# such lines anyway, so pruning, compaction, damage checks and `--replan` treat both kinds alike. A separate table of
+# these objects would need each of these steps a second time, and an outcome of its own when it is deleted.
+_SELECT_ORPHANS = """
     SELECT {columns} FROM (
         SELECT * REPLACE (sha256(row_id || chr(0) || key) AS row_id, 'copied' AS status) FROM replaced
-        WHERE key <> by_key AND status <> 'removed'
+        WHERE key <> next_key AND status <> 'removed'
     )
 """
 
 
 def create_empty(con: duckdb.DuckDBPyConnection) -> None:
-    """Makes `no_outcomes`, a table with all columns and no line. One of DuckDB's own: a query whose lines are read one
-    after the other, and that reads an Arrow table itself, has two sides that may wait for Python's lock."""
+    """Creates `no_outcomes`, an empty DuckDB table with all columns of an outcome.
+
+    It is not an Arrow table: a query that reads one while its own result is read in batches may deadlock on the GIL.
+    """
     con.register("no_outcomes_in_arrow", OUTCOME_SCHEMA.empty_table())
     con.execute("CREATE OR REPLACE TEMP TABLE no_outcomes AS SELECT * FROM no_outcomes_in_arrow")
     con.unregister("no_outcomes_in_arrow")
 
 
-def note_replaced(
+def record_replaced(
     con: duckdb.DuckDBPyConnection, state: State, run_no: int, files: Sequence[str], outcomes: Sequence[str]
 ) -> list[Outcome]:
-    """Before a fold: writes what its outcomes replaced, and returns a line for each object that stands under a key
-    which its row has no more. ``files``: all of the ledger, ``outcomes`` among them those that are not folded yet;
-    local paths.
+    """Writes the copies that new outcomes replaced to `history/`; to be called before a fold.
 
-    After a crash a version may be noted again, by the fold that comes next.
+    ``files`` are the local paths of the whole ledger, ``outcomes`` those of them that are not folded yet. Returns an
+    outcome for each object that still exists under a key that its row no longer has. After a crash the next fold may
+    write a copy to the history again.
     """
     if not outcomes:
         return []
     con.execute(
-        # Another object may also have been found under its new key already, which another row had: it was read then.
-        "CREATE OR REPLACE TABLE written AS SELECT DISTINCT row_id FROM read_parquet(?, union_by_name = true) "
+        # `unchanged` after reading the body: the row's new key already had another row's object with these bytes.
+        "CREATE OR REPLACE TABLE written_again AS SELECT DISTINCT row_id FROM read_parquet(?, union_by_name = true) "
         "WHERE attempt > 1 AND (status = 'copied' OR (status = 'unchanged' AND checked_by = 'body'))",
         [outcomes],
     )
-    if con.execute("SELECT count(*) FROM written").fetchall()[0] == (0,):
-        return []  # nothing was there before: the ledger, a million rows perhaps, is not read for it
+    if con.execute("SELECT count(*) FROM written_again").fetchall()[0] == (0,):
+        return []  # nothing was replaced, so a ledger of perhaps a million rows need not be read
     create_empty(con)
-    con.execute(_VERSIONS, {"files": files})
+    con.execute(_CREATE_REPLACED, {"files": files})
     columns = ", ".join(HISTORY_SCHEMA.names)
     table = con.sql(f"SELECT {columns} FROM replaced ORDER BY key, row_id").to_arrow_table()
     if table.num_rows:
         data = to_bytes(table.cast(HISTORY_SCHEMA))
         state.write(checked_name(f"{HISTORY_FOLDER}/{run_no:06d}", data), data)
-    left = con.sql(
-        _LEFT_BEHIND.format(columns=", ".join(f'"{name}"' for name in OUTCOME_SCHEMA.names))
-    ).to_arrow_table()
-    return list(outcomes_of(left))
+    columns = ", ".join(f'"{name}"' for name in OUTCOME_SCHEMA.names)
+    orphans = con.sql(_SELECT_ORPHANS.format(columns=columns)).to_arrow_table()
+    return list(outcomes_of(orphans))

@@ -1,4 +1,4 @@
-"""One run at a time: a lease in the state (SEMANTICS: one run at a time; docs/decisions/0018)."""
+"""A lease in the state, which lets one run of a job work at a time (docs/decisions/0018)."""
 
 from __future__ import annotations
 
@@ -20,45 +20,47 @@ from ferry.state.files import State
 NAME = "lease.json"
 LENGTH_S = 120.0
 RENEW_S = 30.0
-WAIT_S = 1.0  # between two looks at a lease that another run holds
-WATCH_S = (
-    45.0  # a lease that looks expired is watched so long: its holder renews it every 30 s, whatever its clock says
-)
-_OLD_KEYS = {"place": "boot_id", "started": "process_start"}  # of an earlier Ferry, whose run may still be on
-RELEASED = 0.0  # ``expires_at`` of a lease that its holder gave back, where a file cannot be deleted on a condition
+WAIT_S = 1.0  # between two reads of a lease that another run holds
+# How long a lease that looks expired is watched before it is taken over: a live holder renews it every 30 s,
+# whatever its clock says.
+WATCH_S = 45.0
+_OLD_KEYS = {"place": "boot_id", "started": "process_start"}  # before schema 4; such a run may still be running
+RELEASED = 0.0  # ``expires_at`` of a released lease in a bucket, where a conditional delete is not possible
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds it. ``boot_id`` and ``process_start`` tell whether the process still lives, on this machine."""
+    """The process that holds a lease. ``boot_id`` and ``process_start`` show whether it still runs on this machine."""
 
     host: str
     pid: int
-    boot_id: str  # the machine's boot and the process namespace
-    process_start: str  # the process's start, in clock ticks since boot
+    boot_id: str  # the machine's boot ID and the process's PID namespace
+    process_start: str  # in clock ticks since boot
     run: str
     token: str
     expires_at: float  # seconds since the epoch, by the holder's clock
-    flow_run: str = ""  # Prefect's ID of the run
+    flow_run: str = ""  # ID of the run at Prefect
 
     def encode(self) -> bytes:
         return json.dumps(asdict(self), indent=1).encode()
 
 
 def steady_s() -> float:
-    """Seconds of a clock that nobody sets, the same in all processes of a machine; it counts while the machine sleeps.
+    """Returns seconds of a monotonic clock that all processes of a machine share and that counts during suspension.
 
-    (time.monotonic does not: clock_gettime(2), CLOCK_BOOTTIME.)
+    It is CLOCK_BOOTTIME of clock_gettime(2); CLOCK_MONOTONIC stops while the machine is suspended.
     """
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def this_process(run: str, expires_at: float, flow_run: str = "") -> Holder:
-    started = _started(os.getpid()) or ""
-    return Holder(socket.gethostname(), os.getpid(), _place(), started, run, uuid.uuid4().hex, expires_at, flow_run)
+    """Returns this process as a lease's holder, with a token that no other holder has."""
+    start = _process_start(os.getpid()) or ""
+    return Holder(socket.gethostname(), os.getpid(), _boot_id(), start, run, uuid.uuid4().hex, expires_at, flow_run)
 
 
-def _place() -> str:
+def _boot_id() -> str:
+    """Returns the machine's boot ID and this process's PID namespace, or "" without /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
@@ -66,8 +68,8 @@ def _place() -> str:
         return ""
 
 
-def _started(pid: int) -> str | None:
-    """Field 22 of /proc/PID/stat (proc(5)); None when there is no such process, "" where /proc is not."""
+def _process_start(pid: int) -> str | None:
+    """Returns field 22 of /proc/PID/stat (proc(5)), None for a process that has ended, or "" without /proc."""
     if not Path("/proc/self/stat").exists():
         return ""
     try:
@@ -78,26 +80,30 @@ def _started(pid: int) -> str | None:
     return None if fields[0] in ("Z", "X") else fields[19]
 
 
-def is_dead(place: str, pid: int, started: str) -> bool:
-    """Is the process certainly gone? Of a process on another machine, or in another container, nobody can say so."""
-    return bool(place) and place == _place() and _started(pid) != started
+def is_dead(boot_id: str, pid: int, process_start: str) -> bool:
+    """Returns whether a process has certainly ended; False for one on another machine or in another container."""
+    return bool(boot_id) and boot_id == _boot_id() and _process_start(pid) != process_start
 
 
-def verdict(holder: Holder, now: float, place: str, started: str | None) -> Literal["over", "held", "watch"]:
-    """May a lease be taken over? ``started`` is what this machine says of the holder's pid.
+def verdict(holder: Holder, now: float, boot_id: str, process_start: str | None) -> Literal["over", "held", "watch"]:
+    """Returns whether a lease may be taken over.
 
-    | released | same place | its process | its end, by this clock | verdict |
+    ``boot_id`` is this machine's, ``process_start`` what :func:`_process_start` says of the holder's PID here.
+
+    | released | same boot ID | process with that PID and start | expires, by this clock | verdict |
     |---|---|---|---|---|
     | yes | any | any | any | over |
-    | no | yes | gone, or another with its pid | any | over |
-    | no | no, or alive | | within the next 120 s | held |
-    | no | no, or alive | | past, or further away | watch: clocks differ, and a process may be suspended |
+    | no | yes | no | any | over |
+    | no | yes | yes | within the next 120 s | held |
+    | no | yes | yes | in the past, or later than that | watch: the process may be suspended |
+    | no | no | unknown | within the next 120 s | held |
+    | no | no | unknown | in the past, or later than that | watch: clocks differ |
 
-    A lease to be watched is over when nobody renewed it for WATCH_S.
+    A watched lease is over when its holder has not renewed it for WATCH_S.
     """
     if holder.expires_at == RELEASED:
         return "over"
-    if place and holder.boot_id == place and started != holder.process_start:
+    if boot_id and holder.boot_id == boot_id and process_start != holder.process_start:
         return "over"
     return "held" if now < holder.expires_at <= now + LENGTH_S else "watch"
 
@@ -113,7 +119,7 @@ class Lease:
         on_lost: Callable[[], None],
         took_over: Holder | None = None,
     ) -> None:
-        """``asked``: when (:func:`steady_s`) the lease was written or earlier; ``took_over``: whose it was before."""
+        """``asked`` is a time by :func:`steady_s` before the lease was written, ``took_over`` its earlier holder."""
         self.took_over = took_over
         self._state = state
         self._holder = holder
@@ -122,7 +128,7 @@ class Lease:
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._lost = False
-        self._thread = threading.Thread(target=self._renew_often, name="ferry-lease", daemon=True)
+        self._thread = threading.Thread(target=self._renew_until_done, name="ferry-lease", daemon=True)
         self._thread.start()
 
     @property
@@ -131,17 +137,19 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """False once another run may have taken it."""
+        """Whether no other run can have taken the lease yet."""
         return steady_s() < self.until
 
     @property
     def until(self) -> float:
-        """By :func:`steady_s`; 0.0 once it is lost."""
+        """The time by :func:`steady_s` until which the lease is held; 0.0 once it is lost."""
         return 0.0 if self._lost else self._renewed + LENGTH_S
 
     def regain(self) -> bool:
-        """As ``held``, asked before each write. A holder that was suspended beyond its time looks whether anybody
-        has taken the lease meanwhile, and goes on with it where not."""
+        """Returns ``held``, after renewing a lease that expired while this process was suspended.
+
+        To be called before each write. The lease is lost if another run has taken it.
+        """
         with self._lock:
             if self.held or self._lost:
                 return self.held
@@ -151,25 +159,25 @@ class Lease:
                 self._lose()
             return self.held
 
-    def _renew_often(self) -> None:
+    def _renew_until_done(self) -> None:
         while not self._done.wait(RENEW_S):
             with self._lock:
                 if self._lost:
                     return
                 try:
                     renewed = self._renew()
-                except FerryError:  # the disk or the network; until the lease ends there is time to try again
+                except FerryError:  # of the disk or the network; there is time to try again until the lease expires
                     renewed = self.held
                 if not renewed:
                     self._lose()
                     return
 
     def _renew(self) -> bool:
-        """Prolongs it in the state; False when another run has it."""
+        """Extends the lease in the state; returns False when another run has taken it."""
         asked = steady_s()
         new = replace(self._holder, expires_at=time.time() + LENGTH_S)
         if not self._state.swap(NAME, self._holder.encode(), new.encode()):
-            # A swap whose answer was lost may have happened all the same: then the lease is as it left it.
+            # An earlier swap may have succeeded although its response was lost: then the file has this token.
             try:
                 found = decode(self._state.read(NAME))
             except FileNotFoundError:
@@ -184,27 +192,30 @@ class Lease:
         self._on_lost()
 
     def release(self) -> None:
+        """Stops renewing the lease and gives it up, unless it is lost."""
         self._done.set()
         self._thread.join()
         if not self._lost:
-            given_back = replace(self._holder, expires_at=RELEASED)
+            released = replace(self._holder, expires_at=RELEASED)
             with contextlib.suppress(FerryError):
-                self._state.drop(NAME, self._holder.encode(), given_back.encode())
+                self._state.drop(NAME, self._holder.encode(), released.encode())
 
 
 class Borrowed:
-    """The lease as another process of the run holds it, for as long as that one said last."""
+    """The lease in another process of the run, valid until the time that the holding process last sent."""
 
-    PATIENCE_S = 10.0  # after a suspension both go on at once: the holder looks, and says what it found
+    PATIENCE_S = 10.0  # after a suspension both processes resume at once; the holder then sends a new time
 
     def __init__(self) -> None:
         self.until = 0.0
 
     @property
     def held(self) -> bool:
+        """Whether no other run can have taken the lease yet."""
         return steady_s() < self.until
 
     def regain(self) -> bool:
+        """Returns ``held``, after waiting up to PATIENCE_S for a new time from the holding process."""
         deadline = steady_s() + self.PATIENCE_S
         while not self.held and steady_s() < deadline:
             time.sleep(0.1)
@@ -220,11 +231,12 @@ def acquire_lease(
     wait: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Lease:
-    """Takes the lease; raises LeaseHeld naming its holder, or with ``wait`` asks again until it is free.
+    """Takes the lease. If another run holds it, raises LeaseHeld or, with ``wait``, tries again until it is free.
 
-    The same run of Prefect's in another process, which is at its end, is waited for: it was paused, and resumed.
-    A lease that looks over, of a process that cannot be seen from here, is watched for WATCH_S first, and ``tell``
-    hears of it; and of whom it waits for. Raises UserError for a store that cannot keep two runs apart.
+    It also waits for a process of the same ``flow_run``: that run was paused and resumed, and its old process is
+    ending. An expired lease of a process that this machine cannot see is watched for WATCH_S before it is taken over.
+    ``tell`` receives a message when a lease is watched and when a run waits. Raises UserError for a store without
+    conditional writes.
     """
     state.check_conditions()
     watched, since, awaited = b"", 0.0, ""
@@ -238,23 +250,23 @@ def acquire_lease(
         except FileNotFoundError:
             continue
         other = decode(raw)
-        patient = wait or (flow_run != "" and other.flow_run == flow_run)
-        found = verdict(other, time.time(), _place(), _started(other.pid))
+        waits = wait or (flow_run != "" and other.flow_run == flow_run)
+        found = verdict(other, time.time(), _boot_id(), _process_start(other.pid))
         if found == "watch" and raw != watched:
-            if watched and not patient:
-                raise LeaseHeld(_held_by(other))  # somebody renewed it
+            if watched and not waits:
+                raise LeaseHeld(_held_by(other))  # its holder renewed it
             watched, since = raw, asked
             tell(
-                f"{other.run} (process {other.pid} on {other.host}) may be dead: its lease on the state has not been "
-                f"renewed in time. Watching it for {WATCH_S:.0f} s before it is taken over"
+                f"{other.run} (process {other.pid} on {other.host}) may be dead: it has not renewed its lease on the "
+                f"state in time. Ferry watches the lease for {WATCH_S:.0f} s before taking it over"
             )
         elif found == "watch" and asked - since >= WATCH_S:
             found = "over"
         if found == "over":
             if state.swap(NAME, raw, mine.encode()):
                 return Lease(state, mine, asked, on_lost, other if other.expires_at != RELEASED else None)
-            continue  # another run was quicker; who it is, the next look says
-        if found == "held" and not patient:
+            continue  # another run was quicker; the next read shows which
+        if found == "held" and not waits:
             raise LeaseHeld(_held_by(other))
         if found == "held" and other.token != awaited:
             awaited = other.token
@@ -264,21 +276,24 @@ def acquire_lease(
 
 def _held_by(other: Holder) -> str:
     return (
-        f"another run of this job is on: {other.run} (process {other.pid} on {other.host}). "
-        "Wait for it (`--wait`), or look at it with `ferry status`"
+        f"another run of this job is running: {other.run} (process {other.pid} on {other.host}). "
+        "Wait for it with `--wait`, or see its progress with `ferry status`"
     )
 
 
 def check_lease(state: State, token: str) -> Holder:
-    """Asks the state itself who holds the lease, before a write that others build on. Raises Fatal if another does."""
+    """Returns the lease's holder from the state. Raises Fatal unless it has ``token``.
+
+    To be called before a write that later runs depend on.
+    """
     with contextlib.suppress(FileNotFoundError):
         if (found := decode(state.read(NAME))).token == token:
             return found
-    raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
+    raise Fatal("this run lost its lease on the state to another run and writes nothing more. Run the job again later")
 
 
 def decode(raw: bytes) -> Holder:
-    """Raises UserError for a damaged lease: nobody can say whether it is held."""
+    """Returns the holder that a lease file names. Raises UserError for a damaged file: it may or may not be held."""
     try:
         found: dict[str, Any] = json.loads(raw)
         holder = Holder(**{_OLD_KEYS.get(key, key): value for key, value in found.items()})
@@ -287,19 +302,19 @@ def decode(raw: bytes) -> Holder:
         float(holder.expires_at), int(holder.pid)
     except (ValueError, TypeError):
         raise UserError(
-            f"{NAME} in the state is damaged. If no other run of this job is on, delete it and try again"
+            f"{NAME} in the state is damaged. If no other run of this job is running, delete the file and try again"
         ) from None
     return holder
 
 
 def lease_holder(state: State) -> Holder | None:
-    """Who runs the job now, as far as one look can tell, or None. For `ferry status`; it changes nothing."""
+    """Returns the holder of a lease that has not expired, or None, from one read. For `ferry status`."""
     try:
-        other = decode(state.read(NAME))
+        holder = decode(state.read(NAME))
     except FileNotFoundError:
         return None
-    over = verdict(other, time.time(), _place(), _started(other.pid)) == "over" or time.time() >= other.expires_at
-    return None if over else other
+    found = verdict(holder, time.time(), _boot_id(), _process_start(holder.pid))
+    return None if found == "over" or time.time() >= holder.expires_at else holder
 
 
 @contextlib.contextmanager
@@ -312,6 +327,7 @@ def hold_lease(
     wait: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Lease]:
+    """Holds the lease during the block; arguments and errors are those of :func:`acquire_lease`."""
     lease = acquire_lease(state, run, on_lost, flow_run=flow_run, wait=wait, tell=tell)
     try:
         yield lease

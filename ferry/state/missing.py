@@ -1,11 +1,12 @@
-"""Copies without a row: for how many lists each is missing, and which rows may still stand for it.
+"""Counts of the manifests that lacked each copy without a row, and which rows may still belong to it.
 
 The rules for users: docs/how-to/delta-runs.md.
 
-`plan/missing-<run>-<digest>.parquet` counts, for each copy by its key, the lists in a row that lacked it. Only a night
-that may delete adds to it; a plan whose list has the copy takes it out. A night that was killed or interrupted after it
-counted leaves its count open: the run that continues it has the same list, and adds nothing. Nor does one of Prefect's
-runs count twice, however often it is started.
+`plan/missing-<run>-<digest>.parquet` has a count per copy, by its key: how many manifests in a row lacked it. Only a
+delta run that may delete increases it. A plan whose manifest has the copy again removes the copy from the file.
+
+A count stays open until its run has ended. If that run is killed or interrupted, the next run has the same manifest
+and does not count it again. Nor does a flow run of Prefect count twice, however often it is started.
 """
 
 from __future__ import annotations
@@ -29,92 +30,91 @@ _SCHEMA = pa.schema([("key", pa.string()), ("lists", pa.int64()), ("open", pa.bo
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What decides whether a copy without a row may be deleted."""
+    """The facts that decide whether a copy without a row may be deleted."""
 
-    lists: int  # in a row that lacked it, with this one
-    shares: str  # what it has in common with a row that is not at the destination: "id", "source", or "" for nothing
-    nameless: bool  # the list has a row that says nothing of itself: it may be any copy's
+    lists: int  # manifests in a row that lacked the copy, this one included
+    shares: str  # what a row that has no object at the destination shares with the copy: "id", "source", or ""
+    unidentified: bool  # the manifest has a row without id, usable address or key, to which any copy may belong
 
 
 def missing_files(state: State) -> list[str]:
+    """Returns the names of the files with counts; normally there is one, or none."""
     return [name for name in state.list("plan") if name.startswith(f"{STEM}-")]
 
 
-def load(con: duckdb.DuckDBPyConnection, state: State) -> None:
-    """Fills `was_missing` with the latest count; one that is damaged or lost counts from the beginning."""
-    con.execute("CREATE OR REPLACE TEMP TABLE was_missing (key VARCHAR, lists BIGINT, open BOOLEAN, flow_run VARCHAR)")
+def load_counts(con: duckdb.DuckDBPyConnection, state: State) -> None:
+    """Fills `last_counts` from the latest file; a damaged or lost file makes all counts begin again."""
+    con.execute("CREATE OR REPLACE TEMP TABLE last_counts (key VARCHAR, lists BIGINT, open BOOLEAN, flow_run VARCHAR)")
     if (names := missing_files(state)) and is_intact(state, max(names)):
-        con.execute("INSERT INTO was_missing BY NAME FROM read_parquet(?)", [str(state.local(max(names)))])
+        con.execute("INSERT INTO last_counts BY NAME FROM read_parquet(?)", [str(state.local(max(names)))])
 
 
 def forget_returned(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
-    """Takes copies out of the count that belong to a row of the list again. `gone`: those that do not."""
-    load(con, state)
-    con.execute("DELETE FROM was_missing WHERE key NOT IN (SELECT key FROM gone)")
-    _write(con, state, run_no, "was_missing")
+    """Removes the counts of copies that belong to a row again, which are those not in `removed`."""
+    load_counts(con, state)
+    con.execute("DELETE FROM last_counts WHERE key NOT IN (SELECT key FROM removed)")
+    _write(con, state, run_no, "last_counts")
 
 
 def count_lists(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
-    """One more list lacks the copies in `gone`. Written before anything is deleted; open until :func:`close`."""
+    """Writes the counts in `missing`, open until :func:`close_missing`; to be called before any deletion."""
     _write(con, state, run_no, "missing")
 
 
 def close_missing(con: duckdb.DuckDBPyConnection, state: State, run_no: int) -> None:
-    """The night has come to its end: the next list that lacks a copy is another one."""
-    load(con, state)
-    con.execute("UPDATE was_missing SET open = false")
-    _write(con, state, run_no, "was_missing")
+    """Closes the counts at the end of a run, so that the next manifest counts again."""
+    load_counts(con, state)
+    con.execute("UPDATE last_counts SET open = false")
+    _write(con, state, run_no, "last_counts")
 
 
 def _write(con: duckdb.DuckDBPyConnection, state: State, run_no: int, table: str) -> None:
     old = missing_files(state)
-    found = con.table(table).project("key, lists, open, flow_run").order("key").to_arrow_table().cast(_SCHEMA)
-    if found.num_rows:
-        data = to_bytes(found)
+    counts = con.table(table).project("key, lists, open, flow_run").order("key").to_arrow_table().cast(_SCHEMA)
+    if counts.num_rows:
+        data = to_bytes(counts)
         name = checked_name(f"{STEM}-{run_no:06d}", data)
         state.write(name, data)
         old = [other for other in old if other != name]
     state.delete(old)
 
 
-def find_missing(con: duckdb.DuckDBPyConnection, state: State, manifest: str, flow_run: str) -> None:
-    """Fills `missing`: of each copy in `gone` what :class:`Missing` has. ``flow_run``: of Prefect, or "".
+def find_missing(con: duckdb.DuckDBPyConnection, state: State, flow_run: str) -> None:
+    """Fills `missing`: for each copy in `removed` its key, the columns of the file, and the facts of :class:`Missing`.
 
-    A row that failed, is unusable or is pending may be the copy's own under another address or another name: nothing
-    that has its `id` or its source goes, and nothing at all while one has neither. (A key of the list is in use, and
-    its copy not in `gone`.)
+    A copy may belong, under another address or id, to a row that failed, is unusable or is pending. So a copy that
+    shares its `id` or source with such a row is kept, and all copies are while an unusable row has neither. A key that
+    a row has is in use, and its copy is not in `removed`. ``flow_run`` is Prefect's ID, or "".
     """
-    load(con, state)
+    load_counts(con, state)
     con.execute(
         """
-        CREATE OR REPLACE TEMP TABLE troubled AS
-        SELECT nullif(m.id, '') AS id, m.source, l.source AS shown,
-               m.error_class IN ('bad_url', 'bad_line') AND nullif(m.id, '') IS NULL AND m.key IS NULL AS nameless
-        FROM read_parquet($manifest) m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l
-             ON l.row_id = m.row_id
+        CREATE OR REPLACE TEMP TABLE unresolved AS
+        SELECT nullif(m.id, '') AS id, m.source, l.source AS redacted_source,
+               m.error_class IN ('bad_url', 'bad_line') AND nullif(m.id, '') IS NULL AND m.key IS NULL AS unidentified
+        FROM manifest m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l ON l.row_id = m.row_id
         WHERE m.error_class IS NOT NULL OR l.row_id IS NULL OR l.status NOT IN ('copied', 'unchanged', 'skipped')
-        """,
-        {"manifest": manifest},
+        """
     )
     con.execute(
         """
         CREATE OR REPLACE TEMP TABLE missing AS
-        SELECT g.key, coalesce(w.lists, 0) + CASE WHEN w.open OR w.flow_run = $own THEN 0 ELSE 1 END AS lists,
+        SELECT r.key, coalesce(c.lists, 0) + CASE WHEN c.open OR c.flow_run = $own THEN 0 ELSE 1 END AS lists,
                true AS open, $own::VARCHAR AS flow_run,
-               CASE WHEN g.id IN (SELECT id FROM troubled WHERE id IS NOT NULL) THEN 'id'
-                    WHEN g.source IN (SELECT source FROM troubled WHERE source IS NOT NULL
-                                      UNION ALL SELECT shown FROM troubled WHERE shown IS NOT NULL) THEN 'source'
-                    ELSE '' END AS shares,
-               coalesce((SELECT bool_or(nameless) FROM troubled), false) AS nameless
-        FROM gone g LEFT JOIN was_missing w ON w.key = g.key
+               CASE WHEN r.id IN (SELECT id FROM unresolved WHERE id IS NOT NULL) THEN 'id'
+                    WHEN r.source IN (SELECT source FROM unresolved WHERE source IS NOT NULL UNION ALL
+                                      SELECT redacted_source FROM unresolved WHERE redacted_source IS NOT NULL)
+                    THEN 'source' ELSE '' END AS shares,
+               coalesce((SELECT bool_or(unidentified) FROM unresolved), false) AS unidentified
+        FROM removed r LEFT JOIN last_counts c ON c.key = r.key
         """,
         {"own": flow_run or None},
     )
 
 
 def missing_cases(con: duckdb.DuckDBPyConnection) -> Iterator[tuple[Missing, int]]:
-    """Each case that occurs, and how many copies it has."""
+    """Yields each combination of facts in `missing`, and how many copies have it."""
     for *values, copies in con.execute(
-        "SELECT lists, shares, nameless, count(*) FROM missing GROUP BY ALL ORDER BY ALL"
+        "SELECT lists, shares, unidentified, count(*) FROM missing GROUP BY ALL ORDER BY ALL"
     ).fetchall():
         yield Missing(*values), copies

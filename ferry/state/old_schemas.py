@@ -1,7 +1,7 @@
-"""State files as earlier schemas named their columns and keys, read by the names of today (docs/reference/state.md).
+"""Renaming of columns, keys and values in state files that earlier schemas wrote (docs/reference/state.md).
 
-Schema 1 is that of Ferry before delta runs, 2 adds what those need, 3 adds `confirmed`, 4 renames. A file keeps its
-names until the next run replaces it.
+Schema 1 is from before delta runs, 2 adds the columns that they need, 3 adds `confirmed`, and 4 renames. A file keeps
+its names until a run replaces it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import duckdb
 
 RENAMED_IN = 4
-COPIED_AS = 3  # renamed, and without the columns that later schemas may add
+COPIED_AS = 3  # the schema that a renamed copy claims: it lacks the columns that later schemas add
 COLUMNS = {
     "late_key": "deferred_key", "how": "settings_digest", "said": "manifest_digest", "checked": "checked_by",
     "read_at": "bytes_read_at", "nights": "consecutive_failures",
@@ -26,7 +26,7 @@ STATUSES = {"dropped": "removed"}
 
 
 def renamed_table(table: pa.Table) -> pa.Table:
-    """The columns of a chunk or outcomes file by the names of today."""
+    """Returns a table of a chunk or outcomes file with today's column names."""
     if COLUMNS.keys().isdisjoint(table.column_names):
         return table
     renamed = table.rename_columns([COLUMNS.get(name, name) for name in table.column_names])
@@ -34,7 +34,7 @@ def renamed_table(table: pa.Table) -> pa.Table:
 
 
 def renamed_keys(data: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a plan, or of its location, by the names of today."""
+    """Returns a plan, or its location, with today's keys."""
     renamed = {KEYS.get(key, key): value for key, value in data.items()}
     if "chunks" in renamed:
         renamed["chunks"] = [{**chunk, "kind": KINDS.get(chunk["kind"], chunk["kind"])} for chunk in renamed["chunks"]]
@@ -42,9 +42,9 @@ def renamed_keys(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def copy_renamed(con: duckdb.DuckDBPyConnection, old: str, new: Path) -> None:
-    """Copies a file of the ledger to ``new``, with the names of today."""
+    """Copies a file of the ledger to ``new`` with today's names."""
     new.parent.mkdir(parents=True, exist_ok=True)
-    statuses = " ".join(f"WHEN '{old}' THEN '{new}'" for old, new in STATUSES.items())
+    statuses = " ".join(f"WHEN '{before}' THEN '{today}'" for before, today in STATUSES.items())
     columns = ", ".join(
         f"CASE status {statuses} ELSE status END AS status"
         if name == "status"

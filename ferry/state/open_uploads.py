@@ -1,7 +1,7 @@
-"""Multipart uploads under way, noted in the state: what a killed run began, the next run of the job aborts.
+"""Notes of multipart uploads in progress, by which the next run aborts the uploads of a killed run.
 
-A store keeps the parts of an upload that nobody ends, and charges for them. The note is written before the upload
-begins and goes when it has ended or was aborted, so that none is missed, and none of anybody else's is touched.
+A store keeps the parts of an unfinished upload, and charges for them. A note is written before its upload begins and
+deleted when it is completed or aborted. So no upload is missed, and none of another program is aborted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ MARK = "uploads/mark"
 
 
 def mark_of(state: State) -> str:
-    """What begins the names of this job's unfinished files in a directory. It stands in the state: two machines, or two
-    containers, may have states of different jobs under one path, and one directory as the destination."""
+    """Returns the name prefix of this job's unfinished files in a destination directory.
+
+    It is random and kept in the state. A state's path would not do: two machines or containers may have different jobs'
+    states under one path, and write to one directory.
+    """
     try:
         mark = state.read(MARK)
     except FileNotFoundError:
@@ -28,20 +31,21 @@ def mark_of(state: State) -> str:
 
 
 class Uploads:
-    """The notes of one job. They wait for the disk: not for the loop's thread."""
+    """The notes of one job. The methods block on the state, so an event loop must not call them directly."""
 
     def __init__(self, state: State) -> None:
         self._state = state
 
     def begin(self, bucket: str, path: str) -> None:
-        """An upload to this key may begin once this returns."""
+        """Writes the note of an upload; to be called before the upload begins."""
         self._state.write(_name(bucket, path), json.dumps({"bucket": bucket, "key": path}).encode())
 
     def end(self, bucket: str, path: str) -> None:
+        """Deletes the note of an upload that was completed or aborted."""
         self._state.delete([_name(bucket, path)])
 
     def left(self, bucket: str) -> list[str]:
-        """The keys in this bucket under which earlier runs may have left an upload."""
+        """Returns the keys in this bucket for which notes exist: earlier runs may have left uploads there."""
         keys = []
         for name in self._state.list(FOLDER):
             try:
@@ -49,7 +53,7 @@ class Uploads:
                 if note["bucket"] == bucket:
                     keys.append(str(note["key"]))
             except (FileNotFoundError, ValueError, KeyError, TypeError):
-                continue  # a note that was cut tells nothing
+                continue  # a damaged note names no upload
         return keys
 
 

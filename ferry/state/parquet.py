@@ -1,4 +1,4 @@
-"""The Parquet files of the state: schemas, writing and reading. Columns: docs/reference/state.md."""
+"""Schemas of the state's Parquet files, and functions to write and read them (columns: docs/reference/state.md)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from ferry.state.old_schemas import renamed_table
 
 
 class _NoPandas(importlib.abc.MetaPathFinder):
-    """Keeps pandas from being found. At its first array pyarrow loads it, where it is installed, to know its types:
-    0.2 s and 50 MB in each process, for what Ferry never hands it. Whoever calls `to_pandas` later loads it then."""
+    """Hides pandas while pyarrow makes its first array.
+
+    pyarrow would import it to recognise its types, which costs 0.2 s and 50 MB per process. Ferry passes it none. A
+    later call of `to_pandas` still imports pandas.
+    """
 
     def find_spec(self, fullname: str, *_: object) -> None:
         if fullname == "pandas":
@@ -57,7 +60,7 @@ OUTCOME_SCHEMA = pa.schema(
 HINT_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
-        # what the ledger knows of a row that is looked at again; ``revalidate`` is null for all others
+        # what the ledger knows of a copy that is to be rechecked; ``revalidate`` is null for all others
         ("revalidate", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
         ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S),
     ],
@@ -79,30 +82,37 @@ _REASONS = {reason.value: reason for reason in Reason}
 
 
 def with_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table as ``schema`` has it. What has its types already takes no cast, and so no `pyarrow.compute` (50 ms)."""
+    """Returns the table with the types and metadata of ``schema``.
+
+    A table that has the types already is not cast, which saves the import of `pyarrow.compute` (50 ms).
+    """
     return table.replace_schema_metadata(schema.metadata) if table.schema.equals(schema) else table.cast(schema)
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """A Parquet file in memory. The same table gives the same bytes, with one pyarrow version."""
+    """Returns a table as the bytes of a Parquet file, the same for the same table and pyarrow version."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def digest_of(data: bytes) -> str:
-    """The name of an immutable file: SHA-256 of its bytes, 64 hex digits."""
+    """Returns the SHA-256 of a file's bytes as 64 hex digits; chunk files have it as their name."""
     return hashlib.sha256(data).hexdigest()
 
 
 def encode_outcomes(outcomes: Sequence[Outcome]) -> bytes:
+    """Returns outcomes as the bytes of a Parquet file."""
     columns = list(zip(*outcomes, strict=True)) or [()] * len(OUTCOME_SCHEMA)
     arrays = [pa.array(column, type=field.type) for column, field in zip(columns, OUTCOME_SCHEMA, strict=True)]
     return to_bytes(pa.Table.from_arrays(arrays, schema=OUTCOME_SCHEMA))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """One state file. Raises NewerVersion, or Damaged when it is no Parquet file (any more)."""
+    """Returns the content of a Parquet file with today's names. Raises NewerVersion, and Damaged if it is not Parquet.
+
+    ``columns`` limits what is read; None reads all.
+    """
     try:
         with pq.ParquetFile(path) as file:
             check_version((file.schema_arrow.metadata or {}).get(b"ferry_schema"), str(path))
@@ -112,7 +122,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def check_version(found: bytes | int | None, what: str) -> None:
-    """Refuses what a newer Ferry wrote."""
+    """Raises NewerVersion for ``what`` if the schema ``found`` is newer than this Ferry's."""
     if found is not None and int(found) > SCHEMA_VERSION:
         raise NewerVersion(
             f"{what} was written by a newer version of Ferry (schema {int(found)}; this one reads up to "
@@ -121,7 +131,10 @@ def check_version(found: bytes | int | None, what: str) -> None:
 
 
 def manifest_digest_of(row: Row) -> str | None:
-    """What the list says of an object, as 16 hex digits to compare; None where it says nothing. In SQL: SAID."""
+    """Returns 16 hex digits of what the manifest says of the object, or None if it says nothing.
+
+    MANIFEST_DIGEST is the same in SQL.
+    """
     if row.size is None and row.md5 is None and row.sha256 is None and row.etag is None and row.last_modified is None:
         return None
     parts = ("" if row.size is None else str(row.size), row.md5, row.sha256, row.etag, row.last_modified)
@@ -133,8 +146,8 @@ MANIFEST_DIGEST = """CASE WHEN coalesce({m}.size::VARCHAR, {m}.md5, {m}.sha256, 
                        coalesce({m}.etag, ''), coalesce({m}.last_modified, '')))[:16] END"""
 
 
-def whole_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table that an earlier version wrote, with the columns that it had not."""
+def add_missing_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Returns the table with an empty column for each one of ``schema`` that an earlier version did not write."""
     for field in schema:
         if field.name not in table.schema.names:
             table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -142,7 +155,8 @@ def whole_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> list[Row]:
-    table = whole_schema(table, CHUNK_SCHEMA)
+    """Returns the rows of a chunk file's table."""
+    table = add_missing_columns(table, CHUNK_SCHEMA)
     columns = [table.column(name).to_pylist() for name in Row._fields]
     at = Row._fields.index("reason")
     columns[at] = [_REASONS[value] for value in columns[at]]
@@ -152,7 +166,8 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 
 def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
-    for line in whole_schema(table, OUTCOME_SCHEMA).select(Outcome._fields).to_pylist():
+    """Yields the outcomes of a ledger or outcomes file's table."""
+    for line in add_missing_columns(table, OUTCOME_SCHEMA).select(Outcome._fields).to_pylist():
         values: dict[str, Any] = dict(line)
         values["status"] = Status(values["status"])
         values["reason"] = Reason(values["reason"])
@@ -164,4 +179,5 @@ def outcomes_of(table: pa.Table) -> Iterable[Outcome]:
 
 
 def concat(parts: Sequence[pa.Table]) -> pa.Table:
-    return pa.concat_tables([whole_schema(part, OUTCOME_SCHEMA) for part in parts])
+    """Returns the lines of several outcomes tables as one table."""
+    return pa.concat_tables([add_missing_columns(part, OUTCOME_SCHEMA) for part in parts])

@@ -1,4 +1,4 @@
-"""The plan as it is written down: plan.json, location and chunk references."""
+"""The plan's files in the state: plan.json, location.json and references to chunks."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ Existing = Literal["unknown", "head", "listed"]
 
 @dataclass(frozen=True, slots=True)
 class ChunkRef:
-    """All that a task is handed: where a chunk is, and what this run's plan found out about it."""
+    """What a task receives: the chunk's file, and what this run's plan knows of its rows."""
 
     uri: str  # the file's name in the state
     digest: str  # SHA-256 of the file
     rows: int
-    bytes: int  # sum of the sizes that the manifest names
+    bytes: int  # sum of the sizes in the manifest
     kind: Literal["base", "retry"]  # base chunks stay in the plan, retry chunks until all their rows are done
-    run_no: int  # the run that cut it
-    done: int = 0  # rows that need nothing more, by the ledger
+    run_no: int  # the run that wrote the file
+    done: int = 0  # rows that need no further work, by the ledger
     existing: Existing = "unknown"  # how existing objects are found: not at all, by HEAD, from the hints
-    hints: str = ""  # the file with what this run's plan knows of single rows; "" where it knows nothing
+    hints: str = ""  # the file with what this run's plan knows of single rows; "" if it knows nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """plan/plan.json: what stays from run to run."""
+    """The plan in force, which lasts from run to run (plan/plan.json)."""
 
     location_digests: dict[str, str]  # Job.location_digests() of the first plan
     chunk_rows: int
@@ -49,16 +49,17 @@ class Plan:
     manifest: dict[str, Any]  # file, digest of its source, recognised columns
     last_run: int
     chunks: list[ChunkRef] = field(default_factory=list)
-    since_run: int = 0  # outcomes of earlier runs are of another place: a --replan after a change of the location
-    expected_rows: int = 0  # usable rows of the last list that did not look cut off; 0 in older plans
-    usable: int = 0  # rows without those that cannot be used, and without duplicates; 0 in older plans, too
+    since_run: int = 0  # earlier outcomes are of another location, which a --replan has left
+    expected_rows: int = 0  # usable rows of the last manifest that did not look truncated; 0 in older plans
+    usable: int = 0  # rows that are neither unusable nor duplicates; 0 in older plans
 
     def encode(self) -> bytes:
+        """Returns the content of plan.json."""
         return encode_checked_json({"ferry_schema": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
     def decode(cls, raw: bytes) -> Plan:
-        """Raises NewerVersion, or Damaged."""
+        """Returns the plan in a plan.json. Raises NewerVersion, or Damaged."""
         try:
             data = decode_checked_json(raw)
             check_version(data.pop("ferry_schema"), PLAN_FILE)
@@ -67,46 +68,50 @@ class Plan:
             return cls(**data)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise Damaged(
-                f"{PLAN_FILE} in the state is damaged. `ferry run` plans anew from the list and the ledger"
+                f"{PLAN_FILE} in the state is damaged. Run `ferry run`: it plans again from the manifest and the ledger"
             ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanLocation:
-    """Where the rows go, since which run, and how many the list is to have: what a --replan, also of a damaged plan,
-    must still know."""
+    """Facts about source and destination that `--replan` needs even if the plan is damaged (plan/location.json)."""
 
-    location_digests: dict[str, str]
-    since_run: int
+    location_digests: dict[str, str]  # as Plan.location_digests
+    since_run: int  # as Plan.since_run
     expected_rows: int = 0  # as Plan.expected_rows
 
     def encode(self) -> bytes:
+        """Returns the content of location.json."""
         return encode_checked_json(asdict(self))
 
 
 def manifest_stem(run_no: int) -> str:
-    """What the normalised manifest's name begins with; plan.json has the whole name, so that both change at once."""
+    """Returns the start of the normalised manifest's name.
+
+    plan.json has the full name, so that plan and manifest change in one write.
+    """
     return f"plan/manifest-{run_no:06d}"
 
 
 def with_hints(chunk: ChunkRef, done: int, existing: Existing, hints: str = "") -> ChunkRef:
+    """Returns the reference with what this run's plan knows of the chunk's rows."""
     return replace(chunk, done=done, existing=existing, hints=hints)
 
 
-class _Reads(Protocol):
+class _Readable(Protocol):
     def read(self, name: str) -> bytes: ...
 
 
-def read_plan(state: _Reads) -> Plan | None:
-    """The state's plan, or None before the first. Raises NewerVersion, or Damaged."""
+def read_plan(state: _Readable) -> Plan | None:
+    """Returns the state's plan, or None before the first plan. Raises NewerVersion, or Damaged."""
     try:
         return Plan.decode(state.read(PLAN_FILE))
     except FileNotFoundError:
         return None
 
 
-def read_location(state: _Reads) -> PlanLocation | None:
-    """The location of the last plan, or None before the first. Raises Damaged."""
+def read_location(state: _Readable) -> PlanLocation | None:
+    """Returns the location of the last plan, or None before the first plan. Raises Damaged."""
     for name in (LOCATION_FILE, OLD_LOCATION_FILE):
         try:
             data = renamed_keys(decode_checked_json(state.read(name)))
@@ -115,14 +120,17 @@ def read_location(state: _Reads) -> PlanLocation | None:
         except FileNotFoundError:
             continue
         except (ValueError, TypeError, KeyError) as exc:
-            raise Damaged(f"{name} in the state is damaged ({type(exc).__name__})") from None
+            raise Damaged(
+                f"{name} in the state is damaged ({type(exc).__name__}). Restore it from a copy of the state, or run "
+                "`ferry run --replan`"
+            ) from None
     return None
 
 
 def set_plan_aside(state: State) -> None:
-    """`--replan`: puts the present plan aside, also a damaged one. The ledger stays: it is what happened.
+    """Moves the plan, even a damaged one, to `plan/replaced/` for `--replan`; the ledger stays in force.
 
-    REPLAN says until the next plan that this one is missing on purpose. Raises NewerVersion.
+    The file REPLAN marks until the next plan that this one is missing on purpose. Raises NewerVersion.
     """
     try:
         raw = state.read(PLAN_FILE)
@@ -137,13 +145,13 @@ def set_plan_aside(state: State) -> None:
     state.delete([PLAN_FILE])
 
 
-_RESULT = re.compile(r"-([0-9a-f]{32})\.json\Z")  # of a chunk, by the end of its cache key; others are not ours
+_RESULT = re.compile(r"-([0-9a-f]{32})\.json\Z")  # a chunk's result, which has the end of its cache key as its name
 
 
 def delete_unlisted(state: State, digests: Collection[str]) -> None:
-    """Deletes chunk files, and what Prefect's cache keeps of chunks, that are not of these chunks.
+    """Deletes chunk files, and chunk results in Prefect's cache, of all chunks except these.
 
-    Under the lease, after the plan with these chunks is in force. Outcomes stay: they are what happened.
+    To be called under the lease, once the plan with these chunks is in force. Outcomes stay.
     """
     listed, short = set(digests), {digest[:32] for digest in digests}
     old = [name for name in state.list("chunks") if name.removeprefix("chunks/").removesuffix(".parquet") not in listed]
@@ -152,12 +160,12 @@ def delete_unlisted(state: State, digests: Collection[str]) -> None:
         if match is not None and match[1] not in short:
             old.append(name)
     state.delete(old)
-    state.forget_copies()
+    state.delete_stale_copies()
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What planning tells the run (JSON between the child process and the flow)."""
+    """The result of planning, which the child process sends to the flow as JSON."""
 
     run_no: int
     rows: int  # rows of the manifest
@@ -166,21 +174,23 @@ class Planned:
     collisions: int
     todo: dict[str, int]  # reason -> rows in new chunks
     pending: int  # rows of earlier chunks that are still to do
-    settled: int  # rows that this run does not touch, whatever became of them
-    permanent_failures: int  # of these: failed for a reason that a plain run does not try again
-    deferred_by_limit: int  # rows to do that --limit leaves for later
-    existing: str  # how existing objects are found, in words
+    untouched: int  # rows that this run leaves as they are, failed ones included
+    permanent_failures: int  # untouched rows with a failure that a plain run does not retry
+    deferred_by_limit: int  # rows to do that --limit leaves for a later run
+    existing: str  # how existing objects are found, as text for the user
     chunk_rows: int
     chunks: list[ChunkRef]
     recognised: dict[str, str]
     notes: list[str]
-    shorter: str = ""  # the list is more than a tenth shorter than the last one: said before anything moves
+    shorter: str = ""  # a warning that the manifest is more than a tenth shorter than the last one
 
     def encode(self) -> str:
+        """Returns the JSON document."""
         return json.dumps(asdict(self))
 
     @classmethod
     def decode(cls, raw: str | bytes) -> Planned:
+        """Returns what :meth:`encode` made a document of."""
         data = json.loads(raw)
         data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
         return cls(**data)

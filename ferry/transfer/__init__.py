@@ -1,28 +1,28 @@
-"""Transfers the rows of one chunk: queue, fetch, check, store, outcome."""
+"""Transfer of one chunk's rows: queue, fetch, check, store and record each one."""
 
 from ferry.transfer.chunk import ChunkResult, run_chunk
 from ferry.transfer.dispatcher import AHEAD_ROWS, READY_ROWS
 from ferry.transfer.runtime import Runtime
 from ferry.transfer.stall import (
-    LOOK_S,
+    CHECK_S,
     SILENT_END_S,
-    SILENT_TELL_S,
+    SILENT_WARN_S,
     Action,
     Moment,
     Silence,
     Wait,
     Watchdog,
+    describe_stall,
     duration,
-    in_words,
     is_excused,
 )
 
 __all__ = [
     "AHEAD_ROWS",
-    "LOOK_S",
+    "CHECK_S",
     "READY_ROWS",
     "SILENT_END_S",
-    "SILENT_TELL_S",
+    "SILENT_WARN_S",
     "Action",
     "ChunkResult",
     "Moment",
@@ -30,8 +30,8 @@ __all__ = [
     "Silence",
     "Wait",
     "Watchdog",
+    "describe_stall",
     "duration",
-    "in_words",
     "is_excused",
     "run_chunk",
 ]

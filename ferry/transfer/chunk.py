@@ -1,4 +1,4 @@
-"""One chunk: its rows in bounded concurrency, outcomes written as they come, settled or incomplete."""
+"""Execution of one chunk: starts its rows, retries them, and writes their outcomes as they finish."""
 
 from __future__ import annotations
 
@@ -46,32 +46,33 @@ from ferry.storage import ObjectInfo
 from ferry.transfer.chunk_queue import ChunkQueue, PendingRow
 from ferry.transfer.dispatcher import HostQueue
 from ferry.transfer.retry import Next, next_step
-from ferry.transfer.runtime import Runtime, Settled
+from ferry.transfer.runtime import ChunkProgress, Runtime
 
 FLUSH_ROWS = 500
 FLUSH_S = 2.0
-AWAY_S = 0.5  # before a row is fetched again that found nobody at the destination; up to twice that
-GRACE_S = 10.0  # in-flight objects get this long after a stop
+OUTAGE_RETRY_S = 0.5  # before the next try of a row in a destination outage; up to twice that
+GRACE_S = 10.0  # for rows in progress to finish after a stop
 
 
 @dataclass(slots=True)
 class ChunkResult:
-    """What a settled chunk returns: counts, and where its outcomes lie. Prefect stores it as JSON."""
+    """The result of a finished chunk, which Prefect stores as JSON."""
 
     chunk: str
     counts: dict[str, int]
     bytes: int
     seconds: float
-    outcomes: str  # name of the file; "" when an earlier run settled everything
+    outcomes: str  # name of the outcomes file; "" if earlier runs had done all rows
 
 
 class ChunkRows:
-    """A chunk's rows, made from its table a slice at a time, without those that are settled already."""
+    """The rows of a chunk that are to do, read from its table in slices."""
 
-    def __init__(self, table: pa.Table, done: Set[str], settled: Set[str]) -> None:
+    def __init__(self, table: pa.Table, done: Set[str], recorded: Set[str]) -> None:
+        """``done`` are the IDs of rows that the plan knows as done, ``recorded`` those that this process has done."""
         self._table = table
         self._done = done
-        self._settled = settled
+        self._recorded = recorded
         self._at = 0
 
     @property
@@ -79,30 +80,29 @@ class ChunkRows:
         return len(self._table) - self._at
 
     def take(self, count: int) -> list[PendingRow] | None:
+        """Returns the rows to do among the next ``count`` rows, or None at the end."""
         if not self.unread:
             return None
         rows = rows_of(self._table.slice(self._at, count))
         self._at += len(rows)
-        done, settled = self._done, self._settled
-        return [
-            PendingRow(row, host_of(row.source)) for row in rows if row.row_id not in done and row.row_id not in settled
-        ]
+        to_do = [row for row in rows if row.row_id not in self._done and row.row_id not in self._recorded]
+        return [PendingRow(row, host_of(row.source)) for row in to_do]
 
 
-ADVICE = "Run the job again: planning cuts its rows anew"
+ADVICE = "Run the job again: the next plan writes its rows to new chunks"
 
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """What the plan found out about a chunk's rows, by their IDs."""
+    """What the plan knows of a chunk's rows, by row ID."""
 
-    found: dict[str, ObjectInfo] = field(default_factory=dict)  # what exists at the destination
-    known: dict[str, KnownCopy] = field(default_factory=dict)  # what was moved before, and is looked at again
-    done: set[str] = field(default_factory=set)  # they need nothing
+    found: dict[str, ObjectInfo] = field(default_factory=dict)  # existing objects at the destination
+    known: dict[str, KnownCopy] = field(default_factory=dict)  # copies that are to be rechecked
+    done: set[str] = field(default_factory=set)  # rows that need no further work
 
 
 def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
-    """The rows, and what is known of them. Raises Damaged."""
+    """Returns the rows of a chunk, and what the plan knows of them. Raises Damaged."""
     table, hints = _table(state, ref.uri), Hints()
     if not ref.hints:
         return table, hints
@@ -127,88 +127,89 @@ def _table(state: State, name: str) -> pa.Table:
     try:
         return read_table(verified_path(state, name, ADVICE))
     except FileNotFoundError:
-        raise Damaged(f"state file {name} is gone. {ADVICE}") from None
+        raise Damaged(f"state file {name} is missing. {ADVICE}") from None
 
 
-def still_there(outcome: Outcome, known: KnownCopy) -> Outcome:
-    """A failed look at an object that was moved before: it stands as it was, and the ledger keeps what it knew."""
+def with_known_copy(outcome: Outcome, known: KnownCopy) -> Outcome:
+    """Returns the outcome of a failed recheck with the facts of the copy, which has not changed."""
     return outcome._replace(
         key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
         source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
         bytes_read_at=known.bytes_read_at, confirmed=known.confirmed,
-        message=f"{outcome.message}; what was copied before stands at the destination",
+        message=f"{outcome.message}; the earlier copy is still at the destination",
     )  # fmt: skip
 
 
 class ChunkRun:
     """One attempt at a chunk. :meth:`run` returns when no row is pending and raises otherwise."""
 
-    def __init__(self, runtime: Runtime, ref: ChunkRef, settled: Settled) -> None:
+    def __init__(self, runtime: Runtime, ref: ChunkRef, progress: ChunkProgress) -> None:
         self._rt = runtime
         self._ref = ref
-        self._settled = settled
+        self._progress = progress
         self._buffer: list[Outcome] = []
         self._hints = Hints()
-        self._look = ref.existing == "head"
-        self._why = ""
+        self._check_existing = ref.existing == "head"
+        self._why_pending = ""
         self._loop = asyncio.get_running_loop()
         self._rows: ChunkRows | None = None
-        self._agenda: ChunkQueue | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._queue: ChunkQueue | None = None
+        self._in_progress: set[asyncio.Task[None]] = set()
         self._delayed: set[asyncio.TimerHandle] = set()
-        self._over = asyncio.Event()
+        self._finished = asyncio.Event()
         self._closing = asyncio.Event()
 
     async def run(self) -> ChunkResult:
-        """Raises ChunkIncomplete with rows pending, Fatal, Damaged for a chunk file."""
+        """Does all rows. Raises ChunkIncomplete with rows pending, Fatal, and Damaged for a chunk file."""
         started = time.monotonic()
         if self._ref.done >= self._ref.rows:
             return ChunkResult(self._ref.digest, {}, 0, 0.0, "")
         table, self._hints = await asyncio.to_thread(read_chunk, self._rt.state, self._ref)
         done = self._hints.done
-        pending = len(table) - len(done) - len(self._settled.rows)
-        # a copy of what was settled: rows that settle from now on are under way and not to be left out
-        self._rows = ChunkRows(table, done, frozenset(self._settled.rows))
-        self._agenda = ChunkQueue(self._rows)
-        flusher = asyncio.create_task(self._flush_often())
+        pending = len(table) - len(done) - len(self._progress.rows)
+        # a copy of the set, since rows that finish from now on must not be left out: they are in progress
+        self._rows = ChunkRows(table, done, frozenset(self._progress.rows))
+        self._queue = ChunkQueue(self._rows)
+        flusher = asyncio.create_task(self._flush_until_closing())
         stop = asyncio.create_task(self._rt.stop.wait())
-        over = asyncio.create_task(self._over.wait())
+        finished = asyncio.create_task(self._finished.wait())
         dispatcher = self._rt.dispatcher
         try:
             if pending:
                 dispatcher.enter(self)
             self._rt.begun(self._ref.digest)
             if pending:
-                await asyncio.wait({stop, over}, return_when=asyncio.FIRST_COMPLETED)
-            if self._under_way:
-                await asyncio.wait(self._under_way, timeout=GRACE_S)
+                await asyncio.wait({stop, finished}, return_when=asyncio.FIRST_COMPLETED)
+            if self._in_progress:
+                await asyncio.wait(self._in_progress, timeout=GRACE_S)
         finally:
             self._closing.set()
             dispatcher.exit(self)
             for timer in self._delayed:
                 timer.cancel()
-            under_way = list(self._under_way)
-            for task in (*under_way, stop, over):
+            in_progress = list(self._in_progress)
+            for task in (*in_progress, stop, finished):
                 task.cancel()
-            await asyncio.gather(*under_way, flusher, stop, over, return_exceptions=True)
+            await asyncio.gather(*in_progress, flusher, stop, finished, return_exceptions=True)
             await self._flush()
         if self._rt.fatal is not None:
             raise self._rt.fatal
-        pending = len(table) - len(done) - len(self._settled.rows)
+        pending = len(table) - len(done) - len(self._progress.rows)
         if pending:
-            raise ChunkIncomplete(self._ref.digest, pending, self._why or self._rt.stop_reason or "not reached")
+            why = self._why_pending or self._rt.stop_reason or "not started"
+            raise ChunkIncomplete(self._ref.digest, pending, why)
         name = await asyncio.to_thread(self._merge_parts)
         return ChunkResult(
-            self._ref.digest, self._settled.counts, self._settled.bytes, time.monotonic() - started, name
+            self._ref.digest, self._progress.counts, self._progress.bytes, time.monotonic() - started, name
         )
 
-    # --- what the dispatcher asks
+    # --- the dispatcher's interface (dispatcher.Attempt)
 
-    def more(self) -> Sequence[PendingRow]:
-        assert self._agenda is not None
-        items = self._agenda.more()
-        if self._agenda.over:
-            self._over.set()
+    def next_rows(self) -> Sequence[PendingRow]:
+        assert self._queue is not None
+        items = self._queue.next_rows()
+        if self._queue.finished:
+            self._finished.set()
         return items
 
     def rows_unread(self) -> int:
@@ -217,76 +218,78 @@ class ChunkRun:
     def rows_delayed(self) -> int:
         return len(self._delayed)
 
-    def begin(self, item: PendingRow, lane: HostQueue) -> None:
-        task = self._loop.create_task(self._try(item, lane))
-        self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+    def begin(self, item: PendingRow, host: HostQueue) -> None:
+        task = self._loop.create_task(self._try(item, host))
+        self._in_progress.add(task)
+        task.add_done_callback(self._in_progress.discard)
 
-    def leave(self, item: PendingRow, why: str) -> None:  # noqa: ARG002
-        self._why = why or self._why
+    def leave_pending(self, item: PendingRow, why: str) -> None:  # noqa: ARG002
+        self._why_pending = why or self._why_pending
         self._done()
 
     def _done(self) -> None:
-        """One item less; the last one makes way for last tries, or ends the chunk."""
-        assert self._agenda is not None
-        self._agenda.done()
-        self._see_to_the_end()
+        """Gives a row back to the queue; after the last one, last tries begin or the chunk ends."""
+        assert self._queue is not None
+        self._queue.done()
+        self._feed_if_idle()
 
-    def _see_to_the_end(self) -> None:
-        assert self._agenda is not None
-        if self._agenda.idle:  # a turn of the loop later: what leaves a whole slice pending must not recurse
+    def _feed_if_idle(self) -> None:
+        assert self._queue is not None
+        if self._queue.idle:  # by the loop, since leaving a whole slice pending must not recurse
             self._loop.call_soon(self._rt.dispatcher.feed, self)
 
     # --- one try of one row
 
-    async def _try(self, item: PendingRow, lane: HostQueue) -> None:
-        """One request for the row, in the place at its host that it was given."""
+    async def _try(self, item: PendingRow, host: HostQueue) -> None:
+        """Tries a row once, with the permit of its host that the dispatcher has taken."""
         rt, row = self._rt, item.row
         if item.started_at is None:
             item.started_at = datetime.now(UTC)
         item.tries += 1
-        place = Permit(lane.limit, rt.mover.waits.moved)
-        circuit = lane.circuit
+        permit = Permit(host.limit, rt.object_transfer.waits.moved)
+        circuit = host.circuit
         try:
-            moved = await rt.mover.move(
-                row, self._hints.found.get(row.row_id), place, look=self._look, known=self._hints.known.get(row.row_id)
-            )
+            result = await rt.object_transfer.transfer(
+                row, self._hints.found.get(row.row_id), permit,
+                check_existing=self._check_existing, known=self._hints.known.get(row.row_id),
+            )  # fmt: skip
         except ObjectError as error:
             if error.at_destination:
-                circuit.record_ok()  # the source did what it should
+                circuit.record_ok()  # the source responded as it should
             else:
                 circuit.record_error(error.error_class, error.status_code, error.body_sha256)
             self._failed(item, error, circuit.open_reason)
-            rt.dispatcher.look(item.host)
+            rt.dispatcher.check_pause(item.host)
         except PausedTooLong as pause:
-            self.leave(item, str(pause))
-        except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the chunk: it is this row's outcome
+            self.leave_pending(item, str(pause))
+        except Exception as exc:  # noqa: BLE001 - a bug must not end the chunk: it becomes this row's outcome
             error_or_fatal = from_origin(exc)
             if isinstance(error_or_fatal, Fatal):
-                self.leave(item, "")
-                rt.give_up(error_or_fatal)
+                self.leave_pending(item, "")
+                rt.abort(error_or_fatal)
             else:
                 self._failed(item, error_or_fatal, None)
         else:
             circuit.record_ok()
-            item.requests += moved.requests
-            self._settle(item, moved)
+            item.requests += result.requests
+            self._record(item, result)
             self._done()
         finally:
-            place.release()
-            rt.mover.waits.over()
+            permit.release()
+            rt.object_transfer.waits.over()
 
     def _failed(self, item: PendingRow, error: ObjectError, open_reason: str | None) -> None:
+        """Retries a row after an error, leaves it pending, or records that it failed."""
         retries = self._rt.retries
         item.requests += max(1, error.requests)
         item.may_have_written |= error.at_destination
         item.mismatches += error.error_class is ErrorClass.DIGEST_MISMATCH
         if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
-            self.leave(item, open_reason)  # the host is in trouble, not this row
+            self.leave_pending(item, open_reason)  # the host's failure, and not this row's
             return
-        if error.destination_unreachable:  # nor this row's failure: it waits, as those do that wait for a place there
+        if error.destination_unreachable:  # a destination outage: the row waits like those that have not begun
             item.excused += 1
-            self._after(AWAY_S + backoff_s(1, AWAY_S, AWAY_S, self._rt.rng), item)
+            self._retry_after(OUTAGE_RETRY_S + backoff_s(1, OUTAGE_RETRY_S, OUTAGE_RETRY_S, self._rt.rng), item)
             return
         tries = item.tries - item.excused
         step = next_step(
@@ -296,33 +299,34 @@ class ChunkRun:
         )  # fmt: skip
         if step.next is Next.RETRY_AFTER:
             item.last = False
-            self._after(step.delay_s, item)
-        elif step.next is Next.TO_THE_END:
-            assert self._agenda is not None
-            self._agenda.requeue_last(item)
-            self._see_to_the_end()
+            self._retry_after(step.delay_s, item)
+        elif step.next is Next.REQUEUE_LAST:
+            assert self._queue is not None
+            self._queue.requeue_last(item)
+            self._feed_if_idle()
         else:
-            self._settle(item, self._rt.mover.unconfirmed.last_word(item.row, error))
+            self._record(item, self._rt.object_transfer.unconfirmed.final_error(item.row, error))
             self._done()
 
-    def _after(self, delay_s: float, item: PendingRow) -> None:
+    def _retry_after(self, delay_s: float, item: PendingRow) -> None:
         def due() -> None:
             self._delayed.discard(timer)
-            self._rt.dispatcher.again(item, self)
+            self._rt.dispatcher.retry(item, self)
 
         timer = self._loop.call_later(delay_s, due)
         self._delayed.add(timer)
 
     # --- outcomes
 
-    def _settle(self, item: PendingRow, end: TransferResult | ObjectError) -> None:
+    def _record(self, item: PendingRow, end: TransferResult | ObjectError) -> None:
+        """Adds the row's outcome to the buffer and counts it."""
         outcome = self._outcome(item, end)
         self._buffer.append(outcome)
-        counts = self._settled.counts
+        counts = self._progress.counts
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
-        moved_bytes = end.bytes_read if isinstance(end, TransferResult) else 0
-        self._settled.bytes += moved_bytes
-        self._rt.progress.add(outcome.status, outcome.error_class, moved_bytes)
+        bytes_read = end.bytes_read if isinstance(end, TransferResult) else 0
+        self._progress.bytes += bytes_read
+        self._rt.progress.add(outcome.status, outcome.error_class, bytes_read)
 
     def _outcome(self, item: PendingRow, end: TransferResult | ObjectError) -> Outcome:
         row, rt = item.row, self._rt
@@ -338,7 +342,7 @@ class ChunkRun:
                 consecutive_failures=row.consecutive_failures + 1,
             )  # fmt: skip
             known = self._hints.known.get(row.row_id)
-            return outcome if known is None or item.may_have_written else still_there(outcome, known)
+            return outcome if known is None or item.may_have_written else with_known_copy(outcome, known)
         return Outcome(
             row_id=row.row_id, source=redact(row.source), key=end.key, id=row.id, status=end.status,
             error_class=end.error_class, status_code=None, message=end.message, retryable=False, reason=row.reason,
@@ -351,7 +355,8 @@ class ChunkRun:
             confirmed=end.confirmed,
         )  # fmt: skip
 
-    async def _flush_often(self) -> None:
+    async def _flush_until_closing(self) -> None:
+        """Writes outcomes every FLUSH_ROWS rows or FLUSH_S seconds; aborts the run if they cannot be written."""
         since = time.monotonic()
         while not self._closing.is_set():
             with contextlib.suppress(TimeoutError):
@@ -359,52 +364,52 @@ class ChunkRun:
             if len(self._buffer) >= FLUSH_ROWS or (self._buffer and time.monotonic() - since >= FLUSH_S):
                 try:
                     await self._flush()
-                except Exception as error:  # noqa: BLE001 - whatever it is, outcomes can no longer be written
-                    self._rt.give_up(error)
+                except Exception as error:  # noqa: BLE001 - after any error here outcomes can no longer be written
+                    self._rt.abort(error)
                     return
                 since = time.monotonic()
 
     async def _flush(self) -> None:
-        """Writes what is in the buffer. Rows whose outcome was not written are not settled."""
+        """Writes the buffer. A row is done once its outcome is written."""
         batch, self._buffer = self._buffer, []
         if not batch:
             return
-        part = self._settled.next_part
-        self._settled.next_part += 1
+        part = self._progress.next_part
+        self._progress.next_part += 1
         name = await asyncio.to_thread(self._append, batch, part)
-        self._settled.parts.append(name)
-        self._settled.rows.update(outcome.row_id for outcome in batch)
+        self._progress.parts.append(name)
+        self._progress.rows.update(outcome.row_id for outcome in batch)
 
     def _append(self, batch: list[Outcome], part: int) -> str:
         self._rt.check_lease()
         return append_outcomes(self._rt.state, batch, self._rt.run_no, self._ref.digest, part)
 
     def _merge_parts(self) -> str:
-        """One outcomes file for a settled chunk: the parts are deleted once the whole is written."""
-        settled = self._settled
-        if len(settled.parts) < 2:
-            return settled.parts[0] if settled.parts else ""
+        """Merges a finished chunk's outcomes into one file, deletes the parts, and returns the file's name."""
+        progress = self._progress
+        if len(progress.parts) < 2:
+            return progress.parts[0] if progress.parts else ""
         self._rt.check_lease()
-        parts = [read_table(verified_path(self._rt.state, name, DAMAGE_ADVICE)) for name in settled.parts]
-        whole = to_bytes(concat(parts))
-        name = write_outcomes(self._rt.state, whole, self._rt.run_no, self._ref.digest, settled.next_part)
-        self._rt.state.delete(settled.parts)
-        settled.parts = [name]
+        parts = [read_table(verified_path(self._rt.state, name, DAMAGE_ADVICE)) for name in progress.parts]
+        merged = to_bytes(concat(parts))
+        name = write_outcomes(self._rt.state, merged, self._rt.run_no, self._ref.digest, progress.next_part)
+        self._rt.state.delete(progress.parts)
+        progress.parts = [name]
         return name
 
 
 def run_chunk(runtime: Runtime, ref: ChunkRef) -> ChunkResult:
-    """Runs a chunk in the runtime's loop and waits for it; for the threads that Prefect runs tasks in.
+    """Runs a chunk in the runtime's loop and waits for it; for the threads in which Prefect runs tasks.
 
-    Raises ChunkIncomplete, Fatal or UserError. What was settled before a ChunkIncomplete is remembered
-    for the next attempt in this process; another process finds it in the ledger.
+    Raises ChunkIncomplete, Fatal or UserError. After a ChunkIncomplete the next attempt in this process continues with
+    the rows that are left. Another process finds the rows that are done in the ledger.
     """
-    settled = runtime.settled.setdefault(ref.digest, Settled())
-    with runtime.awake(ref.digest):
-        result = runtime.wait(_run(runtime, ref, settled))
-    runtime.settled.pop(ref.digest, None)
+    progress = runtime.chunk_progress.setdefault(ref.digest, ChunkProgress())
+    with runtime.attempting(ref.digest):
+        result = runtime.wait(_run(runtime, ref, progress))
+    runtime.chunk_progress.pop(ref.digest, None)
     return result
 
 
-async def _run(runtime: Runtime, ref: ChunkRef, settled: Settled) -> ChunkResult:
-    return await ChunkRun(runtime, ref, settled).run()
+async def _run(runtime: Runtime, ref: ChunkRef, progress: ChunkProgress) -> ChunkResult:
+    return await ChunkRun(runtime, ref, progress).run()

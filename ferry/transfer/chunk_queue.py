@@ -1,4 +1,4 @@
-"""What is left of one chunk: rows not handed out yet, rows under way, and last tries that wait for all others. Pure."""
+"""Queue of one chunk's rows: rows not handed out yet, rows in progress, and last tries, which wait for all others."""
 
 from __future__ import annotations
 
@@ -9,76 +9,78 @@ from typing import Protocol
 
 from ferry.core import Row
 
-SLICE_ROWS = 500  # rows that are made from the chunk's table at a time
+SLICE_ROWS = 500  # rows that are read from the chunk's table at a time
 
 
 @dataclass(slots=True, eq=False)
 class PendingRow:
-    """A row with what its tries in this chunk attempt came to."""
+    """A row with the results of its tries in this attempt at the chunk."""
 
     row: Row
     host: str
     tries: int = 0
-    excused: int = 0  # of them, tries that found nobody at the destination
+    excused: int = 0  # tries that do not count, because the destination did not respond to any row
     requests: int = 0
     mismatches: int = 0
-    may_have_written: bool = False  # a try failed at the destination: what stands under the key is not known
-    last: bool = False  # this is the try at the chunk's end
+    may_have_written: bool = False  # a try failed at the destination, so the object under the key is not known
+    last: bool = False  # this is the try at the end of the chunk
     started_at: datetime | None = None
 
 
 class Rows(Protocol):
-    """Where the rows come from, a slice at a time, so that a chunk of 100,000 rows is not in memory as objects."""
+    """The source of rows, read in slices: 100,000 rows of a chunk are not in memory as objects at once."""
 
     def take(self, count: int) -> Sequence[PendingRow] | None:
-        """Up to ``count`` further rows that are to be done (perhaps none of these); None at the end."""
+        """Returns the rows to do among the next ``count`` rows, perhaps none, or None at the end."""
         ...
 
 
 class ChunkQueue:
-    """Hands out items in slices, and the last tries once nothing else is under way.
+    """Hands out rows in slices; last tries are deferred until all other rows have finished.
 
-    Each item that was handed out is given back once: with :meth:`requeue_last` or :meth:`done`. One that waits for
-    another try stays under way.
+    Each row is given back once, with :meth:`requeue_last` or :meth:`done`. A row that waits for another try stays in
+    progress.
     """
 
-    __slots__ = ("_end", "_rows", "_under_way")
+    __slots__ = ("_in_progress", "_last_tries", "_rows")
 
     def __init__(self, rows: Rows) -> None:
         self._rows: Rows | None = rows
-        self._under_way = 0
-        self._end: list[PendingRow] = []
+        self._in_progress = 0
+        self._last_tries: list[PendingRow] = []
 
     @property
     def idle(self) -> bool:
-        """Nothing is under way: :meth:`more` has something, or it is over."""
-        return not self._under_way
+        """Whether no row is in progress: then :meth:`next_rows` has rows, or the queue is finished."""
+        return not self._in_progress
 
     @property
-    def over(self) -> bool:
-        """Nothing is left, nor under way."""
-        return self._rows is None and not self._under_way and not self._end
+    def finished(self) -> bool:
+        """Whether no row is left or in progress."""
+        return self._rows is None and not self._in_progress and not self._last_tries
 
-    def more(self) -> Sequence[PendingRow]:
-        """The next slice; empty when there is none, for now or for ever."""
+    def next_rows(self) -> Sequence[PendingRow]:
+        """Returns the next slice of rows; empty if none may begin now, or none is left."""
         while self._rows is not None:
             items = self._rows.take(SLICE_ROWS)
             if items is None:
                 self._rows = None
             elif items:
-                self._under_way += len(items)
+                self._in_progress += len(items)
                 return items
-        if self._under_way or not self._end:
+        if self._in_progress or not self._last_tries:
             return ()
-        last, self._end = self._end, []
+        last, self._last_tries = self._last_tries, []
         for item in last:
             item.last = True
-        self._under_way = len(last)
+        self._in_progress = len(last)
         return last
 
     def requeue_last(self, item: PendingRow) -> None:
-        self._under_way -= 1
-        self._end.append(item)
+        """Gives a row back for a last try at the end of the chunk."""
+        self._in_progress -= 1
+        self._last_tries.append(item)
 
     def done(self) -> None:
-        self._under_way -= 1
+        """Gives a row back that needs no further try in this attempt at the chunk."""
+        self._in_progress -= 1

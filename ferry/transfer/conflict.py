@@ -1,4 +1,4 @@
-"""What an object that stands under a row's key means (SEMANTICS: keys, on_existing). Pure."""
+"""Decisions about an object that exists under a row's key, by `on_existing` and by the row's earlier uploads."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ Step = Literal["fetch", "skip", "unchanged"]
 
 
 def before_fetch(policy: OnExisting, row: Row, found: ObjectInfo | None) -> Step:
-    """What an existing object means before anything is downloaded (SEMANTICS: keys, on_existing).
+    """Returns what to do before a download, given the object ``found`` under the key.
 
-    | policy | object | evidence of sameness | step |
+    | policy | object | evidence that it is the same | step |
     |---|---|---|---|
     | any | none | | fetch |
     | overwrite | any | | fetch |
-    | any | there | the row names a sha256, and no ETag is one | as without evidence |
-    | skip-same, skip, fail | there | manifest's md5 = single-part ETag, sizes do not differ | unchanged |
-    | skip-same, skip, fail | there | source's ETag = its ETag, both MD5s (bucket to bucket) | unchanged |
-    | skip | there | none | skip |
-    | skip-same, fail | there | none (a size proves difference only) | fetch |
+    | any | exists | the row has a sha256, which no ETag is | as without evidence |
+    | skip-same, skip, fail | exists | manifest's md5 = single-part ETag, sizes do not differ | unchanged |
+    | skip-same, skip, fail | exists | source's ETag = its ETag, both MD5s (bucket to bucket) | unchanged |
+    | skip | exists | none | skip |
+    | skip-same, fail | exists | none (a size can only show a difference) | fetch |
     """
     if found is None or policy is OnExisting.OVERWRITE:
         return "fetch"
-    there = md5_of_etag(found.etag)
-    claimed = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
-    if there is not None and there == claimed and row.size in (None, found.size) and row.sha256 is None:
+    existing = md5_of_etag(found.etag)
+    expected = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
+    if existing is not None and existing == expected and row.size in (None, found.size) and row.sha256 is None:
         return "unchanged"
     return "skip" if policy is OnExisting.SKIP else "fetch"
 
 
 def after_fetch(policy: OnExisting, same: bool) -> Literal["put", "skip", "unchanged", "exists"]:
-    """What an existing object means once the body is here.
+    """Returns what to do after a download, when an object exists under the key.
 
     | policy | equal bytes | other bytes |
     |---|---|---|
@@ -51,49 +51,55 @@ def after_fetch(policy: OnExisting, same: bool) -> Literal["put", "skip", "uncha
 
 
 def policy_for(policy: OnExisting, row: Row) -> OnExisting:
-    """What verify found altered is written again whatever the policy: the object there is not the row's.
+    """Returns OVERWRITE for a repair, whose key has another object than the row's, and else the job's policy.
 
-    A repair of attempt 1 is of a row that its chunk left out: nothing is known of its key, the policy holds.
+    A repair of attempt 1 is of a row whose chunk returned without it. Nothing is known of its key, so the policy holds.
     """
     return OnExisting.OVERWRITE if row.reason is Reason.REPAIR and row.attempt > 1 else policy
 
 
-class Unconfirmed:
-    """By row. The policies `skip` and `fail` leave an object alone that is there: not what arrived of our own.
+class UnconfirmedUploads:
+    """The keys under which uploads of this run failed or got no response, by row.
 
-    An object with the row's bytes that an upload of this run may have put there is `copied`, and not `unchanged`.
+    The policies `skip` and `fail` keep an existing object, but must not keep a bad upload of Ferry. An object with the
+    row's bytes that an upload of this run may have written is `copied`, and not `unchanged`.
     """
 
     def __init__(self) -> None:
-        self._keys: dict[str, str] = {}
+        self._failed: dict[str, str] = {}
         self._sent: dict[str, str] = {}
 
-    def note(self, row: Row, key: str) -> None:
-        self._keys[row.row_id] = key
+    def note_failed(self, row: Row, key: str) -> None:
+        """Records that an upload of the row was not confirmed, so the key may have a bad object."""
+        self._failed[row.row_id] = key
 
     def note_sent(self, row: Row, key: str) -> None:
-        """An upload of this row has begun under this key, and its answer did not come or was an error."""
+        """Records that an upload of the row was sent, and that its response was lost or an error."""
         self._sent[row.row_id] = key
 
-    def sent(self, row: Row, key: str) -> bool:
-        """May an object of this row have arrived under this key?"""
+    def may_have_arrived(self, row: Row, key: str) -> bool:
+        """Returns whether an upload of the row may have written this key."""
         return self._sent.get(row.row_id) == key
 
+    def has_failed(self, row: Row, key: str) -> bool:
+        """Returns whether an upload of the row under this key was not confirmed."""
+        return self._failed.get(row.row_id) == key
+
     def forget(self, row: Row) -> None:
-        self._keys.pop(row.row_id, None)
+        """Removes the row's records."""
+        self._failed.pop(row.row_id, None)
         self._sent.pop(row.row_id, None)
 
-    def ours(self, row: Row, key: str) -> bool:
-        """Did an upload of this row go wrong under this key?"""
-        return self._keys.get(row.row_id) == key
+    def final_error(self, row: Row, error: ObjectError) -> ObjectError:
+        """Returns the error with which a row fails, and removes the row's records.
 
-    def last_word(self, row: Row, error: ObjectError) -> ObjectError:
-        """What a row that is given up failed of. An upload that went wrong is not forgotten for a timeout that came
-        later: the outcome tells the next run, too, whose object that is (plan.reason_to_do)."""
+        An upload that was not confirmed counts before a later timeout. So the next run knows that the object under the
+        key may be a bad upload (:func:`ferry.planning.rules.reason_to_do`).
+        """
         self._sent.pop(row.row_id, None)
-        if self._keys.pop(row.row_id, None) is None or error.again is Again.NEVER:
+        if self._failed.pop(row.row_id, None) is None or error.again is Again.NEVER:
             return error
         return ObjectError(
-            ErrorClass.UPLOAD_UNCONFIRMED, f"an upload was not confirmed, and then: {error.message}",
+            ErrorClass.UPLOAD_UNCONFIRMED, f"an upload was not confirmed, and a later try failed: {error.message}",
             status_code=error.status_code, requests=error.requests,
         )  # fmt: skip

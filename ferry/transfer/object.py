@@ -1,4 +1,4 @@
-"""One row -> what became of it. The steps stand in order in :meth:`ObjectTransfer.move`."""
+"""Transfer of one object; :meth:`ObjectTransfer.transfer` has the steps in order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ferry.images import check_image, decode_image, is_quick, load_decoders, sni
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import DESTINATION, Limiter, Permit, record_failure
 from ferry.storage import AlreadyThere, Confirmation, NotPlain, ObjectInfo, Store, md5_of_etag
-from ferry.transfer.conflict import Step, Unconfirmed, after_fetch, before_fetch, policy_for
+from ferry.transfer.conflict import Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.source import Fetch, Sources
 from ferry.transfer.stall import TURN, Waits
@@ -36,51 +36,52 @@ from ferry.transfer.stall import TURN, Waits
 
 @dataclass(frozen=True, slots=True)
 class TransferOptions:
-    """The part of the job that a single transfer needs."""
+    """The part of the job that the transfer of one object needs."""
 
     checks: Checks
     on_existing: OnExisting
     max_bytes: int
-    attributes: Mapping[str, str]  # Cache-Control and user metadata that objects are written with
+    attributes: Mapping[str, str]  # Cache-Control and user metadata of each object at the destination
 
 
-MOST_COPIED = 5 * 1024**3  # bytes that S3 copies in one request (CopyObject)
-# what is noted of an object that is the known one: without its bytes, and with them
-TOLD = {
+MAX_COPY_BYTES = 5 * 1024**3  # S3's limit for one CopyObject request
+# How an unchanged copy was checked, by what was asked for: without reading the bytes, and after reading them.
+CHECKED_BY_ANSWER = {
     Revalidate.CONDITIONAL_GET: Checked.CONDITION,
     Revalidate.HEAD: Checked.HEAD,
     Revalidate.HEAD_SIZE: Checked.SIZE,
 }
-READ_AGAIN = {
+CHECKED_BY_BODY = {
     Revalidate.CONDITIONAL_GET: Checked.BODY_AGAIN,
     Revalidate.HEAD: Checked.SIZE,
     Revalidate.HEAD_SIZE: Checked.SIZE,
     Revalidate.GET: Checked.BODY,
 }
-PLACE = "a place at the destination"
-GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # a key that appears since the plan was made must not be replaced
+DESTINATION_PERMIT = "a permit for the destination"
+GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # they must not replace a key that was written since the plan
+KEY_EXISTS = "the destination already has this key (on_existing: skip)"
 
 
-def answer_of(host: str) -> str:
-    """What a row waits for whose source was asked."""
-    return f"an answer of {host}"
+def response_of(host: str) -> str:
+    """Returns what a row waits for after its request was sent to the source."""
+    return f"a response from {host}"
 
 
 @contextlib.contextmanager
-def _asking(place: Permit) -> Iterator[None]:
-    """The source's limit hears how the work of the block went."""
+def _report_to(permit: Permit) -> Iterator[None]:
+    """Reports to the source's limit how long the block took, and its error."""
     started = time.monotonic()
     try:
         yield
     except ObjectError as error:
-        place.failed(error, time.monotonic() - started)
+        permit.failed(error, time.monotonic() - started)
         raise
-    place.succeeded(time.monotonic() - started)
+    permit.succeeded(time.monotonic() - started)
 
 
 @contextlib.contextmanager
-def _held(fetch: Fetch) -> Iterator[None]:
-    """The body is there in the block; an error that ends it says what came."""
+def _body_of(fetch: Fetch) -> Iterator[None]:
+    """Discards the body after the block; an error of the block gets the body's digest and the number of requests."""
     try:
         yield
     except ObjectError as error:
@@ -91,7 +92,7 @@ def _held(fetch: Fetch) -> Iterator[None]:
 
 
 class ObjectTransfer:
-    """Moves one object at a time, as many times at once as it is asked to."""
+    """Transfers objects; many transfers may run at once in the event loop."""
 
     def __init__(
         self,
@@ -99,262 +100,280 @@ class ObjectTransfer:
         roots: Sequence[tuple[str, Store]],
         destination: Store,
         limiter: Limiter,
-        rules: TransferOptions,
+        options: TransferOptions,
         checkers: Executor,
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
-        """``may_write`` raises Fatal once another run may be at work on this job's rows."""
-        if rules.checks is Checks.DECODE:
+        """``may_write`` raises Fatal once another run may be working on this job's rows."""
+        if options.checks is Checks.DECODE:
             load_decoders()
-        self._sources = Sources(origin, roots, rules.max_bytes)
+        self._sources = Sources(origin, roots, options.max_bytes)
         self._destination = destination
         self._limiter = limiter
-        self._rules = rules
+        self._options = options
         self._checkers = checkers
         self._may_write = may_write
-        self._late_keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self.unconfirmed = Unconfirmed()
-        self._given = {name: value for name, value in rules.attributes.items() if value}
+        self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self.unconfirmed = UnconfirmedUploads()
+        self._attributes = {name: value for name, value in options.attributes.items() if value}
         self._outage = Outage(time.monotonic)
         self.waits = Waits()
 
-    async def move(
-        self, row: Row, found: ObjectInfo | None, place: Permit, *, look: bool = False, known: KnownCopy | None = None
+    async def transfer(
+        self,
+        row: Row,
+        found: ObjectInfo | None,
+        permit: Permit,
+        *,
+        check_existing: bool = False,
+        known: KnownCopy | None = None,
     ) -> TransferResult:
-        """Get, check, compare, put, confirm. Raises ObjectError (the row's failure), Fatal or PausedTooLong.
+        """Fetches, checks, compares, stores and confirms an object.
 
-        ``found`` is the object known to stand under the key; with ``look`` it is asked for by HEAD. ``place`` at the
-        source is free again once the body is here and has a place at the destination: so a slow destination slows
-        the source down, and bodies do not pile up between them. ``known``: an object of ours stands under the key
-        already, and is written again only if its source has become another one.
+        ``found`` is the existing object under the key; with ``check_existing`` it is requested by HEAD. ``known`` is a
+        copy of the row, which is written again only if its source has changed. ``permit`` is that of the source. It is
+        freed when the body has been received and the destination's permit is taken. So a slow destination slows the
+        source down, and bodies do not pile up between them.
+
+        Raises ObjectError (the row's failure), Fatal or PausedTooLong.
         """
         if known is not None:
-            return await self._move_again(row, known, place)
+            return await self._recheck(row, known, permit)
         policy = self._policy(row, row.key)
-        if look and not row.deferred_key and policy is not OnExisting.OVERWRITE:
-            self.waits.on(PLACE)
+        if check_existing and not row.deferred_key and policy is not OnExisting.OVERWRITE:
+            self.waits.on(DESTINATION_PERMIT)
             async with self._limiter.host(DESTINATION).slot():
                 found = await self._head(row.key)
         step = before_fetch(policy, row, found)
-        if step != "fetch" and not self.unconfirmed.sent(row, row.key):
+        if step != "fetch" and not self.unconfirmed.may_have_arrived(row, row.key):
             assert found is not None
-            return self._left_alone(step, row.key, found)
-        if (source := self._on_one_server(row, found)) is not None:
+            return self._existing_result(step, row.key, found)
+        if (source := self._server_copy_source(row, found)) is not None:
             with contextlib.suppress(NotPlain):
-                return await self._have_copied(row, source, place)
-        self.waits.on(answer_of(place.host))
-        with _asking(place):
-            fetch = await self._sources.fetch(row, place)
-        with _held(fetch):
-            return await self._land(row, fetch, found, policy, place)
+                return await self._copy_on_server(row, source, permit)
+        self.waits.on(response_of(permit.host))
+        with _report_to(permit):
+            fetch = await self._sources.fetch(row, permit)
+        with _body_of(fetch):
+            return await self._store(row, fetch, found, policy, permit)
 
-    async def _move_again(self, row: Row, known: KnownCopy, place: Permit) -> TransferResult:
-        """As :meth:`move`, for an object that was moved before."""
-        self.waits.on(answer_of(place.host))
-        with _asking(place):
-            fetch = await self._sources.look(row, known, place)
+    async def _recheck(self, row: Row, known: KnownCopy, permit: Permit) -> TransferResult:
+        """Checks whether the source of a copy has changed, and transfers the object again if so."""
+        self.waits.on(response_of(permit.host))
+        with _report_to(permit):
+            fetch = await self._sources.recheck(row, known, permit)
         same = TransferResult(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
             requests=fetch.requests, confirmed=known.confirmed,
         )  # fmt: skip
         if isinstance(fetch, NotModified):
-            same.checked_by = TOLD[known.revalidate]
+            same.checked_by = CHECKED_BY_ANSWER[known.revalidate]
             same.bytes_read_at = known.bytes_read_at
             return same
-        with _held(fetch):
-            if fetch.body.sha256 == known.sha256 if known.sha256 else fetch.body.md5 == known.md5:
+        with _body_of(fetch):
+            if known.sha256:
+                same_bytes = fetch.body.sha256 == known.sha256
+            else:
+                same_bytes = fetch.body.md5 == known.md5
+            if same_bytes:
                 same.bytes_read = fetch.body.size
-                same.checked_by = READ_AGAIN[known.revalidate]
+                same.checked_by = CHECKED_BY_BODY[known.revalidate]
                 return same
-            return await self._land(row, fetch, None, OnExisting.OVERWRITE, place)
+            return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
 
-    def _on_one_server(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str] | None:
-        """Where the server may copy the object by itself: the bucket and the key (docs/decisions/0012).
+    def _server_copy_source(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str] | None:
+        """Returns source store and key if the server may copy the object itself, else None (docs/decisions/0012).
 
-        Only with `checks: none`, since everything else is about bytes that have come here; for objects that were
-        listed, whose key is free, and that are written as they are: no digest of the manifest's, no type, attributes
-        or late key.
+        It may only with `checks: none`, since all checks need the bytes. The object must be listed with size and ETag,
+        its key must be free, and it must be written as it is: without a digest or type from the manifest, attributes or
+        a deferred key.
         """
-        if self._rules.checks is not Checks.NONE or found is not None or self._given or row.deferred_key:
+        if self._options.checks is not Checks.NONE or found is not None or self._attributes or row.deferred_key:
             return None
         if row.size is None or not row.etag or row.md5 or row.sha256 or row.content_type:
             return None
-        if row.size > min(self._rules.max_bytes, MOST_COPIED) or self._rules.on_existing in GUARDED:
+        if row.size > min(self._options.max_bytes, MAX_COPY_BYTES) or self._options.on_existing in GUARDED:
             return None
         for root, store in self._sources.roots:
             if row.source.startswith(root):
                 return (store, row.source[len(root) :]) if self._destination.can_copy_from(store) else None
         return None
 
-    async def _have_copied(self, row: Row, source: tuple[Store, str], place: Permit) -> TransferResult:
+    async def _copy_on_server(self, row: Row, source: tuple[Store, str], permit: Permit) -> TransferResult:
+        """Lets the server copy the object. Raises NotPlain if it does not copy, or the copy has other bytes."""
         assert row.size is not None
         assert row.etag is not None
         limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
-        self.waits.on(PLACE)
+        self.waits.on(DESTINATION_PERMIT)
         async with limit.slot():
             await self._may_write()
-            self.waits.on("the destination's answer to a copy")
+            self.waits.on("the destination's response to a copy")
             self.unconfirmed.note_sent(row, row.key)
-            with self._telling(row.key, "write"):
+            with self._report_to_destination(row.key, "write"):
                 how, etag = await self._destination.copy_from(
                     *source, row.key, size=row.size, etag=row.etag, moved=self.waits.moved
                 )
         self.unconfirmed.forget(row)
-        place.succeeded(time.monotonic() - started)
+        permit.succeeded(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
         return TransferResult(
             Status.COPIED, row.key, row.size, md5, source_etag=row.etag, source_last_modified=row.last_modified,
             dest_etag=etag, requests=1, bytes_read=row.size, confirmed=how,
         )  # fmt: skip
 
-    async def _land(
-        self, row: Row, fetch: Fetch, found: ObjectInfo | None, policy: OnExisting, place: Permit
+    async def _store(
+        self, row: Row, fetch: Fetch, found: ObjectInfo | None, policy: OnExisting, permit: Permit
     ) -> TransferResult:
-        """Checks the body, and writes it in a place at the destination."""
+        """Checks the body, waits for the destination's permit, and writes the object."""
         body = fetch.body
         body.on_progress = self.waits.moved
-        if body.data is not None and self._rules.checks is not Checks.DECODE and is_quick(body.data):
+        if body.data is not None and self._options.checks is not Checks.DECODE and is_quick(body.data):
             kind = self._check(row, body, fetch.attributes)
         else:
             self.waits.on("their check")
             kind = await asyncio.get_running_loop().run_in_executor(
                 self._checkers, self._check, row, body, fetch.attributes
             )
-        moved = TransferResult(
+        result = TransferResult(
             Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
             fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
         )  # fmt: skip
-        given = {**fetch.attributes, **self._given} if fetch.attributes else self._given.copy()
-        if moved.content_type:
-            given["Content-Type"] = moved.content_type
-        self.waits.on(PLACE)
+        attributes = {**fetch.attributes, **self._attributes} if fetch.attributes else self._attributes.copy()
+        if result.content_type:
+            attributes["Content-Type"] = result.content_type
+        self.waits.on(DESTINATION_PERMIT)
         async with self._limiter.host(DESTINATION).slot():
-            place.release()
-            return await self._write(row, moved, body, given, found, policy, kind)
+            permit.release()
+            return await self._write(row, result, body, attributes, found, policy, kind)
 
     async def _write(
         self,
         row: Row,
-        moved: TransferResult,
+        result: TransferResult,
         body: Body,
-        given: Mapping[str, str],
+        attributes: Mapping[str, str],
         found: ObjectInfo | None,
         policy: OnExisting,
         kind: ImageKind | None,
     ) -> TransferResult:
+        """Writes the object under the row's key; a deferred key is completed first."""
         if not row.deferred_key:
-            return await self._mind(row, moved, body, given, found, policy)
-        moved.key = finish_key(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
-        # Rows that come to one key, `{sha256}.{ext}` of equal bodies, one after the other: the next sees the first.
-        async with self._late_keys.setdefault(moved.key, asyncio.Lock()):
-            policy = self._policy(row, moved.key)
+            return await self._store_and_remember(row, result, body, attributes, found, policy)
+        result.key = finish_key(row.key, sha256=body.sha256, ext=kind.ext if kind else "bin")
+        # Rows with equal bodies have one key `{sha256}.{ext}`: the lock lets the second find the first one's object.
+        async with self._key_locks.setdefault(result.key, asyncio.Lock()):
+            policy = self._policy(row, result.key)
             if policy is not OnExisting.OVERWRITE:
-                found = await self._head(moved.key)
-            return await self._mind(row, moved, body, given, found, policy)
+                found = await self._head(result.key)
+            return await self._store_and_remember(row, result, body, attributes, found, policy)
 
-    async def _mind(
+    async def _store_and_remember(
         self,
         row: Row,
-        moved: TransferResult,
+        result: TransferResult,
         body: Body,
         attributes: Mapping[str, str],
         found: ObjectInfo | None,
         policy: OnExisting,
     ) -> TransferResult:
-        """Settles the row, and keeps in mind where its upload went wrong."""
+        """Stores the object, and records the key of an upload that was not confirmed."""
         try:
-            await self._settle(row, moved, body, attributes, found, policy)
+            await self._resolve_conflict(row, result, body, attributes, found, policy)
         except ObjectError as error:
             if policy in GUARDED and error.error_class is ErrorClass.UPLOAD_UNCONFIRMED:
-                self.unconfirmed.note(row, moved.key)
+                self.unconfirmed.note_failed(row, result.key)
             raise
-        if moved.status is Status.UNCHANGED and self.unconfirmed.sent(row, moved.key):
-            moved.status = Status.COPIED  # by an upload whose answer was lost
+        if result.status is Status.UNCHANGED and self.unconfirmed.may_have_arrived(row, result.key):
+            result.status = Status.COPIED  # by an upload whose response was lost
         self.unconfirmed.forget(row)
-        return moved
+        return result
 
     def _policy(self, row: Row, key: str) -> OnExisting:
-        ours = self.unconfirmed.ours(row, key)
-        return OnExisting.OVERWRITE if ours else policy_for(self._rules.on_existing, row)
+        """Returns the policy for a row; its own unconfirmed upload is always overwritten."""
+        failed = self.unconfirmed.has_failed(row, key)
+        return OnExisting.OVERWRITE if failed else policy_for(self._options.on_existing, row)
 
-    async def _settle(
+    async def _resolve_conflict(
         self,
         row: Row,
-        moved: TransferResult,
+        result: TransferResult,
         body: Body,
         attributes: Mapping[str, str],
         found: ObjectInfo | None,
         policy: OnExisting,
     ) -> TransferResult:
-        """Leaves alone what stands under the key, or puts the body there."""
-        if found is not None and await self._stays(moved, body, found, policy):
-            return moved
-        create = policy in GUARDED  # a last guard against a key that the plan did not see
+        """Keeps the existing object under the key, or writes the body there."""
+        if found is not None and await self._keep_existing(result, body, found, policy):
+            return result
+        create = policy in GUARDED  # a conditional PUT, in case the key was written since the plan
         try:
-            moved.confirmed, moved.dest_etag = await self._put(moved.key, body, attributes, create)
+            result.confirmed, result.dest_etag = await self._put(result.key, body, attributes, create)
         except ObjectError as error:
-            there = error.error_class is ErrorClass.EXISTS
-            if not error.destination_unreachable and (
-                not there or (isinstance(error, AlreadyThere) and error.maybe_ours)
-            ):
-                self.unconfirmed.note_sent(row, moved.key)
-            if not there:
+            exists = error.error_class is ErrorClass.EXISTS
+            may_be_this_upload = isinstance(error, AlreadyThere) and error.maybe_ours
+            if not error.destination_unreachable and (not exists or may_be_this_upload):
+                self.unconfirmed.note_sent(row, result.key)
+            if not exists:
                 raise
-            found = await self._head(moved.key)
-            if found is None or not await self._stays(moved, body, found, policy):
+            found = await self._head(result.key)
+            if found is None or not await self._keep_existing(result, body, found, policy):
                 raise
-        return moved
+        return result
 
-    async def _stays(self, moved: TransferResult, body: Body, found: ObjectInfo, policy: OnExisting) -> bool:
-        """Judges an object that stands under the key: False when the body is to replace it, or it has gone since.
+    async def _keep_existing(self, result: TransferResult, body: Body, found: ObjectInfo, policy: OnExisting) -> bool:
+        """Returns whether the existing object is kept, and completes the result if so.
 
-        Raises ObjectError with ``exists`` where the policy is to fail.
+        It is not kept if the body is to replace it, or if it was deleted in the meantime. Raises ObjectError with the
+        class `exists` if the policy is `fail` and the bytes differ.
         """
         try:
-            equal = await self._equal(moved.key, body, found)
+            equal = await self._equal(result.key, body, found)
         except ObjectError as error:
             if error.error_class is ErrorClass.NOT_FOUND:
                 return False
             if error.error_class is not ErrorClass.TOO_LARGE:
                 raise
-            equal = None  # it has become another one since
+            equal = None  # it was replaced by a larger object since
         action = after_fetch(policy, equal is not None)
         if action == "put":
             return False
         if action == "exists":
-            raise ObjectError(ErrorClass.EXISTS, "the destination has another object under this key")
-        moved.confirmed, moved.dest_etag = equal or (None, found.etag)
-        moved.status = Status.UNCHANGED
+            raise ObjectError(
+                ErrorClass.EXISTS,
+                "the destination has another object under this key. Delete it, or change `on_existing`",
+            )
+        result.confirmed, result.dest_etag = equal or (None, found.etag)
+        result.status = Status.UNCHANGED
         if action == "skip":
-            moved.status, moved.error_class = Status.SKIPPED, ErrorClass.EXISTS
-            moved.message = "the destination has this key"
+            result.status, result.error_class = Status.SKIPPED, ErrorClass.EXISTS
+            result.message = KEY_EXISTS
         return True
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Confirmation:
-        """Uploads and has the destination confirm it."""
+        """Uploads the object, and returns how the destination has confirmed it."""
         limit = self._limiter.host(DESTINATION)
         if delay_s := limit.charge(body.size):
             self.waits.on(TURN)
             await asyncio.sleep(delay_s)
-        await self._may_write()  # what was fetched before a suspension may be older than what that run has put here
-        self.waits.on("the destination's answer to PUT")
-        with self._telling(key, "write"):
+        await self._may_write()  # after a suspension another run may have written a newer object
+        self.waits.on("the destination's response to PUT")
+        with self._report_to_destination(key, "write"):
             sent = await self._destination.put(key, body, attributes, create=create)
             return await self._destination.confirm(key, body, sent)
 
     async def _head(self, key: str) -> ObjectInfo | None:
-        """What stands under the key; in a place at the destination."""
-        self.waits.on("the destination's answer to HEAD")
-        with self._telling(key, "read"):
+        """Returns the object under the key; the caller holds a permit of the destination."""
+        self.waits.on("the destination's response to HEAD")
+        with self._report_to_destination(key, "read"):
             return await self._destination.head(key)
 
     @contextlib.contextmanager
-    def _telling(self, key: str, kind: Kind) -> Iterator[None]:
-        """The destination's limit hears how the work of the block went, and the error that it was the destination's.
+    def _report_to_destination(self, key: str, kind: Kind) -> Iterator[None]:
+        """Reports the block's duration or error to the destination's limit, and marks the error as the destination's.
 
-        Raises Fatal when the destination has been silent for too long.
+        Raises Fatal when the destination has not responded for too long.
         """
         limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
@@ -372,44 +391,47 @@ class ObjectTransfer:
         self._outage.answered(kind)
 
     def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> ImageKind | None:
-        """The levels, each with those before, and the manifest's digests. Returns the type, where known.
+        """Applies the job's checks and compares the manifest's size and digests; returns the type, if known.
 
-        A body that its bucket keeps compressed is stored as it is, so it is no image by its bytes.
+        Each level of `checks` includes those before it. A body with a Content-Encoding of its bucket is stored as it
+        is, so its bytes are not checked as an image.
         """
-        if self._rules.checks is not Checks.NONE and row.size is not None and row.size != body.size:
+        if self._options.checks is not Checks.NONE and row.size is not None and row.size != body.size:
             raise ObjectError(
                 ErrorClass.TRUNCATED if body.size < row.size else ErrorClass.DIGEST_MISMATCH,
-                f"{body.size:,} bytes came where the manifest says {row.size:,}",
+                f"the source sent {body.size:,} bytes, and the manifest has {row.size:,}",
             )
-        by_bytes = sniff
-        if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
-            by_bytes = check_image
+        type_of = sniff
+        if self._options.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
+            type_of = check_image
         with body.buffer() as data:
-            kind = by_bytes(data)
-        for name, claimed, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
-            if claimed is not None and claimed != actual:
+            kind = type_of(data)
+        for name, expected, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
+            if expected is not None and expected != actual:
                 raise ObjectError(
-                    ErrorClass.DIGEST_MISMATCH, f"the bytes have {name} {actual}, the manifest says {claimed}"
+                    ErrorClass.DIGEST_MISMATCH, f"the bytes have the {name} {actual}, and the manifest has {expected}"
                 )
-        if self._rules.checks is Checks.DECODE and kind is not None:
+        if self._options.checks is Checks.DECODE and kind is not None:
             with body.buffer() as data:
                 decode_image(data, kind)
         return kind
 
     async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Confirmation | None:
-        """Compares the object at the destination with the body: by its MD5 where the ETag is one, else by reading it.
+        """Compares the existing object with the body: by MD5 if its ETag is one, else by reading it.
 
-        None: it has other bytes. A directory's listing has no ETags; what was read has.
+        Returns the proof that the bytes are equal, or None. The proof has the ETag of the object that was read, since a
+        directory's listing has none.
         """
         if found.size != body.size:
             return None
         if md5_of_etag(found.etag) == body.md5:
             return Confirmation(Confirmed.DIGEST, found.etag)
-        with self._telling(key, "read"):
+        with self._report_to_destination(key, "read"):
             sha256, read = await self._destination.digest(key, max_bytes=found.size, moved=self.waits.moved)
         return Confirmation(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
-    def _left_alone(self, step: Step, key: str, found: ObjectInfo) -> TransferResult:
+    def _existing_result(self, step: Step, key: str, found: ObjectInfo) -> TransferResult:
+        """Returns the result for an existing object that is kept without a download."""
         unchanged = step == "unchanged"
         return TransferResult(
             Status.UNCHANGED if unchanged else Status.SKIPPED,
@@ -418,13 +440,13 @@ class ObjectTransfer:
             md5=md5_of_etag(found.etag) if unchanged else None,
             dest_etag=found.etag,
             error_class=None if unchanged else ErrorClass.EXISTS,
-            message=None if unchanged else "the destination has this key",
+            message=None if unchanged else KEY_EXISTS,
             confirmed=Confirmed.DIGEST if unchanged else None,
         )
 
     @staticmethod
     def _content_type(row: Row, fetch: Fetch, kind: ImageKind | None) -> str | None:
-        """What the bytes are; else the manifest's word, else the origin's."""
+        """Returns the type of the bytes if known, else that in the manifest, else that of the source's response."""
         if kind is not None:
             return kind.mime
         return row.content_type or fetch.content_type

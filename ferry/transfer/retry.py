@@ -1,4 +1,4 @@
-"""When a failed object is tried again: backoff, Retry-After and the decision. Pure; nothing here waits."""
+"""The decision when a failed row is tried again, from its error, its tries and Retry-After."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ferry.core import Again, ErrorClass, ObjectError
 
 
 class Next(StrEnum):
-    """What happens to an object after a failed try."""
+    """What happens to a row after a failed try."""
 
-    RETRY_AFTER = "retry_after"  # again, after `delay_s`
-    TO_THE_END = "to_the_end"  # once more when the chunk's other rows are through
+    RETRY_AFTER = "retry_after"  # another try after `delay_s`
+    REQUEUE_LAST = "requeue_last"  # a last try when all other rows of the chunk have finished
     GIVE_UP = "give_up"  # the row is `failed`
 
 
@@ -24,7 +24,7 @@ class Step:
     delay_s: float = 0.0
 
 
-_TO_THE_END = Step(Next.TO_THE_END)
+_REQUEUE_LAST = Step(Next.REQUEUE_LAST)
 _GIVE_UP = Step(Next.GIVE_UP)
 
 
@@ -38,30 +38,30 @@ def next_step(
     delay_s: float,
     mismatches: int,
 ) -> Step:
-    """What to do after try ``try_no`` (1, 2, ...) of at most ``attempts`` has failed with ``error``.
+    """Returns what to do after try ``try_no`` (1, 2, ...) of at most ``attempts`` has failed with ``error``.
 
-    ``last_try_done``: this was the try at the chunk's end. ``delay_s`` is the backoff drawn for this
-    try; a Retry-After lengthens it. ``mismatches``: how many tries of this object, this one included,
-    ended in a digest mismatch. The first row that fits decides:
+    ``last_try_done`` means that this was the try at the chunk's end. ``delay_s`` is the backoff that was drawn for this
+    try; a Retry-After lengthens it. ``mismatches`` is the number of tries of this row, this one included, that ended in
+    a digest mismatch. The first row that fits decides:
 
     | the error | tries | Retry-After | step |
     |---|---|---|---|
-    | digest_mismatch | the first mismatch | any | RETRY_AFTER(delay_s): one more fetch, whatever is left |
+    | digest_mismatch | the first mismatch | any | RETRY_AFTER(delay_s): one more fetch, whatever tries are left |
     | digest_mismatch | a further one | any | GIVE_UP |
     | again = never, next_run | any | any | GIVE_UP |
     | again = now | the last try is done | any | GIVE_UP |
-    | again = now | any | over max_wait_s | TO_THE_END |
+    | again = now | any | over max_wait_s | REQUEUE_LAST |
     | again = now | try_no < attempts | none, or up to max_wait_s | RETRY_AFTER(the longer of both) |
-    | again = now | try_no >= attempts | none, or up to max_wait_s | TO_THE_END |
+    | again = now | try_no >= attempts | none, or up to max_wait_s | REQUEUE_LAST |
 
-    An object's own failure never leaves its row pending (SEMANTICS: rows and their states): that is
-    for paused hosts, Fatal errors and stops, which the chunk sees to.
+    The failure of a row itself never leaves it pending. Rows stay pending after Fatal errors and stops, and for paused
+    hosts; the chunk handles these.
     """
     if error.error_class is ErrorClass.DIGEST_MISMATCH:
         return Step(Next.RETRY_AFTER, delay_s) if mismatches <= 1 else _GIVE_UP
     if error.again is not Again.NOW or last_try_done:
         return _GIVE_UP
-    asked_s = error.retry_after_s or 0.0
-    if asked_s > max_wait_s or try_no >= attempts:
-        return _TO_THE_END
-    return Step(Next.RETRY_AFTER, max(delay_s, asked_s))
+    retry_after_s = error.retry_after_s or 0.0
+    if retry_after_s > max_wait_s or try_no >= attempts:
+        return _REQUEUE_LAST
+    return Step(Next.RETRY_AFTER, max(delay_s, retry_after_s))

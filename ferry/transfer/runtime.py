@@ -1,4 +1,4 @@
-"""What a process's chunks share: one event loop in a thread, one HTTP client, stores, limiter, circuits."""
+"""Shared resources of a process's chunks: one event loop in a thread, HTTP client, stores, limiter and dispatcher."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from ferry.ratelimit import (
 from ferry.state import Borrowed, Lease, State, Uploads, mark_of
 from ferry.storage import Access, open_store
 from ferry.transfer.dispatcher import Dispatcher
-from ferry.transfer.object import ObjectTransfer, TransferOptions, answer_of
+from ferry.transfer.object import ObjectTransfer, TransferOptions, response_of
 from ferry.transfer.stall import TURN, Wait
 
 T = TypeVar("T")
-MOST_IN_FLIGHT = 512  # at one host, if file descriptors allow it
-CLOSE_S = 12.0  # longer than a chunk's grace
-FILES_KEPT = 256  # file descriptors that are not for connections to objects
+MAX_IN_FLIGHT = 512  # at one host, if there are enough file descriptors
+CLOSE_S = 12.0  # longer than chunk.GRACE_S
+RESERVED_FILES = 256  # file descriptors that are not used for connections to sources and destination
 BODIES_BYTES = 160 * 1024 * 1024  # of bodies in memory at once
 
 
 @dataclass(slots=True)
-class Settled:
-    """What of a chunk is done by this process; kept over Prefect's retries of the chunk."""
+class ChunkProgress:
+    """What this process has recorded of a chunk; kept across Prefect's retries of the chunk."""
 
-    rows: set[str] = field(default_factory=set)
+    rows: set[str] = field(default_factory=set)  # IDs of rows that are done
     counts: dict[str, int] = field(default_factory=dict)
-    parts: list[str] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # names of outcomes files
     next_part: int = 0
     bytes: int = 0
 
 
 class Runtime:
-    """Made once per run, before its first chunk. Threads hand it coroutines with :meth:`wait`."""
+    """The resources of one process, made before its first chunk. Threads pass coroutines to :meth:`wait`."""
 
     def __init__(
         self,
@@ -71,38 +71,41 @@ class Runtime:
         limit: int | None = None,
         share: int = 1,
     ) -> None:
-        """``share`` is how many processes divide the hosts' limits. With a borrowed lease this is not the first one."""
+        """``share`` is the number of processes that divide the hosts' limits; all but the first have a Borrowed lease.
+
+        ``limit`` is the number of rows that may begin (`--limit`).
+        """
         self.state = state
         self.run_no = run_no
         self.settings_digest = job.settings_digest()
         self.retries: Retries = job.retries
         self.rng = random.Random()
         self.progress = Progress()
-        self.settled: dict[str, Settled] = {}
+        self.chunk_progress: dict[str, ChunkProgress] = {}
         self.fatal: FerryError | None = None
         self.stop_reason = ""
         self.paused = False
         fixed = None if job.concurrency == "auto" else max(1, job.concurrency // share)
-        patience_s = job.retries.max_backoff_s
-        self._ceiling = most_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        max_pause_s = job.retries.max_backoff_s
+        self._ceiling = max_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         ceiling = max(1, self._ceiling // share)
-        # All origins together use half of the connections, the destination the other half.
+        # All sources together use half of the connections, and the destination the other half.
         limits = limits_of(job.limits, share)
         limits = limits.model_copy(update={"concurrency": limits.concurrency or ceiling})
         self._lease = lease
-        self._permits = limit
-        self._sleeping: set[str] = set()
-        self._coming: dict[str, int] = {}  # chunks that have not begun yet, and their rows
+        self._rows_left = limit
+        self._waiting_chunks: set[str] = set()  # chunks that wait for Prefect's retry
+        self._expected: dict[str, int] = {}  # chunk that has not begun yet -> its rows
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-digests")
-        # threads of their own: a body that takes long to check holds up no other one's digest
+        # separate threads, so that a body that is slow to check does not delay other bodies' digests
         self._checkers = ThreadPoolExecutor(2, thread_name_prefix="ferry-pixels")
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="ferry-loop", daemon=True)
         self._thread.start()
         self.stop: asyncio.Event = asyncio.Event()
         self._waited_for: set[Future[Any]] = set()
-        self._wake = threading.Event()  # set by the loop's thread alone: a signal's handler must wait for no lock
+        self._wake = threading.Event()  # set by the loop's thread only, since a signal handler must not wait for a lock
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
@@ -121,77 +124,81 @@ class Runtime:
         self._stores = [destination, *(store for _, store in roots)]
         copied = [root for root, store in roots if job.checks is Checks.NONE and destination.can_copy_from(store)]
         starts = dict.fromkeys((DESTINATION, *map(host_of, copied)), COPIES_START) if copied else {}
-        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=patience_s, starts=starts)
-        self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.permit, patience_s)
+        self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts)
+        self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
-        rules = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes)
+        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes)
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)
             origin = Origin(job.origin_options(headers), filtered, state.spool_dir, **shared)
-            if isinstance(lease, Lease):  # the first process of the only run of this job
+            if isinstance(lease, Lease):  # this is the first process of the only run of this job
                 await destination.clean()
             return origin, ObjectTransfer(
-                origin, roots, destination, self.limiter, rules, self._checkers, self._hold_lease
+                origin, roots, destination, self.limiter, options, self._checkers, self._check_lease_in_loop
             )
 
-        self._origin, self.mover = self.wait(build())
-        self.others: Callable[[], list[tuple[list[HostSnapshot], int]]] = list  # hosts at other processes of the run
-        self._hosts: Future[None] | None = None
+        self._origin, self.object_transfer = self.wait(build())
+        # hosts and opened connections of the run's other processes
+        self.other_processes: Callable[[], list[tuple[list[HostSnapshot], int]]] = list
+        self._hosts_writer: Future[None] | None = None
         if isinstance(lease, Lease):
-            self._hosts = asyncio.run_coroutine_threadsafe(
-                keep_written(state, self._moment, lambda: lease.held), self._loop
+            self._hosts_writer = asyncio.run_coroutine_threadsafe(
+                keep_written(state, self._hosts_status, lambda: lease.held), self._loop
             )
 
     def hosts(self) -> tuple[list[HostSnapshot], int]:
-        """What this process does at each host, and how many connections it opened. From any thread."""
+        """Returns this process's state of each host, and the number of connections that it opened. From any thread."""
         opened = self._origin.connections_opened + sum(store.connections_opened for store in self._stores)
         return list(self.limiter.snapshot().values()), opened
 
     def all_hosts(self) -> tuple[list[HostSnapshot], int]:
-        """As :meth:`hosts`, of all processes of the run."""
-        every = [self.hosts(), *self.others()]
+        """Returns what :meth:`hosts` does, for all processes of the run."""
+        every = [self.hosts(), *self.other_processes()]
         return together([snapshots for snapshots, _ in every]), sum(opened for _, opened in every)
 
-    def _moment(self) -> Hosts:
+    def _hosts_status(self) -> Hosts:
         snapshots, opened = self.all_hosts()
         known = busiest(self.run_no, snapshots, time.time())
         return replace(known, connections_opened=opened, paused=self.paused, still=self.progress.still)
 
     def waits(self) -> list[Wait]:
-        """What the rows of this process wait for. From any thread."""
-        steps = self.mover.waits.rows()
-        for what, quota in (("memory", self._budget.memory), ("room in the spool", self._budget.files)):
+        """Returns what the rows of this process wait for. From any thread."""
+        steps = self.object_transfer.waits.rows()
+        for what, quota in (("memory", self._budget.memory), ("space in the spool", self._budget.files)):
             for host, rows in quota.waiting_of().items():
-                steps[answer_of(host)] -= rows
+                steps[response_of(host)] -= rows
                 steps[what] += rows
-        sleeping = Wait("the next attempt at their chunk (chunks)", self.asleep(), True)
-        under_way = [Wait(what, rows, what == TURN) for what, rows in steps.most_common() if rows > 0]
-        return [*under_way, *self.dispatcher.waits(), sleeping]
+        waiting = Wait("the next attempt at their chunk (chunks)", self.chunks_waiting(), True)
+        in_progress = [Wait(what, rows, what == TURN) for what, rows in steps.most_common() if rows > 0]
+        return [*in_progress, *self.dispatcher.waits(), waiting]
 
-    def divide(self, share: int) -> None:
-        """So many processes work from now on: each has its part of connections and memory. From any thread."""
+    def set_share(self, share: int) -> None:
+        """Divides connections and memory among ``share`` processes from now on. From any thread."""
         self._loop.call_soon_threadsafe(self.limiter.bound, max(1, self._ceiling // share))
         self._loop.call_soon_threadsafe(self._budget.resize, BODIES_BYTES // share)
 
-    def heed(self, pauses: Mapping[str, tuple[float, str]]) -> None:
-        """Hosts that another process was asked to leave alone: until when (monotonic), and why. From any thread."""
+    def apply_pauses(self, pauses: Mapping[str, tuple[float, str]]) -> None:
+        """Pauses the hosts that paused another process, each until a monotonic time and with a reason.
+
+        From any thread.
+        """
 
         def apply() -> None:
             for name, (until, why) in pauses.items():
                 self.limiter.host(name).pause_until(until, why)
-                self.dispatcher.look(name)
+                self.dispatcher.check_pause(name)
 
         self._loop.call_soon_threadsafe(apply)
 
     def loop_cpu_s(self) -> float:
-        """Seconds of processor that the event loop's thread has used."""
+        """Returns the processor seconds that the event loop's thread has used."""
         if not hasattr(time, "pthread_getcpuclockid") or self._thread.ident is None:
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop and waits for it, from another thread."""
+        """Runs a coroutine in the loop and returns its result. From another thread than the loop's."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         self._waited_for.add(future)
         try:
@@ -199,37 +206,41 @@ class Runtime:
         finally:
             self._waited_for.discard(future)
 
-    def permit(self) -> bool:
-        """May one more row begin? Counts down the run's --limit."""
-        if self._permits is None:
+    def may_start_row(self) -> bool:
+        """Returns whether one more row may begin, and counts it against the run's `--limit`."""
+        if self._rows_left is None:
             return True
-        if self._permits <= 0:
+        if self._rows_left <= 0:
             return False
-        self._permits -= 1
+        self._rows_left -= 1
         return True
 
     @property
     def limit_reached(self) -> bool:
-        return self._permits is not None and self._permits <= 0
+        return self._rows_left is not None and self._rows_left <= 0
 
     def check_lease(self) -> None:
-        """Raises Fatal once another run may hold the state. It may wait for the disk: not for the loop's thread."""
+        """Raises Fatal once another run may hold the state. It may block, so the loop's thread must not call it."""
         if not self._lease.held and not self._lease.regain():
-            raise Fatal("this run lost its lease on the state to another run; it writes nothing more")
+            raise Fatal(
+                "this run lost its lease on the state to another run and writes nothing more. Run the job again later"
+            )
 
-    async def _hold_lease(self) -> None:
-        """As :meth:`check_lease`, for the loop's thread."""
+    async def _check_lease_in_loop(self) -> None:
+        """Checks the lease as :meth:`check_lease` does, without blocking the loop's thread."""
         if not self._lease.held:
             await asyncio.to_thread(self.check_lease)
 
     def request_stop(self, reason: str) -> None:
-        """No new rows; those in flight may end. From any thread, also from a signal handler's."""
+        """Starts no more rows; rows in progress may finish. From any thread, also in a signal handler."""
         self.stop_reason = self.stop_reason or reason
         self._loop.call_soon_threadsafe(self._stop)
 
     def pause(self, paused: bool) -> None:
-        """No new rows, until it is called with False; those in flight may end, and tries that fall due wait. The lease
-        is kept. From any thread."""
+        """Starts no more rows until it is called with False; rows in progress may finish, and the lease is kept.
+
+        From any thread.
+        """
         if paused is not self.paused:
             self.paused = paused
             self._loop.call_soon_threadsafe(self._pause, paused, self.progress.pause(paused))
@@ -244,14 +255,16 @@ class Runtime:
         self._wake.set()
 
     def sleep(self, seconds: float) -> None:
-        """Less once the run is to stop."""
+        """Sleeps, but returns early once the run is to stop."""
         self._wake.wait(seconds)
 
-    def give_up(self, error: BaseException) -> None:
-        """A Fatal error, or a bug, ends the run: rows stay pending."""
+    def abort(self, error: BaseException) -> None:
+        """Ends the run after a Fatal error or a bug; the remaining rows stay pending."""
         if self.fatal is None:
             self.fatal = (
-                error if isinstance(error, FerryError) else Fatal(f"unexpected {type(error).__name__}: {error}")
+                error
+                if isinstance(error, FerryError)
+                else Fatal(f"unexpected {type(error).__name__}: {error}. Please report this")
             )
         self.request_stop(str(error))
 
@@ -260,57 +273,59 @@ class Runtime:
         return bool(self.stop_reason)
 
     def expect(self, digest: str, rows: int) -> None:
-        """A chunk will begin; until :meth:`begun` or :meth:`over` its rows count as ahead."""
-        self._coming[digest] = rows
+        """Announces a chunk; until :meth:`begun` or :meth:`over` its rows count as ahead."""
+        self._expected[digest] = rows
 
     def begun(self, digest: str) -> None:
-        """The dispatcher has its rows now."""
-        self._coming.pop(digest, None)
+        """Records that the dispatcher has the chunk's rows now."""
+        self._expected.pop(digest, None)
 
     @property
     def rows_ahead(self) -> int:
-        """Rows that could begin, of chunks at work and of those that come. From any thread."""
-        return self.dispatcher.rows_ahead + sum(list(self._coming.values()))
+        """Rows that could begin, of running chunks and of announced ones. From any thread."""
+        return self.dispatcher.rows_ahead + sum(list(self._expected.values()))
 
     @property
-    def hungry(self) -> bool:
-        """It is time for another chunk."""
-        return self.rows_ahead < self.dispatcher.room
+    def wants_chunk(self) -> bool:
+        """Whether another chunk should be started. From any thread."""
+        return self.rows_ahead < self.dispatcher.rows_wanted
 
     @contextlib.contextmanager
-    def awake(self, digest: str) -> Iterator[None]:
-        """A chunk that leaves rows pending sleeps until Prefect retries it: it holds no place in the window."""
+    def attempting(self, digest: str) -> Iterator[None]:
+        """Counts a chunk that leaves rows pending in the block as waiting, until Prefect retries it."""
         with self._lock:
-            self._sleeping.discard(digest)
+            self._waiting_chunks.discard(digest)
         try:
             yield
         except ChunkIncomplete:
             with self._lock:
-                self._sleeping.add(digest)
+                self._waiting_chunks.add(digest)
             raise
 
     def over(self, digest: str) -> None:
-        """This chunk will not come again: it settled, or Prefect gave up on it."""
-        self._coming.pop(digest, None)
+        """Records that a chunk will not be attempted again."""
+        self._expected.pop(digest, None)
         with self._lock:
-            self._sleeping.discard(digest)
+            self._waiting_chunks.discard(digest)
 
-    def asleep(self) -> int:
-        """How many chunks sleep."""
+    def chunks_waiting(self) -> int:
+        """Returns how many chunks wait for Prefect's retry."""
         with self._lock:
-            return len(self._sleeping)
+            return len(self._waiting_chunks)
 
     def close(self) -> None:
-        """Closes the connections and ends the loop's thread. Chunks that are still at work, because something ended the
-        run from outside, end first as after a stop: their threads wait, and would do so for ever."""
-        at_work = list(self._waited_for)
-        if at_work:
+        """Closes the connections and ends the loop's thread.
+
+        If the run was ended from outside, running chunks are stopped first: their threads would wait for ever.
+        """
+        running = list(self._waited_for)
+        if running:
             self.request_stop("the run has ended")
-            concurrent.futures.wait(at_work, CLOSE_S)
-            for future in at_work:
+            concurrent.futures.wait(running, CLOSE_S)
+            for future in running:
                 future.cancel()
-        if self._hosts is not None:
-            self._hosts.cancel()
+        if self._hosts_writer is not None:
+            self._hosts_writer.cancel()
         self.wait(self._origin.close())
         for store in self._stores:
             self.wait(store.close())
@@ -321,6 +336,6 @@ class Runtime:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def most_in_flight(files: int) -> int:
-    """Connections that each side may have with ``files`` file descriptors: a half each of what is left."""
-    return max(8, min(MOST_IN_FLIGHT, (files - FILES_KEPT) // 2))
+def max_in_flight(files: int) -> int:
+    """Returns how many connections each side may have: half of the ``files`` descriptors that are not reserved."""
+    return max(8, min(MAX_IN_FLIGHT, (files - RESERVED_FILES) // 2))

@@ -1,4 +1,4 @@
-"""Reading a row's source, over HTTP or from one of the job's roots; looking whether it changed."""
+"""Access to a row's source, over HTTP or under one of the job's roots: fetch, and recheck."""
 
 from __future__ import annotations
 
@@ -13,53 +13,56 @@ from ferry.storage import ObjectInfo, Store
 
 @dataclass(slots=True)
 class Fetch:
-    """A body with what its source said of it."""
+    """A body with the metadata of its source."""
 
     body: Body
     content_type: str | None
     etag: str | None
     last_modified: str | None
     requests: int
-    attributes: dict[str, str] = field(default_factory=dict)  # of bucket sources: encoding and metadata
+    attributes: dict[str, str] = field(default_factory=dict)  # of a source in a bucket: encoding and metadata
 
 
 class Sources:
-    """Both kinds of them."""
+    """The sources of a job: web servers, and stores under its roots."""
 
     def __init__(self, origin: Origin, roots: Sequence[tuple[str, Store]], max_bytes: int) -> None:
         self._origin = origin
         self.roots = roots
         self._max_bytes = max_bytes
 
-    async def fetch(self, row: Row, place: Permit) -> Fetch:
-        """The object. Raises ObjectError."""
+    async def fetch(self, row: Row, permit: Permit) -> Fetch:
+        """Returns the object. Raises ObjectError."""
         if _is_web(row):
-            return _fetch(await self._origin.get(row.source, place.charge))
-        store, key = self._at(row)
-        body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=place.charge)
+            return _fetch(await self._origin.get(row.source, permit.charge))
+        store, key = self._store_of(row)
+        body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=permit.charge)
         kind = media_type(attributes.pop("Content-Type", None))
         return Fetch(body, kind, found.etag, _date(found), 1, attributes)
 
-    async def look(self, row: Row, known: KnownCopy, place: Permit) -> Fetch | NotModified:
-        """The object, or what its source said where that tells that it is the known one still. Raises ObjectError."""
-        asked = 0
+    async def recheck(self, row: Row, known: KnownCopy, permit: Permit) -> Fetch | NotModified:
+        """Returns the object, or the source's answer if that shows that the copy is current. Raises ObjectError."""
+        head_requests = 0
         if known.revalidate in (Revalidate.HEAD, Revalidate.HEAD_SIZE):
-            told = await self._head(row)
-            if told is not None:
-                if head_matches(known, told.size, told.etag, told.last_modified):
-                    return told
-                asked = told.requests
+            answer = await self._head(row)
+            if answer is not None:
+                if head_matches(known, answer.size, answer.etag, answer.last_modified):
+                    return answer
+                head_requests = answer.requests
         elif known.revalidate is Revalidate.CONDITIONAL_GET and _is_web(row):
-            got = await self._origin.get_if(row.source, known.etag, known.last_modified, place.charge)
+            got = await self._origin.get_if(row.source, known.etag, known.last_modified, permit.charge)
             return got if isinstance(got, NotModified) else _fetch(got)
-        fetch = await self.fetch(row, place)
-        fetch.requests += asked
+        fetch = await self.fetch(row, permit)
+        fetch.requests += head_requests
         return fetch
 
     async def _head(self, row: Row) -> NotModified | None:
-        """None where it is not to be had that way: an address that is signed for GET, a server that knows no HEAD."""
+        """Returns the answer to a HEAD, or None if the source refuses it.
+
+        A URL may be signed for GET only, and a server may not support HEAD.
+        """
         if not _is_web(row):
-            store, key = self._at(row)
+            store, key = self._store_of(row)
             found = await store.head(key, side="source")
             return None if found is None else NotModified(found.size, found.etag, _date(found), 1)
         try:
@@ -70,11 +73,11 @@ class Sources:
                 return None
             raise
 
-    def _at(self, row: Row) -> tuple[Store, str]:
+    def _store_of(self, row: Row) -> tuple[Store, str]:
         for root, store in self.roots:
             if row.source.startswith(root):
                 return store, row.source[len(root) :]
-        raise ObjectError(ErrorClass.BAD_URL, "the address lies under none of the job's `source.roots`")
+        raise ObjectError(ErrorClass.BAD_URL, "the address is not under any of the job's `source.roots`: add its root")
 
 
 def _fetch(got: Fetched) -> Fetch:

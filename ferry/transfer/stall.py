@@ -1,6 +1,6 @@
-"""Detection of a run in which nothing moves: what its rows wait for, when that is said, when it ends the run.
+"""Detection of a stalled run: what its rows wait for, when Ferry warns, and when the run ends.
 
-Pure but for the counts of :class:`Waits`; see docs/decisions/0029-when-nothing-moves.md.
+Decisions are pure functions; only :class:`Waits` has state of its own. See docs/decisions/0029-when-nothing-moves.md.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-TELL_S, END_S = 120.0, 600.0
-SILENT_TELL_S = 15.0  # of an engine process; it answers four times a second
+WARN_S, END_S = 120.0, 600.0
+SILENT_WARN_S = 15.0  # of an engine process, which sends a message four times a second
 SILENT_END_S = 60.0
-LOOK_S = 1.0
-MOST_GAP_S = 5.0  # between two looks; a longer one is a machine or a process that was suspended
-MOST_WAITS = 5  # in one sentence
-TURN = "their turn at the destination's bytes_per_s"  # a row's wait whose end is known
+CHECK_S = 1.0
+MAX_GAP_S = 5.0  # between two checks; a longer gap means that the machine or the process was suspended
+MAX_WAITS = 5  # in one sentence
+TURN = "their turn at the destination's bytes_per_s"  # a wait whose end is known
 
 
 class Wait(NamedTuple):
-    """What some rows wait for. ``announced``: the time at which it ends is known."""
+    """What some rows wait for; ``announced`` if the time at which the wait ends is known."""
 
     what: str
     rows: int
@@ -30,26 +30,29 @@ class Wait(NamedTuple):
 
 
 class Waits:
-    """The step that each row under way is at, and how many pieces of bodies came or went. One event loop's; read from
-    any thread."""
+    """What each row in progress waits for, and how many pieces of bodies were received or sent.
+
+    One event loop changes it; any thread may read it.
+    """
 
     def __init__(self) -> None:
-        self._steps: dict[object, str] = {}  # of each row's asyncio task
+        self._steps: dict[object, str] = {}  # by the row's asyncio task
         self.pieces = 0
 
     def on(self, what: str) -> None:
-        """The row of this task waits for ``what`` from now on."""
+        """Records that the row of the current task waits for ``what``."""
         self._steps[asyncio.current_task()] = what
 
     def over(self) -> None:
-        """The row of this task waits for nothing more."""
+        """Records that the row of the current task waits for nothing any more."""
         self._steps.pop(asyncio.current_task(), None)
 
     def moved(self) -> None:
-        """A piece of a body came or went."""
+        """Counts a piece of a body that was received or sent."""
         self.pieces += 1
 
     def rows(self) -> Counter[str]:
+        """Returns the number of rows by what they wait for."""
         return Counter(list(self._steps.values()))
 
 
@@ -57,24 +60,24 @@ class Action(StrEnum):
     """What the watchdog does."""
 
     NOTHING = "nothing"
-    TELL = "tell"
+    WARN = "warn"
     END = "end"
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """What is known of a run at one moment. The first two only grow."""
+    """The state of a run at one moment. The first two numbers never decrease."""
 
-    settled: int
+    done: int
     pieces: int
     pending: bool
     excused: bool
 
 
 def is_excused(paused: bool, waits: Iterable[Wait]) -> bool:
-    """Whether a run has reason to settle nothing.
+    """Returns whether a run has a reason to finish no row.
 
-    | paused by the user | rows under way, or that wait for something without a known end | rows that wait for an announced end | excused |
+    | paused by the user | rows in progress, or waiting without a known end | rows with an announced end | excused |
     |---|---|---|---|
     | yes | any | any | yes |
     | no | some | any | no |
@@ -82,69 +85,70 @@ def is_excused(paused: bool, waits: Iterable[Wait]) -> bool:
     | no | none | none | no: nothing would ever begin |
 
     Announced are a Retry-After, a pause after failures, a retry's delay, a turn at `requests_per_s` or `bytes_per_s`.
-    """  # noqa: E501 - a table
-    every = [wait for wait in waits if wait.rows]
-    return paused or (bool(every) and all(wait.announced for wait in every))
+    """
+    waiting = [wait for wait in waits if wait.rows]
+    return paused or (bool(waiting) and all(wait.announced for wait in waiting))
 
 
-def judge(*, pending: bool, excused: bool, still_s: float, quiet_s: float) -> Action:
-    """The decision. ``still_s``: no row was settled; ``quiet_s``: nor did a piece of a body come or go.
+def decide(*, pending: bool, excused: bool, still_s: float, quiet_s: float) -> Action:
+    """Returns what to do. No row has finished for ``still_s``, and no piece of a body has moved for ``quiet_s``.
 
-    | rows pending | excused | no row settled for | no byte moved for | then |
+    | rows pending | excused | no row finished for | no byte moved for | action |
     |---|---|---|---|---|
     | no | any | any | any | nothing |
     | yes | yes | any | any | nothing |
     | yes | no | under 2 minutes | any | nothing |
-    | yes | no | 2 minutes or more | under 10 minutes | tell: one large object may take hours |
+    | yes | no | 2 minutes or more | under 10 minutes | warn: one large object may take hours |
     | yes | no | 10 minutes or more | 10 minutes or more | end |
     """
-    if not pending or excused or still_s < TELL_S:
+    if not pending or excused or still_s < WARN_S:
         return Action.NOTHING
-    return Action.END if still_s >= END_S and quiet_s >= END_S else Action.TELL
+    return Action.END if still_s >= END_S and quiet_s >= END_S else Action.WARN
 
 
 class Watchdog:
-    """Judges moments of a run, one after the other, by a clock that does not run while the machine is suspended."""
+    """Measures how long a run has made no progress, by a clock that stops while the machine is suspended."""
 
     def __init__(self, now: float) -> None:
-        self._looked = now
+        self._checked = now
         self._last = Moment(0, 0, False, False)
         self.still_s = self.quiet_s = 0.0
 
-    def look(self, now: float, moment: Moment) -> Action:
-        """A gap between two looks counts as :data:`MOST_GAP_S` at most: in a longer one this process was suspended."""
-        gap_s, self._looked = min(now - self._looked, MOST_GAP_S), now
+    def check(self, now: float, moment: Moment) -> Action:
+        """Returns what to do at this moment. A gap between two checks counts as :data:`MAX_GAP_S` at most."""
+        gap_s, self._checked = min(now - self._checked, MAX_GAP_S), now
         last, self._last = self._last, moment
         idle = not moment.pending or moment.excused
-        self.still_s = 0.0 if idle or moment.settled != last.settled else self.still_s + gap_s
+        self.still_s = 0.0 if idle or moment.done != last.done else self.still_s + gap_s
         self.quiet_s = 0.0 if not self.still_s or moment.pieces != last.pieces else self.quiet_s + gap_s
-        return judge(pending=moment.pending, excused=moment.excused, still_s=self.still_s, quiet_s=self.quiet_s)
+        return decide(pending=moment.pending, excused=moment.excused, still_s=self.still_s, quiet_s=self.quiet_s)
 
 
 class Silence:
-    """For how long an engine process has said nothing, while this one was awake to hear it."""
+    """Measures how long an engine process has sent no message, while this process was not suspended."""
 
     def __init__(self, now: float) -> None:
-        self._looked = now
+        self._checked = now
         self._beats = 0
         self.seconds = 0.0
 
-    def look(self, now: float, beats: int) -> float:
-        gap_s, self._looked = min(now - self._looked, MOST_GAP_S), now
+    def check(self, now: float, beats: int) -> float:
+        """Returns the seconds since the last message; ``beats`` is the number of messages received."""
+        gap_s, self._checked = min(now - self._checked, MAX_GAP_S), now
         self.seconds = 0.0 if beats != self._beats else self.seconds + gap_s
         self._beats = beats
         return self.seconds
 
 
-def in_words(still_s: float, waits: Iterable[Wait]) -> str:
-    """ "nothing settled for 2:10: 40 rows wait for memory, 12 for an answer of img.old.example"."""
+def describe_stall(still_s: float, waits: Iterable[Wait]) -> str:
+    """Returns a sentence such as "no row has finished for 2:10: 40 rows wait for memory, 12 for their check"."""
     rows: Counter[str] = Counter()
     for wait in waits:
         rows[wait.what] += wait.rows
-    parts = [f"{count:,} for {what}" for what, count in rows.items() if count][:MOST_WAITS]
-    line = f"nothing settled for {duration(still_s)}"
+    parts = [f"{count:,} for {what}" for what, count in rows.items() if count][:MAX_WAITS]
+    line = f"no row has finished for {duration(still_s)}"
     if not parts:
-        return f"{line}: no row is under way"
+        return f"{line}: no row is in progress"
     count, _, what = parts[0].partition(" ")
     first = f"{count} {'row waits' if count == '1' else 'rows wait'} {what}"
     more = len([what for what in rows if rows[what]]) - len(parts)
@@ -152,4 +156,5 @@ def in_words(still_s: float, waits: Iterable[Wait]) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Returns minutes and seconds, such as `2:10`."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -175,12 +175,15 @@ def _state(job: Job, job_file: Path) -> Any:
 def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show a job's progress, also during a run and after a crash."""
     from ferry.ratelimit import read_hosts
-    from ferry.state import Counts, count, lease_holder, read_plan, with_latest
+    from ferry.state import Counts, count, folded_ledger, lease_holder, read_plan
     from flows.cli import terminal
 
     job = load_job(job_file)
     state = _state(job, job_file)
-    counts = with_latest(state, count) if read_plan(state) else None
+    counts = None
+    if read_plan(state):
+        with folded_ledger(state) as con:
+            counts = count(con)
     holder = lease_holder(state)
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
@@ -217,7 +220,7 @@ def failures(
     """List the failed rows with their reasons."""
     import csv
 
-    from ferry.state import FAILURE_COLUMNS, failure_cell, select_failures, with_latest
+    from ferry.state import FAILURE_COLUMNS, failure_cell, folded_ledger, select_failures
     from flows.cli import terminal
 
     if limit is not None and limit < 1:
@@ -228,7 +231,8 @@ def failures(
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
     state = _state(load_job(job_file), job_file)
-    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, class_, limit, chunk))
+    with folded_ledger(state) as con:
+        lines, total = select_failures(con, class_, limit, chunk)
     if as_table:
         terminal.failure_table(lines, total, ", ".join([*class_, *([f"chunk {chunk}"] if chunk else [])]) or None)
     elif format_ == "csv" and not json_:
@@ -256,7 +260,7 @@ def verify(
 ) -> int:
     """Read the destination, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
-        from ferry.state import select_wrong, with_latest
+        from ferry.state import folded_ledger, select_wrong
         from flows.cli import terminal
         from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
         from flows.running import reporter
@@ -274,7 +278,10 @@ def verify(
             state = run_flow(verify_flow, job, list_, sample, seed)
         api.settle(state, interrupts)
     code, end = exit_code(interrupts, state)
-    wrong = with_latest(state_of(job), lambda con, m: select_wrong(con, m, SHOWN_WRONG)) if code == 1 else []
+    wrong: list[dict[str, str]] = []
+    if code == 1:
+        with folded_ledger(state_of(job)) as con:
+            wrong = select_wrong(con, SHOWN_WRONG)
     if json_:
         if code > 1:
             print_json({"error": str(end), "exit_code": code})
@@ -388,7 +395,12 @@ def main() -> None:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
 ) -> None:
     """Print a FutureWarning for the user, without its line of code; print others in Python's format."""
     if category is FutureWarning:

@@ -105,8 +105,8 @@ def report(job_path: str, r: Report) -> None:
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. {speed(r)}.")
-    if r.night is not None:
-        out.print("This delta run: " + "; ".join(f"{what}: {text}" for what, text in delta_table(r.night)) + ".")
+    if r.delta is not None:
+        out.print("This delta run: " + "; ".join(f"{what}: {text}" for what, text in delta_table(r.delta)) + ".")
     say(r.message + ".")
     hints = []
     if r.counts["failed"]:

@@ -37,9 +37,9 @@ class Report:
     rate: float  # rows per second, from the first outcome to the last
     stopped: str  # why the run ended early, or ""
     why_pending: str
-    night: dict[str, int] | None = None  # only in a delta run: ferry.reconcile's figures of the run
+    delta: dict[str, int] | None = None  # only in a delta run: ferry.reconcile's figures of the run
     same_bytes: dict[str, Any] | None = None  # rows with the same bytes, and whether they fail the run
-    swept: PruneResult | None = None  # only in a delta run that deletes removed copies
+    pruned: PruneResult | None = None  # only in a delta run that deletes removed copies
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # the first chunks of this run, or with failures
 
     @property
@@ -57,7 +57,7 @@ class Report:
         | no | any | any | rows have the same bytes, and `duplicate_bodies` is `fail` | 1 |
         """
         pending_is_fine = not self.counts["pending"] or self.limited
-        pruned_well = self.swept is None or self.swept.well
+        pruned_well = self.pruned is None or self.pruned.succeeded
         well = pending_is_fine and not self.stopped and self.counts["failed"] <= self.budget and pruned_well
         return 0 if well and not (self.same_bytes and self.same_bytes["fail"]) else 1
 
@@ -81,23 +81,23 @@ class Report:
         )
         nothing = "no outcomes" if self.counts["pending"] else "nothing to do"
         line = f"this run: {done or nothing}; total: {self.totals}"
-        if self.swept is not None and self.swept.deleted:
-            line += f"; {self.swept.deleted:,} deleted, removed from the manifest ({self.swept.listed})"
+        if self.pruned is not None and self.pruned.deleted:
+            line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
         why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        said = (line, why, prune_failure(self.swept), *prune_notes(self.swept), same_bytes_note(self.same_bytes))
+        said = (line, why, prune_failure(self.pruned), *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
         return ". ".join(part for part in said if part)
 
 
 def prune_failure(pruned: PruneResult | None) -> str:
     """Returns why copies that were to be deleted still exist, as a sentence; "" if none does."""
-    if pruned is None or pruned.well:
+    if pruned is None or pruned.succeeded:
         return ""
     if pruned.refused:
-        whose = "whose row was" if pruned.gone == 1 else "whose rows were"
-        were = "was" if pruned.gone == 1 else "were"
-        return f"{_copies(pruned.gone)} {whose} removed from the manifest {were} not deleted: {pruned.refused}"
-    first = f": {pruned.why_failed}" if pruned.failed == 1 else f", the first of them {pruned.why_failed}"
-    why = f": {pruned.ended}" if pruned.ended else first
+        whose = "whose row was" if pruned.removed == 1 else "whose rows were"
+        were = "was" if pruned.removed == 1 else "were"
+        return f"{_copies(pruned.removed)} {whose} removed from the manifest {were} not deleted: {pruned.refused}"
+    first = f": {pruned.first_failure}" if pruned.failed == 1 else f", the first of them {pruned.first_failure}"
+    why = f": {pruned.stop_reason}" if pruned.stop_reason else first
     return f"{_copies(pruned.failed)} could not be deleted{why}; the next delta run tries again"
 
 
@@ -133,17 +133,17 @@ def prune_notes(pruned: PruneResult | None) -> list[str]:
     if pruned.waiting and pruned.delete_after == 2:
         found.append(
             f"{_copies_are(pruned.waiting)} missing from the manifest for the first time, and will be deleted if also "
-            f"missing from the next one ({pruned.listed})"
+            f"missing from the next one ({pruned.file})"
         )
     elif pruned.waiting:
         found.append(
             f"{_copies_are(pruned.waiting)} missing from the manifest, and will be deleted when missing from "
-            f"{pruned.delete_after} in a row ({pruned.listed})"
+            f"{pruned.delete_after} in a row ({pruned.file})"
         )
     if pruned.kept:
         found.append(
             f"{_copies_are(pruned.kept)} kept although missing from the manifest: a row or the source may still have "
-            f"the object ({pruned.listed})"
+            f"the object ({pruned.file})"
         )
     return found
 
@@ -192,7 +192,7 @@ def delta_table(figures: dict[str, int]) -> list[tuple[str, str]]:
     again = f", {figures['failed_again']:,} of them repeatedly" if figures["failed_again"] else ""
     if again and figures["failed_again"] == figures["failed"]:
         again = ", all of them repeatedly"
-    removed = figures["gone"] + figures["deleted"]
+    removed = figures["removed"] + figures["deleted"]
     return [
         ("new", f"{figures['new']:,}"),
         ("changed", f"{figures['changed']:,}"),
@@ -208,7 +208,7 @@ def describe(planned: Planned) -> list[str]:
     """Returns the plan in sentences, for logs and terminals."""
     lines = [planned.shorter] if planned.shorter else []
     lines += [
-        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, {planned.settled:,} done"
+        f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, {planned.untouched:,} done"
     ]
     if planned.recognised:
         lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
@@ -244,7 +244,7 @@ def describe(planned: Planned) -> list[str]:
 def speed(report: Report) -> str:
     """Returns bytes, duration and rate; no rate for a delta run, which only rechecks most of its rows."""
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
-    return moved if report.night is not None else f"{moved}, {report.rate:,.0f} rows/s"
+    return moved if report.delta is not None else f"{moved}, {report.rate:,.0f} rows/s"
 
 
 def percent(s: Snapshot, *, over: bool = False) -> float:

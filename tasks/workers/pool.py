@@ -19,10 +19,10 @@ from ferry.ratelimit import HostSnapshot, is_bounded, most_processes
 from ferry.state import ChunkRef, Lease
 from ferry.transfer import (
     AHEAD_ROWS,
-    LOOK_S,
+    CHECK_S,
     READY_ROWS,
     SILENT_END_S,
-    SILENT_TELL_S,
+    SILENT_WARN_S,
     Action,
     ChunkResult,
     Moment,
@@ -30,8 +30,8 @@ from ferry.transfer import (
     Silence,
     Wait,
     Watchdog,
+    describe_stall,
     duration,
-    in_words,
     is_excused,
     run_chunk,
 )
@@ -88,7 +88,7 @@ class WorkerHandle:
     @property
     def waits(self) -> list[Wait]:
         """What the worker's rows wait for, by its last message."""
-        if self.silent_s >= SILENT_TELL_S:
+        if self.silent_s >= SILENT_WARN_S:
             words = f"an engine process that has been silent for {duration(self.silent_s)}"
             return [Wait(words, self.rows_ahead)]
         return [] if self.has_died else [Wait(*wait) for wait in self._beat["waits"]]
@@ -103,7 +103,7 @@ class WorkerHandle:
 
         SIGKILL also ends a process that is stopped (SIGSTOP). :meth:`_listen` then notices the end.
         """
-        if not self.has_died and self._silence.look(now, self._beats) >= SILENT_END_S:
+        if not self.has_died and self._silence.check(now, self._beats) >= SILENT_END_S:
             self._cause = f"was silent for {SILENT_END_S:.0f} s and was killed, during chunk {{chunk}}"
             self._process.kill()
 
@@ -135,7 +135,7 @@ class WorkerHandle:
         self._send(CHUNK, json.dumps(asdict(ref)).encode())
         if self.has_died:
             self._mark_dead()
-        with self._runtime.awake(ref.digest):
+        with self._runtime.attempting(ref.digest):
             return future.result()
 
     def send_beat(self, beat: dict[str, Any]) -> None:
@@ -224,7 +224,7 @@ class WorkerPool:
         self._autoscaler = Autoscaler()
         self._assigned: dict[str, WorkerHandle | None] = {}  # chunk -> its process; None: this one
         self.workers: list[WorkerHandle] = []
-        runtime.others = lambda: [worker.hosts for worker in self.workers]
+        runtime.other_processes = lambda: [worker.hosts for worker in self.workers]
         for _ in range(setup.share - 1):
             self.workers.append(WorkerHandle(setup, runtime))
         self.transferring = False  # false while the run plans or reconciles
@@ -235,7 +235,7 @@ class WorkerPool:
     def _watch(self) -> None:
         """Run the watchdog in its own thread, which neither the event loop nor a full pipe can block."""
         watchdog = Watchdog(time.monotonic())
-        while not self._closing.wait(LOOK_S):
+        while not self._closing.wait(CHECK_S):
             now = time.monotonic()
             for worker in list(self.workers):
                 worker.check_silence(now)
@@ -245,16 +245,16 @@ class WorkerPool:
         runtime, workers = self._runtime, list(self.workers)
         waits = [*runtime.waits(), *(wait for worker in workers for wait in worker.waits)]
         moment = Moment(
-            runtime.progress.recorded, runtime.mover.waits.pieces + sum(worker.pieces for worker in workers),
+            runtime.progress.recorded, runtime.object_transfer.waits.pieces + sum(worker.pieces for worker in workers),
             self.transferring and not runtime.stopping and runtime.progress.pending > 0,
             is_excused(runtime.paused, waits),
         )  # fmt: skip
-        action = watchdog.look(now, moment)
+        action = watchdog.check(now, moment)
         silent_s = max((worker.silent_s for worker in workers), default=0.0)
         words = ""
         if action is not Action.NOTHING:
-            words = in_words(watchdog.still_s, waits)
-        elif silent_s >= SILENT_TELL_S:
+            words = describe_stall(watchdog.still_s, waits)
+        elif silent_s >= SILENT_WARN_S:
             words = f"an engine process has been silent for {duration(silent_s)}"
         runtime.progress.still = words
         if action is Action.END:
@@ -275,7 +275,7 @@ class WorkerPool:
         able: list[tuple[int, WorkerHandle | None]] = [
             (worker.rows_ahead, worker) for worker in self.workers if worker.wants_rows
         ]
-        if own.hungry or (wanted and not able):
+        if own.wants_chunk or (wanted and not able):
             able.append((own.rows_ahead, None))
         if not able:
             return False
@@ -326,7 +326,7 @@ class WorkerPool:
             self._most = self.processes
             return False
         self._setup = setup
-        self._runtime.divide(share)
+        self._runtime.set_share(share)
         self._beat()
         return True
 
@@ -336,7 +336,7 @@ class WorkerPool:
         pauses |= {worker: worker.pauses for worker in live}
         for worker in live:
             if pauses[worker]:
-                self._runtime.heed(pauses[worker])
+                self._runtime.apply_pauses(pauses[worker])
             merged = {name: pause for other in pauses if other is not worker for name, pause in pauses[other].items()}
             worker.send_beat(
                 {

@@ -72,9 +72,9 @@ class Worker:
         self.runtime.pause(data["paused"])
         if data["share"] != self._share:
             self._share = data["share"]
-            self.runtime.divide(self._share)
+            self.runtime.set_share(self._share)
         if data["pauses"]:
-            self.runtime.heed(data["pauses"])
+            self.runtime.apply_pauses(data["pauses"])
 
     def close(self) -> None:
         """Stop the chunks that are still active, and end the runtime."""
@@ -117,10 +117,10 @@ class Worker:
             self._send(
                 BEAT,
                 {
-                    "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.room, "cpu_s": rt.loop_cpu_s(),
+                    "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.rows_wanted, "cpu_s": rt.loop_cpu_s(),
                     "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
                     "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
-                    "waits": rt.waits(), "pieces": rt.mover.waits.pieces,
+                    "waits": rt.waits(), "pieces": rt.object_transfer.waits.pieces,
                 },
             )  # fmt: skip
 

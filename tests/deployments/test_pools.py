@@ -12,6 +12,8 @@ from tests.flows.deployed import Deployed
 from tests.flows.project import Cli, Prefect
 from tests.flows.site import UNITS
 
+pytestmark = pytest.mark.matrix
+
 KINDS = ["kubernetes", "ecs"]
 
 
@@ -21,6 +23,7 @@ def make(prefect_api: Prefect, name: str, kind: str) -> None:
     prefect_api.post("work_pools/", {"name": name, "type": kind, "base_job_template": template})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_server_takes_them(kind: str, prefect_api: Prefect) -> None:
     """A pool is made of the template, and a deployment with some of its variables; a wrong one is refused."""

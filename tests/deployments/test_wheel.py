@@ -54,6 +54,7 @@ def test_what_it_installs(wheel: Path) -> None:
     assert tops == {"flows", "tasks", "ferry", "image_ferry-0.1.0.dist-info"}
 
 
+@pytest.mark.slow
 def test_it_runs_beside_packages_of_the_same_names(
     ferry: Path, project: Project, origin: Origin, cli: Cli, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from tasks import report, result_store, run, transfer
 from tests.faults.victim import Killer
 
 IN_FLOW: dict[str, tuple[Any, str]] = {
-    "upload": (ObjectTransfer, "move"),  # after: it is there, and nothing has recorded it
+    "upload": (ObjectTransfer, "transfer"),  # after: the object is stored, and no outcome is recorded
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
@@ -42,9 +42,9 @@ IN_FLOW: dict[str, tuple[Any, str]] = {
 IN_PLAN: dict[str, tuple[Any, str]] = {
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
-    "bringing the list": (planner, "load_manifest"),
-    "judging": (collisions, "write_outcomes"),
-    "cutting chunks": (chunk_files, "write_chunks"),
+    "loading the manifest": (planner, "load_manifest"),
+    "recording problems": (collisions, "write_outcomes"),
+    "writing chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
     "compaction": (ledger, "compact_ledger"),
     "finish": (finish, "finish_run"),

@@ -67,7 +67,7 @@ def write_outcomes(state: State, rows: int, files: int) -> None:
                 """,
                 params={"start": part * per_file, "end": min(rows, (part + 1) * per_file)},
             )
-            table = parquet.whole_schema(relation.to_arrow_table(), parquet.OUTCOME_SCHEMA)
+            table = parquet.add_missing_columns(relation.to_arrow_table(), parquet.OUTCOME_SCHEMA)
             outcomes = table.select(parquet.OUTCOME_SCHEMA.names).cast(parquet.OUTCOME_SCHEMA)
             ledger.write_outcomes(state, parquet.to_bytes(outcomes), 1, "c", part)
 

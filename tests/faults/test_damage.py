@@ -14,13 +14,13 @@ from ferry.core.errors import Damaged, FerryError, UserError
 from ferry.core.records import Status
 from ferry.reconcile.finish import finish_run
 from ferry.state import checksums, lease, ledger
-from ferry.state.counts import count
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import set_plan_aside
-from ferry.state.queries import with_latest
 from ferry.transfer.chunk import read_chunk
 from tests.faults.amount import some
 from tests.support import helpers
+
+pytestmark = pytest.mark.matrix
 
 How = Literal["deleted", "cut", "flipped"]
 ROWS = 40
@@ -101,9 +101,9 @@ HOWS: tuple[How, ...] = ("deleted", "cut", "flipped")
 @pytest.mark.parametrize(
     ("start", "note"),
     [
-        ("plan/plan.json", "made anew from the list and the ledger"),
-        ("plan/manifest-", "made anew from the list"),
-        ("chunks/", "cut anew"),
+        ("plan/plan.json", "planned again from the manifest and the ledger"),
+        ("plan/manifest-", "made again from the manifest"),
+        ("chunks/", "go to new chunks"),
         ("plan/location.json", None),
         ("plan/hints/", None),
         ("reports/", None),
@@ -142,7 +142,7 @@ def test_what_only_the_ledger_knows_is_refused(how: How, folder: str, world: Wor
     for name in world.names(f"{folder}/"):
         for _ in range(some(2, 60)):
             state = world.damaged(name, how, rng)
-            for look in (lambda s: helpers.plan(world.job, s, 4), lambda s: with_latest(s, count), helpers.latest):
+            for look in (lambda s: helpers.plan(world.job, s, 4), helpers.counts_of, helpers.latest):
                 with pytest.raises(Damaged, match=rf"{name} is damaged.*--replan"):
                     look(state)
             set_plan_aside(state)
@@ -156,8 +156,8 @@ def test_a_lost_ledger_is_noticed(world: World, tried: Callable[..., None]) -> N
     """The last report names the folded ledger: when that is gone nothing is planned as if it had never been done."""
     (name,) = world.names("ledger/")
     state = world.damaged(name, "deleted", random.Random(1))
-    for look in (lambda s: helpers.plan(world.job, s, 4), lambda s: with_latest(s, count)):
-        with pytest.raises(Damaged, match=rf"{name} is gone.*--replan"):
+    for look in (lambda s: helpers.plan(world.job, s, 4), helpers.counts_of):
+        with pytest.raises(Damaged, match=rf"{name} is missing.*--replan"):
             look(state)
     set_plan_aside(state)
     assert ledger.put_ledger_aside(state) == [name]

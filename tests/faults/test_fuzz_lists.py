@@ -14,6 +14,7 @@ from typing import Any
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.redaction import escaped
@@ -192,6 +193,7 @@ def test_parquet_lists(tried: Tried) -> None:
     tried("fuzzing: lists as Parquet", in_a_process("parquet", 412, some(150, 20_000)))
 
 
+@pytest.mark.slow
 def test_workbooks(tried: Tried) -> None:
     """Damaged workbooks are refused or read."""
     tried("fuzzing: lists as workbooks", in_a_process("xlsx", 413, some(4, 400)))

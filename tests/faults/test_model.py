@@ -101,7 +101,7 @@ class DyingState:
             self._step()
             self._files.pop(name, None)
 
-    def forget_copies(self) -> None:
+    def delete_stale_copies(self) -> None:
         """It keeps none."""
 
     def local(self, name: str) -> Path:
@@ -340,6 +340,7 @@ def ledger_time() -> float:
     return float(_clock)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)  # it takes as long as the machine gives it
 def test_any_order_of_work_and_crashes() -> None:
     """Rules in any order, deaths at any write: the invariant and the rules' own claims hold."""

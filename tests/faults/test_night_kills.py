@@ -72,7 +72,7 @@ def test_a_night_killed_at_any_moment(origin: Origin, s3: S3Server, tmp_path: Pa
     assert reached["after deletion"] == 6  # two that left the list, four that their rows left behind
     first.check("nothing was killed")
     wanted, killed = some(1, 60), 0
-    deleting = {point: count for point, count in reached.items() if "deletion" in point or "sweep" in point}
+    deleting = {point: count for point, count in reached.items() if "deletion" in point or "prune" in point}
     turns = [*moments(deleting, (wanted + 1) // 2, seed=5), *moments(reached, 2 * wanted, seed=6)]
     for number, (point, at) in enumerate(turns, 1):
         if killed == wanted:

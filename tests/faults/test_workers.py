@@ -141,7 +141,7 @@ def test_two_runs_through_two_workers(site: Site, tried: Callable[..., None]) ->
     both = [site.submit("free"), site.submit("free")]
     ends = sorted(site.ended(run) for run in both)
     assert [state for state, _ in ends] == ["COMPLETED", "FAILED"]
-    assert ends[1][1].startswith("LeaseHeld: another run of this job is on: ")
+    assert ends[1][1].startswith("LeaseHeld: another run of this job is running: ")
     site.check(bodies)
     assert all(site.origin.requests[f"/{key}"] == 1 for key in bodies)
     tried("two runs of one job through two workers")

@@ -33,7 +33,7 @@ from tests.support import helpers
 ROOT = Path(__file__).parents[2]
 # What is wrapped: the moment before the call and the one after it are points.
 CALLS: dict[str, tuple[Any, str]] = {
-    "upload": (transfer.ObjectTransfer, "move"),  # after: it is there, and nothing has recorded it
+    "upload": (transfer.ObjectTransfer, "transfer"),  # after: the object is stored, and no outcome is recorded
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
@@ -42,14 +42,14 @@ CALLS: dict[str, tuple[Any, str]] = {
     "move a file in": (DirectoryState, "write_file"),
     "merge of a chunk's parts": (chunk.ChunkRun, "_merge_parts"),
     "compaction": (ledger, "compact_ledger"),
-    "bringing the list": (planner, "load_manifest"),
-    "judging": (collisions, "write_outcomes"),
-    "cutting chunks": (chunk_files, "write_chunks"),
+    "loading the manifest": (planner, "load_manifest"),
+    "recording problems": (collisions, "write_outcomes"),
+    "writing chunks": (chunk_files, "write_chunks"),
     "looking for existing objects": (planner, "find_existing"),
     "hints": (existing_objects, "_write"),
     "finish": (finish, "finish_run"),
-    "sweep": (prune, "prune_removed"),
-    "deletion": (prune, "_delete_one"),  # after: it is gone, and nothing has recorded it
+    "prune": (prune, "prune_removed"),
+    "deletion": (prune, "_delete_one"),  # after: the object is deleted, and no outcome is recorded
     "lease": (DirectoryState, "swap"),
 }
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.matrix
+
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deployments" / "advisories.py"
 LOCK = """\

@@ -187,6 +187,7 @@ def test_a_private_authority(prefect_local: LocalServer, tmp_path: Path, monkeyp
         check_reachable(url)
 
 
+@pytest.mark.slow
 def test_a_run_on_the_profile_s_server_behind_tls(
     project: Project, origin: Origin, prefect_local: LocalServer, prefect_api: Prefect, tmp_path: Path
 ) -> None:

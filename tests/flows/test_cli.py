@@ -289,7 +289,9 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
     assert project.stored() == bodies
     assert max(origin.requests.values()) == 1
     held = [run for run in prefect_api.runs(project.name) if run["state_type"] == "FAILED"]
-    assert [run["state"]["message"].startswith("LeaseHeld: another run of this job is on") for run in held] == [True]
+    assert [run["state"]["message"].startswith("LeaseHeld: another run of this job is running") for run in held] == [
+        True
+    ]
 
 
 def test_secrets(project: Project, origin: Origin, prefect_api: Prefect) -> None:

@@ -213,7 +213,7 @@ def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
     said = ended.stdout.splitlines()
     assert len(said) == 3, ended.stdout + ended.stderr
     assert f"contains the working directory ({tmp_path}/project)" in said[0]
-    assert "lies in the destination" in said[1]
+    assert "is in the destination" in said[1]
     assert f"is inside Prefect's home ({tmp_path}/prefect)" in said[2]
 
 

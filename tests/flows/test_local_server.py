@@ -161,6 +161,7 @@ def test_the_server_has_no_credentials(tmp_path: Path, monkeypatch: pytest.Monke
     assert found["PATH"] == os.environ["PATH"]
 
 
+@pytest.mark.slow
 def test_the_server_imports_nothing_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server imports no code and reads no settings from the working directory or its home."""
     canary, home = tmp_path / "canary", tmp_path / "home"
@@ -217,6 +218,7 @@ print(os.environ["no_proxy"] == os.environ["NO_PROXY"], os.environ["NO_PROXY"])
 """  # noqa: E501
 
 
+@pytest.mark.slow
 def test_the_servers_requests_go_through_no_proxy(tmp_path: Path) -> None:
     """With HTTP_PROXY set, a run connects to its server directly, and keeps the user's exceptions."""
     with _proxy() as (address, asked):

@@ -37,28 +37,29 @@ def test_a_night_deletes_what_left_the_list(project: Project, origin: Origin) ->
     gone = rows.pop(7)["url"].rpartition("/")[2]
     project.manifest(rows)
     first = project.ferry("run", "job.yaml", "--json").expect(0).json
-    assert (first["night"]["deleted"], first["swept"]["waiting"]) == (0, 1)
+    assert (first["delta"]["deleted"], first["pruned"]["waiting"]) == (0, 1)
     waits = (
         "1 copy is missing from the manifest for the first time, and will be deleted if also missing from the next one"
     )
     assert waits in first["message"]
     assert project.stored() == bodies
     night = project.ferry("run", "job.yaml", "--json").expect(0).json
-    assert (night["night"]["deleted"], night["swept"]["listed"]) == (1, "reports/run-000003/gone.csv")
-    assert "1 deleted, removed from the manifest (reports/run-000003/gone.csv)" in night["message"]
-    assert gone in (project.state / night["swept"]["listed"]).read_text()
+    assert (night["delta"]["deleted"], night["pruned"]["file"]) == (1, "reports/run-000003/pruned.csv")
+    assert "1 deleted, removed from the manifest (reports/run-000003/pruned.csv)" in night["message"]
+    assert gone in (project.state / night["pruned"]["file"]).read_text()
     del bodies[f"images/{gone}"]
     assert project.stored() == bodies
     project.manifest(rows[:10])
     refused = project.ferry("run", "job.yaml").expect(1)
-    said = "The list has 10 rows that can be used, where the last one had 29. If it is cut off, stop this run."
+    said = "The manifest has 10 usable rows, and the last one had 29. If it is truncated, stop this run"
     assert refused.text.index(said) < refused.text.index("10 rows: 10 to do")
     assert "removed from the manifest: 19, 0 of them deleted" in refused.text
     assert "19 copies whose rows were removed from the manifest were not deleted: " in refused.text
-    assert "10 rows where it had 29" in refused.text
+    assert "the manifest has 10 rows, 29 were expected" in refused.text
     assert project.stored() == bodies
 
 
+@pytest.mark.slow
 def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, origin: Origin) -> None:
     """The run after an interrupted delta run counts the same manifest only once."""
     rows, bodies = serve(origin, 10)
@@ -72,16 +73,16 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     interrupted = Cli.end(process, ("run",)).expect(143).json
-    assert interrupted["swept"]["waiting"] == 1
+    assert interrupted["pruned"]["waiting"] == 1
     assert "interrupted by SIGTERM" in interrupted["message"]
-    again = project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]
+    again = project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]
     assert (again["waiting"], again["deleted"]) == (1, 0)
     assert project.stored() == bodies
-    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]["deleted"] == 1
 
 
 @pytest.mark.parametrize(
-    ("swept", "sentence"),
+    ("pruned", "sentence"),
     [
         (PruneResult(1, 2, refused="why."), "1 copy whose row was removed from the manifest was not deleted: why."),
         (
@@ -89,25 +90,26 @@ def test_a_night_that_is_interrupted_counts_its_list_once(project: Project, orig
             "19 copies whose rows were removed from the manifest were not deleted: why.",
         ),
         (
-            PruneResult(3, 2, failed=1, why_failed="a.jpg: why"),
+            PruneResult(3, 2, failed=1, first_failure="a.jpg: why"),
             "1 copy could not be deleted: a.jpg: why; the next delta run tries again",
         ),
         (
-            PruneResult(3, 2, failed=2, why_failed="a.jpg: why"),
+            PruneResult(3, 2, failed=2, first_failure="a.jpg: why"),
             "2 copies could not be deleted, the first of them a.jpg: why; the next delta run tries again",
         ),
         (
-            PruneResult(3, 2, failed=2, ended="why"),
+            PruneResult(3, 2, failed=2, stop_reason="why"),
             "2 copies could not be deleted: why; the next delta run tries again",
         ),
         (PruneResult(3, 2, deleted=3), ""),
     ],
 )
-def test_what_is_said_of_copies_that_stand(swept: PruneResult, sentence: str) -> None:
+def test_what_is_said_of_copies_that_stand(pruned: PruneResult, sentence: str) -> None:
     """prune_failure() names the number of copies and the reason."""
-    assert prune_failure(swept) == sentence
+    assert prune_failure(pruned) == sentence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partly", [["--limit", "100"], ["--retry-failed"]])
 def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, origin: Origin) -> None:
     """`--limit` and `--retry-failed` delete no copy, and do not count the manifest."""
@@ -118,11 +120,12 @@ def test_a_run_of_a_part_deletes_nothing(partly: list[str], project: Project, or
     project.manifest(rows[:-1])
     project.ferry("run", "job.yaml").expect(0)
     for _ in range(2):
-        assert project.ferry("run", "job.yaml", *partly, "--json").expect(0).json["swept"] is None
+        assert project.ferry("run", "job.yaml", *partly, "--json").expect(0).json["pruned"] is None
         assert project.stored() == bodies
-    assert project.ferry("run", "job.yaml", "--json").expect(0).json["swept"]["deleted"] == 1
+    assert project.ferry("run", "job.yaml", "--json").expect(0).json["pruned"]["deleted"] == 1
 
 
+@pytest.mark.slow
 def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Origin) -> None:
     """A missing manifest exits 2 and deletes nothing; the last one is not used instead."""
     rows, bodies = serve(origin, 3)

@@ -153,6 +153,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_told_in_these_words(cli: Cli) -> None:
     """An unreachable server is logged with the expected text and logger."""
     environment = {**cli.environment, "PREFECT_API_URL": "http://127.0.0.1:1/api"}

@@ -70,6 +70,7 @@ def as_documented(project: Project, environment: Environment) -> Ended:
     return project.ferry(*shlex.split(line)[1:], env=given)
 
 
+@pytest.mark.slow
 def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
     """`ferry plan` reads blocks from the server of its job's runs, where the documented `ferry block` saves them."""
     rows, bodies = serve(origin, 3)

@@ -77,7 +77,7 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
 
         waiting = project.start("run", "job.yaml", "--on", deployed.named("migrate/nightly"), "--json")
         refused = project.ferry("run", "job.yaml", "--on", deployed.named("migrate/other"), "--json").expect(3)
-        assert f"another run of this job is on: {project.name}" in refused.json["message"]
+        assert f"another run of this job is running: {project.name}" in refused.json["message"]
         wait_for("the nightly to be submitted", lambda: newest(prefect_api, deployed, "nightly"))
         b = newest(prefect_api, deployed, "nightly")
         assert b is not None

@@ -28,7 +28,7 @@ import runpy, sys
 from ferry import transfer
 from ferry.transfer import stall
 for names in (transfer, stall):
-    names.TELL_S, names.END_S, names.SILENT_TELL_S, names.SILENT_END_S = map(float, sys.argv[1:5])
+    names.WARN_S, names.END_S, names.SILENT_WARN_S, names.SILENT_END_S = map(float, sys.argv[1:5])
 sys.argv = ["ferry", *sys.argv[5:]]
 runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """
@@ -64,7 +64,7 @@ def test_an_origin_that_hangs(project: Project, origin: Origin, prefect_api: Pre
     project.manifest([*rows, *({"sku": url, "url": url} for url in stalled)])
     project.job(timeouts=PATIENT, failure_budget=0)
     process = start(project, 2, 12, 15, 60)
-    words = f"3 rows wait for an answer of {host}"
+    words = f"3 rows wait for a response from {host}"
     wait_for("the state to say so", lambda: words in still(project), 60)
     assert words in project.ferry("status", "job.yaml").expect(0).stdout
     wait_for("the artifact to say so", lambda: words in bar(prefect_api, project), 20)
@@ -72,7 +72,7 @@ def test_an_origin_that_hangs(project: Project, origin: Origin, prefect_api: Pre
     report = ended.json
     assert report["counts"]["copied"] == 10
     assert report["counts"]["pending"] == 3
-    assert f"nothing settled for 0:12: {words}" in report["message"]
+    assert f"no row has finished for 0:12: {words}" in report["message"]
     assert words in ended.stderr  # the log
     assert project.stored() == bodies
 
@@ -94,7 +94,7 @@ def test_a_store_that_goes_silent(project: Project, origin: Origin, silent: OddS
     env = {"AWS_ACCESS_KEY_ID": silent.access_key, "AWS_SECRET_ACCESS_KEY": silent.secret_key}
     report = Cli.end(start(project, 2, 4, 15, 60, env=env), ("run",)).expect(1).json
     assert report["counts"]["pending"] == 5
-    assert "rows wait for the destination's answer to PUT" in report["message"]
+    assert "rows wait for the destination's response to PUT" in report["message"]
 
 
 def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> None:
@@ -105,7 +105,7 @@ def test_a_large_object_that_comes_slowly(project: Project, origin: Origin) -> N
     project.job(timeouts=PATIENT)
     ended = Cli.end(start(project, 2, 5, 15, 60), ("run",)).expect(0)
     assert ended.json["this_run"] == {"copied": 1}
-    assert "1 row waits for an answer of" in ended.stderr
+    assert "1 row waits for a response from" in ended.stderr
 
 
 def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None:
@@ -116,7 +116,7 @@ def test_a_pause_that_a_host_asked_for(project: Project, origin: Origin) -> None
     project.job(concurrency=1, retries={"attempts": 3, "backoff_s": 0.1, "max_backoff_s": 30})
     ended = Cli.end(start(project, 2, 4, 15, 60), ("run",)).expect(0)
     assert ended.json["this_run"] == {"copied": 3}
-    assert "nothing settled" not in ended.text
+    assert "no row has finished" not in ended.text
 
 
 def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.server import api_address
 from flows.server.local import PREPARED, LocalServer
 
@@ -38,6 +40,7 @@ def _environment_of(started: LocalServer) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in os.fsdecode(raw).split("\0") if "=" in pair)
 
 
+@pytest.mark.slow
 def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path) -> None:
     """Migrations are skipped only on a database of the same version of Prefect."""
     home = tmp_path / "home"
@@ -55,6 +58,7 @@ def test_a_database_is_prepared_once_for_each_version_of_prefect(tmp_path: Path)
         assert database.execute("select count(*) from flow_run").fetchall() == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_home_whose_database_was_deleted_is_prepared_anew(tmp_path: Path) -> None:
     """A `prepared-by` without its database is ignored, and the template is used."""
     home = tmp_path / "home"

@@ -95,7 +95,7 @@ def nights_go_on(updated: Updated, prefect_api: Prefect) -> None:
     made.list(*made.bodies, *(f"gone-{number}.bin" for number in range(old_state.MISSING)))
     report = updated.ferry("run", "job.yaml", "--json").expect(0).json
     assert report["this_run"] == {"copied": 2, "unchanged": 19, "failed": 2}
-    assert report["night"]["bytes_saved"] > 0
+    assert report["delta"]["bytes_saved"] > 0
     assert +made.origin.bodies == {"/03.bin": 1, "/new.bin": 1}
     assert {key: body for key, (_, body) in updated.stored.items()} == made.bodies
     kept = {key: at for key, at in updated.stored.items() if key not in ("03.bin", "new.bin")}

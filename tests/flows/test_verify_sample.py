@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from demo.origin import Origin
 from tests.flows.project import Project, serve
 
 
+@pytest.mark.slow
 def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:
     """The message has N of M and the seed; the same seed draws the same objects and finds errors among them."""
     rows, _ = serve(origin, 20)

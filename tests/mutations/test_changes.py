@@ -9,6 +9,8 @@ import pytest
 from tests.mutations.changes import changes, shown
 from tests.mutations.targets import TARGETS
 
+pytestmark = pytest.mark.matrix
+
 ROOT = Path(__file__).parents[2]
 SOURCE = '''"""A doc < of more."""
 

@@ -18,11 +18,13 @@ from ferry.core.errors import ChunkIncomplete
 from ferry.core.memory_budget import SPOOL_OVER_BYTES
 from ferry.core.records import ErrorClass, Outcome, Reason, Row, Status
 from ferry.job.model import Job
-from ferry.planning.planner import Accesses, Ask, make_plan
+from ferry.planning.planner import Accesses, PlanOptions, make_plan
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
+from ferry.state.counts import Counts, count
 from ferry.state.files import DirectoryState, State
 from ferry.state.plan_file import ChunkRef, Planned
+from ferry.state.queries import folded_ledger
 from ferry.storage.credentials import Access
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.runtime import Runtime
@@ -102,7 +104,7 @@ def plan(
     server: Access = Access(),
     **ask: Any,
 ) -> Planned:
-    return make_plan(job, state, Accesses(server, server), Ask(run_no=run_no, mode=mode, **ask))
+    return make_plan(job, state, Accesses(server, server), PlanOptions(run_no=run_no, mode=mode, **ask))
 
 
 def chunk_rows(state: State, ref: ChunkRef) -> list[Row]:
@@ -118,6 +120,11 @@ def latest(state: State) -> dict[str, Outcome]:
         return {outcome.row_id: outcome for outcome in parquet.outcomes_of(reader.read_all())}
     finally:
         con.close()
+
+
+def counts_of(state: State) -> Counts:
+    with folded_ledger(state) as con:
+        return count(con)
 
 
 def by_key(state: State) -> dict[str, Outcome]:

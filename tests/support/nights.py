@@ -27,7 +27,7 @@ class World:
         self.bodies: dict[str, bytes] = {}
         self.figures: dict[str, int] | None = None
         self.planned: Planned | None = None
-        self.swept: PruneResult | None = None
+        self.pruned: PruneResult | None = None
 
     def put(self, key: str, seed: int, **given: Any) -> None:
         self.bodies[key] = make_image("jpeg", seed, 30, 20)
@@ -52,13 +52,13 @@ class World:
         self.run_no += 1
         job, server = self.job(**given), helpers.access(self.s3)
         self.planned = helpers.run(job, self.state, server, self.run_no)
-        self.swept = None
+        self.pruned = None
         if job.delta.delete_removed:
             with lease.hold_lease(self.state, "test") as held:
-                self.swept = PruneResult(**prune_removed(job, self.state, server, server, self.run_no, held.token))
-        answer = finish_run(job, self.state, self.run_no, swept=self.swept is not None)
+                self.pruned = PruneResult(**prune_removed(job, self.state, server, server, self.run_no, held.token))
+        answer = finish_run(job, self.state, self.run_no, pruned=self.pruned is not None)
         assert not answer["counts"]["pending"]
-        self.figures = answer["night"]
+        self.figures = answer["delta"]
         latest = helpers.latest(self.state).values()
         return {outcome.key: outcome for outcome in latest if outcome.run_no == self.run_no}
 

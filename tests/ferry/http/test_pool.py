@@ -16,6 +16,8 @@ from ferry.http.address_filter import Resolved
 from ferry.http.connection import Upload
 from ferry.http.pool import Connections
 
+pytestmark = pytest.mark.matrix
+
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

@@ -27,6 +27,8 @@ from ferry.images.check import KINDS, check_image, decode_image, sniff
 from ferry.images.decode_memory import DecodeMemory
 from tests.faults import bombs
 
+pytestmark = pytest.mark.matrix
+
 Image.init()  # else Pillow knows as many formats as tests before this one have asked for
 EXIF_TIFF = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 

@@ -31,6 +31,8 @@ from tests.faults import bombs
 from tests.ferry.images.test_check import body
 from tests.support.helpers import directory_state, engine, make_body, make_job, make_row
 
+pytestmark = pytest.mark.matrix
+
 MIB = 1024 * 1024
 ZEROS = bytes(68 * MIB)
 TURN_S = 0.1  # a turn is due twice as often; a machine that is busy has half of them left
@@ -123,11 +125,11 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
 
         async def land() -> None:
             assert limit.take()
-            place = Permit(limit)
+            permit = Permit(limit)
             try:
-                await runtime.mover._land(row, fetch, None, OnExisting.OVERWRITE, place)
+                await runtime.object_transfer._store(row, fetch, None, OnExisting.OVERWRITE, permit)
             finally:
-                place.release()
+                permit.release()
                 body.discard()
 
         return runtime.wait(turns_while(land()))

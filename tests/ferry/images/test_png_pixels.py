@@ -15,6 +15,8 @@ from ferry.images.check import check_image
 from ferry.images.web import unfiltered_bytes
 from tests.faults.bombs import PNG_START, png, png_chunk, png_of_nothing
 
+pytestmark = pytest.mark.matrix
+
 
 def made(mode: str, size: tuple[int, int]) -> bytes:
     """One colour, written by Pillow: nothing compresses better."""

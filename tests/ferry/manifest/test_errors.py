@@ -19,6 +19,8 @@ from ferry.job.model import Columns
 from ferry.manifest.open import open_manifest
 from tests.ferry.manifest.test_open import URL, column, opened, problems, put, refused, row_numbers
 
+pytestmark = pytest.mark.matrix
+
 GOOD = f"{URL},1\n"
 
 

@@ -20,6 +20,8 @@ from ferry.core.errors import UserError
 from ferry.job.model import Columns
 from ferry.manifest.open import Manifest, open_manifest
 
+pytestmark = pytest.mark.matrix
+
 URL = "https://a.example/x.jpg"
 
 

@@ -1,4 +1,4 @@
-"""Chunk files: which rows they get, in which order, and which rows of earlier ones need nothing more."""
+"""Chunk files: which rows they get, in which order, and which rows of earlier chunks need no further work."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ COLUMNS = ("row_id", "row_no", "source", "key", "deferred_key", "size", "md5", "
 
 
 class Cutting:
-    """A list, the ledger and what planning wants of its rows."""
+    """A manifest, a ledger, and the rows that planning selects."""
 
     def __init__(self, folder: Path) -> None:
         self.state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
         kinds = {"row_no": "BIGINT", "deferred_key": "BOOLEAN", "size": "BIGINT"}
         columns = ", ".join(f"{name} {kinds.get(name, 'VARCHAR')}" for name in COLUMNS)
-        self.con.execute(f"CREATE TABLE m ({columns}); CREATE TABLE verdict (row_id VARCHAR)")
+        self.con.execute(f"CREATE TABLE manifest ({columns}); CREATE TABLE problems (row_id VARCHAR)")
 
     def put(self, *rows: dict[str, Any]) -> None:
         for row in rows:
             number = row["row_no"]
             values = {"row_id": str(number), "source": f"s{number}", "key": f"k{number}", "deferred_key": False, **row}
             values_in_order = [values.get(name) for name in COLUMNS]
-            self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(COLUMNS))})", values_in_order)
+            self.con.execute(f"INSERT INTO manifest VALUES ({', '.join('?' * len(COLUMNS))})", values_in_order)
 
     def outcomes(self, *outcomes: tuple[str, int]) -> None:
-        """Of so many attempts at these rows."""
+        """Writes an outcome of each row and attempt."""
         made = [make_outcome(row_id, attempt=attempt) for row_id, attempt in outcomes]
         ledger.append_outcomes(self.state, made, 1, "c", 0)
-        ledger.create_latest(self.con, self.state, at_once=True)
+        ledger.create_latest(self.con, self.state)
 
     def cut(
         self, todo: Sequence[tuple[int, str, int]], rows: int = 3, run_no: int = 1, base: bool = True, **ask: Any
     ) -> list[ChunkRef]:
-        """Chunks of rows by number, each with its reason and attempt."""
+        """Returns chunks of rows, each given by number, reason and attempt."""
         self.con.execute("CREATE OR REPLACE TABLE todo (row_id VARCHAR, row_no BIGINT, reason VARCHAR, attempt BIGINT, "
-                         "consecutive_failures BIGINT); DROP TABLE IF EXISTS cut")  # fmt: skip
+                         "consecutive_failures BIGINT); DROP TABLE IF EXISTS selected")  # fmt: skip
         for number, reason, attempt in todo:
             line = [str(number), number, reason, attempt, attempt - 1]
             self.con.execute("INSERT INTO todo VALUES (?, ?, ?, ?, ?)", line)
-        chunk_files.choose(self.con, ask.get("limit"), ask.get("pending", 0))
+        chunk_files.select_rows(self.con, ask.get("limit"), ask.get("pending", 0))
         return chunk_files.write_chunks(self.con, self.state, run_no, rows, base=base)
 
     def rows(self, chunks: Sequence[ChunkRef]) -> list[list[Row]]:
@@ -77,8 +77,8 @@ TO_DO = [(7, "new", 1), (2, "retry", 3), (3, "new", 1), (1, "new", 1), (6, "repa
 def test_new_rows_and_others_in_the_order_of_the_list(
     span: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks of so many rows, the last one shorter, new rows apart; however many are sorted at once."""
-    monkeypatch.setattr(chunk_files, "SPAN_ROWS", span)
+    """Chunks have the manifest's order, new rows apart from others, however many rows are sorted at once."""
+    monkeypatch.setattr(chunk_files, "SORTED_ROWS", span)
     chunks = cutting.cut(TO_DO)
     assert cutting.ids(chunks) == [["1", "3", "5"], ["7"], ["2", "6"]]
     assert [(chunk.kind, chunk.rows, chunk.bytes, chunk.run_no, chunk.done) for chunk in chunks] == [
@@ -91,7 +91,7 @@ def test_new_rows_and_others_in_the_order_of_the_list(
 
 
 def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
-    """In whichever run; but a chunk of rows that are done again is one of its run alone."""
+    """New rows give the same chunk in any run, and rows of a retry chunk another one in each run."""
     (base,), (later,) = cutting.cut([(1, "new", 1)]), cutting.cut([(1, "new", 1)], run_no=2)
     assert (base.digest, base.kind) == (later.digest, "base")
     assert chunk_files.without([base], [later]) == []
@@ -117,34 +117,35 @@ def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:
     ],
 )
 def test_a_limit(limit: int | None, pending: int, rows: list[list[str]], reasons: Any, cutting: Cutting) -> None:
-    """Rows of earlier chunks count first, then new ones, then the others."""
+    """A limit counts rows of earlier chunks first, then new rows, then the others."""
     assert cutting.ids(cutting.cut(TO_DO, limit=limit, pending=pending)) == rows
-    cutting.con.execute("DROP TABLE cut")
-    assert chunk_files.choose(cutting.con, limit, pending) == reasons
+    cutting.con.execute("DROP TABLE selected")
+    assert chunk_files.select_rows(cutting.con, limit, pending) == reasons
 
 
 def held(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
     lines = cutting.con.execute(
-        "SELECT row_id, attempt, chunk, place, stale FROM held ORDER BY place, row_id"
+        "SELECT row_id, attempt, chunk, position, stale FROM held ORDER BY position, row_id"
     ).fetchall()
-    place = {chunk.digest: number for number, chunk in enumerate(chunks)}
-    assert all(place[chunk] == number for _, _, chunk, number, _ in lines)
+    positions = {chunk.digest: number for number, chunk in enumerate(chunks)}
+    assert all(positions[chunk] == number for _, _, chunk, number, _ in lines)
     return [(row_id, attempt, number, stale) for row_id, attempt, _, number, stale in lines]
 
 
 @pytest.mark.parametrize("files", [1, 500])
 def test_what_chunks_hold(files: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each row, for its attempt, and whether the list says something else of it by now. A row that left the list is as
-    it was. However many files are read at once."""
-    monkeypatch.setattr(chunk_files, "FILES_AT_ONCE", files)
+    """A chunk's row is stale if the manifest describes it differently, and not if it was removed."""
+    monkeypatch.setattr(chunk_files, "FILES_PER_STATEMENT", files)
     chunks = [*cutting.cut([(1, "new", 1), (2, "new", 1), (3, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
     assert held(cutting, chunks) == [("1", 1, 0, False), ("2", 1, 0, False), ("3", 1, 0, False), ("1", 2, 1, False)]
     for name in ("size", "md5", "sha256", "etag", "content_type"):
-        cutting.con.execute(f"UPDATE m SET {name} = '5' WHERE row_id = '1'")
+        cutting.con.execute(f"UPDATE manifest SET {name} = '5' WHERE row_id = '1'")
         assert [stale for *_, stale in held(cutting, chunks)] == [True, False, False, True], name
-        cutting.con.execute(f"UPDATE m SET {name} = {'10' if name == 'size' else 'NULL'} WHERE row_id = '1'")
-    cutting.con.execute("UPDATE m SET last_modified = 'x', id = 'y', source = 'z'; DELETE FROM m WHERE row_id = '2'")
+        cutting.con.execute(f"UPDATE manifest SET {name} = {'10' if name == 'size' else 'NULL'} WHERE row_id = '1'")
+    cutting.con.execute(
+        "UPDATE manifest SET last_modified = 'x', id = 'y', source = 'z'; DELETE FROM manifest WHERE row_id = '2'"
+    )
     assert not any(stale for *_, stale in held(cutting, chunks))
     (cutting.state.root / chunks[0].uri).unlink()
     with pytest.raises(UserError, match="missing or damaged"):
@@ -152,9 +153,9 @@ def test_what_chunks_hold(files: int, cutting: Cutting, monkeypatch: pytest.Monk
 
 
 def test_rows_that_may_have_begun(cutting: Cutting) -> None:
-    """They left the list, and the ledger does not have the attempt that a chunk holds them for."""
+    """A removed row may have begun if its chunk has an attempt that the ledger does not have."""
     first, second = cutting.cut([(1, "new", 1), (2, "new", 1), (3, "new", 1)]), cutting.cut([(1, "retry", 2)], run_no=5)
-    cutting.con.execute("DELETE FROM m WHERE row_id IN ('1', '3')")
+    cutting.con.execute("DELETE FROM manifest WHERE row_id IN ('1', '3')")
     cutting.outcomes(("1", 1))
     chunks = [*first, *second]
     chunk_files.load_held(cutting.con, cutting.state, chunks)
@@ -166,14 +167,14 @@ def test_rows_that_may_have_begun(cutting: Cutting) -> None:
     ("what", "done"),
     [
         ("", [False, False]),
-        ("INSERT INTO verdict VALUES ('1')", [True, False]),
-        ("UPDATE m SET error_class = 'bad_url' WHERE row_id = '1'", [True, False]),
-        ("DELETE FROM m WHERE row_id = '2'", [False, True]),
-        ("UPDATE m SET size = 5 WHERE row_id = '2'", [False, True]),
+        ("INSERT INTO problems VALUES ('1')", [True, False]),
+        ("UPDATE manifest SET error_class = 'bad_url' WHERE row_id = '1'", [True, False]),
+        ("DELETE FROM manifest WHERE row_id = '2'", [False, True]),
+        ("UPDATE manifest SET size = 5 WHERE row_id = '2'", [False, True]),
     ],
 )
 def test_rows_that_need_nothing_more(what: str, done: list[bool], cutting: Cutting) -> None:
-    """Those that left the list, may not move, or that the list says something else of."""
+    """Rows that are removed, unusable, in conflict or described differently need no further work."""
     chunks = cutting.cut([(1, "new", 1), (2, "new", 1)])
     if what:
         cutting.con.execute(what)
@@ -184,7 +185,7 @@ def test_rows_that_need_nothing_more(what: str, done: list[bool], cutting: Cutti
 def is_done(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
     return cutting.con.execute(
-        f"SELECT h.row_id, h.place, {chunk_files.DONE} {chunk_files.HELD_JOINED} ORDER BY 1, 2"
+        f"SELECT h.row_id, h.position, {chunk_files.DONE} {chunk_files.HELD_JOINED} ORDER BY 1, 2"
     ).fetchall()
 
 
@@ -192,7 +193,7 @@ def is_done(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...
     ("attempt", "done"), [(0, [True, False]), (1, [True, False]), (2, [True, True]), (3, [True, True])]
 )
 def test_attempts_that_the_ledger_has(attempt: int, done: list[bool], cutting: Cutting) -> None:
-    """Of several chunks with one row the one for the latest attempt counts, until the ledger has that attempt."""
+    """Of several chunks with a row, the one with the latest attempt counts until the ledger has that attempt."""
     chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 2)])]
     cutting.outcomes(*([("1", attempt)] if attempt else []))
     assert is_done(cutting, chunks) == [("1", 0, done[0]), ("1", 1, done[1])]
@@ -200,11 +201,11 @@ def test_attempts_that_the_ledger_has(attempt: int, done: list[bool], cutting: C
 
 
 def test_of_two_chunks_for_one_attempt_the_later_one_counts(cutting: Cutting) -> None:
-    """Unless it was cut from what the list does not say any more."""
+    """Of two chunks for one attempt the later one counts, unless it is stale."""
     chunks = [*cutting.cut([(1, "new", 1)]), *cutting.cut([(1, "retry", 1)])]
     cutting.outcomes()
     assert is_done(cutting, chunks) == [("1", 0, True), ("1", 1, False)]
-    cutting.con.execute("UPDATE m SET size = 5 WHERE row_id = '1'")
+    cutting.con.execute("UPDATE manifest SET size = 5 WHERE row_id = '1'")
     chunks = [*cutting.cut([(1, "new", 1)]), chunks[1]]
     assert is_done(cutting, chunks) == [("1", 0, False), ("1", 1, True)]
 
@@ -214,7 +215,7 @@ def test_of_two_chunks_for_one_attempt_the_later_one_counts(cutting: Cutting) ->
     [([], 3, []), ([0], 3, []), ([1, 5, 0, 2], 3, [3, 3, 2]), ([6], 3, [3, 3]), ([2, 2, 2], 3, [3, 3]), ([7], 9, [7])],
 )
 def test_tables_of_equal_length(batches: list[int], rows: int, tables: list[int]) -> None:
-    """Whatever batches come, no row is lost and none moves."""
+    """Batches of any size become tables of equal length with the same rows in the same order."""
     numbers, given = iter(range(99)), []
     for size in batches:
         given.append(pa.record_batch({"n": pa.array([next(numbers) for _ in range(size)], pa.int64())}))

@@ -1,5 +1,4 @@
-"""Clocks that are set back, between two nights and within a run: no row waits for a time that was never, and what
-happened last counts."""
+"""Clocks that are set back, between runs and within one: no row waits too long, and the last outcome counts."""
 
 from __future__ import annotations
 
@@ -19,12 +18,14 @@ from ferry.transfer import chunk
 from tests.support import helpers
 from tests.support.nights import World
 
+pytestmark = pytest.mark.matrix
+
 HOUR_S, DAY_S = 3600.0, 86_400.0
 RULE: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "runs": 9}}}}
 
 
 class Clock:
-    """The wall clock of planning and of outcomes, ahead of the real one by so many seconds."""
+    """A wall clock for planning and outcomes that is a number of seconds ahead of the real one."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -56,7 +57,7 @@ def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
     ],
 )
 def test_a_failed_row_does_not_wait_for_a_time_ahead(passes_s: float, tried: bool, world: World, clock: Clock) -> None:
-    """`after` counts from the last try where that is known; a clock that was set back makes the row due."""
+    """A failed row whose last try is in the future is due at once."""
     world.put("gone.jpg", 1, fault=Trouble.NOT_FOUND)
     assert "gone.jpg" in world.night(**RULE)
     clock.ahead_s += passes_s
@@ -64,7 +65,7 @@ def test_a_failed_row_does_not_wait_for_a_time_ahead(passes_s: float, tried: boo
 
 
 def test_nights_count_whatever_the_clock_says(world: World, clock: Clock) -> None:
-    """A clock that is set back each night does not make a row be tried for ever."""
+    """The number of tries is limited even if the clock is set back in each run."""
     world.put("gone.jpg", 1, fault=Trouble.NOT_FOUND)
     rule: dict[str, Any] = {"delta": {"retry": {"not_found": {"after": "20h", "runs": 3}}}}
     tried = []
@@ -76,8 +77,7 @@ def test_nights_count_whatever_the_clock_says(world: World, clock: Clock) -> Non
 
 @pytest.mark.parametrize(("passes_s", "read"), [(-DAY_S, 0), (-31 * DAY_S, 1)])
 def test_a_copy_is_not_believed_for_longer(passes_s: float, read: int, world: World, clock: Clock) -> None:
-    """Bytes that were read under a clock that was ahead are read again, once they lie further off than
-    `revalidate_after`, on either side; a day does not cost a whole library."""
+    """Bytes are read again if they were read more than `revalidate_after` before or after now."""
     world.put("a.jpg", 1, kind=Validators.NONE)
     world.night()
     clock.ahead_s += passes_s
@@ -87,7 +87,7 @@ def test_a_copy_is_not_believed_for_longer(passes_s: float, read: int, world: Wo
 
 
 def test_what_happened_last_counts(world: World, clock: Clock) -> None:
-    """Between nights: the later run, before and after the ledger is folded."""
+    """A later run's outcome counts, before and after a fold, whatever its time is."""
     world.put("a.jpg", 1, fault=Trouble.NOT_FOUND)
     world.night()
     world.origin.mend("/a.jpg")
@@ -100,7 +100,7 @@ def test_what_happened_last_counts(world: World, clock: Clock) -> None:
 
 
 def test_within_a_run_the_later_attempt_counts(tmp_path: Path) -> None:
-    """Of two outcomes of one run the one of the later attempt, although the clock was set back between them."""
+    """Of two outcomes of one run, the one of the later attempt counts, whatever its time is."""
     state = helpers.directory_state(tmp_path)
     first = helpers.make_outcome(1, Status.FAILED, attempt=1, recorded_at=helpers.NOW)
     then = helpers.make_outcome(1, Status.COPIED, attempt=2, recorded_at=helpers.NOW - timedelta(hours=1))
@@ -112,7 +112,7 @@ def test_within_a_run_the_later_attempt_counts(tmp_path: Path) -> None:
 
 
 def test_within_a_run_of_the_engine(world: World, clock: Clock) -> None:
-    """The clock is set back while objects move: outcomes, counts and the next night are as ever."""
+    """A clock that is set back during a run changes neither outcomes and counts nor the next run."""
     for n in range(6):
         world.put(f"{n}.jpg", n)
     calls = iter(range(1_000))

@@ -1,4 +1,4 @@
-"""What planning finds wrong with rows: the queries of collisions.py, each on a few rows."""
+"""Duplicates, key collisions and superseded rows: each query of collisions.py on a few rows."""
 
 from __future__ import annotations
 
@@ -15,47 +15,49 @@ from ferry.state import ledger
 from ferry.storage.local_files import FoldedName
 from tests.support.helpers import by_key, directory_state, later, latest, make_outcome
 
+pytestmark = pytest.mark.matrix
+
 LATE = "{sha256}.jpg"
 FAILED: dict[str, Any] = {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND, "attempt": 2}
 
 
 class List:
-    """Rows of a list, numbered from 1, each its own `row_id`; and what the ledger has of them."""
+    """The rows of a manifest, whose numbers from 1 are their IDs, and their outcomes."""
 
     def __init__(self, folder: Path) -> None:
         self.state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
         self.con.execute(
-            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, deferred_key BOOLEAN, "
+            "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, deferred_key BOOLEAN, "
             "id VARCHAR, size BIGINT, error_class VARCHAR, message VARCHAR); CREATE TABLE superseded (row_id VARCHAR); "
             "CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)"
         )
         self.notes: list[str] = []
 
-    def put(self, rows: Sequence[dict[str, Any]], known: dict[str, dict[str, Any]] = {}, gone: str = "") -> None:
-        """``known``: outcomes by row; ``gone``: a row whose key another one wrote since."""
+    def put(self, rows: Sequence[dict[str, Any]], known: dict[str, dict[str, Any]] = {}, superseded: str = "") -> None:
+        """Adds rows, outcomes by row (``known``), and a row whose key another row wrote since (``superseded``)."""
         for number, row in enumerate(rows, 1):
             values = {"row_id": str(number), "row_no": number, "source": f"s{number}", "deferred_key": False, **row}
             names = ("row_id", "row_no", "source", "key", "deferred_key", "id", "size", "error_class", "message")
             given = [values.get(name) for name in names]
-            self.con.execute(f"INSERT INTO m VALUES ({', '.join('?' * len(names))})", given)
+            self.con.execute(f"INSERT INTO manifest VALUES ({', '.join('?' * len(names))})", given)
         self.outcomes([make_outcome(row_id, **given) for row_id, given in known.items()])
-        if gone:
-            self.con.execute("INSERT INTO superseded VALUES (?)", [gone])
+        if superseded:
+            self.con.execute("INSERT INTO superseded VALUES (?)", [superseded])
 
     def outcomes(self, outcomes: Sequence[Outcome]) -> None:
         ledger.append_outcomes(self.state, outcomes, 1, "c", 0)
-        ledger.create_latest(self.con, self.state, at_once=True)
+        ledger.create_latest(self.con, self.state)
 
-    def judged(self, twins: Sequence[FoldedName] | None = None, **given: Any) -> dict[str, str]:
-        """The verdicts by row, as `class: message`. Without ``twins`` a test must not ask for them."""
+    def problems(self, name_folding: Sequence[FoldedName] | None = None, **given: Any) -> dict[str, str]:
+        """Returns problems by row as `class: message`; without ``name_folding`` it must not be asked for."""
 
         def ask() -> Sequence[FoldedName]:
-            assert twins is not None
-            return twins
+            assert name_folding is not None
+            return name_folding
 
-        find_collisions(self.con, self.notes, **{"for_directory": False, "twins": ask, **given})
-        lines = self.con.execute("SELECT row_id, error_class || ': ' || message FROM verdict").fetchall()
+        find_collisions(self.con, self.notes, **{"for_directory": False, "name_folding": ask, **given})
+        lines = self.con.execute("SELECT row_id, error_class || ': ' || message FROM problems").fetchall()
         assert len(lines) == len(dict(lines))
         return dict(lines)
 
@@ -65,8 +67,8 @@ def rows(tmp_path: Path) -> List:
     return List(tmp_path)
 
 
-def wants(other: int) -> str:
-    return f"key_collision: row {other} wants the same key from another source"
+def collides(other: int) -> str:
+    return f"key_collision: row {other} has the same key and another source"
 
 
 def same(other: int) -> str:
@@ -79,18 +81,18 @@ FILL = [{"key": f"fill-{n}"} for n in range(40)]
 
 
 @pytest.mark.parametrize(
-    ("given", "known", "gone", "verdicts"),
+    ("given", "known", "superseded", "problems"),
     [
         ([A, B], {}, "", {}),
         ([{**A, "source": "s"}, {**A, "source": "s"}], {}, "", {"2": same(1)}),
         ([{**A, "source": "s"}, B, {**A, "source": "s"}, {**A, "source": "s"}], {}, "", {"3": same(1), "4": same(1)}),
-        ([A, A, A], {}, "", {"1": wants(3), "2": wants(1), "3": wants(1)}),
-        ([A, A], {"2": {}}, "", {"1": wants(2)}),
-        ([A, A], {"2": {"status": Status.UNCHANGED}}, "", {"1": wants(2)}),
-        ([A, A], {"2": {"status": Status.PENDING}}, "", {"1": wants(2)}),
-        ([A, A], {"2": {"status": Status.PENDING, "attempt": 0}}, "", {"1": wants(2), "2": wants(1)}),
-        ([A, A], {"2": FAILED}, "", {"1": wants(2), "2": wants(1)}),
-        ([A, A], {"2": {}}, "2", {"1": wants(2), "2": wants(1)}),
+        ([A, A, A], {}, "", {"1": collides(3), "2": collides(1), "3": collides(1)}),
+        ([A, A], {"2": {}}, "", {"1": collides(2)}),
+        ([A, A], {"2": {"status": Status.UNCHANGED}}, "", {"1": collides(2)}),
+        ([A, A], {"2": {"status": Status.PENDING}}, "", {"1": collides(2)}),
+        ([A, A], {"2": {"status": Status.PENDING, "attempt": 0}}, "", {"1": collides(2), "2": collides(1)}),
+        ([A, A], {"2": FAILED}, "", {"1": collides(2), "2": collides(1)}),
+        ([A, A], {"2": {}}, "2", {"1": collides(2), "2": collides(1)}),
         ([A, A], {"1": {}, "2": {}}, "", {}),
         ([{**A, "source": "s"}, {**A, "source": "s"}], {"2": {}}, "", {"1": same(2)}),
         ([A, {**A, "error_class": "bad_url"}], {}, "", {}),
@@ -99,36 +101,36 @@ FILL = [{"key": f"fill-{n}"} for n in range(40)]
             [{"key": LATE, "deferred_key": False}, {"key": LATE, "deferred_key": False}],
             {},
             "",
-            {"1": wants(2), "2": wants(1)},
+            {"1": collides(2), "2": collides(1)},
         ),
-        ([{"key": "{ext}", "deferred_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
-        ([{"key": "{{sha256}}{ext}", "deferred_key": True}] * 2, {}, "", {"1": wants(2), "2": wants(1)}),
+        ([{"key": "{ext}", "deferred_key": True}] * 2, {}, "", {"1": collides(2), "2": collides(1)}),
+        ([{"key": "{{sha256}}{ext}", "deferred_key": True}] * 2, {}, "", {"1": collides(2), "2": collides(1)}),
     ],
 )
 def test_rows_that_want_one_key(
-    given: list[dict[str, Any]], known: dict[str, Any], gone: str, verdicts: dict[str, str], rows: List
+    given: list[dict[str, Any]], known: dict[str, Any], superseded: str, problems: dict[str, str], rows: List
 ) -> None:
-    """Equal rows are one, and of others none moves; a row whose copy stands there keeps its place."""
-    rows.put([*given, *FILL], known, gone)
-    assert rows.judged() == verdicts
+    """Equal rows are duplicates, rows with one key collide, and a row with a copy keeps its key."""
+    rows.put([*given, *FILL], known, superseded)
+    assert rows.problems() == problems
     assert rows.notes == []
 
 
 def test_what_a_listing_has_twice(rows: List) -> None:
-    """Two objects whose names the client cannot tell apart: the second one is not a duplicate."""
+    """Two objects of a listing with indistinguishable names collide, and are not duplicates."""
     rows.put([{**A, "source": "s"}, {**A, "source": "s"}, *FILL])
-    (verdict,) = rows.judged(listed=True).items()
-    assert verdict == (
-        "2", "key_collision: a second object whose name the client cannot tell from this one; like row 1",
+    (problem,) = rows.problems(listed=True).items()
+    assert problem == (
+        "2", "key_collision: another object whose name the client cannot tell from this one is row 1",
     )  # fmt: skip
 
 
-FILE = "key_collision: other rows want this key as a directory"
+FILE = "key_collision: other rows have keys below this key, which makes it a directory"
 BELOW = "key_collision: another row has the key of its directory"
 
 
 @pytest.mark.parametrize(
-    ("known", "gone", "verdicts"),
+    ("known", "superseded", "problems"),
     [
         ({}, "", {"1": FILE}),
         ({"1": {}}, "", {"2": BELOW, "3": BELOW}),
@@ -139,9 +141,9 @@ BELOW = "key_collision: another row has the key of its directory"
     ],
 )
 def test_a_file_and_a_folder_of_one_name(
-    known: dict[str, Any], gone: str, verdicts: dict[str, str], rows: List
+    known: dict[str, Any], superseded: str, problems: dict[str, str], rows: List
 ) -> None:
-    """In a directory only one of them can be; in a bucket both are."""
+    """A file and a folder of one name collide in a directory, and not in a bucket."""
     given = [
         A,
         {"key": "a/x"},
@@ -150,76 +152,76 @@ def test_a_file_and_a_folder_of_one_name(
         {"key": "c/a", "error_class": "bad_url"},
         {"key": "c"},
     ]
-    rows.put([*given, {"key": "d/e"}, {"key": "d/e"}, *FILL, *({"key": f"more-{n}"} for n in range(40))], known, gone)
-    both = {"7": wants(8), "8": wants(7)}
-    assert rows.judged(for_directory=True) == both | verdicts
-    rows.con.execute("DROP TABLE verdict")
-    assert rows.judged(for_directory=False) == both
+    more = [{"key": f"more-{n}"} for n in range(40)]
+    rows.put([*given, {"key": "d/e"}, {"key": "d/e"}, *FILL, *more], known, superseded)
+    both = {"7": collides(8), "8": collides(7)}
+    assert rows.problems(for_directory=True) == both | problems
+    rows.con.execute("DROP TABLE problems")
+    assert rows.problems(for_directory=False) == both
 
 
 def alike(other: int) -> str:
-    return f"key_collision: the directory does not tell this key from that of row {other}"
+    return f"key_collision: in the destination directory this key is the same name as that of row {other}"
 
 
 @pytest.mark.parametrize(
-    ("keys", "twin"),
+    ("keys", "difference"),
     [(("a.jpg", "A.jpg"), "case"), (("\u00e9.jpg", "e\u0301.jpg"), "form"), (("a./b. ", "a/b"), "dots")],
 )
-def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], twin: FoldedName, rows: List) -> None:
-    """Where the destination is known to be such a one none of their rows moves, but for one whose copy stands there;
-    elsewhere it is said."""
+def test_names_that_a_directory_does_not_tell_apart(keys: tuple[str, str], difference: FoldedName, rows: List) -> None:
+    """Names that the destination treats as one collide; for any other destination a note is added."""
     one, other = ({"key": key} for key in keys)
     rows.put([one, other, {**one, "error_class": "bad_url"}, *FILL])
-    assert rows.judged([]) == {}
+    assert rows.problems([]) == {}
     assert [note.split(" differ")[0] for note in rows.notes] == ["1 groups of keys"]
-    for given, verdicts in (
-        ([twin], {"1": alike(2), "2": alike(1)}),
-        ([name for name in ("dots", "form", "case") if name != twin], {}),
+    for given, problems in (
+        ([difference], {"1": alike(2), "2": alike(1)}),
+        ([name for name in ("dots", "form", "case") if name != difference], {}),
     ):
-        rows.con.execute("DROP TABLE verdict")
-        assert rows.judged(given) == verdicts
-    rows.con.execute("DROP TABLE verdict")
+        rows.con.execute("DROP TABLE problems")
+        assert rows.problems(given) == problems
+    rows.con.execute("DROP TABLE problems")
     rows.put([], {"2": {}})
-    assert rows.judged([twin]) == {"1": alike(2)}
-    rows.con.execute("DROP TABLE verdict; INSERT INTO superseded VALUES ('2')")
-    assert rows.judged([twin]) == {"1": alike(2), "2": alike(1)}
+    assert rows.problems([difference]) == {"1": alike(2)}
+    rows.con.execute("DROP TABLE problems; INSERT INTO superseded VALUES ('2')")
+    assert rows.problems([difference]) == {"1": alike(2), "2": alike(1)}
     assert len(rows.notes) == 1
 
 
 def test_names_that_the_digest_makes_are_told_apart(rows: List) -> None:
-    """Late keys that name the digest differ wherever the objects do."""
+    """Keys that contain the digest do not collide."""
     rows.put([{"key": "A{sha256}", "deferred_key": True}, {"key": "a{sha256}", "deferred_key": True}, *FILL])
-    assert rows.judged() == {}
+    assert rows.problems() == {}
 
 
 @pytest.mark.parametrize(("others", "refused"), [(16, True), (17, False)])
 def test_more_than_a_tenth_of_collisions_is_no_accident(others: int, refused: bool, rows: List) -> None:
-    """Of the rows without duplicates; the error names a key. Fewer are counted."""
+    """More than a tenth of colliding rows raise UserError with a key; fewer are counted."""
     rows.put([A, A, *FILL[:others], *[{**B, "source": "s"}] * 5])
     if refused:
-        with pytest.raises(UserError, match=r"2 of 23 rows want a key .*for one: `a`"):
-            rows.judged()
+        with pytest.raises(UserError, match=r"2 of 23 rows have a key collision .*one of the keys: `a`"):
+            rows.problems()
         return
     assert find_collisions(rows.con, [], for_directory=False) == ProblemCounts(24, 0, 4, 2)
 
 
 def test_a_list_without_a_usable_row(rows: List) -> None:
-    """Is an error of the user, with what is wrong with the first one; one usable row is enough."""
+    """A manifest without a usable row raises UserError with the first row's problem."""
     bad = {"key": None, "error_class": "bad_url", "message": "no such scheme"}
     rows.put([bad, bad])
     with pytest.raises(UserError, match="the first one: no such scheme"):
-        rows.judged()
-    rows.con.execute("DROP TABLE verdict")
+        rows.problems()
+    rows.con.execute("DROP TABLE problems")
     rows.put([A])
-    judged = find_collisions(rows.con, [], for_directory=False)
-    assert (judged, judged.usable) == (ProblemCounts(3, 2, 0, 0), 1)
+    counts = find_collisions(rows.con, [], for_directory=False)
+    assert (counts, counts.usable) == (ProblemCounts(3, 2, 0, 0), 1)
 
 
 ONE, TWO = {"sha256": "a", "md5": "c"}, {"sha256": "b", "md5": "d"}
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "gone"),
+    ("first", "second", "superseded"),
     [
         (ONE, None, ""),
         (ONE, TWO, "1"),
@@ -246,20 +248,21 @@ ONE, TWO = {"sha256": "a", "md5": "c"}, {"sha256": "b", "md5": "d"}
         ({**TWO, "key": "another"}, ONE, ""),
     ],
 )
-def test_whose_object_is_gone(first: dict[str, Any], second: dict[str, Any] | None, gone: str, rows: List) -> None:
-    """Two rows had one key, by default one after the other: the first one's object is gone where the second may have
-    written another."""
+def test_whose_object_is_gone(
+    first: dict[str, Any], second: dict[str, Any] | None, superseded: str, rows: List
+) -> None:
+    """Of two rows with one key, the first is superseded if the second may have written other bytes."""
     outcomes = [make_outcome("1", **{"key": "k", "run_no": 1, **first})]
     if second is not None:
         outcomes.append(make_outcome("2", **{"key": "k", "run_no": 2, **second}))
     rows.outcomes(outcomes)
     rows.con.execute("DROP TABLE superseded")
     find_superseded(rows.con)
-    assert "".join(row_id for (row_id,) in rows.con.execute("SELECT row_id FROM superseded").fetchall()) == gone
+    assert "".join(row_id for (row_id,) in rows.con.execute("SELECT row_id FROM superseded").fetchall()) == superseded
 
 
 def test_a_row_that_may_have_begun_takes_the_key(rows: List) -> None:
-    """It left the list, and its chunk holds it for an attempt without an outcome."""
+    """A removed row that may have begun supersedes another row of its key."""
     rows.outcomes([make_outcome("1", key="k"), make_outcome("3", key="l")])
     rows.con.execute("DROP TABLE superseded; INSERT INTO begun VALUES ('2', 'k', 1)")
     find_superseded(rows.con)
@@ -267,7 +270,7 @@ def test_a_row_that_may_have_begun_takes_the_key(rows: List) -> None:
 
 
 def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
-    """Where the ledger does not say so yet, and of a row whose copy stands there only if another one wrote its key."""
+    """A problem is recorded once; a row with a copy only gets its outcome if it is superseded."""
     bad: dict[str, Any] = {"error_class": "bad_url", "message": "no such scheme", "key": None, "source": None}
     given = [bad, bad, bad, bad, {**A, "source": "s", "id": "i", "size": 9}, {**A, "source": "s"}, B]
     known: dict[str, dict[str, Any]] = {
@@ -276,7 +279,7 @@ def test_what_is_wrong_becomes_an_outcome_once(rows: List) -> None:
         "4": {"key": "copied"},
     }
     rows.put(given, known)
-    assert rows.judged() == {"6": same(5)}
+    assert rows.problems() == {"6": same(5)}
     write_outcomes(rows.con, rows.state, 5, "how")
     written = {row_id: outcome for row_id, outcome in latest(rows.state).items() if outcome.run_no == 5}
     assert {row_id: (o.status, o.error_class, o.attempt) for row_id, o in written.items()} == {

@@ -1,4 +1,4 @@
-"""One listing instead of many HEADs: ranges that cover every key, and a listing that finds what is there."""
+"""The search for existing objects: ranges that cover every key, and a listing that finds each one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from demo.s3 import S3Server
 from ferry.planning import existing_objects as listing
-from ferry.planning.existing_objects import cut_ranges, existing, just_before
+from ferry.planning.existing_objects import existing_pages, key_ranges, marker_before
 from ferry.storage.credentials import Access
 from ferry.storage.store import open_store
 from tests.support.helpers import access
@@ -23,9 +23,9 @@ TEXT = st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs"]), min
 
 @given(keys=st.lists(TEXT, unique=True, max_size=40), per_range=st.integers(1, 9))
 def test_each_key_lies_in_one_range(keys: list[str], per_range: int) -> None:
-    """A listing of the ranges finds every key, and each once but for the first keys of a range."""
+    """Each key is in the range that was made for it, and there is no gap between ranges."""
     keys.sort()
-    ranges = cut_ranges(keys, per_range)
+    ranges = key_ranges(keys, per_range)
     assert len(ranges) == -(-len(keys) // per_range)
     for key in keys:
         holding = [
@@ -39,8 +39,8 @@ def test_each_key_lies_in_one_range(keys: list[str], per_range: int) -> None:
 
 @given(key=TEXT)
 def test_a_marker_lies_before_its_key(key: str) -> None:
-    """S3 lists after the marker: the key itself must come."""
-    marker = just_before(key)
+    """The marker sorts before its key, since S3 lists the keys after the marker."""
+    marker = marker_before(key)
     assert marker is None or marker < key
 
 
@@ -52,14 +52,16 @@ def fill(s3: S3Server, bucket: str, keys: list[str]) -> None:
 
 def look(s3: S3Server, bucket: str, keys: list[str], folder: Path) -> dict[str, int]:
     store = open_store(f"s3://{bucket}/p/", access(s3), folder)
-    return {found.key: found.size for page in existing(store, sorted(keys)) for found in page if found.key in keys}
+    return {
+        found.key: found.size for page in existing_pages(store, sorted(keys)) for found in page if found.key in keys
+    }
 
 
 def test_three_ranges_find_what_is_there(
     s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every key that exists is found, with its size; those that do not are not."""
-    monkeypatch.setattr(listing.cut_ranges, "__defaults__", (20,))
+    """A listing by ranges finds each existing key with its size, and no other key."""
+    monkeypatch.setattr(listing.key_ranges, "__defaults__", (20,))
     keys = [f"{n:03d}.jpg" for n in range(60)]
     there = keys[::2] + ["000-other.jpg", "zzz.jpg"]
     fill(s3, bucket, there)
@@ -70,31 +72,31 @@ def test_three_ranges_find_what_is_there(
 def test_keys_with_folders_and_signs_are_found(
     per_range: int, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Signs that sort before `/` beside folders of one name: whatever the server's order, none is missed."""
-    monkeypatch.setattr(listing.cut_ranges, "__defaults__", (per_range,))
+    """Keys with characters that sort before `/` are found, whatever order the server lists in."""
+    monkeypatch.setattr(listing.key_ranges, "__defaults__", (per_range,))
     keys = ["a-1", "a/1", "a.1", "a0", "a/0", "bb", "a+", "a/-", "Zz", "éé", "~~", "a b", "a/b/c", "a/b-c", "zz😀"]
     fill(s3, bucket, keys)
     assert look(s3, bucket, keys, tmp_path) == {key: len(key.encode()) for key in keys}
 
 
 def test_nothing_is_wanted(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """No key, no listing."""
+    """Without a key to do nothing is listed."""
     fill(s3, bucket, ["a"])
     assert look(s3, bucket, [], tmp_path) == {}
 
 
 def test_a_directory_is_walked(tmp_path: Path) -> None:
-    """Its order is not the keys', so all of it comes."""
+    """A directory is listed completely, since its order is not that of the keys."""
     out = tmp_path / "out"
     (out / "a").mkdir(parents=True)
     for name in ("a/1", "a-1", "b"):
         (out / name).write_text("x")
     store = open_store(f"file://{out}/", Access(), tmp_path)
-    assert {f.key for page in existing(store, ["a-1", "a/1"]) for f in page} >= {"a-1", "a/1"}
+    assert {f.key for page in existing_pages(store, ["a-1", "a/1"]) for f in page} >= {"a-1", "a/1"}
 
 
 def test_a_reader_that_gives_up_does_not_hang(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """When the planner fails in the middle (a full disk), the listing ends with it; it must not wait for ever."""
+    """A listing ends when its reader stops reading pages."""
     keys = [f"{n:04d}" for n in range(150)]
     fill(s3, bucket, keys)
     code = f"""
@@ -103,10 +105,10 @@ from pathlib import Path
 from ferry.planning import existing_objects as existing
 from ferry.storage.credentials import Access
 from ferry.storage.store import open_store
-existing.cut_ranges.__defaults__ = (1,)
+existing.key_ranges.__defaults__ = (1,)
 store = open_store("s3://{bucket}/p/", Access({s3.endpoint_url!r}, "us-east-1",
     keys=({s3.access_key!r}, {s3.secret_key!r}, None)), Path({str(tmp_path)!r}))
-pages = existing.existing(store, {keys!r})
+pages = existing.existing_pages(store, {keys!r})
 next(pages)
 pages.close()
 print("closed")

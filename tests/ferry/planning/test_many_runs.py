@@ -1,4 +1,4 @@
-"""Lists and places that change between runs: what the ledger calls copied is there, with the row's own bytes."""
+"""Manifests and destinations that change between runs: each copied row has its own bytes at its key."""
 
 from __future__ import annotations
 
@@ -18,15 +18,13 @@ from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.limiter import Limiter
 from ferry.ratelimit.permit import PausedTooLong
 from ferry.state import ledger
-from ferry.state.counts import count
 from ferry.state.plan_file import LOCATION_FILE, PLAN_FILE, read_plan, set_plan_aside
-from ferry.state.queries import with_latest
 from ferry.storage.credentials import Access
-from tests.support.helpers import directory_state, later, latest, make_job, make_outcome, plan, run
+from tests.support.helpers import counts_of, directory_state, later, latest, make_job, make_outcome, plan, run
 
 
 class World:
-    """A folder with sources, a list, a state and destinations; whole runs without Prefect."""
+    """A folder with sources, a manifest, a state and destinations; whole runs without Prefect."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.state, self.run_no = folder, directory_state(folder), 0
@@ -46,7 +44,7 @@ class World:
         (self.folder / "list.csv").write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
 
     def run(self, job: Job, *, replan: bool = False) -> dict[str, int]:
-        """Runs the job and returns the counts of its present list."""
+        """Runs the job and returns the counts of its present manifest."""
         if replan:
             set_plan_aside(self.state)
         self.run_no += 1
@@ -54,7 +52,7 @@ class World:
         return self.counts()
 
     def counts(self) -> dict[str, int]:
-        counts = with_latest(self.state, count).as_dict()
+        counts = counts_of(self.state).as_dict()
         return {name: counts[name] for name in ("copied", "unchanged", "failed", "pending") if counts[name]}
 
     def there(self, to: str = "out") -> dict[str, str]:
@@ -68,7 +66,7 @@ def world(tmp_path: Path) -> World:
 
 
 def test_a_key_from_another_column_that_changed(world: World) -> None:
-    """The template's column changes: the row goes to its new key, and one that wants the old key has it."""
+    """After its key changes, a row goes to the new key, and a row with the old key gets that."""
     a, b, c = (world.source(name) for name in "abc")
     job = world.job(key="{brand}/x.bin")
     world.list("url,brand", (a, "one"), (b, "two"))
@@ -82,7 +80,7 @@ def test_a_key_from_another_column_that_changed(world: World) -> None:
 
 
 def test_a_key_that_another_row_took(world: World) -> None:
-    """a, then b under the same key, then a again: the key holds what the present list says."""
+    """After a key changes hands twice, it has the object of the row in the present manifest."""
     a, b = world.source("a"), world.source("b")
     others = [(world.source(f"o{n}"), f"o{n}.bin") for n in range(20)]
     for rows in ([a], [b], [a]):
@@ -97,7 +95,7 @@ def test_a_key_that_another_row_took(world: World) -> None:
 
 
 def test_a_row_that_comes_back_to_the_same_bytes(world: World) -> None:
-    """Another row wrote the key since, with equal bytes: there is nothing to do."""
+    """A row that is in the manifest again has nothing to do if its key has the same bytes."""
     (world.folder / "src/a").write_text("same")
     (world.folder / "src/b").write_text("same")
     for name in "aba":
@@ -107,7 +105,7 @@ def test_a_row_that_comes_back_to_the_same_bytes(world: World) -> None:
 
 
 def test_there_and_back_many_times(world: World) -> None:
-    """--replan between two places: each time all is there, though the same rows were cut before."""
+    """Each --replan between two destinations copies all rows to the current one."""
     world.list("url,key", (world.source("a"), "a.bin"), (world.source("b"), "b.bin"))
     for number, to in enumerate(("out", "other", "out", "other", "out")):
         counts = world.run(world.job(to), replan=number > 0)
@@ -116,7 +114,7 @@ def test_there_and_back_many_times(world: World) -> None:
 
 
 def test_a_repair_is_no_earlier_runs_chunk(world: World) -> None:
-    """The same rows for the same reason, due in two runs, are two chunks: a result kept of one is not the other's."""
+    """The same rows for the same reason make different chunks in two runs, so no cached result is reused."""
     world.list("url,key", (world.source("a"), "a.bin"))
     digests = set()
     for run_no in (1, 3):
@@ -129,7 +127,7 @@ def test_a_repair_is_no_earlier_runs_chunk(world: World) -> None:
 
 @pytest.mark.parametrize("damage", ["plan", "plan and place"])
 def test_back_to_the_old_place_with_a_damaged_plan(world: World, damage: str) -> None:
-    """What was copied to the other place does not count here, even when the plan that said so cannot be read."""
+    """Copies at another destination do not count, even if the plan that said so is damaged."""
     a = world.source("a")
     world.list("url,key", (a, "a.bin"), (f"file://{world.folder}/src/b", "b.bin"))
     assert world.run(world.job("out")) == {"copied": 1, "failed": 1}
@@ -145,7 +143,7 @@ def test_back_to_the_old_place_with_a_damaged_plan(world: World, damage: str) ->
 
 
 def test_a_file_and_then_a_folder_of_its_name(world: World) -> None:
-    """In a directory whoever is there keeps the place; the other is a collision, in either order."""
+    """In a directory the earlier of a file and a folder keeps the name, and the other one collides."""
     others = [(world.source(f"o{n}"), f"o{n}.bin") for n in range(20)]
     x, y = world.source("x"), world.source("y")
     for first, second in ((("x", x), ("x/y", y)), (("z/y", y), ("z", x))):
@@ -159,7 +157,7 @@ def test_a_file_and_then_a_folder_of_its_name(world: World) -> None:
 
 
 def test_a_clock_that_steps_back(tmp_path: Path) -> None:
-    """A later attempt is the later one, whatever its time says; folding keeps it."""
+    """A later attempt counts whatever its time is, also after a fold."""
     state = directory_state(tmp_path)
     first = make_outcome(1, Status.FAILED, attempt=1, recorded_at=later(10), error_class=ErrorClass.TIMEOUT)
     second = make_outcome(1, attempt=2, recorded_at=later(10) - timedelta(seconds=5))
@@ -171,7 +169,7 @@ def test_a_clock_that_steps_back(tmp_path: Path) -> None:
 
 
 def test_waiters_do_not_outwait_a_long_pause() -> None:
-    """Those in the queue and those who come are sent away at once; a pause within patience is waited for."""
+    """A pause beyond the patience ends all waits at once, and a shorter one is waited for."""
 
     async def ask(host: HostLimit) -> None:
         async with host.slot():
@@ -196,7 +194,7 @@ def test_waiters_do_not_outwait_a_long_pause() -> None:
 
 
 def test_a_host_that_asks_for_a_day(tmp_path: Path, origin: Origin) -> None:
-    """One Retry-After of a day leaves the host's rows pending with the reason, and the run ends."""
+    """A Retry-After of a day leaves the host's rows pending with the reason, and the run ends."""
     state = directory_state(tmp_path)
     day = Fault(Trouble.RATE_LIMITED, times=1000, seconds=86_400)
     urls = [origin.add(f"/i/{n}.bin", b"%d" % n, fault=day if n == 7 else None) for n in range(20)]
@@ -206,7 +204,7 @@ def test_a_host_that_asks_for_a_day(tmp_path: Path, origin: Origin) -> None:
         source={"allow_private_addresses": ["127.0.0.1"]},
     )  # fmt: skip
     run(job, state, Access(), 1)
-    counts = with_latest(state, count).as_dict()
+    counts = counts_of(state).as_dict()
     assert counts["failed"] == 0
     assert counts["pending"] == 20 - counts["copied"] >= 1
     assert origin.total <= 20

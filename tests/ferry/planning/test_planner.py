@@ -1,4 +1,4 @@
-"""Planning on real files: which rows end up in which chunk, and that none is lost or planned twice."""
+"""Planning on real files: each row to do is in exactly one chunk."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ from tests.support.helpers import (
     write_list,
 )
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> DirectoryState:
@@ -69,7 +71,7 @@ def keys(state: State, planned: Planned) -> list[str]:
 
 
 def check_each_row_once(state: State, planned: Planned) -> None:
-    """No chunk twice, no row in two chunks that would both move it, and the numbers add up."""
+    """Asserts that no chunk is listed twice, no row is to be done twice, and the numbers add up."""
     digests = [ref.digest for ref in planned.chunks]
     assert len(set(digests)) == len(digests)
     known = latest(state)
@@ -80,11 +82,11 @@ def check_each_row_once(state: State, planned: Planned) -> None:
     )
     assert not todo or max(todo.values()) == 1
     assert planned.pending >= 0
-    assert sum(planned.todo.values()) + planned.pending + planned.settled == planned.rows
+    assert sum(planned.todo.values()) + planned.pending + planned.untouched == planned.rows
 
 
 def test_the_first_plan_cuts_base_chunks(tmp_path: Path, state: DirectoryState) -> None:
-    """Rows in the manifest's order, chunks of chunk_rows, all new, first attempt; plan.json lists them."""
+    """The first plan has base chunks of chunk_rows new rows in the manifest's order."""
     write_list(tmp_path / "list.csv", urls(*range(25)))
     planned = plan(job_in(tmp_path, chunk_rows=10), state)
     assert [(ref.rows, ref.kind, ref.run_no) for ref in planned.chunks] == [
@@ -92,7 +94,7 @@ def test_the_first_plan_cuts_base_chunks(tmp_path: Path, state: DirectoryState) 
     ]  # fmt: skip
     assert keys(state, planned) == [f"{n}.jpg" for n in range(25)]
     assert {(row.reason, row.attempt) for row in planned_rows(state, planned)} == {(Reason.NEW, 1)}
-    assert (planned.todo, planned.pending, planned.settled) == ({"new": 25}, 0, 0)
+    assert (planned.todo, planned.pending, planned.untouched) == ({"new": 25}, 0, 0)
     on_disk = read_plan(state)
     assert on_disk is not None
     assert [ref.digest for ref in on_disk.chunks] == [ref.digest for ref in planned.chunks]
@@ -104,19 +106,19 @@ def test_the_first_plan_cuts_base_chunks(tmp_path: Path, state: DirectoryState) 
 
 @pytest.mark.parametrize("span", [1, 7, 25])
 def test_rows_are_cut_span_by_span(span: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long list is sorted in spans: the chunks are the same, and no row is in two spans or in none."""
+    """Sorting a few rows at a time gives the same chunks as sorting all."""
     lines = [*urls(*range(25)), ["no address"], *urls(*range(30, 40))]
     write_list(tmp_path / "list.csv", lines)
     job = job_in(tmp_path, chunk_rows=10)
     at_once = plan(job, directory_state(tmp_path, "at once"))
-    monkeypatch.setattr(chunk_files, "SPAN_ROWS", span)
+    monkeypatch.setattr(chunk_files, "SORTED_ROWS", span)
     in_spans = plan(job, directory_state(tmp_path, "in spans"))
     assert [ref.rows for ref in at_once.chunks] == [10, 10, 10, 5]
     assert [ref.digest for ref in in_spans.chunks] == [ref.digest for ref in at_once.chunks]
 
 
 def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: DirectoryState) -> None:
-    """Digests depend on the rows alone: another state directory and another day give the same."""
+    """The same rows give the same chunk digests in another state and on another day."""
     write_list(tmp_path / "list.csv", urls(*range(700)))
     job = job_in(tmp_path)
     other = directory_state(tmp_path, "other")
@@ -135,8 +137,7 @@ def test_the_same_manifest_and_job_give_the_same_chunks(tmp_path: Path, state: D
 def test_a_lease_that_is_taken_while_a_run_plans(
     earlier: bool, step: str, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing that the other run builds on is written any more: neither the plan, nor the list, nor where rows go, nor
-    for how many lists copies were missing, nor an outcome."""
+    """A planner that lost its lease does not write plan, manifest, location, counts or outcomes."""
     job = job_in(tmp_path)
     if earlier:
         write_list(tmp_path / "list.csv", urls(1, 2))
@@ -150,7 +151,7 @@ def test_a_lease_that_is_taken_while_a_run_plans(
     real = getattr(planner, step)
 
     def as_it_is(*given: Any, **named: Any) -> Any:
-        """Then the holder gives the lease up and another run takes it."""
+        """Calls the function, then releases the lease and lets another run take it."""
         result = real(*given, **named)
         mine.release()
         taken.append(lease.acquire_lease(state, "another"))
@@ -167,29 +168,29 @@ def test_a_lease_that_is_taken_while_a_run_plans(
 
 
 def files_of(state: DirectoryState) -> dict[str, bytes]:
-    """What a plan writes, without what is named by its own digest and read through the plan alone."""
+    """Returns the files that a plan writes, without those that are named by their digest and read through the plan."""
     names = [name for folder in ("plan", "outcomes") for name in state.list(folder)]
     return {name: state.read(name) for name in names if not name.startswith("plan/hints")}
 
 
 def test_a_settled_plan_needs_nothing(tmp_path: Path, state: DirectoryState) -> None:
-    """A second plan lists the same chunks, all done, and cuts no new one."""
+    """A plan with all rows done lists the same chunks, and adds none."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     first = plan(job, state)
     settle(state, first.chunks[0], 1)
     second = plan(job, state, 2)
     assert [(ref.digest, ref.done) for ref in second.chunks] == [(first.chunks[0].digest, 3)]
-    assert (second.todo, second.pending, second.settled) == ({}, 0, 3)
+    assert (second.todo, second.pending, second.untouched) == ({}, 0, 3)
 
 
 def test_half_a_chunk_is_pending(tmp_path: Path, state: DirectoryState) -> None:
-    """Rows without an outcome stay with their chunk: they are pending, and hints tell which are done."""
+    """Rows without an outcome stay pending in their chunk, and its hints name the rows that are done."""
     write_list(tmp_path / "list.csv", urls(*range(10)))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1, only=4)
     planned = plan(job, state, 2)
-    assert (planned.todo, planned.pending, planned.settled) == ({}, 6, 4)
+    assert (planned.todo, planned.pending, planned.untouched) == ({}, 6, 4)
     assert plan(job, state, 2, dry=True).existing == "found by a HEAD for each row"
     (ref,) = planned.chunks
     hints = parquet.read_table(state.local(ref.hints)).to_pylist()
@@ -197,7 +198,7 @@ def test_half_a_chunk_is_pending(tmp_path: Path, state: DirectoryState) -> None:
 
 
 def test_a_changed_manifest_adds_chunks_for_new_rows_only(tmp_path: Path, state: DirectoryState) -> None:
-    """Chunks are never cut anew; a row that left the manifest is ignored and counts nowhere."""
+    """A changed manifest adds chunks of new rows; chunks stay, and removed rows do not count."""
     write_list(tmp_path / "list.csv", urls(*range(10)))
     job = job_in(tmp_path, chunk_rows=4)
     first = plan(job, state)
@@ -208,14 +209,13 @@ def test_a_changed_manifest_adds_chunks_for_new_rows_only(tmp_path: Path, state:
     assert [row.key for ref in second.chunks[3:] for row in chunk_rows(state, ref)] == [
         f"{n}.jpg" for n in range(20, 25)
     ]
-    assert (second.rows, second.todo, second.pending, second.settled) == (12, {"new": 5}, 5, 2)
+    assert (second.rows, second.todo, second.pending, second.untouched) == (12, {"new": 5}, 5, 2)
     assert second.chunks[0].done == 4
     check_each_row_once(state, second)
 
 
 def test_what_waits_is_moved_by_what_the_list_says_now(tmp_path: Path, state: DirectoryState) -> None:
-    """A digest that the list has got since the row's chunk was cut is compared, and one that was mended is not held
-    against the row. What is settled stays; back and forth again each row is planned once."""
+    """A pending row is transferred as the present manifest describes it, in exactly one chunk."""
     header, address = ("url", "sha256", "size"), "https://img.example/{}.jpg"
 
     def listed(digest: str, size: str = "") -> None:
@@ -237,7 +237,7 @@ def test_what_waits_is_moved_by_what_the_list_says_now(tmp_path: Path, state: Di
 
 
 def check_waiting(state: State, planned: Planned, expected: dict[str, str | None]) -> None:
-    """Rows that a task would move, each once, with the digest that it would compare."""
+    """Asserts that each row to do is in one chunk, with the digest to compare."""
     waiting = []
     for ref in planned.chunks:
         table, hints = read_chunk(state, ref)
@@ -247,7 +247,7 @@ def check_waiting(state: State, planned: Planned, expected: dict[str, str | None
 
 
 def test_chunk_rows_are_frozen_by_the_first_plan(tmp_path: Path, state: DirectoryState) -> None:
-    """Another chunk_rows later changes nothing, new chunks included."""
+    """A later change of chunk_rows has no effect."""
     write_list(tmp_path / "list.csv", urls(*range(4)))
     plan(job_in(tmp_path, chunk_rows=2), state)
     write_list(tmp_path / "list.csv", urls(*range(9)))
@@ -257,7 +257,7 @@ def test_chunk_rows_are_frozen_by_the_first_plan(tmp_path: Path, state: Director
 
 
 def test_unusable_doubled_and_colliding_rows_become_outcomes(tmp_path: Path, state: DirectoryState) -> None:
-    """They are in no chunk, and the ledger says why, once: a second plan writes nothing more."""
+    """Unusable, duplicate and colliding rows get one outcome each, and are in no chunk."""
     rows = [[f"https://img.example/{n}.jpg?x", str(n)] for n in range(30)]
     rows += [["", "100"], ["https://img.example/%2E%2E/x", "101"], ["https://img.example/3.jpg?x", "102"]]
     rows += [["https://img.example/7.jpg?other", "103"]]
@@ -282,22 +282,22 @@ def test_unusable_doubled_and_colliding_rows_become_outcomes(tmp_path: Path, sta
 
 
 def test_many_collisions_are_an_error_of_the_key(tmp_path: Path, state: DirectoryState) -> None:
-    """More than 10% stop before anything moves, with the advice to set `key`; 10% do not."""
+    """More than 10% of colliding rows raise UserError with the advice to set `key`."""
     rows = urls(*range(18)) + [["https://img.example/same.jpg?1"], ["https://img.example/same.jpg?2"]]
     write_list(tmp_path / "list.csv", rows)
     assert plan(job_in(tmp_path), state).collisions == 2
     write_list(tmp_path / "list.csv", rows[1:])
-    with pytest.raises(UserError, match=r"2 of 19 rows want a key .*10% .*set `key`"):
+    with pytest.raises(UserError, match=r"2 of 19 rows have a key collision .*10% .*set `key`"):
         plan(job_in(tmp_path), directory_state(tmp_path, "other"))
 
 
 def test_a_list_that_is_refused_leaves_the_old_one_in_force(tmp_path: Path, state: DirectoryState) -> None:
-    """A list that stops the plan (collisions) must not become the list of a later run of the old one."""
+    """A refused manifest does not replace the one in force."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     first = plan(job, state, 1)
     write_list(tmp_path / "list.csv", [["https://img.example/1.jpg?a"], ["https://img.example/1.jpg?b"]])
-    with pytest.raises(UserError, match="want a key"):
+    with pytest.raises(UserError, match="key collision"):
         plan(job, state, ledger.last_run_no(state) + 1)
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     planned = plan(job, state, ledger.last_run_no(state) + 1)
@@ -309,7 +309,7 @@ def test_a_list_that_is_refused_leaves_the_old_one_in_force(tmp_path: Path, stat
 def test_a_list_that_is_written_to_while_it_is_read_is_refused(
     how: str, tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An export that runs at the same time: half of its rows would be a whole list, and the run would end well."""
+    """A manifest that changes while it is read is refused, since rows may be missing."""
     path = write_list(tmp_path / "list.csv", urls(*range(5)))
     read = normalise
 
@@ -334,7 +334,7 @@ def test_a_list_that_is_written_to_while_it_is_read_is_refused(
 
 
 def test_a_plan_counts_as_a_run(tmp_path: Path, state: DirectoryState) -> None:
-    """A run that ended before its first outcome has used its number: its manifest is not written over."""
+    """A run that ends before its first outcome has used its run number."""
     write_list(tmp_path / "list.csv", urls(1))
     plan(job_in(tmp_path), state, 3)
     assert ledger.last_run_no(state) >= 3
@@ -342,7 +342,7 @@ def test_a_plan_counts_as_a_run(tmp_path: Path, state: DirectoryState) -> None:
 
 @pytest.mark.parametrize("status", [Status.COPIED, Status.UNCHANGED, Status.PENDING])
 def test_a_row_that_has_a_key_keeps_it(status: Status, tmp_path: Path, state: DirectoryState) -> None:
-    """A later row that wants the key of a copied one collides alone, wherever it stands in the list."""
+    """A row with a copy keeps its key, and only the other row collides."""
     write_list(tmp_path / "list.csv", urls(*range(20)))
     job = job_in(tmp_path)
     (ref,) = plan(job, state).chunks
@@ -371,7 +371,7 @@ def test_a_row_that_has_a_key_keeps_it(status: Status, tmp_path: Path, state: Di
 def test_a_key_that_another_row_had_since(
     end: dict[str, Any], again: bool, tmp_path: Path, state: DirectoryState
 ) -> None:
-    """A row that is back in the list is not believed to be copied where another one may have written its key since."""
+    """A row's earlier copy does not count if another row may have written its key since."""
     write_list(tmp_path / "list.csv", [["https://a.example/1.jpg", "k.jpg"]], ("url", "path"))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1, sha256="a" * 64)
@@ -384,7 +384,7 @@ def test_a_key_that_another_row_had_since(
 
 
 def test_a_key_that_another_row_may_have_had_since(tmp_path: Path, state: DirectoryState) -> None:
-    """As above, of a row whose run was killed: it may have been moved, and has no outcome. Once is enough."""
+    """A row's earlier copy does not count if a killed run may have written its key for another row."""
     one, other = ["https://a.example/1.jpg", "k.jpg"], ["https://b.example/1.jpg", "k.jpg"]
     write_list(tmp_path / "list.csv", [one], ("url", "path"))
     job = job_in(tmp_path)
@@ -399,7 +399,7 @@ def test_a_key_that_another_row_may_have_had_since(tmp_path: Path, state: Direct
 
 
 def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path: Path, state: DirectoryState) -> None:
-    """A row still pending in an old chunk when a rival for its key appears must not move: order never decides."""
+    """A row that is pending in an old chunk is not transferred once its key collides."""
     write_list(tmp_path / "list.csv", urls(*range(20)))
     job = job_in(tmp_path)
     plan(job, state)  # interrupted before its first row
@@ -416,7 +416,7 @@ def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("twins", "colliding"),
+    ("name_folding", "colliding"),
     [
         ((), set()),
         (("case",), {"x/A.jpg", "x/a.jpg"}),
@@ -425,11 +425,14 @@ def test_no_row_of_a_colliding_key_moves_also_when_it_waits_in_a_chunk(tmp_path:
     ],
 )
 def test_keys_that_a_directory_does_not_tell_apart(
-    twins: tuple[str, ...], colliding: set[str], tmp_path: Path, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+    name_folding: tuple[str, ...],
+    colliding: set[str],
+    tmp_path: Path,
+    state: DirectoryState,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where it was tried and found so, none of them moves: the second would replace the first, and both be called
-    copied. Elsewhere there is a note."""
-    monkeypatch.setattr(planner, "name_folding_of", lambda _: frozenset(twins))
+    """Keys that the directory treats as one name collide; for any other destination a note is added."""
+    monkeypatch.setattr(planner, "name_folding_of", lambda _: frozenset(name_folding))
     names = ["x/A.jpg", "x/a.jpg", "x/\u00e9.jpg", "x/e\u0301.jpg", "x/b.jpg", "x./b.jpg", "x /b.jpg"]
     names += [f"other/{n}.jpg" for n in range(60)]
     lines = [[f"https://img.example/{n}.jpg", name] for n, name in enumerate(names)]
@@ -437,27 +440,27 @@ def test_keys_that_a_directory_does_not_tell_apart(
     planned = plan(job_in(tmp_path, key="{name}"), state)
     assert set(names) - set(keys(state, planned)) == colliding
     assert planned.collisions == len(colliding)
-    assert {(o.error_class, "does not tell this key" in (o.message or "")) for o in latest(state).values()} == (
+    assert {(o.error_class, "is the same name as" in (o.message or "")) for o in latest(state).values()} == (
         {(ErrorClass.KEY_COLLISION, True)} if colliding else set()
     )
-    assert [note for note in planned.notes if "differ only in case" in note] == planned.notes[: not twins]
+    assert [note for note in planned.notes if "differ only in case" in note] == planned.notes[: not name_folding]
     check_each_row_once(state, planned)
 
 
 @pytest.mark.parametrize(("key", "collisions"), [("sku.{ext}", 3), ("{{sha256}}.{ext}", 3), ("{sha256}.{ext}", 0)])
 def test_late_keys_that_will_meet_do_not_move(tmp_path: Path, state: DirectoryState, key: str, collisions: int) -> None:
-    """Rows of one late key without the digest in it would overwrite one another: none moves."""
+    """Rows with one deferred key collide unless the key contains the digest."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path, key=key)
     if collisions:
-        with pytest.raises(UserError, match="3 of 3 rows want a key"):
+        with pytest.raises(UserError, match="3 of 3 rows have a key collision"):
             plan(job, state)
     else:
         assert plan(job, state).todo == {"new": 3}
 
 
 def test_a_file_cannot_be_a_folder_too(tmp_path: Path, state: DirectoryState) -> None:
-    """In a directory destination a key that others need as a directory collides; in a bucket it does not."""
+    """A key below another row's key collides in a directory, and not in a bucket."""
     rows = [["https://img.example/a"], ["https://img.example/a/b/c.jpg"], *urls(*range(20))]
     write_list(tmp_path / "list.csv", rows)
     in_bucket = plan(
@@ -470,7 +473,7 @@ def test_a_file_cannot_be_a_folder_too(tmp_path: Path, state: DirectoryState) ->
 
 
 def test_a_row_that_becomes_usable_again_is_planned(tmp_path: Path, state: DirectoryState) -> None:
-    """A collision that goes away leaves a row to do, exactly once."""
+    """A row whose collision is resolved is planned once."""
     rival = ["https://img.example/5.jpg?new"]
     write_list(tmp_path / "list.csv", [*urls(*range(20)), rival])
     job = job_in(tmp_path)
@@ -483,7 +486,7 @@ def test_a_row_that_becomes_usable_again_is_planned(tmp_path: Path, state: Direc
 
 
 def test_limit_takes_new_rows_and_leaves_the_others_for_later(tmp_path: Path, state: DirectoryState) -> None:
-    """`--limit` counts what is pending first; what it leaves out is planned by a later run."""
+    """`--limit` counts pending rows first, and a later run plans the rows that it leaves."""
     write_list(tmp_path / "list.csv", urls(*range(10)))
     job = job_in(tmp_path)
     first = plan(job, state, 1, limit=4)
@@ -499,7 +502,7 @@ def test_limit_takes_new_rows_and_leaves_the_others_for_later(tmp_path: Path, st
 
 
 def test_a_dry_plan_writes_nothing(tmp_path: Path, state: DirectoryState) -> None:
-    """`ferry plan` counts as a run would, and leaves the state as it was."""
+    """A dry plan has a run's numbers and does not change the state."""
     write_list(tmp_path / "list.csv", [*urls(*range(10)), ["no-address"]])
     job = job_in(tmp_path)
     planned = plan(job, state, dry=True)
@@ -521,7 +524,7 @@ def test_a_dry_plan_writes_nothing(tmp_path: Path, state: DirectoryState) -> Non
 def test_retry_failed_takes_the_failed_rows_of_a_class(
     classes: tuple[str, ...], expected: list[str], tmp_path: Path, state: DirectoryState
 ) -> None:
-    """`--retry-failed` takes failures alone, of any class or of those named by name or code, as a further attempt."""
+    """`--retry-failed` plans failed rows of the given classes or codes, or all, as another attempt."""
     job = failures_of_both_kinds(tmp_path, state)
     planned = plan(job, state, 2, "retry", classes=classes)
     assert keys(state, planned) == expected
@@ -530,7 +533,7 @@ def test_retry_failed_takes_the_failed_rows_of_a_class(
 
 
 def failures_of_both_kinds(folder: Path, state: DirectoryState) -> Job:
-    """Six rows in three chunks: two 404, two 500, one copied and one without any outcome; and an unusable row."""
+    """Plans six rows in three chunks: two 404, two 500, one copied, one without outcome; and one unusable."""
     write_list(folder / "list.csv", [*urls(*range(6)), ["no-address"]])
     job = job_in(folder, chunk_rows=2)
     refs = plan(job, state).chunks
@@ -541,16 +544,16 @@ def failures_of_both_kinds(folder: Path, state: DirectoryState) -> Job:
 
 
 def test_a_plain_run_takes_new_pending_and_retryable_rows(tmp_path: Path, state: DirectoryState) -> None:
-    """Terminal failures wait for --retry-failed."""
+    """A plain run does not plan permanent failures."""
     job = failures_of_both_kinds(tmp_path, state)
     planned = plan(job, state, 2)
-    assert (planned.todo, planned.pending, planned.settled) == ({"retry": 2}, 1, 4)
+    assert (planned.todo, planned.pending, planned.untouched) == ({"retry": 2}, 1, 4)
     (again,) = [ref for ref in planned.chunks if ref.kind == "retry"]
     assert [row.key for row in chunk_rows(state, again)] == ["2.jpg", "3.jpg"]
 
 
 def test_a_second_retry_is_another_chunk(tmp_path: Path, state: DirectoryState) -> None:
-    """The same rows, failed again, stand in a chunk with another digest: Prefect's cache must not answer for it."""
+    """The same rows, failed again, get a chunk with another digest, which Prefect has not cached."""
     job = failures_of_both_kinds(tmp_path, state)
     (first,) = plan(job, state, 2, "retry", classes=["404"]).chunks
     settle(state, first, 2, Status.FAILED, **FAILED_404)
@@ -560,8 +563,7 @@ def test_a_second_retry_is_another_chunk(tmp_path: Path, state: DirectoryState) 
 
 
 def test_a_retry_that_was_interrupted_twice_is_planned_once(tmp_path: Path, state: DirectoryState) -> None:
-    """Two runs with --retry-failed cut a chunk each for the same rows; the later one holds them, and half of it done
-    must not count as all of it."""
+    """Rows of two interrupted retries are pending once, in the later chunk."""
     job = failures_of_both_kinds(tmp_path, state)
     (first,) = plan(job, state, 2, "retry").chunks[:1]
     (second,) = plan(job, state, 3, "retry").chunks[:1]
@@ -577,7 +579,7 @@ def test_a_retry_that_was_interrupted_twice_is_planned_once(tmp_path: Path, stat
 
 
 def test_a_change_of_how_plans_failed_and_skipped_rows_anew(tmp_path: Path, state: DirectoryState) -> None:
-    """Failed and skipped rows, terminal ones included, get reason `changed`; what is copied stays."""
+    """Changed settings plan failed and skipped rows as `changed`, and copied rows stay."""
     write_list(tmp_path / "list.csv", [*urls(*range(4)), *urls(0)])
     job = job_in(tmp_path, chunk_rows=1)
     refs = plan(job, state).chunks
@@ -602,7 +604,7 @@ def test_a_change_of_how_plans_failed_and_skipped_rows_anew(tmp_path: Path, stat
     ],
 )
 def test_a_change_of_where_is_refused(change: dict[str, Any], name: str, tmp_path: Path, state: DirectoryState) -> None:
-    """A setting that says where rows go stops the plan, and the message names it and the ways out."""
+    """A changed location raises UserError with the setting's name and what to do."""
     write_list(tmp_path / "list.csv", urls(1))
     job = job_in(tmp_path)
     plan(job, state)
@@ -615,7 +617,7 @@ def test_a_change_of_where_is_refused(change: dict[str, Any], name: str, tmp_pat
 def test_replan_moves_everything_to_the_new_place(
     change: dict[str, str], tmp_path: Path, state: DirectoryState
 ) -> None:
-    """After --replan for another key or destination, rows copied to the old place are to do again."""
+    """After a --replan for another key or destination, all rows are to be copied again."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1)
@@ -627,7 +629,7 @@ def test_replan_moves_everything_to_the_new_place(
 
 
 def test_replan_of_the_same_job_keeps_what_is_copied(tmp_path: Path, state: DirectoryState) -> None:
-    """--replan alone forgets no outcome."""
+    """A --replan of an unchanged job keeps all outcomes."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1, only=2)
@@ -636,7 +638,7 @@ def test_replan_of_the_same_job_keeps_what_is_copied(tmp_path: Path, state: Dire
 
 
 def test_replan_is_the_way_out_of_a_damaged_plan(tmp_path: Path, state: DirectoryState) -> None:
-    """Where place.json cannot say that rows went where the job says, the message advises --replan: that must work."""
+    """After --replan a job can be planned although plan and location are damaged."""
     write_list(tmp_path / "list.csv", urls(1, 2, 3))
     job = job_in(tmp_path)
     settle(state, plan(job, state).chunks[0], 1)
@@ -647,12 +649,12 @@ def test_replan_is_the_way_out_of_a_damaged_plan(tmp_path: Path, state: Director
         plan(job, state, 2)
     set_plan_aside(state)
     state.write(LOCATION_FILE, place)
-    assert plan(job, state, 2).settled == 3
+    assert plan(job, state, 2).untouched == 3
 
 
 @pytest.mark.parametrize("raw", [b"", b"[]", b"null", b'{"ferry_schema": 1}', b'{"ferry_schema": "x"}', b"\xff\xfe"])
 def test_a_damaged_plan_is_an_error_of_the_user(raw: bytes, tmp_path: Path, state: DirectoryState) -> None:
-    """Whatever plan.json holds, the answer is a sentence."""
+    """Any damage of plan.json raises UserError."""
     write_list(tmp_path / "list.csv", urls(1))
     state.write(PLAN_FILE, raw)
     with pytest.raises(UserError, match="damaged"):
@@ -660,7 +662,7 @@ def test_a_damaged_plan_is_an_error_of_the_user(raw: bytes, tmp_path: Path, stat
 
 
 def test_a_plan_of_a_newer_schema_is_refused(tmp_path: Path, state: DirectoryState) -> None:
-    """The message says that a newer Ferry wrote it; nothing is overwritten."""
+    """A plan of a newer schema raises UserError and is not overwritten."""
     write_list(tmp_path / "list.csv", urls(1))
     job = job_in(tmp_path)
     plan(job, state)
@@ -678,7 +680,7 @@ def test_a_plan_of_a_newer_schema_is_refused(tmp_path: Path, state: DirectorySta
 @pytest.mark.parametrize("place", ["directory", "bucket"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "text"])
 def test_a_damaged_chunk_is_cut_anew(place: str, damage: str, tmp_path: Path, s3: S3Server, bucket: str) -> None:
-    """Rows of a chunk file that is gone or damaged are in a new one, where the ledger has them not; a note says so."""
+    """Rows of a missing or damaged chunk file that are not done go to a new chunk, with a note."""
     state: State = directory_state(tmp_path)
     if place == "bucket":
         state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
@@ -699,14 +701,14 @@ def test_a_damaged_chunk_is_cut_anew(place: str, damage: str, tmp_path: Path, s3
 
 
 def test_an_empty_list_is_an_error_of_the_user(tmp_path: Path, state: DirectoryState) -> None:
-    """A header and no row: a sentence, not a traceback."""
+    """A manifest without rows raises UserError."""
     write_list(tmp_path / "list.csv", [])
     with pytest.raises(UserError):
         plan(job_in(tmp_path), state)
 
 
 def test_an_unchanged_manifest_is_not_normalised_again(tmp_path: Path, state: DirectoryState) -> None:
-    """The normalised list stays the same file while list and settings are the same."""
+    """The normalised manifest stays the same file while manifest and settings do not change."""
     write_list(tmp_path / "list.csv", urls(1, 2))
     job = job_in(tmp_path)
     plan(job, state)
@@ -720,7 +722,7 @@ def test_an_unchanged_manifest_is_not_normalised_again(tmp_path: Path, state: Di
 
 
 def test_a_pass_takes_what_failed_in_this_run_and_may_pass(tmp_path: Path, state: DirectoryState) -> None:
-    """The further pass: retryable failures of this run alone; not those of earlier runs, not the terminal ones."""
+    """A further pass plans the retryable failures of this run, and no others."""
     write_list(tmp_path / "list.csv", urls(*range(5)))
     job = job_in(tmp_path, chunk_rows=1)
     refs = plan(job, state).chunks
@@ -739,7 +741,7 @@ def test_a_pass_takes_what_failed_in_this_run_and_may_pass(tmp_path: Path, state
 
 
 def test_a_pass_repairs_rows_whose_chunk_came_back_without_them(tmp_path: Path, state: DirectoryState) -> None:
-    """A Cached chunk whose outcomes are gone: its rows are cut again; a chunk that did not return keeps its own."""
+    """A further pass plans rows of a returned chunk that have no outcome, and of no other chunk."""
     write_list(tmp_path / "list.csv", urls(*range(4)))
     job = job_in(tmp_path, chunk_rows=2)
     first, second = plan(job, state).chunks
@@ -754,7 +756,7 @@ def test_a_pass_repairs_rows_whose_chunk_came_back_without_them(tmp_path: Path, 
 def test_a_pass_repairs_rows_whose_retry_came_back_without_them(
     mode: Mode, tmp_path: Path, state: DirectoryState
 ) -> None:
-    """A chunk of failed rows is Cached, and its outcomes are gone: no chunk would ever do them again."""
+    """A further pass plans rows of a returned retry chunk whose new outcomes are missing."""
     write_list(tmp_path / "list.csv", urls(*range(3)))
     job = job_in(tmp_path)
     (base,) = plan(job, state).chunks
@@ -768,7 +770,7 @@ def test_a_pass_repairs_rows_whose_retry_came_back_without_them(
 
 
 def test_a_repair_that_was_interrupted_is_not_listed_twice(tmp_path: Path, state: DirectoryState) -> None:
-    """Two passes over the same loss cut one chunk, and the plan after it counts each row once."""
+    """Two passes over the same missing outcomes list one chunk, and each row counts once."""
     write_list(tmp_path / "list.csv", urls(*range(4)))
     job = job_in(tmp_path)
     (base,) = plan(job, state).chunks
@@ -780,14 +782,14 @@ def test_a_repair_that_was_interrupted_is_not_listed_twice(tmp_path: Path, state
 
 
 def test_a_row_whose_collision_came_and_went_can_be_retried(tmp_path: Path, state: DirectoryState) -> None:
-    """Its attempts go on counting: a chunk like an old one comes back from Prefect's cache and would do nothing."""
+    """A row's attempts continue after a collision, so that no cached chunk of an earlier run is reused."""
     rival = ["https://img.example/5.jpg?new"]
     everyone = urls(*range(20))
     job = job_in(tmp_path)
     cache: set[str] = set()
 
     def tries(run_no: int) -> list[str]:
-        """A run behind Prefect's cache, in which 5.jpg fails: the keys that were tried."""
+        """Runs the job with a result cache, lets 5.jpg fail, and returns the keys that were tried."""
         tried: list[str] = []
         planned = plan(job, state, run_no)
         for _ in range(2):
@@ -816,17 +818,17 @@ def test_a_row_whose_collision_came_and_went_can_be_retried(tmp_path: Path, stat
 
 
 def test_a_ledger_row_of_another_manifest_is_ignored(tmp_path: Path, state: DirectoryState) -> None:
-    """Rows that left count neither as settled nor as pending."""
+    """Rows that are not in the manifest count neither as untouched nor as pending."""
     write_list(tmp_path / "list.csv", urls(1, 2))
     job = job_in(tmp_path)
     plan(job, state)
     write_list(tmp_path / "list.csv", urls(2))
     planned = plan(job, state, 2)
-    assert (planned.rows, planned.pending, planned.settled, planned.todo) == (1, 1, 0, {})
+    assert (planned.rows, planned.pending, planned.untouched, planned.todo) == (1, 1, 0, {})
 
 
 def test_existing_objects_are_listed_for_many_rows(tmp_path: Path, state: DirectoryState) -> None:
-    """Over 500 rows to do: one listing, whose finds are hints of the chunks, with size."""
+    """For more than 500 rows the destination is listed once, and the hints have the sizes."""
     write_list(tmp_path / "list.csv", urls(*range(600)))
     (tmp_path / "out").mkdir()
     for n in (3, 599):
@@ -844,7 +846,7 @@ def test_existing_objects_are_listed_for_many_rows(tmp_path: Path, state: Direct
 
 
 def test_plan_and_planned_survive_their_json() -> None:
-    """What the child process answers is what it meant."""
+    """A plan and a planning result are decoded as they were encoded."""
     ref = ChunkRef("chunks/a.parquet", "a" * 64, 3, 0, "base", 1, 2, "listed")
     planned = Planned(1, 3, 0, 0, 0, {"new": 3}, 0, 0, 0, 0, "by", 500, [ref], {"source": "url"}, ["note"])
     assert Planned.decode(planned.encode()) == planned
@@ -864,12 +866,13 @@ _FACTS: list[dict[str, Any] | None] = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_over_many_runs_each_row_is_held_planned_or_settled(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever runs, retries and passes leave behind, no later plan moves a row twice or forgets one to do."""
+    """After any sequence of runs, retries and passes each row to do is planned exactly once."""
     folder = tmp_path_factory.mktemp("runs")
     state = directory_state(folder)
     job = job_in(folder, chunk_rows=3)
@@ -924,7 +927,7 @@ def settle_some(
 
 
 def test_a_template_that_no_listing_can_fill(tmp_path: Path, state: DirectoryState) -> None:
-    """A listed manifest has no columns of the user's: a field that it lacks stops the plan and names what there is."""
+    """A template with a field that a listing lacks raises UserError with the fields that there are."""
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "a.jpg").write_bytes(b"x")
     listed = {"manifest": f"file://{tmp_path}/old/"}
@@ -946,8 +949,7 @@ def test_a_template_that_no_listing_can_fill(tmp_path: Path, state: DirectorySta
     ],
 )
 def test_no_row_writes_into_the_state(destination: str, place: str, inside: bool, tmp_path: Path) -> None:
-    """Its files have keys where it lies in the destination: a list that names them must not plan the next run. Nor do
-    objects lie in the state, which deletes what it takes for its own."""
+    """A state in the destination, and a destination in the state, are refused."""
     (tmp_path / "out").mkdir()
     (tmp_path / destination).mkdir(parents=True, exist_ok=True)
     (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
@@ -956,14 +958,14 @@ def test_no_row_writes_into_the_state(destination: str, place: str, inside: bool
     state = DirectoryState(tmp_path / place)
     for dry in (True, False):
         if inside:
-            with pytest.raises(UserError, match=r"lies in the (destination|state)"):
+            with pytest.raises(UserError, match=r"is in the (destination|state)"):
                 plan(job, state, dry=dry)
         else:
             plan(job, state, dry=dry)
 
 
 def test_no_row_writes_into_a_state_in_the_same_bucket(tmp_path: Path) -> None:
-    """Likewise by the names of keys: a prefix ends at a slash."""
+    """A location contains a state only if it ends at a slash of the state's URI."""
     for uri, place, inside in (
         ("s3://b/new/", "s3://b/new/.ferry/x", True),
         ("s3://b", "s3://b/state", True),
@@ -989,7 +991,7 @@ def test_no_row_writes_into_a_state_in_the_same_bucket(tmp_path: Path) -> None:
     ],
 )
 def test_what_was_moved_is_not_moved_again(to: str, globs: dict[str, Any], grows: bool, tmp_path: Path) -> None:
-    """A destination among what is listed would double with every run."""
+    """A destination in the listed source is refused unless it is excluded."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     job = make_job(manifest=f"file://{tmp_path}/images/", destination=f"file://{tmp_path}/{to}/", source={}, **globs)
@@ -1013,7 +1015,7 @@ def test_what_was_moved_is_not_moved_again(to: str, globs: dict[str, Any], grows
     ],
 )
 def test_the_state_is_not_moved(place: str, globs: dict[str, Any], moved: bool, tmp_path: Path) -> None:
-    """A listed directory may be the job's own: addresses with their signatures, and Prefect's database, stay there."""
+    """A state in the listed source is refused unless it and Prefect's database are excluded."""
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.jpg").write_bytes(b"x")
     job = make_job(
@@ -1021,7 +1023,7 @@ def test_the_state_is_not_moved(place: str, globs: dict[str, Any], moved: bool, 
     )
     state = DirectoryState(tmp_path / place)
     if moved:
-        with pytest.raises(UserError, match="lies in what is to be moved"):
+        with pytest.raises(UserError, match="is in the listed source"):
             plan(job, state)
     else:
         assert keys(state, plan(job, state)) == ["a.jpg"]

@@ -1,4 +1,4 @@
-"""What planning leaves in the state from run to run, and what it asks the state before it plans."""
+"""Files that planning keeps in the state from run to run, and those that it reads first."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from ferry.state.plan_file import (
 )
 from tests.support.helpers import directory_state, make_job, plan, settle, urls, write_list
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture
 def state(tmp_path: Path) -> DirectoryState:
@@ -32,7 +34,7 @@ def state(tmp_path: Path) -> DirectoryState:
 
 
 class Night:
-    """Lists of one job, planned one after the other."""
+    """A job whose manifest changes from plan to plan."""
 
     def __init__(self, folder: Path, state: DirectoryState, **given: Any) -> None:
         self.folder, self.state, self.run_no, self.given = folder, state, 0, given
@@ -60,7 +62,7 @@ def night(tmp_path: Path, state: DirectoryState) -> Night:
 
 
 def test_only_the_list_in_force_is_kept(night: Night) -> None:
-    """The normalised list of an earlier run goes when another one is in force, and so do its hints."""
+    """Normalised manifest and hints of an earlier plan are deleted once a new plan is in force."""
     night.given = {"mode": "delta"}
     for ref in night.plan(3).chunks:
         settle(night.state, ref, 1)
@@ -77,7 +79,7 @@ def test_only_the_list_in_force_is_kept(night: Night) -> None:
 
 
 def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None:
-    """The last run's summary names a file that is gone: without it every row would be moved again."""
+    """A missing ledger file stops the plan, since all rows would be copied again."""
     (ref,) = night.plan(3).chunks
     settle(night.state, ref, 1)
     name = ledger.compact_ledger(night.state, 1)
@@ -93,14 +95,13 @@ def test_a_lost_ledger_is_found_before_anything_is_planned(night: Night) -> None
     [
         (20, 0, 0, ""),
         (18, 0, 0, ""),
-        (17, 0, 0, "The list has 17 rows that can be used, where the last one had 20."),
-        (17, 3, 0, "The list has 17 rows that can be used, where the last one had 20."),
-        (17, 0, 3, "The list has 17 rows that can be used, where the last one had 20."),
+        (17, 0, 0, "The manifest has 17 usable rows, and the last one had 20."),
+        (17, 3, 0, "The manifest has 17 usable rows, and the last one had 20."),
+        (17, 0, 3, "The manifest has 17 usable rows, and the last one had 20."),
     ],
 )
 def test_a_list_that_is_shorter(rows: int, unusable: int, doubled: int, shorter: str, night: Night) -> None:
-    """Rows that cannot be used and duplicates do not count as rows; up to a tenth fewer are believed. A dry plan says
-    so too."""
+    """A manifest with over a tenth fewer usable rows gives a warning, also in a dry plan."""
     night.plan(20)
     assert night.plan(rows, unusable, doubled, dry=True).shorter.startswith(shorter)
     found = night.plan(rows, unusable, doubled)
@@ -117,24 +118,24 @@ def found_place(night: Night) -> Any:
 
 
 def test_rows_of_an_earlier_version_s_plan(night: Night) -> None:
-    """It counted all rows. So does the plan that comes after it, and from then on usable ones count."""
+    """After a plan that counted all rows, the next one compares all rows, and later ones usable rows."""
     night.plan(20, 5)
     older = replace(night.in_force(), usable=0, expected_rows=0)
     night.state.write(PLAN_FILE, older.encode())
     assert night.plan(18, 5).shorter == ""
     assert (night.in_force().usable, night.in_force().expected_rows) == (18, 18)
-    assert "has 16 rows that can be used, where the last one had 18" in night.plan(16, 9).shorter
+    assert "has 16 usable rows, and the last one had 18" in night.plan(16, 9).shorter
 
 
 def test_what_a_list_is_believed_to_have_outlives_a_replan(night: Night) -> None:
-    """At the same place; at another one nothing is known of it. Also where the plan is damaged, and not the place."""
+    """The expected rows survive --replan and a damaged plan, but not a change of the location."""
     night.plan(20)
     night.plan(10)
     night.state.write(PLAN_FILE, b"damaged")
-    assert "where the last one had 20" in night.plan(10).shorter
+    assert "and the last one had 20" in night.plan(10).shorter
     assert night.in_force().expected_rows == 20
     set_plan_aside(night.state)
-    assert "where the last one had 20" in night.plan(10).shorter
+    assert "and the last one had 20" in night.plan(10).shorter
     set_plan_aside(night.state)
     night.given = {"key": "x/{source.name}"}
     assert night.plan(10).shorter == ""
@@ -142,7 +143,7 @@ def test_what_a_list_is_believed_to_have_outlives_a_replan(night: Night) -> None
 
 
 def test_what_was_done_at_another_place_counts_for_nothing(night: Night) -> None:
-    """A --replan to it looks at outcomes of its own run and later ones alone; one back to the same place at all."""
+    """After a --replan to another location only outcomes since that run count."""
     (ref,) = night.plan(3).chunks
     assert night.in_force().since_run == 0
     settle(night.state, ref, 1)

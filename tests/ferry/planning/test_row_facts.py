@@ -1,4 +1,4 @@
-"""What planning knows of a row: each fact of the ledger, the list and the plan's chunks, one by one."""
+"""Each fact that planning gathers of a row, from ledger, manifest and chunks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ferry.planning.row_facts import decide, gather
 from ferry.state import ledger
 from ferry.state.parquet import manifest_digest_of
 from tests.support.helpers import directory_state, make_job, make_outcome
+
+pytestmark = pytest.mark.matrix
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -31,29 +33,31 @@ def said(**given: Any) -> str | None:
 
 
 class Planning:
-    """One row of a list, and what is known of it."""
+    """One row of a manifest, and its outcome."""
 
     def __init__(self, folder: Path) -> None:
         self._state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
         self.con.execute(
-            "CREATE TABLE m (row_id VARCHAR, row_no BIGINT, source VARCHAR, size BIGINT, md5 VARCHAR, sha256 VARCHAR, "
-            "etag VARCHAR, last_modified VARCHAR, error_class VARCHAR);"
-            "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE verdict (row_id VARCHAR);"
-            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, place INTEGER, stale BOOLEAN)"
+            "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, size BIGINT, md5 VARCHAR, "
+            "sha256 VARCHAR, etag VARCHAR, last_modified VARCHAR, error_class VARCHAR);"
+            "CREATE TABLE superseded (row_id VARCHAR); CREATE TABLE problems (row_id VARCHAR);"
+            "CREATE TABLE held (row_id VARCHAR, attempt BIGINT, chunk VARCHAR, position INTEGER, stale BOOLEAN)"
         )
 
     def put(self, row: dict[str, Any], known: dict[str, Any] | None, run_no: int = 2, **settings: Any) -> None:
-        """``known``: the row's outcome; by default of a copy that was made two days ago, in run 1."""
+        """Adds the row and, with ``known``, its outcome: by default a copy of run 1 from two days ago."""
         values = {"source": URL, "error_class": None, **row}
         names = ("source", "size", "md5", "sha256", "etag", "last_modified", "error_class")
-        self.con.execute(f"INSERT INTO m VALUES ('1', 7, {', '.join('?' * 7)})", [values.get(name) for name in names])
+        self.con.execute(
+            f"INSERT INTO manifest VALUES ('1', 7, {', '.join('?' * 7)})", [values.get(name) for name in names]
+        )
         if known is not None:
             then = NOW - 2 * DAY
             times = {"started_at": then, "recorded_at": then, "bytes_read_at": then}
             outcome = make_outcome("1", **{"source": URL, "key": "1.jpg", **times, **known})
             ledger.append_outcomes(self._state, [outcome], outcome.run_no, "c", 0)
-        ledger.create_latest(self.con, self._state, at_once=True)
+        ledger.create_latest(self.con, self._state)
         gather(self.con, make_job(mode="delta", **settings), run_no)
 
     def facts(self) -> Any:
@@ -69,36 +73,36 @@ FAILED = {"status": Status.FAILED, "error_class": ErrorClass.NOT_FOUND}
 KNOWN: list[tuple[dict[str, Any] | None, dict[str, Any]]] = [
     (
         None,
-        {"known": False, "status": None, "standing": False, "consecutive_failures": 0, "due": False, "proof": False},
+        {"known": False, "status": None, "has_copy": False, "consecutive_failures": 0, "due": False, "proof": False},
     ),
     (
         {},
         {
             "known": True,
             "status": "copied",
-            "standing": True,
+            "has_copy": True,
             "consecutive_failures": 0,
             "attempt": 1,
             "by_plan": False,
         },
     ),
-    ({"status": Status.UNCHANGED}, {"standing": True}),
-    ({"status": Status.SKIPPED}, {"standing": False}),
-    (FAILED, {"standing": False, "error_class": "not_found", "consecutive_failures": 0}),
-    ({**FAILED, "dest_etag": "e"}, {"standing": True}),
+    ({"status": Status.UNCHANGED}, {"has_copy": True}),
+    ({"status": Status.SKIPPED}, {"has_copy": False}),
+    (FAILED, {"has_copy": False, "error_class": "not_found", "consecutive_failures": 0}),
+    ({**FAILED, "dest_etag": "e"}, {"has_copy": True}),
     ({**FAILED, "consecutive_failures": 3}, {"consecutive_failures": 3}),
     ({**FAILED, "consecutive_failures": 3, "run_no": 2}, {"consecutive_failures": 2, "this_run": True}),
     ({"consecutive_failures": 3}, {"consecutive_failures": 0, "this_run": False}),
     ({**FAILED, "chunk": ""}, {"by_plan": True}),
     ({"status": Status.PENDING, "chunk": ""}, {"by_plan": False}),
-    ({"settings_digest": make_job(mode="delta").settings_digest()}, {"how_same": True}),
-    ({"settings_digest": "another"}, {"how_same": False}),
+    ({"settings_digest": make_job(mode="delta").settings_digest()}, {"same_settings": True}),
+    ({"settings_digest": "another"}, {"same_settings": False}),
 ]
 
 
 @pytest.mark.parametrize(("known", "expected"), KNOWN)
 def test_what_the_ledger_has(known: dict[str, Any] | None, expected: dict[str, Any], planning: Planning) -> None:
-    """Of the row's last attempt, and whether an object of ours stands under its key."""
+    """The facts have the latest outcome, and whether the row has a copy."""
     planning.put({}, known)
     (found,) = planning.facts()
     assert found | expected == found
@@ -106,18 +110,18 @@ def test_what_the_ledger_has(known: dict[str, Any] | None, expected: dict[str, A
 
 
 def test_a_key_that_another_row_wrote_since(planning: Planning) -> None:
-    """What stands there is not this row's."""
+    """A superseded row has no copy."""
     planning.con.execute("INSERT INTO superseded VALUES ('1')")
     planning.put({}, {})
     (found,) = planning.facts()
-    assert (found["superseded"], found["standing"]) == (True, False)
+    assert (found["superseded"], found["has_copy"]) == (True, False)
 
 
-@pytest.mark.parametrize("left_out", ["error", "verdict"])
+@pytest.mark.parametrize("left_out", ["error", "problem"])
 def test_rows_that_are_decided_are_left_out(left_out: str, planning: Planning) -> None:
-    """An unusable row, a duplicate and a collision have their outcome already."""
-    if left_out == "verdict":
-        planning.con.execute("INSERT INTO verdict VALUES ('1')")
+    """Unusable rows, duplicates and collisions have no facts."""
+    if left_out == "problem":
+        planning.con.execute("INSERT INTO problems VALUES ('1')")
     planning.put({"error_class": "bad_url" if left_out == "error" else None}, {})
     assert planning.facts() == []
 
@@ -137,7 +141,7 @@ def test_rows_that_are_decided_are_left_out(left_out: str, planning: Planning) -
 def test_whether_a_chunk_holds_the_row(
     attempts: list[tuple[int, bool]], known: dict[str, Any] | None, held: bool, planning: Planning
 ) -> None:
-    """For an attempt that the ledger does not have, and as the list describes it now."""
+    """A row is held if a chunk that is not stale has it for an attempt that the ledger does not have."""
     for attempt, stale in attempts:
         planning.con.execute("INSERT INTO held VALUES ('1', ?, 'c', 0, ?)", [attempt, stale])
     planning.put({}, known)
@@ -167,7 +171,7 @@ def test_whether_a_chunk_holds_the_row(
 def test_what_the_list_says_of_the_object(
     row: dict[str, Any], known: dict[str, Any], expected: str, planning: Planning
 ) -> None:
-    """Against what it said when the object was last looked at; if it said nothing then, against the object itself."""
+    """The manifest is compared with what it said at the last check, or with the copy itself."""
     planning.put(row, known)
     assert [found["said"] for found in planning.facts()] == [expected]
 
@@ -201,7 +205,7 @@ CONDITION = {"checked_by": Checked.CONDITION, "source_etag": '"e"', "bytes_read_
 def test_what_the_list_proves(
     row: dict[str, Any], known: dict[str, Any] | None, proof: bool, planning: Planning
 ) -> None:
-    """A digest or an ETag does, a size does not; a date that was over when the object was last known to be so."""
+    """A digest, an ETag or a date that was over in time is a proof, and a size is not."""
     planning.put(row, known)
     assert [found["proof"] for found in planning.facts()] == [proof]
 
@@ -222,7 +226,7 @@ def test_what_the_list_proves(
     ],
 )
 def test_what_the_origin_gave(known: dict[str, Any], validators: str, planning: Planning) -> None:
-    """A strong ETag, unless it changed by itself, or a date that was over when the bytes were read."""
+    """A strong ETag, or a date that was over when the bytes were read, is a strong validator."""
     planning.put({}, known)
     assert [found["validators"] for found in planning.facts()] == [validators]
 
@@ -231,7 +235,7 @@ def test_what_the_origin_gave(known: dict[str, Any], validators: str, planning: 
     ("source", "web"), [(URL, True), ("HTTP://img.example/1", True), ("s3://b/http", False), ("file:///a", False)]
 )
 def test_what_is_asked_over_http(source: str, web: bool, planning: Planning) -> None:
-    """By its source's address."""
+    """A source is checked over HTTP if its address says so."""
     planning.put({"source": source}, {})
     assert [found["web"] for found in planning.facts()] == [web]
 
@@ -249,7 +253,7 @@ def test_what_is_asked_over_http(source: str, web: bool, planning: Planning) -> 
     ],
 )
 def test_whether_its_bytes_were_read_long_ago(known: dict[str, Any], old: bool, planning: Planning) -> None:
-    """Further from now than `revalidate_after`, on either side."""
+    """Bytes are old if they were read more than `revalidate_after` before or after now."""
     planning.put({}, known, delta={"revalidate_after": "7d"})
     assert [found["old"] for found in planning.facts()] == [old]
 
@@ -267,7 +271,7 @@ def test_whether_its_bytes_were_read_long_ago(known: dict[str, Any], old: bool, 
     ],
 )
 def test_whether_a_failed_row_is_due(known: dict[str, Any], due: bool, planning: Planning) -> None:
-    """By the rule for its class: often enough, and long enough ago; a last try ahead of now says nothing."""
+    """A failed row is due by the rule of its class, and at once if its last try is in the future."""
     planning.put({}, known, **RETRY)
     assert [found["due"] for found in planning.facts()] == [due]
 
@@ -299,9 +303,7 @@ def test_what_is_to_do(
     looks: list[str],
     planning: Planning,
 ) -> None:
-    """The decisions are those of rules.py and revalidation.py; a row whose last look failed is read, whatever the
-    list says.
-    Tables that nothing reads later are gone."""
+    """Rows to do have the reason and recheck of the rules, and large tables are dropped afterwards."""
     if known is not None:
         known = {"settings_digest": make_job(mode="delta", **RETRY).settings_digest(), **known}
     planning.put(row, known, **RETRY)
@@ -309,12 +311,12 @@ def test_what_is_to_do(
     assert planning.con.execute("SELECT reason, attempt, consecutive_failures FROM todo").fetchall() == todo
     assert [look for (look,) in planning.con.execute("SELECT revalidate FROM revalidations").fetchall()] == looks
     left = {name for (name,) in planning.con.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
-    assert left.isdisjoint({"rules", "cases", "answers", "answered"})
+    assert left.isdisjoint({"retry_rules", "cases", "decisions", "decided"})
 
 
 @pytest.mark.parametrize(("classes", "todo"), [((), ["retry"]), (("not_found",), ["retry"]), (("timeout",), [])])
 def test_classes_are_asked_for(classes: tuple[str, ...], todo: list[str], planning: Planning) -> None:
-    """`--retry-failed` of some classes, or of any."""
+    """`--retry-failed` plans failures of the given classes, or all."""
     planning.put({}, FAILED)
     decide(planning.con, "retry", classes, delta=False)
     assert [reason for (reason,) in planning.con.execute("SELECT reason FROM todo").fetchall()] == todo

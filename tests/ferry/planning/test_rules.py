@@ -1,4 +1,4 @@
-"""The plan's decisions, row by row of their tables."""
+"""The decisions of planning, line by line of their tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from ferry.core.records import AGAIN, Again, ErrorClass, Reason, Status
 from ferry.core.revalidation import Revalidate
 from ferry.job.model import OnExisting
 from ferry.planning.existing_objects import how_to_find
-from ferry.planning.rules import Latest, Mode, auto_chunk_rows, check_where, cut_off, keep, reason_to_do
+from ferry.planning.rules import (
+    Latest,
+    Mode,
+    auto_chunk_rows,
+    check_locations,
+    looks_truncated,
+    reason_to_do,
+    stays_in_plan,
+)
 from ferry.state.checksums import encode_checked_json
 from ferry.state.parquet import SCHEMA_VERSION
 from ferry.state.plan_file import (
@@ -35,7 +43,7 @@ REF = ChunkRef("chunks/a.parquet", "a" * 64, 10, 0, "base", 1)
 
 def known(status: Status, error: ErrorClass | None = None, code: int | None = None, **given: Any) -> Latest:
     return Latest(
-        status, error, code, given.get("by_plan", False), given.get("how_same", True), given.get("now", False)
+        status, error, code, given.get("by_plan", False), given.get("same_settings", True), given.get("now", False)
     )
 
 
@@ -48,27 +56,27 @@ PLAIN: list[tuple[Latest | None, Reason | None]] = [
     (known(S.PENDING, E.MISSING), Reason.REPAIR),
     (known(S.PENDING, E.ALTERED), Reason.REPAIR),
     (known(S.COPIED), None),
-    (known(S.COPIED, how_same=False), None),
+    (known(S.COPIED, same_settings=False), None),
     (known(S.UNCHANGED), None),
-    (known(S.UNCHANGED, how_same=False), None),
-    (known(S.FAILED, E.NOT_FOUND, 404, how_same=False), Reason.CHANGED),
-    (known(S.FAILED, E.TIMEOUT, how_same=False), Reason.CHANGED),
+    (known(S.UNCHANGED, same_settings=False), None),
+    (known(S.FAILED, E.NOT_FOUND, 404, same_settings=False), Reason.CHANGED),
+    (known(S.FAILED, E.TIMEOUT, same_settings=False), Reason.CHANGED),
     (known(S.FAILED, E.TIMEOUT), Reason.RETRY),
     (known(S.FAILED, E.UPLOAD_UNCONFIRMED), Reason.REPAIR),
-    (known(S.FAILED, E.UPLOAD_UNCONFIRMED, how_same=False), Reason.REPAIR),
+    (known(S.FAILED, E.UPLOAD_UNCONFIRMED, same_settings=False), Reason.REPAIR),
     (known(S.FAILED, E.FORBIDDEN, 403), Reason.RETRY),
     (known(S.FAILED, E.INTERNAL), Reason.RETRY),
     (known(S.FAILED, E.NOT_FOUND, 404), None),
     (known(S.FAILED, E.EXISTS), None),
-    (known(S.SKIPPED, E.EXISTS, how_same=False), Reason.CHANGED),
-    (known(S.SKIPPED, E.DUPLICATE, how_same=False), None),
+    (known(S.SKIPPED, E.EXISTS, same_settings=False), Reason.CHANGED),
+    (known(S.SKIPPED, E.DUPLICATE, same_settings=False), None),
     (known(S.SKIPPED, E.EXISTS), None),
 ]
 
 
 @pytest.mark.parametrize(("latest", "reason"), PLAIN)
 def test_a_plain_run(latest: Latest | None, reason: Reason | None) -> None:
-    """The plain rows of the table; a row that a listed chunk holds is that chunk's."""
+    """The plain lines of the table hold, and a row that a listed chunk has is not planned."""
     assert reason_to_do(latest, held=False, mode="plain") is reason
     assert reason_to_do(latest, held=True, mode="plain") is None
 
@@ -91,8 +99,15 @@ def test_a_plain_run(latest: Latest | None, reason: Reason | None) -> None:
     ],
 )
 def test_a_delta_and_rows_whose_key_was_written_by_another(facts: dict[str, Any], reason: Reason | None) -> None:
-    """The rows of the table that ask what stands at the destination, and what the list says of it."""
-    values = {"error_class": None, "status_code": None, "by_plan": False, "how_same": True, "this_run": False, **facts}
+    """The lines of delta runs and of superseded rows hold."""
+    values = {
+        "error_class": None,
+        "status_code": None,
+        "by_plan": False,
+        "same_settings": True,
+        "this_run": False,
+        **facts,
+    }
     assert reason_to_do(Latest(**values), held=False, mode="plain") is reason
     assert reason_to_do(Latest(**values), held=True, mode="plain") is None
 
@@ -115,7 +130,7 @@ def test_a_delta_and_rows_whose_key_was_written_by_another(facts: dict[str, Any]
 )
 @pytest.mark.parametrize("held", [True, False])
 def test_retry_failed(latest: Latest | None, classes: tuple[str, ...], wanted: bool, held: bool) -> None:
-    """Failed rows of the named classes, by name or status code; held or not."""
+    """Failed rows of the given classes or codes are retried, whether a chunk has them or not."""
     assert reason_to_do(latest, held=held, mode="retry", classes=classes) is (Reason.RETRY if wanted else None)
 
 
@@ -141,7 +156,7 @@ def test_retry_failed(latest: Latest | None, classes: tuple[str, ...], wanted: b
     ],
 )
 def test_a_further_pass(latest: Latest | None, held: bool, reason: Reason | None, in_repair: Reason | None) -> None:
-    """What failed in this run and may pass now, and rows whose chunk returned without them."""
+    """A pass retries this run's failures and rows whose chunk returned without them."""
     assert reason_to_do(latest, held=held, mode="pass") is reason
     assert reason_to_do(latest, held=held, mode="repair") is in_repair
 
@@ -150,17 +165,17 @@ def test_a_further_pass(latest: Latest | None, held: bool, reason: Reason | None
     status=st.sampled_from([*Status, None]),
     error=st.sampled_from(list(ErrorClass)),
     by_plan=st.booleans(),
-    how_same=st.booleans(),
+    same_settings=st.booleans(),
     now=st.booleans(),
     held=st.booleans(),
 )
 def test_a_row_is_held_planned_or_settled_and_never_two(
-    status: Status | None, error: ErrorClass, by_plan: bool, how_same: bool, now: bool, held: bool
+    status: Status | None, error: ErrorClass, by_plan: bool, same_settings: bool, now: bool, held: bool
 ) -> None:
-    """Over all facts: a held row is never planned too; an open row that none holds always is; a good end never."""
+    """A held row is not planned, an open row always is, and a copied row never."""
     latest = None
     if status is not None:
-        latest = Latest(status, error, None, by_plan, how_same, now)
+        latest = Latest(status, error, None, by_plan, same_settings, now)
     reason = reason_to_do(latest, held=held, mode="plain")
     if held:
         assert reason is None
@@ -168,7 +183,7 @@ def test_a_row_is_held_planned_or_settled_and_never_two(
         assert reason in (Reason.NEW, Reason.REPAIR)
     elif status in (Status.COPIED, Status.UNCHANGED):
         assert reason is None
-    elif status is Status.FAILED and how_same:
+    elif status is Status.FAILED and same_settings:
         assert (reason is None) == (AGAIN[error] is Again.NEVER)
     modes: tuple[Mode, ...] = ("retry", "pass", "repair")
     for mode in modes:
@@ -184,7 +199,7 @@ def test_a_row_is_held_planned_or_settled_and_never_two(
      (50_000_000, 100_000), (10**9, 100_000)],
 )  # fmt: skip
 def test_auto_chunk_rows(rows: int, chunk: int) -> None:
-    """rows / 500, at least 500, at most 100,000."""
+    """The size is rows / 500, at least 500 and at most 100,000."""
     assert auto_chunk_rows(rows) == chunk
 
 
@@ -201,34 +216,34 @@ def test_auto_chunk_rows(rows: int, chunk: int) -> None:
         ({"source": {"url": "https://h/{id}"}}, ["source.url"]),
     ],
 )
-def test_check_where(change: dict[str, Any], names: list[str]) -> None:
-    """A change of where stops and names each key; a final slash, and everything else, is no change."""
+def test_check_locations(change: dict[str, Any], names: list[str]) -> None:
+    """A changed location raises UserError with each setting's name; other changes do not."""
     plan = Plan(make_job().location_digests(), 500, 1, {}, 1)
     if not names:
-        check_where(plan, make_job(**change))
+        check_locations(plan, make_job(**change))
         return
     with pytest.raises(UserError) as caught:
-        check_where(plan, make_job(**change))
+        check_locations(plan, make_job(**change))
     assert [word for word in str(caught.value).split("`") if word in make_job().location_digests()] == names
 
 
 def test_which_chunks_stay() -> None:
-    """Base chunks for good; retries while rows are open, and those of the newest run."""
+    """Base chunks stay; retry chunks stay until done, and those of the newest run also do."""
     for kind, done, run_no in itertools.product(("base", "retry"), (0, 9, 10), (1, 5)):
         chunk = ChunkRef("u", "d", 10, 0, kind, run_no, done)  # type: ignore[arg-type]
-        assert keep(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
+        assert stays_in_plan(chunk, 5) is (kind == "base" or done < 10 or run_no == 5)
 
 
 @pytest.mark.parametrize(
-    ("rows", "believed", "looks_cut_off"), [(0, 0, False), (9, 10, True), (10, 10, False), (11, 10, False)]
+    ("rows", "expected", "truncated"), [(0, 0, False), (9, 10, True), (10, 10, False), (11, 10, False)]
 )
-def test_whether_a_list_looks_cut_off(rows: int, believed: int, looks_cut_off: bool) -> None:
-    """When it has fewer rows than it is believed to have; of an older plan nothing is believed."""
-    assert cut_off(rows, believed) is looks_cut_off
+def test_whether_a_list_looks_cut_off(rows: int, expected: int, truncated: bool) -> None:
+    """A manifest looks truncated if it has fewer rows than expected; an older plan expects none."""
+    assert looks_truncated(rows, expected) is truncated
 
 
 class Files(dict[str, bytes]):
-    """A state that can only be read."""
+    """A read-only state in memory."""
 
     def read(self, name: str) -> bytes:
         if name not in self:
@@ -237,7 +252,7 @@ class Files(dict[str, bytes]):
 
 
 def test_a_plan_of_an_earlier_version() -> None:
-    """What it does not say is nothing: no row done, none believed, and every outcome of this place."""
+    """Fields that an older plan lacks have their defaults."""
     chunk = {"uri": "c", "digest": "d", "rows": 1, "bytes": 0, "kind": "base", "run_no": 1}
     plan = {"where": {}, "chunk_rows": 500, "rows": 1, "manifest": {}, "last_run": 1, "chunks": [chunk]}
     state = Files({PLAN_FILE: encode_checked_json({"ferry_schema": SCHEMA_VERSION, **plan})})
@@ -256,7 +271,7 @@ def test_a_plan_of_an_earlier_version() -> None:
     [b"", b"{}", b"nonsense", encode_checked_json({}), encode_checked_json({"location_digests": 1, "since_run": 1})],
 )
 def test_a_damaged_plan_or_place_is_said_to_be(raw: bytes) -> None:
-    """Neither is read as if nothing were known."""
+    """A damaged plan or location raises Damaged."""
     with pytest.raises(Damaged, match="plan"):
         read_plan(Files({PLAN_FILE: raw}))
     with pytest.raises(Damaged, match="location"):
@@ -264,7 +279,7 @@ def test_a_damaged_plan_or_place_is_said_to_be(raw: bytes) -> None:
 
 
 def test_hints_change_nothing_else() -> None:
-    """A chunk's file and digest stay; its hints are those of this plan, or none."""
+    """New hints change nothing else of a chunk's reference."""
     chunk = with_hints(REF, 3, "listed", "plan/hints/a.parquet")
     assert (chunk.done, chunk.existing, chunk.digest, chunk.uri) == (3, "listed", REF.digest, REF.uri)
     assert (chunk.hints, with_hints(chunk, 3, "head").hints) == ("plan/hints/a.parquet", "")
@@ -280,7 +295,7 @@ def test_hints_change_nothing_else() -> None:
     ],
 )  # fmt: skip
 def test_how_existing_objects_are_found(policy: OnExisting, rows: int, how: str) -> None:
-    """The table of how_to_find; the plan says which in words."""
+    """The table of how_to_find holds, and each way has a text."""
     found, words = how_to_find(policy, rows)
     assert found == how
     assert words

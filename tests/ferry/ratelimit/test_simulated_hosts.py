@@ -31,6 +31,8 @@ from tests.support.simulated_hosts import (
     turns,
 )
 
+pytestmark = pytest.mark.matrix
+
 DOC = Path(__file__).parents[3] / "docs" / "explanation" / "concurrency.md"
 
 

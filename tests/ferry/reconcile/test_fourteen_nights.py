@@ -1,5 +1,7 @@
-"""Fourteen seeded nights on a real origin and a real store: after each the destination is compared with the truth, and
-the requests with the least that was necessary. `pytest -s` prints the table."""
+"""Fourteen seeded delta runs on a real origin and store, each compared with the expected objects and requests.
+
+`pytest -s` prints the table.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ from tests.support.nights import World
 
 pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {"delete_removed": True, "max_delete": "10%"}
-FIGURES = ("rows", "new", "changed", "gone", "deleted", "failed", "requests", "least", "bodies", "least", "wrong")
+FIGURES = ("rows", "new", "changed", "removed", "deleted", "failed", "requests", "least", "bodies", "least", "wrong")
 
 
 class Nights(World):
-    """Rows of all kinds of origins. Of every second row the list says an ETag; the others have to be asked for."""
+    """Rows from many kinds of origins; the manifest has the ETag of every second row."""
 
     def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path, seed: int) -> None:
         super().__init__(origin, s3, bucket, folder)
@@ -56,7 +58,7 @@ class Nights(World):
             self.put(key, next(self.seeds), kind=self.kinds[key])
 
     def change(self, count: int) -> None:
-        """Other images, of other sizes and dates: something tells of each."""
+        """Changes images to others of another size and date."""
         for key in self._some(count, set(self.copies) & set(self.bodies) - self.hidden):
             seed = next(self.seeds)
             self.bodies[key] = make_image("jpeg", seed, 40 + seed % 50, 20 + len(self.bodies[key]) % 7)
@@ -64,7 +66,7 @@ class Nights(World):
             self.origin.add(f"/{key}", self.bodies[key], kind=self.kinds[key], modified=date)
 
     def change_unseen(self) -> None:
-        """Others of the same size, where the origin gives neither ETag nor date, and the list says nothing."""
+        """Changes images to others of the same size, without an ETag, a date or a hint in the manifest."""
         for key in self._some(2, self._unseen()):
             body = bytearray(self.bodies[key])
             body[body.index(b"\xff\xda") + 20] ^= 1
@@ -94,7 +96,7 @@ class Nights(World):
 
     @contextlib.contextmanager
     def cut_off(self) -> Iterator[None]:
-        """The list has only the first half of its rows."""
+        """Gives the manifest only the first half of its rows."""
         whole = self.bodies
         self.bodies = dict(list(whole.items())[: len(whole) // 2])
         yield
@@ -103,15 +105,14 @@ class Nights(World):
     # --- the night
 
     def expect(self, *, removals: bool = True) -> None:
-        """What the next night is to leave: the truth, but for what nothing tells of, what fails, and what stays. A
-        copy goes when a second list lacks it."""
+        """Updates the expected copies for the next run: unseen changes, failures and kept copies stay as they are."""
         self.missing = {key: self.missing.get(key, 0) + 1 for key in self.copies if key not in self.bodies}
         kept = {key: self.copies[key] for key, lists in self.missing.items() if lists < 2 or not removals}
         still = {key: self.copies[key] for key in (*self.hidden, *self.failing)}
         self.copies = {**kept, **self.bodies, **still}
 
     def run_night(self, what: str, **delta: Any) -> None:
-        """A night, and what must hold after it."""
+        """Runs a delta run and asserts that the destination is as expected."""
         before = helpers.by_key(self.state) if self.run_no else {}
         outcomes = self.night(self._etags(), delta={**DELTA, **delta}, chunk_rows=20)
         self._say(what, before)
@@ -124,7 +125,7 @@ class Nights(World):
         assert set(looked) == self._must_ask(before), what
 
     def refused_night(self, what: str) -> None:
-        """A night in which the destination takes nothing."""
+        """Runs a delta run whose destination refuses every write."""
         job = self.job(delta=DELTA, chunk_rows=20)
         self.write_list(self._etags())
         self.origin.requests, self.origin.bodies = Counter(), Counter()
@@ -134,11 +135,11 @@ class Nights(World):
             helpers.run(job, self.state, helpers.access(self.s3, reader=True), self.run_no)
         answer = finish_run(job, self.state, self.run_no)
         assert answer["counts"]["pending"], "rows that nobody could write are to do"
-        self.figures = answer["night"]
+        self.figures = answer["delta"]
         self._say(what, before)
 
     def killed_night(self, what: str, uploads: int) -> None:
-        """The process dies by SIGKILL after so many uploads: each object is the old one or the new one, whole."""
+        """Kills a run after some uploads and asserts that each object is the old or the new one, complete."""
         self.write_list(self._etags())
         job, server = self.job(delta=DELTA, chunk_rows=20), helpers.access(self.s3)
         code, _ = victim.run(self.folder, job, self.state, server, "after upload", str(uploads))
@@ -154,11 +155,11 @@ class Nights(World):
         }
 
     def _must_ask(self, before: Mapping[str, Outcome]) -> set[str]:
-        """Rows that nobody can be sure of without a request: the list says nothing of them, or another version."""
+        """Returns the rows that need a request, because the manifest does not prove that they are the same."""
         return {key for key in self.bodies if key not in self.said or self._is_other(before, key)}
 
     def _is_other(self, before: Mapping[str, Outcome], key: str) -> bool:
-        """Is the object another one than the ledger has, or none that it has?"""
+        """Returns whether the ledger has another object under the key, or none."""
         known = before.get(key)
         return known is None or known.sha256 != hashlib.sha256(self.bodies[key]).hexdigest()
 
@@ -166,22 +167,22 @@ class Nights(World):
         return {key.removeprefix("p/"): body for key, body in helpers.stored(self.s3, self.bucket).items()}
 
     def _say(self, what: str, before: Mapping[str, Outcome]) -> None:
-        """The night's line of the table; fails where the destination is not what it should be."""
+        """Prints the run's line of the table, and fails if the destination is not as expected."""
         assert self.figures is not None
         f, there = self.figures, self._there()
         must_ask = self._must_ask(before)
         must_read = sum(self._is_other(before, key) for key in must_ask)
         wrong = sum(there.get(key) != self.copies.get(key) for key in {*there, *self.copies})
-        gone = f["gone"] + f["deleted"]
-        figures = (len(self.bodies), f["new"], f["changed"], gone, f["deleted"], f["failed"], self.asked, len(must_ask))
+        removed = f["removed"] + f["deleted"]
+        done = (f["new"], f["changed"], removed, f["deleted"], f["failed"])
+        figures = (len(self.bodies), *done, self.asked, len(must_ask))
         print(f"{what:<32}" + "".join(f"{value:>9}" for value in (*figures, self.read, must_read, wrong)))
         assert not wrong, what
 
 
 @pytest.mark.parametrize("seed", [14])
 def test_fourteen_nights(seed: int, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Adds, changes with and without validators, removals, a list that is cut off, trouble at either end, a night that
-    is killed: after each night the destination holds what it should, and nobody was asked for more than had to be."""
+    """After each run of changes, removals and faults the destination is right, and no request was needless."""
     w = Nights(origin, s3, bucket, tmp_path, seed)
     print(f"\n{'night':<32}" + "".join(f"{name:>9}" for name in FIGURES))
     w.add(64)
@@ -199,8 +200,8 @@ def test_fourteen_nights(seed: int, origin: Origin, s3: S3Server, bucket: str, t
     w.run_night(" 4 changes, 2 of them unseen")
     with w.cut_off():
         w.run_night(" 5 the list is cut off")
-        assert w.swept is not None
-        assert (w.swept.deleted, "cut off" in w.swept.refused) == (0, True)
+        assert w.pruned is not None
+        assert (w.pruned.deleted, "truncated" in w.pruned.refused) == (0, True)
     w.run_night(" 6 the list is whole again")
     w.hidden.clear()
     w.expect()

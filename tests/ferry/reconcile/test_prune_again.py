@@ -1,4 +1,4 @@
-"""Copies without a row whose key had several rows, whose row comes back, or whose deletion was broken off."""
+"""Copies whose key had several rows, whose row returns, or whose deletion was interrupted."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from ferry.transfer.chunk import run_chunk
 from tests.support import helpers
 from tests.support.nights import World
 
+pytestmark = pytest.mark.matrix
+
 GO: dict[str, Any] = {
     "delta": {"delete_removed": True, "delete_after": 1, "max_delete": "100%", "accept_shorter_manifest": True}
 }
 
 
 class Folder(World):
-    """The copy is kept in a directory."""
+    """A world whose destination is a directory."""
 
     @property
     def new(self) -> Path:
@@ -52,7 +54,7 @@ def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> Folder:
 
 
 def test_a_key_that_two_rows_had(world: Folder) -> None:
-    """Both have left the list, one after the other. The first is no copy of its own, and is copied when it is back."""
+    """Two removed rows with one key are one copy, and a row that returns is copied."""
     world.put("a/x.jpg", 10)
     world.night(key="{source.name}")
     first = world.bodies.pop("a/x.jpg")
@@ -60,38 +62,36 @@ def test_a_key_that_two_rows_had(world: Folder) -> None:
     world.night(key="{source.name}")
     del world.bodies["b/x.jpg"]
     world.night(key="{source.name}")
-    assert world.swept is not None
-    assert (world.swept.gone, world.swept.deleted) == (1, 1)
+    assert world.pruned is not None
+    assert (world.pruned.removed, world.pruned.deleted) == (1, 1)
     world.is_true()
     world.night(key="{source.name}")
-    assert world.swept.gone == 0
+    assert world.pruned.removed == 0
     world.bodies["a/x.jpg"] = first
     world.night(key="{source.name}")
     assert world.there()["x.jpg"] == first
 
 
 def test_copies_are_objects_and_not_rows(world: Folder) -> None:
-    """Rows that are others for their `id` have the objects of the old ones: max_delete is of the objects, and nothing
-    that was deleted counts the night after."""
+    """max_delete counts objects, however many rows have had them."""
     delta = {"delete_removed": True, "delete_after": 1, "max_delete": "20%", "accept_shorter_manifest": True}
     for name in "ab":
         world.night({"id": [f"{name}{n}" for n in range(5)]}, delta=delta)
     for n in range(2):
         del world.bodies[f"{n}.jpg"]
         world.night({"id": [f"b{n}" for n in range(n + 1, 5)]}, delta=delta if not n else {**delta, "max_delete": 1})
-        assert world.swept is not None
-        assert (world.swept.deleted, world.swept.refused) == (1, "")
+        assert world.pruned is not None
+        assert (world.pruned.deleted, world.pruned.refused) == (1, "")
     world.is_true()
     for key in ("2.jpg", "3.jpg"):
         del world.bodies[key]
     world.night({"id": ["b4"]}, delta={**delta, "max_delete": "50%"})
-    assert world.swept is not None
-    assert "2 of 3 copies" in world.swept.refused
+    assert world.pruned is not None
+    assert "2 of 3 copies" in world.pruned.refused
 
 
 def test_a_deletion_that_was_broken_off(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process dies when some objects are gone and the ledger does not say so yet. Rows that come back are copied,
-    and those that do not are deleted."""
+    """After a crash between deletions, returning rows are copied again and the other copies deleted."""
     world.night()
     whole = dict(world.bodies)
     for n in range(1, 5):
@@ -115,13 +115,12 @@ def test_a_deletion_that_was_broken_off(world: Folder, monkeypatch: pytest.Monke
     reasons = {key: outcome.reason for key, outcome in outcomes.items() if outcome.status is Status.COPIED}
     assert reasons == dict.fromkeys(set(world.bodies) - {"0.jpg"}, Reason.REPAIR)
     world.night()
-    assert world.swept is not None
-    assert world.swept.gone == 0
+    assert world.pruned is not None
+    assert world.pruned.removed == 0
 
 
 def test_a_destination_that_goes_away_meanwhile(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Credentials that expire, a bucket that is gone: the night has its report, with what was deleted until then, and
-    the next one does the rest."""
+    """A fatal error ends the deletions with a complete report, and the next run deletes the rest."""
     world.night()
     for n in range(1, 5):
         del world.bodies[f"{n}.jpg"]
@@ -137,18 +136,22 @@ def test_a_destination_that_goes_away_meanwhile(world: Folder, monkeypatch: pyte
         patch.setattr(prune, "BATCH", 3)
         patch.setattr(prune, "_delete_one", fails)
         world.night()
-    assert world.swept is not None
+    assert world.pruned is not None
     assert world.figures is not None
-    assert (world.swept.deleted, world.swept.failed, world.swept.ended) == (2, 2, "the credentials have expired")
-    assert (world.figures["deleted"], world.figures["gone"]) == (2, 2)
-    listed = world.state.read(world.swept.listed).decode()
+    assert (world.pruned.deleted, world.pruned.failed, world.pruned.stop_reason) == (
+        2,
+        2,
+        "the credentials have expired",
+    )
+    assert (world.figures["deleted"], world.figures["removed"]) == (2, 2)
+    listed = world.state.read(world.pruned.file).decode()
     assert (listed.count("not deleted: the credentials have expired"), listed.count("\ndeleted,")) == (2, 2)
     world.night()
     world.is_true()
 
 
 def test_the_lease_is_looked_at_between_deletions(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that was suspended, and followed by another one, deletes nothing more: the row may have come back."""
+    """A run that loses its lease between deletions deletes nothing more."""
     world.night()
     for n in range(1, 5):
         del world.bodies[f"{n}.jpg"]
@@ -160,7 +163,7 @@ def test_the_lease_is_looked_at_between_deletions(world: Folder, monkeypatch: py
         return what
 
     monkeypatch.setattr(prune, "AT_ONCE", 1)
-    monkeypatch.setattr(prune, "LOOK_S", -1.0)
+    monkeypatch.setattr(prune, "LEASE_CHECK_S", -1.0)
     monkeypatch.setattr(prune, "_delete_one", suspended)
     with pytest.raises(Fatal, match="lost its lease"):
         world.night()
@@ -168,7 +171,7 @@ def test_the_lease_is_looked_at_between_deletions(world: Folder, monkeypatch: py
 
 
 def test_a_late_key_that_another_row_has_already(world: Folder) -> None:
-    """A row whose image has become one that is there: nothing is written, and its old object has no row."""
+    """A row whose object now equals another one is not written, and its old object is deleted."""
     world.night(key="{sha256}.{ext}")
     world.bodies["1.jpg"] = world.bodies["2.jpg"]
     world.origin.add("/1.jpg", world.bodies["2.jpg"])
@@ -178,7 +181,7 @@ def test_a_late_key_that_another_row_has_already(world: Folder) -> None:
 
 
 def test_figures_after_a_killed_night(world: Folder) -> None:
-    """What the killed run replaced is no change of the next one; a row that came back is new, whatever its image."""
+    """What a killed run replaced does not count as changed, and a row that returns counts as new."""
     world.night()
     del world.bodies["4.jpg"]
     world.night()
@@ -201,7 +204,7 @@ def test_figures_after_a_killed_night(world: Folder) -> None:
 
 
 def test_a_row_whose_first_one_left_is_pending(world: Folder) -> None:
-    """A duplicate of a row that is not listed any more is to be moved itself: nothing is settled before that."""
+    """A duplicate whose first row was removed is pending until it is copied itself."""
     lines = [[world.origin.url("/0.jpg"), "a"], *([world.origin.url(f"/{key}"), f"b{key}"] for key in world.bodies)]
     job = world.job(destination=f"file://{world.new}/", **GO)
     helpers.write_list(world.folder / "list.csv", lines, ("url", "id"))
@@ -212,21 +215,20 @@ def test_a_row_whose_first_one_left_is_pending(world: Folder) -> None:
 
 
 def test_without_quotes(world: Folder) -> None:
-    """An ETag that the server's own copy was answered with has no quotes; that of a HEAD has."""
+    """ETags are compared without quotes."""
     uri = {"uri": f"s3://{world.bucket}/p/", "endpoint_url": world.s3.endpoint_url}
     first = world.night(destination=uri)["1.jpg"]
     assert first.dest_etag is not None
     ledger.append_outcomes(world.state, [first._replace(dest_etag=first.dest_etag.strip('"'), attempt=2)], 1, "x", 0)
     del world.bodies["1.jpg"]
     world.night(destination=uri)
-    assert world.swept is not None
-    assert (world.swept.deleted, world.swept.left) == (1, 0)
+    assert world.pruned is not None
+    assert (world.pruned.deleted, world.pruned.untracked) == (1, 0)
 
 
 def test_files_that_were_there_before(world: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Equal ones are the job's copies from then on, also where a listing found them: they are looked at in nights, and
-    deleted when their rows are gone."""
-    monkeypatch.setattr("ferry.planning.existing_objects.HEAD_AT_MOST", 0)
+    """An equal object from before the first run is a copy: it is rechecked, and deleted with its row."""
+    monkeypatch.setattr("ferry.planning.existing_objects.MAX_HEADS", 0)
     world.new.mkdir()
     for key, body in world.bodies.items():
         (world.new / key).write_bytes(body)
@@ -239,21 +241,21 @@ def test_files_that_were_there_before(world: Folder, monkeypatch: pytest.MonkeyP
 
 
 def test_a_copy_without_an_etag(world: Folder) -> None:
-    """The ledger does not know which object it was: it is looked at as others are, and not deleted."""
+    """A copy without an ETag in the ledger is rechecked, and is not deleted."""
     first = world.night()["1.jpg"]
     second = next(outcome for outcome in helpers.latest(world.state).values() if outcome.key == "2.jpg")
     ledger.append_outcomes(world.state, [old._replace(dest_etag=None, attempt=2) for old in (first, second)], 1, "x", 0)
     world.put("1.jpg", 11)
     del world.bodies["2.jpg"]
     world.night()
-    assert world.swept is not None
-    assert world.swept.left == 1
+    assert world.pruned is not None
+    assert world.pruned.untracked == 1
     assert world.there().pop("1.jpg") == world.bodies["1.jpg"]
 
 
 @pytest.mark.parametrize("replan", [True, False])
 def test_a_list_that_is_cut_off_and_a_plan_that_is_made_anew(replan: bool, world: Folder) -> None:
-    """What the list is to have is known without the plan."""
+    """A truncated manifest is recognised without the earlier plan."""
     delta = {"delete_removed": True, "delete_after": 1, "max_delete": "100%"}
     world.night(delta=delta)
     for n in range(1, 5):
@@ -264,13 +266,13 @@ def test_a_list_that_is_cut_off_and_a_plan_that_is_made_anew(replan: bool, world
         else:
             world.state.delete([PLAN_FILE])
         world.night(delta=delta)
-        assert world.swept is not None
-        assert "1 rows where it had 5" in world.swept.refused
+        assert world.pruned is not None
+        assert "1 rows, 5 were expected" in world.pruned.refused
     assert len(world.there()) == 5
 
 
 def test_a_store_that_asks_for_too_long_a_wait() -> None:
-    """The night ends: the next one is sooner."""
+    """A Retry-After of an hour ends the tries for a copy at once."""
     tries = []
 
     class Busy:

@@ -1,4 +1,4 @@
-"""The deletion itself of copies that have no row any more: which requests are made, and what is said of each."""
+"""The deletion of copies: which requests are made, and what the result says of each copy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from ferry.core.records import ErrorClass, Outcome, Status
 from ferry.reconcile import prune
 from ferry.state import ledger
 from ferry.state.files import State
-from tests.ferry.reconcile.test_prune_needed import Listed, listed, swept
+from tests.ferry.reconcile.test_prune_needed import Listed, pruned, results
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.helpers import by_key
+
+pytestmark = pytest.mark.matrix
 
 GONE = [f"a/{n:03}.jpg" for n in range(30)]
 DELTA: dict[str, Any] = {
@@ -30,7 +32,7 @@ DELTA: dict[str, Any] = {
 
 
 class Noted(Listed):
-    """With the lengths of what sweeps wrote to the ledger."""
+    """A listed source that records how many outcomes each step of pruning wrote."""
 
     def __init__(self, server: OddS3, folder: Path) -> None:
         super().__init__(server, folder)
@@ -39,11 +41,11 @@ class Noted(Listed):
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Noted]:
-    """A copy of 60 objects, of which the source has 30 no more."""
+    """Returns a copy of 60 objects, 30 of which a test removes from the source."""
     append = ledger.append_outcomes
 
     def noting(state: State, outcomes: Sequence[Outcome], run_no: int, chunk: str, part: int) -> str:
-        if chunk == "gone":
+        if chunk == "prune":
             made.noted.append(len(outcomes))
         return append(state, outcomes, run_no, chunk, part)
 
@@ -62,15 +64,14 @@ def lose(odd: Noted, keys: list[str] = GONE) -> None:
 
 
 def counts(odd: Noted) -> tuple[int, int, int, int]:
-    found = swept(odd)
-    return found.gone, found.deleted, found.left, found.failed
+    found = pruned(odd)
+    return found.removed, found.deleted, found.untracked, found.failed
 
 
 def test_sixteen_at_once(odd: Noted) -> None:
-    """Looks at the source and deletions: what a store bears beside a run. Each is one line of the list, with all that
-    the ledger has of it."""
+    """At most 16 checks and deletions run at once, and each copy is listed with its facts."""
     odd.night(delta=DELTA)
-    assert (swept(odd).listed, odd.noted) == ("", [])
+    assert (pruned(odd).file, odd.noted) == ("", [])
     known = by_key(odd.state)
     lose(odd)
     odd.server.delay_s = 0.02
@@ -83,25 +84,25 @@ def test_sixteen_at_once(odd: Noted) -> None:
     ends = by_key(odd.state)
     assert {ends[key].status for key in GONE} == {Status.REMOVED}
     assert all(ends[key].attempt == known[key].attempt + 2 for key in GONE), "one begun and one done"
-    lines = list(csv.DictReader(io.StringIO(odd.state.read(swept(odd).listed).decode())))
+    lines = list(csv.DictReader(io.StringIO(odd.state.read(pruned(odd).file).decode())))
     assert {line["key"] for line in lines} == set(GONE)
     for line in lines:
         before = known[line["key"]]
-        assert (line["what"], line["source"], line["size"]) == ("deleted", before.source, str(before.size))
+        assert (line["result"], line["source"], line["size"]) == ("deleted", before.source, str(before.size))
         assert (line["sha256"], line["dest_etag"]) == (before.sha256, before.dest_etag)
         assert datetime.fromisoformat(line["recorded_at"]) == before.recorded_at
 
 
 def test_nothing_is_noted_where_all_stay(odd: Noted) -> None:
-    """The source has them, although its listing does not: the ledger is left alone."""
+    """If the source still has all objects, nothing is deleted or recorded."""
     odd.night(delta=DELTA)
     odd.server.hidden = set(GONE)
     odd.night(delta=DELTA)
-    assert (swept(odd).kept, counts(odd), odd.noted) == (30, (30, 0, 0, 0), [])
+    assert (pruned(odd).kept, counts(odd), odd.noted) == (30, (30, 0, 0, 0), [])
 
 
 def test_some_that_are_refused(odd: Noted) -> None:
-    """Nine keys are refused first, the others are deleted: it is the keys. A refusal is not tried again."""
+    """Deletions refused for some keys fail after one try, and the others succeed."""
     odd.night(delta=DELTA)
     lose(odd)
     odd.server.faults = [
@@ -111,28 +112,28 @@ def test_some_that_are_refused(odd: Noted) -> None:
     odd.night(delta=DELTA)
     assert counts(odd) == (30, 21, 0, 9)
     assert odd.server.requests["DeleteObject"] == 30
-    assert not swept(odd).well
+    assert not pruned(odd).succeeded
     odd.server.faults = []
     odd.night(delta=DELTA)
-    assert (counts(odd), swept(odd).well) == ((9, 9, 0, 0), True)
+    assert (counts(odd), pruned(odd).succeeded) == ((9, 9, 0, 0), True)
 
 
 def test_all_that_are_refused(odd: Noted) -> None:
-    """After ten, and no deletion that went well, it is the credentials: the rest is not tried."""
+    """After ten refused deletions and no success the rest is not tried."""
     odd.night(delta=DELTA)
     lose(odd)
     odd.server.faults = [Fault("status", ("DeleteObject",), status=403, code="AccessDenied")]
     odd.night(delta=DELTA)
-    assert (swept(odd).deleted, swept(odd).left, odd.there()) == (0, 0, set(odd.keys))
-    assert "nothing can be deleted at the destination" in swept(odd).ended
+    assert (pruned(odd).deleted, pruned(odd).untracked, odd.there()) == (0, 0, set(odd.keys))
+    assert "nothing can be deleted at the destination" in pruned(odd).stop_reason
     assert 10 <= odd.server.requests["DeleteObject"] <= 10 + 16
-    assert swept(odd).failed == 30
-    assert all(what.startswith("not deleted: ") for what in listed(odd).values())
-    assert len(listed(odd)) == 30
+    assert pruned(odd).failed == 30
+    assert all(what.startswith("not deleted: ") for what in results(odd).values())
+    assert len(results(odd)) == 30
 
 
 def test_a_destination_that_ends_everything(odd: Noted) -> None:
-    """An error that is Fatal ends it at once."""
+    """A fatal error stops all further deletions."""
     odd.night(delta=DELTA)
     lose(odd)
     odd.server.faults = [
@@ -140,14 +141,14 @@ def test_a_destination_that_ends_everything(odd: Noted) -> None:
         Fault("slow", ("DeleteObject",), delay_s=0.3),
     ]
     odd.night(delta=DELTA)
-    assert swept(odd).ended
+    assert pruned(odd).stop_reason
     assert odd.server.requests["DeleteObject"] <= 16
-    assert swept(odd).failed == 30 - swept(odd).deleted
+    assert pruned(odd).failed == 30 - pruned(odd).deleted
 
 
 @pytest.mark.parametrize(("times", "after"), [(2, (1, 1, 0, 0)), (3, (1, 0, 0, 1))])
 def test_a_hiccup_is_outlived(times: int, after: Any, odd: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tries; one that does not go well then is left for the next night."""
+    """A deletion is tried three times, and then left for the next run."""
     odd.night(delta=DELTA)
     lose(odd, GONE[:1])
     monkeypatch.setattr(prune, "_delete_one", _counting := Counting(prune._delete_one))
@@ -168,7 +169,7 @@ class Counting:
 
 
 def test_a_store_that_says_to_come_back_later_is_left_alone(odd: Noted, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Retry-After beyond a minute: the next night is sooner than that."""
+    """A Retry-After of more than a minute leaves the copy for the next run."""
     from aiohttp import web
 
     odd.night(delta=DELTA)
@@ -187,7 +188,7 @@ def test_a_store_that_says_to_come_back_later_is_left_alone(odd: Noted, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "what"),
+    ("first", "then", "result"),
     [
         ("none", "md5", prune.NO_ETAG),
         ("md5", "none", prune.NO_ETAG),
@@ -196,8 +197,8 @@ def test_a_store_that_says_to_come_back_later_is_left_alone(odd: Noted, monkeypa
         ("md5", "md5", prune.DELETED),
     ],
 )
-def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, what: str, odd: Noted) -> None:
-    """Without an ETag on either side, with another one, or where nothing stands. It is not counted as gone again."""
+def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, result: str, odd: Noted) -> None:
+    """A copy without a matching ETag is not deleted, and not counted again."""
     odd.server.etags = first
     odd.night(delta=DELTA)
     lose(odd, GONE[:1])
@@ -210,16 +211,16 @@ def test_what_is_not_known_to_be_ours_is_left(first: Any, then: str, what: str, 
     elif then != first:
         there[key].etag = "e" if then == "md5" else ""
     odd.night(delta=DELTA)
-    deleted = what == prune.DELETED
-    assert (listed(odd), counts(odd)) == ({GONE[0]: what}, (1, int(deleted), int(not deleted), 0))
-    assert (key in there) is (what not in (prune.DELETED, prune.ABSENT))
+    deleted = result == prune.DELETED
+    assert (results(odd), counts(odd)) == ({GONE[0]: result}, (1, int(deleted), int(not deleted), 0))
+    assert (key in there) is (result not in (prune.DELETED, prune.ABSENT))
     odd.night(delta=DELTA)
-    assert swept(odd).gone == 0
+    assert pruned(odd).removed == 0
 
 
 @pytest.mark.parametrize(("error_class", "there"), [(None, 1), (ErrorClass.ALTERED, 0)])
 def test_a_copy_that_is_pending(error_class: ErrorClass | None, there: int, odd: Noted) -> None:
-    """One whose deletion was begun may stand there. One that verify found wrong is another's, and nothing is asked."""
+    """A copy whose deletion had begun is deleted; one that verify found wrong is not."""
     odd.night(delta=DELTA)
     known = by_key(odd.state)[GONE[0]]
     pending = known._replace(status=Status.PENDING, error_class=error_class, attempt=known.attempt + 1)
@@ -230,7 +231,7 @@ def test_a_copy_that_is_pending(error_class: ErrorClass | None, there: int, odd:
 
 
 def test_a_row_that_never_had_a_copy_leaves_nothing(odd: Noted) -> None:
-    """It failed, and left the list: nothing of it stands at the destination, and nothing is asked there."""
+    """A removed row without a copy causes no request to the destination."""
     odd.server.faults = [
         Fault("status", ("GetObject", "CopyObject"), status=403, code="AccessDenied", key=r"a/000\.jpg")
     ]
@@ -239,5 +240,5 @@ def test_a_row_that_never_had_a_copy_leaves_nothing(odd: Noted) -> None:
     odd.server.faults = []
     lose(odd, GONE[:1])
     odd.night(delta=DELTA)
-    assert (counts(odd), swept(odd).listed) == ((0, 0, 0, 0), "")
+    assert (counts(odd), pruned(odd).file) == ((0, 0, 0, 0), "")
     assert odd.server.requests["DeleteObject"] == 0

@@ -1,4 +1,4 @@
-"""Copies that look as if their rows had left the list, and that are needed all the same: none of them is deleted."""
+"""Copies whose rows only seem to be removed are not deleted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
 from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.prune import KEPT, WAITING, PruneResult, prune_removed, why_it_stays
+from ferry.reconcile.prune import KEPT, WAITING, PruneResult, prune_removed, why_kept
 from ferry.state import lease
 from ferry.state.missing import Missing
 from ferry.state.plan_file import Planned
@@ -23,6 +23,8 @@ from ferry.storage.credentials import Access
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.nights import World
+
+pytestmark = pytest.mark.matrix
 
 AT_ONCE: dict[str, Any] = {"delete_removed": True, "max_delete": "50%", "delete_after": 1}
 IN_TIME: dict[str, Any] = {"delete_removed": True, "max_delete": "50%"}
@@ -36,23 +38,23 @@ def world(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> World:
     return world
 
 
-def swept(world: World | Listed) -> PruneResult:
-    assert world.swept is not None
-    return world.swept
+def pruned(world: World | Listed) -> PruneResult:
+    assert world.pruned is not None
+    return world.pruned
 
 
 def there(world: World) -> set[str]:
     return {key.removeprefix("p/") for key in helpers.stored(world.s3, world.bucket)}
 
 
-def listed(world: World | Listed) -> dict[str, str]:
-    """What the night's gone.csv says, by key."""
-    text = world.state.read(swept(world).listed).decode()
-    return {line["key"]: line["what"] for line in csv.DictReader(io.StringIO(text))}
+def results(world: World | Listed) -> dict[str, str]:
+    """Returns the results in the run's pruned.csv by key."""
+    text = world.state.read(pruned(world).file).decode()
+    return {line["key"]: line["result"] for line in csv.DictReader(io.StringIO(text))}
 
 
 def night(world: World, rows: list[list[str]], header: tuple[str, ...] = ("url", "id"), **given: Any) -> None:
-    """A night with this list."""
+    """Runs a delta run with this manifest."""
     helpers.write_list(world.folder / "list.csv", rows, header)
     world.write_list = lambda columns: None  # type: ignore[method-assign]
     world.night(**{"failure_budget": "50%", "delta": AT_ONCE, **given})
@@ -64,33 +66,33 @@ def rows_of(world: World) -> list[list[str]]:
 
 @pytest.mark.parametrize("broken", ["", "N/A", "https://img.example/a b.jpg"])
 def test_a_cell_that_an_export_broke(broken: str, world: World) -> None:
-    """The row is in the list, with its `id`; only its address cannot be used tonight."""
+    """A copy is kept while a row with its `id` has an unusable address."""
     rows = rows_of(world)
     night(world, rows)
     night(world, [*rows[:-2], *([broken, id_] for _, id_ in rows[-2:])])
-    assert (swept(world).gone, swept(world).deleted, swept(world).kept) == (2, 0, 2)
-    assert set(listed(world).values()) == {"stays: a row of the list that is not at the destination has its id"}
+    assert (pruned(world).removed, pruned(world).deleted, pruned(world).kept) == (2, 0, 2)
+    assert set(results(world).values()) == {"kept: a row of the manifest that is not at the destination has its id"}
     assert there(world) == set(world.bodies)
 
 
 @pytest.mark.parametrize("broken", ["N/A", "https://img.example/a b.jpg"])
 def test_a_broken_cell_in_a_list_without_names(broken: str, world: World) -> None:
-    """The row may be that of any copy: none goes while the list has it."""
+    """Every copy is kept while a row has neither an `id` nor a usable address."""
     rows = [[url] for url, _ in rows_of(world)]
     night(world, rows, ("url",))
     night(world, [*rows[:-1], [broken]], ("url",))
-    assert (swept(world).gone, swept(world).deleted, swept(world).kept) == (1, 0, 1)
+    assert (pruned(world).removed, pruned(world).deleted, pruned(world).kept) == (1, 0, 1)
     assert there(world) == set(world.bodies)
     night(world, [*rows[:-2], [broken]], ("url",))
-    assert (swept(world).gone, swept(world).deleted, swept(world).kept) == (2, 0, 2)
+    assert (pruned(world).removed, pruned(world).deleted, pruned(world).kept) == (2, 0, 2)
     assert there(world) == set(world.bodies)
     night(world, rows[:-2], ("url",))
-    assert (swept(world).deleted, len(there(world))) == (2, 18)
+    assert (pruned(world).deleted, len(there(world))) == (2, 18)
 
 
 @pytest.mark.parametrize("key", ["{id}/{source.name}", "{sha256}.{ext}"])
 def test_an_id_that_changes_while_the_origin_fails(key: str, world: World) -> None:
-    """The old copy stays until the new one is there."""
+    """A copy is kept while a row with its source has failed."""
     rows = rows_of(world)
     night(world, rows, key=key)
     before = there(world)
@@ -98,16 +100,16 @@ def test_an_id_that_changes_while_the_origin_fails(key: str, world: World) -> No
         world.origin.add(f"/{name}", world.bodies[name], fault=Trouble.SERVER_ERROR)
     renamed = [*rows[:-2], *([url, f"new-{id_}"] for url, id_ in rows[-2:])]
     night(world, renamed, key=key)
-    assert (swept(world).deleted, there(world)) == (0, before)
+    assert (pruned(world).deleted, there(world)) == (0, before)
     for name in ("18.jpg", "19.jpg"):
         world.origin.mend(f"/{name}")
     night(world, renamed, key=key)
     assert len(there(world)) == 20
-    assert swept(world).kept == 0
+    assert pruned(world).kept == 0
 
 
 def test_an_id_that_changes_under_a_signed_address(world: World) -> None:
-    """The ledger has the address without its signature: that of the copy and that of the row that failed are one."""
+    """A failed row has a copy's source if their addresses are equal without the signature."""
     rows = []
     for name, body in world.bodies.items():
         rows.append([world.origin.add(f"/{name}?Signature=s", body), f"id-{name}"])
@@ -115,77 +117,83 @@ def test_an_id_that_changes_under_a_signed_address(world: World) -> None:
     before = there(world)
     world.origin.add("/19.jpg?Signature=s", world.bodies["19.jpg"], fault=Trouble.SERVER_ERROR)
     night(world, [*rows[:-1], [rows[-1][0], "new"]], key="{id}/{source.name}")
-    assert (swept(world).gone, swept(world).kept, there(world)) == (1, 1, before)
+    assert (pruned(world).removed, pruned(world).kept, there(world)) == (1, 1, before)
 
 
 def test_a_row_that_failed_under_the_same_id(world: World) -> None:
-    """The image has moved to another address, which does not answer yet."""
+    """A copy is kept while a row with its `id` has failed."""
     rows = rows_of(world)
     night(world, rows)
     night(world, [*rows[:-1], [world.origin.url("/nowhere.jpg"), "id-19.jpg"]])
-    assert (swept(world).deleted, "19.jpg" in there(world)) == (0, True)
+    assert (pruned(world).deleted, "19.jpg" in there(world)) == (0, True)
 
 
 def planned_alone(world: World, rows: list[list[str]]) -> None:
-    """A night that is killed after its plan, and whose deletions are asked for all the same."""
+    """Plans a run, prunes without transferring, and stores the result."""
     helpers.write_list(world.folder / "list.csv", rows, ("url", "id"))
     world.run_no += 1
     job, server = world.job(failure_budget="50%", delta=AT_ONCE), helpers.access(world.s3)
     helpers.plan(job, world.state, world.run_no, server=server)
     with lease.hold_lease(world.state, "test") as held:
-        world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
+        world.pruned = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
 
 
 def test_a_row_that_has_not_been_tried(world: World) -> None:
-    """The image has a new address, which was not asked yet: its old copy stays, and not for the pending row alone."""
+    """A copy is kept while a row with its `id` is pending."""
     rows = rows_of(world)
     night(world, rows)
     planned_alone(world, [*rows[:-1], [world.origin.url("/new.jpg"), "id-19.jpg"]])
-    assert (swept(world).refused, swept(world).kept, swept(world).deleted) == ("", 1, 0)
+    assert (pruned(world).refused, pruned(world).kept, pruned(world).deleted) == ("", 1, 0)
     assert there(world) == set(world.bodies)
 
 
 def test_a_row_that_is_to_be_looked_at_again(world: World) -> None:
-    """The ledger has it as copied, and the plan wants it looked at: until then an older copy of its `id` stays."""
+    """A copy is kept while a row with its `id` waits for a recheck."""
     rows = rows_of(world)
     world.origin.add("/new.jpg", make_image("jpeg", 99, 30, 20))
     night(world, rows)
     moved = [*rows[:-1], [world.origin.url("/new.jpg"), "id-19.jpg"]]
     night(world, moved, delta={})
     planned_alone(world, moved)
-    assert (swept(world).refused, swept(world).kept, swept(world).deleted) == ("", 1, 0)
+    assert (pruned(world).refused, pruned(world).kept, pruned(world).deleted) == ("", 1, 0)
     assert there(world) == {*world.bodies, "new.jpg"}
 
 
 def test_two_rows_with_one_digest(world: World) -> None:
-    """Equal bodies are one object under a key that names the digest: it stays while one of the rows does."""
+    """An object with several rows is deleted once all of them are removed."""
     world.bodies["19.jpg"] = world.bodies["18.jpg"]
     world.origin.add("/19.jpg", world.bodies["18.jpg"])
     rows = rows_of(world)
     for left in (rows, rows[:-1], [*rows[:-2], rows[-1]]):
         night(world, left, key="{sha256}.{ext}")
-        assert (swept(world).gone, len(there(world))) == (0, 19)
+        assert (pruned(world).removed, len(there(world))) == (0, 19)
     night(world, rows[:-2], key="{sha256}.{ext}")
-    assert (swept(world).deleted, len(there(world))) == (1, 18)
+    assert (pruned(world).deleted, len(there(world))) == (1, 18)
 
 
 def test_two_lists_in_a_row(world: World) -> None:
-    """A copy is deleted by the second list that lacks it, and not by the first one."""
+    """A copy is deleted by the second manifest in a row that lacks it."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     night(world, rows[:-2], delta=IN_TIME)
-    assert (swept(world).gone, swept(world).waiting, swept(world).deleted, swept(world).well) == (2, 2, 0, True)
-    assert set(listed(world).values()) == {"waits: missing from the list once; deleted when 2 lists in a row lack it"}
+    assert (pruned(world).removed, pruned(world).waiting, pruned(world).deleted, pruned(world).succeeded) == (
+        2,
+        2,
+        0,
+        True,
+    )
+    assert set(results(world).values()) == {
+        "waiting: missing from the manifest once; deleted when 2 manifests in a row lack it"
+    }
     night(world, rows[:-3], delta=IN_TIME)
-    assert (swept(world).gone, swept(world).waiting, swept(world).deleted) == (3, 1, 2)
+    assert (pruned(world).removed, pruned(world).waiting, pruned(world).deleted) == (3, 1, 2)
     assert there(world) == {f"{n}.jpg" for n in range(18)}
     night(world, rows[:-3], delta=IN_TIME)
     assert there(world) == {f"{n}.jpg" for n in range(17)}
 
 
 def test_a_list_counts_once_however_often_its_night_is_begun(world: World) -> None:
-    """A night that is killed while it deletes, or is interrupted, continues with the same list, which does not
-    count as a second one."""
+    """A manifest counts once if its run is killed or interrupted and run again."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     for _ in range(2):  # killed after it counted, and interrupted, which ends with a report
@@ -194,17 +202,17 @@ def test_a_list_counts_once_however_often_its_night_is_begun(world: World) -> No
         job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
         helpers.run(job, world.state, server, world.run_no)
         with lease.hold_lease(world.state, "test") as held:
-            world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
+            world.pruned = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
         finish_run(job, world.state, world.run_no)
-        assert (swept(world).waiting, swept(world).deleted) == (1, 0)
+        assert (pruned(world).waiting, pruned(world).deleted) == (1, 0)
     night(world, rows[:-1], delta=IN_TIME)
-    assert (swept(world).waiting, swept(world).deleted) == (1, 0)
+    assert (pruned(world).waiting, pruned(world).deleted) == (1, 0)
     night(world, rows[:-1], delta=IN_TIME)
-    assert (swept(world).waiting, swept(world).deleted) == (0, 1)
+    assert (pruned(world).waiting, pruned(world).deleted) == (0, 1)
 
 
 def test_a_list_counts_once_for_one_of_prefects_runs(world: World) -> None:
-    """A run that is continued after its night had ended has the same list."""
+    """A manifest counts once per flow run of Prefect."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     helpers.write_list(world.folder / "list.csv", rows[:-1], ("url", "id"))
@@ -213,14 +221,15 @@ def test_a_list_counts_once_for_one_of_prefects_runs(world: World) -> None:
         job, server = world.job(failure_budget="50%", delta=IN_TIME), helpers.access(world.s3)
         helpers.run(job, world.state, server, world.run_no)
         with lease.hold_lease(world.state, "test", flow_run=flow_run) as held:
-            world.swept = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
-        finish_run(job, world.state, world.run_no, swept=True)
-        assert (swept(world).gone, swept(world).deleted) == (1, deleted)
+            world.pruned = PruneResult(**prune_removed(job, world.state, server, server, world.run_no, held.token))
+        finish_run(job, world.state, world.run_no, pruned=True)
+        assert (pruned(world).removed, pruned(world).deleted) == (1, deleted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between", ["a night", "a plain run", "a limit", "no fold"])
 def test_a_copy_that_came_back_between(between: str, world: World) -> None:
-    """Two lists in a row: any list that has it, also of a run that deletes nothing, begins the count again."""
+    """A manifest that has the copy again resets its count, whatever kind of run reads it."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     night(world, rows[:-1], delta=IN_TIME)
@@ -233,44 +242,45 @@ def test_a_copy_that_came_back_between(between: str, world: World) -> None:
         job = world.job(failure_budget="50%", delta=IN_TIME)
         helpers.plan(job, world.state, world.run_no, server=helpers.access(world.s3), limit=limit)
     night(world, rows[:-1], delta=IN_TIME)
-    assert (swept(world).waiting, swept(world).deleted) == (1, 0)
+    assert (pruned(world).waiting, pruned(world).deleted) == (1, 0)
     night(world, rows[:-1], delta=IN_TIME)
-    assert swept(world).deleted == 1
+    assert pruned(world).deleted == 1
 
 
 def test_what_does_not_count_as_a_list(world: World) -> None:
-    """Neither plain runs nor a list that looks cut off bring a copy nearer to its deletion, or further from it."""
+    """A plain run and a truncated manifest do not change the count."""
     rows = rows_of(world)
     night(world, rows, delta=IN_TIME)
     night(world, rows[:-1], delta=IN_TIME)
     night(world, rows[:-1], mode="full", delta={})
     night(world, rows[:5], delta=IN_TIME)
-    assert "cut off" in swept(world).refused
+    assert "truncated" in pruned(world).refused
     assert len(there(world)) == 20
     night(world, [*rows[:-2], rows[-2]], delta=IN_TIME)
-    assert swept(world).deleted == 1
+    assert pruned(world).deleted == 1
     assert there(world) == {f"{n}.jpg" for n in range(19)}
 
 
 def test_rows_that_cannot_be_used_are_no_rows(world: World) -> None:
-    """A list whose lines are there, but a fifth of them broken or the same again, looks cut off."""
+    """Unusable rows and duplicates do not count when a manifest is checked for truncation."""
     rows = rows_of(world)
     night(world, rows)
     night(world, [*rows[:15], ["N/A", "x"], ["N/A", "y"], *rows[:3]])
-    assert "the list has 15 rows where it had 20" in swept(world).refused
+    assert "the manifest has 15 rows, 20 were expected" in pruned(world).refused
     assert there(world) == set(world.bodies)
 
 
 @pytest.mark.parametrize("mode", ["full", "delta"])
 def test_a_list_that_is_shorter_says_so_first(mode: str, world: World) -> None:
-    """In any run, and before anything moves: 15 rows that can be used, where the last plan had 20."""
+    """A run warns before it begins if the manifest has over a tenth fewer usable rows."""
     rows = rows_of(world)
     night(world, rows, mode=mode, delta={})
     night(world, [*rows[:18], ["N/A", "x"], rows[0]], mode=mode, delta={})
     assert planned(world).shorter == ""
     night(world, [*rows[:15], ["N/A", "x"], *rows[:4]], mode=mode, delta={})
     assert planned(world).shorter == (
-        "The list has 15 rows that can be used, where the last one had 18. If it is cut off, stop this run."
+        "The manifest has 15 usable rows, and the last one had 18. If it is truncated, stop this run and complete the "
+        "manifest."
     )
 
 
@@ -280,11 +290,11 @@ def planned(world: World) -> Planned:
 
 
 class Listed:
-    """A bucket whose listing is the list, and a copy of it at the same odd store."""
+    """A bucket whose listing is the manifest, and its copy, in a store that can misbehave."""
 
     def __init__(self, server: OddS3, folder: Path) -> None:
         self.server, self.state, self.run_no = server, helpers.directory_state(folder), 0
-        self.swept: PruneResult | None = None
+        self.pruned: PruneResult | None = None
         for bucket in ("old", "new"):
             server.make_bucket(bucket)
         self.keys = [f"a/{n:03}.jpg" for n in range(60)]
@@ -306,8 +316,8 @@ class Listed:
         job, access = self.job(**given), Access(server.endpoint_url, "us-east-1", keys=("odd", "odd-secret", None))
         helpers.run(job, self.state, access, self.run_no)
         with lease.hold_lease(self.state, "test") as held:
-            self.swept = PruneResult(**prune_removed(job, self.state, access, access, self.run_no, held.token))
-        finish_run(job, self.state, self.run_no, swept=True)
+            self.pruned = PruneResult(**prune_removed(job, self.state, access, access, self.run_no, held.token))
+        finish_run(job, self.state, self.run_no, pruned=True)
 
     def there(self) -> set[str]:
         return {key.removeprefix("p/") for key in self.server.objects["new"]}
@@ -321,19 +331,19 @@ def odd(tmp_path: Path) -> Iterator[Listed]:
 
 @pytest.mark.parametrize("delete_after", [1, 2])
 def test_a_listing_that_is_out_of_date(delete_after: int, odd: Listed) -> None:
-    """It hides live objects, night after night. The source is asked for each, and has them."""
+    """Objects that a listing lacks, but the source has, are kept in every run."""
     delta = {**AT_ONCE, "delete_after": delete_after}
     odd.night(delta=delta)
     odd.server.hidden = {"a/007.jpg", "a/011.jpg", "a/059.jpg"}
     for _ in range(3):
         odd.night(delta=delta)
-    assert (swept(odd).gone, swept(odd).deleted, swept(odd).kept) == (3, 0, 3)
-    assert set(listed(odd).values()) == {"stays: its source still has it, although the listing lacks it"}
+    assert (pruned(odd).removed, pruned(odd).deleted, pruned(odd).kept) == (3, 0, 3)
+    assert set(results(odd).values()) == {"kept: its source still has it, although the listing lacks it"}
     assert odd.there() == set(odd.keys)
 
 
 def test_a_listing_whose_objects_are_gone(odd: Listed) -> None:
-    """The source answers 404 for them: they go. One that the job leaves out by `exclude` goes as well."""
+    """Objects for which the source answers 404, or that the job excludes, are deleted."""
     odd.night()
     for key in ("a/007.jpg", "a/011.jpg"):
         del odd.server.objects["old"][key]
@@ -342,32 +352,32 @@ def test_a_listing_whose_objects_are_gone(odd: Listed) -> None:
 
 
 def test_a_store_without_etags(odd: Listed) -> None:
-    """What stands there may be anybody's: it stays, and Ferry does not say that it is another object."""
+    """A copy in a store without ETags is not deleted, and the result says why."""
     odd.server.etags = "none"
     odd.night()
     del odd.server.objects["old"]["a/007.jpg"]
     odd.night()
-    assert (swept(odd).deleted, swept(odd).left, odd.there()) == (0, 1, set(odd.keys))
-    assert listed(odd)["a/007.jpg"].startswith("left: the destination gave no ETag")
+    assert (pruned(odd).deleted, pruned(odd).untracked, odd.there()) == (0, 1, set(odd.keys))
+    assert results(odd)["a/007.jpg"].startswith("not deleted: the destination gave no ETag")
 
 
 @pytest.mark.parametrize("status", [403, 503])
 def test_a_source_that_does_not_answer_for_its_object(status: int, odd: Listed) -> None:
-    """Any answer but 404 keeps the copy, and says so."""
+    """Any answer of the source but 404 keeps the copy, and the result says so."""
     odd.night()
     del odd.server.objects["old"]["a/007.jpg"]
     odd.server.faults = [Fault("status", ("HeadObject",), status=status, code="No", key="a/007")]
     odd.night()
-    assert (swept(odd).deleted, swept(odd).kept) == (0, 1)
-    assert listed(odd)["a/007.jpg"].startswith("stays: its source could not be asked for it (")
+    assert (pruned(odd).deleted, pruned(odd).kept) == (0, 1)
+    assert results(odd)["a/007.jpg"].startswith("kept: its source could not be checked for it (")
     odd.server.faults = []
     odd.night()
-    assert swept(odd).deleted == 1
+    assert pruned(odd).deleted == 1
 
 
 @pytest.mark.parametrize("key", [None, "{sha256}.{ext}", "x/{key}"])
 def test_names_that_the_ledger_shortens(key: str | None, odd: Listed) -> None:
-    """The ledger has no query and no fragment of an address: what is asked for is the object itself, or nothing is."""
+    """A copy whose source's exact key is not known is kept."""
     names = ["a/q.jpg?x=1", "a/h.jpg#2"] if key is None else ["a/q.jpg?x=1"]
     for n, name in enumerate(names):
         odd.put(name, 100 + n)
@@ -376,11 +386,11 @@ def test_names_that_the_ledger_shortens(key: str | None, odd: Listed) -> None:
     before = odd.there()
     odd.server.hidden = set(names)
     odd.night(**given)
-    assert (swept(odd).gone, swept(odd).deleted, odd.there()) == (len(names), 0, before)
+    assert (pruned(odd).removed, pruned(odd).deleted, odd.there()) == (len(names), 0, before)
 
 
 @pytest.mark.parametrize(
-    ("lists", "shares", "nameless", "begins"),
+    ("lists", "shares", "unidentified", "begins"),
     [
         (1, "", False, WAITING),
         (1, "id", True, WAITING),
@@ -391,8 +401,8 @@ def test_names_that_the_ledger_shortens(key: str | None, odd: Listed) -> None:
         (3, "", False, ""),
     ],
 )
-def test_why_a_copy_stays(lists: int, shares: str, nameless: bool, begins: str) -> None:
-    """swept.why_it_stays: its table."""
-    why = why_it_stays(Missing(lists, shares, nameless), 2)
+def test_why_a_copy_stays(lists: int, shares: str, unidentified: bool, begins: str) -> None:
+    """The table of why_kept() holds."""
+    why = why_kept(Missing(lists, shares, unidentified), 2)
     assert why.startswith(begins)
     assert bool(why) is bool(begins)

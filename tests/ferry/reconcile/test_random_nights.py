@@ -1,4 +1,4 @@
-"""Seeded nights of any kind: broken cells, equal bodies, new ids, cut lists, a failing origin, stale listings."""
+"""Seeded runs with broken cells, equal bodies, new ids, truncated manifests, failing origins and stale listings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ THINGS, NIGHTS = 30, 7
 
 
 class Random(World):
-    """Things with a picture and an id each. Some are in the list; of these some have a broken cell."""
+    """Things with an image and an id each, some of them in the manifest, some with a broken cell."""
 
     def __init__(self, seed: int, origin: Origin, s3: S3Server, bucket: str, folder: Path) -> None:
         super().__init__(origin, s3, bucket, folder)
@@ -43,7 +43,7 @@ class Random(World):
             self.change(name)
 
     def change(self, name: str) -> None:
-        """Another picture, or the one that another thing has."""
+        """Gives a thing another image, or that of another thing."""
         bodies = list(self.bodies.values())
         equal = bool(bodies) and self.rng.random() < 0.2
         body = self.rng.choice(bodies) if equal else make_image("jpeg", next(self.seeds), 30, 20)
@@ -73,7 +73,7 @@ class Random(World):
         return [[address[name], self.ids[name]] for name in listed]
 
     def one(self, what: str, *, whole: bool = False) -> None:
-        """A night, or another run, and what must hold after it."""
+        """Runs a delta run, or another kind of run, and asserts that no needed copy was deleted."""
         listed = sorted(self.listed)
         if what == "cut":
             listed = listed[: len(listed) // 2]
@@ -104,10 +104,10 @@ class Random(World):
                 assert self.bodies[name] in after, f"{what}: {name} is in the list, and its copy was deleted"
 
     def write_list(self, columns: dict[str, list[str]]) -> None:
-        """one() has written it."""
+        """Does nothing, since :meth:`one` has written the manifest."""
 
     def at_the_end(self) -> None:
-        """All is well again: three nights later the copies are those of the list, and no others."""
+        """Asserts that some runs without faults leave exactly the copies of the manifest's rows."""
         for name in self.failing:
             self.origin.mend(f"/{name}")
         self.failing = set()
@@ -120,7 +120,7 @@ class Random(World):
 
 @pytest.mark.parametrize("seed", range(some(3, 60)))
 def test_random_nights(seed: int, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """No copy of a row that the list has in any form is deleted; what left the list for good is, in the end."""
+    """A copy of a listed row is never deleted, and a copy of a removed row is in the end."""
     world = Random(seed, origin, s3, bucket, tmp_path)
     world.one("night", whole=True)
     for _ in range(NIGHTS):
@@ -131,8 +131,7 @@ def test_random_nights(seed: int, origin: Origin, s3: S3Server, bucket: str, tmp
 
 @pytest.mark.parametrize("seed", range(some(2, 30)))
 def test_random_nights_of_a_listing(seed: int, tmp_path: Path) -> None:
-    """Listings that hide live keys, and sources that do not answer: only copies whose objects are gone go, and all of
-    these in the end."""
+    """Only copies whose source objects are deleted are deleted, and all of them are in the end."""
     rng = random.Random(seed)
     with OddS3(seed=seed) as server:
         world = Listed(server, tmp_path)

@@ -1,4 +1,4 @@
-"""Rows with the same bytes: what a run says at its end where many addresses lead to one picture."""
+"""Rows with the same bytes, which the end of a run reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from demo.images import make_image
 from demo.origin import Origin
 from ferry.reconcile.finish import finish_run
-from ferry.reconcile.same_bytes import enough
+from ferry.reconcile.same_bytes import min_rows
 from ferry.state.files import DirectoryState
 from tasks.reporting.text import Report, same_bytes_note
 from tests.ferry.storage.test_confirmation import reach
@@ -21,7 +21,7 @@ from tests.support.helpers import directory_state, make_job, run, write_list
 def finished(
     origin: Origin, folder: Path, placeholders: int, others: int = 30, **given: Any
 ) -> tuple[dict[str, Any], DirectoryState, OddS3]:
-    """A run of a list with so many addresses that lead to one picture, one of them twice; what it came to."""
+    """Runs a job in which some addresses return one image, one of them twice; returns the run."""
     lines = [[str(n), origin.add(f"/no-image/{n}.jpg", make_image("jpeg", 0))] for n in range(1, placeholders + 1)]
     lines += [[f"o{n}", origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(1, others + 1)]
     write_list(folder / "list.csv", [*lines, lines[0]], header=("sku", "url"))
@@ -40,8 +40,7 @@ def report(answer: dict[str, Any]) -> Report:
 
 
 def test_a_placeholder_is_told_of(origin: Origin, tmp_path: Path) -> None:
-    """Twelve rows of 42 have one picture: the end of the run says how many, names its digest, a row and the file,
-    which lists all of them once. The run is Completed, and the doubled row does not count."""
+    """Twelve rows with one image are reported with number, digest, an example and a file, without duplicates."""
     answer, state, _ = finished(origin, tmp_path, 12)
     same = answer["same_bytes"]
     (group,) = same["largest"]
@@ -59,7 +58,7 @@ def test_a_placeholder_is_told_of(origin: Origin, tmp_path: Path) -> None:
 
 
 def test_nine_rows_may_share_a_picture(origin: Origin, tmp_path: Path) -> None:
-    """Nothing is said, and no file written."""
+    """Nine rows with one image are not reported."""
     answer, state, _ = finished(origin, tmp_path, 9)
     assert answer["same_bytes"] is None
     assert "same bytes" not in report(answer).message
@@ -67,7 +66,7 @@ def test_nine_rows_may_share_a_picture(origin: Origin, tmp_path: Path) -> None:
 
 
 def test_the_run_fails_where_it_is_to(origin: Origin, tmp_path: Path) -> None:
-    """With `duplicate_bodies: fail` the run ends as Failed and says why; the objects stay, and the rows are copied."""
+    """With `duplicate_bodies: fail` the run fails with the reason, and its rows stay copied."""
     answer, _, server = finished(origin, tmp_path, 12, duplicate_bodies="fail")
     end = report(answer)
     assert end.exit_code == 1
@@ -77,7 +76,7 @@ def test_the_run_fails_where_it_is_to(origin: Origin, tmp_path: Path) -> None:
 
 
 def test_one_address_under_many_keys_is_no_placeholder(origin: Origin, tmp_path: Path) -> None:
-    """Rows that name the same address have the same bytes as they should."""
+    """Rows with one address and the same bytes are not reported."""
     url = origin.add("/one.jpg", make_image("jpeg", 1))
     write_list(tmp_path / "list.csv", [[url, f"{n}.jpg"] for n in range(20)], header=("url", "key"))
     state, job = directory_state(tmp_path), make_job(manifest=str(tmp_path / "list.csv"))
@@ -90,12 +89,12 @@ def test_one_address_under_many_keys_is_no_placeholder(origin: Origin, tmp_path:
 
 @pytest.mark.parametrize(("planned", "rows"), [(0, 10), (300, 10), (10_000, 10), (10_001, 11), (250_000, 250)])
 def test_how_many_are_worth_a_word(planned: int, rows: int) -> None:
-    """The table of enough()."""
-    assert enough(planned) == rows
+    """The table of min_rows() holds."""
+    assert min_rows(planned) == rows
 
 
 def test_several_groups_are_one_sentence_each() -> None:
-    """The largest is named, the others are counted."""
+    """The largest group is described, and the others are counted."""
     first = {"digest": "a" * 64, "rows": 120, "id": None, "source": "https://img.example/1.jpg", "key": "1.jpg"}
     same = {"rows": 200, "groups": 3, "largest": [first], "file": "reports/run-000002/same-bytes.csv", "fail": False}
     assert same_bytes_note(same) == (

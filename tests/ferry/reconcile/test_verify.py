@@ -1,4 +1,4 @@
-"""Reading the destination back: what is gone or altered is found, waits, and is repaired by the next run."""
+"""Verification finds missing and altered objects, and the next run repairs them."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ from tests.support.helpers import (
     write_list,
 )
 
+pytestmark = pytest.mark.matrix
+
 MD5, SHA = "a" * 32, "b" * 64
 
 
@@ -67,7 +69,7 @@ def test_the_verdict(
     sha256: str | None,
     expected: ErrorClass | None,
 ) -> None:
-    """The table of verdict()."""
+    """The table of verdict() holds."""
     assert verify.verdict(make_outcome(1, **ledger_says), size, md5, sha256).wrong is expected
 
 
@@ -89,13 +91,13 @@ def test_the_verdict(
 def test_what_a_verdict_rests_on(
     ledger_says: dict[str, Any], there: tuple[str | None, str | None, str | None], expected: tuple[Any, Evidence]
 ) -> None:
-    """The table of verdict(): a digest outweighs an ETag; without either, it is the size alone, and says so."""
+    """A digest counts before an ETag and an ETag before the size, and the verdict names which."""
     md5, sha256, etag = there
     assert verify.verdict(make_outcome(1, size=10, **ledger_says), 10, md5, sha256, etag) == expected
 
 
 def moved(folder: Path, origin: Origin, s3: S3Server, bucket: str, **given: str) -> tuple[Job, DirectoryState, Store]:
-    """Five images at the destination, by a run."""
+    """Returns a state and store with five copied images."""
     lines = [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(5)]
     write_list(folder / "list.csv", lines)
     job = make_job(manifest=str(folder / "list.csv"), destination=f"s3://{bucket}/p/", **given)
@@ -106,7 +108,7 @@ def moved(folder: Path, origin: Origin, s3: S3Server, bucket: str, **given: str)
 
 
 def damage(s3: S3Server, bucket: str) -> None:
-    """0 is gone, 1 is longer, 2 holds other bytes of the same length."""
+    """Deletes object 0, lengthens object 1, and changes bytes of object 2."""
     client = s3.client()
     body = make_image("jpeg", 2)
     client.delete_object(Bucket=bucket, Key="p/0.jpg")
@@ -135,7 +137,7 @@ def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.
 
 @pytest.mark.parametrize("how", ["read", "list"])
 def test_what_is_well_is_well(how: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Nothing is wrong, nothing is written, and every object was looked at once."""
+    """Verifying intact objects compares each one once and writes nothing."""
     _, state, store = moved(tmp_path, origin, s3, bucket)
     result = check(state, store, how, 2)
     assert (result.checked, result.missing, result.altered, result.wrong) == (5, 0, 0, [])
@@ -149,7 +151,7 @@ def test_what_is_well_is_well(how: str, origin: Origin, s3: S3Server, bucket: st
 def test_what_is_wrong_is_found_and_repaired_by_the_next_run(
     how: str, policy: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """Missing and altered rows are pending, and a plain run repairs them in a new chunk: the bytes are right again."""
+    """Missing and altered rows become pending, and a plain run repairs them."""
     job, state, store = moved(tmp_path, origin, s3, bucket, on_existing=policy)
     damage(s3, bucket)
     result = check(state, store, how, 2)
@@ -174,7 +176,7 @@ def test_what_is_wrong_is_found_and_repaired_by_the_next_run(
 
 
 def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A second verification, and an interrupted repair, leave the row to do once."""
+    """After a second verification or an interrupted repair the row is planned once."""
     job, state, store = moved(tmp_path, origin, s3, bucket)
     damage(s3, bucket)
     check(state, store, "read", 2)
@@ -189,8 +191,7 @@ def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, buck
 def test_what_was_repaired_by_hand_is_right_again(
     found: str, digests: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """A listing clears nothing that a verification found, and says so. Reading does, by a digest or the ETag: the rows
-    are unchanged, and the next run has nothing to do."""
+    """A repaired object is right again by digest or ETag, but not by a listing."""
     job, state, store = moved(tmp_path, origin, s3, bucket)
     known: dict[str, Any] = {"both": {}, "md5": {"sha256": None}, "none": {"sha256": None, "md5": None}}[digests]
     ledger.append_outcomes(state, [o._replace(attempt=2, **known) for o in by_key(state).values()], 1, "c", 0)
@@ -211,7 +212,7 @@ def test_what_was_repaired_by_hand_is_right_again(
 
 
 def test_a_size_alone_clears_nothing() -> None:
-    """Of an object without a digest or an ETag in the ledger that was missing and stands there again."""
+    """An object that was found missing is not right again by its size alone."""
     wrong = make_outcome(1, Status.PENDING, key="k", size=4, error_class=ErrorClass.MISSING)
     result = asyncio.run(verify.read_back(alike(None), [wrong], 2, Progress()))
     assert (result.wrong, result.right_again, result.unproven) == ([], [], 1)
@@ -219,15 +220,14 @@ def test_a_size_alone_clears_nothing() -> None:
 
 @pytest.mark.parametrize("digest", [{"sha256": SHA}, {"md5": MD5}])
 def test_what_is_right_again_has_a_new_etag(digest: dict[str, str]) -> None:
-    """A store has encrypted an object again: its bytes are right by the digest that the ledger has, and a later listing
-    finds it as it is now."""
+    """An object that is right by its digest gets its new ETag recorded."""
     wrong = make_outcome(1, Status.PENDING, key="k", size=4, dest_etag='"a"', error_class=ErrorClass.ALTERED, **digest)
     (right,) = asyncio.run(verify.read_back(alike('"b"'), [wrong], 2, Progress())).right_again
     assert (right.status, right.dest_etag, right.confirmed) == (Status.UNCHANGED, '"b"', Confirmed.READ_BACK)
 
 
 def alike(etag: str | None) -> Any:
-    """A destination whose objects have the same bytes."""
+    """Returns a destination whose objects have the same bytes."""
 
     class Alike:
         async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, ObjectInfo]:
@@ -237,7 +237,7 @@ def alike(etag: str | None) -> Any:
 
 
 def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
-    """Of an object larger than the memory for bodies only pieces are here at once, and none of it is on the disk."""
+    """A large object is read in pieces, and is neither in memory nor on disk as a whole."""
     (tmp_path / "new").mkdir()
     data = bytes(200 << 20)
     (tmp_path / "new" / "k").write_bytes(data)
@@ -251,7 +251,7 @@ def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
 
 
 def test_parts_cover_every_row_once(tmp_path: Path) -> None:
-    """Ranges of row IDs: each row that should be there lies in one of them, whatever their number."""
+    """Each row that should have an object is in exactly one range."""
     state = directory_state(tmp_path)
     lines = [[f"https://img.example/{n}.jpg"] for n in range(50)]
     write_list(tmp_path / "list.csv", lines)
@@ -276,7 +276,7 @@ def test_parts_cover_every_row_once(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_how_large_a_sample_is(sample: str | int, rows: int | None) -> None:
-    """The table of sample_rows()."""
+    """The table of sample_rows() holds."""
     if rows is None:
         with pytest.raises(UserError, match="neither a share"):
             verify.sample_rows(sample, 250)
@@ -292,8 +292,7 @@ def sampled(state: DirectoryState, sample: verify.Sample, rows_each: int = 60) -
 
 
 def test_a_sample_is_drawn(tmp_path: Path) -> None:
-    """As many rows as were asked for, all of them rows that should be there; a seed gives the same ones again, no seed
-    others each time, so that weeks add up."""
+    """A sample has the requested size, is the same for the same seed, and differs without one."""
     state = directory_state(tmp_path)
     write_list(tmp_path / "list.csv", [[f"https://img.example/{n}.jpg"] for n in range(200)])
     (ref,) = plan(make_job(manifest=str(tmp_path / "list.csv")), state).chunks
@@ -314,7 +313,7 @@ def test_a_sample_is_drawn(tmp_path: Path) -> None:
 
 
 def test_a_sample_of_nothing(tmp_path: Path) -> None:
-    """Where nothing was copied a sample is empty, and no error."""
+    """A sample of a destination without objects is empty."""
     state = directory_state(tmp_path)
     write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
     plan(make_job(manifest=str(tmp_path / "list.csv")), state)
@@ -341,7 +340,7 @@ def outcome(data: bytes, etag: str | None) -> Outcome:
     ],
 )
 def test_the_etag_is_that_of_the_upload(written: str | None, now: str, altered: bool) -> None:
-    """Any other one is a finding that names both; unless it is the MD5 in the ledger, whatever it was before."""
+    """A changed ETag is reported with both values, unless it equals the MD5 in the ledger."""
     etags = {
         "md5": hashlib.md5(b"data").hexdigest(), "other": "c" * 32, "kms": "d" * 32,
         "composite": "e" * 32 + "-2", None: None,
@@ -356,7 +355,7 @@ def test_the_etag_is_that_of_the_upload(written: str | None, now: str, altered: 
 
 
 def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
-    """Only its status changes: key, digests and attempt stay, so that the repair is the next attempt."""
+    """An outcome of a wrong object keeps the row's key, digests and attempt."""
     said = make_outcome(1, attempt=3, md5=MD5, sha256=SHA, chunk="c")
     (wrong,) = verify.compare_with_listing([said], {}, 9, Progress()).wrong
     assert wrong == said._replace(
@@ -366,7 +365,7 @@ def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
 
 
 def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A destination that does not answer properly is Fatal: a verification must not declare everything lost."""
+    """A destination that refuses the credentials raises Fatal, and no object counts as missing."""
     job, state, _ = moved(tmp_path, origin, s3, bucket)
     nobody = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
     store = open_store(job.destination.uri, nobody, state.spool_dir)
@@ -376,7 +375,7 @@ def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, b
 
 
 class PartlyBroken:
-    """The destination, where some objects answer 500 for ever."""
+    """A destination that answers 500 for some objects."""
 
     def __init__(self, store: Store, broken: Callable[[str], bool]) -> None:
         self.store, self.broken = store, broken
@@ -390,7 +389,7 @@ class PartlyBroken:
 def test_an_object_that_cannot_be_read_is_counted(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One object that answers 500 for ever: the others are read, nothing is said of it, and its row stays copied."""
+    """An unreadable object is counted, its row stays copied, and the others are read."""
     monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
     _, state, store = moved(tmp_path, origin, s3, bucket)
     damage(s3, bucket)
@@ -405,7 +404,7 @@ def test_an_object_that_cannot_be_read_is_counted(
 def test_a_destination_that_answers_nothing_ends_the_verification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every object answers 500: it ends after a bounded number, and declares nothing lost."""
+    """If no object can be read, the verification ends with Fatal after a limited number."""
     monkeypatch.setattr(verify, "BETWEEN_TRIES_S", 0)
     asked: list[str] = []
 
@@ -422,7 +421,7 @@ def test_a_destination_that_answers_nothing_ends_the_verification(
 def test_a_paused_verification_reads_nothing(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until it goes on; then it reads all."""
+    """A paused verification reads nothing until it is resumed."""
     monkeypatch.setattr(verify, "PAUSED_S", 0.01)
     _, state, store = moved(tmp_path, origin, s3, bucket)
     _, (bounds,) = verify.verify_parts(state, 100)
@@ -440,7 +439,7 @@ def test_a_paused_verification_reads_nothing(
 
 
 def test_in_a_directory(origin: Origin, tmp_path: Path) -> None:
-    """A file that is gone is one object that is missing, and not the whole destination."""
+    """A missing file is one missing object, and not a missing destination."""
     write_list(tmp_path / "list.csv", [[origin.add(f"/{n}.jpg", make_image("jpeg", n))] for n in range(3)])
     job = make_job(manifest=str(tmp_path / "list.csv"), destination=f"file://{tmp_path}/new/")
     state = directory_state(tmp_path)

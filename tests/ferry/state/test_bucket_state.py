@@ -1,4 +1,4 @@
-"""A state in a bucket outlives a store's hiccups, lost answers included, and leaves nothing behind on this machine."""
+"""A state in a bucket survives transient store errors and lost responses, and leaves no files on this machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from ferry.state import lease
 from ferry.state.files import State, open_state
 from ferry.storage.credentials import Access
 from tests.servers.odd_s3 import Fault, OddS3, What
+
+pytestmark = pytest.mark.matrix
 
 
 def reach(server: OddS3) -> Access:
@@ -38,7 +40,7 @@ EVERYTHING = (*READ, *WRITE, "DeleteObject", "DeleteObjects", "ListObjectsV2", "
 
 
 def use_all_of_it(state: State, folder: Path) -> None:
-    """Each operation of a state once, and what it must leave."""
+    """Calls each operation of a state once, and checks its result."""
     state.write("plan/x", b"one")
     assert state.read("plan/x") == b"one"
     assert state.local("plan/x").read_bytes() == b"one"
@@ -73,7 +75,7 @@ HICCUPS = [
 
 @pytest.mark.parametrize(("what", "operation", "after"), HICCUPS)
 def test_one_hiccup_ends_nothing(what: What, operation: str, after: int, odd: OddS3, tmp_path: Path) -> None:
-    """503, a reset, an answer that was lost, cut, or an error under 200: the operation is done all the same, once."""
+    """An operation succeeds, once, after a 503, a reset, a lost or cut response, or an error with status 200."""
     odd.faults.append(fault := Fault(what, (operation,), after=after, times=1))
     use_all_of_it(state_at(odd, tmp_path), tmp_path)
     assert fault.struck == 1
@@ -81,7 +83,7 @@ def test_one_hiccup_ends_nothing(what: What, operation: str, after: int, odd: Od
 
 @pytest.mark.parametrize("seed", range(4))
 def test_many_hiccups_end_nothing(seed: int, tmp_path: Path) -> None:
-    """A fifth of all requests fails, in turns by a 503, a reset and a lost answer: five tries are enough."""
+    """Each operation succeeds although a fifth of all requests fail with a 503, a reset or a lost response."""
     faults = [Fault(what, EVERYTHING, probability=0.07) for what in ("status", "reset", "lost answer")]
     with OddS3(seed=seed, faults=faults) as server:
         server.make_bucket("state")
@@ -90,7 +92,7 @@ def test_many_hiccups_end_nothing(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_lost_answer_to_the_lease_is_recognised(odd: OddS3, tmp_path: Path) -> None:
-    """The lease that this run made, and whose answer it never got, is its own: it is not refused by itself."""
+    """A run holds the lease that it created although the response to its PUT was lost."""
     odd.faults.append(Fault("lost answer", ("PutObject",), times=1, key="lease.json$"))
     state = state_at(odd, tmp_path)
     with lease.hold_lease(state, "a run") as held:
@@ -99,7 +101,7 @@ def test_a_lost_answer_to_the_lease_is_recognised(odd: OddS3, tmp_path: Path) ->
 
 @pytest.mark.parametrize("conditions", ["ignored", "501"])
 def test_a_store_without_conditions_holds_no_state(conditions: Any, tmp_path: Path) -> None:
-    """Two runs could both hold the lease: the first run is told so before it takes it, and what to do."""
+    """A store without conditional writes is refused before a lease is taken, with advice on what to do."""
     with OddS3(conditions=conditions) as server:
         server.make_bucket("state")
         with pytest.raises(UserError) as caught, lease.hold_lease(state_at(server, tmp_path), "a run"):
@@ -114,7 +116,7 @@ def test_a_store_without_conditions_holds_no_state(conditions: Any, tmp_path: Pa
     [("no replace", "If-Match"), ("never equal", "If-Match"), ("no create", "If-None-Match")],
 )
 def test_one_of_the_two_conditions_is_not_enough(conditions: Any, lacks: str, tmp_path: Path) -> None:
-    """A lease is taken by a conditional create, and an expired one by a conditional replace."""
+    """A store must honour both If-None-Match and If-Match, and the error names the missing one."""
     with OddS3(conditions=conditions) as server:
         server.make_bucket("state")
         with pytest.raises(UserError, match=lacks), lease.hold_lease(state_at(server, tmp_path), "a run"):
@@ -123,7 +125,7 @@ def test_one_of_the_two_conditions_is_not_enough(conditions: Any, lacks: str, tm
 
 
 def test_files_are_deleted_one_by_one_where_the_store_knows_no_other_way(tmp_path: Path) -> None:
-    """DeleteObjects is answered with 501 (GCS): single requests do it."""
+    """After a 501 to DeleteObjects, as from GCS, each file is deleted by a request of its own."""
     with OddS3(delete_many=False) as server:
         server.make_bucket("state")
         state = state_at(server, tmp_path)
@@ -136,7 +138,7 @@ def test_files_are_deleted_one_by_one_where_the_store_knows_no_other_way(tmp_pat
 
 
 def test_a_refusal_is_not_tried_again(odd: OddS3, tmp_path: Path) -> None:
-    """403 is an answer: Fatal at once."""
+    """A 403 raises Fatal after one request."""
     odd.faults.append(Fault("status", EVERYTHING, status=403, code="InvalidAccessKeyId"))
     state = state_at(odd, tmp_path)
     works: list[Callable[[], object]] = [
@@ -149,7 +151,7 @@ def test_a_refusal_is_not_tried_again(odd: OddS3, tmp_path: Path) -> None:
 
 
 def test_a_page_of_the_state_s_list_that_never_comes_is_an_error(tmp_path: Path) -> None:
-    """A list of a state that ends in the middle would forget outcomes: five tries, then the run ends."""
+    """A listing without its last page raises Fatal, since a shorter list would hide outcomes."""
     with OddS3(listings="error page", page_keys=2) as server:
         server.make_bucket("state")
         state = state_at(server, tmp_path)
@@ -160,14 +162,14 @@ def test_a_page_of_the_state_s_list_that_never_comes_is_an_error(tmp_path: Path)
 
 
 def test_copies_go_with_their_files(odd: OddS3, tmp_path: Path) -> None:
-    """What the bucket does not hold any more is not kept on this machine, whoever deleted it."""
+    """A file that the bucket no longer has is deleted from the local cache, even if another machine deleted it."""
     here, there = state_at(odd, tmp_path), open_state("s3://state/some/job", reach(odd), tmp_path / "elsewhere")
     for name in ("chunks/a.parquet", "chunks/b.parquet", "ledger/l.parquet", "outcomes/o.parquet"):
         here.write(name, b"x")
         assert here.local(name).exists()
     here.delete(["chunks/a.parquet", "outcomes/o.parquet"])
     there.delete(["ledger/l.parquet"])
-    here.forget_copies()
+    here.delete_stale_copies()
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == ["b.parquet"]
 
 
@@ -194,7 +196,7 @@ print(peak() - before)
 
 @pytest.mark.parametrize("work", ["read", "write"])
 def test_a_large_file_is_never_in_memory(work: str, odd: OddS3, tmp_path: Path) -> None:
-    """200 MB of ledger are copied to disk, and from disk, in pieces: the process's peak grows by less than 64 MB."""
+    """Reading or writing a 200 MB ledger raises the process's peak memory by less than 64 MB."""
     odd.put("state", "some/job/ledger/large", bytes(LARGE_BYTES))
     (tmp_path / "large").write_bytes(bytes(LARGE_BYTES))
     arguments = [sys.executable, "-c", PEAK, odd.endpoint_url, str(tmp_path), work]
@@ -206,7 +208,7 @@ def test_a_large_file_is_never_in_memory(work: str, odd: OddS3, tmp_path: Path) 
 
 
 def test_a_download_that_breaks_goes_on_where_it_ended(odd: OddS3, tmp_path: Path) -> None:
-    """Each answer is cut in its middle, eight times in a row: what came is kept, and the copy is whole in the end."""
+    """A download resumes after cut responses, and the copy is complete."""
     data = bytes(range(256)) * 40_000
     odd.put("state", "some/job/ledger/l", data)
     odd.faults.append(Fault("halve", ("GetObject",), times=3))
@@ -216,7 +218,7 @@ def test_a_download_that_breaks_goes_on_where_it_ended(odd: OddS3, tmp_path: Pat
 def test_a_download_of_a_file_that_changes_meanwhile(
     odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An answer ends in its middle, and another version stands there by then: no copy is made of parts of both."""
+    """A resumed download never combines parts of two versions of a file."""
     old, new = bytes(3 << 20), bytes([1]) * (3 << 20)
     odd.put("state", "some/job/outcomes/o", old)
     odd.faults.append(Fault("halve", ("GetObject",), times=1))
@@ -234,7 +236,7 @@ def test_a_download_of_a_file_that_changes_meanwhile(
 
 
 def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It answers the rest of a file with all of it: that is no continuation."""
+    """A full body in response to a range request is not used as the rest of a file."""
     data = bytes(range(256)) * 8000
     odd.put("state", "some/job/outcomes/o", data)
     odd.faults.append(Fault("halve", ("GetObject",), times=1))
@@ -249,7 +251,7 @@ def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: p
 
 
 def test_a_copy_of_a_store_without_etags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that ends early is continued, and no empty condition is sent."""
+    """A cut download resumes from a store without ETags, without an empty If-Match header."""
     with OddS3(etags="none", faults=[Fault("halve", ("GetObject",), times=1)]) as server:
         server.put("state", "some/job/ledger/l", data := bytes(range(256)) * (8 << 10))
         get, sent = server._get, []
@@ -270,7 +272,7 @@ PARTS = ("CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload")
 @pytest.mark.parametrize("operation", PARTS)
 @pytest.mark.parametrize("what", ["status", "reset", "lost answer", "error in 200"])
 def test_a_large_file_is_written_all_the_same(what: What, operation: str, odd: OddS3, tmp_path: Path) -> None:
-    """One hiccup of each request of an upload in parts; where the answer to its end was lost, the object decides."""
+    """A multipart upload succeeds after one error of any of its requests, even if the last response is lost."""
     odd.faults.append(fault := Fault(what, (operation,), times=1))
     path = tmp_path / "large"
     path.write_bytes(data := bytes(range(256)) * (40 << 12))
@@ -283,8 +285,7 @@ def test_a_large_file_is_written_all_the_same(what: What, operation: str, odd: O
 
 @pytest.mark.parametrize("older", [b"an older one", bytes([1]) * (40 << 20)])
 def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: OddS3, tmp_path: Path) -> None:
-    """NoSuchUpload for the end of an upload, and another object: nothing was written, and that is said. (Its ETag
-    tells, where the sizes are equal.)"""
+    """NoSuchUpload for the last request raises Fatal when the key has another object, even one of the same size."""
     parts = [older[at : at + (16 << 20)] for at in range(0, len(older), 16 << 20)]
     odd.put("state", "some/job/ledger/large", older)
     odd.objects["state"]["some/job/ledger/large"].etag = odd._etag_of_parts(parts)

@@ -1,4 +1,4 @@
-"""Digests in names and in JSON: what was cut or changed is seen, what an earlier Ferry wrote is read."""
+"""Checksums in names and in JSON reveal damage, and files of an earlier Ferry without them are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ferry.state.checksums import (
     checked_name,
     decode_checked_json,
     encode_checked_json,
-    fits,
+    matches_name,
     verified_path,
 )
 from tests.support.helpers import directory_state
@@ -22,20 +22,20 @@ DATA = b"some bytes of a Parquet file"
 
 
 def test_a_name_fits_its_bytes_alone(tmp_path: Path) -> None:
-    """Every single flipped bit, and every shorter file, is another file."""
+    """Any flipped bit and any shorter file are found by the digest in the name."""
     path = tmp_path / "x"
     path.write_bytes(DATA)
     name = checked_name("outcomes/000001-c-00000", DATA)
     assert name == checked_file_name("outcomes/000001-c-00000", path)
-    assert fits(name, path)
+    assert matches_name(name, path)
     for at in range(len(DATA) * 8):
         data = bytearray(DATA)
         data[at // 8] ^= 1 << at % 8
         path.write_bytes(data)
-        assert not fits(name, path)
+        assert not matches_name(name, path)
     for size in range(len(DATA)):
         path.write_bytes(DATA[:size])
-        assert not fits(name, path)
+        assert not matches_name(name, path)
 
 
 @pytest.mark.parametrize(
@@ -48,13 +48,13 @@ def test_a_name_fits_its_bytes_alone(tmp_path: Path) -> None:
     ],
 )
 def test_names_of_an_earlier_ferry_prove_nothing(name: str, tmp_path: Path) -> None:
-    """They have no digest: what is in them is taken as it is."""
+    """A name without a digest matches any content."""
     (tmp_path / "x").write_bytes(DATA)
-    assert fits(name, tmp_path / "x")
+    assert matches_name(name, tmp_path / "x")
 
 
 def test_what_is_not_whole_is_named_with_the_advice(tmp_path: Path) -> None:
-    """The path of a whole file; Damaged with name and advice for another; FileNotFoundError for none."""
+    """A damaged file raises Damaged with its name and the advice, a missing one FileNotFoundError."""
     state = directory_state(tmp_path)
     name = checked_name("plan/manifest-000001", DATA)
     with pytest.raises(FileNotFoundError):
@@ -67,7 +67,7 @@ def test_what_is_not_whole_is_named_with_the_advice(tmp_path: Path) -> None:
 
 
 def test_a_sealed_document_is_read_back() -> None:
-    """Also after a person formatted it anew; not after one changed a value, whichever bit it was."""
+    """Reformatted JSON still matches its digest; JSON with a changed value does not, whichever bit was flipped."""
     data = {"rows": 3, "where": {"key": None, "uri": "s3://b/\u00e9"}, "chunks": [{"done": 0}]}
     raw = encode_checked_json(data)
     assert decode_checked_json(raw) == data

@@ -1,4 +1,4 @@
-"""The accounts: each row of the manifest in one state, and the sum checked."""
+"""Each row of the manifest is in exactly one state, and the sum is checked."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ferry.core.records import ErrorClass, Status
 from ferry.job.model import OnExisting
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
-from ferry.state.counts import Counts, count
-from ferry.state.queries import with_latest
+from ferry.state.counts import Counts
 from tasks.reporting.text import Report
 from tests.support.helpers import (
     FAILED_404,
     FAILED_500,
+    counts_of,
     directory_state,
     make_job,
     plan,
@@ -30,7 +30,7 @@ from tests.support.helpers import (
 
 
 def test_counts_that_add_up_pass() -> None:
-    """planned = copied + unchanged + skipped + failed + pending."""
+    """Counts pass when planned = copied + unchanged + skipped + failed + pending."""
     Counts().check()
     Counts(planned=15, copied=1, unchanged=2, skipped=3, failed=4, pending=5).check()
 
@@ -38,7 +38,7 @@ def test_counts_that_add_up_pass() -> None:
 @pytest.mark.parametrize("name", ["copied", "unchanged", "skipped", "failed", "pending", "planned"])
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_row_too_many_or_too_few_raises(name: str, by: int) -> None:
-    """A row in two states, or in none, is an error that names the numbers."""
+    """A row in two states or in none raises an error with the numbers."""
     values: dict[str, Any] = {"planned": 15, "copied": 1, "unchanged": 2, "skipped": 3, "failed": 4, "pending": 5}
     values[name] += by
     with pytest.raises(FerryError, match="do not add up"):
@@ -46,13 +46,13 @@ def test_a_row_too_many_or_too_few_raises(name: str, by: int) -> None:
 
 
 def test_counts_of_a_state(tmp_path: Path) -> None:
-    """Each kind of row is counted where it belongs; rows of an old manifest are not."""
+    """Each row is counted by its state; rows of an earlier manifest are not counted."""
     state = directory_state(tmp_path)
     lines = [*([f"https://img.example/{n}.jpg", str(n)] for n in range(12)), ["https://img.example/0.jpg", "twice"]]
     write_list(tmp_path / "list.csv", lines, ("url", "id"))
     job = make_job(manifest=str(tmp_path / "list.csv"), chunk_rows=1)
     with pytest.raises(UserError, match="nothing is planned"):
-        with_latest(state, count)
+        counts_of(state)
     refs = plan(job, state).chunks
     settle(state, refs[0], 1, size=7)
     settle(state, refs[1], 1, size=9)
@@ -62,7 +62,7 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     settle(state, refs[5], 1, Status.FAILED, **FAILED_500)
     settle(state, refs[6], 1)
     settle(state, refs[6], 2, Status.PENDING, error_class=ErrorClass.MISSING, retryable=True)
-    counts = with_latest(state, count)
+    counts = counts_of(state)
     counts.check()
     assert counts == Counts(
         planned=13, copied=2, unchanged=1, skipped=2, failed=2, pending=6, bytes=16, duplicates=1, retryable=1,
@@ -70,13 +70,12 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     )  # fmt: skip
     write_list(tmp_path / "list.csv", lines[4:6], ("url", "id"))
     plan(job, state, 3)
-    counts = with_latest(state, count)
+    counts = counts_of(state)
     assert (counts.planned, counts.failed, counts.copied, counts.pending) == (2, 2, 0, 0)
 
 
 def test_what_is_to_be_moved_once_more_is_pending(tmp_path: Path) -> None:
-    """The ledger says copied of a row whose key another one has written since, and skipped of one that the settings now
-    let through. Until that is done, and the run may end before it is, neither is settled."""
+    """A row whose key another row wrote since, or that changed settings no longer skip, is pending until redone."""
     state = directory_state(tmp_path)
     header, other = ("url", "path"), ["https://b.example/0.jpg", "0.jpg"]
     lines = [[f"https://a.example/{n}.jpg", f"{n}.jpg"] for n in range(4)]
@@ -108,7 +107,7 @@ def test_what_is_to_be_moved_once_more_is_pending(tmp_path: Path) -> None:
 def test_the_identity_holds_for_any_ledger(
     ends: list[Status | None], twice: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whatever became of rows, also when outcomes stand there twice."""
+    """The counts add up for any outcomes, even if each one is in the ledger twice."""
     folder = tmp_path_factory.mktemp("sum")
     state = directory_state(folder)
     write_list(folder / "list.csv", urls(*range(len(ends))))
@@ -127,7 +126,7 @@ def test_the_identity_holds_for_any_ledger(
         assert getattr(counts, status) == ends.count(status)
     assert counts.pending == sum(ends.count(end) for end in (None, Status.PENDING, Status.REMOVED))
     assert sum(answer["this_run"].values()) == sum(end is not None for end in ends)
-    assert with_latest(state, count) == counts
+    assert counts_of(state) == counts
     assert len(ledger.ledger_files(state)) == 1
 
 
@@ -137,7 +136,7 @@ def test_the_identity_holds_for_any_ledger(
      (0.5, 9, 5), ("100%", 7, 7), (1.0, 7, 7), ("10%", 30, 3), ("0.1", 30, 3)],
 )  # fmt: skip
 def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
-    """A share of the rows without duplicates, rounded up to at least one, or a count."""
+    """The budget is a share of the rows without duplicates, rounded up to at least one, or a number of rows."""
     assert make_job(failure_budget=budget).budget(rows) == allowed
 
 
@@ -155,7 +154,7 @@ def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
     ],
 )
 def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int) -> None:
-    """0 where all that was to be done was tried, and the failures lie within the budget."""
+    """The exit code is 0 if all rows to do were tried and the failures are within the budget."""
     counts = {
         "pending": pending,
         "failed": failed,

@@ -1,4 +1,4 @@
-"""The contract of a state, for a directory and for a bucket on a real server; and disks that fail."""
+"""The contract of a state, in a directory and in a bucket on a real server, and with failing disks."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from ferry.storage.s3_control import BucketControl
 from tests.servers.odd_s3 import OddS3
 from tests.support.helpers import access
 
+pytestmark = pytest.mark.matrix
+
 
 @pytest.fixture(params=["directory", "bucket"])
 def state(request: pytest.FixtureRequest, tmp_path: Path) -> State:
@@ -30,7 +32,7 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> State:
 
 
 def test_what_is_written_is_read(state: State) -> None:
-    """Bytes come back as they were; a second write replaces them."""
+    """A file has the bytes that were written last."""
     for data in (b"", b"one", bytes(range(256)) * 9):
         state.write("plan/x.bin", data)
         assert state.read("plan/x.bin") == data
@@ -38,21 +40,21 @@ def test_what_is_written_is_read(state: State) -> None:
 
 
 def test_a_missing_file_is_file_not_found(state: State) -> None:
-    """Readers tell a file that is not there from everything else."""
+    """Reading a missing file raises FileNotFoundError."""
     for read in (state.read, lambda name: state.local(name).read_bytes()):
         with pytest.raises(FileNotFoundError):
             read("plan/none.json")
 
 
 def test_create_is_exclusive(state: State) -> None:
-    """The first creation wins and keeps its bytes."""
+    """Only the first creation of a file succeeds, and its bytes stay."""
     assert state.create("lease.json", b"one") is True
     assert state.create("lease.json", b"two") is False
     assert state.read("lease.json") == b"one"
 
 
 def test_of_many_creations_one_wins(state: State) -> None:
-    """Eight at once: exactly one is told that it created the file, and its bytes stand there."""
+    """Of eight concurrent creations one succeeds, and the file has its bytes."""
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: state.create("lease.json", b"%d" % n), range(8)))
     assert won.count(True) == 1
@@ -60,7 +62,7 @@ def test_of_many_creations_one_wins(state: State) -> None:
 
 
 def test_swap_replaces_what_it_expects(state: State) -> None:
-    """Only from the old content; not when another is there, nor when nothing is."""
+    """A swap replaces only the expected content, not another one or a missing file."""
     assert state.swap("lease.json", b"one", b"two") is False
     with pytest.raises(FileNotFoundError):
         state.read("lease.json")
@@ -72,7 +74,7 @@ def test_swap_replaces_what_it_expects(state: State) -> None:
 
 
 def test_of_many_swaps_one_wins(state: State) -> None:
-    """Eight swaps from the same content: one goes through."""
+    """Of eight concurrent swaps of the same content one succeeds."""
     state.write("lease.json", b"old")
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: state.swap("lease.json", b"old", b"%d" % n), range(8)))
@@ -81,7 +83,7 @@ def test_of_many_swaps_one_wins(state: State) -> None:
 
 
 def test_list_names_a_folder_and_no_other(state: State) -> None:
-    """Names are sorted and whole, with what lies deeper; a folder that begins alike is another."""
+    """A listing has the sorted full names below a folder, and none of a folder whose name begins alike."""
     for name in ("outcomes/b", "outcomes/a", "outcomes2/x", "plan/hints/h", "plan/plan.json", "lease.json"):
         state.write(name, b"x")
     assert state.list("outcomes") == ["outcomes/a", "outcomes/b"]
@@ -91,7 +93,7 @@ def test_list_names_a_folder_and_no_other(state: State) -> None:
 
 
 def test_delete_is_of_those_alone_and_of_missing_ones_too(state: State) -> None:
-    """Deleting what is gone is no error; the rest stays."""
+    """Only the named files are deleted, and a missing one is not an error."""
     for name in ("a/1", "a/2", "a/3"):
         state.write(name, b"x")
     state.delete(name for name in ("a/1", "a/3", "a/none"))
@@ -100,7 +102,7 @@ def test_delete_is_of_those_alone_and_of_missing_ones_too(state: State) -> None:
 
 
 def test_write_file_moves_a_file_in(state: State) -> None:
-    """The bytes are in the state, and the spool file is gone."""
+    """A file is moved into the state, and the local file does not exist any more."""
     state.spool_dir.mkdir(parents=True, exist_ok=True)
     path = state.spool_dir / "x"
     path.write_bytes(b"big" * 1000)
@@ -111,7 +113,7 @@ def test_write_file_moves_a_file_in(state: State) -> None:
 
 
 def test_a_reader_finds_whole_files_only(state: State) -> None:
-    """While a file is written again and again, reads and local copies, also of two readers, are always whole."""
+    """Readers and local copies have complete files while the file is rewritten again and again."""
     size = 200_000
     state.write("plan/x", b"a" * size)
     stop = threading.Event()
@@ -144,7 +146,7 @@ def test_a_reader_finds_whole_files_only(state: State) -> None:
 )
 @pytest.mark.parametrize("prefix", ["", "some/state"])
 def test_no_name_leads_out_of_the_state(name: str, prefix: str, tmp_path: Path) -> None:
-    """Whoever writes to the state names files in its plan: what is copied down lies below the copies, or nowhere."""
+    """A file name in a plan that leads out of the state is refused, and no file is written outside."""
     (tmp_path / "out").mkdir()
     name = name.format(tmp=tmp_path)
     with OddS3() as server:
@@ -161,7 +163,7 @@ def test_no_name_leads_out_of_the_state(name: str, prefix: str, tmp_path: Path) 
 
 
 def test_what_lies_on_this_machine_is_for_its_owner_alone(state: State) -> None:
-    """Files 0600 and their root 0700, copies of a bucket's files included: chunks hold signatures."""
+    """Files have mode 0600 and their root 0700, since chunks contain signatures."""
     before = os.umask(0o022)
     try:
         state.write("chunks/a.parquet", b"x")
@@ -179,7 +181,7 @@ def test_what_lies_on_this_machine_is_for_its_owner_alone(state: State) -> None:
 
 
 def test_an_outcome_file_that_changed_is_read_anew(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Outcomes and hints may change under a name (a state emptied and begun again): copies must follow."""
+    """A file that was deleted and written again under its name is downloaded again."""
     state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
     for name in ("outcomes/000001-plan-00000.parquet", "plan/hints/a.parquet", "plan/plan.json"):
         state.write(name, b"old")
@@ -190,7 +192,7 @@ def test_an_outcome_file_that_changed_is_read_anew(s3: S3Server, bucket: str, tm
 
 
 def test_a_bucket_state_that_cannot_be_reached_is_fatal(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Refused credentials and a dead endpoint are Fatal on each operation that writes, and show no body."""
+    """Refused credentials raise Fatal for each writing operation, without the response's body in the text."""
     state = open_state(f"s3://{bucket}/state", access(s3, reader=True), tmp_path / "cache")
     path = tmp_path / "file"
     path.write_bytes(b"x")
@@ -210,7 +212,7 @@ def test_a_bucket_state_that_cannot_be_reached_is_fatal(s3: S3Server, bucket: st
 def test_a_full_disk_is_fatal_and_leaves_the_old_file(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC at any step: Fatal that says so, the old bytes stand, nothing unfinished stays behind."""
+    """ENOSPC at any step raises Fatal; the old file stays, and no temporary file is left."""
     state = DirectoryState(tmp_path / "state")
     state.write("plan/x", b"old")
 
@@ -230,7 +232,7 @@ def test_a_full_disk_is_fatal_and_leaves_the_old_file(
 
 
 def test_a_read_only_disk_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """EROFS is named as such."""
+    """EROFS raises Fatal, and the text says that the disk is read-only."""
 
     def read_only(*_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -242,7 +244,7 @@ def test_a_read_only_disk_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_swap_that_cannot_take_its_lock_is_fatal(tmp_path: Path) -> None:
-    """Any OSError of the state's disk is a Fatal, so that the thread that renews the lease sees it."""
+    """An OSError of the lock file raises Fatal, which the thread that renews the lease handles."""
     state = DirectoryState(tmp_path / "state")
     state.write("lease.json", b"old")
     (tmp_path / "state/.lease.json.lock").mkdir()
@@ -251,14 +253,14 @@ def test_a_swap_that_cannot_take_its_lock_is_fatal(tmp_path: Path) -> None:
 
 
 def test_a_state_that_is_a_file_is_an_error_of_the_user(tmp_path: Path) -> None:
-    """The message names the place."""
+    """A state that is a file raises UserError with its path."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="file"):
         DirectoryState(tmp_path / "file")
 
 
 def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
-    """What a killed writer left is no file of the state."""
+    """A temporary file that a killed process left is not listed."""
     state = DirectoryState(tmp_path / "state")
     state.write("outcomes/a", b"x")
     (tmp_path / "state/outcomes/.part-xyz").write_bytes(b"half")

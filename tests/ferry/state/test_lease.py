@@ -1,4 +1,4 @@
-"""One run at a time: who may take a lease, and that two never hold it."""
+"""A lease is held by one run at a time: who may take it, and when it is lost."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from ferry.state.files import DirectoryState, State, open_state
 from ferry.state.lease import NAME, Holder, acquire_lease, decode, hold_lease, is_dead, this_process, verdict
 from tests.support.helpers import access
 
+pytestmark = pytest.mark.matrix
+
 HOLDER = Holder("host", 42, "boot/ns", "100", "nightly", "token", 1000.0)
 
 
@@ -34,7 +36,7 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> State:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Renewed every 50 ms."""
+    """Sets the renewal interval to 50 ms."""
     monkeypatch.setattr(lease, "RENEW_S", 0.05)
     return iter(())
 
@@ -47,7 +49,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("now", "place", "started", "expected"),
+    ("now", "boot_id", "process_start", "expected"),
     [
         (999.9, "elsewhere", None, "held"),
         (999.9, "elsewhere", "7", "held"),
@@ -64,23 +66,23 @@ def wait_for(what: Callable[[], bool]) -> None:
         (0.0, "elsewhere", None, "watch"),
     ],
 )
-def test_when_a_lease_is_over(now: float, place: str, started: str | None, expected: str) -> None:
-    """The truth table of verdict: a dead process is over at once, time alone is never believed."""
-    assert verdict(HOLDER, now, place, started) == expected
+def test_when_a_lease_is_over(now: float, boot_id: str, process_start: str | None, expected: str) -> None:
+    """The table of verdict: a dead process's lease is over at once, an expired one is watched."""
+    assert verdict(HOLDER, now, boot_id, process_start) == expected
 
 
 def test_a_lease_that_was_given_back_is_over() -> None:
-    """As a bucket keeps it, by any clock and for any process."""
+    """A released lease in a bucket is over, by any clock and for any process."""
     assert verdict(replace(HOLDER, expires_at=lease.RELEASED), 1e9, "boot/ns", "100") == "over"
 
 
 def test_a_place_that_is_unknown_proves_nothing() -> None:
-    """Without /proc neither side knows its place: only watching ends such a lease."""
+    """Without boot IDs a lease is held until it expires."""
     assert verdict(replace(HOLDER, boot_id=""), 999.0, "", None) == "held"
 
 
 def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
-    """LeaseHeld names run, process and host; after the release the lease is free."""
+    """LeaseHeld names run, process and host of the holder, and a released lease can be taken."""
     with hold_lease(state, "first run"):
         with pytest.raises(LeaseHeld, match=r"first run \(process \d+ on "):
             acquire_lease(state, "second run")
@@ -94,13 +96,13 @@ def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
 
 
 def test_held_waits_only_where_it_is_asked_to(state: State) -> None:
-    """The second run of a job fails at once."""
+    """A second run without `wait` fails at once."""
     with hold_lease(state, "first run"), pytest.raises(LeaseHeld), hold_lease(state, "second run", tell=pytest.fail):
         pass
 
 
 def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
-    """The lease of a process that was killed on this machine is taken over at once, its 120 s notwithstanding."""
+    """The lease of a killed process on this machine is taken over at once."""
     code = (
         "import sys, time; from pathlib import Path; from ferry.state import files, lease\n"
         "lease.acquire_lease(files.DirectoryState(Path(sys.argv[1])), 'child'); "
@@ -123,7 +125,7 @@ def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_an_expired_lease_is_taken_over_and_a_live_one_is_not(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a process on another machine only watching can tell: nobody renewed it, so it is over; who had it is known."""
+    """An expired lease that its holder does not renew is taken over, and the earlier holder is known."""
     monkeypatch.setattr(lease, "WATCH_S", 0.2)
     monkeypatch.setattr(lease, "WAIT_S", 0.05)
     far = replace(HOLDER, expires_at=time.time() + 60)
@@ -145,7 +147,7 @@ def test_an_expired_lease_is_taken_over_and_a_live_one_is_not(state: State, monk
 def test_a_clock_that_is_off_costs_nobody_the_lease(
     off_s: float, state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A holder on a machine whose clock is ten minutes off renews its lease; whoever watches sees it, and leaves it."""
+    """A holder whose clock is ten minutes off keeps the lease that it renews."""
     monkeypatch.setattr(lease, "WATCH_S", 5.0)
     monkeypatch.setattr(lease, "WAIT_S", 0.05)
     far = replace(HOLDER, expires_at=time.time() + off_s)
@@ -181,7 +183,7 @@ def race(state: State, contenders: int) -> list[lease.Lease | None]:
 
 @pytest.mark.parametrize("before", ["nothing", "given back", "dead"])
 def test_of_eight_at_once_one_wins(before: str, state: State) -> None:
-    """From nothing, a lease given back and a dead process's, exactly one gets it, and the file names that one."""
+    """Of eight threads one takes a missing, released or dead lease, and the file names it."""
     for _ in range(3 if isinstance(state, DirectoryState) else 1):
         if before == "given back":
             state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
@@ -207,7 +209,7 @@ def _contend(folder: str, go: Any, answers: Any, over: Any) -> None:
 
 @pytest.mark.slow
 def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
-    """The same with processes, over a lease that was given back."""
+    """Of eight processes one takes a released lease."""
     context = multiprocessing.get_context("forkserver")
     state = DirectoryState(tmp_path / "state")
     state.write(NAME, replace(HOLDER, expires_at=lease.RELEASED).encode())
@@ -225,7 +227,7 @@ def test_of_eight_processes_one_wins(tmp_path: Path) -> None:
 
 
 def test_a_lease_is_renewed(state: State, quick: None) -> None:
-    """The time in the file moves on while the lease is held, and it stays held."""
+    """The expiry time in the file increases while the lease is held."""
     with hold_lease(state, "me") as mine:
         first = decode(state.read(NAME)).expires_at
         wait_for(lambda: decode(state.read(NAME)).expires_at > first)
@@ -234,7 +236,7 @@ def test_a_lease_is_renewed(state: State, quick: None) -> None:
 
 @pytest.mark.parametrize("end", ["taken over", "deleted"])
 def test_a_lost_lease_is_noticed_and_left_alone(end: str, state: State, quick: None) -> None:
-    """Another holder, or no file: on_lost is called, held is False, and the release touches nothing of the other's."""
+    """A lease that another run took or deleted is lost: on_lost is called, and release changes nothing."""
     lost = threading.Event()
     mine = acquire_lease(state, "me", lost.set)
     other = replace(HOLDER, expires_at=time.time() + 60).encode()
@@ -250,8 +252,7 @@ def test_a_lost_lease_is_noticed_and_left_alone(end: str, state: State, quick: N
 
 
 def test_a_lease_past_its_time_is_not_held_before_it_is_regained(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a renewal within 120 s it is not held. A holder that was suspended, and whose lease nobody took, goes on;
-    a clock that was set meanwhile changes nothing."""
+    """A suspended holder regains an expired lease that no other run took, whatever its wall clock says."""
     with hold_lease(state, "me") as mine:
         assert mine.held
         before, at, now = state.read(NAME), lease.steady_s(), time.time()
@@ -267,7 +268,7 @@ def test_a_lease_past_its_time_is_not_held_before_it_is_regained(state: State, m
 def test_a_suspended_holder_whose_lease_was_taken_writes_nothing_more(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It finds the other's token, tells the run once, and keeps its hands off the file."""
+    """A holder that finds another run's token reports the loss once and does not write the file."""
     lost: list[int] = []
     with hold_lease(state, "me", lambda: lost.append(1)) as mine:
         other = replace(HOLDER, expires_at=time.time() + 60).encode()
@@ -285,7 +286,7 @@ def test_a_suspended_holder_whose_lease_was_taken_writes_nothing_more(
 
 
 def test_a_lease_that_is_held_is_not_regained(state: State) -> None:
-    """Before each write it is asked for by the clock alone: the state is left alone."""
+    """Regaining a lease that has not expired does not write to the state."""
     with hold_lease(state, "me") as mine:
         before = state.read(NAME)
         assert mine.regain()
@@ -293,7 +294,7 @@ def test_a_lease_that_is_held_is_not_regained(state: State) -> None:
 
 
 class Away(DirectoryState):
-    """A directory that can be away."""
+    """A directory whose swaps can be made to fail."""
 
     away = False
 
@@ -304,8 +305,7 @@ class Away(DirectoryState):
 
 
 def test_a_lease_that_could_not_be_regained_is_renewed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The state was away when the holder, past its time, asked for its lease. It is lost for good, and a run that
-    watches it takes it: nothing renews it when the state is back."""
+    """An expired lease that could not be renewed is lost for good, and is not renewed later."""
     monkeypatch.setattr(lease, "RENEW_S", 0.2)
     state = Away(tmp_path / "state")
     lost: list[int] = []
@@ -326,7 +326,7 @@ def test_a_lease_that_could_not_be_regained_is_renewed_no_more(tmp_path: Path, m
 
 
 def test_what_others_build_on_is_written_by_the_holder_alone(state: State) -> None:
-    """check asks the file: the holder passes, anybody else and a lease that is gone do not."""
+    """check_lease passes for the holder's token, and raises Fatal for another token or without a lease."""
     with hold_lease(state, "me") as mine:
         lease.check_lease(state, mine.token)
         with pytest.raises(Fatal):
@@ -336,7 +336,7 @@ def test_what_others_build_on_is_written_by_the_holder_alone(state: State) -> No
 
 
 class Unreliable(DirectoryState):
-    """A directory whose swap works, and whose answer to the first one is lost."""
+    """A directory whose first swap succeeds, but whose response is lost."""
 
     swaps = 0
 
@@ -349,7 +349,7 @@ class Unreliable(DirectoryState):
 
 
 def test_a_renewal_whose_answer_was_lost_is_still_ours(tmp_path: Path, quick: None) -> None:
-    """The token in the file is the holder's own: that is no other run, and the lease stays held."""
+    """A renewal whose response was lost does not lose the lease."""
     state = Unreliable(tmp_path / "state")
     lost = threading.Event()
     with hold_lease(state, "me", lost.set) as mine:
@@ -368,7 +368,7 @@ def test_a_renewal_whose_answer_was_lost_is_still_ours(tmp_path: Path, quick: No
     ],
 )  # fmt: skip
 def test_a_damaged_lease_is_said_in_a_sentence(raw: bytes, tmp_path: Path) -> None:
-    """A lease file that cannot be read is an error of Ferry's own kind, not a traceback."""
+    """A damaged lease file raises an error of Ferry."""
     state = DirectoryState(tmp_path / "state")
     state.write(NAME, raw)
     with pytest.raises(FerryError):
@@ -376,18 +376,18 @@ def test_a_damaged_lease_is_said_in_a_sentence(raw: bytes, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("place", "started", "dead"),
+    ("boot_id", "process_start", "dead"),
     [("here", "mine", False), ("here", "another", True), ("elsewhere", "another", False), ("", "another", False)],
 )
-def test_who_is_certainly_gone(place: str, started: str, dead: bool) -> None:
-    """A process of this machine whose number another one has by now; of other machines nothing is known."""
+def test_who_is_certainly_gone(boot_id: str, process_start: str, dead: bool) -> None:
+    """A process is dead if its PID here has another start time; nothing is known of other machines."""
     me = this_process("me", 0.0)
-    where = me.boot_id if place == "here" else place
-    assert is_dead(where, me.pid, me.process_start if started == "mine" else started) is dead
+    boot_id = me.boot_id if boot_id == "here" else boot_id
+    assert is_dead(boot_id, me.pid, me.process_start if process_start == "mine" else process_start) is dead
 
 
 class Counted(DirectoryState):
-    """Counts how often its files are read."""
+    """A directory that counts its reads."""
 
     reads = 0
 
@@ -397,7 +397,7 @@ class Counted(DirectoryState):
 
 
 def test_who_waits_does_not_ask_all_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One look at the lease for each WAIT_S."""
+    """A waiting run reads the lease once per WAIT_S."""
     monkeypatch.setattr(lease, "WAIT_S", 0.1)
     state = Counted(tmp_path / "state")
     first = acquire_lease(state, "first")
@@ -410,14 +410,13 @@ def test_who_waits_does_not_ask_all_the_time(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_holder_survives_its_json() -> None:
-    """What is written is what is read; two acquisitions of one process differ."""
+    """A holder is decoded as it was encoded, and two acquisitions of a process have different tokens."""
     assert decode(HOLDER.encode()) == HOLDER
     assert this_process("a", 1.0) != this_process("a", 1.0)
 
 
 def test_a_run_waits_for_its_own_earlier_process(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Paused in the UI and resumed, it is a new process while the old one is still at its end; another run does not
-    wait."""
+    """A resumed flow run waits for its ending old process; any other run is refused."""
     monkeypatch.setattr(lease, "WAIT_S", 0.01)
     first = acquire_lease(state, "nightly", flow_run="one")
     with pytest.raises(LeaseHeld):

@@ -1,7 +1,8 @@
-"""The ledger: the latest outcome of each row counts, whatever files it lies in, also while they are folded."""
+"""The latest outcome of each row counts, whichever files contain it, also during a fold."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ def state(tmp_path: Path) -> DirectoryState:
 
 
 def test_an_outcome_survives_its_file(state: DirectoryState) -> None:
-    """Every field comes back as it was, before and after a compaction."""
+    """Each field of an outcome is the same after reading it, before and after a compaction."""
     append_outcomes(state, [FULL, make_outcome(2)], 1, "c", 0)
     assert latest(state) == {row_id(1): FULL, row_id(2): make_outcome(2)}
     compact_ledger(state, 1)
@@ -45,14 +46,14 @@ def test_an_outcome_survives_its_file(state: DirectoryState) -> None:
 
 
 def test_nothing_is_no_outcome(state: DirectoryState) -> None:
-    """An empty ledger folds to nothing, also after a compaction."""
+    """An empty ledger folds to nothing."""
     assert latest(state) == {}
     compact_ledger(state, 1)
     assert latest(state) == {}
 
 
 def test_the_latest_run_wins_then_the_latest_time(state: DirectoryState) -> None:
-    """A run's number beats the clock: machines' clocks differ."""
+    """A later run's outcome counts before a later time, since machines' clocks differ."""
     append_outcomes(state, [make_outcome(1, run_no=2, message="run 2", recorded_at=later(0))], 2, "c", 0)
     append_outcomes(state, [make_outcome(1, run_no=1, message="run 1", recorded_at=later(99))], 1, "c", 0)
     append_outcomes(state, [make_outcome(2, message="early", recorded_at=later(0))], 1, "c", 1)
@@ -68,7 +69,7 @@ def test_the_latest_run_wins_then_the_latest_time(state: DirectoryState) -> None
 def test_folding_often_or_never_comes_to_the_same(
     lines: list[tuple[int, int, int]], folds: set[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Whenever it is compacted, each row's outcome is that of the highest run, then of the latest time."""
+    """The latest outcome does not depend on when the ledger was compacted."""
     state = directory_state(tmp_path_factory.mktemp("ledger"))
     for part, (row, run_no, second) in enumerate(lines):
         append_outcomes(state, [make_outcome(row, run_no=run_no, recorded_at=later(second))], run_no, "c", part)
@@ -82,10 +83,7 @@ def test_folding_often_or_never_comes_to_the_same(
 
 
 def test_compaction_leaves_one_file(state: DirectoryState) -> None:
-    """`outcomes/` is empty afterwards, `ledger/` holds one file with a line per row; its mode is 0600.
-
-    Where nothing came since, that file stays as it is.
-    """
+    """A compaction leaves one file with one line per row, which the next compaction keeps if nothing is new."""
     for part in range(5):
         append_outcomes(state, [make_outcome(n, recorded_at=later(part)) for n in range(3)], 1, "c", part)
     compact_ledger(state, 2)
@@ -100,7 +98,7 @@ def test_compaction_leaves_one_file(state: DirectoryState) -> None:
 def test_a_crash_between_write_and_delete_counts_nothing_twice(
     state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Old and folded files stand side by side: the same outcomes, and the next compaction cleans up."""
+    """Old and folded files together give the same outcomes, and the next compaction deletes the old ones."""
     append_outcomes(state, [make_outcome(n) for n in range(4)], 1, "c", 0)
     append_outcomes(state, [make_outcome(n, Status.FAILED, run_no=2) for n in range(2)], 2, "c", 0)
     before = latest(state)
@@ -121,7 +119,7 @@ def test_a_crash_between_write_and_delete_counts_nothing_twice(
 
 
 def test_a_crash_before_the_write_changes_nothing(state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fold that does not reach the state leaves the outcomes as they are."""
+    """A fold that fails to write its file leaves the ledger as it was."""
     append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     before = ledger_files(state)
 
@@ -135,8 +133,9 @@ def test_a_crash_before_the_write_changes_nothing(state: DirectoryState, monkeyp
     assert set(latest(state)) == {row_id(1)}
 
 
+@pytest.mark.slow
 def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None:
-    """While outcomes are appended and folded, every reader sees at least what was there when it began."""
+    """During appends and folds each reader sees at least the outcomes that existed when it began."""
     append_outcomes(state, [make_outcome(n) for n in range(50)], 1, "c", 0)
     stop = threading.Event()
     wrong: list[Any] = []
@@ -144,7 +143,7 @@ def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None
     def read() -> None:
         while not stop.is_set():
             try:
-                rows = ledger.reading(lambda: latest(state))
+                rows = ledger.with_retries(lambda: latest(state))
                 if len(rows) < 50:
                     wrong.append(len(rows))
             except Exception as exc:
@@ -167,7 +166,7 @@ def test_readers_meet_compactions_and_miss_no_row(state: DirectoryState) -> None
 def test_a_fold_between_two_listings_hides_nothing(
     after: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first fold of a job moves all outcomes from one folder to another while somebody looks."""
+    """A reader that lists the folders while the first fold moves all outcomes misses none."""
     append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     append_outcomes(state, [make_outcome(2)], 1, "c", 1)
     listed: list[str] = []
@@ -180,11 +179,11 @@ def test_a_fold_between_two_listings_hides_nothing(
         return names
 
     monkeypatch.setattr(state, "list", listing)
-    assert set(ledger.reading(lambda: latest(state))) == {row_id(1), row_id(2)}
+    assert set(ledger.with_retries(lambda: latest(state))) == {row_id(1), row_id(2)}
 
 
 def test_duckdb_and_pandas_read_the_files(state: DirectoryState) -> None:
-    """Plain Parquet: anybody's tools read outcomes and ledger, with times in UTC."""
+    """DuckDB and pandas read outcomes and ledger without Ferry, with times in UTC."""
     append_outcomes(state, [make_outcome(n) for n in range(3)], 1, "c", 0)
     folder = state.root
     sql = f"SELECT count(*), min(status) FROM '{folder}/outcomes/*.parquet'"
@@ -197,7 +196,7 @@ def test_duckdb_and_pandas_read_the_files(state: DirectoryState) -> None:
 
 
 def test_the_last_run_is_the_highest_that_left_anything(state: DirectoryState) -> None:
-    """Outcomes, ledger and reports count; other names do not."""
+    """The last run number comes from outcomes, ledger and reports."""
     assert last_run_no(state) == 0
     append_outcomes(state, [make_outcome(1)], 3, "plan", 0)
     assert last_run_no(state) == 3
@@ -208,17 +207,17 @@ def test_the_last_run_is_the_highest_that_left_anything(state: DirectoryState) -
 
 
 def test_a_damaged_outcome_file_is_an_error_of_the_user(state: DirectoryState) -> None:
-    """Not a traceback, and no ledger without it: a sentence that says damaged."""
+    """A damaged outcomes file raises UserError, and is not left out."""
     name = append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     raw = state.read(name)
     for data in (raw[:-30], b"", b"hello" * 50):
         state.write(name, data)
         with pytest.raises(UserError, match="damaged"):
-            ledger.reading(lambda: latest(state), tries=2)
+            ledger.with_retries(lambda: latest(state), tries=2)
 
 
 def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
-    """A ledger that a newer Ferry wrote is not read as if it were of this one."""
+    """A file of a newer schema raises UserError."""
     import pyarrow.parquet as pq
 
     first = append_outcomes(state, [make_outcome(1)], 1, "c", 0)
@@ -230,11 +229,11 @@ def test_a_file_of_a_newer_schema_is_refused(state: DirectoryState) -> None:
     with pytest.raises(UserError, match="newer version of Ferry"):
         read_table(state.local(name))
     with pytest.raises(UserError, match="newer version of Ferry"):
-        ledger.reading(lambda: latest(state), tries=2)
+        ledger.with_retries(lambda: latest(state), tries=2)
 
 
 def test_a_ledger_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """The same in a bucket: append, fold, compact, and a second reader with a copy of its own."""
+    """A ledger in a bucket folds and compacts as one in a directory, also for a second reader."""
     state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
     for part in range(3):
         append_outcomes(state, [make_outcome(n, recorded_at=later(part)) for n in range(4)], 1, "c", part)
@@ -246,7 +245,7 @@ def test_a_ledger_in_a_bucket(s3: S3Server, bucket: str, tmp_path: Path) -> None
 
 
 def test_no_outcomes_are_a_file_all_the_same(tmp_path: Path) -> None:
-    """The schema does not depend on what is in it."""
+    """An outcomes file without lines can be read."""
     path = tmp_path / "x.parquet"
     path.write_bytes(encode_outcomes([]))
     none: list[Outcome] = list(outcomes_of(read_table(path)))
@@ -255,14 +254,14 @@ def test_no_outcomes_are_a_file_all_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 64])
 def test_duckdb_takes_four_threads_at_most(cores: int, state: DirectoryState, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each thread holds buffers of its own, so that more of them than that do not fit into the memory limit."""
+    """DuckDB uses at most four threads, whose buffers fit into the memory limit."""
     monkeypatch.setattr(duckdb, "connect", partial(duckdb.connect, config={"threads": cores}))
     with ledger.connect(state.spool_dir) as con:
         assert con.execute("SELECT current_setting('threads')").fetchall() == [(min(cores, 4),)]
 
 
 def test_duckdb_stays_within_its_memory_and_reads_times_alike_everywhere(state: DirectoryState) -> None:
-    """Beyond its limit it spills; a machine's own time zone changes no date."""
+    """DuckDB has a memory limit, reads times as UTC, and installs no extensions."""
     with ledger.connect(state.spool_dir) as con:
         settings = ("memory_limit", "TimeZone", "preserve_insertion_order", "autoinstall_known_extensions")
         found = [con.execute(f"SELECT current_setting('{name}')").fetchall()[0][0] for name in settings]
@@ -270,15 +269,15 @@ def test_duckdb_stays_within_its_memory_and_reads_times_alike_everywhere(state: 
 
 
 @pytest.mark.parametrize("folds", [False, True])
-@pytest.mark.parametrize("at_once", [False, True])
-def test_runs_of_another_place_are_left_out(folds: bool, at_once: bool, state: DirectoryState) -> None:
-    """After a --replan to another destination only outcomes from that run on count, folded or not."""
+@pytest.mark.parametrize("kept_open", [False, True])
+def test_runs_of_another_place_are_left_out(folds: bool, kept_open: bool, state: DirectoryState) -> None:
+    """Only outcomes since the given run count, in a folded ledger and in any other."""
     for run_no in (1, 2, 3):
         append_outcomes(state, [make_outcome(run_no, run_no=run_no)], run_no, "c", 0)
     if folds:
         compact_ledger(state, 3)
-    with ledger.connect(state.spool_dir) as con:
-        ledger.create_latest(con, state, 2, at_once=at_once)
+    with contextlib.ExitStack() as open_files, ledger.connect(state.spool_dir) as con:
+        ledger.create_latest(con, state, 2, open_files=open_files if kept_open else None)
         assert con.execute("SELECT run_no FROM latest ORDER BY 1").fetchall() == [(2,), (3,)]
 
 
@@ -293,12 +292,12 @@ def test_runs_of_another_place_are_left_out(folds: bool, at_once: bool, state: D
     ],
 )
 def test_which_run_a_file_is_of(name: str, run_no: int) -> None:
-    """Its number stands in its name; a file without one is of no run."""
+    """The run number comes from the file's name, and is 0 without one."""
     assert ledger.run_of(name) == run_no
 
 
 def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As often as it may, and then it raises; what cannot be read at all is damaged, at once."""
+    """A reader is retried for missing files up to the limit, and not for damaged ones."""
     monkeypatch.setattr("ferry.state.ledger.time.sleep", lambda _: None)
     ends: list[Exception | int] = []
 
@@ -309,20 +308,19 @@ def test_a_reader_lists_again_where_files_went_away(monkeypatch: pytest.MonkeyPa
         return end
 
     ends[:] = [duckdb.IOException("gone"), FileNotFoundError("gone"), 7]
-    assert ledger.reading(read, tries=3) == 7
+    assert ledger.with_retries(read, tries=3) == 7
     ends[:] = [FileNotFoundError("gone")] * 3 + [7]
     with pytest.raises(FileNotFoundError):
-        ledger.reading(read, tries=3)
+        ledger.with_retries(read, tries=3)
     assert ends == [7]
     ends[:] = [duckdb.InvalidInputException("no Parquet"), 7]
     with pytest.raises(UserError, match="damaged: no Parquet"):
-        ledger.reading(read, tries=3)
+        ledger.with_retries(read, tries=3)
     assert ends == [7]
 
 
 def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> None:
-    """The row was copied again under another key: what it was before is in the history, and the old object in the
-    ledger as a copy without a row. Of a first copy there is nothing to note."""
+    """A copy under a row's earlier key is in the history, and keeps a line in the ledger."""
     first = make_outcome(1, key="a.jpg", sha256="a" * 64, dest_etag="e")
     append_outcomes(state, [first], 1, "c", 0)
     compact_ledger(state, 1)
@@ -336,7 +334,7 @@ def test_an_object_that_its_row_has_left_keeps_a_line(state: DirectoryState) -> 
 
 
 def test_a_damaged_file_is_put_aside(state: DirectoryState) -> None:
-    """It is not part of the ledger any more, and is kept; the others count."""
+    """A damaged file is moved out of the ledger and kept, and the others count."""
     bad, good = (append_outcomes(state, [make_outcome(n)], n, "c", 0) for n in (1, 2))
     raw = state.read(bad)[:-30]
     state.write(bad, raw)
@@ -347,7 +345,7 @@ def test_a_damaged_file_is_put_aside(state: DirectoryState) -> None:
 
 
 def test_a_ledger_that_is_gone_is_refused_until_it_is_booked_as_lost(state: DirectoryState) -> None:
-    """The last run's summary names it. A later fold stands for it, and so does `--replan`."""
+    """A missing ledger file is refused until a later fold replaces it or it is recorded as lost."""
     append_outcomes(state, [make_outcome(1)], 1, "c", 0)
     ledger.refuse_lost_ledger(state)
     name = compact_ledger(state, 1)

@@ -1,4 +1,4 @@
-"""What people ask of a state: failures by class and code, and files for their spreadsheets."""
+"""Queries of a state: failures by class and code, and exported files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Status
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
-from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, select_failures, spreadsheet_safe, with_latest
+from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, folded_ledger, select_failures, spreadsheet_safe
 from tests.support.helpers import chunk_rows, directory_state, make_job, make_outcome, plan, write_list
+
+pytestmark = pytest.mark.matrix
 
 SIGNED = "https://img.example/0.jpg?Signature=topsecret"
 NASTY = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "plain", "ends\x0b", 'comma, "quote"', "ä日😀", ""]
@@ -22,7 +24,7 @@ NASTY = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "plain", "ends\x0b", 'comma, "qu
 
 @pytest.fixture
 def state(tmp_path: Path) -> DirectoryState:
-    """Ten rows whose IDs are those of NASTY: 0-3 copied, 4-5 unchanged, 6 a 404, 7 a 403, 8 a timeout, 9 pending."""
+    """Returns a state of ten rows with the IDs of NASTY: 0-3 copied, 4-5 unchanged, 6-8 failed, 9 pending."""
     state = directory_state(tmp_path)
     frame = pd.DataFrame(
         {"url": [SIGNED, *(f"https://img.example/{n}.jpg" for n in range(1, 10))], "id": [*NASTY[:9], "last"]}
@@ -46,7 +48,8 @@ def state(tmp_path: Path) -> DirectoryState:
 
 
 def failures(state: DirectoryState, *classes: str, limit: int | None = None) -> tuple[list[str], int]:
-    lines, total = with_latest(state, lambda con, manifest: select_failures(con, manifest, classes, limit))
+    with folded_ledger(state) as con:
+        lines, total = select_failures(con, classes, limit)
     assert all(tuple(line) == FAILURE_COLUMNS for line in lines)
     return [line["key"] for line in lines], total
 
@@ -64,19 +67,81 @@ def failures(state: DirectoryState, *classes: str, limit: int | None = None) -> 
     ],
 )
 def test_failures_of_a_class_or_code(classes: tuple[str, ...], keys: list[str], state: DirectoryState) -> None:
-    """Failed rows of the current manifest alone, sorted by class and source, with how many there are."""
+    """Only failed rows of the current manifest are returned, sorted by class and source, with their total."""
     assert failures(state, *classes) == (keys, len(keys))
 
 
 def test_a_limit_shows_the_first_and_counts_all(state: DirectoryState) -> None:
-    """The total is of all that match."""
+    """The total counts all matching rows, whatever the limit."""
     assert failures(state, limit=1) == (["7.jpg"], 3)
 
 
 def test_nothing_planned_is_an_error_of_the_user(tmp_path: Path) -> None:
-    """And it says how to begin."""
+    """A query before the first plan raises UserError with the command to begin with."""
     with pytest.raises(UserError, match="ferry run"):
         failures(directory_state(tmp_path, "empty"))
+
+
+def rows_in(con: Any) -> list[int]:
+    """Returns the row counts of the three relations."""
+    return [con.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in ("latest", "manifest", "waiting")]
+
+
+@pytest.mark.parametrize("folded_before", [False, True])
+def test_a_reader_does_not_notice_a_compaction_or_a_plan(
+    folded_before: bool, state: DirectoryState, tmp_path: Path
+) -> None:
+    """Queries give the same results after a compaction and a plan have deleted the files that they read."""
+    if folded_before:
+        ledger.compact_ledger(state, 1)
+    with folded_ledger(state) as con:
+        before = rows_in(con)
+        listed = ledger.ledger_files(state) + [name for name in state.list("plan") if "manifest" in name]
+        ledger.append_outcomes(state, [make_outcome(99, run_no=2)], 2, "c", 0)
+        ledger.compact_ledger(state, 2)
+        (tmp_path / "list.csv").write_text("url\nhttps://img.example/only.jpg\n")
+        plan(make_job(manifest=str(tmp_path / "list.csv")), state, 3)
+        assert not [name for name in listed if (state.root / name).exists()]
+        assert rows_in(con) == before == [10, 10, 0]
+    with folded_ledger(state) as con:
+        assert rows_in(con) == [11, 1, 0]
+
+
+def test_files_that_are_deleted_before_they_are_open_are_listed_again(
+    state: DirectoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files that are deleted before they are open are listed again, and the block runs once."""
+    monkeypatch.setattr("ferry.state.ledger.time.sleep", lambda _: None)
+    listings: list[str] = []
+
+    def list_and_compact(folder: str) -> list[str]:
+        names = DirectoryState.list(state, folder)
+        listings.append(folder)
+        if listings.count("ledger") == 1 and folder == "ledger":
+            ledger.compact_ledger(DirectoryState(state.root), 1)
+        return names
+
+    monkeypatch.setattr(state, "list", list_and_compact)
+    blocks = 0
+    with folded_ledger(state) as con:
+        blocks += 1
+        assert rows_in(con) == [10, 10, 0]
+    assert blocks == 1
+    assert listings.count("ledger") > 1
+
+
+def test_an_error_of_the_block_is_not_retried(state: DirectoryState) -> None:
+    """An error that the block raises reaches the caller without a retry."""
+    entered: list[Any] = []
+
+    def read_a_missing_file() -> None:
+        with folded_ledger(state) as con:
+            entered.append(con)
+            state.read("plan/none.json")
+
+    with pytest.raises(FileNotFoundError):
+        read_a_missing_file()
+    assert len(entered) == 1
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -90,7 +155,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_the_map(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Old address to new key, in the manifest's order, for rows that are there; sources are redacted."""
+    """The map has the old address and new key of each existing object, in the manifest's order, redacted."""
     path = tmp_path / f"map.{ending}"
     assert export(state, "map", path, full=False) == 6
     lines = read(path)
@@ -102,7 +167,7 @@ def test_the_map(ending: str, state: DirectoryState, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx"])
 def test_no_cell_is_a_formula(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """IDs and messages of others that start like one get a quote in front, for spreadsheets only."""
+    """Text that begins like a formula gets a quote in front in .csv and .xlsx files."""
     export(state, "map", tmp_path / f"map.{ending}", full=False)
     ids = [line["id"] for line in read(tmp_path / f"map.{ending}")]
     assert ids == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\\tx", "plain"]
@@ -111,14 +176,14 @@ def test_no_cell_is_a_formula(ending: str, state: DirectoryState, tmp_path: Path
 
 
 def test_parquet_is_for_programs(state: DirectoryState, tmp_path: Path) -> None:
-    """There values stay as they are."""
+    """Values in a .parquet file are not changed."""
     export(state, "map", tmp_path / "map.parquet", full=False)
     assert [line["id"] for line in read(tmp_path / "map.parquet")] == NASTY[:6]
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_failures_for_people(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """All failures; a control character in an ID stops no export, and codes are whole numbers."""
+    """All failures are exported, control characters in IDs are accepted, and status codes are whole numbers."""
     path = tmp_path / f"failures.{ending.upper() if ending == 'csv' else ending}"
     assert export(state, "failures", path, full=False) == 3
     lines = read(path.rename(path.with_suffix(f".{ending}")))
@@ -128,14 +193,14 @@ def test_failures_for_people(ending: str, state: DirectoryState, tmp_path: Path)
 
 
 def test_sizes_are_whole_numbers(state: DirectoryState, tmp_path: Path) -> None:
-    """A size that is not known must not turn the others into 5.0."""
+    """Sizes are whole numbers even if one is not known."""
     export(state, "map", tmp_path / "map.csv", full=False)
     assert [line["size"] for line in read(tmp_path / "map.csv")] == ["5"] * 4 + [""] * 2
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_full_gives_sources_byte_for_byte(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Only on request: it holds signatures."""
+    """Sources are unredacted only with `full`, since they may contain signatures."""
     path = tmp_path / f"map.{ending}"
     export(state, "map", path, full=True)
     assert read(path)[0]["source"] == SIGNED
@@ -143,28 +208,28 @@ def test_full_gives_sources_byte_for_byte(ending: str, state: DirectoryState, tm
 
 @pytest.mark.parametrize("name", ["map.txt", "map", "map.csv.gz", "map.json"])
 def test_another_ending_is_an_error_of_the_user(name: str, state: DirectoryState, tmp_path: Path) -> None:
-    """The ending decides the format."""
+    """An unknown file extension raises UserError."""
     with pytest.raises(UserError, match=r"\.csv, \.parquet or \.xlsx"):
         export(state, "map", tmp_path / name, full=False)
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_a_folder_that_is_not_there_is_an_error_of_the_user(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Not a traceback."""
+    """A file in a missing folder raises UserError."""
     with pytest.raises(UserError):
         export(state, "map", tmp_path / "none" / f"map.{ending}", full=False)
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_an_odd_path_is_written(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Quotes and blanks in the path are the path's."""
+    """A path with quotes and spaces is written to as it is."""
     path = tmp_path / f'it\'s a "map".{ending}'
     assert export(state, "map", path, full=False) == 6
     assert len(read(path)) == 6
 
 
 def test_an_empty_answer_is_a_file_with_a_header(tmp_path: Path) -> None:
-    """No failure: the columns, and no line."""
+    """An export without rows is a file with its columns."""
     state = directory_state(tmp_path)
     write_list(tmp_path / "list.csv", [["https://img.example/1.jpg"]])
     plan(make_job(manifest=str(tmp_path / "list.csv")), state)
@@ -181,20 +246,20 @@ def test_an_empty_answer_is_a_file_with_a_header(tmp_path: Path) -> None:
      ("", ""), (None, None), (5, 5), (-5, -5), (True, True)],
 )  # fmt: skip
 def test_what_is_quoted(value: Any, safe: Any) -> None:
-    """Text that starts like a formula, and nothing else. Control characters are escapes."""
+    """Only text that begins like a formula is quoted, and control characters are escaped."""
     assert spreadsheet_safe(value) == safe
     assert failure_cell(value) == safe
 
 
 def test_a_sheet_that_splits_at_semicolons() -> None:
-    """Where lists are separated by `;` a formula may begin inside a cell: not in what strangers wrote."""
+    """Formulas inside a cell are quoted in text from outside, and not in keys."""
     assert failure_cell("a;=1+1|@x; -2;b|c") == "a;'=1+1|'@x;' -2;b|c"
     assert spreadsheet_safe("a;-b.jpg") == "a;-b.jpg"  # the map has keys byte for byte
 
 
 @pytest.mark.parametrize("ending", ["csv", "xlsx", "parquet"])
 def test_an_export_is_for_the_owner_alone(ending: str, state: DirectoryState, tmp_path: Path) -> None:
-    """Whatever the umask says: with --full it holds signatures."""
+    """An exported file has mode 0600 under any umask."""
     path = tmp_path / f"map.{ending}"
     path.touch(mode=0o666)
     export(state, "map", path, full=True)

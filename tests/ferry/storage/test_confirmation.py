@@ -15,9 +15,7 @@ from demo.origin import Origin, Trouble
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import Confirmed, ErrorClass, Outcome, Status
 from ferry.job.model import Job
-from ferry.state.counts import count
 from ferry.state.files import DirectoryState
-from ferry.state.queries import with_latest
 from ferry.storage import store as store_module
 from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
 from ferry.storage.credentials import Access
@@ -26,7 +24,9 @@ from ferry.storage.store import Store, open_store
 from tasks.reporting.text import outcome_table
 from tests.servers import odd_s3
 from tests.servers.odd_s3 import Fault, OddS3
-from tests.support.helpers import by_key, directory_state, make_body, make_job, run, write_list
+from tests.support.helpers import by_key, counts_of, directory_state, make_body, make_job, run, write_list
+
+pytestmark = pytest.mark.matrix
 
 ROWS = 80
 MD5, SHA = "a" * 32, "b" * 64
@@ -356,7 +356,7 @@ def test_an_alteration_that_begins_late_is_found(origin: Origin, tmp_path: Path)
     lost = {key for key in wrong if outcomes[key].status is Status.COPIED}
     assert lost <= by_size
     assert sum(o.error_class is ErrorClass.UPLOAD_UNCONFIRMED for o in outcomes.values()) >= 5
-    counts = with_latest(state, count)
+    counts = counts_of(state)
     assert counts.by_size == {"copied": len(by_size)}
     assert ("copied", "uploaded, confirmed by size alone", len(by_size)) in outcome_table(counts.as_dict())
     assert sum(rows for _, _, rows in outcome_table(counts.as_dict())) == ROWS

@@ -22,6 +22,8 @@ from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import directory_state, engine, latest, make_job, plan, run
 
+pytestmark = pytest.mark.matrix
+
 
 def reach(server: OddS3) -> Access:
     return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))

@@ -123,4 +123,4 @@ def test_a_name_that_looks_like_another_is_no_duplicate(old: Path, state: Direct
     (failed,) = [outcome for outcome in outcomes if outcome.status is Status.FAILED]
     assert failed.error_class is ErrorClass.KEY_COLLISION
     assert failed.message is not None
-    assert failed.message.startswith("a second object whose name")
+    assert failed.message.startswith("another object whose name")

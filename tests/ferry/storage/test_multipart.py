@@ -27,7 +27,7 @@ from tests.ferry.storage.test_store import KEYS
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(180)]
 
 PART = 64 * 1024  # as if it were 8 MiB
 DATA = random.Random(5).randbytes(6 * PART + 7)  # seven parts

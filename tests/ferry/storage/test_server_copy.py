@@ -22,6 +22,8 @@ from ferry.storage.s3 import BucketHttp, NotPlain, StaticCredentials
 from ferry.transfer.chunk import run_chunk
 from tests.support.helpers import access, directory_state, engine, latest, make_job, make_row, row_id, stored
 
+pytestmark = pytest.mark.matrix
+
 IMAGE = make_image("jpeg", 3)
 MD5 = hashlib.md5(IMAGE).hexdigest()
 

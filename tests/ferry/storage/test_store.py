@@ -21,6 +21,8 @@ from ferry.storage.object_info import md5_of_etag
 from ferry.storage.store import Sent, Store, multipart_etag, open_store
 from tests.support.helpers import access, make_body
 
+pytestmark = pytest.mark.matrix
+
 T = TypeVar("T")
 MIB = 1024 * 1024
 KEYS = [

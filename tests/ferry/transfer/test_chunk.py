@@ -1,4 +1,4 @@
-"""A chunk with a real engine against the origin and SeaweedFS: settled or incomplete, and nothing lost between."""
+"""A chunk on a real runtime, origin and store finishes or stays incomplete, and no row is lost."""
 
 from __future__ import annotations
 
@@ -40,6 +40,8 @@ from tests.support.helpers import (
     stored,
     write_list,
 )
+
+pytestmark = pytest.mark.matrix
 
 WAIT_S = 20.0
 
@@ -87,7 +89,7 @@ def in_thread(runtime: Runtime, ref: ChunkRef) -> tuple[threading.Thread, list[C
 
 
 def check_promise(s3: S3Server, bucket: str, state: State) -> dict[str, Outcome]:
-    """Every row that the ledger calls copied or unchanged stands at the destination with the ledger's digest."""
+    """Asserts that each copied or unchanged row has its object, with the ledger's digest."""
     there = stored(s3, bucket, "p/")
     outcomes = latest(state)
     for outcome in outcomes.values():
@@ -97,7 +99,7 @@ def check_promise(s3: S3Server, bucket: str, state: State) -> dict[str, Outcome]
 
 
 def test_a_settled_chunk_returns_counts(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Every row is settled as what became of it; counts, outcomes on disk and the bucket agree."""
+    """A finished chunk's counts, outcomes and objects agree."""
     state = directory_state(tmp_path)
     rows = healthy(origin, 30)
     rows.append(make_row(100, origin.add("/100.jpg", b"", fault=Trouble.NOT_FOUND)))
@@ -118,7 +120,7 @@ def test_a_settled_chunk_returns_counts(origin: Origin, s3: S3Server, bucket: st
 
 
 def test_a_scheme_in_capitals(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Schemes have no case (RFC 3986 section 3.1)."""
+    """Schemes are case-insensitive (RFC 3986 section 3.1)."""
     state = directory_state(tmp_path)
     rows = [
         row._replace(source=row.source.replace("http:", name))
@@ -132,7 +134,7 @@ def test_a_scheme_in_capitals(origin: Origin, s3: S3Server, bucket: str, tmp_pat
 def test_a_second_run_of_a_settled_chunk_moves_nothing(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """A chunk whose rows the plan calls done is settled without a request."""
+    """A chunk whose rows are all done finishes without a request."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 5))
     with engine(job_for(bucket), state, access(s3), 2) as runtime:
@@ -141,7 +143,7 @@ def test_a_second_run_of_a_settled_chunk_moves_nothing(
 
 
 def test_an_object_that_is_there_is_unchanged(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A chunk that starts again from nothing finds its own uploads: no second upload, same bytes."""
+    """A chunk that is run again without a ledger finds its objects and uploads none."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 5))
     for run_no, status in ((1, Status.COPIED), (2, Status.UNCHANGED)):
@@ -153,7 +155,7 @@ def test_an_object_that_is_there_is_unchanged(origin: Origin, s3: S3Server, buck
 def test_an_open_circuit_leaves_rows_pending_and_the_next_attempt_takes_those_alone(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """A host that refuses 50 times in a row is left alone; its other rows wait, and are done by the next attempt."""
+    """Rows of a host with an open circuit stay pending, and the next attempt does only these."""
     state = directory_state(tmp_path)
     rows = [make_row(n, origin.add(f"/{n}.jpg", make_image("jpeg", 1), fault=Trouble.FORBIDDEN)) for n in range(90)]
     ref = write_chunk(state, rows)
@@ -180,7 +182,7 @@ def test_an_open_circuit_leaves_rows_pending_and_the_next_attempt_takes_those_al
 def test_a_host_that_answers_only_5xx_does_not_fail_its_rows(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """Rows of a host in trouble stay pending: they are not thousands of failures."""
+    """Rows of a host that only answers 5xx stay pending instead of failing."""
     state = directory_state(tmp_path)
     rows = [make_row(n, origin.add(f"/{n}.jpg", b"", fault=Trouble.SERVER_ERROR)) for n in range(120)]
     job = job_for(bucket, concurrency=10)
@@ -192,7 +194,7 @@ def test_a_host_that_answers_only_5xx_does_not_fail_its_rows(
 def test_outcomes_are_on_disk_while_the_chunk_runs(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is settled can be read before the chunk ends."""
+    """Outcomes can be read before the chunk ends."""
     monkeypatch.setattr(chunks, "FLUSH_S", 0.05)
     state = directory_state(tmp_path)
     rows = healthy(origin, 10)
@@ -212,7 +214,7 @@ def test_outcomes_are_on_disk_while_the_chunk_runs(
 def test_a_stop_leaves_rows_pending_and_loses_none(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a stop each row is either settled, with its object there, or pending; the next run takes the rest."""
+    """After a stop each row is done, with its object, or pending for the next run."""
     monkeypatch.setattr(chunks, "GRACE_S", 0.3)
     state = directory_state(tmp_path)
     rows = healthy(origin, 200)
@@ -240,7 +242,7 @@ def test_a_stop_leaves_rows_pending_and_loses_none(
 
 
 def test_a_limit_leaves_the_other_rows_pending(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """`--limit 7` begins seven rows over all chunks, whatever becomes of them."""
+    """`--limit 7` starts seven rows over all chunks, whatever their results."""
     state = directory_state(tmp_path)
     first, second = write_chunk(state, healthy(origin, 5)), write_chunk(state, healthy(origin, 5, first=10))
     with engine(job_for(bucket), state, access(s3), limit=7) as runtime:
@@ -252,7 +254,7 @@ def test_a_limit_leaves_the_other_rows_pending(origin: Origin, s3: S3Server, buc
 
 
 def test_credentials_that_do_not_write_are_fatal(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """The run stops at its first upload and no row is a failure."""
+    """Credentials without the right to write end the run at the first upload, and no row fails."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 100))
     origin.latency_s = 0.02
@@ -265,7 +267,7 @@ def test_credentials_that_do_not_write_are_fatal(origin: Origin, s3: S3Server, b
 
 
 def test_credentials_that_are_revoked_midway_are_fatal(origin: Origin, tmp_path: Path) -> None:
-    """What was uploaded before is settled, every other row stays pending: none fails."""
+    """After credentials are revoked, earlier rows are done and all others pending."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 100))
     origin.latency_s = 0.05
@@ -291,7 +293,7 @@ def test_credentials_that_are_revoked_midway_are_fatal(origin: Origin, tmp_path:
 def test_a_damaged_chunk_file_is_an_error_of_the_user(
     place: str, damage: str, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """A chunk file that is missing or not what its name says moves nothing, and the message says what to do."""
+    """A missing or damaged chunk file raises an error that says what to do."""
     state: State = directory_state(tmp_path)
     if place == "bucket":
         state = open_state(f"s3://{bucket}/state", access(s3), tmp_path / "cache")
@@ -307,8 +309,7 @@ def test_a_damaged_chunk_file_is_an_error_of_the_user(
 
 
 def test_a_lost_lease_writes_nothing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A holder that lost its lease stops before its next write, to the state or to the destination: the run that has it
-    now may have put a newer object there, and recorded it."""
+    """A run that lost its lease writes neither outcomes nor objects."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 3))
     with engine(job_for(bucket), state, access(s3)) as runtime:
@@ -322,7 +323,7 @@ def test_a_lost_lease_writes_nothing(origin: Origin, s3: S3Server, bucket: str, 
 def test_a_lease_that_is_taken_in_the_middle(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are settled and not written yet when another run takes the lease: their outcomes are written no more."""
+    """Outcomes that are in the buffer when the lease is lost are not written."""
     for module, name, value in (
         (lease, "LENGTH_S", 1.0), (lease, "RENEW_S", 3600.0), (lease, "WATCH_S", 0.2), (lease, "WAIT_S", 0.05),
         (chunks, "FLUSH_S", 3600.0),
@@ -342,14 +343,16 @@ def test_a_lease_that_is_taken_in_the_middle(
             thread.join(WAIT_S)
             assert not thread.is_alive()
             assert lease.decode(state.read(lease.NAME)).run == "another"
-    assert [str(end) for end in ends] == ["this run lost its lease on the state to another run; it writes nothing more"]
+    assert [str(end) for end in ends] == [
+        "this run lost its lease on the state to another run and writes nothing more. Run the job again later"
+    ]
     assert state.list("outcomes") == []
 
 
 def test_a_turn_at_a_slow_destination_is_no_standstill(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`bytes_per_s` makes a row wait for longer than a run may stand still: the end of that is known."""
+    """A wait for `bytes_per_s` is not a stall, however long it is."""
     monkeypatch.setattr(chunks, "GRACE_S", 0.1)
     state = directory_state(tmp_path)
     job = job_for(bucket, limits={"destination": {"bytes_per_s": 1000}}, checks="none")
@@ -367,7 +370,7 @@ def test_a_turn_at_a_slow_destination_is_no_standstill(
 def test_a_process_that_hears_nothing_writes_nothing(
     origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lease is the run's: a helper has it for as long as it was told, by a clock that all processes share."""
+    """A worker process without a current lease writes nothing."""
     monkeypatch.setattr(Borrowed, "PATIENCE_S", 0.1)
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 3))
@@ -404,7 +407,7 @@ def test_a_process_that_hears_nothing_writes_nothing(
 def test_a_passing_fault_costs_a_retry_and_no_row(
     fault: Fault, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """An object that fails once is copied by its next try; its one outcome counts both requests."""
+    """A row that fails once is copied by its next try, and its outcome counts both requests."""
     state = directory_state(tmp_path)
     body = make_image("jpeg", 1)
     ref = write_chunk(state, [make_row(1, origin.add("/1.jpg", body, fault=fault))])
@@ -416,7 +419,7 @@ def test_a_passing_fault_costs_a_retry_and_no_row(
 
 
 def test_last_tries_come_at_the_end(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """What failed is tried once more after all other rows; an object that is well by then is copied."""
+    """A last try comes after all other rows, and may succeed."""
     state = directory_state(tmp_path)
     bad = make_row(999, origin.add("/bad.jpg", make_image("jpeg", 1), fault=Fault(Trouble.FLAKY, times=3)))
     dead = make_row(998, origin.add("/dead.jpg", b"", fault=Trouble.SERVER_ERROR))
@@ -433,7 +436,7 @@ def test_last_tries_come_at_the_end(origin: Origin, s3: S3Server, bucket: str, t
 
 
 def test_last_tries_run_side_by_side(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """The last tries of many rows are as wide as the first ones, also when one slow row kept them waiting."""
+    """Last tries run as concurrently as first tries."""
     state = directory_state(tmp_path)
     origin.latency_s = 0.2
     rows = [make_row(n, origin.add(f"/{n}.jpg", b"", fault=Trouble.SERVER_ERROR)) for n in range(20)]
@@ -450,7 +453,7 @@ def test_last_tries_run_side_by_side(origin: Origin, s3: S3Server, bucket: str, 
 
 
 def test_late_keys_by_digest_share_an_object(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Same key and same digest: one object, both rows settled well."""
+    """Rows with equal bytes and a key by digest share one object."""
     state = directory_state(tmp_path)
     body = make_image("jpeg", 1)
     rows = [make_row(n, origin.add(f"/{n}.jpg", body), key="{sha256}.{ext}", deferred_key=True) for n in (1, 2)]
@@ -466,7 +469,7 @@ def test_late_keys_by_digest_share_an_object(origin: Origin, s3: S3Server, bucke
 def test_an_equal_object_is_unchanged_under_every_policy(
     policy: str, existing: Existing, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """Also one that the plan did not see: a try whose answer was lost has put it there."""
+    """An existing equal object is `unchanged` under every policy, even if the plan did not know it."""
     state = directory_state(tmp_path)
     body = make_image("jpeg", 1)
     s3.client().put_object(Bucket=bucket, Key="p/1.jpg", Body=body)
@@ -502,7 +505,7 @@ def test_another_object_under_the_key(
     bucket: str,
     tmp_path: Path,
 ) -> None:
-    """Other bytes of the same length under the key: the policy decides, whether the plan saw them or not."""
+    """An existing object with other bytes is handled by the policy, whether the plan knew it or not."""
     state = directory_state(tmp_path)
     body = make_image("jpeg", 1)
     other = body[:-1] + bytes([body[-1] ^ 1])
@@ -528,8 +531,8 @@ def test_what_was_listed_and_is_another_or_gone(
     policy: OnExisting, since: bytes, status: Status, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A listing may be hours old: an object that somebody deleted meanwhile is no lost bucket, and ends no run."""
-    monkeypatch.setattr(existing_objects, "HEAD_AT_MOST", 0)
+    """An existing object that was replaced or deleted since the listing does not end the run."""
+    monkeypatch.setattr(existing_objects, "MAX_HEADS", 0)
     listed = write_list(tmp_path / "list.csv", [[origin.add("/a.jpg", IMAGE)]])
     job = make_job(manifest=str(listed), destination=f"s3://{bucket}/p/", on_existing=policy)
     state = directory_state(tmp_path)
@@ -551,7 +554,7 @@ def test_what_was_listed_and_is_another_or_gone(
 def test_a_wrong_digest_is_never_uploaded(
     wrong: dict[str, str], origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
 ) -> None:
-    """Bytes that are not the manifest's are fetched once more and then refused; the destination stays empty."""
+    """An object with a wrong digest is fetched once more, then fails, and is not uploaded."""
     state = directory_state(tmp_path)
     ref = write_chunk(state, [make_row(1, origin.add("/1.jpg", make_image("jpeg", 1)), **wrong)])
     with engine(job_for(bucket), state, access(s3)) as runtime:
@@ -562,7 +565,7 @@ def test_a_wrong_digest_is_never_uploaded(
 
 
 def test_keys_that_a_directory_cannot_hold_together_fail_alone(origin: Origin, s3: S3Server, tmp_path: Path) -> None:
-    """`a` and `a/b` in a directory: one of the two cannot be; that is its failure and ends no run."""
+    """Of the keys `a` and `a/b` in a directory one fails, and the run continues."""
     state = directory_state(tmp_path)
     rows = [
         make_row(1, origin.add("/1", make_image("jpeg", 1)), key="a"),
@@ -578,14 +581,14 @@ def test_keys_that_a_directory_cannot_hold_together_fail_alone(origin: Origin, s
 
 
 def test_two_chunks_at_once_share_a_process(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Chunks that run side by side settle their own rows, each once."""
+    """Two chunks that run at once do each of their rows once."""
     state = directory_state(tmp_path)
     refs = [write_chunk(state, healthy(origin, 40, first=100 * n)) for n in range(4)]
     with engine(job_for(bucket), state, access(s3)) as runtime:
         running = [in_thread(runtime, ref) for ref in refs]
         for thread, _ in running:
             thread.join(WAIT_S)
-        assert runtime.asleep() == 0
+        assert runtime.chunks_waiting() == 0
     assert [end.counts for _, (end,) in running if isinstance(end, ChunkResult)] == [{"copied": 40}] * 4
     assert len(check_promise(s3, bucket, state)) == 160
     assert max(origin.requests.values()) == 1
@@ -593,7 +596,7 @@ def test_two_chunks_at_once_share_a_process(origin: Origin, s3: S3Server, bucket
 
 
 def test_outcomes_hold_no_query(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A signed source stands byte for byte in the chunk file only; in outcomes its query is eight digits."""
+    """Outcomes have a digest instead of a source's query."""
     state: DirectoryState = directory_state(tmp_path)
     path = "/1.jpg?Signature=topsecret"
     ref = write_chunk(state, [make_row(1, origin.add(path, b"", fault=Trouble.NOT_FOUND))])

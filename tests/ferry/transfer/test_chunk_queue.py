@@ -1,4 +1,4 @@
-"""What is left of a chunk: slices, and last tries at the end."""
+"""The queue of a chunk: slices of rows, and last tries at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.helpers import make_row
 
 
 class Slices:
-    """Rows in slices of given sizes, as a chunk's table gives them; a slice may hold nothing that is to be done."""
+    """A source that returns slices of given sizes, some of them without rows to do."""
 
     def __init__(self, *sizes: int) -> None:
         self._sizes = list(sizes)
@@ -30,41 +30,41 @@ def keys(items: object) -> list[str]:
 
 
 def test_slices_come_in_order_and_settled_ones_are_passed_over() -> None:
-    """First to last; a slice of which nothing is to be done is no end."""
+    """Slices come in order, and an empty slice does not end the queue."""
     agenda = ChunkQueue(Slices(2, 0, 0, 1))
-    assert keys(agenda.more()) == ["0.jpg", "1.jpg"]
-    assert keys(agenda.more()) == ["2.jpg"]
-    assert (keys(agenda.more()), agenda.over, agenda.idle) == ([], False, False)
+    assert keys(agenda.next_rows()) == ["0.jpg", "1.jpg"]
+    assert keys(agenda.next_rows()) == ["2.jpg"]
+    assert (keys(agenda.next_rows()), agenda.finished, agenda.idle) == ([], False, False)
     for _ in range(3):
         agenda.done()
-    assert (agenda.idle, agenda.over) == (True, True)
+    assert (agenda.idle, agenda.finished) == (True, True)
 
 
 def test_a_chunk_without_rows_is_over_when_it_is_asked() -> None:
-    """No row: nothing to wait for."""
+    """A queue without rows finishes when it is asked for rows."""
     agenda = ChunkQueue(Slices())
-    assert list(agenda.more()) == []
-    assert agenda.over
+    assert list(agenda.next_rows()) == []
+    assert agenda.finished
 
 
 def test_last_tries_wait_for_all_others() -> None:
-    """None comes while another row is under way or was never handed out; then all of them at once."""
+    """Last tries come at once, after all other rows have finished."""
     agenda = ChunkQueue(Slices(3, 1))
-    one, two, _three = agenda.more()
+    one, two, _three = agenda.next_rows()
     agenda.requeue_last(one)
     agenda.requeue_last(two)
     agenda.done()
     assert agenda.idle
-    assert not agenda.over
-    (four,) = agenda.more()
-    assert list(agenda.more()) == []
+    assert not agenda.finished
+    (four,) = agenda.next_rows()
+    assert list(agenda.next_rows()) == []
     agenda.requeue_last(four)
-    assert list(agenda.more()) == [one, two, four]
+    assert list(agenda.next_rows()) == [one, two, four]
     assert all(item.last for item in (one, two, four))
-    assert list(agenda.more()) == []
+    assert list(agenda.next_rows()) == []
     for _ in range(3):
         agenda.done()
-    assert agenda.over
+    assert agenda.finished
 
 
 @settings(max_examples=100)
@@ -76,15 +76,15 @@ def test_last_tries_wait_for_all_others() -> None:
 def test_every_row_is_handed_out_as_often_as_it_comes_back(
     sizes: list[int], ends: list[int], data: st.DataObject
 ) -> None:
-    """Whatever order rows end in, and however often they go to the end: none is lost, none doubled, and it ends."""
+    """Each row is returned once per try, in whatever order rows finish, and the queue ends."""
     agenda = ChunkQueue(Slices(*sizes))
     out: list[PendingRow] = []
     handed = [0] * sum(sizes)
     for _ in range(500):
-        if agenda.over:
+        if agenda.finished:
             break
         if not out or data.draw(st.booleans()):
-            for item in agenda.more():
+            for item in agenda.next_rows():
                 handed[int(item.row.key.removesuffix(".jpg"))] += 1
                 out.append(item)
         if out:
@@ -94,6 +94,6 @@ def test_every_row_is_handed_out_as_often_as_it_comes_back(
                 agenda.requeue_last(item)
             else:
                 agenda.done()
-    assert agenda.over
+    assert agenda.finished
     assert out == []
     assert handed == [times + 1 for times in ends[: len(handed)]]

@@ -1,4 +1,4 @@
-"""Nights on a real origin and a real store: what changed is written again, what did not costs next to nothing."""
+"""Delta runs on a real origin and store: changed objects are written again, and others cost few requests."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from tests.servers.odd_s3 import OddS3
 from tests.support import helpers
 from tests.support.nights import World
 
+pytestmark = pytest.mark.matrix
+
 EARLIER, LATER = "Thu, 01 Jan 2026 00:00:00 GMT", "Fri, 02 Jan 2026 00:00:00 GMT"
 
 
@@ -52,7 +54,7 @@ NIGHTS: list[tuple[Validators, list[tuple[int, int]], list[Checked]]] = [
 def test_what_does_not_change(
     kind: Validators, costs: list[tuple[int, int]], noted: list[Checked], world: World
 ) -> None:
-    """It is asked for in the cheapest way that its origin honours, and is never written again."""
+    """An unchanged object is checked in the cheapest way that its origin supports, and is not written."""
     world.put("a.jpg", 1, kind=kind)
     assert world.night()["a.jpg"].status is Status.COPIED
     first = helpers.stored(world.s3, world.bucket)
@@ -68,8 +70,7 @@ def test_what_does_not_change(
 @pytest.mark.parametrize("quiet", [0, 2])
 @pytest.mark.parametrize("kind", list(Validators))
 def test_what_changes(kind: Validators, quiet: int, world: World) -> None:
-    """After so many quiet nights another image stands there, of another size and date: it is written, and then the
-    nights are quiet again."""
+    """A changed object is written once, after any number of runs without a change."""
     world.put("a.jpg", 1, kind=kind)
     for _ in range(quiet + 1):
         world.night()
@@ -82,7 +83,7 @@ def test_what_changes(kind: Validators, quiet: int, world: World) -> None:
 
 
 def same_size(jpeg: bytes) -> bytes:
-    """Another picture, as long as this one."""
+    """Returns another image of the same length."""
     other = bytearray(jpeg)
     other[other.index(b"\xff\xda") + 20] ^= 1
     return bytes(other)
@@ -90,7 +91,7 @@ def same_size(jpeg: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", [Validators.NONE, Validators.SERVERS])
 def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
-    """Another image of the same size, and nothing else is told: it is found once its copy is not believed any more."""
+    """A change that nothing shows is found once `revalidate_after` has passed."""
     world.put("a.jpg", 1, kind=kind)
     for _ in range(4):
         world.night()
@@ -102,7 +103,7 @@ def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
 
 
 def test_an_origin_is_taken_at_its_word(world: World, tmp_path: Path) -> None:
-    """One that gives an old date for another image is believed. A state that knows of no copy has it replaced."""
+    """A changed object with its old date is not noticed; a new state replaces it."""
     world.put("a.jpg", 1, kind=Validators.DATE)
     world.night()
     world.put("a.jpg", 2, kind=Validators.DATE)
@@ -113,7 +114,7 @@ def test_an_origin_is_taken_at_its_word(world: World, tmp_path: Path) -> None:
 
 
 def test_a_plain_run_believes_the_ledger(world: World) -> None:
-    """Only a delta looks again."""
+    """Only a delta run rechecks copies."""
     world.put("a.jpg", 1)
     world.night()
     assert world.night(mode="full") == {}
@@ -122,8 +123,7 @@ def test_a_plain_run_believes_the_ledger(world: World) -> None:
 
 @pytest.mark.parametrize("column", ["etag", "md5", "last_modified"])
 def test_what_the_list_proves(column: str, world: World) -> None:
-    """A list that says which version it means: rows that say the same as before are not asked for at all, others are
-    read; what it says first, beside a copy that it did not say it of, is compared or asked."""
+    """Rows whose version in the manifest is the same cause no request, and others are read."""
 
     def says(key: str) -> str:
         digest = hashlib.md5(world.bodies[key]).hexdigest()
@@ -145,8 +145,7 @@ def test_what_the_list_proves(column: str, world: World) -> None:
 
 
 def test_a_list_of_days(world: World) -> None:
-    """An image that changes later on the day that the list says is found; once the day was over when its copy was last
-    known to be true, the list's day is believed again."""
+    """A change on the day that the manifest names is found, and the day counts once it is over."""
     today = datetime.now(UTC).date().isoformat()
     for n in range(5):
         world.put(f"{n}.jpg", n)
@@ -164,7 +163,7 @@ def test_a_list_of_days(world: World) -> None:
 
 
 def test_a_list_s_date_that_cannot_be_read(world: World) -> None:
-    """It is compared, and proves nothing: the origin is asked."""
+    """A date that cannot be parsed is compared, and proves nothing."""
     world.put("a.jpg", 1)
     world.night({"last_modified": ["1.1.2026"]})
     world.put("a.jpg", 2)
@@ -174,8 +173,7 @@ def test_a_list_s_date_that_cannot_be_read(world: World) -> None:
 
 @pytest.mark.parametrize("kind", [Validators.DATE, Validators.WEAK_DATE])
 def test_another_image_of_the_same_date(kind: Validators, world: World) -> None:
-    """An origin's date that was not over when the copy was read says nothing of it: it is read once more, and is asked
-    for by its date from then on."""
+    """An origin's date that was not over at the download makes the object be read again."""
     date = email.utils.format_datetime(datetime.now(UTC).replace(hour=0, minute=0, second=0), usegmt=True)
     world.put("a.jpg", 1, kind=kind, modified=date)
     world.night()
@@ -185,8 +183,7 @@ def test_another_image_of_the_same_date(kind: Validators, world: World) -> None:
 
 
 def test_an_etag_that_was_stable_and_changes(world: World) -> None:
-    """At an origin that answers every condition with the whole body, another ETag tells of another image, although
-    the date is the old one."""
+    """A changed ETag shows a change at an origin that ignores conditions, even with the old date."""
     world.put("a.jpg", 1, kind=Validators.NO_CONDITIONS)
     assert [world.night()["a.jpg"].checked_by for _ in range(3)] == [Checked.BODY, Checked.BODY_AGAIN, Checked.HEAD]
     world.bodies["a.jpg"] = same_size(world.bodies["a.jpg"])
@@ -196,7 +193,7 @@ def test_an_etag_that_was_stable_and_changes(world: World) -> None:
 
 
 def test_a_size_proves_difference_alone(world: World) -> None:
-    """A list with sizes: the same size is asked about, another one is read."""
+    """An equal size in the manifest leads to a recheck, and another one to a download."""
     for n in range(3):
         world.put(f"{n}.jpg", n)
     sizes = [str(len(body)) for body in world.bodies.values()]
@@ -213,15 +210,14 @@ def test_a_size_proves_difference_alone(world: World) -> None:
     "trouble", [Trouble.SERVER_ERROR, Trouble.HTML_200, Trouble.NOT_FOUND, Trouble.TRUNCATED_LENGTH]
 )
 def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> None:
-    """The row is failed, since nobody knows whether it is true; the copy stands, and the ledger knows it: once the
-    origin is well again nothing is moved that did not change."""
+    """A failed recheck keeps the copy and its facts, and the row is failed until it succeeds."""
     world.put("a.jpg", 1, kind=Validators.WEAK_NO_CONDITIONS)
     world.put("b.jpg", 2)
     copied = world.night()["a.jpg"]
     world.origin.add("/a.jpg", world.bodies["a.jpg"], fault=Fault(trouble), kind=Validators.WEAK_NO_CONDITIONS)
     failed = world.night()["a.jpg"]
     assert (failed.status, failed.consecutive_failures) == (Status.FAILED, 1)
-    assert "what was copied before stands at the destination" in (failed.message or "")
+    assert "the earlier copy is still at the destination" in (failed.message or "")
     assert (failed.md5, failed.dest_etag, failed.bytes_read_at) == (copied.md5, copied.dest_etag, copied.bytes_read_at)
     world.is_true()
     assert world.night()["a.jpg"].consecutive_failures == 2
@@ -232,8 +228,7 @@ def test_a_look_that_fails_leaves_the_copy(trouble: Trouble, world: World) -> No
 
 
 def test_a_look_that_fails_after_an_upload_that_may_have_arrived(origin: Origin, tmp_path: Path) -> None:
-    """A changed image was written, the answer was lost, and no further try came through. The ledger does not say that
-    the old copy stands there: when the old image is back at its origin, it is written again."""
+    """After an upload with a lost response the ledger does not have the old copy."""
     old, new = make_image("jpeg", 1), make_image("jpeg", 2)
     listed = helpers.write_list(tmp_path / "list.csv", [[origin.url("/a.jpg")]])
     state = helpers.directory_state(tmp_path)
@@ -256,15 +251,14 @@ def test_a_look_that_fails_after_an_upload_that_may_have_arrived(origin: Origin,
         assert server.stored("bucket") == {"p/a.jpg": new}
         assert failed.status is Status.FAILED
         assert (failed.md5, failed.dest_etag, failed.source_etag) == (None, None, None)
-        assert "what was copied before stands at the destination" not in (failed.message or "")
+        assert "the earlier copy is still at the destination" not in (failed.message or "")
         server.faults = []
         assert night(3, old, EARLIER).status is Status.COPIED
         assert server.stored("bucket") == {"p/a.jpg": old}
 
 
 def test_a_list_that_takes_its_word_back(world: World) -> None:
-    """It said that the object is another one, the look failed, and it says as before again: the row is read, and the
-    copy is found as true as it was."""
+    """A row whose recheck failed is read again, even if the manifest says that it is the same."""
     world.put("a.jpg", 1)
     md5 = hashlib.md5(world.bodies["a.jpg"]).hexdigest()
     world.night({"md5": [md5]})
@@ -277,7 +271,7 @@ def test_a_list_that_takes_its_word_back(world: World) -> None:
 
 
 def test_what_nobody_has_looked_at_is_pending(world: World) -> None:
-    """A night that ended early has not kept its rows true: they are not counted as copied until they are looked at."""
+    """Rows that an interrupted delta run has not rechecked are pending."""
     for n in range(5):
         world.put(f"{n}.jpg", n)
     world.night()
@@ -291,7 +285,7 @@ def test_what_nobody_has_looked_at_is_pending(world: World) -> None:
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_files_tell_by_their_dates(listed: bool, world: World, tmp_path: Path) -> None:
-    """A listed directory says them itself; a list of files has each asked for, and only what changed is read."""
+    """Files are rechecked by their dates, and only changed ones are read."""
     old = tmp_path / "old"
     old.mkdir()
     for n in range(4):
@@ -314,8 +308,9 @@ def test_files_tell_by_their_dates(listed: bool, world: World, tmp_path: Path) -
     }
 
 
+@pytest.mark.slow
 def test_how_often_a_failure_is_tried(world: World) -> None:
-    """So many nights as the class has, and not sooner than it says."""
+    """A failed row is retried in as many runs as its class allows, and not sooner."""
     world.put("a.jpg", 1)
     world.put("gone.jpg", 2, fault=Trouble.NOT_FOUND)
     job: dict[str, Any] = {"delta": {"retry": {"not_found": {"runs": 3}}}}
@@ -330,7 +325,7 @@ def test_how_often_a_failure_is_tried(world: World) -> None:
 
 
 def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> None:
-    """`skip` and `fail` are about what stood there before; what the job itself copied is kept equal."""
+    """A copy that the job wrote is replaced under every `on_existing` policy."""
     world.put("a.jpg", 1)
     for policy in ("skip", "fail"):
         world.night(on_existing=policy)
@@ -339,10 +334,12 @@ def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> Non
         world.is_true()
 
 
+@pytest.mark.slow
 def test_nights_leave_nothing_behind(world: World) -> None:
-    """Some objects change each night, one fails each night: but for a report, and what was replaced, the state has no
-    more files, and they no more rows, for it.  (Rows, as the bytes of a Parquet file depend on how many threads wrote
-    its row groups.)"""
+    """The state grows per run only by a report and the history of replaced copies.
+
+    Rows are compared, not bytes: Parquet's size varies.
+    """
     for n in range(30):
         world.put(f"{n}.jpg", n)
     world.put("gone.jpg", 99, fault=Trouble.NOT_FOUND)
@@ -362,7 +359,7 @@ def test_nights_leave_nothing_behind(world: World) -> None:
 
 
 def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """A bucket as the source: its listing has ETags and dates, and only what they tell of is read."""
+    """A listed bucket's ETags and dates show which objects to read."""
     client, state = s3.client(), helpers.directory_state(tmp_path)
     bodies = {f"{n}.jpg": make_image("jpeg", n, 30, 20) for n in range(5)}
     for key, body in bodies.items():
@@ -391,7 +388,7 @@ LATER_COLUMNS = {  # which the schemas before that had not
 
 @pytest.mark.parametrize("schema", LATER_COLUMNS)
 def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
-    """It is read by the names of today: nothing is moved again, and the first delta checks its rows as any others."""
+    """A state of an earlier schema is read with today's names, and no row is copied again."""
     for n in range(3):
         world.put(f"{n}.jpg", n)
     world.night()
@@ -407,7 +404,7 @@ def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
 
 
 def downgrade(state: State, schema: int) -> None:
-    """Writes the state's files as a Ferry of this schema had them: ledger, chunks, manifest and plan."""
+    """Rewrites ledger, chunks, manifest and plan as a Ferry of this schema had them."""
     names = {new: old for old, new in old_schemas.COLUMNS.items()}
     for name in [name for folder in ("ledger", "outcomes") for name in state.list(folder)]:
         table = pq.read_table(state.local(name)).drop_columns(sorted(LATER_COLUMNS[schema]))
@@ -441,12 +438,12 @@ def downgrade(state: State, schema: int) -> None:
 
 
 def test_what_a_night_came_to(world: World) -> None:
-    """Each figure of its report, against what was done to the origin."""
+    """Each figure of a delta run's report matches the changes at the origin."""
     for n in range(6):
         world.put(f"{n}.jpg", n)
     world.put("late.jpg", 50, fault=Trouble.NOT_FOUND)
     world.night()
-    nothing = dict.fromkeys(finish.NAMES, 0)
+    nothing = dict.fromkeys(finish.FIGURES, 0)
     assert world.figures == {**nothing, "new": 6, "failed": 1, "requests": 7}
     world.put("new.jpg", 60)
     world.put("1.jpg", 61)
@@ -454,15 +451,15 @@ def test_what_a_night_came_to(world: World) -> None:
     world.night()
     same = sum(len(world.bodies[f"{n}.jpg"]) for n in (0, 2, 3, 4))
     looked = {"new": 1, "changed": 1, "unchanged": 4, "failed": 1, "failed_again": 1, "requests": 7}
-    assert world.figures == {**nothing, **looked, "bytes_saved": same, "gone": 1}
+    assert world.figures == {**nothing, **looked, "bytes_saved": same, "removed": 1}
     world.origin.mend("/late.jpg")
     world.night()
     assert world.figures is not None
-    assert (world.figures["new"], world.figures["failed"], world.figures["gone"]) == (1, 0, 1)
+    assert (world.figures["new"], world.figures["failed"], world.figures["removed"]) == (1, 0, 1)
 
 
 def test_what_was_replaced_stays_in_the_history(world: World) -> None:
-    """Its digests, when it was copied, and by which run it was replaced; also where a look failed in between."""
+    """The history has each replaced copy with its digests, its time and the run that replaced it."""
     import pandas as pd
 
     world.put("a.jpg", 1)
@@ -484,7 +481,7 @@ def test_what_was_replaced_stays_in_the_history(world: World) -> None:
 
 
 def test_a_first_migration_has_no_history(world: World) -> None:
-    """And its report no figures of a night."""
+    """A first full run has neither history nor delta figures."""
     for n in range(3):
         world.put(f"{n}.jpg", n)
     world.night(mode="full")

@@ -1,4 +1,4 @@
-"""Which row begins when: hosts do not hold each other up, chunks go in order, nothing is begun twice or forgotten."""
+"""The dispatcher: hosts do not block each other, chunks go in order, and each row begins once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.helpers import make_row
 
 
 class Clock:
-    """Time that the test moves; timers are called when it passes them."""
+    """A clock that the test advances, with timers."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -46,16 +46,16 @@ class Clock:
 
 
 class Chunk:
-    """A chunk that hands out what it is made of and notes what began and what was left."""
+    """A chunk that records which rows began and which were left pending."""
 
     def __init__(self, name: str, *hosts: str, slice_rows: int = 500) -> None:
         self.items = [PendingRow(make_row(f"{name}{n}", key=f"{name}{n}"), host) for n, host in enumerate(hosts)]
         self.slice_rows = slice_rows
         self.begun: list[PendingRow] = []
         self.left: list[tuple[str, str]] = []
-        self.lanes: dict[int, HostQueue] = {}
+        self.hosts: dict[int, HostQueue] = {}
 
-    def more(self) -> Sequence[PendingRow]:
+    def next_rows(self) -> Sequence[PendingRow]:
         out, self.items = self.items[: self.slice_rows], self.items[self.slice_rows :]
         return out
 
@@ -65,12 +65,12 @@ class Chunk:
     def rows_delayed(self) -> int:
         return 0
 
-    def begin(self, item: PendingRow, lane: HostQueue) -> None:
+    def begin(self, item: PendingRow, host: HostQueue) -> None:
         item.tries += 1
         self.begun.append(item)
-        self.lanes[id(item)] = lane
+        self.hosts[id(item)] = host
 
-    def leave(self, item: PendingRow, why: str) -> None:
+    def leave_pending(self, item: PendingRow, why: str) -> None:
         self.left.append((item.row.key, why))
 
     @property
@@ -78,26 +78,26 @@ class Chunk:
         return [item.row.key for item in self.begun]
 
     def end(self, number: int) -> None:
-        """Item ``number`` of those begun is through."""
-        self.lanes[id(self.begun[number])].limit.give_back()
+        """Ends row ``number`` of those that began."""
+        self.hosts[id(self.begun[number])].limit.give_back()
 
 
 def scene(
-    test: Callable[[Dispatcher, Limiter, Clock], Coroutine[Any, Any, None]], concurrency: int = 2, permits: int = 10**9
+    test: Callable[[Dispatcher, Limiter, Clock], Coroutine[Any, Any, None]], concurrency: int = 2, limit: int = 10**9
 ) -> None:
     clock = Clock()
     limiter = Limiter(concurrency, 512, clock, call_later=clock.call_later, max_pause_s=60)
-    left = [permits]
+    left = [limit]
 
-    def permit() -> bool:
+    def may_start() -> bool:
         left[0] -= 1
         return left[0] >= 0
 
-    asyncio.run(test(Dispatcher(limiter, clock, permit, 60.0), limiter, clock))
+    asyncio.run(test(Dispatcher(limiter, clock, may_start, 60.0), limiter, clock))
 
 
 def test_each_host_has_places_of_its_own_and_rows_go_in_order() -> None:
-    """Two places a host; the next row begins when one is given back."""
+    """Each host has its own permits, and the next row begins when one is given back."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", "a.example", "a.example", "a.example", "b.example")
@@ -110,7 +110,7 @@ def test_each_host_has_places_of_its_own_and_rows_go_in_order() -> None:
 
 
 def test_an_earlier_chunk_goes_first_and_the_next_fills_what_it_leaves() -> None:
-    """A slow object at a chunk's end does not idle the rest: the next chunk's rows take the free places."""
+    """An earlier chunk's rows go first, and a later chunk uses the permits that are left."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         first, second = Chunk("x", *["a.example"] * 3), Chunk("y", *["a.example"] * 3)
@@ -127,14 +127,14 @@ def test_an_earlier_chunk_goes_first_and_the_next_fills_what_it_leaves() -> None
 
 
 def test_a_paused_host_holds_up_its_own_rows_alone() -> None:
-    """Its rows stay queued until the pause is over; the other's begin at once, and more chunks are asked for."""
+    """Only the rows of a paused host wait for the end of the pause."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         limiter.host("a.example").overloaded(30.0, "HTTP 429", True)
         chunk = Chunk("x", "a.example", "a.example", "b.example", "a.example", "b.example")
         dispatcher.enter(chunk)
         assert chunk.names == ["x2", "x4"]
-        assert dispatcher.rows_ahead < dispatcher.room
+        assert dispatcher.rows_ahead < dispatcher.rows_wanted
         clock.pass_(29.0)
         assert len(chunk.begun) == 2
         clock.pass_(1.1)
@@ -145,7 +145,7 @@ def test_a_paused_host_holds_up_its_own_rows_alone() -> None:
 
 
 def test_a_slow_host_does_not_hide_the_others() -> None:
-    """Its rows pile up, nine of ten in the list; those of the other hosts behind them are reached all the same."""
+    """Rows of other hosts begin although a slow host has nine of ten rows."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *[f"{'b' if n % 10 == 9 else 'slow'}.example" for n in range(50_000)])
@@ -162,7 +162,7 @@ def test_a_slow_host_does_not_hide_the_others() -> None:
 
 
 def test_rows_of_a_host_that_asks_for_too_long_stay_pending() -> None:
-    """A pause longer than anybody waits for: the rows are left, with the reason, at once."""
+    """Rows of a host with too long a pause stay pending at once, with the reason."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         limiter.host("a.example").overloaded(3600.0, "HTTP 429", True)
@@ -176,7 +176,7 @@ def test_rows_of_a_host_that_asks_for_too_long_stay_pending() -> None:
 
 
 def test_a_host_that_answers_nothing_for_a_minute_holds_nobody() -> None:
-    """A few tries, then its rows are left with the reason; each later chunk tries it once, until somebody answers."""
+    """Rows of a host without a response for a minute stay pending, and each later chunk tries it once."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *["dead.example"] * 500, "b.example")
@@ -186,7 +186,7 @@ def test_a_host_that_answers_nothing_for_a_minute_holds_nobody() -> None:
 
         def fail(chunk: Chunk, number: int) -> None:
             limit.overloaded(None, "connection refused", False)
-            dispatcher.look("dead.example")
+            dispatcher.check_pause("dead.example")
             chunk.end(number)
 
         while not chunk.left:
@@ -199,7 +199,7 @@ def test_a_host_that_answers_nothing_for_a_minute_holds_nobody() -> None:
         tries = len(chunk.begun)
         assert tries < 120
         assert len(chunk.left) == 501 - tries
-        assert chunk.left[0][1].startswith("nobody has answered at dead.example for 6")
+        assert chunk.left[0][1].startswith("dead.example has not responded for 6")
         assert "b.example" in {item.host for item in chunk.begun}
         clock.pass_(30.0)
         later = Chunk("y", *["dead.example"] * 50)
@@ -219,7 +219,7 @@ def test_a_host_that_answers_nothing_for_a_minute_holds_nobody() -> None:
 
 
 def test_an_open_circuit_leaves_rows_and_lets_one_probe_through() -> None:
-    """While the probe is under way the others wait for its answer; then they go."""
+    """During a probe a host's other rows wait for its result."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         circuit = dispatcher.circuit("a.example")
@@ -241,7 +241,7 @@ def test_an_open_circuit_leaves_rows_and_lets_one_probe_through() -> None:
 
 
 def test_a_probe_is_not_spent_where_there_is_no_place() -> None:
-    """The one request that may pass goes out when there is a place for it."""
+    """A probe begins only with a permit."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         busy = Chunk("x", "a.example", "a.example")
@@ -262,7 +262,7 @@ def test_a_probe_is_not_spent_where_there_is_no_place() -> None:
 
 
 def test_the_run_s_limit_leaves_rows_and_gives_their_places_back() -> None:
-    """`--limit 3`: three rows begin, whatever becomes of them; a second try needs no permit."""
+    """`--limit 3` starts three rows, gives other permits back, and allows second tries."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *["a.example"] * 6)
@@ -271,14 +271,14 @@ def test_the_run_s_limit_leaves_rows_and_gives_their_places_back() -> None:
         chunk.end(1)
         assert chunk.names == ["x0", "x1", "x2"]
         assert [key for key, _ in chunk.left] == ["x3", "x4", "x5"]
-        dispatcher.again(chunk.begun[0], chunk)
+        dispatcher.retry(chunk.begun[0], chunk)
         assert chunk.names[-1] == "x0"
 
-    scene(test, permits=3)
+    scene(test, limit=3)
 
 
 def test_what_a_chunk_had_queued_goes_with_it() -> None:
-    """A chunk that ends early leaves no row behind to be begun for nobody."""
+    """The queued rows of a chunk that ended do not begin."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         first, second = Chunk("x", *["a.example"] * 5), Chunk("y", "a.example")
@@ -293,7 +293,7 @@ def test_what_a_chunk_had_queued_goes_with_it() -> None:
 
 
 def test_nothing_begins_after_a_stop() -> None:
-    """Places that come free are not used."""
+    """After a stop no row begins, even with free permits."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *["a.example"] * 5)
@@ -306,47 +306,46 @@ def test_nothing_begins_after_a_stop() -> None:
 
 
 def test_rows_are_read_as_they_are_needed() -> None:
-    """A chunk of 100,000 rows is not all made at once; while a host is held up it is read on, to a bound."""
+    """A chunk's rows are read when they are needed, up to a limit while a host is paused."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *["a.example"] * 100_000)
         dispatcher.enter(chunk)
         assert 100_000 - len(chunk.items) <= dispatcher_module.READY_ROWS + chunk.slice_rows
-        assert dispatcher.rows_ahead >= dispatcher.room
+        assert dispatcher.rows_ahead >= dispatcher.rows_wanted
         limiter.host("a.example").overloaded(30.0, "HTTP 429", True)
         chunk.end(0)
-        dispatcher.look("a.example")
+        dispatcher.check_pause("a.example")
         other = Chunk("y", "b.example")
         dispatcher.enter(other)
         assert other.names == ["y0"]
-        assert 100_000 - len(chunk.items) <= dispatcher_module.MOST_ROWS + chunk.slice_rows
+        assert 100_000 - len(chunk.items) <= dispatcher_module.MAX_ROWS + chunk.slice_rows
 
     scene(test)
 
 
 @pytest.mark.parametrize("hosts", [10_000])
 def test_many_hosts_are_forgotten_again(hosts: int) -> None:
-    """10,000 hosts in one list: neither queues nor circuits are kept for hosts that nothing is asked of."""
+    """Neither queues nor circuit breakers are kept for all of 10,000 hosts."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *[f"h{n}.example" for n in range(hosts)])
         dispatcher.enter(chunk)
         done = 0
         while done < hosts:
-            circuit = chunk.lanes[id(chunk.begun[done])].circuit
+            circuit = chunk.hosts[id(chunk.begun[done])].circuit
             circuit.record_ok()
             chunk.end(done)
             done += 1
             dispatcher.refill()
-        assert len(dispatcher._lanes) == 0
-        assert len(dispatcher._circuits) <= dispatcher_module.HOSTS_KEPT
+        assert len(dispatcher._hosts) == 0
+        assert len(dispatcher._circuits) <= dispatcher_module.CIRCUITS_KEPT
 
     scene(test)
 
 
 def test_a_paused_run_begins_nothing_and_then_goes_on() -> None:
-    """Neither a place that is given back, nor a try that falls due, nor another chunk begins a row; after the pause all
-    of them go, each once."""
+    """During a pause of the run no row begins, and afterwards each one begins once."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk, later = Chunk("x", *["a.example"] * 4), Chunk("y", "b.example")
@@ -355,7 +354,7 @@ def test_a_paused_run_begins_nothing_and_then_goes_on() -> None:
         dispatcher.pause(True)
         chunk.end(0)
         again = chunk.begun[0]
-        dispatcher.again(again, chunk)
+        dispatcher.retry(again, chunk)
         dispatcher.enter(later)
         clock.pass_(3600)
         assert chunk.names == ["x0", "x1"]
@@ -372,8 +371,7 @@ def test_a_paused_run_begins_nothing_and_then_goes_on() -> None:
 
 
 def test_a_pause_of_the_run_is_no_silence_of_a_host_s() -> None:
-    """Nobody was asked meanwhile: a host that was just being tried again is not given up for it, and a circuit whose
-    probe fell due lets one row through."""
+    """A pause of the run does not count as a host's silence."""
 
     async def test(dispatcher: Dispatcher, limiter: Limiter, clock: Clock) -> None:
         chunk = Chunk("x", *["a.example"] * 3)
@@ -386,7 +384,7 @@ def test_a_pause_of_the_run_is_no_silence_of_a_host_s() -> None:
         limiter.rested(3600)
         dispatcher.pause(False)
         host.rest("nobody there")  # the try after the pause found nobody, either
-        dispatcher.look("a.example")
+        dispatcher.check_pause("a.example")
         assert host.silent_for_s <= 60
         assert not chunk.left
         circuit = dispatcher.circuit("b.example")

@@ -1,4 +1,4 @@
-"""Rows that stand still: memory for bodies must not end up with bodies that wait for more of it, nor with slow ones."""
+"""The memory for bodies is never used up by rows that wait for more of it, or by slow rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import OddS3
 from tests.support import helpers
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(240)]
 
 WITHIN_S = 60.0  # what took no second is given a minute
 CHUNKED = Fault(Trouble.CHUNKED)
@@ -39,20 +39,20 @@ def serve(origin: Origin, count: int, size: int, fault: Fault | None = None) -> 
 
 @contextlib.contextmanager
 def kms() -> Iterator[tuple[OddS3, Access]]:
-    """A store whose ETags look like MD5s and are none: everything that is sent is read back."""
+    """A store whose ETags look like MD5s and are not, so that each object is read back."""
     with OddS3(etags="kms") as server:
         server.make_bucket("bucket")
         yield server, Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 def job_of(tmp_path: Path, rows: list[list[str]], **given: Any) -> Job:
-    """As many rows at once as the budget bears."""
+    """Returns a job with as many concurrent rows as the memory allows."""
     manifest = helpers.write_list(tmp_path / "list.csv", rows)
     return helpers.make_job(manifest=str(manifest), checks="length", concurrency=64, **given)
 
 
 def settled(job: Job, tmp_path: Path, access: Access, share: int = 1) -> Counter[Status]:
-    """What a run has done after a minute, if it has not ended before."""
+    """Returns the counts of a run, which is stopped after a minute."""
     state = helpers.directory_state(tmp_path)
     (ref,) = helpers.plan(job, state, server=access).chunks
     with helpers.engine(job, state, access, share=share) as runtime:
@@ -78,7 +78,7 @@ def settled(job: Job, tmp_path: Path, access: Access, share: int = 1) -> Counter
 def test_what_is_read_back(
     count: int, size: int, fault: Fault | None, timeouts: dict[str, Any], origin: Origin, tmp_path: Path
 ) -> None:
-    """Bodies that fill the memory are read back from the store all the same, and all rows are copied."""
+    """All rows are copied although bodies that fill the memory are read back."""
     with kms() as (server, access):
         job = job_of(
             tmp_path, serve(origin, count, size, fault), timeouts=timeouts,
@@ -90,7 +90,7 @@ def test_what_is_read_back(
 
 @pytest.mark.parametrize("fault", [CHUNKED, None])
 def test_what_a_directory_has_already(fault: Fault | None, origin: Origin, tmp_path: Path) -> None:
-    """Each body is compared with the file that is there, however many of them are in memory."""
+    """All bodies are compared with existing files, however many are in memory."""
     count, size = (40, 77_000) if fault else (30, 7_000_000)
     (tmp_path / "out").mkdir()
     for n in range(count):
@@ -100,7 +100,7 @@ def test_what_a_directory_has_already(fault: Fault | None, origin: Origin, tmp_p
 
 
 def test_a_directory_into_one_that_has_it_already(tmp_path: Path) -> None:
-    """Large files, each of them in the spool while it is compared."""
+    """All large files are compared with existing files while they are in the spool."""
     count, size = 30, 12_000_000
     for folder in ("old", "new"):
         (tmp_path / folder).mkdir()
@@ -115,7 +115,7 @@ def test_a_directory_into_one_that_has_it_already(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [10, 64])
 def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -> None:
-    """Its part of the memory is smaller than one body, which is moved and read back all the same."""
+    """A body larger than the process's share of the memory is transferred and read back."""
     with kms() as (server, access):
         job = job_of(
             tmp_path, serve(origin, 3, 16 * 1024 * 1024),
@@ -125,8 +125,7 @@ def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -
 
 
 def test_a_slow_body_takes_memory_as_it_comes(origin: Origin, tmp_path: Path) -> None:
-    """Its length is known, and is not reserved: 32 of nearly 8 MB from one host hold 256 KiB each at most, and none
-    waits."""
+    """A slow body uses memory as it is received, whatever its announced length."""
     count, size = 32, 7_900_000
     rows = serve(origin, count, size, Fault(Trouble.SLOW, seconds=600))
     job = job_of(tmp_path, rows, destination=f"file://{tmp_path}/out/")
@@ -155,10 +154,10 @@ def test_a_slow_body_takes_memory_as_it_comes(origin: Origin, tmp_path: Path) ->
     assert 0 < held <= count * SMALL_BYTES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunked", [True, False])
 def test_slow_hosts_beside_a_healthy_one(chunked: bool, origin: Origin, tmp_path: Path) -> None:
-    """Eight hosts that send bodies with or without a length, a little a second: all rows of the ninth are copied
-    meanwhile."""
+    """Eight slow hosts do not delay the rows of a fast one."""
     fast, slow = 200, 8
     with contextlib.ExitStack() as stack, OddS3() as server:
         server.make_bucket("bucket")

@@ -1,4 +1,4 @@
-"""Decisions about objects that exist already."""
+"""Decisions about existing objects."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def row(source: str = "https://h/x", **given: Any) -> Row:
 
 @pytest.mark.parametrize("policy", P)
 def test_nothing_there_is_fetched(policy: OnExisting) -> None:
-    """Under any policy."""
+    """Without an existing object the row is fetched under any policy."""
     assert before_fetch(policy, row(md5=MD5), None) == "fetch"
 
 
 def test_overwrite_always_fetches() -> None:
-    """Also what is surely the same."""
+    """With `overwrite` the row is fetched even if the object is the same."""
     assert before_fetch(P.OVERWRITE, row(md5=MD5, size=10), found()) == "fetch"
 
 
@@ -65,13 +65,13 @@ NOT_PROVED: list[tuple[Row, ObjectInfo]] = [
 
 @pytest.mark.parametrize(("policy", "case"), itertools.product(LEAVING, SAME))
 def test_proved_sameness_is_unchanged(policy: OnExisting, case: tuple[Row, ObjectInfo]) -> None:
-    """The manifest's md5, or the source bucket's ETag, equals a single-part ETag and sizes do not differ."""
+    """An object whose ETag proves the same bytes is unchanged without a download."""
     assert before_fetch(policy, *case) == "unchanged"
 
 
 @pytest.mark.parametrize("case", NOT_PROVED)
 def test_without_proof_skip_skips_and_others_look(case: tuple[Row, ObjectInfo]) -> None:
-    """skip leaves any object alone; skip-same and fail fetch and compare."""
+    """Without a proof `skip` keeps the object, and the other policies fetch the row."""
     assert before_fetch(P.SKIP, *case) == "skip"
     assert before_fetch(P.SKIP_SAME, *case) == "fetch"
     assert before_fetch(P.FAIL, *case) == "fetch"
@@ -87,7 +87,7 @@ def test_without_proof_skip_skips_and_others_look(case: tuple[Row, ObjectInfo]) 
     ],
 )
 def test_after_the_fetch(policy: OnExisting, same: str, other: str) -> None:
-    """The table of after_fetch."""
+    """The table of after_fetch() holds."""
     assert after_fetch(policy, True) == same
     assert after_fetch(policy, False) == other
 
@@ -100,7 +100,7 @@ def test_after_the_fetch(policy: OnExisting, same: str, other: str) -> None:
 def test_what_verify_found_altered_is_written_again(
     policy: OnExisting, reason: Reason, attempt: int, written_again: bool
 ) -> None:
-    """A repair of a row with an outcome overwrites under any policy; every other row has the job's policy."""
+    """A repair overwrites under any policy, except one of attempt 1."""
     expected = P.OVERWRITE if written_again else policy
     assert policy_for(policy, row(reason=reason, attempt=attempt)) is expected
 
@@ -119,5 +119,5 @@ def test_what_verify_found_altered_is_written_again(
     ],
 )
 def test_whose_limit_a_source_counts_for(source: str, host: str) -> None:
-    """The host with its port, in lower case; a root's bucket likewise."""
+    """A source counts for its host and port in lower case, or for its bucket."""
     assert host_of(source) == host

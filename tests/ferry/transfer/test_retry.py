@@ -1,4 +1,4 @@
-"""Backoff, Retry-After and the decision to try again."""
+"""Backoff, Retry-After and the decision to retry."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def error(cls: ErrorClass, retry_after_s: float | None = None) -> ObjectError:
 
 @given(st.integers(1, 10_000), st.floats(0.001, 600), st.floats(0.001, 3600), st.integers())
 def test_backoff_stays_in_its_window(try_no: int, base_s: float, max_s: float, seed: int) -> None:
-    """No wait is negative, over the maximum or over the doubled base, for any number of tries."""
+    """A delay is never negative, above the maximum or above the doubled base."""
     delay = backoff_s(try_no, base_s, max_s, random.Random(seed))
     assert 0 <= delay <= max_s
     assert delay <= base_s * 2.0 ** min(try_no - 1, 64)
 
 
 def test_backoff_doubles_and_spreads() -> None:
-    """The mean wait doubles with each try, and the waits fill the window from zero."""
+    """The mean delay doubles with each try, and delays are spread from zero."""
     rng = random.Random(1)
     for try_no, window in ((1, 1.0), (2, 2.0), (3, 4.0), (9, 60.0)):
         waits = [backoff_s(try_no, 1.0, 60.0, rng) for _ in range(4000)]
@@ -69,25 +69,25 @@ def test_backoff_doubles_and_spreads() -> None:
     ],
 )
 def test_retry_after_forms(value: str | None, expected: float | None) -> None:
-    """Seconds and the three date forms are read; the past is 0; nonsense is nothing."""
+    """Seconds and three date forms are parsed; a past date is 0, and anything else is ignored."""
     assert parse_retry_after(value, NOW) == expected
 
 
 @given(st.text())
 def test_retry_after_never_raises(value: str) -> None:
-    """Whatever a server sends, the answer is None or a bounded number of seconds."""
+    """Any header value gives None or a limited number of seconds."""
     delay = parse_retry_after(value, NOW)
     assert delay is None or 0 <= delay <= YEAR_S
 
 
 @given(st.integers(0, 30_000_000))
 def test_retry_after_dates_round_trip(seconds: int) -> None:
-    """A date so many seconds ahead asks for so many seconds."""
+    """A date gives the seconds until then."""
     then = format_datetime(NOW + timedelta(seconds=seconds), usegmt=True)
     assert parse_retry_after(then, NOW) == seconds
 
 
-RETRY, END, STOP = Next.RETRY_AFTER, Next.TO_THE_END, Next.GIVE_UP
+RETRY, END, STOP = Next.RETRY_AFTER, Next.REQUEUE_LAST, Next.GIVE_UP
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ RETRY, END, STOP = Next.RETRY_AFTER, Next.TO_THE_END, Next.GIVE_UP
 def test_next_step_table(
     cls: ErrorClass, try_no: int, last_done: bool, retry_after_s: float | None, mismatches: int, expected: Step
 ) -> None:
-    """The decision is what the docstring's truth table says."""
+    """The table of next_step() holds."""
     step = next_step(error(cls, retry_after_s), try_no, 3, last_done, 60.0, delay_s=2.0, mismatches=mismatches)
     assert step == expected
     assert step.next is RETRY or step.delay_s == 0.0
 
 
 def test_a_backoff_of_nothing_is_nothing() -> None:
-    """A retry without a Retry-After waits for its backoff alone, however short that is."""
+    """Without a Retry-After the delay is the backoff, even 0."""
     step = next_step(error(ErrorClass.TIMEOUT), 1, 3, False, 60.0, delay_s=0.0, mismatches=0)
     assert step == Step(RETRY, 0.0)
 
@@ -138,7 +138,7 @@ def test_next_step_holds_everywhere(
     delay_s: float,
     mismatches: int,
 ) -> None:
-    """Only what may be tried again now is, never past its attempts, never before the host's Retry-After."""
+    """A row is retried only if its class allows, within its tries, and not before Retry-After."""
     step = next_step(
         error(cls, retry_after_s), try_no, attempts, last_done, max_wait_s, delay_s=delay_s, mismatches=mismatches
     )
@@ -157,7 +157,7 @@ def test_next_step_holds_everywhere(
 
 @given(CLASSES, st.lists(st.none() | SECONDS, min_size=40, max_size=40), TRIES)
 def test_every_object_comes_to_an_end(cls: ErrorClass, retry_afters: list[float | None], attempts: int) -> None:
-    """An object that always fails is given up after its attempts and one last try, or the second mismatch."""
+    """A row that always fails is given up after its tries and a last one, or a second mismatch."""
     tries, last_done, mismatches = 0, False, 0
     while True:
         retry_after_s = retry_afters[tries]

@@ -1,4 +1,4 @@
-"""When a run in which nothing moves says so, and when it is ended."""
+"""When a stalled run warns, and when it ends."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import asyncio
 import pytest
 
 from ferry.transfer.stall import (
+    CHECK_S,
     END_S,
-    LOOK_S,
-    MOST_GAP_S,
-    TELL_S,
+    MAX_GAP_S,
+    WARN_S,
     Action,
     Moment,
     Silence,
     Wait,
     Waits,
     Watchdog,
-    in_words,
+    decide,
+    describe_stall,
     is_excused,
-    judge,
 )
 
-NOTHING, TELL, END = Action.NOTHING, Action.TELL, Action.END
+NOTHING, WARN, END = Action.NOTHING, Action.WARN, Action.END
 
 
 @pytest.mark.parametrize(
@@ -30,17 +30,17 @@ NOTHING, TELL, END = Action.NOTHING, Action.TELL, Action.END
     [
         (False, False, 9999.0, 9999.0, NOTHING),
         (True, True, 9999.0, 9999.0, NOTHING),
-        (True, False, TELL_S - 1, TELL_S - 1, NOTHING),
-        (True, False, TELL_S, TELL_S, TELL),
-        (True, False, TELL_S, 0.0, TELL),
-        (True, False, END_S - 1, END_S - 1, TELL),
-        (True, False, 9999.0, END_S - 1, TELL),
+        (True, False, WARN_S - 1, WARN_S - 1, NOTHING),
+        (True, False, WARN_S, WARN_S, WARN),
+        (True, False, WARN_S, 0.0, WARN),
+        (True, False, END_S - 1, END_S - 1, WARN),
+        (True, False, 9999.0, END_S - 1, WARN),
         (True, False, END_S, END_S, END),
     ],
 )
 def test_the_decision(pending: bool, excused: bool, still_s: float, quiet_s: float, action: Action) -> None:
-    """The table of judge()."""
-    assert judge(pending=pending, excused=excused, still_s=still_s, quiet_s=quiet_s) is action
+    """The table of decide() holds."""
+    assert decide(pending=pending, excused=excused, still_s=still_s, quiet_s=quiet_s) is action
 
 
 KNOWN, UNKNOWN, NONE = Wait("a retry", 3, True), Wait("an answer", 1), Wait("memory", 0)
@@ -60,72 +60,73 @@ KNOWN, UNKNOWN, NONE = Wait("a retry", 3, True), Wait("an answer", 1), Wait("mem
     ],
 )
 def test_what_excuses_a_standstill(paused: bool, waits: list[Wait], excused: bool) -> None:
-    """The table of is_excused()."""
+    """The table of is_excused() holds."""
     assert is_excused(paused, waits) is excused
 
 
 def seconds(watchdog: Watchdog, begin: float, count: int, moment: Moment) -> list[Action]:
-    return [watchdog.look(begin + number * LOOK_S, moment) for number in range(1, count + 1)]
+    return [watchdog.check(begin + number * CHECK_S, moment) for number in range(1, count + 1)]
 
 
 def test_a_run_that_stands_still() -> None:
-    """Said after two minutes, ended after ten; a row restarts both counts, a piece of a body the second."""
+    """A stall warns after two minutes and ends after ten; a finished row resets both."""
     watchdog, stuck = Watchdog(0.0), Moment(5, 5, True, False)
-    watchdog.look(0.0, stuck)
+    watchdog.check(0.0, stuck)
     actions = seconds(watchdog, 0.0, int(END_S), stuck)
-    assert actions.index(TELL) + 1 == TELL_S
+    assert actions.index(WARN) + 1 == WARN_S
     assert actions.index(END) + 1 == END_S
-    assert watchdog.look(END_S + 1, Moment(6, 5, True, False)) is NOTHING
+    assert watchdog.check(END_S + 1, Moment(6, 5, True, False)) is NOTHING
     again = seconds(watchdog, END_S + 1, int(END_S) - 100, Moment(6, 5, True, False))
-    assert TELL in again
+    assert WARN in again
     assert END not in again
     after = 2 * END_S - 99
-    assert watchdog.look(after, Moment(6, 6, True, False)) is TELL
+    assert watchdog.check(after, Moment(6, 6, True, False)) is WARN
     assert END not in seconds(watchdog, after, int(END_S) - 1, Moment(6, 6, True, False))
 
 
 def test_the_first_look() -> None:
-    """A run that has moved nothing by then stands still since it began; a wait without a known end excuses nothing."""
+    """A run without progress since its start is stalled, unless all waits have a known end."""
     watchdog = Watchdog(0.0)
-    watchdog.look(4.0, Moment(0, 0, True, is_excused(False, [Wait("memory", 1)])))
+    watchdog.check(4.0, Moment(0, 0, True, is_excused(False, [Wait("memory", 1)])))
     assert (watchdog.still_s, watchdog.quiet_s) == (4.0, 4.0)
 
 
 def test_what_is_excused_does_not_count() -> None:
-    """After a pause, or the end of an announced wait, the two minutes begin."""
+    """The two minutes begin after a pause or an announced wait."""
     watchdog = Watchdog(0.0)
     assert set(seconds(watchdog, 0.0, 5000, Moment(5, 5, True, True))) == {NOTHING}
-    assert set(seconds(watchdog, 5000.0, int(TELL_S) - 1, Moment(5, 5, True, False))) == {NOTHING}
+    assert set(seconds(watchdog, 5000.0, int(WARN_S) - 1, Moment(5, 5, True, False))) == {NOTHING}
 
 
 def test_a_machine_that_was_suspended() -> None:
-    """An hour between two looks is five seconds: neither the run nor an engine process is taken for dead."""
+    """A gap of an hour between two checks counts as five seconds."""
     watchdog, silence = Watchdog(0.0), Silence(0.0)
-    watchdog.look(1.0, Moment(5, 5, True, False))
-    assert watchdog.look(3601.0, Moment(5, 5, True, False)) is NOTHING
-    assert watchdog.still_s <= MOST_GAP_S
-    silence.look(1.0, 4)
-    assert silence.look(3601.0, 4) <= MOST_GAP_S
-    assert silence.look(3602.0, 5) == 0.0
-    assert [silence.look(3602.0 + number, 5) for number in range(1, 4)] == [1.0, 2.0, 3.0]
+    watchdog.check(1.0, Moment(5, 5, True, False))
+    assert watchdog.check(3601.0, Moment(5, 5, True, False)) is NOTHING
+    assert watchdog.still_s <= MAX_GAP_S
+    silence.check(1.0, 4)
+    assert silence.check(3601.0, 4) <= MAX_GAP_S
+    assert silence.check(3602.0, 5) == 0.0
+    assert [silence.check(3602.0 + number, 5) for number in range(1, 4)] == [1.0, 2.0, 3.0]
 
 
 def test_the_sentence() -> None:
-    """Who waits for what, those under way first; at most five."""
-    waits = [Wait("memory", 40), Wait("an answer of img.example", 12), Wait("an answer of img.example", 1), NONE]
-    assert in_words(130.0, [Wait("memory", 40), Wait("x", 0)]) == "nothing settled for 2:10: 40 rows wait for memory"
-    assert in_words(61.9, waits) == (
-        "nothing settled for 1:01: 40 rows wait for memory, 13 for an answer of img.example"
+    """The sentence names up to five waits with their rows."""
+    waits = [Wait("memory", 40), Wait("a response from img.example", 12), Wait("a response from img.example", 1), NONE]
+    said = describe_stall(130.0, [Wait("memory", 40), Wait("x", 0)])
+    assert said == "no row has finished for 2:10: 40 rows wait for memory"
+    assert describe_stall(61.9, waits) == (
+        "no row has finished for 1:01: 40 rows wait for memory, 13 for a response from img.example"
     )
-    assert in_words(5.0, [Wait("memory", 1)]) == "nothing settled for 0:05: 1 row waits for memory"
-    assert in_words(5.0, []) == "nothing settled for 0:05: no row is under way"
-    assert in_words(5.0, [Wait(name, 2) for name in "abcdefg"]) == (
-        "nothing settled for 0:05: 2 rows wait for a, 2 for b, 2 for c, 2 for d, 2 for e, and 2 more"
+    assert describe_stall(5.0, [Wait("memory", 1)]) == "no row has finished for 0:05: 1 row waits for memory"
+    assert describe_stall(5.0, []) == "no row has finished for 0:05: no row is in progress"
+    assert describe_stall(5.0, [Wait(name, 2) for name in "abcdefg"]) == (
+        "no row has finished for 0:05: 2 rows wait for a, 2 for b, 2 for c, 2 for d, 2 for e, and 2 more"
     )
 
 
 def test_the_step_of_each_row() -> None:
-    """A row waits for one thing at a time, and for nothing once it is over."""
+    """A row waits for one thing at a time, and for nothing once it has finished."""
     waits = Waits()
 
     async def row(step: str) -> None:

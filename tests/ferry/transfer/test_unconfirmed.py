@@ -1,4 +1,4 @@
-"""Whose object stands under a key after an upload of this run went wrong."""
+"""Records of this run's uploads that were not confirmed."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import pytest
 
 from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass
-from ferry.transfer.conflict import Unconfirmed
+from ferry.transfer.conflict import UnconfirmedUploads
 from tests.support.helpers import make_row
 
 ROW, OTHER = make_row(1), make_row(2)
 
 
 def test_only_the_row_and_the_key_of_the_upload() -> None:
-    """An object is this run's where the same row was sent to the same key, and no other."""
-    uploads = Unconfirmed()
-    assert not uploads.ours(ROW, "a")
-    assert not uploads.sent(ROW, "a")
-    uploads.note(ROW, "a")
-    assert [uploads.ours(ROW, "a"), uploads.ours(ROW, "b"), uploads.ours(OTHER, "a")] == [True, False, False]
-    assert not uploads.sent(ROW, "a")
+    """A record counts only for its row and key."""
+    uploads = UnconfirmedUploads()
+    assert not uploads.has_failed(ROW, "a")
+    assert not uploads.may_have_arrived(ROW, "a")
+    uploads.note_failed(ROW, "a")
+    tried = ((ROW, "a"), (ROW, "b"), (OTHER, "a"))
+    assert [uploads.has_failed(*upload) for upload in tried] == [True, False, False]
+    assert not uploads.may_have_arrived(ROW, "a")
     uploads.note_sent(ROW, "b")
-    assert [uploads.sent(ROW, "b"), uploads.sent(ROW, "a"), uploads.sent(OTHER, "b")] == [True, False, False]
+    tried = ((ROW, "b"), (ROW, "a"), (OTHER, "b"))
+    assert [uploads.may_have_arrived(*upload) for upload in tried] == [True, False, False]
 
 
 def test_a_row_that_is_copied_is_forgotten() -> None:
-    """What stands under its key later is not what arrived of the upload that went wrong."""
-    uploads = Unconfirmed()
-    uploads.note(ROW, "a")
+    """A copied row has no records any more."""
+    uploads = UnconfirmedUploads()
+    uploads.note_failed(ROW, "a")
     uploads.note_sent(ROW, "a")
     uploads.forget(ROW)
-    assert not uploads.ours(ROW, "a")
-    assert not uploads.sent(ROW, "a")
+    assert not uploads.has_failed(ROW, "a")
+    assert not uploads.may_have_arrived(ROW, "a")
     uploads.forget(OTHER)
 
 
@@ -45,12 +47,12 @@ def test_a_row_that_is_copied_is_forgotten() -> None:
     ],
 )
 def test_what_a_row_that_is_given_up_failed_of(noted: bool, error_class: ErrorClass, expected: ErrorClass) -> None:
-    """Of its unconfirmed upload, unless a later error says that no further try helps; and the row is forgotten."""
-    uploads = Unconfirmed()
+    """A row fails for its unconfirmed upload, unless the last error is permanent."""
+    uploads = UnconfirmedUploads()
     if noted:
-        uploads.note(ROW, "a")
+        uploads.note_failed(ROW, "a")
     uploads.note_sent(ROW, "a")
-    error = uploads.last_word(ROW, ObjectError(error_class, "it failed", status_code=404, requests=3))
+    error = uploads.final_error(ROW, ObjectError(error_class, "it failed", status_code=404, requests=3))
     assert (error.error_class, error.status_code, error.requests) == (expected, 404, 3)
-    assert not uploads.ours(ROW, "a")
-    assert not uploads.sent(ROW, "a")
+    assert not uploads.has_failed(ROW, "a")
+    assert not uploads.may_have_arrived(ROW, "a")
