@@ -24,7 +24,7 @@ from ferry.core import (
 )
 from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
-from ferry.images import check_image, decode_image, is_quick, load_decoders, sniff
+from ferry.images import check_image, decode_image, is_quick, sniff
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import DESTINATION, Limiter, Permit, tell
 from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Proof, Store, md5_of_etag
@@ -104,8 +104,6 @@ class ObjectTransfer:
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be at work on this job's rows."""
-        if rules.checks is Checks.DECODE:
-            load_decoders()
         self._sources = Sources(origin, roots, rules.max_bytes)
         self._destination = destination
         self._limiter = limiter
