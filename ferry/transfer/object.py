@@ -24,7 +24,7 @@ from ferry.core import (
 )
 from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
-from ferry.images import check_image, decode_image, is_quick, sniff
+from ferry.images import check_image, decode_image, is_quick, kind_of_type, lesser_check, level_of, sniff
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import DESTINATION, Limiter, Permit, tell
 from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Proof, Store, md5_of_etag
@@ -88,6 +88,16 @@ def _held(fetch: Fetch) -> Iterator[None]:
         raise
     finally:
         fetch.body.discard()
+
+
+def _refuse_unmeasured(kind: ImageKind, *, decode: bool) -> None:
+    """Raises ObjectError for a body that ended with its connection, of a kind of which nothing else shows a cut."""
+    if level_of(kind, decode=decode) == "length":
+        raise ObjectError(
+            ErrorClass.TRUNCATED,
+            "the origin did not say how long the body is (no Content-Length, not chunked), and the structure of a "
+            f"{kind.name} is not checked: it may be cut. Put its size or a digest into the manifest",
+        )
 
 
 class ObjectTransfer:
@@ -154,7 +164,8 @@ class ObjectTransfer:
         same = TransferResult(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
-            requests=fetch.requests, confirmed=known.confirmed,
+            message=self._lesser_check(kind_of_type(known.content_type)), requests=fetch.requests,
+            confirmed=known.confirmed,
         )  # fmt: skip
         if isinstance(fetch, NotModified):
             same.checked_by = TOLD[known.revalidate]
@@ -214,15 +225,14 @@ class ObjectTransfer:
         body = fetch.body
         body.moved = self.waits.moved
         if body.data is not None and self._rules.checks is not Checks.DECODE and is_quick(body.data):
-            kind = self._check(row, body, fetch.attributes)
+            kind = self._check(row, fetch)
         else:
             self.waits.on("their check")
-            kind = await asyncio.get_running_loop().run_in_executor(
-                self._checkers, self._check, row, body, fetch.attributes
-            )
+            kind = await asyncio.get_running_loop().run_in_executor(self._checkers, self._check, row, fetch)
         moved = TransferResult(
             Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
-            fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
+            fetch.etag, fetch.last_modified, message=self._lesser_check(kind), requests=fetch.requests,
+            bytes_read=body.size,
         )  # fmt: skip
         given = {**fetch.attributes, **self._given} if fetch.attributes else self._given.copy()
         if moved.content_type:
@@ -367,30 +377,38 @@ class ObjectTransfer:
             limit.ok(time.monotonic() - started)
         self._outage.answered(kind)
 
-    def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> ImageKind | None:
+    def _check(self, row: Row, fetch: Fetch) -> ImageKind | None:
         """The levels, each with those before, and the manifest's digests. Returns the type, where known.
 
         A body that its bucket keeps compressed is stored as it is, so it is no image by its bytes.
         """
-        if self._rules.checks is not Checks.NONE and row.size is not None and row.size != body.size:
+        body, checks = fetch.body, self._rules.checks
+        if checks is not Checks.NONE and row.size is not None and row.size != body.size:
             raise ObjectError(
                 ErrorClass.TRUNCATED if body.size < row.size else ErrorClass.DIGEST_MISMATCH,
                 f"{body.size:,} bytes came where the manifest says {row.size:,}",
             )
-        by_bytes = sniff
-        if self._rules.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
-            by_bytes = check_image
+        structure = checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in fetch.attributes
         with body.buffer() as data:
-            kind = by_bytes(data)
+            kind = check_image(data) if structure else sniff(data)
         for name, claimed, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
             if claimed is not None and claimed != actual:
                 raise ObjectError(
                     ErrorClass.DIGEST_MISMATCH, f"the bytes have {name} {actual}, the manifest says {claimed}"
                 )
-        if self._rules.checks is Checks.DECODE and kind is not None:
+        measured = fetch.length_known or row.size is not None or row.md5 or row.sha256
+        if structure and kind is not None and not measured:
+            _refuse_unmeasured(kind, decode=checks is Checks.DECODE)
+        if checks is Checks.DECODE and kind is not None:
             with body.buffer() as data:
                 decode_image(data, kind)
         return kind
+
+    def _lesser_check(self, kind: ImageKind | None) -> str | None:
+        """Returns which check a body of this kind got, where that is less than the job asks for."""
+        if kind is None or self._rules.checks not in (Checks.IMAGE, Checks.DECODE):
+            return None
+        return lesser_check(kind, decode=self._rules.checks is Checks.DECODE)
 
     async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Proof | None:
         """Compares the object at the destination with the body: by its MD5 where the ETag is one, else by reading it.
