@@ -52,7 +52,7 @@ _PILLOW_ERRORS = (
 def main(memory: int, seconds: int) -> None:
     """Answers requests until standard input ends."""
     Image.init()
-    Image.MAX_IMAGE_PIXELS = decode.TOTAL_BYTES // 2  # Pillow refuses twice as many; each takes a byte at least
+    Image.MAX_IMAGE_PIXELS = None  # memory is the limit
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
     addresses = memory + _addresses()
     for limit, most in ((resource.RLIMIT_AS, addresses), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
@@ -98,11 +98,9 @@ def _decode_raster(file: BinaryIO, name: str, decoder: str, memory: int) -> None
         with Image.open(file, formats=[decoder]) as image:
             for width, height in _frames(image):
                 pixels = width * height
+                if pixels * len(image.getbands()) > decode.TOTAL_BYTES:  # before it is tried, and tried again alone
+                    raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} has too many pixels to decode ({pixels:,})")
                 image.load()
-    except Image.DecompressionBombError:
-        raise ObjectError(
-            ErrorClass.TOO_LARGE, f"the {name} has more pixels than {decode.TOTAL_BYTES // decode.MIB:,} MiB can hold"
-        ) from None
     except _PILLOW_ERRORS as exc:
         text = str(exc).lower()
         if isinstance(exc, EOFError) or "truncated" in text:
