@@ -102,6 +102,7 @@ class Fetched:
     etag: str | None
     last_modified: str | None
     requests: int
+    length_known: bool  # by Content-Length or by chunks; else the body ended with its connection, wherever that was
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ class Origin:
             printable_header(headers.get("ETag")),
             printable_header(headers.get("Last-Modified")),
             state.requests,
+            response.length is not None or response.chunked,
         )
 
     async def download(self, url: str, path: Path, max_bytes: int) -> str:

@@ -1,297 +1,212 @@
-"""Decoding to the last pixel, bounded: rasters by Pillow, SVG by an XML parser that expands nothing.
+"""Level `decode`: every pixel of every frame, decoded in child processes whose memory and time are limited.
 
-Pillow opens a body only as the format that its signature says (never as EPS, which would start
-Ghostscript). Of PSD and PSB the merged picture is decoded, of CUR and ICNS the largest one, of the rest every frame.
-Formats that Pillow cannot read here are refused, since a check that did not take place is not a check.
-What decoders forgive passes: libjpeg shows a JPEG with damaged coded data as it can, and Pillow leaves rows
-empty that a PNG's well-ended compressed stream does not hold.
+A child serves many bodies, since one takes 0.2 s to start. It inherits no sockets, and nothing of the environment that
+opens another service. What ends a child (a lack of memory, a crash) may be an earlier body's fault, so it is a verdict
+only of a new child that has all the memory. docs/decisions/0038-decoding-in-a-child.md has the reasons.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
-import mmap
-import struct
-import warnings
-import zlib
-from typing import TYPE_CHECKING
+import json
+import os
+import queue
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO
 
-from PIL import (  # each import registers its format, so that no thread has to
-    AvifImagePlugin,
-    BmpImagePlugin,
-    CurImagePlugin,
-    DdsImagePlugin,
-    GifImagePlugin,
-    IcnsImagePlugin,
-    IcoImagePlugin,
-    Image,
-    ImageFile,
-    Jpeg2KImagePlugin,
-    JpegImagePlugin,
-    MpoImagePlugin,
-    PcxImagePlugin,
-    PngImagePlugin,
-    PpmImagePlugin,
-    PsdImagePlugin,
-    QoiImagePlugin,
-    SgiImagePlugin,
-    TgaImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from ferry.core import WITHOUT_CREDENTIALS, ErrorClass, Mapped, ObjectError, command
+from ferry.images.web import Data, Kind
 
-from ferry.core import ErrorClass, ObjectError
-from ferry.images import decode_process
-from ferry.images.decode_memory import DecodeMemory, bytes_a_pixel, bytes_of_a_body
-from ferry.images.icons import J2K, largest_picture
-from ferry.images.isobmff import code_stream
-from ferry.images.jpeg2000 import MAX_COMPONENTS, MAX_STEPS, burden
-from ferry.images.jpeg_scans import scans
-from ferry.images.raster import largest_tile
-from ferry.images.slices import count
-from ferry.images.svg import decode_svg, gunzip
-from ferry.images.web import Data, Kind, corrupt, truncated
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from _typeshed import WriteableBuffer
-
-MAX_FRAME_PIXELS = 250_000_000
-MAX_TOTAL_PIXELS = 2_000_000_000
-MAX_FRAMES = 10_000
-MAX_SIDE_PIXELS = 500_000  # Pillow's time to unpack a row grows with the square of its length
-MAX_SCANS = 100  # of a JPEG: each is a pass over all of it, and need not have a byte; encoders make ten
-MAX_TILE_PIXELS = 64_000_000  # of a TIFF, whose picture may be smaller
-MAX_COMMENTS = 1_000  # of a plain PNM: Pillow copies a MiB for each, and holds the GIL
-_READ_WHOLE = ("WebP", "AVIF")  # opening one copies the body and lays it out
-MAX_SLOW_PIXELS = 20_000_000  # decoders written in Python (QOI, RLE bitmaps) take 1 µs a pixel and hold the GIL
-
-# One constant for the whole process. With Pillow's own default an image of 90 to 179 megapixels warns,
-# and fails where warnings are errors; so does one over our limit now, which is refused in any case.
-Image.MAX_IMAGE_PIXELS = MAX_FRAME_PIXELS
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the row says it
-
-_PLUGINS: dict[str, str] = {
-    "JPEG": JpegImagePlugin.JpegImageFile.format,
-    "PNG": PngImagePlugin.PngImageFile.format,
-    "GIF": GifImagePlugin.GifImageFile.format,
-    "WebP": WebPImagePlugin.WebPImageFile.format,
-    "AVIF": AvifImagePlugin.AvifImageFile.format,
-    "TIFF": TiffImagePlugin.TiffImageFile.format,
-    "JPEG 2000": Jpeg2KImagePlugin.Jpeg2KImageFile.format,
-    "JPEG 2000 code stream": Jpeg2KImagePlugin.Jpeg2KImageFile.format,
-    "BMP": BmpImagePlugin.BmpImageFile.format,
-    "ICO": IcoImagePlugin.IcoImageFile.format,
-    "CUR": CurImagePlugin.CurImageFile.format,
-    "ICNS": IcnsImagePlugin.IcnsImageFile.format,
-    "PSD": PsdImagePlugin.PsdImageFile.format,
-    "DDS": DdsImagePlugin.DdsImageFile.format,
-    "TGA": TgaImagePlugin.TgaImageFile.format,
-    "PCX": PcxImagePlugin.PcxImageFile.format,
-    "SGI": SgiImagePlugin.SgiImageFile.format,
-    "QOI": QoiImagePlugin.QoiImageFile.format,
-} | dict.fromkeys(("PBM", "PGM", "PPM", "PFM"), PpmImagePlugin.PpmImageFile.format)
-assert MpoImagePlugin  # JPEG hands files with several pictures to it
-
-# What Pillow, its decoders and its parsers raise on a damaged file; the fuzz test fails on any other
-_PILLOW_ERRORS = (
-    OSError,  # UnidentifiedImageError too
-    SyntaxError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,  # OverflowError, and ZeroDivisionError for an AVIF whose clock stands still
-    RuntimeError,
-    struct.error,
-    zlib.error,
-)
+MIB = 1024**2
+CHILDREN = 2  # as many threads decode
+TOTAL_BYTES = 1024 * MIB  # for all children of this process together, beside 30 MiB of libraries each
+DECODE_S = 30  # processor time for one body; 240 megapixels take 2, an animation of 2 gigapixels 8
+WAIT_S = 300  # of the clock, on a busy machine
+BODIES = 1000  # that one child serves
+NO_MEMORY = 3  # exit code
+COMMAND = command("ferry.images.decode_child")
+_ANSWER_BYTES = 64 * 1024
 
 
-def decode(data: Data, kind: Kind) -> None:
-    """Every pixel of every frame; what is not small in a process of its own. Blocks.
+class _Ended(Exception):
+    """The child has ended without a verdict."""
 
-    Raises ObjectError: ``truncated``, ``not_image`` or ``too_large``.
+    def __init__(self, code: int) -> None:
+        super().__init__(f"a process that decodes ended with exit code {code}")
+        self.code = code
+
+
+class _Child:
+    """A process that decodes one body after the other."""
+
+    def __init__(self, memory: int) -> None:
+        environment = {name: value for name, value in os.environ.items() if name in WITHOUT_CREDENTIALS}
+        try:
+            self._process = subprocess.Popen(
+                [*COMMAND, str(memory), str(DECODE_S)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+                stderr=subprocess.DEVNULL, env=environment, start_new_session=True,  # Ctrl-C is the parent's
+            )  # fmt: skip
+        except OSError as exc:  # which would count as a failure of the origin's connection
+            raise RuntimeError(f"a process that decodes cannot be started: {exc}") from exc
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._input, self._output = self._process.stdin, self._process.stdout
+        os.set_blocking(self._input.fileno(), False)
+        self._left = BODIES
+        self._busy = False  # also after all errors but a verdict
+
+    @property
+    def usable(self) -> bool:
+        """Whether it can decode another body."""
+        return not self._busy and self._left > 0 and self._process.poll() is None
+
+    def end(self) -> int:
+        """Ends the process, where it has not ended. Returns its exit code."""
+        self._process.kill()
+        self._input.close()
+        self._output.close()
+        return self._process.wait()
+
+    def decode(self, data: Data, kind: Kind) -> None:
+        """Decodes a body. Raises ObjectError, which is the verdict, and _Ended."""
+        self._busy = True
+        self._left -= 1
+        path = str(data.path.absolute()) if isinstance(data, Mapped) else None
+        until = time.monotonic() + WAIT_S + 1  # the child's own alarm comes first
+        try:
+            self._write(json.dumps([kind.name, kind.decoder, path, len(data)]).encode() + b"\n", until)
+            if path is None:
+                self._write(data, until)
+            answer = json.loads(self._read_line(until))
+            verdict = None if answer is None else ObjectError(ErrorClass(answer[0]), str(answer[1]))
+        except TimeoutError:
+            raise _too_long(kind) from None
+        except (
+            EOFError,
+            BrokenPipeError,
+            ValueError,
+            TypeError,
+            LookupError,
+        ):  # it has ended, or answers something else
+            code = self.end()
+            if code in (-signal.SIGXCPU, -signal.SIGALRM):
+                raise _too_long(kind) from None
+            raise _Ended(code) from None
+        self._busy = False
+        if verdict is not None:
+            raise verdict
+
+    def _write(self, data: Data, until: float) -> None:
+        at = 0
+        with memoryview(data) as view:
+            while at < len(view):
+                _wait(self._input, select.POLLOUT, until)
+                with view[at:] as rest:
+                    at += os.write(self._input.fileno(), rest)
+
+    def _read_line(self, until: float) -> bytes:
+        line = b""
+        while not line.endswith(b"\n"):
+            _wait(self._output, select.POLLIN, until)
+            piece = os.read(self._output.fileno(), _ANSWER_BYTES)
+            if not piece:
+                raise EOFError
+            line += piece
+            if len(line) > _ANSWER_BYTES:
+                raise ValueError("not an answer")
+        return line
+
+
+def _wait(file: IO[bytes], event: int, until: float) -> None:
+    """Waits until a pipe can be used. Raises TimeoutError."""
+    poll = select.poll()  # `select.select` takes no descriptor above 1,023
+    poll.register(file, event)
+    left_s = until - time.monotonic()
+    if left_s <= 0 or not poll.poll(left_s * 1000):
+        raise TimeoutError
+
+
+def _too_long(kind: Kind) -> ObjectError:
+    return _too_large(kind, f"takes more than {DECODE_S} s of processor time, or {WAIT_S} s of the clock, to decode")
+
+
+def _too_large(kind: Kind, what: str) -> ObjectError:
+    return ObjectError(ErrorClass.TOO_LARGE, f"the {kind.name} {what}; `checks: image` accepts it by its structure")
+
+
+def _kept(child: _Child | None) -> _Child | None:
+    """Returns a child that can decode another body; ends any other one, and returns None."""
+    if child is None or child.usable:
+        return child
+    child.end()
+    return None
+
+
+class Decoders:
+    """The children of this process. Each starts with the first body that needs it."""
+
+    def __init__(self) -> None:
+        self._idle: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        for _ in range(CHILDREN):
+            self._idle.put(None)
+        self._takes_all = threading.Lock()
+
+    def decode(self, data: Data, kind: Kind) -> None:
+        """Decodes a body in a child. Blocks. Raises ObjectError."""
+        try:
+            with self._one() as child:
+                child.decode(data, kind)
+        except _Ended:
+            self._decode_again(data, kind)
+
+    def _decode_again(self, data: Data, kind: Kind) -> None:
+        """Decodes a body in a new child with the memory of all, while the others rest."""
+        with self._all():
+            child = _Child(TOTAL_BYTES)
+            try:
+                child.decode(data, kind)
+            except _Ended as ended:
+                if ended.code == NO_MEMORY:
+                    most = f"{TOTAL_BYTES // MIB:,} MiB of memory"
+                    raise _too_large(kind, f"takes more than {most} to decode, or its pixels are damaged") from None
+                if ended.code < 0:
+                    raise _too_large(kind, f"crashes its decoder ({signal.Signals(-ended.code).name})") from None
+                raise RuntimeError(str(ended)) from None
+            finally:
+                child.end()
+
+    @contextlib.contextmanager
+    def _one(self) -> Iterator[_Child]:
+        child = self._idle.get()
+        try:
+            child = _kept(child) or _Child(TOTAL_BYTES // CHILDREN)
+            yield child
+        finally:
+            self._idle.put(_kept(child))
+
+    @contextlib.contextmanager
+    def _all(self) -> Iterator[None]:
+        with self._takes_all:  # two that hold a child each and wait for the other's would wait for ever
+            children = [self._idle.get() for _ in range(CHILDREN)]
+        try:
+            yield
+        finally:
+            for child in children:
+                self._idle.put(child)
+
+
+_decoders = Decoders()
+
+
+def decode_image(data: Data, kind: Kind) -> None:
+    """Decodes a body that passed :func:`ferry.images.check.check_image`, if there is a decoder for it. Blocks.
+
+    Raises ObjectError: ``truncated``, ``not_image``, ``too_large``.
     """
-    if kind.name == "SVG":
-        decode_svg(data)
-    elif kind.name == "SVGZ":
-        decode_svg(gunzip(data))
-    elif kind.name in _PLUGINS:
-        _decode_raster(data, kind.name, _memory, here=False)
-    else:
-        raise ObjectError(
-            ErrorClass.NOT_IMAGE, f"no decoder for {kind.name} is at hand; `checks: image` accepts it by its structure"
-        )
-
-
-class _Mapped(io.RawIOBase):
-    """A mapped file as a file of its own: each reader has its own position."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self._data, self._pos = data, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        with memoryview(buffer) as target:
-            piece = self._data[self._pos : self._pos + len(target)]
-            target[: len(piece)] = piece
-        self._pos += len(piece)
-        return len(piece)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self._pos, len(self._data))[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek position")
-        self._pos = base + offset
-        return self._pos
-
-
-_memory = DecodeMemory()
-
-
-def decode_here(data: Data, name: str, memory: int) -> None:
-    """As :func:`decode`, of a raster, in this process, with so much memory."""
-    _decode_raster(data, name, DecodeMemory(memory), here=True)
-
-
-def _decode_raster(data: Data, name: str, memory: DecodeMemory, *, here: bool) -> None:
-    if data[:2] in (b"P1", b"P2", b"P3") and count(data, b"#", MAX_COMMENTS) > MAX_COMMENTS:
-        raise _too_much(f"the {name} has more than {MAX_COMMENTS:,} comments")
-    try:
-        inside = _nested_pixels(data, name)
-        beside = _beside_the_pixels(data, name) + bytes_of_a_body(name, len(data))
-        partial = _keeps_coefficients(data, name)
-    except (struct.error, IndexError, OverflowError):  # a BigTIFF's places have 64 bits
-        raise corrupt(name, "its structure makes no sense") from None
-    file = io.BytesIO(data) if isinstance(data, bytes) else io.BufferedReader(_Mapped(data))
-    try:
-        with contextlib.ExitStack() as opened:
-            loan = opened.enter_context(memory.borrowed())
-            if not loan.need(beside):
-                raise _too_much(f"the {name} takes too much memory to open ({len(data):,} bytes)")
-            if not here and name in _READ_WHOLE and decode_process.is_for_a_process(name, len(data)):
-                loan.need(memory.total)
-                return decode_process.decode(data, name, memory.total)
-            image = opened.enter_context(Image.open(file, formats=[_PLUGINS[name]]))
-            total = 0
-            animated = getattr(image, "n_frames", 1) > 1
-            several = animated or name in ("ICO", "CUR", "ICNS")
-            progressive = partial or bool(image.info.get("progressive"))
-            for number, (width, height) in enumerate(_frames(image), 1):
-                pixels = max(width * height, inside if name == "ICO" else 0)  # its sizes may share one picture
-                total += pixels
-                if pixels > MAX_FRAME_PIXELS or total > MAX_TOTAL_PIXELS or number > MAX_FRAMES:
-                    raise _too_many_pixels(name)
-                if max(width, height) > MAX_SIDE_PIXELS or total > MAX_SLOW_PIXELS and _is_slow(image):
-                    raise _too_much(f"the {name} would take too long to decode ({width:,} × {height:,} pixels)")
-                a_pixel = bytes_a_pixel(name, image.mode, animated=animated, progressive=progressive)
-                needed = pixels * a_pixel + inside * 8 + beside
-                if not loan.need(needed):
-                    raise _too_much(f"the {name} takes too much memory to decode ({width:,} × {height:,} pixels)")
-                if not here and decode_process.is_for_a_process(name, len(data), max(pixels, inside)):
-                    most = memory.total if several else needed
-                    loan.need(most)
-                    return decode_process.decode(data, name, most)
-                image.load()
-        return None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise _too_many_pixels(name) from None
-    except MemoryError:
-        raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} needs more memory to decode than there is") from None
-    except _PILLOW_ERRORS as exc:
-        raise _decode_error(exc, name) from None
-
-
-def _keeps_coefficients(data: Data, name: str) -> bool:
-    """Of a JPEG, until its last scan. Raises ObjectError where it has many."""
-    if name != "JPEG":
-        return False
-    most, partial = scans(data, MAX_SCANS)
-    if most > MAX_SCANS:
-        raise _too_much(f"the JPEG has more than {MAX_SCANS} scans, each of which is a pass over all of it")
-    return partial
-
-
-def _nested_pixels(data: Data, name: str) -> int:
-    """The largest tile of a TIFF, the largest picture in an icon: what the size that Pillow shows does not say.
-
-    Raises ObjectError where that is too much.
-    """
-    largest = 0
-    if name == "TIFF":
-        largest = largest_tile(data, name, MAX_FRAMES)
-        if largest > MAX_TILE_PIXELS:
-            raise _too_much(f"the TIFF has tiles of {largest:,} pixels, which are unpacked as a whole")
-    elif name in ("ICO", "CUR", "ICNS"):
-        largest = largest_picture(data, name)
-    return largest
-
-
-def _beside_the_pixels(data: Data, name: str) -> int:
-    """Bytes for the tables of a JPEG 2000 (in ICNS too); its size says nothing of them. Raises ObjectError."""
-    at = -1
-    if name.startswith("JPEG 2000"):
-        at = code_stream(data, name)
-    elif name == "ICNS":
-        at = data.find(J2K)
-    most = 0
-    while at >= 0:
-        if int.from_bytes(data[at + 40 : at + 42], "big") > MAX_COMPONENTS:
-            raise corrupt(name, f"it has more than {MAX_COMPONENTS} components")
-        found = burden(data, at)
-        if found.steps > MAX_STEPS:
-            raise _too_much(f"the {name} is cut into {found.steps:,} parts, which would take too long to decode")
-        most = max(most, found.held)
-        at = data.find(J2K, at + 1) if name == "ICNS" else -1
-    return most
-
-
-def _too_much(what: str) -> ObjectError:
-    return ObjectError(ErrorClass.TOO_LARGE, f"{what}; `checks: image` accepts it by its structure")
-
-
-def _frames(image: Image.Image) -> Iterator[tuple[int, int]]:
-    """Moves the image to each of its pictures in turn and gives that one's width and height."""
-    if isinstance(image, IcoImagePlugin.IcoImageFile):
-        for size in sorted(image.info["sizes"]):
-            image.size = size
-            yield size
-        return
-    frames = 1 if isinstance(image, PsdImagePlugin.PsdImageFile) else getattr(image, "n_frames", 1)
-    for number in range(frames):
-        if number:
-            image.seek(number)
-        yield image.size
-
-
-def _is_slow(image: Image.Image) -> bool:
-    """Whether a decoder written in Python is about to run: Pillow registers those by name."""
-    return isinstance(image, ImageFile.ImageFile) and any(tile.codec_name in Image.DECODERS for tile in image.tile)
-
-
-def _too_many_pixels(name: str) -> ObjectError:
-    return ObjectError(
-        ErrorClass.TOO_LARGE,
-        f"the {name} has more pixels than are decoded ({MAX_FRAME_PIXELS // 10**6} megapixels a picture, "
-        f"{MAX_TOTAL_PIXELS // 10**9} gigapixels in all, {MAX_FRAMES:,} pictures)",
-    )
-
-
-def _decode_error(exc: BaseException, name: str) -> ObjectError:
-    text = str(exc).lower()
-    if isinstance(exc, EOFError) or "truncated" in text:
-        return truncated(name, "its last pixel")
-    if isinstance(exc, UnidentifiedImageError):
-        return corrupt(name, "Pillow cannot read its header")
-    return corrupt(name, "its pixels do not decode")
+    if kind.decoder:
+        _decoders.decode(data, kind)

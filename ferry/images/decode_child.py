@@ -1,43 +1,130 @@
-"""Decodes one body in a process of its own (decode_process.py): `python -m ferry.images.decode_child FORMAT BYTES`."""
+"""The child process that decodes bodies, one after the other: `python -m ferry.images.decode_child BYTES SECONDS`.
+
+Pillow opens a body only as the format that its signature says (never as EPS, which would start Ghostscript). Of PSD the
+merged picture is decoded, of CUR and ICNS the largest one, of the rest every frame. What decoders forgive passes:
+libjpeg shows a JPEG with damaged coded data as it can, and Pillow leaves rows empty that a PNG's well-ended compressed
+stream does not hold.
+
+Each request on standard input is a line, `[name, decoder, path or null, bytes]`, and the body where there is no path.
+Each answer on standard output is a line, `null` or `[error class, message]`. A body for which memory or time is not
+enough ends the process.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-import mmap
-import os
 import resource
-import stat
+import signal
+import struct
 import sys
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
 
-from ferry.core import ObjectError, die_with_parent
-from ferry.images import decode_process, svg
+from PIL import AvifImagePlugin, IcoImagePlugin, Image, PsdImagePlugin, UnidentifiedImageError
+
+from ferry.core import ErrorClass, ObjectError
+from ferry.images import decode, svg
+from ferry.images.web import corrupt, truncated
+
+BYTES_A_PIXEL = 24  # of any decoder at its peak, measured: OpenJPEG 22, libwebp 17, libavif 9, a progressive JPEG 9
+_SHORTAGES = ("out of memory", "could not create decoder object")  # by which libraries say that they got no memory
+# What Pillow, its decoders and its parsers raise on a damaged file; the fuzz test fails on any other
+_PILLOW_ERRORS = (
+    OSError,  # UnidentifiedImageError too
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,  # OverflowError, and ZeroDivisionError for an AVIF whose time scale is zero
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 
 
 def main() -> None:
-    decode_input(sys.argv[1], int(sys.argv[2]))
-
-
-def decode_input(name: str, memory: int) -> None:
-    """Decodes standard input, and answers with null or [error class, message]."""
-    die_with_parent()
-    is_file = stat.S_ISREG(os.fstat(0).st_mode)
-    data = mmap.mmap(0, 0, access=mmap.ACCESS_READ) if is_file else sys.stdin.buffer.read()
-    addresses = memory if name == "SVG" else memory + len(data) + decode_process.ADDRESSES
-    for limit, most in ((resource.RLIMIT_CPU, decode_process.seconds(name)), (resource.RLIMIT_AS, addresses)):
+    """Answers requests until standard input ends. Arguments: bytes of memory, and seconds for each body."""
+    memory, seconds = int(sys.argv[1]), int(sys.argv[2])
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None  # memory is the limit
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    addresses = memory + _addresses()
+    for limit, most in ((resource.RLIMIT_AS, addresses), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         resource.setrlimit(limit, (most, most))
     try:
-        if name == "SVG":
-            svg.parse_svg(data)
-        else:
-            from ferry.images.decode import decode_here  # with Pillow, which an SVG does without
-
-            decode_here(data, name, memory)
-        answer = None
-    except ObjectError as error:
-        answer = [error.error_class, error.message]
+        while line := sys.stdin.buffer.readline():
+            name, decoder, path, size = json.loads(line)
+            with Path(path).open("rb") if path else io.BytesIO(sys.stdin.buffer.read(size)) as file:
+                until = int(time.process_time()) + 1 + seconds
+                resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+                signal.alarm(decode.WAIT_S)
+                answer = verdict(file, name, decoder, memory)
+                signal.alarm(0)
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
     except MemoryError:
-        sys.exit(decode_process.NO_MEMORY)
-    json.dump(answer, sys.stdout)
+        sys.exit(decode.NO_MEMORY)
+
+
+def _addresses() -> int:
+    """Returns how much of the address space the process takes before its first body: libraries, most of all."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def verdict(file: BinaryIO, name: str, decoder: str, memory: int) -> tuple[ErrorClass, str] | None:
+    """Decodes a body. Returns None for one that is whole; raises MemoryError."""
+    try:
+        if decoder == "SVGZ":
+            svg.parse_svg(svg.gunzip(file.read()))
+        elif decoder == "SVG":
+            svg.parse_svg(file.read())
+        else:
+            _decode_raster(file, name, decoder, memory)
+    except ObjectError as error:
+        return error.error_class, error.message
+    return None
+
+
+def _decode_raster(file: BinaryIO, name: str, decoder: str, memory: int) -> None:
+    """Decodes every pixel of every frame. Raises ObjectError, and MemoryError where memory may be what was missing."""
+    pixels = 0
+    try:
+        with Image.open(file, formats=[decoder]) as image:
+            for width, height in _frames(image):
+                pixels = width * height
+                if pixels * len(image.getbands()) > decode.TOTAL_BYTES:  # before it is tried, and tried again alone
+                    raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} has too many pixels to decode ({pixels:,})")
+                image.load()
+    except _PILLOW_ERRORS as exc:
+        text = str(exc).lower()
+        if isinstance(exc, EOFError) or "truncated" in text:
+            raise truncated(name, "its last pixel") from None
+        if pixels * BYTES_A_PIXEL > memory or any(shortage in text for shortage in _SHORTAGES):
+            raise MemoryError from None
+        if isinstance(exc, UnidentifiedImageError):
+            raise corrupt(name, "Pillow cannot read its header") from None
+        raise corrupt(name, "its pixels do not decode") from None
+
+
+def _frames(image: Image.Image) -> Iterator[tuple[int, int]]:
+    """Moves the image to each of its pictures in turn, and yields that one's width and height."""
+    if isinstance(image, IcoImagePlugin.IcoImageFile):
+        for size in sorted(image.info["sizes"]):
+            image.size = size
+            yield size
+        return
+    frames = 1 if isinstance(image, PsdImagePlugin.PsdImageFile) else getattr(image, "n_frames", 1)
+    for number in range(frames):
+        if number:
+            image.seek(number)
+        yield image.size
 
 
 if __name__ == "__main__":

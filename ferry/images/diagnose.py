@@ -1,4 +1,4 @@
-"""Names a body that is not an image, for people: "an HTML page (“Not found”)"."""
+"""Names for bodies that are not images: "an HTML page (“Not found”)"."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _JSON = re.compile(rb"\s*+(?:\{\s*+[\"}]|\[\s*+[\[{\"\]\d tfn-])")
 
 
 def what(data: Data) -> str:
-    """What a body that is no image is, as a noun: "an HTML page (“Not found”)"; "" when it is unknown."""
+    """Returns what a body is that is not an image, as a noun: "an HTML page (“Not found”)"; "" when it is unknown."""
     head = data[:4096]
     if head[4:8] == b"ftyp":
         return "a QuickTime video" if head[8:12] == b"qt  " else "an MP4 video or other media file"
@@ -75,7 +75,7 @@ def _text(head: bytes) -> str:
     if _HTML.match(head, prolog.end()) or _HTML.match(start) or b"<!doctype html" in prolog[0].lower():
         return "an HTML page" + _title(head)
     if element := _ELEMENT.match(head, prolog.end()):
-        code = _STORE_CODE.search(head)  # what S3 and its like answer with instead of an object
+        code = _STORE_CODE.search(head)  # what S3 answers with instead of an object
         return f"an XML document (<{element[1].decode('ascii', 'replace')}>{f': {code[1].decode()}' if code else ''})"
     if start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE")):
         return "an XML document"
@@ -92,7 +92,7 @@ def _text(head: bytes) -> str:
 
 
 def _title(head: bytes) -> str:
-    """The page's title when it is short, printable and quotes no address (which may hold a secret)."""
+    """Returns the page's title in brackets; "" where it quotes an address, which may hold a secret."""
     if (m := _TITLE.search(head)) is None:
         return ""
     words = " ".join(html.unescape(m[1].decode("utf-8", "replace")).split())

@@ -1,8 +1,8 @@
-"""Formats made of nested boxes (ISO/IEC 14496-12): AVIF, HEIF, JPEG XL, JPEG 2000.
+"""The walk over AVIF, HEIC and HEIF, which are nested boxes (ISO/IEC 14496-12).
 
-Boxes have lengths but no end marker: the walk asks that the boxes without which there is no picture
-are there and whole. A last box of length 0 runs to the end of the file, and no cut in it can be told,
-except in JPEG 2000, whose code stream has its own end marker.
+Boxes have lengths but no end marker: the walk asks that the boxes without which there is no picture are there and
+complete. A last box of length 0 runs to the end of the file; a cut in it shows only where a single picture says how
+long its data is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from ferry.images.slices import rfind, steps
+from ferry.images.slices import steps
 from ferry.images.web import Data, corrupt, truncated
 
 MAX_BOXES = 100_000
@@ -22,14 +22,14 @@ _HEIF = frozenset({b"mif1", b"msf1", b"mif2", b"miaf", b"jpeg", b"j2ki", b"avci"
 
 
 def brands(data: Data) -> tuple[bytes, frozenset[bytes]]:
-    """The major brand of a file that begins with `ftyp`, and all its brands."""
+    """Returns the major brand of a file that begins with `ftyp`, and all its brands."""
     end = min(int.from_bytes(data[:4], "big"), 4096)
     every = data[16:end]
     return data[8:12], frozenset({data[8:12], *(every[at : at + 4] for at in range(0, len(every) - 3, 4))})
 
 
 def heif_name(data: Data) -> str | None:
-    """AVIF, HEIC or HEIF when the brands after `ftyp` say so; None for films and everything else."""
+    """Returns AVIF, HEIC or HEIF when the brands after `ftyp` say so; None for films and everything else."""
     major, every = brands(data)
     if major not in _AVIF | _HEIC | _HEIF:
         return None
@@ -38,17 +38,39 @@ def heif_name(data: Data) -> str | None:
     return "HEIC" if major in _HEIC or every & _HEIC else "HEIF"
 
 
-def _boxes(data: Data, name: str, needed: str, pos: int = 0) -> Iterator[tuple[bytes, int, int]]:
-    """(type, start of the content, end) of each top-level box, until what follows is no box at all.
+def heif(data: Data) -> None:
+    """ISO/IEC 23008-12: `meta` and the media data, for a sequence `moov`, all within the file."""
+    name = heif_name(data) or "HEIF"
+    top = _filled(data, name, 0, len(data))
+    inside: dict[bytes, tuple[int, int]] = {}
+    if b"meta" in top and brands(data)[0] not in _SEQUENCES:
+        body, end = top[b"meta"]
+        inside = _filled(data, name, body + 4, end)
+        if b"iloc" not in inside:
+            raise corrupt(name, "no box says where its picture lies (iloc)")
+        if _items_end(data, *inside[b"iloc"]) > len(data):
+            raise truncated(name, "the end of its picture")
+    elif b"moov" not in top:
+        raise truncated(name, "the box that describes its picture")
+    if b"mdat" not in top and b"idat" not in inside:
+        raise truncated(name, "its image data")
 
-    The consumer stops when it has all it needs. A box that runs past the end raises ``truncated``.
+
+def _filled(data: Data, name: str, pos: int, size: int) -> dict[bytes, tuple[int, int]]:
+    """Returns start and end of the content of the boxes that have any."""
+    return {tag: (body, end) for tag, body, end in _boxes(data, name, pos, size) if body < end}
+
+
+def _boxes(data: Data, name: str, pos: int, size: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yields (type, start of the content, end) of each box from ``pos`` to ``size``, or to what is not a box.
+
+    Raises ObjectError, ``truncated`` for a box that runs past ``size``.
     """
-    size = len(data)
     for _ in steps(MAX_BOXES):
         if size - pos < 8:
             return
         length, tag = _BOX.unpack_from(data, pos)
-        if any(byte < 0x20 or byte > 0x7E for byte in tag):
+        if min(tag) < 0x20 or max(tag) > 0x7E:
             return
         body = pos + 8
         if length == 1:
@@ -59,86 +81,38 @@ def _boxes(data: Data, name: str, needed: str, pos: int = 0) -> Iterator[tuple[b
         if length < body - pos:
             raise corrupt(name, "a box has an impossible length")
         if pos + length > size:
-            raise truncated(name, needed)
+            raise truncated(name, "the end of a box")
         yield tag, body, pos + length
         pos += length
     raise corrupt(name, f"more than {MAX_BOXES:,} boxes")
 
 
-def heif(data: Data, name: str) -> None:
-    """ISO/IEC 23008-12: `meta`, the media data, and for a sequence `moov`, all within the file."""
-    found = set()
-    for tag, body, end in _boxes(data, name, "the end of a box"):
-        found.add(tag)
-        if tag == b"meta" and data.find(b"idat", body, min(end, body + 65536)) >= 0:
-            found.add(b"idat")
-    sequence = brands(data)[0] in _SEQUENCES
-    if not found & {b"meta", b"moov"} or sequence and b"moov" not in found:
-        raise truncated(name, "the box that describes its picture")
-    if not found & {b"mdat", b"idat"}:
-        raise truncated(name, "its image data")
+def _items_end(data: Data, at: int, box_end: int) -> int:
+    """Returns where the last byte of the items lies that are in this file (`iloc`, ISO/IEC 14496-12 section 8.11.3)."""
+    version = data[at]
+    of_offset, of_length = divmod(data[at + 4], 16)  # how many bytes each number has
+    of_base, of_index = divmod(data[at + 5], 16)
+    of_index = of_index if version else 0
+    at += 6
 
+    def number(width: int) -> int:
+        nonlocal at
+        if at + width > box_end:
+            raise IndexError  # the box is shorter than what it says
+        at += width
+        return int.from_bytes(data[at - width : at], "big")
 
-def jxl(data: Data, name: str) -> None:
-    """ISO/IEC 18181-2: a code stream box (`jxlc`), or parts (`jxlp`) up to the one marked as last.
-
-    A bare code stream (FF 0A) has neither lengths nor an end marker that can be found without
-    decoding: only its signature is checked.
-    """
-    if data[:2] == b"\xff\x0a":
-        if len(data) < 4:
-            raise truncated(name, "its image data")
-        return
-    for tag, body, end in _boxes(data, name, "its image data is complete"):
-        if tag == b"jxlc" and end > body or tag == b"jxlp" and data[body] & 0x80:
-            return
-    raise truncated(name, "its image data is complete")
-
-
-def jp2(data: Data, name: str) -> None:
-    """ISO/IEC 15444-1 annex I: the `jp2c` box, then the code stream in it."""
-    for tag, body, end in _boxes(data, name, "its image data is complete"):
-        if tag == b"jp2c":
-            j2k(data, name, body, end)
-            return
-    raise truncated(name, "its image data")
-
-
-def code_stream(data: Data, name: str) -> int:
-    """Where the code stream of a JPEG 2000 begins, in its box or bare. Raises ObjectError where there is none."""
-    if data[:2] == b"\xff\x4f":
-        return 0
-    for tag, body, _ in _boxes(data, name, "its image data"):
-        if tag == b"jp2c":
-            return body
-    raise truncated(name, "its image data")
-
-
-def j2k(data: Data, name: str, pos: int = 0, end: int | None = None) -> None:
-    """ISO/IEC 15444-1 annex A: main header segments, tile-parts by their lengths, end marker FF D9."""
-    size = len(data) if end is None else end
-    if data[pos : pos + 4] != b"\xff\x4f\xff\x51":
-        raise corrupt(name, "its code stream has no header")
-    pos += 2
-    for _ in steps(MAX_BOXES):
-        marker = data[pos : pos + 2]
-        if len(marker) < 2 or pos + 2 > size:
-            raise truncated(name, "its end marker")
-        if marker == b"\xff\xd9":
-            return
-        if marker[0] != 0xFF:
-            raise corrupt(name, "its code stream has no marker where one must be")
-        if marker == b"\xff\x90":
-            if pos + 12 > size:
-                raise truncated(name, "its end marker")
-            part = int.from_bytes(data[pos + 6 : pos + 10], "big")
-            if part == 0:  # the last tile-part, of unknown length; FF D9 cannot occur in coded data
-                if rfind(data, b"\xff\xd9", pos + 12, size) < 0:
-                    raise truncated(name, "its end marker")
-                return
-            if part < 14:
-                raise corrupt(name, "a tile has an impossible length")
-            pos += part
-        else:
-            pos += 2 + (data[pos + 2] << 8 | data[pos + 3])
-    raise corrupt(name, f"more than {MAX_BOXES:,} segments")
+    last = 0
+    for _ in steps(number(4 if version == 2 else 2)):
+        number(4 if version == 2 else 2)  # its identifier
+        method = number(2) & 15 if version else 0
+        elsewhere = number(2)
+        base, extents = number(of_base), number(2)
+        if not of_index + of_offset + of_length:
+            continue  # the whole file
+        for _ in steps(extents):
+            number(of_index)
+            end = base + number(of_offset) + number(of_length)
+            if method == 0 and not elsewhere:
+                last = max(last, end)
+    return last

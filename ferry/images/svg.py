@@ -1,17 +1,9 @@
-"""Bodies that are text: SVG, which is an image, and all that is not one, named for people.
+"""The walk over SVG and SVGZ, and the parser of level `decode`.
 
-An SVG is walked tag by tag to the end of its root element, through comments and CDATA but without an
-XML parser: a cut is found, an error of syntax is not (level `decode` parses).
-
-
-SVG at level `decode`: an XML parser that expands nothing, and whose memory and time are bounded by the body.
-
-What is small and becomes large, each refused or left undone: entities; attributes that a DTD gives to every element
-(`specified_attributes`); namespaces, whose whole address a parser writes before each name that belongs to them. What is
-many, and stays in the parser's tables: names and attributes are counted, depth is bounded.
-
-The parser holds Python's lock for as long as one tag takes, which may be ten seconds. A drawing that is not small is
-therefore parsed by a process of its own (decode_process.py).
+The walk goes tag by tag up to the end of the root element, through comments and CDATA but without an XML parser: it
+finds a cut, not an error of syntax. The parser runs in a child process (decode.py), whose memory and time are limited:
+names, attributes and depth are not counted here. It expands nothing: an SVG that declares entities is refused, and
+attributes that a DTD gives to every element are left out (`specified_attributes`).
 """
 
 from __future__ import annotations
@@ -22,8 +14,7 @@ import zlib
 from xml.parsers import expat
 
 from ferry.core import ErrorClass, ObjectError
-from ferry.images import decode_process
-from ferry.images.slices import SLICE_BYTES, Text, behind, count, find, search, steps, turn
+from ferry.images.slices import SLICE_BYTES, Text, behind, find, search, steps, turn
 from ferry.images.web import Data, corrupt, truncated
 
 HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looked through
@@ -50,7 +41,7 @@ def _utf16(data: Text) -> str | None:
 
 
 def utf8_head(data: Data) -> bytes:
-    """The start of a text without its byte order mark, as UTF-8 when it is UTF-16."""
+    """Returns the start of a text without its byte order mark, as UTF-8 when it is UTF-16."""
     head = data[:HEAD_BYTES]
     if (coding := _utf16(head)) is not None:
         return head.decode(coding, "replace").encode("utf-8", "replace")
@@ -59,12 +50,14 @@ def utf8_head(data: Data) -> bytes:
 
 def _root(text: Text, start: int = 0) -> re.Match[bytes] | None:
     prolog = PROLOG.match(text, start, HEAD_BYTES)
-    assert prolog is not None  # it matches nothing at least
+    assert prolog is not None  # it also matches an empty text
+    if b"<!doctype html" in prolog[0].lower():
+        return None
     return _ROOT.match(text, prolog.end())
 
 
 def is_svg(data: Data) -> bool:
-    """Whether the first element, after declaration, comments and doctype, is `svg`."""
+    """Returns whether the first element, after declaration, comments and a doctype (not HTML's), is `svg`."""
     return _root(utf8_head(data)) is not None
 
 
@@ -78,7 +71,7 @@ def svg(data: Text) -> None:
         try:
             text = utf8_of(data, coding)
         except UnicodeDecodeError as exc:
-            if exc.reason == "truncated data" or exc.reason == "unexpected end of data":
+            if exc.reason in ("truncated data", "unexpected end of data"):
                 raise truncated("SVG", "its closing </svg>") from None
             raise corrupt("SVG", "it is not the UTF-16 that its start promises") from None
     elif data[:3] == codecs.BOM_UTF8:
@@ -90,7 +83,7 @@ def svg(data: Text) -> None:
 
 
 def utf8_of(data: Text, coding: str) -> bytearray:
-    """A text in UTF-16, in slices. Raises UnicodeDecodeError."""
+    """Returns a text in UTF-16 as UTF-8, made in slices. Raises UnicodeDecodeError."""
     decoder, text = codecs.getincrementaldecoder(coding)(), bytearray()
     for at in range(0, len(data), SLICE_BYTES):
         text += decoder.decode(data[at : at + SLICE_BYTES], at + SLICE_BYTES >= len(data)).encode()
@@ -118,7 +111,7 @@ def _comments_alone(text: Text, pos: int) -> None:
 
 
 def _element_end(text: Text, name: bytes, pos: int) -> int:
-    """Where the element ends that begins at ``pos``."""
+    """Returns where the element ends that begins at ``pos``."""
     token = re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?)" + re.escape(name) + rb"(?=[\s/>])")
     early = truncated("SVG", "its closing </svg>")
     depth = 0
@@ -145,7 +138,7 @@ def _element_end(text: Text, name: bytes, pos: int) -> int:
 
 
 def _tag_end(text: Text, pos: int) -> int:
-    """Behind the `>` that ends the tag; -1 where it does not end."""
+    """Returns the position behind the `>` that ends the tag; -1 where it does not end."""
     while True:
         pos = behind(_TAG_PIECES, text, pos)
         char = bytes(text[pos : pos + 1])
@@ -160,100 +153,40 @@ def _tag_end(text: Text, pos: int) -> int:
 
 
 def gunzip_head(data: Data) -> bytes | None:
-    """The first bytes inside a gzip stream; None when it is none."""
+    """Returns the first bytes inside a gzip stream; None when it is not one."""
     try:
         return zlib.decompressobj(31).decompress(data[:HEAD_BYTES], HEAD_BYTES)
     except zlib.error:
         return None
 
 
+def svgz(data: Data) -> None:
+    """As :func:`svg`, of what is inside a gzip stream."""
+    svg(gunzip(data))
+
+
 def gunzip(data: Data) -> bytearray:
-    """A whole gzip stream (RFC 1952), bounded, its checksum verified. For SVGZ."""
+    """Returns what a complete gzip stream (RFC 1952) holds, up to 64 MB, its checksum verified. For SVGZ."""
     stream = zlib.decompressobj(31)
     plain = bytearray()
     for at in range(0, len(data), HEAD_BYTES):  # zlib copies what it leaves of its input: a body may be a gigabyte
         piece, full = data[at : at + HEAD_BYTES], True
         while full and not stream.eof:
             try:
-                piece_of_it = stream.decompress(piece, _SVGZ_STEP)
+                unpacked = stream.decompress(piece, _SVGZ_STEP)
             except zlib.error:
                 raise corrupt("SVGZ", "it does not decompress") from None
-            plain += piece_of_it
+            plain += unpacked
             turn()
             if len(plain) > MAX_SVG_BYTES:
                 raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
-            piece, full = stream.unconsumed_tail, len(piece_of_it) == _SVGZ_STEP
+            piece, full = stream.unconsumed_tail, len(unpacked) == _SVGZ_STEP
         if stream.eof:
             return plain
     raise truncated("SVGZ", "the end of its gzip stream")
 
 
-PARSE_BYTES = 1024**3  # of memory
-MAX_SVG_MARKS = 2_000_000  # `<` and `=`: elements' ends and beginnings, and attributes; up to 200 bytes each
-MAX_SVG_DEPTH = 2048  # as libxml2 has it
-MAX_SVG_DEFAULTS = 500  # attributes that its DTD declares
-
-
-def decode_svg(data: Text) -> None:
-    """As :func:`parse_svg`; what is not small in another process. Blocks. Raises ObjectError."""
-    if decode_process.is_for_a_process("SVG", len(data)):
-        decode_process.decode(data, "SVG", PARSE_BYTES)
-    else:
-        parse_svg(data)
-
-
-def parse_svg(data: Text) -> None:
-    """Well-formed, the root is `svg`, and no entity is declared. Raises ObjectError."""
-    if count(data, b"<", MAX_SVG_MARKS) + count(data, b"=", MAX_SVG_MARKS) > MAX_SVG_MARKS:
-        raise ObjectError(
-            ErrorClass.TOO_LARGE,
-            f"an SVG with more than {MAX_SVG_MARKS:,} tags and attributes is not parsed; `checks: image` accepts it",
-        )
-    parser = expat.ParserCreate()
-    parser.specified_attributes = True
-    depth = declared = 0
-    started = False
-
-    def start(tag: str, _attributes: dict[str, str]) -> None:
-        nonlocal started, depth
-        depth += 1
-        if not started and tag.rpartition(":")[2] != "svg":
-            raise corrupt("SVG", "its root element is not svg")
-        started = True
-        if depth > MAX_SVG_DEPTH:
-            raise corrupt("SVG", f"its elements lie more than {MAX_SVG_DEPTH:,} deep in each other")
-
-    def end(_tag: str) -> None:
-        nonlocal depth
-        depth -= 1
-
-    def entity(*_declaration: object) -> None:
-        raise corrupt("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
-
-    def default(*_declaration: object) -> None:
-        nonlocal declared
-        declared += 1
-        if declared > MAX_SVG_DEFAULTS:
-            raise corrupt("SVG", f"it declares more than {MAX_SVG_DEFAULTS:,} attributes")
-
-    parser.StartElementHandler = start
-    parser.EndElementHandler = end
-    parser.EntityDeclHandler = entity
-    parser.AttlistDeclHandler = default
-    try:
-        parser.Parse(data, True)
-    except expat.ExpatError as exc:
-        if exc.code == expat.errors.codes[expat.errors.XML_ERROR_NO_MEMORY]:
-            raise MemoryError from None
-        if exc.code in _UNFINISHED:
-            raise truncated("SVG", "its XML is complete") from None
-        raise corrupt(
-            "SVG", f"its XML is not well-formed in line {exc.lineno} ({expat.ErrorString(exc.code)})"
-        ) from None
-    except (LookupError, ValueError):  # raised for an encoding that Python does not know or cannot map
-        raise corrupt("SVG", "it declares an unknown encoding") from None
-
-
+_NO_MEMORY = expat.errors.codes[expat.errors.XML_ERROR_NO_MEMORY]
 _UNFINISHED = frozenset(
     expat.errors.codes[text]
     for text in (
@@ -263,3 +196,31 @@ _UNFINISHED = frozenset(
         expat.errors.XML_ERROR_PARTIAL_CHAR,
     )
 )
+
+
+def parse_svg(data: Text) -> None:
+    """Parses a drawing. Raises ObjectError where it is not well-formed or declares entities, and MemoryError."""
+    parser = expat.ParserCreate()
+    parser.specified_attributes = True
+
+    def start(tag: str, _attributes: dict[str, str]) -> None:
+        parser.StartElementHandler = None  # the others do not matter
+        if tag.rpartition(":")[2] != "svg":
+            raise corrupt("SVG", "its root element is not svg")
+
+    def entity(*_declaration: object) -> None:
+        raise corrupt("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
+
+    parser.StartElementHandler = start
+    parser.EntityDeclHandler = entity
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as exc:
+        if exc.code == _NO_MEMORY:
+            raise MemoryError from None
+        if exc.code in _UNFINISHED:
+            raise truncated("SVG", "its XML is complete") from None
+        why = expat.ErrorString(exc.code)
+        raise corrupt("SVG", f"its XML is not well-formed in line {exc.lineno} ({why})") from None
+    except (LookupError, ValueError):  # raised for an encoding that Python does not know or cannot map
+        raise corrupt("SVG", "it declares an unknown encoding") from None

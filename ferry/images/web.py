@@ -1,9 +1,9 @@
-"""What a kind of image is, and the walks over the four formats that nearly every image on the web has.
+"""The class Kind, and the walks over JPEG, PNG, GIF and WebP, which nearly every image on the web is.
 
-A walk takes the whole body and returns when it has met the end marker; it never decodes a pixel.
-It raises ObjectError, ``truncated`` or ``not_image``. Reading past the end (IndexError, struct.error)
-may escape a walk: :func:`ferry.images.check.check` reports that as ``truncated``. Work is linear in the
-body, in slices (slices.py), and every loop in Python has a limit far above what real files need.
+A walk takes the whole body and returns when it has met the end marker; it never decodes a pixel. It raises ObjectError,
+``truncated`` or ``not_image``. Reading past the end (IndexError, struct.error) may escape a walk:
+:func:`ferry.images.check.check_image` reports that as ``truncated``. Work is linear in the body, in slices (slices.py),
+and every loop in Python has a limit far above what real files need.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ferry.core import ErrorClass, ObjectError
 from ferry.images.slices import Data, find, rfind, steps, turn
 
-__all__ = ["Data", "Kind", "corrupt", "gif", "jpeg", "png", "truncated", "unfiltered_bytes", "webp"]
+__all__ = ["PNG_SIGNATURE", "Data", "Kind", "corrupt", "gif", "jpeg", "png", "truncated", "unfiltered_bytes", "webp"]
 
 MAX_JPEG_SEGMENTS = 10_000  # before the first scan; 100 MB of XMP in 64 KB pieces are 1,600
 MAX_CHUNKS = 500_000
@@ -24,36 +24,39 @@ MAX_GIF_BLOCKS = 1_000_000  # of those shorter than 255 bytes
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A format: its name for people, its usual file extension without a dot, its media type."""
+    """A format: its name for people, its usual file extension without a dot, its media type, and what decodes it: the
+    format's name in Pillow, `SVG` or `SVGZ`; "" where nothing does."""
 
     name: str
     ext: str
     mime: str
+    decoder: str = ""
 
 
 def truncated(name: str, before: str) -> ObjectError:
-    """The error of a body that ends early."""
+    """Returns the error of a body that ends early."""
     return ObjectError(ErrorClass.TRUNCATED, f"the {name} ends before {before}")
 
 
 def corrupt(name: str, what: str) -> ObjectError:
-    """The error of a body whose signature promises what its structure does not keep."""
+    """Returns the error of a body whose structure is not what its signature says."""
     return ObjectError(ErrorClass.NOT_IMAGE, f"the {name} is damaged: {what}")
 
 
 # C4, C8 and CC are tables and an extension; F7 is the frame of JPEG-LS
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}
+_JPEG_SEQUENTIAL = frozenset({0xC0, 0xC1})  # with Huffman codes: a block of 8 × 8 samples takes two bits or more
 _JPEG_BARE = frozenset(range(0xD0, 0xD8)) | {0x00, 0x01}  # no length follows
 
 
 def jpeg(data: Data) -> None:
     """ITU-T T.81 annex B: segments by their lengths up to the first scan, then an end marker (EOI).
 
-    An EOI inside a segment (the thumbnail in EXIF) is jumped over. After a scan's start FF D9 cannot
-    occur in coded data, so the search runs from the end, where it costs nothing. Like libjpeg, the walk
-    skips fill bytes and junk between segments.
+    An EOI inside a segment (the thumbnail in EXIF) is jumped over. After a scan's start FF D9 cannot occur in coded
+    data, so the search runs from the end, where it costs nothing. Like libjpeg, the walk skips fill bytes and junk
+    between segments. A picture with more blocks than its coded data has bits is cut.
     """
-    pos, frame = 2, False
+    pos, frame, blocks = 2, False, 0
     for _ in range(MAX_JPEG_SEGMENTS):
         if data[pos] != 0xFF:
             pos = find(data, b"\xff", pos)
@@ -68,17 +71,19 @@ def jpeg(data: Data) -> None:
             continue
         if marker in (0xD8, 0xD9):
             raise corrupt("JPEG", "it has no image data")
-        length = data[pos + 2] << 8 | data[pos + 3]
+        length = struct.unpack_from(">H", data, pos + 2)[0]
         if length < 2:
             raise corrupt("JPEG", "a segment has an impossible length")
         if marker == 0xDA:
             break
         if marker in _JPEG_FRAMES:
             components = data[pos + 9]
-            width = data[pos + 7] << 8 | data[pos + 8]  # a height of 0 is legal: a DNL segment gives it
+            height, width = struct.unpack_from(">HH", data, pos + 5)  # a height of 0 is legal: a DNL segment gives it
             if components == 0 or width == 0 or length != 8 + 3 * components:
                 raise corrupt("JPEG", "its frame header makes no sense")
             frame = True
+            if marker in _JPEG_SEQUENTIAL:
+                blocks = (width + 7) // 8 * ((height + 7) // 8)
         pos += 2 + length
     else:
         raise corrupt("JPEG", f"more than {MAX_JPEG_SEGMENTS:,} segments before its image data")
@@ -92,8 +97,11 @@ def jpeg(data: Data) -> None:
         raise truncated("JPEG", "its end marker")
     if end == scan:
         raise corrupt("JPEG", "it has no image data")
+    if blocks > 8 * (end - scan):
+        raise truncated("JPEG", f"its last row: {width:,} × {height:,} pixels cannot be in {end - scan:,} bytes")
 
 
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_HEADER = struct.Struct(">IIBBBBB")
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -103,11 +111,12 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def unfiltered_bytes(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """What a PNG's image data unpacks to: a byte for the filter, then whole bytes, of each row of each pass."""
+    """Returns how long a PNG's image data is unpacked: a filter byte, then whole bytes, for each row of each pass."""
     size = 0
     for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns, rows = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
-        size += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+        if columns > 0 and rows > 0:
+            size += rows * (1 + (columns * bits + 7) // 8)
     return size
 
 
@@ -135,11 +144,11 @@ def png(data: Data) -> None:
             end = pos + 12 + length
             if end > size:
                 raise truncated("PNG", "its end chunk (IEND)")
-            # an upper-case first letter says that the picture cannot be shown without this chunk
-            if (not tag[0] & 0x20 or tag == b"fdAT") and zlib.crc32(view[pos + 4 : end - 4]) != int.from_bytes(
-                data[end - 4 : end], "big"
-            ):
-                raise corrupt("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
+            critical = not tag[0] & 0x20  # an upper-case first letter: the picture cannot be shown without this chunk
+            if critical or tag == b"fdAT":
+                checksum = int.from_bytes(data[end - 4 : end], "big")
+                if zlib.crc32(view[pos + 4 : end - 4]) != checksum:
+                    raise corrupt("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
             pos = end
             if tag == b"IDAT":
                 pixels, packed = True, packed + length
@@ -162,20 +171,17 @@ def png(data: Data) -> None:
 
 def gif(data: Data) -> None:
     """GIF89a specification: blocks to the trailer (3B), animated or not. Zero bytes between blocks pass."""
-    pos, frames, short = 13, 0, 0
-    if data[10] & 0x80:
-        pos += 3 << (data[10] & 7) + 1
+    pos, frames, short = 13 + _gif_palette(data[10]), 0, 0
     while True:
         introducer = data[pos]
         if introducer == 0x3B:
             break
         if introducer == 0x2C:
-            packed = data[pos + 9]
-            pos += 10 + (3 << (packed & 7) + 1 if packed & 0x80 else 0)
+            pos += 10 + _gif_palette(data[pos + 9])
             if not 1 <= data[pos] <= 11:
                 raise corrupt("GIF", "a picture has an impossible code size")
             pos += 1
-            frames += 1
+            frames += data[pos] > 0  # the length of its first sub-block
         elif introducer == 0x21:
             pos += 2
         elif introducer:
@@ -203,6 +209,11 @@ def gif(data: Data) -> None:
         raise corrupt("GIF", "it has no picture")
 
 
+def _gif_palette(packed: int) -> int:
+    """Returns how many bytes the colour table takes that a descriptor's packed fields announce."""
+    return 3 * 2 ** ((packed & 7) + 1) if packed & 0x80 else 0
+
+
 _RIFF_CHUNK = struct.Struct("<4sI")
 
 
@@ -226,6 +237,8 @@ def webp(data: Data) -> None:
             continue
         tag, length = _RIFF_CHUNK.unpack_from(data, pos)
         body = pos + 8
+        if min(tag) < 0x20 or max(tag) > 0x7E:  # the rest of the file was never written
+            raise corrupt("WebP", "a chunk has no proper name")
         if body + length > (frame_end or end):
             raise corrupt("WebP", "a chunk is longer than what contains it")
         if tag == b"ANMF" and not frame_end:
@@ -235,7 +248,7 @@ def webp(data: Data) -> None:
         if tag == b"VP8 ":
             if data[body] & 1 or data[body + 3 : body + 6] != b"\x9d\x01\x2a":
                 raise corrupt("WebP", "its picture (VP8) does not begin with a key frame")
-            first = (data[body] | data[body + 1] << 8 | data[body + 2] << 16) >> 5
+            first = int.from_bytes(data[body : body + 3], "little") >> 5
             if first + 10 > length:
                 raise corrupt("WebP", "its picture (VP8) is shorter than its first partition")
             pictures += 1

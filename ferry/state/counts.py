@@ -56,6 +56,7 @@ class Counts:
     duplicates: int = 0  # of the skipped rows
     retryable: int = 0  # of the failed rows
     by_size: dict[str, int] = field(default_factory=dict)  # status -> copied or unchanged rows confirmed by size alone
+    lesser_checks: int = 0  # copied or unchanged rows that got a lesser check than `checks`; their message names it
     classes: dict[str, int] = field(default_factory=dict)  # error class -> failed, skipped or pending rows
 
     def check(self) -> None:
@@ -83,17 +84,20 @@ def count(con: duckdb.DuckDBPyConnection) -> Counts:
     lines = con.execute(
         """
         SELECT coalesce(nullif(l.status, 'removed'), 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),
-               count(*) FILTER (l.retryable), count(*) FILTER (l.confirmed = 'size')
+               count(*) FILTER (l.retryable), count(*) FILTER (l.confirmed = 'size'),
+               count(l.message)
         FROM manifest m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l USING (row_id)
         GROUP BY 1, 2
         """
     ).fetchall()
-    for status, error_class, rows, size, retryable, by_size in lines:
+    for status, error_class, rows, size, retryable, by_size, messages in lines:
         setattr(counts, status, getattr(counts, status) + rows)
         if status == "copied":
             counts.bytes += int(size)
-        if by_size and status in ("copied", "unchanged"):
-            counts.by_size[status] = counts.by_size.get(status, 0) + by_size
+        if status in ("copied", "unchanged"):
+            counts.lesser_checks += messages
+            if by_size:
+                counts.by_size[status] = counts.by_size.get(status, 0) + by_size
         if status == "failed":
             counts.retryable += retryable
         if error_class is not None:

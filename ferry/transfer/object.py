@@ -24,10 +24,11 @@ from ferry.core import (
 )
 from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
-from ferry.images import check_image, decode_image, is_quick, load_decoders, sniff
+from ferry.images import is_quick, kind_of_type
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import DESTINATION, Limiter, Permit, record_failure
 from ferry.storage import AlreadyThere, Confirmation, NotPlain, ObjectInfo, Store, md5_of_etag
+from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.source import Fetch, Sources
@@ -105,8 +106,6 @@ class ObjectTransfer:
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be working on this job's rows."""
-        if options.checks is Checks.DECODE:
-            load_decoders()
         self._sources = Sources(origin, roots, options.max_bytes)
         self._destination = destination
         self._limiter = limiter
@@ -165,7 +164,8 @@ class ObjectTransfer:
         same = TransferResult(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
-            requests=fetch.requests, confirmed=known.confirmed,
+            message=lesser_check_of(kind_of_type(known.content_type), self._options.checks), requests=fetch.requests,
+            confirmed=known.confirmed,
         )  # fmt: skip
         if isinstance(fetch, NotModified):
             same.checked_by = CHECKED_BY_ANSWER[known.revalidate]
@@ -229,16 +229,17 @@ class ObjectTransfer:
         """Checks the body, waits for the destination's permit, and writes the object."""
         body = fetch.body
         body.on_progress = self.waits.moved
-        if body.data is not None and self._options.checks is not Checks.DECODE and is_quick(body.data):
-            kind = self._check(row, body, fetch.attributes)
+        checks = self._options.checks
+        if body.data is not None and checks is not Checks.DECODE and is_quick(body.data):
+            kind = check_body(row, fetch, checks)
         else:
             self.waits.on("their check")
-            kind = await asyncio.get_running_loop().run_in_executor(
-                self._checkers, self._check, row, body, fetch.attributes
-            )
+            kind = await asyncio.get_running_loop().run_in_executor(self._checkers, check_body, row, fetch, checks)
         result = TransferResult(
-            Status.COPIED, row.key, body.size, body.md5, body.sha256, self._content_type(row, fetch, kind),
-            fetch.etag, fetch.last_modified, requests=fetch.requests, bytes_read=body.size,
+            Status.COPIED, row.key, body.size, body.md5, body.sha256,
+            kind.mime if kind else row.content_type or fetch.content_type,
+            fetch.etag, fetch.last_modified, message=lesser_check_of(kind, checks), requests=fetch.requests,
+            bytes_read=body.size,
         )  # fmt: skip
         attributes = {**fetch.attributes, **self._attributes} if fetch.attributes else self._attributes.copy()
         if result.content_type:
@@ -390,32 +391,6 @@ class ObjectTransfer:
             limit.ok(time.monotonic() - started)
         self._outage.answered(kind)
 
-    def _check(self, row: Row, body: Body, attributes: Mapping[str, str]) -> ImageKind | None:
-        """Applies the job's checks and compares the manifest's size and digests; returns the type, if known.
-
-        Each level of `checks` includes those before it. A body with a Content-Encoding of its bucket is stored as it
-        is, so its bytes are not checked as an image.
-        """
-        if self._options.checks is not Checks.NONE and row.size is not None and row.size != body.size:
-            raise ObjectError(
-                ErrorClass.TRUNCATED if body.size < row.size else ErrorClass.DIGEST_MISMATCH,
-                f"the source sent {body.size:,} bytes, and the manifest has {row.size:,}",
-            )
-        type_of = sniff
-        if self._options.checks in (Checks.IMAGE, Checks.DECODE) and "Content-Encoding" not in attributes:
-            type_of = check_image
-        with body.buffer() as data:
-            kind = type_of(data)
-        for name, expected, actual in (("md5", row.md5, body.md5), ("sha256", row.sha256, body.sha256)):
-            if expected is not None and expected != actual:
-                raise ObjectError(
-                    ErrorClass.DIGEST_MISMATCH, f"the bytes have the {name} {actual}, and the manifest has {expected}"
-                )
-        if self._options.checks is Checks.DECODE and kind is not None:
-            with body.buffer() as data:
-                decode_image(data, kind)
-        return kind
-
     async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Confirmation | None:
         """Compares the existing object with the body: by MD5 if its ETag is one, else by reading it.
 
@@ -443,10 +418,3 @@ class ObjectTransfer:
             message=None if unchanged else KEY_EXISTS,
             confirmed=Confirmed.DIGEST if unchanged else None,
         )
-
-    @staticmethod
-    def _content_type(row: Row, fetch: Fetch, kind: ImageKind | None) -> str | None:
-        """Returns the type of the bytes if known, else that in the manifest, else that of the source's response."""
-        if kind is not None:
-            return kind.mime
-        return row.content_type or fetch.content_type

@@ -21,6 +21,7 @@ class Fetch:
     last_modified: str | None
     requests: int
     attributes: dict[str, str] = field(default_factory=dict)  # of a source in a bucket: encoding and metadata
+    length_known: bool = True  # as http's Fetched has it
 
 
 class Sources:
@@ -81,7 +82,7 @@ class Sources:
 
 
 def _fetch(got: Fetched) -> Fetch:
-    return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests)
+    return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests, length_known=got.length_known)
 
 
 def _date(found: ObjectInfo) -> str | None:

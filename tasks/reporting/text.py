@@ -68,6 +68,8 @@ class Report:
         line = f"{c['copied'] + c['unchanged']:,} of {c['planned']:,} stored"
         if by_size := sum(c["by_size"].values()):
             line += f", {by_size:,} of them confirmed by size alone"
+        if lesser := c.get("lesser_checks", 0):
+            line += f", {lesser:,} of them checked by length or structure alone"
         if c["failed"]:
             line += f", {c['failed']:,} failed (budget {self.budget:,})"
         return f"{line}, {c['pending']:,} pending" if c["pending"] else line

@@ -1,4 +1,4 @@
-"""Bodies that stand for much more than they are, each in a process of its own: memory and time are bounded."""
+"""Bodies that stand for much more than they are, in a process of their own: memory and time are limited."""
 
 from __future__ import annotations
 
@@ -11,48 +11,59 @@ from typing import Any
 
 import pytest
 
-from ferry.images.decode_memory import DECODE_BYTES
+from ferry.images.decode import TOTAL_BYTES
 from tests.faults import bombs
 from tests.faults.amount import each
 
 ROOT = Path(__file__).parents[2]
 MB = 1024 * 1024
+MOST_BYTES = 1.1 * TOTAL_BYTES  # libraries, and what the allocator keeps
 pytestmark = pytest.mark.slow
 
 
-def measured(names: Sequence[str]) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "tests.faults.bombs", *names]
-    ended = subprocess.run(command, cwd=ROOT, timeout=240, check=True, stdout=subprocess.PIPE, text=True)
-    return [json.loads(line) for line in ended.stdout.splitlines()]
+def measured(names: Sequence[str], seconds: int = 20) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "tests.faults.bombs", str(seconds), *names]
+    ended = subprocess.run(command, cwd=ROOT, timeout=400, check=True, stdout=subprocess.PIPE, text=True)
+    found = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [one["name"] for one in found] == list(names)
+    for one in found:
+        assert one["peak"] < 128 * MB or one["name"] in bombs.LARGE, one  # an SVG has 64 MB at most; mapped files count
+        assert one["children"] < MOST_BYTES, one
+    return found
 
 
 def test_what_is_refused_costs_next_to_nothing(tried: Callable[..., None]) -> None:
-    """Sizes that are claims alone, pixels that are not wanted, texts, profiles, tiles, entities, names without end: at
-    most 128 MB (an SVG may have 64 MB), and a class that says why."""
-    names = each(list(bombs.REFUSED), 12)
-    found = measured(names)
-    assert [one["name"] for one in found] == names
+    """Sizes that are claims alone, texts, profiles, tiles, entities: 128 MB at most in this process, a gigabyte in its
+    children, and a class that says why."""
+    found = measured(each(list(bombs.REFUSED), 12))
     for one in found:
         (end,) = one["ends"]
         assert end.startswith(("too_large: ", "not_image: ", "truncated: ")), one
-        assert one["peak"] < 128 * MB, one
         assert one["size"] < 80 * MB, one
     tried("bodies that stand for much more than they are", len(found))
 
 
-def test_what_is_taken_costs_its_bound(tried: Callable[..., None]) -> None:
-    """A drawing at the limit of what is counted: below 600 MB, and in time that grows with its size alone."""
-    found = measured(each(list(bombs.TAKEN), 1))
+def test_what_takes_long_is_ended(tried: Callable[..., None]) -> None:
+    """Small pieces by the million, and pictures that lie over each other, have their processor time and no more."""
+    found = measured(each(list(bombs.SLOW), 2), seconds=1)
+    for one in found:
+        (end,) = one["ends"]
+        assert end.startswith("too_large: "), one
+        assert " takes " in end, one
+    tried("bodies that take long", len(found))
+
+
+def test_what_is_taken_costs_its_limit(tried: Callable[..., None]) -> None:
+    """Drawings and pictures that are what they say pass, within the same memory."""
+    found = measured(each(list(bombs.TAKEN), 2))
     for one in found:
         assert one["ends"] == ["taken"], one
-        assert one["peak"] < 600 * MB, one
     tried("drawings at the limit of what is counted", len(found))
 
 
-def test_two_at_once_do_not_take_twice_the_bound(tried: Callable[..., None]) -> None:
+def test_two_at_once_do_not_take_twice_the_limit(tried: Callable[..., None]) -> None:
     """Whatever two threads decode, together it is a gigabyte (and a tenth: what the allocator keeps)."""
     found = measured(each(list(bombs.LARGE), 1))
     for one in found:
         assert one["ends"] == ["taken", "taken"], one
-        assert one["peak"] < 1.1 * DECODE_BYTES, one
     tried("large pictures decoded at once", 2 * len(found))

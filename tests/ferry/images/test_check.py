@@ -11,20 +11,17 @@ import random
 import struct
 import time
 import tracemalloc
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from PIL import Image
 
 from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass
-from ferry.images import decode
-from ferry.images.check import KINDS, check_image, decode_image, sniff
-from ferry.images.decode_memory import DecodeMemory
+from ferry.images.check import KINDS, check_image, kind_of_type, lesser_check, level_of, sniff
+from ferry.images.decode import decode_image
 from tests.faults import bombs
 
 pytestmark = pytest.mark.matrix
@@ -148,11 +145,6 @@ def heic() -> bytes:
     return saved("AVIF").replace(b"ftypavif", b"ftypheic", 1)
 
 
-def jxr() -> bytes:
-    fields = struct.pack("<H", 2) + struct.pack("<HHII", 0xBCC0, 4, 1, 38) + struct.pack("<HHII", 0xBCC1, 4, 1, 10)
-    return b"II\xbc\x01\x08\0\0\0" + fields + bytes(4) + b"WMPHOTO\0ab"
-
-
 def tiff_with_sub_ifd() -> bytes:
     """As in raw photos: the directory in the chain has no strip, the one below it has."""
     top = struct.pack("<H", 1) + struct.pack("<HHII", 330, 4, 1, 26) + bytes(4)
@@ -192,25 +184,12 @@ EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "webp animated": ("WebP", lambda: animated("WEBP")),
     "avif": ("AVIF", lambda: saved("AVIF")),
     "avif animated": ("AVIF", lambda: animated("AVIF")),
-    "jp2": ("JPEG 2000", lambda: saved("JPEG2000")),
-    "j2k tiles": ("JPEG 2000 code stream", lambda: saved("JPEG2000", no_jp2=True, tile_size=(16, 16))),
     "bmp": ("BMP", lambda: saved("BMP")),
     "bmp palette": ("BMP", lambda: saved("BMP", "P")),
     "bmp rle": ("BMP", bmp_rle),
     "ico": ("ICO", lambda: saved("ICO", size=(48, 48))),
     "ico bitmaps": ("ICO", lambda: saved("ICO", size=(48, 48), bitmap_format="bmp")),
     "cur": ("CUR", cur),
-    "icns": ("ICNS", lambda: saved("ICNS", size=(32, 32))),
-    "dds": ("DDS", lambda: saved("DDS", "RGBA")),
-    "dds blocks": ("DDS", lambda: saved("DDS", "RGBA", (32, 20), pixel_format="DXT5")),
-    "qoi": ("QOI", lambda: saved("QOI")),
-    "psd raw": ("PSD", lambda: psd(0)),
-    "psd packed": ("PSD", lambda: psd(1)),
-    "pbm": ("PBM", lambda: saved("PPM", "1")),
-    "pgm": ("PGM", lambda: saved("PPM", "L")),
-    "pgm 16 bit, comment": ("PGM", lambda: b"P5\n# made by hand\n3 2\n# again\n65535\n" + bytes(range(12))),
-    "ppm": ("PPM", lambda: saved("PPM")),
-    "pfm": ("PFM", lambda: saved("PPM", "F")),
     "tiff": ("TIFF", lambda: saved("TIFF")),
     "svg": ("SVG", lambda: SVG.encode()),
     "svg bom": ("SVG", lambda: b"\xef\xbb\xbf" + SVG.encode()),
@@ -218,10 +197,6 @@ EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "svg odd": ("SVG", lambda: SVG_ODD.encode()),
     "svg root alone": ("SVG", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
     "svgz": ("SVGZ", lambda: gzip.compress(SVG.encode() * 1, mtime=0)),
-    "sgi": ("SGI", lambda: saved("SGI")),
-    "tga": ("TGA", lambda: saved("TGA")),
-    "tga packed": ("TGA", lambda: saved("TGA", compression="tga_rle")),
-    "tga palette": ("TGA", lambda: saved("TGA", "P")),
 }
 # Valid, and decoded where Pillow can; a cut may go unseen, or the last byte carries nothing.
 LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -244,11 +219,6 @@ LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tiff many strips": ("TIFF", lambda: saved("TIFF", size=(60, 90), strip_size=500)),
     "tiff big": ("TIFF", lambda: saved("TIFF", big_tiff=True)),
     "tiff pages": ("TIFF", lambda: animated("TIFF")),
-    "pcx": ("PCX", lambda: saved("PCX")),
-    "pcx palette": ("PCX", lambda: saved("PCX", "P")),
-    "pcx 1 bit": ("PCX", lambda: saved("PCX", "1")),
-    "pgm plain": ("PGM", lambda: b"P2 3 2 9 1 2 3\n4 5 6"),
-    "pbm plain": ("PBM", lambda: b"P1\n3 2\n101010\n"),
 }
 # Valid to level `image`; Pillow has no decoder or not for such a variant.
 UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
@@ -260,24 +230,37 @@ UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
         lambda: png_of(1, 1, 8, 0, 0, b"\0\0", chunk(b"tEXt", b"a\0b")[:-1] + b"\x00"),
     ),
     "heic": ("HEIC", heic),
-    "jxl container": ("JPEG XL", lambda: JXL_BOXES + box(b"jxlp", b"\0\0\0\0ab") + box(b"jxlp", b"\x80\0\0\x01c")),
-    "jxl code stream": ("JPEG XL", lambda: b"\xff\x0a\xfa\x1f\x41\x91"),
-    "jpeg xr": ("JPEG XR", jxr),
     "tiff of a camera": ("TIFF", tiff_with_sub_ifd),
+}
+# Known by their signature alone: level `image` finds no cut. Level `decode` finds it where Pillow has a decoder.
+BY_SIGNATURE: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jp2": ("JPEG 2000", lambda: saved("JPEG2000")),
+    "j2k tiles": ("JPEG 2000 code stream", lambda: saved("JPEG2000", no_jp2=True, tile_size=(16, 16))),
+    "icns": ("ICNS", lambda: saved("ICNS", size=(32, 32))),
+    "dds": ("DDS", lambda: saved("DDS", "RGBA")),
+    "dds blocks": ("DDS", lambda: saved("DDS", "RGBA", (32, 20), pixel_format="DXT5")),
+    "qoi": ("QOI", lambda: saved("QOI")),
+    "psd raw": ("PSD", lambda: psd(0)),
+    "psd packed": ("PSD", lambda: psd(1)),
+    "pbm": ("PBM", lambda: saved("PPM", "1")),
+    "pbm plain": ("PBM", lambda: b"P1\n3 2\n101010\n"),
+    "pgm": ("PGM", lambda: saved("PPM", "L")),
+    "pgm plain": ("PGM", lambda: b"P2 3 2 9 1 2 3\n4 5 6"),
+    "pgm 16 bit, comment": ("PGM", lambda: b"P5\n# made by hand\n3 2\n# again\n65535\n" + bytes(range(12))),
+    "ppm": ("PPM", lambda: saved("PPM")),
+    "pfm": ("PFM", lambda: saved("PPM", "F")),
+}
+WITHOUT_DECODER: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "jxl container": ("JPEG XL", lambda: JXL_BOXES + box(b"jxlp", b"\0\0\0\0ab") + box(b"jxlp", b"\x80\0\0\x01c")),
+    "jxl code stream": ("JPEG XL", lambda: b"\xff\x0a\xfa\x1f\x41\x91" + bytes(10)),
+    "jpeg xr": ("JPEG XR", lambda: b"II\xbc\x01\x08\0\0\0" + bytes(30)),
+    "psb": ("PSB", lambda: patched(psd(0), 4, b"\0\2")),
     "pam": (
         "PAM",
         lambda: b"P7\nWIDTH 2\nHEIGHT 2\nDEPTH 4\n# c\nMAXVAL 255\nTUPLTYPE RGB_ALPHA\nENDHDR\n" + bytes(16),
     ),
-    "blp": ("BLP", lambda: saved("BLP", "P")),
-    "dib": ("DIB", lambda: saved("DIB")),
-    "dib palette": ("DIB", lambda: saved("DIB", "P")),
-    "im": ("IM", lambda: saved("IM")),
-    "msp": ("MSP", lambda: saved("MSP", "1")),
-    "spider": ("SPIDER", lambda: saved("SPIDER", "F")),
-    "xbm": ("XBM", lambda: saved("XBM", "1")),
-    "psd of Photoshop zip": ("PSD", lambda: psd(0)[:38] + b"\0\x02x"),
 }
-VALID = EXACT | LOOSE | UNDECODABLE
+VALID = EXACT | LOOSE | UNDECODABLE | BY_SIGNATURE | WITHOUT_DECODER
 
 
 @functools.cache
@@ -325,22 +308,80 @@ def test_a_mapped_file_is_checked_like_bytes(name: str, tmp_path: Path) -> None:
                 except ObjectError as exc:
                     verdicts.append(str(exc))
             assert verdicts[0] == verdicts[1]
-            if part is data and name not in UNDECODABLE:
+            if part is data and name in EXACT | LOOSE:
                 decode_image(mapped, check_image(mapped))
 
 
-@pytest.mark.parametrize("name", EXACT | LOOSE)
+@pytest.mark.parametrize("name", EXACT | LOOSE | BY_SIGNATURE)
 def test_valid_images_decode(name: str) -> None:
     """What Pillow or the XML parser can read passes level `decode`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        decode_image(body(name), check_image(body(name)))
+    decode_image(body(name), check_image(body(name)))
 
 
-@pytest.mark.parametrize("name", ["heic", "jxl container", "jpeg xr", "pam"])
-def test_what_cannot_be_decoded_is_said(name: str) -> None:
-    """A format without a decoder does not pass level `decode` in silence."""
-    assert "no decoder for" in str(decode_refusal(body(name)))
+@pytest.mark.parametrize(
+    ("name", "image", "decode"),
+    [
+        ("jpeg", "image", "decode"),
+        ("svgz", "image", "decode"),
+        ("cur", "image", "decode"),
+        ("heic", "image", "image"),
+        ("jp2", "length", "decode"),
+        ("psd raw", "length", "decode"),
+        ("pgm plain", "length", "decode"),
+        ("jxl code stream", "length", "length"),
+        ("jpeg xr", "length", "length"),
+        ("psb", "length", "length"),
+        ("pam", "length", "length"),
+    ],
+)
+def test_how_deep_a_kind_is_checked(name: str, image: str, decode: str) -> None:
+    """The table of level_of. What is checked less than was asked for passes, and a sentence says which check it was."""
+    kind = check_image(body(name))
+    decode_image(body(name), kind)
+    assert (level_of(kind, decode=False), level_of(kind, decode=True)) == (image, decode)
+    for asked, level in (("image", image), ("decode", decode)):
+        said = lesser_check(kind, decode=asked == "decode")
+        assert (said is None) == (level == asked)
+        if level == "length":
+            assert said == f"only its length was checked: Ferry knows {kind.name} by its signature alone"
+    by_type = kind_of_type(kind.mime)
+    assert by_type is not None
+    assert level_of(by_type, decode=False) == image
+
+
+def test_what_has_no_decoder_is_said() -> None:
+    """The structure of a HEIC is checked; level `decode` says that its pixels were not."""
+    said = lesser_check(check_image(body("heic")), decode=True)
+    assert said == "its structure was checked, its pixels were not: Ferry has no decoder for HEIC"
+    assert kind_of_type(None) is None
+    assert kind_of_type("text/html") is None
+
+
+@pytest.mark.parametrize("name", [name for name in BY_SIGNATURE if not name.startswith(("pbm plain", "pgm"))])
+def test_cuts_that_only_a_decoder_finds(name: str) -> None:
+    """A body that is known by its signature passes level `image` when it is cut, not level `decode`."""
+    half = body(name)[: len(body(name)) // 2]  # more than the header
+    assert check_image(half).name == VALID[name][0]
+    decode_refusal(half)
+
+
+@pytest.mark.parametrize("name", BY_SIGNATURE | WITHOUT_DECODER)
+def test_a_signature_alone_is_not_an_image(name: str) -> None:
+    """A body that ends with its signature, or in it, is refused."""
+    for length in range(13):
+        refusal(body(name)[:length])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["qoif", "icns of the day", "DDS server error", "8BPS", "P5 is a plan", "P2 10 x 20", "P6 10 20 error", "P7 332",
+     "Pf 1 2", "BMX is a sport", "RIFF", "GIF89", "II* ", "MM"],
+)  # fmt: skip
+def test_text_that_begins_as_a_signature_does(text: str) -> None:
+    """No error page in plain text passes for an image."""
+    assert (
+        refusal((text + ". The server is busy; please try again later.\n").encode()).error_class is ErrorClass.NOT_IMAGE
+    )
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -378,6 +419,9 @@ def test_a_cut_before_the_first_end_marker_of_a_multi_picture_jpeg_is_found() ->
 
 
 NOT_IMAGES = {
+    **dict.fromkeys(
+        ("BLP", "DIB", "IM", "MSP", "PCX", "SGI", "SPIDER", "TGA", "XBM"), "without a signature of its own"
+    ),
     "PDF": "a document (SEMANTICS: files and bodies)",
     "EPS": "a document: a program in PostScript",
     "PALM": "no signature; Pillow itself cannot read what it writes",
@@ -390,9 +434,8 @@ NOT_IMAGES = {
 
 @pytest.mark.parametrize("format_", sorted(set(Image.SAVE) | set(Image.SAVE_ALL)))
 def test_every_format_that_pillow_writes(format_: str) -> None:
-    """Each is accepted in every mode that Pillow writes it in, and cut in half refused; the others say why not."""
-    if format_ in NOT_IMAGES:
-        return
+    """Each is accepted in every mode that Pillow writes it in, and cut in half refused where its structure is known.
+    What has no signature of its own is not an image."""
     written = 0
     for mode in ("RGB", "RGBA", "P", "L", "1", "F"):
         out = io.BytesIO()
@@ -401,24 +444,11 @@ def test_every_format_that_pillow_writes(format_: str) -> None:
         except (OSError, ValueError):  # this format has no such mode
             continue
         written += 1
-        check_image(out.getvalue())
-        refusal(out.getvalue()[: len(out.getvalue()) // 2])
-    assert written
-
-
-@pytest.mark.parametrize("name", ["blp", "dib", "im", "msp", "spider", "xbm", "pcx", "pcx 1 bit"])
-def test_cuts_of_rare_formats(name: str) -> None:
-    """Whatever of the rows is missing is found."""
-    data = body(name)
-    for length in range(0, len(data) - 3, 7):
-        refusal(data[:length])
-
-
-@pytest.mark.parametrize("name", ["jxl code stream", "pgm plain"])
-def test_cuts_that_no_structure_shows(name: str) -> None:
-    """Documented limits: the end of a bare JPEG XL code stream, the last digits of a plain PNM."""
-    data = body(name) if name == "jxl code stream" else b"P2 3 2 99 11 22 33 44 55 66"
-    assert check_image(data[:-1])
+        if format_ in NOT_IMAGES:
+            assert refusal(out.getvalue()).error_class is ErrorClass.NOT_IMAGE
+        elif level_of(check_image(out.getvalue()), decode=False) == "image":
+            refusal(out.getvalue()[: len(out.getvalue()) // 2])
+    assert written or format_ in NOT_IMAGES
 
 
 @pytest.mark.parametrize(
@@ -450,6 +480,11 @@ def test_cuts_that_no_structure_shows(name: str) -> None:
         ("<html><title>é</title>".encode("utf-16"), "an HTML page (“é”), not an image"),
         (b"BMX is a sport", "plain text, not an image"),
         (b"P1 is a plan", "plain text, not an image"),
+        (b"#define a_width 1\n#define a_height 1\nstatic char a_bits[] = {1};", "plain text, not an image"),
+        (
+            b'<!DOCTYPE html><svg xmlns="http://www.w3.org/2000/svg"><text>503</text></svg>',
+            "an HTML page, not an image",
+        ),
         (b"%PDF-1.7\n", "a PDF document, not an image; `checks: length` copies any kind of file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0", "a PostScript document, not an image; `checks: length` copies any kind of file"),
         (b"PK\x03\x04\x14\0", "a ZIP archive, not an image; `checks: length` copies any kind of file"),
@@ -502,13 +537,9 @@ def test_an_image_stored_compressed_is_named() -> None:
         (SVG.encode() + b"<!-- a", "the SVG ends before the end of its last comment"),
         (saved("TIFF")[:-5], "the TIFF ends before the end of its image data"),
         (saved("BMP")[:-1], "the BMP ends before its last row"),
-        (saved("QOI")[:-1], "the QOI ends before its end marker"),
         (saved("AVIF")[:-1], "the AVIF ends before the end of a box"),
-        (saved("JPEG2000", no_jp2=True)[:-1], "the JPEG 2000 code stream ends before its end marker"),
         (saved("ICO", size=(32, 32))[:-1], "the ICO ends before the end of a picture"),
-        (saved("PPM")[:-1], "the PPM ends before its last row"),
         (gzip.compress(SVG.encode(), mtime=0)[:-1], "the SVGZ ends before the end of its gzip stream"),
-        (JXL_BOXES + box(b"jxlp", b"\0\0\0\0ab"), "the JPEG XL ends before its image data is complete"),
     ],
 )
 def test_the_sentence_for_a_damaged_image(data: bytes, sentence: str) -> None:
@@ -528,8 +559,7 @@ def test_each_flipped_bit_of_a_png_is_found() -> None:
 
 
 SIGNATURES = {
-    "jpeg": 4, "png": 8, "gif": 6, "webp": 16, "avif": 12, "jp2": 12, "bmp": 26, "ico": 10,
-    "icns": 4, "qoi": 4, "psd raw": 6, "ppm": 3, "tiff": 4, "svgz": 3,
+    "jpeg": 4, "png": 8, "gif": 6, "webp": 16, "avif": 12, "bmp": 26, "ico": 10, "tiff": 4, "svgz": 3,
 }  # fmt: skip
 
 
@@ -541,9 +571,62 @@ def test_one_formats_signature_before_anothers_body(head: str) -> None:
             refusal(body(head)[: SIGNATURES[head]] + body(tail)[SIGNATURES[tail] :])
 
 
-@pytest.mark.parametrize("name", [n for n in EXACT if n[:3] not in ("pbm", "pgm", "ppm", "pfm", "sgi")])
+def avif_of_unknown_length() -> bytes:
+    """An AVIF whose last box, its data, runs to the end of the file."""
+    data = body("avif")
+    at = data.find(b"mdat") - 4
+    assert at + int.from_bytes(data[at : at + 4], "big") == len(data)
+    return patched(data, at, bytes(4))
+
+
+def avif_boxes(meta: bytes, data: bytes) -> bytes:
+    return box(b"ftyp", b"avif\0\0\0\0avif") + box(b"meta", meta) + box(b"mdat", data)
+
+
+def avif_with(old: bytes, new: bytes) -> bytes:
+    assert old in body("avif")
+    return body("avif").replace(old, new)
+
+
+def tiff_of(*fields: tuple[int, int, int, int]) -> bytes:
+    packed = b"".join(struct.pack("<HHII", *field) for field in fields)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + packed + bytes(4)
+
+
+CUT_WITHOUT_A_SIGN: dict[str, Callable[[], bytes]] = {
+    "avif, its data runs to the end": lambda: avif_of_unknown_length()[:-20],
+    "avif, empty boxes": lambda: avif_boxes(b"", b""),
+    "avif, no place of its picture": lambda: avif_boxes(bytes(9), b"x"),
+    "avif, no data": lambda: body("avif")[: body("avif").find(b"mdat") - 4] + box(b"mdat", b""),
+    "avif, more places than its box holds": lambda: avif_with(b"iloc\0\0\0\0\x44\0\0\1", b"iloc\0\0\0\0\x44\0\xff\xff"),
+    "gif, a picture without data": lambda: b"GIF89a\1\0\1\0\0\0\0\x2c" + bytes(9) + b"\2\0\x3b",
+    "ico, zeros behind its directory": lambda: body("cur")[:22] + bytes(len(body("cur"))),
+    "ico, a cut png inside": lambda: bombs.ico_with(saved("PNG")[:-20]),
+    "bmp, compressed without a size": lambda: patched(patched(bmp_rle(), 34, bytes(4)), 2, bytes(4))[:-5],
+    "tiff, fewer lengths than strips": lambda: tiff_of((273, 3, 2, 60_000 << 16 | 8), (279, 4, 1, 8)),
+    "jpeg, more blocks than bits": lambda: patched(saved("JPEG"), frame_at(saved("JPEG")) + 5, b"\x40\0\x40\0"),
+    "webp, zeros behind its first chunk": lambda: (data := body("webp animated"))[:400] + bytes(len(data) - 400),
+    "svg, a page": lambda: b"<!DOCTYPE html>\n" + SVG.encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CUT_WITHOUT_A_SIGN)
+def test_bodies_that_once_passed(name: str) -> None:
+    """Whatever their lengths say, they are not complete images."""
+    refusal(CUT_WITHOUT_A_SIGN[name]())
+
+
+def test_what_those_are_made_of_passes() -> None:
+    """The same bodies, complete."""
+    assert check_image(avif_of_unknown_length()).name == "AVIF"
+    assert check_image(bombs.ico_with(saved("PNG"))).name == "ICO"
+    assert check_image(patched(bmp_rle(), 34, bytes(4))).name == "BMP"  # the size of its file is there
+    decode_image(avif_of_unknown_length(), check_image(avif_of_unknown_length()))
+
+
+@pytest.mark.parametrize("name", EXACT)
 def test_a_signature_followed_by_zeros(name: str) -> None:
-    """A file that was preallocated and never filled is refused, where black pixels are not zeros too (PNM, SGI)."""
+    """A file that was preallocated and never filled is refused."""
     refusal(body(name)[:16] + bytes(3000))
 
 
@@ -587,12 +670,11 @@ def test_hostile_bodies_cost_little(data: bytes) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        bombs.sgi_of_rows(60),
         bombs.tiff_of_strips(400_000),
         gzip.compress(b"<svg/>", mtime=0) + bytes(70_000_000),
         gzip.compress(b"<svg/>", mtime=0) + bytes(60_000_000),
     ],
-    ids=("SGI", "TIFF", "SVGZ", "smaller SVGZ"),
+    ids=("TIFF", "SVGZ", "smaller SVGZ"),
 )
 def test_a_check_takes_little_memory(data: bytes) -> None:
     """A file may be a gigabyte of places of rows: nine times that in numbers would be too much. So would be a copy."""
@@ -612,131 +694,13 @@ def test_a_directory_that_loops() -> None:
 
 
 def test_a_decompression_bomb_is_too_large() -> None:
-    """More than 250 megapixels are refused before they are decoded; a claim without the data is cut."""
-    bomb = bombs.png(20_000, 15_000, 0, 1)
-    assert check_image(bomb).name == "PNG"
+    """More pixels than a gigabyte holds are refused unseen; a claim without the data is cut."""
     assert refusal(png_of(60_000, 60_000, 8, 0, 0, b"\0")).error_class is ErrorClass.TRUNCATED
-    actions: tuple[Literal["ignore", "error"], ...] = ("ignore", "error")
-    for action in actions:
-        with warnings.catch_warnings():
-            warnings.simplefilter(action)
-            assert decode_refusal(bomb).error_class is ErrorClass.TOO_LARGE
-
-
-def test_large_but_allowed_images_do_not_depend_on_warning_filters() -> None:
-    """An image that Pillow would warn about by default decodes even where warnings are errors."""
-    width, height = 15_000, 10_000
-    large = png_of(width, height, 1, 0, 0, bytes((1 + width // 8) * height))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        decode_image(large, check_image(large))
-
-
-def test_the_pixels_of_all_frames_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many frames are as large as one."""
-    data = body("gif animated")
-    monkeypatch.setattr(decode, "MAX_TOTAL_PIXELS", 33 * 21 * 2)
-    assert decode_refusal(data).error_class is ErrorClass.TOO_LARGE
-
-
-def test_shapes_that_take_too_long_to_decode() -> None:
-    """Rows of a million pixels, and many pixels for a decoder written in Python, are refused."""
-    wide = png_of(1_000_000, 2, 1, 0, 0, bytes((1 + 125_000) * 2))
-    assert "too long to decode (1,000,000 × 2 pixels)" in str(decode_refusal(wide))
-    qoi = b"qoif" + struct.pack(">IIBB", 10_000, 10_000, 3, 0) + b"\xfd" * 90 + bytes(7) + b"\x01"
-    assert decode_refusal(qoi).error_class is ErrorClass.TOO_LARGE
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        bombs.j2k(100, 100, tile=100, layers=65_535, precinct=1),
-        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1),
-        bombs.j2k(2_000, 2_000, tile=2_000, precinct=1, hidden=True),
-        bombs.j2k(11_000, 11_000, tile=11_000, precinct=1),
-        bombs.jp2_around(bombs.j2k(255, 255, tile=1, components=1_000), 255, 255),
-    ],
-    ids=("packets", "code-blocks", "hidden code-blocks", "many code-blocks", "components"),
-)
-def test_a_small_jpeg_2000_does_not_ask_for_gigabytes(data: bytes) -> None:
-    """Tables of tiles, code-blocks and packets need no byte in the file: what they take is known before decoding."""
-    kind = check_image(data)
-    started = time.perf_counter()
-    with pytest.raises(ObjectError):
-        decode_image(data, kind)
-    assert time.perf_counter() - started < 1
-    assert len(data) < 4_000
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        bombs.ico_with(bombs.bitmap_for_ico(6_000), 1),
-        bombs.ico_of_one_picture(30_000, bombs.png(3_000, 3_000, 0, 8)),
-        b"\0\0\x01\0\x01\0"
-        + struct.pack("<BBBBHHII", 1, 1, 0, 0, 1, 32, 99, 22)
-        + b"\x28\0\0\0"
-        + b"\xff\x4f\xff\x51" * 3_000_000,
-        bombs.tiff_of_directories(30_000),
-        bombs.jpeg_of_markers(b"\xff\x01", 5_000_000),
-        bombs.jpeg_of_markers(b"\xff\xfe\0\2", 5_000_000),
-        bombs.jpeg_of_exif(60_000_000),
-        bombs.jpeg_of_markers(b"\xff\xd8\xff\xd9", 5_000_000),
-    ],
-    ids=(
-        "bitmap",
-        "sizes of one picture",
-        "signatures",
-        "directories",
-        "markers",
-        "segments",
-        "EXIF",
-        "empty pictures",
-    ),
-)
-def test_hostile_bodies_cost_little_to_decode(data: bytes) -> None:
-    """Pictures that lie over each other, and small pieces by the million, are not looked at one by one."""
-    kind = check_image(data)
-    started = time.perf_counter()
-    with pytest.raises(ObjectError):
-        decode_image(data, kind)
-    assert time.perf_counter() - started < 1
-
-
-def test_a_baseline_jpeg_may_keep_its_coefficients() -> None:
-    """One with a scan for each component takes three times the memory, as a progressive one does."""
-    small = bombs.jpeg_of_components(64, 64)
-    decode_image(small, check_image(small))
-    refused = decode_refusal(bombs.jpeg_of_components(15_000, 15_000))
+    bomb = bombs.png(40_000, 30_000, 0, 1)
+    assert check_image(bomb).name == "PNG"
+    refused = decode_refusal(bomb)
     assert refused.error_class is ErrorClass.TOO_LARGE
-    assert "takes too much memory to decode" in str(refused)
-
-
-@pytest.mark.parametrize("data", [bombs.gif_of_comment(4_000_000), bombs.jpeg_of_exif(3_000_000)], ids=("GIF", "JPEG"))
-def test_what_a_decoder_keeps_of_the_body_counts(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments, EXIF and the like, up to four times as much as came: known before anything is opened."""
-    decode_image(data, check_image(data))
-    monkeypatch.setattr(decode, "_memory", DecodeMemory(10_000_000))
-    assert "takes too much memory to open" in str(decode_refusal(data))
-
-
-def test_fill_bytes_cost_little_to_decode() -> None:
-    """Before a marker there may be any number of them; before none, too."""
-    data = bombs.jpeg_of_markers(b"\xff" * 1_000_000 + b"\0", 5)
-    kind = check_image(data)
-    started = time.perf_counter()
-    decode_image(data, kind)
-    assert time.perf_counter() - started < 1
-
-
-def test_a_jpeg_2000_of_many_parts_decodes() -> None:
-    """Tiles, precincts and layers as real encoders make them."""
-    for layers in ([1], [40, 20, 10, 5, 1]):
-        data = saved(
-            "JPEG2000", size=(500, 400), quality_layers=layers, irreversible=True, num_resolutions=3,
-            tile_size=(64, 64), precinct_size=(32, 32), codeblock_size=(16, 16),
-        )  # fmt: skip
-        decode_image(data, check_image(data))
+    assert "too many pixels to decode (1,200,000,000)" in str(refused)
 
 
 def test_decode_finds_missing_pixels() -> None:

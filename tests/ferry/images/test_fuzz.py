@@ -1,22 +1,21 @@
-"""Random and mutated bodies: a verdict or an ObjectError, never anything else."""
+"""Random bodies: a verdict or an ObjectError, never anything else. tests/faults/test_fuzz.py has damaged images."""
 
 from __future__ import annotations
 
 import struct
-import warnings
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferry.core.errors import ObjectError
-from ferry.images.check import KINDS, check_image, decode_image, sniff
-from tests.ferry.images.test_check import SIGNATURES, VALID, body
-
-NAMES = sorted(name for name in VALID if len(body(name)) < 20_000)
+from ferry.images.check import KINDS, check_image, sniff
+from ferry.images.decode import decode_image
+from tests.ferry.images.test_check import SIGNATURES, body
 
 
 def survives(data: bytes) -> None:
+    """Asserts that both levels come to a verdict, whose sentence a terminal can show."""
     kind = None
     try:
         kind = check_image(data)
@@ -27,44 +26,10 @@ def survives(data: bytes) -> None:
     if kind is None:
         return
     assert kind in KINDS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            decode_image(data, kind)
-        except ObjectError as exc:
-            assert str(exc).isprintable()
-
-
-@st.composite
-def mutated(draw: st.DrawFn) -> bytes:
-    """A valid image with bytes changed, removed, repeated, or another image's bytes put in."""
-    data = bytearray(body(draw(st.sampled_from(NAMES))))
-    for _ in range(draw(st.integers(1, 6))):
-        # headers decide most: half of the changes go to the first 128 bytes
-        last = min(len(data), 128) if draw(st.booleans()) else len(data)
-        at = draw(st.integers(0, max(0, last - 1)))
-        match draw(st.integers(0, 4)):
-            case 0:
-                data[at : at + 1] = draw(st.binary(min_size=1, max_size=1))
-            case 1:
-                data[at : at + 4] = draw(
-                    st.sampled_from([b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\1\0"])
-                )
-            case 2:
-                del data[at : at + draw(st.integers(1, 64))]
-            case 3:
-                data[at:at] = draw(st.binary(max_size=16))
-            case _:
-                other = body(draw(st.sampled_from(NAMES)))
-                data[at : at + 40] = other[at : at + 40]
-    return bytes(data)
-
-
-@settings(max_examples=600, deadline=None, suppress_health_check=list(HealthCheck))
-@given(mutated())
-def test_mutated_images(data: bytes) -> None:
-    """A damaged image is judged, at both levels, whatever the damage."""
-    survives(data)
+    try:
+        decode_image(data, kind)
+    except ObjectError as exc:
+        assert str(exc).isprintable()
 
 
 @settings(max_examples=300, deadline=None)
@@ -74,7 +39,7 @@ def test_random_bytes(data: bytes) -> None:
     survives(data)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SIGNATURES)), st.binary(max_size=300))
 def test_signatures_before_random_bytes(name: str, tail: bytes) -> None:
     """A signature with anything behind it gets a verdict."""
@@ -90,9 +55,9 @@ def test_text_like_markup(text: str) -> None:
     survives(text.encode("utf-16"))
 
 
-@pytest.mark.parametrize("place", [2**63, 2**64 - 1])
-def test_a_big_tiff_whose_directory_lies_nowhere(place: int) -> None:
-    """A place of 64 bits that no index can be: found by the test above."""
-    survives(b"II+\0\x08\0\0\0" + place.to_bytes(8, "little") + bytes(100))
+@pytest.mark.parametrize("offset", [2**63, 2**64 - 1])
+def test_a_big_tiff_whose_directory_lies_nowhere(offset: int) -> None:
+    """An offset of 64 bits that is beyond every index."""
+    survives(b"II+\0\x08\0\0\0" + offset.to_bytes(8, "little") + bytes(100))
     entry = struct.pack("<HHQQ", 322, 4, 1, 64)
-    survives(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + entry + place.to_bytes(8, "little") + bytes(100))
+    survives(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + entry + offset.to_bytes(8, "little") + bytes(100))
