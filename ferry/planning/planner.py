@@ -246,7 +246,7 @@ class Planner:
             known = {}  # written by a Ferry whose schema had other names: read the list again
         if self.ask.mode != "plain" and known:
             return LoadedManifest(None, known)
-        brought = load_manifest(self.job, self.access.source, self.spool_dir, known)
+        brought = load_manifest(self.con, self.job, self.access.source, self.spool_dir, known)
         self.notes += brought.notes
         return brought if brought.path is not None else LoadedManifest(None, known)
 
