@@ -102,6 +102,15 @@ class Request:
         """The columns that the job names itself: role -> column."""
         return {role: name for role in ROLES if (name := getattr(self.columns, role)) is not None}
 
+    def bad_line(self, line: int, why: str) -> str:
+        """Returns the problem of a line that becomes a failed row. Raises UserError unless the job skips such lines."""
+        if not self.skip_bad_lines:
+            raise UserError(
+                f"{self.shown}, line {line}: {why}. Mend the line, or set `bad_lines: skip` to list such lines as "
+                "failed rows"
+            )
+        return f"line {line}: {why}"
+
 
 @dataclass(frozen=True, slots=True)
 class Picked:
@@ -190,3 +199,11 @@ def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked
             f"name it with `columns: {{source: ...}}`{also}"
         )
     return Picked(roles, wanted)
+
+
+def split_addresses(values: Sequence[str | None]) -> dict[str, list[str | None]]:
+    """A bare list: what contains `://` is a source, anything else an ID."""
+    return {
+        "source": [value if value is not None and "://" in value else None for value in values],
+        "id": [None if value is None or "://" in value else value for value in values],
+    }

@@ -1,71 +1,47 @@
-"""CSV lists (RFC 4180, any of four delimiters), with each error at the line where it begins."""
+"""Delimited manifests (RFC 4180 with any of four delimiters); each problem names the line where it begins."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ferry.core import UserError
-from ferry.manifest.columns import Batch, Picked, Request, known_names, pick
+from ferry.manifest.columns import Batch, Request, known_names, pick, split_addresses
 from ferry.manifest.text import MAX_LINE_BYTES, Block, Compression, blocks, excerpt
 
-_DELIMITERS = ",;\t|"
 MAX_AGAIN = 256 << 20
-_NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
+_EXCEL_LINE = re.compile(rf"sep=([{''.join(_DELIMITERS)}])\s*", re.IGNORECASE)
 
-Rows = list[list[str]]
+# What csv says of a record (a part of its message) -> what Ferry says.
+_PROBLEMS = {
+    "new-line character": "a bare carriage return (convert the line ends: `tr '\\r' '\\n' < OLD > NEW`)",
+    "unexpected end": "a quote opens and is not closed",
+    "field larger": "a quote opens and is not closed",
+    "expected after": 'text follows a closing quote (inside a quoted field, a quote is written twice: "")',
+}
 
-
-class BadLine(Exception):
-    """A line that cannot be delimited: its number and why."""
-
-    def __init__(self, line: int, why: str) -> None:
-        super().__init__(f"line {line}: {why}")
-
-
-class _Cursor:
-    """Physical lines for csv.reader, which can be set back to any of them."""
-
-    def __init__(self, lines: list[str]) -> None:
-        self.lines, self.at, self.ended = lines, 0, False
-
-    def __iter__(self) -> _Cursor:
-        return self
-
-    def __next__(self) -> str:
-        if self.at >= len(self.lines):
-            self.ended = True
-            raise StopIteration
-        self.at += 1
-        return self.lines[self.at - 1]
+# Records of a block, the line where each begins, and why some cannot be used (index -> problem).
+Records = tuple[list[list[str]], Sequence[int], dict[int, str]]
 
 
-def _quote_line(lines: Sequence[str], delimiter: str) -> int:
-    """Index of the line where the last quoted field opens, in a record that cannot be delimited."""
-    opened, quoted, start = 0, False, True
-    for index, line in enumerate(lines):
-        at = 0
-        while at < len(line):
-            char = line[at]
-            if quoted:
-                end = line.find('"', at)
-                if end < 0:
-                    break
-                if line[end + 1 : end + 2] == '"':
-                    at = end + 2
-                    continue
-                after = line[end + 1 : end + 2]
-                if after and after not in (delimiter, "\r", "\n"):
-                    return opened
-                quoted, at = False, end + 1
-                continue
-            if char == '"' and start:
-                quoted, opened = True, index
-            start = char in (delimiter, "\n")
-            at += 1
-    return opened
+def _lines(text: str) -> list[str]:
+    """Splits at line feeds alone; each line keeps its own."""
+    return io.StringIO(text, newline="\n").readlines()
+
+
+def _reader(lines: list[str], at: int, delimiter: str) -> Any:
+    """Reads records from line ``at`` on; what it has read is in `line_num`."""
+    return csv.reader(map(lines.__getitem__, range(at, len(lines))), delimiter=delimiter, strict=True)
+
+
+def _problem(error: csv.Error) -> str:
+    return next(problem for part, problem in _PROBLEMS.items() if part in str(error))
 
 
 class Delimited:
@@ -73,72 +49,71 @@ class Delimited:
 
     def __init__(self, delimiter: str, fields: int, request: Request) -> None:
         self._delimiter, self._fields, self._request = delimiter, fields, request
-        self._carry: list[str] = []  # lines of a record that the last block left open
-        self._carry_line = 1
+        self._blank = [""] * fields  # one for all bad records: there may be many, and many fields
+        # Fields and what ends them, up to the first field that spoils its record.
+        self._good_fields = re.compile(
+            rf'(?:(?:"(?:[^"]++|"")*+"|[^"{delimiter}\r\n][^{delimiter}\r\n]*+)?+(?:[{delimiter}]|\r*\n))*+'
+        )
         self._again = 0
 
-    def take(self, block: Block) -> tuple[Rows, list[int] | range, dict[int, str]]:
-        """The block's records, the line of each, and the bad ones (index -> why; the record is empty)."""
-        if block.too_long:
-            rows, lines, bad = self.finish()
-            why = f"longer than 1 MiB: {excerpt(block.text)}"
-            self._report(rows, lines, bad, block.first_line, why)
-            return rows, lines, bad
-        if not self._carry:
-            if not block.text.strip("\r\n"):
-                return [], [], {}  # blank lines: of these there may be many
-            try:
-                rows = list(csv.reader(io.StringIO(block.text, newline="\n"), delimiter=self._delimiter, strict=True))
-            except csv.Error:
-                rows = []
-            # One record a line and all of one width: nothing to look at more closely.
-            if len(rows) == block.text.count("\n") + (not block.text.endswith("\n")) and {
-                self._fields
-            } == set(map(len, rows)):  # fmt: skip
-                return rows, range(block.first_line, block.first_line + len(rows)), {}
-            self._carry_line = block.first_line
-        self._carry += io.StringIO(block.text, newline="\n")
-        return self._careful(final=False)
+    def records(self, found: Iterator[Block]) -> Iterator[Records]:
+        """Yields the records of each block; one that a block leaves open comes with the next block's."""
+        first, left = 1, list[str]()
+        for block in found:
+            if block.too_long:
+                yield self._split(left, first, final=True)[0]
+                why = self._request.bad_line(block.first_line, f"longer than 1 MiB: {excerpt(block.text)}")
+                yield [self._blank], [block.first_line], {0: why}
+                left = []
+                continue
+            if not left:
+                first = block.first_line
+                if not block.text.strip("\r\n"):  # blank lines: of these there may be many
+                    continue
+            lines = left + _lines(block.text)
+            records, left = self._split(lines, first, final=False)
+            yield records
+            first += len(lines) - len(left)
+        yield self._split(left, first, final=True)[0]
 
-    def finish(self) -> tuple[Rows, list[int], dict[int, str]]:
-        """What is left when no line follows."""
-        return self._careful(final=True)
-
-    def _careful(self, *, final: bool) -> tuple[Rows, list[int], dict[int, str]]:
-        rows: Rows = []
-        lines: list[int] = []
+    def _split(self, lines: list[str], first: int, *, final: bool) -> tuple[Records, list[str]]:
+        """Returns the records of lines that are numbered from ``first``, and the lines of one that they leave open."""
+        rows: list[list[str]] = []
+        numbers: list[int] = []
         bad: dict[int, str] = {}
-        first = self._carry_line
-        cursor = _Cursor(self._carry)
-        reader = csv.reader(cursor, delimiter=self._delimiter, strict=True)
-        while cursor.at < len(cursor.lines):
-            start = cursor.at
-            cursor.ended = False
+
+        def refuse(line: int, why: str) -> None:
+            bad[len(rows)] = self._request.bad_line(line, why)
+            rows.append(self._blank)
+            numbers.append(line)
+
+        begin = 0  # of the record that is read
+        while begin < len(lines):
+            start = begin
+            reader = _reader(lines, start, self._delimiter)
             try:
-                row = next(reader)
+                for row in reader:
+                    if len(row) == self._fields:
+                        rows.append(row)
+                        numbers.append(first + begin)
+                    elif row:
+                        count = f"{len(row)} field{'s' * (len(row) > 1)}"
+                        refuse(first + begin, f"{count} where the header has {self._fields}: {excerpt(lines[begin])}")
+                    begin = start + reader.line_num
             except csv.Error as error:
-                record = cursor.lines[start : cursor.at]
+                record = lines[begin : start + reader.line_num]
                 size = sum(map(len, record))
-                if cursor.ended and not final and size <= MAX_LINE_BYTES:
-                    self._carry, self._carry_line = record, first + start
-                    return rows, lines, bad
-                self._report(rows, lines, bad, first + start, self._why(error, record, ended=cursor.ended), record)
-                self._read_again(size, first + start)
-                cursor.at = start + 1
-                continue
-            if not row:
-                continue  # a blank line
-            if len(row) != self._fields:
-                why = (
-                    f"{len(row)} {'field' if len(row) == 1 else 'fields'} where the header has {self._fields}: "
-                    f"{excerpt(cursor.lines[start])}"
-                )
-                self._report(rows, lines, bad, first + start, why)
-                continue
-            lines.append(first + start)
-            rows.append(row)
-        self._carry = []
-        return rows, lines, bad
+                if "unexpected end" in str(error) and not final and size <= MAX_LINE_BYTES:
+                    return (rows, numbers, bad), record
+                at = 0  # to skip a bad line means to read on behind its record's first line
+                if not self._request.skip_bad_lines:
+                    text = "".join(record)
+                    good = self._good_fields.match(text)
+                    at = text.count("\n", 0, good.end() if good else 0)
+                refuse(first + begin + at, f"{_problem(error)}: {excerpt(record[at])}")
+                self._read_again(size, first + begin)
+                begin += 1
+        return (rows, numbers, bad), []
 
     def _read_again(self, size: int, line: int) -> None:
         """Behind a bad record's first line everything is read once more: a list of nothing but open quotes would take
@@ -150,53 +125,52 @@ class Delimited:
                 "open and are not closed. Mend the quotes; is the delimiter right?"
             )
 
-    @staticmethod
-    def _why(error: csv.Error, record: list[str], *, ended: bool) -> str:
-        if "new-line character" in str(error):
-            return f"a bare carriage return: {excerpt(record[0])}; convert the line ends: `tr '\\r' '\\n' < OLD > NEW`"
-        if ended or "field larger" in str(error):
-            return "a quote opens and is not closed"
-        return 'text follows a closing quote (inside a quoted field, a quote is written twice: "")'
 
-    def _report(
-        self,
-        rows: Rows,
-        lines: list[int] | range,
-        bad: dict[int, str],
-        line: int,
-        why: str,
-        record: list[str] | None = None,
-    ) -> None:
-        if record:
-            at = 0
-            if not self._request.skip_bad_lines:  # to skip means to go on behind the record's first line
-                at = _quote_line(record, self._delimiter)
-            line, why = line + at, f"{why}: {excerpt(record[at])}" if "carriage" not in why else why
-        problem = BadLine(line, why)
-        if not self._request.skip_bad_lines:
-            raise UserError(
-                f"{self._request.shown}, {problem}. Mend the line, or set `bad_lines: skip` to list such lines "
-                "as failed rows"
-            )
-        bad[len(rows)] = str(problem)
-        assert isinstance(lines, list)
-        lines.append(line)
-        rows.append([])
+@dataclass(frozen=True, slots=True)
+class _Header:
+    names: list[str]
+    delimiter: str
+    first_line: int
+    last_line: int
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    try:
-        return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
-    except csv.Error:
-        return []
+def _find_header(path: Path, compression: Compression, request: Request, delimiter: str | None) -> _Header:
+    """Returns the first record. Raises UserError where there is none."""
+    for block in blocks(path, compression, request.shown):
+        if block.too_long:
+            raise UserError(f"{request.shown}, line 1: longer than 1 MiB: {excerpt(block.text)}; it is no header row")
+        lines = _lines(block.text)
+        at = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+        if at == len(lines):
+            continue
+        if delimiter is None and (excel := _EXCEL_LINE.fullmatch(lines[at])):
+            delimiter = excel[1]
+            at += 1
+        if not any(lines[at : at + 1]):
+            break
+        delimiter = delimiter or _sniff(lines[at], request)
+        reader = _reader(lines, at, delimiter)
+        line = block.first_line + at
+        try:
+            names = [name.strip() for name in next(reader, [])]
+        except csv.Error as error:
+            why = f"{_problem(error)}: {excerpt(lines[at])}"
+            raise UserError(f"{request.shown}, line {line}, its header: {why}") from None
+        if names:
+            return _Header(names, delimiter, line, line + reader.line_num - 1)
+        break
+    raise UserError(f"{request.shown} is empty")
 
 
 def _sniff(line: str, request: Request) -> str:
     """The delimiter whose header makes most sense: most known names, then most names."""
 
     def score(delimiter: str) -> tuple[int, int]:
-        names = _fields(line, delimiter)
-        return (known_names(names, request), len(names))
+        try:
+            names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        except csv.Error:
+            names = []
+        return known_names(names, request), len(names)
 
     return max(_DELIMITERS, key=score)
 
@@ -206,106 +180,52 @@ def open_csv(
 ) -> tuple[dict[str, str], Callable[[], Iterator[Batch]]]:
     """Recognised roles and a function that reads the rows. ``delimiter`` None: from the header line."""
     csv.field_size_limit(2 * MAX_LINE_BYTES)  # lines are bounded before csv sees them
-    header: list[str] = []
-    header_lines = skip_lines = 0
-    for block in blocks(path, compression, request.shown):
-        if block.too_long:
-            raise UserError(f"{request.shown}, line 1: longer than 1 MiB: {excerpt(block.text)}; it is no header row")
-        lines, skip_lines = list(io.StringIO(block.text, newline="\n")), 0
-        while skip_lines < len(lines) and not lines[skip_lines].strip():
-            skip_lines += 1
-        if skip_lines == len(lines):
-            continue
-        first = lines[skip_lines]
-        if delimiter is None and first[:4].lower() == "sep=" and first.strip()[4:] in tuple(_DELIMITERS):
-            delimiter = first.strip()[4:]  # Excel's own line in front of the header
-            skip_lines += 1
-        if skip_lines == len(lines):
-            break
-        if delimiter is None:
-            delimiter = _sniff(lines[skip_lines], request)
-        cursor = _Cursor(lines)
-        cursor.at = skip_lines
-        try:
-            header = [name.strip() for name in next(csv.reader(cursor, delimiter=delimiter, strict=True), [])]
-        except csv.Error as error:
-            why = Delimited._why(error, lines[skip_lines : cursor.at], ended=cursor.ended)
-            line = block.first_line + skip_lines
-            raise UserError(f"{request.shown}, line {line}, its header: {why}: {excerpt(lines[skip_lines])}") from None
-        header_lines = block.first_line - 1 + cursor.at
-        skip_lines += block.first_line - 1
-        break
-    if not header:
-        raise UserError(f"{request.shown} is empty")
-    if not known_names(header, request) and (len(header) == 1 or any("://" in name for name in header)):
-        return _without_header(path, compression, request, delimiter or ",", header, skip_lines)
-    picked = pick(header, request)
-    return picked.roles, lambda: _batches(path, compression, request, delimiter or ",", header, picked, header_lines)
+    header = _find_header(path, compression, request, delimiter)
+    names = header.names
+    bare = not known_names(names, request) and (len(names) == 1 or any("://" in name for name in names))
+    if bare:
+        roles, columns, skip = {_bare_role(header, request): "(one column)"}, {"source": 0}, header.first_line - 1
+    else:
+        picked = pick(names, request)
+        roles, skip = picked.roles, header.last_line
+        columns = {name: names.index(column) for name, column in picked.wanted.items()}
+
+    def batches() -> Iterator[Batch]:
+        below = _below(blocks(path, compression, request.shown), skip)
+        found = _batches(Delimited(header.delimiter, len(names), request).records(below), columns)
+        if not bare:
+            return found
+        return (replace(batch, values=split_addresses(batch.values["source"])) for batch in found)
+
+    return roles, batches
 
 
-def _without_header(
-    path: Path, compression: Compression, request: Request, delimiter: str, first: list[str], skip_lines: int
-) -> tuple[dict[str, str], Callable[[], Iterator[Batch]]]:
-    """A list of one column that begins with data; else an error that says so."""
-    if len(first) > 1:
+def _bare_role(first: _Header, request: Request) -> str:
+    """What a list of one column that begins with data holds: `source` or `id`. Raises UserError for other lists."""
+    names = first.names
+    if len(names) > 1:
         raise UserError(
-            f"{request.shown} has no header row: its first line is {excerpt(', '.join(first))}, split at each "
-            f"{_NAMES.get(delimiter, delimiter)}. Put the columns' names into a first line, or, if each line is "
+            f"{request.shown} has no header row: its first line is {excerpt(', '.join(names))}, split at each "
+            f"{_DELIMITERS[first.delimiter]}. Put the columns' names into a first line, or, if each line is "
             "one URL, name the file .txt"
         )
-    is_address = "://" in first[0]
-    others = sorted(request.needed - {"id"})
-    if request.named() or others or not (is_address or request.url_fields is not None):
-        pick(first, request)  # raises: nothing is recognised
-    role = "source" if is_address else "id"
-    picked = Picked({role: first[0]}, {"source": "", "id": ""})
-    return {role: "(one column)"}, lambda: _batches(path, compression, request, delimiter, [""], picked, skip_lines)
+    is_address = "://" in names[0]
+    if request.named() or request.needed - {"id"} or not (is_address or request.url_fields is not None):
+        pick(names, request)  # raises: nothing is recognised
+    return "source" if is_address else "id"
 
 
-def _batches(
-    path: Path,
-    compression: Compression,
-    request: Request,
-    delimiter: str,
-    header: list[str],
-    picked: Picked,
-    header_lines: int,
-) -> Iterator[Batch]:
-    text = Delimited(delimiter, len(header), request)
-    index = {name: header.index(column) for name, column in picked.wanted.items()}
+def _below(found: Iterator[Block], line: int) -> Iterator[Block]:
+    """Yields what follows a line."""
+    for block in found:
+        skip = line + 1 - block.first_line
+        yield block if skip <= 0 else Block(line + 1, "".join(_lines(block.text)[skip:]))
+
+
+def _batches(found: Iterator[Records], columns: Mapping[str, int]) -> Iterator[Batch]:
     row_no = 1
-
-    def batch(rows: Rows, lines: Sequence[int], bad: dict[int, str]) -> Batch:
-        nonlocal row_no
-        for at in bad:
-            rows[at] = [""] * len(header)
-        values: dict[str, list[str | None]] = {
-            name: [row[column] or None for row in rows] for name, column in index.items()
-        }
-        if header == [""]:  # a list without a header: each value says itself what it is
-            values = split_addresses(values["source"])
-        numbers = range(row_no, row_no + len(rows))
-        row_no += len(rows)
-        return Batch(numbers, lines, values, bad)
-
-    for block in blocks(path, compression, request.shown):
-        if block.first_line <= header_lines:
-            lines = list(io.StringIO(block.text, newline="\n"))
-            behind = header_lines + 1 - block.first_line
-            block = Block(block.first_line + behind, "".join(lines[behind:]))
-            if not block.text:
-                continue
-        found = text.take(block)
-        if found[0]:
-            yield batch(*found)
-    found = text.finish()
-    if found[0]:
-        yield batch(*found)
-
-
-def split_addresses(values: Sequence[str | None]) -> dict[str, list[str | None]]:
-    """A bare list: what contains `://` is a source, anything else an ID."""
-    return {
-        "source": [value if value is not None and "://" in value else None for value in values],
-        "id": [None if value is None or "://" in value else value for value in values],
-    }
+    for rows, lines, problems in found:
+        if rows:
+            values = {name: [row[at] or None for row in rows] for name, at in columns.items()}
+            yield Batch(range(row_no, row_no + len(rows)), lines, values, problems)
+            row_no += len(rows)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ferry import __version__
@@ -21,6 +21,9 @@ from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import normalise
 from ferry.manifest.open import open_manifest
 from ferry.storage import Access, ObjectInfo, open_store
+
+if TYPE_CHECKING:
+    import duckdb
 
 LIST_AT_MOST_BYTES = 64 << 30  # 100 million rows of 600 bytes; who serves more wants to fill the disk
 COPY = "list"  # in the spool
@@ -37,19 +40,23 @@ class LoadedManifest:
     notes: list[str] = field(default_factory=list)
 
 
-def load_manifest(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> LoadedManifest:
+def load_manifest(
+    con: duckdb.DuckDBPyConnection, job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]
+) -> LoadedManifest:
     """Fetches or lists the manifest and normalises it. ``known`` is what an earlier plan says of its own.
 
     Raises UserError for whatever makes the list unusable; a bad row is a row with a problem.
     """
     spool_dir.mkdir(parents=True, exist_ok=True)
     try:
-        return _bring(job, access, spool_dir, known)
+        return _bring(con, job, access, spool_dir, known)
     finally:
         (spool_dir / COPY).unlink(missing_ok=True)  # it holds addresses as they are
 
 
-def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) -> LoadedManifest:
+def _bring(
+    con: duckdb.DuckDBPyConnection, job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]
+) -> LoadedManifest:
     out = spool_dir / NORMALISED
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
@@ -74,6 +81,7 @@ def _bring(job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]) 
         batches = manifest.batches()
     parts = urlsplit(job.destination.uri)
     result = normalise(
+        con,
         batches,
         url_template=Template.parse_url(job.source.url) if job.source.url else None,
         key_template=key_template,

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,8 +18,10 @@ import pyarrow.parquet as pq
 from ferry.core import ErrorClass, redact, redact_id, short
 from ferry.job import SOURCE_FIELDS, Template, decode_path, finish_key, key_problem, source_field
 from ferry.manifest.columns import Batch
-from ferry.manifest.duplicates import Numbering
 from ferry.manifest.sources import PLAIN_URL, address, normal_roots, trim
+
+if TYPE_CHECKING:
+    import duckdb
 
 ROW_GROUP = 65_536
 SCHEMA = pa.schema(
@@ -103,8 +106,8 @@ class Normaliser:
         self.problems: Counter[str] = Counter()
         self.late = 0
 
-    def columns(self, batch: Batch) -> tuple[dict[str, list[object]], list[bytes]]:
-        """The batch's columns as SCHEMA has them (row_id for n = 0), and the rows' base IDs."""
+    def columns(self, batch: Batch) -> dict[str, list[object]]:
+        """The batch's columns as SCHEMA has them; each row_id is that of the first such row."""
         rows = len(batch)
         none: list[str | None] = [None] * rows
         get = batch.values.get
@@ -115,11 +118,10 @@ class Normaliser:
         keys = self._keys(batch, sources, paths, key_column, wrong)
         # What the row wants, and not how the list says it: under another key it is another row.
         wanted = (key if key is not None else text for key, text in zip(keys, key_column, strict=True))
-        bases = [base_row_id(*row) for row in zip(sources, wanted, ids, strict=True)]
         late = self._key_template is not None and self._key_template.late
         out: dict[str, list[object]] = {
             "row_no": list(batch.row_no),
-            "row_id": [base.hex() for base in bases],
+            "row_id": [base_row_id(*row).hex() for row in zip(sources, wanted, ids, strict=True)],
             "source": list(sources),
             "key": list(keys),
             "deferred_key": [late] * rows,
@@ -139,7 +141,7 @@ class Normaliser:
             if error_class == _BAD_KEY and "://" in (keys[index] or ""):
                 out["key"][index] = redact(keys[index] or "")  # the wrong column was taken for the key
         self.late += rows if late else 0
-        return out, bases
+        return out
 
     def _sources(self, batch: Batch, wrong: dict[int, tuple[str, str]]) -> tuple[list[str | None], list[str | None]]:
         """Each row's source and its default key (None where there is none)."""
@@ -251,6 +253,7 @@ def _where(batch: Batch, index: int) -> str:
 
 
 def normalise(
+    con: duckdb.DuckDBPyConnection,
     batches: Iterable[Batch],
     *,
     url_template: Template | None,
@@ -262,6 +265,7 @@ def normalise(
 ) -> NormaliseResult:
     """Write every row of the list, in its order, to one Parquet file; memory does not grow with the list.
 
+    ``con`` finds the rows that are equal to an earlier one, within its own limit on memory.
     ``roots``: where `s3://` and `file://` sources may lie. ``prefix``: the destination's, for the limit on
     a key's length; keys are written without it. The file appears under its name when it is whole.
     Raises what ``batches`` raises, and OSError where the file cannot be written.
@@ -272,13 +276,12 @@ def normalise(
     unfinished = out_path.with_name(out_path.name + ".unfinished")
     rows = 0
     try:
-        with Numbering(out_path.with_name(out_path.name + ".ids")) as numbering:
-            with _writer(unfinished) as writer:
-                for table in _groups(work, batches, numbering):
-                    writer.write_table(table, row_group_size=ROW_GROUP)
-                    rows += table.num_rows
-            unfinished.chmod(0o600)  # it holds sources byte for byte
-            repeated = _number_repeated(unfinished, numbering)
+        with _writer(unfinished) as writer:
+            for table in _groups(work, batches):
+                writer.write_table(table, row_group_size=ROW_GROUP)
+                rows += table.num_rows
+        unfinished.chmod(0o600)  # it holds sources byte for byte
+        repeated = _number_repeated(con, unfinished)
         unfinished.replace(out_path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -290,16 +293,15 @@ def _writer(path: Path) -> pq.ParquetWriter:
     return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["content_type", "error_class", "message"])
 
 
-def _groups(work: Normaliser, batches: Iterable[Batch], numbering: Numbering) -> Iterator[pa.Table]:
+def _groups(work: Normaliser, batches: Iterable[Batch]) -> Iterator[pa.Table]:
     """Tables of one row group each."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
-        columns, bases = work.columns(batch)
-        numbering.add(bases)
+        columns = work.columns(batch)
         arrays = [pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names]
         held.append(pa.RecordBatch.from_arrays(arrays, schema=SCHEMA))
-        count += len(bases)
+        count += len(batch)
         while count >= ROW_GROUP:
             table = pa.Table.from_batches(held)
             yield table.slice(0, ROW_GROUP)
@@ -309,32 +311,39 @@ def _groups(work: Normaliser, batches: Iterable[Batch], numbering: Numbering) ->
         yield pa.Table.from_batches(held)
 
 
-def _number_repeated(path: Path, numbering: Numbering) -> int:
+_REPEATED = """
+    CREATE OR REPLACE TEMP TABLE repeated AS
+    SELECT row_no, row_number() OVER (PARTITION BY row_id ORDER BY row_no) - 1 AS n FROM read_parquet(?) QUALIFY n > 0
+"""
+
+
+def _number_repeated(con: duckdb.DuckDBPyConnection, path: Path) -> int:
     """Give rows that are equal to an earlier one an ID of their own. A list without any is not written again."""
-    repeats = numbering.repeats()
-    following = next(repeats, None)
-    if following is None:
+    con.execute(_REPEATED, [str(path)])
+    (repeated,) = con.execute("SELECT count(*) FROM repeated").fetchall()[0]
+    if not repeated:
         return 0
-    repeated, first_row = 0, 0
     again = path.with_name(path.name + ".2")
-    column = SCHEMA.get_field_index("row_id")
     try:
         with pq.ParquetFile(path) as file, _writer(again) as writer:
             again.chmod(0o600)
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                last_row = first_row + table.num_rows
-                if following is not None and following[0] < last_row:
-                    ids = table.column(column).to_pylist()
-                    while following is not None and following[0] < last_row:
-                        at, n = following
-                        ids[at - first_row] = row_id(bytes.fromhex(ids[at - first_row]), n)
-                        repeated += 1
-                        following = next(repeats, None)
-                    table = table.set_column(column, SCHEMA.field(column), pa.array(ids, pa.string()))
-                writer.write_table(table.replace_schema_metadata(SCHEMA.metadata), row_group_size=ROW_GROUP)
-                first_row = last_row
+                table = file.read_row_group(group).replace_schema_metadata(SCHEMA.metadata)
+                writer.write_table(_with_own_ids(con, table), row_group_size=ROW_GROUP)
         again.replace(path)
     finally:
         again.unlink(missing_ok=True)
-    return repeated
+        con.execute("DROP TABLE repeated")
+    return int(repeated)
+
+
+def _with_own_ids(con: duckdb.DuckDBPyConnection, table: pa.Table) -> pa.Table:
+    first, last = table["row_no"][0].as_py(), table["row_no"][-1].as_py()
+    found = con.execute("SELECT row_no, n FROM repeated WHERE row_no BETWEEN ? AND ?", [first, last]).fetchall()
+    if not found:
+        return table
+    ids = table["row_id"].to_pylist()
+    for row_no, n in found:
+        ids[row_no - first] = row_id(bytes.fromhex(ids[row_no - first]), n)
+    column = SCHEMA.get_field_index("row_id")
+    return table.set_column(column, SCHEMA.field(column), pa.array(ids, pa.string()))

@@ -7,10 +7,10 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -26,10 +26,6 @@ _WORD = re.compile(r"""[^\s,;|"'<>]+""")
 Compression = Literal["", "gz", "zst"]
 
 
-class _Reader(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class Block:
     """Whole lines of a list, line ends included; or, ``too_long``, the beginning of one line past the limit."""
@@ -37,6 +33,10 @@ class Block:
     first_line: int
     text: str
     too_long: bool = False
+
+    def lines(self) -> list[str]:
+        """Returns the lines without their line feeds; a carriage return stays."""
+        return self.text.removesuffix("\n").split("\n")
 
 
 def excerpt(text: str) -> str:
@@ -47,18 +47,11 @@ def excerpt(text: str) -> str:
     return f"`{escaped(shown[:_EXCERPT_CHARS])}{'…' if cut else ''}`"
 
 
-@contextmanager
-def open_bytes(path: Path, compression: Compression) -> Iterator[_Reader]:
-    """The unpacked bytes of a file."""
-    if compression == "gz":
-        with gzip.open(path, "rb") as packed:
-            yield packed
-    elif compression == "zst":
-        with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
-            yield stream
-    else:
-        with path.open("rb") as plain:
-            yield plain
+def _unpacked(path: Path, compression: Compression) -> Any:
+    """Opens a file to read its unpacked bytes."""
+    if compression == "gz":  # Arrow's gzip refuses files that are padded with zeros
+        return gzip.open(path, "rb")
+    return pa.input_stream(str(path), compression="zstd" if compression else None)
 
 
 def head_bytes(path: Path, compression: Compression, shown: str, size: int = 4096) -> bytes:
@@ -69,7 +62,7 @@ def head_bytes(path: Path, compression: Compression, shown: str, size: int = 409
 def _chunks(path: Path, compression: Compression, shown: str, size: int = _CHUNK_BYTES) -> Iterator[bytes]:
     done = 0
     most = MAX_UNPACKED_BYTES + MAX_RATIO * path.stat().st_size
-    with open_bytes(path, compression) as stream:
+    with _unpacked(path, compression) as stream:
         while True:
             try:
                 chunk = stream.read(size)
@@ -96,22 +89,17 @@ def _why(error: Exception) -> str:
 def _utf8(chunks: Iterator[bytes], shown: str) -> Iterator[bytes]:
     """The bytes without a mark; UTF-16 that begins with its mark becomes UTF-8."""
     first = next(chunks, b"")
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        decoder = codecs.getincrementaldecoder("utf-16")()
-        lines = 1
-        chunk: bytes | None = first
-        while True:
-            try:
-                text = decoder.decode(chunk or b"", final=chunk is None)
-            except UnicodeDecodeError as error:
-                raise UserError(f"{shown} begins as UTF-16 and breaks near line {lines}: {error.reason}") from None
+    if not first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        yield first.removeprefix(codecs.BOM_UTF8)
+        yield from chunks
+        return
+    lines = 1
+    try:
+        for text in codecs.iterdecode(chain([first], chunks), "utf-16"):
             lines += text.count("\n")
             yield text.encode()
-            if chunk is None:
-                return
-            chunk = next(chunks, None)
-    yield first.removeprefix(codecs.BOM_UTF8)
-    yield from chunks
+    except UnicodeDecodeError as error:
+        raise UserError(f"{shown} begins as UTF-16 and breaks near line {lines}: {error.reason}") from None
 
 
 def _decode(data: bytes, line: int, shown: str) -> str:

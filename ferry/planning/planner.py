@@ -265,7 +265,7 @@ class Planner:
             known = {}  # a file before schema 4 has other column names, so the manifest is read again
         if self.options.mode != "plain" and known:
             return LoadedManifest(None, known)
-        loaded = load_manifest(self.job, self.access.source, self.spool_dir, known)
+        loaded = load_manifest(self.con, self.job, self.access.source, self.spool_dir, known)
         self.notes += loaded.notes
         return loaded if loaded.path is not None else LoadedManifest(None, known)
 

@@ -20,7 +20,6 @@ from ferry.core.errors import UserError
 from ferry.core.redaction import escaped
 from ferry.job.model import Columns, Job
 from ferry.job.templates import Template, finish_key, key_problem
-from ferry.manifest.duplicates import Numbering
 from ferry.manifest.normalize import SCHEMA, Normaliser, _groups
 from ferry.manifest.open import open_manifest
 from tasks.job_file import TEMPLATE, load_job
@@ -94,11 +93,10 @@ class Lists:
                 url_template=Template.parse_url(url) if url else None, key_template=key, roots=["s3://b/"], prefix="p",
                 for_directory=for_directory,
             )  # fmt: skip
-            with Numbering(self._folder / "ids") as numbering:
-                for table in _groups(work, manifest.batches(), numbering):
-                    assert table.schema.equals(SCHEMA)
-                    for row in table.to_pylist():
-                        self._check(row, for_directory=for_directory)
+            for table in _groups(work, manifest.batches()):
+                assert table.schema.equals(SCHEMA)
+                for row in table.to_pylist():
+                    self._check(row, for_directory=for_directory)
         except UserError as error:
             assert self._secret not in str(error)
             assert all(escaped(line) == line for line in str(error).splitlines()), str(error)

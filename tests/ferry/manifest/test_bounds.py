@@ -89,6 +89,18 @@ def test_nothing_but_open_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "a quote opens and is not closed" in refused_quickly(path)
 
 
+def test_many_bad_lines_below_a_wide_header(tmp_path: Path) -> None:
+    """A bad line takes the memory of a line, however many columns the header has."""
+    path = put(tmp_path, "a.csv", ",".join(["url", *WIDE[:-2]]) + "\n" + "x\n" * 50_000)
+    manifest = opened(path, bad_lines="skip")
+    tracemalloc.start()
+    try:
+        assert sum(len(batch.problems) for batch in manifest.batches()) == 50_000
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 def test_packed_bombs(ending: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unpacks to far more than any list does is given up, whatever it holds."""

@@ -202,6 +202,26 @@ def test_stray_quote(tmp_path: Path, row: str, stray: str) -> None:
     assert (ids[39_998], ids[39_999], ids[40_000], ids[-1]) == ("39999", None, "40001", "100000")
 
 
+def test_carriage_return_inside_record(tmp_path: Path) -> None:
+    """In a record of several lines the line that holds the bare carriage return is named and shown."""
+    path = put(tmp_path, "a.csv", f'url,t,u\n{URL},"one\ntwo",th\rree\n{URL},4,5\n')
+    message = refused(path, needed=["t"])
+    assert "line 3: a bare carriage return (convert the line ends: `tr '\\r' '\\n' < OLD > NEW`): `two\",th" in message
+
+
+def test_padded_gzip(tmp_path: Path) -> None:
+    """Zeros behind a gzip member are padding, and a second member is read."""
+    packed = gzip.compress(f"url\n{URL}\n".encode()) + gzip.compress(f"{URL}\n".encode()) + bytes(512)
+    assert column(opened(put(tmp_path, "a.csv.gz", packed)), "source") == [URL, URL]
+
+
+def test_blank_start_of_a_long_line(tmp_path: Path) -> None:
+    """A line over the limit that begins with blanks is a bad line too, not a blank one."""
+    for name, head in (("a.csv", f"url\n{URL}\n"), ("a.txt", URL + "\n"), ("a.jsonl", f'{{"url": "{URL}"}}\n')):
+        manifest = opened(put(tmp_path, name, head + " " * 2_000_000), bad_lines="skip")
+        assert list(problems(manifest)) == [2], name
+
+
 def test_quote_inside_record(tmp_path: Path) -> None:
     """In a record of several lines the line where the bad quote opens is named."""
     path = put(tmp_path, "a.csv", f'url,t,u\n{URL},"one\ntwo","three\n{URL},4,5\n')

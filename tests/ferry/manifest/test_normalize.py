@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow.parquet as pq
 import pytest
 
@@ -17,8 +18,16 @@ from ferry.core.errors import UserError
 from ferry.job.model import Columns
 from ferry.job.templates import Template
 from ferry.manifest.columns import Batch
-from ferry.manifest.duplicates import Numbering
-from ferry.manifest.normalize import SCHEMA, base_row_id, normalise, read_digest, read_size, row_id
+from ferry.manifest.normalize import (
+    _REPEATED,
+    ROW_GROUP,
+    SCHEMA,
+    base_row_id,
+    normalise,
+    read_digest,
+    read_size,
+    row_id,
+)
 from ferry.manifest.open import open_manifest
 
 URL = "https://a.example/x/y.jpg"
@@ -38,6 +47,7 @@ def rows_of(
     count = len(next(iter(values.values())))
     batch = Batch(range(1, count + 1), range(2, count + 2), values, problems or {})
     result = normalise(
+        duckdb.connect(),
         [batch],
         url_template=None if url is None else Template.parse_url(url),
         key_template=None if key is None else Template.parse(key),
@@ -268,7 +278,12 @@ def test_repeated_rows(tmp_path: Path, rows: int) -> None:
         if (part := ids[at : at + 7_001])
     ]
     result = normalise(
-        batches, url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r.parquet"
+        duckdb.connect(),
+        batches,
+        url_template=None,
+        key_template=None,
+        for_directory=False,
+        out_path=tmp_path / "r.parquet",
     )
     table = pq.read_table(result.path)
     seen: dict[str, int] = {}
@@ -282,22 +297,19 @@ def test_repeated_rows(tmp_path: Path, rows: int) -> None:
     assert result.repeated == rows - len(seen)
 
 
-def test_numbering_spills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats come in order of position, from disk as from memory, and the work directory is gone after."""
-    monkeypatch.setattr("ferry.manifest.duplicates._FLUSH_BYTES", 100)
-    rng = random.Random(1)
-    digests = [hashlib.sha256(b"%d" % rng.randrange(900)).digest() for _ in range(20_000)]
-    seen: dict[bytes, int] = {}
-    expected = []
-    for position, digest in enumerate(digests):
-        n = seen[digest] = seen.get(digest, -1) + 1
-        if n:
-            expected.append((position, n))
-    with Numbering(tmp_path / "work") as numbering:
-        for at in range(0, len(digests), 999):
-            numbering.add(digests[at : at + 999])
-        assert list(numbering.repeats()) == expected
-    assert not (tmp_path / "work").exists()
+def test_numbering_spills(tmp_path: Path) -> None:
+    """A million digests, each of them twice, are numbered in the order of the rows by a DuckDB with 150 MB."""
+    rows, path = 1_000_000, tmp_path / "rows.parquet"
+    con = duckdb.connect()
+    con.execute("SET memory_limit = '150MB'; SET threads = 4; SET preserve_insertion_order = false")
+    con.execute("SET temp_directory = ?", [str(tmp_path / "spill")])
+    con.execute(
+        f"COPY (SELECT n + 1 AS row_no, sha256((n % {rows // 2})::VARCHAR) AS row_id FROM range({rows}) numbers(n)) "
+        f"TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
+    )
+    con.execute(_REPEATED, [str(path)])
+    found = con.execute("SELECT count(*), min(row_no), max(row_no), min(n), max(n) FROM repeated").fetchall()
+    assert found == [(rows // 2, rows // 2 + 1, rows, 1, 1)]
 
 
 def test_file(tmp_path: Path) -> None:
@@ -305,7 +317,12 @@ def test_file(tmp_path: Path) -> None:
     rows = 150_000
     batch = Batch(range(1, rows + 1), None, {"source": [f"https://h.example/{n}" for n in range(rows)]})
     result = normalise(
-        [batch], url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r.parquet"
+        duckdb.connect(),
+        [batch],
+        url_template=None,
+        key_template=None,
+        for_directory=False,
+        out_path=tmp_path / "r.parquet",
     )
     with pq.ParquetFile(result.path) as file:
         assert file.schema_arrow.equals(SCHEMA)
@@ -324,6 +341,11 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     manifest = open_manifest(path, "a.csv", Columns())
     with pytest.raises(UserError):
         normalise(
-            manifest.batches(), url_template=None, key_template=None, for_directory=False, out_path=tmp_path / "r"
+            duckdb.connect(),
+            manifest.batches(),
+            url_template=None,
+            key_template=None,
+            for_directory=False,
+            out_path=tmp_path / "r",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
