@@ -14,7 +14,10 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from ferry.core import Fatal, FerryError, LeaseHeld, Stopped, UserError
+from ferry.core import Fatal, FerryError, LeaseHeld, Stopped, UserError, limit_arrow_memory
+
+limit_arrow_memory()  # before the imports that load Arrow
+
 from ferry.job import Job
 from flows.running import concurrency_slot, prefect_state, signals
 from flows.running.reporter import reporting

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow  # noqa: F401 - whole, before Ferry loads it without NumPy: tests read its files with pandas
 import pytest
 
 from demo.origin import Origin

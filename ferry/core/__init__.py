@@ -1,5 +1,6 @@
 """Types that all packages share: rows, outcomes, bodies, error classes, redaction, memory budget and progress."""
 
+from ferry.core.arrow_memory import limit_arrow_memory
 from ferry.core.body import (
     BATCH_BYTES,
     ONE_PUT_BYTES,
@@ -123,6 +124,7 @@ __all__ = [
     "holds_secret",
     "how_to_revalidate",
     "in_any_case",
+    "limit_arrow_memory",
     "no_delay",
     "redact",
     "redact_id",

@@ -47,7 +47,7 @@ class PlannerProcess:
         """Starts the process unless it exists."""
         if self._process is None:
             self._process = subprocess.Popen(
-                command("ferry.processes.planner_process"),
+                command("ferry.processes.planner_process", arrow=True),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 start_new_session=True, cwd=Path(__file__).resolve().parents[2],
                 # Idle threads of these libraries must not exist when it forks.

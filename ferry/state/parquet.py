@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.abc
 import io
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,6 @@ import pyarrow.parquet as pq
 
 from ferry.core import Checked, Confirmed, Damaged, ErrorClass, NewerVersion, Outcome, Reason, Row, Status
 from ferry.state.old_schemas import renamed_table
-
-
-class _NoPandas(importlib.abc.MetaPathFinder):
-    """Hides pandas while pyarrow makes its first array.
-
-    pyarrow would import it to recognise its types, which costs 0.2 s and 50 MB per process. Ferry passes it none. A
-    later call of `to_pandas` still imports pandas.
-    """
-
-    def find_spec(self, fullname: str, *_: object) -> None:
-        if fullname == "pandas":
-            raise ModuleNotFoundError("pandas is not needed here")
-
-
-sys.meta_path.insert(0, _NoPandas())
-pa.array([0])
-del sys.meta_path[0]
 
 SCHEMA_VERSION = 4
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from ferry import __version__
-from ferry.core import Fatal, FerryError, LeaseHeld, UserError, class_problem
+from ferry.core import Fatal, FerryError, LeaseHeld, UserError, class_problem, limit_arrow_memory
 from ferry.job import Job
 from flows.cli import local_run
 from flows.cli.output import JsonFlag, Several, print_json
@@ -23,7 +23,7 @@ from flows.running import signals
 from tasks.job_file import TEMPLATE, load_job
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
-from tasks.workers.tuning import arrow_without_numpy, skip_gc_at_exit
+from tasks.workers.tuning import skip_gc_at_exit
 
 app = App(
     name="ferry",
@@ -108,7 +108,7 @@ def run(
         given = {"retry_failed": selected or None, "limit": limit, "wait": wait or None}
         return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
     with signals.ended_by_the_system():
-        arrow_without_numpy()
+        limit_arrow_memory()
         skip_gc_at_exit()
         from flows.cli import terminal
         from flows.cli.local_run import migrate_here, prefect_for

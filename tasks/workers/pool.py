@@ -48,7 +48,7 @@ class WorkerHandle:
     def __init__(self, setup: Setup, runtime: Runtime) -> None:
         self._runtime = runtime
         self._process = subprocess.Popen(
-            command("tasks.workers.worker"),
+            command("tasks.workers.worker", arrow=True),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C must reach only the run
             cwd=Path(__file__).resolve().parents[2],

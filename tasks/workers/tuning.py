@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import gc
 import resource
-import sys
 from collections.abc import Iterator
 
 MOST_FILES = 65_536
@@ -15,20 +14,6 @@ _M_ARENA_MAX, ARENAS = -8, 2  # mallopt(3): heaps of the C library; one per thre
 # The allocations of a transfer hardly ever form cycles. The default of 700 collects the youngest generation every few
 # objects, and now and then scans all rows of a chunk.
 GC_THRESHOLDS = (20_000, 20, 100)
-
-
-def arrow_without_numpy() -> None:
-    """Load Arrow without NumPy, an optional dependency that a run does not use: saves 11 MB.
-
-    Does nothing if either is loaded. NumPy can still be imported later, but Arrow does not convert to its arrays.
-    """
-    if "numpy" in sys.modules or "pyarrow" in sys.modules:
-        return
-    sys.modules["numpy"] = None  # type: ignore[assignment]  # makes `import numpy` fail
-    try:
-        import pyarrow.parquet  # noqa: F401
-    finally:
-        del sys.modules["numpy"]
 
 
 def skip_gc_at_exit() -> None:

@@ -238,13 +238,9 @@ def test_job_files(tried: Tried, tmp_path: Path) -> None:
 
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(
-    f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}], y{n}: 1}}\n" for n in range(1, 12)
-)
 # What was found once.
 KNOWN_JOBS = [
     *(LAUGHS + JOBS[0] + f"{key}: *a11\n" for key in ("failure_budget", "columns", "include", "state", "limits", "x")),
-    MERGES + JOBS[0],
     JOBS[0] + "? [a, b]\n: c\n",
     JOBS[0] + "? {a: b}\n: c\n",
     JOBS[0] + "state: 2001-99-99\n",
