@@ -24,11 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ferry.core import Damaged
 from ferry.job import Job
 from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
+from ferry.planning.collisions import ProblemCounts
 from ferry.planning.existing_objects import delete_old_hints, find_existing, name_folding_of
 from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.removed import find_removed
@@ -82,6 +84,34 @@ class Accesses:
     destination: Access
 
 
+@dataclass(frozen=True, slots=True)
+class _Earlier:
+    """What earlier plans left: the plan in force, its intact chunks, since which run outcomes count, expected rows."""
+
+    plan: Plan | None
+    chunks: list[ChunkRef]
+    since_run: int
+    expected_rows: int
+
+    def compared(self, counts: ProblemCounts) -> tuple[int, int]:
+        """Returns the rows of the manifest and of the last one, counted alike."""
+        if self.plan is None:
+            return counts.usable, self.expected_rows
+        if not self.plan.usable:  # an earlier Ferry counted all rows, unusable ones and duplicates included
+            return counts.rows, self.expected_rows
+        return counts.usable, self.plan.usable
+
+
+@dataclass(frozen=True, slots=True)
+class _Todo:
+    """Numbers of rows: for new chunks, of these taken by this run (by reason), pending, and failed permanently."""
+
+    rows: int
+    selected: dict[str, int]
+    pending: int
+    permanent_failures: int
+
+
 class Planner:
     """The planning of one run. Each step of :meth:`run` fills relations that later steps read (module docstring)."""
 
@@ -93,89 +123,133 @@ class Planner:
         self.con = connect(self.spool_dir)
         self._open_files = contextlib.ExitStack()
         self.notes: list[str] = []
+        self._plain = options.mode == "plain"
+        self._to_directory = job.destination.uri.startswith("file://")
 
     def run(self) -> Planned:
         """Plans the run and returns the result. Raises UserError for an unusable job, manifest or state."""
-        plain, dry = self.options.mode == "plain", self.options.dry
         refuse_overlaps(self.job, self.state.uri)
-        old = self._plan_in_force()
-        if old is not None:
-            check_locations(old, self.job)
-        refuse_lost_ledger(self.state)
-        chunks = self._intact(old.chunks) if old else []
-        since_run = old.since_run if old else self._since_run()
-        expected_before = (old.expected_rows or old.rows) if old else self._expected_rows()
-        loaded = self._load_manifest(old)
-        self._create_manifest_view(loaded)
-        create_latest(self.con, self.state, since_run, open_files=self._open_files)
-        self._load_held(chunks)
-        chunk_files.load_begun(self.con, self.state, chunks)
-        collisions.find_superseded(self.con)
-        to_directory = self.job.destination.uri.startswith("file://")
-        name_folding = partial(name_folding_of, self.job.destination.uri) if to_directory and not dry else tuple
-        counts = collisions.find_collisions(
-            self.con, self.notes, for_directory=to_directory, listed=self.job.is_listed(), name_folding=name_folding
-        )
-        about = loaded.about
-        # An earlier Ferry counted all rows, unusable ones and duplicates included.
-        counted = counts.rows if old is not None and not old.usable else counts.usable
-        last = old.usable if old is not None and old.usable else expected_before
+        earlier = self._earlier()
+        loaded = self._load_manifest(earlier.plan)
+        counts = self._load_relations(loaded, earlier)
         self._check_lease()
-        if old is None and not dry:  # written first: outcomes without a plan are then known to belong to this location
-            location = PlanLocation(self.job.location_digests(), since_run, expected_before)
-            self.state.write(LOCATION_FILE, location.encode())
-        if loaded.path is not None and not dry:  # only now, so that a refused manifest leaves the old one in force
-            about = {**about, "file": checked_file_name(manifest_stem(self.options.run_no), loaded.path)}
-            self.state.write_file(about["file"], loaded.path)
-            self._create_manifest_view(LoadedManifest(None, about))
+        about = loaded.about if self.options.dry else self._keep_manifest(loaded, earlier)
+        chunks, todo = self._decide(earlier)
+        run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, todo.pending, earlier)
+        if not self.options.dry:
+            self._commit(about, counts, run_chunks, plan_chunks, earlier)
+        return Planned(
+            run_no=self.options.run_no, rows=counts.rows, unusable=counts.unusable, duplicates=counts.duplicates,
+            collisions=counts.collisions, todo=todo.selected, pending=todo.pending,
+            untouched=counts.rows - todo.rows - todo.pending,
+            permanent_failures=todo.permanent_failures if self._plain else 0,
+            deferred_by_limit=todo.rows - sum(todo.selected.values()), existing=how_found,
+            chunk_rows=self._chunk_rows(counts, earlier), chunks=run_chunks, recognised=about.get("recognised", {}),
+            notes=self.notes, shorter=_shorter(*earlier.compared(counts)),
+        )  # fmt: skip
+
+    def _earlier(self) -> _Earlier:
+        """Reads what earlier plans left in the state."""
+        plan = self._plan_in_force()
+        if plan is not None:
+            check_locations(plan, self.job)
+        refuse_lost_ledger(self.state)
+        if plan is None:
+            return _Earlier(None, [], self._since_run(), self._expected_rows())
+        return _Earlier(plan, self._intact(plan.chunks), plan.since_run, plan.expected_rows or plan.rows)
+
+    def _load_relations(self, loaded: LoadedManifest, earlier: _Earlier) -> ProblemCounts:
+        """Fills the relations from `manifest` to `problems`."""
+        self._create_manifest_view(loaded)
+        create_latest(self.con, self.state, earlier.since_run, open_files=self._open_files)
+        self._load_held(earlier.chunks)
+        chunk_files.load_begun(self.con, self.state, earlier.chunks)
+        collisions.find_superseded(self.con)
+        names_fold = self._to_directory and not self.options.dry
+        return collisions.find_collisions(
+            self.con, self.notes, for_directory=self._to_directory, listed=self.job.is_listed(),
+            name_folding=partial(name_folding_of, self.job.destination.uri) if names_fold else tuple,
+        )  # fmt: skip
+
+    def _keep_manifest(self, loaded: LoadedManifest, earlier: _Earlier) -> dict[str, Any]:
+        """Writes a new manifest to the state, only now, so that a refused one leaves the old one in force."""
+        if earlier.plan is None:  # written first: outcomes without a plan are then known to belong to this location
+            self._write_location(earlier.since_run, earlier.expected_rows)
+        if loaded.path is None:
+            return loaded.about
+        about = {**loaded.about, "file": checked_file_name(manifest_stem(self.options.run_no), loaded.path)}
+        self.state.write_file(about["file"], loaded.path)
+        self._create_manifest_view(LoadedManifest(None, about))
+        return about
+
+    def _decide(self, earlier: _Earlier) -> tuple[list[ChunkRef], _Todo]:
+        """Fills `selected`. Returns the earlier chunks that stay in the plan, and the numbers of rows to do."""
         row_facts.gather(self.con, self.job, self.options.run_no)
         row_facts.decide(self.con, self.options.mode, self.options.classes, delta=self.job.mode == "delta")
-        listed = self._count_done(chunks) if plain else []
-        if plain and not dry:
+        chunks = self._count_done(earlier.chunks) if self._plain else earlier.chunks
+        if self._plain and not self.options.dry:
             collisions.write_outcomes(self.con, self.state, self.options.run_no, self.job.settings_digest())
-        pending = sum(chunk.rows - chunk.done for chunk in listed)
-        todo = chunk_files.select_rows(self.con, self.options.limit, pending)
-        (open_rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
+        pending = sum(chunk.rows - chunk.done for chunk in chunks) if self._plain else 0
+        selected = chunk_files.select_rows(self.con, self.options.limit, pending)
+        (rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
         (permanent_failures,) = self.con.execute(
             "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"
         ).fetchall()[0]
         self.con.execute("DROP TABLE facts; DROP TABLE todo")  # large; writing chunks needs their memory
-        chunk_rows = old.chunk_rows if old else self._chunk_rows(counts.rows)
-        # Base chunks stay in the plan and are submitted in every run. Rows that delta runs add go to retry chunks,
-        # which leave the plan once their rows are done.
-        base = old is None or self.job.mode == "full"
+        return chunks, _Todo(rows, selected, pending, permanent_failures)
+
+    def _write_chunks(
+        self, chunks: Sequence[ChunkRef], counts: ProblemCounts, pending: int, earlier: _Earlier
+    ) -> tuple[list[ChunkRef], list[ChunkRef], str]:
+        """Writes `selected` to chunk files. Returns the chunks of the run and of the plan, and how objects are found.
+
+        Base chunks stay in the plan and are submitted in every run. Rows that delta runs add go to retry chunks, which
+        leave the plan once their rows are done.
+        """
+        base, dry = earlier.plan is None or self.job.mode == "full", self.options.dry
+        chunk_rows = self._chunk_rows(counts, earlier)
         new = [] if dry else chunk_files.write_chunks(self.con, self.state, self.options.run_no, chunk_rows, base=base)
-        kept = chunk_files.without(listed if plain else chunks, new)
+        kept = chunk_files.without(chunks, new)
         run_chunks, how_found = find_existing(
-            self.con, self.state, self.job, self.access.destination, [*kept, *new] if plain else new, pending, dry=dry
-        )
-        if not dry:
-            digests, accept_shorter = self.job.location_digests(), self.job.delta.accept_shorter_manifest
-            expected = expected_rows(counted, expected_before, accept_shorter_manifest=accept_shorter)
-            if expected == counted:
-                expected = counts.usable
-            self._check_lease()  # reading the manifest and listing the destination may have taken long
-            self.state.write(LOCATION_FILE, PlanLocation(digests, since_run, expected).encode())
-            if plain and missing_files(self.state):
-                find_removed(self.con, to_directory=to_directory)
-                forget_returned(self.con, self.state, self.options.run_no)
-            plan = Plan(digests, chunk_rows, counts.rows, about, self.options.run_no, [*kept, *new], since_run,
-                        expected, counts.usable)  # fmt: skip
-            self._check_lease()
-            self.state.write(PLAN_FILE, plan.encode())
-            self.state.delete([REPLAN, OLD_LOCATION_FILE])
-            self._delete_old_manifests(about["file"])
-            if plain:
-                delete_old_hints(self.state, run_chunks)
-                delete_unlisted(self.state, [chunk.digest for chunk in plan.chunks])
-        return Planned(
-            run_no=self.options.run_no, rows=counts.rows, unusable=counts.unusable, duplicates=counts.duplicates,
-            collisions=counts.collisions, todo=todo, pending=pending,
-            untouched=counts.rows - open_rows - pending, permanent_failures=permanent_failures if plain else 0,
-            deferred_by_limit=open_rows - sum(todo.values()), existing=how_found, chunk_rows=chunk_rows,
-            chunks=run_chunks, recognised=about.get("recognised", {}), notes=self.notes,
-            shorter=_shorter(counted, last),
+            self.con, self.state, self.job, self.access.destination, [*kept, *new] if self._plain else new, pending,
+            dry=dry,
         )  # fmt: skip
+        return run_chunks, [*kept, *new], how_found
+
+    def _commit(
+        self,
+        about: dict[str, Any],
+        counts: ProblemCounts,
+        run_chunks: Sequence[ChunkRef],
+        plan_chunks: Sequence[ChunkRef],
+        earlier: _Earlier,
+    ) -> None:
+        """Writes the plan, and deletes what it replaces."""
+        rows, _ = earlier.compared(counts)
+        accept_shorter = self.job.delta.accept_shorter_manifest
+        expected = expected_rows(rows, earlier.expected_rows, accept_shorter_manifest=accept_shorter)
+        if expected == rows:
+            expected = counts.usable
+        self._check_lease()  # reading the manifest and listing the destination may have taken long
+        self._write_location(earlier.since_run, expected)
+        if self._plain and missing_files(self.state):
+            find_removed(self.con, to_directory=self._to_directory)
+            forget_returned(self.con, self.state, self.options.run_no)
+        plan = Plan(
+            self.job.location_digests(), self._chunk_rows(counts, earlier), counts.rows, about, self.options.run_no,
+            list(plan_chunks), earlier.since_run, expected, counts.usable,
+        )  # fmt: skip
+        self._check_lease()
+        self.state.write(PLAN_FILE, plan.encode())
+        self.state.delete([REPLAN, OLD_LOCATION_FILE])
+        self._delete_old_manifests(about["file"])
+        if self._plain:
+            delete_old_hints(self.state, run_chunks)
+            delete_unlisted(self.state, [chunk.digest for chunk in plan.chunks])
+
+    def _write_location(self, since_run: int, expected: int) -> None:
+        location = PlanLocation(self.job.location_digests(), since_run, expected)
+        self.state.write(LOCATION_FILE, location.encode())
 
     def close(self) -> None:
         """Closes DuckDB and deletes temporary files."""
@@ -252,8 +326,10 @@ class Planner:
             )
         return kept
 
-    def _chunk_rows(self, rows: int) -> int:
-        return auto_chunk_rows(rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
+    def _chunk_rows(self, counts: ProblemCounts, earlier: _Earlier) -> int:
+        if earlier.plan is not None:
+            return earlier.plan.chunk_rows
+        return auto_chunk_rows(counts.rows) if self.job.chunk_rows == "auto" else self.job.chunk_rows
 
     def _load_manifest(self, old: Plan | None) -> LoadedManifest:
         """Loads and normalises the manifest, or returns the state's file if the manifest has not changed."""
