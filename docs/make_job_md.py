@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from ferry.images.check import KINDS, level_of
 from ferry.job.model import Job
 from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS
 from ferry.manifest.columns import USUAL_NAMES
@@ -115,6 +116,57 @@ FIELDS = {
     "ext": "the extension of the format that the bytes have. The key is known only after the download",
 }
 
+# The formats of each line of the table, by the checks that level `image` and level `decode` make.
+FORMATS = {
+    ("image", "decode"): ["JPEG", "PNG", "GIF", "WebP", "AVIF", "SVG", "SVGZ", "TIFF", "BMP", "ICO", "CUR"],
+    ("image", "image"): ["HEIC", "HEIF"],
+    ("length", "decode"): [
+        "JPEG 2000", "JPEG 2000 code stream", "PSD", "DDS", "QOI", "ICNS", "PBM", "PGM", "PPM", "PFM",
+    ],
+    ("length", "length"): ["JPEG XL", "JPEG XR", "PSB", "PAM"],
+}  # fmt: skip
+LEVELS = {
+    "length": "signature and length",
+    "image": "structure from the signature to the end",
+    "decode": "every pixel of every frame",
+}
+
+IMAGE_CHECKS = """\
+## Image checks
+
+`checks` sets what Ferry checks of each body before it stores the object. Digests in the manifest are compared at every
+level.
+
+| `checks` | check |
+|---|---|
+| `none` | the response is complete. S3 may copy objects itself |
+| `length` | the size in the manifest also matches. Any kind of file is copied |
+| `image` | the body is also a complete image, checked as deeply as its format allows |
+| `decode` | the pixels also decode, where Ferry has a decoder |
+
+What the last two check depends on the format. Ferry tells it by the first bytes of the body:
+
+| format | `checks: image` | `checks: decode` |
+|---|---|---|
+FORMATS
+| all others, such as TGA, PCX, XBM, EPS, PDF | not accepted: the row fails as `not_image` | the same |
+
+- **Lesser checks.** A row that got a lesser check than `checks` asks for is `copied` or `unchanged` all the same. Its
+  `message` in the ledger says which check was made. The run's last line counts such rows ("3 of them checked by length
+  or structure alone"), and so does `lesser_checks` in `ferry status --json`.
+- **Bodies without a length.** If the origin sends neither a Content-Length nor chunks, only the structure or the pixels
+  show that a body is complete. A body of which Ferry checks only signature and length then fails as `truncated`. A
+  size, MD5 or SHA-256 in the manifest counts as a length.
+- **Structure** ends at the end marker, where the format has one. Bytes after it are accepted, except in SVG. What no
+  structure shows: changed bytes in the coded pixels, and a file of the right length whose last part was never written.
+  `decode` finds some of these, a digest in the manifest finds all.
+- **Decoding** takes two child processes, with 1 GiB of memory for both together. A body has 30 seconds of processor
+  time, and 300 seconds of the clock. An image that needs more fails as `too_large`; `checks: image` accepts it. An SVG
+  is parsed as XML. Of a PSD the merged picture is decoded, of CUR and ICNS the largest one.
+- **Compressed objects of a bucket** (with a Content-Encoding in their metadata) are stored as they are, and are not
+  checked as images.
+"""
+
 
 def type_words(annotation: Any) -> str:
     """Returns the name of a type in YAML terms."""
@@ -192,10 +244,24 @@ def template_fields() -> list[str]:
     ]  # fmt: skip
 
 
+def image_checks() -> str:
+    """Returns the section on `checks`. Its formats are those that the code knows."""
+    known: dict[tuple[str, str], set[str]] = {}
+    for kind in KINDS:
+        levels = level_of(kind, decode=False), level_of(kind, decode=True)
+        known.setdefault(levels, set()).add(kind.name)
+    assert known == {levels: set(names) for levels, names in FORMATS.items()}
+    lines = [
+        f"| {', '.join(names)} | {LEVELS[image]} | {LEVELS[decode] if decode != image else 'the same'} |"
+        for (image, decode), names in FORMATS.items()
+    ]
+    return IMAGE_CHECKS.replace("FORMATS", "\n".join(lines))
+
+
 def render() -> str:
     """Returns the whole page."""
     keys = ["## Keys", "", *table(Job), ""]
-    return "\n".join([HEAD, *keys, *column_names(), *template_fields(), TAIL])
+    return "\n".join([HEAD, *keys, *column_names(), *template_fields(), image_checks(), TAIL])
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ MOST_BYTES = 150_000
 NAME, BUCKET = "products", "new-bucket"
 SLOW_S = 0.5  # the origin's answer, so that there is a run to look at
 WITHIN_S = 120.0
-REPLACED, ADDED, LEFT_OUT = 25, 12, 8  # of the night
+REPLACED, ADDED, REMOVED = 25, 12, 8  # rows of the delta run
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ class Scene:
         return ask(self.prefect.url, path, body or {})
 
     def artifact(self, what: str) -> dict[str, Any]:
-        """The newest one with that key."""
+        """The newest artifact with that key."""
         asked = {"artifacts": {"key": {"any_": [f"{NAME}-{what}"]}}, "sort": "CREATED_DESC", "limit": 1}
         found: dict[str, Any] = until(lambda: (self.api("artifacts/filter", asked) or [None])[0])
         return found
@@ -90,13 +90,13 @@ class Scene:
 
 
 def until(look: Callable[[], Any]) -> Any:
-    """The first true answer."""
+    """Returns the first true answer. Ends the program when there is none in time."""
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline:
         if answer := look():
             return answer
         time.sleep(0.1)
-    raise SystemExit("waited in vain: see `log` in the scene's folder")
+    raise SystemExit(f"waited for {WITHIN_S:.0f} s in vain: see `log` in the scene's folder")
 
 
 def write_job(folder: Path, s3: S3Server, **more: Any) -> None:
@@ -111,7 +111,7 @@ def write_job(folder: Path, s3: S3Server, **more: Any) -> None:
 
 
 def run_page(scene: Scene) -> None:
-    """A run while it is on, and what is left of it."""
+    """A run while it is running, and after its end."""
     scene.origin.latency_s = SLOW_S
     process = scene.start("flows", "run", "job.yaml")
     run = scene.newest_run()
@@ -140,20 +140,20 @@ def run_page(scene: Scene) -> None:
 
 
 def progress_page(scene: Scene, number: int, percent: float) -> None:
-    """The bar's own page, once it has come so far."""
+    """The page of the progress bar, once it shows more than this percent."""
     until(lambda: float(scene.artifact("progress")["data"]) > percent)
     scene.show(f"artifacts/artifact/{scene.artifact('progress')['id']}", r"\d%", width=1000)
     scene.picture(f"progress-{number}", 300)
 
 
-def night(scene: Scene, library: Library, s3: S3Server) -> None:
-    """The next night: some objects replaced, some new, some gone from the list, twelve mended."""
+def delta_run(scene: Scene, library: Library, s3: S3Server) -> None:
+    """A delta run: some objects replaced, some rows new, some removed from the manifest, twelve objects repaired."""
     scene.origin.latency_s = 0.0
     rows = [row for row in library.rows if row["url"] in {scene.origin.url("/" + key) for key in library.expected}]
     for number, row in enumerate(rows[:REPLACED]):
         path = row["url"].removeprefix(scene.origin.url(""))
         scene.origin.add(path, make_image("jpeg", 10_000 + number), modified="Wed, 25 Nov 2026 12:00:00 GMT")
-    for row in rows[-LEFT_OUT:]:
+    for row in rows[-REMOVED:]:
         library.rows.remove(row)
     for number in range(ADDED):
         url = scene.origin.add(f"/images/new/{number}.jpg", make_image("jpeg", 20_000 + number))
@@ -165,7 +165,7 @@ def night(scene: Scene, library: Library, s3: S3Server) -> None:
     scene.command("flows", "run", "job.yaml")
     until(lambda: scene.artifact("summary")["id"] != before)
     scene.show(f"artifacts/artifact/{scene.artifact('summary')['id']}", "this delta run", height=1420)
-    scene.picture("night")
+    scene.picture("delta-run")
     scene.command("flows", "verify", "job.yaml")
     scene.show("runs", f"{NAME} .verify", height=1000)
     scene.picture("runs")
@@ -205,7 +205,7 @@ def main() -> None:
             with Browser() as browser:
                 scene = Scene(scene_folder, prefect, origin, browser, environment)
                 run_page(scene)
-                night(scene, library, s3)
+                delta_run(scene, library, s3)
                 deployment(scene)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

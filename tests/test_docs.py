@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,7 +26,10 @@ import yaml
 
 from ferry.core.records import AGAIN, Again, ErrorClass
 from ferry.job.model import Job
+from ferry.reconcile.finish import FIGURES
+from ferry.reconcile.prune import PruneResult
 from ferry.state import ledger
+from ferry.state.counts import Counts
 from ferry.state.files import DirectoryState
 from ferry.state.parquet import OUTCOME_SCHEMA
 from tasks.job_file import TEMPLATE, load_job
@@ -81,6 +85,16 @@ def test_state_md_lists_every_column() -> None:
         name for line in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", line)
     ]
     assert listed == OUTCOME_SCHEMA.names
+
+
+def test_state_md_lists_the_keys_of_reports() -> None:
+    """docs/reference/state.md names each figure of a run's report."""
+    section = _page("reference/state.md").partition("## Reports")[2].partition("\n## ")[0]
+    lines = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", section, re.MULTILINE))
+    figures = {"counts": Counts, "pruned": PruneResult}
+    names = {key: {field.name for field in fields(made)} for key, made in figures.items()} | {"delta": set(FIGURES)}
+    for key, wanted in names.items():
+        assert wanted <= set(re.findall(r"`(\w+)`", lines[key])), key
 
 
 def test_state_md_lists_every_error_class() -> None:
