@@ -76,17 +76,18 @@ def _outcomes(job: Job, state: DirectoryState, chunk: ChunkRef, run_no: int, ver
     con = duckdb.connect()
     con.execute("SET TimeZone = 'UTC'")
     con.from_parquet(str(state.local(chunk.uri))).create_view("c")
-    md5, said = f"md5(key || '-' || ({version.format(n='id::BIGINT')}))", parquet.MANIFEST_DIGEST.format(m="c")
+    md5, digest = f"md5(key || '-' || ({version.format(n='id::BIGINT')}))", parquet.MANIFEST_DIGEST.format(m="c")
     table = con.sql(
         f"""
         SELECT row_id, source, key, id, 'copied' AS status, NULL AS error_class, 200 AS status_code, NULL AS message,
                false AS retryable, reason, attempt, 1 AS requests, 40000 AS size, {md5} AS md5, sha256({md5}) AS sha256,
                'image/jpeg' AS content_type, '"' || {md5} || '"' AS source_etag, NULL AS source_last_modified,
                '"' || {md5} || '"' AS dest_etag, $now AS started_at, $now AS recorded_at, $run_no AS run_no,
-               $chunk AS chunk, $how AS how, {said} AS said, 'body' AS checked, $now AS bytes_read_at, 0 AS nights
+               $chunk AS chunk, $settings AS settings_digest, {digest} AS manifest_digest, 'body' AS checked_by,
+               $now AS bytes_read_at, 0 AS consecutive_failures, 'digest' AS confirmed
         FROM c
         """,
-        params={"now": datetime.now(UTC), "run_no": run_no, "chunk": chunk.digest, "how": job.settings_digest()},
+        params={"now": datetime.now(UTC), "run_no": run_no, "chunk": chunk.digest, "settings": job.settings_digest()},
     ).to_arrow_table()
     return parquet.to_bytes(table.cast(parquet.OUTCOME_SCHEMA))
 
