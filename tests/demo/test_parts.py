@@ -378,6 +378,7 @@ def test_reader_may_read_but_not_write(s3: S3Server, bucket: str) -> None:
         reader.put_object(Bucket=bucket, Key="b", Body=b"b")
 
 
+@pytest.mark.slow
 def test_restart_keeps_the_data(tmp_path: Path) -> None:
     """A stopped server refuses connections, a restarted one has the same objects, and stop works twice."""
     server = S3Server(tmp_path)
@@ -413,6 +414,7 @@ def test_with_json_the_tours_commands_print_to_standard_error(
         assert (__version__ in shown.err, __version__ in shown.out) == (as_json, not as_json)
 
 
+@pytest.mark.slow
 def test_killed_server_keeps_the_data(tmp_path: Path) -> None:
     """A server that is restarted after SIGKILL has the same objects."""
     server = S3Server(tmp_path)
@@ -454,6 +456,7 @@ def test_failed_start_shows_the_log(tmp_path: Path) -> None:
     assert not server.running
 
 
+@pytest.mark.slow
 def test_server_outlives_the_thread_that_started_it() -> None:
     """The server survives the end of the thread that started it."""
     with S3Server() as server:

@@ -69,6 +69,7 @@ def test_the_context_holds_what_is_copied_and_little_else() -> None:
     assert any(fnmatch("flows/__pycache__", rule) for rule in rules)
 
 
+@pytest.mark.slow
 def test_a_project_of_these_files_alone(tmp_path: Path) -> None:
     """The flow and the command need no other file of the project than those that the image holds."""
     for names, to in copied():

@@ -81,6 +81,7 @@ def test_it_runs_beside_packages_of_the_same_names(
     assert not Path(mark).exists()
 
 
+@pytest.mark.slow
 def test_the_demo_needs_a_checkout(ferry: Path, cli: Cli, tmp_path: Path) -> None:
     """It is said, with what to do."""
     environment = {name: value for name, value in cli.environment.items() if name != "PYTHONPATH"}

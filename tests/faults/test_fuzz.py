@@ -230,6 +230,7 @@ def test_retry_after(tried: Tried) -> None:
     tried("fuzzing: Retry-After", try_all(some(4_000, 300_000), fuzzer.text, judge, known))
 
 
+@pytest.mark.slow
 def test_images(tried: Tried) -> None:
     """Damaged images get a verdict at both levels: a kind that is known, or an ObjectError that a terminal can show. A
     header may make 250 million pixels of any image: those are in the children's memory, not in this process."""

@@ -186,6 +186,7 @@ def in_a_process(what: str, seed: int, count: int) -> int:
     return int(done.stdout.split()[-1])
 
 
+@pytest.mark.slow
 def test_parquet_lists(tried: Tried) -> None:
     """Damaged Parquet is refused or read, and takes no process down."""
     tried("fuzzing: lists as Parquet", in_a_process("parquet", 412, some(150, 20_000)))
@@ -216,6 +217,7 @@ JOB_WORDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_job_files(tried: Tried, tmp_path: Path) -> None:
     """A job file is a job, or refused with lines that say where; no object is made that YAML can name."""
     fuzzer = Fuzzer(414, JOBS, JOB_WORDS)

@@ -168,6 +168,7 @@ def behind_tls(port: int, folder: Path) -> Iterator[tuple[str, Path]]:
         loop.close()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("home")
 def test_a_private_authority(prefect_local: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A private authority works with its certificate or without verification; else the error names both settings."""

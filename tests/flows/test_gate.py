@@ -39,6 +39,7 @@ def test_who_is_let_in(host: str, path: str, site: str | None, origin: str | Non
     assert is_allowed(path, {name: value.encode() for name, value in given.items() if value is not None}) is is_in
 
 
+@pytest.mark.slow
 def test_other_sites_read_and_write_nothing(prefect_local: LocalServer) -> None:
     """A preflight and a direct request of another site are both refused."""
 

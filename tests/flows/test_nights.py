@@ -16,6 +16,8 @@ from tests.flows.project import Cli, Project, serve
 INTERRUPTED = """
 import os, runpy, signal, sys, time
 from tasks.run import Run
+
+pytestmark = pytest.mark.slow
 prune = Run.prune
 def pruned_and_interrupted(run):
     prune(run)

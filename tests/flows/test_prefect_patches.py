@@ -110,6 +110,7 @@ def test_a_name_that_is_gone_is_loud(monkeypatch: pytest.MonkeyPatch) -> None:
     assert prefect_patches._SLOT not in vars(flow_engine)
 
 
+@pytest.mark.slow
 def test_results_are_kept_where_ferry_says(seen: dict[str, Any]) -> None:
     """The second task with a key is Cached, from the run's own storage."""
     assert seen["result"] == ["Completed", "Cached", {"n": 1}]

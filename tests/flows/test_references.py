@@ -51,6 +51,7 @@ print("all held")
 """
 
 
+@pytest.mark.slow
 def test_blocks_are_read_where_the_work_runs(cli: Cli) -> None:
     """`secret:BLOCK` and `block:NAME` give the block's values, which the job does not show."""
     done = subprocess.run(

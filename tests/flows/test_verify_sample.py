@@ -9,6 +9,8 @@ import pytest
 from demo.origin import Origin
 from tests.flows.project import Project, serve
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_a_sample_says_what_it_read(project: Project, origin: Origin) -> None:

@@ -667,6 +667,7 @@ def test_hostile_bodies_cost_little(data: bytes) -> None:
     assert time.thread_time() - started < 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "data",
     [

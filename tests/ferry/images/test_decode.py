@@ -27,6 +27,8 @@ from tests.faults import bombs
 from tests.ferry.images.test_check import body, saved
 from tests.support.helpers import make_body
 
+pytestmark = pytest.mark.matrix
+
 JPEG = saved("JPEG")
 
 
@@ -146,6 +148,7 @@ def test_a_child_serves_many_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     assert child() != first
 
 
+@pytest.mark.slow
 def test_a_child_that_was_ended_is_replaced() -> None:
     """Between two bodies, by what ends processes for their memory: the next body does not notice."""
     for _ in range(3):
@@ -213,6 +216,7 @@ def test_nothing_is_left_of_children_that_ended(monkeypatch: pytest.MonkeyPatch)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest.mark.slow
 def test_time_is_limited() -> None:
     """Pillow compares each directory of a TIFF with all before it: processor time ends that, and is not tried twice."""
     data = bombs.tiff_of_directories(60_000)
@@ -224,6 +228,7 @@ def test_time_is_limited() -> None:
     assert time.process_time() - started < 2
 
 
+@pytest.mark.slow
 def test_memory_is_limited_and_one_may_have_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that needs more than a child's share is decoded alone with the memory of all; one that needs more is
     refused. Threads that all want everything wait for each other, and not for ever."""
@@ -274,6 +279,7 @@ def test_a_lack_of_memory_is_not_damage(form: str, options: dict[str, Any], monk
     assert ends[-1] == "taken"
 
 
+@pytest.mark.slow
 def test_a_drawing_has_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and attributes fill the parser's tables."""
     data = b"<svg " + b" ".join(b"a%d=''" % n for n in range(500_000)) + b"/>"

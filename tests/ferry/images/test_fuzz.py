@@ -39,6 +39,7 @@ def test_random_bytes(data: bytes) -> None:
     survives(data)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SIGNATURES)), st.binary(max_size=300))
 def test_signatures_before_random_bytes(name: str, tail: bytes) -> None:

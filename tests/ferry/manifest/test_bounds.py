@@ -26,6 +26,8 @@ from ferry.manifest.columns import MAX_CELL, MAX_COLUMNS
 from ferry.manifest.typed import at_most
 from tests.ferry.manifest.test_open import URL, opened, put, refused
 
+pytestmark = pytest.mark.matrix
+
 WIDE = [f"c{n}" for n in range(MAX_COLUMNS + 1)]
 
 

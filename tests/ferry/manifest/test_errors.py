@@ -241,6 +241,7 @@ def test_long_lines(tmp_path: Path) -> None:
         assert row_numbers(manifest) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_bounded_memory(tmp_path: Path) -> None:
     """One line of 300 MB, packed to a few kB, takes no memory of that size."""
     with gzip.open(tmp_path / "a.csv.gz", "wb") as file:

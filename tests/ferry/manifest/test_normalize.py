@@ -267,6 +267,7 @@ def test_row_ids() -> None:
     assert row_id(base_row_id("a", None, "c"), 2) == "93fe8a27a681ca14e58c021ec56ac3398b23a325d944911e5ba18e659118dcc9"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 100, 150_000])
 def test_repeated_rows(tmp_path: Path, rows: int) -> None:
     """Equal rows are numbered in order over the whole list; the IDs do not depend on how it was read."""

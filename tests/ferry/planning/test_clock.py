@@ -111,6 +111,7 @@ def test_within_a_run_the_later_attempt_counts(tmp_path: Path) -> None:
     assert [outcome.status for outcome in helpers.latest(state).values()] == [Status.COPIED]
 
 
+@pytest.mark.slow
 def test_within_a_run_of_the_engine(world: World, clock: Clock) -> None:
     """A clock that is set back during a run changes neither outcomes and counts nor the next run."""
     for n in range(6):

@@ -22,6 +22,8 @@ from ferry.state.plan_file import LOCATION_FILE, PLAN_FILE, read_plan, set_plan_
 from ferry.storage.credentials import Access
 from tests.support.helpers import counts_of, directory_state, later, latest, make_job, make_outcome, plan, run
 
+pytestmark = pytest.mark.slow
+
 
 class World:
     """A folder with sources, a manifest, a state and destinations; whole runs without Prefect."""

@@ -781,6 +781,7 @@ def test_a_repair_that_was_interrupted_is_not_listed_twice(tmp_path: Path, state
     check_each_row_once(state, planned)
 
 
+@pytest.mark.slow
 def test_a_row_whose_collision_came_and_went_can_be_retried(tmp_path: Path, state: DirectoryState) -> None:
     """A row's attempts continue after a collision, so that no cached chunk of an earlier run is reused."""
     rival = ["https://img.example/5.jpg?new"]

@@ -45,6 +45,7 @@ def processes_below(pid: int) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 def test_one_process_answers_many_requests(child: PlannerProcess, tmp_path: Path) -> None:
     """An error in one request does not end the process, and each fork ends with its response."""
     ours = processes_below(os.getpid())

@@ -54,6 +54,7 @@ def test_the_client_s_own_limit() -> None:
     assert seen.latency_ms <= 100
 
 
+@pytest.mark.slow
 def test_steps_down_that_cost_little_each_do_not_add_up() -> None:
     """Where the client itself is the limit, few in flight cost it more each: it does not end with one at a time."""
     seen = turns()
@@ -200,6 +201,7 @@ def test_the_user_s_bounds_hold() -> None:
     assert run.delivered(1, 10, "b.example") >= 0.9 * 17 / 0.05
 
 
+@pytest.mark.slow
 def test_the_document_states_what_the_simulation_shows() -> None:
     """docs/explanation/concurrency.md, number by number; within a fifth, since floating point differs between machines.
 

@@ -81,6 +81,7 @@ def test_they_go_and_may_come_back(world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_what_was_deleted_and_came_back_another_is_in_the_history(world: World) -> None:
     """The history has the digest of a deleted copy whose key is written again."""
     import pyarrow.parquet as pq
@@ -112,6 +113,7 @@ def test_never_more_than_max_delete(world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_a_list_that_is_cut_off(world: World) -> None:
     """A manifest that looks truncated deletes nothing, until it is complete or accepted as it is."""
     world.night(**ALL)
@@ -163,6 +165,7 @@ def test_a_key_that_another_row_has_now(world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_a_late_key_leaves_no_copy_behind(world: World) -> None:
     """A changed object with a deferred key leaves a copy under its old key, which is deleted."""
     job: dict[str, Any] = {"key": "{sha256}.{ext}", **GO}
@@ -183,6 +186,7 @@ def test_a_late_key_leaves_no_copy_behind(world: World) -> None:
         assert there(world) == keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["failed", "pending"])
 def test_not_after_a_night_that_did_not_end_well(trouble: str, world: World) -> None:
     """No copy is deleted while rows are pending, or too many have failed."""
@@ -259,6 +263,7 @@ def test_only_under_the_lease(world: World) -> None:
     assert "3.jpg" in there(world)
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A deletion that fails is reported, and the next run tries again."""
     monkeypatch.setattr("ferry.reconcile.prune.BETWEEN_TRIES_S", 0.01)

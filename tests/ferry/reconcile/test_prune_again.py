@@ -21,7 +21,7 @@ from ferry.transfer.chunk import run_chunk
 from tests.support import helpers
 from tests.support.nights import World
 
-pytestmark = pytest.mark.matrix
+pytestmark = pytest.mark.slow
 
 GO: dict[str, Any] = {
     "delta": {"delete_removed": True, "delete_after": 1, "max_delete": "100%", "accept_shorter_manifest": True}

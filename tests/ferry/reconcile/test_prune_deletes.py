@@ -20,7 +20,7 @@ from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.helpers import by_key
 
-pytestmark = pytest.mark.matrix
+pytestmark = pytest.mark.slow
 
 GONE = [f"a/{n:03}.jpg" for n in range(30)]
 DELTA: dict[str, Any] = {

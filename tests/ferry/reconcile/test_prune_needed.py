@@ -24,7 +24,7 @@ from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.nights import World
 
-pytestmark = pytest.mark.matrix
+pytestmark = pytest.mark.slow
 
 AT_ONCE: dict[str, Any] = {"delete_removed": True, "max_delete": "50%", "delete_after": 1}
 IN_TIME: dict[str, Any] = {"delete_removed": True, "max_delete": "50%"}

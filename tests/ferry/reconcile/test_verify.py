@@ -186,6 +186,7 @@ def test_a_repair_is_planned_until_it_is_done(origin: Origin, s3: S3Server, buck
     assert (again.todo, again.pending) == ({}, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("digests", ["both", "md5", "none"])
 @pytest.mark.parametrize("found", ["read", "list"])
 def test_what_was_repaired_by_hand_is_right_again(
@@ -291,6 +292,7 @@ def sampled(state: DirectoryState, sample: verify.Sample, rows_each: int = 60) -
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_a_sample_is_drawn(tmp_path: Path) -> None:
     """A sample has the requested size, is the same for the same seed, and differs without one."""
     state = directory_state(tmp_path)

@@ -150,6 +150,7 @@ def test_a_refusal_is_not_tried_again(odd: OddS3, tmp_path: Path) -> None:
         assert odd.requests.total() == count
 
 
+@pytest.mark.slow
 def test_a_page_of_the_state_s_list_that_never_comes_is_an_error(tmp_path: Path) -> None:
     """A listing without its last page raises Fatal, since a shorter list would hide outcomes."""
     with OddS3(listings="error page", page_keys=2) as server:
@@ -235,6 +236,7 @@ def test_a_download_of_a_file_that_changes_meanwhile(
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_store_that_knows_no_ranges(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full body in response to a range request is not used as the rest of a file."""
     data = bytes(range(256)) * 8000
@@ -283,6 +285,7 @@ def test_a_large_file_is_written_all_the_same(what: What, operation: str, odd: O
     assert odd.requests["UploadPart"] - (operation == "UploadPart") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", [b"an older one", bytes([1]) * (40 << 20)])
 def test_an_upload_that_is_not_there_in_the_end_is_an_error(older: bytes, odd: OddS3, tmp_path: Path) -> None:
     """NoSuchUpload for the last request raises Fatal when the key has another object, even one of the same size."""

@@ -122,6 +122,7 @@ def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path
     assert fault.struck == 1
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
     """NoSuchKey is requested once; a 404 without a code counts after five attempts."""
     state = open_state("s3://state/job", reach(odd), tmp_path)
@@ -208,6 +209,7 @@ def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_ke
         assert len(server.stored("b", "p/")) == 200
 
 
+@pytest.mark.slow
 def test_nothing_grows_over_nights(odd: OddS3, tmp_path: Path) -> None:
     """Over six delta runs the local cache does not grow, and holds only files that the bucket has."""
     counts = []

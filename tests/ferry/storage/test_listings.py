@@ -204,6 +204,7 @@ def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) ->
     assert "one listing" in planned.existing
 
 
+@pytest.mark.slow
 def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path: Path) -> None:
     """If listing the destination fails five times, the run ends instead of sending a HEAD per row."""
     odd.faults.append(Fault("status", ("ListObjectsV2",)))

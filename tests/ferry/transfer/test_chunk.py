@@ -266,6 +266,7 @@ def test_credentials_that_do_not_write_are_fatal(origin: Origin, s3: S3Server, b
     assert origin.total < 20
 
 
+@pytest.mark.slow
 def test_credentials_that_are_revoked_midway_are_fatal(origin: Origin, tmp_path: Path) -> None:
     """After credentials are revoked, earlier rows are done and all others pending."""
     state = directory_state(tmp_path)

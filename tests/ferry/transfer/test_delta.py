@@ -89,6 +89,7 @@ def same_size(jpeg: bytes) -> bytes:
     return bytes(other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Validators.NONE, Validators.SERVERS])
 def test_what_nothing_tells_of(kind: Validators, world: World) -> None:
     """A change that nothing shows is found once `revalidate_after` has passed."""
@@ -144,6 +145,7 @@ def test_what_the_list_proves(column: str, world: World) -> None:
     assert world.night({column: [says(key) for key in world.bodies]}) == {}
 
 
+@pytest.mark.slow
 def test_a_list_of_days(world: World) -> None:
     """A change on the day that the manifest names is found, and the day counts once it is over."""
     today = datetime.now(UTC).date().isoformat()
@@ -182,6 +184,7 @@ def test_another_image_of_the_same_date(kind: Validators, world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_an_etag_that_was_stable_and_changes(world: World) -> None:
     """A changed ETag shows a change at an origin that ignores conditions, even with the old date."""
     world.put("a.jpg", 1, kind=Validators.NO_CONDITIONS)
@@ -192,6 +195,7 @@ def test_an_etag_that_was_stable_and_changes(world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_a_size_proves_difference_alone(world: World) -> None:
     """An equal size in the manifest leads to a recheck, and another one to a download."""
     for n in range(3):
@@ -324,6 +328,7 @@ def test_how_often_a_failure_is_tried(world: World) -> None:
     world.is_true()
 
 
+@pytest.mark.slow
 def test_replaced_whatever_the_policy_for_objects_of_others(world: World) -> None:
     """A copy that the job wrote is replaced under every `on_existing` policy."""
     world.put("a.jpg", 1)
@@ -458,6 +463,7 @@ def test_what_a_night_came_to(world: World) -> None:
     assert (world.figures["new"], world.figures["failed"], world.figures["removed"]) == (1, 0, 1)
 
 
+@pytest.mark.slow
 def test_what_was_replaced_stays_in_the_history(world: World) -> None:
     """The history has each replaced copy with its digests, its time and the run that replaced it."""
     import pandas as pd

@@ -110,6 +110,7 @@ def test_one_object_that_breaks_every_connection() -> None:
         clock.now += 5
 
 
+@pytest.mark.slow
 def test_a_destination_that_nobody_listens_at(
     origin: Origin, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

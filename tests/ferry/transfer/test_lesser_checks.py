@@ -15,6 +15,8 @@ from tests.ferry.images.test_check import body
 from tests.support import helpers
 from tests.support.nights import World
 
+pytestmark = pytest.mark.matrix
+
 JXL, JP2, PSB = (
     f"only its length was checked: Ferry knows {name} by its signature alone"
     for name in ("JPEG XL", "JPEG 2000", "PSB")

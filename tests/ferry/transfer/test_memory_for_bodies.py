@@ -124,6 +124,7 @@ def test_one_of_many_processes(processes: int, origin: Origin, tmp_path: Path) -
         assert settled(job, tmp_path, access, share=processes) == {Status.COPIED: 3}
 
 
+@pytest.mark.slow
 def test_a_slow_body_takes_memory_as_it_comes(origin: Origin, tmp_path: Path) -> None:
     """A slow body uses memory as it is received, whatever its announced length."""
     count, size = 32, 7_900_000

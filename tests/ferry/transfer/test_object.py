@@ -63,7 +63,7 @@ NOT_PROVED: list[tuple[Row, ObjectInfo]] = [
 ]
 
 
-@pytest.mark.parametrize(("policy", "case"), itertools.product(LEAVING, SAME))
+@pytest.mark.parametrize(("policy", "case"), [*itertools.product(LEAVING, SAME)])
 def test_proved_sameness_is_unchanged(policy: OnExisting, case: tuple[Row, ObjectInfo]) -> None:
     """An object whose ETag proves the same bytes is unchanged without a download."""
     assert before_fetch(policy, *case) == "unchanged"
