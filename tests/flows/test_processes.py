@@ -93,12 +93,10 @@ def test_an_engine_process_that_is_killed_loses_nothing(project: Project, origin
 
 
 def test_ctrl_c_reaches_all_processes(project: Project, origin: Origin) -> None:
-    """A Ctrl-C ends both processes within 15 s with their outcomes recorded; a rerun copies the rest."""
+    """A Ctrl-C ends both processes with their outcomes recorded; a rerun copies the rest."""
     process, bodies = begin(project, origin)
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     report = Cli.end(process, ("run",)).expect(130).json
-    assert time.monotonic() - began < 15
     assert report["counts"]["pending"] > 0
     assert not processes_with(str(project.folder))
     recorded = {outcome["key"] for outcome in fold(project.state).values()}

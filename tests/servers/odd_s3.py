@@ -183,9 +183,9 @@ class OddS3:
 
     async def _main(self) -> None:
         self._quit = asyncio.Event()
-        runner = web.ServerRunner(web.Server(self._answer), access_log=None)
+        runner = web.ServerRunner(web.Server(self._answer), access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0.1, backlog=1024)
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
         await site.start()
         assert site._server is not None
         port = site._server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]

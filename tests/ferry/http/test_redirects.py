@@ -172,11 +172,11 @@ def test_no_connection_is_asked_for(url: str, manifest: bool, tmp_path: Path) ->
     ],
 )
 def test_no_address_takes_long_to_read(url: str, tmp_path: Path) -> None:
-    """A hostile Location is parsed in less than 0.5 s, since parsing blocks the event loop."""
+    """A hostile Location is parsed in less than 0.5 s of processor time, since parsing blocks the event loop."""
     answers = {"https://img.example:443/a": moved(url)}
-    started = time.perf_counter()
+    started = time.process_time()
     _, error = follow("https://img.example/a", answers, tmp_path)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert error is not None
     assert error.error_class is ErrorClass.BAD_URL
 

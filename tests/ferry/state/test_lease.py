@@ -244,7 +244,7 @@ def test_a_lost_lease_is_noticed_and_left_alone(end: str, state: State, quick: N
         state.delete([NAME])
     else:
         state.write(NAME, other)
-    assert lost.wait(10)
+    assert lost.wait(120)
     assert not mine.held
     mine.release()
     if end == "taken over":
