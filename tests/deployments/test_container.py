@@ -155,10 +155,10 @@ signal.signal(signal.SIGTERM, told)
 print("run started", flush=True)
 while True: time.sleep(1)
 '''
-run = subprocess.Popen([sys.executable, "-c", code])
 def told(*_):
     log.write("worker told\\n"); os._exit(7)
 signal.signal(signal.SIGTERM, told)
+run = subprocess.Popen([sys.executable, "-c", code])
 run.wait()
 while True: time.sleep(1)
 """
