@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from queue import Full, Queue
-from threading import Event
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -190,44 +188,30 @@ def key_ranges(keys: Sequence[str], per_range: int = KEYS_PER_RANGE) -> list[tup
 
 
 def existing_pages(store: Store, keys: Sequence[str]) -> Iterator[list[ObjectInfo]]:
-    """Yields pages of the objects at the destination from the first of ``keys`` (sorted) to the last.
+    """Yields the objects at the destination that have one of ``keys`` (sorted), some of them twice, and maybe others.
 
-    Pages also contain other keys, and some keys twice. Ranges are listed in parallel only in a store that lists in the
-    byte order of keys, as S3 does. SeaweedFS lists folder by folder, so a range would miss keys there.
+    Ranges are listed in parallel only in a store that lists in the byte order of keys, as S3 does. SeaweedFS lists
+    folder by folder, so a range would miss keys there. Of a range only the objects with these keys are kept in memory.
     """
     if not store.in_byte_order:
         yield from store.list()
         return
-    pages: Queue[list[ObjectInfo] | None] = Queue(maxsize=64)
-    abandoned = Event()
 
-    def put(page: list[ObjectInfo] | None) -> None:
-        while not abandoned.is_set():
-            with contextlib.suppress(Full):
-                pages.put(page, timeout=0.5)
-                return
+    def is_wanted(key: str) -> bool:  # a set would need as much memory again
+        at = bisect_left(keys, key)
+        return at < len(keys) and keys[at] == key
 
-    def list_range(start_after: str | None, end: str | None) -> None:
+    def list_range(bounds: tuple[str | None, str | None]) -> list[ObjectInfo]:
+        start_after, end = bounds
+        found = []
         for page in store.list(start_after=start_after):
-            in_range = [found for found in page if (end is None or found.key < end) and found.key <= keys[-1]]
-            if in_range:
-                put(in_range)
-            if len(in_range) < len(page) or abandoned.is_set():
-                return
+            found += [each for each in page if is_wanted(each.key) and (end is None or each.key < end)]
+            if page and (page[-1].key > keys[-1] or (end is not None and page[-1].key >= end)):
+                break
+        return found
 
-    def list_ranges() -> None:
-        try:
-            with ThreadPoolExecutor(RANGES_AT_ONCE) as pool:
-                for future in [pool.submit(list_range, *bounds) for bounds in key_ranges(keys)]:
-                    future.result()
-        finally:
-            put(None)
-
-    with ThreadPoolExecutor(1) as starter:
-        listing = starter.submit(list_ranges)
-        try:
-            while (page := pages.get()) is not None:
-                yield page
-            listing.result()
-        finally:
-            abandoned.set()
+    pool = ThreadPoolExecutor(RANGES_AT_ONCE)
+    try:
+        yield from pool.map(list_range, key_ranges(keys))
+    finally:
+        pool.shutdown(cancel_futures=True)
