@@ -116,6 +116,7 @@ def state_of(client: SyncPrefectClient, run: UUID) -> StateType | None:
     return state.type if state else None
 
 
+@pytest.mark.slow
 def test_the_run_whose_lease_was_taken_over(at_prefect: SyncPrefectClient) -> None:
     """The run of the earlier lease is marked on any machine; this run and ended runs are not."""
     dead, own = running(at_prefect), running(at_prefect)
@@ -150,6 +151,7 @@ def test_of_two_runs_on_this_machine_the_dead_one(at_prefect: SyncPrefectClient)
     assert states == [StateType.RUNNING, StateType.CRASHED, StateType.RUNNING, StateType.RUNNING]
 
 
+@pytest.mark.slow
 def test_another_server_or_none(prefect_local: LocalServer) -> None:
     """An unknown run and an unreachable server raise no error."""
     said: list[str] = []

@@ -50,6 +50,7 @@ print(*[ask(headers).status for headers in ({}, websocket)[: int(sys.argv[2])]])
 """  # noqa: E501
 
 
+@pytest.mark.slow
 @AS_NOBODY
 def test_another_user_is_answered_with_403(prefect_local: LocalServer) -> None:
     """A request and a WebSocket of another user get 403; the owner's request gets 200."""

@@ -12,12 +12,12 @@ from ferry.reconcile.prune import PruneResult
 from tasks.reporting.text import prune_failure
 from tests.flows.project import Cli, Project, serve
 
+pytestmark = pytest.mark.slow
+
 # The command, interrupted when all is deleted that may be, and before the run's accounts.
 INTERRUPTED = """
 import os, runpy, signal, sys, time
 from tasks.run import Run
-
-pytestmark = pytest.mark.slow
 prune = Run.prune
 def pruned_and_interrupted(run):
     prune(run)

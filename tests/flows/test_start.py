@@ -6,6 +6,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def _arrow(how: str) -> list[str]:
 
 def _environment_of(started: LocalServer) -> dict[str, str]:
     assert started._process is not None
-    raw = Path(f"/proc/{started._process.pid}/environ").read_bytes()
+    environ = Path(f"/proc/{started._process.pid}/environ")
+    while not (raw := environ.read_bytes()):  # it is empty until the program runs
+        time.sleep(0.01)
     return dict(pair.split("=", 1) for pair in os.fsdecode(raw).split("\0") if "=" in pair)
 
 

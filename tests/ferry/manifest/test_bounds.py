@@ -91,6 +91,7 @@ def test_nothing_but_open_quotes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "a quote opens and is not closed" in refused_quickly(path)
 
 
+@pytest.mark.slow
 def test_many_bad_lines_below_a_wide_header(tmp_path: Path) -> None:
     """A bad line takes the memory of a line, however many columns the header has."""
     path = put(tmp_path, "a.csv", ",".join(["url", *WIDE[:-2]]) + "\n" + "x\n" * 50_000)
@@ -132,6 +133,7 @@ def parquet(path: Path, table: pa.Table, **how: Any) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_parquet_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One long text that a million rows share, and one that packs to nothing: neither takes the memory it wants."""
     monkeypatch.setattr(typed, "MOST_BYTES", 1 << 30)
@@ -208,6 +210,7 @@ FAR = (
 SHARED = "".join(f'<row r="{n}"><c r="A{n}" t="s"><v>0</v></c></row>' for n in range(1, 20_001))
 
 
+@pytest.mark.slow
 def test_workbook_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells at opposite corners, one long text that all cells share, a part that unpacks a thousandfold."""
     monkeypatch.setattr(excel_process, "MOST_BYTES", 512 << 20)

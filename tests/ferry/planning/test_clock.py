@@ -64,6 +64,7 @@ def test_a_failed_row_does_not_wait_for_a_time_ahead(passes_s: float, tried: boo
     assert ("gone.jpg" in world.night(**RULE)) is tried
 
 
+@pytest.mark.slow
 def test_nights_count_whatever_the_clock_says(world: World, clock: Clock) -> None:
     """The number of tries is limited even if the clock is set back in each run."""
     world.put("gone.jpg", 1, fault=Trouble.NOT_FOUND)

@@ -64,6 +64,7 @@ def test_a_bug_is_not_the_users_fault(child: PlannerProcess, tmp_path: Path) -> 
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
 
 
+@pytest.mark.slow
 def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
     """A killed fork is Fatal with the name of the signal; a killed process is Fatal and is replaced."""
     os.mkfifo(tmp_path / "fifo.csv")  # planning blocks on this pipe

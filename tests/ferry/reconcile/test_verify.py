@@ -251,6 +251,7 @@ def test_reading_takes_no_memory_for_bodies(tmp_path: Path) -> None:
     assert (result.checked, result.wrong, (tmp_path / "spool").exists()) == (1, [], False)
 
 
+@pytest.mark.slow
 def test_parts_cover_every_row_once(tmp_path: Path) -> None:
     """Each row that should have an object is in exactly one range."""
     state = directory_state(tmp_path)
