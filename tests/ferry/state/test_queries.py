@@ -148,7 +148,11 @@ def read(path: Path) -> list[dict[str, str]]:
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
-    frame = pd.read_excel(path, dtype=str, keep_default_na=False) if path.suffix == ".xlsx" else pd.read_parquet(path)
+    frame = (
+        pd.read_excel(path, dtype=str, keep_default_na=False, engine="openpyxl")
+        if path.suffix == ".xlsx"
+        else pd.read_parquet(path)
+    )
     lines: list[Any] = frame.to_dict("records")
     return lines
 
