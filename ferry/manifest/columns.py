@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-import pyarrow as pa
-
 from ferry.core import UserError, short
 from ferry.job import Columns
 
@@ -74,18 +72,6 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.row_no)
-
-    def to_arrow(self) -> pa.RecordBatch:
-        """The batch as Arrow: row_no and line_no int64, all else string; ``problem`` last."""
-        names = ["row_no", "line_no", *self.values, "problem"]
-        lines = [None] * len(self) if self.line_no is None else list(self.line_no)
-        arrays = [
-            pa.array(list(self.row_no), pa.int64()),
-            pa.array(lines, pa.int64()),
-            *(pa.array(list(column), pa.string()) for column in self.values.values()),
-            pa.array([self.problems.get(index) for index in range(len(self))], pa.string()),
-        ]
-        return pa.RecordBatch.from_arrays(arrays, names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,12 +237,3 @@ def test_typed_cells(tmp_path: Path) -> None:
     manifest = opened(path, needed=["x"])
     assert (column(manifest, "id"), column(manifest, "size")) == (["1.50", None], ["1e400", None])
     assert column(manifest, "x") == ["true", None]
-
-
-def test_arrow_form(tmp_path: Path) -> None:
-    """A batch as Arrow has row and line numbers, text columns and problems."""
-    path = put(tmp_path, "a.csv", f"url\n{URL}\na,b\n")
-    batch = next(opened(path, bad_lines="skip").batches()).to_arrow()
-    assert batch.schema.names == ["row_no", "line_no", "source", "problem"]
-    assert batch.column("source").to_pylist() == [URL, None]
-    assert batch.column("line_no").to_pylist() == [2, 3]
