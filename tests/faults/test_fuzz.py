@@ -21,7 +21,7 @@ from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolved
 from ferry.http.retry_after import MAX_RETRY_AFTER_S, parse_retry_after
 from ferry.http.urls import Target, Targets
 from ferry.job.templates import key_problem
-from ferry.manifest.sources import address, normal_roots
+from ferry.manifest.sources import key_or_problem, normal_roots
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all
 from tests.faults.malformed import MALFORMED
@@ -93,7 +93,7 @@ def test_addresses(tried: Tried) -> None:
     roots = normal_roots(["s3://bucket/p/", "file:///srv/images/"])
 
     def judge(text: str) -> None:
-        key, why = address(text, roots)
+        key, why = key_or_problem(text, roots)
         assert (key is None) != (why is None)
         said = [redact(text), why or ""]
         if key is not None:

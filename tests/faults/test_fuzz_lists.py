@@ -20,7 +20,7 @@ from ferry.core.errors import UserError
 from ferry.core.redaction import escaped
 from ferry.job.model import Columns, Job
 from ferry.job.templates import Template, finish_key, key_problem
-from ferry.manifest.normalize import SCHEMA, Normaliser, _groups
+from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
 from tasks.job_file import TEMPLATE, load_job
 from tests.faults.amount import some
@@ -93,7 +93,7 @@ class Lists:
                 url_template=Template.parse_url(url) if url else None, key_template=key, roots=["s3://b/"], prefix="p",
                 for_directory=for_directory,
             )  # fmt: skip
-            for table in _groups(work, manifest.batches()):
+            for table in _row_groups(work, manifest.batches()):
                 assert table.schema.equals(SCHEMA)
                 for row in table.to_pylist():
                     self._check(row, for_directory=for_directory)
