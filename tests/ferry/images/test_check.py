@@ -343,7 +343,7 @@ def test_how_deep_a_kind_is_checked(name: str, image: str, decode: str) -> None:
         said = lesser_check(kind, decode=asked == "decode")
         assert (said is None) == (level == asked)
         if level == "length":
-            assert said == f"only its length was checked: Ferry knows {kind.name} by its signature alone"
+            assert said == f"only its length was checked: Ferry knows {kind.name} only by its signature"
     by_type = kind_of_type(kind.mime)
     assert by_type is not None
     assert level_of(by_type, decode=False) == image
@@ -500,7 +500,7 @@ def test_every_format_that_pillow_writes(format_: str) -> None:
         (
             b"\x89\x01\x02\x03\x04\x05\x06\x07\x08",
             (
-                "not an image of a known format (it begins with 89 01 02 03 04 05 06 07); "
+                "not an image of a known format (first bytes: 89 01 02 03 04 05 06 07); "
                 "`checks: length` copies any kind of file"
             ),
         ),

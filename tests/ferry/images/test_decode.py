@@ -22,7 +22,7 @@ from ferry.core import WITHOUT_CREDENTIALS
 from ferry.core.errors import ObjectError
 from ferry.images import decode
 from ferry.images.check import KINDS, check_image
-from ferry.images.decode import MIB, Decoders
+from ferry.images.decode import MIB, DecoderPool
 from tests.faults import bombs
 from tests.ferry.images.test_check import body, saved
 from tests.support.helpers import make_body
@@ -31,23 +31,23 @@ JPEG = saved("JPEG")
 
 
 @pytest.fixture(autouse=True)
-def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
+def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
     """Children of this test's own; no child is left before it and after it."""
-    end_children(decode._decoders)
-    made = Decoders()
-    monkeypatch.setattr(decode, "_decoders", made)
+    end_children(decode._pool)
+    made = DecoderPool()
+    monkeypatch.setattr(decode, "_pool", made)
     assert not set(bombs.children())
     yield made
     end_children(made)
     assert not set(bombs.children())
 
 
-def end_children(decoders: Decoders) -> None:
-    for _ in range(decode.CHILDREN):
+def end_children(decoders: DecoderPool) -> None:
+    for _ in range(decode.MAX_CHILDREN):
         child = decoders._idle.get(timeout=60)
         if child is not None:
             child.end()
-    for _ in range(decode.CHILDREN):
+    for _ in range(decode.MAX_CHILDREN):
         decoders._idle.put(None)
 
 
@@ -135,7 +135,7 @@ def test_a_body_has_one_verdict_wherever_it_lies(name: str, tmp_path: Path) -> N
 
 def test_a_child_serves_many_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Damaged ones too, and each one has its own processor time; after so many bodies another child does."""
-    monkeypatch.setattr(decode, "BODIES", 11)
+    monkeypatch.setattr(decode, "MAX_BODIES", 11)
     damaged = bombs.png(8, 8, before=bombs.png_chunk(b"iCCP", bombs.HUNDRED_MB))
     first = child()
     for _ in range(3):
@@ -199,7 +199,7 @@ def test_a_child_that_does_not_read_holds_nobody(monkeypatch: pytest.MonkeyPatch
 def test_a_child_that_cannot_work_is_a_bug_and_no_verdict(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An installation without its decoders must not call each image damaged, nor its origin unreachable."""
     monkeypatch.setattr(decode, "COMMAND", command)
-    with pytest.raises(RuntimeError, match="process that decodes"):
+    with pytest.raises(RuntimeError, match="a decoder process"):
         decoded(JPEG)
 
 
@@ -265,9 +265,9 @@ def test_a_lack_of_memory_is_not_damage(form: str, options: dict[str, Any], monk
     data, ends = flat(3_000, 2_000, form, **options), []
     for total in (8, 24, 48, 160, 320):
         monkeypatch.setattr(decode, "TOTAL_BYTES", total * MIB)
-        monkeypatch.setattr(decode, "_decoders", made := Decoders())
+        monkeypatch.setattr(decode, "_pool", made := DecoderPool())
         ends.append(decoded(data))
-        for _ in range(decode.CHILDREN):
+        for _ in range(decode.MAX_CHILDREN):
             if (left := made._idle.get()) is not None:
                 left.end()
         assert ends[-1] == "taken" or ends[-1].startswith("too_large"), ends
@@ -278,7 +278,7 @@ def test_a_drawing_has_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names and attributes fill the parser's tables."""
     data = b"<svg " + b" ".join(b"a%d=''" % n for n in range(500_000)) + b"/>"
     assert decoded(data) == "taken"
-    monkeypatch.setattr(decode, "_decoders", made := Decoders())
+    monkeypatch.setattr(decode, "_pool", made := DecoderPool())
     monkeypatch.setattr(decode, "TOTAL_BYTES", 60 * MIB)
     assert "too_large: the SVG takes more than 60 MiB of memory" in decoded(data)
     assert made._idle.get() is None

@@ -191,16 +191,16 @@ def test_a_check_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_no_step_takes_more_than_a_slice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in work, not in seconds: a look at the clock for each slice of the body at least."""
-    data, turns = BODIES[name](), 0
+    data, checks = BODIES[name](), 0
 
-    def turn() -> None:
-        nonlocal turns
-        turns += 1
+    def count() -> None:
+        nonlocal checks
+        checks += 1
 
     for module in (slices, web, raster, svg):
-        monkeypatch.setattr(module, "turn", turn)
+        monkeypatch.setattr(module, "check_time", count)
     check_image(data)
-    assert turns >= len(data) // slices.SLICE_BYTES // 2
+    assert checks >= len(data) // slices.SLICE_BYTES // 2
 
 
 def test_an_svg_over_64_mb_is_not_looked_through() -> None:
