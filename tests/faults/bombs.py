@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -293,12 +293,16 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-def children() -> Iterator[Path]:
-    """Yields the folders in /proc of the processes that decode, whichever thread started them."""
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if b"decode_child" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not a copy of this one before its exec
-                yield Path(f"/proc/{pid}")
+def children() -> list[Path]:
+    """Returns the directories in /proc of the decoder processes of all threads."""
+    while True:
+        try:
+            tasks = Path("/proc/self/task").iterdir()
+            found = [Path(f"/proc/{pid}") for task in tasks for pid in (task / "children").read_text().split()]
+            # not a copy of this process before its exec
+            return [pid for pid in found if b"decode_child" in (pid / "cmdline").read_bytes()]
+        except (FileNotFoundError, ProcessLookupError):  # a thread or a child has ended meanwhile
+            continue
 
 
 def resident(field: str) -> int:
