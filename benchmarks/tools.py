@@ -170,7 +170,7 @@ def script(name: str, threads: int) -> Tool:
     def command(work: Work) -> Command:
         work.library.write_pairs(work.folder / "list.csv", work.origin)
         argv = [
-            str(PEERS / "python"), str(ROOT / "tests" / "bench" / "peers" / "threads.py"),
+            str(PEERS / "python"), str(ROOT / "benchmarks" / "peers" / "threads.py"),
             "list.csv", work.bucket, work.prefix, work.endpoint, str(threads),
         ]  # fmt: skip
         return Command(argv, _credentials(work))
