@@ -172,17 +172,17 @@ def gunzip(data: Data) -> bytearray:
     stream = zlib.decompressobj(31)
     plain = bytearray()
     for at in range(0, len(data), HEAD_BYTES):  # zlib copies its unused input, and a body may be a gigabyte
-        packed, full = data[at : at + HEAD_BYTES], True
+        compressed, full = data[at : at + HEAD_BYTES], True
         while full and not stream.eof:
             try:
-                unpacked = stream.decompress(packed, _SVGZ_STEP)
+                plain_part = stream.decompress(compressed, _SVGZ_STEP)
             except zlib.error:
                 raise corrupt("SVGZ", "it does not decompress") from None
-            plain += unpacked
+            plain += plain_part
             check_time()
             if len(plain) > MAX_SVG_BYTES:
                 raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
-            packed, full = stream.unconsumed_tail, len(unpacked) == _SVGZ_STEP
+            compressed, full = stream.unconsumed_tail, len(plain_part) == _SVGZ_STEP
         if stream.eof:
             return plain
     raise truncated("SVGZ", "the end of its gzip stream")
