@@ -1,4 +1,4 @@
-"""`make bench`: Ferry beside the tools that people use for the same work, on real servers, in one run.
+"""`make bench`: Ferry and other tools for the same work, on real servers, in one run.
 
-No tests: pytest collects nothing here, and no result decides anything in CI.
+These are not tests: pytest collects nothing here, and CI does not depend on the results.
 """

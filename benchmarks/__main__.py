@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--n N] [--rounds ROUNDS] [--scenes a,b] [--write] [--keep]`: what `make bench` runs."""
+"""The program of `make bench`: `python -m benchmarks [--n N] [--rounds ROUNDS] [--scenes a,b] [--write] [--keep]`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def parse(arguments: list[str]) -> Settings:
     parser.add_argument("--n", type=int, default=FULL_N, help="objects; 20,000 by default")
     parser.add_argument("--rounds", type=int, default=0, help="3, or 1 with a smaller N")
     parser.add_argument("--scenes", default="", help="a,b,c,...; all by default")
-    parser.add_argument("--write", action="store_true", help="write the page of results with a smaller N too")
-    parser.add_argument("--keep", action="store_true", help="leave the folder with everything that was written")
+    parser.add_argument("--write", action="store_true", help="write the page of results also with a smaller N")
+    parser.add_argument("--keep", action="store_true", help="keep the folder with all files")
     given = parser.parse_args(arguments)
     known = [scene.name for scene in SCENES]
     scenes = tuple(given.scenes.split(",")) if given.scenes else tuple(known)
@@ -52,7 +52,7 @@ def line(result: Result) -> str:
 
 
 def play(scene: Scene, settings: Settings, stage: Stage) -> list[Result]:
-    """All rounds of a scene: the contenders take turns, and each round begins with another one."""
+    """Runs all rounds of a scene. The contenders run in turn, and each round begins with another one."""
     if not (scene.name == "g" and stage.kept):
         stage.fresh_store()
     entries = scene.entries(settings, stage.shelf, stage)
@@ -68,7 +68,7 @@ def play(scene: Scene, settings: Settings, stage: Stage) -> list[Result]:
 
 
 def bench(settings: Settings, links: Path, folder: Path) -> Generator[list[Result]]:
-    """The results of one scene after another."""
+    """Yields the results of one scene after the other."""
     pool, entries = images(BENCH, settings.n)
     root = links / "origin"
     digests = folder / "md5.txt"
@@ -108,7 +108,7 @@ def main() -> int:
         report.write_page(settings, machine, results, seconds)
         print(f"written: {report.PAGE.relative_to(ROOT)} and {report.KEPT.relative_to(ROOT)}/")
     elif settings.quick:
-        print(f"With N={settings.n} this shows that it works; numbers to be quoted need N={FULL_N}.")
+        print(f"With N={settings.n} this only shows that it works. Quote numbers with N={FULL_N}.")
     lost = [result for result in results if result.contender.startswith("Ferry") and not result.valid]
     return 1 if lost else 0
 

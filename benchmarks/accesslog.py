@@ -1,7 +1,7 @@
-"""What the origin's access log says of one run: when objects were asked for, and how it answered.
+"""The times and statuses of one run's requests, read from the origin's access log.
 
-The same measure for every tool: from the beginning of the first request for an object to the end of the last
-answer with one.
+Each tool is measured in the same way: from the start of the first request for an object to the end of the last response
+with one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Window:
     refused_later: float | None = None
     """Share of the requests answered with 429, ten seconds after the first one and later; None when there are none."""
     done_at: list[float] = field(default_factory=list, repr=False)
-    """When each object was delivered, in order."""
+    """The time when each object was delivered, in order."""
 
     @property
     def steady_s(self) -> float:
@@ -40,12 +40,12 @@ def position(log: Path) -> int:
 
 
 def settle() -> None:
-    """nginx writes what it still buffers."""
+    """Waits until nginx has written its buffered log lines."""
     time.sleep(FLUSH_S + 0.1)
 
 
 def read_window(log: Path, since: int, method: str = "GET") -> Window:
-    """Reads what was logged after ``since`` bytes. ``settle`` first."""
+    """Reads the log after ``since`` bytes. Call :func:`settle` first."""
     window, requests = Window(), []
     with log.open("rb") as lines:
         lines.seek(since)

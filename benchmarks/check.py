@@ -1,4 +1,4 @@
-"""Is the destination right? Asked of rclone, which none of the numbers depend on: a listing of MD5 digests."""
+"""Verification of the destination by a listing of MD5 digests, with rclone, on which no measurement depends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LINE = re.compile(r"^([0-9a-f]{32}|) +(.+)$")
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Objects that are missing, that have other bytes, and that should not be there."""
+    """The numbers of objects that are missing, have wrong bytes, or are unexpected."""
 
     missing: int
     wrong: int
@@ -32,7 +32,7 @@ class Verdict:
 
 
 def store_environment(endpoint: str, keys: tuple[str, str], remote: str = "STORE") -> dict[str, str]:
-    """rclone's remote ``store:`` by environment: nothing is written to a configuration file."""
+    """Returns the environment of rclone's remote ``store:``, so that no configuration file is written."""
     prefix = f"RCLONE_CONFIG_{remote}_"
     return {
         "RCLONE_CONFIG": "notfound",
@@ -46,7 +46,7 @@ def store_environment(endpoint: str, keys: tuple[str, str], remote: str = "STORE
 
 
 def digests(place: str, env: Mapping[str, str], folder: Path, *, download: bool = False) -> dict[str, str]:
-    """Path to MD5 of all that lies at an rclone ``place``; with ``download`` of the bytes, not as the store has it."""
+    """Returns path -> MD5 of all objects at an rclone path. With ``download``, rclone hashes the bytes."""
     command = [str(PEERS / "rclone"), "hashsum", "MD5", place, "--fast-list", "--checkers", "16"]
     env = {**environment(folder), "RCLONE_CONFIG": "notfound", **env}
     ended = subprocess.run(
@@ -65,6 +65,6 @@ def compare(expected: Mapping[str, str], found: Mapping[str, str]) -> Verdict:
 
 
 def compare_contents(expected: Mapping[str, str], found: Mapping[str, str]) -> Verdict:
-    """For a tool that gives its own names: each body must be there once."""
+    """Compares for a tool that names objects itself: each body must be there once."""
     want, have = Counter(expected.values()), Counter(found.values())
     return Verdict((want - have).total(), 0, (have - want).total())

@@ -1,7 +1,7 @@
-"""What origins without a Content-Length cost, and slow ones beside a healthy one: `python -m benchmarks.chunked`.
+"""The cost of origins without Content-Length, and of slow origins beside a fast one: `python -m benchmarks.chunked`.
 
-Three ways in turn, so that a busy machine slows all of them: a host that says lengths, one that does not, and that one
-beside eight hosts that send a little a second. The destination needs 100 ms for each answer. Loopback, this machine.
+Three cases run in turn, so that a busy machine slows all of them: a host that sends lengths, one that does not, and
+that one beside eight very slow hosts. The destination needs 100 ms for each response. All hosts are on loopback.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = ("with a length", "chunked", "chunked, beside slow hosts")
 
 
 def rate(kind: str, rows: int, folder: Path) -> float:
-    """Objects of the healthy host per second."""
+    """Returns the objects of the fast host per second."""
     with contextlib.ExitStack() as stack, OddS3(delay_s=ANSWER_S) as server:
         server.make_bucket("bucket")
         access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))

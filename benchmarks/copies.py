@@ -1,4 +1,4 @@
-"""Three ways from bucket to bucket on one server: `python -m benchmarks.copies`. See docs/decisions/0012."""
+"""Three ways to copy from bucket to bucket on one server: `python -m benchmarks.copies`. See docs/decisions/0012."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What level `decode` costs: `python -m benchmarks.decoding`. See docs/decisions/0038-decoding-in-a-child.md."""
+"""The cost of level `decode`: `python -m benchmarks.decoding`. See docs/decisions/0038-decoding-in-a-child.md."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COUNT, DISTINCT, THREADS = 1_000, 20, 2  # a run decodes in two threads
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG of 40 KB: 640 × 480 pixels, smooth with some grain."""
+    """Returns a JPEG of 40 KB: 640 × 480 pixels, smooth with some grain."""
     rng = random.Random(seed)
     smooth = Image.frombytes("RGB", (40, 30), rng.randbytes(3_600)).resize((640, 480), Image.Resampling.BICUBIC)
     grain = Image.frombytes("RGB", (160, 120), rng.randbytes(57_600)).resize((640, 480), Image.Resampling.BILINEAR)
@@ -32,7 +32,7 @@ def photograph(seed: int) -> bytes:
 
 
 def png_of_zeros(width: int, height: int) -> bytes:
-    """An RGBA picture that stands for a thousand times its size."""
+    """Returns an RGBA picture that decompresses to a thousand times its size."""
 
     def chunk(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + tag + body + struct.pack(">I", zlib.crc32(tag + body))
@@ -44,7 +44,7 @@ def png_of_zeros(width: int, height: int) -> bytes:
 
 
 def processes(first: int) -> Iterator[int]:
-    """A process and those below it."""
+    """Yields a process and its descendants."""
     yield first
     for task in Path(f"/proc/{first}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -52,7 +52,7 @@ def processes(first: int) -> Iterator[int]:
 
 
 class Measured:
-    """The seconds of the clock that the block took, and of processor and the most memory, of all processes."""
+    """Measures wall-clock time, processor time and peak memory of all processes in the block."""
 
     def __enter__(self) -> Measured:
         self._over, self.peak = threading.Event(), 0
@@ -96,7 +96,7 @@ def main() -> None:
     pictures = [photograph(seed) for seed in range(DISTINCT)]
     size = sum(map(len, pictures)) // DISTINCT
     with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(verdict, pictures))  # what is loaded or started once is not part of the measure
+        list(threads.map(verdict, pictures))  # loads and starts everything before the measurement
         with Measured() as measured:
             ends = set(threads.map(verdict, (pictures[at % DISTINCT] for at in range(COUNT))))
         print(f"{COUNT:,} JPEGs of {size:,} bytes: {measured}, {COUNT / measured.seconds:,.0f} a second, {ends}")

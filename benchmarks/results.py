@@ -1,4 +1,4 @@
-"""What one run gave, as it stands in the JSON."""
+"""The result of one run, as in the JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class Result:
-    """Seconds, milliseconds of CPU, megabytes (10^6). ``None`` is what cannot be known for this tool."""
+    """The numbers of a run: seconds, milliseconds of CPU, megabytes (10^6). ``None``: unknown for this tool."""
 
     scene: str
     contender: str
@@ -19,7 +19,7 @@ class Result:
     code: int
     wall_s: float
     command: str = ""
-    output: str = ""  # the end of what a tool wrote whose run does not count
+    output: str = ""  # the end of the output of an invalid run
     rate: float | None = None  # objects a second while it was steady
     steady_s: float | None = None
     fixed_s: float | None = None  # wall - steady

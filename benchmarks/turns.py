@@ -1,4 +1,4 @@
-"""Ways to do one thing that take turns in this process: how long each took, of the clock and of the processor."""
+"""Wall-clock and processor time of alternatives that run in turn in this process."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Iterator, Mapping, Sequence
 
 AT_ONCE, ROUNDS = 32, 3
 
-Took = tuple[float, float]  # seconds of the clock, and of this process's processor
+Took = tuple[float, float]  # wall-clock seconds, and processor seconds of this process
 
 
 async def at_once(work: Iterator[Awaitable[object]]) -> Took:
-    """Does the work, so many at once."""
+    """Runs the work, AT_ONCE at once, and returns its times."""
 
     async def worker() -> None:
         for one in work:

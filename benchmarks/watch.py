@@ -1,7 +1,7 @@
-"""Runs a command and watches its processes: CPU time and memory of each role, every 50 ms.
+"""Measurement of a command's processes: CPU time and memory of each role, every 50 ms.
 
-A role is the client itself, or, with Ferry, the process that plans and the Prefect server that it started:
-they are no part of the transfer and have rows of their own. A command without such children has one role.
+A role is the client or, with Ferry, the planner process and the Prefect server that Ferry started. These are not part
+of the transfer and have rows of their own. A command without such children has one role.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Watched:
-    """What a command used. Bytes and seconds."""
+    """The resources that a command used, in bytes and seconds."""
 
     code: int
     began: float
@@ -47,7 +47,7 @@ class Watched:
         return self.ended - self.began
 
     def cpu_between(self, first: float, last: float) -> float:
-        """CPU seconds of the client between two moments, interpolated."""
+        """Returns the CPU seconds of the client between two moments, interpolated."""
         return self._cpu_at(last) - self._cpu_at(first)
 
     def _cpu_at(self, moment: float) -> float:
@@ -107,7 +107,7 @@ class _Sampler(threading.Thread):
         return total
 
     def peaks(self) -> dict[str, int]:
-        """Of one process the kernel's own high-water mark; of several at once the highest sum that was seen."""
+        """Returns the peaks: for one process the kernel's high-water mark, for several the highest measured sum."""
         peaks = dict(self.peak)
         for process in self.processes.values():
             peaks[process.role] = max(peaks.get(process.role, 0), process.peak)
@@ -117,11 +117,11 @@ class _Sampler(threading.Thread):
         try:
             numbers = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
             status = Path(f"/proc/{pid}/status").read_bytes()
-        except OSError:  # it has ended, and somebody has asked how
+        except OSError:  # it has ended and was waited for
             process.alive, process.rss = False, 0
             return
         process.cpu_s = (int(numbers[11]) + int(numbers[12])) / _TICK
-        if process.role == PLANNER:  # works in forks of itself, some too short to be seen
+        if process.role == PLANNER:  # works in forks, some too short to be sampled
             process.cpu_s += (int(numbers[13]) + int(numbers[14])) / _TICK
         process.rss = _kilobytes(status, b"VmRSS:")
         process.peak = max(process.peak, _kilobytes(status, b"VmHWM:"))
@@ -139,7 +139,7 @@ class _Sampler(threading.Thread):
                 for task in Path(f"/proc/{pid}/task").iterdir():
                     with contextlib.suppress(OSError):
                         todo += map(int, (task / "children").read_text().split())
-        # a fork of the planner is counted when the planner has waited for it
+        # the planner's own numbers include a fork that it has waited for
         for pid, process in self.processes.items():
             if process.role == PLANNER and not process.alive and pid != self._first(PLANNER):
                 process.cpu_s = 0.0
@@ -161,8 +161,8 @@ def watch(
     cores: Sequence[int] | None = None,
     within_s: float = 3600.0,
 ) -> Watched:
-    """Runs it to its end, with its output in ``cwd``/output.log; after ``within_s`` seconds it is killed."""
-    tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # ends when the bench is killed
+    """Runs a command with its output in ``cwd``/output.log. After ``within_s`` seconds it is killed."""
+    tied = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []  # it ends if the bench is killed
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     with (cwd / "output.log").open("wb") as log:
         began = time.time()
@@ -176,7 +176,7 @@ def watch(
     killer.daemon = True
     killer.start()
     try:
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie can still be asked for its CPU time
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # the CPU time of a zombie can still be read
         ended = time.time()
     finally:
         killer.cancel()
@@ -199,7 +199,7 @@ def _kill(pid: int) -> None:
 
 
 def _end(pid: int) -> None:
-    """An interrupted bench: the command is told to end, and ended."""
+    """Ends the command of an interrupted bench, by SIGINT and then SIGKILL."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGINT)
     for _ in range(40):

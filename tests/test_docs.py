@@ -140,7 +140,7 @@ def test_tests_that_are_named_exist(page: str) -> None:
 
 
 def test_limits_are_what_the_code_says() -> None:
-    """SECURITY.md's table of limits has the numbers that lists are read with."""
+    """SECURITY.md's table of limits has the numbers that manifests are read with."""
     from ferry.manifest import columns, excel_process, load, typed
     from ferry.manifest import csv as manifest_csv
     from ferry.manifest import text as manifest_text
@@ -148,13 +148,13 @@ def test_limits_are_what_the_code_says() -> None:
 
     table = (ROOT / "SECURITY.md").read_text().partition("## Limits on manifests")[2].partition("\n## ")[0]
     for shown in (
-        f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {columns.MAX_CELL:,} characters",
+        f"{manifest_text.MAX_LINE_BYTES >> 20} MiB, {columns.MAX_CELL_CHARS:,} characters",
         f"{columns.MAX_COLUMNS:,} |",
         f"{manifest_text.MAX_UNPACKED_BYTES >> 20} MiB and {manifest_text.MAX_RATIO} times",
-        f"{manifest_csv.MAX_AGAIN >> 20} million characters",
-        f"{typed.MOST_BYTES >> 30} GiB |",
-        f"{excel_process.MOST_BYTES >> 30} GiB of memory and {excel_process.MOST_SECONDS // 60} minutes",
-        f"{load.LIST_AT_MOST_BYTES >> 30} GiB",
+        f"{manifest_csv.MAX_REREAD_CHARS >> 20} million characters",
+        f"{typed.MAX_BATCH_BYTES >> 30} GiB |",
+        f"{excel_process.MAX_BYTES >> 30} GiB of memory and {excel_process.MAX_CPU_S // 60} minutes",
+        f"{load.MAX_MANIFEST_BYTES >> 30} GiB",
         f"{job_file.MOST_CHARACTERS:,} characters",
     ):
         assert shown in table, shown

@@ -1,4 +1,4 @@
-"""The answer to one question: is this body the image that it claims to be?"""
+"""Checks that a body is a complete image of the format that its signature says."""
 
 from ferry.images.check import check_image, is_quick, kind_of_type, lesser_check, level_of, sniff
 from ferry.images.decode import decode_image

@@ -1,28 +1,28 @@
-"""Level `image`: signature and structure up to the end marker, without decoding a pixel, in a few microseconds.
+"""Level `image`: checks of signature and structure up to the end marker, in a few microseconds, without decoding.
 
-Bytes after the end marker are accepted everywhere but in SVG: real libraries have padding, second pictures and camera
-makers' trailers there.
+Bytes after the end marker are accepted except in SVG: real files have padding, second pictures and trailers of camera
+makers there.
 
 | format | what is checked |
 |---|---|
 | JPEG, MPO | segments up to the first scan, then the end marker; later pictures of an MPO are a trailer |
-| PNG, APNG | every chunk, the checksum of those with the picture, and whether its pixels can be in them |
+| PNG, APNG | every chunk, the checksum of those with the picture, and whether its pixels fit in them |
 | GIF | every block up to the trailer |
 | WebP | RIFF size, every chunk, the pictures' headers |
 | SVG | tags up to the end of the root element, not whether it is well-formed; up to 64 MB |
 | SVGZ | the gzip checksum, then as SVG (serve it with `Content-Encoding: gzip`) |
-| AVIF, HEIC, HEIF | boxes; of a single picture also that its data lies inside the file |
-| TIFF, BigTIFF, DNG | every directory; that all strips and tiles lie inside the file |
-| BMP | rows, or the size that a compressed one gives |
+| AVIF, HEIC, HEIF | boxes; for a single picture also that its data is inside the file |
+| TIFF, BigTIFF, DNG | every directory; that all strips and tiles are inside the file |
+| BMP | rows, or the size in the header of a compressed one |
 | ICO, CUR | every entry: inside the file, and a PNG to its end or a bitmap's header |
-| all others below (JPEG XL, JPEG 2000, PSD, ...) | the signature alone: level `length` |
+| all others below (JPEG XL, JPEG 2000, PSD, ...) | only the signature: level `length` |
 
 Ferry does not accept formats without a signature of their own (TGA, PCX, XBM), EPS and PDF, which are documents, and
 scientific containers (FITS, HDF5). `checks: length` copies those.
 
-What no structure shows: flipped bits or a hole in coded data; a JPEG spliced from a cut copy and a complete one; a file
-of the right length whose last part was never written (TIFF, BMP, WebP, AVIF, icons); a cut in a TIFF whose strips have
-no lengths. Level `decode` finds some of these, a digest in the manifest finds all.
+Not visible in the structure: flipped bits or a gap in coded data; a JPEG joined from a truncated and a complete copy;
+a file of the right length whose last part was never written (TIFF, BMP, WebP, AVIF, icons); a truncated TIFF whose
+strips have no lengths. Level `decode` finds some of these, a digest in the manifest finds all.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _BY_START: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\x4f\xff\x51", Kind("JPEG 2000 code stream", "j2k", "image/j2c", "JPEG2000")),
     (b"8BPS\0\x01", Kind("PSD", "psd", _PSD, "PSD")),
     (b"8BPS\0\x02", Kind("PSB", "psb", _PSD)),
-    # the zeros are the first bytes of a length or a width: no text has them
+    # The zeros are the first bytes of a length or a width, which no text has
     (b"icns\0", Kind("ICNS", "icns", "image/icns", "ICNS")),
     (b"DDS \x7c\0\0\0", Kind("DDS", "dds", "image/vnd-ms.dds", "DDS")),
     (b"qoif\0", Kind("QOI", "qoi", "image/qoi", "QOI")),
@@ -78,7 +78,7 @@ _PPM = Kind("PPM", "ppm", "image/x-portable-pixmap", "PPM")
 _PFM = Kind("PFM", "pfm", "image/x-portable-floatmap", "PPM")
 _PAM = Kind("PAM", "pam", "image/x-portable-arbitrarymap")
 _PNMS = dict(zip(b"1234567fF", (_PBM, _PGM, _PPM, _PBM, _PGM, _PPM, _PAM, _PFM, _PFM), strict=True))
-# Netpbm's headers are text: all numbers of one must be there
+# Netpbm's headers are text: all numbers of a header are required
 _GAP = rb"(?:\s|#[^\r\n]*+[\r\n])++"
 _PNM = re.compile(
     rb"P(?:[14](?:%b\d++){2}|[2356](?:%b\d++){3}|[fF](?:\s++-?[\d.]++){3})\s|P7\n[#WHDMTE]" % (_GAP, _GAP)
@@ -111,7 +111,7 @@ _QUICK = {kind.name for kind in KINDS if kind.name not in _WALKS} | {"JPEG", "PN
 
 
 def sniff(data: Data) -> Kind | None:
-    """Returns the kind of image that a body begins as, by its signature alone; None for all that is not an image."""
+    """Returns the kind of image that a body's signature says, or None."""
     head = data[:32]
     for start, kind in _BY_START:
         if head.startswith(start):
@@ -136,7 +136,7 @@ def sniff(data: Data) -> Kind | None:
 
 
 def _icon(head: bytes) -> Kind | None:
-    """The directory's header and its first entry, whose byte 3 is reserved (Microsoft, ICONDIR and ICONDIRENTRY)."""
+    """Returns the kind by the directory's header and its first entry, whose byte 3 is reserved (Microsoft, ICONDIR)."""
     if len(head) < 22:
         return None
     kind, entries = struct.unpack_from("<HH", head, 2)
@@ -144,14 +144,14 @@ def _icon(head: bytes) -> Kind | None:
 
 
 def is_quick(data: Data) -> bool:
-    """Returns whether :func:`check_image` takes a few milliseconds at most, whatever the body holds.
+    """Returns whether :func:`check_image` takes at most a few milliseconds, for any content.
 
     | body | quick |
     |---|---|
     | over 256 KiB | no |
-    | JPEG, PNG, WebP, AVIF, HEIC, HEIF | yes: each step of the walk moves on by some bytes |
-    | known by its signature alone, or not an image | yes: only its start is looked at |
-    | GIF, SVG, SVGZ, TIFF, BMP, ICO, CUR | no: a step may be one byte, unpack, or lead back |
+    | JPEG, PNG, WebP, AVIF, HEIC, HEIF | yes: each step of the walk advances by several bytes |
+    | known only by its signature, or not an image | yes: only its start is read |
+    | GIF, SVG, SVGZ, TIFF, BMP, ICO, CUR | no: a step may advance by one byte, decompress, or go back |
     """
     if len(data) > QUICK_BYTES:
         return False
@@ -160,14 +160,14 @@ def is_quick(data: Data) -> bool:
 
 
 def check_image(data: Data) -> Kind:
-    """Returns the kind of a body that is an image from its signature to its end, as far as :func:`level_of` says.
+    """Returns the kind of a body that is an image, checked as deeply as :func:`level_of` says.
 
-    Raises ObjectError: ``truncated`` when the structure ends early, ``not_image`` when it is wrong or the body is
-    something else, ``too_large`` for a body that takes too long, or a compressed drawing past its limit.
+    Raises ObjectError: ``truncated`` if the structure ends early, ``not_image`` if it is invalid or the body is not an
+    image, ``too_large`` if the check takes too long or an SVG exceeds its limit.
     """
     kind = sniff(data)
     if kind is None:
-        _refuse(data)
+        _raise_not_image(data)
     if kind.name not in _WALKS:
         if len(data) <= _SIGNATURE_BYTES:
             raise web.truncated(kind.name, "its image data")
@@ -181,9 +181,9 @@ def check_image(data: Data) -> Kind:
 
 
 def level_of(kind: Kind, *, decode: bool) -> Level:
-    """Returns how deep a body of this kind is checked, where all pixels are asked for (``decode``) or not.
+    """Returns how deeply a body of this kind is checked, with `checks: decode` (``decode``) or without.
 
-    | kind | asked for `image` | asked for `decode` |
+    | kind | `checks: image` | `checks: decode` |
     |---|---|---|
     | structure known, decoder | image | decode |
     | structure known, no decoder (HEIC, HEIF) | image | image |
@@ -196,25 +196,25 @@ def level_of(kind: Kind, *, decode: bool) -> Level:
 
 
 def lesser_check(kind: Kind, *, decode: bool) -> str | None:
-    """Returns which check was made, as a sentence, where it is less than was asked for; None otherwise."""
+    """Returns a sentence that says which check was made, if it is less than the job's level; None otherwise."""
     level = level_of(kind, decode=decode)
     if level == "length":
-        return f"only its length was checked: Ferry knows {kind.name} by its signature alone"
+        return f"only its length was checked: Ferry knows {kind.name} only by its signature"
     if decode and level == "image":
         return f"its structure was checked, its pixels were not: Ferry has no decoder for {kind.name}"
     return None
 
 
 def kind_of_type(mime: str | None) -> Kind | None:
-    """Returns the kind whose media type this is; of two the one that is checked less."""
+    """Returns the kind with this media type, or None. Of two, it is the one that is checked less deeply."""
     return _BY_TYPE.get(mime or "")
 
 
-def _refuse(data: Data) -> NoReturn:
-    """Raises the error that says what a body without an image's signature is, and what copies it all the same."""
+def _raise_not_image(data: Data) -> NoReturn:
+    """Raises the error of a body without an image's signature. It says what the body is, and how to copy it."""
     if len(data) == 0:
         raise ObjectError(ErrorClass.NOT_IMAGE, "the body is empty (zero bytes)")
-    noun = diagnose.what(data)
+    noun = diagnose.describe(data)
     if noun.endswith(("document", "archive", "video", "sound", "media file")) and "XML" not in noun:
         raise ObjectError(ErrorClass.NOT_IMAGE, f"{noun}, not an image; `checks: length` copies any kind of file")
     if noun == "gzip-compressed data":
@@ -226,5 +226,5 @@ def _refuse(data: Data) -> NoReturn:
     start = " ".join(f"{byte:02x}" for byte in data[:8])
     raise ObjectError(
         ErrorClass.NOT_IMAGE,
-        f"not an image of a known format (it begins with {start}); `checks: length` copies any kind of file",
+        f"not an image of a known format (first bytes: {start}); `checks: length` copies any kind of file",
     )

@@ -1,13 +1,13 @@
 """The child process that decodes bodies, one after the other: `python -m ferry.images.decode_child BYTES SECONDS`.
 
-Pillow opens a body only as the format that its signature says (never as EPS, which would start Ghostscript). Of PSD the
-merged picture is decoded, of CUR and ICNS the largest one, of the rest every frame. What decoders forgive passes:
-libjpeg shows a JPEG with damaged coded data as it can, and Pillow leaves rows empty that a PNG's well-ended compressed
-stream does not hold.
+Pillow opens a body only as the format that its signature says, and never as EPS, which would start Ghostscript. Of a
+PSD the merged picture is decoded, of CUR and ICNS the largest one, of other formats every frame. Damage that decoders
+tolerate passes: libjpeg decodes a JPEG with damaged coded data as far as it can, and Pillow leaves rows empty that a
+PNG's correctly ended compressed stream lacks.
 
-Each request on standard input is a line, `[name, decoder, path or null, bytes]`, and the body where there is no path.
-Each answer on standard output is a line, `null` or `[error class, message]`. A body for which memory or time is not
-enough ends the process.
+Each request on standard input is a line, `[name, decoder, path or null, bytes]`, followed by the body if the path is
+null. Each response on standard output is a line, `null` or `[error class, message]`. A body that needs too much memory
+or time ends the process.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from ferry.core import ErrorClass, ObjectError
 from ferry.images import decode, svg
 from ferry.images.web import corrupt, truncated
 
-BYTES_A_PIXEL = 24  # of any decoder at its peak, measured: OpenJPEG 22, libwebp 17, libavif 9, a progressive JPEG 9
-_SHORTAGES = ("out of memory", "could not create decoder object")  # by which libraries say that they got no memory
-# What Pillow, its decoders and its parsers raise on a damaged file; the fuzz test fails on any other
+BYTES_PER_PIXEL = 24  # peak of any decoder, measured: OpenJPEG 22, libwebp 17, libavif 9, a progressive JPEG 9
+_NO_MEMORY = ("out of memory", "could not create decoder object")  # in messages of libraries that got no memory
+# Exceptions of Pillow, its decoders and its parsers for a damaged file. The fuzz test fails on any other.
 _PILLOW_ERRORS = (
-    OSError,  # UnidentifiedImageError too
+    OSError,  # also UnidentifiedImageError
     SyntaxError,
     ValueError,
     EOFError,
@@ -55,31 +55,31 @@ def main() -> None:
     Image.init()
     Image.MAX_IMAGE_PIXELS = None  # memory is the limit
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-    addresses = memory + _addresses()
-    for limit, most in ((resource.RLIMIT_AS, addresses), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(limit, (most, most))
+    address_space = memory + _used_address_space()
+    for limit, value in ((resource.RLIMIT_AS, address_space), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
+        resource.setrlimit(limit, (value, value))
     try:
         while line := sys.stdin.buffer.readline():
             name, decoder, path, size = json.loads(line)
             with Path(path).open("rb") if path else io.BytesIO(sys.stdin.buffer.read(size)) as file:
-                until = int(time.process_time()) + 1 + seconds
-                resource.setrlimit(resource.RLIMIT_CPU, (until, resource.RLIM_INFINITY))
+                cpu_limit_s = int(time.process_time()) + 1 + seconds
+                resource.setrlimit(resource.RLIMIT_CPU, (cpu_limit_s, resource.RLIM_INFINITY))
                 signal.alarm(decode.WAIT_S)
-                answer = verdict(file, name, decoder, memory)
+                response = verdict(file, name, decoder, memory)
                 signal.alarm(0)
-            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.write(json.dumps(response) + "\n")
             sys.stdout.flush()
     except MemoryError:
-        sys.exit(decode.NO_MEMORY)
+        sys.exit(decode.EXIT_NO_MEMORY)
 
 
-def _addresses() -> int:
-    """Returns how much of the address space the process takes before its first body: libraries, most of all."""
+def _used_address_space() -> int:
+    """Returns the bytes of address space that the process uses before its first body, mainly for libraries."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
 def verdict(file: BinaryIO, name: str, decoder: str, memory: int) -> tuple[ErrorClass, str] | None:
-    """Decodes a body. Returns None for one that is whole; raises MemoryError."""
+    """Decodes a body. Returns None if it is complete, or the error. Raises MemoryError."""
     try:
         if decoder == "SVGZ":
             svg.parse_svg(svg.gunzip(file.read()))
@@ -93,20 +93,20 @@ def verdict(file: BinaryIO, name: str, decoder: str, memory: int) -> tuple[Error
 
 
 def _decode_raster(file: BinaryIO, name: str, decoder: str, memory: int) -> None:
-    """Decodes every pixel of every frame. Raises ObjectError, and MemoryError where memory may be what was missing."""
+    """Decodes every pixel of every frame. Raises ObjectError, or MemoryError if the cause may be a lack of memory."""
     pixels = 0
     try:
         with Image.open(file, formats=[decoder]) as image:
             for width, height in _frames(image):
                 pixels = width * height
-                if pixels * len(image.getbands()) > decode.TOTAL_BYTES:  # before it is tried, and tried again alone
+                if pixels * len(image.getbands()) > decode.TOTAL_BYTES:  # without trying it twice
                     raise ObjectError(ErrorClass.TOO_LARGE, f"the {name} has too many pixels to decode ({pixels:,})")
                 image.load()
     except _PILLOW_ERRORS as exc:
         text = str(exc).lower()
         if isinstance(exc, EOFError) or "truncated" in text:
             raise truncated(name, "its last pixel") from None
-        if pixels * BYTES_A_PIXEL > memory or any(shortage in text for shortage in _SHORTAGES):
+        if pixels * BYTES_PER_PIXEL > memory or any(part in text for part in _NO_MEMORY):
             raise MemoryError from None
         if isinstance(exc, UnidentifiedImageError):
             raise corrupt(name, "Pillow cannot read its header") from None
@@ -114,7 +114,7 @@ def _decode_raster(file: BinaryIO, name: str, decoder: str, memory: int) -> None
 
 
 def _frames(image: Image.Image) -> Iterator[tuple[int, int]]:
-    """Moves the image to each of its pictures in turn, and yields that one's width and height."""
+    """Selects each picture of the image in turn, and yields its width and height."""
     if isinstance(image, IcoImagePlugin.IcoImageFile):
         for size in sorted(image.info["sizes"]):
             image.size = size

@@ -1,4 +1,4 @@
-"""Names for bodies that are not images: "an HTML page (“Not found”)"."""
+"""Descriptions of bodies that are not images: "an HTML page (“Not found”)"."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _STORE_CODE = re.compile(rb"<Code>([A-Za-z]{1,60})</Code>")
 _JSON = re.compile(rb"\s*+(?:\{\s*+[\"}]|\[\s*+[\[{\"\]\d tfn-])")
 
 
-def what(data: Data) -> str:
-    """Returns what a body is that is not an image, as a noun: "an HTML page (“Not found”)"; "" when it is unknown."""
+def describe(data: Data) -> str:
+    """Returns what a body without an image's signature is: "an HTML page (“Not found”)"; "" if it is unknown."""
     head = data[:4096]
     if head[4:8] == b"ftyp":
         return "a QuickTime video" if head[8:12] == b"qt  " else "an MP4 video or other media file"
@@ -63,10 +63,10 @@ def what(data: Data) -> str:
             return noun
     if not head.strip(b"\0"):
         return "a run of zero bytes"
-    return _text(utf8_head(data)[:16384])
+    return _describe_text(utf8_head(data)[:16384])
 
 
-def _text(head: bytes) -> str:
+def _describe_text(head: bytes) -> str:
     prolog = PROLOG.match(head)
     assert prolog is not None
     start = head.lstrip()
@@ -75,7 +75,7 @@ def _text(head: bytes) -> str:
     if _HTML.match(head, prolog.end()) or _HTML.match(start) or b"<!doctype html" in prolog[0].lower():
         return "an HTML page" + _title(head)
     if element := _ELEMENT.match(head, prolog.end()):
-        code = _STORE_CODE.search(head)  # what S3 answers with instead of an object
+        code = _STORE_CODE.search(head)  # in S3's response instead of an object
         return f"an XML document (<{element[1].decode('ascii', 'replace')}>{f': {code[1].decode()}' if code else ''})"
     if start.startswith((b"<?xml", b"<!--", b"<!DOCTYPE")):
         return "an XML document"
@@ -92,7 +92,7 @@ def _text(head: bytes) -> str:
 
 
 def _title(head: bytes) -> str:
-    """Returns the page's title in brackets; "" where it quotes an address, which may hold a secret."""
+    """Returns the page's title in brackets; "" if it quotes an address, which may contain a secret."""
     if (m := _TITLE.search(head)) is None:
         return ""
     words = " ".join(html.unescape(m[1].decode("utf-8", "replace")).split())

@@ -1,8 +1,8 @@
 """The walk over AVIF, HEIC and HEIF, which are nested boxes (ISO/IEC 14496-12).
 
-Boxes have lengths but no end marker: the walk asks that the boxes without which there is no picture are there and
-complete. A last box of length 0 runs to the end of the file; a cut in it shows only where a single picture says how
-long its data is.
+Boxes have lengths but no end marker: the walk requires that the boxes which a picture needs are there and complete. A
+last box of length 0 extends to the end of the file. That it is truncated shows only if a single picture gives the
+length of its data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def brands(data: Data) -> tuple[bytes, frozenset[bytes]]:
 
 
 def heif_name(data: Data) -> str | None:
-    """Returns AVIF, HEIC or HEIF when the brands after `ftyp` say so; None for films and everything else."""
+    """Returns AVIF, HEIC or HEIF by the brands after `ftyp`; None for films and all other files."""
     major, every = brands(data)
     if major not in _AVIF | _HEIC | _HEIF:
         return None
@@ -39,15 +39,15 @@ def heif_name(data: Data) -> str | None:
 
 
 def heif(data: Data) -> None:
-    """ISO/IEC 23008-12: `meta` and the media data, for a sequence `moov`, all within the file."""
+    """Checks that `meta`, or `moov` for a sequence, and the media data are in the file (ISO/IEC 23008-12)."""
     name = heif_name(data) or "HEIF"
-    top = _filled(data, name, 0, len(data))
+    top = _non_empty_boxes(data, name, 0, len(data))
     inside: dict[bytes, tuple[int, int]] = {}
     if b"meta" in top and brands(data)[0] not in _SEQUENCES:
         body, end = top[b"meta"]
-        inside = _filled(data, name, body + 4, end)
+        inside = _non_empty_boxes(data, name, body + 4, end)
         if b"iloc" not in inside:
-            raise corrupt(name, "no box says where its picture lies (iloc)")
+            raise corrupt(name, "it has no box with the location of its picture (iloc)")
         if _items_end(data, *inside[b"iloc"]) > len(data):
             raise truncated(name, "the end of its picture")
     elif b"moov" not in top:
@@ -56,15 +56,15 @@ def heif(data: Data) -> None:
         raise truncated(name, "its image data")
 
 
-def _filled(data: Data, name: str, pos: int, size: int) -> dict[bytes, tuple[int, int]]:
-    """Returns start and end of the content of the boxes that have any."""
+def _non_empty_boxes(data: Data, name: str, pos: int, size: int) -> dict[bytes, tuple[int, int]]:
+    """Returns start and end of the content of each box that is not empty."""
     return {tag: (body, end) for tag, body, end in _boxes(data, name, pos, size) if body < end}
 
 
 def _boxes(data: Data, name: str, pos: int, size: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yields (type, start of the content, end) of each box from ``pos`` to ``size``, or to what is not a box.
+    """Yields (type, start of the content, end) of each box from ``pos`` to ``size``, or to bytes that are not a box.
 
-    Raises ObjectError, ``truncated`` for a box that runs past ``size``.
+    Raises ObjectError, ``truncated`` for a box that extends past ``size``.
     """
     for _ in steps(MAX_BOXES):
         if size - pos < 8:
@@ -88,31 +88,31 @@ def _boxes(data: Data, name: str, pos: int, size: int) -> Iterator[tuple[bytes, 
 
 
 def _items_end(data: Data, at: int, box_end: int) -> int:
-    """Returns where the last byte of the items lies that are in this file (`iloc`, ISO/IEC 14496-12 section 8.11.3)."""
+    """Returns the end of the last item that is in this file (`iloc`, ISO/IEC 14496-12 section 8.11.3)."""
     version = data[at]
-    of_offset, of_length = divmod(data[at + 4], 16)  # how many bytes each number has
-    of_base, of_index = divmod(data[at + 5], 16)
-    of_index = of_index if version else 0
+    offset_size, length_size = divmod(data[at + 4], 16)
+    base_size, index_size = divmod(data[at + 5], 16)
+    index_size = index_size if version else 0
     at += 6
 
-    def number(width: int) -> int:
+    def number(size: int) -> int:
         nonlocal at
-        if at + width > box_end:
-            raise IndexError  # the box is shorter than what it says
-        at += width
-        return int.from_bytes(data[at - width : at], "big")
+        if at + size > box_end:
+            raise IndexError  # the box is too short for its items
+        at += size
+        return int.from_bytes(data[at - size : at], "big")
 
     last = 0
     for _ in steps(number(4 if version == 2 else 2)):
-        number(4 if version == 2 else 2)  # its identifier
+        number(4 if version == 2 else 2)  # the item's ID
         method = number(2) & 15 if version else 0
-        elsewhere = number(2)
-        base, extents = number(of_base), number(2)
-        if not of_index + of_offset + of_length:
-            continue  # the whole file
+        other_file = number(2)
+        base, extents = number(base_size), number(2)
+        if not index_size + offset_size + length_size:
+            continue  # the complete file
         for _ in steps(extents):
-            number(of_index)
-            end = base + number(of_offset) + number(of_length)
-            if method == 0 and not elsewhere:
+            number(index_size)
+            end = base + number(offset_size) + number(length_size)
+            if method == 0 and not other_file:
                 last = max(last, end)
     return last

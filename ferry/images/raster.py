@@ -1,4 +1,4 @@
-"""The walks over TIFF, BMP and icons, whose headers say how long everything in them is. Same rules as in web.py."""
+"""The walks over TIFF, BMP and icons, whose headers give the length of each part. The rules are those of web.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterator
 from itertools import islice
 
-from ferry.images.slices import numbers, turn
+from ferry.images.slices import check_time, numbers
 from ferry.images.web import PNG_SIGNATURE, Data, corrupt, png, truncated
 
 MAX_IFDS = 65_536
@@ -33,15 +33,15 @@ class _Tiff:
 
     def first(self) -> int:
         if self.big and self.data[4:8] != (b"\x08\0\0\0" if self.order == "<" else b"\0\x08\0\0"):
-            raise corrupt("TIFF", "its header makes no sense")
+            raise corrupt("TIFF", "its header is invalid")
         return int(self.pointer.unpack_from(self.data, 8 if self.big else 4)[0])
 
     def values(self, field: tuple[int, int, int] | None) -> Iterator[int]:
-        """Returns a field's numbers, counted against what may be read of the file."""
+        """Returns a field's numbers, and counts them against MAX_TIFF_STRIPS."""
         if field is None:
             return iter(())
-        kind, many, _ = field
-        self.strips -= many
+        kind, count, _ = field
+        self.strips -= count
         if self.strips < 0:
             raise corrupt("TIFF", f"more than {MAX_TIFF_STRIPS:,} strips or tiles")
         if kind not in _TIFF_CODES:
@@ -49,35 +49,35 @@ class _Tiff:
         return self.unpacked(field)
 
     def unpacked(self, field: tuple[int, int, int]) -> Iterator[int]:
-        kind, many, where = field
-        return numbers(self.data, self.order, _TIFF_CODES[kind], many, where)
+        kind, count, offset = field
+        return numbers(self.data, self.order, _TIFF_CODES[kind], count, offset)
 
     def directory(self, start: int) -> tuple[dict[int, tuple[int, int, int]], int]:
-        """Returns the wanted fields (type, count, where) of the directory at ``start``, and the next one's offset."""
+        """Returns the wanted fields (type, count, offset) of the directory at ``start``, and the next one's offset."""
         inline = self.pointer.size
-        many = self.count.unpack_from(self.data, start)[0]
+        entries = self.count.unpack_from(self.data, start)[0]
         at = start + self.count.size
-        self.entries -= many
-        if many == 0 or many > 0xFFFF or self.entries < 0:
+        self.entries -= entries
+        if entries == 0 or entries > 0xFFFF or self.entries < 0:
             raise corrupt("TIFF", "a directory has an impossible number of entries")
-        if at + many * (self.entry.size + inline) + inline > self.size:
+        if at + entries * (self.entry.size + inline) + inline > self.size:
             raise truncated("TIFF", "the end of a directory")
         fields = {}
-        for _ in range(many):
-            tag, kind, length = self.entry.unpack_from(self.data, at)
+        for _ in range(entries):
+            tag, kind, count = self.entry.unpack_from(self.data, at)
             at += self.entry.size
-            width = _TIFF_WIDTHS.get(kind, 0) * length
-            where = at if width <= inline else self.pointer.unpack_from(self.data, at)[0]
+            size = _TIFF_WIDTHS.get(kind, 0) * count
+            offset = at if size <= inline else self.pointer.unpack_from(self.data, at)[0]
             at += inline
-            if where + width > self.size:
+            if offset + size > self.size:
                 raise truncated("TIFF", "the values of a directory")
             if tag in _TIFF_WANTED:
-                fields[tag] = (kind, length, where)
+                fields[tag] = (kind, count, offset)
         return fields, self.pointer.unpack_from(self.data, at)[0]
 
 
 def tiff(data: Data) -> None:
-    """TIFF 6.0 and BigTIFF: every directory, and that all strips or tiles lie inside the file."""
+    """Checks every directory, and that all strips or tiles are inside the file (TIFF 6.0, BigTIFF)."""
     file = _Tiff(data)
     pending, pixels = [file.first()], False
     seen: set[int] = set()
@@ -88,11 +88,11 @@ def tiff(data: Data) -> None:
         if len(seen) >= MAX_IFDS:
             raise corrupt("TIFF", f"more than {MAX_IFDS:,} directories")
         seen.add(start)
-        turn()
+        check_time()
         if start + 2 > file.size:
             raise truncated("TIFF", "a directory")
         if start < 8:
-            raise corrupt("TIFF", "a directory lies in its header")
+            raise corrupt("TIFF", "a directory is inside its header")
         fields, following = file.directory(start)
         if following:
             pending.append(following)
@@ -116,7 +116,7 @@ BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})
 
 
 def bmp(data: Data) -> None:
-    """Windows and OS/2 bitmaps: rows times their width from the header; compressed ones by the size that they give."""
+    """Checks the length of a Windows or OS/2 bitmap: by its rows, or by the size in the header of a compressed one."""
     file_size, offset, header = struct.unpack_from("<I4xII", data, 2)
     compression = image_size = 0
     if header == 12:
@@ -126,28 +126,28 @@ def bmp(data: Data) -> None:
         if header > 16:
             compression, image_size = struct.unpack_from("<II", data, 30)
     if width <= 0 or height == 0 or bits not in (0, 1, 2, 4, 8, 16, 24, 32, 64) or compression > 13:
-        raise corrupt("BMP", "its header makes no sense")
+        raise corrupt("BMP", "its header is invalid")
     offset = offset or 14 + header
     if compression in (0, 3, 6):
         image_size = (width * bits + 31) // 32 * 4 * abs(height)
     elif not image_size:
         image_size = file_size - offset
     if image_size <= 0:
-        raise corrupt("BMP", "its header does not say how long its picture is")
+        raise corrupt("BMP", "its header does not give the size of its picture")
     if offset + image_size > len(data):
         raise truncated("BMP", "its last row")
 
 
 def ico(data: Data) -> None:
-    """Icons and cursors: each entry of the directory lies inside the file, as a complete PNG or a bitmap's header."""
+    """Checks that each entry of an icon or cursor is inside the file, as a complete PNG or with a bitmap's header."""
     kind, entries = struct.unpack_from("<HH", data, 2)
     name = "ICO" if kind == 1 else "CUR"
     pictures = 6 + 16 * entries
     for at in range(6, pictures, 16):
-        turn()
+        check_time()
         size, offset = struct.unpack_from("<II", data, at + 8)
         if offset < pictures or size < 16:
-            raise corrupt(name, "its directory makes no sense")
+            raise corrupt(name, "its directory is invalid")
         if offset + size > len(data):
             raise truncated(name, "the end of a picture")
         if data[offset : offset + 8] == PNG_SIGNATURE:

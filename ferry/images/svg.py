@@ -1,9 +1,9 @@
 """The walk over SVG and SVGZ, and the parser of level `decode`.
 
-The walk goes tag by tag up to the end of the root element, through comments and CDATA but without an XML parser: it
-finds a cut, not an error of syntax. The parser runs in a child process (decode.py), whose memory and time are limited:
-names, attributes and depth are not counted here. It expands nothing: an SVG that declares entities is refused, and
-attributes that a DTD gives to every element are left out (`specified_attributes`).
+The walk goes from tag to tag up to the end of the root element, through comments and CDATA but without an XML parser.
+It finds truncation, not syntax errors. The parser runs in a child process (decode.py) with limits on memory and time,
+so names, attributes and depth need no limits here. It expands nothing: an SVG that declares entities is refused, and
+default attributes of a DTD are ignored (`specified_attributes`).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import zlib
 from xml.parsers import expat
 
 from ferry.core import ErrorClass, ObjectError
-from ferry.images.slices import SLICE_BYTES, Text, behind, find, search, steps, turn
+from ferry.images.slices import SLICE_BYTES, Text, check_time, find, run_end, search, steps
 from ferry.images.web import Data, corrupt, truncated
 
-HEAD_BYTES = 65_536  # a prolog (licence, doctype) longer than this is not looked through
-MAX_SVG_BYTES = 64 * 1024 * 1024  # as it is, and decompressed
+HEAD_BYTES = 65_536  # a longer prolog (licence, doctype) is not read
+MAX_SVG_BYTES = 64 * 1024 * 1024  # of an SVG, and of a decompressed SVGZ
 MAX_SVG_TOKENS = 500_000
 _SVGZ_STEP = 1024 * 1024
 
@@ -41,7 +41,7 @@ def _utf16(data: Text) -> str | None:
 
 
 def utf8_head(data: Data) -> bytes:
-    """Returns the start of a text without its byte order mark, as UTF-8 when it is UTF-16."""
+    """Returns the start of a text without its byte order mark. UTF-16 becomes UTF-8."""
     head = data[:HEAD_BYTES]
     if (coding := _utf16(head)) is not None:
         return head.decode(coding, "replace").encode("utf-8", "replace")
@@ -62,9 +62,11 @@ def is_svg(data: Data) -> bool:
 
 
 def svg(data: Text) -> None:
-    """XML 1.0: from the root element to its end, after which only comments may follow."""
+    """Checks an SVG (XML 1.0) from the root element to its end, after which only comments may follow."""
     if len(data) > MAX_SVG_BYTES:
-        raise ObjectError(ErrorClass.TOO_LARGE, "an SVG over 64 MB is not looked through; `checks: length` copies it")
+        raise ObjectError(
+            ErrorClass.TOO_LARGE, "the SVG is larger than 64 MB, the limit of this check; `checks: length` copies it"
+        )
     text: Text
     text, start = data, 0
     if (coding := _utf16(data)) is not None:
@@ -73,28 +75,28 @@ def svg(data: Text) -> None:
         except UnicodeDecodeError as exc:
             if exc.reason in ("truncated data", "unexpected end of data"):
                 raise truncated("SVG", "its closing </svg>") from None
-            raise corrupt("SVG", "it is not the UTF-16 that its start promises") from None
+            raise corrupt("SVG", "it begins as UTF-16 but is not valid UTF-16") from None
     elif data[:3] == codecs.BOM_UTF8:
         start = 3
     root = _root(text, start)
     if root is None:
         raise corrupt("SVG", "it has no root element")
-    _comments_alone(text, _element_end(text, root[1], root.start()))
+    _check_trailer(text, _element_end(text, root[1], root.start()))
 
 
 def utf8_of(data: Text, coding: str) -> bytearray:
-    """Returns a text in UTF-16 as UTF-8, made in slices. Raises UnicodeDecodeError."""
+    """Returns a text in UTF-16 as UTF-8, converted in slices. Raises UnicodeDecodeError."""
     decoder, text = codecs.getincrementaldecoder(coding)(), bytearray()
     for at in range(0, len(data), SLICE_BYTES):
         text += decoder.decode(data[at : at + SLICE_BYTES], at + SLICE_BYTES >= len(data)).encode()
-        turn()
+        check_time()
     return text
 
 
-def _comments_alone(text: Text, pos: int) -> None:
-    """Raises ObjectError where anything but comments and white space stands from ``pos`` on."""
+def _check_trailer(text: Text, pos: int) -> None:
+    """Raises ObjectError if anything except comments and white space follows from ``pos`` on."""
     for _ in steps(MAX_SVG_TOKENS):
-        pos = behind(_SPACE, text, pos)
+        pos = run_end(_SPACE, text, pos)
         start = bytes(text[pos : pos + 4])
         if not start:
             return
@@ -107,11 +109,11 @@ def _comments_alone(text: Text, pos: int) -> None:
         if end < 0:
             raise truncated("SVG", "the end of its last comment")
         pos = end + len(_OPAQUE[opening])
-    raise corrupt("SVG", f"more than {MAX_SVG_TOKENS:,} comments behind its closing </svg>")
+    raise corrupt("SVG", f"more than {MAX_SVG_TOKENS:,} comments after its closing </svg>")
 
 
 def _element_end(text: Text, name: bytes, pos: int) -> int:
-    """Returns where the element ends that begins at ``pos``."""
+    """Returns the end of the element that begins at ``pos``."""
     token = re.compile(rb"<!--|<!\[CDATA\[|<\?|<(/?)" + re.escape(name) + rb"(?=[\s/>])")
     early = truncated("SVG", "its closing </svg>")
     depth = 0
@@ -138,22 +140,22 @@ def _element_end(text: Text, name: bytes, pos: int) -> int:
 
 
 def _tag_end(text: Text, pos: int) -> int:
-    """Returns the position behind the `>` that ends the tag; -1 where it does not end."""
+    """Returns the position after the `>` that ends the tag; -1 if it does not end."""
     while True:
-        pos = behind(_TAG_PIECES, text, pos)
+        pos = run_end(_TAG_PIECES, text, pos)
         char = bytes(text[pos : pos + 1])
         if char == b">":
             return pos + 1
         if char in (b"", b"<"):
             return -1
-        turn()
-        pos = find(text, char, pos + 1) + 1  # of a value that is longer than a slice, or that does not end
+        check_time()
+        pos = find(text, char, pos + 1) + 1  # for a value that is longer than a slice, or does not end
         if not pos:
             return -1
 
 
 def gunzip_head(data: Data) -> bytes | None:
-    """Returns the first bytes inside a gzip stream; None when it is not one."""
+    """Returns the first decompressed bytes of a gzip stream; None if the body is not one."""
     try:
         return zlib.decompressobj(31).decompress(data[:HEAD_BYTES], HEAD_BYTES)
     except zlib.error:
@@ -161,26 +163,26 @@ def gunzip_head(data: Data) -> bytes | None:
 
 
 def svgz(data: Data) -> None:
-    """As :func:`svg`, of what is inside a gzip stream."""
+    """Checks an SVG in a gzip stream, as :func:`svg`."""
     svg(gunzip(data))
 
 
 def gunzip(data: Data) -> bytearray:
-    """Returns what a complete gzip stream (RFC 1952) holds, up to 64 MB, its checksum verified. For SVGZ."""
+    """Returns the content of a complete gzip stream (RFC 1952) of an SVGZ, up to 64 MB, with its checksum verified."""
     stream = zlib.decompressobj(31)
     plain = bytearray()
-    for at in range(0, len(data), HEAD_BYTES):  # zlib copies what it leaves of its input: a body may be a gigabyte
-        piece, full = data[at : at + HEAD_BYTES], True
+    for at in range(0, len(data), HEAD_BYTES):  # zlib copies its unused input, and a body may be a gigabyte
+        compressed, full = data[at : at + HEAD_BYTES], True
         while full and not stream.eof:
             try:
-                unpacked = stream.decompress(piece, _SVGZ_STEP)
+                plain_part = stream.decompress(compressed, _SVGZ_STEP)
             except zlib.error:
                 raise corrupt("SVGZ", "it does not decompress") from None
-            plain += unpacked
-            turn()
+            plain += plain_part
+            check_time()
             if len(plain) > MAX_SVG_BYTES:
                 raise ObjectError(ErrorClass.TOO_LARGE, "the SVGZ is larger than 64 MB when decompressed")
-            piece, full = stream.unconsumed_tail, len(unpacked) == _SVGZ_STEP
+            compressed, full = stream.unconsumed_tail, len(plain_part) == _SVGZ_STEP
         if stream.eof:
             return plain
     raise truncated("SVGZ", "the end of its gzip stream")
@@ -199,17 +201,17 @@ _UNFINISHED = frozenset(
 
 
 def parse_svg(data: Text) -> None:
-    """Parses a drawing. Raises ObjectError where it is not well-formed or declares entities, and MemoryError."""
+    """Parses an SVG. Raises ObjectError if it is not well-formed or declares entities, and MemoryError."""
     parser = expat.ParserCreate()
     parser.specified_attributes = True
 
     def start(tag: str, _attributes: dict[str, str]) -> None:
-        parser.StartElementHandler = None  # the others do not matter
+        parser.StartElementHandler = None  # only the root element is checked
         if tag.rpartition(":")[2] != "svg":
             raise corrupt("SVG", "its root element is not svg")
 
     def entity(*_declaration: object) -> None:
-        raise corrupt("SVG", "it declares entities, which are not expanded; `checks: image` accepts it")
+        raise corrupt("SVG", "it declares entities, which Ferry does not expand; `checks: image` accepts it")
 
     parser.StartElementHandler = start
     parser.EntityDeclHandler = entity

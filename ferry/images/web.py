@@ -1,6 +1,6 @@
-"""The class Kind, and the walks over JPEG, PNG, GIF and WebP, which nearly every image on the web is.
+"""The class Kind, and the walks over JPEG, PNG, GIF and WebP, the formats of nearly all images on the web.
 
-A walk takes the whole body and returns when it has met the end marker; it never decodes a pixel. It raises ObjectError,
+A walk reads the structure of a complete body up to its end marker, and decodes no pixel. It raises ObjectError,
 ``truncated`` or ``not_image``. Reading past the end (IndexError, struct.error) may escape a walk:
 :func:`ferry.images.check.check_image` reports that as ``truncated``. Work is linear in the body, in slices (slices.py),
 and every loop in Python has a limit far above what real files need.
@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 
 from ferry.core import ErrorClass, ObjectError
-from ferry.images.slices import Data, find, rfind, steps, turn
+from ferry.images.slices import Data, check_time, find, rfind, steps
 
 __all__ = ["PNG_SIGNATURE", "Data", "Kind", "corrupt", "gif", "jpeg", "png", "truncated", "unfiltered_bytes", "webp"]
 
@@ -24,22 +24,21 @@ MAX_GIF_BLOCKS = 1_000_000  # of those shorter than 255 bytes
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A format: its name for people, its usual file extension without a dot, its media type, and what decodes it: the
-    format's name in Pillow, `SVG` or `SVGZ`; "" where nothing does."""
+    """A format of images."""
 
-    name: str
-    ext: str
+    name: str  # for messages
+    ext: str  # the usual file extension, without a dot
     mime: str
-    decoder: str = ""
+    decoder: str = ""  # the format's name in Pillow, `SVG`, `SVGZ`, or "" if it has no decoder
 
 
 def truncated(name: str, before: str) -> ObjectError:
-    """Returns the error of a body that ends early."""
+    """Returns the error for a body that ends early."""
     return ObjectError(ErrorClass.TRUNCATED, f"the {name} ends before {before}")
 
 
 def corrupt(name: str, what: str) -> ObjectError:
-    """Returns the error of a body whose structure is not what its signature says."""
+    """Returns the error for a body whose structure is invalid for its signature."""
     return ObjectError(ErrorClass.NOT_IMAGE, f"the {name} is damaged: {what}")
 
 
@@ -50,11 +49,11 @@ _JPEG_BARE = frozenset(range(0xD0, 0xD8)) | {0x00, 0x01}  # no length follows
 
 
 def jpeg(data: Data) -> None:
-    """ITU-T T.81 annex B: segments by their lengths up to the first scan, then an end marker (EOI).
+    """Checks the segments up to the first scan, then finds an end marker, EOI (ITU-T T.81 annex B).
 
-    An EOI inside a segment (the thumbnail in EXIF) is jumped over. After a scan's start FF D9 cannot occur in coded
-    data, so the search runs from the end, where it costs nothing. Like libjpeg, the walk skips fill bytes and junk
-    between segments. A picture with more blocks than its coded data has bits is cut.
+    An EOI inside a segment (the thumbnail in EXIF) is skipped. FF D9 cannot occur in the coded data of a scan, so the
+    search runs from the end, where it costs nothing. Like libjpeg, the walk skips fill bytes and junk between segments.
+    A picture with more blocks than its coded data has bits is truncated.
     """
     pos, frame, blocks = 2, False, 0
     for _ in range(MAX_JPEG_SEGMENTS):
@@ -80,7 +79,7 @@ def jpeg(data: Data) -> None:
             components = data[pos + 9]
             height, width = struct.unpack_from(">HH", data, pos + 5)  # a height of 0 is legal: a DNL segment gives it
             if components == 0 or width == 0 or length != 8 + 3 * components:
-                raise corrupt("JPEG", "its frame header makes no sense")
+                raise corrupt("JPEG", "its frame header is invalid")
             frame = True
             if marker in _JPEG_SEQUENTIAL:
                 blocks = (width + 7) // 8 * ((height + 7) // 8)
@@ -91,7 +90,7 @@ def jpeg(data: Data) -> None:
         raise corrupt("JPEG", "it has no frame header")
     scan = pos + 2 + length
     if length != 6 + 2 * data[pos + 4]:
-        raise corrupt("JPEG", "its scan header makes no sense")
+        raise corrupt("JPEG", "its scan header is invalid")
     end = rfind(data, b"\xff\xd9", scan)
     if end < 0:
         raise truncated("JPEG", "its end marker")
@@ -106,12 +105,12 @@ _PNG_CHUNK = struct.Struct(">I4s")
 _PNG_HEADER = struct.Struct(">IIBBBBB")
 _PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
-_DEFLATE_MOST = 1032  # bytes that one byte of a deflate stream stands for: 258 for two bits (RFC 1951, section 3.2.5)
+_DEFLATE_MAX_RATIO = 1032  # decompressed bytes per byte: 258 for two bits (RFC 1951, section 3.2.5)
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def unfiltered_bytes(width: int, height: int, bits: int, *, interlaced: bool) -> int:
-    """Returns how long a PNG's image data is unpacked: a filter byte, then whole bytes, for each row of each pass."""
+    """Returns the decompressed size of a PNG's image data: per row of each pass a filter byte, then whole bytes."""
     size = 0
     for x, y, dx, dy in _ADAM7 if interlaced else ((0, 0, 1, 1),):
         columns, rows = (width - x + dx - 1) // dx, (height - y + dy - 1) // dy
@@ -121,26 +120,26 @@ def unfiltered_bytes(width: int, height: int, bits: int, *, interlaced: bool) ->
 
 
 def png(data: Data) -> None:
-    """PNG (third edition) sections 5 and 11: chunks from IHDR to IEND, APNG too.
+    """Checks the chunks from IHDR to IEND, also of APNG (PNG, third edition, sections 5 and 11).
 
-    A picture of more bytes than its image data can unpack to is cut. The checksum of every chunk that carries the
-    picture is verified: at 0.2 µs a KB it finds each flipped bit. Like libpng, the walk lets a wrong checksum in other
-    chunks (text, times) pass.
+    A picture with more bytes than its image data can decompress to is truncated. The checksums of all chunks with the
+    picture are verified: at 0.2 µs per KB this finds each flipped bit. Like libpng, the walk ignores a wrong checksum
+    in other chunks (text, times).
     """
-    size, pos, pixels, packed, palette = len(data), 8, False, 0, False
+    size, pos, pixels, compressed, palette = len(data), 8, False, 0, False
     length, tag = _PNG_CHUNK.unpack_from(data, pos)
     if tag != b"IHDR" or length != 13:
         raise corrupt("PNG", "it does not begin with its header chunk (IHDR)")
     width, height, depth, colour, compression, filtering, interlace = _PNG_HEADER.unpack_from(data, 16)
     if not (0 < width < 1 << 31 and 0 < height < 1 << 31 and depth in _PNG_DEPTHS.get(colour, ())):
-        raise corrupt("PNG", "its header makes no sense")
+        raise corrupt("PNG", "its header is invalid")
     if compression or filtering or interlace > 1:
-        raise corrupt("PNG", "its header asks for an unknown method")
+        raise corrupt("PNG", "its header has an unknown method")
     with memoryview(data) as view:
         for _ in steps(MAX_CHUNKS):
             length, tag = _PNG_CHUNK.unpack_from(data, pos)
             if not tag.isalpha():
-                raise corrupt("PNG", "a chunk has no proper name")
+                raise corrupt("PNG", "a chunk has an invalid name")
             end = pos + 12 + length
             if end > size:
                 raise truncated("PNG", "its end chunk (IEND)")
@@ -151,7 +150,7 @@ def png(data: Data) -> None:
                     raise corrupt("PNG", f"the checksum of a chunk ({tag.decode()}) is wrong")
             pos = end
             if tag == b"IDAT":
-                pixels, packed = True, packed + length
+                pixels, compressed = True, compressed + length
             elif tag == b"PLTE":
                 palette = True
             elif tag == b"IEND":
@@ -161,16 +160,16 @@ def png(data: Data) -> None:
     if not pixels:
         raise corrupt("PNG", "it has no image data (IDAT)")
     bits = depth * _PNG_SAMPLES[colour]
-    if unfiltered_bytes(width, height, bits, interlaced=bool(interlace)) > _DEFLATE_MOST * packed:
+    if unfiltered_bytes(width, height, bits, interlaced=bool(interlace)) > _DEFLATE_MAX_RATIO * compressed:
         raise truncated(
-            "PNG", f"its last row: {width:,} × {height:,} pixels cannot be in {packed:,} bytes of image data"
+            "PNG", f"its last row: {width:,} × {height:,} pixels cannot be in {compressed:,} bytes of image data"
         )
     if colour == 3 and not palette:
         raise corrupt("PNG", "it has no palette (PLTE)")
 
 
 def gif(data: Data) -> None:
-    """GIF89a specification: blocks to the trailer (3B), animated or not. Zero bytes between blocks pass."""
+    """Checks the blocks up to the trailer, 3B (GIF89a). Zero bytes between blocks are accepted."""
     pos, frames, short = 13 + _gif_palette(data[10]), 0, 0
     while True:
         introducer = data[pos]
@@ -186,8 +185,8 @@ def gif(data: Data) -> None:
             pos += 2
         elif introducer:
             raise corrupt("GIF", "a block of an unknown kind")
-        # Sub-blocks: nearly all are full, so look at the length bytes 256 apart, many at once.
-        # Padding between blocks is an empty list of sub-blocks.
+        # Nearly all sub-blocks are full, so many length bytes, 256 apart, are compared at once.
+        # Padding between blocks is an empty sequence of sub-blocks.
         while True:
             lengths = data[pos : pos + 65536 : 256]
             full = len(lengths) - len(lengths.lstrip(b"\xff"))
@@ -202,7 +201,7 @@ def gif(data: Data) -> None:
             if short > MAX_GIF_BLOCKS:
                 raise corrupt("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
             if not short % 4096:
-                turn()
+                check_time()
         if short > MAX_GIF_BLOCKS:
             raise corrupt("GIF", f"more than {MAX_GIF_BLOCKS:,} short blocks")
     if not frames:
@@ -210,7 +209,7 @@ def gif(data: Data) -> None:
 
 
 def _gif_palette(packed: int) -> int:
-    """Returns how many bytes the colour table takes that a descriptor's packed fields announce."""
+    """Returns the bytes of the colour table, by the packed fields of a descriptor."""
     return 3 * 2 ** ((packed & 7) + 1) if packed & 0x80 else 0
 
 
@@ -218,18 +217,18 @@ _RIFF_CHUNK = struct.Struct("<4sI")
 
 
 def webp(data: Data) -> None:
-    """RFC 9649: the RIFF size, the chunks inside it, and the headers of VP8, VP8L and each frame (ANMF)."""
+    """Checks the RIFF size, the chunks inside it, and the headers of VP8, VP8L and each frame, ANMF (RFC 9649)."""
     end = 8 + int.from_bytes(data[4:8], "little")
     if end > len(data):
         raise truncated("WebP", "the size that its header gives")
     pos, pictures, chunks = 12, 0, 0
-    frame_end = 0  # while inside an ANMF chunk: where it ends
+    frame_end = 0  # the end of the current ANMF chunk, or 0
     extended = data[12:16] == b"VP8X"
     animated = extended and bool(data[20] & 2)
     while pos + 8 <= end:
         chunks += 1
         if not chunks % 4096:
-            turn()
+            check_time()
         if chunks > MAX_CHUNKS:
             raise corrupt("WebP", f"more than {MAX_CHUNKS:,} chunks")
         if frame_end and pos + 8 > frame_end:
@@ -238,7 +237,7 @@ def webp(data: Data) -> None:
         tag, length = _RIFF_CHUNK.unpack_from(data, pos)
         body = pos + 8
         if min(tag) < 0x20 or max(tag) > 0x7E:  # the rest of the file was never written
-            raise corrupt("WebP", "a chunk has no proper name")
+            raise corrupt("WebP", "a chunk has an invalid name")
         if body + length > (frame_end or end):
             raise corrupt("WebP", "a chunk is longer than what contains it")
         if tag == b"ANMF" and not frame_end:

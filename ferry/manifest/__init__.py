@@ -1,4 +1,4 @@
-"""Reads any list or listing into one normalised Parquet file."""
+"""Manifests: any file of rows, or a listing, as one normalised Parquet file."""
 
 from ferry.manifest.load import NORMALISED, LoadedManifest, globs, load_manifest, matches_globs
 from ferry.manifest.normalize import base_row_id

@@ -1,4 +1,4 @@
-"""Which column of a list is what: roles, their usual names, and the batches that readers make."""
+"""Columns of a manifest: their roles, their usual names, and the batches of rows that readers make."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
-import pyarrow as pa
-
 from ferry.core import UserError, short
 from ferry.job import Columns
 
 ROLES = ("source", "key", "size", "md5", "sha256", "etag", "last_modified", "content_type", "id")
 
-# Compared without case, spaces, `_` and `-`. `key` and `name` never mean the source (SEMANTICS: keys),
-# and a bare `name` is no key either: in product lists it is the product's name.
+# Compared by normal_name(). `key` and `name` never mean the source. A bare `name` is not a key either: in product lists
+# it is the product's name.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "source": (
         "source", "source_url", "url", "image_url", "src", "link", "image_link", "href", "image", "uri", "image_uri",
@@ -33,38 +31,38 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-MAX_COLUMNS = 16_384  # as Excel has
-MAX_CELL = 1 << 20  # characters; a line of text is bounded to as many bytes
+MAX_COLUMNS = 16_384  # Excel's limit
+MAX_CELL_CHARS = 1 << 20  # the limit of a line of text, in bytes
 
 
 def refuse_many_columns(count: int, request: Request) -> None:
-    """Raises UserError for a list that is wider than any list."""
+    """Raises UserError if the manifest has more than MAX_COLUMNS columns."""
     if count > MAX_COLUMNS:
-        raise UserError(f"{request.shown} has more than {MAX_COLUMNS:,} columns; leave out those that are not needed")
+        raise UserError(f"{request.shown} has more than {MAX_COLUMNS:,} columns; remove those that are not needed")
 
 
-def squash(name: str) -> str:
-    """A column name as names are compared: without case, spaces, `_` and `-`."""
+def normal_name(name: str) -> str:
+    """Returns a column name in the form in which names are compared: without case, spaces, `_` and `-`."""
     return name.strip().casefold().replace(" ", "").replace("_", "").replace("-", "")
 
 
-_ORDER = {squash(name): at for names in USUAL_NAMES.values() for at, name in enumerate(names)}
-_ROLE_OF = {squash(name): role for role, names in USUAL_NAMES.items() for name in names}
+_ORDER = {normal_name(name): at for names in USUAL_NAMES.values() for at, name in enumerate(names)}
+_ROLE_OF = {normal_name(name): role for role, names in USUAL_NAMES.items() for name in names}
 
 
 def role_of(name: str) -> str | None:
-    """The role that a column of this name usually has."""
-    return _ROLE_OF.get(squash(name))
+    """Returns the role for which a column name is usual, or None."""
+    return _ROLE_OF.get(normal_name(name))
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Some thousand consecutive rows of a list, column by column; all values are text, empty is None.
+    """A few thousand consecutive rows of a manifest, column by column. All values are text; an empty one is None.
 
-    ``values`` holds the recognised roles under their role's name, and the columns that templates name
-    under their own. ``row_no`` counts data rows from 1, bad lines included. ``line_no`` is the line of
-    the file where the row begins, None where the format has no lines. ``problems`` says, by index in
-    the batch, why a line could not be read; its values are None.
+    ``values`` has the recognised roles under the role's name, and the columns that templates name under their own.
+    ``row_no`` counts data rows from 1, bad lines included. ``line_no`` is the line of the file where the row begins,
+    None if the format has no lines. ``problems`` has the reason for each line that could not be read, by index in the
+    batch; the values of such a row are None.
     """
 
     row_no: Sequence[int]
@@ -75,109 +73,97 @@ class Batch:
     def __len__(self) -> int:
         return len(self.row_no)
 
-    def to_arrow(self) -> pa.RecordBatch:
-        """The batch as Arrow: row_no and line_no int64, all else string; ``problem`` last."""
-        names = ["row_no", "line_no", *self.values, "problem"]
-        lines = [None] * len(self) if self.line_no is None else list(self.line_no)
-        arrays = [
-            pa.array(list(self.row_no), pa.int64()),
-            pa.array(lines, pa.int64()),
-            *(pa.array(list(column), pa.string()) for column in self.values.values()),
-            pa.array([self.problems.get(index) for index in range(len(self))], pa.string()),
-        ]
-        return pa.RecordBatch.from_arrays(arrays, names)
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a reader is asked for; ``shown`` is the list's name as messages show it."""
+    """What a reader needs from the job. ``shown`` is the manifest's name in messages."""
 
     shown: str
     columns: Columns
     needed: frozenset[str]  # fields of the key template and of source.url
-    url_fields: frozenset[str] | None  # fields of source.url; None without one
+    url_fields: frozenset[str] | None  # fields of source.url; None without source.url
     skip_bad_lines: bool
 
-    def named(self) -> dict[str, str]:
-        """The columns that the job names itself: role -> column."""
+    def named_columns(self) -> dict[str, str]:
+        """Returns the columns that the job names in `columns`, as role -> column."""
         return {role: name for role in ROLES if (name := getattr(self.columns, role)) is not None}
 
     def bad_line(self, line: int, why: str) -> str:
         """Returns the problem of a line that becomes a failed row. Raises UserError unless the job skips such lines."""
         if not self.skip_bad_lines:
             raise UserError(
-                f"{self.shown}, line {line}: {why}. Mend the line, or set `bad_lines: skip` to list such lines as "
+                f"{self.shown}, line {line}: {why}. Fix the line, or set `bad_lines: skip` to record such lines as "
                 "failed rows"
             )
         return f"line {line}: {why}"
 
 
 @dataclass(frozen=True, slots=True)
-class Picked:
+class ColumnMap:
     """The columns to read: ``roles`` (role -> column) and ``wanted`` (name in Batch.values -> column)."""
 
     roles: dict[str, str]
     wanted: dict[str, str]
 
 
-def known_names(names: Iterable[str], request: Request) -> int:
-    """How many of the names mean something: by their usual names, or because job or template name them."""
-    named = {*request.named().values(), *request.needed}
-    return sum(1 for name in names if squash(name) in _ROLE_OF or name.strip() in named)
+def count_known_names(names: Iterable[str], request: Request) -> int:
+    """Returns how many names have a meaning: usual names, and names in the job or in a template."""
+    named = {*request.named_columns().values(), *request.needed}
+    return sum(1 for name in names if normal_name(name) in _ROLE_OF or name.strip() in named)
 
 
-def listed(names: Sequence[str], most: int = 30) -> str:
-    """Column names for a message: escaped, and not all of a thousand."""
-    shown = ", ".join(f"`{_plain(name)}`" for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _quoted(names: Sequence[str], limit: int = 30) -> str:
+    """Returns column names for a message, escaped, ``limit`` of them at most."""
+    shown = ", ".join(f"`{_escaped(name)}`" for name in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
 
 
-def _plain(name: str) -> str:
+def _escaped(name: str) -> str:
     return short(name) + ("…" if len(name) > 60 else "")
 
 
-def _missing(what: str, names: Sequence[str], near: str | None) -> UserError:
-    hint = f"; did you mean {near}?" if near else ""
-    return UserError(f"{what}; the columns are {listed(names)}{hint}")
+def _missing(what: str, names: Sequence[str], nearest: str | None) -> UserError:
+    hint = f"; did you mean {nearest}?" if nearest else ""
+    return UserError(f"{what}; the columns are {_quoted(names)}{hint}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str | None:
-    same = [other for other in names if squash(other) == squash(name)]
+    same = [other for other in names if normal_name(other) == normal_name(name)]
     return same[0] if same else next(iter(get_close_matches(name, names, n=1, cutoff=0.6)), None)
 
 
-def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked:
-    """Decide which column is what; ``seen_in`` says how far a format without a header was read.
+def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") -> ColumnMap:
+    """Returns which column has which role. ``seen_in`` says how far a format without a header was read.
 
-    Of two columns for one role the first of USUAL_NAMES is taken, but for source and key.
-    Raises UserError for doubled names, two columns for source or key, a named or template column that is
-    missing, and when nothing says where an object is.
+    If two columns fit one role, the first in USUAL_NAMES is used, except for source and key. Raises UserError for a
+    column name that occurs twice, two columns for source or key, a missing column that the job or a template names, and
+    a manifest without a source.
     """
     shown = request.shown
     refuse_many_columns(len(names), request)
-    doubled = {name for name, times in Counter(names).items() if name and times > 1}
-    if doubled:
-        raise UserError(f"{shown} has more than one column named {listed(sorted(doubled))}; rename or drop one")
-    named = request.named()
+    duplicates = {name for name, times in Counter(names).items() if name and times > 1}
+    if duplicates:
+        raise UserError(f"{shown} has more than one column named {_quoted(sorted(duplicates))}; rename or remove one")
+    named = request.named_columns()
     roles: dict[str, str] = {}
     for role, column in named.items():
         if column not in names:
-            near = _nearest(column, names)
+            nearest = _nearest(column, names)
             raise _missing(f"{shown} has no column `{column}`, which `columns: {{{role}: {column}}}` names{seen_in}",
-                           names, near and f"`{_plain(near)}`")  # fmt: skip
+                           names, nearest and f"`{_escaped(nearest)}`")  # fmt: skip
         roles[role] = column
     taken = set(named.values())
     for role in ROLES:
-        found = [name for name in names if _ROLE_OF.get(squash(name)) == role and name not in taken]
+        found = [name for name in names if _ROLE_OF.get(normal_name(name)) == role and name not in taken]
         if role in roles or not found:
             continue
         if len(found) > 1 and role not in ("source", "key"):
-            # A shop's list has an id and a sku: nothing moves otherwise for the choice, and it is printed.
-            found.sort(key=lambda name: _ORDER[squash(name)])
+            # A shop's manifest has an id and a sku. The choice changes no copy, and Ferry prints it.
+            found.sort(key=lambda name: _ORDER[normal_name(name)])
         elif len(found) > 1:
             raise UserError(
-                f"{shown}: {' and '.join(f'`{_plain(name)}`' for name in found)} could each be the {role}; "
-                f"choose one with `columns: {{{role}: {_plain(found[0])}}}`"
+                f"{shown}: {' and '.join(f'`{_escaped(name)}`' for name in found)} could each be the {role}; "
+                f"choose one with `columns: {{{role}: {_escaped(found[0])}}}`"
             )
         roles[role] = found[0]
     wanted = dict(roles)
@@ -185,24 +171,24 @@ def pick(names: Sequence[str], request: Request, *, seen_in: str = "") -> Picked
         if name in names:
             wanted[name] = name
         elif not (name == "id" and "source" in roles and name in (request.url_fields or ())):
-            # A source that is no URL stands in for {id}: then the list needs no column of that name.
+            # A source that is not a URL is used for {id}, so the manifest needs no column of that name.
             by = "source.url" if name in (request.url_fields or ()) else "the key template"
-            near = _nearest(name, [*names, *roles])
+            nearest = _nearest(name, [*names, *roles])
             raise _missing(f"{by} names {{{name}}}, and {shown} has no such column{seen_in}",
-                           names, near and f"{{{_plain(near)}}}")  # fmt: skip
+                           names, nearest and f"{{{_escaped(nearest)}}}")  # fmt: skip
     if "source" not in roles and request.url_fields is None:
         also = ""
         if "id" in roles:
             also = ", or build addresses from IDs with `source: {url: 'https://.../{id}.jpg'}`"
         raise UserError(
-            f"{shown}: no column is recognised as the source{seen_in}; the columns are: {listed(names)}; "
+            f"{shown}: no column is recognised as the source{seen_in}; the columns are: {_quoted(names)}; "
             f"name it with `columns: {{source: ...}}`{also}"
         )
-    return Picked(roles, wanted)
+    return ColumnMap(roles, wanted)
 
 
 def split_addresses(values: Sequence[str | None]) -> dict[str, list[str | None]]:
-    """A bare list: what contains `://` is a source, anything else an ID."""
+    """Returns the values of a manifest without columns as source (if they contain `://`) or id."""
     return {
         "source": [value if value is not None and "://" in value else None for value in values],
         "id": [None if value is None or "://" in value else value for value in values],

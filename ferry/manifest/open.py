@@ -1,4 +1,4 @@
-"""The list of what to move, in any format, as a stream of batches."""
+"""Opened manifests of any format, as a stream of batches."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from ferry.manifest.typed import open_parquet, open_xlsx
 
 Format = Literal["csv", "tsv", "txt", "jsonl", "parquet", "xlsx"]
 
-_ENDINGS: dict[str, Format] = {
+_EXTENSIONS: dict[str, Format] = {
     "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "txt", "jsonl": "jsonl", "ndjson": "jsonl",
     "parquet": "parquet", "xlsx": "xlsx",
 }  # fmt: skip
-_PACKED: dict[str, Compression] = {"gz": "gz", "zst": "zst"}
+_COMPRESSIONS: dict[str, Compression] = {"gz": "gz", "zst": "zst"}
 _KNOWN = "csv, tsv, txt, jsonl, ndjson (each also as .gz or .zst), parquet, xlsx"
-_INSTEAD = {
-    "json": "a .json file is one document; write one object a line and name it .jsonl",
+_UNSUPPORTED = {
+    "json": "a .json file is one document; write one object per line and name it .jsonl",
     "xls": "the old Excel format; save it as .xlsx or .csv",
     "ods": "save it as .xlsx or .csv",
-    "zip": "unpack it first",
-    "bz2": "pack it with gzip or zstd instead",
-    "xz": "pack it with gzip or zstd instead",
+    "zip": "extract it first",
+    "bz2": "compress it with gzip or zstd instead",
+    "xz": "compress it with gzip or zstd instead",
 }
 
-# What a file is by its first bytes, where that is not text.
-_MAGIC: tuple[tuple[bytes, str], ...] = (
+# First bytes of formats that are not text.
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"PK\x03\x04", "zip"),
@@ -53,20 +53,20 @@ _MAGIC: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An opened list. ``recognised`` says which column plays which role; ``batches`` reads it from the start."""
+    """An opened manifest. ``recognised`` has the column of each role; ``batches`` reads from the first row on."""
 
     recognised: dict[str, str]
     shown: str
     _read: Callable[[], Iterator[Batch]]
 
     def batches(self) -> Iterator[Batch]:
-        """Rows in the list's order. Raises UserError for a line that cannot be read and for a list without rows."""
+        """Yields the rows in their order. Raises UserError for a line that cannot be read, or if there are no rows."""
         rows = 0
         for batch in self._read():
             rows += len(batch)
             yield batch
         if not rows:
-            raise UserError(f"{self.shown} holds no rows; nothing would be moved")
+            raise UserError(f"{self.shown} contains no rows; nothing would be transferred")
 
 
 def open_manifest(
@@ -77,19 +77,19 @@ def open_manifest(
     bad_lines: Literal["error", "skip"] = "error",
     url_template: str | None = None,
 ) -> Manifest:
-    """Find out what a list is and what its columns mean.
+    """Opens a manifest, and recognises its format and columns.
 
-    ``path`` is a local file; ``name`` is how the user calls it, and its ending decides the format.
-    ``needed`` are the columns that the key template names; those of ``url_template`` (`source.url`) are
-    added to them. Raises UserError for anything that makes the list as a whole unusable.
+    ``path`` is a local file. ``name`` is the manifest's name in the job; its extension decides the format. ``needed``
+    are the columns that the key template names, to which those of ``url_template`` (`source.url`) are added. Raises
+    UserError if the manifest is unusable.
     """
     shown = redact(name)
     if path.is_dir() or name.endswith("/"):
-        raise UserError(f"{shown} is a directory; to move what lies in it, write `manifest: file://{path.absolute()}/`")
+        raise UserError(f"{shown} is a directory; to transfer its files, write `manifest: file://{path.absolute()}/`")
     if not path.exists():
         raise UserError(f"{shown} does not exist")
-    format_, packed = _by_ending(name, shown)
-    _check_content(path, shown, format_, packed)
+    format_, compression = _format_of(name, shown)
+    _check_content(path, shown, format_, compression)
     url = None if url_template is None else Template.parse_url(url_template)
     url_needed = frozenset() if url is None else url.needed
     request = Request(
@@ -101,13 +101,13 @@ def open_manifest(
     )
     match format_:
         case "csv":
-            opened = open_csv(path, packed, request, None)
+            opened = open_csv(path, compression, request, None)
         case "tsv":
-            opened = open_csv(path, packed, request, "\t")
+            opened = open_csv(path, compression, request, "\t")
         case "txt":
-            opened = open_txt(path, packed, request)
+            opened = open_txt(path, compression, request)
         case "jsonl":
-            opened = open_jsonl(path, packed, request)
+            opened = open_jsonl(path, compression, request)
         case "parquet":
             opened = open_parquet(path, request)
         case "xlsx":
@@ -115,30 +115,33 @@ def open_manifest(
     return Manifest(opened[0], shown, opened[1])
 
 
-def _by_ending(name: str, shown: str) -> tuple[Format, Compression]:
+def _format_of(name: str, shown: str) -> tuple[Format, Compression]:
+    """Returns the format that a name's extension means. Raises UserError."""
     path = unquote(urlsplit(name).path) if name.startswith(("http://", "https://")) else name
     parts = path.rpartition("/")[2].lower().split(".")
-    packed: Compression = ""
-    if len(parts) > 2 and parts[-1] in _PACKED:
-        packed = _PACKED[parts.pop()]
-    ending = parts[-1] if len(parts) > 1 else ""
-    if ending in _ENDINGS:
-        format_ = _ENDINGS[ending]
-        if packed and format_ in ("parquet", "xlsx"):
-            raise UserError(f"{shown}: .{ending} is compressed already; unpack the .{parts[-1]}.{packed} first")
-        return format_, packed
-    if ending in _INSTEAD:
-        raise UserError(f"{shown}: {_INSTEAD[ending]}")
-    near = get_close_matches(ending, _ENDINGS, n=1, cutoff=0.6) if ending else []
-    hint = f"; did you mean .{near[0]}?" if near else ""
-    what = f"the ending .{ending} is not known" if ending else "the name has no ending that says what it is"
+    compression: Compression = ""
+    if len(parts) > 2 and parts[-1] in _COMPRESSIONS:
+        compression = _COMPRESSIONS[parts.pop()]
+    extension = parts[-1] if len(parts) > 1 else ""
+    if extension in _EXTENSIONS:
+        format_ = _EXTENSIONS[extension]
+        if compression and format_ in ("parquet", "xlsx"):
+            raise UserError(f"{shown}: .{extension} is compressed already; decompress the .{compression} first")
+        return format_, compression
+    if extension in _UNSUPPORTED:
+        raise UserError(f"{shown}: {_UNSUPPORTED[extension]}")
+    nearest = get_close_matches(extension, _EXTENSIONS, n=1, cutoff=0.6) if extension else []
+    hint = f"; did you mean .{nearest[0]}?" if nearest else ""
+    what = (
+        f"the extension .{extension} is unknown" if extension else "the name has no extension, which gives the format"
+    )
     raise UserError(f"{shown}: {what}{hint}; known are {_KNOWN}")
 
 
-def _looks(head: bytes) -> str:
-    """What the first bytes are; "" for what may be a list in text."""
-    for magic, what in _MAGIC:
-        if head.startswith(magic):
+def _identify(head: bytes) -> str:
+    """Returns what a file is by its first bytes; "" if it may be a text manifest."""
+    for signature, what in _SIGNATURES:
+        if head.startswith(signature):
             return what
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return ""
@@ -156,42 +159,42 @@ def _looks(head: bytes) -> str:
     return ""
 
 
-def _check_content(path: Path, shown: str, format_: Format, packed: Compression) -> None:
-    """Refuse a file that is not what its ending says, and say what it is."""
-    plain = head_bytes(path, "", shown)
-    if not plain:
+def _check_content(path: Path, shown: str, format_: Format, compression: Compression) -> None:
+    """Raises UserError, which says what the file is, if it is not what its extension says."""
+    head = head_bytes(path, "", shown)
+    if not head:
         raise UserError(f"{shown} is empty")
-    outside = _looks(plain)
-    ending = f".{format_}" if not packed else f".{packed}"
-    wanted = {"gz": "gzip", "zst": "zstd"}.get(packed) or {"parquet": "Parquet", "xlsx": "zip"}.get(format_, "")
-    if packed and outside != wanted:
-        raise UserError(f"{shown} is not {wanted}, it is {outside or 'plain text'}; drop the .{packed} from its name")
-    looks = _looks(head_bytes(path, packed, shown)) if packed else outside
-    if packed:
-        wanted, ending = "", f".{format_}"
-    if looks == wanted or (format_ == "jsonl" and looks == "JSON"):
+    if compression:
+        expected, found = {"gz": "gzip", "zst": "zstd"}[compression], _identify(head)
+        if found != expected:
+            raise UserError(
+                f"{shown} is not {expected} but {found or 'plain text'}; remove .{compression} from its name"
+            )
+        head = head_bytes(path, compression, shown)
+    found = _identify(head)
+    if found == {"parquet": "Parquet", "xlsx": "zip"}.get(format_, "") or (format_ == "jsonl" and found == "JSON"):
         return
-    what = {"zip": "a zip archive or an Excel workbook", "": "plain text"}.get(looks, looks)
-    raise UserError(f"{shown} ends in {ending}, but is {what}; {_advice(looks)}")
+    what = {"zip": "a zip archive or an Excel workbook", "": "plain text"}.get(found, found)
+    raise UserError(f"{shown} ends in .{format_}, but is {what}; {_advice(found)}")
 
 
-def _advice(looks: str) -> str:
-    match looks:
+def _advice(found: str) -> str:
+    match found:
         case "gzip":
             return "name it .gz (list.csv.gz)"
         case "zstd":
             return "name it .zst (list.csv.zst)"
         case "zip":
-            return "name it .xlsx if it is a workbook, else unpack it"
+            return "name it .xlsx if it is a workbook, otherwise extract it"
         case "Parquet":
             return "name it .parquet"
         case "JSON":
-            return "write one object a line and name it .jsonl"
+            return "write one object per line and name it .jsonl"
         case "":
             return "name it .csv, .tsv, .txt or .jsonl"
         case "an HTML page" | "an XML document" | "HTML or XML":
-            return "most likely an error page was saved in its place; fetch it again"
+            return "probably an error page was saved in its place; download it again"
         case "UTF-16 without a byte order mark":
             return "convert it: `iconv -f utf-16le -t utf-8 OLD > NEW`"
         case _:
-            return f"a list is one of {_KNOWN}"
+            return f"the formats of manifests are {_KNOWN}"

@@ -1,7 +1,7 @@
-"""Small bodies that ask for much memory or time, and a process that measures what each of them takes.
+"""Small bodies that need much memory or time, and a program that measures them.
 
-`python -m tests.faults.bombs SECONDS NAME...` checks and decodes each, within so many seconds of processor. It prints a
-line of JSON: its size, how it ended, and the most memory that the process and its children took.
+`python -m tests.faults.bombs SECONDS NAME...` checks and decodes each body with a limit on processor time. It prints a
+line of JSON: the size, the verdicts, and the peak memory of the process and of its children.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ferry.core.body import Body
 from ferry.core.errors import ObjectError
 from ferry.images import check_image, decode, decode_image
 
-IN_MEMORY_BYTES = 8 * 1024 * 1024  # larger bodies lie in the spool
+IN_MEMORY_BYTES = 8 * 1024 * 1024  # larger bodies are in the spool
 PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
@@ -34,7 +34,7 @@ def png_chunk(tag: bytes, body: bytes) -> bytes:
 
 
 def png(width: int, height: int, colour: int = 6, depth: int = 8, before: bytes = b"") -> bytes:
-    """A whole PNG of zeros, packed as it grows."""
+    """Returns a complete PNG of zeros, compressed row by row."""
     samples = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
     row = bytes(1 + (width * samples * depth + 7) // 8)
     pack = zlib.compressobj(1)
@@ -46,7 +46,7 @@ def png(width: int, height: int, colour: int = 6, depth: int = 8, before: bytes 
 
 
 def png_of_nothing(width: int, height: int) -> bytes:
-    """The size is a claim alone."""
+    """Returns a PNG with a large size in its header and almost no data."""
     header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
     pixels = png_chunk(b"IDAT", zlib.compress(b"\0"))
     return PNG_START + png_chunk(b"IHDR", header) + pixels + png_chunk(b"IEND", b"")
@@ -59,7 +59,7 @@ def saved(format_: str, size: tuple[int, int], mode: str = "RGB", **given: Any) 
 
 
 def animation(format_: str, side: int) -> bytes:
-    """Three pictures, each over a part of the one before."""
+    """Returns an animation of three frames."""
     pictures = [Image.new("RGB", (side, side), (shade, 0, 0)) for shade in (0, 100, 200)]
     out = io.BytesIO()
     pictures[0].save(out, format_, save_all=True, append_images=pictures[1:], duration=10, disposal=2)
@@ -67,7 +67,7 @@ def animation(format_: str, side: int) -> bytes:
 
 
 def webp_of_nothing(width: int, height: int) -> bytes:
-    """A lossless picture of one colour: a header and five empty codes (RFC 9649, section 3.7.2)."""
+    """Returns a lossless WebP of one colour: a header and five empty codes (RFC 9649, section 3.7.2)."""
     bits = width - 1 | height - 1 << 14
     body = b"\x2f" + struct.pack("<I", bits) + bytes.fromhex("0788888808") + bytes(8)
     chunk = b"VP8L" + struct.pack("<I", len(body)) + body + b"\0" * (len(body) & 1)
@@ -81,14 +81,14 @@ def gif_of_nothing(width: int, height: int) -> bytes:
 
 
 def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
-    """A progressive JPEG, and its last scan over and over."""
+    """Returns a progressive JPEG with its last scan repeated."""
     whole = saved("JPEG", (width, height), progressive=True)
     at = whole.rfind(b"\xff\xda")
     return whole[:-2] + whole[at:-2] * scans + whole[-2:]
 
 
 def jpeg_of_nothing(width: int, height: int) -> bytes:
-    """As many bytes as the blocks of such a picture take at least."""
+    """Returns a JPEG with the fewest bytes that the blocks of a picture of this size can have."""
     whole = saved("JPEG", (16, 16))
     at = whole.find(b"\xff\xc0")
     return whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 : -2] + coded(width, height) + whole[-2:]
@@ -109,7 +109,7 @@ def jpeg_of_exif(size: int) -> bytes:
 
 
 def jpeg_of_components(width: int, height: int) -> bytes:
-    """A baseline JPEG with a scan for each component: libjpeg keeps the coefficients of all."""
+    """Returns a baseline JPEG with a scan per component, for which libjpeg keeps all coefficients in memory."""
     whole = saved("JPEG", (16, 16), subsampling=0)
     at, scan = whole.find(b"\xff\xc0"), whole.find(b"\xff\xda")
     parts = [whole[: at + 5] + struct.pack(">HH", height, width) + whole[at + 9 : scan]]
@@ -121,7 +121,7 @@ def jpeg_of_components(width: int, height: int) -> bytes:
 
 
 def jp2_of_nothing(width: int, height: int) -> bytes:
-    """One tile as large as the picture."""
+    """Returns a JPEG 2000 with one tile of the picture's size."""
     whole = saved("JPEG2000", (16, 16))
     at = whole.find(b"\xff\x4f\xff\x51") + 8
     size = struct.pack(">II", width, height)
@@ -139,8 +139,10 @@ def j2k(
     precinct: int = 15,
     hidden: bool = False,
 ) -> bytes:
-    """A code stream with one empty tile-part; ``precinct`` is the power of two of a precinct's sides. With ``hidden``
-    what says so lies in a segment that nobody knows: OpenJPEG looks for it there."""
+    """Returns a code stream with one empty tile-part. ``precinct`` is the power of two of a precinct's sides.
+
+    With ``hidden``, the style is inside a segment with an unknown marker, where OpenJPEG finds it.
+    """
     sizes = struct.pack(">H8IH", 0, width, height, 0, 0, tile, tile, 0, 0, components) + b"\x07\x01\x01" * components
     style = struct.pack(">BBHBBBBBB", precinct < 15, 0, layers, 0, 1, 4, 4, 0, 1)
     style += bytes([precinct | precinct << 4] * 2) if precinct < 15 else b""
@@ -152,7 +154,7 @@ def j2k(
 
 
 def jp2_around(stream: bytes, width: int, height: int) -> bytes:
-    """Its header says three components, whatever the code stream says; Pillow looks no further than the empty box."""
+    """Returns a JP2 of three components in its header. Pillow reads no further than the empty box."""
 
     def box(tag: bytes, body: bytes) -> bytes:
         return struct.pack(">I", 8 + len(body)) + tag + body
@@ -168,13 +170,13 @@ def ico_with(picture: bytes, bits: int = 32) -> bytes:
 
 
 def bitmap_for_ico(side: int) -> bytes:
-    """Of one bit a pixel, with its mask; Pillow makes four bytes of each, and some more."""
+    """Returns a bitmap of one bit per pixel with its mask. Pillow needs more than four bytes for each pixel."""
     row = (side + 31) // 32 * 4
     return struct.pack("<IiiHHIIiiII", 40, side, 2 * side, 1, 1, 0, 0, 0, 0, 2, 0) + bytes(8) + bytes(2 * row * side)
 
 
 def ico_of_one_picture(entries: int, picture: bytes) -> bytes:
-    """Entries of as many sizes, all with the same picture behind them."""
+    """Returns an icon with entries of different sizes that all refer to the same picture."""
     start = 6 + 16 * entries
     directory = b"".join(
         struct.pack("<BBBBHHII", at >> 8, at & 255, 0, 0, 1, 32, len(picture), start) for at in range(entries)
@@ -183,7 +185,7 @@ def ico_of_one_picture(entries: int, picture: bytes) -> bytes:
 
 
 def tiff_of_directories(count: int) -> bytes:
-    """One pixel in each, which is the same one."""
+    """Returns a TIFF whose directories have one pixel, which they share."""
     fields = ((256, 1), (257, 1), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 1))
     directory = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", tag, 4, 1, n) for tag, n in fields)
     size = len(directory) + 4
@@ -192,20 +194,20 @@ def tiff_of_directories(count: int) -> bytes:
 
 
 def tiff_of_strips(count: int) -> bytes:
-    """Places and lengths of so many strips, which are the same numbers."""
+    """Returns a TIFF with offsets and lengths of strips, which are the same numbers."""
     fields = ((273, count), (279, count))
     directory = struct.pack("<H", 2) + b"".join(struct.pack("<HHII", tag, 3, n, 8) for tag, n in fields) + bytes(4)
     return b"II*\0" + struct.pack("<I", 8 + 2 * count) + b"\1\2" * count + directory
 
 
 def jpeg_of_markers(marker: bytes, count: int) -> bytes:
-    """Between a scan and the end of the picture."""
+    """Returns a JPEG with markers between its scan and its end."""
     whole = saved("JPEG", (16, 16))
     return whole[:-2] + marker * count + whole[-2:]
 
 
 def tiff_with_a_large_tile(side: int) -> bytes:
-    """16 by 16 pixels, in one tile of ``side`` by ``side``, which unpacks to as much."""
+    """Returns a TIFF of 16 by 16 pixels in one tile of ``side`` by ``side``, which decompresses to that size."""
     pack = zlib.compressobj(1)
     row = bytes(side)
     tile = b"".join([*(pack.compress(row) for _ in range(side)), pack.flush()])
@@ -222,7 +224,7 @@ def tiff_with_a_large_tile(side: int) -> bytes:
 
 
 def many_frames(count: int) -> bytes:
-    """An animated GIF whose pictures are one byte each."""
+    """Returns an animated GIF with frames of one byte each."""
     start = b"GIF89a" + struct.pack("<HHBBB", 1000, 1000, 0x80, 0, 0) + bytes(6)
     frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, 1, 1, 0) + b"\x02\x02\x44\x01\0"
     return start + frame * count + b"\x3b"
@@ -232,9 +234,9 @@ LAUGHS = b'<!DOCTYPE svg [<!ENTITY a0 "ha">' + b"".join(
     b'<!ENTITY a%d "%b">' % (n, b"&a%d;" % (n - 1) * 10) for n in range(1, 12)
 )  # fmt: skip
 MB = 1024 * 1024
-HUNDRED_MB = b"a\0\0" + zlib.compress(bytes(100 * MB), 1)  # a name, and what is packed
+HUNDRED_MB = b"a\0\0" + zlib.compress(bytes(100 * MB), 1)  # a name and compressed data
 
-# Refused by memory or structure, or for what they hold.
+# Refused for their memory, structure or content.
 REFUSED: dict[str, Callable[[], bytes]] = {
     "png, 3.6 gigapixels": lambda: png_of_nothing(60_000, 60_000),
     "png, 2 thousand million a side": lambda: png_of_nothing(2**31 - 1, 2**31 - 1),
@@ -263,7 +265,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "svgz, 1,000 to 1": lambda: gzip.compress(b"<svg>" + b" " * (200 * MB) + b"</svg>", 9, mtime=0),
 }  # fmt: skip
 
-# Refused by time: small pieces by the million, or pictures that lie over each other.
+# Refused for their time: millions of small pieces, or pictures that overlap.
 SLOW: dict[str, Callable[[], bytes]] = {
     "gif, 10,001 frames": lambda: many_frames(10_001),
     "jpeg, EXIF of 60 MB": lambda: jpeg_of_exif(60 * MB),
@@ -273,7 +275,7 @@ SLOW: dict[str, Callable[[], bytes]] = {
     "svg, 5 million names": lambda: b"<svg>" + b"".join(b"<a%d/>" % n for n in range(5_000_000)) + b"</svg>",
 }
 
-# Taken, since they are what they say; each to its own limit.
+# Accepted, each up to its own limit.
 TAKEN: dict[str, Callable[[], bytes]] = {
     "png, 300 megapixels that are there": lambda: png(20_000, 15_000, 0, 1),
     "ico, a png of 100 megapixels that are there": lambda: ico_with(png(10_000, 10_000, 0, 1)),
@@ -293,12 +295,16 @@ TAKEN: dict[str, Callable[[], bytes]] = {
 }  # fmt: skip
 
 
-def children() -> Iterator[Path]:
-    """Yields the folders in /proc of the processes that decode, whichever thread started them."""
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            if b"decode_child" in Path(f"/proc/{pid}/cmdline").read_bytes():  # not a copy of this one before its exec
-                yield Path(f"/proc/{pid}")
+def children() -> list[Path]:
+    """Returns the directories in /proc of the decoder processes of all threads."""
+    while True:
+        try:
+            tasks = Path("/proc/self/task").iterdir()
+            found = [Path(f"/proc/{pid}") for task in tasks for pid in (task / "children").read_text().split()]
+            # not a copy of this process before its exec
+            return [pid for pid in found if b"decode_child" in (pid / "cmdline").read_bytes()]
+        except (FileNotFoundError, ProcessLookupError):  # a thread or a child has ended meanwhile
+            continue
 
 
 def resident(field: str) -> int:
@@ -306,11 +312,11 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-class Watched:
-    """The most memory that all children had together at one moment of the block."""
+class PeakMemory:
+    """Measures the peak of the memory of all decoder processes together in the block."""
 
-    def __enter__(self) -> Watched:
-        self._over, self.most = threading.Event(), 0
+    def __enter__(self) -> PeakMemory:
+        self._over, self.peak_bytes = threading.Event(), 0
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -319,9 +325,9 @@ class Watched:
         while not self._over.wait(0.005):
             try:
                 pages = sum(int((child / "statm").read_text().split()[1]) for child in children())
-            except OSError:  # one has ended meanwhile
+            except OSError:  # a child has ended meanwhile
                 continue
-            self.most = max(self.most, pages * resource.getpagesize())
+            self.peak_bytes = max(self.peak_bytes, pages * resource.getpagesize())
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
@@ -329,7 +335,7 @@ class Watched:
 
 
 def measure(bodies: list[bytes]) -> dict[str, Any]:
-    """Checks and decodes them all at once, a thread each."""
+    """Checks and decodes all bodies at once, in a thread each."""
     ends: list[str] = []
 
     def work(body: Body) -> None:
@@ -342,9 +348,9 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
 
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): sets VmHWM to what is resident now
     before = resident("VmRSS:")
-    with tempfile.NamedTemporaryFile() as file, Watched() as watched:
+    with tempfile.NamedTemporaryFile() as file, PeakMemory() as memory:
         threads = []
-        for data in bodies:  # in memory or in the spool, as they come
+        for data in bodies:  # in memory or in the spool
             body = Body(len(data), "", "", data)
             if len(data) > IN_MEMORY_BYTES:
                 Path(file.name).write_bytes(data)
@@ -355,7 +361,7 @@ def measure(bodies: list[bytes]) -> dict[str, Any]:
         for thread in threads:
             thread.join()
     return {
-        "size": sum(map(len, bodies)), "ends": ends, "peak": resident("VmHWM:") - before, "children": watched.most,
+        "size": sum(map(len, bodies)), "ends": ends, "peak": resident("VmHWM:") - before, "children": memory.peak_bytes,
     }  # fmt: skip
 
 
@@ -366,7 +372,7 @@ def main(seconds: int, names: list[str]) -> None:
         print(json.dumps({"name": name, **measure([made()] if name not in LARGE else [made()] * 2)}), flush=True)
 
 
-# The largest that is decoded, two at once.
+# The largest bodies that are decoded, two at once.
 LARGE: dict[str, Callable[[], bytes]] = {
     "png, 160 megapixels": lambda: png(16_000, 10_000),
     "jpeg, progressive": lambda: saved("JPEG", (9_000, 9_000), progressive=True),

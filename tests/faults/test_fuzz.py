@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables of words)
-"""Parsers that face strangers on the wire: addresses and their filter, redirects, Retry-After, images."""
+"""Fuzz tests of parsers for network input: addresses and their filter, redirects, Retry-After, images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolved
 from ferry.http.retry_after import MAX_RETRY_AFTER_S, parse_retry_after
 from ferry.http.urls import Target, Targets
 from ferry.job.templates import key_problem
-from ferry.manifest.sources import address, normal_roots
+from ferry.manifest.sources import key_or_problem, normal_roots
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all
 from tests.faults.malformed import MALFORMED
@@ -61,7 +61,7 @@ WORDS = [
 
 
 def private(host: str) -> str | None:
-    """The private address that a host spells to this machine's own resolver, asked for numbers alone; no look-up."""
+    """Returns the private address that this machine's resolver reads from a host, without a look-up; None for others."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), 80, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
@@ -70,7 +70,7 @@ def private(host: str) -> str | None:
 
 
 def is_private(text: str) -> bool:
-    """By the standard library's own tables, and for IPv6 also by the IPv4 address inside."""
+    """Returns whether an address is private, by the standard library's tables, and for IPv6 also by the IPv4 address inside."""
     ip = ipaddress.ip_address(text)
     if isinstance(ip, ipaddress.IPv6Address):
         number = int(ip)
@@ -87,33 +87,33 @@ def is_private(text: str) -> bool:
 
 
 def test_addresses(tried: Tried) -> None:
-    """Whatever a list names is refused with a sentence, or leads to a public address; its query is in no message."""
+    """Any source is refused with a reason or leads to a public address; its query is in no message."""
     fuzzer = Fuzzer(401, ADDRESSES, WORDS)
     targets = Targets(AddressFilter())
     roots = normal_roots(["s3://bucket/p/", "file:///srv/images/"])
 
     def judge(text: str) -> None:
-        key, why = address(text, roots)
+        key, why = key_or_problem(text, roots)
         assert (key is None) != (why is None)
-        said = [redact(text), why or ""]
+        messages = [redact(text), why or ""]
         if key is not None:
             key_problem(key, for_directory=True, prefix="p")
         try:
             target = targets.read(text)
         except ObjectError as error:
             assert error.error_class in (ErrorClass.BAD_URL, ErrorClass.BLOCKED_ADDRESS)
-            said.append(error.message)
+            messages.append(error.message)
         else:
             public(target)
-        assert escaped(said[1]) == said[1]
+        assert escaped(messages[1]) == messages[1]
         secret = text.partition("#")[0].partition("?")[2]
-        if len(secret) >= 10 and text.count(secret) == 1:  # what is repeated in the path is a path
-            assert not any(secret in line for line in said)
+        if len(secret) >= 10 and text.count(secret) == 1:  # a text that is also in the path is not a secret
+            assert not any(secret in line for line in messages)
 
     tried("fuzzing: addresses", try_all(some(6_000, 450_000), fuzzer.text, judge, KNOWN_ADDRESSES))
 
 
-# What was found once.
+# Inputs that once failed.
 KNOWN_ADDRESSES = [
     "http://[me:topsecret1@h.example/x.jpg]",
     "HTTP://[fe80::1%25\th0]:80/x?sig=topsecret1", "http://[fe80::1%25\x1b[2J]/",
@@ -131,7 +131,7 @@ def public(target: Target) -> None:
 
 
 def test_redirects(tried: Tried) -> None:
-    """Whatever a Location names, from a public address or from one that the job allows."""
+    """Any Location is refused with a reason or leads to a public address, and no secret is in the message."""
     fuzzer = Fuzzer(402, [*ADDRESSES, "/a.jpg", "../x", "//img.example/y", "?z", "", "x:y", "//127.0.0.1/"], WORDS)
     targets = Targets(AddressFilter())
     bases = [URL("http://img.example/a/b.jpg"), URL("https://93.184.216.34:8080/x?y=1")]
@@ -149,8 +149,8 @@ def test_redirects(tried: Tried) -> None:
     tried("fuzzing: redirects", try_all(some(2_000, 150_000), fuzzer.text, judge, KNOWN_ADDRESSES))
 
 
-class Told:
-    """A resolver that answers what the test says."""
+class FixedResolver:
+    """A resolver whose answer the test sets."""
 
     def __init__(self) -> None:
         self.answer: list[Resolved] = []
@@ -160,17 +160,17 @@ class Told:
 
 
 def test_resolved_addresses(tried: Tried) -> None:
-    """Of any answer to a look-up only public addresses are kept, and no socket is made for another one."""
+    """Of any answer to a look-up only public addresses are kept, and no socket is opened for other ones."""
     rng = random.Random(403)
-    told = Told()
-    resolver = FilteringResolver(AddressFilter(), told)
+    fixed = FixedResolver()
+    resolver = FilteringResolver(AddressFilter(), fixed)
     loop = asyncio.new_event_loop()
 
     def make() -> list[str]:
         return [_any_address(rng) for _ in range(rng.randint(1, 4))]
 
     def judge(found: list[str]) -> None:
-        told.answer = [
+        fixed.answer = [
             Resolved(host=ip, port=80, family=socket.AF_INET6 if ":" in ip else socket.AF_INET) for ip in found
         ]
         try:
@@ -204,7 +204,7 @@ def _any_address(rng: random.Random) -> str:
 
 
 def test_retry_after(tried: Tried) -> None:
-    """Whatever a server asks for is a number of seconds from none to a year, or nothing."""
+    """Any Retry-After is a number of seconds from 0 to the limit, or None."""
     words = ["GMT", "UTC", "-0000", "+9999", "+2400", ",", ":", " ", "-", "Sun", "Feb", "30", "99999", "0", "1e9", ".",
              "inf", "nan", "\0", "١", "１", "24:00:00", "60", "\t", "(", ")", "\ud800", "9" * 400, "Z", "J"]  # fmt: skip
     corpus = [
@@ -232,8 +232,10 @@ def test_retry_after(tried: Tried) -> None:
 
 @pytest.mark.slow
 def test_images(tried: Tried) -> None:
-    """Damaged images get a verdict at both levels: a kind that is known, or an ObjectError that a terminal can show. A
-    header may make 250 million pixels of any image: those are in the children's memory, not in this process."""
+    """Damaged images get a verdict at both levels: a known kind, or an ObjectError with a printable message.
+
+    A header may give any image 250 million pixels, which are in the memory of decoder processes, not of this one.
+    """
     names = sorted(name for name in VALID if len(body(name)) < 20_000)
     markup = [
         "<svg",

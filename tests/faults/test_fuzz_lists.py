@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables of words)
-"""Parsers that face strangers' files: lists in each format, and job files."""
+"""Fuzz tests of parsers for files: manifests in each format, and job files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ferry.core.errors import UserError
 from ferry.core.redaction import escaped
 from ferry.job.model import Columns, Job
 from ferry.job.templates import Template, finish_key, key_problem
-from ferry.manifest.normalize import SCHEMA, Normaliser, _groups
+from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
 from tasks.job_file import TEMPLATE, load_job
 from tests.faults.amount import some
@@ -69,7 +69,7 @@ WORDS = [
 
 
 class Lists:
-    """Reads a list as planning does: opened, its rows normalised and made into Arrow. It may refuse; nothing else."""
+    """Reads a manifest as the planner does, to normalised rows. Only a UserError may be raised."""
 
     def __init__(self, folder: Path, fuzzer: Fuzzer) -> None:
         self._folder, self._rng = folder, fuzzer.rng
@@ -77,9 +77,11 @@ class Lists:
         self._secret = SECRET
 
     def judge(self, name: str, data: bytes, plain: bytes = b"") -> None:
-        # A signature that lost its `?` is part of a path, and nobody can know.
-        whole = SECRET.encode() in plain and plain.count(SECRET.encode()) == plain.count(b"?sig=" + SECRET.encode())
-        self._secret = SECRET if whole else "\0"
+        # A signature that lost its `?` is a part of the path, and Ferry cannot recognise it.
+        recognisable = SECRET.encode() in plain and plain.count(SECRET.encode()) == plain.count(
+            b"?sig=" + SECRET.encode()
+        )
+        self._secret = SECRET if recognisable else "\0"
         path = self._folder / "list"
         path.write_bytes(data)
         template = self._rng.choice((None, None, "{sku}/{source.name}", "{sha256}.{ext}", "{source.path}"))
@@ -89,11 +91,11 @@ class Lists:
         for_directory = self._rng.random() < 0.5
         try:
             manifest = open_manifest(path, name, Columns(), key.needed if key else (), bad_lines, url)
-            work = Normaliser(
+            normaliser = Normaliser(
                 url_template=Template.parse_url(url) if url else None, key_template=key, roots=["s3://b/"], prefix="p",
                 for_directory=for_directory,
             )  # fmt: skip
-            for table in _groups(work, manifest.batches()):
+            for table in _row_groups(normaliser, manifest.batches()):
                 assert table.schema.equals(SCHEMA)
                 for row in table.to_pylist():
                     self._check(row, for_directory=for_directory)
@@ -103,7 +105,7 @@ class Lists:
             assert len(str(error)) < 5000
 
     def _check(self, row: dict[str, Any], *, for_directory: bool) -> None:
-        """A row is unusable and says why, or has an address and a key that may be used."""
+        """Asserts that a row is unusable with a reason, or has a usable address and key."""
         self.rows += 1
         if row["error_class"] is not None:
             assert row["error_class"] in ("bad_line", "bad_url", "bad_key")
@@ -117,7 +119,7 @@ class Lists:
 
 
 def test_text_lists(tried: Tried, tmp_path: Path) -> None:
-    """CSV in four delimiters, JSON Lines and plain text, packed or not, in any disorder."""
+    """CSV with four delimiters, JSON Lines and plain text, compressed or not, are read or refused."""
     fuzzer = Fuzzer(411, [*CSVS, *JSONLS, "\n".join(URLS) + "\n"], WORDS)
     lists = Lists(tmp_path, fuzzer)
 
@@ -141,7 +143,7 @@ def test_text_lists(tried: Tried, tmp_path: Path) -> None:
     tried("fuzzing: rows of those lists", lists.rows)
 
 
-# What was found once.
+# Inputs that once failed.
 KNOWN_LISTS: list[tuple[str, bytes]] = [
     ("a.csv", b"url,sku\nhttps://me:topsecret1@a.example/x.jpg,1\n" + b"https://a/?sig=topsecret1,\xe4\n"),
     ("a.csv", b"url,sku\n" + b'x",y,"\n' * 2000),
@@ -150,7 +152,7 @@ KNOWN_LISTS: list[tuple[str, bytes]] = [
 ]
 
 
-def _packed(rows: list[str], **how: Any) -> bytes:
+def _parquet(rows: list[str], **how: Any) -> bytes:
     out = io.BytesIO()
     table = pa.table({"url": rows, "sku": [str(n) for n in range(len(rows))], "size": list(range(len(rows)))})
     pq.write_table(table, out, **how)
@@ -160,8 +162,8 @@ def _packed(rows: list[str], **how: Any) -> bytes:
 def parquets() -> list[bytes]:
     rows = [*URLS, "", "x" * 500] * 4
     return [
-        _packed(rows), _packed(rows, compression="zstd", use_dictionary=False, row_group_size=5),
-        _packed(rows, compression="gzip", data_page_version="2.0", data_page_size=64), _packed(rows[:1], compression="none"),
+        _parquet(rows), _parquet(rows, compression="zstd", use_dictionary=False, row_group_size=5),
+        _parquet(rows, compression="gzip", data_page_version="2.0", data_page_size=64), _parquet(rows[:1], compression="none"),
     ]  # fmt: skip
 
 
@@ -176,19 +178,19 @@ def workbooks() -> list[bytes]:
 
 
 def in_a_process(what: str, seed: int, count: int) -> int:
-    """Runs a fuzzer of this module in a process of its own: a library in C or Rust may take it down."""
+    """Runs a fuzzer of this module in a child process, which a library in C or Rust may crash."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.faults.test_fuzz_lists", what, str(seed), str(count)], cwd=ROOT, timeout=1200,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    said = "\n".join(line[:300] for line in done.stderr.splitlines()[-60:])
-    assert done.returncode == 0, f"{what}, seed {seed}: exit {done.returncode}\n{said}"
+    errors = "\n".join(line[:300] for line in done.stderr.splitlines()[-60:])
+    assert done.returncode == 0, f"{what}, seed {seed}: exit {done.returncode}\n{errors}"
     return int(done.stdout.split()[-1])
 
 
 @pytest.mark.slow
 def test_parquet_lists(tried: Tried) -> None:
-    """Damaged Parquet is refused or read, and takes no process down."""
+    """Damaged Parquet is refused or read, and crashes no process."""
     tried("fuzzing: lists as Parquet", in_a_process("parquet", 412, some(150, 20_000)))
 
 
@@ -219,7 +221,7 @@ JOB_WORDS = [
 
 @pytest.mark.slow
 def test_job_files(tried: Tried, tmp_path: Path) -> None:
-    """A job file is a job, or refused with lines that say where; no object is made that YAML can name."""
+    """A job file is read, or refused with lines that name the place; YAML tags create no objects."""
     fuzzer = Fuzzer(414, JOBS, JOB_WORDS)
     path = tmp_path / "job.yaml"
 
@@ -240,7 +242,7 @@ def test_job_files(tried: Tried, tmp_path: Path) -> None:
 
 
 LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12))
-# What was found once.
+# Inputs that once failed.
 KNOWN_JOBS = [
     *(LAUGHS + JOBS[0] + f"{key}: *a11\n" for key in ("failure_budget", "columns", "include", "state", "limits", "x")),
     JOBS[0] + "? [a, b]\n: c\n",
@@ -261,7 +263,7 @@ KNOWN_JOBS = [
 
 
 def main(what: str, seed: int, count: int) -> int:
-    """One fuzzer of binary lists."""
+    """Runs a fuzzer of binary manifests, and returns the number of inputs."""
     import tempfile
 
     fuzzer = Fuzzer(seed, parquets() if what == "parquet" else workbooks(), ["PAR1", "PK\x03\x04", "\0" * 8, "url"])

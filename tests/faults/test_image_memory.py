@@ -1,4 +1,4 @@
-"""Bodies that stand for much more than they are, in a process of their own: memory and time are limited."""
+"""Memory and time of bodies that need far more than their size, measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.faults.amount import each
 
 ROOT = Path(__file__).parents[2]
 MB = 1024 * 1024
-MOST_BYTES = 1.1 * TOTAL_BYTES  # libraries, and what the allocator keeps
+MAX_BYTES = 1.1 * TOTAL_BYTES  # plus libraries, and memory that the allocator keeps
 pytestmark = pytest.mark.slow
 
 
@@ -27,14 +27,18 @@ def measured(names: Sequence[str], seconds: int = 20) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in ended.stdout.splitlines()]
     assert [one["name"] for one in found] == list(names)
     for one in found:
-        assert one["peak"] < 128 * MB or one["name"] in bombs.LARGE, one  # an SVG has 64 MB at most; mapped files count
-        assert one["children"] < MOST_BYTES, one
+        assert one["peak"] < 128 * MB or one["name"] in bombs.LARGE, (
+            one
+        )  # an SVG may have 64 MB, and mapped files count
+        assert one["children"] < MAX_BYTES, one
     return found
 
 
 def test_what_is_refused_costs_next_to_nothing(tried: Callable[..., None]) -> None:
-    """Sizes that are claims alone, texts, profiles, tiles, entities: 128 MB at most in this process, a gigabyte in its
-    children, and a class that says why."""
+    """Bodies with huge sizes, texts, profiles, tiles or entities are refused with an error class.
+
+    They take at most 128 MB in this process and a gigabyte in its children.
+    """
     found = measured(each(list(bombs.REFUSED), 12))
     for one in found:
         (end,) = one["ends"]
@@ -44,7 +48,7 @@ def test_what_is_refused_costs_next_to_nothing(tried: Callable[..., None]) -> No
 
 
 def test_what_takes_long_is_ended(tried: Callable[..., None]) -> None:
-    """Small pieces by the million, and pictures that lie over each other, have their processor time and no more."""
+    """Bodies of millions of small pieces, or of pictures that overlap, end at the limit on processor time."""
     found = measured(each(list(bombs.SLOW), 2), seconds=1)
     for one in found:
         (end,) = one["ends"]
@@ -54,7 +58,7 @@ def test_what_takes_long_is_ended(tried: Callable[..., None]) -> None:
 
 
 def test_what_is_taken_costs_its_limit(tried: Callable[..., None]) -> None:
-    """Drawings and pictures that are what they say pass, within the same memory."""
+    """Large but valid images pass, within the same memory."""
     found = measured(each(list(bombs.TAKEN), 2))
     for one in found:
         assert one["ends"] == ["taken"], one
@@ -62,7 +66,7 @@ def test_what_is_taken_costs_its_limit(tried: Callable[..., None]) -> None:
 
 
 def test_two_at_once_do_not_take_twice_the_limit(tried: Callable[..., None]) -> None:
-    """Whatever two threads decode, together it is a gigabyte (and a tenth: what the allocator keeps)."""
+    """Two threads that decode together take at most a gigabyte, plus a tenth that the allocator keeps."""
     found = measured(each(list(bombs.LARGE), 1))
     for one in found:
         assert one["ends"] == ["taken", "taken"], one

@@ -104,7 +104,7 @@ def _state_is_a_file(at: Laid) -> None:
 CASES: dict[str, Case] = {
     "no list": Case(lambda at: at.project.job(), ("products.csv does not exist",), "run"),
     "a list of no bytes": Case(lambda at: at.text(""), ("products.csv is empty",), "run"),
-    "a list of a header": Case(lambda at: at.text("sku,url\n"), ("products.csv holds no rows",)),
+    "a list of a header": Case(lambda at: at.text("sku,url\n"), ("products.csv contains no rows",)),
     "a page for a list": Case(
         lambda at: at.text("<!DOCTYPE html><html>Sign in</html>"), ("products.csv ends in .csv, but is an HTML page",)
     ),
@@ -146,7 +146,9 @@ CASES: dict[str, Case] = {
         lambda at: at.text(at.csv + "4,http://127.0.0.1/4.jpg,what\n"), ("line 5", "3 fields where the header has 2")
     ),
     "a line of 10 MB": Case(_long_line, ("products.csv, line 5", "longer than 1 MiB", "bad_lines: skip"), "run"),
-    "no row of use": Case(lambda at: at.text("url\none\ntwo\n"), ("no row of the manifest can be used", "no URL")),
+    "no row of use": Case(
+        lambda at: at.text("url\none\ntwo\n"), ("no row of the manifest can be used", "is not a URL")
+    ),
     "a bucket that is not there": Case(
         lambda at: at.text(at.csv, destination={**at.project.destination(), "uri": "s3://no-such-bucket/x/"}),
         ("destination bucket `no-such-bucket`", "does not exist"),

@@ -105,7 +105,7 @@ def test_a_place_onto_itself(project: Project) -> None:
     uri = f"s3://{project.bucket}/"
     endpoint = project.cli.s3.endpoint_url
     project.job(manifest=uri, source={"endpoint_url": endpoint}, destination={"uri": uri, "endpoint_url": endpoint})
-    assert "the same place" in project.ferry("plan", "job.yaml").expect(2).stderr
+    assert "the same location" in project.ferry("plan", "job.yaml").expect(2).stderr
 
 
 def test_a_name_that_is_not_text(project: Project) -> None:

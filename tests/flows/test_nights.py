@@ -140,6 +140,6 @@ def test_a_list_that_cannot_be_had_fails_the_night(project: Project, origin: Ori
     project.job(
         mode="delta", manifest="http://127.0.0.1:9/products.csv", delta={"delete_removed": True, "max_delete": "100%"}
     )
-    assert "cannot be fetched" in project.ferry("run", "job.yaml").expect(2).text
+    assert "cannot be downloaded" in project.ferry("run", "job.yaml").expect(2).text
     assert project.stored() == bodies
     assert origin.total == before

@@ -1,4 +1,4 @@
-"""Level `image` and level `decode` on real, odd, broken and hostile bodies."""
+"""Levels `image` and `decode` on valid, unusual, damaged and hostile bodies."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from tests.faults import bombs
 
 pytestmark = pytest.mark.matrix
 
-Image.init()  # else Pillow knows as many formats as tests before this one have asked for
+Image.init()  # otherwise Pillow knows only the formats that earlier tests have used
 EXIF_TIFF = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (33, 21), seed: int = 1) -> Image.Image:
-    """Seeded noise: it does not compress, so that a cut anywhere removes something."""
+    """Returns seeded noise, which does not compress, so that truncation anywhere removes data."""
     rng = random.Random(seed)
     base = Image.frombytes("RGB", size, rng.randbytes(size[0] * size[1] * 3))
     if mode == "I;16":
@@ -61,7 +61,7 @@ def with_segment(jpeg: bytes, extra: bytes) -> bytes:
 
 
 def exif_thumbnail() -> bytes:
-    """A JPEG whose EXIF holds a whole JPEG, end marker and all."""
+    """Returns a JPEG whose EXIF contains a complete JPEG with its end marker."""
     return with_segment(saved("JPEG"), segment(0xE1, b"Exif\0\0" + EXIF_TIFF + saved("JPEG", size=(16, 16))))
 
 
@@ -74,7 +74,7 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
 
 
 def dnl() -> bytes:
-    """A JPEG whose height stands behind the scan."""
+    """Returns a JPEG whose height is after the scan."""
     data = saved("JPEG")
     height_at = frame_at(data) + 5
     return patched(data, height_at, b"\0\0")[:-2] + segment(0xDC, data[height_at : height_at + 2]) + b"\xff\xd9"
@@ -92,7 +92,7 @@ def png_of(width: int, height: int, depth: int, colour: int, interlace: int, raw
 
 
 def adam7() -> bytes:
-    """An interlaced 8-bit grey PNG, written pass by pass."""
+    """Returns an interlaced 8-bit grey PNG, written pass by pass."""
     width, height, raw = 20, 13, b""
     for x, y, dx, dy in (
         (0, 0, 8, 8),
@@ -141,12 +141,12 @@ JXL_BOXES = box(b"JXL ", b"\r\n\x87\n") + box(b"ftyp", b"jxl \0\0\0\0jxl ")
 
 
 def heic() -> bytes:
-    """The boxes of an AVIF under HEIC's brand: all that level `image` looks at."""
+    """Returns the boxes of an AVIF with HEIC's brand, which is all that level `image` reads."""
     return saved("AVIF").replace(b"ftypavif", b"ftypheic", 1)
 
 
 def tiff_with_sub_ifd() -> bytes:
-    """As in raw photos: the directory in the chain has no strip, the one below it has."""
+    """Returns a TIFF as in raw photos: only the sub-directory has a strip."""
     top = struct.pack("<H", 1) + struct.pack("<HHII", 330, 4, 1, 26) + bytes(4)
     below = struct.pack("<H", 2) + struct.pack("<HHII", 273, 4, 1, 56) + struct.pack("<HHII", 279, 4, 1, 9) + bytes(4)
     return b"II*\0\x08\0\0\0" + top + below + b"123456789"
@@ -159,7 +159,7 @@ SVG_ODD = (
     "<s:style><![CDATA[ </s:svg> ]]></s:style><?php </s:svg> ?></s:svg>"
 )
 
-# name: (kind, body). Each is valid to its last byte; a cut anywhere must be found.
+# name: (kind, body). Each is valid to its last byte; truncation anywhere must be found.
 EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "jpeg": ("JPEG", lambda: saved("JPEG")),
     "jpeg grey": ("JPEG", lambda: saved("JPEG", "L")),
@@ -198,7 +198,7 @@ EXACT: dict[str, tuple[str, Callable[[], bytes]]] = {
     "svg root alone": ("SVG", lambda: b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
     "svgz": ("SVGZ", lambda: gzip.compress(SVG.encode() * 1, mtime=0)),
 }
-# Valid, and decoded where Pillow can; a cut may go unseen, or the last byte carries nothing.
+# Valid, and decoded if Pillow can; truncation may not be visible, or the last byte has no data.
 LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "mpo": ("JPEG", lambda: animated("MPO")),
     "jpeg, zeros behind": ("JPEG", lambda: saved("JPEG") + bytes(500)),
@@ -220,7 +220,7 @@ LOOSE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "tiff big": ("TIFF", lambda: saved("TIFF", big_tiff=True)),
     "tiff pages": ("TIFF", lambda: animated("TIFF")),
 }
-# Valid to level `image`; Pillow has no decoder or not for such a variant.
+# Valid at level `image`; Pillow has no decoder, or none for this variant.
 UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "jpeg arithmetic": ("JPEG", lambda: patched(saved("JPEG"), frame_at(saved("JPEG")) + 1, b"\xc9")),
     "jpeg 12 bit": ("JPEG", lambda: patched(saved("JPEG"), frame_at(saved("JPEG")) + 4, b"\x0c")),
@@ -232,7 +232,7 @@ UNDECODABLE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "heic": ("HEIC", heic),
     "tiff of a camera": ("TIFF", tiff_with_sub_ifd),
 }
-# Known by their signature alone: level `image` finds no cut. Level `decode` finds it where Pillow has a decoder.
+# Known only by their signature: level `image` does not find truncation. Level `decode` does if Pillow has a decoder.
 BY_SIGNATURE: dict[str, tuple[str, Callable[[], bytes]]] = {
     "jp2": ("JPEG 2000", lambda: saved("JPEG2000")),
     "j2k tiles": ("JPEG 2000 code stream", lambda: saved("JPEG2000", no_jp2=True, tile_size=(16, 16))),
@@ -282,7 +282,7 @@ def decode_refusal(data: bytes) -> ObjectError:
 
 @pytest.mark.parametrize("name", VALID)
 def test_valid_images_are_accepted(name: str) -> None:
-    """Every valid image, however odd, passes with the kind that its signature says."""
+    """Each valid image, also an unusual one, passes with the kind of its signature."""
     data, kind = body(name), VALID[name][0]
     found = check_image(data)
     assert found.name == kind
@@ -295,7 +295,7 @@ HEAD = 2048
 
 @pytest.mark.parametrize("name", VALID)
 def test_a_mapped_file_is_checked_like_bytes(name: str, tmp_path: Path) -> None:
-    """A mapped file gives the same verdict, whole and cut, and can be closed afterwards."""
+    """A mapped file gives the same verdict, complete and truncated, and can be closed afterwards."""
     data = body(name)
     for part in (data, data[: len(data) // 2]):
         path = tmp_path / "body"
@@ -314,7 +314,7 @@ def test_a_mapped_file_is_checked_like_bytes(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EXACT | LOOSE | BY_SIGNATURE)
 def test_valid_images_decode(name: str) -> None:
-    """What Pillow or the XML parser can read passes level `decode`."""
+    """An image that Pillow or the XML parser can read passes level `decode`."""
     decode_image(body(name), check_image(body(name)))
 
 
@@ -335,39 +335,39 @@ def test_valid_images_decode(name: str) -> None:
     ],
 )
 def test_how_deep_a_kind_is_checked(name: str, image: str, decode: str) -> None:
-    """The table of level_of. What is checked less than was asked for passes, and a sentence says which check it was."""
+    """The table of level_of. An image that is checked less deeply than asked for passes, with a note."""
     kind = check_image(body(name))
     decode_image(body(name), kind)
     assert (level_of(kind, decode=False), level_of(kind, decode=True)) == (image, decode)
     for asked, level in (("image", image), ("decode", decode)):
-        said = lesser_check(kind, decode=asked == "decode")
-        assert (said is None) == (level == asked)
+        note = lesser_check(kind, decode=asked == "decode")
+        assert (note is None) == (level == asked)
         if level == "length":
-            assert said == f"only its length was checked: Ferry knows {kind.name} by its signature alone"
+            assert note == f"only its length was checked: Ferry knows {kind.name} only by its signature"
     by_type = kind_of_type(kind.mime)
     assert by_type is not None
     assert level_of(by_type, decode=False) == image
 
 
 def test_what_has_no_decoder_is_said() -> None:
-    """The structure of a HEIC is checked; level `decode` says that its pixels were not."""
-    said = lesser_check(check_image(body("heic")), decode=True)
-    assert said == "its structure was checked, its pixels were not: Ferry has no decoder for HEIC"
+    """The structure of a HEIC is checked; at level `decode` a note says that its pixels were not."""
+    note = lesser_check(check_image(body("heic")), decode=True)
+    assert note == "its structure was checked, its pixels were not: Ferry has no decoder for HEIC"
     assert kind_of_type(None) is None
     assert kind_of_type("text/html") is None
 
 
 @pytest.mark.parametrize("name", [name for name in BY_SIGNATURE if not name.startswith(("pbm plain", "pgm"))])
 def test_cuts_that_only_a_decoder_finds(name: str) -> None:
-    """A body that is known by its signature passes level `image` when it is cut, not level `decode`."""
-    half = body(name)[: len(body(name)) // 2]  # more than the header
+    """A truncated body that is known only by its signature passes level `image` but not level `decode`."""
+    half = body(name)[: len(body(name)) // 2]  # longer than the header
     assert check_image(half).name == VALID[name][0]
     decode_refusal(half)
 
 
 @pytest.mark.parametrize("name", BY_SIGNATURE | WITHOUT_DECODER)
 def test_a_signature_alone_is_not_an_image(name: str) -> None:
-    """A body that ends with its signature, or in it, is refused."""
+    """A body that ends with or within its signature is refused."""
     for length in range(13):
         refusal(body(name)[:length])
 
@@ -378,7 +378,7 @@ def test_a_signature_alone_is_not_an_image(name: str) -> None:
      "Pf 1 2", "BMX is a sport", "RIFF", "GIF89", "II* ", "MM"],
 )  # fmt: skip
 def test_text_that_begins_as_a_signature_does(text: str) -> None:
-    """No error page in plain text passes for an image."""
+    """An error page in plain text is refused, although it begins like a signature."""
     assert (
         refusal((text + ". The server is busy; please try again later.\n").encode()).error_class is ErrorClass.NOT_IMAGE
     )
@@ -386,7 +386,7 @@ def test_text_that_begins_as_a_signature_does(text: str) -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_every_cut_is_found(name: str) -> None:
-    """No proper prefix of an image passes, wherever it is cut."""
+    """No proper prefix of an image passes."""
     data = body(name)
     step = max(1, len(data) // 4000)
     for length in sorted({*range(0, len(data), step), *range(max(0, len(data) - 400), len(data))}):
@@ -398,7 +398,7 @@ def test_every_cut_is_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in LOOSE if n.startswith("tiff")])
 def test_every_cut_of_a_tiff_that_removes_something_is_found(name: str) -> None:
-    """Whatever a directory points at, pixels or text, must be there; bytes of alignment at the end may go."""
+    """All data of a directory, pixels and text, must be there; alignment bytes at the end may be missing."""
     data = body(name)
     step, padding = max(1, len(data) // 3000), 15 if name == "tiff pages" else 1
     for length in (*range(8, len(data) - padding, step), len(data) - padding - 1):
@@ -406,7 +406,7 @@ def test_every_cut_of_a_tiff_that_removes_something_is_found(name: str) -> None:
 
 
 def test_a_cut_before_the_first_end_marker_of_a_multi_picture_jpeg_is_found() -> None:
-    """The end of a multi-picture JPEG is the end of its first picture; what follows may be missing."""
+    """A multi-picture JPEG ends with its first picture; the others may be missing."""
     mpo = body("mpo")
     first = mpo.find(b"\xff\xd9", mpo.find(b"\xff\xda")) + 2
     ends = {"mpo": first, "jpeg, another behind": len(exif_thumbnail()), "jpeg, zeros behind": len(saved("JPEG"))}
@@ -422,10 +422,10 @@ NOT_IMAGES = {
     **dict.fromkeys(
         ("BLP", "DIB", "IM", "MSP", "PCX", "SGI", "SPIDER", "TGA", "XBM"), "without a signature of its own"
     ),
-    "PDF": "a document (SEMANTICS: files and bodies)",
+    "PDF": "a document",
     "EPS": "a document: a program in PostScript",
     "PALM": "no signature; Pillow itself cannot read what it writes",
-    "BUFR": "meteorological data; Pillow writes it through a handler that it does not bring",
+    "BUFR": "meteorological data, which Pillow writes through a handler that it does not include",
     "GRIB": "meteorological data; the same",
     "HDF5": "a scientific container; the same",
     "WMF": "a drawing program; the same",
@@ -434,8 +434,10 @@ NOT_IMAGES = {
 
 @pytest.mark.parametrize("format_", sorted(set(Image.SAVE) | set(Image.SAVE_ALL)))
 def test_every_format_that_pillow_writes(format_: str) -> None:
-    """Each is accepted in every mode that Pillow writes it in, and cut in half refused where its structure is known.
-    What has no signature of its own is not an image."""
+    """Each is accepted in every mode that Pillow writes, and half of it is refused if its structure is known.
+
+    A format without a signature of its own is not an image.
+    """
     written = 0
     for mode in ("RGB", "RGBA", "P", "L", "1", "F"):
         out = io.BytesIO()
@@ -500,14 +502,14 @@ def test_every_format_that_pillow_writes(format_: str) -> None:
         (
             b"\x89\x01\x02\x03\x04\x05\x06\x07\x08",
             (
-                "not an image of a known format (it begins with 89 01 02 03 04 05 06 07); "
+                "not an image of a known format (first bytes: 89 01 02 03 04 05 06 07); "
                 "`checks: length` copies any kind of file"
             ),
         ),
     ],
 )
 def test_the_sentence_for_what_is_no_image(data: bytes, sentence: str) -> None:
-    """A refusal names what the body is, without control characters and without addresses."""
+    """The message says what the body is, without control characters and addresses."""
     error = refusal(data)
     assert str(error) == sentence
     assert error.error_class is ErrorClass.NOT_IMAGE
@@ -515,7 +517,7 @@ def test_the_sentence_for_what_is_no_image(data: bytes, sentence: str) -> None:
 
 
 def test_an_image_stored_compressed_is_named() -> None:
-    """A gzip body that was stored as it came over the wire is refused, saying what is inside."""
+    """An image that was stored gzip-compressed is refused, and the message says what is inside."""
     assert (
         str(refusal(gzip.compress(saved("JPEG"), mtime=0))) == "gzip-compressed data (with a JPEG inside), not an image"
     )
@@ -543,14 +545,14 @@ def test_an_image_stored_compressed_is_named() -> None:
     ],
 )
 def test_the_sentence_for_a_damaged_image(data: bytes, sentence: str) -> None:
-    """A refusal of a broken image names the format and what is missing."""
+    """The message for a damaged image names the format and what is missing."""
     error = refusal(data)
     assert str(error) == sentence
     assert (error.error_class is ErrorClass.TRUNCATED) == ("ends before" in sentence)
 
 
 def test_each_flipped_bit_of_a_png_is_found() -> None:
-    """Wherever a bit of a PNG without text chunks flips, it is refused."""
+    """A flipped bit anywhere in a PNG without text chunks is found."""
     data = body("png")
     for bit in range(0, len(data) * 8, 5):
         broken = bytearray(data)
@@ -565,14 +567,14 @@ SIGNATURES = {
 
 @pytest.mark.parametrize("head", SIGNATURES)
 def test_one_formats_signature_before_anothers_body(head: str) -> None:
-    """A signature alone makes no image: the structure behind it must be that format's."""
+    """The structure after a signature must be that format's."""
     for tail in SIGNATURES:
         if VALID[head][0] != VALID[tail][0]:
             refusal(body(head)[: SIGNATURES[head]] + body(tail)[SIGNATURES[tail] :])
 
 
 def avif_of_unknown_length() -> bytes:
-    """An AVIF whose last box, its data, runs to the end of the file."""
+    """Returns an AVIF whose last box, its data, extends to the end of the file."""
     data = body("avif")
     at = data.find(b"mdat") - 4
     assert at + int.from_bytes(data[at : at + 4], "big") == len(data)
@@ -612,12 +614,12 @@ CUT_WITHOUT_A_SIGN: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", CUT_WITHOUT_A_SIGN)
 def test_bodies_that_once_passed(name: str) -> None:
-    """Whatever their lengths say, they are not complete images."""
+    """Bodies with plausible lengths that are not complete images are refused."""
     refusal(CUT_WITHOUT_A_SIGN[name]())
 
 
 def test_what_those_are_made_of_passes() -> None:
-    """The same bodies, complete."""
+    """The same bodies, complete, pass."""
     assert check_image(avif_of_unknown_length()).name == "AVIF"
     assert check_image(bombs.ico_with(saved("PNG"))).name == "ICO"
     assert check_image(patched(bmp_rle(), 34, bytes(4))).name == "BMP"  # the size of its file is there
@@ -626,12 +628,12 @@ def test_what_those_are_made_of_passes() -> None:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_a_signature_followed_by_zeros(name: str) -> None:
-    """A file that was preallocated and never filled is refused."""
+    """A file that was preallocated but not written is refused."""
     refusal(body(name)[:16] + bytes(3000))
 
 
 def test_bytes_where_segments_should_be() -> None:
-    """Fill bytes and junk between a JPEG's segments pass, as they do in libjpeg."""
+    """Fill bytes and junk between a JPEG's segments pass, as in libjpeg."""
     data = saved("JPEG")
     at = data.find(b"\xff\xdb")
     for filler in (b"\xff" * 9, b"\0\0\0", b"junk", b"\xff\0"):
@@ -661,7 +663,7 @@ def test_bytes_where_segments_should_be() -> None:
     ids=lambda data: f"{data[:12]!r}",
 )
 def test_hostile_bodies_cost_little(data: bytes) -> None:
-    """Millions of tiny pieces are refused in seconds at most, never walked one by one without a limit."""
+    """Bodies of millions of small pieces are refused within seconds, because walks are limited."""
     started = time.thread_time()
     refusal(data)
     assert time.thread_time() - started < 5
@@ -678,7 +680,7 @@ def test_hostile_bodies_cost_little(data: bytes) -> None:
     ids=("TIFF", "SVGZ", "smaller SVGZ"),
 )
 def test_a_check_takes_little_memory(data: bytes) -> None:
-    """A file may be a gigabyte of places of rows: nine times that in numbers would be too much. So would be a copy."""
+    """Neither the numbers of a gigabyte of offsets nor a copy of the body is kept in memory."""
     tracemalloc.start()
     try:
         with contextlib.suppress(ObjectError):
@@ -689,13 +691,13 @@ def test_a_check_takes_little_memory(data: bytes) -> None:
 
 
 def test_a_directory_that_loops() -> None:
-    """A TIFF whose directories point at each other ends the walk."""
+    """A TIFF whose directories point at each other is refused."""
     entry = struct.pack("<H", 1) + struct.pack("<HHII", 256, 4, 1, 1)
     assert "loop" in str(refusal(b"II*\0\x08\0\0\0" + entry + struct.pack("<I", 8)))
 
 
 def test_a_decompression_bomb_is_too_large() -> None:
-    """More pixels than a gigabyte holds are refused unseen; a claim without the data is cut."""
+    """More pixels than fit in a gigabyte are refused before decoding; a large size without the data is truncated."""
     assert refusal(png_of(60_000, 60_000, 8, 0, 0, b"\0")).error_class is ErrorClass.TRUNCATED
     bomb = bombs.png(40_000, 30_000, 0, 1)
     assert check_image(bomb).name == "PNG"
@@ -705,7 +707,7 @@ def test_a_decompression_bomb_is_too_large() -> None:
 
 
 def test_decode_finds_missing_pixels() -> None:
-    """A structure that is whole around pixels that are not passes `image` and fails `decode`."""
+    """A complete structure with incomplete pixels passes `image` and fails `decode`."""
     whole = zlib.compress(random.Random(3).randbytes(31 * 30))
     header = png_of(30, 30, 8, 0, 0, b"")[:33]
     missing = header + chunk(b"IDAT", whole[: len(whole) // 2]) + chunk(b"IEND", b"")
@@ -719,7 +721,7 @@ def test_decode_finds_missing_pixels() -> None:
 
 
 def test_a_film_clock_that_stands_still() -> None:
-    """An AVIF sequence whose time scale is zero, on which Pillow divides by zero, is refused as damaged."""
+    """An AVIF sequence with a time scale of zero, by which Pillow divides, is refused as damaged."""
     data = body("avif animated")
     at = data.find(b"mdhd")
     still = patched(data, at + (24 if data[at + 4] else 16), bytes(4))
@@ -727,7 +729,7 @@ def test_a_film_clock_that_stands_still() -> None:
 
 
 def test_decode_looks_at_later_frames() -> None:
-    """Damage in the second picture of an animation is found."""
+    """Damage in the second frame of an animation is found."""
     data = bytearray(body("apng"))
     at = data.find(b"fdAT")
     length = struct.unpack_from(">I", data, at - 4)[0]
@@ -748,7 +750,7 @@ def test_decode_looks_at_later_frames() -> None:
     ],
 )
 def test_decode_parses_svg(text: str, part: str) -> None:
-    """Level `decode` asks that an SVG is well-formed, and expands no entity."""
+    """Level `decode` requires that an SVG is well-formed, and expands no entities."""
     assert part in str(decode_refusal(text.encode()))
 
 

@@ -1,4 +1,4 @@
-"""The children that decode: what they are given, what ends them, and that no body stops their parent."""
+"""Decoder processes: what they inherit, what ends them, and that no body blocks their parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ferry.core import WITHOUT_CREDENTIALS
 from ferry.core.errors import ObjectError
 from ferry.images import decode
 from ferry.images.check import KINDS, check_image
-from ferry.images.decode import MIB, Decoders
+from ferry.images.decode import MIB, DecoderPool
 from tests.faults import bombs
 from tests.ferry.images.test_check import body, saved
 from tests.support.helpers import make_body
@@ -33,23 +33,23 @@ JPEG = saved("JPEG")
 
 
 @pytest.fixture(autouse=True)
-def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
-    """Children of this test's own; no child is left before it and after it."""
-    end_children(decode._decoders)
-    made = Decoders()
-    monkeypatch.setattr(decode, "_decoders", made)
+def decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderPool]:
+    """A pool for this test alone; no decoder process runs before and after it."""
+    end_children(decode._pool)
+    made = DecoderPool()
+    monkeypatch.setattr(decode, "_pool", made)
     assert not set(bombs.children())
     yield made
     end_children(made)
     assert not set(bombs.children())
 
 
-def end_children(decoders: Decoders) -> None:
-    for _ in range(decode.CHILDREN):
+def end_children(decoders: DecoderPool) -> None:
+    for _ in range(decode.MAX_CHILDREN):
         child = decoders._idle.get(timeout=60)
         if child is not None:
             child.end()
-    for _ in range(decode.CHILDREN):
+    for _ in range(decode.MAX_CHILDREN):
         decoders._idle.put(None)
 
 
@@ -63,14 +63,14 @@ def decoded(data: Any) -> str:
 
 
 def child() -> Path:
-    """Returns the folder in /proc of this test's first child."""
+    """Returns the directory in /proc of this test's only decoder process."""
     assert decoded(JPEG) == "taken"
     (found,) = bombs.children()
     return found
 
 
 def program(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
-    """Replaces the program of children. ``answer`` is run for each request, with its ``line`` and ``data``."""
+    """Replaces the program of the children. ``answer`` runs for each request, with its ``line`` and ``data``."""
     code = (
         "import json, os, signal, sys, time\nread, write, bodies = sys.stdin.buffer, sys.stdout.buffer, 0\n"
         "while line := read.readline():\n    data = read.read(json.loads(line)[3])\n    bodies += 1\n"
@@ -80,20 +80,22 @@ def program(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
 
 
 def test_this_process_never_loads_pillow(tmp_path: Path) -> None:
-    """Neither to check nor to decode, and not with the engine."""
+    """Neither a check nor a decode loads Pillow here, nor does `ferry.transfer`."""
     (tmp_path / "a.jpg").write_bytes(JPEG)
     code = (
         "import sys; import ferry.images as i, ferry.transfer; data = open(sys.argv[1], 'rb').read(); "
         "i.decode_image(data, i.check_image(data)); print(any(name.startswith('PIL') for name in sys.modules))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.jpg")]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert said.stdout.strip() == "False"
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
 
 
 def test_what_a_child_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pipes, no socket; nothing of the environment that opens another service; limits on memory, files
-    and cores. A terminal's Ctrl-C is not sent to it."""
+    """A child has pipes but no socket, no credentials in its environment, and limits on memory, files and core dumps.
+
+    It is in a session of its own, so that a terminal does not send it Ctrl-C.
+    """
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "topsecret1")
     with socket.create_server(("127.0.0.1", 0)):
         pid = child()
@@ -110,7 +112,7 @@ def test_what_a_child_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["jpeg", "tiff", "gif animated", "ico", "svg", "svgz", "jp2", "qoi"])
 def test_a_body_has_one_verdict_wherever_it_lies(name: str, tmp_path: Path) -> None:
-    """In memory, mapped, or in the spool, which the child opens by its name; complete and damaged."""
+    """A body in memory, mapped or in the spool has the same verdict, complete and damaged."""
     data = body(name)
     damaged = bytearray(data)
     damaged[len(data) // 2 : len(data) // 2 + 9] = bytes(9)
@@ -136,8 +138,8 @@ def test_a_body_has_one_verdict_wherever_it_lies(name: str, tmp_path: Path) -> N
 
 
 def test_a_child_serves_many_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Damaged ones too, and each one has its own processor time; after so many bodies another child does."""
-    monkeypatch.setattr(decode, "BODIES", 11)
+    """A child decodes MAX_BODIES bodies, also damaged ones, each with its own processor time; then another one does."""
+    monkeypatch.setattr(decode, "MAX_BODIES", 11)
     damaged = bombs.png(8, 8, before=bombs.png_chunk(b"iCCP", bombs.HUNDRED_MB))
     first = child()
     for _ in range(3):
@@ -150,7 +152,7 @@ def test_a_child_serves_many_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_a_child_that_was_ended_is_replaced() -> None:
-    """Between two bodies, by what ends processes for their memory: the next body does not notice."""
+    """A child that the system kills between two bodies is replaced without an effect on the next body."""
     for _ in range(3):
         pid = child()
         os.kill(int(pid.name), signal.SIGKILL)
@@ -158,7 +160,7 @@ def test_a_child_that_was_ended_is_replaced() -> None:
 
 
 def test_the_fault_of_an_earlier_body_is_not_the_next_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A child that crashes with its second body: that body passes in a new child."""
+    """A body that passes in a new child is accepted although its first child crashed."""
     program(monkeypatch, "write.write(b'null\\n') if bodies == 1 else os.kill(os.getpid(), signal.SIGSEGV)")
     assert [decoded(JPEG) for _ in range(5)] == ["taken"] * 5
 
@@ -179,7 +181,7 @@ def test_the_fault_of_an_earlier_body_is_not_the_next_one_s(monkeypatch: pytest.
     ],
 )
 def test_a_body_that_ends_or_holds_its_child(answer: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the child does, the row fails with a sentence, and the next body is decoded."""
+    """For anything that the child does, the row fails with a reason, and the next body is decoded."""
     monkeypatch.setattr(decode, "WAIT_S", 1)
     program(monkeypatch, f"\n    if len(data) > 1000:\n        {answer}\n    else: write.write(b'null\\n')")
     started = time.monotonic()
@@ -192,7 +194,7 @@ def test_a_body_that_ends_or_holds_its_child(answer: str, why: str, monkeypatch:
 
 
 def test_a_child_that_does_not_read_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that is larger than a pipe, and a child that waits for something else."""
+    """A child that reads no input is ended after WAIT_S, also with a body that is larger than a pipe."""
     monkeypatch.setattr(decode, "WAIT_S", 1)
     monkeypatch.setattr(decode, "COMMAND", [sys.executable, "-c", "import time; time.sleep(100)"])
     assert "takes more than" in decoded(bombs.jpeg_of_exif(4 * MIB))
@@ -200,14 +202,14 @@ def test_a_child_that_does_not_read_holds_nobody(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("command", [[sys.executable, "-c", "raise SystemExit(1)"], ["/nowhere/python"]])
 def test_a_child_that_cannot_work_is_a_bug_and_no_verdict(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """An installation without its decoders must not call each image damaged, nor its origin unreachable."""
+    """A decoder process that cannot run is a RuntimeError, not damage and not a failure of the origin."""
     monkeypatch.setattr(decode, "COMMAND", command)
-    with pytest.raises(RuntimeError, match="process that decodes"):
+    with pytest.raises(RuntimeError, match="a decoder process"):
         decoded(JPEG)
 
 
 def test_nothing_is_left_of_children_that_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No descriptor, no zombie."""
+    """Children that ended leave no descriptors."""
     program(monkeypatch, "sys.exit(3)")
     decoded(JPEG)
     before = len(list(Path("/proc/self/fd").iterdir()))
@@ -218,7 +220,7 @@ def test_nothing_is_left_of_children_that_ended(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_time_is_limited() -> None:
-    """Pillow compares each directory of a TIFF with all before it: processor time ends that, and is not tried twice."""
+    """The limit on processor time ends Pillow's quadratic reading of TIFF directories, without a second try."""
     data = bombs.tiff_of_directories(60_000)
     started = time.process_time()
     with pytest.MonkeyPatch.context() as patch:
@@ -230,8 +232,10 @@ def test_time_is_limited() -> None:
 
 @pytest.mark.slow
 def test_memory_is_limited_and_one_may_have_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A picture that needs more than a child's share is decoded alone with the memory of all; one that needs more is
-    refused. Threads that all want everything wait for each other, and not for ever."""
+    """A picture that exceeds a child's share is decoded alone with all the memory; one that needs more is refused.
+
+    Threads that all need all the memory do not deadlock.
+    """
     monkeypatch.setattr(decode, "TOTAL_BYTES", 80 * MIB)
     small, large, larger = flat(1_000, 1_000), flat(4_000, 3_500), flat(6_000, 6_000)  # 4, 56 and 144 MB
     with ThreadPoolExecutor(4) as threads:
@@ -266,13 +270,13 @@ def flat(width: int, height: int, form: str = "PNG", **options: Any) -> bytes:
     ],
 )
 def test_a_lack_of_memory_is_not_damage(form: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Libraries say little when they get no memory. With any amount of it the picture passes, or is `too_large`."""
+    """With any amount of memory, the picture passes or is `too_large`, although libraries barely report a lack."""
     data, ends = flat(3_000, 2_000, form, **options), []
     for total in (8, 24, 48, 160, 320):
         monkeypatch.setattr(decode, "TOTAL_BYTES", total * MIB)
-        monkeypatch.setattr(decode, "_decoders", made := Decoders())
+        monkeypatch.setattr(decode, "_pool", made := DecoderPool())
         ends.append(decoded(data))
-        for _ in range(decode.CHILDREN):
+        for _ in range(decode.MAX_CHILDREN):
             if (left := made._idle.get()) is not None:
                 left.end()
         assert ends[-1] == "taken" or ends[-1].startswith("too_large"), ends
@@ -281,16 +285,16 @@ def test_a_lack_of_memory_is_not_damage(form: str, options: dict[str, Any], monk
 
 @pytest.mark.slow
 def test_a_drawing_has_the_same_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names and attributes fill the parser's tables."""
+    """The limit on memory also holds for an SVG, whose names and attributes fill the parser's tables."""
     data = b"<svg " + b" ".join(b"a%d=''" % n for n in range(500_000)) + b"/>"
     assert decoded(data) == "taken"
-    monkeypatch.setattr(decode, "_decoders", made := Decoders())
+    monkeypatch.setattr(decode, "_pool", made := DecoderPool())
     monkeypatch.setattr(decode, "TOTAL_BYTES", 60 * MIB)
     assert "too_large: the SVG takes more than 60 MiB of memory" in decoded(data)
     assert made._idle.get() is None
 
 
 def test_every_decoder_exists() -> None:
-    """Each kind's decoder is the XML parser or a format that this Pillow can open."""
+    """Each kind's decoder is the XML parser or a format that the installed Pillow can open."""
     Image.init()
     assert {kind.decoder for kind in KINDS} - {"", "SVG", "SVGZ"} <= set(Image.OPEN)

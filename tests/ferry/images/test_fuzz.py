@@ -1,4 +1,4 @@
-"""Random bodies: a verdict or an ObjectError, never anything else. tests/faults/test_fuzz.py has damaged images."""
+"""Random bodies: a kind or an ObjectError, never another exception. tests/faults/test_fuzz.py has damaged images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.ferry.images.test_check import SIGNATURES, body
 
 
 def survives(data: bytes) -> None:
-    """Asserts that both levels come to a verdict, whose sentence a terminal can show."""
+    """Asserts that both levels give a verdict, whose message is printable."""
     kind = None
     try:
         kind = check_image(data)
@@ -35,7 +35,7 @@ def survives(data: bytes) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=300))
 def test_random_bytes(data: bytes) -> None:
-    """Bytes of any kind get a verdict."""
+    """Random bytes get a verdict."""
     survives(data)
 
 
@@ -43,7 +43,7 @@ def test_random_bytes(data: bytes) -> None:
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(SIGNATURES)), st.binary(max_size=300))
 def test_signatures_before_random_bytes(name: str, tail: bytes) -> None:
-    """A signature with anything behind it gets a verdict."""
+    """A signature before random bytes gets a verdict."""
     survives(body(name)[: SIGNATURES[name]] + tail)
 
 
@@ -58,7 +58,7 @@ def test_text_like_markup(text: str) -> None:
 
 @pytest.mark.parametrize("offset", [2**63, 2**64 - 1])
 def test_a_big_tiff_whose_directory_lies_nowhere(offset: int) -> None:
-    """An offset of 64 bits that is beyond every index."""
+    """A directory at an offset of 64 bits, beyond every index, gets a verdict."""
     survives(b"II+\0\x08\0\0\0" + offset.to_bytes(8, "little") + bytes(100))
     entry = struct.pack("<HHQQ", 322, 4, 1, 64)
     survives(b"II+\0\x08\0\0\0" + struct.pack("<QQ", 16, 1) + entry + offset.to_bytes(8, "little") + bytes(100))

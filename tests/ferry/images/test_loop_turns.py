@@ -1,4 +1,4 @@
-"""Whatever a body holds, the event loop has its turns while it is checked: a hostile one slows no other row down."""
+"""The event loop gets its turns while any body is checked, so that a hostile one slows down no other row."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ from tests.support.helpers import directory_state, engine, make_body, make_job, 
 pytestmark = pytest.mark.matrix
 
 MIB = 1024 * 1024
-TURN_S = 0.1  # a turn is due twice as often; a busy machine has half of them left
-HELD_S = 0.05  # processor time: the longest that anything may keep the loop from a turn
+TURN_S = 0.1  # expected are two turns in this time; a busy machine may lose half of them
+HELD_S = 0.05  # processor time: the longest allowed gap between two turns
 OWN_WAITS = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, and waiting for one (sched-stats, Linux)
 
-# A few hundred bytes on the wire unpack to each (Content-Encoding: gzip).
+# With Content-Encoding: gzip, a few hundred bytes decompress to each.
 BODIES: dict[str, Callable[[], bytes]] = {
     "svgz of 63 MiB": lambda: gzip.compress(b"<svg>" + b"<a/>" * (63 * MIB // 4) + b"</svg>", 1, mtime=0),
     "svg of 63 MiB": lambda: b"<svg>" + b"<a/>" * (63 * MIB // 4) + b"</svg>",
@@ -56,7 +56,7 @@ BODIES: dict[str, Callable[[], bytes]] = {
 
 
 def overlapping() -> bytes:
-    """Returns 241 KB that have a million entries: each directory begins twelve bytes into the one before."""
+    """Returns 241 KB with a million entries: each directory begins twelve bytes into the previous one."""
     entries, directories = 20_000, 49
     data = bytearray(8 + 12 * directories + 2 + 12 * entries + 4)
     data[:8] = b"II*\0\x08\0\0\0"
@@ -71,17 +71,19 @@ def overlapping() -> bytes:
 def used(waits: int) -> float:
     """Returns the processor time of this process, less the seconds that the calling thread waited for a core.
 
-    Between two turns of the loop it grows by what held Python's lock, also on a busy machine. What another thread does
-    without the lock, while the loop's thread waits for a core, is in both numbers and so in neither. ``waits`` is the
-    open OWN_WAITS: each system call gives the lock away and waits for it again, so there is only one.
+    Between two turns of the loop it grows by the time that code held the GIL, also on a busy machine. Work of another
+    thread without the GIL, while the loop's thread waits for a core, is in both numbers and cancels out. ``waits`` is
+    the open OWN_WAITS: each system call releases the GIL and waits for it again, so there is only one.
     """
     waited_s = int(os.pread(waits, 100, 0).split()[1]) / 1e9 if waits >= 0 else 0.0
     return time.process_time() - waited_s
 
 
 async def turns_while(work: Any) -> tuple[int, float, float, ObjectError | None]:
-    """Returns the loop's turns during the work, the seconds that this took, the most processor time that kept the loop
-    from a turn, and the error that ended the work."""
+    """Returns the loop's turns during the work, its seconds, the longest gap, and the error that ended the work.
+
+    The gap is the most processor time between two turns.
+    """
     turns, longest_s, over = 0, 0.0, asyncio.Event()
     waits = os.open(OWN_WAITS, os.O_RDONLY) if OWN_WAITS.exists() else -1
 
@@ -111,7 +113,7 @@ async def turns_while(work: Any) -> tuple[int, float, float, ObjectError | None]
 
 
 def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, ObjectError | None]:
-    """Checks and writes a body that has come, as a run does with each."""
+    """Checks and stores a body, as a run does."""
     job = make_job(destination=f"file://{folder}/out/", checks=checks)
     with engine(job, directory_state(folder), Access()) as runtime:
         limit = runtime.limiter.host("img.example")
@@ -132,9 +134,9 @@ def landed(folder: Path, data: bytes, checks: str) -> tuple[int, float, float, O
 
 
 def holds_nothing(folder: Path, data: bytes, checks: str) -> ObjectError | None:
-    """Asserts that the loop has its turns while the body is checked; returns the error that ended the check.
+    """Asserts that the loop gets its turns while the body is checked. Returns the error that ended the check.
 
-    What holds the loop does so each time; what a busy machine adds does not. So it is measured up to three times.
+    Code that blocks the loop does so each time, a busy machine does not. So up to three measurements are made.
     """
     for last in (False, False, True):
         turns, seconds, longest_s, ended = landed(folder, data, checks)
@@ -147,7 +149,7 @@ def holds_nothing(folder: Path, data: bytes, checks: str) -> ObjectError | None:
 
 @pytest.mark.parametrize("name", BODIES)
 def test_the_loop_has_its_turns(name: str, tmp_path: Path) -> None:
-    """A body is checked in another thread, in slices. A check in the loop's thread, or one long search, holds it."""
+    """A body is checked in another thread, in slices. One in the loop's thread, or one long search, would block it."""
     holds_nothing(tmp_path, BODIES[name](), "image")
 
 
@@ -168,7 +170,7 @@ def test_the_loop_has_its_turns(name: str, tmp_path: Path) -> None:
     ],
 )
 def test_what_is_checked_in_the_loop(name: str, quick: bool) -> None:
-    """The table of is_quick: small, and of a format whose walk moves on with each step, or that has no walk."""
+    """The table of is_quick: small, and of a format whose walk advances with each step, or that has no walk."""
     data = body(name)
     assert image.is_quick(data) is quick
     assert not image.is_quick(data + bytes(image.QUICK_BYTES))
@@ -177,7 +179,7 @@ def test_what_is_checked_in_the_loop(name: str, quick: bool) -> None:
 
 
 def test_a_check_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past its processor time the body is too large to check, whichever walk it is in, and the sentence says so."""
+    """After its processor time the body is `too_large`, in every walk, and the message says so."""
     monkeypatch.setattr(slices, "CHECK_S", 0.001)
     for name in ("svg of 63 MiB", "svg of one tag", "tiff of strips", "tiff of directories that overlap",
                  "gif of short blocks", "ico of one large png", "svg and comments"):  # fmt: skip
@@ -190,21 +192,21 @@ def test_a_check_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     "name", ["svg of 63 MiB", "svg of one tag", "svg of one value", "tiff of strips", "ico of one large png"]
 )
 def test_no_step_takes_more_than_a_slice(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted in work, not in seconds: a look at the clock for each slice of the body at least."""
-    data, turns = BODIES[name](), 0
+    """The time limit is checked at least once for every two slices of the body."""
+    data, checks = BODIES[name](), 0
 
-    def turn() -> None:
-        nonlocal turns
-        turns += 1
+    def count() -> None:
+        nonlocal checks
+        checks += 1
 
     for module in (slices, web, raster, svg):
-        monkeypatch.setattr(module, "turn", turn)
+        monkeypatch.setattr(module, "check_time", count)
     check_image(data)
-    assert turns >= len(data) // slices.SLICE_BYTES // 2
+    assert checks >= len(data) // slices.SLICE_BYTES // 2
 
 
 def test_an_svg_over_64_mb_is_not_looked_through() -> None:
-    """As for `checks: decode`, and for a compressed one: `too_large`, with what copies it."""
+    """An SVG and a decompressed SVGZ over 64 MB are `too_large`."""
     for data in (b"<svg>" + bytes(64 * MIB), gzip.compress(b"<svg>" + bytes(64 * MIB), 1, mtime=0)):
         with pytest.raises(ObjectError, match="64 MB") as caught:
             check_image(data)
@@ -219,13 +221,13 @@ def saved(kind: str, side: int, **options: Any) -> bytes:
 
 
 def noise(side: int) -> bytes:
-    """Returns a JPEG 2000 as expensive as one can be for its size."""
+    """Returns a JPEG 2000 that takes the most time for its size."""
     file = io.BytesIO()
     Image.effect_noise((side, side), 100).save(file, "JPEG2000")
     return file.getvalue()
 
 
-# In memory and in the spool; decoders of C that hold Python's lock, one in Python, and the XML parser.
+# In memory and in the spool; decoders in C that hold the GIL, one in Python, and the XML parser.
 PICTURES: dict[str, Callable[[], bytes]] = {
     "jpeg": lambda: saved("JPEG", 5_600),
     "jpeg 2000": lambda: noise(1_000),
@@ -240,6 +242,6 @@ PICTURES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_the_loop_has_its_turns_while_a_picture_is_decoded(name: str, tmp_path: Path) -> None:
-    """Decoders and the XML parser may hold Python's lock for as long as they like: they run in another process."""
-    landed(tmp_path / "first", saved("PNG", 8), "decode")  # a child that starts is not part of the measure
+    """Decoders and the XML parser may hold the GIL for any time, because they run in another process."""
+    landed(tmp_path / "first", saved("PNG", 8), "decode")  # starts the child, which is not measured
     assert holds_nothing(tmp_path, PICTURES[name](), "decode") is None

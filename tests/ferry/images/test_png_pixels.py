@@ -1,4 +1,4 @@
-"""A PNG that claims more pixels than its compressed data can hold is cut, however whole its chunks are."""
+"""PNGs with more pixels than their compressed data can contain are truncated, although their chunks are complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.matrix
 
 
 def made(mode: str, size: tuple[int, int]) -> bytes:
-    """One colour, written by Pillow: nothing compresses better."""
+    """Returns a PNG of one colour, which compresses best."""
     out = io.BytesIO()
     Image.new(mode, size, 0).save(out, "PNG", optimize=size[0] < 10_000)
     return out.getvalue()
@@ -37,7 +37,7 @@ def with_pixels(width: int, height: int, *, depth: int, colour: int, interlace: 
         (1, 1, 1, False, 2),
         (9, 2, 1, False, 2 * (1 + 2)),
         (33, 21, 24, False, 21 * (1 + 99)),
-        (1, 1, 8, True, 2),  # the other six passes have no pixel, and so no row
+        (1, 1, 8, True, 2),  # the other six passes have no pixels and no rows
         (8, 8, 8, True, 2 + 2 + (1 + 2) + 2 * (1 + 2) + 2 * (1 + 4) + 4 * (1 + 4) + 4 * (1 + 8)),
         (1, 5, 1, True, 2 + 2 + 2 + 2 * 2),
     ],
@@ -52,14 +52,14 @@ def test_bytes_before_compression(width: int, height: int, bits: int, interlaced
     [("RGB", (1, 1)), ("1", (16_384, 16_384)), ("L", (4_000, 4_000)), ("RGBA", (3_000, 3_000)), ("P", (5_000, 3))],
 )
 def test_pictures_of_one_colour_pass(mode: str, size: tuple[int, int]) -> None:
-    """What compresses best is a whole image all the same."""
+    """A picture of one colour, which compresses best, passes."""
     assert check_image(made(mode, size)).name == "PNG"
 
 
 @pytest.mark.parametrize(("depth", "colour", "bits"), [(1, 0, 1), (8, 0, 8), (8, 6, 32), (16, 2, 48)])
 @pytest.mark.parametrize("interlace", [0, 1])
 def test_the_best_that_deflate_can_do_passes(depth: int, colour: int, bits: int, interlace: int) -> None:
-    """Zeros at zlib's best level come within a hundredth of the bound, interlaced or not."""
+    """Zeros at zlib's best level, within 3% of the limit, pass, interlaced or not."""
     raw = unfiltered_bytes(6_000, 6_000, bits, interlaced=bool(interlace))
     pack = zlib.compressobj(9)
     pixels = b"".join([*(pack.compress(bytes(min(1 << 20, raw - at))) for at in range(0, raw, 1 << 20)), pack.flush()])
@@ -78,7 +78,7 @@ def test_the_best_that_deflate_can_do_passes(depth: int, colour: int, bits: int,
     ids=["nothing", "more rows", "interlaced"],
 )
 def test_pixels_that_cannot_be_there(data: bytes) -> None:
-    """A header that claims what deflate cannot hold makes the body truncated at `checks: image`."""
+    """A header with more pixels than deflate can contain makes the body truncated at `checks: image`."""
     data = data.replace(b"CRC!", struct.pack(">I", zlib.crc32(data[12:29])))
     with pytest.raises(ObjectError, match="pixels cannot be in") as caught:
         check_image(data)
@@ -86,8 +86,8 @@ def test_pixels_that_cannot_be_there(data: bytes) -> None:
 
 
 def test_the_bound_is_deflate_s_own() -> None:
-    """One byte of a deflate stream stands for 1,032 bytes at most: as many rows pass, one more is refused."""
-    pixels = bytes(100)  # not a stream that unpacks: level `image` unpacks nothing
+    """The limit is 1,032 bytes per byte of a deflate stream: so many rows pass, one more is refused."""
+    pixels = bytes(100)  # not a valid stream: level `image` decompresses nothing
     assert check_image(with_pixels(1031, 100, depth=8, colour=0, interlace=0, pixels=pixels))
     with pytest.raises(ObjectError, match="cannot be in 100 bytes"):
         check_image(with_pixels(1031, 101, depth=8, colour=0, interlace=0, pixels=pixels))

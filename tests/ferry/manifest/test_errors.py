@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables of messages)
-"""Lists that cannot be used, and lines that cannot be read: the message names the place and the fix."""
+"""Unusable manifests and lines: the message names the line and what to do."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ GOOD = f"{URL},1\n"
     [
         ("a.csv", "", "a.csv is empty"),
         ("a.csv", "\n \n", "a.csv is empty"),
-        ("a.csv", "url,sku\n", "a.csv holds no rows; nothing would be moved"),
-        ("a.txt", "\n\n", "a.txt holds no rows"),
+        ("a.csv", "url,sku\n", "a.csv contains no rows; nothing would be transferred"),
+        ("a.txt", "\n\n", "a.txt contains no rows"),
         ("a.jsonl", "\n", "a.jsonl is empty"),
         ("a.csv", "foo,bar\n1,2\n", "no column is recognised as the source; the columns are: `foo`, `bar`; name it with `columns: {source: ...}`"),
         ("a.csv", "sku,title\n1,2\n", "or build addresses from IDs with `source: {url: 'https://.../{id}.jpg'}`"),
@@ -40,9 +40,9 @@ GOOD = f"{URL},1\n"
         ("a.csv", f"url,Image_URL\n{GOOD}", "`url` and `Image_URL` could each be the source; choose one with `columns: {source: url}`"),
         ("a.jsonl", f'{{"url": "{URL}"}}\n{{"url": "{URL}", "url": "b"}}\n', "line 2: `url` is given twice"),
         ("a.csv", f"url,sku,sku\n{GOOD}", "has more than one column named `sku`"),
-        ("a.csv", b"url,sku\nhttps://a/,\xe4\n", "a.csv is not UTF-8: line 2 holds the byte 0xe4 after `https://a/,`; convert it: `iconv -f windows-1252"),
+        ("a.csv", b"url,sku\nhttps://a/,\xe4\n", "a.csv is not UTF-8: line 2 contains the byte 0xe4 after `https://a/,`; convert it: `iconv -f windows-1252"),
         ("a.csv", "url,sku\n".encode("utf-16le"), "is UTF-16 without a byte order mark; convert it: `iconv -f utf-16le"),
-        ("a.csv", b"\xff\xfeu\x00\x00\xd8", "begins as UTF-16 and breaks near line 1"),
+        ("a.csv", b"\xff\xfeu\x00\x00\xd8", "begins as UTF-16 and is invalid near line 1"),
         ("a.csv", f'url,sku\n{GOOD}"{URL},2\n{GOOD}', "a.csv, line 3: a quote opens and is not closed: `\"https://a.example/x.jpg,2`"),
         ("a.csv", f'url,sku\n{GOOD}"x"y,2\n', "line 3: text follows a closing quote"),
         ("a.csv", f"url,sku\n{GOOD}{URL}?sig=SECRET,2,3\n", "line 3: 3 fields where the header has 2: `https://a.example/x.jpg…`"),
@@ -52,40 +52,40 @@ GOOD = f"{URL},1\n"
         ("a.csv", 'url,"sku\n', "a.csv, line 1, its header: a quote opens and is not closed"),
         ("a.csv", gzip.compress(b"url\n", mtime=0), "a.csv ends in .csv, but is gzip; name it .gz (list.csv.gz)"),
         ("a.csv", pa.compress(b"url\n", codec="zstd", asbytes=True), "but is zstd; name it .zst"),
-        ("a.csv", "<!DOCTYPE html><html>", "but is an HTML page; most likely an error page was saved in its place; fetch it again"),
-        ("a.jsonl", "  <?xml version='1.0'?><Error/>", "but is an XML document; most likely"),
+        ("a.csv", "<!DOCTYPE html><html>", "but is an HTML page; probably an error page was saved in its place; download it again"),
+        ("a.jsonl", "  <?xml version='1.0'?><Error/>", "but is an XML document; probably"),
         ("a.csv", b"PK\x03\x04....", "but is a zip archive or an Excel workbook; name it .xlsx"),
         ("a.csv", b"PAR1....", "but is Parquet; name it .parquet"),
-        ("a.csv", '{"url": 1}', "but is JSON; write one object a line and name it .jsonl"),
+        ("a.csv", '{"url": 1}', "but is JSON; write one object per line and name it .jsonl"),
         ("a.csv", b"url\nabcdefghi\0", "but is binary"),
         ("a.txt", b"\xff\xd8\xff\xe0", "but is a JPEG image"),
         ("a.xlsx", "url\n", "a.xlsx ends in .xlsx, but is plain text; name it .csv, .tsv, .txt or .jsonl"),
-        ("a.xlsx", b"PK\x03\x04....", "a.xlsx is damaged or no workbook"),
+        ("a.xlsx", b"PK\x03\x04....", "a.xlsx is damaged or not a workbook"),
         ("a.parquet", "url\n", "a.parquet ends in .parquet, but is plain text"),
-        ("a.parquet", b"PAR1.....PAR1", "is damaged or no Parquet file"),
-        ("a.csv.gz", "url\n", "a.csv.gz is not gzip, it is plain text; drop the .gz from its name"),
-        ("a.csv.gz", gzip.compress(b"url\n" + b"x" * 99, mtime=0)[:-9], "cannot be unpacked after 0 bytes: it ends too early"),
+        ("a.parquet", b"PAR1.....PAR1", "is damaged or not a Parquet file"),
+        ("a.csv.gz", "url\n", "a.csv.gz is not gzip but plain text; remove .gz from its name"),
+        ("a.csv.gz", gzip.compress(b"url\n" + b"x" * 99, mtime=0)[:-9], "cannot be decompressed after 0 bytes: it is truncated"),
         ("a.csv.gz", gzip.compress(b"<html>", mtime=0), "but is an HTML page"),
-        ("a.csv.zst", pa.compress(b"url\n" * 99, codec="zstd", asbytes=True)[:-9], "it ends too early"),
-        ("a.parquet.gz", "x", "is compressed already; unpack"),
-        ("a.json", "[]", "a .json file is one document; write one object a line and name it .jsonl"),
+        ("a.csv.zst", pa.compress(b"url\n" * 99, codec="zstd", asbytes=True)[:-9], "it is truncated"),
+        ("a.parquet.gz", "x", "is compressed already; decompress the .gz first"),
+        ("a.json", "[]", "a .json file is one document; write one object per line and name it .jsonl"),
         ("a.xls", "x", "save it as .xlsx"),
-        ("a.cvs", "x", "the ending .cvs is not known; did you mean .csv?; known are csv, tsv, txt, jsonl"),
-        ("list", "x", "the name has no ending that says what it is"),
-        ("a.txt", "4711\n", "its first line, `4711`, is no URL; if these are IDs, set `source.url`"),
+        ("a.cvs", "x", "the extension .cvs is unknown; did you mean .csv?; known are csv, tsv, txt, jsonl"),
+        ("list", "x", "the name has no extension, which gives the format"),
+        ("a.txt", "4711\n", "its first line, `4711`, is not a URL; if these are IDs, set `source.url`"),
         ("a.txt", f"Image URL\n{URL}\n", "if that is a header, name the file .csv"),
-        ("a.jsonl", '{"url": "u"}\n[1]\n', "a.jsonl, line 2: a list where an object is due: `[1]`"),
-        ("a.jsonl", '{"url": "u"}\n\n{"url": "u\n', "line 3: no JSON (Unterminated string"),
-        ("a.jsonl", '{"url": "u", "md5": NaN}\n{"url": "u"}\n', "line 1: NaN is no JSON"),
-        ("a.jsonl", '{"url": {"href": "u"}}\n', "line 1: `url` holds an object, not text or a number"),
-        ("a.jsonl", '{"url": "\\ud800"}\n', "line 1: half of a surrogate pair"),
+        ("a.jsonl", '{"url": "u"}\n[1]\n', "a.jsonl, line 2: an array where an object is expected: `[1]`"),
+        ("a.jsonl", '{"url": "u"}\n\n{"url": "u\n', "line 3: not JSON (Unterminated string"),
+        ("a.jsonl", '{"url": "u", "md5": NaN}\n{"url": "u"}\n', "line 1: NaN is not JSON"),
+        ("a.jsonl", '{"url": {"href": "u"}}\n', "line 1: `url` contains an object, not text or a number"),
+        ("a.jsonl", '{"url": "\\ud800"}\n', "line 1: an unpaired surrogate"),
         ("a.jsonl", '{"url": "u", "sku": ' + "[" * 100_000 + "}\n" + '{"url": "u"}\n', "line 1: JSON nested too deeply"),
-        ("a.jsonl", "1\n2\n", "holds no JSON objects; its first line is a bare value where an object is due: `1`"),
+        ("a.jsonl", "1\n2\n", "contains no JSON objects; its first line: a bare value where an object is expected: `1`"),
         ("a.jsonl", '{"a": 1}\n', "no column is recognised as the source in its first 1,000 lines; the columns are: `a`"),
     ],
 )  # fmt: skip
 def test_refused(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
-    """A list that cannot be used stops with a sentence that says where and what to do."""
+    """An unusable manifest is a UserError that names the line and what to do, and no secret."""
     found = refused(put(tmp_path, name, content))
     assert message in found
     assert "SECRET" not in found
@@ -104,19 +104,19 @@ def test_refused(tmp_path: Path, name: str, content: str | bytes, message: str) 
 def test_missing_columns(
     tmp_path: Path, columns: Columns, needed: tuple[str, ...], template: str | None, message: str
 ) -> None:
-    """A column that the job or a template names and the list has not is an error with the nearest one."""
+    """A missing column that the job or a template names is an error that suggests the nearest name."""
     path = put(tmp_path, "a.csv", "url,sku\n" + GOOD)
     assert message in refused(path, columns, needed=needed, url_template=template)
 
 
 def test_directory_and_missing(tmp_path: Path) -> None:
-    """A directory is listed only as file:///; a list that is not there is named."""
+    """A directory needs a file:// URL; a missing manifest is named."""
     assert f"write `manifest: file://{tmp_path}/`" in refused(tmp_path)
     assert "a.csv does not exist" in refused(tmp_path / "a.csv")
 
 
 def test_parquet_columns(tmp_path: Path) -> None:
-    """Nested and binary columns are refused where they are needed, and ignored where not."""
+    """Nested and binary columns are refused if they are needed, and ignored otherwise."""
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"url": [URL], "md5": pa.array([b"1"]), "x": pa.array([[1]])}), path)
     assert "column `md5` is binary; write it as text" in refused(path)
@@ -124,11 +124,11 @@ def test_parquet_columns(tmp_path: Path) -> None:
     assert "column `x` is nested (list<" in refused(path, needed=["x"])
     assert column(opened(path), "source") == [URL]
     pq.write_table(pa.table({"url": pa.array([], pa.string())}), path)
-    assert "holds no rows" in refused(path)
+    assert "contains no rows" in refused(path)
 
 
 def test_xlsx_empty(tmp_path: Path) -> None:
-    """A workbook whose first sheet is empty, or has no header, says so."""
+    """A workbook whose first sheet is empty or has no header is refused."""
     book = openpyxl.Workbook()
     book.save(tmp_path / "a.xlsx")
     assert "the first sheet is empty" in refused(tmp_path / "a.xlsx")
@@ -139,7 +139,7 @@ def test_xlsx_empty(tmp_path: Path) -> None:
 
 
 def test_xlsx_of_two_sheets(tmp_path: Path) -> None:
-    """A list that goes on in another sheet is not read by half; notes, hidden sheets and empty ones are no list."""
+    """A second sheet with the same columns is refused; notes, charts, hidden and empty sheets are ignored."""
     book = openpyxl.Workbook()
     assert book.active is not None
     book.active.append(["url", "sku"])
@@ -161,8 +161,7 @@ def test_xlsx_of_two_sheets(tmp_path: Path) -> None:
 
 
 def test_a_name_that_comes_late(tmp_path: Path) -> None:
-    """JSON Lines have no header. A digest or a key that only later lines name is not ignored; any other name is, and
-    so is one that says nothing."""
+    """A digest or a key that only later JSON lines have is refused; other new names and null values are ignored."""
     lines = ['{"url": "https://a/x.jpg"}'] * 1000
     path = put(tmp_path, "a.jsonl", "\n".join([*lines, '{"url": "https://a/y.jpg", "colour": "red", "md5": null}']))
     assert len(column(opened(path), "source")) == 1001
@@ -175,7 +174,7 @@ def test_a_name_that_comes_late(tmp_path: Path) -> None:
 
 
 def test_name_is_redacted(tmp_path: Path) -> None:
-    """A list fetched from a signed address decides by its path, and the signature is in no message."""
+    """The path of a signed URL gives the format, and the signature is in no message."""
     path = put(tmp_path, "spool", "a,b\n1,2\n")
     with pytest.raises(UserError) as caught:
         open_manifest(path, "https://h.example/list.csv?sig=SECRET", Columns())
@@ -190,7 +189,7 @@ def big(rows: int, stray_at: int, stray: str, row: str) -> str:
 @pytest.mark.parametrize("row", ["https://h/{n}.jpg,{n}", '"https://h/{n}.jpg","{n}"'])
 @pytest.mark.parametrize("stray", ['"https://h/x.jpg,40000', 'https://h/x.jpg,"40000'])
 def test_stray_quote(tmp_path: Path, row: str, stray: str) -> None:
-    """A stray quote in row 40,000 of 100,000 is named at its own line, not where the file ends."""
+    """A stray quote in row 40,000 of 100,000 is reported at its own line, not at the end of the file."""
     path = put(tmp_path, "a.csv", big(100_000, 40_000, stray, row))
     assert "a.csv, line 40001: " in refused(path)
     manifest = opened(path, bad_lines="skip")
@@ -203,27 +202,29 @@ def test_stray_quote(tmp_path: Path, row: str, stray: str) -> None:
 
 
 def test_carriage_return_inside_record(tmp_path: Path) -> None:
-    """In a record of several lines the line that holds the bare carriage return is named and shown."""
+    """In a record of several lines, the message shows the line with the bare carriage return."""
     path = put(tmp_path, "a.csv", f'url,t,u\n{URL},"one\ntwo",th\rree\n{URL},4,5\n')
     message = refused(path, needed=["t"])
-    assert "line 3: a bare carriage return (convert the line ends: `tr '\\r' '\\n' < OLD > NEW`): `two\",th" in message
+    assert (
+        "line 3: a bare carriage return (convert the line endings: `tr '\\r' '\\n' < OLD > NEW`): `two\",th" in message
+    )
 
 
 def test_padded_gzip(tmp_path: Path) -> None:
-    """Zeros behind a gzip member are padding, and a second member is read."""
-    packed = gzip.compress(f"url\n{URL}\n".encode()) + gzip.compress(f"{URL}\n".encode()) + bytes(512)
-    assert column(opened(put(tmp_path, "a.csv.gz", packed)), "source") == [URL, URL]
+    """Zeros after a gzip member are padding, and a second member is read."""
+    compressed = gzip.compress(f"url\n{URL}\n".encode()) + gzip.compress(f"{URL}\n".encode()) + bytes(512)
+    assert column(opened(put(tmp_path, "a.csv.gz", compressed)), "source") == [URL, URL]
 
 
 def test_blank_start_of_a_long_line(tmp_path: Path) -> None:
-    """A line over the limit that begins with blanks is a bad line too, not a blank one."""
+    """A line over the limit that begins with spaces is a bad line, not a blank one."""
     for name, head in (("a.csv", f"url\n{URL}\n"), ("a.txt", URL + "\n"), ("a.jsonl", f'{{"url": "{URL}"}}\n')):
         manifest = opened(put(tmp_path, name, head + " " * 2_000_000), bad_lines="skip")
         assert list(problems(manifest)) == [2], name
 
 
 def test_quote_inside_record(tmp_path: Path) -> None:
-    """In a record of several lines the line where the bad quote opens is named."""
+    """In a record of several lines, the message names the line where the bad quote opens."""
     path = put(tmp_path, "a.csv", f'url,t,u\n{URL},"one\ntwo","three\n{URL},4,5\n')
     assert "line 3: a quote opens and is not closed" in refused(path, needed=["t"])
 
@@ -243,7 +244,7 @@ def test_long_lines(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bounded_memory(tmp_path: Path) -> None:
-    """One line of 300 MB, packed to a few kB, takes no memory of that size."""
+    """One line of 300 MB, compressed to a few kB, does not take that much memory."""
     with gzip.open(tmp_path / "a.csv.gz", "wb") as file:
         file.write(b"url\nhttps://h/\n")
         for _ in range(300):
@@ -269,7 +270,7 @@ def test_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_bad_lines_skip(tmp_path: Path) -> None:
-    """With bad_lines: skip each bad line is a row with its reason, counted like any other."""
+    """With `bad_lines: skip`, each bad line is a row with its reason, and is counted as a row."""
     path = put(tmp_path, "a.csv", f'url,sku\n{GOOD}a,b,c\n"x"y,2\n{GOOD}"open,3\n')
     manifest = opened(path, bad_lines="skip")
     assert row_numbers(manifest) == [1, 2, 3, 4, 5]

@@ -1,5 +1,5 @@
 # ruff: noqa: E501  (tables of messages)
-"""Rows as the plan gets them: source, key, digests, IDs, and a reason for each that cannot be used."""
+"""Normalised rows: source, key, digests, IDs, and the problem of each unusable row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ferry.job.model import Columns
 from ferry.job.templates import Template
 from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import (
-    _REPEATED,
+    _FIND_DUPLICATES,
     ROW_GROUP,
     SCHEMA,
     base_row_id,
@@ -71,9 +71,9 @@ def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
     [
         (None, "the row in line 2 has no URL"),
         ("   ", "the row in line 2 has no URL"),
-        ("x/y.jpg", "the source is no URL; write https://..., or set `source.url` if it is an ID"),
-        ("ftp://h/x", "`ftp` addresses are not fetched, only http and https"),
-        ("data:x://", "this is not fetched, only http and https URLs"),
+        ("x/y.jpg", "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
+        ("ftp://h/x", "the source has the scheme `ftp`; Ferry downloads only http and https URLs"),
+        ("data:x://", "the source is not a URL; Ferry downloads only http and https URLs"),
         ("s3://b/x", "`s3` sources are read only under a root: set `source.roots`"),
         ("file:///etc/passwd", "`file` sources are read only under a root: set `source.roots`"),
         ("https:///x", "the URL has no host"),
@@ -83,11 +83,11 @@ def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
         ("https://h:65536/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:x/x", "the URL's port is not a number from 1 to 65535"),
-        ("https://h/a b", "the URL holds a space; write %20"),
-        ("https://h/a\tb", "the URL holds a control character (0x09)"),
-        ("https://h/a\nb", "the URL holds a line break; is a quote missing in the list?"),
-        ("https://me:pw@h/x", "the URL holds a user name or password; use `source.headers` with a reference"),
-        ("https://me@h/x", "the URL holds a user name or password; use `source.headers` with a reference"),
+        ("https://h/a b", "the URL contains a space; write %20"),
+        ("https://h/a\tb", "the URL contains a control character (0x09)"),
+        ("https://h/a\nb", "the URL contains a line break; check the manifest for a missing quote"),
+        ("https://me:pw@h/x", "the URL contains a user name or password; use `source.headers` with a reference"),
+        ("https://me@h/x", "the URL contains a user name or password; use `source.headers` with a reference"),
         ("https://h\\a/x", "the URL's host cannot be read"),
         ("https://h..a/x", "the URL's host cannot be read"),
         ("https://h%41/x", "the URL's host cannot be read"),
@@ -96,7 +96,7 @@ def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
     ],
 )
 def test_bad_url(tmp_path: Path, source: str | None, message: str) -> None:
-    """A row whose source cannot be asked for stays, as bad_url, with a sentence that says why."""
+    """A row with an unusable source stays, as bad_url, with the reason."""
     row = rows_of(tmp_path, {"source": [source]})[0]
     assert (row["error_class"], row["message"], row["key"]) == ("bad_url", message, None)
 
@@ -116,7 +116,7 @@ def test_bad_url(tmp_path: Path, source: str | None, message: str) -> None:
     ],
 )
 def test_good_url(tmp_path: Path, source: str, key: str) -> None:
-    """The source stays byte for byte but for blanks around it; its path is the key."""
+    """The source stays byte for byte, except white space around it; its path is the key."""
     row = rows_of(tmp_path, {"source": [source]})[0]
     assert (row["source"], row["key"], row["error_class"]) == (source.strip(), key, None)
 
@@ -127,22 +127,22 @@ def test_good_url(tmp_path: Path, source: str, key: str) -> None:
         ("s3://old/images/a b?#%20.jpg ", "a b?#%20.jpg ", None),
         ("s3://old/images/deep/c.jpg", "c.jpg", None),
         ("file:///srv/images/x.jpg", "x.jpg", None),
-        ("s3://old/other/x.jpg", None, "the source lies under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
-        ("s3://old/images2/x.jpg", None, "the source lies under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
-        ("file:///srv/images/../../etc/passwd", None, "the source holds `.` or `..`, which could leave its root"),
-        ("s3://old/images/", None, "the source is a root itself, and names no object"),
-        ("s3://old/images/a.jpg/", None, "the source ends in `/`, so it names no object"),
+        ("s3://old/other/x.jpg", None, "the source is under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
+        ("s3://old/images2/x.jpg", None, "the source is under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
+        ("file:///srv/images/../../etc/passwd", None, "the source contains `.` or `..`, which could leave its root"),
+        ("s3://old/images/", None, "the source is a root itself, not an object"),
+        ("s3://old/images/a.jpg/", None, "the source ends in `/`, so it is not an object"),
     ],
 )  # fmt: skip
 def test_roots(tmp_path: Path, source: str, key: str | None, message: str | None) -> None:
-    """s3:// and file:// sources are taken literally, only under a root, and keyed by what follows it."""
+    """s3:// and file:// sources are literal and must be under a root; the rest after the root is the key."""
     roots = ["s3://old/images", "s3://old/images/deep/", "file:///srv/images/"]
     row = rows_of(tmp_path, {"source": [source]}, roots=roots)[0]
     assert (row["key"], row["message"]) == (key, message)
 
 
 def test_key_order(tmp_path: Path) -> None:
-    """A template wins over the row's key column, and that over the path of the URL."""
+    """A template has priority over the row's key column, and that over the path of the URL."""
     values: dict[str, list[str | None]] = {"source": [URL, URL], "key": ["//k/1.jpg", None], "id": ["1", "2"]}
     assert [row["key"] for row in rows_of(tmp_path, values)] == ["k/1.jpg", "x/y.jpg"]
     templated = rows_of(
@@ -152,7 +152,7 @@ def test_key_order(tmp_path: Path) -> None:
 
 
 def test_late_keys(tmp_path: Path) -> None:
-    """A late key keeps its late fields, and its other braces doubled."""
+    """A deferred key keeps its deferred fields; its other braces are doubled."""
     row = rows_of(tmp_path, {"source": [URL], "id": ["{1}"]}, key="{id}/{sha256}.{ext}")[0]
     assert (row["key"], row["deferred_key"], row["error_class"]) == ("{{1}}/{sha256}.{ext}", True, None)
 
@@ -172,13 +172,13 @@ def test_late_keys(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_bad_key(tmp_path: Path, values: dict[str, list[str | None]], options: dict[str, Any], message: str) -> None:
-    """A row whose key cannot be used stays, as bad_key, with the reason."""
+    """A row with an unusable key stays, as bad_key, with the reason."""
     row = rows_of(tmp_path, {"source": [URL], **values}, **options)[0]
     assert (row["error_class"], row["message"]) == ("bad_key", message)
 
 
 def test_source_url(tmp_path: Path) -> None:
-    """IDs become encoded addresses; a source that is an address already stays; a missing ID is named."""
+    """IDs become encoded addresses; a source that is a URL stays; the message names a missing ID."""
     values: dict[str, list[str | None]] = {"source": [None, "s/2", URL, None], "id": ["a b/1", None, "3", None]}
     rows = rows_of(tmp_path, values, url="https://h.example/{id}.jpg")
     assert [row["source"] for row in rows] == ["https://h.example/a%20b/1.jpg", "https://h.example/s/2.jpg", URL, None]
@@ -210,7 +210,7 @@ def b64(digest: str) -> str:
     ],
 )
 def test_values(tmp_path: Path, role: str, text: str, value: object) -> None:
-    """Digests become lower-case hex, sizes numbers; what is only carried stays as it is."""
+    """Digests become lower-case hex, sizes numbers; other values stay as they are."""
     row = row_of(tmp_path, **{role: text})
     assert (row[role], row["error_class"]) == (value, None)
 
@@ -226,31 +226,35 @@ def test_values(tmp_path: Path, role: str, text: str, value: object) -> None:
         ("size", "-1", "size `-1` is not a whole number of bytes"),
         ("size", "9" * 19, f"size `{'9' * 19}` is not a whole number of bytes"),
         ("size", "٣", "size `٣` is not a whole number of bytes"),
-        ("content_type", "image/jpeg\r\nX: y", "content_type `image/jpeg\\r\\nX: y` is no media type (image/jpeg)"),
-        ("content_type", "jpeg", "content_type `jpeg` is no media type (image/jpeg)"),
+        (
+            "content_type",
+            "image/jpeg\r\nX: y",
+            "content_type `image/jpeg\\r\\nX: y` is not a media type such as image/jpeg",
+        ),
+        ("content_type", "jpeg", "content_type `jpeg` is not a media type such as image/jpeg"),
     ],
 )
 def test_bad_values(tmp_path: Path, role: str, text: str, message: str) -> None:
-    """A digest, size or media type that cannot be read is a problem of its row, never ignored."""
+    """An invalid digest, size or media type is a problem of its row, never ignored."""
     row = row_of(tmp_path, **{role: text})
     assert (row["error_class"], row["message"], row[role]) == ("bad_line", message, None)
 
 
 def test_reading_digests() -> None:
-    """Digests are hex or base64 of the exact length, and nothing that only looks like it."""
+    """Digests are hex or base64 of the exact length; similar texts are refused."""
     assert read_digest(f"{MD5[:16]} {MD5[17:]}", 16) is None
     assert read_digest(b64(MD5).rstrip("="), 16) is None
     assert read_size("1_000") is None
 
 
 def test_bad_lines_stay(tmp_path: Path) -> None:
-    """A line that could not be read is a row with the reader's reason."""
+    """A bad line is a row with the reader's reason."""
     row = rows_of(tmp_path, {"source": [None, URL]}, problems={0: "line 2: longer than 1 MiB"})[0]
     assert (row["error_class"], row["message"], row["source"]) == ("bad_line", "line 2: longer than 1 MiB", None)
 
 
 def test_row_ids() -> None:
-    """IDs tell apart where parts begin and end, and what is empty from what is missing."""
+    """IDs differ if parts begin or end elsewhere, and if a part is empty or missing."""
     tuples = [
         ("a", "b", "c"),
         ("ab", "", "c"),
@@ -270,7 +274,7 @@ def test_row_ids() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 100, 150_000])
 def test_repeated_rows(tmp_path: Path, rows: int) -> None:
-    """Equal rows are numbered in order over the whole list; the IDs do not depend on how it was read."""
+    """Duplicate rows are numbered in order over the complete manifest; the IDs do not depend on the batches."""
     rng = random.Random(rows)
     ids = [str(rng.randrange(max(1, rows // 2))) for _ in range(rows)]
     batches = [
@@ -295,7 +299,7 @@ def test_repeated_rows(tmp_path: Path, rows: int) -> None:
     assert table.column("row_id").to_pylist() == expected
     assert len(set(expected)) == rows
     assert table.column("id").to_pylist() == ids
-    assert result.repeated == rows - len(seen)
+    assert result.duplicates == rows - len(seen)
 
 
 def test_numbering_spills(tmp_path: Path) -> None:
@@ -308,8 +312,8 @@ def test_numbering_spills(tmp_path: Path) -> None:
         f"COPY (SELECT n + 1 AS row_no, sha256((n % {rows // 2})::VARCHAR) AS row_id FROM range({rows}) numbers(n)) "
         f"TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE {ROW_GROUP})"
     )
-    con.execute(_REPEATED, [str(path)])
-    found = con.execute("SELECT count(*), min(row_no), max(row_no), min(n), max(n) FROM repeated").fetchall()
+    con.execute(_FIND_DUPLICATES, [str(path)])
+    found = con.execute("SELECT count(*), min(row_no), max(row_no), min(n), max(n) FROM duplicates").fetchall()
     assert found == [(rows // 2, rows // 2 + 1, rows, 1, 1)]
 
 
@@ -336,7 +340,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
-    """A list that breaks in the middle leaves no file that could be taken for a whole one."""
+    """A manifest that is invalid in the middle leaves no file that looks complete."""
     path = tmp_path / "a.csv"
     path.write_text(f"url\n{URL}\n" * 2 + "a,b\n")
     manifest = open_manifest(path, "a.csv", Columns())

@@ -1,4 +1,4 @@
-"""Lists in every format read back as they were written; lists that cannot be used say why."""
+"""Manifests in every format read back as they were written."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def refused(path: Path, columns: Columns | None = None, **more: object) -> str:
     return str(caught.value)
 
 
-# XML, which workbooks are made of, cannot hold control characters, and _x0041_ is an escape in it.
+# The XML of workbooks cannot contain control characters, and _x0041_ is an escape in it.
 text = st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="_\ufffe\uffff"), max_size=12)
 cells = st.lists(st.tuples(text.map(lambda t: "https://h/" + t), text, text), min_size=1, max_size=30)
 
 
 def write(path: Path, rows: list[tuple[str, str, str]]) -> None:
-    """The rows in the format that the path's ending names."""
+    """Writes the rows in the format of the path's extension."""
     header = ("url", "sku", "title")
     if path.suffix == ".parquet":
         pq.write_table(pa.table({name: [row[at] for row in rows] for at, name in enumerate(header)}), path)
@@ -93,7 +93,7 @@ def test_round_trip(ending: str, tmp_path_factory: pytest.TempPathFactory) -> No
     """Any rows written in any format read back the same, in order, with rows numbered from 1."""
     folder = tmp_path_factory.mktemp("lists")
 
-    @settings(max_examples=10 if ending == "xlsx" else 40, deadline=None)  # a workbook takes a process
+    @settings(max_examples=10 if ending == "xlsx" else 40, deadline=None)  # each workbook starts a process
     @given(cells)
     def check(rows: list[tuple[str, str, str]]) -> None:
         path = folder / f"list.{ending}"
@@ -102,7 +102,7 @@ def test_round_trip(ending: str, tmp_path_factory: pytest.TempPathFactory) -> No
         assert manifest.recognised == {"source": "url", "id": "sku"}
         for at, name in enumerate(("source", "id", "title")):
             found, due = column(manifest, name), [row[at] or None for row in rows]
-            if ending == "xlsx":  # a cell of nothing but blanks is an empty cell
+            if ending == "xlsx":  # a cell of nothing but white space is an empty cell
                 found, due = ([value if value and value.strip() else None for value in side] for side in (found, due))
             assert found == due
         assert row_numbers(manifest) == list(range(1, len(rows) + 1))
@@ -128,9 +128,9 @@ def test_csv_any_text(
     everything: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """Quotes, delimiters, line breaks and control characters inside fields survive, whatever the dialect."""
+    """Quotes, delimiters, line breaks and control characters inside fields are read in every dialect."""
     out = io.StringIO(newline="")
-    # Python's writer leaves a bare carriage return unquoted when lines end in "\n" alone, which no reader can tell.
+    # If lines end in "\n", Python's writer does not quote a bare carriage return, which no reader can interpret.
     quote_all = everything or end == "\n"
     quoting: Literal[0, 1] = csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL
     csv.writer(out, delimiter=delimiter, lineterminator=end, quoting=quoting).writerows([("url", "sku", "x"), *rows])
@@ -140,14 +140,14 @@ def test_csv_any_text(
 
 
 def test_csv_line_numbers(tmp_path: Path) -> None:
-    """Each row knows the line where it begins, with quoted line breaks and blank lines before it."""
+    """Each row has the line where it begins, after quoted line breaks and blank lines."""
     path = put(tmp_path, "a.csv", f'\nurl,t\n{URL},"a\nb"\n\n{URL},c\n')
     found = [number for batch in opened(path, needed=["t"]).batches() for number in batch.line_no or ()]
     assert found == [3, 6]
 
 
 def test_csv_blocks(tmp_path: Path) -> None:
-    """Records that lie across the reader's blocks are whole, at the right lines."""
+    """Records across the reader's blocks are complete and have the right lines."""
     value = "x\n" * 200_000
     path = put(
         tmp_path, "a.csv", f'url,t\n{URL},1\n{URL},"{value}"\n' + f"{URL},2\n" * 30_000 + f'{URL},"{value}"\n{URL},3'
@@ -159,14 +159,14 @@ def test_csv_blocks(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
 def test_encodings(tmp_path: Path, encoding: str) -> None:
-    """UTF-8 with or without a mark and UTF-16 with one read alike."""
+    """UTF-8 with or without a byte order mark, and UTF-16 with one, are read."""
     path = put(tmp_path, "a.csv", f"url,sku\n{URL},Ä日😀\n".encode(encoding))
     assert column(opened(path), "id") == ["Ä日😀"]
     assert opened(path).recognised == {"source": "url", "id": "sku"}
 
 
 def test_excel_dialect(tmp_path: Path) -> None:
-    """Excel's `sep=;` line is no header."""
+    """Excel's `sep=;` line is not the header."""
     assert column(opened(put(tmp_path, "a.csv", f"sep=;\r\nurl;sku\r\n{URL};a,b\r\n")), "id") == ["a,b"]
 
 
@@ -182,20 +182,20 @@ def test_excel_dialect(tmp_path: Path) -> None:
     ],
 )
 def test_usual_names(tmp_path: Path, header: str, recognised: dict[str, str]) -> None:
-    """Columns are recognised by their usual names, whatever the case and the spaces."""
+    """Columns are recognised by their usual names, without case, spaces, `_` and `-`."""
     path = put(tmp_path, "a.csv", header + "\n" + "1," * header.count(",") + "1\n")
     assert opened(path).recognised == recognised
 
 
 def test_named_columns(tmp_path: Path) -> None:
-    """A column that the job names wins, and is not taken for another role as well."""
+    """A column that the job names has priority, and gets no other role."""
     path = put(tmp_path, "a.csv", f"url,sku,photo\n{URL},s,https://b/\n")
     manifest = opened(path, Columns(source="photo", id="url"))
     assert manifest.recognised == {"source": "photo", "id": "url"}
 
 
 def test_bare_lists(tmp_path: Path) -> None:
-    """Lines with `://` are sources and others IDs: in a .txt, and in a .csv of one column without a header."""
+    """Lines with `://` are sources, others IDs, in a .txt and in a .csv of one column without a header."""
     for name in ("a.txt", "a.csv", "a.txt.gz"):
         data = f"{URL}\n\n  \n4711\r\n".encode()
         path = put(tmp_path, name, gzip.compress(data) if name.endswith("gz") else data)
@@ -208,14 +208,14 @@ def test_bare_lists(tmp_path: Path) -> None:
 
 
 def test_ids_with_template(tmp_path: Path) -> None:
-    """A list of IDs needs no source column when source.url builds the address."""
+    """A manifest of IDs needs no source column if source.url builds the address."""
     manifest = opened(put(tmp_path, "a.csv", "sku,shop\n1,x\n"), url_template="https://{shop}.example/{id}.jpg")
     assert manifest.recognised == {"id": "sku"}
     assert column(manifest, "shop") == ["x"]
 
 
 def test_typed_cells(tmp_path: Path) -> None:
-    """Numbers, dates and empty cells of typed formats become the text that a CSV would hold."""
+    """Numbers, dates and empty cells of typed formats become the text that a CSV would have."""
     pq.write_table(
         pa.table(
             {"url": [URL, None], "size": [12.0, None], "sku": [10**15, 2], "t": pa.array([0, None], pa.timestamp("s"))}
@@ -237,12 +237,3 @@ def test_typed_cells(tmp_path: Path) -> None:
     manifest = opened(path, needed=["x"])
     assert (column(manifest, "id"), column(manifest, "size")) == (["1.50", None], ["1e400", None])
     assert column(manifest, "x") == ["true", None]
-
-
-def test_arrow_form(tmp_path: Path) -> None:
-    """A batch as Arrow has row and line numbers, text columns and problems."""
-    path = put(tmp_path, "a.csv", f"url\n{URL}\na,b\n")
-    batch = next(opened(path, bad_lines="skip").batches()).to_arrow()
-    assert batch.schema.names == ["row_no", "line_no", "source", "problem"]
-    assert batch.column("source").to_pylist() == [URL, None]
-    assert batch.column("line_no").to_pylist() == [2, 3]

@@ -54,7 +54,7 @@ def test_a_link_to_a_folder_elsewhere_is_an_error(old: Path, state: DirectorySta
     (old.parent / "disk2").mkdir()
     (old.parent / "disk2" / "b.jpg").write_bytes(IMAGE)
     (old / "2020").symlink_to(old.parent / "disk2")
-    with pytest.raises(UserError, match=r"old/2020/ is a link to a folder outside .*`exclude: \['2020/\*'\]`"):
+    with pytest.raises(UserError, match=r"old/2020/ is a link to a directory outside .*`exclude: \['2020/\*'\]`"):
         plan(job_of(old), state)
     assert plan(job_of(old, exclude=["2020/*"]), state).rows == 1
 

@@ -18,8 +18,7 @@ from tests.support.nights import World
 pytestmark = pytest.mark.matrix
 
 JXL, JP2, PSB = (
-    f"only its length was checked: Ferry knows {name} by its signature alone"
-    for name in ("JPEG XL", "JPEG 2000", "PSB")
+    f"only its length was checked: Ferry knows {name} only by its signature" for name in ("JPEG XL", "JPEG 2000", "PSB")
 )
 HEIC = "its structure was checked, its pixels were not: Ferry has no decoder for HEIC"
 BODIES = {"a.jpg": "jpeg", "b.jxl": "jxl code stream", "c.heic": "heic", "d.jp2": "jp2", "e.bin": "psb"}
