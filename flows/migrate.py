@@ -16,7 +16,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from ferry.core import Fatal, FerryError, LeaseHeld, Stopped, UserError, limit_arrow_memory
 
-limit_arrow_memory()  # before the imports that load Arrow
+limit_arrow_memory(with_numpy=True)  # before the imports that load Arrow
 
 from ferry.job import Job
 from flows.running import concurrency_slot, prefect_state, signals

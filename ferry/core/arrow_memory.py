@@ -6,19 +6,21 @@ import os
 import sys
 
 
-def limit_arrow_memory() -> None:
+def limit_arrow_memory(*, with_numpy: bool = False) -> None:
     """Load Arrow with the system's allocator and without NumPy and pandas, which Ferry does not need.
 
     Saves 40 MB after one small file (99 instead of 139, pyarrow 26), and more with each thread that writes files, since
     Arrow's own allocator keeps a heap for each. pyarrow imports NumPy if it is there, and pandas for its first array,
-    to recognise their types. Both can be imported later, but Arrow does not convert to NumPy's arrays.
+    to recognise their types. Both can be imported later, but without NumPy Arrow does not convert to its arrays:
+    ``with_numpy`` is for a process that may run other code than Ferry's.
 
     Call it before anything imports pyarrow; does nothing after that.
     """
     if "pyarrow" in sys.modules:
         return
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # read when Arrow is loaded
-    hidden = [name for name in ("numpy", "pandas") if name not in sys.modules]
+    unwanted = ("pandas",) if with_numpy else ("numpy", "pandas")
+    hidden = [name for name in unwanted if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: `import` of the name fails
     try:
         import pyarrow as pa

@@ -99,7 +99,7 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
             (schedule,) = found.schedules
             client.update_deployment_schedule(found.id, schedule.id, active=on)
 
-    off = ("unchanged", "none: its schedule is off")
+    off = ("unchanged", "none: the deployment's schedule is off")
     none = {f"{name} did not complete in time": off for name in ("migrate/prod", "migrate/nightly", "verify/weekly")}
     assert fate(*telling, "--expect-every", "26h") == none
     switch(on=True)
