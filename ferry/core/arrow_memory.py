@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import os
 import sys
 
@@ -19,14 +20,23 @@ def limit_arrow_memory(*, with_numpy: bool = False) -> None:
     if "pyarrow" in sys.modules:
         return
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")  # read when Arrow is loaded
-    unwanted = ("pandas",) if with_numpy else ("numpy", "pandas")
-    hidden = [name for name in unwanted if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: `import` of the name fails
+    hidden = _Hidden({"pandas"} if with_numpy else {"numpy", "pandas"})
+    sys.meta_path.insert(0, hidden)
     try:
         import pyarrow as pa
         import pyarrow.parquet
 
         pa.array([0])
     finally:
-        for name in hidden:
-            del sys.modules[name]
+        sys.meta_path.remove(hidden)
+
+
+class _Hidden(importlib.abc.MetaPathFinder):
+    """Has the import of some modules fail, if they are not loaded yet."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname in self._names:
+            raise ModuleNotFoundError(f"{fullname} is not needed here", name=fullname)

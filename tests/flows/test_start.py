@@ -39,6 +39,16 @@ def test_limit_arrow_memory() -> None:
     assert int(limited_kb) < int(peak_kb) - 20_000
 
 
+def test_a_process_with_other_code_keeps_numpy_for_arrow() -> None:
+    """A program that imports the flow can convert Arrow's arrays; pandas is not loaded by that."""
+    code = (
+        "import flows.migrate, sys, pyarrow as pa; print('pandas' in sys.modules, pa.array([1]).to_numpy().sum(), "
+        "pa.table({'a': [1]}).to_pandas()['a'].sum())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.stdout.split(), ended.stderr) == (["False", "1", "1"], "")
+
+
 def _arrow(how: str) -> list[str]:
     environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
     command = [sys.executable, "-c", ARROW, how]
