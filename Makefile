@@ -26,7 +26,7 @@ demo: .venv/.installed-demo
 
 # Linters and types run beside the tests, most of which wait; what they print is shown where they fail, so that pytest
 # has the last word. (`set -m`: a job of the background would ignore SIGINT.)
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadgroup
+PYTEST = $(BIN)/python -m pytest -n 3
 test: .venv/.installed-dev
 	@mkdir -p .bench; set -m; $(MAKE) --no-print-directory check >.bench/check.log 2>&1 & beside=$$!; set +m; \
 	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
@@ -54,7 +54,7 @@ test-prefect: .venv-prefect/.installed
 # Branch coverage of both tiers, child processes included, and the ten files with the most lines that no test reaches.
 coverage: .venv/.installed-dev postgresql
 	@$(BIN)/coverage erase
-	@FERRY_COVERAGE=1 $(BIN)/coverage run -m pytest -n 3 --dist loadgroup tests || true
+	@FERRY_COVERAGE=1 $(BIN)/coverage run -m pytest -n 3 tests || true
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report --sort=miss
 
 # What `make test` tries a few times of, tried in full; prints a table.

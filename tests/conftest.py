@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import secrets
@@ -13,11 +14,12 @@ from typing import Any
 
 import pyarrow  # noqa: F401 - whole, before Ferry loads it without NumPy: tests read its files with pandas
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from demo.origin import Origin
 from demo.s3 import S3Server
 from flows.server.local import LocalServer
-from tests.flows.project import Cli, Prefect, Project, processes_with
+from tests.flows.project import ROOT, Cli, Prefect, Project, processes_with
 from tests.support.servers import Address, SharedS3
 
 _S3 = pytest.StashKey[SharedS3]()
@@ -97,10 +99,28 @@ def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
             os.kill(int(line.partition(":")[0]), signal.SIGKILL)
 
 
+class ModuleScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Tests of a module with fixtures of its own stay in one process, which makes these once; others go anywhere."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return path if has_module_fixtures(path) else nodeid
+
+
+@functools.cache
+def has_module_fixtures(path: str) -> bool:
+    return 'scope="module"' in (ROOT / path).read_text()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ModuleScheduling:
+    return ModuleScheduling(config, log)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of a matrix only the first case is not slow. Modules with marks are first: a long test that begins last keeps a
-    core waiting. Tests that share a fixture of their module stay in one process, which makes that fixture once."""
+    core waiting."""
     items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))
     begun: set[str] = set()
     for item in items:
@@ -108,9 +128,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if test in begun and item.get_closest_marker("matrix"):
             item.add_marker(pytest.mark.slow)
         begun.add(test)
-        fixtures = item._fixtureinfo.name2fixturedefs.values() if isinstance(item, pytest.Function) else ()
-        if any(one.scope == "module" for found in fixtures for one in found):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_collection_finish() -> None:
