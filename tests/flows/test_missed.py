@@ -119,7 +119,10 @@ def test_made_where_a_schedule_is_on(cli: Cli, client: SyncPrefectClient, webhoo
     }
     assert within == {nightly: 26 * HOUR, weekly: 8 * DAY}
     switch(on=False)
-    assert fate() == {nightly: ("removed", "its schedule is off"), weekly: ("removed", "its schedule is off")}
+    assert fate() == {
+        nightly: ("removed", "the deployment's schedule is off"),
+        weekly: ("removed", "the deployment's schedule is off"),
+    }
     assert fate() == {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import secrets
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -46,8 +47,9 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(cli: Cli, s3: S3Server, prefect_api: Prefect, tmp_path_factory: pytest.TempPathFactory) -> Seen:
-    s3.make_bucket("page")
-    project, port = Project(tmp_path_factory.mktemp("page"), cli, "page"), free_port()
+    bucket = f"page-{secrets.token_hex(6)}"
+    s3.make_bucket(bucket)
+    project, port = Project(tmp_path_factory.mktemp("page"), cli, bucket), free_port()
     with Origin() as origin:
         rows, _ = serve(origin, GOOD)
         rows += [{"sku": f"gone-{n}", "url": origin.url(f"/gone/{n}.jpg")} for n in range(BAD)]
