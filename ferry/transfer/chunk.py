@@ -5,45 +5,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-
-import pyarrow as pa
 
 from ferry.core import (
     Again,
     ChunkIncomplete,
-    Confirmed,
-    Damaged,
     ErrorClass,
     Fatal,
-    KnownCopy,
     ObjectError,
     Outcome,
-    Revalidate,
     Status,
     TransferResult,
     backoff_s,
     redact,
 )
 from ferry.http import from_origin
-from ferry.ratelimit import PausedTooLong, Permit, host_of
+from ferry.ratelimit import PausedTooLong, Permit
 from ferry.state import (
     DAMAGE_ADVICE,
     ChunkRef,
-    State,
     append_outcomes,
     concat,
     manifest_digest_of,
     read_table,
-    rows_of,
     to_bytes,
     verified_path,
     write_outcomes,
 )
-from ferry.storage import ObjectInfo
 from ferry.transfer.chunk_queue import ChunkQueue, PendingRow
+from ferry.transfer.chunk_rows import ChunkRows, Hints, read_chunk, with_known_copy
 from ferry.transfer.dispatcher import HostQueue
 from ferry.transfer.retry import Next, next_step
 from ferry.transfer.runtime import ChunkProgress, Runtime
@@ -63,81 +55,6 @@ class ChunkResult:
     bytes: int
     seconds: float
     outcomes: str  # name of the outcomes file; "" if earlier runs had done all rows
-
-
-class ChunkRows:
-    """The rows of a chunk that are to do, read from its table in slices."""
-
-    def __init__(self, table: pa.Table, done: Set[str], recorded: Set[str]) -> None:
-        """``done`` are the IDs of rows that the plan knows as done, ``recorded`` those that this process has done."""
-        self._table = table
-        self._done = done
-        self._recorded = recorded
-        self._at = 0
-
-    @property
-    def unread(self) -> int:
-        return len(self._table) - self._at
-
-    def take(self, count: int) -> list[PendingRow] | None:
-        """Returns the rows to do among the next ``count`` rows, or None at the end."""
-        if not self.unread:
-            return None
-        rows = rows_of(self._table.slice(self._at, count))
-        self._at += len(rows)
-        to_do = [row for row in rows if row.row_id not in self._done and row.row_id not in self._recorded]
-        return [PendingRow(row, host_of(row.source)) for row in to_do]
-
-
-ADVICE = "Run the job again: the next plan writes its rows to new chunks"
-
-
-@dataclass(frozen=True, slots=True)
-class Hints:
-    """What the plan knows of a chunk's rows, by row ID."""
-
-    found: dict[str, ObjectInfo] = field(default_factory=dict)  # existing objects at the destination
-    known: dict[str, KnownCopy] = field(default_factory=dict)  # copies that are to be rechecked
-    done: set[str] = field(default_factory=set)  # rows that need no further work
-
-
-def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
-    """Returns the rows of a chunk, and what the plan knows of them. Raises Damaged."""
-    table, hints = _table(state, ref.uri), Hints()
-    if not ref.hints:
-        return table, hints
-    keys = dict(zip(table.column("row_id").to_pylist(), table.column("key").to_pylist(), strict=True))
-    for hint in _table(state, ref.hints).to_pylist():
-        row_id = hint["row_id"]
-        if hint["done"]:
-            hints.done.add(row_id)
-            continue
-        if hint["dest_size"] is not None:
-            hints.found[row_id] = ObjectInfo(keys[row_id], hint["dest_size"], hint["dest_etag"], None)
-        if hint["revalidate"] is not None:
-            hints.known[row_id] = KnownCopy(
-                Revalidate(hint["revalidate"]), hint["key"], hint["size"], hint["md5"], hint["sha256"],
-                hint["content_type"], hint["etag"], hint["last_modified"], hint["known_etag"], hint["bytes_read_at"],
-                Confirmed(hint["confirmed"]) if hint.get("confirmed") else None,
-            )  # fmt: skip
-    return table, hints
-
-
-def _table(state: State, name: str) -> pa.Table:
-    try:
-        return read_table(verified_path(state, name, ADVICE))
-    except FileNotFoundError:
-        raise Damaged(f"state file {name} is missing. {ADVICE}") from None
-
-
-def with_known_copy(outcome: Outcome, known: KnownCopy) -> Outcome:
-    """Returns the outcome of a failed recheck with the facts of the copy, which has not changed."""
-    return outcome._replace(
-        key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
-        source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
-        bytes_read_at=known.bytes_read_at, confirmed=known.confirmed,
-        message=f"{outcome.message}; the earlier copy is still at the destination",
-    )  # fmt: skip
 
 
 class ChunkRun:

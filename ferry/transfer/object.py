@@ -26,13 +26,13 @@ from ferry.http import NotModified, Origin
 from ferry.images import Kind as ImageKind
 from ferry.images import is_quick, kind_of_type
 from ferry.job import Checks, OnExisting, finish_key
-from ferry.ratelimit import DESTINATION, Limiter, Permit, record_failure
-from ferry.storage import AlreadyThere, Confirmation, NotPlain, ObjectInfo, Store, md5_of_etag
+from ferry.ratelimit import Limiter, Permit
+from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
-from ferry.transfer.destination_outage import Kind, Outage
+from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch, Sources
-from ferry.transfer.stall import TURN, Waits
+from ferry.transfer.stall import Waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,6 @@ CHECKED_BY_BODY = {
     Revalidate.HEAD_SIZE: Checked.SIZE,
     Revalidate.GET: Checked.BODY,
 }
-DESTINATION_PERMIT = "a permit for the destination"
 GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # they must not replace a key that was written since the plan
 KEY_EXISTS = "the destination already has this key (on_existing: skip)"
 
@@ -107,16 +106,13 @@ class ObjectTransfer:
     ) -> None:
         """``may_write`` raises Fatal once another run may be working on this job's rows."""
         self._sources = Sources(origin, roots, options.max_bytes)
-        self._destination = destination
-        self._limiter = limiter
         self._options = options
         self._checkers = checkers
-        self._may_write = may_write
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unconfirmed = UnconfirmedUploads()
         self._attributes = {name: value for name, value in options.attributes.items() if value}
-        self._outage = Outage(time.monotonic)
         self.waits = Waits()
+        self._destination = Destination(destination, limiter, may_write, self.waits)
 
     async def transfer(
         self,
@@ -140,9 +136,8 @@ class ObjectTransfer:
             return await self._recheck(row, known, permit)
         policy = self._policy(row, row.key)
         if check_existing and not row.deferred_key and policy is not OnExisting.OVERWRITE:
-            self.waits.on(DESTINATION_PERMIT)
-            async with self._limiter.host(DESTINATION).slot():
-                found = await self._head(row.key)
+            async with self._destination.permit():
+                found = await self._destination.head(row.key)
         step = before_fetch(policy, row, found)
         if step != "fetch" and not self.unconfirmed.may_have_arrived(row, row.key):
             assert found is not None
@@ -197,24 +192,18 @@ class ObjectTransfer:
             return None
         for root, store in self._sources.roots:
             if row.source.startswith(root):
-                return (store, row.source[len(root) :]) if self._destination.can_copy_from(store) else None
+                return (store, row.source[len(root) :]) if self._destination.store.can_copy_from(store) else None
         return None
 
     async def _copy_on_server(self, row: Row, source: tuple[Store, str], permit: Permit) -> TransferResult:
         """Lets the server copy the object. Raises NotPlain if it does not copy, or the copy has other bytes."""
         assert row.size is not None
         assert row.etag is not None
-        limit = self._limiter.host(DESTINATION)
         started = time.monotonic()
-        self.waits.on(DESTINATION_PERMIT)
-        async with limit.slot():
-            await self._may_write()
-            self.waits.on("the destination's response to a copy")
+        async with self._destination.permit():
+            await self._destination.check_lease()
             self.unconfirmed.note_sent(row, row.key)
-            with self._report_to_destination(row.key, "write"):
-                how, etag = await self._destination.copy_from(
-                    *source, row.key, size=row.size, etag=row.etag, moved=self.waits.moved
-                )
+            how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
         self.unconfirmed.forget(row)
         permit.succeeded(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
@@ -244,8 +233,7 @@ class ObjectTransfer:
         attributes = {**fetch.attributes, **self._attributes} if fetch.attributes else self._attributes.copy()
         if result.content_type:
             attributes["Content-Type"] = result.content_type
-        self.waits.on(DESTINATION_PERMIT)
-        async with self._limiter.host(DESTINATION).slot():
+        async with self._destination.permit():
             permit.release()
             return await self._write(row, result, body, attributes, found, policy, kind)
 
@@ -267,7 +255,7 @@ class ObjectTransfer:
         async with self._key_locks.setdefault(result.key, asyncio.Lock()):
             policy = self._policy(row, result.key)
             if policy is not OnExisting.OVERWRITE:
-                found = await self._head(result.key)
+                found = await self._destination.head(result.key)
             return await self._store_and_remember(row, result, body, attributes, found, policy)
 
     async def _store_and_remember(
@@ -310,7 +298,9 @@ class ObjectTransfer:
             return result
         create = policy in GUARDED  # a conditional PUT, in case the key was written since the plan
         try:
-            result.confirmed, result.dest_etag = await self._put(result.key, body, attributes, create)
+            result.confirmed, result.dest_etag = await self._destination.put(
+                result.key, body, attributes, create=create
+            )
         except ObjectError as error:
             exists = error.error_class is ErrorClass.EXISTS
             may_be_this_upload = isinstance(error, AlreadyThere) and error.maybe_ours
@@ -318,7 +308,7 @@ class ObjectTransfer:
                 self.unconfirmed.note_sent(row, result.key)
             if not exists:
                 raise
-            found = await self._head(result.key)
+            found = await self._destination.head(result.key)
             if found is None or not await self._keep_existing(result, body, found, policy):
                 raise
         return result
@@ -330,7 +320,7 @@ class ObjectTransfer:
         class `exists` if the policy is `fail` and the bytes differ.
         """
         try:
-            equal = await self._equal(result.key, body, found)
+            equal = await self._destination.equal(result.key, body, found)
         except ObjectError as error:
             if error.error_class is ErrorClass.NOT_FOUND:
                 return False
@@ -351,59 +341,6 @@ class ObjectTransfer:
             result.status, result.error_class = Status.SKIPPED, ErrorClass.EXISTS
             result.message = KEY_EXISTS
         return True
-
-    async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Confirmation:
-        """Uploads the object, and returns how the destination has confirmed it."""
-        limit = self._limiter.host(DESTINATION)
-        if delay_s := limit.charge(body.size):
-            self.waits.on(TURN)
-            await asyncio.sleep(delay_s)
-        await self._may_write()  # after a suspension another run may have written a newer object
-        self.waits.on("the destination's response to PUT")
-        with self._report_to_destination(key, "write"):
-            sent = await self._destination.put(key, body, attributes, create=create)
-            return await self._destination.confirm(key, body, sent)
-
-    async def _head(self, key: str) -> ObjectInfo | None:
-        """Returns the object under the key; the caller holds a permit of the destination."""
-        self.waits.on("the destination's response to HEAD")
-        with self._report_to_destination(key, "read"):
-            return await self._destination.head(key)
-
-    @contextlib.contextmanager
-    def _report_to_destination(self, key: str, kind: Kind) -> Iterator[None]:
-        """Reports the block's duration or error to the destination's limit, and marks the error as the destination's.
-
-        Raises Fatal when the destination has not responded for too long.
-        """
-        limit = self._limiter.host(DESTINATION)
-        started = time.monotonic()
-        try:
-            yield
-        except ObjectError as error:
-            record_failure(limit, error, time.monotonic() - started)
-            error.at_destination = True
-            if self._outage.failed(key, error, kind):
-                error.destination_unreachable = True
-                limit.rest(error.message)
-            raise
-        if kind == "write":
-            limit.ok(time.monotonic() - started)
-        self._outage.answered(kind)
-
-    async def _equal(self, key: str, body: Body, found: ObjectInfo) -> Confirmation | None:
-        """Compares the existing object with the body: by MD5 if its ETag is one, else by reading it.
-
-        Returns the proof that the bytes are equal, or None. The proof has the ETag of the object that was read, since a
-        directory's listing has none.
-        """
-        if found.size != body.size:
-            return None
-        if md5_of_etag(found.etag) == body.md5:
-            return Confirmation(Confirmed.DIGEST, found.etag)
-        with self._report_to_destination(key, "read"):
-            sha256, read = await self._destination.digest(key, max_bytes=found.size, moved=self.waits.moved)
-        return Confirmation(Confirmed.READ_BACK, read.etag) if sha256 == body.sha256 else None
 
     def _existing_result(self, step: Step, key: str, found: ObjectInfo) -> TransferResult:
         """Returns the result for an existing object that is kept without a download."""

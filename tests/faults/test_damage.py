@@ -16,7 +16,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.state import checksums, lease, ledger
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import set_plan_aside
-from ferry.transfer.chunk import read_chunk
+from ferry.transfer.chunk_rows import read_chunk
 from tests.faults.amount import some
 from tests.support import helpers
 

@@ -26,7 +26,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.reconcile.verify import Verified, note_verified
 from ferry.state import ledger
 from ferry.state.plan_file import Planned, set_plan_aside
-from ferry.transfer.chunk import read_chunk
+from ferry.transfer.chunk_rows import read_chunk
 from tests.faults.amount import book, some
 from tests.support import helpers
 

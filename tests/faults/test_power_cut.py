@@ -19,7 +19,7 @@ from ferry.state import ledger
 from ferry.state.files import DirectoryState, State
 from ferry.state.plan_file import read_plan
 from ferry.transfer import chunk
-from ferry.transfer.chunk import read_chunk
+from ferry.transfer.chunk_rows import read_chunk
 from tests.faults.amount import each
 from tests.faults.disk import Disk, How
 from tests.support import helpers

@@ -34,7 +34,7 @@ from ferry.state.plan_file import (
     read_plan,
     set_plan_aside,
 )
-from ferry.transfer.chunk import read_chunk
+from ferry.transfer.chunk_rows import read_chunk
 from tests.support.helpers import (
     FAILED_404,
     FAILED_500,

@@ -304,7 +304,7 @@ def test_a_run_cleans_up_after_one_that_was_killed(origin: Origin, tmp_path: Pat
     assert files(root) == {"a/b.jpg": body}
     assert not (root / PARTS_DIRECTORY).exists()
     with helpers.engine(job, state, Access(), 2) as runtime:
-        directory = runtime.object_transfer._destination._directory
+        directory = runtime.object_transfer._destination.store._directory
         assert directory is not None
         mark = directory.folder._mark
     killed(root, mark)
