@@ -122,7 +122,8 @@ def test_the_three_queries_run(moment: str, tmp_path: Path) -> None:
     before = Path.cwd()
     os.chdir(tmp_path)
     try:
-        answers = [duckdb.connect().execute(query).fetchall() for query in queries]
+        with duckdb.connect() as con:
+            answers = [con.execute(query).fetchall() for query in queries]
     finally:
         os.chdir(before)
     assert sum(line[2] for line in answers[0]) == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -24,7 +23,6 @@ from ferry.core import (
     Fatal,
     FerryError,
     ObjectError,
-    UserError,
     disk_error,
     no_delay,
     to_disk,
@@ -36,35 +34,17 @@ from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.headers import media_type, printable_header
 from ferry.http.pool import Connections
 from ferry.http.read_body import Reader, stream_body
+from ferry.http.request_headers import conditions, header_block, request_headers
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Target, Targets
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_MODIFIED = 304
-_ETAG = re.compile(r'(?:W/)?"[!#-~]*"')
-_DATE = re.compile(r"[A-Z][a-z]{2}, \d\d [A-Z][a-z]{2} \d{4} \d\d:\d\d:\d\d GMT")
 _WHOLE = frozenset({200, 203})  # 203: a proxy changed something, but the object is complete
 _DRAIN_BYTES = 64 * 1024  # of an unused body, read so that its connection can be used again
 
 
-# Headers that would change the meaning of a GET, or the use of the connection.
-_NOT_FOR_JOBS = frozenset(
-    {
-        "connection",
-        "content-length",
-        "expect",
-        "if-range",
-        "keep-alive",
-        "range",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    }
-)
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 _NOT_LISTED = "; Ferry sent no secret headers, because `source.headers_for` does not list {}://{}:{}"
 
 
@@ -156,13 +136,13 @@ class Origin:
         self._total_s = options.total_s
         self._now = now
         self._loop = asyncio.get_running_loop()
-        self._headers = _request_headers(options.headers, options.user_agent)
+        self._headers = request_headers(options.headers, options.user_agent)
         self._recipients = Recipients(options.recipients)
-        self._block = _block(self._headers)
+        self._block = header_block(self._headers)
         self._open_headers = CIMultiDict(
             (name, value) for name, value in self._headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
         )
-        self._open_block = _block(self._open_headers)
+        self._open_block = header_block(self._open_headers)
         self._withholds = len(self._open_headers) < len(self._headers)
         self._resolver = FilteringResolver(address_filter, resolver, options.connect_s)
         self._connections = Connections(
@@ -191,7 +171,7 @@ class Origin:
 
         Malformed validators are not sent (RFC 9110 section 13).
         """
-        return await self._get(url, charge, _RequestSpec(conditions=_conditions(etag, last_modified)))
+        return await self._get(url, charge, _RequestSpec(conditions=conditions(etag, last_modified)))
 
     async def head(self, url: str) -> NotModified:
         """Return the metadata of the object. Raises as :meth:`get` does, also if the server does not support HEAD."""
@@ -275,7 +255,7 @@ class Origin:
         if target.authorization is not None:
             own = (self._headers if known else self._open_headers).copy()
             own["Authorization"] = target.authorization
-            block = _block(own)
+            block = header_block(own)
         deadline = state.started + self._total_s
         seen: set[URL] = set()
         while True:
@@ -361,42 +341,9 @@ class Origin:
             raise
 
 
-def _request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict[str]:
-    """Return the headers of a request. The job's User-Agent takes precedence; Accept-Encoding is always Ferry's."""
-    made: CIMultiDict[str] = CIMultiDict({"User-Agent": user_agent, "Accept": "*/*"})
-    for name, value in headers.items():
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise UserError(
-                f"source.headers: `{name}` cannot be sent: its name or value contains characters that HTTP forbids"
-            )
-        if name.lower() in _NOT_FOR_JOBS:
-            raise UserError(
-                f"source.headers: `{name}` cannot be set, because it changes what a request means. Remove it"
-            )
-        made[name] = value
-    made["Accept-Encoding"] = "identity"
-    return made
-
-
-def _conditions(etag: str | None, last_modified: str | None) -> bytes:
-    """Return the header lines for these validators, without malformed ones (RFC 9110 sections 5.6.7, 8.8.3)."""
-    lines = b""
-    if etag is not None and _ETAG.fullmatch(etag):
-        lines += b"If-None-Match: %s\r\n" % etag.encode()
-    if last_modified is not None and _DATE.fullmatch(last_modified):
-        lines += b"If-Modified-Since: %s\r\n" % last_modified.encode()
-    return lines
-
-
 def _authority(url: URL) -> str:
     """Return the value of Host, without a trailing dot of the name, which many servers do not recognise."""
     return url.raw_authority.rstrip(".").replace(".:", ":")
-
-
-def _block(headers: CIMultiDict[str]) -> bytes:
-    """Return the header lines with the empty line after them."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"{lines}\r\n".encode("utf-8", "surrogateescape")
 
 
 def _mapped(exc: Exception, state: _FetchState) -> ObjectError | Fatal:

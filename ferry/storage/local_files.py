@@ -14,7 +14,7 @@ import secrets
 import shutil
 import stat
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTSUP, EPERM, ESTALE, EXDEV
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from ferry.core import PARTS_DIRECTORY
+from ferry.storage.directory_sync import BatchedSync, Names, sync_fd, sync_folder
 
 WRITERS = 16  # files that are written and synced at a time
 MAX_SYNCED = 100_000
@@ -30,7 +31,6 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # opening a 
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_LINKS = {EPERM, ENOTSUP}  # from a file system without hard links (FAT)
 
-Names = tuple[str, ...]
 FoldedName = Literal["case", "form", "dots"]
 _FOLDING_PROBES: dict[FoldedName, tuple[str, str]] = {
     "case": ("a", "A"),
@@ -201,7 +201,7 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISREG(os.stat(names[-1], dir_fd=above, follow_symlinks=False).st_mode):
                     os.unlink(names[-1], dir_fd=above)
-                    _sync_fd(above)
+                    sync_fd(above)
         finally:
             os.close(above)
 
@@ -268,7 +268,7 @@ class Folder:
                 self.root.mkdir(parents=True, exist_ok=True)
                 for above in self.root.resolve().parents:  # this run or another may have created them just now
                     with contextlib.suppress(OSError):
-                        _sync_folder(above)
+                        sync_folder(above)
             self._fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, self._fd)
         return self._fd
@@ -314,26 +314,10 @@ class Folder:
                 deleted.add(folder)
                 continue
             try:
-                _sync_fd(fd)
+                sync_fd(fd)
             finally:
                 os.close(fd)
         return deleted
-
-
-def _sync_folder(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _sync_fd(fd)
-    finally:
-        os.close(fd)
-
-
-def _sync_fd(fd: int) -> None:
-    try:
-        os.fsync(fd)
-    except OSError as exc:
-        if exc.errno not in (EINVAL, ENOTSUP):  # some file systems cannot sync a directory (SMB, FUSE)
-            raise
 
 
 def rename_into_place(parts: int, temporary: str, below: int, name: str, *, create: bool) -> None:
@@ -379,26 +363,3 @@ def _refuse_existing(below: int, name: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.stat(name, dir_fd=below, follow_symlinks=False)
         raise FileExistsError(name)
-
-
-class BatchedSync:
-    """Batches calls: while one call of ``work`` runs, items for the next are collected. Belongs to one event loop."""
-
-    def __init__(self, work: Callable[[set[Names]], set[Names]], pool: ThreadPoolExecutor) -> None:
-        self._work = work
-        self._pool = pool
-        self._waiting: set[Names] = set()
-        self._pending: asyncio.Task[set[Names]] | None = None
-        self._lock: asyncio.Lock = asyncio.Lock()
-
-    async def __call__(self, items: set[Names]) -> set[Names]:
-        """Returns the result of a call of ``work`` that includes these items and began after this call."""
-        self._waiting |= items
-        if self._pending is None:
-            self._pending = asyncio.create_task(self._run())
-        return await asyncio.shield(self._pending)
-
-    async def _run(self) -> set[Names]:
-        async with self._lock:
-            items, self._waiting, self._pending = self._waiting, set(), None
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, items)

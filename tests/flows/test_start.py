@@ -15,28 +15,25 @@ from flows.server import api_address
 from flows.server.local import PREPARED, LocalServer
 
 ARROW = """
-import sys
+import io, sys
 from ferry.core import limit_arrow_memory
-if sys.argv[1] == "limited":
-    limit_arrow_memory()
-import pyarrow.parquet as pq
+limit_arrow_memory()
+import pyarrow as pa, pyarrow.parquet as pq
 from ferry.state.parquet import to_bytes
-import io, pyarrow as pa
 table = pa.table({"key": ["a", None], "size": [1, 2]})
 assert pq.ParquetFile(io.BytesIO(to_bytes(table))).read().to_pylist() == table.to_pylist()
 loaded = "numpy" in sys.modules, "pandas" in sys.modules
-with open("/proc/self/status") as status:
-    peak_kb = next(line for line in status if line.startswith("VmHWM")).split()[1]
 import numpy
-print(*loaded, numpy.zeros(1).sum(), pa.default_memory_pool().backend_name, peak_kb)
+print(*loaded, numpy.zeros(1).sum(), pa.default_memory_pool().backend_name)
 """
 
 
 def test_limit_arrow_memory() -> None:
-    """Arrow reads and writes without NumPy and pandas, in at least 20 MB less; NumPy can be imported later."""
-    (*loaded, limited_kb), (*_, peak_kb) = map(_arrow, ("limited", "as it is"))
-    assert loaded == ["False", "False", "0.0", "system"]
-    assert int(limited_kb) < int(peak_kb) - 20_000
+    """Arrow reads and writes without NumPy and pandas, with the system's allocator; NumPy can be imported later."""
+    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
+    command = [sys.executable, "-c", ARROW]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert (ended.returncode, ended.stdout.split(), ended.stderr) == (0, ["False", "False", "0.0", "system"], "")
 
 
 def test_a_process_with_other_code_keeps_numpy_for_arrow() -> None:
@@ -47,14 +44,6 @@ def test_a_process_with_other_code_keeps_numpy_for_arrow() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.stdout.split(), ended.stderr) == (["False", "1", "1"], "")
-
-
-def _arrow(how: str) -> list[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "ARROW_DEFAULT_MEMORY_POOL"}
-    command = [sys.executable, "-c", ARROW, how]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment)
-    assert ended.stderr == ""
-    return ended.stdout.split()
 
 
 def _environment_of(started: LocalServer) -> dict[str, str]:
