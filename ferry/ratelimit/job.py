@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from ferry.ratelimit.rate import TokenBucket
+from ferry.ratelimit.token_bucket import TokenBucket
 
 BYTES_AHEAD_S = 1.0  # no new request while the bytes read are this far ahead of bytes_per_s
 _SHORTEST_TIMER_S = 0.001

@@ -1,4 +1,4 @@
-"""Hosts of our own making on a clock of our own, driven through the real HostLimit. Nothing sleeps; all is seeded.
+"""Simulated hosts on a simulated clock, for the real HostLimit. Nothing sleeps, and all randomness is seeded.
 
 `python -m tests.support.simulated_hosts` prints the table of docs/explanation/concurrency.md.
 """
@@ -28,11 +28,11 @@ class Timer:
 
 
 class World:
-    """A clock and what is to happen, in order."""
+    """A clock and its timers."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.shift = 0.0  # what the clock shows too much
+        self.shift = 0.0  # the error of the clock
         self._queue: list[tuple[float, int, Timer]] = []
         self._count = 0
 
@@ -56,18 +56,18 @@ class World:
 
 @dataclass(slots=True)
 class Answer:
-    """What a host does with a request: an object, a refusal or nothing, after so many seconds."""
+    """A host's answer to a request, after so many seconds."""
 
     after_s: float
     kind: str = "ok"  # ok, refused, reset
     retry_after_s: float | None = None
 
 
-Host = Callable[[float], Answer]  # a request at this moment -> its answer
+Host = Callable[[float], Answer]  # the time of a request -> its answer
 
 
 def sizes(seed: int = 1) -> Callable[[], float]:
-    """Work of one object, 1.0 on average: sizes that differ by 10x and more (log-normal)."""
+    """Return the work of one object, 1.0 on average. Sizes differ by 10x and more (log-normal)."""
     rng = random.Random(seed)
     sigma = 0.6  # 95% within 0.26 .. 2.7
     return lambda: rng.lognormvariate(-sigma * sigma / 2, sigma)
@@ -75,7 +75,7 @@ def sizes(seed: int = 1) -> Callable[[], float]:
 
 @dataclass
 class Queue:
-    """A host that serves `per_s` requests a second one after the other, `base_s` away. More in flight only wait."""
+    """A host that serves `per_s` requests a second, one after the other, `base_s` away. More in flight only wait."""
 
     per_s: float
     base_s: float = 0.05
@@ -88,12 +88,12 @@ class Queue:
 
 
 @dataclass
-class Turns:
-    """A client's own loop beside a host 0.2 ms away: what is in flight together shares the cost of a turn."""
+class EventLoop:
+    """A client's event loop as the limit, 0.2 ms from the host. Requests in flight share the cost of a turn."""
 
     world: World
     per_s: float = 4000.0
-    shared: float = 0.4  # of an object's cost, when it is alone
+    shared: float = 0.4  # of the cost of an object that is alone in flight
     base_s: float = 0.0002
     work: Callable[[], float] = field(default_factory=sizes)
     busy: int = 0
@@ -112,8 +112,8 @@ class Turns:
 
 
 @dataclass
-class Allowance:
-    """A host that refuses what is more than `per_s` with a burst of `burst` (nginx: limit_req ... nodelay)."""
+class RateLimit:
+    """A host that refuses more than `per_s` with a burst of `burst` (nginx: limit_req ... nodelay)."""
 
     per_s: float
     burst: float = 20.0
@@ -133,7 +133,7 @@ class Allowance:
 
 
 @dataclass
-class Places:
+class ConnectionLimit:
     """A host that refuses more than `most` at a time (nginx: limit_conn)."""
 
     world: World
@@ -155,7 +155,7 @@ class Places:
 
 
 @dataclass
-class Thrashing:
+class Congested:
     """A host whose latency grows with the square of its load: beyond `best` at a time it delivers less."""
 
     world: World
@@ -175,8 +175,8 @@ class Thrashing:
 
 
 @dataclass
-class Stray:
-    """A host that refuses a share of all requests whatever their number, and has no other limit."""
+class RandomRefusals:
+    """A host that refuses a share of all requests at any rate, and has no other limit."""
 
     share: float
     base_s: float = 0.05
@@ -188,22 +188,22 @@ class Stray:
 
 
 @dataclass
-class Mortal:
-    """A host that is dead from one moment to another: connections are reset after 50 ms, or nothing answers for 5 s."""
+class Outage:
+    """A host that is down from one time to another: it resets connections after 50 ms, or does not answer for 5 s."""
 
     host: Host
-    dies_at: float
-    returns_at: float
+    down_at: float
+    up_at: float
     silent: bool = False
 
     def __call__(self, now: float) -> Answer:
-        if self.dies_at <= now < self.returns_at:
+        if self.down_at <= now < self.up_at:
             return Answer(5.0 if self.silent else 0.05, "reset")
         return self.host(now)
 
 
 class Run:
-    """A client with endless work for some hosts. It takes what it is given, and notes what becomes of it."""
+    """A client with endless work for some hosts, which takes each permit and records the results."""
 
     def __init__(
         self,
@@ -213,7 +213,7 @@ class Run:
         ceiling: int = 256,
         concurrency: int | None = None,
     ) -> None:
-        worlds = (host.world for host in hosts.values() if isinstance(host, Places | Thrashing | Turns))
+        worlds = (host.world for host in hosts.values() if isinstance(host, ConnectionLimit | Congested | EventLoop))
         self.world = next(worlds, World())
         self.limiter = Limiter(
             concurrency, ceiling, self.world.clock, limits=limits, call_later=self.world.call_later, max_pause_s=60.0
@@ -223,7 +223,7 @@ class Run:
         self.start = self.world.now
         self.ended: dict[str, list[tuple[float, str, float]]] = {name: [] for name in hosts}
         self.in_flight: dict[str, int] = dict.fromkeys(hosts, 0)
-        self.changes: dict[str, list[tuple[float, int]]] = {name: [] for name in hosts}  # of what is in flight
+        self.changes: dict[str, list[tuple[float, int]]] = {name: [] for name in hosts}  # of requests in flight
         for name in hosts:
             self.limiter.host(name).on_room = partial(self._pump, name)
         for name in hosts:
@@ -256,10 +256,10 @@ class Run:
         self.in_flight[name] += by
         self.changes[name].append((self.world.now - self.start, self.in_flight[name]))
 
-    # --- what came of it
+    # --- results
 
     def delivered(self, begin: float, end: float, name: str = "") -> float:
-        """Objects per second between two moments."""
+        """Return objects per second between two times."""
         return self._count("ok", begin, end, name) / (end - begin)
 
     def refused_share(self, begin: float, end: float, name: str = "") -> float:
@@ -275,7 +275,7 @@ class Run:
         return sum(1 for at, what, _ in self.ended[name or self.first] if what == kind and begin <= at < end)
 
     def converged_s(self, per_s: float, begin: float, end: float, share: float = 0.9, name: str = "") -> float:
-        """Seconds from `begin` until it delivers this share of what it could, and from then on does on average."""
+        """Return the seconds from `begin` until it delivers this share of `per_s`, for a second and to the end."""
         step = 0.25
         at = begin
         while at < end - 1:
@@ -288,16 +288,16 @@ class Run:
         return max(n for at, n in self.changes[name or self.first] if begin <= at < end)
 
     def mean_in_flight(self, begin: float, end: float, name: str = "") -> float:
-        """By Little's law, from what ended."""
+        """Return requests in flight, by Little's law."""
         found = [latency for at, _, latency in self.ended[name or self.first] if begin <= at < end]
         return sum(found) / (end - begin)
 
     def fewer_than_s(self, most: int, begin: float, end: float) -> float:
-        """Seconds from `begin` until no more than so many are in flight."""
+        """Return the seconds from `begin` until at most so many are in flight."""
         return next((at - begin for at, n in self.changes[self.first] if begin <= at < end and n <= most), math.inf)
 
     def reaches_s(self, n: int) -> float:
-        """Seconds until so many are in flight."""
+        """Return the seconds until so many are in flight."""
         return next((at for at, in_flight in self.changes[self.first] if in_flight >= n), math.inf)
 
 
@@ -306,21 +306,21 @@ HOST = "img.example"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a simulation shows; the columns of the table in docs/explanation/concurrency.md."""
+    """One row of the table in docs/explanation/concurrency.md."""
 
     what: str
     converged_s: float
-    share: float  # of what the host could deliver, once it has had time
-    refused: float  # share of requests, then
-    in_flight: str  # then, against what is needed
-    most: int  # in flight at any time
-    latency_ms: float  # mean, then
+    share: float  # of what the host can deliver; this field and the next ones for the time that is judged
+    refused: float  # share of requests
+    in_flight: str  # mean, and what is needed
+    most: int  # in flight at any time, from the beginning on
+    latency_ms: float  # mean
 
 
 def _measure(
     run: Run, what: str, per_s: float, needed: float, begin: float, end: float, quiet: float, *, share: float = 0.9
 ) -> Measured:
-    """From `begin` to `end`, the host being able to deliver `per_s`; judged from `quiet` on."""
+    """Measure from `begin` to `end` at a host that can deliver `per_s`, judged from `quiet` on."""
     in_flight = f"{run.mean_in_flight(quiet, end):.0f} of {needed:.0f}"
     return Measured(
         what, run.converged_s(per_s, begin, end, share), run.delivered(quiet, end) / per_s,
@@ -329,17 +329,17 @@ def _measure(
 
 
 @cache
-def endless(base_s: float) -> Measured:
-    run = Run({HOST: Queue(1e6, base_s)})
+def unlimited(base_s: float, seed: int = 1) -> Measured:
+    run = Run({HOST: Queue(1e6, base_s, sizes(seed))})
     run.run(6)
     what = f"no limit, {base_s * 1000:.0f} ms away, at most 256 in flight"
     return replace(_measure(run, what, 256 / base_s, 256, 0, 6, 2), converged_s=run.reaches_s(256))
 
 
 @cache
-def steps() -> tuple[Run, Measured, Measured, Measured]:
-    """Capacity 200/s, after 20 s 800/s, after 20 s more 100/s; 50 ms away."""
-    queue = Queue(200)
+def steps(seed: int = 1) -> tuple[Run, Measured, Measured, Measured]:
+    """Measure a host that serves 200/s, after 20 s 800/s, after another 20 s 100/s, 50 ms away."""
+    queue = Queue(200, work=sizes(seed))
     run = Run({HOST: queue})
     run.run(20)
     queue.per_s = 800
@@ -357,24 +357,24 @@ def steps() -> tuple[Run, Measured, Measured, Measured]:
 
 
 @cache
-def client_cap() -> Measured:
-    run = Run({HOST: Queue(1300)})
+def client_cap(seed: int = 1) -> Measured:
+    run = Run({HOST: Queue(1300, work=sizes(seed))})
     run.run(15)
     return _measure(run, "50 ms away; Ferry itself manages 1,300/s", 1300, 65, 0, 15, 5)
 
 
 @cache
-def turns() -> Measured:
+def event_loop(seed: int = 1) -> Measured:
     world = World()
-    run = Run({HOST: Turns(world)})
+    run = Run({HOST: EventLoop(world, work=sizes(seed))})
     run.run(60)
     return _measure(run, "0.2 ms away; Ferry itself manages 4,000/s, less with few in flight", 4000, 8, 0, 60, 10)
 
 
 @cache
-def thrashing(best: int) -> Measured:
+def congested(best: int, seed: int = 1) -> Measured:
     world = World()
-    run = Run({HOST: Thrashing(world, best)})
+    run = Run({HOST: Congested(world, best, work=sizes(seed))})
     run.run(40)
     per_s = best / (2 * 0.05)
     what = f"slower with each in flight: best at {best}, less beyond"
@@ -382,8 +382,8 @@ def thrashing(best: int) -> Measured:
 
 
 @cache
-def allowance(per_s: float, base_s: float, retry_after_s: float | None, seed: int = 1) -> tuple[Run, Measured]:
-    run = Run({HOST: Allowance(per_s, 20, base_s, retry_after_s, sizes(seed))})
+def rate_limit(per_s: float, base_s: float, retry_after_s: float | None, seed: int = 1) -> tuple[Run, Measured]:
+    run = Run({HOST: RateLimit(per_s, 20, base_s, retry_after_s, sizes(seed))})
     run.run(40)
     told = "429, Retry-After 1 s" if retry_after_s else "429"
     what = f"allows {per_s:,.0f}/s, {base_s * 1000:.0f} ms away, {told}"
@@ -391,45 +391,46 @@ def allowance(per_s: float, base_s: float, retry_after_s: float | None, seed: in
 
 
 @cache
-def places() -> Measured:
+def connection_limit(seed: int = 1) -> Measured:
     world = World()
-    run = Run({HOST: Places(world, 20)})
+    run = Run({HOST: ConnectionLimit(world, 20, work=sizes(seed))})
     run.run(40)
     return _measure(run, "refuses more than 20 at a time, 50 ms away (70% counts)", 400, 20, 0, 40, 10, share=0.7)
 
 
 @cache
-def mortal(silent: bool) -> Measured:
-    run = Run({HOST: Mortal(Queue(800), 110, 130, silent)})
+def outage(silent: bool, seed: int = 1) -> Measured:
+    run = Run({HOST: Outage(Queue(800, work=sizes(seed)), 110, 130, silent)})
     run.run(50)
     what = "serves 800/s; " + ("answers nothing (5 s timeouts)" if silent else "resets connections") + " for 20 s"
     return _measure(run, what, 800, 40, 30, 50, 35)
 
 
 @cache
-def stray(share: float) -> Measured:
-    run = Run({HOST: Stray(share)}, ceiling=64)
+def random_refusals(share: float, seed: int = 1) -> Measured:
+    run = Run({HOST: RandomRefusals(share, work=sizes(seed), rng=random.Random(seed + 4))}, ceiling=64)
     run.run(60)
     what = f"refuses {share:.0%} at random, at most 64 in flight"
     return _measure(run, what, (1 - share) * 64 / 0.05, 64, 0, 60, 20)
 
 
-def everything() -> list[Measured]:
-    _, first, up, down = steps()
-    allowances = [
-        allowance(per_s, base_s, told)[1]
+def everything(seed: int = 1) -> list[Measured]:
+    _, first, up, down = steps(seed)
+    rate_limits = [
+        rate_limit(per_s, base_s, told, seed)[1]
         for per_s in (20, 200, 1000)
         for base_s in (0.005, 0.05)
         for told in (None, 1.0)
     ]
     return [
-        endless(0.05), endless(0.1), client_cap(), turns(), first, up, down, thrashing(40), thrashing(10), *allowances,
-        places(), mortal(silent=False), mortal(silent=True), stray(0.01),
+        unlimited(0.05, seed), unlimited(0.1, seed), client_cap(seed), event_loop(seed), first, up, down,
+        congested(40, seed), congested(10, seed), *rate_limits, connection_limit(seed),
+        outage(silent=False, seed=seed), outage(silent=True, seed=seed), random_refusals(0.01, seed),
     ]  # fmt: skip
 
 
 def table() -> list[str]:
-    """Rows of Markdown."""
+    """Return the lines of the table in Markdown."""
     lines = [
         "| the host | converged after | then delivers | refused | in flight, of needed | most in flight | latency |",
         "|---|---|---|---|---|---|---|",

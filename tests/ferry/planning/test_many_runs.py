@@ -183,7 +183,7 @@ def test_waiters_do_not_outwait_a_long_pause() -> None:
             queued = asyncio.create_task(ask(host))
             await asyncio.sleep(0)
             slot.overloaded(100_000, "429")
-            with pytest.raises(PausedTooLong, match=r"img\.example asks to be left alone for 100,000 s"):
+            with pytest.raises(PausedTooLong, match=r"img\.example is paused for another 100,000 s"):
                 await queued
         with pytest.raises(PausedTooLong):
             await ask(host)

@@ -1,4 +1,4 @@
-"""The circuit of one host."""
+"""Tests of the circuit breaker of one host."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def page(circuit: CircuitBreaker, times: int, digest: str = PAGE) -> None:
 
 
 def test_opens_on_the_fiftieth_refusal_in_a_row() -> None:
-    """49 refusals are rows' own failures, 50 are the host's; the sentence names host, status and remedy."""
+    """50 refusals in a row open the circuit, 49 do not. The message names host, status and remedy."""
     circuit, _ = fresh()
     refuse(circuit, 49, 401)
     assert circuit.open_reason is None
@@ -65,7 +65,7 @@ def test_opens_on_the_fiftieth_refusal_in_a_row() -> None:
 )
 @pytest.mark.parametrize("trouble", [refuse, fail])
 def test_what_breaks_a_row(trouble: object, cls: ErrorClass, status: int | None, breaks: bool) -> None:
-    """An answer about the object breaks a row of refusals or 5xx; silence, throttling and our own errors do not."""
+    """A response about the object interrupts a row of refusals or 5xx. Silence, 429 and local errors do not."""
     circuit, _ = fresh()
     assert callable(trouble)
     trouble(circuit, 49)
@@ -86,7 +86,7 @@ def test_an_object_breaks_a_row() -> None:
 
 
 def test_refusals_and_server_errors_are_counted_apart() -> None:
-    """A row is of one kind: 49 refusals and 49 errors open nothing."""
+    """Refusals and 5xx are counted apart: 49 of each do not open the circuit."""
     circuit, _ = fresh()
     refuse(circuit, 49)
     fail(circuit, 49)
@@ -98,7 +98,7 @@ def test_refusals_and_server_errors_are_counted_apart() -> None:
 
 
 def test_one_page_in_more_than_five_percent_of_two_hundred_opens() -> None:
-    """10 of 200 bodies with one digest are the limit, the 11th opens."""
+    """The 11th of 200 bodies with one digest opens the circuit."""
     circuit, _ = fresh()
     for n in range(200):
         if n % 20 == 19:
@@ -113,7 +113,7 @@ def test_one_page_in_more_than_five_percent_of_two_hundred_opens() -> None:
 
 
 def test_few_bodies_need_eleven_pages() -> None:
-    """A host with few bodies is not judged by fewer than 11 of them."""
+    """At a host with few bodies, 11 of them are needed."""
     circuit, _ = fresh()
     page(circuit, 10)
     assert circuit.open_reason is None
@@ -122,7 +122,7 @@ def test_few_bodies_need_eleven_pages() -> None:
 
 
 def test_pages_that_differ_open_nothing() -> None:
-    """Bodies that are no images, each with its own digest, are the rows' own failures."""
+    """Bodies that are not images, each with its own digest, do not open the circuit."""
     circuit, _ = fresh()
     for n in range(300):
         page(circuit, 1, f"{n:064x}")
@@ -131,7 +131,7 @@ def test_pages_that_differ_open_nothing() -> None:
 
 
 def test_pages_leave_the_window() -> None:
-    """Pages of long ago are forgotten."""
+    """Pages before the last 200 bodies do not count."""
     circuit, _ = fresh()
     for _ in range(30):
         page(circuit, 9)
@@ -141,9 +141,9 @@ def test_pages_leave_the_window() -> None:
 
 
 def test_probes_come_after_growing_pauses() -> None:
-    """The first probe is due after 30 s; each that fails doubles the pause, up to 5 minutes; one at a time."""
+    """The first probe is due after 30 s. Each failed probe doubles the interval, up to 5 minutes."""
     circuit, clock = fresh()
-    assert not circuit.may_probe(clock.now)  # closed: nobody needs to ask
+    assert not circuit.may_probe(clock.now)  # the circuit is closed
     refuse(circuit, 50)
     for pause in (30, 60, 120, 240, 300, 300):
         clock.now += pause - 0.5
@@ -156,7 +156,7 @@ def test_probes_come_after_growing_pauses() -> None:
 
 
 def test_an_object_closes_and_starts_afresh() -> None:
-    """A probe that brings an object closes any circuit; it takes the full count to open again, and 30 s to probe."""
+    """An object closes the circuit. Opening it again takes the full count, and the next probe 30 s."""
     for trouble, times in ((refuse, 50), (fail, 50), (page, 11)):
         circuit, clock = fresh()
         trouble(circuit, times)
@@ -174,7 +174,7 @@ def test_an_object_closes_and_starts_afresh() -> None:
 
 
 def test_an_answer_about_the_object_closes_refusals_but_no_page() -> None:
-    """404 says that a refusing host answers again, and nothing about a maintenance page."""
+    """A 404 closes a circuit that refusals opened, but not one that a maintenance page opened."""
     circuit, _ = fresh()
     refuse(circuit, 50)
     circuit.record_error(ErrorClass.NOT_FOUND, 404)
@@ -190,7 +190,7 @@ def test_an_answer_about_the_object_closes_refusals_but_no_page() -> None:
 
 
 def test_what_was_in_flight_changes_nothing() -> None:
-    """Refusals that arrive after the opening do not move the first probe."""
+    """Refusals after the opening do not delay the first probe."""
     circuit, clock = fresh()
     refuse(circuit, 50)
     clock.now += 20
@@ -200,7 +200,7 @@ def test_what_was_in_flight_changes_nothing() -> None:
 
 
 def test_one_probe_doubles_the_pause_once() -> None:
-    """Failures that arrive behind a probe's own do not lengthen the pause further."""
+    """Failures after that of a probe do not lengthen the interval again."""
     circuit, clock = fresh()
     refuse(circuit, 50)
     clock.now += 30
@@ -211,7 +211,7 @@ def test_one_probe_doubles_the_pause_once() -> None:
 
 
 def test_a_probe_that_never_reports_costs_its_pause() -> None:
-    """A probe that was cancelled does not keep the circuit open for ever."""
+    """After a probe that was cancelled, the next one is due as usual."""
     circuit, clock = fresh()
     refuse(circuit, 50)
     clock.now += 30

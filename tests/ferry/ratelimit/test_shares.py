@@ -1,4 +1,4 @@
-"""Several engine processes: what each may ask of a host, and when another one is started."""
+"""Tests of limits that several engine processes share, and of when another process is started."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def job(**settings: object) -> Job:
     return Job.model_validate({"name": "j", "manifest": "l.csv", "destination": "file:///d/", **settings})
 
 
-def test_bounds_are_divided() -> None:
-    """No process is left without a place; rates and bytes may become smaller than a user could write."""
+def test_limits_are_divided() -> None:
+    """Each process has at least one permit. Rates may become smaller than a user could write."""
     limits = Limits.model_validate(
         {
             "concurrency": 9, "requests_per_s": 50, "bytes_per_s": 1500,
@@ -62,9 +62,9 @@ def test_how_many_processes(settings: dict[str, object], limit: int | None, expe
     ("loops", "idle", "left_s", "added"),
     [
         ([0.9], 0.5, 60.0, True),
-        ([0.7], 0.5, 60.0, False),  # the loop waits: for hosts, not for a core
+        ([0.7], 0.5, 60.0, False),  # the loop waits for hosts, not for a core
         ([0.9], 0.1, 60.0, False),  # no core is idle
-        ([0.9], 0.5, 10.0, False),  # over soon
+        ([0.9], 0.5, 10.0, False),  # the run ends soon
         ([0.9], 0.5, None, False),
         ([0.9, 0.9], 0.5, 60.0, True),
         ([0.9, 0.5], 0.5, 60.0, False),
@@ -104,8 +104,8 @@ def test_idle_time_is_of_this_machine() -> None:
     assert 0 <= after - before <= 2 * cores()
 
 
-def test_a_limiter_that_shares_lets_go_of_places() -> None:
-    """Hosts that are known and those to come: no more than the new ceiling, each and together."""
+def test_a_lower_maximum_applies_to_all_hosts() -> None:
+    """Known and new hosts, alone and together, stay within it."""
     limiter = Limiter(None, 64, lambda: 0.0, limits=Limits(concurrency=64))
     one = limiter.host("a.example")
     taken = sum(one.take() for _ in range(40))
@@ -114,11 +114,11 @@ def test_a_limiter_that_shares_lets_go_of_places() -> None:
     for _ in range(taken):
         one.give_back()
     assert sum(one.take() for _ in range(40)) == 8
-    assert sum(limiter.host("b.example").take() for _ in range(40)) == 0  # the job's places are used up
+    assert sum(limiter.host("b.example").take() for _ in range(40)) == 0  # the job's permits are used up
 
 
 def test_a_pause_of_another_process() -> None:
-    """The later end counts; what came from the other and goes back to it makes it no longer."""
+    """The later end counts. A pause that returns to the process that sent it becomes no longer."""
     now = 100.0
     limiter = Limiter(None, 64, lambda: now)
     assert limiter.pauses() == {}

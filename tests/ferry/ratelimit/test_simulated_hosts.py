@@ -1,6 +1,6 @@
-"""The limiter against simulated hosts: how soon it is right, how far it goes beyond, what it costs.
+"""Tests of the limiter with simulated hosts: how soon it finds their limits, its overshoot, and the rate that remains.
 
-docs/explanation/concurrency.md states the same numbers; a test compares them.
+docs/explanation/concurrency.md has the same numbers, and a test compares them.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ import pytest
 from ferry.job.model import Limits
 from tests.support.simulated_hosts import (
     HOST,
-    Allowance,
     Answer,
-    Mortal,
+    Outage,
     Queue,
+    RateLimit,
     Run,
-    allowance,
     client_cap,
-    endless,
-    mortal,
-    places,
+    congested,
+    connection_limit,
+    event_loop,
+    outage,
+    random_refusals,
+    rate_limit,
     sizes,
     steps,
-    stray,
     table,
-    thrashing,
-    turns,
+    unlimited,
 )
 
 pytestmark = pytest.mark.matrix
@@ -38,15 +38,15 @@ DOC = Path(__file__).parents[3] / "docs" / "explanation" / "concurrency.md"
 
 @pytest.mark.parametrize("base_s", [0.05, 0.1])
 def test_a_host_without_a_limit(base_s: float) -> None:
-    """From 32 to 256 in flight within 1.2 s, and not one more."""
-    seen = endless(base_s)
+    """From 32 to 256 in flight within 1.2 s, and no more than 256."""
+    seen = unlimited(base_s)
     assert seen.converged_s <= 1.2
     assert seen.most == 256
     assert seen.share >= 0.97
 
 
 def test_the_client_s_own_limit() -> None:
-    """1,300 objects/s are all that this process manages: at most twice the 65 in flight it needs are tried."""
+    """A process that manages 1,300 objects/s needs 65 in flight. At most twice as many are tried."""
     seen = client_cap()
     assert seen.converged_s <= 1
     assert seen.share >= 0.95
@@ -55,14 +55,14 @@ def test_the_client_s_own_limit() -> None:
 
 
 @pytest.mark.slow
-def test_steps_down_that_cost_little_each_do_not_add_up() -> None:
-    """Where the client itself is the limit, few in flight cost it more each: it does not end with one at a time."""
-    seen = turns()
+def test_small_losses_do_not_add_up() -> None:
+    """If the client is the limit, and fewer in flight cost it more, many small steps down do not follow each other."""
+    seen = event_loop()
     assert seen.share >= 0.93
 
 
 def test_capacity_steps() -> None:
-    """200/s, then 800/s, then 100/s: found within 10 s, and no more than about twice the latency that is needed."""
+    """200/s, then 800/s, then 100/s are each found within 10 s, with at most about twice the latency that is needed."""
     run, first, up, down = steps()
     assert first.converged_s <= 1
     assert first.share >= 0.95
@@ -79,7 +79,7 @@ def test_capacity_steps() -> None:
 
 @pytest.mark.parametrize("seed", range(2, 7))
 def test_capacity_steps_with_other_sizes(seed: int) -> None:
-    """The same whatever the order of large and small objects."""
+    """The same with another order of large and small objects."""
     queue = Queue(200, work=sizes(seed))
     run = Run({HOST: queue})
     run.run(20)
@@ -96,8 +96,8 @@ def test_capacity_steps_with_other_sizes(seed: int) -> None:
 
 @pytest.mark.parametrize("best", [40, 10])
 def test_latency_that_grows_with_load(best: int) -> None:
-    """It settles where the host delivers most, although it began with more, or with less."""
-    seen = thrashing(best)
+    """The limit ends where the host delivers most, from a start above and below it."""
+    seen = congested(best)
     assert seen.share >= 0.9
     assert seen.latency_ms <= 125
     assert seen.most <= 64
@@ -108,11 +108,11 @@ def test_latency_that_grows_with_load(best: int) -> None:
 @pytest.mark.parametrize("base_s", [0.005, 0.05])
 @pytest.mark.parametrize("per_s", [20, 200, 1000])
 def test_a_hidden_rate_limit(per_s: float, base_s: float, retry_after_s: float | None) -> None:
-    """Found within 10 s from 32 in flight; then at least 92% of what is allowed, and less than 1% refused.
+    """Found within 10 s from 32 in flight. From then on at least 92% of it is delivered, and less than 1% refused.
 
-    Each Retry-After stops the host for 1 s, so that a single refusal in 30 s costs 3.3%.
+    Each Retry-After stops the host for 1 s, so a single refusal in 30 s costs 3.3%.
     """
-    run, seen = allowance(per_s, base_s, retry_after_s)
+    run, seen = rate_limit(per_s, base_s, retry_after_s)
     assert seen.converged_s <= 10
     assert run.delivered(10, 40) >= 0.92 * per_s
     assert run.refused_share(10, 40) < 0.01
@@ -121,47 +121,47 @@ def test_a_hidden_rate_limit(per_s: float, base_s: float, retry_after_s: float |
 
 @pytest.mark.parametrize(("per_s", "burst"), [(50, 5), (100, 1), (500, 50)])
 def test_other_hidden_rate_limits(per_s: float, burst: float) -> None:
-    """Other rates, other bursts, a Retry-After that is longer: the share is what the pauses leave."""
-    run = Run({HOST: Allowance(per_s, burst, retry_after_s=2.0)})
+    """Other rates, other bursts and a longer Retry-After, whose pauses cost more."""
+    run = Run({HOST: RateLimit(per_s, burst, retry_after_s=2.0)})
     run.run(60)
     assert run.delivered(20, 60) >= 0.8 * per_s
     assert run.refused_share(20, 60) < 0.02
 
 
-def test_a_limit_on_requests_at_a_time() -> None:
-    """A host that refuses the 21st request in flight; hardly any is refused later on."""
-    seen = places()
+def test_a_limit_on_requests_in_flight() -> None:
+    """A host refuses the 21st request in flight. Later it refuses less than 1%."""
+    seen = connection_limit()
     assert seen.share >= 0.7
     assert seen.refused < 0.01
     assert seen.most <= 32
 
 
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_host_that_dies_and_returns(silent: bool) -> None:
-    """At full rate within 8 s of its return, whether it refused connections or answered nothing."""
-    seen = mortal(silent)
+def test_an_outage(silent: bool) -> None:
+    """The full rate is back within 8 s of its end, whether the host reset connections or did not answer."""
+    seen = outage(silent)
     assert seen.converged_s <= 8
     assert seen.share >= 0.95
     assert seen.most <= 128
 
 
-def test_a_dead_host_is_left_alone() -> None:
-    """While it refuses connections: one at a time, then a try every 5 s."""
-    run = Run({HOST: Mortal(Queue(800), 110, 200)})
+def test_attempts_at_a_host_that_is_down() -> None:
+    """While it resets connections, one request is in flight, then one every 5 s."""
+    run = Run({HOST: Outage(Queue(800), 110, 200)})
     run.run(100)
     assert run._count("reset", 30, 100, HOST) <= 16
     assert run.most_in_flight(15, 100) == 1
 
 
-def test_strays() -> None:
-    """1% of all requests refused whatever their number: three quarters of a minute later, nothing is held back."""
-    seen = stray(0.01)
+def test_random_refusals() -> None:
+    """A host that refuses 1% at any rate is not held back, after 45 s at the latest."""
+    seen = random_refusals(0.01)
     assert seen.share >= 0.9
     assert seen.converged_s <= 45
 
 
-def test_a_pause_holds_nobody_else() -> None:
-    """One host asks for 20 s; the other goes on as it did. Then it comes back without a burst."""
+def test_a_pause_holds_no_other_host() -> None:
+    """A Retry-After of 20 s does not change the rate of another host, and no burst follows it."""
 
     def away(now: float) -> Answer:
         return Answer(0.02, "refused", 20.0) if 105 <= now < 105.05 else Answer(0.05)
@@ -172,13 +172,13 @@ def test_a_pause_holds_nobody_else() -> None:
     assert run.delivered(6, 25, "other.example") >= 0.95 * 400
     assert run.delivered(25.2, 25.5, "busy.example") > 0
     begun = sorted(at for at, n in run.changes["busy.example"] if at > 24)
-    assert begun[3] - begun[0] > 0.001  # one after the other
+    assert begun[3] - begun[0] > 0.001  # one by one
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
 def test_a_clock_that_jumps(jump_s: float) -> None:
-    """An hour ahead or back, at a host with a rate limit and at one without: no burst, no freeze."""
-    run = Run({"limited.example": Allowance(200), "free.example": Queue(400)})
+    """An hour ahead or back, a host with a rate limit and one without get neither a burst nor a freeze."""
+    run = Run({"limited.example": RateLimit(200), "free.example": Queue(400)})
     run.run(20)
     run.world.shift = jump_s
     run.run(20)
@@ -188,8 +188,8 @@ def test_a_clock_that_jumps(jump_s: float) -> None:
     assert run.delivered(20, 40, "free.example") >= 0.9 * 400
 
 
-def test_the_user_s_bounds_hold() -> None:
-    """A host's and the job's: never more per second, never more in flight."""
+def test_the_user_s_limits_hold() -> None:
+    """Limits of a host and of the job, per second and in flight, are not exceeded."""
     limits = Limits.model_validate(
         {"concurrency": 20, "hosts": {"a.example": {"requests_per_s": 50, "concurrency": 8}}}
     )
@@ -203,9 +203,9 @@ def test_the_user_s_bounds_hold() -> None:
 
 @pytest.mark.slow
 def test_the_document_states_what_the_simulation_shows() -> None:
-    """docs/explanation/concurrency.md, number by number; within a fifth, since floating point differs between machines.
+    """Each number in docs/explanation/concurrency.md is right within a fifth, as floating point differs by machine.
 
-    `python -m tests.support.simulated_hosts` prints the table anew.
+    `python -m tests.support.simulated_hosts` prints the table.
     """
     text = DOC.read_text(encoding="utf-8")
     stated = [line for line in text.splitlines() if line.startswith("|") and line.endswith(" ms |")]

@@ -1,4 +1,4 @@
-"""What `ferry status` says of the hosts: written while a run is on, read after it, and by whoever asks."""
+"""Tests of the hosts in `ferry status`, which a run writes and any process reads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.ferry.transfer.test_chunk import write_chunk
 from tests.support.helpers import access, directory_state, engine, make_job, make_row
 
 
-def test_a_run_leaves_what_it_did_at_each_host(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
-    """Origin and destination, each with its requests, refusals and a reason in plain words; drawn as a table."""
+def test_a_run_writes_the_state_of_each_host(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Origin and destination have their requests, refusals and a reason, and are shown as a table."""
     state = directory_state(tmp_path)
     rows = [make_row(n, origin.add(f"/{n}.jpg", make_image("jpeg", 1))) for n in range(20)]
     slow = Fault(Trouble.RATE_LIMITED, seconds=0, times=1)
@@ -43,15 +43,15 @@ def test_a_run_leaves_what_it_did_at_each_host(origin: Origin, s3: S3Server, buc
     source = by_name[origin.base_url.removeprefix("http://")]
     assert (source.requests, source.refused) == (22, 1)
     assert all(host.why for host in known.hosts)
-    assert 2 <= known.connections_opened <= 2 + 21 + 2  # kept and used again: at most as many as were in flight
+    assert 2 <= known.connections_opened <= 2 + 21 + 2  # connections are reused: at most as many as were in flight
     with terminal.out.capture() as drawn:
         terminal.hosts(known, 3.0)
     assert "destination" in drawn.get()
     assert by_name["destination"].why in " ".join(drawn.get().split())
 
 
-def test_the_busiest_come_first_and_the_list_is_bounded() -> None:
-    """Of 10,000 hosts the file holds fifty, and says how many more there are; hosts without requests are none."""
+def test_the_file_has_the_busiest_hosts() -> None:
+    """Of 10,000 hosts the file has the fifty busiest and the number of the others with requests."""
     all_of_them = [HostSnapshot(f"h{n}.example", 32, 0, 0, 0.0, "why", requests=n) for n in range(10_000)]
     known = busiest(1, all_of_them, 5.0)
     assert len(known.hosts) == status.MOST_HOSTS
@@ -61,7 +61,7 @@ def test_the_busiest_come_first_and_the_list_is_bounded() -> None:
 
 @pytest.mark.parametrize("raw", [b"", b"{", b"{}", b'{"run_no": 1, "at": 1, "omitted": 0, "hosts": [{"new": 1}]}'])
 def test_a_file_that_cannot_be_read_is_none(raw: bytes, tmp_path: Path) -> None:
-    """It is a courtesy: a damaged one, or one of another version, does not stop `ferry status`."""
+    """A damaged file, or one of another version, does not stop `ferry status`."""
     state = directory_state(tmp_path)
     assert read_hosts(state) is None
     state.write(status.NAME, raw)
