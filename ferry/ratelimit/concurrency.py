@@ -10,8 +10,8 @@ COARSE, FINE = 2.0, 1.25  # steps: TCP's slow start (RFC 5681, 3.1) and BBR's pr
 PRICE = 0.25  # the least gain of a step up: BBR ends its startup when twice as many bring less than 25%
 NO_QUEUE = 0.7  # with this gain of a step up, twice as many in flight may deliver more
 FEW = 8  # the limit goes below this only where fewer requests deliver more
-OTHER_HOST = (0.7, 1.4)  # a rate that changes by these factors starts a new search
-WAIT_S = 4.0  # between two steps from a limit that was found
+OTHER_HOST = (0.7, 1.2)  # a rate that changes by these factors starts a new search
+WAIT_S, WAIT = 4.0, 8.0  # between two steps from a limit that was found, or so many mean latencies
 DOWN_EVERY = 4  # one of so many steps is down, because a step up costs only latency, and a step down costs rate
 CUT_WINDOW_S = 0.2  # failures within this time, or the mean latency, are one event, as TCP halves once per round trip
 # With sizes that differ by 10x, a rate counted over n answers is off by 0.66 / sqrt(n): 7% for 100, 3% for 400.
@@ -20,7 +20,11 @@ ROUND_S = {COARSE: (0.05, 2.0), FINE: (0.5, 2.0)}  # the shortest round, and the
 
 
 class Round:
-    """The delivery rate at one limit. Its first answers are skipped: their requests began under another limit."""
+    """The delivery rate at one limit.
+
+    Its first answers are skipped: their requests began under another limit. It has as many answers as the limit, or a
+    multiple: where latency hardly varies, answers come together, and part of such a group would change the rate.
+    """
 
     __slots__ = ("_enough", "_least_s", "_limit", "_most_s", "_since", "_skip", "_used", "answers")
 
@@ -45,7 +49,7 @@ class Round:
             return None
         self.answers += 1
         self._used += used
-        if self.answers < self._limit or elapsed_s < self._least_s:
+        if self.answers % self._limit or elapsed_s < self._least_s:
             return None
         return self.answers / elapsed_s if self.answers >= self._enough or elapsed_s >= self._most_s else None
 
@@ -81,9 +85,9 @@ class AdaptiveConcurrency:
     | step up, gain of 25% or more | kept; x1.25; before it x2, after a x2 or with a gain of 70% |
     | step down, gain below 25%, limit in use: the others were not needed | kept; /2, /1.25 |
     | any other step | taken back; next step |
-    | steady, rate 40% above the last | x2, x1.25 |
+    | steady, rate 20% above the last | x2, x1.25 |
     | steady, rate 30% below the last | measured again; /2, /1.25 |
-    | steady, every 4 s | x1.25, each fourth time /1.25 |
+    | steady, every 4 s, or 8 latencies | x1.25, each fourth time /1.25 |
     | steady, limit not in use | measured again |
     | overload during a step up | step taken back |
     | any other overload, once per round trip | half; x2, x1.25 |
@@ -184,9 +188,10 @@ class AdaptiveConcurrency:
             return
         if before and rate > faster * before:
             self._steps = [COARSE, FINE]
-        if not self._steps and not 0 < self._next_at - now <= WAIT_S:  # or the clock stepped back
+        wait_s = max(WAIT_S, WAIT * self.latency_s)
+        if not self._steps and not 0 < self._next_at - now <= wait_s:  # or the clock stepped back
             self._waits += 1
-            self._next_at = now + WAIT_S
+            self._next_at = now + wait_s
             self._steps = [1 / FINE if self._waits % DOWN_EVERY == 0 else FINE]
         if not self._step(self._few):
             self._measure(self.limit, FINE)

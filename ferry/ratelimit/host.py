@@ -200,7 +200,7 @@ class HostLimit:
         asked_s = min(retry_after_s, _LONGEST_PAUSE_S) if retry_after_s and retry_after_s > 0 else 0.0
         if sure:
             self._refused += 1
-            if self._learned.refused(now, asked_s > 0, self._adaptive.latency_s, self._in_flight):
+            if self._learned.refused(now, asked_s, self._adaptive.latency_s, self._in_flight):
                 self._held = True
                 self._why_slow = why
                 self._adaptive.step_back()

@@ -14,6 +14,7 @@ HOLD_S = (8.0, 32.0)  # from a refusal to the ceiling (CUBIC's K); doubled each 
 SAME = 0.2  # ceilings that differ by less confirm each other
 ABOVE = 40.0  # so many requests above a ceiling, more than hosts allow as a burst, show that it has moved
 SEARCH_S = 1.0  # a guessed rate doubles in this time
+SLOWER = 0.75  # after a Retry-After of n seconds, each try of a higher rate takes n ** 0.75 times as long
 MEMORY_S, MEMORY = 0.5, 20.0  # answers are counted over about this time; at slow hosts, over so many answers
 CHANCE = 0.03  # of the answers, and one more, may be refused by chance
 EVENT_S = 1.0  # refusals within this time, or the mean latency, are one event
@@ -37,19 +38,20 @@ class AdaptiveRate:
     | a quarter of a second or more, a tenth of them accepted | a ceiling, followed by CUBIC's curve from 90% of it |
     | any other | a guess, the geometric mean of sent and accepted, which doubles each second |
 
-    The curve reaches the ceiling after 8 s. It becomes a guess once it has run as long beyond the ceiling, with 40
+    The curve reaches the ceiling after 8 s, or later after a long Retry-After, since each try may cost as much. It becomes a guess once it has run as long beyond the ceiling, with 40
     requests above it. Only time in which the rate holds requests back counts, so a pause does not raise it.
     """
 
     __slots__ = (
         "_accepted", "_age_s", "_bucket", "_ceiling", "_counted_at", "_event_at", "_event_s", "_hold_s", "_refused",
-        "_span_s", "_updated_at", "_wanted", "wanted_at",
+        "_slower", "_span_s", "_updated_at", "_wanted", "wanted_at",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self._bucket: TokenBucket | None = None
         self._ceiling = self._age_s = 0.0  # the age: seconds in which the rate held requests back
         self._hold_s = 0.0  # 0: the ceiling is a guess
+        self._slower = 1.0  # the times of the curve are so many times as long
         self._wanted = False  # whether it held a request back since the last update
         self.wanted_at = -math.inf  # when it last held a request back
         self._updated_at = 0.0
@@ -92,15 +94,16 @@ class AdaptiveRate:
         self._fade(now)
         self._accepted += 1
 
-    def refused(self, now: float, told: bool, latency_s: float, in_flight: int) -> bool:
-        """Count a refusal; ``told``: with a Retry-After. Return whether it is an event, which lowers the rate."""
+    def refused(self, now: float, told_s: float, latency_s: float, in_flight: int) -> bool:
+        """Count a refusal; ``told_s``: its Retry-After, or 0. Return whether it is an event, which lowers the rate."""
         self._fade(now)
         self._refused += 1
         if self._event_at is not None and 0 <= now - self._event_at < self._event_s:
             return False
-        if not told and self._refused <= 1 + CHANCE * (self._accepted + self._refused):
+        if not told_s and self._refused <= 1 + CHANCE * (self._accepted + self._refused):
             return False
         self._event_at, self._event_s = now, max(EVENT_S, latency_s)
+        self._slower = max(1.0, told_s) ** SLOWER
         self._lower(self.per_s if self._bucket is not None else max(in_flight, 1) / (latency_s or 0.1))
         self._follow(now)
         self.rest(now)
@@ -116,7 +119,8 @@ class AdaptiveRate:
         # If the rate was rising, the host accepts more than the mean of the span and less than what was sent last.
         ceiling = CEILING * math.sqrt(self._accepted / self._span_s * sent_per_s * share)
         confirmed = self._hold_s and abs(ceiling - self._ceiling) <= SAME * self._ceiling
-        self._ceiling, self._hold_s = ceiling, min(self._hold_s * 2, HOLD_S[1]) if confirmed else HOLD_S[0]
+        first_s, longest_s = (hold_s * self._slower for hold_s in HOLD_S)
+        self._ceiling, self._hold_s = ceiling, min(self._hold_s * 2, longest_s) if confirmed else first_s
         self._age_s = -EVENT_S  # until the event is over
 
     def _grow(self, now: float) -> None:
@@ -138,7 +142,7 @@ class AdaptiveRate:
             if x > 1 and above > ABOVE:
                 self._ceiling, self._hold_s, self._age_s = per_s, 0.0, 0.0
         else:
-            per_s = self._ceiling * 2 ** (self._age_s / SEARCH_S)
+            per_s = self._ceiling * 2 ** (self._age_s / (SEARCH_S * self._slower))
         burst_s = min(BURST_S, BURST / per_s)
         if self._bucket is None:
             self._bucket = TokenBucket(per_s, burst_s)

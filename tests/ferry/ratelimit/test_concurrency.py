@@ -110,12 +110,12 @@ def test_more_capacity_is_found() -> None:
 
 
 def test_a_rate_that_rises_with_a_limit_in_use_doubles_the_limit() -> None:
-    """40% more at the same limit starts a new search at once, not after 4 s."""
+    """20% more at the same limit starts a new search at once, not after 4 s."""
     adaptive = AdaptiveConcurrency(64, 256)
     now = feed(adaptive, 0.0, 20, capacity(1e6, 0.5))
     now = feed(adaptive, now, 20, lambda _: 100.0)
     held = adaptive.limit
-    seen = limits(adaptive, now, 3, lambda _: 200.0)
+    seen = limits(adaptive, now, 3, lambda _: 125.0)
     assert held * 2 in [limit for _, limit in seen]
 
 
@@ -209,7 +209,7 @@ def test_a_slow_host_has_short_rounds() -> None:
     adaptive = AdaptiveConcurrency(32, 256)
     now = feed(adaptive, 0.0, 80, capacity(5))
     assert adaptive.limit <= 10
-    assert len(limits(adaptive, now, 60, capacity(5))) >= 10
+    assert len(limits(adaptive, now, 60, capacity(5))) >= 6
 
 
 def test_steps_down_from_the_maximum_are_as_rare_as_others() -> None:

@@ -21,14 +21,14 @@ def answers(rate: AdaptiveRate, now: float, seconds: float, per_s: float, refuse
         due += refused_share
         if due >= 1:
             due -= 1
-            rate.refused(at, False, 0.05, max(1, round(per_s * 0.05)))
+            rate.refused(at, 0.0, 0.05, max(1, round(per_s * 0.05)))
         else:
             rate.accepted(at)
     return now + seconds
 
 
-def refuse(rate: AdaptiveRate, now: float, in_flight: int = 10, told: bool = True) -> bool:
-    return rate.refused(now, told, 0.05, in_flight)
+def refuse(rate: AdaptiveRate, now: float, in_flight: int = 10, told_s: float = 1.0) -> bool:
+    return rate.refused(now, told_s, 0.05, in_flight)
 
 
 def used(rate: AdaptiveRate, now: float, seconds: float) -> float:
@@ -169,6 +169,22 @@ def test_early_refusals_set_a_guess(idle_s: float) -> None:
     assert rate.per_s == pytest.approx(8 * first, rel=0.25)
 
 
+def test_after_a_long_retry_after_all_times_of_the_curve_are_longer() -> None:
+    """With 16 s a guess doubles in 8 s, and a ceiling is reached after 64 s."""
+    guess = AdaptiveRate()
+    refuse(guess, 0.0, 32, told_s=16.0)
+    first = guess.per_s
+    used(guess, 0.0, 8 * SEARCH_S)
+    assert guess.per_s == pytest.approx(2 * first, rel=0.1)
+    ceiling = AdaptiveRate()
+    now = answers(ceiling, 0.0, 5, 500)
+    refuse(ceiling, now, 25, told_s=16.0)
+    now = used(ceiling, now, HOLD_S[0])
+    assert ceiling.per_s < 0.95 * 500
+    used(ceiling, now, 7 * HOLD_S[0])
+    assert ceiling.per_s == pytest.approx(CEILING * 500, rel=0.02)
+
+
 def test_a_guess_that_is_right_becomes_a_ceiling() -> None:
     """It is held, and does not double further."""
     rate = AdaptiveRate()
@@ -227,8 +243,8 @@ def test_a_refusal_with_a_retry_after_is_not_chance() -> None:
     for seconds in (0, 20):
         rate = AdaptiveRate()
         now = answers(rate, 0.0, seconds, 1000)
-        assert not refuse(rate, now, told=False)
-        assert refuse(rate, now, told=True)
+        assert not refuse(rate, now, told_s=0.0)
+        assert refuse(rate, now, told_s=1.0)
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])

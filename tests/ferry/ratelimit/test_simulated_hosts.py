@@ -128,6 +128,24 @@ def test_other_hidden_rate_limits(per_s: float, burst: float) -> None:
     assert run.refused_share(20, 60) < 0.02
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("per_s", "retry_after_s"), [(20, 30.0), (200, 30.0), (200, 10.0), (50, 60.0)])
+def test_a_long_retry_after(per_s: float, retry_after_s: float) -> None:
+    """Each try of a higher rate may cost a long pause, so tries become rare: at least 75% after five minutes."""
+    run = Run({HOST: RateLimit(per_s, 20, retry_after_s=retry_after_s)})
+    run.run(900)
+    assert run.delivered(300, 900) >= 0.75 * per_s
+
+
+@pytest.mark.parametrize("base_s", [0.5, 1.0, 2.0])
+def test_a_far_host_whose_latency_never_varies(base_s: float) -> None:
+    """Its answers come together, all of one round trip. That does not disturb the measured rate."""
+    run = Run({HOST: Queue(1e6, base_s)})
+    run.run(120)
+    assert run.reaches_s(256) <= 16
+    assert run.delivered(30, 120) >= 0.96 * 256 / base_s
+
+
 def test_a_limit_on_requests_in_flight() -> None:
     """A host refuses the 21st request in flight. Later it refuses less than 1%."""
     seen = connection_limit()
