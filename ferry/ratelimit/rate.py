@@ -38,8 +38,9 @@ class AdaptiveRate:
     | a quarter of a second or more, a tenth of them accepted | a ceiling, followed by CUBIC's curve from 90% of it |
     | any other | a guess, the geometric mean of sent and accepted, which doubles each second |
 
-    The curve reaches the ceiling after 8 s, or later after a long Retry-After, since each try may cost as much. It becomes a guess once it has run as long beyond the ceiling, with 40
-    requests above it. Only time in which the rate holds requests back counts, so a pause does not raise it.
+    The curve reaches the ceiling after 8 s. It becomes a guess once it has run as long beyond the ceiling, with 40
+    requests above it. Only time in which the rate holds requests back counts, so a pause does not raise it. After a
+    long Retry-After all these times are longer, because each try of a higher rate may cost as much again.
     """
 
     __slots__ = (
