@@ -86,13 +86,8 @@ class _Child:
             verdict = None if response is None else ObjectError(ErrorClass(response[0]), str(response[1]))
         except TimeoutError:
             raise _too_long(kind) from None
-        except (
-            EOFError,
-            BrokenPipeError,
-            ValueError,
-            TypeError,
-            LookupError,
-        ):  # it has ended, or the response is invalid
+        # It has ended, or the response is invalid.
+        except (EOFError, BrokenPipeError, ValueError, TypeError, LookupError):
             code = self.end()
             if code in (-signal.SIGXCPU, -signal.SIGALRM):
                 raise _too_long(kind) from None
