@@ -153,7 +153,7 @@ FORMATS
 
 - **Lesser checks.** A row that got a lesser check than `checks` asks for is `copied` or `unchanged` all the same. Its
   `message` in the ledger says which check was made. The run's last line counts such rows ("3 of them checked by length
-  or structure alone"), and so does `lesser_checks` in `ferry status --json`.
+  or structure alone"), and so do `ferry status` and its `--json` (`lesser_checks`).
 - **Bodies without a length.** If the origin sends neither a Content-Length nor chunks, only the structure or the pixels
   show that a body is complete. A body of which Ferry checks only signature and length then fails as `truncated`. A
   size, MD5 or SHA-256 in the manifest counts as a length.

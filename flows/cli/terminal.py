@@ -137,6 +137,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
     out.print(
         f"{done:,} of {counts.planned:,} rows done ({done / max(1, counts.planned):.1%}), {size(counts.bytes)} copied"
     )
+    if counts.lesser_checks:
+        out.print(f"{counts.lesser_checks:,} of them were checked by length or structure alone")
 
 
 def hosts(known: Hosts, age_s: float) -> None:
