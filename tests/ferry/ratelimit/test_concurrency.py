@@ -73,6 +73,13 @@ def test_what_follows_a_small_step_up(more: float, then: int) -> None:
     assert seen[:3] == [64, 80, then]
 
 
+def test_what_follows_a_doubling() -> None:
+    """With a gain of 50% it is kept, and x2 again."""
+    delivers = {32: 1280.0, 64: 1920.0}
+    seen = [limit for _, limit in limits(AdaptiveConcurrency(32, 256), 0.0, 2, lambda n: delivers.get(n, 1920.0))]
+    assert seen[:3] == [32, 64, 128]
+
+
 def test_the_first_round_also_steps_down() -> None:
     """Where 10 are needed and 32 are the start, 64 are tried, then 16, then 8."""
     seen = [limit for _, limit in limits(AdaptiveConcurrency(32, 256), 0.0, 10, capacity(200))]
