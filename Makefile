@@ -34,11 +34,15 @@ test: .venv/.installed-dev
 	if ! wait $$beside; then cat .bench/check.log; echo "make check failed"; exit 1; fi; \
 	exit $$tests
 
-# The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL; what meets Prefect with the newest
-# version that is allowed; and a quick bench, which shows that it works: a run of Ferry's that lost an object fails it,
-# timings do not.
-test-rest: .venv/.installed-dev postgresql test-prefect quick-bench
-	@$(PYTEST) -m slow tests
+# The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, since many of its tests
+# wait: what meets Prefect, with the newest version that is allowed; and a quick bench, which shows that it works: a run of
+# Ferry's that lost an object fails it, timings do not.
+test-rest: .venv/.installed-dev postgresql .venv-prefect/.installed .bench/venv/.installed
+	@set -m; $(MAKE) --no-print-directory test-prefect quick-bench >.bench/rest.log 2>&1 & beside=$$!; set +m; \
+	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
+	$(BIN)/python -m pytest -n 4 -m slow tests; tests=$$?; \
+	if ! wait $$beside; then cat .bench/rest.log; echo "make test-prefect or make quick-bench failed"; exit 1; fi; \
+	exit $$tests
 
 test-all: test test-rest
 
