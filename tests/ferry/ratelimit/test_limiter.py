@@ -427,6 +427,17 @@ def test_on_room_when_the_limit_grows() -> None:
     assert pump.host.snapshot().in_flight == pump.host.snapshot().limit == 64
 
 
+def test_a_refusal_takes_a_step_up_back() -> None:
+    """A refusal with a Retry-After during the step from 32 to 64 in flight ends the step."""
+    limits, time = limiter()
+    pump = Pump(limits, "a", time)
+    while pump.host.snapshot().limit == 32:
+        time.now += 0.05 / 32
+        pump.end()
+    pump.host.overloaded(1.0, "HTTP 429")
+    assert pump.host.snapshot().limit < 64
+
+
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
 def test_a_pause_and_a_clock_that_jumps(jump_s: float) -> None:
     """A jump back begins the pause again, a jump ahead ends it. Neither allows a burst."""
@@ -685,7 +696,7 @@ def test_one_broken_object_is_no_overload() -> None:
             pump.host.give_back()
         else:
             pump.end()
-    assert "reduced to" not in pump.host.snapshot().why
+        assert "reduced to" not in pump.host.snapshot().why
     for _ in range(8):
         pump.host.overloaded(None, "reset", sure=False)
         pump.host.give_back()
