@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +17,10 @@ from ferry.core.quota import Share
 from ferry.core.records import ErrorClass, Status
 from ferry.state.files import DirectoryState
 from ferry.storage.credentials import Access
+from ferry.storage.local import Directory
+from ferry.storage.local_files import Folder
 from ferry.storage.store import open_store
-from tests.support.helpers import IMAGE, by_key, directory_state, latest, make_job, plan, run
+from tests.support.helpers import IMAGE, by_key, directory_state, latest, make_body, make_job, plan, run
 
 
 @pytest.fixture
@@ -124,3 +129,32 @@ def test_a_name_that_looks_like_another_is_no_duplicate(old: Path, state: Direct
     assert failed.error_class is ErrorClass.KEY_COLLISION
     assert failed.message is not None
     assert failed.message.startswith("another object whose name")
+
+
+@pytest.mark.parametrize(
+    ("number", "error_class"),
+    [
+        (errno.EIO, ErrorClass.STORE_ERROR),
+        (errno.ENAMETOOLONG, ErrorClass.BAD_KEY),
+        (errno.ENOTDIR, ErrorClass.KEY_COLLISION),
+    ],
+)
+@pytest.mark.parametrize("operation", ["find", "remove", "clean", "put"])
+def test_an_error_of_the_system_is_the_object_s(
+    operation: str, number: int, error_class: ErrorClass, old: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a request to the directory meets, it is an ObjectError with the class of the errno."""
+    folder = Folder(old, "test", create=False)
+    directory = Directory(folder, tmp_path, Budget(1 << 20), None)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(folder, operation, fail)
+    requests: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "find": lambda: directory.head("a.jpg", "destination"), "remove": lambda: directory.delete("a.jpg"),
+        "clean": directory.clean, "put": lambda: directory.put("a.jpg", make_body(IMAGE, tmp_path), create=False),
+    }  # fmt: skip
+    with pytest.raises(ObjectError) as raised:
+        asyncio.run(requests[operation]())
+    assert raised.value.error_class is error_class
