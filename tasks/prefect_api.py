@@ -25,7 +25,7 @@ _given_up: contextlib.AbstractContextManager[Any] | None = None
 
 
 def _new_client() -> SyncPrefectClient:
-    """Returns a client of its own, not the flow's. A client that never connected fails at once, not after a minute.
+    """Returns a new client, not the flow's. A client that never connected fails at once, not after a minute.
 
     Settings that differ from those of the flow's client make Prefect create a new one.
     """

@@ -166,7 +166,8 @@ def _job(flow: str, schema: dict[str, Any], parameters: dict[str, Any]) -> Job |
     job = None if given is None else parse_job(given, "`parameters.job`")
     for name, value in parameters.items():
         if name not in schema["properties"]:
-            raise UserError(f"`parameters.{name}`: the flow {flow} has {', '.join(schema['properties'])}")
+            known = ", ".join(schema["properties"])
+            raise UserError(f"`parameters.{name}` is not a parameter of the flow {flow}, which has {known}")
         alone = schema["properties"][name]
         if "$ref" in alone:  # the job
             continue
