@@ -181,7 +181,7 @@ def test_what_is_wrong_in_the_file_is_said_before_anything_is_changed(deployed: 
         {**deployed.entry("weekly"), "name": "built", "schedules": [], "build": [{"steps.x": {}}]},
         {**deployed.entry("weekly"), "name": "gone", "schedules": [], "entrypoint": "flows/nothing.py:flow"},
         {**deployed.entry("weekly"), "name": "asked", "schedules": [], "parameters": {"job": good(), "wait": "maybe"}},
-        {**deployed.entry("weekly"), "name": "typo", "schedules": [], "parameters": {"job": good(), "wiat": True}},
+        {**deployed.entry("weekly"), "name": "typo", "schedules": [], "parameters": {"job": good(), "waiting": True}},
     ]
     deployed.content["deployments"] += more
     deployed.write()
@@ -197,7 +197,7 @@ def test_what_is_wrong_in_the_file_is_said_before_anything_is_changed(deployed: 
         "flow/gone: `entrypoint`: flows/nothing.py:flow cannot be loaded",
         "verify/asked: `parameters.wait`: ",
         "'maybe' is not of type 'boolean'",
-        "verify/typo: `parameters.wiat` is not a parameter of the flow verify, which has job, ",
+        "verify/typo: `parameters.waiting` is not a parameter of the flow verify, which has job, ",
     ):
         assert words in said
     assert deployments(prefect_api, deployed) == {}
