@@ -495,7 +495,7 @@ def test_concurrency_of_hosts_and_the_destination() -> None:
 
 
 def test_charge() -> None:
-    """Without a limit there is no wait. With limits, the longer wait of host and job counts."""
+    """Without a limit, nothing waits. With limits, the longer wait of host and job counts."""
     limits, _ = limiter()
     assert limits.host("a").charge(10**9) == 0.0
     limits, time = limiter(bytes_per_s=10_000, hosts={"a": {"bytes_per_s": 5_000}})
