@@ -138,7 +138,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         f"{done:,} of {counts.planned:,} rows done ({done / max(1, counts.planned):.1%}), {size(counts.bytes)} copied"
     )
     if counts.lesser_checks:
-        out.print(f"{counts.lesser_checks:,} of them were checked by length or structure alone")
+        was = "was" if counts.lesser_checks == 1 else "were"
+        out.print(f"{counts.lesser_checks:,} of them {was} checked by length or structure alone")
 
 
 def hosts(known: Hosts, age_s: float) -> None:
