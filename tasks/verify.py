@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ferry.core import Fatal, Progress, UserError
-from ferry.job import Job
+from ferry.core import Fatal, Outcome, Progress, UserError
+from ferry.images import kind_of_type
+from ferry.job import Checks, Job
 from ferry.planning import check_locations
 from ferry.reconcile import (
     EVERYTHING,
@@ -29,6 +30,7 @@ from ferry.reconcile import (
 )
 from ferry.state import Lease, State, hold_lease, last_run_no, read_plan
 from ferry.storage import Store, open_store, run_preflight
+from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location, task_count
 from tasks.run import state_of
 
@@ -43,6 +45,7 @@ class Verification:
     destination: Store
     lease: Lease
     run_no: int
+    checks: Checks = Checks.IMAGE
     sample: Sample = EVERYTHING
     progress: Progress = field(default_factory=Progress)
     checked: int = 0
@@ -74,6 +77,10 @@ class Verification:
         self.unproven += result.unproven
         self.unread += result.unread
         self.unread_first = self.unread_first or result.unread_first
+
+    def lesser_check(self, outcome: Outcome) -> str | None:
+        """Which check the row's body got, if that is less than the job's ``checks``."""
+        return lesser_check_of(kind_of_type(outcome.content_type), self.checks)
 
     @property
     def proven(self) -> bool:
@@ -147,7 +154,7 @@ def open_check(
         check_locations(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:
         store = open_store(job.destination.uri, access, state.spool_dir)
-        yield Verification(state, store, lease, last_run_no(state) + 1)
+        yield Verification(state, store, lease, last_run_no(state) + 1, job.checks)
 
 
 def draw(check: Verification, sample: str | int, seed: int | None) -> None:
@@ -167,7 +174,7 @@ def read_part(check: Verification, bounds: tuple[str, str]) -> int:
     """Download a part's objects and compare their digests. Returns how many were wrong."""
     task_count.increment()
     outcomes = expected_objects(check.state, bounds, check.sample)
-    result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress))
+    result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress, check.lesser_check))
     check.add(result)
     return len(result.wrong)
 

@@ -7,7 +7,7 @@ import math
 import re
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -175,9 +175,16 @@ def verdict(
     return Verdict(None)
 
 
-async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, progress: Progress) -> Verified:
+async def read_back(
+    store: Store,
+    outcomes: Sequence[Outcome],
+    run_no: int,
+    progress: Progress,
+    lesser_check: Callable[[Outcome], str | None] = lambda _: None,
+) -> Verified:
     """Reads each object completely and compares the digest of its bytes, or its ETag if the ledger has no digest.
 
+    ``lesser_check`` returns the message of a row that is right again: which check it got, if that was less than asked.
     An object that cannot be read in three tries is counted as unread. Raises Fatal, also after UNREAD_IN_A_ROW unread
     objects in a row.
     """
@@ -207,7 +214,7 @@ async def read_back(store: Store, outcomes: Sequence[Outcome], run_no: int, prog
             found = verdict(outcome, size, md5, sha256, etag)
             wrong = _record(result, outcome, found, run_no, etag)
             if wrong is None and outcome.status is Status.PENDING:
-                _record_right_again(result, outcome, found, run_no, etag)
+                _record_right_again(result, outcome, found, run_no, etag, lesser_check(outcome))
             result.bytes += size or 0
             progress.add(Status.FAILED if wrong else Status.UNCHANGED, wrong, size or 0)
 
@@ -298,7 +305,9 @@ def _record(
     return wrong
 
 
-def _record_right_again(result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None) -> None:
+def _record_right_again(
+    result: Verified, outcome: Outcome, found: Verdict, run_no: int, etag: str | None, message: str | None
+) -> None:
     """Adds an outcome for an object that an earlier verification found wrong, unless only its size was compared."""
     if found.by is Evidence.SIZE:
         result.unproven += 1
@@ -306,7 +315,7 @@ def _record_right_again(result: Verified, outcome: Outcome, found: Verdict, run_
     now = datetime.now(UTC)
     result.right_again.append(
         outcome._replace(
-            status=Status.UNCHANGED, error_class=None, message=None, retryable=False, requests=1, started_at=now,
+            status=Status.UNCHANGED, error_class=None, message=message, retryable=False, requests=1, started_at=now,
             recorded_at=now, run_no=run_no, chunk=CHUNK, dest_etag=etag or outcome.dest_etag,
             confirmed=Confirmed.READ_BACK if found.by is Evidence.DIGEST else outcome.confirmed,
         )

@@ -1,5 +1,6 @@
 """Transfer of one chunk's rows: queue, fetch, check, store and record each one."""
 
+from ferry.transfer.body_check import lesser_check_of
 from ferry.transfer.chunk import ChunkResult, run_chunk
 from ferry.transfer.dispatcher import AHEAD_ROWS, READY_ROWS
 from ferry.transfer.runtime import Runtime
@@ -33,5 +34,6 @@ __all__ = [
     "describe_stall",
     "duration",
     "is_excused",
+    "lesser_check_of",
     "run_chunk",
 ]

@@ -9,6 +9,7 @@ import pytest
 
 from ferry.core.errors import Fatal
 from ferry.core.records import Status
+from ferry.job import Checks
 from ferry.reconcile.verify import Verified
 from ferry.state import lease
 from tasks.verify import Verification
@@ -31,6 +32,18 @@ def test_a_verification_that_lost_its_lease_writes_nothing(lost: bool, tmp_path:
         else:
             check.add(found)
     assert bool(state.list("outcomes")) is not lost
+
+
+@pytest.mark.parametrize(
+    ("content_type", "checks", "said"),
+    [("image/jxl", Checks.IMAGE, "only its length"), ("image/jxl", Checks.LENGTH, ""), ("image/png", Checks.IMAGE, "")],
+)
+def test_which_check_a_row_got(content_type: str, checks: Checks, said: str, tmp_path: Path) -> None:
+    """A verification says it by the job's `checks` and the row's type, as a run does."""
+    check = Verification(directory_state(tmp_path), cast("Any", None), cast("Any", None), 1, checks)
+    message = check.lesser_check(make_outcome(1, content_type=content_type))
+    assert (message or "").startswith(said)
+    assert bool(message) is bool(said)
 
 
 @pytest.mark.parametrize(

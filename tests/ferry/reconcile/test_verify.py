@@ -227,6 +227,16 @@ def test_what_is_right_again_has_a_new_etag(digest: dict[str, str]) -> None:
     assert (right.status, right.dest_etag, right.confirmed) == (Status.UNCHANGED, '"b"', Confirmed.READ_BACK)
 
 
+def test_what_is_right_again_still_says_which_check_it_got() -> None:
+    """The message of a lesser check, which the verification's finding replaced, is back."""
+    wrong = make_outcome(
+        1, Status.PENDING, key="k", size=4, sha256=SHA, error_class=ErrorClass.ALTERED, message="other"
+    )
+    whole = asyncio.run(verify.read_back(alike(None), [wrong], 2, Progress(), lambda outcome: f"lesser: {outcome.key}"))
+    assert [right.message for right in whole.right_again] == ["lesser: k"]
+    assert asyncio.run(verify.read_back(alike(None), [wrong], 2, Progress())).right_again[0].message is None
+
+
 def alike(etag: str | None) -> Any:
     """Returns a destination whose objects have the same bytes."""
 
