@@ -13,7 +13,7 @@ from flows.server.local import LocalServer, quiet_environment
 
 # By name: nothing here uses them, and a linter would take plain imports out. They are loaded while the server starts.
 LOADED = (
-    "flows.cli.commands", "flows.cli.terminal", "flows.running.reporter", "flows.migrate", "flows.verify",
+    "flows.cli.main", "flows.cli.terminal", "flows.running.reporter", "flows.migrate", "flows.verify",
     "ferry.planning",
 )  # fmt: skip
 

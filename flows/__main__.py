@@ -18,10 +18,10 @@ def main() -> None:
     handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore SIGINT; they must stay so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from flows.cli import commands as cli
+    from flows.cli.main import main as run_command
 
     signal.signal(signal.SIGINT, handler)
-    cli.main()
+    run_command()
 
 
 if __name__ == "__main__":

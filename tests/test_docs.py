@@ -188,13 +188,13 @@ for words in json.loads(sys.argv[1]):
 
 def test_the_commands_of_the_pages_exist() -> None:
     """Each is one that the two programs take, options included."""
-    from flows.cli import commands
+    from flows.cli import commands, main
 
     found = {tuple(command) for page in PAGES for command in commands_of(page)}
     assert len(found) > 40
     for name, *arguments in sorted(found):
         if name == "ferry":
-            given = commands._bare_retry_failed(list(arguments))
+            given = main.bare_retry_failed(list(arguments))
             if given != ["--version"]:
                 commands.app.parse_args(given, exit_on_error=False, print_error=False)
     helps: dict[tuple[str, ...], set[str]] = {}

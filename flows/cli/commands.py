@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +13,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from ferry import __version__
-from ferry.core import Fatal, FerryError, LeaseHeld, UserError, class_problem, limit_arrow_memory
+from ferry.core import UserError, class_problem, limit_arrow_memory
 from ferry.job import Job
 from flows.cli import local_run
 from flows.cli.output import JsonFlag, Several, print_json
@@ -29,7 +27,7 @@ app = App(
     name="ferry",
     version=__version__,
     help="Copies large image libraries between storage providers and records the outcome of every object.",
-    suppress_keyboard_interrupt=False,  # main() maps the signal to an exit code
+    suppress_keyboard_interrupt=False,  # flows.cli.main maps the signal to an exit code
 )
 
 
@@ -369,52 +367,3 @@ def demo(
 ) -> int:
     """Run the demo on its own local servers, in `.demo/` of the current folder."""
     return local_run.demo_tour()(Path.cwd() / ".demo", keep=keep, as_json=json_)
-
-
-def main() -> None:
-    """Run the command line and exit. The README lists the exit codes."""
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's telemetry stays off in every command
-    warnings.showwarning = _show_warning
-    interrupts = signals.make_current()
-    try:
-        code = app(_bare_retry_failed(sys.argv[1:]), result_action="return_value")
-    except FerryError as exc:
-        # A Fatal outside the flow means that the state cannot be read; nothing was copied.
-        code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError | Fatal) else 1
-        from flows.cli import terminal
-
-        terminal.error(str(exc))
-        if "--json" in sys.argv:
-            print_json({"error": str(exc), "exit_code": code})
-    except KeyboardInterrupt:
-        code = interrupts.exit_code
-    except BrokenPipeError:  # `ferry failures ... | head`: the reader closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    _leave(code if isinstance(code, int) else 0)
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    """Print a FutureWarning for the user, without its line of code; print others in Python's format."""
-    if category is FutureWarning:
-        from flows.cli import terminal
-
-        terminal.warning(str(message))
-    else:
-        print(warnings.formatwarning(message, category, filename, lineno, line), file=file or sys.stderr, end="")
-
-
-def _leave(code: int) -> None:
-    """End the process. With the Prefect server unreachable, skip Prefect's exit handlers, which retry for minutes."""
-    if not local_run.server_unreachable:
-        sys.exit(code)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
-
-
-def _bare_retry_failed(arguments: list[str]) -> list[str]:
-    """Returns the arguments with a bare `--retry-failed` spelled as `--retry-failed=all`."""
-    return ["--retry-failed=all" if argument == "--retry-failed" else argument for argument in arguments]

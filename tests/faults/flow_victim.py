@@ -84,7 +84,7 @@ def main(process: str, point: str, number: int, arguments: list[str]) -> None:
         vars(planner_process)["subprocess"] = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE)
     else:
         FlowKiller(point, number, os.getpid()).watch(IN_FLOW)
-    from flows.cli import commands as cli
+    from flows.cli import main as cli
 
     sys.argv = ["ferry", *arguments]
     cli.main()

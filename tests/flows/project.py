@@ -151,7 +151,7 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 _FORKER = """
 import ctypes, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-import flows.cli.commands, flows.cli.local_run, flows.migrate, flows.cli.terminal, flows.verify, flows.running.reporter
+import flows.cli.local_run, flows.cli.main, flows.migrate, flows.cli.terminal, flows.verify, flows.running.reporter
 import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.cli.remote_run
 import boto3, prefect.flow_engine, prefect.task_engine
 for line in sys.stdin:
@@ -168,7 +168,7 @@ for line in sys.stdin:
             os.dup2(os.open(asked["out"] + "/" + name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["ferry", *asked["arguments"]]
         signal.alarm(int(asked["within"]))
-        flows.cli.commands.main()
+        flows.cli.main.main()
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 

@@ -94,13 +94,13 @@ def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
 
 TELEMETRY = """
 import atexit, os, sys
-from flows.cli import commands
+from flows.cli.main import main
 def told():
     from prefect._internal.analytics import is_telemetry_enabled
     print("telemetry:", os.environ.get("DO_NOT_TRACK"), is_telemetry_enabled())
 atexit.register(told)
 sys.argv[0] = "ferry"
-commands.main()
+main()
 """
 
 
