@@ -24,25 +24,24 @@ help:
 demo: .venv/.installed-demo
 	@$(BIN)/ferry demo
 
-# Linters and types run beside the tests, most of which wait; what they print is shown where they fail, so that pytest
-# has the last word. (`set -m`: a job of the background would ignore SIGINT.)
-PYTEST = $(BIN)/python -m pytest -n 3
-test: .venv/.installed-dev
-	@mkdir -p .bench; set -m; $(MAKE) --no-print-directory check >.bench/check.log 2>&1 & beside=$$!; set +m; \
-	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
-	$(PYTEST) $(if $(filter tests,$(T)),-m "not slow") $(T); tests=$$?; \
-	if ! wait $$beside; then cat .bench/check.log; echo "make check failed"; exit 1; fi; \
-	exit $$tests
+# $(call beside,TARGETS,TESTS): pytest, and these targets beside it, since most tests wait. What the targets print is shown
+# if they fail, so that pytest has the last word. (`set -m`: a job of the background would ignore SIGINT.)
+define beside
+@mkdir -p .bench; set -m; $(MAKE) --no-print-directory $(1) >.bench/beside.log 2>&1 & beside=$$!; set +m; \
+trap 'kill -- -$$beside 2>/dev/null' EXIT; \
+$(BIN)/python -m pytest $(2); tests=$$?; \
+if ! wait $$beside; then cat .bench/beside.log; echo "make $(1) failed"; exit 1; fi; \
+exit $$tests
+endef
 
-# The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, since many of its tests
-# wait: what meets Prefect, with the newest version that is allowed; and a quick bench, which shows that it works: a run of
-# Ferry's that lost an object fails it, timings do not.
+test: .venv/.installed-dev
+	$(call beside,check,-n 3 $(if $(filter tests,$(T)),-m "not slow") $(T))
+
+# The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it: what meets Prefect, with
+# the newest version that is allowed; and a quick bench, which shows that it works: a run of Ferry's that lost an object
+# fails it, timings do not.
 test-rest: .venv/.installed-dev postgresql .venv-prefect/.installed .bench/venv/.installed
-	@set -m; $(MAKE) --no-print-directory test-prefect quick-bench >.bench/rest.log 2>&1 & beside=$$!; set +m; \
-	trap 'kill -- -$$beside 2>/dev/null' EXIT; \
-	$(BIN)/python -m pytest -n 4 -m slow tests; tests=$$?; \
-	if ! wait $$beside; then cat .bench/rest.log; echo "make test-prefect or make quick-bench failed"; exit 1; fi; \
-	exit $$tests
+	$(call beside,test-prefect quick-bench,-n 4 -m slow tests)
 
 test-all: test test-rest
 
