@@ -149,11 +149,12 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 # Imports the command once and forks for each request; ends with its standard input.
 _FORKER = """
-import ctypes, json, os, signal, sys
+import ctypes, gc, json, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 import flows.cli.local_run, flows.cli.main, flows.migrate, flows.cli.terminal, flows.verify, flows.running.reporter
 import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.cli.remote_run
-import boto3, prefect.flow_engine, prefect.task_engine
+import boto3, fastapi, prefect.flow_engine, prefect.task_engine
+gc.freeze()  # else each command ends with half a second of collecting what the imports made
 for line in sys.stdin:
     asked = json.loads(line)
     pid = os.fork()
