@@ -31,11 +31,11 @@ worker)
   # A shell's `&` would have it ignore SIGINT, which a worker sends itself to end.
   env --default-signal=INT prefect worker start --pool ferry --type process --install-policy never --with-healthcheck &
   worker=$!
+  wait "$worker" || true
+  while kill -0 "$worker" 2>/dev/null; do wait "$worker" || true; done # a signal ends a wait as well
+  # Its code is known to the shell from now on, whichever wait met its end.
   code=0
   wait "$worker" || code=$?
-  if kill -0 "$worker" 2>/dev/null; then # it was the signal that ended the wait
-    wait "$worker" || code=$?
-  fi
   exit "$code"
   ;;
 *)

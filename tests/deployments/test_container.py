@@ -142,6 +142,15 @@ def test_how_it_stops(tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().splitlines() == ["run told", "run ended", "worker told"]
 
 
+@pytest.mark.parametrize(("end", "code"), [("exit 3", 3), ("kill -KILL $$", 137)])
+def test_a_worker_that_ends_by_itself(end: str, code: int, tmp_path: Path) -> None:
+    """The starter ends with its code, also where the code looks like that of a signal."""
+    (tmp_path / "prefect").write_text(f"#!/bin/sh\n{end}\n")
+    (tmp_path / "prefect").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FERRY_SECRETS": str(tmp_path)}
+    assert subprocess.run([str(STARTER), "worker"], env=environment, timeout=30, check=False).returncode == code
+
+
 # A worker with one run, which takes half a second to end. It ends with 7.
 WORKER = """#!/usr/bin/env python3
 import os, signal, subprocess, sys, time
