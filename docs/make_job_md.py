@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -13,7 +14,7 @@ from pydantic_core import PydanticUndefined
 from ferry.images.check import KINDS, level_of
 from ferry.job.model import Job
 from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS
-from ferry.manifest.columns import USUAL_NAMES
+from ferry.manifest.columns import AMBIGUOUS_NAMES, USUAL_NAMES
 
 HEAD = """\
 # Job reference
@@ -225,12 +226,23 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def column_names() -> list[str]:
     """The names by which Ferry recognises a manifest's columns."""
-    rows = [f"| `{role}` | {', '.join(f'`{name}`' for name in names)} |" for role, names in USUAL_NAMES.items()]
+    rows = [
+        f"| `{role}` | {_names(names)} | {_names(AMBIGUOUS_NAMES.get(role, ()))} |"
+        for role, names in USUAL_NAMES.items()
+    ]
     return [
         "## Column names", "",
         "Columns that `columns` does not name are recognised by these names, without regard to case, spaces, `_` and `-`.",
-        "", "| role | names |", "|---|---|", *rows, "",
+        "A name of the last column counts only if the manifest's first thousand rows have values of that kind: lengths in",
+        "bytes and not shoe sizes, paths of files and not categories. The job's first plan decides, and later manifests are",
+        "read in the same way. `ferry plan` prints which columns are read, each with a value, and which are not, with the",
+        "reason. `columns: {size: size}` reads a column in any case, `columns: {size: null}` reads none.",
+        "", "| role | names | names that also need plausible values |", "|---|---|---|", *rows, "",
     ]  # fmt: skip
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def template_fields() -> list[str]:

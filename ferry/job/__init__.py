@@ -1,10 +1,11 @@
 """The configuration model of a migration, and templates for destination keys."""
 
 from ferry.job.delta import Delta, duration
-from ferry.job.model import Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries
+from ferry.job.model import OFF, Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries
 from ferry.job.templates import SOURCE_FIELDS, Template, decode_path, default_key, finish_key, key_problem, source_field
 
 __all__ = [
+    "OFF",
     "SOURCE_FIELDS",
     "Checks",
     "Columns",

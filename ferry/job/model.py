@@ -14,7 +14,15 @@ from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ferry.core import short
 from ferry.http import OPEN_HEADERS, USER_AGENT, OriginOptions, recipient, site_of_template
@@ -64,27 +72,36 @@ class OnExisting(StrEnum):
 Auto = Annotated[Literal["auto"], Field(title="auto")]  # Prefect's form shows titles as the names of the choices
 
 
-class Columns(_Model):
-    """Manifest columns by role. A role without a column here is recognised by common column names."""
+OFF = ""  # the column of a role that the job switches off with null
+Column = Annotated[str | None, BeforeValidator(lambda given: OFF if given is None else given)]
 
-    source: str | None = None
+
+class Columns(_Model):
+    """Manifest columns by role. A role without a column here is recognised by common column names. `null` switches a role off: with `size: null` no column is read as the size."""
+
+    source: Column = None
     """The object's URL, or an ID for `source.url`."""
-    key: str | None = None
+    key: Column = None
     """The destination key."""
-    size: str | None = None
+    size: Column = None
     """The object's size in bytes."""
-    md5: str | None = None
+    md5: Column = None
     """The object's MD5, hex or base64."""
-    sha256: str | None = None
+    sha256: Column = None
     """The object's SHA-256, hex or base64."""
-    etag: str | None = None
+    etag: Column = None
     """The origin's ETag."""
-    last_modified: str | None = None
+    last_modified: Column = None
     """The date of the object's last change."""
-    content_type: str | None = None
+    content_type: Column = None
     """The object's media type."""
-    id: str | None = None
+    id: Column = None
     """Your name for the row, which all reports show."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Omits roles that the job does not name: null means something else."""
+        return {role: column for role, column in serialise(self).items() if column is not None}
 
 
 class Source(_Model):
@@ -337,7 +354,7 @@ class Job(_Model):
         """Returns digests of the settings that define sources and keys. A digest reveals no setting."""
         values: dict[str, Any] = {
             "source.url": self.source.url,
-            "columns": self.columns.model_dump(),
+            "columns": {role: getattr(self.columns, role) for role in Columns.model_fields},
             "key": self.key,
             "destination.uri": self.destination.uri.rstrip("/"),
             "destination.endpoint_url": self.destination.endpoint_url,

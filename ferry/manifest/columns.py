@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from ferry.core import UserError, short
-from ferry.job import Columns
+from ferry.job import OFF, Columns
 
 ROLES = ("source", "key", "size", "md5", "sha256", "etag", "last_modified", "content_type", "id")
 
-# Compared by normal_name(). `key` and `name` never mean the source. A bare `name` is not a key either: in product lists
-# it is the product's name.
+# Names that mean a role whatever the values are. Compared by normal_name(). `key` and `name` never mean the source. A
+# bare `name` is not a key either: in product lists it is the product's name.
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "source": (
         "source", "source_url", "url", "image_url", "src", "link", "image_link", "href", "image", "uri", "image_uri",
         "address", "download_url", "download_link", "file_url", "photo_url", "media_url", "image_src",
     ),
-    "key": ("key", "object_key", "dest_key", "destination_key", "target_key", "path", "dest", "destination", "target",
-            "file_name"),
-    "size": ("size", "bytes", "length", "content_length", "file_size", "size_bytes"),
+    "key": ("key", "object_key", "dest_key", "destination_key", "target_key", "s3_key"),
+    "size": ("content_length", "size_bytes", "size_in_bytes"),
     "md5": ("md5", "md5sum", "content_md5", "md5_hash"),
     "sha256": ("sha256", "sha256sum", "sha256_hash"),
     "etag": ("etag",),
-    "last_modified": ("last_modified", "modified", "mtime", "updated_at"),
-    "content_type": ("content_type", "mime", "mime_type"),
+    "last_modified": ("last_modified",),
+    "content_type": ("mime_type",),
     "id": ("id", "sku", "product_id", "asset_id", "item_id", "image_id", "uuid", "guid"),
 }  # fmt: skip
+
+# Names that mean a role only if a sample of their values does (plausible.py): a shop's `size` is 38 or XL, its `path` a
+# category. A product's `updated_at` is no date of its image, so it means nothing.
+AMBIGUOUS_NAMES: dict[str, tuple[str, ...]] = {
+    "key": ("path", "dest", "destination", "target", "file_name"),
+    "size": ("size", "bytes", "length", "file_size"),
+    "last_modified": ("modified", "mtime"),
+    "content_type": ("content_type", "mime"),
+}
 
 
 MAX_COLUMNS = 16_384  # Excel's limit
@@ -46,8 +54,14 @@ def normal_name(name: str) -> str:
     return name.strip().casefold().replace(" ", "").replace("_", "").replace("-", "")
 
 
-_ORDER = {normal_name(name): at for names in USUAL_NAMES.values() for at, name in enumerate(names)}
+_ORDER = {
+    normal_name(name): at
+    for by_role in (USUAL_NAMES, AMBIGUOUS_NAMES)
+    for names in by_role.values()
+    for at, name in enumerate(names)
+}
 _ROLE_OF = {normal_name(name): role for role, names in USUAL_NAMES.items() for name in names}
+_MAYBE_ROLE_OF = {normal_name(name): role for role, names in AMBIGUOUS_NAMES.items() for name in names}
 
 
 def role_of(name: str) -> str | None:
@@ -86,7 +100,7 @@ class Request:
 
     def named_columns(self) -> dict[str, str]:
         """Returns the columns that the job names in `columns`, as role -> column."""
-        return {role: name for role in ROLES if (name := getattr(self.columns, role)) is not None}
+        return {role: name for role in ROLES if (name := getattr(self.columns, role))}
 
     def bad_line(self, line: int, why: str) -> str:
         """Returns the problem of a line that becomes a failed row. Raises UserError unless the job skips such lines."""
@@ -100,16 +114,36 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class ColumnMap:
-    """The columns to read: ``roles`` (role -> column) and ``wanted`` (name in Batch.values -> column)."""
+    """The columns to read: ``roles`` (role -> column) and ``wanted`` (name in Batch.values -> column).
+
+    ``maybe`` has the columns with an ambiguous name by role, in order of preference. They are wanted under their own
+    names. ``required``: columns that a template names.
+    """
 
     roles: dict[str, str]
     wanted: dict[str, str]
+    maybe: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+
+
+# What a reader returns: the columns, and a function that reads the rows from the first one on.
+Opened = tuple[ColumnMap, Callable[[], Iterator[Batch]]]
+
+
+def without_maybe(mapped: ColumnMap, names: Collection[str]) -> ColumnMap:
+    """Returns the columns without those of ``names`` that only may have a role, since their type cannot be read."""
+    maybe = {role: tuple(name for name in columns if name not in names) for role, columns in mapped.maybe.items()}
+    dropped = {name for columns in mapped.maybe.values() for name in columns if name in names} - mapped.required
+    return replace(
+        mapped, maybe=maybe, wanted={key: name for key, name in mapped.wanted.items() if name not in dropped}
+    )
 
 
 def count_known_names(names: Iterable[str], request: Request) -> int:
     """Returns how many names have a meaning: usual names, and names in the job or in a template."""
     named = {*request.named_columns().values(), *request.needed}
-    return sum(1 for name in names if normal_name(name) in _ROLE_OF or name.strip() in named)
+    known = _ROLE_OF.keys() | _MAYBE_ROLE_OF.keys()
+    return sum(1 for name in names if normal_name(name) in known or name.strip() in named)
 
 
 def _quoted(names: Sequence[str], limit: int = 30) -> str:
@@ -153,9 +187,16 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
                            names, nearest and f"`{_escaped(nearest)}`")  # fmt: skip
         roles[role] = column
     taken = set(named.values())
+    maybe: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
+        if role in roles or getattr(request.columns, role) == OFF:
+            continue
         found = [name for name in names if _ROLE_OF.get(normal_name(name)) == role and name not in taken]
-        if role in roles or not found:
+        if not found:
+            if unsure := [
+                name for name in names if _MAYBE_ROLE_OF.get(normal_name(name)) == role and name not in taken
+            ]:
+                maybe[role] = tuple(sorted(unsure, key=lambda name: _ORDER[normal_name(name)]))
             continue
         if len(found) > 1 and role not in ("source", "key"):
             # A shop's manifest has an id and a sku. The choice changes no copy, and Ferry prints it.
@@ -166,7 +207,7 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
                 f"choose one with `columns: {{{role}: {_escaped(found[0])}}}`"
             )
         roles[role] = found[0]
-    wanted = dict(roles)
+    wanted = {name: name for names_of_role in maybe.values() for name in names_of_role} | roles
     for name in sorted(request.needed - roles.keys()):
         if name in names:
             wanted[name] = name
@@ -177,18 +218,31 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
             raise _missing(f"{by} names {{{name}}}, and {shown} has no such column{seen_in}",
                            names, nearest and f"{{{_escaped(nearest)}}}")  # fmt: skip
     if "source" not in roles and request.url_fields is None:
-        also = ""
-        if "id" in roles:
-            also = ", or build addresses from IDs with `source: {url: 'https://.../{id}.jpg'}`"
-        raise UserError(
-            f"{shown}: no column is recognised as the source{seen_in}; the columns are: {_quoted(names)}; "
-            f"name it with `columns: {{source: ...}}`{also}"
+        raise NoSource(names, has_ids="id" in roles, request=request, seen_in=seen_in)
+    return ColumnMap(roles, wanted, maybe, request.needed)
+
+
+class NoSource(UserError):
+    """No column has the name of a source. ``columns`` are those that there are."""
+
+    def __init__(self, columns: Sequence[str], *, has_ids: bool, request: Request, seen_in: str) -> None:
+        self.columns = tuple(columns)
+        self._said = (
+            f"{request.shown}: no column is recognised as the source{seen_in}; the columns are: {_quoted(columns)}"
         )
-    return ColumnMap(roles, wanted)
+        self._else = ", or build addresses from IDs with `source: {url: 'https://.../{id}.jpg'}`" if has_ids else ""
+        super().__init__(f"{self._said}; name it with `columns: {{source: ...}}`{self._else}")
+
+    def proposing(self, column: str) -> UserError:
+        """Returns the error with a column that contains addresses."""
+        name = _escaped(column)
+        return UserError(f"{self._said}. `{name}` contains addresses: write `columns: {{source: {name}}}`{self._else}")
 
 
-def split_addresses(values: Sequence[str | None]) -> dict[str, list[str | None]]:
-    """Returns the values of a manifest without columns as source (if they contain `://`) or id."""
+def split_addresses(values: Sequence[str | None], request: Request) -> dict[str, list[str | None]]:
+    """Returns the values of a manifest without columns: with `source.url`, sources contain `://` and others are ids."""
+    if request.url_fields is None:
+        return {"source": list(values)}
     return {
         "source": [value if value is not None and "://" in value else None for value in values],
         "id": [None if value is None or "://" in value else value for value in values],

@@ -5,13 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ferry.core import UserError
-from ferry.manifest.columns import Batch, Request, count_known_names, map_columns, split_addresses
+from ferry.manifest.columns import (
+    Batch,
+    ColumnMap,
+    Opened,
+    Request,
+    count_known_names,
+    map_columns,
+    split_addresses,
+)
+from ferry.manifest.sources import is_bare_address
 from ferry.manifest.text import MAX_LINE_BYTES, Block, Compression, blocks, excerpt
 
 MAX_REREAD_CHARS = 256 << 20
@@ -177,10 +186,8 @@ def _detect_delimiter(line: str, request: Request) -> str:
     return max(_DELIMITERS, key=score)
 
 
-def open_csv(
-    path: Path, compression: Compression, request: Request, delimiter: str | None
-) -> tuple[dict[str, str], Callable[[], Iterator[Batch]]]:
-    """Returns the recognised roles, and a function that reads the rows.
+def open_csv(path: Path, compression: Compression, request: Request, delimiter: str | None) -> Opened:
+    """Returns the recognised columns, and a function that reads the rows.
 
     If ``delimiter`` is None, the header line decides.
     """
@@ -189,10 +196,11 @@ def open_csv(
     names = header.names
     headerless = not count_known_names(names, request) and (len(names) == 1 or any("://" in name for name in names))
     if headerless:
-        roles, columns, skip = {_headerless_role(header, request): "(one column)"}, {"source": 0}, header.first_line - 1
+        mapped = ColumnMap({_headerless_role(header, request): "(one column)"}, {})
+        columns, skip = {"source": 0}, header.first_line - 1
     else:
         mapped = map_columns(names, request)
-        roles, skip = mapped.roles, header.last_line
+        skip = header.last_line
         columns = {name: names.index(column) for name, column in mapped.wanted.items()}
 
     def batches() -> Iterator[Batch]:
@@ -200,9 +208,9 @@ def open_csv(
         read = _batches(RecordReader(header.delimiter, len(names), request).records(data), columns)
         if not headerless:
             return read
-        return (replace(batch, values=split_addresses(batch.values["source"])) for batch in read)
+        return (replace(batch, values=split_addresses(batch.values["source"], request)) for batch in read)
 
-    return roles, batches
+    return mapped, batches
 
 
 def _headerless_role(first: _Header, request: Request) -> str:
@@ -214,7 +222,7 @@ def _headerless_role(first: _Header, request: Request) -> str:
             f"{_DELIMITERS[first.delimiter]}. Add a first line with the columns' names, or, if each line "
             "is one URL, name the file .txt"
         )
-    is_address = "://" in names[0]
+    is_address = "://" in names[0] or is_bare_address(names[0].removeprefix("//"))
     if request.named_columns() or request.needed - {"id"} or not (is_address or request.url_fields is not None):
         map_columns(names, request)  # raises UserError: no column is recognised
     return "source" if is_address else "id"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from ferry.manifest.columns import (
     MAX_COLUMNS,
     Batch,
     ColumnMap,
+    Opened,
     Request,
     map_columns,
     refuse_many_columns,
     role_of,
     split_addresses,
 )
+from ferry.manifest.sources import is_bare_address
 from ferry.manifest.text import Compression, blocks, excerpt
 
 SAMPLE_LINES = 1000  # JSON Lines has no header: the columns are the names in these lines
-
-Opened = tuple[dict[str, str], Callable[[], Iterator[Batch]]]
 
 
 def open_txt(path: Path, compression: Compression, request: Request) -> Opened:
@@ -39,11 +39,12 @@ def open_txt(path: Path, compression: Compression, request: Request) -> Opened:
         )
     lines = (line.strip() for block in blocks(path, compression, request.shown) for line in block.lines())
     first = next(filter(None, lines), "")
-    if first and "://" not in first and request.url_fields is None:
+    is_address = "://" in first or is_bare_address(first.removeprefix("//"))
+    if first and not is_address and request.url_fields is None:
         what = "if that is a header, name the file .csv" if role_of(first) else "if these are IDs, set `source.url`"
         raise UserError(f"{request.shown}: its first line, {excerpt(first)}, is not a URL; {what}")
-    role = "source" if "://" in first else "id"
-    return {role: "(line)"}, lambda: _txt_batches(path, compression, request)
+    role = "source" if is_address else "id"
+    return ColumnMap({role: "(line)"}, {}), lambda: _txt_batches(path, compression, request)
 
 
 def _txt_batches(path: Path, compression: Compression, request: Request) -> Iterator[Batch]:
@@ -57,7 +58,7 @@ def _txt_batches(path: Path, compression: Compression, request: Request) -> Iter
             problems[0] = request.bad_line(block.first_line, f"longer than 1 MiB: {excerpt(block.text)}")
         if found:
             lines, values = zip(*found, strict=True)
-            yield Batch(range(row_no, row_no + len(found)), lines, split_addresses(values), problems)
+            yield Batch(range(row_no, row_no + len(found)), lines, split_addresses(values, request), problems)
             row_no += len(found)
 
 
@@ -129,7 +130,7 @@ def open_jsonl(path: Path, compression: Compression, request: Request) -> Opened
             raise UserError(f"{request.shown} contains no JSON objects; its first line: {failure}")
         raise UserError(f"{request.shown} is empty")
     mapped = map_columns(list(names), request, seen_in=f" in its first {SAMPLE_LINES:,} lines")
-    return mapped.roles, lambda: _jsonl_batches(path, compression, request, mapped, set(names))
+    return mapped, lambda: _jsonl_batches(path, compression, request, mapped, set(names))
 
 
 def _check_new_names(found: dict[str, Any], known: set[str], roles: Mapping[str, str], line: int, shown: str) -> None:
@@ -152,9 +153,15 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def _row(line: str, found: dict[str, Any], columns: list[str]) -> tuple[str | None, ...]:
-    """Returns the object's values. Raises ValueError with a reason for messages."""
-    row = tuple([_value(found, column) for column in columns])
+def _row(line: str, found: dict[str, Any], columns: list[str], maybe: set[str]) -> tuple[str | None, ...]:
+    """Returns the object's values. Raises ValueError with a reason for messages.
+
+    An array in a column that only may have a role, such as the sizes of a shoe, is no value.
+    """
+    row = tuple(
+        [None if column in maybe and isinstance(found.get(column), list | dict) else _value(found, column)
+         for column in columns]
+    )  # fmt: skip
     if _SURROGATE_ESCAPE.search(line) and any(_SURROGATE.search(value or "") for value in row):
         raise ValueError("an unpaired surrogate, which is not valid text")
     return row
@@ -165,6 +172,7 @@ def _jsonl_batches(
 ) -> Iterator[Batch]:
     row_no = 1
     columns = list(mapped.wanted.values())
+    maybe = {name for names in mapped.maybe.values() for name in names} - mapped.required
     blank: tuple[str | None, ...] = (None,) * len(columns)
     for block in blocks(path, compression, request.shown):
         numbers: list[int] = []
@@ -180,7 +188,7 @@ def _jsonl_batches(
                 found = _parse_object(line)
                 if not found.keys() <= known:
                     _check_new_names(found, known, mapped.roles, number, request.shown)
-                rows.append(_row(line, found, columns))
+                rows.append(_row(line, found, columns, maybe))
             except ValueError as error:
                 bad[len(rows)] = request.bad_line(number, f"{error}: {excerpt(line)}")
                 rows.append(blank)

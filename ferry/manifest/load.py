@@ -7,7 +7,7 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +20,17 @@ from ferry.job import SOURCE_FIELDS, Job, Template
 from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import normalise
 from ferry.manifest.open import open_manifest
+from ferry.manifest.plausible import Reading
 from ferry.storage import Access, ObjectInfo, open_store
 
 if TYPE_CHECKING:
     import duckdb
 
 MAX_MANIFEST_BYTES = 64 << 30  # 100 million rows of 600 bytes; a host that sends more may try to fill the disk
+READING = 2  # counts the changes of how a manifest is read: each has manifests read again that have not changed
 COPY = "list"  # in the spool directory
 NORMALISED = "manifest.parquet"
+LISTED_COLUMNS = {"source": "the listing", "key": "the listing"}
 LISTED_FIELDS = frozenset({"source", "key", "size", "etag", "last_modified"})  # what a listing has for each object
 
 
@@ -58,6 +61,9 @@ def _load(
     con: duckdb.DuckDBPyConnection, job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]
 ) -> LoadedManifest:
     out = spool_dir / NORMALISED
+    unread: Collection[str] = ()
+    bare_hosts = False
+    notes: list[str] = []
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
         same_store = job.source.endpoint_url == job.destination.endpoint_url
@@ -67,17 +73,25 @@ def _load(
             usable = ", ".join(f"{{{name}}}" for name in sorted({*LISTED_FIELDS, *SOURCE_FIELDS, "sha256", "ext"}))
             raise UserError(f"the key template names {{{min(unknown)}}}; a listed manifest has {usable}")
         batches = _list_objects(job, access, spool_dir)
-        recognised = {"source": "the listing", "key": "the listing"}
-        about: dict[str, Any] = {"recognised": recognised, "digest": None}
+        about: dict[str, Any] = {"recognised": LISTED_COLUMNS, "digest": None}
     else:
         path = _local_file(job, access, spool_dir)
         before = _file_version(path)
-        about = {"digest": _digest_of(path, job), "recognised": known.get("recognised", {})}
+        about = {
+            "digest": _digest_of(path, job),
+            "recognised": known.get("recognised", {}),
+            "samples": known.get("samples", {}),
+        }
         if known.get("digest") == about["digest"]:
             return LoadedManifest(None, about)
         needed = sorted(key_template.needed) if key_template else []
-        manifest = open_manifest(path, job.manifest, job.columns, needed, job.bad_lines, job.source.url)
-        about["recognised"] = manifest.recognised
+        columns = known.get("recognised", LISTED_COLUMNS)
+        decided = Reading(columns, known.get("bare_hosts", False)) if columns != LISTED_COLUMNS else None
+        manifest = open_manifest(path, job.manifest, job.columns, needed, job.bad_lines, job.source.url, decided)
+        about |= {
+            "recognised": manifest.recognised, "samples": manifest.samples, "bare_hosts": manifest.bare_hosts,
+        }  # fmt: skip
+        unread, bare_hosts, notes = manifest.unread, manifest.bare_hosts, list(manifest.left)
         batches = manifest.batches()
     parts = urlsplit(job.destination.uri)
     result = normalise(
@@ -88,6 +102,8 @@ def _load(
         roots=job.roots(),
         prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
         for_directory=parts.scheme == "file",
+        unread=unread,
+        bare_hosts=bare_hosts,
         out_path=out,
     )
     if not job.is_listed() and _file_version(path) != before:
@@ -95,10 +111,20 @@ def _load(
             f"the manifest {job.manifest} was written to while it was read: rows may be missing. Run the job again "
             "when it is complete. The program that writes it should write a new file and rename it"
         )
-    notes = []
+    notes += _repairs(result.repairs)
     if result.deferred:
-        notes = [f"{result.deferred:,} keys are known only after the download (`key` names sha256 or ext)"]
+        notes = [*notes, f"{result.deferred:,} keys are known only after the download (`key` names sha256 or ext)"]
     return LoadedManifest(out, about, notes)
+
+
+def _repairs(counts: Mapping[str, int]) -> list[str]:
+    """Returns sentences on sources that were completed."""
+    notes = []
+    if rows := counts.get("schemes"):
+        notes.append(f"{rows:,} {'address lacks' if rows == 1 else 'addresses lack'} a scheme: https:// is added")
+    if rows := counts.get("blanks"):
+        notes.append(f"{rows:,} {'URL contains' if rows == 1 else 'URLs contain'} spaces: %20 is written for each")
+    return notes
 
 
 def _file_version(path: Path) -> tuple[int, int, int]:
@@ -116,7 +142,14 @@ def _digest_of(path: Path, job: Job) -> str:
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    settings = [__version__, job.location_digests(), list(job.roots()), job.bad_lines, Path(job.manifest).suffix]
+    settings = [
+        __version__,
+        READING,
+        job.location_digests(),
+        list(job.roots()),
+        job.bad_lines,
+        Path(job.manifest).suffix,
+    ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ferry.core import ErrorClass, redact, redact_id, short
 from ferry.job import SOURCE_FIELDS, Template, decode_path, finish_key, key_problem, source_field
 from ferry.manifest.columns import Batch
-from ferry.manifest.sources import PLAIN_URL, key_or_problem, normal_roots, trim
+from ferry.manifest.sources import PLAIN_URL, key_or_problem, normal_roots, repaired, trim
 
 if TYPE_CHECKING:
     import duckdb
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
     metadata={"ferry_schema": "1"},
 )
 _BAD_LINE, _BAD_URL, _BAD_KEY = ErrorClass.BAD_LINE.value, ErrorClass.BAD_URL.value, ErrorClass.BAD_KEY.value
-_MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[ -~]*)?", re.ASCII)
+MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[ -~]*)?", re.ASCII)
 _ANY_SHA256 = "0" * 64
 
 Texts = Sequence[str | None]
@@ -55,6 +55,7 @@ class NormaliseResult:
     problems: dict[str, int] = field(default_factory=dict)  # error class -> unusable rows
     duplicates: int = 0  # rows with the source, key and id of an earlier one
     deferred: int = 0  # rows whose key is known only after the download
+    repairs: dict[str, int] = field(default_factory=dict)  # `blanks`, `schemes` -> rows whose source was completed
 
 
 def base_row_id(source: str | None, key: str | None, id_: str | None) -> bytes:
@@ -100,9 +101,16 @@ class Normaliser:
         roots: Sequence[str],
         prefix: str,
         for_directory: bool,
+        unread: Collection[str] = (),
+        bare_hosts: bool = False,
     ) -> None:
+        """``bare_hosts``: sources may lack their scheme. ``unread``: roles without a column; a batch may have a column
+        of that name for a template.
+        """
         self._url, self._key_template = url_template, key_template
         self._roots, self._prefix, self._for_directory = normal_roots(roots), prefix, for_directory
+        self._unread, self._bare_hosts = frozenset(unread), bare_hosts
+        self.repairs: Counter[str] = Counter()  # sources whose blanks or scheme were added
         self.problems: Counter[str] = Counter()
         self.deferred = 0
 
@@ -110,7 +118,7 @@ class Normaliser:
         """Returns the batch's columns as in SCHEMA. Each row_id is that of the first such row."""
         rows = len(batch)
         none: list[str | None] = [None] * rows
-        get = batch.values.get
+        get = {role: values for role, values in batch.values.items() if role not in self._unread}.get
         ids, key_column = get("id") or none, get("key") or none
         problems: Problems = {index: (_BAD_LINE, why) for index, why in batch.problems.items()}
 
@@ -158,7 +166,7 @@ class Normaliser:
                 sources.append(source)
                 default_keys.append(decode_path(plain[1]).lstrip("/"))
                 continue
-            source = trim(source) if source else None
+            source = self._repair(trim(source)) if source else None
             sources.append(source or None)
             key, why = (
                 key_or_problem(source, self._roots) if source else (None, f"{_shown_row(batch, index)} has no URL")
@@ -167,6 +175,13 @@ class Normaliser:
             if why is not None:
                 problems.setdefault(index, (_BAD_URL, why))
         return sources, default_keys
+
+    def _repair(self, source: str) -> str:
+        better = repaired(source, bare=self._bare_hosts)
+        if better is not source:
+            self.repairs["blanks"] += "%20" in better and " " in source
+            self.repairs["schemes"] += "://" not in source.partition("?")[0]
+        return better
 
     def _from_template(self, url: Template, batch: Batch, given: Texts, problems: Problems) -> Texts:
         """Returns the rows' addresses, built from source.url unless the source is one. Others are used as {id}."""
@@ -247,7 +262,7 @@ class Normaliser:
         known: dict[str | None, str | None] = {None: None}
         for text in set(column):
             value = (text or "").strip()
-            known[text] = value if _MEDIA_TYPE.fullmatch(value) else None
+            known[text] = value if MEDIA_TYPE.fullmatch(value) else None
         for index, text in enumerate(column):
             if text and text.strip() and known[text] is None:
                 problems.setdefault(
@@ -269,17 +284,22 @@ def normalise(
     roots: Sequence[str] = (),
     prefix: str = "",
     for_directory: bool,
+    unread: Collection[str] = (),
+    bare_hosts: bool = False,
     out_path: Path,
 ) -> NormaliseResult:
     """Writes all rows, in their order, to one Parquet file. Memory does not grow with the manifest.
 
     ``con`` finds duplicate rows, within its own limit on memory. ``roots``: `s3://` and `file://` sources must be under
-    one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it. The file
-    gets its name when it is complete. Raises what ``batches`` raises, and OSError if the file cannot be written.
+    one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it.
+    ``bare_hosts``: sources are addresses without a scheme. ``unread``: roles that no column has, although a batch may
+    have values of that name for a template. The file gets its name when it is complete. Raises what ``batches`` raises,
+    and OSError if the file cannot be written.
     """
     normaliser = Normaliser(
-        url_template=url_template, key_template=key_template, roots=roots, prefix=prefix, for_directory=for_directory
-    )
+        url_template=url_template, key_template=key_template, roots=roots, prefix=prefix, for_directory=for_directory,
+        unread=unread, bare_hosts=bare_hosts,
+    )  # fmt: skip
     unfinished = out_path.with_name(out_path.name + ".unfinished")
     rows = 0
     try:
@@ -292,7 +312,9 @@ def normalise(
         unfinished.replace(out_path)
     finally:
         unfinished.unlink(missing_ok=True)
-    return NormaliseResult(out_path, rows, dict(normaliser.problems), duplicates, normaliser.deferred)
+    return NormaliseResult(
+        out_path, rows, dict(normaliser.problems), duplicates, normaliser.deferred, dict(normaliser.repairs)
+    )
 
 
 def _writer(path: Path) -> pq.ParquetWriter:

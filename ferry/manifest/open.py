@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from ferry.core import UserError, redact
-from ferry.job import Columns, Template
-from ferry.manifest.columns import Batch, Request
+from ferry.core import UserError, redact, short
+from ferry.job import OFF, Columns, Template
+from ferry.manifest.columns import ROLES, Batch, ColumnMap, NoSource, Opened, Request
 from ferry.manifest.csv import open_csv
 from ferry.manifest.lines import open_jsonl, open_txt
+from ferry.manifest.plausible import Reading, are_addresses, first_rows, sample, settle
+from ferry.manifest.sources import is_bare_address
 from ferry.manifest.text import Compression, head_bytes
 from ferry.manifest.typed import open_parquet, open_xlsx
 
+SAMPLE_CHARS = 60
 Format = Literal["csv", "tsv", "txt", "jsonl", "parquet", "xlsx"]
 
 _EXTENSIONS: dict[str, Format] = {
@@ -53,10 +58,19 @@ _SIGNATURES: tuple[tuple[bytes, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """An opened manifest. ``recognised`` has the column of each role; ``batches`` reads from the first row on."""
+    """An opened manifest. ``recognised`` has the column of each role; ``batches`` reads from the first row on.
+
+    ``unread`` are the other roles. ``left`` says which columns could have had one, and why they have none. ``samples``
+    has the first value of each role, for messages, once ``batches`` has yielded it. ``bare_hosts``: the sources are
+    addresses without a scheme.
+    """
 
     recognised: dict[str, str]
+    unread: frozenset[str]
+    left: list[str]
     shown: str
+    samples: dict[str, str]
+    bare_hosts: bool
     _read: Callable[[], Iterator[Batch]]
 
     def batches(self) -> Iterator[Batch]:
@@ -64,6 +78,9 @@ class Manifest:
         rows = 0
         for batch in self._read():
             rows += len(batch)
+            for role in self.recognised.keys() - self.samples.keys():
+                if value := next(filter(None, batch.values.get(role) or ()), None):
+                    self.samples[role] = short(redact(value), SAMPLE_CHARS)
             yield batch
         if not rows:
             raise UserError(f"{self.shown} contains no rows; nothing would be transferred")
@@ -76,12 +93,14 @@ def open_manifest(
     needed: Collection[str] = (),
     bad_lines: Literal["error", "skip"] = "error",
     url_template: str | None = None,
+    decided: Reading | None = None,
 ) -> Manifest:
     """Opens a manifest, and recognises its format and columns.
 
     ``path`` is a local file. ``name`` is the manifest's name in the job; its extension decides the format. ``needed``
-    are the columns that the key template names, to which those of ``url_template`` (`source.url`) are added. Raises
-    UserError if the manifest is unusable.
+    are the columns that the key template names, to which those of ``url_template`` (`source.url`) are added.
+    ``decided`` is how the job's last plan read its manifest, None before the first. Raises UserError if the manifest is
+    unusable.
     """
     shown = redact(name)
     if path.is_dir() or name.endswith("/"):
@@ -99,20 +118,65 @@ def open_manifest(
         url_fields=None if url is None else url_needed,
         skip_bad_lines=bad_lines == "skip",
     )
+    try:
+        opened = _open(path, format_, compression, request)
+    except NoSource as error:
+        first: list[Batch] = []
+        with contextlib.suppress(UserError):
+            whole = replace(request, needed=frozenset(error.columns), url_fields=frozenset())
+            first = first_rows(_open(path, format_, compression, whole)[1]())
+        if found := next((name for name in error.columns if are_addresses(sample(first, name))), None):
+            raise error.proposing(found) from None
+        raise
+    return _settled(*opened, request, decided)
+
+
+def _open(path: Path, format_: Format, compression: Compression, request: Request) -> Opened:
     match format_:
         case "csv":
-            opened = open_csv(path, compression, request, None)
+            return open_csv(path, compression, request, None)
         case "tsv":
-            opened = open_csv(path, compression, request, "\t")
+            return open_csv(path, compression, request, "\t")
         case "txt":
-            opened = open_txt(path, compression, request)
+            return open_txt(path, compression, request)
         case "jsonl":
-            opened = open_jsonl(path, compression, request)
+            return open_jsonl(path, compression, request)
         case "parquet":
-            opened = open_parquet(path, request)
+            return open_parquet(path, request)
         case "xlsx":
-            opened = open_xlsx(path, request)
-    return Manifest(opened[0], shown, opened[1])
+            return open_xlsx(path, request)
+
+
+def _settled(
+    mapped: ColumnMap, read: Callable[[], Iterator[Batch]], request: Request, decided: Reading | None
+) -> Manifest:
+    """Returns the manifest, with what its columns' names leave open decided by the first rows."""
+    started: list[tuple[list[Batch], Iterator[Batch]]] = []
+    rest = read()
+    first = first_rows(rest)
+    started.append((first, rest))
+    unsure, left = settle(mapped, first, decided)
+    recognised = {role: column for role in ROLES if (column := mapped.roles.get(role) or unsure.get(role))}
+    key = decided.roles.get("key") if decided is not None else None
+    if key is not None and "key" not in recognised and request.columns.key is None:
+        raise UserError(
+            f"{request.shown} lacks the column `{short(key)}`, from which the earlier rows have their keys: "
+            "all rows would get other keys. Complete the manifest, or run with `--replan`"
+        )
+
+    def batches() -> Iterator[Batch]:
+        first, rest = started.pop() if started else ([], read())
+        for batch in chain(first, rest):
+            yield replace(batch, values={**batch.values, **{r: batch.values[column] for r, column in unsure.items()}})
+
+    bare = decided.bare_hosts if decided is not None else _are_bare(sample(first, "source"))
+    switched_off = {role for role in ("source", "id") if getattr(request.columns, role) == OFF}
+    unread = frozenset(ROLES) - recognised.keys() - ({"source", "id"} - switched_off)
+    return Manifest(recognised, unread, left, request.shown, {}, bare and request.url_fields is None, batches)
+
+
+def _are_bare(sources: Sequence[str]) -> bool:
+    return bool(sources) and all(map(is_bare_address, sources))
 
 
 def _format_of(name: str, shown: str) -> tuple[Format, Compression]:

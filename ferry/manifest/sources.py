@@ -14,6 +14,9 @@ PLAIN_URL = re.compile(
     r"https?://[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
     r"/([!-\"$->@-~]*)(?:\?[!-\"$-~]*)?"
 )
+# An address without its scheme: a host with a dot and a path. A file name such as `a.b.jpg` has no `/` after its dots.
+_BARE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}(?::[0-9]{1,5})?/\S.*")
+_ANOTHER = re.compile(r"\s[A-Za-z]{2,5}://|[,;|][A-Za-z]{2,5}://")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BAD_HOST = re.compile(r"[^A-Za-z0-9._\-\u0080-\U0010ffff]")
@@ -30,6 +33,38 @@ def trim(source: str) -> str:
     if source.lstrip()[:5].lower().startswith(("s3://", "file:")):
         return source.lstrip().rstrip("\t\r\n")
     return source.strip()
+
+
+def is_bare_address(text: str) -> bool:
+    """Returns whether a text is an address without a scheme.
+
+    | text | |
+    |---|---|
+    | `cdn.old.example/shoes/1.jpg`, `old.example:8443/1.jpg` | yes |
+    | `//cdn.old.example/1.jpg`, `https://cdn.old.example/1.jpg` | no: it has no host before its first `/` |
+    | `shoes/1.jpg`, `1.jpg`, `cdn.old.example` | no |
+    """
+    return _BARE.fullmatch(text.strip()) is not None
+
+
+def repaired(source: str, *, bare: bool) -> str:
+    """Returns a web address with the scheme and the percent-encoded blanks that the manifest lacks.
+
+    | source | ``bare`` | result |
+    |---|---|---|
+    | `//cdn.old.example/1.jpg` | | `https://cdn.old.example/1.jpg` (RFC 3986, section 4.2: on a page served by https) |
+    | `cdn.old.example/1.jpg` | yes | `https://cdn.old.example/1.jpg` |
+    | `https://a.example/my photo.jpg` | | `https://a.example/my%20photo.jpg` |
+    | `https://a.example/1.jpg, https://a.example/2.jpg` | | as it is: several addresses |
+    | any other | | as it is |
+    """
+    if source.startswith("//") and is_bare_address(source[2:]):
+        source = f"https:{source}"
+    elif bare and is_bare_address(source):
+        source = f"https://{source}"
+    if " " in source and source[:8].lower().startswith(("http://", "https://")) and not _ANOTHER.search(source):
+        source = source.replace(" ", "%20")
+    return source
 
 
 def key_or_problem(source: str, roots: Sequence[str]) -> tuple[str | None, str | None]:
@@ -51,7 +86,7 @@ def key_or_problem(source: str, roots: Sequence[str]) -> tuple[str | None, str |
         if char in "\r\n":
             return None, "the URL contains a line break; check the manifest for a missing quote"
         if char == " ":
-            return None, "the URL contains a space; write %20"
+            return None, "the cell contains several URLs; keep one"
         return None, f"the URL contains a control character (0x{ord(char):02x})"
     if _SURROGATE.search(source):
         return None, "the URL contains an unpaired surrogate, which is not valid text"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -13,13 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferry.core import UserError, short
-from ferry.manifest.columns import MAX_CELL_CHARS, Batch, Request, count_known_names, map_columns
+from ferry.manifest.columns import (
+    MAX_CELL_CHARS,
+    Batch,
+    Opened,
+    Request,
+    count_known_names,
+    map_columns,
+    without_maybe,
+)
 from ferry.manifest.excel_process import AnotherSheet, Unreadable, cell_text, rows
 
 _BATCH_ROWS = 8192
 MAX_BATCH_BYTES = 2 << 30  # of memory; the size of a Parquet page is known only when it is decompressed
-
-Opened = tuple[dict[str, str], Callable[[], Iterator[Batch]]]
 
 
 def open_parquet(path: Path, request: Request) -> Opened:
@@ -33,7 +39,14 @@ def open_parquet(path: Path, request: Request) -> Opened:
     except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         why = short(str(error).partition("\n")[0], 200)
         raise UserError(f"{request.shown} is damaged or not a Parquet file: {why}") from None
-    mapped = map_columns(names, request)
+    mapped = without_maybe(
+        map_columns(names, request),
+        {
+            name
+            for name in names
+            if pa.types.is_nested(schema.field(name).type) or pa.types.is_binary(schema.field(name).type)
+        },
+    )
     for column in mapped.wanted.values():
         kind = schema.field(column).type
         if pa.types.is_dictionary(kind):
@@ -45,8 +58,8 @@ def open_parquet(path: Path, request: Request) -> Opened:
         if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
             raise UserError(f"{request.shown}: column `{column}` is binary; write it as text (hex for digests)")
     if not row_count:
-        return mapped.roles, lambda: iter(())
-    return mapped.roles, lambda: _parquet_batches(path, request, mapped.wanted)
+        return mapped, lambda: iter(())
+    return mapped, lambda: _parquet_batches(path, request, mapped.wanted)
 
 
 def _texts(array: pa.Array) -> list[str | None]:
@@ -128,7 +141,7 @@ def open_xlsx(path: Path, request: Request) -> Opened:
         data = opened.pop() if opened else (row for row in _sheet(path, request) if row[0] > header_line)
         return _xlsx_batches(data, request, index)
 
-    return mapped.roles, batches
+    return mapped, batches
 
 
 def _sheet(path: Path, request: Request) -> Iterator[tuple[int, list[str | None]]]:

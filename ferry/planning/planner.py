@@ -144,7 +144,8 @@ class Planner:
             untouched=counts.rows - todo.rows - todo.pending,
             permanent_failures=todo.permanent_failures if self._plain else 0,
             deferred_by_limit=todo.rows - sum(todo.selected.values()), existing=how_found,
-            chunk_rows=self._chunk_rows(counts, earlier), chunks=run_chunks, recognised=about.get("recognised", {}),
+            chunk_rows=self._chunk_rows(counts, earlier), chunks=run_chunks,
+            recognised=about.get("recognised", {}), samples=about.get("samples", {}),
             notes=self.notes, shorter=_shorter(*earlier.compared(counts)),
         )  # fmt: skip
 
@@ -336,10 +337,13 @@ class Planner:
         known = old.manifest if old else {}
         if known and not is_intact(self.state, known["file"]):
             self.notes.append(f"{known['file']} was damaged or missing: made again from the manifest")
-            known = {}
-        if known and "deferred_key" not in self.con.from_parquet(str(self.state.local(known["file"]))).columns:
-            known = {}  # a file before schema 4 has other column names, so the manifest is read again
-        if self.options.mode != "plain" and known:
+            known = _reading(known)
+        if "file" in known:
+            path = str(self.state.local(known["file"]))
+            if "deferred_key" not in self.con.from_parquet(path).columns:
+                # a file before schema 4 has other column names, so the manifest is read again
+                known = _reading(known)
+        if self.options.mode != "plain" and "file" in known:
             return LoadedManifest(None, known)
         loaded = load_manifest(self.con, self.job, self.access.source, self.spool_dir, known)
         self.notes += loaded.notes
@@ -368,6 +372,11 @@ class Planner:
         newest = max((chunk.run_no for chunk in chunks), default=0)
         counted = [with_hints(chunk, counts.get(chunk.digest, 0), "unknown") for chunk in chunks]
         return [chunk for chunk in counted if stays_in_plan(chunk, newest)]
+
+
+def _reading(known: dict[str, Any]) -> dict[str, Any]:
+    """Returns what says how a manifest was read, so that its next version is read in the same way."""
+    return {name: known[name] for name in ("recognised", "bare_hosts") if name in known}
 
 
 def _shorter(rows: int, last: int) -> str:

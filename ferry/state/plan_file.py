@@ -180,7 +180,8 @@ class Planned:
     existing: str  # how existing objects are found, as text for the user
     chunk_rows: int
     chunks: list[ChunkRef]
-    recognised: dict[str, str]
+    recognised: dict[str, str]  # role -> column
+    samples: dict[str, str]  # role -> a value
     notes: list[str]
     shorter: str = ""  # a warning that the manifest is more than a tenth shorter than the last one
 

@@ -213,7 +213,7 @@ def describe(planned: Planned) -> list[str]:
         f"{planned.rows:,} rows: {sum(planned.todo.values()) + planned.pending:,} to do, {planned.untouched:,} done"
     ]
     if planned.recognised:
-        lines.append("columns: " + ", ".join(f"{role} = {column}" for role, column in planned.recognised.items()))
+        lines.append("columns: " + ", ".join(_column(planned, role) for role in planned.recognised))
     words = {
         "new": "new", "changed": "changed (in the manifest or the settings)", "retry": "failed earlier",
         "repair": "to be repaired", "revalidate": "to be rechecked",
@@ -241,6 +241,11 @@ def describe(planned: Planned) -> list[str]:
         lines.append("excluded: " + ", ".join(left_out) + " (`ferry failures` lists them)")
     lines.append(f"existing objects: {planned.existing}")
     return lines + planned.notes
+
+
+def _column(planned: Planned, role: str) -> str:
+    sample = planned.samples.get(role)
+    return f"{role} = {planned.recognised[role]}" + (f" (such as {sample})" if sample else "")
 
 
 def speed(report: Report) -> str:

@@ -165,7 +165,7 @@ def test_a_name_that_comes_late(tmp_path: Path) -> None:
     lines = ['{"url": "https://a/x.jpg"}'] * 1000
     path = put(tmp_path, "a.jsonl", "\n".join([*lines, '{"url": "https://a/y.jpg", "colour": "red", "md5": null}']))
     assert len(column(opened(path), "source")) == 1001
-    for name, role in (("SHA-256", "sha256"), ("key", "key"), ("file_size", "size")):
+    for name, role in (("SHA-256", "sha256"), ("key", "key"), ("content_length", "size")):
         put(tmp_path, "a.jsonl", "\n".join([*lines, json.dumps({"url": "https://a/y.jpg", name: "1"})]))
         with pytest.raises(UserError, match=rf"line 1001: `{name}` would be the {role}"):
             column(opened(path), "source")

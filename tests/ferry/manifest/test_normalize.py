@@ -22,6 +22,7 @@ from ferry.manifest.normalize import (
     _FIND_DUPLICATES,
     ROW_GROUP,
     SCHEMA,
+    Normaliser,
     base_row_id,
     normalise,
     read_digest,
@@ -29,6 +30,7 @@ from ferry.manifest.normalize import (
     row_id,
 )
 from ferry.manifest.open import open_manifest
+from ferry.manifest.sources import is_bare_address
 
 URL = "https://a.example/x/y.jpg"
 
@@ -43,6 +45,7 @@ def rows_of(
     prefix: str = "",
     for_directory: bool = False,
     problems: dict[int, str] | None = None,
+    bare_hosts: bool = False,
 ) -> list[dict[str, Any]]:
     count = len(next(iter(values.values())))
     batch = Batch(range(1, count + 1), range(2, count + 2), values, problems or {})
@@ -54,6 +57,7 @@ def rows_of(
         roots=roots,
         prefix=prefix,
         for_directory=for_directory,
+        bare_hosts=bare_hosts,
         out_path=folder / "rows.parquet",
     )
     assert result.rows == count
@@ -83,7 +87,11 @@ def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
         ("https://h:65536/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:x/x", "the URL's port is not a number from 1 to 65535"),
-        ("https://h/a b", "the URL contains a space; write %20"),
+        ("https://h/a.jpg, https://h/b.jpg", "the cell contains several URLs; keep one"),
+        ("https://h/a.jpg http://h/b.jpg", "the cell contains several URLs; keep one"),
+        ("https://my host/x", "the URL's host cannot be read"),
+        ("//h/x", "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
+        ("cdn.example/x.jpg", "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
         ("https://h/a\tb", "the URL contains a control character (0x09)"),
         ("https://h/a\nb", "the URL contains a line break; check the manifest for a missing quote"),
         ("https://me:pw@h/x", "the URL contains a user name or password; use `source.headers` with a reference"),
@@ -119,6 +127,52 @@ def test_good_url(tmp_path: Path, source: str, key: str) -> None:
     """The source stays byte for byte, except white space around it; its path is the key."""
     row = rows_of(tmp_path, {"source": [source]})[0]
     assert (row["source"], row["key"], row["error_class"]) == (source.strip(), key, None)
+
+
+@pytest.mark.parametrize(
+    ("source", "bare", "completed", "key"),
+    [
+        ("//cdn.example/x/y.jpg", False, "https://cdn.example/x/y.jpg", "x/y.jpg"),
+        (" //cdn.example:8443/y.jpg?v=1", False, "https://cdn.example:8443/y.jpg?v=1", "y.jpg"),
+        ("cdn.old.example/y.jpg", True, "https://cdn.old.example/y.jpg", "y.jpg"),
+        ("cdn.old.example/my photo.jpg", True, "https://cdn.old.example/my%20photo.jpg", "my photo.jpg"),
+        ("HTTP://h/my photo 1.jpg?a=b c", False, "HTTP://h/my%20photo%201.jpg?a=b%20c", "my photo 1.jpg"),
+        ("https://h/a%20b c.jpg", False, "https://h/a%20b%20c.jpg", "a b c.jpg"),
+    ],
+)
+def test_an_address_that_is_completed(tmp_path: Path, source: str, bare: bool, completed: str, key: str) -> None:
+    """Web addresses as lists really have them get their scheme and %20."""
+    row = rows_of(tmp_path, {"source": [source]}, bare_hosts=bare)[0]
+    assert (row["source"], row["key"], row["error_class"]) == (completed, key, None)
+
+
+def test_completed_addresses_are_counted(tmp_path: Path) -> None:
+    """The plan says how many there are."""
+    normaliser = Normaliser(
+        url_template=None, key_template=None, roots=["s3://b/"], prefix="", for_directory=False, bare_hosts=True
+    )
+    sources = ["h.example/a b", "h.example/c", "https://h/d e", "https://h/f", "s3://b/g h", "i j", "//h.example/k"]
+    normaliser.columns(Batch(range(1, 8), None, {"source": sources}))
+    assert normaliser.repairs == {"schemes": 3, "blanks": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "is_so"),
+    [
+        ("cdn.old.example/shoes/1.jpg", True),
+        (" old.example:8443/1.jpg ", True),
+        ("cdn.old.example", False),
+        ("shoes/1.jpg", False),
+        ("1.jpg", False),
+        ("a.b.jpg/", False),
+        ("127.0.0.1/1.jpg", False),  # a version number, a path: no name of a host
+        ("//cdn.old.example/1.jpg", False),
+        ("https://cdn.old.example/1.jpg", False),
+    ],
+)
+def test_addresses_without_a_scheme(text: str, is_so: bool) -> None:
+    """The table of is_bare_address."""
+    assert is_bare_address(text) is is_so
 
 
 @pytest.mark.parametrize(
@@ -342,7 +396,7 @@ def test_file(tmp_path: Path) -> None:
 def test_failure_leaves_nothing(tmp_path: Path) -> None:
     """A manifest that is invalid in the middle leaves no file that looks complete."""
     path = tmp_path / "a.csv"
-    path.write_text(f"url\n{URL}\n" * 2 + "a,b\n")
+    path.write_text("url\n" + f"{URL}\n" * 100_000 + "a,b\n")  # far behind the sample that opening reads
     manifest = open_manifest(path, "a.csv", Columns())
     with pytest.raises(UserError):
         normalise(

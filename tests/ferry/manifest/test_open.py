@@ -173,12 +173,12 @@ def test_excel_dialect(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "recognised"),
     [
-        ("Image URL,Product-ID,File Size", {"source": "Image URL", "id": "Product-ID", "size": "File Size"}),
+        ("Image URL,Product-ID,Content Length", {"source": "Image URL", "id": "Product-ID", "size": "Content Length"}),
         ("name,url,key", {"source": "url", "key": "key"}),
         ("ImageUrl,MD5SUM,sha256,ETag", {"source": "ImageUrl", "md5": "MD5SUM", "sha256": "sha256", "etag": "ETag"}),
         ("src,LastModified,mimetype", {"source": "src", "last_modified": "LastModified", "content_type": "mimetype"}),
-        ("href,filename", {"source": "href", "key": "filename"}),
-        ("sku,url,id,mtime,updated_at", {"source": "url", "id": "id", "last_modified": "mtime"}),
+        ("href,destinationkey", {"source": "href", "key": "destinationkey"}),
+        ("sku,url,id,updated_at,size,path", {"source": "url", "id": "id"}),
     ],
 )
 def test_usual_names(tmp_path: Path, header: str, recognised: dict[str, str]) -> None:

@@ -383,6 +383,29 @@ def test_a_key_that_another_row_had_since(
     assert plan(job, state, 3).todo == ({"changed": 1} if again else {})
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_later_manifest_is_read_as_the_first_one(damaged: bool, tmp_path: Path, state: DirectoryState) -> None:
+    """Its first rows have no paths of files, and no address without a scheme: the old rows keep their keys."""
+    one, other = ["img.example/1.jpg", "k1.jpg"], ["img.example/2.jpg", "k2.jpg"]
+    write_list(tmp_path / "list.csv", [one], ("url", "path"))
+    job = job_in(tmp_path)
+    first = plan(job, state)
+    assert [(row.source, row.key) for row in planned_rows(state, first)] == [("https://img.example/1.jpg", "k1.jpg")]
+    settle(state, first.chunks[0], 1)
+    if damaged:
+        in_force = read_plan(state)
+        assert in_force is not None
+        (state.root / in_force.manifest["file"]).write_bytes(b"x")
+    categories = [[f"https://img.example/{n}.jpg", f"Home/Shoes {n}"] for n in range(3, 9)]
+    write_list(tmp_path / "list.csv", [*categories, one, other], ("url", "path"))
+    again = plan(job, state, 2)
+    assert again.todo == {"new": 7}
+    assert again.recognised == {"source": "url", "key": "path"}
+    write_list(tmp_path / "list.csv", [one[:1]], ("url",))
+    with pytest.raises(UserError, match="lacks the column `path`"):
+        plan(job, state, 3)
+
+
 def test_a_key_that_another_row_may_have_had_since(tmp_path: Path, state: DirectoryState) -> None:
     """A row's earlier copy does not count if a killed run may have written its key for another row."""
     one, other = ["https://a.example/1.jpg", "k.jpg"], ["https://b.example/1.jpg", "k.jpg"]
@@ -849,7 +872,9 @@ def test_existing_objects_are_listed_for_many_rows(tmp_path: Path, state: Direct
 def test_plan_and_planned_survive_their_json() -> None:
     """A plan and a planning result are decoded as they were encoded."""
     ref = ChunkRef("chunks/a.parquet", "a" * 64, 3, 0, "base", 1, 2, "listed")
-    planned = Planned(1, 3, 0, 0, 0, {"new": 3}, 0, 0, 0, 0, "by", 500, [ref], {"source": "url"}, ["note"])
+    planned = Planned(
+        1, 3, 0, 0, 0, {"new": 3}, 0, 0, 0, 0, "by", 500, [ref], {"source": "url"}, {"source": "x"}, ["note"]
+    )
     assert Planned.decode(planned.encode()) == planned
     kept = Plan({"key": "d"}, 500, 3, {"digest": None}, 1, [ref])
     assert Plan.decode(kept.encode()) == kept

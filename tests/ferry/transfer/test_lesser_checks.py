@@ -58,7 +58,7 @@ def failed(world: World, name: str, checks: str, keep: float, *, sized: bool = F
     world.bodies["a.bin"] = body(name)
     fault = Fault(Trouble.TRUNCATED_CLOSE, keep=keep)
     world.origin.add("/a.bin", body(name), fault=fault)
-    columns = {"size": [str(int(len(body(name)) * keep))]} if sized else {}
+    columns = {"content_length": [str(int(len(body(name)) * keep))]} if sized else {}
     return world.night(columns, checks=checks)["a.bin"]
 
 
