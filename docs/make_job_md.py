@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from ferry.images.check import KINDS, level_of
 from ferry.job.model import Job
-from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS
+from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS, Template, default_key, finish_key, source_field
 from ferry.manifest.columns import AMBIGUOUS_NAMES, USUAL_NAMES
 
 HEAD = """\
@@ -107,12 +107,19 @@ listed manifest unless `exclude` omits it, since its files would be transferred 
 | any other setting | None. Limits, retries, timeouts, budget, credentials and the manifest's location may change between runs. |
 """
 
+EXAMPLE = {"sku": "AB-7", "id": "7", "source": "https://img.old.example/shoes/front.JPG"}
+TEMPLATES = [
+    "{sku}/{source.name}",
+    "{sku|lower}/{source.stem}.{ext}",
+    "img/{id:06d}.{source.ext|lower}",
+    "{sha256}.{ext}",
+]
 FIELDS = {
-    "source.name": "the last part of the source's path: `front.jpg`",
-    "source.stem": "the same without its extension: `front`",
-    "source.ext": "the extension of the source's path: `jpg`",
-    "source.path": "the source's path without its leading slash: `shoes/front.jpg`",
-    "source.host": "the host of the source: `img.old.example`",
+    "source.name": "the last part of the source's path",
+    "source.stem": "the same without its extension",
+    "source.ext": "the extension of the source's path",
+    "source.path": "the source's path without its leading slash",
+    "source.host": "the host of the source",
     "sha256": "SHA-256 of the bytes. The key is known only after the download",
     "ext": "the extension of the format that the bytes have. The key is known only after the download",
 }
@@ -251,9 +258,23 @@ def template_fields() -> list[str]:
     return [
         "## Template fields", "",
         "`key` may name any column of the manifest in braces, and these fields. `source.url` may name columns only.",
-        "`{{` and `}}` stand for braces.",
-        "", "| field | value |", "|---|---|", *(f"| `{{{name}}}` | {text} |" for name, text in FIELDS.items()), "",
+        "`{{` and `}}` stand for braces. `{id:06d}` writes 7 as 000007, for IDs that lost their zeros in",
+        "Excel; `{sku|lower}` and `{sku|upper}` change the case. The examples are for the row",
+        f"`sku: AB-7, id: 7, url: {EXAMPLE['source']}`.",
+        "", "| field | value | example |", "|---|---|---|",
+        *(f"| `{{{name}}}` | {text} | `{_example(name)}` |" for name, text in FIELDS.items()), "",
+        "| template | key |", "|---|---|", *(f"| `{text}` | `{_key(text)}` |".replace("|lower", "\\|lower") for text in TEMPLATES), "",
     ]  # fmt: skip
+
+
+def _key(text: str) -> str:
+    path = default_key(EXAMPLE["source"])
+    fields = {name: source_field(name, EXAMPLE["source"], path) for name in SOURCE_FIELDS}
+    return finish_key(Template.parse(text).render({**EXAMPLE, **fields}), "9f86d0…00a08", "jpg")
+
+
+def _example(name: str) -> str:
+    return _key(f"{{{name}}}")
 
 
 def image_checks() -> str:

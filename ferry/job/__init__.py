@@ -2,9 +2,19 @@
 
 from ferry.job.delta import Delta, duration
 from ferry.job.model import OFF, Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries
-from ferry.job.templates import SOURCE_FIELDS, Template, decode_path, default_key, finish_key, key_problem, source_field
+from ferry.job.templates import (
+    FIELD_FORMATS,
+    SOURCE_FIELDS,
+    Template,
+    decode_path,
+    default_key,
+    finish_key,
+    key_problem,
+    source_field,
+)
 
 __all__ = [
+    "FIELD_FORMATS",
     "OFF",
     "SOURCE_FIELDS",
     "Checks",

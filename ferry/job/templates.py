@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ferry.core import PARTS_DIRECTORY, UserError
+from ferry.core import PARTS_DIRECTORY, UserError, short
 
 MAX_KEY_BYTES = 1024  # S3 API, "Creating object key names"
 MAX_SEGMENT_BYTES = 255  # the limit of ext4, XFS and most other file systems
@@ -32,19 +32,68 @@ class MissingValue(Exception):
     """Raised if a row has no value for a field of the template. The message is used for the row's outcome."""
 
 
-def _tokens(text: str, what: str) -> Iterable[tuple[bool, str]]:
-    """Yields ``(is_field, text)`` in order. Doubled braces are literal braces. Raises UserError for invalid syntax."""
+FIELD_FORMATS = "`{id:06d}` (zeros in front), `{id|lower}` and `{id|upper}`"
+_FORMAT = re.compile(r"(?P<name>.+?)\s*(?::0(?P<width>[1-9][0-9]?)d?)?\s*(?:\|\s*(?P<case>lower|upper))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field of a template: a column's name, and how its values are written."""
+
+    name: str
+    width: int = 0  # numbers get zeros in front up to this length
+    case: str = ""  # `lower` or `upper`
+
+    @classmethod
+    def parse(cls, text: str) -> Field:
+        """Returns the field of the text between two braces.
+
+        | text | name | a value | written |
+        |---|---|---|---|
+        | `id` | id | `A 7` | `A 7` |
+        | `id:06d`, `id:06` | id | `7` | `000007` |
+        | `sku|lower` | sku | `AB-7` | `ab-7` |
+        | `id:06d|upper` | id | `7` | `000007` |
+        | `a:b` | a:b | `x` | `x` |
+        """
+        match = _FORMAT.fullmatch(text)
+        assert match is not None
+        return cls(match["name"], int(match["width"] or 0), match["case"] or "")
+
+    def __str__(self) -> str:
+        width = f":0{self.width}d" if self.width else ""
+        return f"{{{self.name}{width}{f'|{self.case}' if self.case else ''}}}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Returns whether values are written as they are."""
+        return not self.width and not self.case
+
+    def written(self, value: str | None) -> str | None:
+        """Returns a value as the template writes it, None if there is none, or if it should be a number and is not."""
+        if not value or self.is_plain:
+            return value
+        if self.width:
+            value = value.strip()
+            if not (value.isascii() and value.isdigit()):
+                return None
+            value = value.zfill(self.width)
+        return {"lower": value.lower(), "upper": value.upper()}.get(self.case, value)
+
+
+def _tokens(text: str, what: str) -> Iterable[str | Field]:
+    """Yields texts and fields in order. Doubled braces are literal braces. Raises UserError for invalid syntax."""
     at = 0
     while at < len(text):
         brace = re.compile(r"[{}]").search(text, at)
         if brace is None:
-            yield False, text[at:]
+            yield text[at:]
             return
         start = brace.start()
         if start > at:
-            yield False, text[at:start]
+            yield text[at:start]
         if text[start : start + 2] in ("{{", "}}"):
-            yield False, text[start]
+            yield text[start]
             at = start + 2
             continue
         end = text.find("}", start)
@@ -53,7 +102,7 @@ def _tokens(text: str, what: str) -> Iterable[tuple[bool, str]]:
             raise UserError(f"{what} `{text}` has an unbalanced brace; write {{{{ or }}}} for a literal brace")
         if not inner.strip():
             raise UserError(f"{what} `{text}` has empty braces; write a column name in them: {{id}}")
-        yield True, inner.strip()
+        yield Field.parse(inner.strip())
         at = end + 1
 
 
@@ -66,7 +115,7 @@ class Template:
     """A template with fields in braces, for keys (:meth:`parse`) or for `source.url` (:meth:`parse_url`)."""
 
     text: str
-    parts: tuple[tuple[bool, str], ...]  # (is_field, text)
+    parts: tuple[str | Field, ...]
     for_url: bool = False
 
     @classmethod
@@ -76,7 +125,9 @@ class Template:
         ``columns`` are the manifest's columns and roles.
         """
         template = cls(text, tuple(_tokens(text, "key template")))
-        for _, name in (part for part in template.parts if part[0]):
+        for name, plain in ((field.name, field.is_plain) for field in template._fields):
+            if name in DEFERRED_FIELDS and not plain:
+                raise UserError(f"key template `{text}`: write {{{name}}} without a format")
             if name.startswith("source.") and name not in SOURCE_FIELDS and name not in (columns or ()):
                 raise UserError(f"key template names {{{name}}}; the source fields are {_braced(SOURCE_FIELDS)}")
             if columns is not None and name not in {*columns, *DEFERRED_FIELDS, *SOURCE_FIELDS}:
@@ -91,7 +142,7 @@ class Template:
     def parse_url(cls, text: str, columns: Collection[str] | None = None) -> Template:
         """Parses a `source.url` template. Its fields are columns, at least one; values are percent-encoded."""
         template = cls(text, tuple(_tokens(text, "source.url")), for_url=True)
-        names = [name for is_field, name in template.parts if is_field]
+        names = [field.name for field in template._fields]
         if not names:
             raise UserError(f"source.url `{text.partition('?')[0]}` names no column; write {{id}} where the ID goes")
         for name in names:
@@ -106,7 +157,11 @@ class Template:
     @property
     def fields(self) -> frozenset[str]:
         """Returns the names of all fields."""
-        return frozenset(name for is_field, name in self.parts if is_field)
+        return frozenset(field.name for field in self._fields)
+
+    @property
+    def _fields(self) -> list[Field]:
+        return [part for part in self.parts if isinstance(part, Field)]
 
     @property
     def needed(self) -> frozenset[str]:
@@ -133,21 +188,28 @@ class Template:
         names = sorted(
             name for name in self.fields if not values.get(name) and (self.for_url or name not in DEFERRED_FIELDS)
         )
-        return f"the row has no {_braced(names)} for {'source.url' if self.for_url else 'the key template'}"
+        what = "source.url" if self.for_url else "the key template"
+        for field in self._fields:
+            value = values.get(field.name)
+            if not names and value and field.written(value) is None:
+                return f"the row's {field.name} is `{short(value)}`, not a whole number, as {field} in {what} needs"
+        return f"the row has no {_braced(names)} for {what}"
 
     def render_many(self, columns: Mapping[str, Sequence[str | None]], rows: int) -> list[str | None]:
         """Returns the texts of many rows from columns of values, or None for a row that lacks a value."""
         late = self.late
         pattern = ""
         used: list[Sequence[str | None]] = []
-        for is_field, text in self.parts:
-            if not is_field:
-                pattern += (_brace(text) if late else text).replace("%", "%%")
-            elif late and text in DEFERRED_FIELDS:
-                pattern += f"{{{text}}}"
+        for part in self.parts:
+            if isinstance(part, str):
+                pattern += (_brace(part) if late else part).replace("%", "%%")
+            elif late and part.name in DEFERRED_FIELDS:
+                pattern += str(part)
             else:
                 pattern += "%s"
-                values = columns.get(text) or [None] * rows
+                values = columns.get(part.name) or [None] * rows
+                if not part.is_plain:
+                    values = [part.written(value) for value in values]
                 if self.for_url:
                     # "/" is not encoded, since IDs such as `2024/a1` are paths at the origin.
                     values = [value and quote(value.strip(), safe="/") for value in values]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from ferry.core import UserError, short
-from ferry.job import OFF, Columns
+from ferry.job import FIELD_FORMATS, OFF, Columns
 
 ROLES = ("source", "key", "size", "md5", "sha256", "etag", "last_modified", "content_type", "id")
 
@@ -214,6 +215,9 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
         elif not (name == "id" and "source" in roles and name in (request.url_fields or ())):
             # A source that is not a URL is used for {id}, so the manifest needs no column of that name.
             by = "source.url" if name in (request.url_fields or ()) else "the key template"
+            column = re.split("[:|]", name)[0].strip()
+            if column != name and column in {*names, *roles}:
+                raise UserError(f"{by} has `{{{short(name)}}}`; the formats of a field are {FIELD_FORMATS}")
             nearest = _nearest(name, [*names, *roles])
             raise _missing(f"{by} names {{{name}}}, and {shown} has no such column{seen_in}",
                            names, nearest and f"{{{_escaped(nearest)}}}")  # fmt: skip

@@ -150,6 +150,9 @@ def values(**more: str | None) -> dict[str, str | None]:
         ("100%/{id}%s", "100%/7%s", False),
         ("{{x}}/{sku}/{sha256}.{ext}", f"{{x}}/S{{1}}/{SHA}.jpg", True),
         ("{id}.{ext}", "7.jpg", True),
+        ("{id:06d}/{id:02}/{ id:03 | upper }", "000007/07/007", False),
+        ("{sku|lower}{source.name|upper}", "s{1}B.JPG", False),
+        ("{sku|lower}/{id:03d}.{ext}", "s{1}/007.jpg", True),
         ("fixed", "fixed", False),
     ],
 )
@@ -182,6 +185,7 @@ def test_late_round_trip(literal: str, value: str) -> None:
         ("{a{id}}", "has an unbalanced brace"),
         ("{}", "has empty braces"),
         ("/", "the key template is empty"),
+        ("{sha256|upper}", "key template `{sha256|upper}`: write {sha256} without a format"),
     ],
 )
 def test_bad_template(text: str, message: str) -> None:
@@ -218,6 +222,36 @@ def test_missing_value() -> None:
         Template.parse("{sku}/{sha256}").render({"sku": ""})
 
 
+@pytest.mark.parametrize(
+    ("value", "padded"),
+    [("7", "007"), (" 42 ", "042"), ("1234", "1234"), ("000007", "000007"), ("A7", None), ("7.5", None), ("-7", None)],
+)
+def test_numbers_get_their_zeros(value: str, padded: str | None) -> None:
+    """A value that is no number is the row's problem, which names column, value and format."""
+    template = Template.parse("{id:03d}")
+    if padded is not None:
+        assert template.render({"id": value}) == padded
+        return
+    with pytest.raises(MissingValue) as caught:
+        template.render({"id": value})
+    assert (
+        str(caught.value) == f"the row's id is `{value}`, not a whole number, as {{id:03d}} in the key template needs"
+    )
+
+
+def test_formats_in_an_address() -> None:
+    """source.url has them as well; values are encoded after that."""
+    template = Template.parse_url("https://h/{sku|upper}/{id:04d}.jpg")
+    assert template.needed == {"sku", "id"}
+    assert template.render({"sku": "é a", "id": "7"}) == "https://h/%C3%89%20A/0007.jpg"
+    assert template.render_many({"sku": ["a", "b", None], "id": ["7", "x", "7"]}, 3) == [
+        "https://h/A/0007.jpg",
+        None,
+        None,
+    ]
+
+
 def test_needed() -> None:
     """Only fields that a manifest can have are needed columns."""
     assert Template.parse("{sku}/{source.stem}-{md5}.{ext}").needed == {"sku", "md5"}
+    assert Template.parse("{sku|lower}/{id:06d}/{source.ext|lower}").needed == {"sku", "id"}

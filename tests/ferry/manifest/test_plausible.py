@@ -193,3 +193,13 @@ def test_a_column_of_addresses_is_proposed(ending: str, tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match=r"name it with `columns: \{source: ...\}`$"):
         opened(tmp_path, {"Artikel": ["1", "2"], "Farbe": ["rot", "blau"]}, ending)
+
+
+@pytest.mark.parametrize("field", ["id:6d", "id|title", "id : 06x"])
+def test_a_format_that_is_none(field: str, tmp_path: Path) -> None:
+    """It is not taken for the name of a column, such as `g:id` is."""
+    with pytest.raises(UserError, match=r"the key template has `\{id.*\}`; the formats of a field are `\{id:06d\}`"):
+        opened(tmp_path, {"url": URLS, "id": ["1", "2"]}, needed=[field])
+    assert column(opened(tmp_path, {"url": URLS, "g:id": ["1", "2"]}, needed=["g:id"]), "g:id") == ["1", "2"]
+    with pytest.raises(UserError, match=r"names \{g:idd\}.*did you mean \{g:id\}"):
+        opened(tmp_path, {"url": URLS, "g:id": ["1", "2"]}, needed=["g:idd"])
