@@ -97,10 +97,12 @@ class Columns(_Model):
     """The object's media type."""
     id: Column = None
     """Your name for the row, which all reports show."""
+    split: Annotated[str | None, Field(min_length=1)] = None
+    """What separates several addresses in one cell of the source column, such as `", "` or `"|"`. Each address becomes a row, and key templates may name its number: `{sku}-{n}.{source.ext}`."""
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omits roles that the job does not name: null means something else."""
+        """Omits keys that the job does not have: null means something else."""
         return {role: column for role, column in serialise(self).items() if column is not None}
 
 
@@ -354,7 +356,11 @@ class Job(_Model):
         """Returns digests of the settings that define sources and keys. A digest reveals no setting."""
         values: dict[str, Any] = {
             "source.url": self.source.url,
-            "columns": {role: getattr(self.columns, role) for role in Columns.model_fields},
+            "columns": {
+                name: value
+                for name in Columns.model_fields
+                if (value := getattr(self.columns, name)) is not None or name != "split"
+            },
             "key": self.key,
             "destination.uri": self.destination.uri.rstrip("/"),
             "destination.endpoint_url": self.destination.endpoint_url,

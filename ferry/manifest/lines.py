@@ -172,6 +172,7 @@ def _jsonl_batches(
 ) -> Iterator[Batch]:
     row_no = 1
     columns = list(mapped.wanted.values())
+    source, separator = mapped.roles.get("source"), request.columns.split
     maybe = {name for names in mapped.maybe.values() for name in names} - mapped.required
     blank: tuple[str | None, ...] = (None,) * len(columns)
     for block in blocks(path, compression, request.shown):
@@ -188,6 +189,8 @@ def _jsonl_batches(
                 found = _parse_object(line)
                 if not found.keys() <= known:
                     _check_new_names(found, known, mapped.roles, number, request.shown)
+                if separator and source and isinstance(addresses := found.get(source), list):
+                    found[source] = separator.join(address for address in addresses if isinstance(address, str))
                 rows.append(_row(line, found, columns, maybe))
             except ValueError as error:
                 bad[len(rows)] = request.bad_line(number, f"{error}: {excerpt(line)}")

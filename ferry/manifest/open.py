@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from ferry.core import UserError, redact, short
 from ferry.job import OFF, Columns, Template
+from ferry.manifest.cells import NUMBER, split_cells
 from ferry.manifest.columns import ROLES, Batch, ColumnMap, NoSource, Opened, Request
 from ferry.manifest.csv import open_csv
 from ferry.manifest.lines import open_jsonl, open_txt
@@ -114,7 +115,7 @@ def open_manifest(
     request = Request(
         shown=shown,
         columns=columns,
-        needed=frozenset(needed) | url_needed,
+        needed=frozenset(needed) - ({NUMBER} if columns.split else set()) | url_needed,
         url_fields=None if url is None else url_needed,
         skip_bad_lines=bad_lines == "skip",
     )
@@ -166,8 +167,11 @@ def _settled(
 
     def batches() -> Iterator[Batch]:
         first, rest = started.pop() if started else ([], read())
-        for batch in chain(first, rest):
-            yield replace(batch, values={**batch.values, **{r: batch.values[column] for r, column in unsure.items()}})
+        rows = (
+            replace(batch, values={**batch.values, **{role: batch.values[column] for role, column in unsure.items()}})
+            for batch in chain(first, rest)
+        )
+        return split_cells(rows, request.columns.split) if request.columns.split else rows
 
     bare = decided.bare_hosts if decided is not None else _are_bare(sample(first, "source"))
     switched_off = {role for role in ("source", "id") if getattr(request.columns, role) == OFF}

@@ -86,7 +86,10 @@ def key_or_problem(source: str, roots: Sequence[str]) -> tuple[str | None, str |
         if char in "\r\n":
             return None, "the URL contains a line break; check the manifest for a missing quote"
         if char == " ":
-            return None, "the cell contains several URLs; keep one"
+            return (
+                None,
+                "the cell contains several URLs; set `columns: {split: ...}` to what separates them, or keep one",
+            )
         return None, f"the URL contains a control character (0x{ord(char):02x})"
     if _SURROGATE.search(source):
         return None, "the URL contains an unpaired surrogate, which is not valid text"
