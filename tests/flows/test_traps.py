@@ -150,7 +150,7 @@ def _lay(traps: Traps) -> None:
     t.url("file", "file:///etc/passwd")
     t.url("user-info", f"http://someone:{SECRET}@127.0.0.1:{t.origin.port}/healthy/000.jpg")
     t.url("bad-port", "http://127.0.0.1:0/a.jpg")
-    t.url("space", t.origin.url(f"/healthy/a b.jpg?token={SECRET}"))
+    t.url("several", ", ".join(t.origin.url(f"/healthy/{name}.jpg?token={SECRET}") for name in "ab"))
     t.url("metadata", f"http://169.254.169.254/latest/meta-data/iam?token={SECRET}")
     t.url("metadata-number", "http://2852039166/latest/number")
     t.url("metadata-ipv6", "http://[::ffff:169.254.169.254]/latest/ipv6")
@@ -355,9 +355,9 @@ def test_collisions(traps: Traps) -> None:
         assert traps.asked(name) == 0
 
 
-@pytest.mark.parametrize("name", ["blank", "no-address", "ftp", "file", "user-info", "bad-port", "space"])
+@pytest.mark.parametrize("name", ["blank", "no-address", "ftp", "file", "user-info", "bad-port", "several"])
 def test_unusable_addresses(traps: Traps, name: str) -> None:
-    """A URL that is not http, or that has a password, is bad_url with a reason, without a request."""
+    """What is not one http URL, or has a password, is bad_url with a reason, without a request."""
     outcome = traps.failed(name, "bad_url")
     assert not outcome["retryable"]
     assert outcome["requests"] == 0
