@@ -15,40 +15,6 @@ from ferry.core import UserError, escaped, short
 from ferry.job import Job
 from tasks.secrets import with_absolute_paths
 
-TEMPLATE = """\
-# A job for Ferry: what to copy, from where, to where and how. docs/reference/job.md lists every key.
-# Show the plan:               ferry plan {file}
-# Copy the first hundred rows: ferry run {file} --limit 100
-# Copy all rows:               ferry run {file}
-
-name: {name}
-
-# The file of rows: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), local, at s3:// or at https://.
-# Or a location to list: s3://old-bucket/images/ or file:///srv/images/
-manifest: products.csv
-
-# The destination. A bucket outside AWS needs a mapping:
-#   destination:
-#     uri: s3://new-bucket/products/
-#     endpoint_url: https://s3.example
-#     credentials: profile:new        # or block:NAME; default: boto3's chain of credentials
-destination: s3://new-bucket/products/
-
-# source:
-#   url: https://img.old.example/{{id}}.jpg    # for rows with only an ID; any column may be in braces
-#   user_agent: "product-images migration, ops@shop.example"
-#   headers:
-#     Authorization: env:OLD_TOKEN            # or secret:BLOCK; never the value itself
-#   headers_for: [img.old.example]            # hosts that get these headers; default: the host of `url`
-
-# key: "{{sku}}/{{source.name}}"     # default: the key column, else the path of the URL
-# checks: image                    # none, length, image, decode
-# on_existing: skip-same           # skip-same, skip, overwrite, fail
-# failure_budget: 1%               # with more failures, the run is Failed
-# state: .ferry/{name}             # or s3://bucket/prefix
-"""
-
-
 MOST_CHARACTERS = 1 << 18  # a long job has a few thousand
 
 

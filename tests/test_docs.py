@@ -32,7 +32,8 @@ from ferry.state import ledger
 from ferry.state.counts import Counts
 from ferry.state.files import DirectoryState
 from ferry.state.parquet import OUTCOME_SCHEMA
-from tasks.job_file import TEMPLATE, load_job
+from tasks.job_draft import draft
+from tasks.job_file import load_job
 from tests.support.helpers import make_outcome
 
 ROOT = Path(__file__).parents[1]
@@ -62,14 +63,16 @@ def test_every_yaml_job_in_the_docs_loads(tmp_path: Path) -> None:
                 found += 1
     assert found >= 3
     job_file = tmp_path / "job.yaml"
-    job_file.write_text(TEMPLATE.format(file="job.yaml", name="x"))
+    job_file.write_text(draft(Path("x.yaml")))
     assert load_job(job_file).name == "x"
 
 
 def test_what_init_comments_out_is_valid_too(tmp_path: Path) -> None:
     """The commented settings of `ferry init` load when somebody takes the `#` away."""
-    text = TEMPLATE.format(file="job.yaml", name="x")
-    opened = re.sub(r"^# (?=(source|key|checks|on_existing|failure_budget|state|  ))", "", text, flags=re.MULTILINE)
+    text = draft(Path("x.yaml"))
+    opened = re.sub(
+        r"^# (?=(source|key|checks|on_existing|failure_budget|limits|state|  ))", "", text, flags=re.MULTILINE
+    )
     kept = [line for line in opened.splitlines() if not re.match(r"  destination:|    (uri|endpoint|cred)", line)]
     job_file = tmp_path / "job.yaml"
     job_file.write_text("\n".join(kept))
@@ -219,7 +222,17 @@ def test_cli_md_lists_every_command_and_option() -> None:
     for name, section in sections.items():
         options = {option for argument in app[name].assemble_argument_collection() for option in argument.names}
         told = set(re.findall(r"--[a-z][a-z-]*", section))
-        elsewhere = {"--json", "--job-file", "JOB_FILE", "--out", "--path", "--what", "--names", "--empty-names"}
+        elsewhere = {
+            "--json",
+            "--job-file",
+            "JOB_FILE",
+            "--destination",
+            "--out",
+            "--path",
+            "--what",
+            "--names",
+            "--empty-names",
+        }
         assert options - elsewhere <= told, name
         assert told <= options | {"--help", "--retry-failed"}, name
 

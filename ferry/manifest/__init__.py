@@ -1,6 +1,17 @@
 """Manifests: any file of rows, or a listing, as one normalised Parquet file."""
 
 from ferry.manifest.load import NORMALISED, LoadedManifest, globs, load_manifest, matches_globs
+from ferry.manifest.look import URL_OF_IDS, Look, look_at
 from ferry.manifest.normalize import base_row_id
 
-__all__ = ["NORMALISED", "LoadedManifest", "base_row_id", "globs", "load_manifest", "matches_globs"]
+__all__ = [
+    "NORMALISED",
+    "URL_OF_IDS",
+    "LoadedManifest",
+    "Look",
+    "base_row_id",
+    "globs",
+    "load_manifest",
+    "look_at",
+    "matches_globs",
+]

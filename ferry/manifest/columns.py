@@ -237,10 +237,20 @@ class NoSource(UserError):
         self._else = ", or build addresses from IDs with `source: {url: 'https://.../{id}.jpg'}`" if has_ids else ""
         super().__init__(f"{self._said}; name it with `columns: {{source: ...}}`{self._else}")
 
-    def proposing(self, column: str) -> UserError:
+    def proposing(self, column: str) -> SourceProposed:
         """Returns the error with a column that contains addresses."""
         name = _escaped(column)
-        return UserError(f"{self._said}. `{name}` contains addresses: write `columns: {{source: {name}}}`{self._else}")
+        return SourceProposed(
+            f"{self._said}. `{name}` contains addresses: write `columns: {{source: {name}}}`{self._else}", column
+        )
+
+
+class SourceProposed(UserError):
+    """No column has the name of a source, and ``column`` contains addresses."""
+
+    def __init__(self, text: str, column: str) -> None:
+        super().__init__(text)
+        self.column = column
 
 
 def split_addresses(values: Sequence[str | None], request: Request) -> dict[str, list[str | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 import sys
 import time
@@ -18,7 +19,7 @@ from ferry.job import Job
 from flows.cli import local_run
 from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
-from tasks.job_file import TEMPLATE, load_job
+from tasks.job_file import load_job
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import skip_gc_at_exit
@@ -35,24 +36,49 @@ SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
 @app.command
-def init(path: Path = Path("job.yaml"), *, json_: JsonFlag = False) -> int:
-    """Write a commented example job file."""
+def init(
+    path: str = "job.yaml",
+    destination: str | None = None,
+    *,
+    out: Annotated[Path | None, Parameter(help="The job file to write for a manifest. Default: job.yaml.")] = None,
+    json_: JsonFlag = False,
+) -> int:
+    """Write a job file: for a manifest and a destination, or a commented example."""
     from flows.cli import terminal
+    from tasks.job_draft import SCHEMA_FILE, check_is_new, draft, is_manifest, schema
 
-    if path.exists():
-        raise UserError(f"{path} already exists; name another file")
-    name = path.stem if path.stem not in ("job", "") else path.absolute().parent.name
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name).strip("._-") or "job"
+    if is_manifest(path) != (destination is not None):
+        raise UserError(
+            f"`{path}` is a manifest, and needs its destination: ferry init {shlex.quote(path)} s3://new-bucket/prefix/"
+            if destination is None
+            else f"`{path}` is not a manifest: name a file such as products.csv, or a location such as s3://old-bucket/images/"
+        )
+    file = Path(path) if destination is None else out or Path("job.yaml")
+    check_is_new(file)
+    text = draft(file, path if destination is not None else None, destination)
+    editors = file.parent / SCHEMA_FILE
     try:
-        path.write_text(TEMPLATE.format(file=path, name=safe))
+        file.write_text(text, encoding="utf-8")
+        editors.parent.mkdir(exist_ok=True)
+        editors.write_text(json.dumps(schema(), indent=1), encoding="utf-8")
     except OSError as exc:
-        raise UserError(f"{path} cannot be written: {exc.strerror}") from None
+        raise UserError(f"{exc.filename or file} cannot be written: {exc.strerror}") from None
     if json_:
-        print_json({"file": str(path)})
+        print_json({"file": str(file)})
     else:
         terminal.out.print(
-            f"wrote {terminal.shown(path)}. Edit it, then run: ferry plan {terminal.shown(shlex.quote(str(path)))}"
+            f"wrote {terminal.shown(file)}. Edit it, then run: ferry plan {terminal.shown(shlex.quote(str(file)))}"
         )
+    return 0
+
+
+@app.command(name="schema")
+def print_schema(*, json_: JsonFlag = False) -> int:
+    """Print the JSON schema of job files, for editors and checks."""
+    from tasks.job_draft import schema
+
+    del json_  # it is JSON in any case
+    print_json(schema())
     return 0
 
 

@@ -22,7 +22,8 @@ from ferry.job.model import Columns, Job
 from ferry.job.templates import Template, finish_key, key_problem
 from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
-from tasks.job_file import TEMPLATE, load_job
+from tasks.job_draft import draft
+from tasks.job_file import load_job
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all
 from tests.faults.malformed import MALFORMED
@@ -202,8 +203,8 @@ def test_workbooks(tried: Tried) -> None:
 
 JOBS = [
     "name: n\nmanifest: list.csv\ndestination: s3://bucket/p/\n",
-    TEMPLATE.format(file="job.yaml", name="x"),
-    TEMPLATE.format(file="job.yaml", name="x").replace("# ", "").replace("#", " "),
+    draft(Path("x.yaml")),
+    draft(Path("x.yaml")).replace("# ", "").replace("#", " "),
     "name: n\nmanifest: s3://b/x/\ninclude: ['*.jpg']\ndestination: {uri: 'file:///srv/x/'}\nfailure_budget: 25\n",
     "name: n\nmanifest: l.csv\ndestination: {uri: 's3://b', endpoint_url: 'https://s3.example', metadata: {a: b}}\n"
     "source: {url: 'https://h/{id}', headers: {Authorization: 'env:A', Accept: x}, allow_private_addresses: [10.0.0.0/8]}\n"

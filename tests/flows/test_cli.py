@@ -202,6 +202,14 @@ def test_init(project: Project) -> None:
     spaced = project.ferry("init", "my job.yaml").expect(0)
     assert "ferry plan 'my job.yaml'" in spaced.stdout
     assert (project.folder / "job.yaml").read_text() == before
+    project.manifest([{"nr": "1", "Bilder": "https://img.example/1.jpg|https://img.example/2.jpg"}])
+    copies = (project.folder / "copies").as_uri() + "/"
+    assert "needs its destination: ferry init products.csv" in project.ferry("init", "products.csv").expect(2).stderr
+    assert "`x.yaml` is not a manifest" in project.ferry("init", "x.yaml", copies).expect(2).stderr
+    project.ferry("init", "products.csv", copies, "--out", "new.yaml").expect(0)
+    assert project.ferry("plan", "new.yaml", "--json").expect(0).json["rows"] == 2
+    kept = json.loads((project.folder / ".ferry" / "job.schema.json").read_text())
+    assert project.ferry("schema").expect(0).json == kept
 
 
 def test_export(project: Project, origin: Origin) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ferry.core.errors import UserError
-from tasks.job_file import TEMPLATE, load_job, parse_job
+from tasks.job_draft import draft
+from tasks.job_file import load_job, parse_job
 from tests.ferry.job.test_model import SECRETS
 
 TEXT = "name: n\nmanifest: list.csv\ndestination: s3://bucket/p/\n"
@@ -149,7 +150,7 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path: Path) -> None:
 
 def test_the_template_is_a_job(tmp_path: Path) -> None:
     """The job of `ferry init` loads, also with its commented settings enabled."""
-    text = TEMPLATE.format(name="shop", file="job.yaml")
+    text = draft(Path("shop.yaml"))
     assert load_job(write(tmp_path, text)).name == "shop"
     for line in text.splitlines():
         setting = line.removeprefix("# ")
