@@ -157,6 +157,6 @@ def failure_message(error: FerryError) -> str:
 
 def final_state(report: Report) -> State[Any]:
     """Returns Completed, Failed or Cancelled, with the counts in its message."""
-    if report.stopped.startswith("interrupted"):
+    if report.is_interrupted:
         return Cancelled(message=report.message)
     return Completed(message=report.message) if report.exit_code == 0 else Failed(message=report.message)

@@ -53,7 +53,8 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: 
     counts.check()
     report = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": dict(this_run),
-        "budget": job.budget(counts.planned - counts.duplicates), "failures": failures, "delta": delta,
+        "budget": job.budget(counts.planned - counts.duplicates), "budget_setting": str(job.failure_budget),
+        "failures": failures, "delta": delta,
         "same_bytes": {**same_bytes, "fail": job.duplicate_bodies == "fail"} if same_bytes else None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**report, "ledger": folded}))

@@ -158,7 +158,7 @@ def run(
             terminal.error(str(end))
         return code
     if json_:
-        print_json({**dataclasses.asdict(end), "exit_code": code, "message": end.message})
+        print_json({**dataclasses.asdict(end), "exit_code": code, "verdict": end.verdict, "message": end.message})
     else:
         terminal.report(shlex.quote(str(job_file)), end)
     return code

@@ -100,14 +100,16 @@ def outcome_rows(counts: dict[str, Any]) -> Table:
 
 
 def report(job_path: str, r: Report) -> None:
-    """Print the end of a run: the outcomes, the speed and the commands to run next."""
+    """Print the end of a run: the verdict, the outcomes, the speed and the commands to run next."""
+    out.print()
+    out.print(shown(r.verdict + "."), style="bold" if r.exit_code == 0 else "bold red", soft_wrap=not is_terminal())
     out.print()
     out.print(outcome_rows(r.counts))
     out.print()
     out.print(f"{r.chunks:,} {'chunk' if r.chunks == 1 else 'chunks'}, {r.cached:,} of them cached. {speed(r)}.")
     if r.delta is not None:
         out.print("This delta run: " + "; ".join(f"{what}: {text}" for what, text in delta_table(r.delta)) + ".")
-    say(r.message + ".")
+    say(r.details + ".")
     hints = []
     if r.counts["failed"]:
         hints.append((f"ferry failures {job_path}", "list the failed rows with their reasons"))

@@ -33,11 +33,16 @@ NAME = "{{ flow_run.name }}"
 STATE = "{{ flow_run.state.name }}"
 CRASHED = "flow_run.state.name == 'Crashed'"
 MESSAGE = "{% set m = (flow_run.state.message or 'no reason was given')|replace('\\n', ' ') %}"
-OVER_BUDGET = "'(budget ' in m and ' pending' not in m"  # tasks/reporting/text.py, Report.message
+OVER_BUDGET = "' that failure_budget allows' in m and ' pending' not in m"  # tasks/reporting/text.py, Report.verdict
 FAILED_SUBJECT = f"{MESSAGE}Ferry: {NAME} " + _cases(
     (CRASHED, "crashed"), (OVER_BUDGET, "is over its failure budget"), otherwise="failed"
 )
-FAILED = MESSAGE + WHOSE + " ended as " + STATE + ": {{ m }}"
+# Ferry's messages begin with the verdict, Prefect's own do not.
+FAILED = (
+    MESSAGE
+    + WHOSE
+    + _cases(("m.startswith(flow_run.state.name ~ ':')", ": {{ m }}"), otherwise=f" ended as {STATE}: {{{{ m }}}}")
+)
 AGAIN = "run it again; it resumes where this run stopped"
 FAILED_DO = _cases(
     (CRASHED, f"read the worker's log, since the automation did not restart the run. Then {AGAIN}"),

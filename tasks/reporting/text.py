@@ -41,6 +41,7 @@ class Report:
     same_bytes: dict[str, Any] | None = None  # rows with the same bytes, and whether they fail the run
     pruned: PruneResult | None = None  # only in a delta run that deletes removed copies
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # the first chunks of this run, or with failures
+    budget_setting: str = ""  # `failure_budget` as the job has it
 
     @property
     def exit_code(self) -> int:
@@ -75,18 +76,50 @@ class Report:
         return f"{line}, {c['pending']:,} pending" if c["pending"] else line
 
     @property
+    def verdict(self) -> str:
+        """How the run ended and, if not well, why: the first words of all that is said of it.
+
+        `Completed`, `Completed: 20 rows are left, since --limit was reached`, `Failed: 72 rows failed, more than the 60
+        (1%) that failure_budget allows`, `Cancelled: interrupted by SIGINT`; the first word is that of Prefect's
+        state
+        """
+        pending, failed = self.counts["pending"], self.counts["failed"]
+        if self.exit_code == 0:
+            return f"Completed: {_rows_are(pending)} left, since --limit was reached" if pending else "Completed"
+        why = [self.stopped] if self.stopped else []
+        if failed > self.budget:
+            share = f" ({self.budget_setting})" if self.budget_setting not in ("", str(self.budget)) else ""
+            why.append(f"{_rows(failed)} failed, more than the {self.budget:,}{share} that failure_budget allows")
+        if pending and not self.stopped and not self.limited:
+            why.append(f"{_rows_are(pending)} pending" + (f" ({self.why_pending})" if self.why_pending else ""))
+        if self.pruned is not None and not self.pruned.succeeded:
+            why.append(prune_failure(self.pruned))
+        if self.same_bytes and self.same_bytes["fail"]:
+            why.append("rows have the same bytes, and `duplicate_bodies` is `fail`")
+        return f"{'Cancelled' if self.is_interrupted else 'Failed'}: {'; '.join(why)}"
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the run was ended by a signal or cancelled."""
+        return self.stopped.startswith("interrupted")
+
+    @property
     def message(self) -> str:
-        """The result in one line, for the flow run's state."""
+        """The result in one line, for the flow run's state: the verdict, and the counts."""
+        return f"{self.verdict}. {self.details}"
+
+    @property
+    def details(self) -> str:
+        """What the run did, and the job's totals."""
         run = self.this_run
         done = ", ".join(
             f"{run[status]:,} {status}" for status in ("copied", "unchanged", "skipped", "failed") if run.get(status)
         )
         nothing = "no outcomes" if self.counts["pending"] else "nothing to do"
-        line = f"this run: {done or nothing}; total: {self.totals}"
+        line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        why = self.stopped or (self.why_pending if self.counts["pending"] else "")
-        said = (line, why, prune_failure(self.pruned), *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
+        said = (line, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
         return ". ".join(part for part in said if part)
 
 
@@ -117,6 +150,14 @@ def same_bytes_note(same: dict[str, Any] | None) -> str:
         text += f". {same['groups']:,} such groups have {same['rows']:,} rows"
     text += f". They are listed in the state's {same['file']}"
     return f"{text}. The run fails, because `duplicate_bodies` is `fail`" if same["fail"] else text
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
+def _rows_are(count: int) -> str:
+    return f"{_rows(count)} {'is' if count == 1 else 'are'}"
 
 
 def _copies(count: int) -> str:

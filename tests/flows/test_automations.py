@@ -220,7 +220,7 @@ def night(
 
 
 FAILURES: list[tuple[str, State[Any], str, str]] = [
-    ("migrate", Failed(message="this run: 9 failed; total: 1 of 20 stored, 9 failed (budget 1), 1 pending"),
+    ("migrate", Failed(message="Failed: 9 rows failed, more than the 1 that failure_budget allows; 1 row is pending"),
      "Ferry: products failed", "run it again; it resumes where this run stopped"),
     ("migrate", Failed(message="UserError: manifest: no such file products.csv"),
      "Ferry: products failed", "fix what the message names, and run it again. Nothing was copied"),
@@ -262,8 +262,8 @@ def test_over_the_budget(night: Night, webhook: Receiver) -> None:
     """The text says what happened, with the counts, where to look and what to do."""
     what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
     assert what == (
-        "migrate/alarmed ended as Failed: this run: 5 copied, 3 failed; total: 5 of 8 stored, 5 of them "
-        "confirmed by size alone, 3 failed (budget 2)"
+        "migrate/alarmed: Failed: 3 rows failed, more than the 2 that failure_budget allows. This run: 5 copied, "
+        "3 failed; total: 5 of 8 stored, 5 of them confirmed by size alone, 3 failed (budget 2)"
     )
     assert look == f"Look: {UI}/runs/flow-run/{night.over}"
     assert do.startswith("Do: see in the run's Artifacts what the failures have in common")

@@ -327,7 +327,7 @@ def test_the_first_run_moves_everything(world: World) -> None:
     first = world.runs[0]
     assert first.code == 0, first.output
     copied, skipped, failed = len(world.library.expected), world.library.duplicates, len(world.failures)
-    this_run = f"this run: {copied} copied, {skipped} skipped, {failed} failed"
+    this_run = f"Completed. This run: {copied} copied, {skipped} skipped, {failed} failed"
     assert first.state == ("COMPLETED", f"{this_run}; {in_all(world, failed)}")
     assert objects(world.s3, world.bucket, PREFIX) == world.library.expected
     assert set(objects(world.s3, world.bucket)) == {PREFIX + key for key in world.library.expected} | {
@@ -344,14 +344,16 @@ def test_the_second_run_is_cached(world: World) -> None:
     assert {chunk["name"] for chunk in second.chunks} == {chunk["name"] for chunk in first.chunks}
     assert (first.requests > 0, second.requests) == (True, 0)
     assert second.code == 0, second.output
-    assert second.state == ("COMPLETED", f"this run: nothing to do; {in_all(world, len(world.failures))}")
+    assert second.state == ("COMPLETED", f"Completed. This run: nothing to do; {in_all(world, len(world.failures))}")
 
 
 def test_too_many_failures_fail_the_run(world: World) -> None:
     """One failure over the budget makes the run Failed, with its counts, and `--watch` exits 1."""
     third = world.runs[2]
     assert third.code == 1, third.output
-    assert third.state == ("FAILED", f"this run: nothing to do; {in_all(world, len(world.failures) - 1)}")
+    allowed = len(world.failures) - 1
+    why = f"Failed: {allowed + 1} rows failed, more than the {allowed} that failure_budget allows"
+    assert third.state == ("FAILED", f"{why}. This run: nothing to do; {in_all(world, allowed)}")
 
 
 def test_what_the_ui_lists(world: World) -> None:

@@ -91,7 +91,12 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
     assert "Completed" in follower.stdout
     second: Ended = project.cli.end(waiting, ["run"]).expect(0)
     assert "nothing to do" in second.json["message"]
-    assert project.ferry("watch", a["id"], "--json").expect(0).json["message"].startswith("this run: 240 copied")
+    assert (
+        project.ferry("watch", a["id"], "--json")
+        .expect(0)
+        .json["message"]
+        .startswith("Completed. This run: 240 copied")
+    )
     assert project.stored() == bodies
     assert set(origin.bodies.values()) == {1}
     runs = [flow_run(prefect_api, one["id"]) for one in (a, b)]

@@ -141,21 +141,27 @@ def test_the_budget(budget: int | float | str, rows: int, allowed: int) -> None:
     assert make_job(failure_budget=budget).budget(rows) == allowed
 
 
+REFUSED = "the destination refuses the credentials"
+OVER = "rows failed, more than the 2 (10%) that failure_budget allows"
+
+
 @pytest.mark.parametrize(
-    ("stopped", "pending", "failed", "limited", "code"),
+    ("stopped", "pending", "failed", "limited", "code", "verdict"),
     [
-        ("", 0, 0, False, 0),
-        ("", 0, 2, False, 0),
-        ("", 0, 3, False, 1),
-        ("", 5, 0, False, 1),
-        ("", 5, 0, True, 0),
-        ("", 5, 3, True, 1),
-        ("the destination refuses the credentials", 5, 0, True, 1),
-        ("the destination refuses the credentials", 0, 2, False, 1),  # those two were to be tried again
+        ("", 0, 0, False, 0, "Completed"),
+        ("", 0, 2, False, 0, "Completed"),
+        ("", 0, 3, False, 1, f"Failed: 3 {OVER}"),
+        ("", 5, 0, False, 1, "Failed: 5 rows are pending (the origin is away)"),
+        ("", 1, 3, False, 1, f"Failed: 3 {OVER}; 1 row is pending (the origin is away)"),
+        ("", 5, 0, True, 0, "Completed: 5 rows are left, since --limit was reached"),
+        ("", 5, 3, True, 1, f"Failed: 3 {OVER}"),
+        (REFUSED, 5, 0, True, 1, f"Failed: {REFUSED}"),
+        (REFUSED, 0, 2, False, 1, f"Failed: {REFUSED}"),  # those two were to be tried again
+        ("interrupted by SIGINT", 5, 3, False, 1, f"Cancelled: interrupted by SIGINT; 3 {OVER}"),
     ],
 )
-def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int) -> None:
-    """The exit code is 0 if all rows to do were tried and the failures are within the budget."""
+def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, code: int, verdict: str) -> None:
+    """The exit code is 0 if all rows to do were tried and the failures are within the budget; the verdict says why."""
     counts = {
         "pending": pending,
         "failed": failed,
@@ -164,5 +170,8 @@ def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, c
         "planned": 10 + pending + failed,
         "by_size": {},
     }
-    report = Report(1, counts, {}, 2, [], 1, 0, limited, 1.0, 1, 1.0, stopped, "")
+    away = "the origin is away"
+    report = Report(1, counts, {}, 2, [], 1, 0, limited, 1.0, 1, 1.0, stopped, away, budget_setting="10%")
     assert report.exit_code == code
+    assert report.verdict == verdict
+    assert report.message.startswith(f"{verdict}. This run: ")
