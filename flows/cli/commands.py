@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 
 from ferry import __version__
 from ferry.core import UserError, class_problem, limit_arrow_memory
@@ -24,10 +24,25 @@ from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import skip_gc_at_exit
 
+EXAMPLES = """\
+A migration, in this order:
+
+    ferry init products.csv s3://new-bucket/products/
+    ferry plan job.yaml
+    ferry run job.yaml --limit 100
+    ferry run job.yaml
+    ferry verify job.yaml
+
+Exit codes: 0 done; 1 rows are pending, or too many failed; 2 the job, manifest or destination cannot be used;
+3 another run of the job is running; 130 and 143 interrupted. docs/index.md has all pages.
+"""
+START, MOVE, PREFECT = (Group(name, sort_key=number) for number, name in enumerate(("Start", "Migrate", "Prefect")))
 app = App(
     name="ferry",
     version=__version__,
     help="Copies large image libraries between storage providers and records the outcome of every object.",
+    help_epilogue=EXAMPLES,
+    group_commands=Group("Other", sort_key=9),
     suppress_keyboard_interrupt=False,  # flows.cli.main maps the signal to an exit code
 )
 
@@ -35,7 +50,7 @@ app = App(
 SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
-@app.command
+@app.command(group=START, sort_key=1)
 def init(
     path: str = "job.yaml",
     destination: str | None = None,
@@ -72,7 +87,7 @@ def init(
     return 0
 
 
-@app.command(name="schema")
+@app.command(name="schema", group=START, sort_key=2)
 def print_schema(*, json_: JsonFlag = False) -> int:
     """Print the JSON schema of job files, for editors and checks."""
     from tasks.job_draft import schema
@@ -82,7 +97,7 @@ def print_schema(*, json_: JsonFlag = False) -> int:
     return 0
 
 
-@app.command
+@app.command(group=MOVE, sort_key=1)
 def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show which rows a run would copy, and why. Nothing is copied or written."""
     from flows.cli import terminal
@@ -101,7 +116,7 @@ def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     return 0
 
 
-@app.command
+@app.command(group=MOVE, sort_key=2)
 def run(
     job_file: Path | None = None,
     /,
@@ -195,7 +210,7 @@ def _state(job: Job, job_file: Path) -> Any:
         return state_of(job)
 
 
-@app.command
+@app.command(group=MOVE, sort_key=3)
 def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show a job's progress, also during a run and after a crash."""
     from ferry.ratelimit import read_hosts
@@ -228,7 +243,7 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     return 0
 
 
-@app.command
+@app.command(group=MOVE, sort_key=4)
 def failures(
     job_file: Path,
     *,
@@ -268,7 +283,7 @@ def failures(
     return 0
 
 
-@app.command
+@app.command(group=MOVE, sort_key=5)
 def verify(
     job_file: Path,
     *,
@@ -322,7 +337,7 @@ def verify(
     return code
 
 
-@app.command
+@app.command(group=MOVE, sort_key=6)
 def export(
     job_file: Path,
     out: Annotated[Path, Parameter(help="The file to write: .csv, .parquet or .xlsx.")],
@@ -353,12 +368,19 @@ def export(
     return 0
 
 
-app.command("flows.cli.deploy:block")
-app.command("flows.cli.deploy:deploy")
-app.command("flows.cli.remote:watch")
+# Loaded when they are used. Their help is here, since the list of commands would load them, too.
+for number, (module, name, text) in enumerate(
+    (
+        ("deploy", "deploy", "Create or update the deployments of prefect.yaml, their schedules and alerts."),
+        ("remote", "watch", "Follow a run of a deployment until its end."),
+        ("deploy", "block", "Save the credentials and secrets that a job names as Prefect blocks."),
+    ),
+    2,
+):
+    app.command(f"flows.cli.{module}:{name}", help=text, group=PREFECT, sort_key=number)
 
 
-@app.command
+@app.command(group=PREFECT, sort_key=1)
 def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag = False) -> int:
     """Serve the Prefect UI with the runs that `ferry run` recorded and their blocks, until Ctrl-C."""
     from flows.cli import terminal
@@ -385,7 +407,7 @@ def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag
             return 0
 
 
-@app.command
+@app.command(group=START, sort_key=3)
 def demo(
     *,
     keep: Annotated[bool, Parameter(negative="", help="Keep the servers running at the end, until Ctrl-C.")] = False,

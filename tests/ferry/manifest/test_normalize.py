@@ -87,8 +87,14 @@ def row_of(folder: Path, **values: str | None) -> dict[str, Any]:
         ("https://h:65536/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:/x", "the URL's port is not a number from 1 to 65535"),
         ("https://h:x/x", "the URL's port is not a number from 1 to 65535"),
-        ("https://h/a.jpg, https://h/b.jpg", "the cell contains several URLs; keep one"),
-        ("https://h/a.jpg http://h/b.jpg", "the cell contains several URLs; keep one"),
+        (
+            "https://h/a.jpg, https://h/b.jpg",
+            "the cell contains several URLs; set `columns: {split: ...}` to what separates them, or keep one",
+        ),
+        (
+            "https://h/a.jpg http://h/b.jpg",
+            "the cell contains several URLs; set `columns: {split: ...}` to what separates them, or keep one",
+        ),
         ("https://my host/x", "the URL's host cannot be read"),
         ("//h/x", "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
         ("cdn.example/x.jpg", "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
