@@ -13,6 +13,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from ferry.core import FerryError
 from ferry.job import Job
+from ferry.reconcile import check_choice
 from flows.migrate import failure_message, run_name, wait_for_server
 from flows.running import prefect_state, signals
 from flows.running.reporter import reporting
@@ -21,7 +22,7 @@ from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
 from tasks.secrets import with_absolute_paths
-from tasks.verify import check_choice, compare_listing, draw, open_check, parts, read_part
+from tasks.verify import compare_listing, draw, open_check, parts, read_part
 
 
 @flow(

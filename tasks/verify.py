@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ferry.core import Fatal, Outcome, Progress, UserError
+from ferry.core import Fatal, Outcome, Progress
 from ferry.images import kind_of_type
 from ferry.job import Checks, Job
 from ferry.planning import check_locations
@@ -25,7 +25,6 @@ from ferry.reconcile import (
     expected_objects,
     note_verified,
     read_back,
-    sample_rows,
     verify_parts,
 )
 from ferry.state import Lease, State, hold_lease, last_run_no, read_plan
@@ -126,16 +125,6 @@ class Verification:
         if self.unread:
             text += f". {self.unread:,} more objects could not be read ({self.unread_first}): verify again"
         return text
-
-
-def check_choice(list_only: bool, sample: str | int | None, seed: int | None) -> None:
-    """Raises UserError for options that cannot be combined."""
-    if list_only and sample is not None:
-        raise UserError("a listing compares every object and cannot be combined with a sample; leave one out")
-    if seed is not None and sample is None:
-        raise UserError("a seed needs the size of its sample: add the sample (`1%`, `500`)")
-    if sample is not None:
-        sample_rows(sample, 0)
 
 
 @contextlib.contextmanager

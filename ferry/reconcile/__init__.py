@@ -7,12 +7,12 @@ from ferry.reconcile.verify import (
     Evidence,
     Sample,
     Verified,
+    check_choice,
     compare_with_listing,
     draw_sample,
     expected_objects,
     note_verified,
     read_back,
-    sample_rows,
     verify_parts,
 )
 
@@ -22,6 +22,7 @@ __all__ = [
     "PruneResult",
     "Sample",
     "Verified",
+    "check_choice",
     "compare_with_listing",
     "draw_sample",
     "expected_objects",
@@ -29,6 +30,5 @@ __all__ = [
     "note_verified",
     "prune_removed",
     "read_back",
-    "sample_rows",
     "verify_parts",
 ]

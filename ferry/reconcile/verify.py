@@ -99,6 +99,16 @@ def sample_rows(sample: str | int, rows: int) -> int:
     raise UserError(f"the sample `{text[:40]}` is neither a share (`1%`, up to `100%`) nor a count of objects (`500`)")
 
 
+def check_choice(list_only: bool, sample: str | int | None, seed: int | None) -> None:
+    """Raises UserError for options that cannot be combined."""
+    if list_only and sample is not None:
+        raise UserError("a listing compares every object and cannot be combined with a sample; leave one out")
+    if seed is not None and sample is None:
+        raise UserError("a seed needs the size of its sample: add the sample (`1%`, `500`)")
+    if sample is not None:
+        sample_rows(sample, 0)
+
+
 def draw_sample(state: State, sample: str | int, seed: int | None = None) -> Sample:
     """Returns a random sample of the rows that should have an object, or the sample of an earlier ``seed``."""
     sample_rows(sample, 0)  # raises UserError for an invalid sample before the ledger is read

@@ -22,6 +22,7 @@ from ferry.state.lease import (
     hold_lease,
     is_dead,
     lease_holder,
+    refuse_held,
     steady_s,
     this_process,
 )
@@ -146,6 +147,7 @@ __all__ = [
     "read_location",
     "read_plan",
     "read_table",
+    "refuse_held",
     "refuse_lost_ledger",
     "rows_of",
     "run_of",

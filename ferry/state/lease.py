@@ -317,6 +317,14 @@ def lease_holder(state: State) -> Holder | None:
     return None if found == "over" or time.time() >= holder.expires_at else holder
 
 
+def refuse_held(state: State) -> None:
+    """Raises LeaseHeld if another live run holds the lease, by one read: before a command prepares anything."""
+    with contextlib.suppress(FileNotFoundError):
+        holder = decode(state.read(NAME))
+        if verdict(holder, time.time(), _boot_id(), _process_start(holder.pid)) == "held":
+            raise LeaseHeld(_held_by(holder))
+
+
 @contextlib.contextmanager
 def hold_lease(
     state: State,

@@ -156,6 +156,7 @@ def run(
 
     selection = _selection(limit, retry_failed)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
+    local_run.say_start(job)
     local_run.prepare(job, job_file, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
     with prefect_for(folder, quiet=draw, job=job) as api:
@@ -299,14 +300,18 @@ def verify(
 ) -> int:
     """Read the destination, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
+        from ferry.reconcile import check_choice
         from ferry.state import folded_ledger, select_wrong
         from flows.cli import terminal
         from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
         from flows.running import reporter
         from tasks.run import state_of
 
+    check_choice(list_, sample, seed)
     job = load_job(job_file)
+    local_run.refuse_second_run(job)
     draw = terminal.is_terminal() and not json_
+    local_run.say_start(job)
     reporter.progress_drawer = terminal.draw_progress if draw else None
     with prefect_for(job_file.absolute().parent, quiet=draw) as api:
         load_flows()

@@ -103,8 +103,27 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
         yield
 
 
+def say_start(job: Job) -> None:
+    """Print a first line on standard error, since a Prefect server takes seconds to start."""
+    from flows.cli import terminal
+
+    where = f"connecting to the Prefect server at {url}" if (url := given_url()) else "starting a local Prefect server"
+    terminal.err.print(f"[dim]{terminal.shown(job.name)}: {terminal.shown(where)}[/dim]")
+
+
+def refuse_second_run(job: Job) -> None:
+    """Raises LeaseHeld if another run of the job is running, before this one waits for a Prefect server."""
+    from ferry.state import refuse_held
+    from tasks.run import state_of
+    from tasks.secrets import names_blocks
+
+    if not names_blocks(job):  # a block would need the server first
+        refuse_held(state_of(job))
+
+
 def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
-    """Prepare a run before Prefect is loaded: refuse unsafe destinations, start the planner process, do `--replan`.
+    """Prepare a run before Prefect is loaded: refuse unsafe destinations and a second run, start the planner process,
+    do `--replan`.
 
     The planner process loads its libraries while this process loads Prefect. The flow has no parameter for `--replan`.
     """
@@ -114,6 +133,8 @@ def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
     from tasks import run as runs
 
     refuse_own_files(job, job_file)
+    if not wait:
+        refuse_second_run(job)
     limit_malloc_arenas()
     runs.started_planner = PlannerProcess()  # loads DuckDB meanwhile
     if replan:

@@ -5,24 +5,32 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
-from ferry.core import Progress, Snapshot, escaped
-from ferry.ratelimit import Hosts
-from ferry.state import Counts, Planned
+from ferry.core import ErrorClass, Snapshot, escaped
+from ferry.ratelimit import Hosts, HostSnapshot
+from ferry.state import PLAIN_WORDS, Counts
 from tasks.reporting.text import Report, delta_table, describe, duration, outcome_table, size, speed, worth_retrying
+
+if TYPE_CHECKING:
+    from tasks.reporting.run_view import RunView
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+MOST_HOSTS, MOST_CLASSES = 4, 5  # in the live view
+MARKS = 20  # of the rates of a host, four a second
 STYLES = {"copied": "green", "unchanged": "green", "skipped": "yellow", "failed": "red", "pending": "yellow"}
 
 
@@ -42,30 +50,36 @@ def is_terminal() -> bool:
 
 
 @contextlib.contextmanager
-def draw_progress(progress: Progress, planned: Callable[[], Planned | None]) -> Iterator[None]:
-    """Draw a progress bar on the terminal until the block ends."""
+def draw_progress(view: RunView) -> Iterator[None]:
+    """Draw a run on the terminal until the block ends: a bar, the failures by class, and a line for each host."""
     bar = Bar(
         TextColumn("{task.fields[rows]}"), BarColumn(bar_width=30), TextColumn("{task.fields[rest]}"),
         console=out, auto_refresh=False,
     )  # fmt: skip
     row = bar.add_task("", total=1, rows="starting", rest="")
-    done = threading.Event()
+    done, rates = threading.Event(), HostRates()
 
     def refresh(live: Live) -> None:
         described = False
         while True:
             last = done.wait(0.25)
-            plan = planned()
+            plan = view.planned()
             if plan is not None and not described:
                 described = True
                 for line in describe(plan):
                     out.print(f"[dim]{shown(line)}[/dim]")
-            s = progress.snapshot()
-            if last and progress.steady_s:  # the last line stays on the screen, with the whole run's rate
-                s = replace(s, rate=s.done / progress.steady_s)
+            s = view.progress.snapshot()
+            if last and view.progress.steady_s:  # the last line stays on the screen, with the whole run's rates
+                steady = view.progress.steady_s
+                s = replace(s, rate=s.done / steady, bytes_rate=s.bytes / steady)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
-            live.refresh()
+            below = [] if last else [*failure_line(s), *rates.lines(view.hosts()[0], time.monotonic())]
+            # one line each: a line that wraps would leave parts of itself on the screen
+            texts = [Text.from_markup(line, style="dim", overflow="ellipsis") for line in below]
+            for text in texts:
+                text.no_wrap = True
+            live.update(Group(bar, *texts), refresh=True)
             if last:
                 return
 
@@ -83,8 +97,40 @@ def _rest(s: Snapshot) -> str:
     left = f"{duration(s.left_s)} left" if s.left_s is not None and s.done < s.todo else ""
     failed = f"[red]{s.failed:,} failed[/red]" if s.failed else ""
     rate = "[yellow]paused at Prefect[/yellow]" if s.paused else f"{s.rate:,.0f} rows/s"
+    moved = size(s.bytes) if s.paused else f"{size(s.bytes)}, {size(s.bytes_rate)}/s"
     still = f"[yellow]{shown(s.still)}[/yellow]" if s.still else ""
-    return "  ".join(part for part in (size(s.bytes), rate, left, failed, still) if part)
+    return "  ".join(part for part in (duration(s.elapsed_s), moved, rate, left, failed, still) if part)
+
+
+def failure_line(s: Snapshot) -> list[str]:
+    """Returns the failures of this run by class, as a line; [] without failures."""
+    classes = sorted(s.classes.items(), key=lambda item: (-item[1], item[0])) if s.failed else []
+    said = [f"{count:,} {shown(PLAIN_WORDS[ErrorClass(name)])}" for name, count in classes[:MOST_CLASSES] if count]
+    more = f", {len(classes) - MOST_CLASSES} more kinds" if len(classes) > MOST_CLASSES else ""
+    return [f"failed: {', '.join(said)}{more}"] if said else []
+
+
+class HostRates:
+    """The hosts of a run as lines, with their requests per second over the last seconds."""
+
+    def __init__(self) -> None:
+        self._marks: dict[str, deque[tuple[float, int]]] = {}
+
+    def lines(self, hosts: Sequence[HostSnapshot], now: float) -> list[str]:
+        """Returns a line for each of the busiest hosts: in flight, limit, rate, latency, and why the limit is so."""
+        busiest = sorted(hosts, key=lambda host: (-host.in_flight - host.waiting, host.host))
+        found = [self._line(host, now) for host in busiest[:MOST_HOSTS]]
+        return [*found, f"... and {len(hosts) - MOST_HOSTS:,} more hosts"] if len(hosts) > MOST_HOSTS else found
+
+    def _line(self, host: HostSnapshot, now: float) -> str:
+        marks = self._marks.setdefault(host.host, deque(maxlen=MARKS))
+        marks.append((now, host.requests))
+        since, before = marks[0]
+        rate = (host.requests - before) / (now - since) if now > since else 0.0
+        return (
+            f"{shown(host.host)}: {host.in_flight:,} in flight, limit {host.limit:,}, {rate:,.0f} requests/s, "
+            f"{host.latency_s * 1000:,.0f} ms. {shown(host.why)}"
+        )
 
 
 def outcome_rows(counts: dict[str, Any]) -> Table:
@@ -121,7 +167,7 @@ def report(job_path: str, r: Report) -> None:
         hints.append((f"ferry verify {job_path}", "read the destination and compare it with the ledger"))
     if r.counts["classes"].get("blocked_address"):
         out.print("Ferry connects to private addresses only if `source.allow_private_addresses` names them.")
-        out.print("Add them to the job, then retry the rows with --retry-failed=blocked_address.")
+        out.print("Add them to the job, and the next run takes these rows.")
     out.print("Next:")
     width = max((len(command) for command, _ in hints), default=0) + 2
     for command, what in hints:

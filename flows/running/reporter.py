@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import Progress
-from ferry.state import Planned
 from tasks.reporting.log_format import next_report_s
 from tasks.reporting.run_view import RunView
 from tasks.reporting.text import percent, progress_line
@@ -18,7 +16,7 @@ from tasks.reporting.text import percent, progress_line
 if TYPE_CHECKING:
     from tasks.reporting.ui import Page
 
-Draw = Callable[[Progress, Callable[[], Planned | None]], contextlib.AbstractContextManager[None]]
+Draw = Callable[[RunView], contextlib.AbstractContextManager[None]]
 progress_drawer: Draw | None = None  # set by `ferry` on a terminal
 POLL_S = 2.5
 END_S = 5.0  # at the end, wait at most this long for the last requests to Prefect
@@ -44,7 +42,7 @@ def reporting(view: RunView) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(serving_metrics(view, logger))
         if progress_drawer is not None:
-            stack.enter_context(progress_drawer(view.progress, view.planned))
+            stack.enter_context(progress_drawer(view))
         thread.start()
         try:
             yield

@@ -17,9 +17,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from demo.origin import Origin
-from ferry.core.errors import UserError
+from ferry.core.errors import Damaged, Fatal, FerryError, LeaseHeld, Refused, UserError
 from ferry.job.model import Job
 from flows.cli import remote_run
+from flows.cli.local_run import exit_code_of
 from tasks import work_pools
 from tasks.job_file import merged
 from tests.flows.deployed import Deployed, make_pool, worker
@@ -222,11 +223,11 @@ def test_settings_of_a_run_here(project: Project, origin: Origin) -> None:
 @pytest.mark.parametrize(
     ("kind", "message", "code"),
     [
-        (StateType.COMPLETED, "this run: 3 copied", 0),
+        (StateType.COMPLETED, "Completed. This run: 3 copied", 0),
         (StateType.CANCELLED, None, 130),
         (StateType.FAILED, "UserError: no list", 2),
         (StateType.FAILED, "LeaseHeld: another run", 3),
-        (StateType.FAILED, "this run: 3 failed", 1),
+        (StateType.FAILED, "Failed: 3 rows failed", 1),
         (StateType.FAILED, "Fatal: the bucket is gone", 1),
         (StateType.CRASHED, None, 1),
     ],
@@ -235,6 +236,17 @@ def test_exit_codes(kind: StateType, message: str | None, code: int) -> None:
     """exit_code_for() follows its table."""
     run = FlowRun(flow_id=uuid4(), state=State(type=kind, message=message))
     assert remote_run.exit_code_for(run)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError, 2), (LeaseHeld, 3), (Fatal, 1), (Refused, 1), (Damaged, 2), (FerryError, 1)]
+)
+def test_an_error_s_way_to_the_exit_code(error: type[FerryError], code: int) -> None:
+    """The flow writes the error's kind into its state's message, and a command reads it there."""
+    from flows.migrate import failure_message
+
+    raised = Refused("why", "403") if error is Refused else error("why")
+    assert exit_code_of(completed=False, message=failure_message(raised)) == (code, "why")
 
 
 def at(hours: float, kind: StateType, name: str = "") -> FlowRun:

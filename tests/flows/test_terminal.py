@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+import time
 
+import pytest
+from rich.console import Console
+
+from ferry.core import ErrorClass, Progress, Status
+from ferry.ratelimit import HostSnapshot
 from ferry.state import Counts
 from flows.cli import terminal
+from tasks.reporting.run_view import RunView
 
 
 @pytest.mark.parametrize("lesser", [0, 1, 3])
@@ -16,3 +23,56 @@ def test_status_counts_lesser_checks(lesser: int, capsys: pytest.CaptureFixture[
     assert "9 of 9 rows done (100.0%)" in printed
     assert ("1 of them was checked by length or structure alone" in printed) == (lesser == 1)
     assert ("3 of them were checked by length or structure alone" in printed) == (lesser == 3)
+
+
+def test_the_live_view_names_failures_by_class() -> None:
+    """The most frequent classes, in words; nothing without failures."""
+    progress = Progress()
+    progress.start(20)
+    progress.add(Status.COPIED, None, 10)
+    assert terminal.failure_line(progress.snapshot()) == []
+    for name, count in (("timeout", 1), ("not_found", 3), ("gone", 2), ("forbidden", 2), ("truncated", 2), ("tls", 1)):
+        for _ in range(count):
+            progress.add(Status.FAILED, ErrorClass(name), 0)
+    (line,) = terminal.failure_line(progress.snapshot())
+    assert line.startswith(
+        "failed: 3 not found (404), 2 access denied (401, 403), 2 permanently gone (410), 2 truncated"
+    )
+    assert line.endswith(", 1 more kinds")
+
+
+def test_the_live_view_has_a_line_for_each_busy_host() -> None:
+    """In flight, limit, rate and reason, the busiest host first; markup in a name is text."""
+    rates = terminal.HostRates()
+
+    def hosts(requests: int) -> list[HostSnapshot]:
+        busy = HostSnapshot("b[red].example", 16, 12, 3, 0.0, "growing", requests=requests, latency_s=0.12)
+        return [HostSnapshot("a.example", 8, 2, 0, 0.0, "at its limit"), busy]
+
+    assert rates.lines(hosts(100), 10.0)[0].endswith("12 in flight, limit 16, 0 requests/s, 120 ms. growing")
+    first, second = rates.lines(hosts(150), 12.0)
+    assert first == r"b\[red].example: 12 in flight, limit 16, 25 requests/s, 120 ms. growing"
+    assert second == "a.example: 2 in flight, limit 8, 0 requests/s, 0 ms. at its limit"
+    many = [HostSnapshot(f"h{n}.example", 8, n, 0, 0.0, "") for n in range(9)]
+    lines = rates.lines(many, 13.0)
+    assert [line.partition(":")[0] for line in lines] == [
+        "h8.example", "h7.example", "h6.example", "h5.example", "... and 5 more hosts"
+    ]  # fmt: skip
+
+
+def test_the_bar_says_how_much_and_how_fast(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last line stays, with elapsed time, bytes, both rates and failures of the whole run; the lines below go."""
+    view = RunView("job", "full", Progress(), hosts=lambda: ([HostSnapshot("h.example", 8, 1, 0, 0.0, "why")], 1))
+    monkeypatch.setattr(terminal, "out", Console(width=160, force_terminal=True, color_system=None))
+    view.progress.start(2)
+    with terminal.draw_progress(view):
+        view.progress.add(Status.COPIED, None, 2_000_000)
+        time.sleep(0.5)
+        view.progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
+    printed = capsys.readouterr().out
+    assert "h.example: 1 in flight, limit 8" in printed
+    last = printed.rstrip().rpartition("rows ")[2]
+    assert re.search(r"2 of 2 rows [━╸ ]+ ?\d:\d\d  2\.0 MB, [\d.]+ [kM]B/s  \d+ rows/s  1 failed", printed), printed
+    assert "h.example" not in last

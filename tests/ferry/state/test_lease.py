@@ -95,6 +95,17 @@ def test_the_second_run_is_refused_and_told_by_whom(state: State) -> None:
     assert lease.lease_holder(state) is None
 
 
+def test_a_held_lease_is_seen_by_one_read(state: State) -> None:
+    """A command is refused by a live run before it prepares anything; a lease that may be free is not its business."""
+    lease.refuse_held(state)
+    with hold_lease(state, "first run"), pytest.raises(LeaseHeld, match=r"first run \(process \d+ on "):
+        lease.refuse_held(state)
+    lease.refuse_held(state)
+    for free in (replace(HOLDER, expires_at=time.time() - 1), replace(HOLDER, expires_at=time.time() + 1e6)):
+        state.write(NAME, free.encode())
+        lease.refuse_held(state)
+
+
 def test_held_waits_only_where_it_is_asked_to(state: State) -> None:
     """A second run without `wait` fails at once."""
     with hold_lease(state, "first run"), pytest.raises(LeaseHeld), hold_lease(state, "second run", tell=pytest.fail):
