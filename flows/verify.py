@@ -83,6 +83,7 @@ def run_check(
             else:
                 for part in bounds:
                     read_part(check, part)
+            check.end()
     except signals.Interrupted as interrupt:
         return Cancelled(message=str(interrupt).partition(";")[0])
     except FerryError as error:

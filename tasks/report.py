@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
+from ferry.state import write_end
 from tasks import prefect_api, task_count
 from tasks.reporting.text import Report, delta_table, outcome_table, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
@@ -16,7 +17,8 @@ from tasks.run import Run
 
 
 def write_summary(run: Run, report: Report) -> None:
-    """Write the report to reports/run-N/summary.md in the state."""
+    """Write the report to reports/run-N/summary.md in the state, and that the run has ended."""
+    write_end(run.state, report.run_no, report.message)
     run.state.write(f"reports/run-{report.run_no:06d}/summary.md", markdown(run.job.name, report).encode())
 
 

@@ -27,7 +27,7 @@ from ferry.reconcile import (
     read_back,
     verify_parts,
 )
-from ferry.state import Lease, State, hold_lease, last_run_no, read_plan
+from ferry.state import Lease, State, hold_lease, last_run_no, read_plan, write_end
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location, task_count
@@ -80,6 +80,13 @@ class Verification:
     def lesser_check(self, outcome: Outcome) -> str | None:
         """Which check the row's body got, if that is less than the job's ``checks``."""
         return lesser_check_of(kind_of_type(outcome.content_type), self.checks)
+
+    def end(self) -> None:
+        """Record the end in the state, if outcomes were written: they have a run number of their own."""
+        if self.missing or self.altered or self.right_again:
+            write_end(
+                self.state, self.run_no, f"{'Completed' if self.proven else 'Failed'}: ferry verify: {self.message}"
+            )
 
     @property
     def proven(self) -> bool:

@@ -29,6 +29,7 @@ class Hosts:
     connections_opened: int = 0  # so far, to origins and to the destination
     paused: bool = False  # the run is paused and sends no requests
     still: str = ""  # if no transfer makes progress: a sentence that says so and what the run waits for
+    progress: dict[str, Any] | None = None  # started_at, and of Snapshot: todo, done, failed, bytes, rates, left_s
 
 
 def busiest(run_no: int, snapshots: list[HostSnapshot], now: float) -> Hosts:
@@ -44,7 +45,16 @@ def read_hosts(state: State) -> Hosts | None:
         known = [HostSnapshot(**host) for host in data["hosts"]]
         paused = data.get("paused", False)
         still = str(data.get("still", ""))
-        return Hosts(data["run_no"], data["at"], known, data["omitted"], data["connections_opened"], paused, still)
+        return Hosts(
+            data["run_no"],
+            data["at"],
+            known,
+            data["omitted"],
+            data["connections_opened"],
+            paused,
+            still,
+            data.get("progress"),
+        )
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
 
@@ -91,7 +101,7 @@ async def keep_written(state: State, get_hosts: Callable[[], Hosts], held: Calla
 
 def _write(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
     hosts = get_hosts()
-    if (hosts.hosts or hosts.still) and held():
+    if (hosts.hosts or hosts.still or hosts.progress) and held():
         with contextlib.suppress(
             FerryError, OSError
         ):  # best effort: if the state cannot be written, the outcomes raise the error

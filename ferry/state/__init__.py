@@ -81,6 +81,7 @@ from ferry.state.plan_file import (
     with_hints,
 )
 from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, folded_ledger, select_failures, select_wrong
+from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 
 __all__ = [
     "CHUNK_SCHEMA",
@@ -108,6 +109,7 @@ __all__ = [
     "Plan",
     "PlanLocation",
     "Planned",
+    "RunEnd",
     "State",
     "Uploads",
     "append_outcomes",
@@ -136,6 +138,7 @@ __all__ = [
     "last_run_no",
     "lease_holder",
     "ledger_files",
+    "lost_run",
     "manifest_digest_of",
     "manifest_stem",
     "mark_of",
@@ -144,6 +147,7 @@ __all__ = [
     "open_state",
     "outcomes_of",
     "put_ledger_aside",
+    "read_end",
     "read_location",
     "read_plan",
     "read_table",
@@ -160,5 +164,6 @@ __all__ = [
     "verified_path",
     "with_hints",
     "with_schema",
+    "write_end",
     "write_outcomes",
 ]

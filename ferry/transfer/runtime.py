@@ -160,7 +160,14 @@ class Runtime:
     def _hosts_status(self) -> Hosts:
         snapshots, opened = self.all_hosts()
         known = busiest(self.run_no, snapshots, time.time())
-        return replace(known, connections_opened=opened, paused=self.paused, still=self.progress.still)
+        s = self.progress.snapshot()
+        progress = {
+            "started_at": time.time() - s.elapsed_s, "todo": s.todo, "done": s.done, "failed": s.failed,
+            "bytes": s.bytes, "rate": s.rate, "bytes_rate": s.bytes_rate, "left_s": s.left_s,
+        }  # fmt: skip
+        return replace(
+            known, connections_opened=opened, paused=self.paused, still=self.progress.still, progress=progress
+        )
 
     def waits(self) -> list[Wait]:
         """Returns what the rows of this process wait for. From any thread."""

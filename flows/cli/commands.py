@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import shlex
 import sys
 import time
@@ -47,54 +47,8 @@ app = App(
 )
 
 
+WATCH_S = 2.0
 SHOWN_WRONG = 50  # objects that `ferry verify` names at most
-
-
-@app.command(group=START, sort_key=1)
-def init(
-    path: str = "job.yaml",
-    destination: str | None = None,
-    *,
-    out: Annotated[Path | None, Parameter(help="The job file to write for a manifest. Default: job.yaml.")] = None,
-    json_: JsonFlag = False,
-) -> int:
-    """Write a job file: for a manifest and a destination, or a commented example."""
-    from flows.cli import terminal
-    from tasks.job_draft import SCHEMA_FILE, check_is_new, draft, is_manifest, schema
-
-    if is_manifest(path) != (destination is not None):
-        raise UserError(
-            f"`{path}` is a manifest, and needs its destination: ferry init {shlex.quote(path)} s3://new-bucket/prefix/"
-            if destination is None
-            else f"`{path}` is not a manifest: name a file such as products.csv, or a location such as s3://old-bucket/images/"
-        )
-    file = Path(path) if destination is None else out or Path("job.yaml")
-    check_is_new(file)
-    text = draft(file, path if destination is not None else None, destination)
-    editors = file.parent / SCHEMA_FILE
-    try:
-        file.write_text(text, encoding="utf-8")
-        editors.parent.mkdir(exist_ok=True)
-        editors.write_text(json.dumps(schema(), indent=1), encoding="utf-8")
-    except OSError as exc:
-        raise UserError(f"{exc.filename or file} cannot be written: {exc.strerror}") from None
-    if json_:
-        print_json({"file": str(file)})
-    else:
-        terminal.out.print(
-            f"wrote {terminal.shown(file)}. Edit it, then run: ferry plan {terminal.shown(shlex.quote(str(file)))}"
-        )
-    return 0
-
-
-@app.command(name="schema", group=START, sort_key=2)
-def print_schema(*, json_: JsonFlag = False) -> int:
-    """Print the JSON schema of job files, for editors and checks."""
-    from tasks.job_draft import schema
-
-    del json_  # it is JSON in any case
-    print_json(schema())
-    return 0
 
 
 @app.command(group=MOVE, sort_key=1)
@@ -212,14 +166,35 @@ def _state(job: Job, job_file: Path) -> Any:
 
 
 @app.command(group=MOVE, sort_key=3)
-def status(job_file: Path, *, json_: JsonFlag = False) -> int:
+def status(
+    job_file: Path,
+    *,
+    watch: Annotated[bool, Parameter(negative="", help="Show it again every two seconds until the run ends.")] = False,
+    json_: JsonFlag = False,
+) -> int:
     """Show a job's progress, also during a run and after a crash."""
-    from ferry.ratelimit import read_hosts
-    from ferry.state import Counts, count, folded_ledger, lease_holder, read_plan
     from flows.cli import terminal
+
+    if watch and json_:
+        raise UserError("`--watch` repeats the status and `--json` prints one document; leave one of them out")
+    with contextlib.suppress(KeyboardInterrupt):
+        while _show_status(job_file, as_json=json_) and watch:
+            time.sleep(WATCH_S)
+            if terminal.is_terminal():
+                terminal.out.clear()
+    return 0
+
+
+def _show_status(job_file: Path, *, as_json: bool) -> bool:
+    """Print the status once. Returns whether a run is live."""
+    from ferry.ratelimit import read_hosts
+    from ferry.state import Counts, count, folded_ledger, lease_holder, lost_run, read_end, read_plan
+    from flows.cli import terminal
+    from tasks.reporting.text import progress_words
 
     job = load_job(job_file)
     state = _state(job, job_file)
+    end = read_end(state)
     counts = None
     if read_plan(state):
         with folded_ledger(state) as con:
@@ -229,19 +204,25 @@ def status(job_file: Path, *, json_: JsonFlag = False) -> int:
     hosts = read_hosts(state)
     if running and hosts is not None and hosts.paused:
         running += "; paused at Prefect: resume it there to continue (docs/how-to/control-a-run.md)"
-    if json_:
+    lost = None if running else lost_run(state, end)
+    if as_json:
         known = dataclasses.asdict(hosts) if hosts else None
         print_json(
             {
                 "job": job.name, "planned_yet": counts is not None, "running": running,
                 **(counts or Counts()).as_dict(), "limiter": known,
+                "last_end": dataclasses.asdict(end) if end else None, "lost_run": lost,
             }
         )  # fmt: skip
     else:
         terminal.status(job.name, counts, running)
-        if hosts is not None:
+        if running and hosts is not None and hosts.progress:
+            terminal.say(progress_words(hosts.progress))
+        elif not running:
+            terminal.last_end(end, lost)
+        if running and hosts is not None:
             terminal.hosts(hosts, time.time() - hosts.at)
-    return 0
+    return running is not None
 
 
 @app.command(group=MOVE, sort_key=4)
@@ -374,15 +355,14 @@ def export(
 
 
 # Loaded when they are used. Their help is here, since the list of commands would load them, too.
-for number, (module, name, text) in enumerate(
-    (
-        ("deploy", "deploy", "Create or update the deployments of prefect.yaml, their schedules and alerts."),
-        ("remote", "watch", "Follow a run of a deployment until its end."),
-        ("deploy", "block", "Save the credentials and secrets that a job names as Prefect blocks."),
-    ),
-    2,
+for where, group, number, text in (
+    ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
+    ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
+    ("deploy:deploy", PREFECT, 2, "Create or update the deployments of prefect.yaml, their schedules and alerts."),
+    ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),
+    ("deploy:block", PREFECT, 4, "Save the credentials and secrets that a job names as Prefect blocks."),
 ):
-    app.command(f"flows.cli.{module}:{name}", help=text, group=PREFECT, sort_key=number)
+    app.command(f"flows.cli.{where}", help=text, group=group, sort_key=number)
 
 
 @app.command(group=PREFECT, sort_key=1)

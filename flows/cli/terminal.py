@@ -25,6 +25,7 @@ from ferry.state import PLAIN_WORDS, Counts
 from tasks.reporting.text import Report, delta_table, describe, duration, outcome_table, size, speed, worth_retrying
 
 if TYPE_CHECKING:
+    from ferry.state import RunEnd
     from tasks.reporting.run_view import RunView
 
 out = Console(highlight=False, soft_wrap=True)
@@ -188,6 +189,14 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
     if counts.lesser_checks:
         was = "was" if counts.lesser_checks == 1 else "were"
         out.print(f"{counts.lesser_checks:,} of them {was} checked by length or structure alone")
+
+
+def last_end(end: RunEnd | None, lost: int | None) -> None:
+    """Print how the last run ended, for `ferry status`."""
+    if lost is not None:
+        say(f"run {lost} recorded no end: it was killed, or its machine was lost. Run the job again; it resumes")
+    elif end is not None:
+        say(f"run {end.run_no} ended {end.ended_at.replace('T', ' ').removesuffix('+00:00')} UTC. {end.message}")
 
 
 def hosts(known: Hosts, age_s: float) -> None:

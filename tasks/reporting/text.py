@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from ferry.core import ErrorClass, Snapshot
@@ -321,6 +323,20 @@ def progress_line(s: Snapshot, *, over: bool = False) -> str:
     rate = "paused" if s.paused else f"{s.rate:,.0f} rows/s"
     still = f"; {s.still}" if s.still else ""
     return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)}, {rate}{left}{failed}{still}"
+
+
+def progress_words(progress: Mapping[str, Any]) -> str:
+    """Returns what `ferry status` says of a live run: since when, rows, rates and the time left.
+
+    ``progress`` is that of ferry.ratelimit's Hosts.
+    """
+    since = datetime.fromtimestamp(progress["started_at"], UTC)
+    left = f", about {duration(progress['left_s'])} left" if progress["left_s"] is not None else ""
+    failed = f", {progress['failed']:,} failed" if progress["failed"] else ""
+    return (
+        f"this run, since {since:%Y-%m-%d %H:%M:%S} UTC: {progress['done']:,} of {progress['todo']:,} rows{failed}, "
+        f"{size(progress['bytes'])}, {progress['rate']:,.0f} rows/s, {size(progress['bytes_rate'])}/s{left}"
+    )
 
 
 def size(count: float) -> str:

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from ferry.core import ErrorClass, Progress, Status
 from ferry.ratelimit import HostSnapshot
-from ferry.state import Counts
+from ferry.state import Counts, RunEnd
 from flows.cli import terminal
 from tasks.reporting.run_view import RunView
+from tasks.reporting.text import progress_words
 
 
 @pytest.mark.parametrize("lesser", [0, 1, 3])
@@ -76,3 +77,26 @@ def test_the_bar_says_how_much_and_how_fast(
     last = printed.rstrip().rpartition("rows ")[2]
     assert re.search(r"2 of 2 rows [━╸ ]+ ?\d:\d\d  2\.0 MB, [\d.]+ [kM]B/s  \d+ rows/s  1 failed", printed), printed
     assert "h.example" not in last
+
+
+def test_status_says_how_the_last_run_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its number, time and verdict, or that it was killed."""
+    end = RunEnd(3, "2026-11-30T20:13:00+00:00", "Failed: 2 rows failed, more than the 1 that failure_budget allows")
+    terminal.last_end(end, None)
+    assert capsys.readouterr().out.startswith("run 3 ended 2026-11-30 20:13:00 UTC. Failed: 2 rows failed, more than")
+    terminal.last_end(end, 4)
+    assert capsys.readouterr().out.startswith("run 4 recorded no end: it was killed, or its machine was lost.")
+    terminal.last_end(None, None)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("left_s", "ending"), [(40.0, ", about 0:40 left"), (None, "1.5 MB/s")])
+def test_status_answers_when_a_run_is_done(left_s: float | None, ending: str) -> None:
+    """Since when it runs, what it has done, how fast, and how long it takes."""
+    progress = {
+        "started_at": 1_764_533_580.0, "todo": 6000, "done": 3000, "failed": 7, "bytes": 2e9, "rate": 300.4,
+        "bytes_rate": 1.5e6, "left_s": left_s,
+    }  # fmt: skip
+    said = progress_words(progress)
+    assert said.startswith("this run, since 2025-11-30 20:13:00 UTC: 3,000 of 6,000 rows, 7 failed, 2.0 GB, 300 rows/s")
+    assert said.endswith(ending)

@@ -64,7 +64,7 @@ def rows_of(world: World) -> list[list[str]]:
     return [[world.origin.url(f"/{key}"), f"id-{key}"] for key in world.bodies]
 
 
-@pytest.mark.parametrize("broken", ["", "N/A", "https://img.example/a b.jpg"])
+@pytest.mark.parametrize("broken", ["", "N/A", "https://img.example/a.jpg https://img.example/b.jpg"])
 def test_a_cell_that_an_export_broke(broken: str, world: World) -> None:
     """A copy is kept while a row with its `id` has an unusable address."""
     rows = rows_of(world)
@@ -75,7 +75,7 @@ def test_a_cell_that_an_export_broke(broken: str, world: World) -> None:
     assert there(world) == set(world.bodies)
 
 
-@pytest.mark.parametrize("broken", ["N/A", "https://img.example/a b.jpg"])
+@pytest.mark.parametrize("broken", ["N/A", "https://img.example/a.jpg https://img.example/b.jpg"])
 def test_a_broken_cell_in_a_list_without_names(broken: str, world: World) -> None:
     """Every copy is kept while a row has neither an `id` nor a usable address."""
     rows = [[url] for url, _ in rows_of(world)]

@@ -21,7 +21,7 @@ from tests.support.nights import World
 pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {"delete_removed": True, "max_delete": "100%"}
 KEYS = (None, "{sha256}.{ext}", "{id}/{source.name}")
-BROKEN = ("", "N/A", "https://img.example/a b.jpg")
+BROKEN = ("", "N/A", "https://img.example/a.jpg https://img.example/b.jpg")
 THINGS, NIGHTS = 30, 7
 
 
