@@ -38,10 +38,11 @@ def read_end(state: State) -> RunEnd | None:
         return None
 
 
-def lost_run(state: State, end: RunEnd | None) -> int | None:
-    """Returns the number of a later run than ``end``, which left outcomes and no end; None if there is none.
+def lost_run(state: State) -> int | None:
+    """Returns the number of the last run if it left a plan or outcomes and no end, None otherwise.
 
-    States of earlier versions have no ends, and then nothing is known.
+    The summary counts as an end: earlier versions wrote no other.
     """
+    ended = [name for name in state.list("reports") if name.endswith((f"/{NAME}", "/summary.json"))]
     last = last_run_no(state)
-    return last if end is not None and last > end.run_no else None
+    return last if last > max(map(run_of, ended), default=0) else None

@@ -204,7 +204,7 @@ def _show_status(job_file: Path, *, as_json: bool) -> bool:
     hosts = read_hosts(state)
     if running and hosts is not None and hosts.paused:
         running += "; paused at Prefect: resume it there to continue (docs/how-to/control-a-run.md)"
-    lost = None if running else lost_run(state, end)
+    lost = None if running else lost_run(state)
     if as_json:
         known = dataclasses.asdict(hosts) if hosts else None
         print_json(

@@ -68,7 +68,7 @@ def draw_progress(view: RunView) -> Iterator[None]:
             if plan is not None and not described:
                 described = True
                 for line in describe(plan):
-                    out.print(f"[dim]{shown(line)}[/dim]")
+                    out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=False)  # between words
             s = view.progress.snapshot()
             if last and view.progress.steady_s:  # the last line stays on the screen, with the whole run's rates
                 steady = view.progress.steady_s

@@ -15,7 +15,6 @@ def test_the_last_end_counts(tmp_path: Path) -> None:
     """Of several ends the newest is read; one that is damaged, or none, is none."""
     state = directory_state(tmp_path)
     assert read_end(state) is None
-    assert lost_run(state, None) is None
     for run_no, message in ((2, "Completed"), (10, "Failed: 3 rows failed"), (9, "Completed")):
         write_end(state, run_no, message)
     end = read_end(state)
@@ -26,11 +25,14 @@ def test_the_last_end_counts(tmp_path: Path) -> None:
     assert read_end(state) is None
 
 
-@pytest.mark.parametrize(("run_no", "lost"), [(3, None), (4, 4)])
-def test_a_run_that_left_outcomes_and_no_end(run_no: int, lost: int | None, tmp_path: Path) -> None:
-    """It was killed. Without any end the state is of an earlier version, and nothing is known."""
+@pytest.mark.parametrize("ending", ["end.json", "summary.json"])
+def test_a_run_that_left_outcomes_and_no_end(ending: str, tmp_path: Path) -> None:
+    """It was killed. A summary is an end as well: runs of earlier versions have no other."""
     state = directory_state(tmp_path)
-    append_outcomes(state, [make_outcome(1)], run_no, "c", 0)
-    assert lost_run(state, read_end(state)) is None
-    write_end(state, 3, "Completed")
-    assert lost_run(state, read_end(state)) == lost
+    assert lost_run(state) is None
+    append_outcomes(state, [make_outcome(1)], 3, "c", 0)
+    assert lost_run(state) == 3
+    state.write(f"reports/run-000003/{ending}", b"{}")
+    assert lost_run(state) is None
+    append_outcomes(state, [make_outcome(2)], 4, "c", 0)
+    assert lost_run(state) == 4
