@@ -377,9 +377,6 @@ class Job(_Model):
             "metadata": self.destination.metadata,
             "headers": sorted(name.lower() for name in self.source.headers),
             **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
-            **(
-                {"allow_private_addresses": sorted(private)} if (private := self.source.allow_private_addresses) else {}
-            ),
         }
 
     def settings_digest(self) -> str:

@@ -104,9 +104,12 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
 
 
 def say_start(job: Job) -> None:
-    """Print a first line on standard error, since a Prefect server takes seconds to start."""
+    """Print a first line on standard error, since a Prefect server takes seconds; none among JSON log lines."""
     from flows.cli import terminal
+    from tasks.reporting import log_format
 
+    if log_format.as_json():
+        return
     where = f"connecting to the Prefect server at {url}" if (url := given_url()) else "starting a local Prefect server"
     terminal.err.print(f"[dim]{terminal.shown(job.name)}: {terminal.shown(where)}[/dim]")
 

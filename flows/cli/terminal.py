@@ -168,7 +168,7 @@ def report(job_path: str, r: Report) -> None:
         hints.append((f"ferry verify {job_path}", "read the destination and compare it with the ledger"))
     if r.counts["classes"].get("blocked_address"):
         out.print("Ferry connects to private addresses only if `source.allow_private_addresses` names them.")
-        out.print("Add them to the job, and the next run takes these rows.")
+        out.print("Add them to the job, then retry the rows with --retry-failed=blocked_address.")
     out.print("Next:")
     width = max((len(command) for command, _ in hints), default=0) + 2
     for command, what in hints:

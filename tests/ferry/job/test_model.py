@@ -185,13 +185,13 @@ RESULT_CHANGES: list[dict[str, Any]] = [
     {"destination": {"uri": "s3://bucket/p/", "metadata": {"a": "b"}}},
     {"source": {"headers": {"Accept": "image/*"}}},
     {"source": {"headers": {"X-Key": "env:A"}, "headers_for": ["h"]}},
-    {"source": {"allow_private_addresses": ["10.0.0.0/8"]}},  # rows that it lets through are planned again
 ]
 NEUTRAL_CHANGES: list[dict[str, Any]] = [
     {"name": "m"},
     {"manifest": "https://h/other.csv"},
     {"state": "elsewhere"},
     {"source": {"credentials": "profile:x", "region": "eu", "user_agent": "me"}},
+    {"source": {"allow_private_addresses": ["10.0.0.0/8"]}},
     {"destination": {"uri": "s3://bucket/p/", "credentials": "anonymous", "region": "eu"}},
     {"concurrency": 5},
     {"limits": {"concurrency": 5, "hosts": {"h": {"requests_per_s": 1}}, "destination": {"bytes_per_s": "1MB"}}},
