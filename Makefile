@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 T ?= tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Every process of a test run would compile all tests and libraries anew: ten seconds each.
+# Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql bench screenshots lock advisories clean

@@ -32,7 +32,7 @@ from ferry.state import ledger
 from ferry.state.counts import Counts
 from ferry.state.files import DirectoryState
 from ferry.state.parquet import OUTCOME_SCHEMA
-from tasks.job_draft import draft
+from flows.cli.job_draft import draft
 from tasks.job_file import load_job
 from tests.support.helpers import make_outcome
 

@@ -1,7 +1,8 @@
 """The configuration model of a migration, and templates for destination keys."""
 
+from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta, duration
-from ferry.job.model import OFF, Checks, Columns, HostLimits, Job, Limits, OnExisting, Retries
+from ferry.job.model import Checks, HostLimits, Job, Limits, OnExisting, Retries
 from ferry.job.templates import (
     FIELD_FORMATS,
     SOURCE_FIELDS,
@@ -16,6 +17,7 @@ from ferry.job.templates import (
 __all__ = [
     "FIELD_FORMATS",
     "OFF",
+    "ROLES",
     "SOURCE_FIELDS",
     "Checks",
     "Columns",

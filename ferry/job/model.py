@@ -14,20 +14,13 @@ from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ferry.core import short
 from ferry.http import OPEN_HEADERS, USER_AGENT, OriginOptions, recipient, site_of_template
 from ferry.job.base import Model as _Model
 from ferry.job.base import Part
+from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
@@ -70,40 +63,6 @@ class OnExisting(StrEnum):
 
 
 Auto = Annotated[Literal["auto"], Field(title="auto")]  # Prefect's form shows titles as the names of the choices
-
-
-OFF = ""  # the column of a role that the job switches off with null
-Column = Annotated[str | None, BeforeValidator(lambda given: OFF if given is None else given)]
-
-
-class Columns(_Model):
-    """Manifest columns by role. A role without a column here is recognised by common column names. `null` switches a role off: with `size: null` no column is read as the size."""
-
-    source: Column = None
-    """The object's URL, or an ID for `source.url`."""
-    key: Column = None
-    """The destination key."""
-    size: Column = None
-    """The object's size in bytes."""
-    md5: Column = None
-    """The object's MD5, hex or base64."""
-    sha256: Column = None
-    """The object's SHA-256, hex or base64."""
-    etag: Column = None
-    """The origin's ETag."""
-    last_modified: Column = None
-    """The date of the object's last change."""
-    content_type: Column = None
-    """The object's media type."""
-    id: Column = None
-    """Your name for the row, which all reports show."""
-    split: Annotated[str | None, Field(min_length=1)] = None
-    """What separates several addresses in one cell of the source column, such as `", "` or `"|"`. Each address becomes a row, and key templates may name its number: `{sku}-{n}.{source.ext}`."""
-
-    @model_serializer(mode="wrap")
-    def _without_defaults(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Omits keys that the job does not have: null means something else."""
-        return {role: column for role, column in serialise(self).items() if column is not None}
 
 
 class Source(_Model):
@@ -356,11 +315,7 @@ class Job(_Model):
         """Returns digests of the settings that define sources and keys. A digest reveals no setting."""
         values: dict[str, Any] = {
             "source.url": self.source.url,
-            "columns": {
-                name: value
-                for name in Columns.model_fields
-                if (value := getattr(self.columns, name)) is not None or name != "split"
-            },
+            "columns": {**dict.fromkeys(ROLES), **self.columns.model_dump()},
             "key": self.key,
             "destination.uri": self.destination.uri.rstrip("/"),
             "destination.endpoint_url": self.destination.endpoint_url,

@@ -13,7 +13,7 @@ OF_ONE_OBJECT = frozenset({"size", "md5", "sha256", "etag", "last_modified", "co
 def split_cells(batches: Iterable[Batch], separator: str) -> Iterator[Batch]:
     """Yields the batches with a row for each address of the source column.
 
-    Rows are numbered anew; ``line_no`` stays that of the cell. Values that describe one object, such as a size, are
+    Rows get new numbers; ``line_no`` stays that of the cell. Values that describe one object, such as a size, are
     dropped where a cell has several. ``values`` also has each address's number in its cell, from 1.
     """
     row_no = 1

@@ -9,9 +9,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 
 from ferry.core import UserError, short
-from ferry.job import FIELD_FORMATS, OFF, Columns
-
-ROLES = ("source", "key", "size", "md5", "sha256", "etag", "last_modified", "content_type", "id")
+from ferry.job import FIELD_FORMATS, OFF, ROLES, Columns
 
 # Names that mean a role whatever the values are. Compared by normal_name(). `key` and `name` never mean the source. A
 # bare `name` is not a key either: in product lists it is the product's name.

@@ -20,7 +20,7 @@ from ferry.manifest.columns import (
     map_columns,
     split_addresses,
 )
-from ferry.manifest.sources import is_bare_address
+from ferry.manifest.sources import is_address
 from ferry.manifest.text import MAX_LINE_BYTES, Block, Compression, blocks, excerpt
 
 MAX_REREAD_CHARS = 256 << 20
@@ -222,10 +222,10 @@ def _headerless_role(first: _Header, request: Request) -> str:
             f"{_DELIMITERS[first.delimiter]}. Add a first line with the columns' names, or, if each line "
             "is one URL, name the file .txt"
         )
-    is_address = "://" in names[0] or is_bare_address(names[0].removeprefix("//"))
-    if request.named_columns() or request.needed - {"id"} or not (is_address or request.url_fields is not None):
+    has_address = is_address(names[0])
+    if request.named_columns() or request.needed - {"id"} or not (has_address or request.url_fields is not None):
         map_columns(names, request)  # raises UserError: no column is recognised
-    return "source" if is_address else "id"
+    return "source" if has_address else "id"
 
 
 def _after_line(text_blocks: Iterator[Block], line: int) -> Iterator[Block]:

@@ -23,7 +23,7 @@ from ferry.manifest.columns import (
     role_of,
     split_addresses,
 )
-from ferry.manifest.sources import is_bare_address
+from ferry.manifest.sources import is_address
 from ferry.manifest.text import Compression, blocks, excerpt
 
 SAMPLE_LINES = 1000  # JSON Lines has no header: the columns are the names in these lines
@@ -39,11 +39,11 @@ def open_txt(path: Path, compression: Compression, request: Request) -> Opened:
         )
     lines = (line.strip() for block in blocks(path, compression, request.shown) for line in block.lines())
     first = next(filter(None, lines), "")
-    is_address = "://" in first or is_bare_address(first.removeprefix("//"))
-    if first and not is_address and request.url_fields is None:
+    has_address = is_address(first)
+    if first and not has_address and request.url_fields is None:
         what = "if that is a header, name the file .csv" if role_of(first) else "if these are IDs, set `source.url`"
         raise UserError(f"{request.shown}: its first line, {excerpt(first)}, is not a URL; {what}")
-    role = "source" if is_address else "id"
+    role = "source" if has_address else "id"
     return ColumnMap({role: "(line)"}, {}), lambda: _txt_batches(path, compression, request)
 
 
@@ -156,7 +156,7 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 def _row(line: str, found: dict[str, Any], columns: list[str], maybe: set[str]) -> tuple[str | None, ...]:
     """Returns the object's values. Raises ValueError with a reason for messages.
 
-    An array in a column that only may have a role, such as the sizes of a shoe, is no value.
+    An array in a column that only may have a role, such as the sizes of a shoe, counts as an empty cell.
     """
     row = tuple(
         [None if column in maybe and isinstance(found.get(column), list | dict) else _value(found, column)

@@ -13,7 +13,7 @@ from ferry.core import UserError
 from ferry.job import Columns
 from ferry.manifest.cells import split_cells
 from ferry.manifest.columns import SourceProposed
-from ferry.manifest.open import Manifest, open_manifest
+from ferry.manifest.open import open_manifest
 from ferry.manifest.plausible import SAMPLE_ROWS, first_rows, sample
 from ferry.manifest.sources import repaired
 
@@ -60,11 +60,8 @@ def look_at(path: Path) -> Look:
         first = list(split_cells(first, separator))
     addresses = [repaired(source, bare=manifest.bare_hosts) for source in sample(first, "source")]
     hosts = Counter(host for address in addresses if (host := _host(address)))
-    return Look(needed, *_facts(manifest), hosts, min(SAMPLE_ROWS, sum(map(len, first))), only_ids)
-
-
-def _facts(manifest: Manifest) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    return manifest.recognised, manifest.samples, manifest.left
+    rows = min(SAMPLE_ROWS, sum(map(len, first)))
+    return Look(needed, manifest.recognised, manifest.samples, manifest.left, hosts, rows, only_ids)
 
 
 def separator_of(cells: Sequence[str]) -> str | None:

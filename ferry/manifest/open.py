@@ -13,9 +13,9 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from ferry.core import UserError, redact, short
-from ferry.job import OFF, Columns, Template
+from ferry.job import OFF, ROLES, Columns, Template
 from ferry.manifest.cells import NUMBER, split_cells
-from ferry.manifest.columns import ROLES, Batch, ColumnMap, NoSource, Opened, Request
+from ferry.manifest.columns import Batch, ColumnMap, NoSource, Opened, Request
 from ferry.manifest.csv import open_csv
 from ferry.manifest.lines import open_jsonl, open_txt
 from ferry.manifest.plausible import Reading, are_addresses, first_rows, sample, settle

@@ -1,4 +1,4 @@
-"""Whether a column whose name could mean a role has values of that role: 38 and XL are no lengths in bytes."""
+"""Whether a column whose name could mean a role has values of that role: 38 and XL are not lengths in bytes."""
 
 from __future__ import annotations
 

@@ -47,6 +47,11 @@ def is_bare_address(text: str) -> bool:
     return _BARE.fullmatch(text.strip()) is not None
 
 
+def is_address(text: str) -> bool:
+    """Returns whether a text is an address with its scheme, or without it (`//cdn.old.example/1.jpg` as well)."""
+    return "://" in text or is_bare_address(text.strip().removeprefix("//"))
+
+
 def repaired(source: str, *, bare: bool) -> str:
     """Returns a web address with the scheme and the percent-encoded blanks that the manifest lacks.
 

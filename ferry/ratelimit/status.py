@@ -101,7 +101,7 @@ async def keep_written(state: State, get_hosts: Callable[[], Hosts], held: Calla
 
 def _write(state: State, get_hosts: Callable[[], Hosts], held: Callable[[], bool]) -> None:
     hosts = get_hosts()
-    if (hosts.hosts or hosts.still or hosts.progress) and held():
+    if (hosts.hosts or hosts.still) and held():
         with contextlib.suppress(
             FerryError, OSError
         ):  # best effort: if the state cannot be written, the outcomes raise the error

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
 from ferry import __version__
 from ferry.core import UserError, class_problem, limit_arrow_memory
-from ferry.job import Job
 from flows.cli import local_run
 from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
@@ -47,7 +45,6 @@ app = App(
 )
 
 
-WATCH_S = 2.0
 SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
@@ -155,76 +152,6 @@ def _check_classes(names: Iterable[str]) -> None:
             raise UserError(problem)
 
 
-def _state(job: Job, job_file: Path) -> Any:
-    """Returns the job's state, for reading."""
-    from tasks.run import state_of
-
-    if not str(job.state).startswith("s3://"):
-        return state_of(job)
-    with local_run.blocks_for(job, job_file.absolute().parent):
-        return state_of(job)
-
-
-@app.command(group=MOVE, sort_key=3)
-def status(
-    job_file: Path,
-    *,
-    watch: Annotated[bool, Parameter(negative="", help="Show it again every two seconds until the run ends.")] = False,
-    json_: JsonFlag = False,
-) -> int:
-    """Show a job's progress, also during a run and after a crash."""
-    from flows.cli import terminal
-
-    if watch and json_:
-        raise UserError("`--watch` repeats the status and `--json` prints one document; leave one of them out")
-    with contextlib.suppress(KeyboardInterrupt):
-        while _show_status(job_file, as_json=json_) and watch:
-            time.sleep(WATCH_S)
-            if terminal.is_terminal():
-                terminal.out.clear()
-    return 0
-
-
-def _show_status(job_file: Path, *, as_json: bool) -> bool:
-    """Print the status once. Returns whether a run is live."""
-    from ferry.ratelimit import read_hosts
-    from ferry.state import Counts, count, folded_ledger, lease_holder, lost_run, read_end, read_plan
-    from flows.cli import terminal
-    from tasks.reporting.text import progress_words
-
-    job = load_job(job_file)
-    state = _state(job, job_file)
-    end = read_end(state)
-    counts = None
-    if read_plan(state):
-        with folded_ledger(state) as con:
-            counts = count(con)
-    holder = lease_holder(state)
-    running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
-    hosts = read_hosts(state)
-    if running and hosts is not None and hosts.paused:
-        running += "; paused at Prefect: resume it there to continue (docs/how-to/control-a-run.md)"
-    lost = None if running else lost_run(state)
-    if as_json:
-        known = dataclasses.asdict(hosts) if hosts else None
-        print_json(
-            {
-                "job": job.name, "planned_yet": counts is not None, "running": running,
-                **(counts or Counts()).as_dict(), "limiter": known,
-                "last_end": dataclasses.asdict(end) if end else None, "lost_run": lost,
-            }
-        )  # fmt: skip
-    else:
-        terminal.status(job.name, counts, running)
-        if running and hosts is not None and hosts.progress:
-            terminal.say(progress_words(hosts.progress))
-        elif not running:
-            terminal.last_end(end, lost)
-        if running and hosts is not None:
-            terminal.hosts(hosts, time.time() - hosts.at)
-    return running is not None
-
-
 @app.command(group=MOVE, sort_key=4)
 def failures(
     job_file: Path,
@@ -251,7 +178,7 @@ def failures(
     chunk = chunk.removeprefix("chunk-").partition("-")[0]
     as_table = format_ == "table" and not json_
     limit = 50 if as_table and limit is None else limit
-    state = _state(load_job(job_file), job_file)
+    state = local_run.state_to_read(load_job(job_file), job_file)
     with folded_ledger(state) as con:
         lines, total = select_failures(con, class_, limit, chunk)
     if as_table:
@@ -346,7 +273,7 @@ def export(
     target = out.absolute()  # now: reading a block, for the state's credentials, changes the working directory
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists; name another file, or add --overwrite")
-    rows = write(_state(job, job_file), what, target, full=full)
+    rows = write(local_run.state_to_read(job, job_file), what, target, full=full)
     if json_:
         print_json({"file": str(out), "rows": rows})
     else:
@@ -358,6 +285,7 @@ def export(
 for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
+    ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
     ("deploy:deploy", PREFECT, 2, "Create or update the deployments of prefect.yaml, their schedules and alerts."),
     ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),
     ("deploy:block", PREFECT, 4, "Save the credentials and secrets that a job names as Prefect blocks."),

@@ -10,9 +10,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ferry.core import UserError
-from flows.cli import terminal
+from flows.cli import job_draft, terminal
 from flows.cli.output import JsonFlag, print_json
-from tasks import job_draft
 
 
 def init(

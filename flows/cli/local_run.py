@@ -103,6 +103,16 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
         yield
 
 
+def state_to_read(job: Job, job_file: Path) -> Any:
+    """Returns the job's state, for reading."""
+    from tasks.run import state_of
+
+    if not str(job.state).startswith("s3://"):
+        return state_of(job)
+    with blocks_for(job, job_file.absolute().parent):
+        return state_of(job)
+
+
 def say_start(job: Job) -> None:
     """Print a first line on standard error, since a Prefect server takes seconds; none among JSON log lines."""
     from flows.cli import terminal

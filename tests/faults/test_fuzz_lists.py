@@ -18,11 +18,12 @@ import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.redaction import escaped
-from ferry.job.model import Columns, Job
+from ferry.job.columns import Columns
+from ferry.job.model import Job
 from ferry.job.templates import Template, finish_key, key_problem
 from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
-from tasks.job_draft import draft
+from flows.cli.job_draft import draft
 from tasks.job_file import load_job
 from tests.faults.amount import some
 from tests.faults.fuzzing import Fuzzer, try_all

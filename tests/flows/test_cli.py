@@ -282,12 +282,12 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
     project.manifest(rows)
     first = project.start("run", "job.yaml", "--json")
     wait_for("the first run's lease", lambda: (project.state / "lease.json").exists() or first.poll() is not None)
-    nobody: dict[str, str | None] = {"PREFECT_API_URL": f"http://127.0.0.1:{free_ports(1)[0]}/api"}  # is not asked
-    refused = project.ferry("run", "job.yaml", env=nobody)
+    unreachable: dict[str, str | None] = {"PREFECT_API_URL": f"http://127.0.0.1:{free_ports(1)[0]}/api"}
+    refused = project.ferry("run", "job.yaml", env=unreachable)
     refused.expect(3)
     assert f"process {first.pid}" in refused.stderr
-    assert "another run" in project.ferry("verify", "job.yaml", env=nobody).expect(3).stderr
-    assert "sample `200%`" in project.ferry("verify", "job.yaml", "--sample", "200%", env=nobody).expect(2).stderr
+    assert "another run" in project.ferry("verify", "job.yaml", env=unreachable).expect(3).stderr
+    assert "sample `200%`" in project.ferry("verify", "job.yaml", "--sample", "200%", env=unreachable).expect(2).stderr
     assert "--wait" in refused.stderr
     assert first.poll() is None
     project.ferry("plan", "job.yaml", "--json").expect(0)  # a plan beside a run does it no harm

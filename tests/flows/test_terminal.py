@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from ferry.core import ErrorClass, Progress, Status
-from ferry.ratelimit import HostSnapshot
+from ferry.ratelimit import Hosts, HostSnapshot
 from ferry.state import Counts, RunEnd
 from flows.cli import terminal
+from flows.cli.status import progress_of
 from tasks.reporting.run_view import RunView
 from tasks.reporting.text import progress_words
 
@@ -100,3 +101,13 @@ def test_status_answers_when_a_run_is_done(left_s: float | None, ending: str) ->
     said = progress_words(progress)
     assert said.startswith("this run, since 2025-11-30 20:13:00 UTC: 3,000 of 6,000 rows, 7 failed, 2.0 GB, 300 rows/s")
     assert said.endswith(ending)
+
+
+def test_status_does_not_show_the_progress_of_an_earlier_run() -> None:
+    """A run that still plans has written none; the file is that of the run before."""
+    end = RunEnd(3, "2026-11-30T20:13:00+00:00", "Completed")
+    progress = {"done": 5}
+    assert progress_of(Hosts(4, 0.0, [], progress=progress), end) == progress
+    assert progress_of(Hosts(1, 0.0, [], progress=progress), None) == progress
+    assert progress_of(Hosts(3, 0.0, [], progress=progress), end) is None
+    assert progress_of(None, end) is None

@@ -227,7 +227,7 @@ def test_missing_value() -> None:
     [("7", "007"), (" 42 ", "042"), ("1234", "1234"), ("000007", "000007"), ("A7", None), ("7.5", None), ("-7", None)],
 )
 def test_numbers_get_their_zeros(value: str, padded: str | None) -> None:
-    """A value that is no number is the row's problem, which names column, value and format."""
+    """A value that is not a number is the row's problem, which names column, value and format."""
     template = Template.parse("{id:03d}")
     if padded is not None:
         assert template.render({"id": value}) == padded

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ferry.core.errors import UserError
-from ferry.job.model import Columns
+from ferry.job.columns import Columns
 from ferry.manifest.open import open_manifest
 from tests.ferry.manifest.test_open import URL, column, opened, problems, put, refused, row_numbers
 

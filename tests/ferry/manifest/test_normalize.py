@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ferry.core.errors import UserError
-from ferry.job.model import Columns
+from ferry.job.columns import Columns
 from ferry.job.templates import Template
 from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import (

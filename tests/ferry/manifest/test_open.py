@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ferry.core.errors import UserError
-from ferry.job.model import Columns
+from ferry.job.columns import Columns
 from ferry.manifest.open import Manifest, open_manifest
 
 pytestmark = pytest.mark.matrix

@@ -81,7 +81,7 @@ URLS = ["https://img.example/1.jpg", "https://img.example/2.jpg"]
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_a_shop_s_list(ending: str, tmp_path: Path) -> None:
-    """Shoe sizes are no lengths and categories no keys. What was left is said, with values and with what to write."""
+    """Shoe sizes are not read as lengths, nor categories as keys; the plan says so, and what to write."""
     columns = {
         "sku": ["A1", "A2"], "image_url": URLS, "size": ["38", "XL"], "path": ["Home/Shoes", "Home/Hats"],
         "updated_at": ["2026-11-01", "2026-11-02"], "content_type": ["product", "product"],
@@ -115,7 +115,7 @@ def test_a_list_of_files(ending: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_a_column_that_cannot_be_read(ending: str, tmp_path: Path) -> None:
-    """An array of sizes is no mistake of the row; a column that the job names is."""
+    """An array of sizes does not fail its row, unless the job names the column."""
     manifest = opened(tmp_path, {"url": URLS, "size": [["S", "M"], ["L"]]}, ending)
     assert manifest.recognised == {"source": "url"}
     assert not any(batch.problems for batch in manifest.batches())
