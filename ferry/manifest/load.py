@@ -87,7 +87,10 @@ def _load(
         needed = sorted(key_template.needed) if key_template else []
         columns = known.get("recognised", LISTED_COLUMNS)
         decided = Reading(columns, known.get("bare_hosts", False)) if columns != LISTED_COLUMNS else None
-        manifest = open_manifest(path, job.manifest, job.columns, needed, job.bad_lines, job.source.url, decided)
+        manifest = open_manifest(
+            path, job.manifest, job.columns, needed, job.bad_lines, job.source.url, decided,
+            keys_from_column=key_template is None or "key" in needed,
+        )  # fmt: skip
         about |= {
             "recognised": manifest.recognised, "samples": manifest.samples, "bare_hosts": manifest.bare_hosts,
         }  # fmt: skip

@@ -95,13 +95,15 @@ def open_manifest(
     bad_lines: Literal["error", "skip"] = "error",
     url_template: str | None = None,
     decided: Reading | None = None,
+    *,
+    keys_from_column: bool = True,
 ) -> Manifest:
     """Opens a manifest, and recognises its format and columns.
 
     ``path`` is a local file. ``name`` is the manifest's name in the job; its extension decides the format. ``needed``
     are the columns that the key template names, to which those of ``url_template`` (`source.url`) are added.
-    ``decided`` is how the job's last plan read its manifest, None before the first. Raises UserError if the manifest is
-    unusable.
+    ``decided`` is how the job's last plan read its manifest, None before the first. With ``keys_from_column``, a
+    manifest that lacks its key column is refused. Raises UserError if the manifest is unusable.
     """
     shown = redact(name)
     if path.is_dir() or name.endswith("/"):
@@ -129,7 +131,20 @@ def open_manifest(
         if found := next((name for name in error.columns if are_addresses(sample(first, name))), None):
             raise error.proposing(found) from None
         raise
+    if decided is not None and keys_from_column:
+        _refuse_lost_key(decided, opened[0], request)
     return _settled(*opened, request, decided)
+
+
+def _refuse_lost_key(decided: Reading, mapped: ColumnMap, request: Request) -> None:
+    """Raises UserError if the column with the earlier rows' keys is missing."""
+    key = decided.roles.get("key")
+    if key is None or request.columns.key is not None or "key" in mapped.roles or key in mapped.maybe.get("key", ()):
+        return
+    raise UserError(
+        f"{request.shown} lacks the column `{short(key)}`, from which the earlier rows have their keys: all rows would "
+        "get other keys. Complete the manifest, or run with `--replan`"
+    )
 
 
 def _open(path: Path, format_: Format, compression: Compression, request: Request) -> Opened:
@@ -158,12 +173,6 @@ def _settled(
     started.append((first, rest))
     unsure, left = settle(mapped, first, decided)
     recognised = {role: column for role in ROLES if (column := mapped.roles.get(role) or unsure.get(role))}
-    key = decided.roles.get("key") if decided is not None else None
-    if key is not None and "key" not in recognised and request.columns.key is None:
-        raise UserError(
-            f"{request.shown} lacks the column `{short(key)}`, from which the earlier rows have their keys: "
-            "all rows would get other keys. Complete the manifest, or run with `--replan`"
-        )
 
     def batches() -> Iterator[Batch]:
         first, rest = started.pop() if started else ([], read())

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 MOST_HOSTS, MOST_CLASSES = 4, 5  # in the live view
-MARKS = 20  # of the rates of a host, four a second
+HOST_TICKS = 4  # of the bar, four a second
+MARKS = 5  # of the rates of a host, one a second
 STYLES = {"copied": "green", "unchanged": "green", "skipped": "yellow", "failed": "red", "pending": "yellow"}
 
 
@@ -61,7 +62,7 @@ def draw_progress(view: RunView) -> Iterator[None]:
     done, rates = threading.Event(), HostRates()
 
     def refresh(live: Live) -> None:
-        described = False
+        described, ticks, hosts = False, 0, list[str]()
         while True:
             last = done.wait(0.25)
             plan = view.planned()
@@ -75,7 +76,10 @@ def draw_progress(view: RunView) -> Iterator[None]:
                 s = replace(s, rate=s.done / steady, bytes_rate=s.bytes / steady)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
-            below = [] if last else [*failure_line(s), *rates.lines(view.hosts()[0], time.monotonic())]
+            if not last and ticks % HOST_TICKS == 0:  # less often: there may be thousands of hosts
+                hosts = rates.lines(view.hosts()[0], time.monotonic())
+            ticks += 1
+            below = [] if last else [*failure_line(s), *hosts]
             # one line each: a line that wraps would leave parts of itself on the screen
             texts = [Text.from_markup(line, style="dim", overflow="ellipsis") for line in below]
             for text in texts:

@@ -295,7 +295,8 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
     assert "another run" in project.ferry("run", "job.yaml", "--replan").expect(3).stderr
     assert first.poll() is None
     origin.latency_s = 0.0
-    Cli.end(first, ("run",)).expect(0)
+    told = Cli.end(first, ("run",)).expect(0).stderr
+    assert told.startswith(f"{project.name}: connecting to the Prefect server at http://127.0.0.1:")
     after = Cli.end(waiting, ("run", "--wait")).expect(0)
     assert after.json["this_run"] == {}
     assert project.stored() == bodies

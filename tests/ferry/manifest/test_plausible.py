@@ -144,6 +144,8 @@ def test_the_last_plan_decides(tmp_path: Path) -> None:
     assert opened(tmp_path, files, decided=Reading(without, False)).left == []
     with pytest.raises(UserError, match="lacks the column `path`, from which the earlier rows have their keys"):
         opened(tmp_path, {"url": URLS}, decided=Reading(as_key, False))
+    by_template = opened(tmp_path, {"url": URLS}, decided=Reading(as_key, False), keys_from_column=False)
+    assert by_template.recognised == without
 
 
 def test_a_template_may_name_such_a_column(tmp_path: Path) -> None:

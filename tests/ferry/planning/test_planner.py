@@ -406,6 +406,16 @@ def test_a_later_manifest_is_read_as_the_first_one(damaged: bool, tmp_path: Path
         plan(job, state, 3)
 
 
+def test_a_template_needs_no_key_column(tmp_path: Path, state: DirectoryState) -> None:
+    """A column that was read as the key, and that the template does not name, may leave the manifest."""
+    url = "https://img.example/1.jpg"
+    write_list(tmp_path / "list.csv", [[url, "k1.jpg"]], ("url", "path"))
+    job = job_in(tmp_path, key="new/{source.name}")
+    assert plan(job, state).recognised == {"source": "url", "key": "path"}
+    write_list(tmp_path / "list.csv", [[url]])
+    assert plan(job, state, 2).recognised == {"source": "url"}
+
+
 def test_a_key_that_another_row_may_have_had_since(tmp_path: Path, state: DirectoryState) -> None:
     """A row's earlier copy does not count if a killed run may have written its key for another row."""
     one, other = ["https://a.example/1.jpg", "k.jpg"], ["https://b.example/1.jpg", "k.jpg"]
