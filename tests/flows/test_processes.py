@@ -61,10 +61,14 @@ def test_two_processes_move_each_row_once(project: Project, origin: Origin, pref
     rows, bodies = serve(origin, ROWS)
     for number in range(5):
         rows.append({"sku": f"gone-{number}", "url": origin.url(f"/gone/{number}.jpg")})
-    origin.latency_s = 0.02
-    project.job(processes=2, chunk_rows=10)
+    origin.latency_s = 1.0
+    project.job(processes=2, concurrency=8, chunk_rows=10)
     project.manifest(rows)
-    report = project.ferry("run", "job.yaml", "--json").expect(0).json
+    process = project.start("run", "job.yaml", "--json")
+    # One process has half of the concurrency. Without this wait, it may be done before the other one has started.
+    wait_for("requests of both processes", lambda: origin.at_once > 4 or process.poll() is not None)
+    origin.latency_s = 0.02
+    report = Cli.end(process, ("run",)).expect(0).json
     assert report["this_run"] == {"copied": ROWS, "failed": 5}
     assert project.stored() == bodies
     assert all(origin.requests["/" + key] == 1 for key in bodies)
