@@ -20,7 +20,7 @@ from pathlib import Path
 
 PERIOD_S, TREE_S = 0.05, 0.25
 CLIENT, PLANNER, SERVER = "client", "planner", "server"
-_MARKS = ((b"ferry.processes.planner_process", PLANNER), (b"flows.server.localhost_guard:create_app", SERVER))
+_MARKS = ((b"ferry.processes.planner_process", PLANNER), (b"flows.server.serve", SERVER))
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -144,6 +144,13 @@ class _Sampler(threading.Thread):
             if process.role == PLANNER and not process.alive and pid != self._first(PLANNER):
                 process.cpu_s = 0.0
 
+    def end_servers(self) -> None:
+        """Ends the Prefect servers that the command left running."""
+        for pid, process in self.processes.items():
+            with contextlib.suppress(OSError):
+                if process.role == SERVER and _MARKS[1][0] in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+
     def _first(self, role: str) -> int:
         return next(pid for pid, process in self.processes.items() if process.role == role)
 
@@ -186,6 +193,7 @@ def watch(
             _end(process.pid)
         sampler.sample()
         code = process.wait()
+        sampler.end_servers()  # the next command pays for a server of its own
     return Watched(code, began, ended, sampler.cpu_s(), sampler.peaks(), sampler.samples)
 
 

@@ -27,7 +27,8 @@ from demo.library import Library, build_library
 from demo.origin import Origin
 from demo.prefect_api import ask
 from demo.s3 import S3Server
-from flows.server.local import LocalServer, quiet_environment
+from flows.server.home import quiet_environment
+from flows.server.local import LocalServer
 
 BUCKET, PREFIX = "new-bucket", "products/"
 JOB = "job.yaml"

@@ -9,7 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from flows.server.local import LocalServer, quiet_environment
+from flows.server.home import quiet_environment
+from flows.server.local import LocalServer
 
 # By name: nothing here uses them, and a linter would take plain imports out. They are loaded while the server starts.
 LOADED = (

@@ -28,7 +28,8 @@ from demo.library import Library, build_library  # noqa: E402
 from demo.origin import Origin  # noqa: E402
 from demo.prefect_api import ask  # noqa: E402
 from demo.s3 import S3Server  # noqa: E402
-from flows.server.local import LocalServer, quiet_environment  # noqa: E402
+from flows.server.home import quiet_environment  # noqa: E402
+from flows.server.local import LocalServer  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 MOST_BYTES = 150_000

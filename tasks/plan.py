@@ -8,7 +8,6 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.state import Planned
-from tasks import task_count
 from tasks.reporting.text import describe
 from tasks.retry_selection import RetrySelection
 from tasks.run import Run
@@ -17,7 +16,6 @@ from tasks.run import Run
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
 def plan_chunks(run: Run, selection: RetrySelection, limit: int | None) -> Planned:
     """Compare the manifest with the ledger and write chunks of the rows to process."""
-    task_count.increment()
     planned = run.plan("retry" if selection.only_failed else "plain", classes=selection.classes, limit=limit)
     logger = get_run_logger()
     for line in describe(planned):
@@ -28,5 +26,4 @@ def plan_chunks(run: Run, selection: RetrySelection, limit: int | None) -> Plann
 @task(name="plan-another-pass", task_run_name="plan-another-pass", cache_policy=NO_CACHE, persist_result=False)
 def plan_pass(run: Run, *, retry: bool) -> Planned:
     """Write chunks of this run's retryable failures, and of rows without an outcome in chunks that returned."""
-    task_count.increment()
     return run.plan("pass" if retry else "repair")

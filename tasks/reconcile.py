@@ -10,7 +10,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Stopped
-from tasks import task_count
 from tasks.reporting.text import Report
 from tasks.run import Run
 
@@ -20,7 +19,6 @@ MOST_LINES = 200
 @task(name="delete-removed", task_run_name="delete-removed", cache_policy=NO_CACHE, persist_result=False)
 def delete_removed(run: Run) -> None:
     """Delete the copies whose rows were removed from the manifest, after everything else in a complete delta run."""
-    task_count.increment()
     while run.runtime.paused and not run.runtime.stopping:
         run.runtime.sleep(1.0)
     with contextlib.suppress(Stopped):
@@ -33,7 +31,6 @@ def reconcile(run: Run) -> Report:
 
     Raises FerryError if the sum does not hold, and Fatal if another run has taken the lease.
     """
-    task_count.increment()
     run.runtime.check_lease()
     pruned = run.pruned is not None and not run.runtime.stopping
     answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, pruned=pruned))

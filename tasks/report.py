@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment, flow_run
 
 from ferry.state import write_end
-from tasks import prefect_api, task_count
+from tasks import prefect_api
 from tasks.reporting.text import Report, delta_table, outcome_table, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
 from tasks.run import Run
@@ -25,7 +25,6 @@ def write_summary(run: Run, report: Report) -> None:
 @task(name="report", task_run_name="report", cache_policy=NO_CACHE, persist_result=False)
 def publish(name: str, report: Report) -> None:
     """Create the artifacts `<job>-summary`, `<job>-failures` and `<job>-chunks`. A failure to do so is only logged."""
-    task_count.increment()
     key = slug(name)
     with prefect_api.best_effort(get_run_logger().warning, "the run's artifacts"):
         create_markdown_artifact(

@@ -15,7 +15,7 @@ from prefect.runtime import task_run
 
 from ferry.core import ChunkIncomplete, FerryError, ProcessLost
 from ferry.state import ChunkRef
-from tasks import policies, task_count
+from tasks import policies
 from tasks import run as runs
 
 WINDOW = 2  # the least number of active chunks, while there are so many
@@ -58,7 +58,6 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.processes)
         while waiting and not run.runtime.stopping and has_room(run, waiting[0], len(futures)):
             ref = waiting.popleft()
-            task_count.increment()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))
             futures[future.wrapped_future] = (ref, future)
         if not futures:  # paused between two chunks

@@ -30,7 +30,7 @@ from ferry.reconcile import (
 from ferry.state import Lease, State, hold_lease, last_run_no, read_plan, write_end
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
-from tasks import secrets, state_location, task_count
+from tasks import secrets, state_location
 from tasks.run import state_of
 
 PART_ROWS = 5_000
@@ -168,7 +168,6 @@ def parts(check: Verification) -> list[tuple[str, str]]:
 @task(name="verify-part", cache_policy=NO_CACHE, persist_result=False)
 def read_part(check: Verification, bounds: tuple[str, str]) -> int:
     """Download a part's objects and compare their digests. Returns how many were wrong."""
-    task_count.increment()
     outcomes = expected_objects(check.state, bounds, check.sample)
     result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress, check.lesser_check))
     check.add(result)
@@ -178,7 +177,6 @@ def read_part(check: Verification, bounds: tuple[str, str]) -> int:
 @task(name="verify-listing", cache_policy=NO_CACHE, persist_result=False)
 def compare_listing(check: Verification, bounds: list[tuple[str, str]]) -> int:
     """Compare the sizes and ETags of a complete listing. Returns how many objects were wrong."""
-    task_count.increment()
     listed = {found.key: found for page in check.destination.list() for found in page}
     wrong = 0
     for part in bounds:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -107,17 +106,17 @@ def run(
 
     selection = _selection(limit, retry_failed)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
-    local_run.say_start(job)
+    local_run.say_start(job, folder)
     local_run.prepare(job, job_file, replan=replan, wait=wait)
     draw = terminal.is_terminal() and not json_
-    with prefect_for(folder, quiet=draw, job=job) as api:
+    with prefect_for(folder, quiet=draw) as api_url:
         if draw:
             reporter.progress_drawer = terminal.draw_progress
             terminal.out.print(
-                f"Prefect UI while this runs: {api.url.removesuffix('/api')}   "
-                f"(later: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
+                f"Prefect UI: {api_url.removesuffix('/api')}   "
+                f"(if it no longer answers: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
             )
-        code, end = migrate_here(api, signals.current(), job, selection, limit, wait)
+        code, end = migrate_here(api_url, signals.current(), job, selection, limit, wait)
     if not isinstance(end, Report):
         if json_:
             print_json({"error": str(end), "exit_code": code})
@@ -219,16 +218,15 @@ def verify(
     job = load_job(job_file)
     local_run.refuse_second_run(job)
     draw = terminal.is_terminal() and not json_
-    local_run.say_start(job)
+    local_run.say_start(job, job_file.absolute().parent)
     reporter.progress_drawer = terminal.draw_progress if draw else None
-    with prefect_for(job_file.absolute().parent, quiet=draw) as api:
+    with prefect_for(job_file.absolute().parent, quiet=draw):
         load_flows()
         from flows.verify import verify as verify_flow
 
         interrupts = signals.current()
         with interrupts.listening(), tagged():
             state = run_flow(verify_flow, job, list_, sample, seed)
-        api.settle(state, interrupts)
     code, end = exit_code(interrupts, state)
     wrong: list[dict[str, str]] = []
     if code == 1:
@@ -286,38 +284,13 @@ for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
+    ("server:ui", PREFECT, 1, "Open the Prefect UI with the runs that `ferry run` recorded, and keep it until Ctrl-C."),
+    ("server:server", PREFECT, 5, "Show, start or stop the local Prefect server."),
     ("deploy:deploy", PREFECT, 2, "Create or update the deployments of prefect.yaml, their schedules and alerts."),
     ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),
     ("deploy:block", PREFECT, 4, "Save the credentials and secrets that a job names as Prefect blocks."),
 ):
     app.command(f"flows.cli.{where}", help=text, group=group, sort_key=number)
-
-
-@app.command(group=PREFECT, sort_key=1)
-def ui(job_file: Path | None = None, *, port: int | None = None, json_: JsonFlag = False) -> int:
-    """Serve the Prefect UI with the runs that `ferry run` recorded and their blocks, until Ctrl-C."""
-    from flows.cli import terminal
-    from flows.cli.local_run import prefect_home
-    from flows.server.local import LocalServer, is_free
-
-    if job_file is not None:
-        load_job(job_file)
-    if port is not None and not is_free(port):
-        raise UserError(f"--port {port}: the port is in use or not a valid port number; leave it out for a free port")
-    home = prefect_home(job_file.absolute().parent if job_file else Path.cwd())
-    if job_file is None and not (home / "prefect.db").exists():
-        raise UserError(f"no runs are recorded in {home}; name the job file whose runs you want to see")
-    with LocalServer(home, port) as server:
-        if json_:
-            print_json({"url": server.url})
-        else:
-            terminal.out.print(f"Prefect UI: {server.url}   (Ctrl-C stops it)")
-        sys.stdout.flush()
-        try:
-            while True:
-                time.sleep(3600)
-        except KeyboardInterrupt:
-            return 0
 
 
 @app.command(group=START, sort_key=3)

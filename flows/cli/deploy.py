@@ -13,7 +13,7 @@ from flows.cli import local_run, terminal
 from flows.cli.output import JsonFlag, Several, print_json
 from flows.running import signals
 from flows.server.api_address import given_server
-from flows.server.local import prefect_server
+from flows.server.shared import prefect_server
 
 if TYPE_CHECKING:
     from flows.deploying.change import Change

@@ -5,18 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import FerryError, UserError
+from ferry.core import UserError
 from ferry.job import Job
 from flows.running import signals
 from flows.server import working_directory
 from flows.server.api_address import given_url
-from flows.server.local import prefect_server
+from flows.server.local import Running
+from flows.server.shared import is_running, prefect_server
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import limit_malloc_arenas
@@ -24,8 +23,6 @@ from tasks.workers.tuning import limit_malloc_arenas
 if TYPE_CHECKING:
     from tasks.reporting.text import Report
 
-RECORDED_S = 30.0
-MANY_CHUNKS = 50
 server_unreachable = (
     False  # whether the server stayed unreachable: Prefect's exit handlers could not send their records
 )
@@ -37,57 +34,19 @@ def prefect_home(folder: Path) -> Path:
     return Path(given) if given else folder / ".ferry" / "prefect"
 
 
-def has_many_chunks(job: Job) -> bool:
-    """Returns whether the job's plan has many chunks, which a rerun takes from the cache faster than a server records.
-
-    False for a state in a bucket: reading its plan would cost the run's first request.
-    """
-    from ferry.state import read_plan
-    from tasks.run import state_of
-
-    try:
-        plan = None if str(job.state).startswith("s3://") else read_plan(state_of(job))
-    except (FerryError, OSError):
-        return False  # the run reports it
-    return plan is not None and len(plan.chunks) >= MANY_CHUNKS
-
-
 def load_flows() -> None:
     """Import the flows and Prefect, which takes a second. Prefect's settings must be in the environment by now."""
     with signals.ended_by_the_system():
         import flows.migrate  # noqa: F401
 
 
-@dataclass(frozen=True, slots=True)
-class Api:
-    """The Prefect API that a command uses."""
-
-    url: str
-    ends_with_us: bool  # whether it is a local server, started for this command
-
-    def settle(self, state: Any, interrupts: signals.Interrupts) -> None:
-        """Wait until a local server has recorded the run's tasks; it stops with this command.
-
-        Task runs reach a server as events, some of which Prefect sends only when the process ends.
-        """
-        if self.ends_with_us:
-            wait_until_recorded(state, interrupts)
-
-
 @contextlib.contextmanager
-def prefect_for(folder: Path, *, quiet: bool, job: Job | None = None) -> Iterator[Api]:
-    """Provide a Prefect API. With ``quiet``, Prefect's log goes to the API only, not to the console.
-
-    A local server is tuned for many tasks if the plan of ``job`` has many chunks.
-    """
+def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
+    """Provide the address of a Prefect API. With ``quiet``, Prefect's log goes to the API only, not to the console."""
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    local = not given_url()
-    many_tasks = local and job is not None and has_many_chunks(job)
-    with prefect_server(prefect_home(folder), load_flows, many_tasks=many_tasks) as url:
-        yield Api(url, local)
-        if local:
-            flush_logs()
+    with prefect_server(prefect_home(folder), load_flows) as url:
+        yield url
 
 
 @contextlib.contextmanager
@@ -113,14 +72,20 @@ def state_to_read(job: Job, job_file: Path) -> Any:
         return state_of(job)
 
 
-def say_start(job: Job) -> None:
+def say_start(job: Job, folder: Path) -> None:
     """Print a first line on standard error, since a Prefect server takes seconds; none among JSON log lines."""
     from flows.cli import terminal
     from tasks.reporting import log_format
 
     if log_format.as_json():
         return
-    where = f"connecting to the Prefect server at {url}" if (url := given_url()) else "starting a local Prefect server"
+    home = prefect_home(folder)
+    if url := given_url():
+        where = f"connecting to the Prefect server at {url}"
+    elif (found := Running.read(home)) and is_running(home):
+        where = f"connecting to the local Prefect server at {found.url}"
+    else:
+        where = "starting a local Prefect server"
     terminal.err.print(f"[dim]{terminal.shown(job.name)}: {terminal.shown(where)}[/dim]")
 
 
@@ -175,7 +140,7 @@ def tagged() -> Iterator[None]:
 
 
 def migrate_here(
-    api: Api,
+    api_url: str,
     interrupts: signals.Interrupts,
     job: Job,
     selection: RetrySelection,
@@ -194,14 +159,12 @@ def migrate_here(
             state = run_flow(flow.migrate, job, selection.parameter, limit, wait)
         except API_ERRORS:
             if flow.ended is None:
-                raise UserError(f"the Prefect server at {api.url} does not answer; nothing was copied") from None
+                raise UserError(f"the Prefect server at {api_url} does not answer; nothing was copied") from None
             state, server_unreachable = flow.ended, True
             terminal.warning(
-                f"the Prefect server at {api.url} does not answer, and still shows this run as Running. The state has "
+                f"the Prefect server at {api_url} does not answer, and still shows this run as Running. The state has "
                 "all outcomes of the run; the following report is correct"
             )
-        with contextlib.suppress(*API_ERRORS):
-            api.settle(state, interrupts)
     return exit_code(interrupts, state, flow.report)
 
 
@@ -231,35 +194,6 @@ def exit_code_of(completed: bool, message: str) -> tuple[int, str]:
     if name in ("UserError", "LeaseHeld"):
         return (2 if name == "UserError" else 3), text
     return (0 if completed else 1), text if name in ("Fatal", "FerryError") else message
-
-
-def wait_until_recorded(state: Any, interrupts: signals.Interrupts, deadline_s: float = RECORDED_S) -> None:
-    """Wait until the server has every task run of a flow run in a final state, until the deadline or a Ctrl-C."""
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.objects import TERMINAL_STATES
-
-    from tasks import task_count
-
-    if state.state_details.flow_run_id is None:
-        return
-    ended = {
-        "flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}},
-        "task_runs": {"state": {"type": {"any_": sorted(kind.value for kind in TERMINAL_STATES)}}},
-    }
-    deadline = time.monotonic() + deadline_s
-    before = interrupts.first
-    with get_client(sync_client=True) as client:
-        while time.monotonic() < deadline and interrupts.first is before:
-            if client.request("POST", "/task_runs/count", json=ended).json() >= task_count.total():
-                return
-            time.sleep(0.05)
-
-
-def flush_logs() -> None:
-    """Send the queued log lines before the local server stops."""
-    from prefect.logging.handlers import APILogHandler
-
-    APILogHandler().flush()
 
 
 def demo_tour() -> Callable[..., int]:

@@ -14,12 +14,10 @@ import asyncio
 import ipaddress
 import os
 import struct
-import sys
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, cast
 
-import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 Message = MutableMapping[str, Any]
@@ -78,13 +76,6 @@ def _in_hex(host: str, port: int) -> str:
     return f"{number:08X}:{port:04X}"
 
 
-def create_app() -> App:
-    """Returns the guarded Prefect server, for uvicorn."""
-    from prefect.server.api.server import create_app as prefect_app
-
-    return guarded(prefect_app())
-
-
 def guarded(app: App) -> App:
     """Returns ``app`` behind the access rules of :func:`is_allowed`."""
 
@@ -140,15 +131,3 @@ def _is_local(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def main() -> None:
-    """Serve on 127.0.0.1, at the port that the first argument names."""
-    uvicorn.run(
-        create_app, factory=True, host="127.0.0.1", port=int(sys.argv[1]), http=OwnerOnlyConnection,
-        timeout_keep_alive=60, access_log=False, log_level="warning",
-    )  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flows.server.local import MANY_TASKS
+from flows.server.home import RECORDER
 from tests.flows.site import UNITS, unit
 
 RETENTION = {
@@ -41,7 +41,7 @@ def of_kubernetes(_: Path) -> dict[str, str]:
 def test_each_server_records_as_the_local_one_does(template: Callable[[Path], dict[str, str]], tmp_path: Path) -> None:
     """The recorder's settings are those of Ferry's own local server, and finished runs are removed after 90 days."""
     stated = template(tmp_path)
-    assert {name: stated.get(name) for name in MANY_TASKS} == MANY_TASKS
+    assert {name: stated.get(name) for name in RECORDER} == RECORDER
     assert {name: stated.get(name) for name in RETENTION} == RETENTION
 
 
@@ -52,7 +52,7 @@ def test_prefect_reads_them() -> None:
         "print(json.dumps([x.task_run_recorder.batch_size, x.task_run_recorder.flush_interval,"
         " sorted(x.db_vacuum.enabled_vacuum_types), x.db_vacuum.retention_period.days]))"
     )
-    environment = {"PATH": os.environ["PATH"], **MANY_TASKS, **RETENTION}
+    environment = {"PATH": os.environ["PATH"], **RECORDER, **RETENTION}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=120
     )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from demo.origin import Origin
+from flows.server.local import SERVER
 from tests.flows.project import Cli, Ended, Environment, Project, fold, processes_with, serve, wait_for
 
 ALONE: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}  # with a Prefect server of its own
@@ -35,7 +36,7 @@ class Disturbed:
 
     def server(self) -> int:
         """The process of the Prefect server that the run has started."""
-        (line,) = [line for line in processes_with(str(self.project.folder)) if "flows.server.localhost_guard" in line]
+        (line,) = [line for line in processes_with(str(self.project.folder), servers=True) if SERVER in line]
         return int(line.partition(":")[0])
 
     def finish(self, *, env: Environment = {}, what: str = "") -> Any:
@@ -91,7 +92,12 @@ class Recorded:
 
 
 def recorded_runs(project: Project) -> list[Recorded]:
-    """What the runs with a server of their own have left in its database, oldest first."""
+    """The runs of a local server, oldest first, once it has recorded the ends of their tasks."""
+    wait_for("recorded ends", lambda: all(set(run.tasks) <= set(ENDED) for run in _in_database(project)), 15)
+    return _in_database(project)
+
+
+def _in_database(project: Project) -> list[Recorded]:
     database = project.folder / ".ferry" / "prefect" / "prefect.db"
     with contextlib.closing(sqlite3.connect(database)) as con:
         runs = con.execute(

@@ -22,7 +22,7 @@ import yaml
 
 from demo.origin import Origin, Trouble
 from demo.s3 import S3Server
-from flows.server.local import quiet_environment
+from flows.server.home import quiet_environment
 from tests.flows.project import wait_for
 
 HOST = "127.83.70.1"  # of this machine, as all of 127.0.0.0/8; nobody else listens there

@@ -26,7 +26,8 @@ from demo.images import make_image
 from demo.origin import Origin
 from demo.prefect_api import ask
 from demo.s3 import S3Server
-from flows.server.local import LocalServer, quiet_environment
+from flows.server.home import quiet_environment
+from flows.server.local import SERVER, LocalServer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -318,14 +319,19 @@ def wait_for(what: str, test: Callable[[], Any], within_s: float = 30.0, every_s
     pytest.fail(f"waited {within_s:.0f} s in vain for: {what}")
 
 
-def processes_with(mark: str) -> list[str]:
-    """Returns command lines of other live processes with ``mark`` in command line or environment."""
+def processes_with(mark: str, *, servers: bool = False) -> list[str]:
+    """Returns command lines of other live processes with ``mark`` in command line or environment.
+
+    Local Prefect servers, which outlive the command, only with ``servers``.
+    """
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError):
             command = (entry / "cmdline").read_bytes()
+            if not servers and SERVER.encode() in command:
+                continue
             if command and mark.encode() in command + b"\0" + (entry / "environ").read_bytes():
                 found.append(f"{entry.name}: {command.replace(bytes(1), b' ').decode(errors='replace')}")
     return found

@@ -31,7 +31,8 @@ from ferry.core.errors import UserError
 from flows.deploying.alerts import Delays, alerts, full_name
 from flows.deploying.automations import apply
 from flows.deploying.rescue import restart_automations
-from flows.server.local import LocalServer, quiet_environment
+from flows.server.home import quiet_environment
+from flows.server.local import LocalServer
 from tests.flows.project import QUICK, ROOT, serve, wait_for
 from tests.flows.receivers import UI, WAIT_S, Receiver, a_webhook, listening, save
 

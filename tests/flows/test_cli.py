@@ -358,15 +358,20 @@ def test_state_in_a_bucket(project: Project, origin: Origin, prefect_api: Prefec
 
 
 def test_ui(project: Project, origin: Origin) -> None:
-    """The local server records all runs, `ferry ui` shows them, and neither leaves a process."""
+    """The local server outlives the run: the next one uses it, its pages stay, `ferry server` stops it."""
     alone: dict[str, str | None] = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
     rows, bodies = serve(origin, 40)
     project.job(chunk_rows=5)
     project.manifest(rows)
     assert "no runs are recorded" in project.ferry("ui", env=alone).expect(2).stderr
-    project.ferry("run", "job.yaml", "--json", env=alone).expect(0)
+    assert project.ferry("server", "status", "job.yaml", "--json", env=alone).expect(0).json["running"] is False
+    first = project.ferry("run", "job.yaml", env=alone).expect(0)
+    assert "starting a local Prefect server" in first.stderr
     assert not processes_with(str(project.folder))
-    project.ferry("run", "job.yaml", env=alone).expect(0)
+    known = project.ferry("server", "status", "job.yaml", "--json", env=alone).expect(0).json
+    assert (known["running"], known["in_use"], known["idle_s"]) == (True, False, 1800.0)
+    second = project.ferry("run", "job.yaml", env=alone).expect(0)
+    assert f"connecting to the local Prefect server at {known['url']}" in second.stderr
     assert not processes_with(str(project.folder))
     assert project.stored() == bodies
     assert max(origin.requests.values()) == 1
@@ -376,6 +381,9 @@ def test_ui(project: Project, origin: Origin) -> None:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         url = json.loads("".join(lines))["url"]
+        assert url == known["url"]
+        refused = project.ferry("server", "stop", "job.yaml", env=alone).expect(2)
+        assert f"a running command uses the Prefect server at {url}" in refused.stderr
         api = Prefect(url, project.folder)
         runs = api.runs(project.name)
         assert [run["state_type"] for run in runs] == ["COMPLETED", "COMPLETED"]
@@ -393,7 +401,13 @@ def test_ui(project: Project, origin: Origin) -> None:
         os.killpg(process.pid, signal.SIGINT)
         ended_ui = Cli.end(process, ("ui",), 30)
     ended_ui.expect(0)
-    wait_for("its server to go", lambda: not processes_with(str(project.folder)), 10)
+    shown = project.ferry("server", "status", "job.yaml", env=alone).expect(0).stdout
+    assert f"Prefect UI: {url}   (unused for 0:" in shown
+    assert f"stopped the Prefect server at {url}" in project.ferry("server", "stop", "job.yaml", env=alone).stdout
+    assert not processes_with(str(project.folder), servers=True)
+    assert "no Prefect server runs" in project.ferry("server", "stop", "job.yaml", env=alone).expect(0).stdout
+    again = project.ferry("server", "start", "job.yaml", "--idle", "2h", env=alone).expect(0).stdout
+    assert again == f"Prefect UI: {url}   (ends when it was unused for 2:00:00)\n"
 
 
 def test_wrong_commands(project: Project) -> None:

@@ -25,7 +25,8 @@ from demo.images import make_image
 from demo.library import Library, build_library
 from demo.origin import Origin
 from demo.s3 import S3Server
-from flows.server.local import LocalServer, quiet_environment
+from flows.server.home import quiet_environment
+from flows.server.local import LocalServer
 from tests.flows.project import UNDER_PARENT, fold, serve, wait_for
 from tests.flows.site import Site, needs_postgresql
 

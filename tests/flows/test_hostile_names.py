@@ -28,7 +28,7 @@ from tests.flows.project import ROOT, TRACEBACK, Project
 
 MODULES = (
     "ctypes", "uvicorn", "json", "gc", "runpy", "yaml", "sqlite3", "prefect", "pydantic", "logging", "sitecustomize",
-    "usercustomize", "conftest", "flows/__init__", "flows/server/localhost_guard", "tasks/__init__",
+    "usercustomize", "conftest", "flows/__init__", "flows/server/serve", "tasks/__init__",
     "tasks/workers/worker", "ferry/__init__", "ferry/processes/planner_process",
 )  # fmt: skip
 SETTINGS = {

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from demo.origin import Origin
+from flows.server.local import Running
+from flows.server.shared import is_running
 from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 240
@@ -99,7 +101,7 @@ def test_interrupted_twice(project: Project, origin: Origin) -> None:
 
 
 def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
-    """A SIGKILL of a run also ends its local server; the next run starts one and completes the job."""
+    """A SIGKILL of a run leaves its local server alone; the next run uses it and completes the job."""
     rows, bodies = serve(origin, ROWS)
     origin.latency_s = 1.0  # long enough for what a test does before it kills, on a busy machine too
     project.job(concurrency=6, chunk_rows=40)
@@ -108,9 +110,11 @@ def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     process = project.start("run", "job.yaml", "--json", env=alone)
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 12 or process.poll() is not None, 60)
     assert process.poll() is None
-    assert [line for line in processes_with(str(project.folder)) if "flows.server.localhost_guard" in line]
+    home = project.folder / ".ferry" / "prefect"
+    before = Running.read(home)
+    assert before is not None
     _kill(process)
-    wait_for("the server to go", lambda: not processes_with(str(project.folder)), 10)
+    wait_for("all but the server to go", lambda: not processes_with(str(project.folder)), 10)
     recorded = {o["key"] for o in fold(project.state).values()}
     origin.latency_s = 0.0
     counts = project.ferry("run", "job.yaml", "--json", env=alone).expect(0).json["counts"]
@@ -118,3 +122,5 @@ def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     assert project.stored() == bodies
     assert all(origin.requests["/" + key] == 1 for key in recorded)
     assert not processes_with(str(project.folder))
+    assert Running.read(home) == before
+    assert is_running(home)

@@ -17,7 +17,8 @@ import pytest
 
 from ferry.core.errors import UserError
 from flows.server import local as server
-from flows.server import localhost_guard
+from flows.server import localhost_guard, shared
+from flows.server.home import PrefectHome
 from flows.server.local import LocalServer
 from tests.flows.test_start import _environment_of
 
@@ -109,7 +110,7 @@ def test_whose_socket_it_is(line: str, uid: int | None) -> None:
 def test_its_pages_are_shown_in_no_frame(prefect_local: LocalServer) -> None:
     """Each answer, of a page or of the API, forbids frames of other sites."""
     for path in ("/", "/api/health"):
-        with server._WITHOUT_PROXY.open(prefect_local.url + path, timeout=30) as answer:
+        with server.WITHOUT_PROXY.open(prefect_local.url + path, timeout=30) as answer:
             assert answer.headers["X-Frame-Options"] == "DENY"
             assert answer.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
 
@@ -121,7 +122,9 @@ def test_a_home_that_was_there_is_made_private(tmp_path: Path) -> None:
     home.chmod(0o755)
     for name in ("prefect.db", "server.log"):
         (home / name).touch(mode=0o644)
-    LocalServer(home)._make_home()
+    files = PrefectHome(home)
+    files.make()
+    files.prepare()
     assert home.stat().st_mode & 0o777 == 0o700
     for name in ("prefect.db", "server.log"):
         assert (home / name).stat().st_mode & 0o777 == 0o600, name
@@ -133,11 +136,11 @@ def test_a_folder_that_others_use_is_not_made_private(tmp_path: Path) -> None:
     shared.mkdir()
     shared.chmod(0o1777)
     with pytest.raises(UserError, match="a folder of your own"):
-        LocalServer(shared)._make_home()
+        PrefectHome(shared).make()
     assert shared.stat().st_mode & 0o7777 == 0o1777
     assert not list(shared.iterdir())
     with pytest.raises(UserError, match="a folder of your own"):
-        LocalServer(Path("/"))._make_home()
+        PrefectHome(Path("/")).make()
 
 
 def test_the_files_of_a_new_home_are_private(prefect_local: LocalServer) -> None:
@@ -206,7 +209,7 @@ PROXIED = """
 import json, os, subprocess, sys
 from pathlib import Path
 from ferry.core.errors import UserError
-from flows.server.local import prefect_server
+from flows.server.shared import prefect_server
 child = "import json, urllib.request as r; print(json.dumps(sorted(r.getproxies().items())), r.proxy_bypass('127.0.0.1'))"
 with prefect_server(Path(sys.argv[1]), lambda: None) as url:
     import prefect
@@ -237,5 +240,5 @@ def test_no_proxy_at_all_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """`NO_PROXY=*` stays unchanged, since Python ignores a `*` beside other hosts."""
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.delenv("no_proxy", raising=False)
-    server.without_proxy()
+    shared.without_proxy()
     assert json.dumps([os.environ["NO_PROXY"], os.environ["no_proxy"]]) == '["*", "*"]'

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from flows.server import api_address
-from flows.server.local import PREPARED, LocalServer
+from flows.server.home import PREPARED
+from flows.server.local import LocalServer
 
 ARROW = """
 import io, sys
