@@ -150,11 +150,13 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 # Imports the command once and forks for each request; ends with its standard input.
 _FORKER = """
-import ctypes, gc, json, os, signal, sys
+import atexit, ctypes, gc, json, os, signal, sys, threading
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 import flows.cli.local_run, flows.cli.main, flows.migrate, flows.cli.terminal, flows.verify, flows.running.reporter
 import flows.cli.deploy, flows.cli.remote, flows.deploying.deployments, flows.cli.remote_run
 import boto3, fastapi, prefect.flow_engine, prefect.task_engine
+from tests.support.forked_planner import fork_planners
+fork_planners()
 gc.freeze()  # else each command ends with half a second of collecting what the imports made
 for line in sys.stdin:
     asked = json.loads(line)
@@ -170,7 +172,15 @@ for line in sys.stdin:
             os.dup2(os.open(asked["out"] + "/" + name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["ferry", *asked["arguments"]]
         signal.alarm(int(asked["within"]))
-        flows.cli.main.main()
+        try:
+            flows.cli.main.main()
+        except SystemExit as ended:
+            # As Python ends, without the teardown of modules: DuckDB would count what gc.freeze() keeps as lost.
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code or 0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
