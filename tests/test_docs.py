@@ -220,7 +220,15 @@ def test_cli_md_lists_every_command_and_option() -> None:
     )
     assert sorted(sections) == sorted(name for name in app if not name.startswith("-"))
     for name, section in sections.items():
-        options = {option for argument in app[name].assemble_argument_collection() for option in argument.names}
+        below = [part for part in app[name] if not part.startswith("-")]  # of `ferry server`
+        assert set(below) <= set(re.findall(rf"ferry {name} (\w+)", section)), name
+        commands = [app[name][part] for part in below] or [app[name]]
+        options = {
+            option
+            for found in commands
+            for argument in found.assemble_argument_collection()
+            for option in argument.names
+        }
         told = set(re.findall(r"--[a-z][a-z-]*", section))
         elsewhere = {
             "--json",

@@ -35,6 +35,7 @@ SCHEMA = pa.schema(
         *(pa.field(n, pa.string()) for n in ("md5", "sha256", "etag", "last_modified", "content_type", "id")),
         pa.field("error_class", pa.string()),
         pa.field("message", pa.string()),
+        pa.field("line_no", pa.int64()),  # of the manifest's file; null for listings
     ],
     metadata={"ferry_schema": "1"},
 )
@@ -142,6 +143,7 @@ class Normaliser:
             "id": [id_ and redact_id(id_) for id_ in ids],  # reports show it
             "error_class": list(none),
             "message": list(none),
+            "line_no": [None] * rows if batch.line_no is None else list(batch.line_no),
         }
         for index, (error_class, message) in problems.items():
             out["error_class"][index], out["message"][index] = error_class, message

@@ -10,6 +10,7 @@ from ferry.reconcile.prune import DELETED
 from ferry.reconcile.same_bytes import find_same_bytes
 from ferry.state import (
     HISTORY_FOLDER,
+    FailureFilter,
     State,
     check_lease,
     close_missing,
@@ -49,7 +50,7 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: 
         same_bytes = find_same_bytes(con, state, run_no, counts.planned)
         if pruned:
             close_missing(con, state, run_no)
-        failures, _ = select_failures(con, limit=SHOWN_FAILURES)
+        failures = select_failures(con, FailureFilter(), SHOWN_FAILURES)
     counts.check()
     report = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": dict(this_run),

@@ -8,7 +8,9 @@ from ferry.state.checksums import (
     is_intact,
     verified_path,
 )
-from ferry.state.counts import PLAIN_WORDS, Counts, count
+from ferry.state.counts import Counts, count
+from ferry.state.error_words import PLAIN_WORDS, REMEDIES
+from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, select_failures
 from ferry.state.files import State, open_state
 from ferry.state.history import HISTORY_FOLDER
 from ferry.state.lease import (
@@ -80,7 +82,7 @@ from ferry.state.plan_file import (
     set_plan_aside,
     with_hints,
 )
-from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, folded_ledger, select_failures, select_wrong
+from ferry.state.queries import export, failure_cell, folded_ledger, select_wrong
 from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 
 __all__ = [
@@ -97,12 +99,15 @@ __all__ = [
     "PLAIN_WORDS",
     "PLAN_FILE",
     "RELEASED",
+    "REMEDIES",
     "RENEW_S",
     "REPLAN",
     "Borrowed",
     "ChunkRef",
     "Counts",
     "Existing",
+    "FailureFilter",
+    "FailureGroup",
     "Holder",
     "Lease",
     "Missing",
@@ -129,6 +134,7 @@ __all__ = [
     "encode_checked_json",
     "export",
     "failure_cell",
+    "failure_groups",
     "find_missing",
     "folded_ledger",
     "forget_returned",

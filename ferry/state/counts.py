@@ -10,37 +10,6 @@ from ferry.core import ErrorClass, FerryError
 if TYPE_CHECKING:
     import duckdb
 
-PLAIN_WORDS: dict[ErrorClass, str] = {
-    ErrorClass.NOT_FOUND: "not found (404)",
-    ErrorClass.GONE: "permanently gone (410)",
-    ErrorClass.FORBIDDEN: "access denied (401, 403)",
-    ErrorClass.CLIENT_ERROR: "request rejected (other 4xx)",
-    ErrorClass.REDIRECT_LOOP: "too many redirects",
-    ErrorClass.RATE_LIMITED: "rate limited on every try (429)",
-    ErrorClass.SERVER_ERROR: "server error (5xx)",
-    ErrorClass.TIMEOUT: "no complete response in time",
-    ErrorClass.DNS: "host name does not resolve",
-    ErrorClass.TLS: "TLS connection failed",
-    ErrorClass.CONNECTION: "connection failed",
-    ErrorClass.BLOCKED_ADDRESS: "private address, not allowed",
-    ErrorClass.TRUNCATED: "truncated body",
-    ErrorClass.NOT_IMAGE: "not a complete image",
-    ErrorClass.BAD_ENCODING: "Content-Encoding that cannot be decoded",
-    ErrorClass.TOO_LARGE: "larger than max_bytes",
-    ErrorClass.DIGEST_MISMATCH: "bytes that do not match the manifest",
-    ErrorClass.STORE_ERROR: "error at the destination",
-    ErrorClass.UPLOAD_UNCONFIRMED: "upload not confirmed",
-    ErrorClass.EXISTS: "key taken at the destination",
-    ErrorClass.BAD_URL: "no usable address in the row",
-    ErrorClass.BAD_KEY: "no usable key",
-    ErrorClass.BAD_LINE: "unreadable line",
-    ErrorClass.KEY_COLLISION: "key collision",
-    ErrorClass.DUPLICATE: "duplicate row",
-    ErrorClass.MISSING: "missing at the destination",
-    ErrorClass.ALTERED: "altered at the destination",
-    ErrorClass.INTERNAL: "unexpected error (please report it)",
-}
-
 
 @dataclass(slots=True)
 class Counts:

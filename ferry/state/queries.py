@@ -1,11 +1,11 @@
-"""Queries of a job's state: failures, and the map from old address to new key. They are safe during a run."""
+"""Queries of a job's state, such as the map from old address to new key. They are safe during a run."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,6 @@ from ferry.state.plan_file import Plan, read_plan
 if TYPE_CHECKING:
     import duckdb
 
-FAILURE_COLUMNS = (
-    "id", "source", "key", "error_class", "status_code", "message", "attempt", "requests", "retryable", "recorded_at",
-)  # fmt: skip
 # Characters that control a terminal or are invisible; XML 1.0 (section 2.2) does not allow half of them.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ufffe\uffff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
@@ -62,7 +59,10 @@ def _open_ledger(state: State, spool_dir: Path | None) -> tuple[duckdb.DuckDBPyC
         scratch = spool_dir or Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="ferry-read-")))
         open_files = resources.enter_context(contextlib.ExitStack())
         con = resources.enter_context(ledger.connect(scratch))
-        con.from_parquet(ledger.keep_readable(manifest, open_files)).create_view("manifest")
+        rows = con.from_parquet(ledger.keep_readable(manifest, open_files))
+        if "line_no" not in rows.columns:  # of a version that did not keep it
+            rows = rows.project("*, NULL::BIGINT AS line_no")
+        rows.create_view("manifest")
         ledger.create_latest(con, state, plan.since_run, open_files=open_files)
         _load_waiting(con, state, plan)
         return con, resources.pop_all()
@@ -91,34 +91,6 @@ def _load_waiting(con: duckdb.DuckDBPyConnection, state: State, plan: Plan) -> N
             """,
             [paths],
         )
-
-
-def select_failures(
-    con: duckdb.DuckDBPyConnection, classes: Sequence[str] = (), limit: int | None = None, chunk: str = ""
-) -> tuple[list[dict[str, Any]], int]:
-    """Returns the first ``limit`` failed rows of `manifest`, and the number of all that match.
-
-    ``classes`` are error classes or status codes; empty takes all. ``chunk`` is the start of their chunk's digest.
-    ``con`` is that of :func:`folded_ledger`.
-    """
-    where = ["l.status = 'failed'", "starts_with(coalesce(l.chunk, ''), $chunk)"]
-    given: dict[str, Any] = {"chunk": chunk}
-    if classes:
-        where.append(
-            "(list_contains($classes, l.error_class) OR list_contains($classes, CAST(l.status_code AS VARCHAR)))"
-        )
-        given["classes"] = [str(name) for name in classes]
-    matching = f"FROM latest l SEMI JOIN manifest USING (row_id) WHERE {' AND '.join(where)}"
-    (total,) = con.execute(f"SELECT count(*) {matching}", given).fetchall()[0]
-    cursor = con.execute(
-        f"""
-        SELECT l.id, l.source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests, l.retryable,
-               strftime(l.recorded_at, '%Y-%m-%dT%H:%M:%SZ')
-        {matching} ORDER BY l.error_class, l.source, l.row_id {"" if limit is None else f"LIMIT {int(limit)}"}
-        """,
-        given,
-    )
-    return [dict(zip(FAILURE_COLUMNS, line, strict=True)) for line in cursor.fetchall()], int(total)
 
 
 def select_wrong(con: duckdb.DuckDBPyConnection, limit: int) -> list[dict[str, str]]:
@@ -185,7 +157,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
     else:
         query = f"""
             SELECT l.id, {source} AS source, l.key, l.error_class, l.status_code, l.message, l.attempt, l.requests,
-                   l.retryable, l.recorded_at
+                   l.retryable, l.recorded_at, m.line_no AS line
             FROM latest l JOIN manifest m USING (row_id) WHERE l.status = 'failed' ORDER BY m.row_no
         """
     try:

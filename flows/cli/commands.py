@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
 from ferry import __version__
-from ferry.core import UserError, class_problem, limit_arrow_memory
+from ferry.core import UserError, limit_arrow_memory
 from flows.cli import local_run
-from flows.cli.output import JsonFlag, Several, print_json
+from flows.cli.output import JsonFlag, Several, check_classes, print_json, split_names
 from flows.running import signals
 from tasks.job_file import load_job
 from tasks.own_files import refuse_own_files
@@ -134,61 +132,9 @@ def _selection(limit: int | None, retry_failed: tuple[str, ...]) -> RetrySelecti
     """Returns the rows that `--retry-failed` selects. Raises UserError for it or ``limit`` if they cannot be used."""
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: the limit must be at least 1; or leave the option out")
-    selection = RetrySelection.from_option(_split(retry_failed))
-    _check_classes(selection.classes)
+    selection = RetrySelection.from_option(split_names(retry_failed))
+    check_classes(selection.classes)
     return selection
-
-
-def _split(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns the single names of options such as `--class not_found,404`, which may be repeated."""
-    return tuple(part.strip() for name in names for part in name.split(",") if part.strip())
-
-
-def _check_classes(names: Iterable[str]) -> None:
-    """Raises UserError for an unknown error class, which would silently select no row."""
-    for name in names:
-        if problem := class_problem(name):
-            raise UserError(problem)
-
-
-@app.command(group=MOVE, sort_key=4)
-def failures(
-    job_file: Path,
-    *,
-    class_: Annotated[
-        tuple[str, ...],
-        Several(name="--class", help="Only failures with these error classes or status codes: CLASS[,CLASS]."),
-    ] = (),
-    chunk: Annotated[str, Parameter(help="Only failures of one chunk: its first digits, or its name in the UI.")] = "",
-    format_: Annotated[Literal["table", "csv", "json"], Parameter(name="--format")] = "table",
-    limit: Annotated[int | None, Parameter(help="Show at most this many failures. Default for a table: 50.")] = None,
-    json_: JsonFlag = False,
-) -> int:
-    """List the failed rows with their reasons."""
-    import csv
-
-    from ferry.state import FAILURE_COLUMNS, failure_cell, folded_ledger, select_failures
-    from flows.cli import terminal
-
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: the limit must be at least 1; or leave the option out")
-    class_ = _split(class_)
-    _check_classes(class_)
-    chunk = chunk.removeprefix("chunk-").partition("-")[0]
-    as_table = format_ == "table" and not json_
-    limit = 50 if as_table and limit is None else limit
-    state = local_run.state_to_read(load_job(job_file), job_file)
-    with folded_ledger(state) as con:
-        lines, total = select_failures(con, class_, limit, chunk)
-    if as_table:
-        terminal.failure_table(lines, total, ", ".join([*class_, *([f"chunk {chunk}"] if chunk else [])]) or None)
-    elif format_ == "csv" and not json_:
-        writer = csv.DictWriter(sys.stdout, FAILURE_COLUMNS)
-        writer.writeheader()
-        writer.writerows({name: failure_cell(value) for name, value in line.items()} for line in lines)
-    else:
-        print_json({"total": total, "failures": lines})
-    return 0
 
 
 @app.command(group=MOVE, sort_key=5)
@@ -283,6 +229,7 @@ def export(
 for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
+    ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
     ("server:ui", PREFECT, 1, "Open the Prefect UI with the runs that `ferry run` recorded, and keep it until Ctrl-C."),
     ("server:server", PREFECT, 5, "Show, start or stop the local Prefect server."),

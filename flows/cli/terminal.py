@@ -221,26 +221,6 @@ def hosts(known: Hosts, age_s: float) -> None:
     out.print(f"{known.connections_opened:,} connections opened")
 
 
-def failure_table(lines: Sequence[dict[str, Any]], total: int, asked: str | None = None) -> None:
-    """Print failures as blocks, since URLs are long. ``asked`` names the selected classes, or None for all."""
-    for line in lines:
-        code = f" {line['status_code']}" if line["status_code"] else ""
-        kind = "retryable" if line["retryable"] else "permanent"
-        out.print(
-            f"[red]{shown(line['error_class'])}{code}[/red] "
-            f"({kind}, {line['requests']} requests, {line['recorded_at']})"
-        )
-        out.print(
-            f"  {shown(line['source'] or '(no URL)')} -> {shown(line['key'] or '(no key)')}"
-            + (f"   id {shown(line['id'])}" if line["id"] else "")
-        )
-        out.print(f"  {shown(line['message'])}")
-    if total > len(lines):
-        out.print(f"... and {total - len(lines):,} more; see them with `--limit` or `--format csv`")
-    if not total:
-        out.print("no failed rows" if asked is None else f"no failed rows with {shown(asked)}")
-
-
 def warning(text: str) -> None:
     """Print a warning on standard error."""
     err.print(f"[yellow]warning:[/yellow] {shown(text)}")

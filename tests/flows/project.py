@@ -182,6 +182,7 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(ended.code or 0)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+os._exit(0)
 """
 
 

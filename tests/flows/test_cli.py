@@ -164,6 +164,10 @@ def test_failures_and_retries(project: Project, origin: Origin) -> None:
     assert len(table) == 6
     assert "'=cmd|'/c calc'!A1" in [line["id"] for line in table]
     text = project.ferry("failures", "job.yaml").expect(0).stdout
+    assert text.startswith("6 failed rows: 1 that the next run tries again, 5 permanent\n")
+    assert "\n2  not found (404)  at 127.0.0.1:" in text
+    assert "\nline 42  not_found  http" in text
+    assert "what to do: open one address; correct the manifest, or accept them with failure_budget" in text
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "\\x1b[31mred[/red]\\x07" in text

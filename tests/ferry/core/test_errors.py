@@ -28,7 +28,7 @@ from ferry.core.errors import (
 from ferry.core.records import AGAIN, Again, ErrorClass
 from ferry.http.errors import from_origin, from_status
 from ferry.planning.errors import from_planning
-from ferry.state.counts import PLAIN_WORDS
+from ferry.state.error_words import PLAIN_WORDS, REMEDIES
 from ferry.storage.errors import from_store, store_status
 
 E = ErrorClass
@@ -55,6 +55,7 @@ def test_each_class_says_when_again(cls: ErrorClass) -> None:
 def test_each_class_has_plain_words(cls: ErrorClass) -> None:
     """Each error class has a phrase of its own for reports."""
     assert PLAIN_WORDS[cls].strip()
+    assert REMEDIES[cls].strip()
     assert list(PLAIN_WORDS.values()).count(PLAIN_WORDS[cls]) == 1
 
 

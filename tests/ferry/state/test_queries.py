@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Status
 from ferry.state import ledger
+from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, failure_groups, select_failures
 from ferry.state.files import DirectoryState
-from ferry.state.queries import FAILURE_COLUMNS, export, failure_cell, folded_ledger, select_failures, spreadsheet_safe
+from ferry.state.queries import export, failure_cell, folded_ledger, spreadsheet_safe
 from tests.support.helpers import chunk_rows, directory_state, make_job, make_outcome, plan, write_list
 
 pytestmark = pytest.mark.matrix
@@ -47,17 +49,18 @@ def state(tmp_path: Path) -> DirectoryState:
     return state
 
 
-def failures(state: DirectoryState, *classes: str, limit: int | None = None) -> tuple[list[str], int]:
+def failures(state: DirectoryState, *classes: str, limit: int | None = None, host: str = "") -> tuple[list[str], int]:
+    wanted = FailureFilter(classes, host)
     with folded_ledger(state) as con:
-        lines, total = select_failures(con, classes, limit)
+        lines, groups = select_failures(con, wanted, limit), failure_groups(con, wanted)
     assert all(tuple(line) == FAILURE_COLUMNS for line in lines)
-    return [line["key"] for line in lines], total
+    return [line["key"] for line in lines], sum(group.rows for group in groups)
 
 
 @pytest.mark.parametrize(
     ("classes", "keys"),
     [
-        ((), ["7.jpg", "6.jpg", "8.jpg"]),
+        ((), ["6.jpg", "7.jpg", "8.jpg"]),
         (("not_found",), ["6.jpg"]),
         (("404",), ["6.jpg"]),
         (("403", "timeout"), ["7.jpg", "8.jpg"]),
@@ -67,13 +70,80 @@ def failures(state: DirectoryState, *classes: str, limit: int | None = None) -> 
     ],
 )
 def test_failures_of_a_class_or_code(classes: tuple[str, ...], keys: list[str], state: DirectoryState) -> None:
-    """Only failed rows of the current manifest are returned, sorted by class and source, with their total."""
+    """Only failed rows of the current manifest are returned, in its order, and counted."""
     assert failures(state, *classes) == (keys, len(keys))
 
 
 def test_a_limit_shows_the_first_and_counts_all(state: DirectoryState) -> None:
     """The total counts all matching rows, whatever the limit."""
-    assert failures(state, limit=1) == (["7.jpg"], 3)
+    assert failures(state, limit=1) == (["6.jpg"], 3)
+
+
+SOURCES = [
+    "https://user:***@Img.Example:8443/a.jpg", "https://img.example/b.jpg?x=1", "http://img.example:8443/c.jpg",
+    "s3://bucket/d.jpg", "file:///srv/e.jpg", "https://img.example@evil.example/f.jpg",
+]  # fmt: skip
+
+
+def failed_state(tmp_path: Path) -> DirectoryState:
+    """Returns a state of a CSV file whose rows all failed; the fourth one has a line break in a cell."""
+    rows = "".join(f'{n},"https://x.example/{n}.jpg","{f"two{chr(10)}lines" if n == 3 else ""}"\n' for n in range(6))
+    (tmp_path / "list.csv").write_text(f"id,url,note\n{rows}")
+    state = directory_state(tmp_path)
+    (ref,) = plan(make_job(manifest=str(tmp_path / "list.csv")), state).chunks
+    ends = [*[(ErrorClass.NOT_FOUND, 404)] * 3, *[(ErrorClass.SERVER_ERROR, 503)] * 3]
+    outcomes = [
+        make_outcome(
+            row.row_id, Status.FAILED, key=row.key, id=row.id, source=source, error_class=error, status_code=code,
+            retryable=code == 503, message=f"because of {source}",
+        )
+        for row, source, (error, code) in zip(chunk_rows(state, ref), SOURCES, ends, strict=True)
+    ]  # fmt: skip
+    ledger.append_outcomes(state, outcomes, 1, "c", 0)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("host", "ids"),
+    [
+        ("img.example:8443", "02"), ("img.example", "012"), ("IMG.example", "012"), ("bucket", "3"),
+        ("evil.example", "5"), ("xample", ""), ("img.example:84", ""), ("", "012345"),
+    ],
+)  # fmt: skip
+def test_failures_of_a_host(host: str, ids: str, tmp_path: Path) -> None:
+    """A host is that of the URL, in any case, with its port or all of its ports; what stands before an @ is no host."""
+    with folded_ledger(failed_state(tmp_path)) as con:
+        found = select_failures(con, FailureFilter(host=host))
+    assert "".join(row["id"] for row in found) == ids
+
+
+def test_failures_have_their_line_and_are_grouped(tmp_path: Path) -> None:
+    """Rows have the line of the file where they begin; groups have the first examples, most rows first."""
+    with folded_ledger(failed_state(tmp_path)) as con:
+        rows, groups = select_failures(con, FailureFilter()), failure_groups(con, FailureFilter())
+    assert [row["line"] for row in rows] == [2, 3, 4, 5, 7, 8]
+    assert [(group.error_class, group.host, group.rows, group.retryable) for group in groups] == [
+        ("not_found", "img.example:8443", 2, False),
+        ("not_found", "img.example", 1, False),
+        ("server_error", "", 1, True),
+        ("server_error", "bucket", 1, True),
+        ("server_error", "evil.example", 1, True),
+    ]
+    assert groups[0].examples == [
+        {"line": 2, "id": "0", "source": SOURCES[0]}, {"line": 4, "id": "2", "source": SOURCES[2]}
+    ]  # fmt: skip
+    assert groups[0].message == f"because of {SOURCES[0]}"
+
+
+def test_a_manifest_of_a_version_without_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Failures of a state that an earlier version planned have no line."""
+    state = failed_state(tmp_path)
+    (name,) = [name for name in state.list("plan") if "manifest" in name]
+    old = tmp_path / "old.parquet"
+    pq.write_table(pq.read_table(state.root / name).drop_columns(["line_no"]), old)
+    monkeypatch.setattr("ferry.state.queries.verified_path", lambda *_: old)
+    with folded_ledger(state) as con:
+        assert [row["line"] for row in select_failures(con, FailureFilter())] == [None] * 6
 
 
 def test_nothing_planned_is_an_error_of_the_user(tmp_path: Path) -> None:
