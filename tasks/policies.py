@@ -30,7 +30,8 @@ def worth_another_try(_task: Any, _run: Any, state: Any) -> bool:
     run = runs.current()
     if run.runtime.stopping or run.runtime.limit_reached:
         return False
-    return isinstance(_exception(state), ChunkIncomplete)
+    error = _exception(state)
+    return isinstance(error, ChunkIncomplete) and not error.hopeless
 
 
 def _exception(state: Any) -> BaseException | None:

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
 
-from ferry.core import ChunkIncomplete, FerryError, ProcessLost
+from ferry.core import ChunkIncomplete, ErrorClass, FerryError, ProcessLost, Snapshot
 from ferry.state import ChunkRef
 from tasks import policies
 from tasks import run as runs
@@ -72,6 +72,12 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
         run.incomplete[ref.digest] = run.runtime.stop_reason
 
 
+def nothing_came(s: Snapshot) -> bool:
+    """Returns whether no host has answered in this run: no row has another outcome than a failed connection."""
+    silent = (ErrorClass.DNS, ErrorClass.TLS, ErrorClass.CONNECTION, ErrorClass.TIMEOUT)
+    return s.failed == s.done and set(s.classes) <= set(silent)
+
+
 def has_room(run: runs.Run, ref: ChunkRef, submitted: int) -> bool:
     """Returns whether to start one more chunk: up to WINDOW always, then while a process needs more rows."""
     awake = submitted - run.runtime.chunks_waiting()
@@ -93,6 +99,8 @@ def _record(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
         run.incomplete[ref.digest] = error.why
         problem = f"{error.pending:,} of {ref.rows:,} rows are pending: {error.why}"
         run.note_problem(ref, run.task_runs[ref.digest], problem)
+        if error.hopeless and nothing_came(run.runtime.progress.snapshot()):
+            run.runtime.request_stop(error.why.rstrip("."))
         return
     if isinstance(error, ProcessLost):
         run.incomplete[ref.digest] = str(error)

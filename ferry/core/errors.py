@@ -68,11 +68,14 @@ class BodyCut(FerryError):
 
 
 class ChunkIncomplete(FerryError):
-    """A chunk still has pending rows. Prefect retries the task, which transfers them."""
+    """A chunk still has pending rows. Prefect retries the task, which transfers them.
 
-    def __init__(self, chunk: str, pending: int, why: str) -> None:
+    With ``hopeless`` it does not: no host of these rows has answered a single request for a minute.
+    """
+
+    def __init__(self, chunk: str, pending: int, why: str, *, hopeless: bool = False) -> None:
         super().__init__(f"chunk {chunk[:12]}: {pending} rows pending: {why}")
-        self.chunk, self.pending, self.why = chunk, pending, why
+        self.chunk, self.pending, self.why, self.hopeless = chunk, pending, why, hopeless
 
 
 class ProcessLost(FerryError):
@@ -97,6 +100,7 @@ class ObjectError(FerryError):
         self.status_code = status_code
         self.retry_after_s = retry_after_s
         self.requests = requests  # HTTP requests that this attempt made
+        self.no_response = False  # True: the host sent nothing, not even a status
         self.at_destination = False  # True: the upload failed, not the source
         self.destination_unreachable = False  # for every row: this row did not cause the failure
         self.body_sha256: str | None = None  # of the complete body, if one was received

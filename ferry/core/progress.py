@@ -27,6 +27,7 @@ class Snapshot:
     classes: dict[str, int]
     paused: bool = False
     still: str = ""  # if no transfer makes progress: a sentence that says so and what the run waits for
+    silent: str = ""  # if hosts have never answered: a sentence that names them and what they do instead
 
 
 class Progress:
@@ -47,7 +48,7 @@ class Progress:
         self._last = 0.0
         self._marks: list[tuple[float, int, int]] = []
         self._paused_at: float | None = None
-        self.still = ""
+        self.still = self.silent = ""
         self._paused_s = 0.0  # between the first outcome and the last
 
     def start(self, todo: int) -> None:
@@ -147,5 +148,5 @@ class Progress:
                 self.todo, done, self._statuses[Status.FAILED], self._bytes, now - self._started, rate,
                 (self._bytes - bytes_before) / span if span > 0.2 else 0.0,
                 left / rate if rate > 0 and not self.paused else None, dict(self._statuses), dict(self._classes),
-                self.paused, self.still,
+                self.paused, self.still, self.silent,
             )  # fmt: skip

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from multidict import CIMultiDict
@@ -110,6 +111,7 @@ class _FetchState:
     started: float
     requests: int = 0
     host: str = ""  # `host:port` of the row's URL, not of a redirect
+    answered: bool = False  # whether a response has come, which may be a redirect
 
 
 class Origin:
@@ -299,13 +301,16 @@ class Origin:
         )  # fmt: skip
         is_head = spec.method == b"HEAD"
         state.requests += 1
+        request = partial(self._connections.request, target.site, head, deadline=deadline, is_head=is_head)
         try:
-            return await self._connections.request(target.site, head, deadline=deadline, is_head=is_head)
+            response = await request()
         except Exception as exc:
             if not closed_before_response(exc):
                 raise
-        state.requests += 1
-        return await self._connections.request(target.site, head, deadline=deadline, is_head=is_head, fresh=True)
+            state.requests += 1
+            response = await request(fresh=True)
+        state.answered = True
+        return response
 
     async def _status_error(self, response: Response) -> ObjectError:
         """Return the error for a response that is neither an object nor a redirect."""
@@ -351,6 +356,7 @@ def _mapped(exc: Exception, state: _FetchState) -> ObjectError | Fatal:
     error = from_origin(exc)
     if isinstance(error, ObjectError):
         error.requests = state.requests
+        error.no_response = not state.answered
     return error
 
 

@@ -1,6 +1,6 @@
 """Limits on concurrency, request rate and bandwidth for each host, and for the whole job."""
 
-from ferry.ratelimit.circuit_breaker import CircuitBreaker
+from ferry.ratelimit.circuit_breaker import CircuitBreaker, silence_of
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
@@ -26,5 +26,6 @@ __all__ = [
     "most_processes",
     "read_hosts",
     "record_failure",
+    "silence_of",
     "together",
 ]

@@ -6,13 +6,15 @@ from collections import Counter, deque
 from collections.abc import Callable
 from enum import StrEnum
 
-from ferry.core import ErrorClass
+from ferry.core import ErrorClass, ObjectError
 
 RUN_LENGTH = 50  # refusals (401, 403) or server errors (5xx) in a row that open the circuit
 BODIES = 200  # recent bodies that the maintenance rule counts
 PAGES = 11  # equal pages among them that open the circuit: more than 5% of 200
 PROBE_FIRST_S = 30.0
 PROBE_MAX_S = 300.0
+SILENT_S = 60.0  # without any response open the circuit of a host that has never answered
+SILENT_TRIES = 3  # requests without a response after which such a host is named
 
 # Errors of the network, the destination or the row. They do not show whether the host refuses or fails.
 _NO_ANSWER = frozenset(
@@ -44,6 +46,23 @@ class Cause(StrEnum):
     REFUSALS = "refusals"
     PAGE = "page"
     SERVER_ERRORS = "server_errors"
+    SILENCE = "silence"
+
+
+def silence_of(error: ObjectError) -> str:
+    """Returns what a host does in place of an answer, such as `refuses connections`; "" if it has answered.
+
+    A body that ends early or comes too late is an answer.
+    """
+    if not error.no_response:
+        return ""
+    if error.error_class is ErrorClass.DNS:
+        return "does not resolve"
+    if error.error_class is ErrorClass.TIMEOUT:
+        return "does not answer in time"
+    if error.error_class in (ErrorClass.TLS, ErrorClass.CONNECTION):
+        return "refuses connections" if "ECONNREFUSED" in error.message else f"does not answer ({error.message})"
+    return ""
 
 
 class CircuitBreaker:
@@ -52,7 +71,8 @@ class CircuitBreaker:
     The circuit opens
     - after 50 refusals (401, 403) in a row, which any other response interrupts, but silence does not;
     - after 50 server errors (5xx) in a row, in the same sense;
-    - when 11 or more of the host's last 200 bodies are `not_image` with the same digest.
+    - when 11 or more of the host's last 200 bodies are `not_image` with the same digest;
+    - when the host has never answered, and its first request was 60 s ago.
 
     While it is open, its rows stay pending, and :meth:`may_probe` lets one probe through at intervals. The first
     interval is 30 s; each failed probe doubles it, up to 5 minutes. After refusals or 5xx, any response that would
@@ -63,6 +83,7 @@ class CircuitBreaker:
     |---|---|---|
     | any | ok | closes |
     | refusals, 5xx | 404 and other responses about the object itself | closes |
+    | silence | any response | closes |
     | page | 404 and other responses about the object itself | stays open, same interval |
     | any | refusal, 5xx, 429, no response; page: not_image | stays open, the interval doubles |
     """
@@ -77,6 +98,10 @@ class CircuitBreaker:
         "_pause_s",
         "_probing",
         "_reason",
+        "_responded",
+        "_silence",
+        "_silent_since",
+        "_silent_tries",
         "_streak",
         "_streak_cause",
     )
@@ -93,6 +118,20 @@ class CircuitBreaker:
         self._pause_s = PROBE_FIRST_S
         self._next_probe = 0.0
         self._probing = False
+        self._responded = False  # ever
+        self._silent_since = 0.0  # the first request without a response
+        self._silent_tries = 0
+        self._silence = ""
+
+    @property
+    def silence(self) -> str:
+        """What a host does that has never answered, such as `refuses connections`; "" for any other."""
+        return self._silence if self._silent_tries >= SILENT_TRIES else ""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether the circuit is open because the host has never answered."""
+        return self._cause is Cause.SILENCE
 
     @property
     def open_reason(self) -> str | None:
@@ -120,13 +159,21 @@ class CircuitBreaker:
 
     def record_ok(self) -> None:
         """Record an object from this host."""
+        self._respond()
         if self._cause is not None:
             self._close()
         self._streak, self._streak_cause = 0, None
         self._body(None)
 
-    def record_error(self, error_class: ErrorClass, status_code: int | None, body_digest: str | None = None) -> None:
-        """Record a failed attempt. ``body_digest`` is the SHA-256 of the complete body, for `not_image`."""
+    def record_error(
+        self, error_class: ErrorClass, status_code: int | None, body_digest: str | None = None, silence: str = ""
+    ) -> None:
+        """Record a failed attempt. ``body_digest`` is the SHA-256 of the complete body, for `not_image`.
+
+        ``silence`` is that of :func:`silence_of`.
+        """
+        if not silence:
+            self._respond()
         cause: Cause | None = None
         if error_class is ErrorClass.FORBIDDEN and status_code in (
             400,
@@ -141,6 +188,9 @@ class CircuitBreaker:
         if self._cause is not None:
             self._while_open(answered, page is not None)
             return
+        if silence and not self._responded:
+            self._be_silent(silence)
+            return
         if answered:
             self._streak, self._streak_cause = 0, None
         elif cause is not None:
@@ -153,6 +203,26 @@ class CircuitBreaker:
             seen = self._pages[page]
             if seen >= PAGES:
                 self._open(Cause.PAGE, self._page_sentence(page, seen))
+
+    def _respond(self) -> None:
+        """Notes a response of any kind."""
+        if self._cause is Cause.SILENCE:
+            self._close()
+        self._responded, self._silent_tries, self._silence = True, 0, ""
+
+    def _be_silent(self, silence: str) -> None:
+        now = self._clock()
+        if not self._silent_tries:
+            self._silent_since = now
+        self._silent_tries += 1
+        self._silence = silence
+        silent_s = now - self._silent_since
+        if silent_s >= SILENT_S and self._silent_tries >= SILENT_TRIES:
+            self._open(
+                Cause.SILENCE,
+                f"{self._host} {silence}, and has not answered any request for {silent_s:,.0f} s; its rows stay "
+                "pending. Check the addresses in the manifest and the network of this machine, then run the job again.",
+            )
 
     def _while_open(self, answered: bool, page: bool) -> None:
         if self._cause is Cause.PAGE:

@@ -22,7 +22,7 @@ from ferry.core import (
     redact,
 )
 from ferry.http import from_origin
-from ferry.ratelimit import PausedTooLong, Permit
+from ferry.ratelimit import CircuitBreaker, PausedTooLong, Permit, silence_of
 from ferry.state import (
     DAMAGE_ADVICE,
     ChunkRef,
@@ -68,6 +68,7 @@ class ChunkRun:
         self._hints = Hints()
         self._check_existing = ref.existing == "head"
         self._why_pending = ""
+        self._left_pending = self._hopeless = 0  # rows; of these, those whose host never answered
         self._loop = asyncio.get_running_loop()
         self._rows: ChunkRows | None = None
         self._queue: ChunkQueue | None = None
@@ -114,7 +115,8 @@ class ChunkRun:
         pending = len(table) - len(done) - len(self._progress.rows)
         if pending:
             why = self._why_pending or self._rt.stop_reason or "not started"
-            raise ChunkIncomplete(self._ref.digest, pending, why)
+            hopeless = 0 < self._hopeless == self._left_pending
+            raise ChunkIncomplete(self._ref.digest, pending, why, hopeless=hopeless)
         name = await asyncio.to_thread(self._merge_parts)
         return ChunkResult(
             self._ref.digest, self._progress.counts, self._progress.bytes, time.monotonic() - started, name
@@ -140,8 +142,10 @@ class ChunkRun:
         self._in_progress.add(task)
         task.add_done_callback(self._in_progress.discard)
 
-    def leave_pending(self, item: PendingRow, why: str) -> None:  # noqa: ARG002
+    def leave_pending(self, item: PendingRow, why: str, *, hopeless: bool = False) -> None:  # noqa: ARG002
         self._why_pending = why or self._why_pending
+        self._left_pending += 1
+        self._hopeless += hopeless
         self._done()
 
     def _done(self) -> None:
@@ -174,8 +178,8 @@ class ChunkRun:
             if error.at_destination:
                 circuit.record_ok()  # the source responded as it should
             else:
-                circuit.record_error(error.error_class, error.status_code, error.body_sha256)
-            self._failed(item, error, circuit.open_reason)
+                circuit.record_error(error.error_class, error.status_code, error.body_sha256, silence_of(error))
+            self._failed(item, error, circuit)
             rt.dispatcher.check_pause(item.host)
         except PausedTooLong as pause:
             self.leave_pending(item, str(pause))
@@ -185,24 +189,26 @@ class ChunkRun:
                 self.leave_pending(item, "")
                 rt.abort(error_or_fatal)
             else:
-                self._failed(item, error_or_fatal, None)
+                self._failed(item, error_or_fatal)
         else:
             circuit.record_ok()
             item.requests += result.requests
             self._record(item, result)
             self._done()
         finally:
+            rt.dispatcher.note_response(host)
             permit.release()
             rt.object_transfer.waits.over()
 
-    def _failed(self, item: PendingRow, error: ObjectError, open_reason: str | None) -> None:
+    def _failed(self, item: PendingRow, error: ObjectError, circuit: CircuitBreaker | None = None) -> None:
         """Retries a row after an error, leaves it pending, or records that it failed."""
         retries = self._rt.retries
         item.requests += max(1, error.requests)
         item.may_have_written |= error.at_destination
         item.mismatches += error.error_class is ErrorClass.DIGEST_MISMATCH
-        if open_reason is not None and error.again is not Again.NEVER and not error.at_destination:
-            self.leave_pending(item, open_reason)  # the host's failure, and not this row's
+        why = circuit.open_reason if circuit is not None else None
+        if circuit is not None and why and error.again is not Again.NEVER and not error.at_destination:
+            self.leave_pending(item, why, hopeless=circuit.is_hopeless)  # the host's failure, and not this row's
             return
         if error.destination_unreachable:  # a destination outage: the row waits like those that have not begun
             item.excused += 1

@@ -42,8 +42,8 @@ class Attempt(Protocol):
         """Starts a try of the row, whose permit is taken already, and gives the permit back afterwards."""
         ...
 
-    def leave_pending(self, item: PendingRow, why: str) -> None:
-        """Leaves the row pending."""
+    def leave_pending(self, item: PendingRow, why: str, *, hopeless: bool = False) -> None:
+        """Leaves the row pending. ``hopeless``: its host has never answered, and no other try of the chunk helps."""
         ...
 
 
@@ -88,6 +88,7 @@ class Dispatcher:
         self._refilling = False
         self.paused = False
         self.stopped = False
+        self.silent: dict[str, str] = {}  # hosts that have never answered, and what they do instead; from any thread
 
     @property
     def rows_ahead(self) -> int:
@@ -227,7 +228,7 @@ class Dispatcher:
                     if host.poll is None:
                         host.poll = asyncio.get_running_loop().call_later(PROBE_POLL_S, self._end_poll, host)
                     return
-                self._leave_pending(host, circuit.open_reason)
+                self._leave_pending(host, circuit.open_reason, hopeless=circuit.is_hopeless)
                 continue
             if limit.paused_for_s > self._patience_s:
                 self._leave_pending(host, f"{host.name} sent Retry-After: {limit.paused_for_s:,.0f} s")
@@ -254,10 +255,17 @@ class Dispatcher:
             self._hold(host, False)
             del self._hosts[host.name]
 
-    def _leave_pending(self, host: HostQueue, why: str) -> None:
+    def _leave_pending(self, host: HostQueue, why: str, *, hopeless: bool = False) -> None:
         item, attempt = host.queue.popleft()
         self._count(host, -1)
-        attempt.leave_pending(item, why)
+        attempt.leave_pending(item, why, hopeless=hopeless)
+
+    def note_response(self, host: HostQueue) -> None:
+        """Keeps :attr:`silent` up to date after each try."""
+        if silence := host.circuit.silence:
+            self.silent[host.name] = silence
+        elif self.silent:
+            self.silent.pop(host.name, None)
 
     def _end_poll(self, host: HostQueue) -> None:
         host.poll = None

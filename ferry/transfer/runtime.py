@@ -165,9 +165,8 @@ class Runtime:
             "started_at": time.time() - s.elapsed_s, "todo": s.todo, "done": s.done, "failed": s.failed,
             "bytes": s.bytes, "rate": s.rate, "bytes_rate": s.bytes_rate, "left_s": s.left_s,
         }  # fmt: skip
-        return replace(
-            known, connections_opened=opened, paused=self.paused, still=self.progress.still, progress=progress
-        )
+        still = self.progress.still or self.progress.silent
+        return replace(known, connections_opened=opened, paused=self.paused, still=still, progress=progress)
 
     def waits(self) -> list[Wait]:
         """Returns what the rows of this process wait for. From any thread."""

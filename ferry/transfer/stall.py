@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -18,6 +18,7 @@ SILENT_END_S = 60.0
 CHECK_S = 1.0
 MAX_GAP_S = 5.0  # between two checks; a longer gap means that the machine or the process was suspended
 MAX_WAITS = 5  # in one sentence
+MAX_SILENT = 3
 TURN = "their turn at the destination's bytes_per_s"  # a wait whose end is known
 
 
@@ -153,6 +154,16 @@ def describe_stall(still_s: float, waits: Iterable[Wait]) -> str:
     first = f"{count} {'row waits' if count == '1' else 'rows wait'} {what}"
     more = len([what for what in rows if rows[what]]) - len(parts)
     return f"{line}: " + ", ".join([first, *parts[1:], *([f"and {more} more"] if more else [])])
+
+
+def describe_silence(hosts: Mapping[str, str]) -> str:
+    """Returns a sentence such as "img.old.example refuses connections, retrying"; "" without a host.
+
+    ``hosts`` are those that have never answered, with what each does instead.
+    """
+    named = [f"{host} {what}" for host, what in list(hosts.items())[:MAX_SILENT]]
+    more = [f"{len(hosts) - MAX_SILENT:,} more hosts do not answer"] if len(hosts) > MAX_SILENT else []
+    return f"{'; '.join([*named, *more])}, retrying" if named else ""
 
 
 def duration(seconds: float) -> str:

@@ -79,7 +79,8 @@ def draw_progress(view: RunView) -> Iterator[None]:
             if not last and ticks % HOST_TICKS == 0:  # less often: there may be thousands of hosts
                 hosts = rates.lines(view.hosts()[0], time.monotonic())
             ticks += 1
-            below = [] if last else [*failure_line(s), *hosts]
+            silent = [f"[yellow]{shown(s.silent)}[/yellow]"] if s.silent else []
+            below = [] if last else [*silent, *failure_line(s), *hosts]
             # one line each: a line that wraps would leave parts of itself on the screen
             texts = [Text.from_markup(line, style="dim", overflow="ellipsis") for line in below]
             for text in texts:

@@ -55,7 +55,7 @@ def _report(view: RunView, page: Page, logger: Any, done: threading.Event) -> No
     """Log progress and move the bar. The bar also moves at each whole percent, and when the run stops progressing."""
     page.create()
     began = logged_at = time.monotonic()
-    shown, still = 0, False
+    shown, still, silent = 0, False, ""
     while not done.wait(POLL_S):
         s, now = view.progress.snapshot(), time.monotonic()
         due = now - logged_at >= next_report_s(now - began) - POLL_S / 2
@@ -66,6 +66,10 @@ def _report(view: RunView, page: Page, logger: Any, done: threading.Event) -> No
         changed, still = bool(s.still) is not still, bool(s.still)
         if changed and still:
             logger.warning(s.still)
+        if s.silent and s.silent != silent:
+            logger.warning(s.silent)
+            changed = True
+        silent = s.silent
         if due or changed or int(percent(s)) != shown:
             shown = int(percent(s))
             page.update(s)

@@ -321,8 +321,8 @@ def progress_line(s: Snapshot, *, over: bool = False) -> str:
         return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)} in {duration(s.elapsed_s)}{failed}"
     left = f", about {duration(s.left_s)} left" if s.left_s is not None else ""
     rate = "paused" if s.paused else f"{s.rate:,.0f} rows/s"
-    still = f"; {s.still}" if s.still else ""
-    return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)}, {rate}{left}{failed}{still}"
+    more = "".join(f"; {text}" for text in (s.still, s.silent) if text)
+    return f"{s.done:,} of {s.todo:,} rows, {size(s.bytes)}, {rate}{left}{failed}{more}"
 
 
 def progress_words(progress: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from ferry.transfer import (
     Silence,
     Wait,
     Watchdog,
+    describe_silence,
     describe_stall,
     duration,
     is_excused,
@@ -58,7 +59,7 @@ class WorkerHandle:
         self.unacknowledged: dict[str, int] = {}  # chunks that the worker has not acknowledged, and their rows
         self._beat: dict[str, Any] = {
             "got": [], "rows": 0, "room": READY_ROWS + AHEAD_ROWS, "cpu_s": 0.0, "hosts": [], "opened": 0, "pauses": {},
-            "statuses": {}, "classes": {}, "bytes": 0, "waits": [], "pieces": 0,
+            "statuses": {}, "classes": {}, "bytes": 0, "waits": [], "pieces": 0, "silent": {},
         }  # fmt: skip
         self._beats = 0
         self._silence = Silence(time.monotonic())
@@ -97,6 +98,11 @@ class WorkerHandle:
     def pieces(self) -> int:
         """How many pieces of bodies the worker has sent or received, by its last message."""
         return int(self._beat["pieces"])
+
+    @property
+    def silent(self) -> dict[str, str]:
+        """The hosts that have never answered the worker, by its last message."""
+        return dict(self._beat["silent"])
 
     def check_silence(self, now: float) -> None:
         """Check for messages since the last check; kill the worker after too long a silence.
@@ -257,6 +263,10 @@ class WorkerPool:
         elif silent_s >= SILENT_WARN_S:
             words = f"an engine process has been silent for {duration(silent_s)}"
         runtime.progress.still = words
+        silent = dict(runtime.dispatcher.silent)
+        for worker in workers:
+            silent |= worker.silent
+        runtime.progress.silent = describe_silence(silent) if self.transferring else ""
         if action is Action.END:
             runtime.request_stop(f"{words}. The run was stopped; the next run processes the pending rows")
 

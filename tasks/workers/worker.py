@@ -91,7 +91,7 @@ class Worker:
         try:
             answer = {"result": asdict(run_chunk(self.runtime, ref))}
         except ChunkIncomplete as error:
-            answer = {"pending": error.pending, "why": error.why}
+            answer = {"pending": error.pending, "why": error.why, "hopeless": error.hopeless}
         except UserError as error:
             answer = {"user_error": str(error)}
         except FerryError as error:
@@ -120,7 +120,8 @@ class Worker:
                     "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.rows_wanted, "cpu_s": rt.loop_cpu_s(),
                     "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
                     "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
-                    "waits": rt.waits(), "pieces": rt.object_transfer.waits.pieces,
+                    "silent": dict(rt.dispatcher.silent), "waits": rt.waits(),
+                    "pieces": rt.object_transfer.waits.pieces,
                 },
             )  # fmt: skip
 
@@ -135,7 +136,7 @@ class Worker:
 def error_of(answer: dict[str, Any], chunk: str) -> FerryError:
     """Returns the error that a worker's answer describes."""
     if "pending" in answer:
-        return ChunkIncomplete(chunk, answer["pending"], answer["why"])
+        return ChunkIncomplete(chunk, answer["pending"], answer["why"], hopeless=answer["hopeless"])
     return UserError(answer["user_error"]) if "user_error" in answer else Fatal(answer["fatal"])
 
 

@@ -10,15 +10,17 @@ import pytest
 
 from demo.origin import Origin
 from demo.ports import free_ports
-from tests.flows.project import Cli, Ended, Project, serve
+from tests.flows.project import Cli, Ended, Prefect, Project, serve
 
 pytestmark = pytest.mark.slow
 
 # The command, with a resolver of our own: `img.example` is this machine, but for a while after so many look-ups.
 # Nobody else is asked for it: nothing leaves this machine.
 COMMAND = """
-import asyncio, runpy, socket, sys, time
+import asyncio, os, runpy, socket, sys, time
 from ferry.http.address_filter import Resolved, SystemResolver
+from ferry.ratelimit import circuit_breaker
+circuit_breaker.SILENT_S = float(os.environ.get("SILENT_S", circuit_breaker.SILENT_S))
 first, seconds = int(sys.argv[1]), float(sys.argv[2])
 ask, asked = SystemResolver.resolve, []
 async def resolve(self, host, port=0):
@@ -34,11 +36,11 @@ runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """
 
 
-def run(project: Project, first: int, seconds: float) -> Ended:
+def run(project: Project, first: int, seconds: float, **env: str) -> Ended:
     arguments = ["run", "job.yaml", "--json"]
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(first), str(seconds), *arguments],
-        cwd=project.folder, env=project.cli.environment, text=True, start_new_session=True,
+        cwd=project.folder, env={**project.cli.environment, **env}, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     return Cli.end(process, arguments)
@@ -103,3 +105,17 @@ def test_a_host_that_nobody_answers_at(project: Project, origin: Origin) -> None
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
     assert set(project.stored()) == set(bodies)
+
+
+def test_a_list_of_which_nothing_answers(project: Project, prefect_api: Prefect) -> None:
+    """The host is named at once, in the log and on the run's page, and the run ends: no chunk waits for a retry."""
+    dead = f"127.0.0.1:{free_ports(1)[0]}"
+    project.manifest([{"sku": f"{n}", "url": f"http://{dead}/{n}.jpg"} for n in range(400)])
+    project.job(retries={"attempts": 9, "chunk_attempts": 4, "chunk_delay_s": 600}, chunk_rows=20)
+    ended = run(project, 0, 0.0, SILENT_S="8").expect(1)
+    assert f"{dead} refuses connections, retrying" in ended.stderr
+    why = f"Failed: {dead} refuses connections, and has not answered any request for "
+    assert ended.json["verdict"].startswith(why)
+    assert ended.json["counts"]["pending"] + ended.json["counts"]["failed"] == 400
+    (known,) = prefect_api.runs(project.name)
+    assert known["state"]["message"].startswith(why)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass
-from ferry.ratelimit.circuit_breaker import CircuitBreaker
+from ferry.ratelimit.circuit_breaker import CircuitBreaker, silence_of
 
 PAGE = "ab" * 32
 
@@ -218,3 +219,85 @@ def test_a_probe_that_never_reports_costs_its_pause() -> None:
     assert circuit.may_probe()
     clock.now += 30
     assert circuit.may_probe()
+
+
+def silent(error_class: ErrorClass, message: str = "", *, no_response: bool = True) -> ObjectError:
+    error = ObjectError(error_class, message)
+    error.no_response = no_response
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (silent(ErrorClass.CONNECTION, "the connection to the origin failed (ECONNREFUSED)"), "refuses connections"),
+        (silent(ErrorClass.CONNECTION, "reset"), "does not answer (reset)"),
+        (silent(ErrorClass.TLS, "expired"), "does not answer (expired)"),
+        (silent(ErrorClass.DNS), "does not resolve"),
+        (silent(ErrorClass.TIMEOUT), "does not answer in time"),
+        (silent(ErrorClass.TIMEOUT, no_response=False), ""),  # a body that comes too late
+        (silent(ErrorClass.CONNECTION, no_response=False), ""),
+        (silent(ErrorClass.BLOCKED_ADDRESS), ""),
+        (silent(ErrorClass.INTERNAL), ""),
+    ],
+)
+def test_what_a_silent_host_does(error: ObjectError, words: str) -> None:
+    """Only a request without any response counts as silence."""
+    assert silence_of(error) == words
+
+
+def be_silent(circuit: CircuitBreaker, times: int = 1) -> None:
+    for _ in range(times):
+        circuit.record_error(ErrorClass.CONNECTION, None, silence="refuses connections")
+
+
+def test_a_host_that_never_answers_is_named_and_given_up() -> None:
+    """It is named after three requests. 60 s after the first one the circuit opens; a response closes it."""
+    circuit, clock = fresh()
+    be_silent(circuit, 2)
+    assert circuit.silence == ""
+    be_silent(circuit)
+    assert circuit.silence == "refuses connections"
+    clock.now += 59.9
+    be_silent(circuit)
+    assert circuit.open_reason is None
+    clock.now += 0.1
+    be_silent(circuit)
+    assert circuit.is_hopeless
+    assert circuit.open_reason is not None
+    assert circuit.open_reason.startswith(
+        "img.old.example refuses connections, and has not answered any request for 60 s"
+    )
+    clock.now += 30
+    assert circuit.may_probe()
+    be_silent(circuit)
+    assert circuit.is_hopeless
+    clock.now += 60
+    assert circuit.may_probe()
+    circuit.record_error(ErrorClass.FORBIDDEN, 403)
+    assert (circuit.open_reason, circuit.silence, circuit.is_hopeless) == (None, "", False)
+
+
+@pytest.mark.parametrize("error_class", [ErrorClass.NOT_FOUND, ErrorClass.RATE_LIMITED, ErrorClass.SERVER_ERROR, None])
+def test_a_host_that_answered_once_is_not_given_up(error_class: ErrorClass | None) -> None:
+    """After any response, silence opens no circuit: the host may be restarting."""
+    circuit, clock = fresh()
+    be_silent(circuit, 3)
+    if error_class is None:
+        circuit.record_ok()
+    else:
+        circuit.record_error(error_class, None)
+    assert circuit.silence == ""
+    for _ in range(10):
+        clock.now += 30
+        be_silent(circuit)
+    assert (circuit.open_reason, circuit.silence) == (None, "")
+
+
+def test_two_requests_open_nothing() -> None:
+    """Two requests without a response, a minute apart, may be two broken objects."""
+    circuit, clock = fresh()
+    be_silent(circuit)
+    clock.now += 100
+    be_silent(circuit)
+    assert circuit.open_reason is None

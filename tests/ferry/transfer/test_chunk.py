@@ -14,6 +14,7 @@ import pytest
 
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
+from demo.ports import free_ports
 from demo.s3 import S3Server
 from ferry.core.errors import ChunkIncomplete, Fatal, FerryError, UserError
 from ferry.core.records import ErrorClass, Outcome, Row, Status
@@ -177,6 +178,34 @@ def test_an_open_circuit_leaves_rows_pending_and_the_next_attempt_takes_those_al
         again = origin.requests[path] - before.get(path, 0)
         assert again == (0 if row.row_id in settled else 1)
     assert set(check_promise(s3, bucket, state)) == {row.row_id for row in rows}
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_host_that_never_answers_makes_a_chunk_hopeless(
+    alone: bool, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows stay pending. No other attempt follows, unless rows of a host that answers are pending, too."""
+    monkeypatch.setattr("ferry.ratelimit.circuit_breaker.SILENT_S", 0.3)
+    state = directory_state(tmp_path)
+    dead = free_ports(1)[0]
+    rows = [make_row(n, f"http://127.0.0.1:{dead}/{n}.jpg") for n in range(60)]
+    if not alone:
+        rows += [make_row(n, url) for n, url in enumerate(refusing(origin, 90), 100)]
+    ref = write_chunk(state, rows)
+    retries = {"attempts": 9, "backoff_s": 0.05, "max_backoff_s": 0.1}
+    with engine(job_for(bucket, concurrency=10, retries=retries), state, access(s3)) as runtime:
+        with pytest.raises(ChunkIncomplete) as caught:
+            run_chunk(runtime, ref)
+        assert runtime.dispatcher.silent == {f"127.0.0.1:{dead}": "refuses connections"}
+    assert caught.value.hopeless is alone
+    if alone:
+        assert f"127.0.0.1:{dead} refuses connections, and has not answered any request for" in caught.value.why
+        assert caught.value.pending + len(latest(state)) == 60
+        assert caught.value.pending > 0
+
+
+def refusing(origin: Origin, count: int) -> list[str]:
+    return [origin.add(f"/refused/{n}.jpg", make_image("jpeg", 1), fault=Trouble.FORBIDDEN) for n in range(count)]
 
 
 def test_a_host_that_answers_only_5xx_does_not_fail_its_rows(

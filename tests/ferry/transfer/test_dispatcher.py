@@ -70,7 +70,7 @@ class Chunk:
         self.begun.append(item)
         self.hosts[id(item)] = host
 
-    def leave_pending(self, item: PendingRow, why: str) -> None:
+    def leave_pending(self, item: PendingRow, why: str, *, hopeless: bool = False) -> None:
         self.left.append((item.row.key, why))
 
     @property

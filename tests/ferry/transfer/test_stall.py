@@ -18,6 +18,7 @@ from ferry.transfer.stall import (
     Waits,
     Watchdog,
     decide,
+    describe_silence,
     describe_stall,
     is_excused,
 )
@@ -145,3 +146,15 @@ def test_the_step_of_each_row() -> None:
     asyncio.run(rows())
     assert not waits.rows()
     assert waits.pieces == 3
+
+
+def test_silent_hosts_in_words() -> None:
+    """Three hosts are named, the others counted."""
+    assert describe_silence({}) == ""
+    assert (
+        describe_silence({"img.old.example": "refuses connections"}) == "img.old.example refuses connections, retrying"
+    )
+    hosts = {f"h{n}": "does not resolve" for n in range(5)}
+    assert describe_silence(hosts) == (
+        "h0 does not resolve; h1 does not resolve; h2 does not resolve; 2 more hosts do not answer, retrying"
+    )
