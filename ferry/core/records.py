@@ -118,7 +118,7 @@ AGAIN: dict[ErrorClass, Again] = {
     ErrorClass.DNS: Again.NOW,
     ErrorClass.TLS: Again.NOW,
     ErrorClass.CONNECTION: Again.NOW,
-    ErrorClass.BLOCKED_ADDRESS: Again.NEVER,
+    ErrorClass.BLOCKED_ADDRESS: Again.NEXT_RUN,  # costs no request; the job may allow the address by then
     ErrorClass.TRUNCATED: Again.NOW,
     ErrorClass.NOT_IMAGE: Again.NEVER,
     ErrorClass.BAD_ENCODING: Again.NEVER,

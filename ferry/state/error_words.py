@@ -47,7 +47,7 @@ REMEDIES: dict[ErrorClass, str] = {
     ErrorClass.DNS: "correct the manifest",
     ErrorClass.TLS: "tell the operator; Ferry does not skip the check",
     ErrorClass.CONNECTION: "run again; lower concurrency if there are many",
-    ErrorClass.BLOCKED_ADDRESS: "source.allow_private_addresses, then --retry-failed=blocked_address",
+    ErrorClass.BLOCKED_ADDRESS: "add the address to source.allow_private_addresses, then run again",
     ErrorClass.TRUNCATED: "run again; if it stays, the file is damaged at the origin",
     ErrorClass.NOT_IMAGE: "look at one; checks: length copies any kind of file",
     ErrorClass.BAD_ENCODING: "tell the operator",

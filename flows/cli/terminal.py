@@ -172,8 +172,10 @@ def report(job_path: str, r: Report) -> None:
     if r.counts["copied"] + r.counts["unchanged"]:
         hints.append((f"ferry verify {job_path}", "read the destination and compare it with the ledger"))
     if r.counts["classes"].get("blocked_address"):
-        out.print("Ferry connects to private addresses only if `source.allow_private_addresses` names them.")
-        out.print("Add them to the job, then retry the rows with --retry-failed=blocked_address.")
+        say(
+            "Ferry connects to private addresses only if `source.allow_private_addresses` names them. Add them to the "
+            "job, then run it again."
+        )
     out.print("Next:")
     width = max((len(command) for command, _ in hints), default=0) + 2
     for command, what in hints:

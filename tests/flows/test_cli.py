@@ -38,7 +38,7 @@ def test_three_lines_are_a_job(project: Project, origin: Origin) -> None:
     assert ended.json["exit_code"] == 1
     assert origin.total == 0
     (project.folder / "job.yaml").write_text(lines + "source: {allow_private_addresses: [127.0.0.1]}\n")
-    report = project.ferry("run", "job.yaml", "--retry-failed", "--json").expect(0).json
+    report = project.ferry("run", "job.yaml", "--json").expect(0).json
     assert report["counts"]["copied"] == 3
     assert {str(p.relative_to(target)): p.read_bytes() for p in target.rglob("*") if p.is_file()} == bodies
     assert (project.folder / ".ferry" / "three" / "plan" / "plan.json").exists()

@@ -367,7 +367,7 @@ def test_unusable_addresses(traps: Traps, name: str) -> None:
 def test_private_addresses(traps: Traps, name: str) -> None:
     """Metadata services and addresses that the job does not allow are blocked, also after a redirect."""
     outcome = traps.failed(name, "blocked_address")
-    assert not outcome["retryable"]
+    assert outcome["retryable"]  # the next run may have a job that allows it
     wanted = "allow_private_addresses" if name == "other-loopback" else "metadata address"
     assert wanted in outcome["message"]
     assert SECRET not in outcome["message"]

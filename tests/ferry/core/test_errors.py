@@ -37,10 +37,10 @@ SECRET = "https://me:topsecret@h.example/x?Signature=topsecret <Error>topsecret 
 
 # error classes of transfers, planning and verify
 TERMINAL = {
-    E.NOT_FOUND, E.GONE, E.CLIENT_ERROR, E.REDIRECT_LOOP, E.BLOCKED_ADDRESS, E.NOT_IMAGE, E.BAD_ENCODING, E.TOO_LARGE,
+    E.NOT_FOUND, E.GONE, E.CLIENT_ERROR, E.REDIRECT_LOOP, E.NOT_IMAGE, E.BAD_ENCODING, E.TOO_LARGE,
     E.DIGEST_MISMATCH, E.EXISTS, E.BAD_URL, E.BAD_KEY, E.BAD_LINE, E.KEY_COLLISION, E.DUPLICATE,
 }  # fmt: skip
-NEXT_RUN = {E.FORBIDDEN, E.MISSING, E.ALTERED, E.INTERNAL}
+NEXT_RUN = {E.FORBIDDEN, E.BLOCKED_ADDRESS, E.MISSING, E.ALTERED, E.INTERNAL}
 
 
 @pytest.mark.parametrize("cls", ErrorClass)
