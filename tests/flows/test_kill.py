@@ -63,7 +63,7 @@ def test_sigkill(project: Project, origin: Origin, prefect_api: Prefect) -> None
     status = project.ferry("status", "job.yaml", "--json").expect(0).json
     assert str(process.pid) in status["running"]
     assert 0 < status["copied"] < ROWS
-    assert project.ferry("failures", "job.yaml", "--json").expect(0).json == {"total": 0, "failures": []}
+    assert project.ferry("failures", "job.yaml", "--json").expect(0).json["total"] == 0
     assert process.poll() is None
     _kill(process)
 
