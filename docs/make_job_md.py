@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, WithJsonSchema
 from pydantic_core import PydanticUndefined
 
 from ferry.images.check import KINDS, level_of
@@ -204,9 +204,11 @@ def default_words(name: str, field: Any) -> str:
     if name == "revalidate_after":
         return f"`{default / 86_400:g}d`"
     if name == "max_bytes":
-        return f"`{default}` ({default >> 30} GiB)"
+        return f"`{default >> 30}GiB`"
     if default is None or default is PydanticUndefined or isinstance(default, BaseModel) or default in ([], {}):
         return ""
+    if isinstance(default, float):
+        return f"`{default:g}`"
     return f"`{getattr(default, 'value', default)}`"
 
 
@@ -217,6 +219,8 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         text = " ".join((field.description or "").split()).replace("|", "\\|")
         kind = type_words(field.annotation).replace("|", "\\|")
+        if any(isinstance(item, WithJsonSchema) for item in field.metadata):  # a number that may have a unit
+            kind += " or text"
         lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(name, field)} |")
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):

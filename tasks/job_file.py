@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from ferry.core import UserError, escaped, short
 from ferry.job import Job
+from tasks.job_mistakes import LineOf, lines_of, problems
 from tasks.secrets import with_absolute_paths
 
 MOST_CHARACTERS = 1 << 18  # a long job has a few thousand
@@ -40,7 +40,8 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> Job:
     Raises UserError for a file or a setting that cannot be used.
     """
     data = merged(read_job(path), settings)
-    return with_absolute_paths(parse_job(data, f"{path} with --set" if settings else str(path)), path.absolute().parent)
+    what = f"{path} with --set" if settings else str(path)
+    return with_absolute_paths(parse_job(data, what, lines_of(path)), path.absolute().parent)
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -86,44 +87,13 @@ def _is_text(path: Path) -> bool:
     return True
 
 
-def parse_job(data: dict[str, Any], what: str) -> Job:
-    """Returns a validated Job. Raises UserError with one line for each wrong key."""
+def parse_job(data: dict[str, Any], what: str, line_of: LineOf = lambda _: None) -> Job:
+    """Returns a validated Job. Raises UserError with one line for each mistake, in the order of the file."""
     try:
         return Job.model_validate(data)
     except ValidationError as exc:
-        raise UserError("\n".join([f"{what} is not a valid job:", *(f"  {line}" for line in problems(exc))])) from None
-
-
-# added by pydantic to an error's path to name the member of a union
-_UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']"}
-
-
-def problems(exc: ValidationError) -> list[str]:
-    """Returns one line per wrong key: its path and what to write. Values are left out: they may be secret."""
-    found: dict[str, list[str]] = {}
-    for error in exc.errors(include_url=False):
-        key = ".".join(short(str(part)) for part in error["loc"] if part not in _UNION_MEMBERS)
-        found.setdefault(key, []).append(_in_words(error))
-    # Each member of a union (`concurrency`: a number or `auto`) has its own error; one line has all of them.
-    return [f"{key}: {'; or: '.join(words)}" if key else "; ".join(words) for key, words in found.items()]
-
-
-def _in_words(error: ErrorDetails) -> str:
-    """Returns what is wrong with one value, without the value, and how YAML may have misread it."""
-    if error["type"] == "string_pattern_mismatch":
-        return "must be 1 to 100 letters, digits, `.`, `_` or `-`, starting with a letter or digit"
-    words = error["msg"].removeprefix("Value error, ")
-    given = error["input"]
-    if error["type"] == "model_type":
-        return "must be a mapping of keys, not a value (docs/reference/job.md lists the keys)"
-    if error["type"] == "int_parsing":
-        return "must be a whole number without a unit"
-    if error["type"] in ("string_type", "enum") and not isinstance(given, str | dict | list):
-        if isinstance(given, bool):
-            return f"{words} (YAML reads yes, no, on and off as true or false: write one of the words, or use quotes)"
-        if given is not None:
-            return f"{words} (put the {'number' if isinstance(given, int | float) else type(given).__name__} in quotes)"
-    return words
+        found = [f"  {line}" for line in problems(exc, line_of)]
+        raise UserError("\n".join([f"{what} is not a valid job:", *found])) from None
 
 
 def merged(data: dict[str, Any], settings: Sequence[str]) -> dict[str, Any]:

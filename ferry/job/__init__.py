@@ -1,7 +1,7 @@
 """The configuration model of a migration, and templates for destination keys."""
 
 from ferry.job.columns import OFF, ROLES, Columns
-from ferry.job.delta import Delta, duration
+from ferry.job.delta import Delta
 from ferry.job.model import Checks, HostLimits, Job, Limits, OnExisting, Retries
 from ferry.job.templates import (
     FIELD_FORMATS,
@@ -13,6 +13,7 @@ from ferry.job.templates import (
     key_problem,
     source_field,
 )
+from ferry.job.units import duration
 
 __all__ = [
     "FIELD_FORMATS",

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import warnings
 from difflib import get_close_matches
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from ferry.core import short
 
@@ -39,21 +48,37 @@ class Model(BaseModel):
 
     _old_names: ClassVar[dict[str, str]] = {}  # old names of keys, with their present names
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        """Raises ValueError for an unknown key, with the nearest known one."""
-        if isinstance(data, dict):
-            data = cls._renamed(data)
-            for name in data:
-                if name not in cls.model_fields:
-                    near = cls._nested_keys(str(name)) or get_close_matches(
-                        str(name), cls.model_fields, n=1, cutoff=0.5
-                    )
-                    hint = " or ".join(f"`{key}`" for key in near)
-                    hint = f"; did you mean {hint}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-                    raise ValueError(f"unknown key `{short(str(name))}`{hint}")
-        return data
+    def _known_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Adds the unknown keys, each with the nearest known one, to the other mistakes."""
+        if not isinstance(data, dict):
+            return handler(data)
+        data = cls._renamed(data)
+        unknown = {name: cls._nearest(str(name)) for name in data if name not in cls.model_fields}
+        if not unknown:
+            return handler(data)
+        meant = {near[0] for near in unknown.values() if near}
+        found = []
+        try:
+            handler({name: value for name, value in data.items() if name in cls.model_fields})
+        except ValidationError as exc:
+            for error in exc.errors(include_url=False):
+                if not (error["type"] == "missing" and error["loc"][:1] and error["loc"][0] in meant):
+                    kind = PydanticCustomError(error["type"], "{words}", {"words": error["msg"]})
+                    found.append(InitErrorDetails(type=kind, loc=error["loc"], input=error["input"]))
+        for name, near in unknown.items():
+            hint = " or ".join(f"`{key}`" for key in near)
+            hint = f"did you mean {hint}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+            words = f"unknown key `{short(str(name))}`; {hint}"
+            kind = PydanticCustomError("unknown_key", "{words}", {"words": words})
+            found.append(InitErrorDetails(type=kind, loc=(str(name),), input=None))
+        raise ValidationError.from_exception_data(cls.__name__, found)
+
+    @classmethod
+    def _nearest(cls, name: str) -> list[str]:
+        """Returns the keys that may be meant by an unknown one."""
+        return cls._nested_keys(name) or get_close_matches(name, cls.model_fields, n=1, cutoff=0.5)
 
     @classmethod
     def _renamed(cls, data: dict[Any, Any]) -> dict[Any, Any]:

@@ -6,36 +6,14 @@ The decisions are in ferry/core/revalidation.py, ferry/planning/rules.py and fer
 from __future__ import annotations
 
 import math
-import re
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
 from ferry.core import AGAIN, Again, ErrorClass
 from ferry.job.base import Model
+from ferry.job.units import Duration
 from ferry.job.validators import parse_budget
-
-_UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
-MAX_DURATION_S = 10 * 366 * 86_400
-
-
-def duration(value: Any) -> Any:
-    """Returns the seconds of a number or of text such as `90s`, `30m`, `20h`, `7d`, `4w`. Raises ValueError."""
-    expected = "write a number of seconds, or a duration such as `30m`, `20h`, `7d`, `4w`"
-    if isinstance(value, str):
-        found = _DURATION.match(value.lower())
-        if found is None or found[2] not in _UNITS:
-            raise ValueError(f"`{value[:40]}` is not a duration; {expected}")
-        value = float(found[1]) * _UNITS[found[2]]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(expected)
-    if not 0 <= value <= MAX_DURATION_S:
-        raise ValueError(f"a duration of {value:g} s is out of range; {expected}, from 0 to ten years")
-    return float(value)
-
-
-Duration = Annotated[float | str, BeforeValidator(duration)]
 
 
 class RetryRule(Model):

@@ -22,6 +22,7 @@ from ferry.job.base import Model as _Model
 from ferry.job.base import Part
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
+from ferry.job.units import MaxBytes, Seconds
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
     HEADERS_SCHEMA,
@@ -154,27 +155,27 @@ class Retries(_Model):
 
     attempts: Annotated[int, Field(ge=1, le=20)] = 3
     """Attempts per object before its row moves to the end of its chunk for one last attempt."""
-    backoff_s: Annotated[float, Field(gt=0, le=600)] = 1.0
-    """Seconds before the second attempt; doubled for each further attempt, with jitter."""
-    max_backoff_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Maximum seconds between two attempts. If Retry-After is longer, the row is tried later."""
+    backoff_s: Annotated[Seconds, Field(gt=0, le=600)] = 1.0
+    """Time before the second attempt, in seconds or as `2m`; doubled for each further attempt, with jitter."""
+    max_backoff_s: Annotated[Seconds, Field(gt=0, le=3600)] = 60.0
+    """Maximum time between two attempts. If Retry-After is longer, the row is tried later."""
     passes: Annotated[int, Field(ge=0, le=10)] = 1
     """Further passes over the retryable failures after the last chunk."""
     chunk_attempts: Annotated[int, Field(ge=0, le=100)] = 4
     """Prefect task retries of a chunk that has pending rows."""
-    chunk_delay_s: Annotated[float, Field(gt=0, le=3600)] = 15.0
-    """Seconds before the first retry of a chunk; doubled for each further retry, with jitter."""
+    chunk_delay_s: Annotated[Seconds, Field(gt=0, le=3600)] = 15.0
+    """Time before the first retry of a chunk; doubled for each further retry, with jitter."""
 
 
 class Timeouts(_Model):
     """Timeouts after which an attempt ends."""
 
-    connect_s: Annotated[float, Field(gt=0, le=300)] = 15.0
-    """Maximum seconds to open a connection."""
-    read_s: Annotated[float, Field(gt=0, le=3600)] = 30.0
-    """Maximum seconds without a byte."""
-    total_s: Annotated[float, Field(gt=0, le=86400)] = 600.0
-    """Maximum seconds for one download or one upload of an object."""
+    connect_s: Annotated[Seconds, Field(gt=0, le=300)] = 15.0
+    """Maximum time to open a connection, in seconds or as `1m`."""
+    read_s: Annotated[Seconds, Field(gt=0, le=3600)] = 30.0
+    """Maximum time without a byte."""
+    total_s: Annotated[Seconds, Field(gt=0, le=86400)] = 600.0
+    """Maximum time for one download or one upload of an object: seconds, or `30m`, `2h`."""
 
 
 class HostLimits(_Model):
@@ -254,8 +255,8 @@ class Job(_Model):
     """Failures up to which a run ends as Completed: a share of the rows (`1%`, `0.01`) or a number of rows (`25`)."""
     duplicate_bodies: Literal["warn", "fail"] = "warn"
     """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
-    max_bytes: Annotated[int, Field(ge=1)] = 1024**3
-    """Maximum size of an object in bytes."""
+    max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
+    """Maximum size of an object: bytes, or `20MB`, `1GiB`."""
 
     @field_validator("destination", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from ferry.core import SECRET_PARAMETER, holds_secret, in_any_case, short
 from ferry.http import OPEN_HEADERS
+from ferry.job.units import size
 
 _SENDABLE = re.compile(r"[\x20-\x7e]*\Z")  # header values that every server and store returns unchanged
 METADATA_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
@@ -154,8 +155,6 @@ _LIMITS = {  # minimum, maximum, hint
     "requests_per_s": (0.001, 1e6, "write a number from 0.001 to 1000000, or remove it"),
     "bytes_per_s": (1000, 10**12, "write at least 1000 bytes, or `10MB`, `10MiB`, `1GB`; or remove it"),
 }
-_UNITS = {"": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(?:/s)?\s*\Z")
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?(:[0-9]{1,5})?\Z|\[[0-9a-f:.]+\](:[0-9]{1,5})?\Z")
 
 
@@ -165,7 +164,7 @@ def limit(value: Any, key: str) -> Any:
     if value is None:
         return None
     if key == "bytes_per_s" and isinstance(value, str):
-        value = _bytes(value, instead)
+        value = size(value, key, instead)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{key} is not a number; {instead}")
     if not math.isfinite(value):
@@ -181,14 +180,6 @@ def limit(value: Any, key: str) -> Any:
     if value != int(value):
         raise ValueError(f"{key} is not a whole number; {instead}")
     return int(value)
-
-
-def _bytes(text: str, instead: str) -> float:
-    found = _BYTES.match(text)
-    if found is None or found[2] not in _UNITS:
-        hint = "the unit is bytes, not bits; " if found and found[2].lower().endswith(("b", "bit")) else ""
-        raise ValueError(f"bytes_per_s is neither a number nor a number with a unit; {hint}{instead}")
-    return round(float(found[1]) * _UNITS[found[2]])
 
 
 Concurrency = Annotated[int | None, BeforeValidator(partial(limit, key="concurrency"))]

@@ -20,7 +20,16 @@ def main() -> None:
     warnings.showwarning = _show_warning
     interrupts = signals.make_current()
     try:
-        code = app(bare_retry_failed(sys.argv[1:]), result_action="return_value")
+        code = _run(interrupts)
+    except BrokenPipeError:  # `ferry failures ... | head`: the reader closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _run(interrupts: signals.Interrupts) -> Any:
+    try:
+        return app(bare_retry_failed(sys.argv[1:]), result_action="return_value")
     except FerryError as exc:
         # A Fatal outside the flow means that the state cannot be read; nothing was copied.
         code = 3 if isinstance(exc, LeaseHeld) else 2 if isinstance(exc, UserError | Fatal) else 1
@@ -29,12 +38,9 @@ def main() -> None:
         terminal.error(str(exc))
         if "--json" in sys.argv:
             print_json({"error": str(exc), "exit_code": code})
+        return code
     except KeyboardInterrupt:
-        code = interrupts.exit_code
-    except BrokenPipeError:  # `ferry failures ... | head`: the reader closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    _leave(code if isinstance(code, int) else 0)
+        return interrupts.exit_code
 
 
 def _show_warning(

@@ -60,7 +60,7 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (b"name: \xff\n", "cannot be read"),
         (b"name: \x01\n", "not valid YAML"),
         ("name: !!python/object:os.system x\n", "not valid YAML"),
-        ("name: n\n", "manifest: Field required"),
+        ("name: n\n", "manifest: is missing"),
         (TEXT + "chekcs: none\n", "did you mean `checks`?"),
         (TEXT + "retries:\n  attempts: many\n", "retries.attempts: "),
         (TEXT + "chunk_rows: many\n", "chunk_rows: "),
@@ -76,7 +76,13 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (TEXT.replace("name: n", "name: 2024-01-02"), "name: Input should be a valid string (put the date in quotes)"),
         (TEXT.replace("name: n", "name: a b"), "name: must be 1 to 100 letters, digits"),
         (TEXT + "retries: 3\n", "retries: must be a mapping of keys, not a value"),
-        (TEXT + "max_bytes: 1GB\n", "max_bytes: must be a whole number without a unit"),
+        (TEXT + "max_bytes: 1Mbit\n", "the unit is bytes, not bits; write bytes, or `20MB`, `1GiB`"),
+        (
+            TEXT + "timeouts: {read_s: 5x}\n",
+            "line 4: timeouts.read_s: `5x` is not a duration; write a number of",
+        ),
+        (TEXT + "chunk_rows: 1k\n", "line 4: chunk_rows: must be a whole number without a unit"),
+        (TEXT + "checks: images\n", "'image' or 'decode'; did you mean `image`?"),
         (
             TEXT + "endpoint_url: https://s3.example\n",
             "did you mean `destination.endpoint_url` or `source.endpoint_url`?",
@@ -103,6 +109,60 @@ def test_what_is_wrong_is_said(text: str | bytes, words: str, tmp_path: Path) ->
         load_job(write(tmp_path, text))
     assert words in str(caught.value)
     assert "job.yaml" in str(caught.value)
+
+
+MISTAKES = """\
+name: x
+manifst: list.csv
+destination:
+  uri: s3://b/x/
+  regon: eu
+checks: images
+limits:
+  hosts:
+    a.example: {concurrency: 0}
+source:
+  roots: [s3://a/, nonsense]
+concurency: 3
+"""
+
+
+def test_all_mistakes_are_said_with_their_lines(tmp_path: Path) -> None:
+    """One line for each mistake, at all levels, in the order of the file. A misspelt key is not missing as well."""
+    with pytest.raises(UserError) as caught:
+        load_job(write(tmp_path, MISTAKES))
+    lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
+    assert lines[0] == "line 2: unknown key `manifst`; did you mean `manifest`?"
+    assert lines[1] == "line 5: destination: unknown key `regon`; did you mean `region`?"
+    assert lines[2].startswith("line 6: checks: Input should be ")
+    assert lines[3].startswith("line 9: limits.hosts.a.example.concurrency: ")
+    assert lines[4].startswith("line 11: source.roots.1: root `nonsense` is neither ")
+    assert lines[5] == "line 12: unknown key `concurency`; did you mean `concurrency`?"
+    assert len(lines) == 6
+
+
+def test_mistakes_of_settings_have_no_line(tmp_path: Path) -> None:
+    """What `--set` gave is in no line of the file."""
+    with pytest.raises(UserError) as caught:
+        load_job(write(tmp_path, TEXT + "retries:\n  attempts: 0\n"), ["timeouts.read_s=x", "retrys=1"])
+    assert [line.partition(":")[0].strip() for line in str(caught.value).splitlines()[1:]] == [
+        "line 5", "timeouts.read_s", "unknown key `retrys`; did you mean `retries`?"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("max_bytes=20MB", 20_000_000), ("max_bytes=1GiB", 2**30), ("max_bytes=5", 5), ("timeouts.total_s=5m", 300.0),
+        ("timeouts.read_s=45", 45.0), ("retries.chunk_delay_s=90s", 90.0),
+    ],
+)  # fmt: skip
+def test_units(setting: str, value: float, tmp_path: Path) -> None:
+    """Sizes and times may have a unit."""
+    found: Any = load_job(write(tmp_path, TEXT), [setting])
+    for part in setting.partition("=")[0].split("."):
+        found = getattr(found, part)
+    assert found == value
 
 
 def test_each_key_is_named_once_and_by_its_path(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from demo.validators import LAST_MODIFIED
 from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
 from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate, opaque
-from ferry.job.delta import RULES, Delta, RetryRule, duration
+from ferry.job.delta import RULES, Delta, RetryRule
 from ferry.job.model import Job
+from ferry.job.units import duration
 from ferry.state.parquet import MANIFEST_DIGEST, manifest_digest_of
 from tests.support.helpers import make_job
 
