@@ -9,6 +9,7 @@ from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOp
 from ferry.http.pool import Connections, tls
 from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain
 from ferry.http.retry_after import parse_retry_after
+from ferry.http.urls import Targets
 
 __all__ = [
     "OPEN_HEADERS",
@@ -25,6 +26,7 @@ __all__ = [
     "Reader",
     "Response",
     "SystemResolver",
+    "Targets",
     "Upload",
     "closed_before_response",
     "from_origin",

@@ -124,6 +124,10 @@ class Destination(_Model):
     metadata: dict[str, str] = {}
     """The user metadata of the written objects."""
 
+    def uri_of(self, key: str) -> str:
+        """Returns the URI of an object, such as `s3://bucket/prefix/shoes/1.jpg`; nothing in it is percent-encoded."""
+        return f"{self.uri.rstrip('/')}/{key}"
+
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:

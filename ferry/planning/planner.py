@@ -33,6 +33,7 @@ from ferry.planning import chunk_files, collisions, row_facts
 from ferry.planning.collisions import ProblemCounts
 from ferry.planning.existing_objects import delete_old_hints, find_existing, name_folding_of
 from ferry.planning.overlaps import refuse_overlaps
+from ferry.planning.preview import Preview, preview
 from ferry.planning.removed import find_removed
 from ferry.planning.rules import Mode, auto_chunk_rows, check_locations, expected_rows, much_shorter, stays_in_plan
 from ferry.state import (
@@ -135,6 +136,7 @@ class Planner:
         self._check_lease()
         about = loaded.about if self.options.dry else self._keep_manifest(loaded, earlier)
         chunks, todo = self._decide(earlier)
+        seen = preview(self.con, self.job) if self.options.dry else Preview()
         run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, todo.pending, earlier)
         if not self.options.dry:
             self._commit(about, counts, run_chunks, plan_chunks, earlier)
@@ -146,7 +148,8 @@ class Planner:
             deferred_by_limit=todo.rows - sum(todo.selected.values()), existing=how_found,
             chunk_rows=self._chunk_rows(counts, earlier), chunks=run_chunks,
             recognised=about.get("recognised", {}), samples=about.get("samples", {}),
-            notes=self.notes, shorter=_shorter(*earlier.compared(counts)),
+            mappings=seen.mappings, hosts=seen.hosts, more_hosts=seen.more_hosts, notes=[*self.notes, *seen.warnings],
+            shorter=_shorter(*earlier.compared(counts)),
         )  # fmt: skip
 
     def _earlier(self) -> _Earlier:

@@ -184,6 +184,9 @@ class Planned:
     samples: dict[str, str]  # role -> a value
     notes: list[str]
     shorter: str = ""  # a warning that the manifest is more than a tenth shorter than the last one
+    mappings: list[tuple[str, str]] = field(default_factory=list)  # examples of `ferry plan`: source, destination URI
+    hosts: dict[str, int] = field(default_factory=dict)  # rows of the hosts with most rows, of `ferry plan`
+    more_hosts: int = 0
 
     def encode(self) -> str:
         """Returns the JSON document."""

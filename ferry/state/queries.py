@@ -128,11 +128,12 @@ def failure_cell(value: Any) -> Any:
     return _FORMULA_INSIDE.sub(r"\1'", safe) if isinstance(safe, str) else safe
 
 
-def export(state: State, what: str, path: Path, *, full: bool) -> int:
+def export(state: State, what: str, path: Path, *, full: bool, destination: str = "") -> int:
     """Writes ``what``, the `map` (old address, new key, digests) or the `failures`, and returns the number of rows.
 
     The extension decides the format: csv, parquet or xlsx. With ``full``, sources are unredacted and may contain
-    signatures. The file appears under its name once it is complete, with mode 0600. Raises UserError for another
+    signatures. ``destination`` is the URI before the keys in the map's column `destination`. The file appears under its
+    name once it is complete, with mode 0600. Raises UserError for another
     extension, for a file that cannot be written, and for more rows than an .xlsx sheet can have.
     """
     ending = path.suffix.lower().lstrip(".")
@@ -147,7 +148,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
                        l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class
                 FROM latest l JOIN manifest m USING (row_id)
             ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged'))
-            SELECT id, source, key, status, size, content_type, md5, sha256 FROM (
+            SELECT id, source, key, status, size, content_type, md5, sha256, $destination || key AS destination FROM (
                 SELECT * EXCLUDE (full_source, planned_key, error_class) FROM done
                 UNION ALL
                 SELECT r.row_no, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256
@@ -165,7 +166,7 @@ def export(state: State, what: str, path: Path, *, full: bool) -> int:
             part = Path(folder) / path.name
             with folded_ledger(state) as con:
                 con.execute("SET preserve_insertion_order = true")
-                con.execute(f"CREATE TABLE export AS {query}")
+                con.execute(f"CREATE TABLE export AS {query}", {"destination": destination} if what == "map" else None)
                 rows = _write_export(con, part, ending, failure_cell if what == "failures" else spreadsheet_safe)
             part.chmod(0o600)  # with ``full`` it contains signatures
             part.replace(path)

@@ -217,7 +217,9 @@ def export(
     target = out.absolute()  # now: reading a block, for the state's credentials, changes the working directory
     if out.exists() and not overwrite:
         raise UserError(f"{out} already exists; name another file, or add --overwrite")
-    rows = write(local_run.state_to_read(job, job_file), what, target, full=full)
+    rows = write(
+        local_run.state_to_read(job, job_file), what, target, full=full, destination=job.destination.uri_of("")
+    )
     if json_:
         print_json({"file": str(out), "rows": rows})
     else:

@@ -283,6 +283,11 @@ def describe(planned: Planned) -> list[str]:
     if left_out:
         lines.append("excluded: " + ", ".join(left_out) + " (`ferry failures` lists them)")
     lines.append(f"existing objects: {planned.existing}")
+    if planned.hosts and (len(planned.hosts) > 1 or "" not in planned.hosts):
+        more = f", {planned.more_hosts:,} more" if planned.more_hosts else ""
+        lines.append("hosts: " + ", ".join(f"{host} ({_rows(rows)})" for host, rows in planned.hosts.items()) + more)
+    if planned.mappings:
+        lines += ["for example:", *(f"  {source} -> {target}" for source, target in planned.mappings)]
     return lines + planned.notes
 
 

@@ -231,8 +231,9 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_the_map(ending: str, state: DirectoryState, tmp_path: Path) -> None:
     """The map has the old address and new key of each existing object, in the manifest's order, redacted."""
     path = tmp_path / f"map.{ending}"
-    assert export(state, "map", path, full=False) == 6
+    assert export(state, "map", path, full=False, destination="s3://new/p/") == 6
     lines = read(path)
+    assert [line["destination"] for line in lines] == [f"s3://new/p/{n}.jpg" for n in range(6)]
     assert [line["key"] for line in lines] == [f"{n}.jpg" for n in range(6)]
     assert lines[0]["source"] == "redacted/0.jpg"
     assert [line["status"] for line in lines] == ["copied"] * 4 + ["unchanged"] * 2

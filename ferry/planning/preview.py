@@ -1,0 +1,63 @@
+"""What `ferry plan` shows of a manifest: where some rows would go, which hosts are asked, which of them are blocked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ferry.core import ErrorClass, ObjectError, redact
+from ferry.http import AddressFilter, Targets
+from ferry.job import Job
+
+if TYPE_CHECKING:
+    import duckdb
+
+EXAMPLES = 5
+SHOWN_HOSTS = 10
+JUDGED_HOSTS = 1_000
+# The authority of a URL without userinfo (RFC 3986, section 3.2): a host with its port, or a bucket.
+_HOST = "lower(regexp_extract(source, '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)', 1))"
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Examples and hosts of the usable rows of a manifest."""
+
+    mappings: list[tuple[str, str]] = field(default_factory=list)  # source, and the URI of its object
+    hosts: dict[str, int] = field(default_factory=dict)  # rows by host, those with most rows
+    more_hosts: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+def preview(con: duckdb.DuckDBPyConnection, job: Job) -> Preview:
+    """Returns the preview of the relation `manifest`. Nothing is asked of a host, and no name is resolved."""
+    (rows,) = con.execute("SELECT count(*) FROM manifest").fetchall()[0]
+    numbers = sorted({1 + (rows - 1) * step // max(1, EXAMPLES - 1) for step in range(EXAMPLES)})  # spread evenly
+    found = con.execute(
+        "SELECT source, key FROM manifest WHERE row_no IN (SELECT unnest(?)) AND error_class IS NULL ORDER BY row_no",
+        [numbers],
+    ).fetchall()
+    hosts = con.execute(
+        f"SELECT {_HOST} AS host, count(*), min(source) FROM manifest WHERE error_class IS NULL GROUP BY 1 "
+        f"ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
+    ).fetchall()
+    (count,) = con.execute(f"SELECT count(DISTINCT {_HOST}) FROM manifest WHERE error_class IS NULL").fetchall()[0]
+    targets = Targets(AddressFilter(job.source.allow_private_addresses))
+    blocked = [(host, n, why) for host, n, example in hosts if (why := _why_blocked(targets, example))]
+    return Preview(
+        mappings=[(redact(source), job.destination.uri_of(key)) for source, key in found],
+        hosts={host: n for host, n, _ in hosts[:SHOWN_HOSTS]},
+        more_hosts=count - min(count, SHOWN_HOSTS),
+        warnings=[f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail: {why}" for host, n, why in blocked],
+    )
+
+
+def _why_blocked(targets: Targets, source: str) -> str:
+    """Returns why no request is sent to an address that is written as a number, or to its port; "" if one is."""
+    if not source.startswith(("http://", "https://")):
+        return ""
+    try:
+        targets.read(source)
+    except ObjectError as error:
+        return error.message if error.error_class is ErrorClass.BLOCKED_ADDRESS else ""
+    return ""
