@@ -8,9 +8,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql bench screenshots lock advisories clean
 
 help:
+	@echo "make install       Ferry into .venv, as production has it"
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
 	@echo "make test          linters, types, architecture and the tests that decide most   (T=tests/ferry: all tests of a part)"
 	@echo "make test-all      make test, and all other tests: whole runs, faults, deployments, the newest Prefect, a quick bench"
@@ -22,6 +23,10 @@ help:
 	@echo "make screenshots   take the pictures of docs/images/ from real runs (needs Debian's chromium; root installs it)"
 	@echo "make advisories    ask the package index for known vulnerabilities of what the locks name"
 	@echo "make lock          resolve the dependencies again (needs uv)"
+
+install: .venv/.installed
+	@echo "Ferry $$($(BIN)/ferry --version) is in $(BIN). So that your shell finds it:"
+	@echo "  export PATH=$(CURDIR)/$(BIN):\$$PATH"
 
 demo: .venv/.installed-demo
 	@$(BIN)/ferry demo

@@ -10,7 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Stopped
-from tasks.reporting.text import Report
+from tasks.reporting.text import SHORTEST_S, Report
 from tasks.run import Run
 
 MOST_LINES = 200
@@ -44,7 +44,7 @@ def reconcile(run: Run) -> Report:
         limited=run.runtime.limit_reached,
         seconds=snapshot.elapsed_s,
         bytes=snapshot.bytes,
-        rate=snapshot.done / steady if steady > 0 else 0.0,
+        rate=snapshot.done / steady if steady >= SHORTEST_S else 0.0,
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
         pruned=run.pruned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Group, Parameter
 
@@ -18,6 +18,9 @@ from tasks.job_file import load_job
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import skip_gc_at_exit
+
+if TYPE_CHECKING:
+    from ferry.job import Job
 
 EXAMPLES = """\
 A migration, in this order:
@@ -42,17 +45,21 @@ app = App(
 )
 
 
+app.register_install_completion_command(help="Install completion for your shell (bash, zsh or fish).")
 SHOWN_WRONG = 50  # objects that `ferry verify` names at most
 
 
 @app.command(group=MOVE, sort_key=1)
 def plan(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Show which rows a run would copy, and why. Nothing is copied or written."""
+    return _show_plan(load_job(job_file), job_file, json_)
+
+
+def _show_plan(job: Job, job_file: Path, json_: bool) -> int:
     from flows.cli import terminal
     from tasks.dry_run import dry_plan
     from tasks.reporting.text import describe
 
-    job = load_job(job_file)
     refuse_own_files(job, job_file)
     with local_run.blocks_for(job, job_file.absolute().parent):
         planned = dry_plan(job)
@@ -84,6 +91,7 @@ def run(
     replan: Annotated[
         bool, Parameter(negative="", help="Set the plan aside and plan again. Objects at the destination stay.")
     ] = False,
+    dry_run: Annotated[bool, Parameter(negative="", help="Show the plan, as `ferry plan` does.")] = False,
     wait: Annotated[bool, Parameter(negative="", help="Wait while another run of the job holds the lease.")] = False,
     json_: JsonFlag = False,
 ) -> int:
@@ -91,6 +99,8 @@ def run(
     if on is not None or job_file is None:
         from flows.cli.remote import run_on
 
+        if dry_run:
+            raise UserError("--dry-run plans on this machine: leave out --on, and name the job file")
         selected = _selection(limit, retry_failed).parameter
         given = {"retry_failed": selected or None, "limit": limit, "wait": wait or None}
         return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
@@ -103,6 +113,10 @@ def run(
         from tasks.reporting.text import Report
 
     selection = _selection(limit, retry_failed)
+    if dry_run:
+        if limit is not None or retry_failed or replan:
+            raise UserError("--dry-run shows the plan of all rows; leave out --limit, --retry-failed and --replan")
+        return _show_plan(load_job(job_file, set_), job_file, json_)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
     local_run.say_start(job, folder)
     local_run.prepare(job, job_file, replan=replan, wait=wait)
@@ -233,7 +247,12 @@ for where, group, number, text in (
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
-    ("server:ui", PREFECT, 1, "Open the Prefect UI with the runs that `ferry run` recorded, and keep it until Ctrl-C."),
+    (
+        "server:ui",
+        PREFECT,
+        1,
+        "Print the address of the Prefect UI, and keep its server until Ctrl-C.",
+    ),
     ("server:server", PREFECT, 5, "Show, start or stop the local Prefect server."),
     ("deploy:deploy", PREFECT, 2, "Create or update the deployments of prefect.yaml, their schedules and alerts."),
     ("remote:watch", PREFECT, 3, "Follow a run of a deployment until its end."),

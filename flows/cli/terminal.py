@@ -22,7 +22,17 @@ from rich.text import Text
 from ferry.core import ErrorClass, Snapshot, escaped
 from ferry.ratelimit import Hosts, HostSnapshot
 from ferry.state import PLAIN_WORDS, Counts
-from tasks.reporting.text import Report, delta_table, describe, duration, outcome_table, size, speed, worth_retrying
+from tasks.reporting.text import (
+    SHORTEST_S,
+    Report,
+    delta_table,
+    describe,
+    duration,
+    outcome_table,
+    size,
+    speed,
+    worth_retrying,
+)
 
 if TYPE_CHECKING:
     from ferry.state import RunEnd
@@ -71,9 +81,10 @@ def draw_progress(view: RunView) -> Iterator[None]:
                 for line in describe(plan):
                     out.print(f"[dim]{shown(line)}[/dim]", soft_wrap=False)  # between words
             s = view.progress.snapshot()
-            if last and view.progress.steady_s:  # the last line stays on the screen, with the whole run's rates
+            if last:  # this line stays on the screen, with the whole run's rates, if these mean something
                 steady = view.progress.steady_s
-                s = replace(s, rate=s.done / steady, bytes_rate=s.bytes / steady)
+                per_s = 1 / steady if steady >= SHORTEST_S else 0.0
+                s = replace(s, rate=s.done * per_s, bytes_rate=s.bytes * per_s)
             if s.todo:
                 bar.update(row, total=s.todo, completed=s.done, rows=f"{s.done:,} of {s.todo:,} rows", rest=_rest(s))
             if not last and ticks % HOST_TICKS == 0:  # less often: there may be thousands of hosts
@@ -103,7 +114,9 @@ def _rest(s: Snapshot) -> str:
     left = f"{duration(s.left_s)} left" if s.left_s is not None and s.done < s.todo else ""
     failed = f"[red]{s.failed:,} failed[/red]" if s.failed else ""
     rate = "[yellow]paused at Prefect[/yellow]" if s.paused else f"{s.rate:,.0f} rows/s"
-    moved = size(s.bytes) if s.paused else f"{size(s.bytes)}, {size(s.bytes_rate)}/s"
+    moved = f"{size(s.bytes)}, {size(s.bytes_rate)}/s"
+    if s.paused or (s.done >= s.todo and not s.rate):  # over, and too soon for a rate
+        moved, rate = size(s.bytes), rate if s.paused else ""
     still = f"[yellow]{shown(s.still)}[/yellow]" if s.still else ""
     return "  ".join(part for part in (duration(s.elapsed_s), moved, rate, left, failed, still) if part)
 

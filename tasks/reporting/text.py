@@ -22,6 +22,9 @@ class ChunkProblem:
     file: str  # the file with its rows
 
 
+SHORTEST_S = 1.0  # a rate over less time says nothing
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """The result of a run. ``counts`` are those of the whole job, ``this_run`` those of this run's outcomes."""
@@ -36,7 +39,7 @@ class Report:
     limited: bool
     seconds: float
     bytes: int
-    rate: float  # rows per second, from the first outcome to the last
+    rate: float  # rows per second, from the first outcome to the last; 0 if that was less than SHORTEST_S
     stopped: str  # why the run ended early, or ""
     why_pending: str
     delta: dict[str, int] | None = None  # only in a delta run: ferry.reconcile's figures of the run
@@ -121,8 +124,18 @@ class Report:
         line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        said = (line, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
+        said = (line, self.others, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
         return ". ".join(part for part in said if part)
+
+    @property
+    def others(self) -> str:
+        """What the rows that `--limit` left would take, by the rate and sizes of this run; "" without such rows."""
+        pending, copied = self.counts["pending"], self.this_run.get("copied", 0)
+        if not self.limited or not pending or not copied:
+            return ""
+        what = "The other row" if pending == 1 else f"The other {_rows(pending)}"
+        time = f"take about {duration(pending / self.rate)} at this rate, and " if self.rate else ""
+        return f"{what} would {time}be about {size(round(self.bytes / copied * pending))}"
 
 
 def prune_failure(pruned: PruneResult | None) -> str:
@@ -297,9 +310,12 @@ def _column(planned: Planned, role: str) -> str:
 
 
 def speed(report: Report) -> str:
-    """Returns bytes, duration and rate; no rate for a delta run, which only rechecks most of its rows."""
+    """Returns bytes, duration and rate.
+
+    There is no rate for a short run, nor for a delta run, which only rechecks most of its rows.
+    """
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
-    return moved if report.delta is not None else f"{moved}, {report.rate:,.0f} rows/s"
+    return moved if report.delta is not None or not report.rate else f"{moved}, {report.rate:,.0f} rows/s"
 
 
 def percent(s: Snapshot, *, over: bool = False) -> float:

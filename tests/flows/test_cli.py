@@ -52,6 +52,13 @@ def test_plan_run_and_run_again(project: Project, origin: Origin, prefect_api: P
     planned = project.ferry("plan", "job.yaml", "--json").expect(0).json
     assert planned["todo"] == {"new": 60}
     assert planned["recognised"] == {"source": "url", "id": "sku"}
+    assert planned["mappings"][0] == [
+        rows[0]["url"],
+        f"{project.destination()['uri'].rstrip('/')}/{next(iter(bodies))}",
+    ]
+    assert project.ferry("run", "job.yaml", "--dry-run", "--json").expect(0).json == planned
+    assert "leave out --limit" in project.ferry("run", "job.yaml", "--dry-run", "--limit", "3").expect(2).stderr
+    assert "leave out --on" in project.ferry("run", "job.yaml", "--dry-run", "--on", "migrate/prod").expect(2).stderr
     assert origin.total == 0
     assert project.stored() == {}
 

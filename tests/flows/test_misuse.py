@@ -13,7 +13,7 @@ import pytest
 
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
-from tests.flows.project import QUICK, TRACEBACK, Project, serve
+from tests.flows.project import QUICK, TRACEBACK, Cli, Environment, Project, serve
 
 pytestmark = pytest.mark.slow
 
@@ -155,3 +155,14 @@ def test_verify_names_what_is_wrong(project: Project, origin: Origin) -> None:
     ], "it stays wrong until a run has repaired it"
     project.ferry("run", "job.yaml").expect(0)
     project.ferry("verify", "job.yaml").expect(0)
+
+
+@pytest.mark.slow
+def test_completion_for_a_shell(project: Project) -> None:
+    """`ferry --install-completion` writes what bash loads; it completes the names of commands and options."""
+    home: Environment = {"HOME": str(project.folder), "SHELL": "/bin/bash"}
+    Cli.end(project.cli.start(["--install-completion"], project.folder, home), ("--install-completion",)).expect(0)
+    (script,) = [path for path in project.folder.rglob("ferry") if path.is_file()]
+    asked = f"source {script}; COMP_WORDS=(ferry fail); COMP_CWORD=1; _ferry; echo ${{COMPREPLY[@]}}"
+    found = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, timeout=30, check=True)
+    assert found.stdout.split() == ["failures"]

@@ -71,13 +71,26 @@ def test_the_bar_says_how_much_and_how_fast(
     view.progress.start(2)
     with terminal.draw_progress(view):
         view.progress.add(Status.COPIED, None, 2_000_000)
-        time.sleep(0.5)
+        time.sleep(1.1)
         view.progress.add(Status.FAILED, ErrorClass.NOT_FOUND, 0)
     printed = capsys.readouterr().out
     assert "h.example: 1 in flight, limit 8" in printed
     last = printed.rstrip().rpartition("rows ")[2]
     assert re.search(r"2 of 2 rows [━╸ ]+ ?\d:\d\d  2\.0 MB, [\d.]+ [kM]B/s  \d+ rows/s  1 failed", printed), printed
     assert "h.example" not in last
+
+
+def test_a_short_run_has_no_rate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five rows within a millisecond are no 5,000 rows/s."""
+    view = RunView("job", "full", Progress(), hosts=lambda: ([], 0))
+    monkeypatch.setattr(terminal, "out", Console(width=160, force_terminal=True, color_system=None))
+    view.progress.start(5)
+    with terminal.draw_progress(view):
+        for _ in range(5):
+            view.progress.add(Status.COPIED, None, 1_000)
+    last = capsys.readouterr().out.rpartition("5 of 5 rows")[2]
+    assert "5.0 kB" in last
+    assert "/s" not in last
 
 
 def test_status_says_how_the_last_run_ended(capsys: pytest.CaptureFixture[str]) -> None:

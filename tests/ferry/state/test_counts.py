@@ -175,3 +175,22 @@ def test_the_exit_code(stopped: str, pending: int, failed: int, limited: bool, c
     assert report.exit_code == code
     assert report.verdict == verdict
     assert report.message.startswith(f"{verdict}. This run: ")
+
+
+@pytest.mark.parametrize(
+    ("limited", "pending", "copied", "rate", "words"),
+    [
+        (True, 600, 30, 20.0, "The other 600 rows would take about 0:30 at this rate, and be about 60.0 MB"),
+        (True, 1, 30, 0.0, "The other row would be about 100.0 kB"),
+        (True, 0, 30, 20.0, ""),
+        (True, 600, 0, 20.0, ""),  # nothing copied: no size is known
+        (False, 600, 30, 20.0, ""),  # pending for another reason
+    ],
+)
+def test_what_the_other_rows_would_take(limited: bool, pending: int, copied: int, rate: float, words: str) -> None:
+    """A run with --limit ends with the time and the bytes of the rows that it left, where it knows them."""
+    counts = {"pending": pending, "failed": 0, "copied": copied, "unchanged": 0, "planned": 700, "by_size": {}}
+    report = Report(1, counts, {"copied": copied}, 2, [], 1, 0, limited, 1.0, 3_000_000, rate, "", "")
+    assert report.others.startswith(words)
+    assert bool(report.others) is bool(words)
+    assert (words and report.others in report.details) or not words
