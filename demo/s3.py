@@ -194,7 +194,7 @@ class S3Server:
             "master.resumeState": "false",
             "master.telemetry": "false",  # on by default
             "master.volumeSizeLimitMB": 64,
-            "volume.max": 400,  # HTTP 500 once this many volumes are full
+            "volume.max": 2000,  # HTTP 500 once this many volumes are full
             "volume.preStopSeconds": 0,
             **self._ports,
         }

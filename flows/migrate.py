@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -112,6 +113,7 @@ def run_job(
         prefect_patches.without_tags(),
         storing_results_in(run.state),
     ):
+        number_run(own, run.run_no)
         follower.pause_by(run.runtime.pause)
         mark_predecessor(run.lease, own, warn)
         planned = plan_chunks(run, selection, limit)
@@ -121,8 +123,24 @@ def run_job(
         if job.mode == "delta" and job.delta.delete_removed and not partly:
             delete_removed(run)
         report = reconcile(run)
+        if report.is_interrupted:
+            cancel_chunks(run, report.stopped)
         write_summary(run, report)
         return report
+
+
+def cancel_chunks(run: Run, why: str) -> None:
+    """Have Prefect show the chunks of an interrupted run as Cancelled: their tasks ended with an error."""
+    ids = [UUID(run.task_runs[digest]) for digest in run.incomplete if digest in run.task_runs]
+    with prefect_api.best_effort(get_run_logger().debug, "cancelled chunks") as client:
+        prefect_api.end_tasks(client, ids, Cancelled(message=f"{why}; the job's next run resumes"))
+
+
+def number_run(own: UUID, run_no: int) -> None:
+    """Add the run's number, which `ferry status` and the reports have, to its name at Prefect: `products #12`."""
+    name = f"{re.sub(r' #[0-9]+$', '', flow_run.name or '')} #{run_no}"
+    with prefect_api.best_effort(get_run_logger().debug, "the run's number") as client:
+        client.update_flow_run(own, name=name)
 
 
 def wait_for_server(interrupts: signals.Interrupts) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from prefect.client.schemas.filters import (
@@ -17,7 +18,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Crashed
 
 from ferry.state import LENGTH_S, RELEASED, RENEW_S, Holder, Lease, is_dead, this_process
@@ -49,6 +50,7 @@ def mark_dead_runs(own: UUID, times: int, warn: Callable[[str], None]) -> None:
             if run.id != own and has_died(run):
                 message = f"process {run.labels[PID]} on {run.labels[HOST]} died; the job's next run resumes"
                 client.set_flow_run_state(run.id, Crashed(message=message))
+                prefect_api.end_tasks(client, prefect_api.active_tasks(client, run.id), Crashed(message=message))
                 warn(f"the process of {run.name} had died; the run is now marked as Crashed at Prefect")
 
 
@@ -73,7 +75,9 @@ def mark_predecessor(lease: Lease, own: UUID, warn: Callable[[str], None]) -> No
             if run.state is not None and is_stale(
                 run.state.type, run.state.timestamp, holder, its_own=is_process(run, holder)
             ):
-                client.set_flow_run_state(run.id, Crashed(message=reason(holder)))
+                state: State[Any] = Crashed(message=reason(holder))
+                client.set_flow_run_state(run.id, state)
+                prefect_api.end_tasks(client, prefect_api.active_tasks(client, run.id), state)
                 warn(f"{holder.run} (process {holder.pid} on {holder.host}) had died; it is now marked as Crashed")
 
 

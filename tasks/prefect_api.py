@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.exceptions import PrefectException
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterId,
+    TaskRunFilter,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ferry.core import UserError
@@ -21,6 +30,7 @@ API_ERRORS = (httpx.HTTPError, PrefectException)  # Prefect's error of an HTTP s
 PATIENCE_S = 600.0
 LOOK_S = 1.0
 TIMEOUT_S = 10.0
+MOST_TASKS = 200  # more than a run has active at a time
 _given_up: contextlib.AbstractContextManager[Any] | None = None
 
 
@@ -64,6 +74,24 @@ def stop_retrying() -> None:
     global _given_up
     _given_up = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})  # kept: its deletion would restore the setting
     _given_up.__enter__()
+
+
+def active_tasks(client: SyncPrefectClient, flow_run: UUID) -> list[UUID]:
+    """Returns the task runs of a flow run that Prefect shows as running or about to run, up to 200."""
+    kinds = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED]
+    found = client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run])),
+        task_run_filter=TaskRunFilter(state=TaskRunFilterState(type=TaskRunFilterStateType(any_=kinds))),
+        limit=MOST_TASKS,
+    )
+    return [task.id for task in found]
+
+
+def end_tasks(client: SyncPrefectClient, tasks: Iterable[UUID], state: State[Any]) -> None:
+    """Set the state of task runs. Those that Prefect has not recorded yet are left out."""
+    for task in tasks:
+        with contextlib.suppress(ObjectNotFound):
+            client.set_task_run_state(task, state.model_copy(update={"id": uuid4()}), force=True)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ COMPLETED, CACHED, RETRIED = "Finished in state Completed", "Finished in state C
 UNREACHABLE, NOT_SENT = "Unable to connect to", "'EventsWorker' failed to process item"
 ENGINE, FLOW_RUNS, TASK_RUNS = "prefect.engine", "prefect.flow_runs", "prefect.task_runs"
 CLIENTS = ("prefect.events.clients", "prefect._internal.concurrency")
+LAST_EVENTS = "EventsWorker"  # the logger that warns while the process ends and sends its last events
 
 # Folders into which Prefect fetches code for a run: its process worker uses
 # tempfile.TemporaryDirectory(suffix="prefect"), `flow.serve()` uses runner_storage/<UUID>. Prefect deletes them when

@@ -55,6 +55,7 @@ class Run:
     planned: Planned | None = None  # the run's first plan
     returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
     cached: int = 0
+    places: dict[str, str] = field(default_factory=dict)  # chunk -> its place in the run, such as `3-of-12`
     task_runs: dict[str, str] = field(default_factory=dict)  # chunk -> Prefect's ID of its last task run
     chunk_problems: deque[ChunkProblem] = field(default_factory=deque)  # chunks that the run's page does not show yet
     needs_repair: bool = False  # a chunk came back Cached, but the ledger lacks some of its rows

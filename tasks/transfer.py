@@ -12,6 +12,7 @@ from prefect import get_run_logger, task
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectConcurrentFuture
 from prefect.runtime import task_run
+from prefect.states import Completed
 
 from ferry.core import ChunkIncomplete, ErrorClass, FerryError, ProcessLost, Snapshot
 from ferry.state import ChunkRef
@@ -23,23 +24,34 @@ MOST_CHUNKS = 64  # the largest number; in between, the dispatcher decides wheth
 POLL_S = 0.25
 
 
+def chunk_name(parameters: dict[str, Any]) -> str:
+    """Returns the name of a chunk's task run, such as `chunk-3-of-12-6248201a9251`: its place, and its digest."""
+    ref: ChunkRef = parameters["ref"]
+    return f"chunk-{runs.current().places[ref.digest]}-{ref.digest:.12}"
+
+
 @task(
-    task_run_name="chunk-{ref.digest:.12}-{ref.rows}-rows",
+    task_run_name=cast("Any", chunk_name),
     cache_key_fn=policies.chunk_cache_key,
     retry_condition_fn=policies.worth_another_try,
     persist_result=True,
     result_serializer="json",
 )
-def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any]:  # noqa: ARG001 (the cache key reads it)
-    """Transfer a chunk's rows, and return its counts. Raises ChunkIncomplete if rows are still pending."""
+def transfer_chunk(ref: ChunkRef, fingerprint: str) -> dict[str, Any] | State[Any]:  # noqa: ARG001 (the cache key reads it)
+    """Transfer a chunk's rows, and return its counts. Raises ChunkIncomplete if rows are still pending.
+
+    The state of a chunk with failed rows is Completed, too, and says how many: `3 rows failed`.
+    """
     run = runs.current()
     retry = (task_run.run_count or 1) - 1
     if retry:  # not by Prefect: neither a stop nor a Ctrl-C can end Prefect's wait for a retry
         run.runtime.sleep(policies.chunk_delay_s(run.job.retries, retry, run.runtime.rng))
     result = run.pool.run_chunk(ref)
+    counts = dataclasses.asdict(result)
     if failed := result.counts.get("failed"):
         run.note_problem(ref, str(task_run.id), f"{failed:,} of {ref.rows:,} rows failed")
-    return dataclasses.asdict(result)
+        return Completed(name=f"{failed:,} {'row' if failed == 1 else 'rows'} failed", data=counts)
+    return counts
 
 
 def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
@@ -48,6 +60,8 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     A chunk that sleeps until its retry does not count as active. No chunk is submitted while the run is paused, or
     after it was stopped.
     """
+    first, total = len(run.places), len(run.places) + len(refs)
+    run.places.update((ref.digest, f"{number}-of-{total}") for number, ref in enumerate(refs, first + 1))
     mapped = transfer_chunk.with_options(retries=run.job.retries.chunk_attempts, retry_delay_seconds=0)
     waiting = deque(refs)
     futures: dict[concurrent.futures.Future[Any], tuple[ChunkRef, Any]] = {}

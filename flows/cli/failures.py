@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from flows.cli.terminal import out, say, shown
 from tasks.job_file import load_job
 
 SHOWN_ROWS = 50
+CHUNK = re.compile(r"^chunk-.*?([0-9a-f]{12})")  # names of task runs, from tasks.transfer; earlier ones had no place
 
 
 def failures(
@@ -49,7 +51,8 @@ def failures(
         raise UserError(f"--limit {limit}: the limit must not be negative; or leave the option out")
     classes = split_names(class_)
     check_classes(classes)
-    wanted = FailureFilter(classes, host, chunk.removeprefix("chunk-").partition("-")[0])
+    named = CHUNK.search(chunk)
+    wanted = FailureFilter(classes, host, named[1] if named else chunk)
     as_table = format_ == "table" and not json_
     limit = SHOWN_ROWS if as_table and limit is None else limit
     state = local_run.state_to_read(load_job(job_file), job_file)

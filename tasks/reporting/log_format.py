@@ -17,7 +17,7 @@ from typing import Any
 FORMAT = "FERRY_LOG_FORMAT"
 SHORT = 8  # digits of a run's ID in text lines
 FIRST_S, SHARE, LAST_S = 5.0, 20.0, 1800.0
-CHUNK = re.compile(r"chunk-([0-9a-f]{12})-")  # names of task runs, from tasks.transfer
+CHUNK = re.compile(r"chunk-\d+-of-\d+-([0-9a-f]{12})")  # names of task runs, from tasks.transfer
 RECORD_FIELDS = ("flow_run_id", "flow_run_name", "task_run_id", "task_run_name")  # set by Prefect on a run's records
 
 run_fields: dict[str, Any] = {}  # this process's run: flow_run_id, flow_run_name, job, run_no
@@ -73,7 +73,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Formats as Prefect does, with the run: `Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - ...`."""
+    """Formats as Prefect does, with the run: `Task run 'chunk-3-of-12-2e4bd0e50415' of 'products' fae78618 - ...`."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s.%(msecs)03d | %(levelname)-7s | %(whose)s - %(message)s", "%H:%M:%S")

@@ -26,6 +26,7 @@ from tasks.prefect_patches import (
     COMPLETED,
     ENGINE,
     FLOW_RUNS,
+    LAST_EVENTS,
     NOT_SENT,
     RETRIED,
     TASK_RUNS,
@@ -136,6 +137,7 @@ _FILTERS: dict[str, tuple[logging.Filter | Callable[[logging.LogRecord], bool], 
     TASK_RUNS: (_EXPECTED_ERRORS, _OF_TASKS),
     "prefect.ferry": (_OF_FERRY,),
     **dict.fromkeys(CLIENTS, (_SERVER_UNREACHABLE,)),
+    LAST_EVENTS: (lambda record: record.levelno > logging.WARNING,),
 }
 
 

@@ -20,7 +20,7 @@ import pytest
 from demo.origin import Fault, Origin, Trouble
 from demo.s3 import S3Server
 from tests.faults.amount import LONG, each
-from tests.faults.flow_runs import ALONE, BOUND_S, ENDED, begin, recorded_runs
+from tests.faults.flow_runs import ALONE, BOUND_S, begin, recorded_runs
 from tests.flows.project import TRACEBACK, Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 LONG_S = 600.0  # nothing that is waited for here takes so long, unless nobody ends it
@@ -46,7 +46,7 @@ def test_in_the_middle(
     assert not processes_with(str(project.folder))
     (known,) = recorded_runs(project)
     assert (known.state, known.message) == ("CANCELLED", report["message"])
-    assert set(known.tasks) <= set(ENDED)
+    assert set(known.tasks) == {"COMPLETED", "CANCELLED"}  # no chunk that was interrupted is shown as Failed
     assert len(known.tasks) >= 3
     run.finish()
     tried(f"{number.name} in the middle of a run")

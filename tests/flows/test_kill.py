@@ -13,6 +13,7 @@ import pytest
 from demo.origin import Origin
 from flows.server.local import Running
 from flows.server.shared import is_running
+from tests.faults.flow_runs import recorded_runs
 from tests.flows.project import Cli, Prefect, Project, fold, processes_with, serve, wait_for
 
 ROWS = 240
@@ -123,4 +124,7 @@ def test_killed_with_its_own_server(project: Project, origin: Origin) -> None:
     assert all(origin.requests["/" + key] == 1 for key in recorded)
     assert not processes_with(str(project.folder))
     assert Running.read(home) == before
+    killed, ended = recorded_runs(project)
+    assert (killed.state, ended.state) == ("CRASHED", "COMPLETED")
+    assert "CRASHED" in killed.tasks, "chunks of the killed run do not stay Running"
     assert is_running(home)

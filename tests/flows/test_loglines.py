@@ -20,7 +20,7 @@ RUN: dict[str, Any] = {"flow_run_id": "fae78618-b73c-49db-874b-62dcb24edcca", "f
 TASK: dict[str, Any] = {
     **RUN,
     "task_run_id": "01a21549-0000-7000-8000-000000000000",
-    "task_run_name": "chunk-2e4bd0e50415-500-rows",
+    "task_run_name": "chunk-3-of-12-2e4bd0e50415",
 }
 WEEK_S, NIGHT_S = 7 * 86_400.0, 12 * 3600.0
 
@@ -109,7 +109,7 @@ def test_text_lines_say_which_run() -> None:
     shown = TextLines().format(record("60 rows", "prefect.flow_runs", **RUN))
     assert shown.endswith("| INFO    | Flow run 'products' fae78618 - 60 rows")
     shown = TextLines().format(record("failed", **TASK))
-    assert shown.endswith("| Task run 'chunk-2e4bd0e50415-500-rows' of 'products' fae78618 - failed")
+    assert shown.endswith("| Task run 'chunk-3-of-12-2e4bd0e50415' of 'products' fae78618 - failed")
     log_format.run_fields.update(RUN)
     assert TextLines().format(record("x", "asyncio")).endswith("| asyncio fae78618 - x")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from typing import Any
 
 import pytest
 from prefect import flow_engine
+from prefect._internal.concurrency import services
+from prefect.events.worker import EventsWorker
 from prefect.runner import Runner
 from prefect.workers.process import ProcessWorker
 
 from ferry.core.errors import UserError
 from tasks import prefect_patches
+from tasks.reporting import prefect_logs
 from tests.flows.project import ROOT, Cli
 
 SCRIPT = """
@@ -164,6 +168,16 @@ def test_a_server_that_is_away_is_told_in_these_words(cli: Cli) -> None:
     lines = json.loads(done.stdout.partition("SEEN")[2] or "[]")
     words = (prefect_patches.UNREACHABLE, prefect_patches.NOT_SENT)
     assert any(word in text for _, text in lines for word in words), (lines, done.stderr)
+
+
+def test_the_logger_of_the_last_events() -> None:
+    """The service that sends events logs under its class's name; its warnings are not shown, its errors are."""
+    assert EventsWorker.__name__ == prefect_patches.LAST_EVENTS
+    assert 'self._logger = logging.getLogger(f"{type(self).__name__}")' in inspect.getsource(services)
+    (shown,) = prefect_logs._FILTERS[prefect_patches.LAST_EVENTS]
+    assert callable(shown)
+    records = [logging.LogRecord("x", level, "", 0, "", None, None) for level in (logging.WARNING, logging.ERROR)]
+    assert [shown(record) for record in records] == [False, True]
 
 
 def test_the_folders_of_workers() -> None:
