@@ -23,6 +23,8 @@ STOP_S = 8.0
 class Idleness:
     """Ends this process once no request came for ``idle_s``, and no command has a lock on ``in-use.lock``.
 
+    It also ends when its home was deleted.
+
     A command locks it before it looks for a server. So it either finds one that stays, or waits until this one is gone.
     The time of the last request is the time of ``server.json``, for `ferry server status`.
     """
@@ -48,11 +50,18 @@ class Idleness:
             time.sleep(min(CHECK_S, self._idle_s / 4))
             idle_s = time.monotonic() - self._last
             used_at = time.time() - idle_s
-            os.utime(self._home / "server.json", (used_at, used_at))
-            if idle_s >= self._idle_s and _locked(lock):
+            if not self._mark(used_at) or (idle_s >= self._idle_s and _locked(lock)):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(STOP_S)
                 os._exit(1)  # it hangs, and commands wait for its lock
+
+    def _mark(self, used_at: float) -> bool:
+        """Sets the time of `server.json`. Returns False if it is gone, as the whole home may be."""
+        try:
+            os.utime(self._home / "server.json", (used_at, used_at))
+        except FileNotFoundError:
+            return False
+        return True
 
 
 def _locked(lock: int) -> bool:

@@ -225,7 +225,8 @@ print(os.environ["no_proxy"] == os.environ["NO_PROXY"], os.environ["NO_PROXY"])
 @pytest.mark.slow
 def test_the_servers_requests_go_through_no_proxy(tmp_path: Path) -> None:
     """With HTTP_PROXY set, a run connects to its server directly, and keeps the user's exceptions."""
-    with _proxy() as (address, asked):
+    with _proxy() as (address, asked), contextlib.ExitStack() as after:
+        after.callback(shared.stop, tmp_path / "home")
         given = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
         given |= {"http_proxy": address, "HTTP_PROXY": address, "HTTPS_PROXY": address, "NO_PROXY": "old.example"}
         given.pop("PREFECT_API_URL", None)

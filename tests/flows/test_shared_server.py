@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -216,3 +217,15 @@ def test_text_that_is_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shared.idle_setting("2h") == 7200
     monkeypatch.setenv("FERRY_SERVER_IDLE", "0")
     assert shared.idle_setting() == 0
+
+
+def test_a_server_whose_home_is_deleted_ends(home: Path) -> None:
+    """No command could find it again."""
+    using = command(home)
+    url_of(using)
+    running = Running.read(home)
+    assert running is not None
+    shutil.rmtree(home)
+    wait_for("its end", lambda: not Path(f"/proc/{running.pid}").exists(), 20)
+    using.kill()
+    using.wait()
