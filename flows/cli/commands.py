@@ -246,6 +246,9 @@ for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
+    ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
+    ("control:resume", MOVE, 8, "Resume a paused run."),
+    ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
     (
         "server:ui",

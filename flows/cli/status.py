@@ -51,7 +51,7 @@ def _show_status(job_file: Path, *, as_json: bool) -> bool:
     running = f"running: {holder.run} (process {holder.pid} on {holder.host})" if holder else None
     hosts = read_hosts(state)
     if running and hosts is not None and hosts.paused:
-        running += "; paused at Prefect: resume it there to continue (docs/how-to/control-a-run.md)"
+        running += f"; paused at Prefect. To go on: ferry resume {job_file}"
     lost = None if running else lost_run(state)
     if as_json:
         known = dataclasses.asdict(hosts) if hosts else None
