@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from prefect import flow, get_run_logger
@@ -57,6 +57,13 @@ def run_name() -> str:
     return f"{name} (delta {datetime.now(UTC):%Y-%m-%d})" if mode == "delta" else name
 
 
+class Amount(NamedTuple):
+    """How many rows a run copies at most, None for all; and whether these are drawn at random."""
+
+    limit: int | None
+    at_random: bool
+
+
 @flow(
     name="migrate",
     flow_run_name=run_name,
@@ -66,7 +73,11 @@ def run_name() -> str:
     persist_result=False,
 )
 def migrate(
-    job: Job, retry_failed: bool | list[str] = False, limit: int | None = None, wait: bool = False
+    job: Job,
+    retry_failed: bool | list[str] = False,
+    limit: int | None = None,
+    wait: bool = False,
+    sample: int | None = None,
 ) -> State[Any]:
     """Run a job: copy the new rows, the pending rows and the retryable failures.
 
@@ -75,6 +86,7 @@ def migrate(
         retry_failed: Take only failed rows: all of them, or those with the given error classes or status codes.
         limit: Copy at most this many rows.
         wait: Wait while another run of the job holds the lease. Without it, this run fails and names the other run.
+        sample: As `limit`, but with rows drawn at random from the whole manifest.
     """
     global ended, report
     configure_logging()
@@ -83,7 +95,10 @@ def migrate(
     report = None
     try:
         selection = RetrySelection.from_parameter(retry_failed)
-        report = run_job(with_absolute_paths(job, Path.cwd()), selection, limit, wait, interrupts)
+        if limit is not None and sample is not None:
+            raise UserError("limit and sample are both given; leave one of them out")
+        amount = Amount(limit if sample is None else sample, at_random=sample is not None)
+        report = run_job(with_absolute_paths(job, Path.cwd()), selection, amount, wait, interrupts)
         ended = final_state(report)
     except (signals.Interrupted, Stopped) as interrupt:
         ended = Cancelled(message=f"nothing was copied: {interrupt}")
@@ -98,11 +113,9 @@ def migrate(
     return ended
 
 
-def run_job(
-    job: Job, selection: RetrySelection, limit: int | None, wait: bool, interrupts: signals.Interrupts
-) -> Report:
+def run_job(job: Job, selection: RetrySelection, amount: Amount, wait: bool, interrupts: signals.Interrupts) -> Report:
     """Run the job under its lease and return the report. Raises FerryError, and Interrupted before the transfer."""
-    warn, own = get_run_logger().warning, UUID(flow_run.id)
+    warn, own, limit = get_run_logger().warning, UUID(flow_run.id), amount.limit
     prefect_state.check_start(flow_run.run_count, warn)
     mark_dead_runs(own, flow_run.run_count, warn)
     with (
@@ -116,7 +129,7 @@ def run_job(
         number_run(own, run.run_no)
         follower.pause_by(run.runtime.pause)
         mark_predecessor(run.lease, own, warn)
-        planned = plan_chunks(run, selection, limit)
+        planned = plan_chunks(run, selection, limit, at_random=amount.at_random)
         transfer_all(run, planned.chunks)
         retry_passes(run, job.retries.passes)
         partly = selection.only_failed or limit is not None or run.runtime.stopping

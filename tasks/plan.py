@@ -14,9 +14,10 @@ from tasks.run import Run
 
 
 @task(name="plan", task_run_name="plan", cache_policy=NO_CACHE, persist_result=False)
-def plan_chunks(run: Run, selection: RetrySelection, limit: int | None) -> Planned:
+def plan_chunks(run: Run, selection: RetrySelection, limit: int | None, *, at_random: bool = False) -> Planned:
     """Compare the manifest with the ledger and write chunks of the rows to process."""
-    planned = run.plan("retry" if selection.only_failed else "plain", classes=selection.classes, limit=limit)
+    mode = "retry" if selection.only_failed else "plain"
+    planned = run.plan(mode, classes=selection.classes, limit=limit, at_random=at_random)
     logger = get_run_logger()
     for line in describe(planned):
         logger.log(WARNING if line == planned.shorter else INFO, line)

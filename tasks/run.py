@@ -106,9 +106,13 @@ class Run:
         """Delete the copies whose rows were removed from the manifest. Raises Stopped, and what the deletion raises."""
         self.pruned = PruneResult(**json.loads(self._until_stopped("prune")))
 
-    def plan(self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None) -> Planned:
+    def plan(
+        self, mode: str, *, classes: Sequence[str] = (), limit: int | None = None, at_random: bool = False
+    ) -> Planned:
         """Plan, and return the plan. Raises Stopped if the run is stopped meanwhile, and what planning raises."""
-        answer = self._until_stopped("plan", mode=mode, classes=list(classes), limit=limit, returned=self.returned)
+        answer = self._until_stopped(
+            "plan", mode=mode, classes=list(classes), limit=limit, at_random=at_random, returned=self.returned
+        )
         planned = Planned.decode(answer)
         self.planned = self.planned or planned
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)

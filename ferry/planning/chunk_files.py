@@ -103,12 +103,16 @@ def without(kept: Sequence[ChunkRef], new: Sequence[ChunkRef]) -> list[ChunkRef]
     return [chunk for chunk in kept if chunk.digest not in again]
 
 
-def select_rows(con: duckdb.DuckDBPyConnection, limit: int | None, pending: int) -> dict[str, int]:
+def select_rows(
+    con: duckdb.DuckDBPyConnection, limit: int | None, pending: int, *, at_random: bool = False
+) -> dict[str, int]:
     """Fills `selected` with the rows of `todo` for this run, and returns their number by reason.
 
-    ``limit`` counts the ``pending`` rows of earlier chunks first, then new rows, then the others.
+    ``limit`` counts the ``pending`` rows of earlier chunks first, then new rows, then the others: the first ones of the
+    manifest, or ``at_random`` those with the smallest row IDs, which are digests.
     """
-    first_rows = "" if limit is None else f"ORDER BY reason <> 'new', row_no LIMIT {max(0, limit - pending)}"
+    order = "row_id" if at_random else "row_no"
+    first_rows = "" if limit is None else f"ORDER BY reason <> 'new', {order} LIMIT {max(0, limit - pending)}"
     con.execute(f"CREATE TABLE selected AS SELECT * FROM todo {first_rows}")
     return dict(con.execute("SELECT reason, count(*) FROM selected GROUP BY 1 ORDER BY 1").fetchall())
 

@@ -72,6 +72,7 @@ class PlanOptions:
     mode: Mode = "plain"
     classes: Sequence[str] = ()  # for the mode retry: error classes or status codes; empty takes all
     limit: int | None = None
+    at_random: bool = False  # which rows ``limit`` takes: a random sample, or the first ones of the manifest
     dry: bool = False  # for `ferry plan`: count, and write nothing
     returned: Sequence[str] = ()  # for the modes pass and repair: the chunks of this run that returned
     token: str = ""  # of the run's lease, which is checked before each write
@@ -194,7 +195,7 @@ class Planner:
         if self._plain and not self.options.dry:
             collisions.write_outcomes(self.con, self.state, self.options.run_no, self.job.settings_digest())
         pending = sum(chunk.rows - chunk.done for chunk in chunks) if self._plain else 0
-        selected = chunk_files.select_rows(self.con, self.options.limit, pending)
+        selected = chunk_files.select_rows(self.con, self.options.limit, pending, at_random=self.options.at_random)
         (rows,) = self.con.execute("SELECT count(*) FROM todo").fetchall()[0]
         (permanent_failures,) = self.con.execute(
             "SELECT count(*) FROM facts ANTI JOIN todo USING (row_id) WHERE status = 'failed' AND NOT held"

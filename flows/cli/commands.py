@@ -80,7 +80,8 @@ def run(
     set_: Annotated[
         tuple[str, ...], Several(name="--set", help="Override a job setting, such as limits.concurrency=8.")
     ] = (),
-    limit: Annotated[int | None, Parameter(help="Copy at most this many rows.")] = None,
+    limit: Annotated[int | None, Parameter(help="Copy at most this many rows, the first ones.")] = None,
+    sample: Annotated[int | None, Parameter(help="Copy at most this many rows, drawn at random.")] = None,
     retry_failed: Annotated[
         tuple[str, ...],
         Several(
@@ -101,8 +102,8 @@ def run(
 
         if dry_run:
             raise UserError("--dry-run plans on this machine: leave out --on, and name the job file")
-        selected = _selection(limit, retry_failed).parameter
-        given = {"retry_failed": selected or None, "limit": limit, "wait": wait or None}
+        selected = _selection(limit, sample, retry_failed).parameter
+        given = {"retry_failed": selected or None, "limit": limit, "sample": sample, "wait": wait or None}
         return run_on(job_file, on, set_, given, replan=replan, as_json=json_)
     with signals.ended_by_the_system():
         limit_arrow_memory()
@@ -112,10 +113,10 @@ def run(
         from flows.running import reporter
         from tasks.reporting.text import Report
 
-    selection = _selection(limit, retry_failed)
+    selection = _selection(limit, sample, retry_failed)
     if dry_run:
-        if limit is not None or retry_failed or replan:
-            raise UserError("--dry-run shows the plan of all rows; leave out --limit, --retry-failed and --replan")
+        if limit is not None or sample is not None or retry_failed or replan:
+            raise UserError("--dry-run plans all rows; leave out --limit, --sample, --retry-failed and --replan")
         return _show_plan(load_job(job_file, set_), job_file, json_)
     job, folder = load_job(job_file, set_), job_file.absolute().parent
     local_run.say_start(job, folder)
@@ -128,7 +129,7 @@ def run(
                 f"Prefect UI: {api_url.removesuffix('/api')}   "
                 f"(if it no longer answers: ferry ui {terminal.shown(shlex.quote(str(job_file)))})"
             )
-        code, end = migrate_here(api_url, signals.current(), job, selection, limit, wait)
+        code, end = migrate_here(api_url, signals.current(), job, selection, limit, wait, sample)
     if not isinstance(end, Report):
         if json_:
             print_json({"error": str(end), "exit_code": code})
@@ -142,10 +143,13 @@ def run(
     return code
 
 
-def _selection(limit: int | None, retry_failed: tuple[str, ...]) -> RetrySelection:
-    """Returns the rows that `--retry-failed` selects. Raises UserError for it or ``limit`` if they cannot be used."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: the limit must be at least 1; or leave the option out")
+def _selection(limit: int | None, sample: int | None, retry_failed: tuple[str, ...]) -> RetrySelection:
+    """Returns the rows that `--retry-failed` selects. Raises UserError if it or a number of rows cannot be used."""
+    for name, rows in (("limit", limit), ("sample", sample)):
+        if rows is not None and rows < 1:
+            raise UserError(f"--{name} {rows}: it must be at least 1; or leave the option out")
+    if limit is not None and sample is not None:
+        raise UserError("--limit takes the first rows, and --sample takes random ones; leave one of them out")
     selection = RetrySelection.from_option(split_names(retry_failed))
     check_classes(selection.classes)
     return selection

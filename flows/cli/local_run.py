@@ -146,6 +146,7 @@ def migrate_here(
     selection: RetrySelection,
     limit: int | None = None,
     wait: bool = False,
+    sample: int | None = None,
 ) -> tuple[int, Report | str]:
     """Run the flow `migrate`. Returns the exit code, and the report or, without one, a message."""
     global server_unreachable
@@ -156,7 +157,7 @@ def migrate_here(
 
     with interrupts.listening(), tagged():
         try:
-            state = run_flow(flow.migrate, job, selection.parameter, limit, wait)
+            state = run_flow(flow.migrate, job, selection.parameter, limit, wait, sample)
         except API_ERRORS:
             if flow.ended is None:
                 raise UserError(f"the Prefect server at {api_url} does not answer; nothing was copied") from None

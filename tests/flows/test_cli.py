@@ -440,3 +440,20 @@ def test_errors_as_json(project: Project) -> None:
         answer = project.ferry(command, "none.yaml", "--json").expect(2)
         assert "none.yaml" in answer.stdout + answer.stderr
         assert "none.yaml" in answer.json["error"]
+
+
+def test_a_sample_comes_first(project: Project, origin: Origin) -> None:
+    """--sample copies random rows of the whole manifest; the next run copies the others, each once."""
+    rows, bodies = serve(origin, 60)
+    project.manifest(rows)
+    assert "leave one of them out" in project.ferry("run", "job.yaml", "--sample", "5", "--limit", "5").expect(2).stderr
+    assert "--sample 0: it must be at least 1" in project.ferry("run", "job.yaml", "--sample", "0").expect(2).stderr
+    report = project.ferry("run", "job.yaml", "--sample", "20", "--json").expect(0).json
+    assert (report["this_run"], report["counts"]["pending"]) == ({"copied": 20}, 40)
+    assert "The other 40 rows would " in report["message"]
+    first = list(bodies)[:20]
+    assert len(project.stored()) == 20
+    assert set(project.stored()) != set(first)
+    project.ferry("run", "job.yaml", "--json").expect(0)
+    assert project.stored() == bodies
+    assert set(origin.requests.values()) == {1}

@@ -396,7 +396,7 @@ def test_the_deployment(world: World) -> None:
 def test_the_form(world: World) -> None:
     """Each setting of the job has a description in the UI's form."""
     schema = world.prefect.get("deployments/name/migrate/prod")["parameter_openapi_schema"]
-    assert set(schema["properties"]) == {"job", "retry_failed", "limit", "wait"}
+    assert set(schema["properties"]) == {"job", "retry_failed", "limit", "sample", "wait"}
     for model in schema["definitions"].values():
         for name, setting in model.get("properties", {}).items():
             target = schema["definitions"].get(setting.get("$ref", "").rpartition("/")[2], {})

@@ -116,7 +116,7 @@ def test_what_is_refused_before_it_is_submitted(deployed: Deployed, project: Pro
         (["job.yaml", "--on", deployed.named("verify/weekly")], "a deployment of the flow `migrate`"),
         (["job.yaml", "--on", on, "--set", "limits.concurency=3"], "did you mean `concurrency`?"),
         (["job.yaml", "--on", on, "--replan"], "--replan cannot be combined with --on"),
-        (["job.yaml", "--on", on, "--limit", "0"], "the limit must be at least 1"),
+        (["job.yaml", "--on", on, "--limit", "0"], "--limit 0: it must be at least 1"),
         ([], "name a job file"),
     ):
         assert words in project.ferry("run", *arguments).expect(2).stderr

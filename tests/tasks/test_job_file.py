@@ -116,7 +116,7 @@ name: x
 manifst: list.csv
 destination:
   uri: s3://b/x/
-  regon: eu
+  regin: eu
 checks: images
 limits:
   hosts:
@@ -133,7 +133,7 @@ def test_all_mistakes_are_said_with_their_lines(tmp_path: Path) -> None:
         load_job(write(tmp_path, MISTAKES))
     lines = [line.strip() for line in str(caught.value).splitlines()[1:]]
     assert lines[0] == "line 2: unknown key `manifst`; did you mean `manifest`?"
-    assert lines[1] == "line 5: destination: unknown key `regon`; did you mean `region`?"
+    assert lines[1] == "line 5: destination: unknown key `regin`; did you mean `region`?"
     assert lines[2].startswith("line 6: checks: Input should be ")
     assert lines[3].startswith("line 9: limits.hosts.a.example.concurrency: ")
     assert lines[4].startswith("line 11: source.roots.1: root `nonsense` is neither ")

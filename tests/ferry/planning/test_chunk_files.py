@@ -123,6 +123,16 @@ def test_a_limit(limit: int | None, pending: int, rows: list[list[str]], reasons
     assert chunk_files.select_rows(cutting.con, limit, pending) == reasons
 
 
+def test_a_sample_is_of_the_whole_manifest(cutting: Cutting) -> None:
+    """At random, a limit takes the rows with the smallest IDs, wherever they are in the manifest; new rows first."""
+    con = cutting.con
+    con.execute("CREATE OR REPLACE TABLE todo (row_id VARCHAR, row_no BIGINT, reason VARCHAR)")
+    con.executemany("INSERT INTO todo VALUES (?, ?, ?)", [(f"{37 * n % 100:02}", n, "new") for n in range(1, 100)])
+    con.execute("INSERT INTO todo VALUES ('00', 100, 'retry')")
+    assert chunk_files.select_rows(con, 20, 0, at_random=True) == {"new": 20}
+    assert con.execute("SELECT row_id FROM selected ORDER BY 1").fetchall() == [(f"{n:02}",) for n in range(1, 21)]
+
+
 def held(cutting: Cutting, chunks: Sequence[ChunkRef]) -> list[tuple[Any, ...]]:
     chunk_files.load_held(cutting.con, cutting.state, chunks)
     lines = cutting.con.execute(
