@@ -51,7 +51,8 @@ def is_free(port: int) -> bool:
 def try_lock(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
     """Returns the descriptor of a file locked by flock(2), or None if another process has it locked.
 
-    The lock lasts until all copies of the descriptor are closed, those of child processes included.
+    The lock lasts until all copies of the descriptor are closed, those of child processes included. Raises UserError
+    for a file system without locks, and FileNotFoundError without the folder.
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -59,6 +60,11 @@ def try_lock(path: Path, how: int = fcntl.LOCK_EX) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
+    except OSError as exc:
+        os.close(lock)
+        raise UserError(
+            f"{path} cannot be locked ({exc.strerror}). Set PREFECT_HOME to a folder on a local disk"
+        ) from None
     return lock
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -229,3 +230,14 @@ def test_a_server_whose_home_is_deleted_ends(home: Path) -> None:
     wait_for("its end", lambda: not Path(f"/proc/{running.pid}").exists(), 20)
     using.kill()
     using.wait()
+
+
+def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file and the setting."""
+
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"in-use.lock cannot be locked \(No locks available\). Set PREFECT_HOME"):
+        SharedServer(home).start()
