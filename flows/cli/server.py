@@ -103,8 +103,8 @@ def _say_address(url: str, note: str, as_json: bool) -> None:
 
 def _until(found: Running | None) -> str:
     if found is None or found.idle_s is None:
-        return "ends with the command that started it"
-    return f"ends when it was unused for {duration(found.idle_s)}"
+        return "ends with the program that started it"
+    return f"ends after {duration(found.idle_s)} without use"
 
 
 def _last_request(home: Path) -> float:

@@ -418,7 +418,7 @@ def test_ui(project: Project, origin: Origin) -> None:
     assert not processes_with(str(project.folder), servers=True)
     assert "no Prefect server runs" in project.ferry("server", "stop", "job.yaml", env=alone).expect(0).stdout
     again = project.ferry("server", "start", "job.yaml", "--idle", "2h", env=alone).expect(0).stdout
-    assert again == f"Prefect UI: {url}   (ends when it was unused for 2:00:00)\n"
+    assert again == f"Prefect UI: {url}   (ends after 2:00:00 without use)\n"
 
 
 def test_wrong_commands(project: Project) -> None:
