@@ -47,7 +47,6 @@ from tests.support.units import descendants
 pytestmark = pytest.mark.slow
 STOPS_WITHIN_S = 60.0
 CANCEL = {"type": "CANCELLING", "name": "Cancelling"}
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "control-a-run.md"
 PAUSE = {"type": "PAUSED", "name": "Paused"}  # what `ferry pause` asks for
 
 
