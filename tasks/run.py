@@ -60,6 +60,7 @@ class Run:
     chunk_problems: deque[ChunkProblem] = field(default_factory=deque)  # chunks that the run's page does not show yet
     needs_repair: bool = False  # a chunk came back Cached, but the ledger lacks some of its rows
     incomplete: dict[str, str] = field(default_factory=dict)  # chunk -> why rows are pending
+    hopeless: list[str] = field(default_factory=list)  # chunks with pending rows of hosts that never answered
     errors: list[FerryError] = field(default_factory=list)
     planning: bool = False
     pruned: PruneResult | None = None  # the result of deleting removed copies, if the job asks for it

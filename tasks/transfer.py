@@ -82,6 +82,11 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
             future.wait()
             _record(run, ref, future.state)
     run.pool.transferring = False
+    if run.hopeless and not nothing_came(run.runtime.progress.snapshot()):
+        # Other hosts answered, which took a while. A pass tries these chunks once more, without a wait.
+        run.returned += run.hopeless
+        run.needs_repair = True
+    run.hopeless.clear()
     for ref in waiting:
         run.incomplete[ref.digest] = run.runtime.stop_reason
 
@@ -113,8 +118,7 @@ def _record(run: runs.Run, ref: ChunkRef, state: State[Any]) -> None:
         run.incomplete[ref.digest] = error.why
         problem = f"{error.pending:,} of {ref.rows:,} rows are pending: {error.why}"
         run.note_problem(ref, run.task_runs[ref.digest], problem)
-        if error.hopeless and nothing_came(run.runtime.progress.snapshot()):
-            run.runtime.request_stop(error.why.rstrip("."))
+        run.hopeless += [ref.digest] if error.hopeless else []
         return
     if isinstance(error, ProcessLost):
         run.incomplete[ref.digest] = str(error)

@@ -39,6 +39,7 @@ from ferry.core.errors import (
 )
 from ferry.core.locations import below
 from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget
+from ferry.core.process_identity import boot_id, process_start
 from ferry.core.progress import Progress, Snapshot
 from ferry.core.quota import Share
 from ferry.core.records import (
@@ -113,6 +114,7 @@ __all__ = [
     "UserError",
     "backoff_s",
     "below",
+    "boot_id",
     "class_problem",
     "command",
     "date_over_at",
@@ -126,6 +128,7 @@ __all__ = [
     "in_any_case",
     "limit_arrow_memory",
     "no_delay",
+    "process_start",
     "redact",
     "redact_id",
     "short",

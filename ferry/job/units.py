@@ -15,13 +15,23 @@ _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 _FACTORS = {
     "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30
 }  # fmt: skip
-_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(?:/s)?\s*\Z")
+_BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(/s)?\s*\Z")
 MAX_DURATION_S = 10 * 366 * 86_400
+
+
+def _number(text: str) -> float | None:
+    """Returns the number that a text without a unit is for YAML or pydantic, such as `1e3`; None for other text."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def duration(value: Any) -> float:
     """Returns the seconds of a number or of text such as `90s`, `30m`, `20h`, `7d`, `4w`; ten years at most."""
     expected = "write a number of seconds, or a duration such as `30m`, `20h`, `7d`, `4w`"
+    if isinstance(value, str) and (number := _number(value)) is not None:
+        value = number
     if isinstance(value, str):
         found = _DURATION.match(value.lower())
         if found is None or found[2] not in _SECONDS:
@@ -36,8 +46,10 @@ def duration(value: Any) -> float:
 
 def size(text: str, key: str, instead: str) -> float:
     """Returns the bytes of text such as `10MB` or `10MiB`."""
+    if (number := _number(text)) is not None:
+        return number
     found = _BYTES.match(text)
-    if found is None or found[2] not in _FACTORS:
+    if found is None or found[2] not in _FACTORS or (found[3] and not key.endswith("_per_s")):
         bits = found is not None and re.fullmatch(r"(?i)[kmg]i?b(it)?", found[2])
         hint = "the unit is bytes, not bits; " if bits else ""
         raise ValueError(f"{key} is neither a number nor a number with a unit; {hint}{instead}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ferry.core import AGAIN, Again, ErrorClass
+
 if TYPE_CHECKING:
     import duckdb
 
@@ -60,14 +62,16 @@ def failure_groups(con: duckdb.DuckDBPyConnection, wanted: FailureFilter) -> lis
     """Returns the groups of failed rows, those with most rows first. ``con`` is that of :func:`folded_ledger`."""
     found = con.execute(
         f"""
-        SELECT l.error_class, l.status_code, {_HOST} AS host, count(*), bool_or(l.retryable),
-               arg_min(l.message, m.row_no),
+        SELECT l.error_class, l.status_code, {_HOST} AS host, count(*), arg_min(l.message, m.row_no),
                min_by({{'line': m.line_no, 'id': l.id, 'source': l.source}}, m.row_no, {EXAMPLES})
         {wanted.sql} GROUP BY ALL ORDER BY 4 DESC, 1, 2, 3
         """,
         wanted.parameters,
     )
-    return [FailureGroup(*line) for line in found.fetchall()]
+    return [
+        FailureGroup(error, status, host, rows, AGAIN[ErrorClass(error)] is not Again.NEVER, message, examples)
+        for error, status, host, rows, message, examples in found.fetchall()
+    ]
 
 
 def select_failures(

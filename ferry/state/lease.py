@@ -11,10 +11,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ferry.core import Fatal, FerryError, LeaseHeld, UserError
+from ferry.core import boot_id as _boot_id
+from ferry.core import process_start as _process_start
 from ferry.state.files import State
 
 NAME = "lease.json"
@@ -57,27 +58,6 @@ def this_process(run: str, expires_at: float, flow_run: str = "") -> Holder:
     """Returns this process as a lease's holder, with a token that no other holder has."""
     start = _process_start(os.getpid()) or ""
     return Holder(socket.gethostname(), os.getpid(), _boot_id(), start, run, uuid.uuid4().hex, expires_at, flow_run)
-
-
-def _boot_id() -> str:
-    """Returns the machine's boot ID and this process's PID namespace, or "" without /proc."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def _process_start(pid: int) -> str | None:
-    """Returns field 22 of /proc/PID/stat (proc(5)), None for a process that has ended, or "" without /proc."""
-    if not Path("/proc/self/stat").exists():
-        return ""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
 
 
 def is_dead(boot_id: str, pid: int, process_start: str) -> bool:

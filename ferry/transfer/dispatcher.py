@@ -20,6 +20,7 @@ READY_ROWS_OF_MANY = 10_000
 AHEAD_ROWS = 3_000  # unread rows on top of the ready ones; with fewer, another chunk is worth starting
 MAX_ROWS = 20_000  # rows queued at most, while paused hosts hold them up
 PROBE_POLL_S = 0.25  # how often a host that is being probed is checked for the probe's end
+SILENT_FOR_S = 90.0  # longer than the pause between two tries of a host that does not answer
 CIRCUITS_KEPT = 1_000  # circuit breakers, also of hosts without rows
 
 
@@ -88,7 +89,7 @@ class Dispatcher:
         self._refilling = False
         self.paused = False
         self.stopped = False
-        self.silent: dict[str, str] = {}  # hosts that have never answered, and what they do instead; from any thread
+        self._silent: dict[str, tuple[float, str]] = {}  # hosts that have never answered: their last try, and its end
 
     @property
     def rows_ahead(self) -> int:
@@ -260,12 +261,18 @@ class Dispatcher:
         self._count(host, -1)
         attempt.leave_pending(item, why, hopeless=hopeless)
 
+    @property
+    def silent(self) -> dict[str, str]:
+        """Hosts that were tried lately and have never answered, with what they do instead. From any thread."""
+        since = self._clock() - SILENT_FOR_S
+        return {name: what for name, (at, what) in list(self._silent.items()) if at >= since}
+
     def note_response(self, host: HostQueue) -> None:
         """Keeps :attr:`silent` up to date after each try."""
         if silence := host.circuit.silence:
-            self.silent[host.name] = silence
-        elif self.silent:
-            self.silent.pop(host.name, None)
+            self._silent[host.name] = self._clock(), silence
+        elif self._silent:
+            self._silent.pop(host.name, None)
 
     def _end_poll(self, host: HostQueue) -> None:
         host.poll = None

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from ferry.core import UserError
@@ -17,51 +16,41 @@ from tasks.job_file import load_job
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+Request = Literal["pause", "resume", "cancel"]
 SOON = "within 15 s; objects in flight end first"
 
 
+# Nothing here may import Prefect before `prefect_server` has chosen the server and left the working directory.
 def pause(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Pause the job's live run: it starts no more objects, waits, and keeps the lease."""
-    from prefect.client.schemas.objects import State, StateType
-
-    state: State[Any] = State(type=StateType.PAUSED, name="Paused")
-    ask = _setting(state)
-    return _control(job_file, ask, f"pauses {SOON}. To go on: ferry resume {{job}}", "pause", json_)
+    return _control(job_file, "pause", f"pauses {SOON}. To go on: ferry resume {{job}}", json_)
 
 
 def resume(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Resume the job's run after a pause."""
-
-    def ask(client: SyncPrefectClient, run: UUID) -> str:
-        result = client.resume_flow_run(run)
-        return "" if result.status.value == "ACCEPT" else str(getattr(result.details, "reason", result.status))
-
-    return _control(job_file, ask, "continues within 15 s", "resume", json_)
+    return _control(job_file, "resume", "continues within 15 s", json_)
 
 
 def cancel(job_file: Path, *, json_: JsonFlag = False) -> int:
     """Cancel the job's live run: it ends as after a Ctrl-C, and the next run resumes."""
+    return _control(job_file, "cancel", f"ends {SOON}. The next run resumes", json_)
+
+
+def _ask(client: SyncPrefectClient, run: UUID, what: Request) -> str:
+    """Asks Prefect for another state of a flow run. Returns why it refused, or ""."""
     from prefect.client.schemas.objects import State, StateType
 
-    state: State[Any] = State(type=StateType.CANCELLING, name="Cancelling")
-    return _control(job_file, _setting(state), f"ends {SOON}. The next run resumes", "cancel", json_)
+    if what == "resume":
+        result = client.resume_flow_run(run)
+    elif what == "pause":
+        result = client.set_flow_run_state(run, State[Any](type=StateType.PAUSED, name="Paused"))
+    else:
+        result = client.set_flow_run_state(run, State[Any](type=StateType.CANCELLING, name="Cancelling"))
+    return "" if result.status.value == "ACCEPT" else str(getattr(result.details, "reason", result.status))
 
 
-def _setting(state: Any) -> Callable[[SyncPrefectClient, UUID], str]:
-    def ask(client: SyncPrefectClient, run: UUID) -> str:
-        result = client.set_flow_run_state(run, state)
-        return "" if result.status.value == "ACCEPT" else str(getattr(result.details, "reason", result.status))
-
-    return ask
-
-
-def _control(
-    job_file: Path, ask: Callable[[SyncPrefectClient, UUID], str], effect: str, what: str, as_json: bool
-) -> int:
-    """Ask Prefect to change the state of the job's live run, which reads it every few seconds.
-
-    ``ask`` returns why Prefect refused that, or "".
-    """
+def _control(job_file: Path, what: Request, effect: str, as_json: bool) -> int:
+    """Ask Prefect to change the state of the job's live run, which reads it every few seconds."""
     job = load_job(job_file)
     holder = lease_holder(local_run.state_to_read(job, job_file))
     if holder is None:
@@ -75,7 +64,7 @@ def _control(
 
         with prefect_api.required_client() as client:
             try:
-                refused = ask(client, UUID(holder.flow_run))
+                refused = _ask(client, UUID(holder.flow_run), what)
             except ObjectNotFound:
                 raise UserError(
                     f"the Prefect server at {url} does not know the run {holder.run} ({holder.flow_run}). Set "

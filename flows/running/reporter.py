@@ -66,7 +66,7 @@ def _report(view: RunView, page: Page, logger: Any, done: threading.Event) -> No
         changed, still = bool(s.still) is not still, bool(s.still)
         if changed and still:
             logger.warning(s.still)
-        if s.silent and s.silent != silent:
+        if s.silent and not silent:
             logger.warning(s.silent)
             changed = True
         silent = s.silent

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ferry.core import UserError
+from ferry.core import UserError, boot_id, process_start
 from flows.server.api_address import VERSION
 from flows.server.home import PrefectHome
 
@@ -82,6 +82,17 @@ class Running:
     version: str  # of Prefect
     idle_s: float | None  # it ends when it was unused for this long; None: with the process that started it
     started_at: float  # seconds since 1970
+    boot_id: str = ""  # these two tell the process from another one with its number
+    process_start: str = ""
+
+    @staticmethod
+    def of(pid: int, port: int, idle_s: float | None) -> Running:
+        """Returns the description of a server process of this version, which is starting."""
+        return Running(pid, port, VERSION, idle_s, time.time(), boot_id(), process_start(pid) or "")
+
+    def is_here(self) -> bool:
+        """Returns whether the process lives on this machine, in this container. True where that cannot be known."""
+        return self.boot_id == boot_id() and process_start(self.pid) == self.process_start
 
     @property
     def url(self) -> str:
@@ -117,8 +128,8 @@ def spawn(
             )  # fmt: skip
     finally:
         os.close(lock)
-    running = Running(process.pid, port, VERSION, idle_s, time.time())
-    running.write(home.path)
+    running = Running.of(process.pid, port, idle_s)
+    running.write(home.path)  # as the process does itself, for the case that this one is killed here
     return running, process
 
 

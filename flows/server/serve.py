@@ -13,6 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from ferry.core import die_with_parent
+from flows.server.local import Running
 from flows.server.localhost_guard import App, Message, OwnerOnlyConnection, Receive, Send, guarded
 
 CHECK_S = 15.0
@@ -91,7 +92,9 @@ def main() -> None:
         if os.getppid() != int(number):  # it ended before die_with_parent() took effect
             return
     os.set_inheritable(int(lock), False)
-    idleness = Idleness(Path(home), float(number)) if kind == "idle" else None
+    idle_s = float(number) if kind == "idle" else None
+    Running.of(os.getpid(), int(port), idle_s).write(Path(home))
+    idleness = None if idle_s is None else Idleness(Path(home), idle_s)
 
     def create_app() -> App:
         if idleness is None:

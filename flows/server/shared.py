@@ -12,10 +12,12 @@ The first command starts it, the next ones find it, and it ends when nothing has
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +34,9 @@ IDLE = "FERRY_SERVER_IDLE"
 IDLE_S = 30 * 60.0
 CHECK_S = 0.5
 MOST_RESTARTS = 3
+HOLDER_S = 5.0
+TOLD_S, LONGEST_WAIT_S = 10.0, 120.0
+RECORDED_S = 3.0  # the server writes the records of task runs every second
 
 
 def idle_setting(given: str | None = None) -> float:
@@ -73,27 +78,35 @@ class SharedServer:
         Raises UserError if a server of another version, or at another port than the one asked for, is in use.
         """
         self._files.make()
-        self._in_use = _lock(self.home / "in-use.lock", fcntl.LOCK_SH)
-        try:
-            self._find_or_spawn()
-        except BaseException:
-            os.close(self._in_use)
-            raise
+        with _starting(self.home):  # first, so that commands which wait for it do not count as users
+            self._in_use = _lock(self.home / "in-use.lock", fcntl.LOCK_SH)
+            try:
+                self._find_or_spawn()
+            except BaseException:
+                os.close(self._in_use)
+                raise
         threading.Thread(target=self._supervise, name="ferry-prefect", daemon=True).start()
 
     def _find_or_spawn(self) -> None:
-        with _starting(self.home):
-            lock, last = lock_database(self.home), Running.read(self.home)
-            if lock is None:
-                if last is None:
-                    raise UserError(f"another program uses {self.home / 'server.lock'}. End it, or set PREFECT_HOME")
-                if last.version == VERSION and self._port in (None, last.port):
-                    self._running = last
-                    return
-                lock = self._replace(last)
+        """Finds the server, or starts one: another one after its death has the same address."""
+        lock, last = lock_database(self.home), Running.read(self.home)
+        if lock is None:
+            last = _holder(self.home)
+            if last.version == VERSION and self._port in (None, last.port):
+                self._running = last
+                return
+            lock = self._replace(last)
+        before = self._running or last
+        try:
             self._files.prepare()
-            port = self._port or (last.port if last and is_free(last.port) else free_port())
-            self._running, process = spawn(self._files, self._files.environment(), port, lock, self._idle_s)
+            port = self._port
+            if port is None and before is not None and (self._running or is_free(before.port)):
+                port = before.port
+            environment = self._files.environment()
+        except BaseException:
+            os.close(lock)
+            raise
+        self._running, process = spawn(self._files, environment, port or free_port(), lock, self._idle_s)
         # A process of whose end nobody asks stays as a zombie.
         threading.Thread(target=process.wait, name="ferry-prefect-end", daemon=True).start()
 
@@ -114,12 +127,13 @@ class SharedServer:
             fcntl.flock(self._in_use, fcntl.LOCK_SH)
 
     def _supervise(self) -> None:
-        for _ in range(MOST_RESTARTS):
-            while is_running(self.home):
-                if self._done.wait(CHECK_S):
-                    return
+        restarts = 0
+        while restarts < MOST_RESTARTS and not self._done.wait(CHECK_S):
             with contextlib.suppress(UserError, OSError):
-                self._find_or_spawn()
+                if not is_running(self.home):
+                    restarts += 1
+                    with _starting(self.home):
+                        self._find_or_spawn()
 
     def ready(self) -> None:
         """Wait until the server answers. Raises UserError if it exits before, or needs more than ten minutes."""
@@ -176,6 +190,8 @@ def stop(home: Path) -> Running | None:
 
 def _end(home: Path, server: Running) -> int:
     """Ends the holder of the lock on the database. Returns the lock."""
+    if not server.is_here():
+        raise UserError(f"{_elsewhere(home, server)}. Stop it there")
     for number, wait_s in ((signal.SIGTERM, STOP_S), (signal.SIGKILL, STOP_S)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(server.pid, number)
@@ -196,9 +212,33 @@ def _starting(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def _holder(home: Path) -> Running:
+    """Returns the server that has the lock on the database. Raises UserError if it is not on this machine."""
+    deadline = time.monotonic() + HOLDER_S
+    while (found := Running.read(home)) is None or not found.is_here():
+        if time.monotonic() >= deadline:
+            raise UserError(
+                f"{_elsewhere(home, found)}. Stop it there, or set PREFECT_HOME to a folder of this machine"
+            )
+        time.sleep(0.05)  # its starter was killed, and it has not written its file yet
+    return found
+
+
+def _elsewhere(home: Path, server: Running | None) -> str:
+    who = f"process {server.pid}" if server is not None else "a process"
+    return f"the Prefect server of {home} runs on another machine or in another container ({who} there)"
+
+
 def _lock(path: Path, how: int) -> int:
-    """Returns the descriptor of a locked file, and waits for the lock."""
+    """Returns the descriptor of a locked file, and waits for the lock. Raises UserError after two minutes."""
+    began, told = time.monotonic(), False
     while (lock := try_lock(path, how)) is None:
+        waited_s = time.monotonic() - began
+        if waited_s >= LONGEST_WAIT_S:
+            raise UserError(f"another ferry process has {path} locked for {waited_s:.0f} s. End it, and try again")
+        if waited_s >= TOLD_S and not told:
+            told = True
+            print(f"waiting for another ferry process, which has {path} locked", file=sys.stderr)
         time.sleep(0.05)
     return lock
 
@@ -222,6 +262,8 @@ def prefect_server(home: Path, meanwhile: Callable[[], None]) -> Iterator[str]:
         check_reachable(given)
         yield given
         return
+    if os.getpid() == 1:  # of a container, whose other processes end with this one
+        atexit.register(time.sleep, RECORDED_S)  # first registered, last called: after Prefect has sent its records
     server = SharedServer(home, idle_s=idle_setting())
     os.environ.update(quiet_environment(server.home))
     without_proxy()

@@ -263,7 +263,7 @@ class WorkerPool:
         elif silent_s >= SILENT_WARN_S:
             words = f"an engine process has been silent for {duration(silent_s)}"
         runtime.progress.still = words
-        silent = dict(runtime.dispatcher.silent)
+        silent = runtime.dispatcher.silent
         for worker in workers:
             silent |= worker.silent
         runtime.progress.silent = describe_silence(silent) if self.transferring else ""

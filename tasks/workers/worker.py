@@ -23,6 +23,7 @@ from tasks.workers.tuning import for_many_objects, limit_malloc_arenas, raise_fi
 
 CHUNK, BEAT, RESULT = 1, 2, 3  # kinds of messages
 EVERY_S = 0.25
+MOST_SILENT = 50  # hosts without an answer in one message
 ENDED_S = 12.0  # longer than the 10 s that objects in flight get after a stop
 
 
@@ -120,7 +121,7 @@ class Worker:
                     "got": got, "rows": rt.rows_ahead, "room": rt.dispatcher.rows_wanted, "cpu_s": rt.loop_cpu_s(),
                     "hosts": [asdict(host) for host in known], "opened": opened, "pauses": rt.limiter.pauses(),
                     "statuses": done.statuses, "classes": done.classes, "bytes": done.bytes,
-                    "silent": dict(rt.dispatcher.silent), "waits": rt.waits(),
+                    "silent": dict(list(rt.dispatcher.silent.items())[:MOST_SILENT]), "waits": rt.waits(),
                     "pieces": rt.object_transfer.waits.pieces,
                 },
             )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from demo.origin import Origin
-from tests.flows.project import Cli, Prefect, Project, fold, serve, wait_for
+from tests.flows.project import Cli, Environment, Prefect, Project, fold, processes_with, serve, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +35,22 @@ def test_a_run_is_paused_resumed_and_cancelled(project: Project, origin: Origin,
     report = Cli.end(process, ("run",)).expect(130).json
     assert report["verdict"].startswith("Cancelled: interrupted by a cancellation at Prefect")
     assert report["counts"]["pending"] > 0
+
+
+def test_without_an_address_they_use_the_local_server(project: Project, origin: Origin) -> None:
+    """The commands start no server of Prefect's own, and read no settings from the working directory."""
+    rows, _ = serve(origin, 200)
+    origin.latency_s = 0.2
+    project.job(concurrency=2)
+    project.manifest(rows)
+    alone: Environment = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
+    (project.folder / ".env").write_text("PREFECT_API_URL=http://127.0.0.1:9/api\n")
+    process = project.start("run", "job.yaml", "--json", env=alone)
+    wait_for("recorded rows", lambda: len(fold(project.state)) >= 2, 60)
+    for what in ("pause", "resume", "cancel"):
+        Cli.end(project.start(what, "job.yaml", env=alone), (what,)).expect(0)
+        assert not [line for line in processes_with(str(project.folder), servers=True) if "uvicorn" in line]
+    Cli.end(process, ("run",)).expect(130)
 
 
 def test_a_run_of_another_server(project: Project, origin: Origin) -> None:

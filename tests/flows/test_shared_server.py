@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,10 @@ def test_a_killed_command_leaves_nothing_locked(home: Path) -> None:
     killed.wait()
     before = Running.read(home)
     with SharedServer(home):
-        assert Running.read(home) == before
+        now = Running.read(home)
+    assert before is not None
+    assert now is not None
+    assert now.pid == before.pid
     assert len(servers(home)) == 1
 
 
@@ -213,7 +217,7 @@ def test_text_that_is_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FERRY_SERVER_IDLE", "soon")
     with pytest.raises(UserError, match="FERRY_SERVER_IDLE: `soon` is not a duration"):
         shared.idle_setting()
-    with pytest.raises(UserError, match="--idle: `-1` is not a duration"):
+    with pytest.raises(UserError, match="--idle: a duration of -1 s is out of range"):
         shared.idle_setting("-1")
     assert shared.idle_setting("2h") == 7200
     monkeypatch.setenv("FERRY_SERVER_IDLE", "0")
@@ -239,5 +243,38 @@ def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match=r"in-use.lock cannot be locked \(No locks available\). Set PREFECT_HOME"):
+    with pytest.raises(UserError, match=r"start.lock cannot be locked \(No locks available\). Set PREFECT_HOME"):
         SharedServer(home).start()
+
+
+def test_only_the_server_itself_is_ended(home: Path) -> None:
+    """A process that has the number of a server elsewhere is left alone; commands say where the server is."""
+    bystander = subprocess.Popen(["sleep", "60"])
+    home.mkdir()
+    held = try_lock(home / "server.lock")
+    assert held is not None
+    try:
+        elsewhere = Running.of(bystander.pid, 1, 60.0)
+        Running(**{**asdict(elsewhere), "boot_id": "another machine"}).write(home)
+        with pytest.raises(UserError, match=rf"another container \(process {bystander.pid} there\). Stop it there"):
+            shared.stop(home)
+        with pytest.raises(UserError, match="or set PREFECT_HOME to a folder of this machine"):
+            SharedServer(home).start()
+        assert bystander.poll() is None
+    finally:
+        os.close(held)
+        bystander.kill()
+        bystander.wait()
+
+
+def test_commands_that_start_at_once_after_an_upgrade(home: Path) -> None:
+    """They replace the unused server of another version once, and share the new one."""
+    url = url_of(first := command(home))
+    first.communicate("", timeout=20)
+    as_version(home, "3.0.0")
+    commands = [command(home) for _ in range(4)]
+    assert {url_of(process) for process in commands} == {url}
+    for process in commands:
+        process.communicate("", timeout=20)
+        assert process.returncode == 0
+    assert len(servers(home)) == 1

@@ -81,6 +81,7 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             TEXT + "timeouts: {read_s: 5x}\n",
             "line 4: timeouts.read_s: `5x` is not a duration; write a number of",
         ),
+        (TEXT + "max_bytes: 10MB/s\n", "line 4: max_bytes: max_bytes is neither a number nor"),
         (TEXT + "chunk_rows: 1k\n", "line 4: chunk_rows: must be a whole number without a unit"),
         (TEXT + "checks: images\n", "'image' or 'decode'; did you mean `image`?"),
         (
@@ -154,7 +155,7 @@ def test_mistakes_of_settings_have_no_line(tmp_path: Path) -> None:
     ("setting", "value"),
     [
         ("max_bytes=20MB", 20_000_000), ("max_bytes=1GiB", 2**30), ("max_bytes=5", 5), ("timeouts.total_s=5m", 300.0),
-        ("timeouts.read_s=45", 45.0), ("retries.chunk_delay_s=90s", 90.0),
+        ("timeouts.read_s=45", 45.0), ("timeouts.total_s=1e3", 1000.0), ("retries.chunk_delay_s=90s", 90.0),
     ],
 )  # fmt: skip
 def test_units(setting: str, value: float, tmp_path: Path) -> None:
