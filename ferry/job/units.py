@@ -20,7 +20,7 @@ MAX_DURATION_S = 10 * 366 * 86_400
 
 
 def _number(text: str) -> float | None:
-    """Returns the number that a text without a unit is for YAML or pydantic, such as `1e3`; None for other text."""
+    """Returns the number that a text without a unit is for pydantic, such as `1e3`; None for other text."""
     try:
         return float(text)
     except ValueError:
@@ -30,8 +30,6 @@ def _number(text: str) -> float | None:
 def duration(value: Any) -> float:
     """Returns the seconds of a number or of text such as `90s`, `30m`, `20h`, `7d`, `4w`; ten years at most."""
     expected = "write a number of seconds, or a duration such as `30m`, `20h`, `7d`, `4w`"
-    if isinstance(value, str) and (number := _number(value)) is not None:
-        value = number
     if isinstance(value, str):
         found = _DURATION.match(value.lower())
         if found is None or found[2] not in _SECONDS:
@@ -57,7 +55,7 @@ def size(text: str, key: str, instead: str) -> float:
 
 
 def _seconds(value: Any) -> Any:
-    return duration(value) if isinstance(value, str) else value
+    return duration(value) if isinstance(value, str) and _number(value) is None else value
 
 
 def _max_bytes(value: Any) -> Any:

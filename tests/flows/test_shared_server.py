@@ -217,7 +217,7 @@ def test_text_that_is_no_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FERRY_SERVER_IDLE", "soon")
     with pytest.raises(UserError, match="FERRY_SERVER_IDLE: `soon` is not a duration"):
         shared.idle_setting()
-    with pytest.raises(UserError, match="--idle: a duration of -1 s is out of range"):
+    with pytest.raises(UserError, match="--idle: `-1` is not a duration"):
         shared.idle_setting("-1")
     assert shared.idle_setting("2h") == 7200
     monkeypatch.setenv("FERRY_SERVER_IDLE", "0")
