@@ -261,7 +261,7 @@ def test_each_way_to_fail_has_its_advice(
 
 def test_over_the_budget(night: Night, webhook: Receiver) -> None:
     """The text says what happened, with the counts, where to look and what to do."""
-    what, look, do = webhook.lines(night.over, "Ferry: over is over its failure budget")
+    what, look, do = webhook.lines(night.over, "Ferry: over #1 is over its failure budget")
     assert what == (
         "migrate/alarmed: Failed: 3 rows failed, more than the 2 that failure_budget allows. This run: 5 copied, "
         "3 failed; total: 5 of 8 stored, 5 of them confirmed by size alone, 3 failed (budget 2)"
@@ -331,7 +331,7 @@ def test_nothing_is_said_of_runs_that_began(
 def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectClient) -> None:
     """A run without heartbeats raises an alert, which leaves it as Running."""
     night.killer.join()
-    what, _, do = webhook.lines(night.killed, "Ferry: killed gives no sign of life")
+    what, _, do = webhook.lines(night.killed, "Ferry: killed #1 gives no sign of life")
     assert what == "migrate/alarmed: its run killed has sent no heartbeat for 10 seconds."
     assert "start a worker of its work pool" in do
     assert "do nothing: a run continues" in do

@@ -73,7 +73,7 @@ def test_two_deployments_of_one_job(deployed: Deployed, project: Project, origin
         a = newest(prefect_api, deployed, "prod")
         assert a is not None
         assert f"ferry watch {a['id']}" in left.stderr
-        assert a["name"] == project.name
+        assert a["name"] == f"{project.name} #1"
         assert a["parameters"]["job"]["max_bytes"] == 1000000
 
         waiting = project.start("run", "job.yaml", "--on", deployed.named("migrate/nightly"), "--json")
