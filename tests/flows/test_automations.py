@@ -332,7 +332,7 @@ def test_no_sign_of_life(night: Night, webhook: Receiver, client: SyncPrefectCli
     """A run without heartbeats raises an alert, which leaves it as Running."""
     night.killer.join()
     what, _, do = webhook.lines(night.killed, "Ferry: killed #1 gives no sign of life")
-    assert what == "migrate/alarmed: its run killed has sent no heartbeat for 10 seconds."
+    assert what == "migrate/alarmed: its run killed #1 has sent no heartbeat for 10 seconds."
     assert "start a worker of its work pool" in do
     assert "do nothing: a run continues" in do
     assert state_of(client, night.killed).is_running()
