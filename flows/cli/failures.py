@@ -78,7 +78,8 @@ def _print_groups(groups: Sequence[FailureGroup], total: int, wanted: FailureFil
         say(f"no failed rows with {', '.join(asked)}" if asked else "no failed rows")
         return
     again = sum(group.rows for group in groups if group.retryable)
-    say(f"{total:,} failed rows: {again:,} that the next run tries again, {total - again:,} permanent")
+    rows = "row" if total == 1 else "rows"
+    say(f"{total:,} failed {rows}: {again:,} that the next run tries again, {total - again:,} permanent")
     for group in groups:
         error = ErrorClass(group.error_class)
         at = f"  at {shown(group.host)}" if group.host else ""
