@@ -228,12 +228,11 @@ def test_a_server_whose_home_is_deleted_ends(home: Path) -> None:
     """No command could find it again."""
     using = command(home)
     url_of(using)
+    using.communicate("", timeout=20)  # while it lives, it makes its lock file again
     running = Running.read(home)
     assert running is not None
     shutil.rmtree(home)
     wait_for("its end", lambda: not Path(f"/proc/{running.pid}").exists(), 20)
-    using.kill()
-    using.wait()
 
 
 def test_a_file_system_without_locks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
