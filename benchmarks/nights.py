@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import duckdb
 
 from ferry.job.model import Job
-from ferry.planning.planner import Accesses, PlanOptions, make_plan
+from ferry.planning.options import Accesses, PlanOptions
+from ferry.planning.planner import make_plan
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState

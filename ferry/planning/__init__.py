@@ -1,7 +1,8 @@
 """Planning: which rows of a manifest are to be done, and their chunk files."""
 
 from ferry.planning.errors import from_planning
-from ferry.planning.planner import Accesses, PlanOptions, make_plan
+from ferry.planning.options import Accesses, PlanOptions
+from ferry.planning.planner import make_plan
 from ferry.planning.removed import find_removed
 from ferry.planning.rules import check_locations, looks_truncated
 

@@ -32,10 +32,11 @@ from ferry.manifest import NORMALISED, LoadedManifest, load_manifest
 from ferry.planning import chunk_files, collisions, row_facts
 from ferry.planning.collisions import ProblemCounts
 from ferry.planning.existing_objects import delete_old_hints, find_existing, name_folding_of
+from ferry.planning.options import Accesses, PlanOptions
 from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.preview import Preview, preview
 from ferry.planning.removed import find_removed
-from ferry.planning.rules import Mode, auto_chunk_rows, check_locations, expected_rows, much_shorter, stays_in_plan
+from ferry.planning.rules import auto_chunk_rows, check_locations, expected_rows, much_shorter, stays_in_plan
 from ferry.state import (
     LOCATION_FILE,
     OLD_LOCATION_FILE,
@@ -61,29 +62,6 @@ from ferry.state import (
     refuse_lost_ledger,
     with_hints,
 )
-from ferry.storage import Access
-
-
-@dataclass(frozen=True, slots=True)
-class PlanOptions:
-    """The options of one plan, which the run sets."""
-
-    run_no: int
-    mode: Mode = "plain"
-    classes: Sequence[str] = ()  # for the mode retry: error classes or status codes; empty takes all
-    limit: int | None = None
-    at_random: bool = False  # which rows ``limit`` takes: a random sample, or the first ones of the manifest
-    dry: bool = False  # for `ferry plan`: count, and write nothing
-    returned: Sequence[str] = ()  # for the modes pass and repair: the chunks of this run that returned
-    token: str = ""  # of the run's lease, which is checked before each write
-
-
-@dataclass(frozen=True, slots=True)
-class Accesses:
-    """Credentials and endpoints of source and destination."""
-
-    source: Access
-    destination: Access
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ferry.core import ErrorClass, ObjectError, redact
 from ferry.http import AddressFilter, Targets
 from ferry.job import Job
+from ferry.state import host_sql
 
 if TYPE_CHECKING:
     import duckdb
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 SHOWN_HOSTS = 10
 JUDGED_HOSTS = 1_000
-# The authority of a URL without userinfo (RFC 3986, section 3.2): a host with its port, or a bucket.
-_HOST = "lower(regexp_extract(source, '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)', 1))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +37,15 @@ def preview(con: duckdb.DuckDBPyConnection, job: Job) -> Preview:
         [numbers],
     ).fetchall()
     hosts = con.execute(
-        f"SELECT {_HOST} AS host, count(*), min(source) FROM manifest WHERE error_class IS NULL GROUP BY 1 "
-        f"ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
+        f"SELECT {host_sql('source')} AS host, count(*), min(source), count(*) OVER () FROM manifest "
+        f"WHERE error_class IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
     ).fetchall()
-    (count,) = con.execute(f"SELECT count(DISTINCT {_HOST}) FROM manifest WHERE error_class IS NULL").fetchall()[0]
     targets = Targets(AddressFilter(job.source.allow_private_addresses))
-    blocked = [(host, n, why) for host, n, example in hosts if (why := _why_blocked(targets, example))]
+    blocked = [(host, n, why) for host, n, example, _ in hosts if (why := _why_blocked(targets, example))]
     return Preview(
         mappings=[(redact(source), job.destination.uri_of(key)) for source, key in found],
-        hosts={host: n for host, n, _ in hosts[:SHOWN_HOSTS]},
-        more_hosts=count - min(count, SHOWN_HOSTS),
+        hosts={host: n for host, n, _, _ in hosts[:SHOWN_HOSTS]},
+        more_hosts=max(0, hosts[0][3] - SHOWN_HOSTS) if hosts else 0,
         warnings=[f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail: {why}" for host, n, why in blocked],
     )
 

@@ -10,7 +10,7 @@ from ferry.state.checksums import (
 )
 from ferry.state.counts import Counts, count
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
-from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, select_failures
+from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, host_sql, select_failures
 from ferry.state.files import State, open_state
 from ferry.state.history import HISTORY_FOLDER
 from ferry.state.lease import (
@@ -139,6 +139,7 @@ __all__ = [
     "folded_ledger",
     "forget_returned",
     "hold_lease",
+    "host_sql",
     "is_dead",
     "is_intact",
     "last_run_no",

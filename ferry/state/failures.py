@@ -16,8 +16,14 @@ FAILURE_COLUMNS = (
     "line", "host",
 )  # fmt: skip
 EXAMPLES = 3
-# The authority of a URL without userinfo (RFC 3986, section 3.2): a host with its port, or a bucket.
-_HOST = "lower(regexp_extract(coalesce(l.source, ''), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)', 1))"
+
+
+def host_sql(column: str) -> str:
+    """Returns SQL for the host of a URL with its port, without userinfo (RFC 3986, section 3.2); or for the bucket."""
+    return f"lower(regexp_extract(coalesce({column}, ''), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)', 1))"
+
+
+_HOST = host_sql("l.source")
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ RECORDED_S = 3.0  # the server writes the records of task runs every second
 def idle_setting(given: str | None = None) -> float:
     """Returns the seconds after which an unused server ends: ``given``, or that of the environment, or half an hour.
 
-    Raises UserError for text that is no duration.
+    Raises UserError for text that is not a duration.
     """
     name, text = ("--idle", given) if given is not None else (IDLE, os.environ.get(IDLE) or IDLE_S)
     try:
@@ -107,7 +107,7 @@ class SharedServer:
             os.close(lock)
             raise
         self._running, process = spawn(self._files, environment, port or free_port(), lock, self._idle_s)
-        # A process of whose end nobody asks stays as a zombie.
+        # A process that is not waited for stays as a zombie.
         threading.Thread(target=process.wait, name="ferry-prefect-end", daemon=True).start()
 
     def _replace(self, other: Running) -> int:

@@ -312,7 +312,7 @@ def _column(planned: Planned, role: str) -> str:
 def speed(report: Report) -> str:
     """Returns bytes, duration and rate.
 
-    There is no rate for a short run, nor for a delta run, which only rechecks most of its rows.
+    Short runs have none, nor have delta runs, which only recheck most of their rows.
     """
     moved = f"{size(report.bytes)} in {duration(report.seconds)}"
     return moved if report.delta is not None or not report.rate else f"{moved}, {report.rate:,.0f} rows/s"

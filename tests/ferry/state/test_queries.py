@@ -111,7 +111,7 @@ def failed_state(tmp_path: Path) -> DirectoryState:
     ],
 )  # fmt: skip
 def test_failures_of_a_host(host: str, ids: str, tmp_path: Path) -> None:
-    """A host is that of the URL, in any case, with its port or all of its ports; what stands before an @ is no host."""
+    """A host is that of the URL, in any case, with its port or all of its ports; userinfo is not part of it."""
     with folded_ledger(failed_state(tmp_path)) as con:
         found = select_failures(con, FailureFilter(host=host))
     assert "".join(row["id"] for row in found) == ids
