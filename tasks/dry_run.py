@@ -1,17 +1,23 @@
-"""Planning without a lease and without writing to the state, for `ferry plan`."""
+"""Planning without a lease and without a run, for `ferry plan` and `ferry check`."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from ferry.job import Job
+from ferry.preflight import CheckResult, Engine, check_job
 from ferry.processes import PlannerProcess, PlanRequest
-from ferry.state import Planned
+from ferry.state import Planned, Predicted, write_predicted
 from ferry.storage import run_preflight
 from tasks import secrets
-from tasks.run import cache_root
+from tasks.run import cache_root, state_of
+from tasks.workers.pool import processes_of
+from tasks.workers.tuning import raise_file_limit
 
 
 @contextlib.contextmanager
@@ -26,16 +32,40 @@ def _leaving_nothing(state: str) -> Iterator[None]:
                 path.rmdir()
 
 
-def dry_plan(job: Job) -> Planned:
-    """Returns the plan of the next run. Raises UserError for anything that would stop that run before its transfer."""
+def dry_plan(job: Job, **sample: Any) -> Planned:
+    """Returns the plan of the next run. Raises UserError for anything that would stop that run before its transfer.
+
+    ``sample``: PlanOptions that have it draw a sample, too.
+    """
     assert job.state is not None
     destination = secrets.destination_access(job)
     secrets.headers(job)  # raises for a missing secret
     request = PlanRequest(
         job, job.state, str(cache_root()), secrets.source_access(job), destination,
-        "plan", {"run_no": 0, "dry": True},
+        "plan", {"run_no": 0, "dry": True, **sample},
     )  # fmt: skip
     with _leaving_nothing(job.state), PlannerProcess() as child:
         planned = Planned.decode(child.ask(request))
     run_preflight(job.destination.uri, destination, dry=True)
     return planned
+
+
+def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> CheckResult:
+    """Checks a job with a sample of so many rows (ferry.preflight), and records in its state what is predicted.
+
+    ``say`` gets a few words at each step. Raises UserError for anything that would stop a run, and Fatal.
+    """
+    raise_file_limit()
+    with tempfile.TemporaryDirectory(prefix="ferry-check-") as temporary:
+        folder = Path(temporary)
+        say("reading the manifest and planning")
+        started = time.monotonic()
+        planned = dry_plan(job, sample=rows, sample_folder=temporary)
+        plan_s = time.monotonic() - started
+        engine = Engine(secrets.source_access(job), secrets.destination_access(job), secrets.headers(job))
+        _, most = processes_of(job, None)
+        found = check_job(job, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say)
+    expected = found.prediction
+    if found.exit_code == 0:
+        write_predicted(state_of(job), Predicted(expected.rows, expected.seconds.low, expected.seconds.high))
+    return found

@@ -10,6 +10,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Stopped
+from ferry.state import read_predicted
 from tasks.reporting.text import SHORTEST_S, Report
 from tasks.run import Run
 
@@ -37,6 +38,9 @@ def reconcile(run: Run) -> Report:
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s
+    expected = read_predicted(run.state)
+    whole = not run.runtime.limit_reached and not run.runtime.stopping
+    is_of_this_run = expected is not None and whole and expected.is_of(sum(answer["this_run"].values()))
     return Report(
         **answer,
         chunks=len(run.returned) + len(run.incomplete),
@@ -48,6 +52,7 @@ def reconcile(run: Run) -> Report:
         stopped=run.runtime.stop_reason,
         why_pending=next(iter(run.incomplete.values()), ""),
         pruned=run.pruned,
+        predicted=(expected.low_s, expected.high_s) if expected is not None and is_of_this_run else None,
     )
 
 

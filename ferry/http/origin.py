@@ -190,6 +190,19 @@ class Origin:
             size, printable_header(headers.get("ETag")), printable_header(headers.get("Last-Modified")), state.requests
         )
 
+    async def sends_ranges(self, url: str) -> bool:
+        """Return whether the server sends a part of the object (RFC 9110 section 14). Raises as :meth:`get` does."""
+        state = _FetchState(self._loop.time())
+        try:
+            response = await self._open(url, state, _RequestSpec(conditions=b"Range: bytes=0-0\r\n"))
+        except Exception as exc:
+            error = _mapped(exc, state)
+            if isinstance(error, ObjectError) and error.status_code == 206:
+                return True
+            raise error from None
+        response.close()
+        return False
+
     async def _get(self, url: str, charge: Charge, spec: _RequestSpec) -> Fetched | NotModified:
         state = _FetchState(self._loop.time())
         try:

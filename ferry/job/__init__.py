@@ -3,6 +3,7 @@
 from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.model import Checks, HostLimits, Job, Limits, OnExisting, Retries
+from ferry.job.prices import Prices
 from ferry.job.templates import (
     FIELD_FORMATS,
     SOURCE_FIELDS,
@@ -27,6 +28,7 @@ __all__ = [
     "Job",
     "Limits",
     "OnExisting",
+    "Prices",
     "Retries",
     "Template",
     "decode_path",

@@ -22,6 +22,7 @@ from ferry.job.base import Model as _Model
 from ferry.job.base import Part
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
+from ferry.job.prices import Prices
 from ferry.job.units import MaxBytes, Seconds
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
@@ -261,6 +262,8 @@ class Job(_Model):
     """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
     """Maximum size of an object: bytes, or `20MB`, `1GiB`."""
+    prices: Part[Prices] = Prices()
+    """Prices of requests, traffic and storage, for `ferry check`."""
 
     @field_validator("destination", mode="before")
     @classmethod

@@ -19,6 +19,8 @@ class PlanOptions:
     limit: int | None = None
     at_random: bool = False  # which rows ``limit`` takes: a random sample, or the first ones of the manifest
     dry: bool = False  # for `ferry plan`: count, and write nothing
+    sample: int = 0  # for `ferry check`, which is dry: draw so many rows
+    sample_folder: str = ""  # and write them as chunks to a state in this directory
     returned: Sequence[str] = ()  # for the modes pass and repair: the chunks of this run that returned
     token: str = ""  # of the run's lease, which is checked before each write
 

@@ -37,6 +37,7 @@ from ferry.planning.overlaps import refuse_overlaps
 from ferry.planning.preview import Preview, preview
 from ferry.planning.removed import find_removed
 from ferry.planning.rules import auto_chunk_rows, check_locations, expected_rows, much_shorter, stays_in_plan
+from ferry.planning.sample import draw_sample
 from ferry.state import (
     LOCATION_FILE,
     OLD_LOCATION_FILE,
@@ -119,6 +120,8 @@ class Planner:
         run_chunks, plan_chunks, how_found = self._write_chunks(chunks, counts, todo.pending, earlier)
         if not self.options.dry:
             self._commit(about, counts, run_chunks, plan_chunks, earlier)
+        folder = self.options.sample_folder
+        sample = draw_sample(self.con, Path(folder), self.options.sample) if folder else None
         return Planned(
             run_no=self.options.run_no, rows=counts.rows, unusable=counts.unusable, duplicates=counts.duplicates,
             collisions=counts.collisions, todo=todo.selected, pending=todo.pending,
@@ -128,7 +131,7 @@ class Planner:
             chunk_rows=self._chunk_rows(counts, earlier), chunks=run_chunks,
             recognised=about.get("recognised", {}), samples=about.get("samples", {}),
             mappings=seen.mappings, hosts=seen.hosts, more_hosts=seen.more_hosts, notes=[*self.notes, *seen.warnings],
-            shorter=_shorter(*earlier.compared(counts)),
+            shorter=_shorter(*earlier.compared(counts)), sample=sample,
         )  # fmt: skip
 
     def _earlier(self) -> _Earlier:

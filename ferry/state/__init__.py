@@ -75,6 +75,7 @@ from ferry.state.plan_file import (
     Plan,
     PlanLocation,
     Planned,
+    Sample,
     delete_unlisted,
     manifest_stem,
     read_location,
@@ -82,6 +83,7 @@ from ferry.state.plan_file import (
     set_plan_aside,
     with_hints,
 )
+from ferry.state.predicted import Predicted, read_predicted, write_predicted
 from ferry.state.queries import export, failure_cell, folded_ledger, select_wrong
 from ferry.state.run_end import RunEnd, lost_run, read_end, write_end
 
@@ -114,7 +116,9 @@ __all__ = [
     "Plan",
     "PlanLocation",
     "Planned",
+    "Predicted",
     "RunEnd",
+    "Sample",
     "State",
     "Uploads",
     "append_outcomes",
@@ -157,6 +161,7 @@ __all__ = [
     "read_end",
     "read_location",
     "read_plan",
+    "read_predicted",
     "read_table",
     "refuse_held",
     "refuse_lost_ledger",
@@ -173,4 +178,5 @@ __all__ = [
     "with_schema",
     "write_end",
     "write_outcomes",
+    "write_predicted",
 ]

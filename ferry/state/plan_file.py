@@ -164,6 +164,17 @@ def delete_unlisted(state: State, digests: Collection[str]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows to do that `ferry check` copies to a prefix of its own. Its chunks are in a state of their own."""
+
+    chunks: list[ChunkRef]  # rows of all hosts, to judge
+    more: list[ChunkRef]  # further random rows, to measure the rate
+    hosts: dict[str, int]  # rows to do by host; "" has all hosts but the largest
+    sized_rows: int  # rows to do whose size the manifest has
+    sized_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """The result of planning, which the child process sends to the flow as JSON."""
 
@@ -187,6 +198,7 @@ class Planned:
     mappings: list[tuple[str, str]] = field(default_factory=list)  # examples of `ferry plan`: source, destination URI
     hosts: dict[str, int] = field(default_factory=dict)  # rows of the hosts with most rows, of `ferry plan`
     more_hosts: int = 0
+    sample: Sample | None = None  # of `ferry check`
 
     def encode(self) -> str:
         """Returns the JSON document."""
@@ -197,4 +209,8 @@ class Planned:
         """Returns what :meth:`encode` made a document of."""
         data = json.loads(raw)
         data["chunks"] = [ChunkRef(**chunk) for chunk in data["chunks"]]
+        if sample := data.get("sample"):
+            for name in ("chunks", "more"):
+                sample[name] = [ChunkRef(**chunk) for chunk in sample[name]]
+            data["sample"] = Sample(**sample)
         return cls(**data)

@@ -2,6 +2,7 @@
 
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.credentials import Access
+from ferry.storage.errors import ConditionUnsupported
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import run_preflight
@@ -13,6 +14,7 @@ __all__ = [
     "Access",
     "AlreadyThere",
     "BucketControl",
+    "ConditionUnsupported",
     "Confirmation",
     "FoldedName",
     "Folder",

@@ -222,12 +222,14 @@ _ADDRESS = re.compile(r"(https?)://([A-Za-z0-9.-]+(?::[0-9]+)?)(?:/|\Z)")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 
 
-def condition_unsupported() -> Fatal:
-    """Returns the error for a store that answers HTTP 501 to a conditional PUT."""
-    return Fatal(
-        "the destination does not support If-None-Match for PUT (HTTP 501), which `on_existing: skip` and "
-        "`on_existing: fail` need. Set `on_existing: skip-same` or `on_existing: overwrite` and run the job again"
-    )
+class ConditionUnsupported(Fatal):
+    """The store answers HTTP 501 to a conditional PUT."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the destination does not support If-None-Match for PUT (HTTP 501), which `on_existing: skip` and "
+            "`on_existing: fail` need. Set `on_existing: skip-same` or `on_existing: overwrite` and run the job again"
+        )
 
 
 def redirected(status: int, location: str | None, region: str | None, bucket: str, side: str) -> Fatal:

@@ -38,7 +38,7 @@ from ferry.http import Algorithm
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
 from ferry.storage.credentials import Access, http_client, obstore_client, upload_timeout_s
 from ferry.storage.downloads import Downloads
-from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, condition_unsupported, from_store, key_refused
+from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, ConditionUnsupported, from_store, key_refused
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
 from ferry.storage.multipart import Multipart, MultipartUploads, UploadLog
@@ -124,7 +124,7 @@ class Store:
                 return await self._put(key, body, attributes, create)
         except ObjectError as error:
             if create and error.status_code == 501:
-                raise condition_unsupported() from None
+                raise ConditionUnsupported from None
             raise
 
     @contextlib.asynccontextmanager

@@ -27,6 +27,7 @@ A migration, in this order:
 
     ferry init products.csv s3://new-bucket/products/
     ferry plan job.yaml
+    ferry check job.yaml
     ferry run job.yaml --limit 100
     ferry run job.yaml
     ferry verify job.yaml
@@ -250,6 +251,7 @@ for where, group, number, text in (
     ("init:init", START, 1, "Write a job file: for a manifest and a destination, or a commented example."),
     ("init:schema", START, 2, "Print the JSON schema of job files, for editors and checks."),
     ("failures:failures", MOVE, 4, "List the failed rows: by class and host with what to do, then row by row."),
+    ("check:check", START, 4, "Copy a sample and delete it again, and predict time, failures and cost of the run."),
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),

@@ -47,6 +47,7 @@ class Report:
     pruned: PruneResult | None = None  # only in a delta run that deletes removed copies
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # the first chunks of this run, or with failures
     budget_setting: str = ""  # `failure_budget` as the job has it
+    predicted: tuple[float, float] | None = None  # seconds, by `ferry check` for as many rows
 
     @property
     def exit_code(self) -> int:
@@ -124,8 +125,16 @@ class Report:
         line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        said = (line, self.others, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
+        said = (line, self.comparison, self.others, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
         return ". ".join(part for part in said if part)
+
+    @property
+    def comparison(self) -> str:
+        """What `ferry check` predicted of this run, and what it took; "" without a prediction."""
+        if self.predicted is None:
+            return ""
+        low, high = map(duration, self.predicted)
+        return f"Predicted {low} to {high}, took {duration(self.seconds)}"
 
     @property
     def others(self) -> str:

@@ -55,7 +55,7 @@ def test_without_an_address_they_use_the_local_server(project: Project, origin: 
 
 def test_a_run_of_another_server(project: Project, origin: Origin) -> None:
     """The server that the command asks does not know the run: the error says how to name the right one."""
-    rows, _ = serve(origin, 100)
+    rows, _ = serve(origin, 1000)
     origin.latency_s = 0.3
     project.job(concurrency=2)
     project.manifest(rows)

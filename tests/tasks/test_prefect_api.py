@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from ferry.core import UserError
 from tasks import prefect_api
+
+
+@pytest.fixture(autouse=True)
+def an_address() -> Iterator[None]:
+    """Without one, Prefect's client starts a server of its own. Nothing is sent to this one."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield
 
 
 @pytest.mark.parametrize(

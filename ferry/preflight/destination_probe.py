@@ -1,0 +1,130 @@
+"""What a destination can do, found out with a few small objects under a prefix of the check's own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from base64 import b64encode
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ferry.core import Confirmed, ErrorClass, FerryError, ObjectError, UserError, whole_body
+from ferry.storage import Access, BucketControl, ConditionUnsupported, Store, md5_of_etag, open_store
+
+DATA = b"written by `ferry check`, which deletes this object at its end\n"
+KEY = "probe"
+_ANSWERS = frozenset((200, *range(400, 500), 501))
+
+Known = Literal["yes", "no", "unknown"]
+
+
+@dataclass(slots=True)
+class DestinationFacts:
+    """What a destination can do. ``unknown``: it does not say, or refuses the question."""
+
+    conditional_writes: Literal["yes", "ignored", "refused"] = "ignored"  # If-None-Match: * (RFC 9110, 13.1.2)
+    checksums: Known = "unknown"  # whether a body with a wrong x-amz-checksum-sha256 is refused
+    confirmed_by: Confirmed = Confirmed.SIZE  # how the probe's upload was confirmed
+    md5_etags: bool = False
+    listed: bool = False  # whether the probe was in the listing of its prefix
+    deletes: bool = False
+    versioning: Literal["on", "suspended", "off", "unknown"] = "unknown"  # S3 API: GetBucketVersioning
+    encryption: str = "unknown"  # S3 API: GetBucketEncryption; `none`, or an algorithm
+    object_lock: Known = "unknown"  # S3 API: GetObjectLockConfiguration
+    write_s: float = 0.0  # of one small object, with its confirmation
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def keeps_what_is_deleted(self) -> bool:
+        """Whether objects that are deleted would stay in the bucket, as versions."""
+        return self.versioning in ("on", "suspended") or self.object_lock == "yes" or not self.deletes
+
+
+def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFacts:
+    """Writes, reads, lists and deletes an object under ``uri``, a prefix without objects.
+
+    Raises UserError if the destination cannot be written to or read.
+    """
+    facts = DestinationFacts()
+    store = open_store(uri, access, folder, create=True, direct_http=True)
+    asyncio.run(_probe_objects(store, facts))
+    if uri.startswith("s3://"):
+        _probe_bucket(store.control(), store.path(KEY), facts)
+    return facts
+
+
+async def _probe_objects(store: Store, facts: DestinationFacts) -> None:
+    body = await whole_body(DATA, None)
+    try:
+        started = time.monotonic()
+        sent = await store.put(KEY, body, {"Content-Type": "text/plain"} if store.kind == "s3" else {})
+        confirmation = await store.confirm(KEY, body, sent)
+        facts.write_s = time.monotonic() - started
+        facts.confirmed_by, facts.md5_etags = confirmation.method, md5_of_etag(confirmation.etag) == body.md5
+        facts.conditional_writes = await _creates_only_once(store)
+        read, _, _ = await store.get(KEY, max_bytes=len(DATA), side="destination")
+        if read.sha256 != body.sha256:
+            raise UserError("destination: an object that was written is read back with other bytes")
+        read.discard()
+        facts.listed = await _lists(store, facts)
+        facts.deletes = await _deletes(store, facts)
+    except (ObjectError, FerryError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"destination: {error}") from None
+    finally:
+        await store.close()
+
+
+async def _creates_only_once(store: Store) -> Literal["yes", "ignored", "refused"]:
+    """Returns whether a second conditional write of a key is refused, as it should be."""
+    try:
+        await store.put(KEY, await whole_body(DATA, None), {}, create=True)
+    except ConditionUnsupported:
+        return "refused"
+    except ObjectError as error:
+        if error.error_class is ErrorClass.EXISTS:
+            return "yes"
+        raise
+    return "ignored"
+
+
+async def _lists(store: Store, facts: DestinationFacts) -> bool:
+    try:
+        if KEY in await asyncio.to_thread(lambda: {found.key for page in store.list() for found in page}):
+            return True
+        facts.problems.append("its listing lacks an object that was just written, so existing objects may be missed")
+    except (ObjectError, FerryError) as error:
+        facts.problems.append(f"listing is refused ({error}): a run of more than 500 rows asks for each key by HEAD")
+    return False
+
+
+async def _deletes(store: Store, facts: DestinationFacts) -> bool:
+    try:
+        await store.delete(KEY)
+        if await store.head(KEY) is None:
+            return True
+        facts.problems.append("an object that was deleted is still there")
+    except (ObjectError, FerryError) as error:
+        facts.problems.append(f"deleting is refused ({error})")
+    return False
+
+
+def _probe_bucket(control: BucketControl, key: str, facts: DestinationFacts) -> None:
+    """Asks for the bucket's settings. Many stores refuse these questions, or do not know them."""
+    wrong = b64encode(hashlib.sha256(b"other bytes").digest()).decode()
+    status = control.put(key, DATA, {"x-amz-checksum-sha256": wrong}, ok=_ANSWERS).status
+    facts.checksums = "no" if status < 300 else "yes" if status == 400 else "unknown"
+    if status < 300 and facts.deletes:
+        control.delete([key])
+    versioning = control.setting("versioning", "Status")
+    if versioning is not None:
+        facts.versioning = "on" if versioning == "Enabled" else "suspended" if versioning == "Suspended" else "off"
+    encryption = control.setting("encryption", "SSEAlgorithm", "ServerSideEncryptionConfigurationNotFoundError")
+    if encryption is not None:
+        facts.encryption = encryption or "none"
+    lock = control.setting("object-lock", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError")
+    if lock is not None:
+        facts.object_lock = "yes" if lock == "Enabled" else "no"

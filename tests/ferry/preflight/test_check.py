@@ -1,0 +1,197 @@
+"""A check on a real origin and real stores: what it finds, what it predicts, and that it leaves nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Fault as OriginFault
+from demo.origin import Origin, Trouble
+from demo.s3 import S3Server
+from demo.validators import Validators
+from ferry.core import Confirmed, UserError
+from ferry.job import Job
+from ferry.preflight import CheckResult, Engine, check_job
+from ferry.storage import Access
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support import helpers
+
+
+@dataclasses.dataclass
+class Shop:
+    """A list of images at an origin, and the job that copies it."""
+
+    origin: Origin
+    folder: Path
+    sources: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, count: int, fault: OriginFault | None = None, **given: Any) -> None:
+        for number in range(len(self.sources), len(self.sources) + count):
+            self.origin.add(f"/{number}.jpg", make_image("jpeg", number, 40, 30), fault=fault, **given)
+            self.sources.append(self.origin.url(f"/{number}.jpg"))
+
+    def job(self, destination: Any, **given: Any) -> Job:
+        helpers.write_list(self.folder / "list.csv", [[source] for source in self.sources])
+        return helpers.make_job(manifest=str(self.folder / "list.csv"), destination=destination, **given)
+
+    def check(self, job: Job, access: Access, rows: int = 200, **given: Any) -> CheckResult:
+        folder = self.folder / "check"
+        state = helpers.directory_state(self.folder)
+        planned = helpers.plan(job, state, 0, server=access, dry=True, sample=rows, sample_folder=str(folder))
+        return check_job(job, planned, folder, Engine(access, access, {}), plan_s=1.0, processes=1, **given)
+
+
+@pytest.fixture
+def shop(origin: Origin, tmp_path: Path) -> Shop:
+    return Shop(origin, tmp_path)
+
+
+@pytest.fixture
+def bucket_uri(s3: S3Server, bucket: str) -> dict[str, Any]:
+    return {"uri": f"s3://{bucket}/p/", "endpoint_url": s3.endpoint_url}
+
+
+def test_a_check_leaves_nothing(shop: Shop, s3: S3Server, bucket: str, bucket_uri: dict[str, Any]) -> None:
+    """The sample is copied and deleted again, and all that a user asks is answered."""
+    shop.add(40)
+    shop.add(10, OriginFault(Trouble.NOT_FOUND))
+    found = shop.check(shop.job(bucket_uri), helpers.access(s3))
+    assert helpers.stored(s3, bucket) == {}
+    assert (found.sampled, found.copied, found.unfinished, found.left_objects) == (50, 40, 0, 0)
+    assert found.wrote_sample
+    assert found.formats == {"image/jpeg": 40}
+    (failure,) = found.failures
+    assert (failure.error_class, failure.status_code, failure.sampled) == ("not_found", 404, 10)
+    assert failure.rows.low < 10 == round(failure.rows.value) < failure.rows.high
+    assert len(failure.examples) == 3
+    facts = found.destination
+    assert (facts.conditional_writes, facts.confirmed_by, facts.md5_etags) == ("yes", Confirmed.DIGEST, True)
+    assert facts.listed
+    assert facts.deletes
+    (host,) = found.hosts
+    assert (host.encrypted, host.conditions, host.redirects) == (False, True, 0)
+    expected = found.prediction
+    assert (expected.rows, round(expected.failures.value), expected.budget) == (50, 10, 1)
+    assert expected.seconds.low > 0
+    assert expected.money_per_month > 0
+    assert found.exit_code == 1
+
+
+def test_ready(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
+    """Without failures the check succeeds, and bytes and requests are those of a run."""
+    shop.add(60)
+    found = shop.check(shop.job(bucket_uri), helpers.access(s3), rows=20)
+    assert (found.exit_code, found.failures, found.sampled) == (0, [], 60)  # 20 to judge, and 40 to measure the rate
+    sizes = sum(len(make_image("jpeg", number, 40, 30)) for number in range(60))
+    assert found.prediction.bytes.value == pytest.approx(sizes, rel=0.01)
+    assert (found.prediction.source_requests, found.prediction.destination_requests) == (60, 60)
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_a_directory(write: bool, shop: Shop, tmp_path: Path) -> None:
+    """Directories that did not exist before the check do not exist after it."""
+    shop.add(5)
+    target = tmp_path / "made" / "here"
+    found = shop.check(shop.job(target.as_uri() + "/"), Access(), write=write)
+    assert (found.exit_code, found.copied, found.wrote_sample) == (0, 5, write)
+    assert not target.parent.exists()
+    target.mkdir(parents=True)
+    (target / "mine.txt").write_text("mine")
+    shop.check(shop.job(target.as_uri() + "/"), Access(), write=write)
+    assert [path.name for path in target.rglob("*")] == ["mine.txt"]
+
+
+def test_what_the_origins_support(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
+    with Origin() as bare, Origin() as redirecting:
+        image = make_image("jpeg", 1, 40, 30)
+        bare.add("/a.jpg", image, kind=Validators.NONE)
+        redirecting.add("/b.jpg", image, fault=OriginFault(Trouble.REDIRECT))
+        shop.sources += [bare.url("/a.jpg"), redirecting.url("/b.jpg")]
+        found = shop.check(shop.job(bucket_uri), helpers.access(s3))
+        hosts = {facts.host: facts for facts in found.hosts}
+        assert len(hosts) == 2
+        first, second = (hosts[source.split("/")[2]] for source in shop.sources)
+        assert (first.conditions, first.redirects) == (None, 0)
+        assert second.redirects == 1
+
+
+def test_blocked_addresses_and_a_dead_host(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
+    """Without one copied row the check ends with 2, and says why."""
+    shop.add(3)
+    blocked = shop.check(shop.job(bucket_uri, source={}), helpers.access(s3))
+    assert (blocked.exit_code, blocked.copied) == (2, 0)
+    assert [failure.error_class for failure in blocked.failures] == ["blocked_address"]
+    assert shop.origin.total == 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "conditional", "confirmed"),
+    [
+        ({"conditions": "ignored"}, "ignored", Confirmed.DIGEST),
+        ({"conditions": "501"}, "refused", Confirmed.DIGEST),
+        ({"etags": "opaque"}, "yes", Confirmed.READ_BACK),
+        ({"etags": "none"}, "yes", Confirmed.READ_BACK),
+        ({"delete_many": False, "page_keys": 7, "listings": "no token"}, "yes", Confirmed.DIGEST),
+    ],
+)
+def test_odd_stores(odd: dict[str, Any], conditional: str, confirmed: Confirmed, shop: Shop) -> None:
+    """Stores with opaque ETags, without conditional writes, and with listings that end early keep nothing, too."""
+    shop.add(30)
+    with OddS3(**odd) as store:
+        store.make_bucket("b")
+        store.put("b", "p/mine.jpg", b"mine")
+        job = shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url})
+        found = shop.check(job, odd_access(store))
+        assert store.stored("b") == {"p/mine.jpg": b"mine"}
+    assert (found.exit_code, found.copied, found.left_objects) == (0, 30, 0)
+    assert (found.destination.conditional_writes, found.destination.confirmed_by) == (conditional, confirmed)
+    assert any("conditional writes" in text for text in found.warnings) is (conditional != "yes")
+
+
+def odd_access(store: OddS3) -> Access:
+    return Access(store.endpoint_url, store.region, keys=(store.access_key, store.secret_key, None))
+
+
+def test_a_store_that_refuses_deletes(shop: Shop) -> None:
+    """Only the probe stays, since the sample is then copied to this machine."""
+    shop.add(30)
+    refusal = Fault("status", ("DeleteObject", "DeleteObjects"), status=403, code="AccessDenied")
+    with OddS3(faults=[refusal]) as store:
+        store.make_bucket("b")
+        found = shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
+        assert len(store.stored("b")) == 1
+    assert (found.exit_code, found.copied, found.wrote_sample, found.left_objects) == (0, 30, False, 1)
+    assert found.prefix in found.warnings[-1]
+
+
+def test_a_store_that_refuses_writes(shop: Shop) -> None:
+    shop.add(3)
+    refusal = Fault("status", ("PutObject",), status=403, code="AccessDenied")
+    with OddS3(faults=[refusal]) as store:
+        store.make_bucket("b")
+        with pytest.raises(UserError, match="destination"):
+            shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
+    assert shop.origin.total == 0
+
+
+def test_a_store_that_changes_bytes(shop: Shop) -> None:
+    shop.add(3)
+    with OddS3(faults=[Fault("alter", ("PutObject",))], etags="opaque") as store:
+        store.make_bucket("b")
+        with pytest.raises(UserError, match="differ"):
+            shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
+
+
+def test_a_store_that_refuses_listings(shop: Shop) -> None:
+    """It is reported, and the sample's objects are deleted by their keys."""
+    shop.add(3)
+    with OddS3(faults=[Fault("status", ("ListObjectsV2",), status=403, code="AccessDenied")]) as store:
+        store.make_bucket("b")
+        found = shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
+        assert store.stored("b") == {}
+    assert (found.exit_code, found.destination.listed, found.left_objects) == (0, False, 0)
+    assert any("listing is refused" in text for text in found.warnings)
