@@ -37,20 +37,29 @@ def share(hits: Mapping[str, int], tried: Mapping[str, int], rows: Mapping[str, 
 
     ``hits`` of the ``tried`` rows of each host had the property; ``rows`` are all rows of each host, its weight. Hosts
     of which no row was tried are left out. The interval is E. B. Wilson's (1927), which is right for rare events and
-    small samples, for the effective size of a weighted sample (L. Kish, Survey Sampling, 1965).
+    small samples, for the effective size of a weighted sample of a finite number of rows (L. Kish, Survey Sampling,
+    1965). It is exact once all rows were tried.
 
     | host a: hits of tried, rows | host b | low | value | high |
     |---|---|---|---|---|
-    | 0 of 200, 1,000 | | 0.000 | 0.000 | 0.019 |
-    | 10 of 200, 1,000 | | 0.027 | 0.050 | 0.090 |
-    | 0 of 190, 950 | 10 of 10, 50 | 0.027 | 0.050 | 0.090 |
+    | 0 of 200, 1,000,000 | | 0.000 | 0.000 | 0.019 |
+    | 10 of 200, 1,000,000 | | 0.027 | 0.050 | 0.090 |
+    | 10 of 200, 400 | | 0.033 | 0.050 | 0.076 |
+    | 10 of 200, 200 | | 0.050 | 0.050 | 0.050 |
+    | 0 of 190, 950,000 | 10 of 10, 50,000 | 0.027 | 0.050 | 0.090 |
     """
     weights = {host: rows.get(host, 0) for host, n in tried.items() if n and rows.get(host, 0)}
     total = sum(weights.values())
     if not total:
         return Range(0.0, 0.0, 1.0)
     p = sum(weight / total * hits.get(host, 0) / tried[host] for host, weight in weights.items())
-    n = 1 / sum((weight / total) ** 2 / tried[host] for host, weight in weights.items())
+    left = {
+        host: max(0.0, 1 - tried[host] / weight) for host, weight in weights.items()
+    }  # the share that was not tried
+    unknown = sum((weight / total) ** 2 * left[host] / tried[host] for host, weight in weights.items())
+    if not unknown:
+        return Range(p, p, p)
+    n = 1 / unknown
     middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     return Range(max(0.0, min(p, middle - half)), p, min(1.0, max(p, middle + half)))

@@ -44,7 +44,9 @@ def check(
     with signals.current().listening(), local_run.blocks_for(job, job_file.absolute().parent):
         found = check_job(job, sample, write=not no_write, say=say)
     if json_:
-        print_json({**dataclasses.asdict(found), "exit_code": found.exit_code, "verdict": verdict(found)})
+        document = dataclasses.asdict(found)
+        del document["planned"]["sample"], document["planned"]["chunks"]
+        print_json({**document, "exit_code": found.exit_code, "verdict": verdict(found)})
         return found.exit_code
     style = "green" if found.exit_code == 0 else "red"
     terminal.out.print(f"[{style}]{terminal.shown(verdict(found))}[/{style}]", soft_wrap=not terminal.is_terminal())

@@ -46,6 +46,7 @@ def test_more_would_fail_than_allowed(project: Project, origin: Origin) -> None:
     for path in list(bodies)[:5]:
         origin.add(f"/{path}", b"", fault=Fault(Trouble.NOT_FOUND))
     project.manifest(rows)
+    project.job(failure_budget="1%")
     ended = project.ferry("check", "job.yaml", "--json").expect(1)
     found = ended.json
     assert found["exit_code"] == 1
@@ -79,7 +80,7 @@ def test_an_interrupted_check_deletes_its_objects(number: signal.Signals, projec
     project.job(concurrency=2)
     project.manifest(rows)
     process = project.start("check", "job.yaml")
-    wait_for("copied objects", lambda: len(project.stored()) >= 4, 60)
+    wait_for("copied objects", lambda: len(project.written_at()) >= 4, 60)
     os.kill(process.pid, number)
     code = wait_end(process)
     assert code == 128 + number
