@@ -155,7 +155,7 @@ def _predict(
     rows = sum(sample.hosts.values())
     tried = Counter(end.host for end in run.ends)
     failed = Counter(end.host for end in run.ends if end.status is Status.FAILED)
-    known = planned.unusable + planned.collisions
+    known = planned.unusable + planned.collisions + planned.permanent_failures
     failing = predict.share(failed, tried, sample.hosts).times(rows)
     stored = max(0.0, rows - failing.value)
     ends = [end.ended for end in run.ends]

@@ -30,8 +30,8 @@ class Prediction:
     rows: int
     seconds: Range
     rows_per_s: Range
-    failures: Range  # of the rows to do, those that the plan already knows included
-    known_failures: int  # rows that cannot be transferred: unusable ones and key collisions
+    failures: Range  # of all rows, as the budget counts them
+    known_failures: int  # of these: unusable rows, key collisions, and permanent failures of earlier runs
     budget: int
     bytes: Range
     source_requests: float
@@ -69,7 +69,11 @@ class CheckResult:
 
     @property
     def exit_code(self) -> int:
-        """0: ready. 1: more rows would fail than `failure_budget` allows. 2: no row of the sample was copied."""
-        if self.sampled + self.unfinished and not self.copied:
+        """0: ready. 1: more rows would fail than `failure_budget` allows. 2: nothing works.
+
+        That is: no row of the sample was copied, and no earlier run has done a row.
+        """
+        nothing_done = self.planned.untouched <= self.prediction.known_failures + self.planned.duplicates
+        if self.sampled + self.unfinished and not self.copied and nothing_done:
             return 2
         return 1 if self.prediction.failures.value > self.prediction.budget else 0

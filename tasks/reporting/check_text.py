@@ -9,6 +9,7 @@ from ferry.preflight import CheckResult, DestinationFacts, HostFacts, Range
 from ferry.state import PLAIN_WORDS, REMEDIES
 from tasks.reporting.text import describe, duration, size
 
+ROUNDING = 1e-6
 CONFIRMED = {
     Confirmed.DIGEST: "by the digest in the store's response",
     Confirmed.READ_BACK: "by reading it back",
@@ -23,7 +24,7 @@ def verdict(found: CheckResult) -> str:
         why = found.why_unfinished or (found.failures[0].message if found.failures else "")
         return f"Not ready: no row of the sample could be copied{': ' if why else ''}{why}"
     if found.exit_code == 1:
-        rows = f"about {p.failures.value:,.0f} of {p.rows + p.known_failures:,} rows"
+        rows = f"about {p.failures.value:,.0f} of {found.planned.rows - found.planned.duplicates:,} rows"
         return f"Not ready: {rows} would fail, more than the {p.budget:,} that failure_budget allows"
     if not p.rows:
         return "Ready: there is nothing to do"
@@ -81,7 +82,7 @@ def _sample(found: CheckResult) -> list[str]:
 
 def count_words(rows: Range) -> str:
     """Returns an estimated number of rows, such as `1,000 (760 to 1,310)`."""
-    value, low, high = round(rows.value), math.floor(rows.low), math.ceil(rows.high)
+    value, low, high = round(rows.value), math.floor(rows.low + ROUNDING), math.ceil(rows.high - ROUNDING)
     return f"{value:,}" if low == high else f"{value:,} ({low:,} to {high:,})"
 
 
@@ -117,7 +118,7 @@ def _host(facts: HostFacts) -> list[str]:
 def _prediction(found: CheckResult) -> list[str]:
     p = found.prediction
     rate = f", {p.rows_per_s.value:,.0f} rows/s" if p.rows_per_s.value >= 1 else ""
-    known = f", {p.known_failures:,} of them known from the manifest" if p.known_failures else ""
+    known = f", {p.known_failures:,} of them known already" if p.known_failures else ""
     money = f"{p.money:,.2f} {p.currency}"
     if p.money_per_month:
         money += f", and {p.money_per_month:,.2f} {p.currency} a month for the storage"

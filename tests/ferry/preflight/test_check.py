@@ -128,6 +128,21 @@ def test_blocked_addresses_and_a_dead_host(shop: Shop, s3: S3Server, bucket_uri:
     assert shop.origin.total == 0
 
 
+def test_what_earlier_runs_left(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
+    """Failures of earlier runs count against the budget; only what is to do is sampled."""
+    shop.add(30)
+    shop.add(5, OriginFault(Trouble.NOT_FOUND))
+    job = shop.job(bucket_uri)
+    helpers.run(job, helpers.directory_state(shop.folder), helpers.access(s3))
+    stored = helpers.stored(s3, bucket_uri["uri"].split("/")[2])
+    shop.add(2, OriginFault(Trouble.NOT_FOUND))
+    found = shop.check(shop.job(bucket_uri), helpers.access(s3))
+    assert (found.sampled, found.copied, found.prediction.known_failures) == (2, 0, 5)
+    assert (round(found.prediction.failures.value), found.exit_code) == (7, 1)
+    assert helpers.stored(s3, bucket_uri["uri"].split("/")[2]) == stored
+    assert shop.check(shop.job(bucket_uri, failure_budget=7), helpers.access(s3)).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("odd", "conditional", "confirmed"),
     [
