@@ -46,6 +46,7 @@ def reconcile(run: Run) -> Report:
         chunks=len(run.returned) + len(run.incomplete),
         cached=run.cached,
         limited=run.runtime.limit_reached,
+        limit_option="--sample" if run.at_random else "--limit",
         seconds=snapshot.elapsed_s,
         bytes=snapshot.bytes,
         rate=snapshot.done / steady if steady >= SHORTEST_S else 0.0,

@@ -53,6 +53,7 @@ class Run:
     planner: PlannerProcess
     pool: WorkerPool
     planned: Planned | None = None  # the run's first plan
+    at_random: bool = False  # whether it takes a random sample
     returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
     cached: int = 0
     places: dict[str, str] = field(default_factory=dict)  # chunk -> its place in the run, such as `3-of-12`
@@ -116,6 +117,7 @@ class Run:
         )
         planned = Planned.decode(answer)
         self.planned = self.planned or planned
+        self.at_random = self.at_random or at_random
         rows = sum(chunk.rows - chunk.done for chunk in planned.chunks)
         if rows > KEEP_CHILD_ROWS:
             self.planner.close()

@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from types import FrameType
 
+from tasks.reporting import log_format
+
+ACKNOWLEDGED = "rows in progress get 10 s at most, no other begins. A second Ctrl-C ends the run at once"
 RESUME_HINT = "; run the job again to resume"
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
@@ -102,6 +105,9 @@ class Interrupts:
         reason = self.requested or f"interrupted by {self.first.name}{RESUME_HINT}"
         if self._stop is None:
             raise Interrupted(reason)
+        if self._stop is not _ignore and not log_format.as_json():
+            # not by print, which may be at work in the instruction that the signal came after
+            os.write(2, f"\n{reason.removesuffix(RESUME_HINT)}: {ACKNOWLEDGED}\n".encode())
         self._stop(reason)
 
 

@@ -47,6 +47,7 @@ class Report:
     pruned: PruneResult | None = None  # only in a delta run that deletes removed copies
     chunk_lines: list[dict[str, Any]] = field(default_factory=list)  # the first chunks of this run, or with failures
     budget_setting: str = ""  # `failure_budget` as the job has it
+    limit_option: str = "--limit"  # which of `--limit` and `--sample` the run was given
     predicted: tuple[float, float] | None = None  # seconds, by `ferry check` for as many rows
 
     @property
@@ -91,7 +92,8 @@ class Report:
         """
         pending, failed = self.counts["pending"], self.counts["failed"]
         if self.exit_code == 0:
-            return f"Completed: {_rows_are(pending)} left, since --limit was reached" if pending else "Completed"
+            left = f": {_rows_are(pending)} left, since {self.limit_option} was reached"
+            return f"Completed{left if pending else ''}"
         why = [self.stopped] if self.stopped else []
         if failed > self.budget:
             share = f" ({self.budget_setting})" if self.budget_setting not in ("", str(self.budget)) else ""

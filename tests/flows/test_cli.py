@@ -451,6 +451,7 @@ def test_a_sample_comes_first(project: Project, origin: Origin) -> None:
     report = project.ferry("run", "job.yaml", "--sample", "20", "--json").expect(0).json
     assert (report["this_run"], report["counts"]["pending"]) == ({"copied": 20}, 40)
     assert "The other 40 rows would " in report["message"]
+    assert report["verdict"] == "Completed: 40 rows are left, since --sample was reached"
     first = list(bodies)[:20]
     assert len(project.stored()) == 20
     assert set(project.stored()) != set(first)

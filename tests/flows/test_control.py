@@ -245,6 +245,7 @@ def test_ferry_run_is_paused(project: Project, origin: Origin, prefect_api: Pref
     os.killpg(run.process.pid, signal.SIGINT)
     ended = run.end().expect(130)
     assert "interrupted by SIGINT" in ended.json["message"]
+    assert "interrupted by SIGINT: rows in progress get 10 s at most" in ended.stderr
     assert ended.stderr.count("paused at Prefect: ") == 2
     assert ended.stderr.count("resumed at Prefect: ") == 1
     assert prefect_api.runs(project.name)[-1]["state_type"] == "CANCELLED"
