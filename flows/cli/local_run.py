@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ferry.core import UserError
-from ferry.job import Job
 from flows.running import signals
 from flows.server import working_directory
 from flows.server.api_address import given_url
@@ -21,6 +20,7 @@ from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import limit_malloc_arenas
 
 if TYPE_CHECKING:
+    from ferry.job import Job
     from tasks.reporting.text import Report
 
 server_unreachable = (
