@@ -66,6 +66,6 @@ def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> 
         _, most = processes_of(job, None)
         found = check_job(job, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say)
     expected = found.prediction
-    if found.exit_code == 0:
+    if found.exit_code < 2:
         write_predicted(state_of(job), Predicted(expected.rows, expected.seconds.low, expected.seconds.high))
     return found

@@ -8,14 +8,15 @@ import secrets
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 from ferry.core import ONE_PUT_BYTES, PART_BYTES, Confirmed, FerryError, ObjectError, Status
 from ferry.job import Job, OnExisting
 from ferry.preflight import predict
-from ferry.preflight.destination_probe import DestinationFacts, probe_destination
+from ferry.preflight.destination_probe import KEY, DestinationFacts, probe_destination
 from ferry.preflight.host_probe import HostFacts, probe_hosts
 from ferry.preflight.result import CheckResult, FailureShare, Prediction
 from ferry.preflight.sample_run import Engine, RowEnd, SampleRun, run_sample
@@ -53,62 +54,61 @@ def check_job(
     sample = planned.sample
     assert sample is not None
     prefix = f"{job.destination.uri.rstrip('/')}/{NAME}{secrets.token_hex(4)}"
-    with _removing_directory(prefix):
+    run = SampleRun()
+    with _Probes(prefix, engine, folder, run) as probes:
         say("checking the destination")
         facts = probe_destination(f"{prefix}/probe", engine.destination, folder)
         if facts.conditional_writes == "refused" and job.on_existing in (OnExisting.SKIP, OnExisting.FAIL):
             raise ConditionUnsupported
-        wrote = write and not facts.keeps_what_is_deleted
+        wrote = probes.with_sample = write and not facts.keeps_what_is_deleted
         uri = f"{prefix}/sample" if wrote else (folder / "sample").absolute().as_uri()
         drawn = sum(ref.rows for ref in sample.chunks)
         say(f"copying a sample of {drawn:,} rows, and measuring the rate")
-        left, run = (0 if facts.deletes else 1), SampleRun()
-        try:
-            run_sample(job, uri, sample, folder, engine, run)
-        finally:
-            if wrote and uri.startswith("s3://"):
-                say("deleting the sample's objects")
-                left += _delete_objects(uri, engine, folder, [end.row.key for end in run.ends])
+        run_sample(job, uri, sample, folder, engine, run)
+        say("deleting what was written")
     copied = [end for end in run.ends if end.status is not Status.FAILED]
     hosts = asyncio.run(probe_hosts(job, engine.headers, copied, folder / "spool"))
-    return _result(job, planned, sample, run, facts, hosts=hosts, wrote=wrote, left=left, prefix=prefix,
+    return _result(job, planned, sample, run, facts, hosts=hosts, wrote=wrote, left=probes.left, prefix=prefix,
                    plan_s=plan_s, processes=processes)  # fmt: skip
 
 
-@contextlib.contextmanager
-def _removing_directory(prefix: str) -> Iterator[None]:
-    """Removes the directory of the probes at the end, and those above it that were made for it."""
-    if not prefix.startswith("file:"):
-        yield
-        return
-    directory = Path(unquote(urlsplit(prefix).path))
-    made = [path for path in directory.parents if not path.exists()]
-    try:
-        yield
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-        for path in made:
+class _Probes:
+    """What a check writes under its prefix. All of it is deleted at the end of the block, also after a Ctrl-C."""
+
+    def __init__(self, prefix: str, engine: Engine, folder: Path, run: SampleRun) -> None:
+        self._prefix, self._engine, self._folder, self._run = prefix, engine, folder, run
+        self.with_sample = False  # whether the sample is copied there, too
+        self.left = 0  # objects that could not be deleted
+        self._directory = Path(unquote(urlsplit(prefix).path)) if prefix.startswith("file:") else None
+        self._made = [path for path in self._directory.parents if not path.exists()] if self._directory else []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._directory is None:
+            self.left = self._delete_objects()
+            return
+        shutil.rmtree(self._directory, ignore_errors=True)
+        for path in self._made:
             with contextlib.suppress(OSError):
                 path.rmdir()
 
-
-def _delete_objects(uri: str, engine: Engine, folder: Path, keys: Sequence[str]) -> int:
-    """Deletes all objects under a prefix of the check's own: ``keys``, and what a listing shows besides.
-
-    Returns how many could not be deleted.
-    """
-    store = open_store(uri, engine.destination, folder)
-    left = len(keys)
-    try:
-        store.control().delete(map(store.path, keys))
-        left = 0
-        for page in store.list():
-            left = len(page)
-            store.control().delete(store.path(found.key) for found in page)
+    def _delete_objects(self) -> int:
+        """Deletes the keys that are known, then what a listing shows. Returns how many objects may be left."""
+        store = open_store(self._prefix, self._engine.destination, self._folder)
+        ends = self._run.ends if self.with_sample else []
+        keys = [f"probe/{KEY}", *(f"sample/{end.key}" for end in ends if end.status is Status.COPIED)]
+        left = len(keys)
+        with contextlib.suppress(ObjectError, FerryError):
+            store.control().delete(map(store.path, keys))
             left = 0
-    except (ObjectError, FerryError):
-        pass
-    return left
+            for page in store.list():
+                left = len(page)
+                store.control().delete(store.path(found.key) for found in page)
+                left = 0
+            store.control().abort(f"{store.prefix}/", below=True)
+        return left
 
 
 def _result(

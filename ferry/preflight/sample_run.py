@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ferry.core import ChunkIncomplete, Row, Status
 from ferry.job import Job
 from ferry.processes import idle_s
-from ferry.ratelimit import host_of
 from ferry.state import (
     ChunkRef,
     Sample,
@@ -21,11 +20,12 @@ from ferry.state import (
     connect,
     create_latest,
     hold_lease,
+    host_sql,
     ledger_files,
     open_state,
     read_table,
+    rows_of,
 )
-from ferry.state import rows_of as rows_of_table
 from ferry.storage import Access
 from ferry.transfer import Runtime, run_chunk
 
@@ -33,7 +33,8 @@ SAMPLE_S = 25.0  # for the sample; rows that have no outcome by then are counted
 MEASURE_S = 10.0  # for the rows that measure the rate
 REFUSED_S = 20.0  # the same, if an origin refuses requests (429): its rate is found out by and by
 TOGETHER_S = 45.0  # for both
-MEASURE_BYTES = 256_000_000  # the most that is read to measure the rate
+SAMPLE_BYTES = 1_000_000_000  # the most that is read for the sample
+MEASURE_BYTES = 256_000_000  # the same, to measure the rate
 POLL_S = 0.1
 
 
@@ -51,6 +52,7 @@ class RowEnd(NamedTuple):
     row: Row
     host: str  # as in Sample.hosts: "" for all but the largest
     status: Status
+    key: str  # of the object, complete
     error_class: str | None
     status_code: int | None
     message: str | None
@@ -112,12 +114,12 @@ def _run(runtime: Runtime, ref: ChunkRef, seconds: float, found: SampleRun, *, m
     """Runs one chunk for at most so many seconds, and notes the time whose rate counts."""
     runtime.progress.start(ref.rows)
     found.since, cpu_s, spare_s = time.time(), runtime.loop_cpu_s(), idle_s() or 0.0
-    end, most = found.since + seconds, _bytes(runtime) + MEASURE_BYTES
+    end, most = found.since + seconds, _bytes(runtime) + (MEASURE_BYTES if measuring else SAMPLE_BYTES)
     with ThreadPoolExecutor(1) as thread:
         work = thread.submit(run_chunk, runtime, ref)
         try:
             while not wait([work], POLL_S).done and time.time() < end and not runtime.stopping:
-                if measuring and (time.time() >= found.since + _measured_s(runtime) or _bytes(runtime) >= most):
+                if _bytes(runtime) >= most or (measuring and time.time() >= found.since + _measured_s(runtime)):
                     break
         finally:
             found.until = time.time()
@@ -145,24 +147,21 @@ def _bytes(runtime: Runtime) -> int:
 
 
 def _read(state: State, sample: Sample, found: SampleRun) -> None:
-    """Reads the outcomes of the sample's rows, with their rows."""
-    rows: dict[str, Row] = {}
-    for ref in (*sample.chunks, *sample.more):
-        rows.update((row.row_id, row) for row in rows_of_table(read_table(state.local(ref.uri))))
+    """Reads the outcomes of the sample's rows, with their rows and hosts."""
+    refs = (*sample.chunks, *sample.more)
+    rows = {row.row_id: row for ref in refs for row in rows_of(read_table(state.local(ref.uri)))}
     if not ledger_files(state):
         return
     with contextlib.closing(connect(state.spool_dir)) as con:
         create_latest(con, state)
         ends = con.execute(
-            "SELECT row_id, status, error_class, status_code, message, source, coalesce(size, 0), content_type, "
-            "source_etag, source_last_modified, confirmed, requests, epoch(recorded_at) FROM latest"
+            f"""
+            SELECT l.row_id, {host_sql("c.source")}, l.status, l.key, l.error_class, l.status_code, l.message, l.source,
+                   coalesce(l.size, 0), l.content_type, l.source_etag, l.source_last_modified, l.confirmed, l.requests,
+                   epoch(l.recorded_at)
+            FROM latest l JOIN read_parquet(?) c USING (row_id)
+            """,
+            [[str(state.local(ref.uri)) for ref in refs]],
         ).fetchall()
-    for row_id, status, *values in ends:
-        host = host_of_sample(rows[row_id], sample)
-        found.ends.append(RowEnd(rows[row_id], host, Status(status), *values))
-
-
-def host_of_sample(row: Row, sample: Sample) -> str:
-    """Returns the name under which the sample counts a row's host."""
-    host = host_of(row.source)
-    return host if host in sample.hosts else ""
+    for row_id, host, status, *values in ends:
+        found.ends.append(RowEnd(rows[row_id], host if host in sample.hosts else "", Status(status), *values))

@@ -119,6 +119,16 @@ def test_what_the_origins_support(shop: Shop, s3: S3Server, bucket_uri: dict[str
         assert second.redirects == 1
 
 
+def test_hosts_in_capitals(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
+    """A host is counted once, however it is written."""
+    shop.add(4)
+    shop.sources[0] = shop.sources[0].replace("127.0.0.1", "LOCALHOST")
+    shop.sources[1] = shop.sources[1].replace("127.0.0.1", "localhost")
+    allowed = {"allow_private_addresses": ["127.0.0.1", "localhost"]}
+    found = shop.check(shop.job(bucket_uri, source=allowed), helpers.access(s3))
+    assert (found.copied, len(found.hosts), found.planned.sample and len(found.planned.sample.hosts)) == (4, 2, 2)
+
+
 def test_blocked_addresses_and_a_dead_host(shop: Shop, s3: S3Server, bucket_uri: dict[str, Any]) -> None:
     """Without one copied row the check ends with 2, and says why."""
     shop.add(3)
@@ -201,12 +211,14 @@ def test_a_store_that_changes_bytes(shop: Shop) -> None:
             shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
 
 
-def test_a_store_that_refuses_listings(shop: Shop) -> None:
-    """It is reported, and the sample's objects are deleted by their keys."""
+@pytest.mark.parametrize("key", [None, "{sha256}.{ext}"])
+def test_a_store_that_refuses_listings(key: str | None, shop: Shop) -> None:
+    """It is reported, and the sample's objects are deleted by their keys, also by those of their digests."""
     shop.add(3)
     with OddS3(faults=[Fault("status", ("ListObjectsV2",), status=403, code="AccessDenied")]) as store:
         store.make_bucket("b")
-        found = shop.check(shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}), odd_access(store))
+        job = shop.job({"uri": "s3://b/p/", "endpoint_url": store.endpoint_url}, key=key)
+        found = shop.check(job, odd_access(store))
         assert store.stored("b") == {}
     assert (found.exit_code, found.destination.listed, found.left_objects) == (0, False, 0)
     assert any("listing is refused" in text for text in found.warnings)
