@@ -13,7 +13,8 @@ from benchmarks.settings import IMAGE_BYTES
 from benchmarks.turns import ROUNDS, Took, at_once, show
 from demo.s3 import S3Server
 from ferry.storage.credentials import Access
-from ferry.storage.store import Store, open_store
+from ferry.storage.factory import open_store
+from ferry.storage.store import Store
 
 OBJECTS = 6_000
 MOST = 1 << 40

@@ -3,12 +3,13 @@
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.credentials import Access
 from ferry.storage.errors import ConditionUnsupported
+from ferry.storage.factory import open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import run_preflight
 from ferry.storage.s3 import NotPlain
 from ferry.storage.s3_control import BucketControl
-from ferry.storage.store import AlreadyThere, Store, open_store
+from ferry.storage.store import AlreadyThere, Store
 
 __all__ = [
     "Access",

@@ -12,10 +12,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.store import S3Store
@@ -31,22 +30,19 @@ from ferry.core import (
     ObjectError,
     Refused,
     Tries,
-    UserError,
     no_delay,
 )
 from ferry.http import Algorithm
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
-from ferry.storage.credentials import Access, http_client, obstore_client, upload_timeout_s
+from ferry.storage.credentials import Access, upload_timeout_s
 from ferry.storage.downloads import Downloads
 from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, ConditionUnsupported, from_store, key_refused
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
 from ferry.storage.multipart import Multipart, MultipartUploads, UploadLog
-from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag, multipart_etag
+from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
 from ferry.storage.s3 import BucketHttp, NotPlain
 from ferry.storage.s3_control import BucketControl
-
-__all__ = ["ObjectInfo", "Sent", "Store", "md5_of_etag", "multipart_etag", "open_store", "walk"]
 
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
 
@@ -369,50 +365,3 @@ class Store:
         path = str(meta["path"])
         key = path[len(self.prefix) + 1 :] if self.prefix else path
         return ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])
-
-
-def open_store(
-    uri: str,
-    access: Access,
-    spool_dir: Path,
-    *,
-    timeout_s: float = 600.0,
-    read_s: float = 30.0,
-    create: bool = False,
-    budget: Budget | None = None,
-    pool: Executor | None = None,
-    direct_http: bool = False,
-    mark: str = "ferry",
-    upload_log: UploadLog | None = None,
-) -> Store:
-    """Returns the store for a URI: ``s3://bucket/prefix`` or ``file:///directory``.
-
-    ``timeout_s`` limits a request, ``read_s`` the time without a byte from a bucket. ``budget`` limits the memory for
-    bodies, and ``pool`` hashes large ones. With ``direct_http``, Ferry's HTTP client transfers single objects of a
-    bucket; the store then belongs to one event loop and must be closed. ``mark`` begins the names of this job's
-    unfinished files in a directory. ``upload_log`` records this job's multipart uploads in a bucket.
-    Raises UserError for any other scheme, and for a missing directory unless ``create`` is set.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        clients = (
-            obstore_client(parts.netloc, access, timeout_s, read_s),
-            obstore_client(parts.netloc, access, upload_timeout_s(PART_BYTES, read_s)),
-        )
-        # Amazon documents the order (ListObjectsV2); other stores may sort differently.
-        at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
-        prefix = parts.path.strip("/")
-        http = None
-        if direct_http and not access.proxied:
-            http = partial(http_client, parts.netloc, access, timeout_s, read_s)
-        return Store(
-            uri, clients, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
-            access=access, upload_log=upload_log, read_s=read_s,
-        )  # fmt: skip
-    if parts.scheme == "file":
-        directory = Path(unquote(parts.path))
-        if not directory.is_dir() and not create:
-            raise UserError(f"the directory {directory} does not exist. Create it, or correct its address in the job")
-        folder = Folder(directory, mark, create=create)
-        return Store(uri, None, "", "file", spool_dir, folder, budget=budget, pool=pool)
-    raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")

@@ -33,7 +33,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.credentials import Access
-from ferry.storage.store import open_store
+from ferry.storage.factory import open_store
 from tests.faults.amount import LONG, each, some
 from tests.faults.proxy import Bad, Proxy, Refusal
 from tests.faults.test_state_disk import UNSHARE

@@ -12,8 +12,8 @@ from obstore.store import MemoryStore
 
 from ferry.core.errors import UserError
 from ferry.job.templates import MissingValue, Template, default_key, finish_key, join_key, key_problem
+from ferry.storage.local import walk
 from ferry.storage.local_files import Folder
-from ferry.storage.store import walk
 
 SHA = "ab" * 32
 RESERVED = "a path segment of the key begins with `.ferry-parts`, which Ferry reserves for unfinished files"

@@ -15,7 +15,7 @@ from demo.s3 import S3Server
 from ferry.planning import existing_objects as listing
 from ferry.planning.existing_objects import existing_pages, key_ranges, marker_before
 from ferry.storage.credentials import Access
-from ferry.storage.store import open_store
+from ferry.storage.factory import open_store
 from tests.support.helpers import access
 
 TEXT = st.text(st.characters(min_codepoint=0x20, exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -104,7 +104,7 @@ import sys
 from pathlib import Path
 from ferry.planning import existing_objects as existing
 from ferry.storage.credentials import Access
-from ferry.storage.store import open_store
+from ferry.storage.factory import open_store
 existing.key_ranges.__defaults__ = (1,)
 store = open_store("s3://{bucket}/p/", Access({s3.endpoint_url!r}, "us-east-1",
     keys=({s3.access_key!r}, {s3.secret_key!r}, None)), Path({str(tmp_path)!r}))

@@ -24,8 +24,9 @@ from ferry.reconcile.verify import Evidence
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.credentials import Access
+from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.store import Store, open_store
+from ferry.storage.store import Store
 from tests.support.helpers import (
     access,
     by_key,

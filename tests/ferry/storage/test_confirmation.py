@@ -19,8 +19,9 @@ from ferry.state.files import DirectoryState
 from ferry.storage import store as store_module
 from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
 from ferry.storage.credentials import Access
+from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent
-from ferry.storage.store import Store, open_store
+from ferry.storage.store import Store
 from tasks.reporting.text import outcome_table
 from tests.servers import odd_s3
 from tests.servers.odd_s3 import Fault, OddS3

@@ -16,7 +16,8 @@ from ferry.planning import existing_objects as ranges
 from ferry.planning.existing_objects import existing_pages
 from ferry.storage import s3_xml
 from ferry.storage.credentials import Access
-from ferry.storage.store import Store, open_store
+from ferry.storage.factory import open_store
+from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import directory_state, latest, make_job, plan
 

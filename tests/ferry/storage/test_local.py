@@ -17,9 +17,9 @@ from ferry.core.quota import Share
 from ferry.core.records import ErrorClass, Status
 from ferry.state.files import DirectoryState
 from ferry.storage.credentials import Access
+from ferry.storage.factory import open_store
 from ferry.storage.local import Directory
 from ferry.storage.local_files import Folder
-from ferry.storage.store import open_store
 from tests.support.helpers import IMAGE, by_key, directory_state, latest, make_body, make_job, plan, run
 
 

@@ -27,8 +27,9 @@ from ferry.state.open_uploads import mark_of
 from ferry.storage import local_files as folder_module
 from ferry.storage.credentials import Access
 from ferry.storage.errors import from_folder
+from ferry.storage.factory import open_store
+from ferry.storage.local import walk
 from ferry.storage.local_files import Folder
-from ferry.storage.store import open_store, walk
 from tests.faults.disk import Disk, How
 from tests.support import helpers
 

@@ -22,7 +22,8 @@ from ferry.storage import multipart, s3_xml
 from ferry.storage import store as store_module
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.credentials import Access
-from ferry.storage.store import AlreadyThere, Store, open_store
+from ferry.storage.factory import open_store
+from ferry.storage.store import AlreadyThere, Store
 from tests.ferry.storage.test_store import KEYS
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers

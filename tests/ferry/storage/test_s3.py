@@ -19,9 +19,11 @@ from ferry.core.errors import Fatal, ObjectError
 from ferry.core.memory_budget import SPOOL_OVER_BYTES
 from ferry.core.records import ErrorClass
 from ferry.storage.credentials import Access
+from ferry.storage.factory import open_store
+from ferry.storage.object_info import Sent
 from ferry.storage.s3 import Boto3Credentials, BucketHttp, NotPlain, StaticCredentials, plain_headers
 from ferry.storage.sigv4 import Keys
-from ferry.storage.store import Sent, Store, open_store
+from ferry.storage.store import Store
 from tests.support.helpers import access, make_body
 
 ATTRIBUTES = {

@@ -17,8 +17,9 @@ from ferry.core.memory_budget import PART_BYTES
 from ferry.core.records import AGAIN, Again, Confirmed, ErrorClass
 from ferry.storage import store as store_module
 from ferry.storage.credentials import Access
-from ferry.storage.object_info import md5_of_etag
-from ferry.storage.store import Sent, Store, multipart_etag, open_store
+from ferry.storage.factory import open_store
+from ferry.storage.object_info import Sent, md5_of_etag, multipart_etag
+from ferry.storage.store import Store
 from tests.support.helpers import access, make_body
 
 pytestmark = pytest.mark.matrix

@@ -16,7 +16,8 @@ from ferry.core.body import small_body
 from ferry.core.errors import ChunkIncomplete, Fatal, ObjectError
 from ferry.core.records import ErrorClass, Status
 from ferry.storage.credentials import Access
-from ferry.storage.store import Store, open_store
+from ferry.storage.factory import open_store
+from ferry.storage.store import Store
 from ferry.transfer import destination_outage
 from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import Fault, OddS3
