@@ -136,8 +136,8 @@ class Origin:
         """The headers of each path's last request, names in lower case."""
         self.total = 0
         """The total of requests."""
-        self.last_at = 0.0
-        """The time of the last request (time.monotonic)."""
+        self.times: list[float] = []
+        """The time of each request (time.monotonic)."""
         self.at_once = self.most_at_once = 0
         """Requests delayed by `latency_s`: now, and the highest number so far, which may be reset."""
         self.port = free_ports(1)[0]
@@ -149,6 +149,11 @@ class Origin:
         self._server: asyncio.AbstractServer | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+
+    @property
+    def last_at(self) -> float:
+        """The time of the last request (time.monotonic)."""
+        return self.times[-1] if self.times else 0.0
 
     def __enter__(self) -> Self:
         self.start()
@@ -323,7 +328,7 @@ class _Connection(asyncio.Protocol):
         origin = self._origin
         origin.requests[target] += 1
         origin.total += 1
-        origin.last_at = time.monotonic()
+        origin.times.append(time.monotonic())
         origin.last_headers[target] = headers
         keep_alive = version == "HTTP/1.1" and headers.get("connection", "").lower() != "close"
         if origin.latency_s > 0:

@@ -222,16 +222,11 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
         if any(isinstance(item, WithJsonSchema) for item in field.metadata):  # a number that may have a unit
             kind += " or text"
         lines.append(f"| `{prefix}{name}` | {text} | {kind} | {default_words(name, field)} |")
-        inner = field.annotation
+        inner, place = field.annotation, f"{prefix}{name}"
+        if get_origin(inner) is list:
+            inner, place = get_args(inner)[0], f"{place}[]"
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            nested += [
-                "",
-                f"## `{prefix}{name}`",
-                "",
-                (inner.__doc__ or "").strip(),
-                "",
-                *table(inner, f"{prefix}{name}."),
-            ]
+            nested += ["", f"## `{place}`", "", (inner.__doc__ or "").strip(), "", *table(inner, f"{place}.")]
     return lines + nested
 
 

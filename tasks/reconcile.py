@@ -15,6 +15,7 @@ from tasks.reporting.text import SHORTEST_S, Report
 from tasks.run import Run
 
 MOST_LINES = 200
+MOST_CHANGES = 50
 
 
 @task(name="delete-removed", task_run_name="delete-removed", cache_policy=NO_CACHE, persist_result=False)
@@ -54,6 +55,7 @@ def reconcile(run: Run) -> Report:
         why_pending=next(iter(run.incomplete.values()), ""),
         pruned=run.pruned,
         predicted=(expected.low_s, expected.high_s) if expected is not None and is_of_this_run else None,
+        limit_changes=run.pool.limit_changes[-MOST_CHANGES:],
     )
 
 

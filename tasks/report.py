@@ -78,6 +78,7 @@ def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry
         "them cached",
         f"- failure budget: {counts['failed']:,} of {report.budget:,} rows used",
     ]
+    lines += [f"- {plain(change)}" for change in report.limit_changes]
     if counts["failed"]:
         lines += ["", f"Failed rows: `ferry failures JOB.yaml`, or the artifact `{slug(name)}-failures`."]
     if worth_retrying(counts):

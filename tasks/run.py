@@ -18,6 +18,7 @@ from typing import Any
 from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
 from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
+from ferry.ratelimit import LimitsFollower
 from ferry.reconcile import PruneResult
 from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, open_state, read_plan
 from ferry.storage import Access, run_preflight
@@ -191,17 +192,19 @@ def open_run(
         run_no = log_format.run_fields["run_no"] = last_run_no(state) + 1
         raise_file_limit()
         limit_malloc_arenas()
-        share, most = processes_of(job, limit)
+        follower = stack.enter_context(LimitsFollower(state, job.limits))
+        share, most = processes_of(job, limit, follower.limits)
+        limited = job.model_copy(update={"limits": follower.limits})
         runtime = Runtime(
-            job, state, lease, run_no,
+            limited, state, lease, run_no,
             source_access=source, destination_access=destination, headers=headers, limit=limit, share=share,
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(
-            job, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields
+            limited, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields
         )
-        pool = WorkerPool(runtime, lease, setup, most)
+        pool = WorkerPool(runtime, lease, setup, most, follower)
         stack.callback(pool.close)
         stack.enter_context(for_many_objects())
         _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool)

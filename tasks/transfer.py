@@ -70,6 +70,8 @@ def transfer_all(run: runs.Run, refs: Sequence[ChunkRef]) -> None:
     while futures or (waiting and not run.runtime.stopping):
         if run.pool.adjust():
             get_run_logger().info("now %d engine processes, since one core limited the rate", run.pool.processes)
+        for change in run.pool.follow_limits():
+            get_run_logger().info("%s", change)
         while waiting and not run.runtime.stopping and has_room(run, waiting[0], len(futures)):
             ref = waiting.popleft()
             future = cast("PrefectConcurrentFuture[Any]", mapped.submit(ref, fingerprint))

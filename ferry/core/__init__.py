@@ -12,6 +12,7 @@ from ferry.core.body import (
     Mapped,
     Spooled,
     no_delay,
+    pace,
     to_disk,
     whole_body,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "in_any_case",
     "limit_arrow_memory",
     "no_delay",
+    "pace",
     "process_start",
     "redact",
     "redact_id",

@@ -231,6 +231,19 @@ class BodyWriter:
 Charge = Callable[[int], float]  # takes the number of bytes read, returns the seconds to wait before the next read
 
 
+PACE_S = 1.0  # how often a long wait asks whether the limit has changed
+
+
+async def pace(charge: Charge, n_bytes: int) -> None:
+    """Count bytes that were read, and wait until the next read may begin. A limit that is raised shortens the wait."""
+    left_s = charge(n_bytes)
+    while left_s > PACE_S:
+        await asyncio.sleep(PACE_S)
+        left_s = min(left_s - PACE_S, charge(0))
+    if left_s > 0:
+        await asyncio.sleep(left_s)
+
+
 def no_delay(_: int) -> float:
     """Return 0: a Charge for bytes that no limit covers."""
     return 0.0

@@ -19,6 +19,7 @@ from ferry.core import (
     Charge,
     Share,
     disk_error,
+    pace,
     to_disk,
     whole_body,
 )
@@ -76,8 +77,7 @@ class Reader:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             if len(data) != length:
                 raise truncated()
-            if delay_s := charge(length):
-                await asyncio.sleep(delay_s)
+            await pace(charge, length)
             body = await whole_body(data, self._pool)
         except BaseException:
             share.end()
@@ -183,8 +183,7 @@ async def stream_plain(pieces: AsyncIterable[bytes], into: BodySink, charge: Cha
     """Pass pieces from a store's client to ``into``, with the waits of ``charge``."""
     async for piece in pieces:
         await into.add(bytes(piece))
-        if delay_s := charge(len(piece)):
-            await asyncio.sleep(delay_s)
+        await pace(charge, len(piece))
     await into.flush()
 
 
@@ -204,8 +203,7 @@ async def stream_body(
         received += len(piece)
         if received > max_bytes:
             raise too_large(max_bytes)
-        if delay_s := charge(len(piece)):
-            await asyncio.sleep(delay_s)
+        await pace(charge, len(piece))
         if not codings:
             await into.add(piece)
             continue

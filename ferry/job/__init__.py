@@ -2,7 +2,8 @@
 
 from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta
-from ferry.job.model import Checks, HostLimits, Job, Limits, OnExisting, Retries
+from ferry.job.limits import LIMIT_NAMES, NO_LIMIT, HostLimits, Limits, changed_limit, limits_by_key
+from ferry.job.model import Checks, Job, OnExisting, Retries
 from ferry.job.prices import Prices
 from ferry.job.templates import (
     FIELD_FORMATS,
@@ -15,9 +16,12 @@ from ferry.job.templates import (
     source_field,
 )
 from ferry.job.units import duration
+from ferry.job.validators import host_pattern, patterns_for
 
 __all__ = [
     "FIELD_FORMATS",
+    "LIMIT_NAMES",
+    "NO_LIMIT",
     "OFF",
     "ROLES",
     "SOURCE_FIELDS",
@@ -31,10 +35,14 @@ __all__ = [
     "Prices",
     "Retries",
     "Template",
+    "changed_limit",
     "decode_path",
     "default_key",
     "duration",
     "finish_key",
+    "host_pattern",
     "key_problem",
+    "limits_by_key",
+    "patterns_for",
     "source_field",
 ]

@@ -22,23 +22,19 @@ from ferry.job.base import Model as _Model
 from ferry.job.base import Part
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
+from ferry.job.limits import Limits
 from ferry.job.prices import Prices
 from ferry.job.units import MaxBytes, Seconds
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
     HEADERS_SCHEMA,
     METADATA_NAME,
-    BytesPerSecond,
-    Concurrency,
     DestinationEndpoint,
-    PerSecond,
     SourceEndpoint,
     credentials_reference,
     header_references,
-    host_pattern,
     no_secret_in_address,
     parse_budget,
-    patterns_for,
     plain_location,
     private_addresses,
     root_address,
@@ -181,31 +177,6 @@ class Timeouts(_Model):
     """Maximum time without a byte."""
     total_s: Annotated[Seconds, Field(gt=0, le=86400)] = 600.0
     """Maximum time for one download or one upload of an object: seconds, or `30m`, `2h`."""
-
-
-class HostLimits(_Model):
-    """Limits for the destination or for one host. Adaptive limits stay below them."""
-
-    concurrency: Concurrency = None
-    """Maximum requests in flight, 1 to 4096."""
-    requests_per_s: PerSecond = None
-    """Maximum requests per second, evenly spread; `0.5` is one every two seconds."""
-    bytes_per_s: BytesPerSecond = None
-    """Maximum bytes per second: a number, or `10MB`, `10MiB`, `1GB`."""
-
-
-class Limits(HostLimits):
-    """Fixed limits; adaptive limits stay below them (docs/explanation/concurrency.md). `concurrency`, `requests_per_s` and `bytes_per_s` here apply to all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`."""
-
-    hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
-    """Limits for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. Only the most specific entry applies."""
-    destination: Part[HostLimits] = HostLimits()
-    """Limits for the destination."""
-
-    def of_host(self, host: str) -> tuple[str, HostLimits]:
-        """Returns the key and limits of the most specific entry for a host or bucket, ("", no limits) if none matches."""
-        key = next((key for key in patterns_for(host) if key in self.hosts), "") if self.hosts else ""
-        return key, self.hosts.get(key, HostLimits())
 
 
 def _address_or_mapping(schema: dict[str, Any]) -> None:

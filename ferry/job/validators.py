@@ -149,7 +149,7 @@ def parse_budget(value: int | float | str, key: str = "failure_budget") -> tuple
     return share, None
 
 
-_PAUSE = "to pause a job, do not run it"
+_PAUSE = "to pause a run, use `ferry pause`"
 _LIMITS = {  # minimum, maximum, hint
     "concurrency": (1, 4096, "write a whole number from 1 to 4096, or remove it"),
     "requests_per_s": (0.001, 1e6, "write a number from 0.001 to 1000000, or remove it"),
@@ -170,7 +170,7 @@ def limit(value: Any, key: str) -> Any:
     if not math.isfinite(value):
         raise ValueError(f"{key} is not a finite number; {instead}")
     if value <= 0:
-        raise ValueError(f"{key} of {value} allows no request: {_PAUSE}; otherwise {instead}")
+        raise ValueError(f"{key} of {value:g} allows no request: {_PAUSE}; otherwise {instead}")
     if value < minimum:
         raise ValueError(f"{key} of {value:g} is below the minimum of {minimum:,.15g}: {_PAUSE}; otherwise {instead}")
     if value > maximum:

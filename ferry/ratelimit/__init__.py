@@ -1,9 +1,12 @@
 """Limits on concurrency, request rate and bandwidth for each host, and for the whole job."""
 
 from ferry.ratelimit.circuit_breaker import CircuitBreaker, silence_of
+from ferry.ratelimit.effective import Override, in_force, sentence
+from ferry.ratelimit.follower import LimitsFollower
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import COPIES_START, DESTINATION, Limiter
+from ferry.ratelimit.overrides import add_overrides, end_overrides, read_overrides
 from ferry.ratelimit.permit import PausedTooLong, Permit, host_of, record_failure
 from ferry.ratelimit.shares import is_bounded, limits_of, most_processes
 from ferry.ratelimit.status import Hosts, busiest, keep_written, read_hosts, together
@@ -16,16 +19,23 @@ __all__ = [
     "HostSnapshot",
     "Hosts",
     "Limiter",
+    "LimitsFollower",
+    "Override",
     "PausedTooLong",
     "Permit",
+    "add_overrides",
     "busiest",
+    "end_overrides",
     "host_of",
+    "in_force",
     "is_bounded",
     "keep_written",
     "limits_of",
     "most_processes",
     "read_hosts",
+    "read_overrides",
     "record_failure",
+    "sentence",
     "silence_of",
     "together",
 ]

@@ -96,12 +96,12 @@ class AdaptiveConcurrency:
     """
 
     __slots__ = (
-        "_ceiling", "_cut_at", "_few", "_next_at", "_rate", "_round", "_steady", "_steps", "_waits", "latency_s",
-        "limit",
+        "_ceiling", "_cut_at", "_few", "_next_at", "_rate", "_round", "_start", "_steady", "_steps", "_waits",
+        "latency_s", "limit",
     )  # fmt: skip
 
     def __init__(self, start: int, ceiling: int, few: int = FEW) -> None:
-        self._ceiling = ceiling
+        self._start, self._ceiling = start, ceiling
         self._few = few
         self.limit = self._steady = min(start, ceiling)
         self.latency_s = 0.0  # moving average over 8 answers
@@ -149,11 +149,14 @@ class AdaptiveConcurrency:
         return True
 
     def bound(self, ceiling: int) -> None:
-        """Set the maximum, from now on."""
-        self._ceiling = ceiling
-        if self.limit > self._ceiling:
-            self._steady = self._ceiling
+        """Set the maximum, from now on. If the last one was in use, a higher one starts a search, as from the start."""
+        freed, self._ceiling = self.at_ceiling and ceiling > self._ceiling, ceiling
+        if max(self.limit, self._steady) > ceiling:
+            self._steady = min(self._steady, ceiling)
             self._measure(self._steady, FINE)
+        elif freed:
+            self._steady, self._rate, self._steps = max(self.limit, min(self._start, ceiling)), 0.0, [COARSE, FINE]
+            self._measure(self._steady, COARSE)
 
     def rested(self) -> None:
         """Begin a new round after a pause of the run, which would count as a low rate."""

@@ -36,8 +36,8 @@ class HostLimit:
     """
 
     __slots__ = (
-        "_adaptive", "_adopt", "_always_held", "_asked", "_broken", "_byte_rate", "_call_later", "_charged", "_clock",
-        "_cut_to", "_held", "_in_flight", "_job", "_learned", "_limits_key", "_max_pause_s", "_pause_s",
+        "_adaptive", "_adopt", "_always_held", "_asked", "_broken", "_byte_rate", "_call_later", "_clock", "_cut_to",
+        "_held", "_in_flight", "_job", "_learned", "_limits_key", "_max_pause_s", "_pause_s",
         "_paused_until", "_refused", "_request_rate", "_rest_s", "_silent_at", "_timer", "_timer_at", "_waiters",
         "_wanted_at", "_why_paused", "_why_slow", "forgotten", "name", "on_room", "queued", "requests", "seen",
     )  # fmt: skip
@@ -56,7 +56,6 @@ class HostLimit:
         adopt: Callable[[HostLimit], None] | None = None,
     ) -> None:
         """``adopt`` is called with a host that was forgotten and is used again."""
-        limits = limits or HostLimits()
         self.name = name
         self.on_room: Callable[[], None] | None = None
         self.queued = False  # in the queue of the job's limits
@@ -70,14 +69,9 @@ class HostLimit:
         self._call_later = call_later
         self._in_flight = self.requests = self._refused = 0
         self._asked = False  # a take() returned False, and on_room has not been called since
-        self._request_rate = TokenBucket(limits.requests_per_s) if limits.requests_per_s else None
-        self._byte_rate = TokenBucket(float(limits.bytes_per_s)) if limits.bytes_per_s else None
-        self._wanted_at = -math.inf  # when one of these two last held a request back
-        self._charged = tuple(bucket for bucket in (self._byte_rate, job.bytes if job else None) if bucket is not None)
-        self._limits_key = limits_key if limits.concurrency or self._request_rate or self._byte_rate else ""
+        self._request_rate: TokenBucket | None = None
+        self._byte_rate: TokenBucket | None = None
         self._job = job
-        self._always_held = self._request_rate is not None or self._byte_rate is not None or job is not None
-        self._held = self._always_held  # whether anything but the limit in flight may hold a request back
         self._paused_until: float | None = None
         self._pause_s = 0.0
         self._timer: Handle | None = None
@@ -88,6 +82,24 @@ class HostLimit:
         self._rest_s = 0.0  # the last rest; 0 while the host answers
         self._silent_at = 0.0  # when the first rest began
         self._broken = 0.0  # share of recent requests that ended in a reset, a timeout or a refusal
+        self.set_limits(limits or HostLimits(), limits_key)
+
+    def set_limits(self, limits: HostLimits, key: str) -> None:
+        """Set the user's rates, from now on; ``key`` names them in status output. Then :meth:`wake` applies them."""
+        now = self._clock()
+        self._request_rate = TokenBucket.changed(self._request_rate, limits.requests_per_s, now)
+        self._byte_rate = TokenBucket.changed(self._byte_rate, limits.bytes_per_s, now)
+        self._wanted_at = -math.inf  # when one of these two last held a request back
+        self._limits_key = key if limits.concurrency or self._request_rate or self._byte_rate else ""
+        self._always_held = self._request_rate is not None or self._byte_rate is not None or self._job is not None
+        self._held = True  # whether anything but the limit in flight may hold a request back
+
+    def wake(self) -> None:
+        """Grant what changed limits allow, perhaps before the timer of the old ones."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._room()
 
     def slot(self) -> Slot:
         """Return a context manager that waits for a permit and for the end of any pause."""
@@ -112,7 +124,6 @@ class HostLimit:
     def _may_begin(self) -> bool:
         """Apply pause, rates and the job's limits. Count the request, or see to it that the host is called again."""
         if self.forgotten and self._adopt is not None:
-            self.forgotten = False
             self._adopt(self)
         now = self._clock()
         if wait_s := self._pause_left_s(now) or self._rates_s(now):
@@ -234,13 +245,12 @@ class HostLimit:
 
     def charge(self, n_bytes: int) -> float:
         """Count bytes that were read against the host and the job; return the seconds to wait before the next read."""
-        if not self._charged:
-            return 0.0
-        now = self._clock()
         wait_s = 0.0
-        for bucket in self._charged:
-            bucket.book(now, n_bytes)
-            wait_s = max(wait_s, bucket.wait_s(now))
+        for bucket in (self._byte_rate, self._job.bytes if self._job is not None else None):
+            if bucket is not None:
+                now = self._clock()
+                bucket.book(now, n_bytes)
+                wait_s = max(wait_s, bucket.wait_s(now))
         return wait_s
 
     # --- pauses
@@ -322,7 +332,7 @@ class HostLimit:
         self._room()
 
     def forget(self) -> None:
-        """Note that the limiter has evicted the host. If it is used again, it asks to be adopted."""
+        """Note that the limiter does not know the host. If it is used again, it asks to be adopted."""
         self.forgotten = self._held = True
 
     def from_job(self) -> None:
@@ -350,8 +360,13 @@ class HostLimit:
         return HostSnapshot(
             self.name, self._adaptive.limit, self._in_flight, len(waiters) if waiters else 0, left_s,
             self._why_paused if left_s > 0 else self._reason(now), None if math.isinf(per_s) else per_s,
-            self.requests, self._refused, self._adaptive.latency_s,
+            self.requests, self._refused, self._adaptive.latency_s, self._at_limit(now),
         )  # fmt: skip
+
+    def _at_limit(self, now: float) -> bool:
+        """Returns whether the user's limits hold requests back."""
+        at_most = self._adaptive.at_ceiling and bool(self._limits_key) and self._in_flight >= self._adaptive.limit
+        return now - self._wanted_at < _RECENTLY_S or self.queued or at_most
 
     def _reason(self, now: float) -> str:
         if now - self._wanted_at < _RECENTLY_S:

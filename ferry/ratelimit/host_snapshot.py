@@ -19,3 +19,4 @@ class HostSnapshot:
     requests: int = 0
     refused: int = 0  # requests that ended in 429, 503 or SlowDown
     latency_s: float = 0.0  # average of recent requests
+    at_limit: bool = False  # the user's limits hold requests back now

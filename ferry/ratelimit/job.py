@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from ferry.job import HostLimits
 from ferry.ratelimit.token_bucket import TokenBucket
 
 BYTES_AHEAD_S = 1.0  # no new request while the bytes read are this far ahead of bytes_per_s
@@ -36,7 +37,8 @@ class JobLimit:
     """Limits on requests in flight, requests per second and bytes per second over all origin hosts.
 
     A refused host joins a queue and gets one permit when its turn comes. While hosts are queued, no other host gets a
-    permit, so that busy hosts leave capacity for the others.
+    permit, so that busy hosts leave capacity for the others. Without limits it counts requests in flight, since a limit
+    that is set later also covers these.
     """
 
     __slots__ = (
@@ -51,23 +53,30 @@ class JobLimit:
         "bytes",
     )
 
-    def __init__(
-        self,
-        concurrency: int | None,
-        requests_per_s: float | None,
-        bytes_per_s: float | None,
-        clock: Callable[[], float],
-        call_later: CallLater | None = None,
-    ) -> None:
-        self._concurrency = concurrency or math.inf
-        self._requests = TokenBucket(requests_per_s) if requests_per_s else None
-        self.bytes = TokenBucket(bytes_per_s) if bytes_per_s else None
+    def __init__(self, limits: HostLimits, clock: Callable[[], float], call_later: CallLater | None = None) -> None:
+        self._requests: TokenBucket | None = None
+        self.bytes: TokenBucket | None = None
         self._clock = clock
         self._call_later = call_later
         self._in_flight = 0
         self._queue: deque[WaitingHost] = deque()
         self._turn: WaitingHost | None = None
         self._timer: Handle | None = None
+        self.set_limits(limits)
+
+    def set_limits(self, limits: HostLimits) -> None:
+        """Set the limits, from now on. Requests in flight count. Then :meth:`wake` serves the queue."""
+        now = self._clock()
+        self._concurrency = limits.concurrency or math.inf
+        self._requests = TokenBucket.changed(self._requests, limits.requests_per_s, now)
+        self.bytes = TokenBucket.changed(self.bytes, limits.bytes_per_s, now)
+
+    def wake(self) -> None:
+        """Serve the queue under changed limits, which may allow a request before the timer of the old ones."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._serve()
 
     def admit(self, host: WaitingHost, now: float) -> bool:
         """Admit and count one request of a host, or return False and call the host when its turn comes."""
@@ -81,10 +90,6 @@ class JobLimit:
         if self._requests is not None:
             self._requests.book(now)
         return True
-
-    def bound(self, concurrency: int) -> None:
-        """Lower the limit on requests in flight, from now on."""
-        self._concurrency = min(self._concurrency, concurrency)
 
     def leave(self) -> None:
         """Note that a request has ended, and serve the queue."""

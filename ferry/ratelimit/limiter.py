@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-from ferry.job import Limits
+from ferry.job import HostLimits, Limits
 from ferry.ratelimit.concurrency import FEW, AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
@@ -57,11 +57,7 @@ class Limiter:
         self._call_later = call_later
         self._max_pause_s = max_pause_s
         self._hosts: OrderedDict[str, HostLimit] = OrderedDict()
-        given = self._limits
-        self._job: JobLimit | None = None
-        if given.concurrency or given.requests_per_s or given.bytes_per_s:
-            bytes_per_s = float(given.bytes_per_s) if given.bytes_per_s else None
-            self._job = JobLimit(given.concurrency, given.requests_per_s, bytes_per_s, clock, call_later)
+        self._job = JobLimit(self._limits, clock, call_later)
 
     def host(self, name: str) -> HostLimit:
         """Return the limit of a host. Valid while the host has requests in flight or waiting; then call again."""
@@ -75,13 +71,19 @@ class Limiter:
         """Return the state of all hosts. Safe from any thread."""
         return {name: host.snapshot() for name, host in list(self._hosts.items())}
 
-    def bound(self, ceiling: int) -> None:
-        """Set the maximum of requests in flight for each host and for all origins. Other processes have the rest."""
-        self._ceiling = ceiling
-        for host in self._hosts.values():
-            host.bound(ceiling)
-        if self._job is not None:
-            self._job.bound(ceiling)
+    def change(self, limits: Limits, ceiling: int) -> None:
+        """Set the user's limits, and the maximum of requests in flight for each host, from now on.
+
+        Requests in flight finish, and count. What the new limits allow begins at once.
+        """
+        self._limits, self._ceiling = limits, ceiling
+        hosts = list(self._hosts.values())
+        self._job.set_limits(limits)
+        for host in hosts:
+            self._set_limits(host)
+        self._job.wake()
+        for host in hosts:
+            host.wake()
 
     def rested(self, seconds: float) -> None:
         """Note that the run was paused for ``seconds``, which do not count as silence of a host."""
@@ -95,25 +97,36 @@ class Limiter:
         return {name: (until, host.snapshot().why) for name, host, until in paused if until is not None and until > now}
 
     def _new(self, name: str) -> HostLimit:
-        if name == DESTINATION:
-            key, limits, job = "limits.destination", self._limits.destination, None
-        else:
-            pattern, limits = self._limits.of_host(name)
-            key, job = f"limits.hosts.{pattern}", self._job
-        bound = limits.concurrency or self._concurrency
+        key, limits, most = self._given(name)
         auto = self._starts.get(name, AUTO_START)
-        start = bound if self._concurrency is not None and bound else auto
+        start = most if self._concurrency is not None else auto
         # A store serves many writers and gains a little from each; an origin also serves its own readers.
         few = auto if name == DESTINATION else FEW
-        adaptive = AdaptiveConcurrency(start, min(bound or self._ceiling, self._ceiling), few=few)
         return HostLimit(
-            name, adaptive, self._clock, self._call_later, self._max_pause_s,
-            limits=limits, limits_key=key, job=job, adopt=self._adopt,
+            name, AdaptiveConcurrency(start, most, few=few), self._clock, self._call_later, self._max_pause_s,
+            limits=limits, limits_key=key, job=None if name == DESTINATION else self._job, adopt=self._adopt,
         )  # fmt: skip
 
+    def _given(self, name: str) -> tuple[str, HostLimits, int]:
+        """Returns the user's limits of a host, the key that sets them, and the maximum of its requests in flight."""
+        pattern, limits = self._limits.of_host(name)
+        key = f"limits.hosts.{pattern}"
+        if name == DESTINATION:
+            key, limits = "limits.destination", self._limits.destination
+        return key, limits, min(limits.concurrency or self._concurrency or self._ceiling, self._ceiling)
+
+    def _set_limits(self, host: HostLimit) -> None:
+        key, limits, most = self._given(host.name)
+        host.bound(most)
+        host.set_limits(limits, key)
+
     def _adopt(self, host: HostLimit) -> None:
-        """Register an evicted host again that a caller still holds and uses."""
-        self._hosts.setdefault(host.name, host)
+        """Register an evicted host again that a caller still holds and uses, and set limits that it missed.
+
+        Beside a newer host of its name it stays unknown, and asks again.
+        """
+        host.forgotten = self._hosts.setdefault(host.name, host) is not host
+        self._set_limits(host)
 
     def _evict(self) -> None:
         for _ in range(min(_EVICTION_TRIES, len(self._hosts)) if len(self._hosts) >= KEPT_HOSTS else 0):

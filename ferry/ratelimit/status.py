@@ -81,7 +81,8 @@ def _sum(parts: list[HostSnapshot]) -> HostSnapshot:
         limit=sum(part.limit for part in parts), in_flight=sum(part.in_flight for part in parts),
         waiting=sum(part.waiting for part in parts), requests=requests, refused=sum(part.refused for part in parts),
         requests_per_s=None if None in rates else sum(rate for rate in rates if rate is not None),
-        latency_s=latency_s, why=f"{most.why} (of {len(parts)} processes)",
+        latency_s=latency_s, at_limit=any(part.at_limit for part in parts),
+        why=f"{most.why} (of {len(parts)} processes)",
     )  # fmt: skip
 
 

@@ -39,6 +39,14 @@ class TokenBucket:
         self._paid_at = now + (self._paid_at - now) * self.per_s / per_s
         self.per_s, self.slack_s = per_s, slack_s
 
+    @staticmethod
+    def changed(bucket: TokenBucket | None, per_s: float | str | None, now: float) -> TokenBucket | None:
+        """Return the bucket with another rate, a new bucket, or None without a rate. Unpaid units stay unpaid."""
+        if per_s is None or bucket is None:
+            return None if per_s is None else TokenBucket(float(per_s))
+        bucket.change(float(per_s), bucket.slack_s, now)
+        return bucket
+
     def rest(self, now: float) -> None:
         """Discard the slack, so that the next units begin one after the other."""
         self._see(now)

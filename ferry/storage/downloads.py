@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
@@ -11,7 +10,7 @@ from typing import Any
 
 import obstore
 
-from ferry.core import Body, Budget, Charge, ErrorClass, ObjectError, no_delay, whole_body
+from ferry.core import Body, Budget, Charge, ErrorClass, ObjectError, no_delay, pace, whole_body
 from ferry.http import Algorithm, Arriving, Hashing, Reader, Response, printable_header, stream_body, stream_plain
 from ferry.storage.errors import from_store_http, mapped_errors
 from ferry.storage.object_info import ObjectInfo
@@ -95,8 +94,7 @@ class Downloads:
                 raise
         try:
             body = await whole_body(bytes(await result.bytes_async()), self._pool)
-            if delay_s := charge(body.size):
-                await asyncio.sleep(delay_s)
+            await pace(charge, body.size)
         except BaseException:
             share.end()
             raise

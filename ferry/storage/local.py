@@ -14,7 +14,18 @@ from errno import ENOENT, ENOTDIR
 from pathlib import Path
 from typing import BinaryIO
 
-from ferry.core import BATCH_BYTES, PARTS_DIRECTORY, Body, Budget, Charge, ErrorClass, FerryError, ObjectError, short
+from ferry.core import (
+    BATCH_BYTES,
+    PARTS_DIRECTORY,
+    Body,
+    Budget,
+    Charge,
+    ErrorClass,
+    FerryError,
+    ObjectError,
+    pace,
+    short,
+)
 from ferry.http import Algorithm, Arriving
 from ferry.storage.errors import from_folder
 from ferry.storage.local_files import Entry, Folder, entry_of
@@ -129,8 +140,7 @@ class Directory:
         try:
             while piece := await asyncio.to_thread(file.read, most):
                 await arriving.add(piece)
-                if delay_s := charge(len(piece)):
-                    await asyncio.sleep(delay_s)
+                await pace(charge, len(piece))
                 if len(piece) < most or arriving.size > size:
                     break
             await arriving.flush()

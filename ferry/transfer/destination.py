@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from ferry.core import Body, Confirmed, ObjectError
+from ferry.core import Body, Confirmed, ObjectError, pace
 from ferry.ratelimit import DESTINATION, HostLimit, Limiter, record_failure
 from ferry.storage import Confirmation, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.destination_outage import Kind, Outage
@@ -41,11 +40,10 @@ class Destination:
 
     async def put(self, key: str, body: Body, attributes: Mapping[str, str], *, create: bool) -> Confirmation:
         """Uploads the object, and returns how the store has confirmed it. ``create``: only if the key is free."""
-        if delay_s := self._limit.charge(body.size):
-            self._waits.on(TURN)
-            await asyncio.sleep(delay_s)
-        await self._may_write()  # after a suspension another run may have written a newer object
+        self._waits.on(TURN)
+        await pace(self._limit.charge, body.size)
         self._waits.on("the destination's response to PUT")
+        await self._may_write()  # after a suspension another run may have written a newer object
         with self._reporting(key, "write"):
             sent = await self.store.put(key, body, attributes, create=create)
             return await self.store.confirm(key, body, sent)

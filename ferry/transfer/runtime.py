@@ -18,7 +18,7 @@ import uvloop
 
 from ferry.core import Budget, ChunkIncomplete, Fatal, FerryError, Progress
 from ferry.http import AddressFilter, Origin
-from ferry.job import Checks, Job, Retries
+from ferry.job import Checks, Job, Limits, Retries
 from ferry.ratelimit import (
     COPIES_START,
     DESTINATION,
@@ -71,7 +71,7 @@ class Runtime:
         limit: int | None = None,
         share: int = 1,
     ) -> None:
-        """``share`` is the number of processes that divide the hosts' limits; all but the first have a Borrowed lease.
+        """``share`` is the number of processes that divide the job's limits; all but the first have a Borrowed lease.
 
         ``limit`` is the number of rows that may begin (`--limit`).
         """
@@ -88,10 +88,7 @@ class Runtime:
         fixed = None if job.concurrency == "auto" else max(1, job.concurrency // share)
         max_pause_s = job.retries.max_backoff_s
         self._ceiling = max_in_flight(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        ceiling = max(1, self._ceiling // share)
-        # All sources together use half of the connections, and the destination the other half.
-        limits = limits_of(job.limits, share)
-        limits = limits.model_copy(update={"concurrency": limits.concurrency or ceiling})
+        limits, ceiling = self._part(job.limits, share)
         self._lease = lease
         self._rows_left = limit
         self._waiting_chunks: set[str] = set()  # chunks that wait for Prefect's retry
@@ -179,10 +176,19 @@ class Runtime:
         in_progress = [Wait(what, rows, what == TURN) for what, rows in steps.most_common() if rows > 0]
         return [*in_progress, *self.dispatcher.waits(), waiting]
 
-    def set_share(self, share: int) -> None:
-        """Divides connections and memory among ``share`` processes from now on. From any thread."""
-        self._loop.call_soon_threadsafe(self.limiter.bound, max(1, self._ceiling // share))
+    def set_limits(self, limits: Limits, share: int) -> None:
+        """Divides the run's limits, connections and memory among ``share`` processes from now on. From any thread."""
+        self._loop.call_soon_threadsafe(self.limiter.change, *self._part(limits, share))
         self._loop.call_soon_threadsafe(self._budget.resize, BODIES_BYTES // share)
+
+    def _part(self, limits: Limits, share: int) -> tuple[Limits, int]:
+        """Returns this process's part of the limits, and its maximum of requests in flight at each host.
+
+        All sources together use half of the connections, and the destination the other half.
+        """
+        ceiling = max(1, self._ceiling // share)
+        part = limits_of(limits, share)
+        return part.model_copy(update={"concurrency": part.concurrency or ceiling}), ceiling
 
     def apply_pauses(self, pauses: Mapping[str, tuple[float, str]]) -> None:
         """Pauses the hosts that paused another process, each until a monotonic time and with a reason.

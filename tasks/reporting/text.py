@@ -49,6 +49,7 @@ class Report:
     budget_setting: str = ""  # `failure_budget` as the job has it
     limit_option: str = "--limit"  # which of `--limit` and `--sample` the run was given
     predicted: tuple[float, float] | None = None  # seconds, by `ferry check` for as many rows
+    limit_changes: list[str] = field(default_factory=list)  # the last changes of limits in this run, with their times
 
     @property
     def exit_code(self) -> int:

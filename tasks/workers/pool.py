@@ -9,13 +9,14 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ferry.core import ProcessLost, command
-from ferry.job import Job
+from ferry.job import Job, Limits
 from ferry.processes import Autoscaler, cores, idle_s, read_message, write_message
-from ferry.ratelimit import HostSnapshot, is_bounded, most_processes
+from ferry.ratelimit import HostSnapshot, LimitsFollower, is_bounded, most_processes
 from ferry.state import ChunkRef, Lease
 from ferry.transfer import (
     AHEAD_ROWS,
@@ -64,7 +65,7 @@ class WorkerHandle:
         self._beats = 0
         self._silence = Silence(time.monotonic())
         self._cause = "ended during chunk {chunk}, possibly for lack of memory"
-        self.has_died = False
+        self.has_died = self.retired = False
         self._send(0, setup.encode())
         threading.Thread(target=self._listen, name="ferry-worker", daemon=True).start()
 
@@ -79,7 +80,7 @@ class WorkerHandle:
 
         Other workers get no messages: a worker that does not read lets the pipe fill up, and writes would block.
         """
-        return not self.has_died and (not self._beats or self._silence.seconds < QUIET_S)
+        return not self.has_died and not self.retired and (not self._beats or self._silence.seconds < QUIET_S)
 
     @property
     def silent_s(self) -> float:
@@ -136,6 +137,8 @@ class WorkerHandle:
     def run(self, ref: ChunkRef) -> ChunkResult:
         """Run a chunk in the worker, as ferry.transfer.run_chunk does. Also raises ProcessLost."""
         future: Future[ChunkResult] = Future()
+        if self.retired:  # after the chunk was assigned
+            raise self._lost(ref.digest)
         with self._lock:
             self._waiting[ref.digest] = future
         self._send(CHUNK, json.dumps(asdict(ref)).encode())
@@ -147,6 +150,14 @@ class WorkerHandle:
     def send_beat(self, beat: dict[str, Any]) -> None:
         """Send the run's state to the worker."""
         self._send(BEAT, json.dumps(beat).encode())
+
+    def retire(self) -> None:
+        """Let the worker end after its objects in flight. A pass of this run takes its other rows."""
+        self.retired = True
+        self._cause = "ended during chunk {chunk}, since a limit allows fewer processes"
+        assert self._process.stdin is not None
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
 
     def close(self) -> None:
         """Let the worker end by closing its input; kill it if it takes too long."""
@@ -172,9 +183,13 @@ class WorkerHandle:
             if message[0] == BEAT:
                 self._add_counts(data)
             else:
-                future = self._waiting.pop(data["chunk"])
+                future = self._waiting.pop(data["chunk"], None)
+                if future is None:  # lost
+                    continue
                 if "result" in data:
                     future.set_result(ChunkResult(**data["result"]))
+                elif "pending" in data and self.retired:
+                    future.set_exception(self._lost(data["chunk"]))
                 else:
                     future.set_exception(error_of(data, data["chunk"]))
         self._mark_dead()
@@ -196,33 +211,39 @@ class WorkerHandle:
         with self._lock:
             waiting, self._waiting = self._waiting, {}
         for digest, future in waiting.items():
-            future.set_exception(ProcessLost(f"an engine process {self._cause.format(chunk=digest[:12])}"))
+            future.set_exception(self._lost(digest))
+
+    def _lost(self, digest: str) -> ProcessLost:
+        return ProcessLost(f"an engine process {self._cause.format(chunk=digest[:12])}")
 
 
-def processes_of(job: Job, limit: int | None) -> tuple[int, int]:
+def processes_of(job: Job, limit: int | None, limits: Limits) -> tuple[int, int]:
     """Returns the number of engine processes at the start, and the largest number. With --limit both are 1.
 
-    | `processes` | limits in the job | at the start | at most |
+    ``limits`` are those in force at the start.
+
+    | `processes` | limits | at the start | at most |
     |---|---|---|---|
-    | auto | none | 1 | the number of cores, at most 16 |
-    | auto | some | 1 | 1: the limit decides the rate, not a core |
+    | auto | none in the job | 1 | the number of cores, at most 16 |
+    | auto | some in the job | 1 | 1: the limit decides the rate, not a core |
     | N | none | N | N |
-    | N | some | N, but no more than the smallest limit of concurrency | the same |
+    | N | some in force | N, but no more than the smallest limit of concurrency | the same |
     """
     concurrency = None if job.concurrency == "auto" else job.concurrency
     if limit is not None:
         return 1, 1
     if job.processes == "auto":
         return 1, 1 if is_bounded(concurrency, job.limits) else min(cores(), MOST)
-    most = most_processes(job.processes, concurrency, job.limits)
+    most = most_processes(job.processes, concurrency, limits)
     return most, most
 
 
 class WorkerPool:
     """Assigns chunks to engine processes, and starts more of these. Created in the run's main thread."""
 
-    def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int) -> None:
+    def __init__(self, runtime: Runtime, lease: Lease, setup: Setup, most: int, follower: LimitsFollower) -> None:
         """Start with ``setup.share`` processes, including this one; grow to at most ``most``."""
+        self._follower = follower
         self._runtime = runtime
         self._lease = lease
         self._setup = setup
@@ -233,6 +254,7 @@ class WorkerPool:
         runtime.other_processes = lambda: [worker.hosts for worker in self.workers]
         for _ in range(setup.share - 1):
             self.workers.append(WorkerHandle(setup, runtime))
+        self.limit_changes: list[str] = []  # in this run
         self.transferring = False  # false while the run plans or reconciles
         self._closing = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="ferry-watchdog", daemon=True)
@@ -313,15 +335,17 @@ class WorkerPool:
         if self.workers:
             self._beat()
         stopped_or_paused = self._runtime.stopping or self._runtime.paused
-        if self.processes != 1 + len(self.workers) or self.processes >= self._most or stopped_or_paused:
+        if any(worker.has_died and not worker.retired for worker in self.workers):
             return False  # after a worker has died, perhaps for lack of memory, start none
+        if self.processes >= self._most or stopped_or_paused or is_bounded(None, self._setup.job.limits):
+            return False
         idle = idle_s()
         if idle is None:
             return False
-        used = [self._runtime.loop_cpu_s(), *(worker.cpu_s for worker in self.workers)]
+        used = [self._runtime.loop_cpu_s(), *(worker.cpu_s for worker in self.workers if not worker.retired)]
         now = time.monotonic()
         grow = self._autoscaler.should_add(now, used, idle, lambda: self._runtime.progress.snapshot().left_s)
-        return grow and not self._is_rate_limited and self._start_worker(len(self.workers) + 2)
+        return grow and not self._is_rate_limited and self._start_worker(self.processes + 1)
 
     @property
     def _is_rate_limited(self) -> bool:
@@ -335,13 +359,36 @@ class WorkerPool:
         except OSError:  # no memory, or too many processes of this user: continue with fewer
             self._most = self.processes
             return False
-        self._setup = setup
-        self._runtime.set_share(share)
-        self._beat()
+        self._share(setup)
         return True
+
+    def follow_limits(self) -> list[str]:
+        """Apply the limits in force, and return a sentence for each that has changed.
+
+        Each process needs a permit, so a limit on requests in flight below the number of processes ends some of them.
+        """
+        changes = self._follower.update()
+        self.limit_changes += [f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC: {change}" for change in changes]
+        limits = self._follower.limits
+        if limits != self._setup.job.limits:
+            live = [worker for worker in self.workers if not worker.has_died and not worker.retired]
+            most = most_processes(1 + len(live), None, limits)
+            for worker in live[most - 1 :]:
+                worker.retire()
+            share = most if most <= len(live) else self._setup.share
+            job = self._setup.job.model_copy(update={"limits": limits})
+            self._share(replace(self._setup, job=job, share=share))
+        return changes
+
+    def _share(self, setup: Setup) -> None:
+        """Have all processes use the limits and the share of ``setup``."""
+        self._setup = setup
+        self._runtime.set_limits(setup.job.limits, setup.share)
+        self._beat()
 
     def _beat(self) -> None:
         live = [worker for worker in self.workers if worker.answers]
+        limits = self._setup.job.limits.model_dump(mode="json")
         pauses: dict[WorkerHandle | None, Pauses] = {None: self._runtime.limiter.pauses()}
         pauses |= {worker: worker.pauses for worker in live}
         for worker in live:
@@ -351,7 +398,7 @@ class WorkerPool:
             worker.send_beat(
                 {
                     "until": self._lease.until, "stop": self._runtime.stop_reason, "share": self._setup.share,
-                    "pauses": merged, "paused": self._runtime.paused,
+                    "pauses": merged, "paused": self._runtime.paused, "limits": limits,
                 }
             )  # fmt: skip
 

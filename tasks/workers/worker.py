@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ferry.core import ChunkIncomplete, Fatal, FerryError, UserError, die_with_parent
+from ferry.job import Limits
 from ferry.processes import Message, read_message, write_message
 from ferry.ratelimit import busiest
 from ferry.state import Borrowed, ChunkRef
@@ -29,7 +30,7 @@ ENDED_S = 12.0  # longer than the 10 s that objects in flight get after a stop
 
 @dataclass(frozen=True, slots=True)
 class Setup(Message):
-    """The first message to a worker: the job, its accesses and the share of limits."""
+    """The first message to a worker: the job with the limits in force, its accesses and the share of limits."""
 
     headers: dict[str, str]
     run_no: int
@@ -42,7 +43,7 @@ class Worker:
 
     def __init__(self, setup: Setup, out: Any) -> None:
         self._lease = Borrowed()
-        self._share = setup.share
+        self._limits = setup.job.limits, setup.share
         self.runtime = Runtime(
             setup.job, setup.open_state(), self._lease, setup.run_no,
             source_access=setup.source, destination_access=setup.destination, headers=setup.headers, share=setup.share,
@@ -71,9 +72,10 @@ class Worker:
         if data["stop"]:
             self.runtime.request_stop(data["stop"])
         self.runtime.pause(data["paused"])
-        if data["share"] != self._share:
-            self._share = data["share"]
-            self.runtime.set_share(self._share)
+        limits = Limits.model_validate(data["limits"]), data["share"]
+        if limits != self._limits:
+            self._limits = limits
+            self.runtime.set_limits(*limits)
         if data["pauses"]:
             self.runtime.apply_pauses(data["pauses"])
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ferry.job.model import Job, Limits
+from ferry.job.limits import Limits
+from ferry.job.model import Job
 from ferry.job.validators import parse_budget
 from tests.support.helpers import make_job
 
@@ -284,7 +285,7 @@ def test_bytes_per_s(given: Any, expected: int | None) -> None:
     assert Limits.model_validate(limits.model_dump(mode="json")) == limits
 
 
-PAUSE = "to pause a job, do not run it"
+PAUSE = "to pause a run, use `ferry pause`"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ferry.job.model import Limits
+from ferry.job.limits import Limits
 from ferry.ratelimit.concurrency import AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.limiter import KEPT_HOSTS, Limiter

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ferry.job.model import Job, Limits
+from ferry.job.limits import Limits
+from ferry.job.model import Job
 from ferry.processes.autoscaler import INTERVAL_S, Autoscaler, cores, idle_s
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.ratelimit.limiter import Limiter
@@ -55,7 +56,16 @@ def test_limits_are_divided() -> None:
 )
 def test_how_many_processes(settings: dict[str, object], limit: int | None, expected: tuple[int, int]) -> None:
     """The table of tasks.workers.pool.processes_of."""
-    assert processes_of(job(**settings), limit) == expected
+    made = job(**settings)
+    assert processes_of(made, limit, made.limits) == expected
+
+
+def test_how_many_processes_with_limits_of_now() -> None:
+    """A timetable keeps `auto` at one process at any time. Of N processes, each needs a permit of what is in force."""
+    timed = job(limits={"timetable": [{"time": "08:00-18:00", "concurrency": 1}]})
+    assert processes_of(timed, None, Limits()) == (1, 1)
+    assert processes_of(job(processes=4), None, Limits(concurrency=2)) == (2, 2)
+    assert processes_of(job(processes=4, limits={"concurrency": 2}), None, Limits()) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,7 @@ def test_a_lower_maximum_applies_to_all_hosts() -> None:
     one = limiter.host("a.example")
     taken = sum(one.take() for _ in range(40))
     assert taken == 32
-    limiter.bound(8)
+    limiter.change(Limits(concurrency=8), 8)
     for _ in range(taken):
         one.give_back()
     assert sum(one.take() for _ in range(40)) == 8

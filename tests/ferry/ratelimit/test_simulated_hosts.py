@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ferry.job.model import Limits
+from ferry.job.limits import Limits
 from tests.support.simulated_hosts import (
     HOST,
     Answer,

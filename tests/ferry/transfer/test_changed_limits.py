@@ -1,0 +1,66 @@
+"""A runtime whose limits change while a chunk runs, with a real origin that counts its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+from demo.origin import Origin
+from demo.s3 import S3Server
+from ferry.job.limits import Limits
+from ferry.transfer.chunk import ChunkResult
+from ferry.transfer.runtime import Runtime
+from tests.ferry.transfer.test_chunk import healthy, in_thread, job_for, wait_for, write_chunk
+from tests.support.helpers import access, directory_state, engine
+
+ROWS = 300
+WINDOW_S = 1.0
+
+
+def set_limits(runtime: Runtime, limits: Limits) -> None:
+    """Set the limits, and wait until the event loop has them."""
+    runtime.set_limits(limits, 1)
+    runtime.wait(asyncio.sleep(0))
+
+
+def test_a_rate_that_changes(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """After the change no more requests arrive than the rate allows; when it is removed, the chunk ends."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, ROWS))
+    origin.latency_s = 0.1
+    with engine(job_for(bucket, concurrency=8), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, ref)
+        wait_for(lambda: origin.total >= 20)
+        set_limits(runtime, Limits(requests_per_s=20))
+        since = time.monotonic()
+        time.sleep(WINDOW_S)
+        arrived = sum(at > since for at in list(origin.times))
+        assert arrived <= 20 * (time.monotonic() - since) + 2 + 8  # 8 had begun, and may have been on their way
+        set_limits(runtime, Limits())
+        thread.join()
+    (result,) = ends
+    assert isinstance(result, ChunkResult)
+    assert result.counts == {"copied": ROWS}
+    assert origin.total == ROWS
+
+
+def test_a_limit_of_the_job_that_comes_later(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Requests in flight count, and finish: from then on no more than the limit are at the origin."""
+    state = directory_state(tmp_path)
+    ref = write_chunk(state, healthy(origin, ROWS))
+    origin.latency_s = 0.1
+    with engine(job_for(bucket), state, access(s3)) as runtime:
+        thread, ends = in_thread(runtime, ref)
+        wait_for(lambda: origin.at_once > 16)
+        set_limits(runtime, Limits(concurrency=3))
+        wait_for(lambda: origin.at_once <= 3)
+        origin.most_at_once, before = 0, origin.total
+        wait_for(lambda: origin.total > before + 20)
+        assert origin.most_at_once <= 3
+        set_limits(runtime, Limits())
+        thread.join()
+    (result,) = ends
+    assert isinstance(result, ChunkResult)
+    assert result.counts == {"copied": ROWS}
+    assert origin.total == ROWS
