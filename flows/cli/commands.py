@@ -255,6 +255,7 @@ for where, group, number, text in (
     ("control:pause", MOVE, 7, "Pause the live run. It waits, and keeps the lease."),
     ("control:resume", MOVE, 8, "Resume a paused run."),
     ("control:cancel", MOVE, 9, "End the live run as a Ctrl-C does. The next run resumes."),
+    ("limits:limits", MOVE, 10, "Show the limits in force, or change them, also during a run."),
     ("status:status", MOVE, 3, "Show a job's progress, also during a run and after a crash."),
     (
         "server:ui",

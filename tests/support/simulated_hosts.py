@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
-from ferry.job.model import Limits
+from ferry.job.limits import Limits
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.limiter import Limiter
 
