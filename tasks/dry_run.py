@@ -12,6 +12,7 @@ from typing import Any
 from ferry.job import Job
 from ferry.preflight import CheckResult, Engine, check_job
 from ferry.processes import PlannerProcess, PlanRequest
+from ferry.ratelimit import limits_at, read_overrides
 from ferry.state import Planned, Predicted, write_predicted
 from ferry.storage import run_preflight
 from tasks import secrets
@@ -63,8 +64,11 @@ def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> 
         planned = dry_plan(job, sample=rows, sample_folder=temporary)
         plan_s = time.monotonic() - started
         engine = Engine(secrets.source_access(job), secrets.destination_access(job), secrets.headers(job))
-        _, most = processes_of(job, None)
-        found = check_job(job, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say)
+        with _leaving_nothing(str(job.state)):
+            limits = limits_at(time.time(), job.limits, read_overrides(state_of(job)))
+        limited = job.model_copy(update={"limits": limits})
+        _, most = processes_of(job, None, limits)
+        found = check_job(limited, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say)
     expected = found.prediction
     if found.exit_code < 2:
         write_predicted(state_of(job), Predicted(expected.rows, expected.seconds.low, expected.seconds.high))

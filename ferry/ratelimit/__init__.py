@@ -1,7 +1,7 @@
 """Limits on concurrency, request rate and bandwidth for each host, and for the whole job."""
 
 from ferry.ratelimit.circuit_breaker import CircuitBreaker, silence_of
-from ferry.ratelimit.effective import Override, in_force, sentence
+from ferry.ratelimit.effective import Override, in_force, limits_at, sentence
 from ferry.ratelimit.follower import LimitsFollower
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.host_snapshot import HostSnapshot
@@ -30,6 +30,7 @@ __all__ = [
     "in_force",
     "is_bounded",
     "keep_written",
+    "limits_at",
     "limits_of",
     "most_processes",
     "read_hosts",
