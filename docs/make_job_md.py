@@ -64,7 +64,7 @@ A job must not hold secrets. Addresses in a job are refused if they contain a us
 | setting | values |
 |---|---|
 | headers Accept, Accept-Language, Referer, User-Agent | literal text |
-| other headers | `env:NAME`, an environment variable, or `secret:BLOCK`, a Prefect Secret block; read where the work runs |
+| other headers; tokens, keys and passwords of `source.auth` | `env:NAME`, an environment variable, or `secret:BLOCK`, a Prefect Secret block; read where the work runs |
 | credentials | `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`; without the key boto3's credential chain (environment, profiles, SSO, roles) |
 
 Rows of the manifest may contain signed URLs. Ferry stores them only in `plan/` and `chunks/` of the state (mode 0600).
@@ -102,7 +102,7 @@ listed manifest unless `exclude` omits it, since its files would be transferred 
 | change | effect on the next run |
 |---|---|
 | `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | The run ends with exit code 2 and names the key, since finished rows would have the wrong location. Undo the change, use another `state`, or run with `--replan`. |
-| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, `source.headers_for`, names of `source.headers` | Failed and skipped rows are planned again. Copied objects stay. |
+| `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, `source.headers_for`, names of `source.headers`, `source.auth.type`, `source.auth_for` | Failed and skipped rows are planned again. Copied objects stay. |
 | size, digest, ETag or type of a row in the manifest | Pending rows use the new values. Copied objects stay (with `mode: delta` they are rechecked), and so do permanent failures, which `--retry-failed` retries. |
 | any other setting | None. Limits, retries, timeouts, budget, credentials and the manifest's location may change between runs. |
 """
@@ -212,6 +212,14 @@ def default_words(name: str, field: Any) -> str:
     return f"`{getattr(default, 'value', default)}`"
 
 
+def model_of(annotation: Any) -> type[BaseModel] | None:
+    """Returns the model of a nested mapping, also where a value may be text or missing instead."""
+    if isinstance(annotation, type):
+        return annotation if issubclass(annotation, BaseModel) else None
+    inner = [model_of(one) for one in get_args(annotation)] if get_origin(annotation) not in (list, dict) else []
+    return next(filter(None, inner), None)
+
+
 def table(model: type[BaseModel], prefix: str = "") -> list[str]:
     """Returns the table of a model's keys, followed by those of its nested models."""
     lines = ["| key | description | type | default |", "|---|---|---|---|"]
@@ -225,7 +233,7 @@ def table(model: type[BaseModel], prefix: str = "") -> list[str]:
         inner, place = field.annotation, f"{prefix}{name}"
         if get_origin(inner) is list:
             inner, place = get_args(inner)[0], f"{place}[]"
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if (inner := model_of(inner)) is not None:
             nested += ["", f"## `{place}`", "", (inner.__doc__ or "").strip(), "", *table(inner, f"{place}.")]
     return lines + nested
 

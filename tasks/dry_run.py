@@ -43,7 +43,7 @@ def dry_plan(job: Job, **sample: Any) -> Planned:
     secrets.headers(job)  # raises for a missing secret
     request = PlanRequest(
         job, job.state, str(cache_root()), secrets.source_access(job), destination,
-        "plan", {"run_no": 0, "dry": True, **sample},
+        "plan", {"run_no": 0, "dry": True, **sample}, auth=secrets.auth(job),
     )  # fmt: skip
     with _leaving_nothing(job.state), PlannerProcess() as child:
         planned = Planned.decode(child.ask(request))

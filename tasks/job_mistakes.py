@@ -17,7 +17,7 @@ from ferry.core import short
 Location = Sequence[str | int]  # keys and indexes, from the top of the job
 LineOf = Callable[[Location], int | None]
 # added by pydantic to an error's path to name the member of a union
-_UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']"}
+_UNION_MEMBERS = {"int", "float", "str", "constrained-int", "literal['auto']", "(text)", "(mapping)"}
 
 
 def lines_of(path: Path) -> LineOf:

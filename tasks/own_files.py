@@ -53,8 +53,8 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
     yield "the working directory", Path.cwd()
     if job_file is not None:
         yield "the job file", job_file.absolute()
-    if "://" not in job.manifest:
-        yield "the manifest", Path(job.manifest)
+    if "://" not in job.manifest_address:
+        yield "the manifest", Path(job.manifest_address)
     yield "the folder of temporary files", Path(tempfile.gettempdir())
     yield "the installation of Python", Path(sys.prefix)
     yield "Ferry's own code", ROOT

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
+from ferry.http import Auth
 from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import LimitsFollower
@@ -53,6 +54,7 @@ class Run:
     destination: Access
     planner: PlannerProcess
     pool: WorkerPool
+    auth: Auth | None  # the job's credential for web servers
     planned: Planned | None = None  # the run's first plan
     at_random: bool = False  # whether it takes a random sample
     returned: list[str] = field(default_factory=list)  # digests of chunks whose task returned in this run
@@ -69,8 +71,9 @@ class Run:
 
     def child(self, work: str, **ask: Any) -> str:
         """Have the planner process do some work, such as `plan` or `finish`, and return its answer."""
+        access = self.source, self.destination
         return self.planner.ask(
-            PlanRequest(self.job, self.state.uri, str(cache_root()), self.source, self.destination, work, ask)
+            PlanRequest(self.job, self.state.uri, str(cache_root()), *access, work, ask, auth=self.auth)
         )
 
     def view(self) -> RunView:
@@ -174,7 +177,7 @@ def open_run(
     state_location.refuse_lost_state(str(job.state))
     refuse_own_files(job)
     source, destination = secrets.source_access(job), secrets.destination_access(job)
-    headers = secrets.headers(job)
+    headers, auth = secrets.headers(job), secrets.auth(job)
     state = state_of(job)
     with contextlib.suppress(Damaged):  # planning handles a damaged plan
         read_plan(state)  # refuses a state of a newer version first
@@ -197,17 +200,19 @@ def open_run(
         limited = job.model_copy(update={"limits": follower.limits})
         runtime = Runtime(
             limited, state, lease, run_no,
-            source_access=source, destination_access=destination, headers=headers, limit=limit, share=share,
+            source_access=source, destination_access=destination, headers=headers, auth=auth, limit=limit,
+            share=share,
         )  # fmt: skip
         runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(
-            limited, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields
-        )
+            limited, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields,
+            auth=auth,
+        )  # fmt: skip
         pool = WorkerPool(runtime, lease, setup, most, follower)
         stack.callback(pool.close)
         stack.enter_context(for_many_objects())
-        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool)
+        _current = Run(job, state, lease, runtime, run_no, source, destination, planner, pool, auth)
         try:
             yield _current
         finally:

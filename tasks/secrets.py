@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ferry.core import UserError, short
-from ferry.http import OPEN_HEADERS
+from ferry.http import OPEN_HEADERS, Auth, TokenRequest, basic
 from ferry.job import Job
 from ferry.storage import Access
 
 
 def with_absolute_paths(job: Job, base: Path) -> Job:
     """Returns the job with absolute paths of manifest and state, relative to ``base``, the job file's folder."""
-    manifest = job.manifest if "://" in job.manifest else _absolute(job.manifest, base, "manifest")
+    address = job.manifest_address
+    manifest = job.manifest if "://" in address else _absolute(address, base, "manifest")
     state = job.state or f".ferry/{job.name}"
     if "://" not in state:
         state = _absolute(state, base, "state")
@@ -39,6 +40,8 @@ BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of refere
 def named_blocks(job: Job) -> list[tuple[str, str, str]]:
     """Returns the Prefect blocks that the job names, as ``(setting, block type, block name)``."""
     given = {f"source.headers.{name}": value for name, value in job.source.headers.items()}
+    if job.source.auth is not None:
+        given |= {f"source.auth.{key}": value for key, value in job.source.auth.references().items()}
     given |= {
         "source.credentials": job.source.credentials or "",
         "destination.credentials": job.destination.credentials or "",
@@ -58,6 +61,30 @@ def headers(job: Job) -> dict[str, str]:
         name: value if name.lower() in OPEN_HEADERS else _secret(value, f"source.headers.{name}")
         for name, value in job.source.headers.items()
     }
+
+
+def auth(job: Job) -> Auth | None:
+    """Returns the job's `source.auth` with its references resolved. Raises UserError for a missing one."""
+    given = job.source.auth
+    if given is None:
+        return None
+    found = {key: _secret(value, f"source.auth.{key}") for key, value in given.references().items()}
+    value = {**given.model_dump(), **found}
+    to = job.auth_recipients()
+    match given.type:
+        case "bearer":
+            return Auth(to, header=("Authorization", f"Bearer {value['token']}"))
+        case "http_basic":
+            return Auth(to, header=basic(f"{value['username']}:{value['password']}"))
+        case "api_key" if given.location == "query":
+            return Auth(to, parameter=(value["name"], value["api_key"]))
+        case "api_key":
+            return Auth(to, header=(value["name"], value["api_key"]))
+    data = {
+        name: found.get(f"access_token_request_data.{name}", text)
+        for name, text in given.access_token_request_data.items()
+    }
+    return Auth(to, token=TokenRequest(value["access_token_url"], value["client_id"], value["client_secret"], data))
 
 
 def _secret(reference: str, setting: str) -> str:

@@ -145,7 +145,7 @@ def test_tests_that_are_named_exist(page: str) -> None:
 
 def test_limits_are_what_the_code_says() -> None:
     """SECURITY.md's table of limits has the numbers that manifests are read with."""
-    from ferry.manifest import columns, excel_process, load, typed
+    from ferry.manifest import api_pages, columns, excel_process, http_list, load, typed
     from ferry.manifest import csv as manifest_csv
     from ferry.manifest import text as manifest_text
     from tasks import job_file
@@ -159,6 +159,7 @@ def test_limits_are_what_the_code_says() -> None:
         f"{typed.MAX_BATCH_BYTES >> 30} GiB |",
         f"{excel_process.MAX_BYTES >> 30} GiB of memory and {excel_process.MAX_CPU_S // 60} minutes",
         f"{load.MAX_MANIFEST_BYTES >> 30} GiB",
+        f"{http_list.MAX_PAGE_BYTES >> 20} MiB, {api_pages.MAX_PAGES:,} pages",
         f"{job_file.MOST_CHARACTERS:,} characters",
     ):
         assert shown in table, shown

@@ -1,9 +1,10 @@
 """An HTTP/1.1 client behind an address filter. It does not depend on jobs, buckets or images."""
 
-from ferry.http.address_filter import AddressFilter, SystemResolver
+from ferry.http.address_filter import AddressFilter, Resolver, SystemResolver
+from ferry.http.auth import Auth, TokenRequest, basic
 from ferry.http.connection import Response, Upload
 from ferry.http.errors import closed_before_response, from_origin
-from ferry.http.header_hosts import OPEN_HEADERS, recipient, site_of_template
+from ferry.http.header_hosts import OPEN_HEADERS, Recipients, recipient, site_of_template
 from ferry.http.headers import media_type, printable_header
 from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOptions
 from ferry.http.pool import Connections, tls
@@ -17,6 +18,7 @@ __all__ = [
     "AddressFilter",
     "Algorithm",
     "Arriving",
+    "Auth",
     "Connections",
     "Fetched",
     "Hashing",
@@ -24,10 +26,14 @@ __all__ = [
     "Origin",
     "OriginOptions",
     "Reader",
+    "Recipients",
+    "Resolver",
     "Response",
     "SystemResolver",
     "Targets",
+    "TokenRequest",
     "Upload",
+    "basic",
     "closed_before_response",
     "from_origin",
     "media_type",

@@ -19,11 +19,11 @@ _FIXED = re.compile(r"(?P<site>https?://[^/?#\\@{}]+)(?:[/?#]|\Z)", re.IGNORECAS
 _PORTS = {"http": 80, "https": 443}
 
 
-def recipient(entry: str) -> str:
-    """Return the entry of `source.headers_for` unchanged. Raises ValueError if it is malformed."""
+def recipient(entry: str, key: str = "headers_for") -> str:
+    """Return the entry of a list of hosts unchanged; ``key`` names the list. Raises ValueError if it is malformed."""
     if not _ENTRY.match(entry):
         raise ValueError(
-            "an entry of headers_for is a host (`img.old.example`), all subdomains of a host (`*.old.example`), a host "
+            f"an entry of {key} is a host (`img.old.example`), all subdomains of a host (`*.old.example`), a host "
             "with a port (`img.old.example:8443`), or `*` for every host that a row names. It covers https only; to "
             "allow plain HTTP also, write `http://img.old.example`"
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -24,29 +25,31 @@ from ferry.core import (
     Fatal,
     FerryError,
     ObjectError,
-    disk_error,
     no_delay,
     to_disk,
 )
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
+from ferry.http.auth import Auth, Credential, Header
 from ferry.http.connection import Response
 from ferry.http.errors import closed_before_response, from_origin, from_status
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.headers import media_type, printable_header
-from ferry.http.pool import Connections
+from ferry.http.pool import Connections, Site
 from ferry.http.read_body import Reader, stream_body
 from ferry.http.request_headers import conditions, header_block, request_headers
 from ferry.http.retry_after import parse_retry_after
-from ferry.http.urls import Target, Targets
+from ferry.http.urls import Targets
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NOT_MODIFIED = 304
+_NOT_MODIFIED, _UNAUTHORIZED = 304, 401
 _WHOLE = frozenset({200, 203})  # 203: a proxy changed something, but the object is complete
+_TOKEN_BYTES = 64 * 1024  # of a token server's answer
 _DRAIN_BYTES = 64 * 1024  # of an unused body, read so that its connection can be used again
 
 
-_NOT_LISTED = "; Ferry sent no secret headers, because `source.headers_for` does not list {}://{}:{}"
+_NO_HEADERS = "; Ferry sent no secret headers, because `source.headers_for` does not list {}://{}:{}"
+_NO_CREDENTIAL = "; Ferry sent no credential, because `source.auth_for` does not list {}://{}:{}"
 
 
 USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a contact with source.user_agent)"
@@ -61,6 +64,7 @@ class OriginOptions:
     User-Agent. After a redirect to another site, no later redirect restores the other headers.
 
     ``total_s`` limits the time for an object with its redirects. ``connections`` limits the connections of one process.
+    ``auth`` goes to its own recipients in the same way, unless the URL has user info.
     """
 
     headers: Mapping[str, str]
@@ -71,6 +75,7 @@ class OriginOptions:
     max_bytes: int
     user_agent: str = USER_AGENT
     connections: int = 512
+    auth: Auth | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,21 @@ class NotModified:
 
 
 @dataclass(frozen=True, slots=True)
+class Downloaded:
+    """The metadata of a response whose body was written to a file. ``url`` is its URL, after redirects."""
+
+    url: str
+    status: int
+    headers: CIMultiDict[str]
+
+
+@dataclass(frozen=True, slots=True)
 class _RequestSpec:
     """The parts of a request that do not depend on its URL."""
 
     method: bytes = b"GET"
     conditions: bytes = b""  # header lines; with them, 304 is a valid response
+    headers: CIMultiDict[str] | None = None  # in place of the job's, for the URL's own site
 
 
 @dataclass(slots=True)
@@ -111,6 +126,7 @@ class _FetchState:
     started: float
     requests: int = 0
     host: str = ""  # `host:port` of the row's URL, not of a redirect
+    url: str = ""  # of the last response
     answered: bool = False  # whether a response has come, which may be a redirect
 
 
@@ -141,9 +157,7 @@ class Origin:
         self._headers = request_headers(options.headers, options.user_agent)
         self._recipients = Recipients(options.recipients)
         self._block = header_block(self._headers)
-        self._open_headers = CIMultiDict(
-            (name, value) for name, value in self._headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
-        )
+        self._open_headers = _open_only(self._headers)
         self._open_block = header_block(self._open_headers)
         self._withholds = len(self._open_headers) < len(self._headers)
         self._resolver = FilteringResolver(address_filter, resolver, options.connect_s)
@@ -154,6 +168,7 @@ class Origin:
             read_s=options.read_s,
             context=context,
         )
+        self._credential = Credential(options.auth, self._post, self._loop.time) if options.auth is not None else None
 
     async def get(self, url: str, charge: Charge = no_delay) -> Fetched:
         """Return the object at ``url``. The bytes of the URL are sent unchanged.
@@ -233,23 +248,26 @@ class Origin:
             response.length is not None or response.chunked,
         )
 
-    async def download(self, url: str, path: Path, max_bytes: int) -> str:
-        """Write the content at ``url`` to ``path``; return its Content-Type, or "" without one.
+    async def download(self, url: str, headers: Mapping[str, str], into: BinaryIO, max_bytes: int) -> Downloaded:
+        """Write the content at ``url`` to a file.
 
-        For manifests, with the same address filter, redirects, decoding and errors as :meth:`get`. A file in a
-        compressed format stays compressed. ``path`` is removed after any error.
+        For lists, with the same address filter, redirects, credential, decoding and errors as :meth:`get`. ``headers``
+        take the place of the job's, which are for the images' hosts. A file in a compressed format stays compressed.
+        After an error, ``into`` may hold a part of the content.
         """
         state = _FetchState(self._loop.time())
+        sent = CIMultiDict({**headers, "Accept-Encoding": "identity"})
         try:
-            response = await self._open(url, state, _RequestSpec())
-            try:
-                await self._save(response, path, max_bytes)  # without a memory budget: no transfer is running yet
+            response = await self._open(url, state, _RequestSpec(headers=sent))
+            try:  # without a memory budget: no transfer is running yet
+                write = to_disk(into.write, "the file of the downloaded list")
+                await stream_body(response, Batches(write, self._pool), max_bytes, no_delay)
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
             raise _mapped(exc, state) from None
-        return media_type(response.headers.get("Content-Type")) or ""
+        return Downloaded(state.url, response.status, response.headers)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -266,22 +284,36 @@ class Origin:
         site = target.site
         state.host = f"{site[1]}:{site[2]}"
         known = self._recipients.include(*site)
-        block = self._block if known else self._open_block
+        block, open_block = self._block if known else self._open_block, self._open_block
+        if spec.headers is not None:
+            block, open_block = header_block(spec.headers), header_block(_open_only(spec.headers))
+        credential = self._credential if self._credential is not None and self._credential.is_for(site) else None
         if target.authorization is not None:
-            own = (self._headers if known else self._open_headers).copy()
+            own = (spec.headers or (self._headers if known else self._open_headers)).copy()
             own["Authorization"] = target.authorization
-            block = header_block(own)
+            block, credential = header_block(own), None
+        renewed = False
         deadline = state.started + self._total_s
         seen: set[URL] = set()
         while True:
-            response = await self._send(target, spec, block, deadline, state)
+            header = await credential.header() if credential is not None else None
+            own_block = block if header is None else f"{header[0]}: {header[1]}\r\n".encode() + block
+            address = target.url if credential is None else credential.in_query(target.url)
+            response = await self._send(address, target.site, spec, own_block, deadline, state)
             status = response.status
             if status in _WHOLE or (status == _NOT_MODIFIED and spec.conditions):
+                if credential is not None:
+                    credential.accepted(header)
+                state.url = str(target.url)
                 return response
+            if status == _UNAUTHORIZED and credential is not None and not renewed and credential.refused(header):
+                renewed = True
+                await _drain(response)
+                continue
             if status not in _REDIRECTS:
                 error = await self._status_error(response)
-                if not known and target.site == site and self._withholds and error.error_class is ErrorClass.FORBIDDEN:
-                    error.message += _NOT_LISTED.format(*site)
+                if target.site == site and error.error_class is ErrorClass.FORBIDDEN:
+                    error.message += self._withheld(site)
                 raise error
             location = response.headers.get("Location")
             await _drain(response)
@@ -294,7 +326,7 @@ class Origin:
             seen.add(target.url)
             target = self._targets.redirected(target.url, location, status)
             if target.site != site:
-                block = self._open_block
+                block, credential = open_block, None
             if target.url in seen or len(seen) > MAX_HOPS:
                 raise ObjectError(
                     ErrorClass.REDIRECT_LOOP,
@@ -304,17 +336,24 @@ class Origin:
             if self._loop.time() >= deadline:
                 raise TimeoutError
 
+    def _withheld(self, site: Site) -> str:
+        """Return what a site did not get that it may have needed, for the message of a refusal."""
+        if self._withholds and not self._recipients.include(*site):
+            return _NO_HEADERS.format(*site)
+        if self._credential is not None and not self._credential.is_for(site):
+            return _NO_CREDENTIAL.format(*site)
+        return ""
+
     async def _send(
-        self, target: Target, spec: _RequestSpec, block: bytes, deadline: float, state: _FetchState
+        self, url: URL, site: Site, spec: _RequestSpec, block: bytes, deadline: float, state: _FetchState
     ) -> Response:
         """Send one request, and send it again at once if its connection ended before the response."""
-        url = target.url
         head = b"%s %s HTTP/1.1\r\nHost: %s\r\n%s%s" % (
             spec.method, url.raw_path_qs.encode(), _authority(url).encode(), spec.conditions, block,
         )  # fmt: skip
         is_head = spec.method == b"HEAD"
         state.requests += 1
-        request = partial(self._connections.request, target.site, head, deadline=deadline, is_head=is_head)
+        request = partial(self._connections.request, site, head, deadline=deadline, is_head=is_head)
         try:
             response = await request()
         except Exception as exc:
@@ -324,6 +363,29 @@ class Origin:
             response = await request(fresh=True)
         state.answered = True
         return response
+
+    async def _post(self, address: str, header: Header | None, form: bytes) -> tuple[int, bytes]:
+        """Send a form, and return the status and the start of the body, without redirects. Raises ObjectError."""
+        state = _FetchState(self._loop.time())
+        headers = CIMultiDict({"User-Agent": self._headers["User-Agent"], "Accept": "application/json"})
+        headers["Content-Type"] = "application/x-www-form-urlencoded"
+        headers["Content-Length"] = str(len(form))
+        if header is not None:
+            headers[header[0]] = header[1]
+        body = b""
+        try:
+            target = self._targets.read(address)
+            head = b"POST %s HTTP/1.1\r\nHost: %s\r\n%s" % (
+                target.url.raw_path_qs.encode(), _authority(target.url).encode(), header_block(headers),
+            )  # fmt: skip
+            deadline = state.started + self._total_s
+            response = await self._connections.request(target.site, head, form, deadline=deadline, fresh=True)
+            while len(body) < _TOKEN_BYTES and (piece := await response.read_chunk()):
+                body += piece
+            response.close()
+        except Exception as exc:
+            raise _mapped(exc, state) from None
+        return response.status, body
 
     async def _status_error(self, response: Response) -> ObjectError:
         """Return the error for a response that is neither an object nor a redirect."""
@@ -340,23 +402,12 @@ class Origin:
         retry_after_s = parse_retry_after(retry_after, self._now()) if retry_after else None
         return from_status(status, retry_after_s=retry_after_s)
 
-    async def _save(self, response: Response, path: Path, max_bytes: int) -> None:
-        what = f"the downloaded file {path}"
-        try:
-            file = path.open("wb")
-        except OSError as exc:
-            raise disk_error(exc, what) from exc
-        try:
-            await stream_body(response, Batches(to_disk(file.write, what), self._pool), max_bytes, no_delay)
-            try:
-                file.close()
-            except OSError as exc:
-                raise disk_error(exc, what) from exc
-        except BaseException:
-            with contextlib.suppress(OSError):
-                file.close()
-            path.unlink(missing_ok=True)
-            raise
+
+def _open_only(headers: CIMultiDict[str]) -> CIMultiDict[str]:
+    """Return the headers that any site may receive."""
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() in OPEN_HEADERS | {"accept-encoding"}
+    )
 
 
 def _authority(url: URL) -> str:

@@ -1,5 +1,7 @@
 """The configuration model of a migration, and templates for destination keys."""
 
+from ferry.job.api_list import ApiList, Paginator
+from ferry.job.auth import SourceAuth
 from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import LIMIT_NAMES, NO_LIMIT, HostLimits, Limits, changed_limit, limits_by_key
@@ -25,6 +27,7 @@ __all__ = [
     "OFF",
     "ROLES",
     "SOURCE_FIELDS",
+    "ApiList",
     "Checks",
     "Columns",
     "Delta",
@@ -32,8 +35,10 @@ __all__ = [
     "Job",
     "Limits",
     "OnExisting",
+    "Paginator",
     "Prices",
     "Retries",
+    "SourceAuth",
     "Template",
     "changed_limit",
     "decode_path",

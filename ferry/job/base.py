@@ -12,7 +12,9 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -107,3 +109,30 @@ class Model(BaseModel):
             and issubclass(info.annotation, Model)
             and name in info.annotation.model_fields
         ]
+
+
+class ModelOfTypes(Model):
+    """A model whose `type` decides which other keys it has. ``_keys`` has those of each type, required ones first.
+
+    One model for all types keeps the JSON schema, Prefect's form and the reference flat.
+    """
+
+    _keys: ClassVar[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]]  # type -> required keys, optional keys
+
+    type: str
+
+    @model_validator(mode="after")
+    def _keys_of_type(self) -> Self:
+        required, optional = self._keys[self.type]
+        for key in sorted(self.model_fields_set - {"type", *required, *optional}):
+            known = ", ".join(f"`{name}`" for name in (*required, *optional)) or "no other key"
+            raise ValueError(f"`{key}` does not belong to `type: {self.type}`, which has {known}")
+        for key in required:
+            if getattr(self, key) is None:
+                raise ValueError(f"`type: {self.type}` needs `{key}`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _only_keys_of_type(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        keys = {"type", *self._keys[self.type][0], *self._keys[self.type][1]}
+        return {key: value for key, value in serialise(self).items() if key in keys and value is not None}

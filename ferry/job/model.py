@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ferry.core import short
-from ferry.http import OPEN_HEADERS, USER_AGENT, OriginOptions, recipient, site_of_template
+from ferry.http import OPEN_HEADERS, USER_AGENT, Auth, OriginOptions, recipient, site_of_template
+from ferry.job.api_list import ApiList, ManifestSetting
+from ferry.job.auth import SourceAuth
 from ferry.job.base import Model as _Model
 from ferry.job.base import Part
 from ferry.job.columns import ROLES, Columns
@@ -74,6 +76,10 @@ class Source(_Model):
     """Headers of each HTTP request. Values are references (`secret:BLOCK` or `env:NAME`), except for Accept, Accept-Language, Referer and User-Agent."""
     headers_for: list[Annotated[str, AfterValidator(recipient)]] = []
     """Hosts that receive the headers with references: `img.old.example`, `*.old.example`, `img.old.example:8443`, or `*` for every host and port in the manifest. A host means HTTPS, and port 443 unless the entry names another. `http://img.old.example` also allows plain HTTP. Default: scheme, host and port of `source.url`."""
+    auth: SourceAuth | None = None
+    """A credential for the list and the objects: a token, a key or a password."""
+    auth_for: list[Annotated[str, AfterValidator(partial(recipient, key="auth_for"))]] = []
+    """Hosts that receive the credential of `source.auth`, and that the next page of a list may be at. Entries are those of `source.headers_for`. Default: scheme, host and port of the manifest, if it is at a web server, and of `source.url`."""
     user_agent: Annotated[str | None, AfterValidator(partial(sendable, key="source.user_agent"))] = None
     """The User-Agent header. Include a contact address for the origin's operator."""
     allow_private_addresses: Annotated[list[str], AfterValidator(private_addresses)] = []
@@ -102,6 +108,13 @@ class Source(_Model):
                 f"header `{short(secret)}` is a secret, and a manifest may name any host. Name the hosts that receive it: "
                 "`headers_for: [img.old.example]`"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_credential(self) -> Source:
+        header = self.auth.header_name() if self.auth is not None else None
+        if header is not None and header.lower() in map(str.lower, self.headers):
+            raise ValueError(f"`auth` and `headers` both set `{header}`; remove one of them")
         return self
 
 
@@ -189,8 +202,8 @@ class Job(_Model):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """The job's name: letters, digits, `.`, `_` and `-`. The state and the runs are named after it."""
-    manifest: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
-    """The manifest, a file with one row per object: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst). Or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`."""
+    manifest: ManifestSetting
+    """The manifest, a file with one row per object: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst). Or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`. Or a mapping, for an API that answers with pages of JSON."""
     destination: Annotated[Destination, Field(json_schema_extra=_address_or_mapping)]
     """The destination: an address, or a mapping with `uri` and other keys."""
     source: Part[Source] = Source()
@@ -241,13 +254,6 @@ class Job(_Model):
     def _short_destination(cls, value: Any) -> Any:
         return {"uri": value} if isinstance(value, str) else value
 
-    @field_validator("manifest")
-    @classmethod
-    def _manifest(cls, value: str) -> str:
-        if not value.strip():
-            raise ValueError("manifest is empty; write the path or address of the manifest")
-        return plain_location(value, "manifest")
-
     @field_validator("failure_budget", mode="before")
     @classmethod
     def _budget(cls, value: int | float | str) -> int | float | str:
@@ -274,20 +280,39 @@ class Job(_Model):
             )
         return self
 
+    @model_validator(mode="after")
+    def _credential_has_recipients(self) -> Job:
+        if self.source.auth is not None and not self.auth_recipients():
+            raise ValueError(
+                "source.auth is a secret, and a manifest may name any host. Name the hosts that receive it: "
+                "`auth_for: [img.old.example]`"
+            )
+        return self
+
+    @property
+    def manifest_address(self) -> str:
+        """The path or address of the manifest; of an API, the URL of its first page."""
+        return self.manifest.url if isinstance(self.manifest, ApiList) else self.manifest
+
     def is_listed(self) -> bool:
-        """Returns whether the manifest is a bucket prefix or a directory to list; otherwise it is a file."""
-        return self.manifest.endswith("/") and self.manifest.startswith(("s3://", "file://"))
+        """Returns whether the manifest is a bucket prefix or a directory to list; otherwise it is a file or an API."""
+        return self.manifest_address.endswith("/") and self.manifest_address.startswith(("s3://", "file://"))
 
     def roots(self) -> list[str]:
         """Returns the roots of `s3://` and `file://` sources: `source.roots`, and a listed manifest itself."""
-        listed = [self.manifest] if self.is_listed() else []
+        listed = [self.manifest_address] if self.is_listed() else []
         return [root if root.endswith("/") else root + "/" for root in (*self.source.roots, *listed)]
 
-    def origin_options(self, headers: Mapping[str, str]) -> OriginOptions:
-        """Returns the options of the HTTP client. ``headers``: the job's headers with their references resolved."""
+    def auth_recipients(self) -> list[str]:
+        """Returns the entries of the hosts that receive the credential of `source.auth`."""
+        named = [site for url in (self.manifest_address, self.source.url) for site in site_of_template(url)]
+        return self.source.auth_for or named
+
+    def origin_options(self, headers: Mapping[str, str], auth: Auth | None = None) -> OriginOptions:
+        """Returns the options of the HTTP client. ``headers`` and ``auth`` are the job's, with resolved references."""
         return OriginOptions(
             headers, self.source.recipients(), self.timeouts.connect_s, self.timeouts.read_s, self.timeouts.total_s,
-            self.max_bytes, self.source.user_agent or USER_AGENT,
+            self.max_bytes, self.source.user_agent or USER_AGENT, auth=auth,
         )  # fmt: skip
 
     def location_digests(self) -> dict[str, str]:
@@ -311,6 +336,7 @@ class Job(_Model):
             "metadata": self.destination.metadata,
             "headers": sorted(name.lower() for name in self.source.headers),
             **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
+            **({"auth": [self.source.auth.type, *sorted(self.source.auth_for)]} if self.source.auth else {}),
         }
 
     def settings_digest(self) -> str:

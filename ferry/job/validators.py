@@ -31,9 +31,9 @@ def no_secret_in_address(text: str, key: str) -> str:
     """Returns the text unless it contains a secret, since job files, Prefect's database and its UI show a job."""
     found = holds_secret(text)
     if found == "a user name or password":
-        raise ValueError(f"{key} holds {found}; use `headers` or `credentials` with a reference instead")
+        raise ValueError(f"{key} holds {found}; use `auth`, `headers` or `credentials` with a reference instead")
     if found:
-        instead = "download the file first, or use a bucket and `credentials`"
+        instead = "use `source.auth`, or download the file first, or use a bucket and `credentials`"
         if key == "source.url":
             instead = "add a column for it to the manifest and name that column: `?token={token}`"
         raise ValueError(f"{key} holds {found}, but a job must not hold secrets; {instead}")

@@ -77,7 +77,7 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 # Numbers stay the text that the manifest has.
-_decode = json.JSONDecoder(
+decode_json = json.JSONDecoder(
     parse_int=str, parse_float=str, parse_constant=_refuse_constant, object_pairs_hook=_unique_names
 ).decode
 
@@ -85,7 +85,7 @@ _decode = json.JSONDecoder(
 def _parse_object(line: str) -> dict[str, Any]:
     """Returns the object in a line. Raises ValueError with a reason for messages."""
     try:
-        value = _decode(line)
+        value = decode_json(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:

@@ -15,8 +15,8 @@ from urllib.parse import unquote, urlsplit
 
 from ferry import __version__
 from ferry.core import Fatal, ObjectError, Tries, UserError, redact, short
-from ferry.http import AddressFilter, Origin
-from ferry.job import SOURCE_FIELDS, Job, Template
+from ferry.http import Auth
+from ferry.job import SOURCE_FIELDS, ApiList, Job, Template
 from ferry.manifest.columns import Batch
 from ferry.manifest.normalize import normalise
 from ferry.manifest.open import open_manifest
@@ -44,21 +44,32 @@ class LoadedManifest:
 
 
 def load_manifest(
-    con: duckdb.DuckDBPyConnection, job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]
+    con: duckdb.DuckDBPyConnection,
+    job: Job,
+    access: Access,
+    spool_dir: Path,
+    known: Mapping[str, Any],
+    auth: Auth | None = None,
 ) -> LoadedManifest:
     """Downloads or lists the manifest and normalises it. ``known`` is ``about`` of the manifest of the last plan.
 
+    ``auth`` is the job's credential for web servers.
     Raises UserError if the manifest is unusable. An unusable row is a row with a problem.
     """
     spool_dir.mkdir(parents=True, exist_ok=True)
     try:
-        return _load(con, job, access, spool_dir, known)
+        return _load(con, job, access, spool_dir, known, auth)
     finally:
         (spool_dir / COPY).unlink(missing_ok=True)  # it contains addresses with their signatures
 
 
 def _load(
-    con: duckdb.DuckDBPyConnection, job: Job, access: Access, spool_dir: Path, known: Mapping[str, Any]
+    con: duckdb.DuckDBPyConnection,
+    job: Job,
+    access: Access,
+    spool_dir: Path,
+    known: Mapping[str, Any],
+    auth: Auth | None,
 ) -> LoadedManifest:
     out = spool_dir / NORMALISED
     unread: Collection[str] = ()
@@ -67,15 +78,23 @@ def _load(
     key_template = Template.parse(job.key) if job.key is not None else None
     if job.is_listed():
         same_store = job.source.endpoint_url == job.destination.endpoint_url
-        if job.manifest.rstrip("/") == job.destination.uri.rstrip("/") and same_store:
-            raise UserError(f"manifest and destination are the same location ({job.manifest}); change one of them")
+        if job.manifest_address.rstrip("/") == job.destination.uri.rstrip("/") and same_store:
+            raise UserError(
+                f"manifest and destination are the same location ({job.manifest_address}); change one of them"
+            )
         if key_template is not None and (unknown := key_template.needed - LISTED_FIELDS):
             usable = ", ".join(f"{{{name}}}" for name in sorted({*LISTED_FIELDS, *SOURCE_FIELDS, "sha256", "ext"}))
             raise UserError(f"the key template names {{{min(unknown)}}}; a listed manifest has {usable}")
         batches = _list_objects(job, access, spool_dir)
         about: dict[str, Any] = {"recognised": LISTED_COLUMNS, "digest": None}
     else:
-        path = _local_file(job, access, spool_dir)
+        if isinstance(job.manifest, ApiList):
+            from ferry.manifest.api_pages import write_pages  # loads requests, which other manifests do without
+
+            path = spool_dir / COPY
+            notes.append(write_pages(job, job.manifest, auth, path, MAX_MANIFEST_BYTES))
+        else:
+            path = _local_file(job, access, spool_dir, auth)
         before = _file_version(path)
         about = {
             "digest": _digest_of(path, job),
@@ -83,18 +102,18 @@ def _load(
             "samples": known.get("samples", {}),
         }
         if known.get("digest") == about["digest"]:
-            return LoadedManifest(None, about)
+            return LoadedManifest(None, about, notes)
         needed = sorted(key_template.needed) if key_template else []
         columns = known.get("recognised", LISTED_COLUMNS)
         decided = Reading(columns, known.get("bare_hosts", False)) if columns != LISTED_COLUMNS else None
         manifest = open_manifest(
-            path, job.manifest, job.columns, needed, job.bad_lines, job.source.url, decided,
-            keys_from_column=key_template is None or "key" in needed,
+            path, job.manifest_address, job.columns, needed, job.bad_lines, job.source.url, decided,
+            keys_from_column=key_template is None or "key" in needed, from_api=isinstance(job.manifest, ApiList),
         )  # fmt: skip
         about |= {
             "recognised": manifest.recognised, "samples": manifest.samples, "bare_hosts": manifest.bare_hosts,
         }  # fmt: skip
-        unread, bare_hosts, notes = manifest.unread, manifest.bare_hosts, list(manifest.left)
+        unread, bare_hosts, notes = manifest.unread, manifest.bare_hosts, [*notes, *manifest.left]
         batches = manifest.batches()
     parts = urlsplit(job.destination.uri)
     result = normalise(
@@ -111,8 +130,8 @@ def _load(
     )
     if not job.is_listed() and _file_version(path) != before:
         raise UserError(
-            f"the manifest {job.manifest} was written to while it was read: rows may be missing. Run the job again "
-            "when it is complete. The program that writes it should write a new file and rename it"
+            f"the manifest {job.manifest_address} was written to while it was read: rows may be missing. Run the job "
+            "again when it is complete. The program that writes it should write a new file and rename it"
         )
     notes += _repairs(result.repairs)
     if result.deferred:
@@ -151,19 +170,21 @@ def _digest_of(path: Path, job: Job) -> str:
         job.location_digests(),
         list(job.roots()),
         job.bad_lines,
-        Path(job.manifest).suffix,
+        Path(job.manifest_address).suffix,
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 
-def _local_file(job: Job, access: Access, spool_dir: Path) -> Path:
+def _local_file(job: Job, access: Access, spool_dir: Path, auth: Auth | None) -> Path:
     """Returns the manifest as a local file, downloaded if necessary. Raises UserError."""
-    address = job.manifest
+    address = job.manifest_address
     copy = spool_dir / COPY
     if address.startswith(("http://", "https://")):
+        from ferry.manifest.http_list import download  # loads requests, which other manifests do without
+
         try:
-            Tries(max_s=60.0)(lambda: asyncio.run(_download(job, address, copy)))
+            download(job, auth, address, copy, MAX_MANIFEST_BYTES)
         except ObjectError as error:
             raise UserError(f"the manifest {redact(address)} cannot be downloaded: {error.message}") from None
         return copy
@@ -192,15 +213,6 @@ def _local_file(job: Job, access: Access, spool_dir: Path) -> Path:
     return path
 
 
-async def _download(job: Job, url: str, path: Path) -> None:
-    # Without the job's headers: they are for the images' host, and the manifest may be on another one.
-    origin = Origin(job.origin_options({}), AddressFilter(job.source.allow_private_addresses), path.parent)
-    try:
-        await origin.download(url, path, MAX_MANIFEST_BYTES)
-    finally:
-        await origin.close()
-
-
 async def _from_bucket(store: Any, key: str, path: Path) -> None:
     body, _, _ = await store.get(key, max_bytes=MAX_MANIFEST_BYTES)
     if body.path is not None:
@@ -224,7 +236,7 @@ def globs(job: Job) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
 
 def _list_objects(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
     """Yields the objects under a bucket prefix (with ETags) or a directory as rows. Raises UserError."""
-    root = job.manifest
+    root = job.manifest_address
     include, exclude = globs(job)
     store = open_store(root, access, spool_dir)
     row_no = 0

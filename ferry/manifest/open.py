@@ -30,6 +30,7 @@ _EXTENSIONS: dict[str, Format] = {
     "csv": "csv", "tsv": "tsv", "tab": "tsv", "txt": "txt", "jsonl": "jsonl", "ndjson": "jsonl",
     "parquet": "parquet", "xlsx": "xlsx",
 }  # fmt: skip
+_API: tuple[Format, Compression] = ("jsonl", "")
 _COMPRESSIONS: dict[str, Compression] = {"gz": "gz", "zst": "zst"}
 _KNOWN = "csv, tsv, txt, jsonl, ndjson (each also as .gz or .zst), parquet, xlsx"
 _UNSUPPORTED = {
@@ -97,20 +98,22 @@ def open_manifest(
     decided: Reading | None = None,
     *,
     keys_from_column: bool = True,
+    from_api: bool = False,
 ) -> Manifest:
     """Opens a manifest, and recognises its format and columns.
 
-    ``path`` is a local file. ``name`` is the manifest's name in the job; its extension decides the format. ``needed``
-    are the columns that the key template names, to which those of ``url_template`` (`source.url`) are added.
+    ``path`` is a local file. ``name`` is the manifest's name in the job; its extension decides the format, unless
+    the file holds the rows of an API (``from_api``), which are JSON Lines. ``needed`` are the columns that the key
+    template names, to which those of ``url_template`` (`source.url`) are added.
     ``decided`` is how the job's last plan read its manifest, None before the first. With ``keys_from_column``, a
     manifest that lacks its key column is refused. Raises UserError if the manifest is unusable.
     """
     shown = redact(name)
-    if path.is_dir() or name.endswith("/"):
+    if path.is_dir() or (name.endswith("/") and not from_api):
         raise UserError(f"{shown} is a directory; to transfer its files, write `manifest: file://{path.absolute()}/`")
     if not path.exists():
         raise UserError(f"{shown} does not exist")
-    format_, compression = _format_of(name, shown)
+    format_, compression = _API if from_api else _format_of(name, shown)
     _check_content(path, shown, format_, compression)
     url = None if url_template is None else Template.parse_url(url_template)
     url_needed = frozenset() if url is None else url.needed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ferry.http import Auth
 from ferry.planning.rules import Mode
 from ferry.storage import Access
 
@@ -27,7 +28,8 @@ class PlanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Accesses:
-    """Credentials and endpoints of source and destination."""
+    """Credentials and endpoints of source and destination, and the job's credential for web servers."""
 
     source: Access
     destination: Access
+    auth: Auth | None = None

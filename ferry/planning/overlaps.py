@@ -35,13 +35,13 @@ def refuse_overlaps(job: Job, state: str) -> None:
     if not job.is_listed():
         return
     same_store = job.destination.uri.startswith("file:") or job.source.endpoint_url == job.destination.endpoint_url
-    folder = below(job.manifest, job.destination.uri)
+    folder = below(job.manifest_address, job.destination.uri)
     if folder and same_store and _may_include(job, f"{folder}/"):
         raise UserError(
-            f"the destination ({job.destination.uri}) is in the listed source ({job.manifest}), so every run would "
-            f"transfer the objects of the last one. Exclude it: `exclude: ['{folder}/*']`"
+            f"the destination ({job.destination.uri}) is in the listed source ({job.manifest_address}), so every run "
+            f"would transfer the objects of the last one. Exclude it: `exclude: ['{folder}/*']`"
         )
-    folder = below(job.manifest, state)
+    folder = below(job.manifest_address, state)
     if folder is None or (state.startswith("s3://") and job.source.endpoint_url != job.destination.endpoint_url):
         return
     examples = [f"{folder}/plan/plan.json".lstrip("/")]
@@ -49,8 +49,8 @@ def refuse_overlaps(job: Job, state: str) -> None:
         examples.append(f"/{folder}".partition("/.ferry/")[0].lstrip("/") + "/.ferry/prefect/prefect.db")
     if any(matches_globs(key.lstrip("/"), *globs(job)) for key in examples):
         raise UserError(
-            f"the state ({state}) is in the listed source ({job.manifest}), so its files, with the addresses in them, "
-            "would be transferred. Leave them out with `exclude`, or set `state` to another location"
+            f"the state ({state}) is in the listed source ({job.manifest_address}), so its files, with the addresses "
+            "in them, would be transferred. Leave them out with `exclude`, or set `state` to another location"
         )
 
 

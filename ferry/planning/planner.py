@@ -330,7 +330,7 @@ class Planner:
                 known = _reading(known)
         if self.options.mode != "plain" and "file" in known:
             return LoadedManifest(None, known)
-        loaded = load_manifest(self.con, self.job, self.access.source, self.spool_dir, known)
+        loaded = load_manifest(self.con, self.job, self.access.source, self.spool_dir, known, self.access.auth)
         self.notes += loaded.notes
         return loaded if loaded.path is not None else LoadedManifest(None, known)
 

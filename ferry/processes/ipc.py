@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from ferry.http import Auth
 from ferry.job import Job
 from ferry.state import State, open_state
 from ferry.storage import Access
@@ -22,6 +23,7 @@ class Message:
     cache_root: str
     source: Access
     destination: Access
+    auth: Auth | None = field(default=None, kw_only=True)
 
     def encode(self) -> bytes:
         """Returns the message as JSON."""
@@ -32,7 +34,7 @@ class Message:
         """Returns the message of its JSON."""
         data = json.loads(raw)
         sides = {side: Access.decode(data[side]) for side in ("source", "destination")}
-        return cls(**{**data, **sides, "job": Job.model_validate(data["job"])})
+        return cls(**{**data, **sides, "auth": Auth.decode(data["auth"]), "job": Job.model_validate(data["job"])})
 
     def open_state(self) -> State:
         """Opens the job's state with the destination's credentials."""

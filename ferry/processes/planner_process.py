@@ -120,7 +120,7 @@ def _work(request: PlanRequest) -> str:
     if request.work == "prune":
         return json.dumps(prune_removed(request.job, state, request.source, request.destination, **request.ask))
     if request.work == "plan":
-        access = Accesses(request.source, request.destination)
+        access = Accesses(request.source, request.destination, request.auth)
         return make_plan(request.job, state, access, PlanOptions(**request.ask)).encode()
     return json.dumps(finish_run(request.job, state, **request.ask))
 

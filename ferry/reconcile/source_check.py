@@ -28,10 +28,10 @@ class SourceCheck:
     """The listed source of a job; for a job with a manifest file no copy is checked."""
 
     def __init__(self, job: Job, access: Access, spool_dir: Path) -> None:
-        self._root = job.manifest
+        self._root = job.manifest_address
         self._deferred_key = job.key is not None and Template.parse(job.key).late
         self._include, self._exclude = globs(job)
-        self._store: Store | None = open_store(job.manifest, access, spool_dir) if job.is_listed() else None
+        self._store: Store | None = open_store(job.manifest_address, access, spool_dir) if job.is_listed() else None
 
     async def why_kept(self, outcome: Outcome) -> str:
         """Returns why a copy must be kept, or "" if the source answers 404 or the job excludes the key."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from ferry.core import Budget, ChunkIncomplete, Fatal, FerryError, Progress
-from ferry.http import AddressFilter, Origin
+from ferry.http import AddressFilter, Auth, Origin
 from ferry.job import Checks, Job, Limits, Retries
 from ferry.ratelimit import (
     COPIES_START,
@@ -68,6 +68,7 @@ class Runtime:
         source_access: Access,
         destination_access: Access,
         headers: Mapping[str, str],
+        auth: Auth | None = None,
         limit: int | None = None,
         share: int = 1,
     ) -> None:
@@ -128,7 +129,7 @@ class Runtime:
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)
-            origin = Origin(job.origin_options(headers), filtered, state.spool_dir, **shared)
+            origin = Origin(job.origin_options(headers, auth), filtered, state.spool_dir, **shared)
             if isinstance(lease, Lease):  # this is the first process of the only run of this job
                 await destination.clean()
             return origin, ObjectTransfer(

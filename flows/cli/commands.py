@@ -231,7 +231,7 @@ def export(
     from flows.cli import terminal
 
     job = load_job(job_file)
-    if out.exists() and out.resolve() in (Path(job.manifest).resolve(), job_file.resolve()):
+    if out.exists() and out.resolve() in (Path(job.manifest_address).resolve(), job_file.resolve()):
         raise UserError(f"{out} is the job file or its manifest; export to another file")
     target = out.absolute()  # now: reading a block, for the state's credentials, changes the working directory
     if out.exists() and not overwrite:

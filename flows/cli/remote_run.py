@@ -102,7 +102,7 @@ def _deployment(client: SyncPrefectClient, on: str) -> DeploymentResponse:
 def relative_paths(job: Job) -> list[str]:
     """Returns the settings (`manifest`, `state`) whose value is a relative path."""
     found = []
-    if "://" not in job.manifest and not Path(job.manifest).is_absolute():
+    if "://" not in job.manifest_address and not Path(job.manifest_address).is_absolute():
         found.append("manifest")
     if job.state is None or ("://" not in job.state and not Path(job.state).is_absolute()):
         found.append("state")

@@ -46,7 +46,8 @@ class Worker:
         self._limits = setup.job.limits, setup.share
         self.runtime = Runtime(
             setup.job, setup.open_state(), self._lease, setup.run_no,
-            source_access=setup.source, destination_access=setup.destination, headers=setup.headers, share=setup.share,
+            source_access=setup.source, destination_access=setup.destination, headers=setup.headers,
+            auth=setup.auth, share=setup.share,
         )  # fmt: skip
         self._out = out
         self._lock = threading.RLock()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import hashlib
+import io
 import ipaddress
 import os
 import socket
@@ -31,7 +32,7 @@ from ferry.http import pool as connections_module
 from ferry.http.address_filter import AddressFilter, Resolved
 from ferry.http.content_encoding import decoded, decoders
 from ferry.http.errors import from_origin
-from ferry.http.origin import Fetched, Origin, OriginOptions
+from ferry.http.origin import Downloaded, Fetched, Origin, OriginOptions
 from ferry.job.model import Timeouts
 
 LOCAL = ["127.0.0.0/8"]
@@ -1128,9 +1129,7 @@ def test_no_connection_to_blocked_addresses(url: str, spool: Path, connected: li
 
 @pytest.mark.parametrize("redirected", [False, True])
 @pytest.mark.parametrize("name", ["private.test", "metadata.test", "metadata.test.", "v6.test", "mapped.test"])
-def test_manifests_pass_the_filter(
-    name: str, redirected: bool, spool: Path, tmp_path: Path, connected: list[str]
-) -> None:
+def test_manifests_pass_the_filter(name: str, redirected: bool, spool: Path, connected: list[str]) -> None:
     """The address filter applies to the URL of a manifest and to its redirects, as for objects."""
     names = {
         "private.test": ["10.0.0.1"],
@@ -1145,13 +1144,12 @@ def test_manifests_pass_the_filter(
             origin = client(spool, names=names)
             url = f"http://127.0.0.1:{server.port}/list.csv" if redirected else f"http://{name}/list.csv"
             with pytest.raises(ObjectError) as caught:
-                await origin.download(url, tmp_path / "x", 1000)
+                await origin.download(url, {}, io.BytesIO(), 1000)
             await origin.close()
             return caught.value
 
     assert asyncio.run(scenario()).error_class is ErrorClass.BLOCKED_ADDRESS
     assert connected == (["127.0.0.1"] if redirected else [])
-    assert not (tmp_path / "x").exists()
 
 
 def test_a_name_that_resolves_to_something_else_later(
@@ -1353,28 +1351,30 @@ def test_the_jobs_own_user_agent_and_never_its_accept_encoding(spool: Path) -> N
 # --- download ---
 
 
-def download(answer: Answer, spool: Path, path: Path, max_bytes: int = 1_000_000) -> str:
-    async def scenario() -> str:
+def download(answer: Answer, spool: Path, max_bytes: int = 1_000_000) -> tuple[Downloaded, bytes]:
+    into = io.BytesIO()
+
+    async def scenario() -> Downloaded:
         async with serving(answer) as server:
             origin = client(spool)
             try:
-                return await origin.download(f"http://127.0.0.1:{server.port}/list.csv", path, max_bytes)
+                return await origin.download(f"http://127.0.0.1:{server.port}/list.csv", {}, into, max_bytes)
             finally:
                 await origin.close()
 
-    return asyncio.run(scenario())
+    return asyncio.run(scenario()), into.getvalue()
 
 
-def test_download_writes_a_file(spool: Path, tmp_path: Path) -> None:
-    """download follows redirects, decodes the content and returns its Content-Type."""
+def test_download_writes_a_file(spool: Path) -> None:
+    """download follows redirects, decodes the content and returns its URL and headers."""
     answers = {
         "/list.csv": reply(b"", "302 Found", "Location: /b", "Content-Type: text/html"),
         "/b": reply(GZ, "200 OK", "Content-Encoding: gzip", "Content-Type: text/csv"),
     }
-    assert download(by_path(answers), spool, tmp_path / "x") == "text/csv"
-    assert (tmp_path / "x").read_bytes() == TEXT
-    assert download(always(reply(b"")), spool, tmp_path / "y") == ""
-    assert (tmp_path / "y").read_bytes() == b""
+    done, body = download(by_path(answers), spool)
+    assert (body, done.headers["Content-Type"], done.status) == (TEXT, "text/csv", 200)
+    assert done.url.endswith("/b")
+    assert download(always(reply(b"")), spool)[1] == b""
 
 
 @pytest.mark.parametrize(
@@ -1387,18 +1387,11 @@ def test_download_writes_a_file(spool: Path, tmp_path: Path) -> None:
         (reply(b"x", "200 OK", "Content-Encoding: br"), ErrorClass.BAD_ENCODING),
     ],
 )
-def test_download_leaves_nothing_behind(raw: bytes, expected: ErrorClass, spool: Path, tmp_path: Path) -> None:
-    """A failed download leaves no file."""
+def test_a_download_that_fails(raw: bytes, expected: ErrorClass, spool: Path) -> None:
+    """A download has the errors of an object."""
     with pytest.raises(ObjectError) as caught:
-        download(always(raw), spool, tmp_path / "x", 1000)
+        download(always(raw), spool, 1000)
     assert caught.value.error_class is expected
-    assert not (tmp_path / "x").exists()
-
-
-def test_download_to_a_disk_that_fails(spool: Path, tmp_path: Path) -> None:
-    """A path that cannot be written is Fatal, with the path in the message."""
-    with pytest.raises(Fatal, match="nodir"):
-        download(always(reply(DATA)), spool, tmp_path / "nodir" / "x")
 
 
 # --- the mapping of foreign exceptions ---

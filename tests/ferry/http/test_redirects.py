@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,7 @@ def follow(
         origin = Origin(options, AddressFilter(allow), folder)
         origin._connections = connector  # type: ignore[assignment]
         if manifest:
-            await origin.download(first, folder / "list.csv", 1000)
+            await origin.download(first, HEADERS, io.BytesIO(), 1000)
         else:
             (await origin.get(first)).body.discard()
 
