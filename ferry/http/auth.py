@@ -197,7 +197,6 @@ class Credential:
         except ObjectError as error:
             self._failure, self._retry_at = error, self._now() + RETRY_S
             raise _no_token(error) from None
-        self._failure = None
 
     async def _answer(self, url: str) -> bytes:
         """Return the token server's answer. The way that it accepts is tried first from then on."""

@@ -36,19 +36,17 @@ def request_headers(headers: Mapping[str, str], user_agent: str) -> CIMultiDict[
     made: CIMultiDict[str] = CIMultiDict({"User-Agent": user_agent, "Accept": "*/*"})
     for name, value in headers.items():
         sendable_header(name, value, "source.headers")
-        if name.lower() in _NOT_FOR_JOBS:
-            raise UserError(
-                f"source.headers: `{name}` cannot be set, because it changes what a request means. Remove it"
-            )
         made[name] = value
     made["Accept-Encoding"] = "identity"
     return made
 
 
 def sendable_header(name: str, value: str, setting: str) -> None:
-    """Raise UserError if HTTP forbids a character of a header. ``setting`` is the job's key for it."""
+    """Raise UserError for a header that would break or change requests. ``setting`` is the job's key for it."""
     if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
         raise UserError(f"{setting}: `{name}` cannot be sent: its name or value contains characters that HTTP forbids")
+    if name.lower() in _NOT_FOR_JOBS:
+        raise UserError(f"{setting}: `{name}` cannot be set, because it changes what a request means. Remove it")
 
 
 def conditions(etag: str | None, last_modified: str | None) -> bytes:

@@ -40,8 +40,8 @@ class Page:
         found = at(self.document, path)
         if found is _MISSING or found is None or found is False or found == "":
             return None
-        if not isinstance(found, str):  # numbers are text
-            raise UserError(f"`{what}: {path}` names neither text nor a number")
+        if not isinstance(found, str) or not found.isprintable():  # numbers are text
+            raise UserError(f"`{what}: {path}` names neither a line of text nor a number")
         return found
 
     def total(self, path: str) -> int:
@@ -192,7 +192,7 @@ class ApiReader:
 
     def _count(self, text: str, known: set[bytes], problem: str) -> None:
         """Raises UserError if the text is known, or if there are too many."""
-        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(text.encode()).digest()
         if digest in known:
             raise UserError(problem.format(self.pages + 1))
         if len(known) >= MAX_PAGES:

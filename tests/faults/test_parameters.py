@@ -33,6 +33,21 @@ REFUSED: dict[str, dict[str, Any]] = {
     "a password in the destination": {"destination": f"s3://me:{secret('destination')}@bucket/"},
     "the same, written out": {"destination": {"uri": f"s3://me:{secret('destination, long')}@bucket/"}},
     "its endpoint": {"destination": {"uri": "s3://b/", "endpoint_url": f"https://{secret('its endpoint')}@h.example"}},
+    "a password in an API's address": {
+        "manifest": {"url": f"https://me:{secret('API')}@h.example/", "paginator": {"type": "single_page"}}
+    },
+    "a token": {"source": {"auth": {"type": "bearer", "token": secret("a token")}, "auth_for": ["h"]}},
+    "a client's secret": {
+        "source": {
+            "auth": {
+                "type": "oauth2_client_credentials",
+                "access_token_url": "https://id.example/",
+                "client_id": "c",
+                "client_secret": secret("a client's secret"),
+            },
+            "auth_for": ["h"],
+        }
+    },
     "a password in the state": {"state": f"s3://me:{secret('state')}@bucket/p"},
 }
 TAKEN: list[dict[str, Any]] = [
@@ -45,6 +60,10 @@ TAKEN: list[dict[str, Any]] = [
     },
     {"source": {"url": "https://h.example/{id}@2x.jpg?token={token}&w=100"}, "manifest": "lists/a@b.csv"},
     {"manifest": "https://h.example/l.csv?shop=5&format=csv", "state": "s3://bucket/state"},
+    {
+        "manifest": {"url": "https://pim.example/v1?per_page=9", "paginator": {"type": "offset", "limit": 9}},
+        "source": {"auth": {"type": "http_basic", "username": "me", "password": "secret:block"}},
+    },
     {"destination": {"uri": "s3://b/p@q/", "endpoint_url": "http://127.0.0.1:9000"}, "source": {"url": None}},
 ]
 

@@ -116,7 +116,7 @@ class ListApi:
             return Answer({"error": "invalid_client", "error_description": "<b>no</b>"}, 401)
         with self._lock:
             self.issued += 1
-            self.token, self.left = f"token-{self.issued}", self.uses
+            self.token, self.left = f"canarytoken-{self.issued}", self.uses
             ends = {} if self.life_s is None else {"expires_in": self.life_s}
             return Answer({"access_token": self.token, "token_type": "Bearer", **ends})
 
@@ -168,7 +168,7 @@ class ListApi:
             def do_GET(self) -> None:
                 parts = urlsplit(self.path)
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                headers = {name.lower(): value for name, value in self.headers.items()}
+                headers = {name.lower(): ", ".join(self.headers.get_all(name, [])) for name in self.headers}
                 asked = Asked(self.command, parts.path, parts.query, headers, parse_qs(sent))
                 api.asked.append(asked)
                 answer = api.answer(asked)

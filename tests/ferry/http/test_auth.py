@@ -77,12 +77,34 @@ def test_a_token_that_ends_is_renewed_once_for_all(api: ListApi, tmp_path: Path)
     assert api.issued == 2
 
 
+def test_tokens_that_end_again_and_again(api: ListApi, tmp_path: Path) -> None:
+    """Each token that was accepted is renewed after a 401, in the way that worked, and no connection stays busy."""
+    api.uses, api.client_auth = 5, "form"
+
+    async def work(origin: Origin) -> tuple[list[str], int]:
+        return [await fetch(origin, f"{api.url}/img/{n}.jpg") for n in range(20)], len(origin._connections._busy)
+
+    answers, busy = with_origin(work, tmp_path, oauth(api))
+    assert set(answers) == {"ok"}
+    assert api.issued == 4
+    assert len(api.paths("/token")) == 4 + 1
+    assert busy == 0
+
+
 def test_a_second_401_is_the_answer(api: ListApi, tmp_path: Path) -> None:
     """A host that never accepts a token costs one renewal, not one for each row."""
     api.uses = 0
     answers = get(api, tmp_path, oauth(api), *(f"/img/{n}.jpg" for n in range(20)))
     assert set(answers) == {"forbidden: the origin denies access (HTTP 401)"}
     assert api.issued == 2
+
+
+def test_a_request_is_sent_again_once(api: ListApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while other hosts accept each new token, so that each refusal seems to be worth another try."""
+    monkeypatch.setattr(Token, "refused", lambda *_: True)
+    api.uses = 0
+    assert "HTTP 401" in get(api, tmp_path, oauth(api), "/img/1.jpg")[0]
+    assert len(api.paths("/img")) == 2
 
 
 def test_a_token_is_renewed_before_its_end(api: ListApi, tmp_path: Path) -> None:
@@ -97,7 +119,7 @@ def test_a_token_is_renewed_before_its_end(api: ListApi, tmp_path: Path) -> None
     assert with_origin(work, tmp_path, oauth(api)) == ["ok", "ok"]
     assert api.issued == 2
     assert [one.headers["authorization"] for one in api.asked if one.path != "/token"] == [
-        "Bearer token-1", "Bearer token-2",
+        "Bearer canarytoken-1", "Bearer canarytoken-2",
     ]  # fmt: skip
 
 
@@ -111,6 +133,7 @@ def test_a_token_is_renewed_before_its_end(api: ListApi, tmp_path: Path) -> None
         (Answer({"access_token": "a", "token_type": "mac"}), "not bearer tokens"),
         (Answer(status=302, headers={"Location": "http://127.0.0.1:1/"}), "forbidden: no token"),
         (Answer({"error": "<script>"}, 400), "HTTP 400. Check"),
+        (Answer({"access_token": "a", "more": "x" * 200_000}), "holds no `access_token`"),
     ],
 )
 def test_no_token(answer: Answer, words: str, api: ListApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,10 +191,11 @@ def test_a_key_in_the_query(api: ListApi, tmp_path: Path) -> None:
     assert sorted(api.paths()) == ["/img/1.jpg?key=k%2F1", "/img/2.jpg?key=k%2F1", "/img/3.jpg?w=5&key=k%2F1"]
 
 
-def test_a_credential_that_cannot_be_sent() -> None:
-    """A line break in a secret is a UserError without the secret."""
+@pytest.mark.parametrize("header", [("Authorization", "Bearer s3cret\n"), ("Range", "s3cret")])
+def test_a_credential_that_cannot_be_sent(header: tuple[str, str]) -> None:
+    """A line break in a secret, or a header that means something else, is a UserError without the secret."""
     with pytest.raises(UserError, match=r"source\.auth") as caught:
-        Auth(["h"], header=("Authorization", "Bearer s3cret\n"))
+        Auth(["h"], header=header)
     assert "s3cret" not in str(caught.value)
 
 

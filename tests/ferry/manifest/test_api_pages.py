@@ -242,7 +242,7 @@ def test_a_token_that_ends_in_the_middle(api: ListApi, tmp_path: Path) -> None:
     assert api.issued == 2
     assert api.asked[0].form["scope"] == ["read"]
     assert [one.headers.get("authorization") for one in api.asked if one.path == "/link"] == [
-        "Bearer token-1", "Bearer token-1", "Bearer token-1", "Bearer token-2",
+        "Bearer canarytoken-1", "Bearer canarytoken-1", "Bearer canarytoken-1", "Bearer canarytoken-2",
     ]  # fmt: skip
 
 
@@ -362,6 +362,22 @@ def test_nothing_of_the_environment_is_sent(api: ListApi, tmp_path: Path, monkey
     assert set(seen(api)) == {None}
 
 
+def test_an_address_that_requests_does_not_take(api: ListApi, tmp_path: Path) -> None:
+    """It is a bad address, and neither a crash nor tried again."""
+    for url in ("http://*.h/x.csv", f"http://h\ud800:{api.port}/x.csv"):
+        with pytest.raises(ObjectError, match=r"it is malformed|not a host name") as caught:
+            download(make_job(), None, url, tmp_path / "x", 10_000)
+        assert caught.value.error_class is ErrorClass.BAD_URL
+
+
+def test_user_info_in_a_link_is_not_sent(api: ListApi, tmp_path: Path) -> None:
+    """The API's own credential goes to the next page."""
+    link = f'<{api.url.replace("//", "//al:pw@")}/link?page=3>; rel="next"'
+    later_page(api, 2, Answer([api.entry(70)], headers={"Link": link}))
+    read(job_for(api), tmp_path, Auth([api.url], header=("Authorization", "s3cret")))
+    assert seen(api) == ["s3cret"] * 3
+
+
 def test_the_bytes_of_an_address_are_sent_as_they_are(api: ListApi, tmp_path: Path) -> None:
     """requests would decode and encode them again, which breaks signatures."""
     target = "/plain.csv?a=%7e%2f%2B&b=(1)"
@@ -449,11 +465,11 @@ def test_the_next_page(paginator: dict[str, Any], document: Any, entries: int, f
     assert next_url(Paginator.model_validate(paginator), "http://h/l?y=1", page) == found
 
 
-@pytest.mark.parametrize("value", [True, ["x"], {"x": "y"}])
+@pytest.mark.parametrize("value", [True, ["x"], {"x": "y"}, "\ud800", "a\nb"])
 def test_a_next_page_that_is_none(value: Any) -> None:
     """A value that is neither text nor a number does not end the list."""
     page = Page(document={"next": value}, entries=5, seen=10, **PAGE)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="names neither text nor a number"):
+    with pytest.raises(UserError, match="names neither a line of text nor a number"):
         next_url(Paginator(type="json_link", next_url_path="next"), "http://h/l", page)
 
 
