@@ -63,7 +63,9 @@ def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> 
         started = time.monotonic()
         planned = dry_plan(job, sample=rows, sample_folder=temporary)
         plan_s = time.monotonic() - started
-        engine = Engine(secrets.source_access(job), secrets.destination_access(job), secrets.headers(job))
+        engine = Engine(
+            secrets.source_access(job), secrets.destination_access(job), secrets.headers(job), secrets.auth(job)
+        )
         with _leaving_nothing(str(job.state)):
             limits = limits_at(time.time(), job.limits, read_overrides(state_of(job)))
         limited = job.model_copy(update={"limits": limits})

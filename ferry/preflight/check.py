@@ -67,7 +67,7 @@ def check_job(
         run_sample(job, uri, sample, folder, engine, run)
         say("deleting what was written")
     copied = [end for end in run.ends if end.status is not Status.FAILED]
-    hosts = asyncio.run(probe_hosts(job, engine.headers, copied, folder / "spool"))
+    hosts = asyncio.run(probe_hosts(job, engine, copied, folder / "spool"))
     return _result(job, planned, sample, run, facts, hosts=hosts, wrote=wrote, left=probes.left, prefix=prefix,
                    plan_s=plan_s, processes=processes)  # fmt: skip
 

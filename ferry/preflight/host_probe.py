@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ferry.core import ObjectError
 from ferry.http import AddressFilter, NotModified, Origin
 from ferry.job import Job
-from ferry.preflight.sample_run import RowEnd
+from ferry.preflight.sample_run import Engine, RowEnd
 
 MOST_HOSTS = 10
 PROBES_S = 10.0
@@ -28,7 +28,7 @@ class HostFacts:
     redirects: int = 0  # redirects on the way to the object
 
 
-async def probe_hosts(job: Job, headers: Mapping[str, str], copied: Sequence[RowEnd], folder: Path) -> list[HostFacts]:
+async def probe_hosts(job: Job, engine: Engine, copied: Sequence[RowEnd], folder: Path) -> list[HostFacts]:
     """Asks for one copied object of each host again: on condition, and for its first byte."""
     first: dict[str, RowEnd] = {}
     for end in copied:
@@ -37,7 +37,7 @@ async def probe_hosts(job: Job, headers: Mapping[str, str], copied: Sequence[Row
     chosen = dict(list(first.items())[:MOST_HOSTS])
     found = [HostFacts(host, end.row.source.lower().startswith("https:")) for host, end in chosen.items()]
     filtered = AddressFilter(job.source.allow_private_addresses)
-    origin = Origin(job.origin_options(headers), filtered, folder)
+    origin = Origin(job.origin_options(engine.headers, engine.auth), filtered, folder)
     try:
         async with asyncio.timeout(PROBES_S):
             await asyncio.gather(

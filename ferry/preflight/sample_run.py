@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ferry.core import ChunkIncomplete, Row, Status
+from ferry.http import Auth
 from ferry.job import Job
 from ferry.processes import idle_s
 from ferry.state import (
@@ -44,6 +45,7 @@ class Engine(NamedTuple):
     source: Access
     destination: Access
     headers: Mapping[str, str]
+    auth: Auth | None = None
 
 
 class RowEnd(NamedTuple):
@@ -92,7 +94,7 @@ def run_sample(job: Job, uri: str, sample: Sample, folder: Path, engine: Engine,
     with hold_lease(state, f"{job.name} (check)") as lease:
         runtime = Runtime(
             own, state, lease, 1, source_access=engine.source, destination_access=engine.destination,
-            headers=engine.headers,
+            headers=engine.headers, auth=engine.auth,
         )  # fmt: skip
         try:
             _transfer(runtime, sample, found)
