@@ -155,5 +155,7 @@ def _show(job: Job, state: State, now: float, *, as_json: bool, changed: str | N
         name = changed.removeprefix("hosts.")
         if known and name != changed and not any(name in patterns_for(host.host) for host in known.hosts):
             terminal.say(f"None of its {len(known.hosts)} busiest hosts is {name}. `ferry status` shows them.")
+    if changed is not None and not live:
+        terminal.say(f"No run is live with the state {state.uri}; the next one applies them.")
     for host, why in held.items():
         terminal.say(f"At its limit now: {host}, {why}")

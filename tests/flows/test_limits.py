@@ -94,7 +94,10 @@ def test_limits_are_shown_changed_and_reset(job_file: Path, capsys: pytest.Captu
 
     def said(*options: str) -> list[str]:
         ferry(job_file, *options)
-        return [line.strip() for line in capsys.readouterr().out.splitlines()]
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        notes = [line for line in lines if line.startswith("No run is live with the state ")]
+        assert len(notes) == bool(options)
+        return [line for line in lines if line not in notes]
 
     by_job = "50 requests/s for all origin hosts together, by the job"
     assert said() == ["Limits of shop in force:", by_job]
