@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ferry.core import FerryError
 from ferry.job import Job
 from ferry.preflight import CheckResult, Engine, check_job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import limits_at, read_overrides
-from ferry.state import Planned, Predicted, write_predicted
+from ferry.state import Planned, Predicted, lease_holder, write_predicted
 from ferry.storage import run_preflight
 from tasks import secrets
 from tasks.run import cache_root, state_of
@@ -51,10 +52,14 @@ def dry_plan(job: Job, **sample: Any) -> Planned:
     return planned
 
 
-def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> CheckResult:
+def check(
+    job: Job, rows: int, *, write: bool, say: Callable[[str], object],
+    shielded: Callable[[], contextlib.AbstractContextManager[object]],
+) -> CheckResult:  # fmt: skip
     """Checks a job with a sample of so many rows (ferry.preflight), and records in its state what is predicted.
 
-    ``say`` gets a few words at each step. Raises UserError for anything that would stop a run, and Fatal.
+    ``say`` gets a few words at each step; ``shielded`` is that of ferry.preflight.check_job. Raises UserError for
+    anything that would stop a run, and Fatal.
     """
     raise_file_limit()
     with tempfile.TemporaryDirectory(prefix="ferry-check-") as temporary:
@@ -67,11 +72,20 @@ def check(job: Job, rows: int, *, write: bool, say: Callable[[str], object]) -> 
             secrets.source_access(job), secrets.destination_access(job), secrets.headers(job), secrets.auth(job)
         )
         with _leaving_nothing(str(job.state)):
-            limits = limits_at(time.time(), job.limits, read_overrides(state_of(job)))
+            state = state_of(job)
+            limits = limits_at(time.time(), job.limits, read_overrides(state))
+            holder = lease_holder(state)
+        if holder is not None:
+            say(f"a run of this job is live ({holder.run}): both share hosts and limits, and the check finds them busy")
         limited = job.model_copy(update={"limits": limits})
         _, most = processes_of(job, None, limits)
-        found = check_job(limited, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say)
-    expected = found.prediction
-    if found.exit_code < 2:
-        write_predicted(state_of(job), Predicted(expected.rows, expected.seconds.low, expected.seconds.high))
+        found = check_job(
+            limited, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say, shielded=shielded
+        )
+    expected = found.prediction.seconds if found.exit_code < 2 else None
+    try:
+        rows = found.prediction.rows if expected else 0
+        write_predicted(state_of(job), Predicted(rows, *((expected.low, expected.high) if expected else (0.0, 0.0))))
+    except (FerryError, OSError) as error:
+        say(f"the prediction is not kept for the comparison at the end of the run: {error}")
     return found

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MOST_HOSTS = 50  # that are sampled one by one; all others together are one more, named ""
 ROWS_PER_HOST = 3  # at least
+READY_ROWS = 10_000  # that a run keeps ready, in the manifest's order
 MEASURED_ROWS = 20_000  # to measure the rate; a fast run does not end before its time is over
 _TO_DO = f"""
     SELECT s.row_id, m.row_no, {host_sql("m.source")} AS host, m.size
@@ -57,7 +58,7 @@ def draw_sample(con: duckdb.DuckDBPyConnection, folder: Path, total: int) -> Sam
     Rechecks of copies are left out. It replaces `selected`.
     """
     state = open_state(str(folder), Access(), folder)
-    con.execute(f"CREATE TEMP VIEW to_do AS {_TO_DO}")
+    con.execute(f"CREATE TEMP TABLE to_do AS {_TO_DO}")
     by_host = con.execute("SELECT host, count(*), count(size), coalesce(sum(size), 0) FROM to_do GROUP BY 1").fetchall()
     by_host.sort(key=lambda line: (-line[1], line[0]))
     named = [line[0] for line in by_host[:MOST_HOSTS]]
@@ -81,15 +82,18 @@ def draw_sample(con: duckdb.DuckDBPyConnection, folder: Path, total: int) -> Sam
         "CREATE TEMP TABLE measured AS "
         f"SELECT row_id FROM to_do ANTI JOIN drawn USING (row_id) ORDER BY row_id LIMIT {MEASURED_ROWS}"
     )
+    (at_once,) = con.execute(
+        f"SELECT avg(n) FROM (SELECT count(DISTINCT host) AS n FROM to_do GROUP BY row_no // {READY_ROWS})"
+    ).fetchall()[0]
     return Sample(
-        chunks=_write(con, state, "drawn"), more=_write(con, state, "measured"), hosts=rows,
+        chunks=_write(con, state, "drawn"), more=_write(con, state, "measured"), hosts=rows, hosts_at_once=at_once or 0,
         sized_rows=sum(line[2] for line in by_host), sized_bytes=int(sum(line[3] for line in by_host)),
     )  # fmt: skip
 
 
 def _write(con: duckdb.DuckDBPyConnection, state: State, table: str) -> list[ChunkRef]:
     """Writes the rows of a table as one chunk, if there are any."""
-    con.execute("DROP VIEW IF EXISTS to_do; DROP TABLE IF EXISTS selected")
+    con.execute("DROP TABLE IF EXISTS to_do; DROP TABLE IF EXISTS selected")
     con.execute(
         "CREATE TABLE selected AS SELECT row_id, row_no, 'new' AS reason, 1::BIGINT AS attempt, "
         f"0::BIGINT AS consecutive_failures FROM {table} JOIN manifest USING (row_id)"

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from base64 import b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote, urlsplit
 
 from ferry.core import Confirmed, ErrorClass, FerryError, ObjectError, UserError, whole_body
-from ferry.storage import Access, BucketControl, ConditionUnsupported, Store, md5_of_etag, open_store
+from ferry.storage import Access, BucketControl, ConditionUnsupported, ObjectInfo, Store, md5_of_etag, open_store
 
 DATA = b"written by `ferry check`, which deletes this object at its end\n"
 KEY = "probe"
-_ANSWERS = frozenset((200, *range(400, 500), 501))
+HEADS_AT_ONCE = 16
+_VERSION = "x-amz-version-id"  # S3 API, PutObject: the version that a bucket with versions keeps
 
 Known = Literal["yes", "no", "unknown"]
 
@@ -51,7 +55,10 @@ def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFact
     store = open_store(uri, access, folder, create=True, direct_http=True)
     asyncio.run(_probe_objects(store, facts))
     if uri.startswith("s3://"):
-        _probe_bucket(store.control(), store.path(KEY), facts)
+        try:
+            _probe_bucket(store.control(), store.path(KEY), facts)
+        except (ObjectError, FerryError) as error:
+            raise UserError(f"destination: {error}") from None
     return facts
 
 
@@ -93,7 +100,7 @@ async def _creates_only_once(store: Store) -> Literal["yes", "ignored", "refused
 
 async def _lists(store: Store, facts: DestinationFacts) -> bool:
     try:
-        if KEY in await asyncio.to_thread(lambda: {found.key for page in store.list() for found in page}):
+        if await asyncio.to_thread(lambda: any(found.key == KEY for page in store.list() for found in page)):
             return True
         facts.problems.append("its listing lacks an object that was just written, so existing objects may be missed")
     except (ObjectError, FerryError) as error:
@@ -115,16 +122,56 @@ async def _deletes(store: Store, facts: DestinationFacts) -> bool:
 def _probe_bucket(control: BucketControl, key: str, facts: DestinationFacts) -> None:
     """Asks for the bucket's settings. Many stores refuse these questions, or do not know them."""
     wrong = b64encode(hashlib.sha256(b"other bytes").digest()).decode()
-    status = control.put(key, DATA, {"x-amz-checksum-sha256": wrong}, ok=_ANSWERS).status
+    status = control.put(key, DATA, {"x-amz-checksum-sha256": wrong}, ok=range(200, 600)).status
     facts.checksums = "no" if status < 300 else "yes" if status == 400 else "unknown"
-    if status < 300 and facts.deletes:
-        control.delete([key])
-    versioning = control.setting("versioning", "Status")
+    versioning = control.setting("versioning", "VersioningConfiguration", "Status")
     if versioning is not None:
         facts.versioning = "on" if versioning == "Enabled" else "suspended" if versioning == "Suspended" else "off"
-    encryption = control.setting("encryption", "SSEAlgorithm", "ServerSideEncryptionConfigurationNotFoundError")
+    if control.put(key, DATA).headers.get(_VERSION, "null") != "null":  # a bucket may keep versions and not say so
+        facts.versioning = "on"
+    if facts.deletes:
+        control.delete([key])
+    encryption = control.setting(
+        "encryption", "ServerSideEncryptionConfiguration", "SSEAlgorithm",
+        "ServerSideEncryptionConfigurationNotFoundError",
+    )  # fmt: skip
     if encryption is not None:
         facts.encryption = encryption or "none"
-    lock = control.setting("object-lock", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError")
+    lock = control.setting(
+        "object-lock", "ObjectLockConfiguration", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError"
+    )
     if lock is not None:
         facts.object_lock = "yes" if lock == "Enabled" else "no"
+
+
+@dataclass(frozen=True, slots=True)
+class Existing:
+    """Objects that the destination has under keys of the sample. The others of ``asked`` keys are free."""
+
+    asked: int = 0
+    same: int = 0  # with the bytes that the sample has
+    other: int = 0  # with other bytes
+    unknown: int = 0  # the ETag does not tell
+
+
+async def find_existing(uri: str, access: Access, folder: Path, digests: Mapping[str, str]) -> Existing:
+    """Looks for the keys of ``digests`` (key -> MD5 of the sample's bytes) by HEAD. Errors count as free keys."""
+    if uri.startswith("file:") and not Path(unquote(urlsplit(uri).path)).is_dir():
+        return Existing(len(digests))
+    store = open_store(uri, access, folder, direct_http=True)
+    slots = asyncio.Semaphore(HEADS_AT_ONCE)
+
+    async def look(key: str) -> ObjectInfo | None:
+        async with slots:
+            with contextlib.suppress(ObjectError, FerryError):
+                return await store.head(key)
+        return None
+
+    try:
+        found = await asyncio.gather(*map(look, digests))
+    finally:
+        await store.close()
+    etags = [(md5_of_etag(info.etag), md5) for info, md5 in zip(found, digests.values(), strict=True) if info]
+    same = sum(etag == md5 for etag, md5 in etags)
+    unknown = sum(etag is None for etag, _ in etags)
+    return Existing(len(digests), same, len(etags) - same - unknown, unknown)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ferry.job import Prices, Retries
 
 Z = 1.96  # of an interval that has the true value in 95 of 100 cases
 WINDOWS = 4  # parts of the measured time, whose rates are compared
+T = 3.18  # as Z, for WINDOWS values (Student's t for three degrees of freedom)
+MIXED = 0.9  # a list with less of a mix may take its hosts one after the other
 LEAST_SPREAD = 0.1  # of a predicted time, on each side: two runs of one job differ by as much
 WARM_UP = 0.25  # share of the measured time in which concurrency still grows
 
@@ -68,8 +70,7 @@ def share(hits: Mapping[str, int], tried: Mapping[str, int], rows: Mapping[str, 
 def rate(ends: Sequence[float], since: float, until: float) -> Range:
     """Returns rows per second by the times at which rows ended, from ``since`` to ``until`` seconds.
 
-    The first WARM_UP of the time is left out. The rest is divided into WINDOWS parts, and the interval is twice the
-    standard error of their rates.
+    The first WARM_UP of the time is left out. The rest is divided into WINDOWS parts, whose rates give the interval.
     """
     start = since + WARM_UP * (until - since)
     span = until - start
@@ -81,7 +82,7 @@ def rate(ends: Sequence[float], since: float, until: float) -> Range:
             counts[min(WINDOWS - 1, int((end - start) / span * WINDOWS))] += 1
     rates = [count * WINDOWS / span for count in counts]
     value = statistics.fmean(rates)
-    error = 2 * statistics.stdev(rates) / math.sqrt(WINDOWS)
+    error = T * statistics.stdev(rates) / math.sqrt(WINDOWS)
     return Range(max(0.0, value - error), value, value + error)
 
 
@@ -95,26 +96,57 @@ def host_rates(ends: Mapping[str, Sequence[float]], since: float, until: float) 
     return found
 
 
-def seconds(
-    rows: Mapping[str, int], measured: Range, by_host: Mapping[str, float], *, fixed_s: float, tail_s: float,
-    processes: int = 1,
+def failing(
+    judged: Mapping[str, int], retryable: Mapping[str, int], tried: Mapping[str, int], permanent: Mapping[str, int],
+    without: Mapping[str, int], dead: Collection[str], rows: Mapping[str, int],
 ) -> Range:  # fmt: skip
-    """Returns the time of a run. ``rows``: those to do by host; ``measured``: rows per second of all hosts together.
+    """Returns the share of all rows that would fail. All numbers are by host.
 
-    The slowest host decides if its rows alone take longer. ``fixed_s`` is for plan and report. ``tail_s`` is for the
-    last tries of rows that fail. Up to ``processes`` transfer processes may share the work where one core limited the
-    rate, so that the lower end is that much shorter.
-    """  # fmt: skip
+    ``retryable`` of the ``judged`` rows of the sample failed after all their tries; ``permanent`` of all ``tried`` rows
+    failed at once. The two are apart, since rows that measured the rate had no time for all tries. ``without`` rows of
+    the sample have no outcome: those of ``dead`` hosts, which never answered, count as failures, and the others as
+    failures for the upper end alone. The true value lies in the interval in 95 of 100 cases.
+    """
+    at_dead = {host: count for host, count in without.items() if host in dead}
+    known = share(_sum(retryable, at_dead), _sum(judged, at_dead), rows)
+    at_most = share(_sum(retryable, without), _sum(judged, without), rows)
+    lasting = share(permanent, _sum(tried, at_dead), rows)
+    low = math.hypot(known.value - known.low, lasting.value - lasting.low)
+    high = math.hypot(at_most.high - known.value, lasting.high - lasting.value)
+    value = min(1.0, known.value + lasting.value)
+    return Range(max(0.0, value - low), value, min(1.0, value + high))
+
+
+def _sum(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {host: one.get(host, 0) + other.get(host, 0) for host in {**one, **other}}
+
+
+def seconds(
+    rows: Mapping[str, int], measured: Range, by_host: Mapping[str, float], *, hosts_at_once: float, fixed_s: float,
+    tail_s: float, processes: int = 1,
+) -> Range | None:  # fmt: skip
+    """Returns the time of a run, None without a rate. ``measured``: rows per second of all hosts together.
+
+    ``rows`` are those to do by host. The slowest host decides if its rows alone take longer. A list that is sorted by
+    host (``hosts_at_once``: hosts among rows that a run has ready together) takes the hosts one after the other.
+    ``fixed_s`` is for plan and report. ``tail_s`` is for the last tries of rows that fail. Up to ``processes`` transfer
+    processes may share the work where one core limited the rate, so that the lower end is that much shorter.
+    """
     total = sum(rows.values())
     if not total:
         return Range(fixed_s, fixed_s, fixed_s)
     if measured.value <= 0:
-        return Range(math.inf, math.inf, math.inf)
+        return None
     spread = max(LEAST_SPREAD, (measured.high - measured.value) / measured.value)
-    slowest = max((rows[host] / by_host[host] for host in rows if by_host.get(host)), default=0.0)
-    transfer = max(total / measured.value, slowest)
-    low, high = transfer * (1 - min(0.5, spread)) / processes, transfer * (1 + min(1.0, spread)) + tail_s
-    return Range(low, transfer + tail_s, high).plus(fixed_s)
+    alone = [rows[host] / by_host[host] for host in rows if by_host.get(host)]
+    together = max(total / measured.value, *alone, 0.0)
+    one_by_one = max(together, sum(alone)) if len(alone) > 1 else together
+    hosts = 1 / sum((count / total) ** 2 for count in rows.values())  # as many of equal size
+    mixed = min(1.0, max(0.0, (hosts_at_once - 1) / (hosts - 1))) if hosts > 1 else 1.0
+    middle = mixed * together + (1 - mixed) * one_by_one
+    low = together * (1 - min(0.5, spread)) / processes
+    high = max(middle, one_by_one if mixed < MIXED else 0.0) * (1 + min(1.0, spread)) + tail_s
+    return Range(low, middle + tail_s, high).plus(fixed_s)
 
 
 def retries_s(retries: Retries) -> float:
@@ -123,15 +155,22 @@ def retries_s(retries: Retries) -> float:
     return float(sum(waits)) * (1 + retries.passes)
 
 
-def sizes(found: Sequence[int], rows: float, known_rows: int, known_bytes: int) -> Range:
+def mean(values: Mapping[str, Sequence[float]], rows: Mapping[str, int]) -> Range:
+    """Returns the mean of a value over all rows, from the values of a sample by host, with its 95% interval."""
+    weights = {host: rows[host] for host in rows if values.get(host)}
+    total = sum(weights.values())
+    if not total:
+        return Range(0.0, 0.0, 0.0)
+    value = sum(weight / total * statistics.fmean(values[host]) for host, weight in weights.items())
+    spread = {host: statistics.variance(values[host]) if len(values[host]) > 1 else 0.0 for host in weights}
+    error = Z * math.sqrt(sum((weights[h] / total) ** 2 * spread[h] / len(values[h]) for h in weights))
+    return Range(max(0.0, value - error), value, value + error)
+
+
+def sizes(mean_bytes: Range, rows: float, known_rows: int, known_bytes: int) -> Range:
     """Returns the bytes of ``rows`` objects: those whose size the manifest has, and the others by the sample's mean."""
-    left = max(0.0, rows - known_rows)
     known = float(min(known_bytes, known_bytes * rows / known_rows)) if known_rows else 0.0
-    if not left or not found:
-        return Range(known, known, known)
-    mean = statistics.fmean(found)
-    error = Z * statistics.stdev(found) / math.sqrt(len(found)) if len(found) > 1 else mean
-    return Range(max(0.0, mean - error), mean, mean + error).times(left).plus(known)
+    return mean_bytes.times(max(0.0, rows - known_rows)).plus(known)
 
 
 def money(prices: Prices, *, puts: float, gets: float, egress_bytes: float, stored_bytes: float) -> tuple[float, float]:

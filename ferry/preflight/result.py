@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from ferry.preflight.destination_probe import DestinationFacts
+from ferry.preflight.destination_probe import DestinationFacts, Existing
 from ferry.preflight.host_probe import HostFacts
 from ferry.preflight.predict import Range
 from ferry.state import Planned
@@ -28,7 +28,7 @@ class Prediction:
     """What a run of all rows to do would take. Times in seconds."""
 
     rows: int
-    seconds: Range
+    seconds: Range | None  # None if no row was copied in the time of the check
     rows_per_s: Range
     failures: Range  # of all rows, as the budget counts them
     known_failures: int  # of these: unusable rows, key collisions, and permanent failures of earlier runs
@@ -52,7 +52,7 @@ class CheckResult:
     planned: Planned
     sampled: int  # rows with an outcome
     copied: int
-    unfinished: int  # rows of the sample without an outcome
+    unfinished: dict[str, int]  # host -> rows of the sample without an outcome
     why_unfinished: str
     failures: list[FailureShare]
     formats: dict[str, int]  # media type -> rows
@@ -60,6 +60,8 @@ class CheckResult:
     largest_bytes: int
     hosts: list[HostFacts]
     destination: DestinationFacts
+    existing: Existing  # objects under the sample's keys, before the run
+    on_existing: str  # the job's setting
     wrote_sample: bool  # to the destination; else to a directory of this machine
     left_objects: int  # probe objects that could not be deleted
     prefix: str  # where they were written
@@ -68,12 +70,27 @@ class CheckResult:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def exit_code(self) -> int:
-        """0: ready. 1: more rows would fail than `failure_budget` allows. 2: nothing works.
+    def is_doubtful(self) -> bool:
+        """Whether rows of the sample have no outcome, and with them more might fail than `failure_budget` allows."""
+        return bool(self.unfinished) and self.prediction.failures.high > self.prediction.budget
 
-        That is: no row of the sample was copied, and no earlier run has done a row.
+    @property
+    def copies_nothing(self) -> bool:
+        """Whether there is something to copy, and no row of the sample was copied."""
+        return bool(self.sampled or self.unfinished) and not self.copied
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command.
+
+        | the sample | failures | earlier runs have done rows | code |
+        |---|---|---|---|
+        | no row was copied | any | no | 2 |
+        | any | more than the budget | any | 1 |
+        | rows without an outcome | more than the budget at the upper end | any | 1 |
+        | any other | within the budget | any | 0 |
         """
-        nothing_done = self.planned.untouched <= self.prediction.known_failures + self.planned.duplicates
-        if self.sampled + self.unfinished and not self.copied and nothing_done:
+        p = self.prediction
+        if self.copies_nothing and self.planned.untouched <= p.known_failures + self.planned.duplicates:
             return 2
-        return 1 if self.prediction.failures.value > self.prediction.budget else 0
+        return 1 if p.failures.value > p.budget or self.is_doubtful else 0

@@ -52,6 +52,7 @@ class RowEnd(NamedTuple):
     """The outcome of one row of the sample."""
 
     row: Row
+    judged: bool  # of the sample; else it only measured the rate
     host: str  # as in Sample.hosts: "" for all but the largest
     status: Status
     key: str  # of the object, complete
@@ -60,6 +61,7 @@ class RowEnd(NamedTuple):
     message: str | None
     source: str  # without secrets
     size: int
+    md5: str | None
     content_type: str | None
     etag: str | None
     last_modified: str | None
@@ -73,8 +75,11 @@ class SampleRun:
     """What the transfer of a sample showed."""
 
     ends: list[RowEnd] = field(default_factory=list)
-    unfinished: int = 0  # rows of the sample without an outcome
+    rows: list[Row] = field(default_factory=list)  # of the sample
+    unfinished: dict[str, int] = field(default_factory=dict)  # host -> rows of the sample without an outcome
+    silent: dict[str, str] = field(default_factory=dict)  # hosts that never answered -> what they do instead
     why: str = ""  # why rows have no outcome
+    measured: bool = False  # whether more rows than the sample were begun
     since: float = 0.0  # the time whose rate counts, in seconds since 1970
     until: float = 0.0
     core: float = 0.0  # the share of a core that the event loop used in this time
@@ -119,6 +124,7 @@ def _run(runtime: Runtime, ref: ChunkRef, seconds: float, found: SampleRun, *, m
     end, most = found.since + seconds, _bytes(runtime) + (MEASURE_BYTES if measuring else SAMPLE_BYTES)
     with ThreadPoolExecutor(1) as thread:
         work = thread.submit(run_chunk, runtime, ref)
+        found.measured = measuring
         try:
             while not wait([work], POLL_S).done and time.time() < end and not runtime.stopping:
                 if _bytes(runtime) >= most or (measuring and time.time() >= found.since + _measured_s(runtime)):
@@ -126,8 +132,8 @@ def _run(runtime: Runtime, ref: ChunkRef, seconds: float, found: SampleRun, *, m
         finally:
             found.until = time.time()
             if not work.done():  # also after a Ctrl-C, since the thread is waited for
-                found.why = "; ".join(f"{host} {what}" for host, what in runtime.dispatcher.silent.items())
                 runtime.request_stop("the check is over")
+            found.silent |= runtime.dispatcher.silent
         span = max(POLL_S, found.until - found.since)
         found.core, found.idle = (runtime.loop_cpu_s() - cpu_s) / span, ((idle_s() or 0.0) - spare_s) / span
         busiest = max(runtime.hosts()[0], key=lambda host: host.requests, default=None)
@@ -135,9 +141,8 @@ def _run(runtime: Runtime, ref: ChunkRef, seconds: float, found: SampleRun, *, m
         try:
             work.result()
         except ChunkIncomplete as incomplete:
-            if not measuring:
-                found.unfinished += incomplete.pending
-                found.why = found.why or ("" if runtime.stopping else incomplete.why)
+            if not measuring and not runtime.stopping:
+                found.why = incomplete.why
 
 
 def _measured_s(runtime: Runtime) -> float:
@@ -150,20 +155,30 @@ def _bytes(runtime: Runtime) -> int:
 
 def _read(state: State, sample: Sample, found: SampleRun) -> None:
     """Reads the outcomes of the sample's rows, with their rows and hosts."""
-    refs = (*sample.chunks, *sample.more)
-    rows = {row.row_id: row for ref in refs for row in rows_of(read_table(state.local(ref.uri)))}
-    if not ledger_files(state):
-        return
+    judged, more = ([str(state.local(ref.uri)) for ref in refs] for refs in (sample.chunks, sample.more))
+    found.rows = [row for path in judged for row in rows_of(read_table(Path(path)))]
+    rows = {row.row_id: row for path in more for row in rows_of(read_table(Path(path)))}
+    rows |= {row.row_id: row for row in found.rows}
     with contextlib.closing(connect(state.spool_dir)) as con:
-        create_latest(con, state)
-        ends = con.execute(
-            f"""
-            SELECT l.row_id, {host_sql("c.source")}, l.status, l.key, l.error_class, l.status_code, l.message, l.source,
-                   coalesce(l.size, 0), l.content_type, l.source_etag, l.source_last_modified, l.confirmed, l.requests,
-                   epoch(l.recorded_at)
-            FROM latest l JOIN read_parquet(?) c USING (row_id)
-            """,
-            [[str(state.local(ref.uri)) for ref in refs]],
-        ).fetchall()
-    for row_id, host, status, *values in ends:
-        found.ends.append(RowEnd(rows[row_id], host if host in sample.hosts else "", Status(status), *values))
+        con.execute("CREATE TABLE latest (row_id VARCHAR)")
+        if ledger_files(state):
+            con.execute("DROP TABLE latest")
+            create_latest(con, state)
+            ends = con.execute(
+                f"""
+                SELECT l.row_id, c.filename IN (SELECT unnest($judged)), {host_sql("c.source")}, l.status, l.key,
+                       l.error_class, l.status_code, l.message, l.source, coalesce(l.size, 0), l.md5, l.content_type,
+                       l.source_etag, l.source_last_modified, l.confirmed, l.requests, epoch(l.recorded_at)
+                FROM latest l JOIN read_parquet($paths, filename = true) c USING (row_id)
+                """,
+                {"judged": judged, "paths": judged + more},
+            ).fetchall()
+            for row_id, is_judged, host, status, *values in ends:
+                name = host if host in sample.hosts else ""
+                found.ends.append(RowEnd(rows[row_id], is_judged, name, Status(status), *values))
+        if judged:
+            without = "FROM read_parquet(?) ANTI JOIN latest USING (row_id) GROUP BY 1"
+            left = con.execute(f"SELECT {host_sql('source')}, count(*) {without}", [judged]).fetchall()
+            for host, count in left:
+                name = host if host in sample.hosts else ""
+                found.unfinished[name] = found.unfinished.get(name, 0) + count

@@ -170,6 +170,7 @@ class Sample:
     chunks: list[ChunkRef]  # rows of all hosts, to judge
     more: list[ChunkRef]  # further random rows, to measure the rate
     hosts: dict[str, int]  # rows to do by host; "" has all hosts but the largest
+    hosts_at_once: float  # hosts among 10,000 consecutive rows of the manifest, on average
     sized_rows: int  # rows to do whose size the manifest has
     sized_bytes: int
 

@@ -17,7 +17,7 @@ from tasks.job_file import load_job
 from tasks.own_files import refuse_own_files
 from tasks.reporting.check_text import describe_check, verdict
 
-SAMPLE_ROWS = 200
+SAMPLE_ROWS, MOST_ROWS = 200, 100_000
 
 
 def check(
@@ -33,16 +33,17 @@ def check(
     json_: JsonFlag = False,
 ) -> int:
     """Copy a sample to a prefix of its own, delete it again, and predict the run."""
-    if sample < 1:
-        raise UserError(f"--sample {sample}: it must be at least 1; or leave the option out")
+    if not 1 <= sample <= MOST_ROWS:
+        raise UserError(f"--sample {sample}: it must be between 1 and {MOST_ROWS:,}; or leave the option out")
     job = load_job(job_file)
     refuse_own_files(job, job_file)
 
     def say(text: str) -> None:
         terminal.err.print(f"[dim]{terminal.shown(job.name)}: {terminal.shown(text)}[/dim]")
 
-    with signals.current().listening(), local_run.blocks_for(job, job_file.absolute().parent):
-        found = check_job(job, sample, write=not no_write, say=say)
+    interrupts = signals.current()
+    with interrupts.listening(), local_run.blocks_for(job, job_file.absolute().parent):
+        found = check_job(job, sample, write=not no_write, say=say, shielded=interrupts.shielding)
     if json_:
         document = dataclasses.asdict(found)
         del document["planned"]["sample"], document["planned"]["chunks"]

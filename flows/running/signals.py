@@ -94,6 +94,15 @@ class Interrupts:
         finally:
             self._stop = _ignore
 
+    @contextlib.contextmanager
+    def shielding(self) -> Iterator[None]:
+        """Have a first signal change nothing in the block, which tidies up. A second one ends the process."""
+        before, self._stop = self._stop, _ignore
+        try:
+            yield
+        finally:
+            self._stop = before
+
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self.first is not None:
             if self._expects_workers_signal:

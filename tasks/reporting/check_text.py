@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ferry.core import Confirmed, ErrorClass
+from ferry.core import Confirmed, ErrorClass, Reason
 from ferry.preflight import CheckResult, DestinationFacts, HostFacts, Range
 from ferry.state import PLAIN_WORDS, REMEDIES
 from tasks.reporting.text import describe, duration, size
@@ -20,15 +20,28 @@ CONFIRMED = {
 def verdict(found: CheckResult) -> str:
     """Returns the verdict in one line: `Ready: ...`, or `Not ready: ...` and why."""
     p = found.prediction
-    if found.exit_code == 2:
+    rows = f"of {found.planned.rows - found.planned.duplicates:,} rows"
+    if found.copies_nothing and found.exit_code:
         why = found.why_unfinished or (found.failures[0].message if found.failures else "")
         return f"Not ready: no row of the sample could be copied{': ' if why else ''}{why}"
-    if found.exit_code == 1:
-        rows = f"about {p.failures.value:,.0f} of {found.planned.rows - found.planned.duplicates:,} rows"
-        return f"Not ready: {rows} would fail, more than the {p.budget:,} that failure_budget allows"
+    if found.exit_code and p.failures.value <= p.budget:
+        why = f" ({found.why_unfinished})" if found.why_unfinished else ""
+        return (
+            f"Not ready: {sum(found.unfinished.values()):,} rows of the sample had no outcome in the time of the check"
+            f"{why}. Up to {p.failures.high:,.0f} {rows} may fail, and failure_budget allows {p.budget:,}"
+        )
+    if found.exit_code:
+        fail = f"about {p.failures.value:,.0f} {rows} would fail"
+        return f"Not ready: {fail}, more than the {p.budget:,} that failure_budget allows"
+    rechecks = found.planned.todo.get(Reason.REVALIDATE, 0)
+    and_rechecks = f". {rechecks:,} copies are rechecked as well, whose time is not predicted" if rechecks else ""
     if not p.rows:
-        return "Ready: there is nothing to do"
-    return f"Ready: {p.rows:,} rows, about {size(p.bytes.value)}, in about {time_words(p.seconds)}"
+        return f"Ready: there is nothing to copy{and_rechecks}" if rechecks else "Ready: there is nothing to do"
+    text = f"Ready: {p.rows:,} rows, about {size(p.bytes.value)}, in about {time_words(p.seconds)}{and_rechecks}"
+    if p.failures.high <= p.budget:
+        return text
+    may = f"Up to {p.failures.high:,.0f} rows may fail, and failure_budget allows {p.budget:,}"
+    return f"{text}. {may}: a larger --sample tells more"
 
 
 def describe_check(found: CheckResult) -> list[str]:
@@ -36,29 +49,30 @@ def describe_check(found: CheckResult) -> list[str]:
     lines = describe(found.planned)
     if found.prediction.rows:
         lines += ["", *_sample(found)]
-    lines += ["", *_destination(found.destination, found.planned.mappings)]
+    lines += ["", *_destination(found.destination, found.planned.mappings), *_existing(found)]
     lines += [line for facts in found.hosts for line in _host(facts)]
     if found.prediction.rows:
         lines += ["", *_prediction(found)]
     return [*lines, *(f"warning: {text}" for text in found.warnings)]
 
 
-def time_words(seconds: Range) -> str:
+def time_words(seconds: Range | None) -> str:
     """Returns a time with its range, such as `2:10 to 2:40`."""
-    if not math.isfinite(seconds.high):
-        return "a time that is not known, since no row was copied in the time of the check"
+    if seconds is None:
+        return "a time that is not known, since too few rows were copied in the time of the check"
     low, high = duration(seconds.low), duration(seconds.high)
     return low if low == high else f"{low} to {high}"
 
 
 def _sample(found: CheckResult) -> list[str]:
     failed = found.sampled - found.copied
-    where = "to a prefix of its own, and deleted again" if found.wrote_sample else "to this machine"
+    where = "to a prefix of its own" if found.wrote_sample else "to this machine"
     line = f"sample: {found.sampled:,} rows: {found.copied:,} copied {where}"
     lines = [f"{line}, {failed:,} failed" if failed else line]
-    if found.unfinished:
-        why = f" ({found.why_unfinished})" if found.why_unfinished else ""
-        lines.append(f"  {found.unfinished:,} rows had no outcome in the time of the check{why}")
+    for host, rows in found.unfinished.items():
+        lines.append(f"  {rows:,} rows{f' of {host}' if host else ''} had no outcome in the time of the check")
+    if found.unfinished and found.why_unfinished:
+        lines.append(f"     {found.why_unfinished}")
     if found.formats:
         kinds = ", ".join(f"{kind} ({rows:,})" for kind, rows in list(found.formats.items())[:6])
         lines.append(
@@ -76,7 +90,7 @@ def _sample(found: CheckResult) -> list[str]:
             f"     what to do: {REMEDIES[error]}",
         ]
     if found.plain_http:
-        lines.append(f"  {found.plain_http:,} of these rows are fetched over plain HTTP, which is not encrypted")
+        lines.append(f"  {found.plain_http:,} of these rows have plain HTTP, which is not encrypted")
     return lines
 
 
@@ -88,10 +102,9 @@ def count_words(rows: Range) -> str:
 
 def _destination(facts: DestinationFacts, mappings: list[tuple[str, str]]) -> list[str]:
     bucket = not mappings or mappings[0][1].startswith("s3://")
-    lines = [
-        f"destination: writing, reading and listing work; an upload is confirmed {CONFIRMED[facts.confirmed_by]}"
-        + ("" if facts.deletes else "; deleting does not")
-    ]
+    listing = ", and so does listing" if facts.listed else ""
+    how = CONFIRMED[facts.confirmed_by]
+    lines = [f"destination: writing and reading work{listing}; an upload is confirmed {how}"]
     if bucket:
         lines.append(
             f"  conditional writes: {facts.conditional_writes}; checksums of uploads compared: {facts.checksums}; "
@@ -101,11 +114,31 @@ def _destination(facts: DestinationFacts, mappings: list[tuple[str, str]]) -> li
     return lines
 
 
+def _existing(found: CheckResult) -> list[str]:
+    """Returns what the destination has under keys of the sample, and what a run does with it."""
+    seen = found.existing
+    there = seen.same + seen.other + seen.unknown
+    if not there:
+        return [f"  of {seen.asked:,} keys of the sample, none is taken"] if seen.asked else []
+    parts = [f"{seen.same:,} with the same bytes" if seen.same else ""]
+    parts += [f"{seen.other:,} with other bytes" if seen.other else ""]
+    parts += [f"{seen.unknown:,} with bytes that their ETag does not tell" if seen.unknown else ""]
+    what = {
+        "skip-same": "objects with other bytes are REPLACED",
+        "overwrite": "all of them are REPLACED",
+        "skip": "they stay, and their rows are skipped",
+        "fail": "rows whose object has other bytes fail",
+    }[found.on_existing]
+    kinds = ", ".join(filter(None, parts))
+    taken = f"  of {seen.asked:,} keys of the sample, {there:,} are taken: {kinds}"
+    return [f"{taken}. on_existing: {found.on_existing}: {what}"]
+
+
 def _host(facts: HostFacts) -> list[str]:
     conditions = {
         True: "unchanged objects answer 304, so that delta runs read only changed ones",
         False: "conditions are ignored, so that delta runs ask by HEAD or read the objects again",
-        None: "objects have neither ETag nor date, so that delta runs ask by HEAD or read them again",
+        None: "no ETag and no date is known, so that delta runs ask by HEAD or read objects again",
     }[facts.conditions]
     line = f"origin {facts.host}: {'TLS' if facts.encrypted else 'plain HTTP'}; {conditions}"
     if facts.redirects:

@@ -60,6 +60,9 @@ def test_they_suffice_for_a_run(limited: S3Server, cli: Cli, tmp_path: Path) -> 
     }  # fmt: skip
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     keys = {"AWS_ACCESS_KEY_ID": limited.limited_key, "AWS_SECRET_ACCESS_KEY": limited.limited_secret}
+    before = limited.client().list_objects_v2(Bucket="new")["KeyCount"]
+    assert cli.run(["check", "job.yaml", "--json"], tmp_path, keys).expect(0).json["left_objects"] == 0
+    assert limited.client().list_objects_v2(Bucket="new")["KeyCount"] == before
     assert "5 copied" in cli.run(["run", "job.yaml"], tmp_path, keys).expect(0).text
     cli.run(["verify", "job.yaml"], tmp_path, keys).expect(0)
 

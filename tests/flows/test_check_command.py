@@ -23,7 +23,8 @@ def test_ready_and_then_the_run(project: Project, origin: Origin) -> None:
     assert first.startswith("Ready: 30 rows, about ")
     text = "\n".join(lines)
     assert "30 rows: 30 to do, 0 done" in text
-    assert "sample: 30 rows: 30 copied to a prefix of its own, and deleted again" in text
+    assert "sample: 30 rows: 30 copied to a prefix of its own" in text
+    assert "of 30 keys of the sample, none is taken" in text
     assert "conditional writes: yes" in text
     assert "prediction for 30 rows" in text
     assert "copying a sample of 30 rows" in checked.stderr
@@ -67,7 +68,7 @@ def test_what_cannot_be_used(project: Project, origin: Origin) -> None:
     assert "source.allow_private_addresses" in blocked.stdout
     project.job(destination={**project.destination(), "uri": "s3://no-such-bucket-here/p/"})
     assert "does not exist" in project.ferry("check", "job.yaml").expect(2).stderr
-    assert "at least 1" in project.ferry("check", "job.yaml", "--sample", "0").expect(2).stderr
+    assert "between 1 and 100,000" in project.ferry("check", "job.yaml", "--sample", "0").expect(2).stderr
     (project.folder / "job.yaml").write_text("nam: x\n")
     assert "did you mean `name`?" in project.ferry("check", "job.yaml").expect(2).stderr
     assert origin.total == 0
@@ -84,6 +85,19 @@ def test_an_interrupted_check_deletes_its_objects(number: signal.Signals, projec
     os.kill(process.pid, number)
     code = wait_end(process)
     assert code == 128 + number
+    assert project.stored() == {}
+
+
+def test_a_signal_does_not_keep_a_check_from_tidying_up(project: Project, origin: Origin) -> None:
+    rows, _ = serve(origin, 60)
+    project.manifest(rows)
+    process = project.start("check", "job.yaml")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "deleting what was written" in line:
+            os.kill(process.pid, signal.SIGINT)
+            break
+    assert wait_end(process) in (0, 130)
     assert project.stored() == {}
 
 

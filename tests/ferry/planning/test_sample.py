@@ -67,7 +67,7 @@ def test_nothing_to_do(tmp_path: Path) -> None:
     helpers.settle(state, helpers.plan(job, state, 1).chunks[0], 1)
     planned = helpers.plan(job, state, 0, dry=True, sample=9, sample_folder=str(tmp_path / "sample"))
     sample, _, _ = drawn(tmp_path, 0, planned=planned)
-    assert sample == Sample([], [], {}, 0, 0)
+    assert sample == Sample([], [], {}, 0, 0, 0)
 
 
 def test_many_hosts(tmp_path: Path) -> None:

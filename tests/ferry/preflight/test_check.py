@@ -15,8 +15,9 @@ from demo.s3 import S3Server
 from demo.validators import Validators
 from ferry.core import Confirmed, UserError
 from ferry.job import Job
-from ferry.preflight import CheckResult, Engine, check_job
+from ferry.preflight import CheckResult, Engine, check_job, sample_run
 from ferry.storage import Access
+from tasks.reporting.check_text import describe_check, verdict
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 
@@ -61,7 +62,7 @@ def test_a_check_leaves_nothing(shop: Shop, s3: S3Server, bucket: str, bucket_ur
     shop.add(10, OriginFault(Trouble.NOT_FOUND))
     found = shop.check(shop.job(bucket_uri), helpers.access(s3))
     assert helpers.stored(s3, bucket) == {}
-    assert (found.sampled, found.copied, found.unfinished, found.left_objects) == (50, 40, 0, 0)
+    assert (found.sampled, found.copied, found.unfinished, found.left_objects) == (50, 40, {}, 0)
     assert found.wrote_sample
     assert found.formats == {"image/jpeg": 40}
     (failure,) = found.failures
@@ -76,7 +77,9 @@ def test_a_check_leaves_nothing(shop: Shop, s3: S3Server, bucket: str, bucket_ur
     assert (host.encrypted, host.conditions, host.redirects) == (False, True, 0)
     expected = found.prediction
     assert (expected.rows, round(expected.failures.value), expected.budget) == (50, 10, 1)
+    assert expected.seconds is not None
     assert expected.seconds.low > 0
+    assert (found.existing.asked, found.existing.same) == (40, 0)
     assert expected.money_per_month > 0
     assert found.exit_code == 1
 
@@ -174,6 +177,7 @@ def test_odd_stores(odd: dict[str, Any], conditional: str, confirmed: Confirmed,
         assert store.stored("b") == {"p/mine.jpg": b"mine"}
     assert (found.exit_code, found.copied, found.left_objects) == (0, 30, 0)
     assert (found.destination.conditional_writes, found.destination.confirmed_by) == (conditional, confirmed)
+    assert found.destination.versioning == "unknown"  # it answers each question with a listing
     assert any("conditional writes" in text for text in found.warnings) is (conditional != "yes")
 
 
@@ -191,6 +195,64 @@ def test_a_store_that_refuses_deletes(shop: Shop) -> None:
         assert len(store.stored("b")) == 1
     assert (found.exit_code, found.copied, found.wrote_sample, found.left_objects) == (0, 30, False, 1)
     assert found.prefix in found.warnings[-1]
+    assert any("speed of uploads was not measured" in text for text in found.warnings)
+
+
+def test_a_bucket_with_versions(shop: Shop, s3: S3Server, bucket: str, bucket_uri: dict[str, Any]) -> None:
+    """Deleted objects would stay there as versions, so the sample is copied to this machine."""
+    shop.add(3)
+    s3.client().put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    found = shop.check(shop.job(bucket_uri), helpers.access(s3))
+    assert (found.exit_code, found.copied, found.wrote_sample, found.destination.versioning) == (0, 3, False, "on")
+    assert helpers.stored(s3, bucket) == {}
+    assert any("keeps versions" in text for text in found.warnings)
+
+
+def test_rows_without_time_for_all_tries(
+    shop: Shop, s3: S3Server, bucket_uri: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failures that are tried again are judged by the rows that had time for that, not by all that were begun."""
+    monkeypatch.setattr(sample_run, "MEASURE_S", 0.5)
+    for _ in range(60):
+        shop.add(9)
+        shop.add(1, OriginFault(Trouble.SERVER_ERROR))
+    retries = {"attempts": 2, "backoff_s": 1.0, "max_backoff_s": 1.0}
+    found = shop.check(shop.job(bucket_uri, retries=retries), helpers.access(s3), rows=100)
+    assert found.prediction.failures.low <= 60 <= found.prediction.failures.high
+    assert found.prediction.failures.value > 25
+    assert found.exit_code == 1
+
+
+def test_a_host_that_never_answers(
+    shop: Shop, s3: S3Server, bucket_uri: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows are no successes: the check is not ready, names it, and still has a time for the others."""
+    monkeypatch.setattr(sample_run, "SAMPLE_S", 2.0)
+    shop.add(30)
+    with Origin(latency_s=60.0) as silent:
+        shop.sources += [silent.add(f"/s{n}.jpg", make_image("jpeg", n, 40, 30)) for n in range(20)]
+        found = shop.check(shop.job(bucket_uri, concurrency=4, failure_budget="10%"), helpers.access(s3))
+        host = silent.url("").removeprefix("http://")
+    assert (found.copied, found.unfinished) == (30, {host: 20})
+    assert found.exit_code == 1
+    assert found.prediction.failures.high >= 15
+    assert found.prediction.seconds is not None
+    assert "had no outcome in the time of the check" in verdict(found)
+
+
+def test_objects_that_are_there(shop: Shop, s3: S3Server, bucket: str, bucket_uri: dict[str, Any]) -> None:
+    """What is under the keys of the sample is said, with what a run does to it, and stays as it is."""
+    shop.add(6)
+    client, image = s3.client(), make_image("jpeg", 0, 40, 30)
+    client.put_object(Bucket=bucket, Key="p/0.jpg", Body=image)
+    client.put_object(Bucket=bucket, Key="p/1.jpg", Body=b"mine")
+    before = helpers.stored(s3, bucket)
+    found = shop.check(shop.job(bucket_uri), helpers.access(s3))
+    assert (found.existing.asked, found.existing.same, found.existing.other) == (6, 1, 1)
+    assert any("objects with other bytes are REPLACED" in line for line in describe_check(found))
+    refused = shop.check(shop.job(bucket_uri, on_existing="fail", failure_budget=0), helpers.access(s3))
+    assert (refused.exit_code, round(refused.prediction.failures.value)) == (1, 1)
+    assert helpers.stored(s3, bucket) == before
 
 
 def test_a_store_that_refuses_writes(shop: Shop) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
+from typing import Any
 
 import pytest
 
@@ -86,19 +86,68 @@ def test_host_rates() -> None:
     assert predict.host_rates(ends, 0.0, 10.0) == {"quick": pytest.approx(100), "slow": pytest.approx(1)}
 
 
+def in_seconds(rows: dict[str, int], rate: Range, by_host: dict[str, float], **given: Any) -> Range:
+    found = predict.seconds(rows, rate, by_host, **{"hosts_at_once": 9.0, "fixed_s": 0, "tail_s": 0, **given})
+    assert found is not None
+    return found
+
+
 def test_seconds() -> None:
     """The slowest host decides, if its rows alone take longer than all rows at the common rate."""
     rate = Range(95, 100, 105)
-    plain = predict.seconds({"a": 1000}, rate, {"a": 100}, fixed_s=2, tail_s=0)
+    plain = in_seconds({"a": 1000}, rate, {"a": 100}, fixed_s=2)
     assert (plain.low, plain.value, plain.high) == pytest.approx((11, 12, 13))
-    slow = predict.seconds({"a": 900, "b": 100}, rate, {"a": 90, "b": 1}, fixed_s=0, tail_s=0)
+    slow = in_seconds({"a": 900, "b": 100}, rate, {"a": 90, "b": 1})
     assert slow.value == pytest.approx(100)
-    two = predict.seconds({"a": 1000}, rate, {}, fixed_s=0, tail_s=5, processes=2)
+    two = in_seconds({"a": 1000}, rate, {}, tail_s=5, processes=2)
     assert (two.low, two.value, two.high) == pytest.approx((4.5, 15, 16))
-    unsteady = predict.seconds({"a": 1000}, Range(50, 100, 150), {}, fixed_s=0, tail_s=0)
+    unsteady = in_seconds({"a": 1000}, Range(50, 100, 150), {})
     assert (unsteady.low, unsteady.high) == pytest.approx((5, 15))
-    assert math.isinf(predict.seconds({"a": 1}, Range(0, 0, 0), {}, fixed_s=1, tail_s=0).high)
-    assert predict.seconds({}, Range(0, 0, 0), {}, fixed_s=1, tail_s=9) == Range(1, 1, 1)
+    assert predict.seconds({"a": 1}, Range(0, 0, 0), {}, hosts_at_once=1, fixed_s=1, tail_s=0) is None
+    assert in_seconds({}, Range(0, 0, 0), {}, fixed_s=1, tail_s=9) == Range(1, 1, 1)
+
+
+@pytest.mark.parametrize(("hosts_at_once", "expected"), [(3.0, 20.0), (1.0, 60.0), (2.0, 40.0)])
+def test_a_list_that_is_sorted_by_host(hosts_at_once: float, expected: float) -> None:
+    """Its hosts are asked one after the other, each at the rate that it had alone among others."""
+    rows = dict.fromkeys("abc", 1000)
+    found = in_seconds(rows, Range(150, 150, 150), dict.fromkeys("abc", 50.0), hosts_at_once=hosts_at_once)
+    assert found.value == pytest.approx(expected)
+    assert found.low < 20
+    assert found.high > (60 if hosts_at_once < 3 else 20)
+
+
+ROWS = {"a": 1_000_000}
+
+
+@pytest.mark.parametrize(
+    ("judged", "retryable", "tried", "permanent", "without", "dead", "expected"),
+    [
+        (200, 20, 10_000, 0, 0, False, (0.065, 0.10, 0.149)),  # the rows that measure the rate had no time to fail
+        (200, 0, 10_000, 500, 0, False, (0.046, 0.05, 0.07)),
+        (200, 0, 200, 0, 0, False, (0.0, 0.0, 0.027)),
+        (150, 0, 150, 0, 50, False, (0.0, 0.0, 0.315)),  # without an outcome: failures for the upper end alone
+        (150, 0, 150, 0, 50, True, (0.195, 0.25, 0.315)),
+        (0, 0, 0, 0, 200, True, (0.981, 1.0, 1.0)),
+    ],
+)
+def test_failing(
+    judged: int, retryable: int, tried: int, permanent: int, without: int, dead: bool, expected: tuple[float, ...]
+) -> None:
+    found = predict.failing(
+        {"a": judged}, {"a": retryable}, {"a": tried}, {"a": permanent}, {"a": without} if without else {},
+        {"a"} if dead else set(), ROWS,
+    )  # fmt: skip
+    assert (found.low, found.value, found.high) == pytest.approx(expected, abs=0.003)
+
+
+def test_a_host_without_one_outcome() -> None:
+    """Its rows count as failures for the upper end, and as failures at all once it never answered."""
+    rows = {"good": 600, "odd": 400}
+    unknown = predict.failing({"good": 120}, {}, {"good": 120}, {}, {"odd": 80}, set(), rows)
+    assert (unknown.value, unknown.high > 0.35) == (0.0, True)
+    dead = predict.failing({"good": 120}, {}, {"good": 120}, {}, {"odd": 80}, {"odd"}, rows)
+    assert dead.value == pytest.approx(0.4)
 
 
 def test_retries() -> None:
@@ -106,15 +155,23 @@ def test_retries() -> None:
     assert predict.retries_s(retries) == 2 * (1 + 2 + 3 + 3)
 
 
+def test_mean() -> None:
+    """A host with few large objects does not decide for all, though a sample has some of each."""
+    rows = {"big": 990_000, "few": 10_000}
+    found = predict.mean({"big": [10.0] * 50, "few": [10_000.0] * 150}, rows)
+    assert found.value == pytest.approx(0.99 * 10 + 0.01 * 10_000)
+    assert predict.mean({}, rows) == Range(0, 0, 0)
+    spread = predict.mean({"big": [50.0, 150.0] * 50}, {"big": 1000})
+    assert spread.value == pytest.approx(100)
+    assert 88 < spread.low < spread.high < 112
+
+
 def test_sizes() -> None:
     """Sizes that the manifest has are taken as they are; the others are estimated from the sample."""
-    assert predict.sizes([], 10, 10, 1000) == Range(1000, 1000, 1000)
-    assert predict.sizes([100] * 50, 20, 10, 5000).value == pytest.approx(5000 + 10 * 100)
-    half_fail = predict.sizes([7], 5, 10, 1000)
-    assert half_fail.value == pytest.approx(500)
-    spread = predict.sizes([50, 150] * 50, 1000, 0, 0)
-    assert spread.value == pytest.approx(100_000)
-    assert 88_000 < spread.low < spread.value < spread.high < 112_000
+    mean = Range(90, 100, 110)
+    assert predict.sizes(mean, 10, 10, 1000) == Range(1000, 1000, 1000)
+    assert predict.sizes(mean, 20, 10, 5000) == Range(5900, 6000, 6100)
+    assert predict.sizes(mean, 5, 10, 1000).value == pytest.approx(500)  # half of the rows fail
 
 
 def test_money() -> None:
