@@ -91,12 +91,16 @@ class Token:
 
     def __init__(self) -> None:
         self.value = ""
-        self._renew_at = math.inf
+        self._renew_at = self._ends_at = math.inf
         self._on_trial = False  # renewed after a 401, and not accepted since
 
     def is_due(self, now: float) -> bool:
         """Return whether the next request needs another token."""
         return not self.value or now >= self._renew_at
+
+    def is_over(self, now: float) -> bool:
+        """Return whether the token can no longer be used. Until then it serves while another one cannot be had."""
+        return not self.value or now >= self._ends_at
 
     def renewed(self, body: bytes, asked_at: float) -> None:
         """Take the answer to a request that was sent at ``asked_at``. Raises ObjectError if it holds no token."""
@@ -109,13 +113,14 @@ class Token:
             raise _refused("its answer holds no `access_token`")
         if str(answer.get("token_type", "bearer")).lower() != "bearer":
             raise _refused("its tokens are not bearer tokens")
-        self.value, self._renew_at = value, math.inf
+        self.value, self._renew_at, self._ends_at = value, math.inf, math.inf
         try:
             life_s = float(answer.get("expires_in") or 0)
         except (TypeError, ValueError):
             return
         if life_s > 0:
-            self._renew_at = asked_at + life_s - min(EARLY_S, life_s / 2)
+            self._ends_at = asked_at + life_s
+            self._renew_at = self._ends_at - min(EARLY_S, life_s / 2)
 
     def accepted(self, used: str) -> None:
         """Note that a request with the token ``used`` succeeded."""
@@ -176,7 +181,7 @@ class Credential:
         if self._token.is_due(self._now()):
             async with self._lock:
                 if self._token.is_due(self._now()):
-                    await self._renew(self._auth.token.url)
+                    await self._renew_if_possible(self._auth.token.url)
         return "Authorization", f"Bearer {self._token.value}"
 
     def accepted(self, header: Header | None) -> None:
@@ -187,6 +192,13 @@ class Credential:
     def refused(self, header: Header | None) -> bool:
         """Note a 401 for a request with this header, and return whether it may be sent again with another token."""
         return bool(self._ways) and header is not None and self._token.refused(header[1].removeprefix("Bearer "))
+
+    async def _renew_if_possible(self, url: str) -> None:
+        try:
+            await self._renew(url)
+        except ObjectError:
+            if self._token.is_over(self._now()):
+                raise
 
     async def _renew(self, url: str) -> None:
         if self._failure is not None and self._now() < self._retry_at:

@@ -63,7 +63,7 @@ class Paginator(ModelOfTypes):
 
 
 class ApiList(_Model):
-    """A list from an API that answers with pages of JSON (docs/how-to/list-from-an-api.md). Paths have dots between keys, and numbers for entries of lists: `data.items`, `images.0.url`. `_` is the entry itself."""
+    """A list from an API that answers with pages of JSON (docs/how-to/list-from-an-api.md). Paths have dots between keys, and numbers for entries of lists: `data.items`, `images.0.url`."""
 
     url: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
     """URL of the first page, with the parameters that every page has: `https://pim.example/v1/products?per_page=200`."""
@@ -74,7 +74,7 @@ class ApiList(_Model):
     explode: JsonPath | None = None
     """Path to a list in each entry: each of its elements becomes a row. In `fields`, `_` is the element and `_n` its number, from 1."""
     fields: dict[str, JsonPath] = {}
-    """Columns of the rows, with the path of each in the entry: `{url: image.href, sku: sku}`. Default: the entry's keys are the columns."""
+    """Columns of the rows, with the path of each in the entry: `{url: image.href, sku: sku}`. `_` is the entry itself. Default: the entry's keys are the columns."""
 
     @field_validator("url")
     @classmethod

@@ -214,8 +214,10 @@ class ApiReader:
             return decode_json(body.decode("utf-8-sig")), response.url, response.links
         except RecursionError:
             why = "nested too deeply"
+        except json.JSONDecodeError as error:
+            why = f"{error.msg.removesuffix(' at')} at character {error.pos + 1:,}"
         except ValueError as error:
-            why = "UTF-8 is expected" if isinstance(error, UnicodeError) else str(error).partition(":")[0]
+            why = "UTF-8 is expected" if isinstance(error, UnicodeError) else str(error)
         raise UserError(f"page {number} is not JSON ({why})")
 
     def _selected(self, document: Any) -> list[Any]:
@@ -251,7 +253,8 @@ class ApiReader:
                 raise UserError(f"page {self.pages}: `explode: {explode}` names something that is not a list")
             own = entry if isinstance(entry, dict) else {}
             for number, element in enumerate(elements, 1):
-                row = {name: at({**own, "_": element, "_n": str(number)}, path) for name, path in fields.items()}
+                found = {**own, "_": element, "_n": str(number)}
+                row = {name: at(found, path) for name, path in fields.items()}
                 self._unfound -= {name for name in self._unfound if row[name] is not _MISSING}
                 yield {name: None if value is _MISSING else value for name, value in row.items()}
 
@@ -279,4 +282,4 @@ def write_pages(
     if not reader.rows:
         raise UserError(f"{shown} contains no rows; nothing would be transferred")
     pages = "one page" if reader.pages == 1 else f"{reader.pages:,} pages"
-    return f"{reader.rows:,} rows in {pages} of {urlsplit(api.url).netloc}"
+    return f"the API at {urlsplit(api.url).netloc} has {reader.rows:,} rows in {pages}"

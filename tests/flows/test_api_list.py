@@ -38,7 +38,7 @@ def test_a_token_that_ends_during_the_run(project: Project, prefect_api: Prefect
     """All objects arrive though the token ends in the list and among the objects, and no file has a secret."""
     with ListApi() as api:
         api.protected, api.uses = True, 9
-        lay(project, api, concurrency=2)
+        lay(project, api, concurrency=2, processes=2, chunk_rows=10)
         assert ferry(project, "plan", "job.yaml", "--json").json["rows"] == 40
         run = ferry(project, "run", "job.yaml")
         assert project.stored() == {f"S{n}/{image}.jpg": IMAGE for n in range(25) if n % 5 for image in (1, 2)}

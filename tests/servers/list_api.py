@@ -43,7 +43,7 @@ class ListApi:
     """The server, on a port of 127.0.0.1. ``size`` products, ``per_page`` to a page.
 
     ``faults`` has answers by path and query, each for one request: `{"/link?page=2": [Answer(status=503)]}`. With
-    ``protected``, lists and images need the last token that `/token` gave, for ``uses`` requests.
+    ``protected``, lists and images need a token of `/token`. Each serves for ``uses`` requests.
     """
 
     def __init__(self, size: int = 25, per_page: int = 10) -> None:
@@ -55,8 +55,7 @@ class ListApi:
         self.life_s: object = None  # expires_in
         self.client_auth = "basic"  # or form
         self.issued = 0
-        self.token = ""
-        self.left = 0
+        self.tokens: dict[str, int] = {}  # requests left
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -93,9 +92,10 @@ class ListApi:
             if fault := self.faults.get(f"{asked.path}?{asked.query}" if asked.query else asked.path):
                 return fault.pop(0)
             if self.protected:
-                if asked.headers.get("authorization") != f"Bearer {self.token}" or self.left <= 0:
+                token = asked.headers.get("authorization", "").removeprefix("Bearer ")
+                if self.tokens.get(token, 0) <= 0:
                     return Answer({"error": "expired"}, 401)
-                self.left -= 1
+                self.tokens[token] -= 1
         if asked.path.startswith("/img/"):
             return Answer(IMAGE, headers={"Content-Type": "image/jpeg", "ETag": '"1"'})
         if asked.path == "/plain.csv":
@@ -116,9 +116,10 @@ class ListApi:
             return Answer({"error": "invalid_client", "error_description": "<b>no</b>"}, 401)
         with self._lock:
             self.issued += 1
-            self.token, self.left = f"canarytoken-{self.issued}", self.uses
+            token = f"canarytoken-{self.issued}"
+            self.tokens[token] = self.uses
             ends = {} if self.life_s is None else {"expires_in": self.life_s}
-            return Answer({"access_token": self.token, "token_type": "Bearer", **ends})
+            return Answer({"access_token": token, "token_type": "Bearer", **ends})
 
     # --- lists
 

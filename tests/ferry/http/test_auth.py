@@ -69,7 +69,7 @@ def test_a_token_that_ends_is_renewed_once_for_all(api: ListApi, tmp_path: Path)
 
     async def work(origin: Origin) -> list[str]:
         first = await fetch(origin, f"{api.url}/img/0.jpg")
-        api.left = 0
+        api.tokens.clear()
         api.uses = 1_000
         return [first, *await asyncio.gather(*(fetch(origin, f"{api.url}/img/{n}.jpg") for n in range(40)))]
 
@@ -121,6 +121,24 @@ def test_a_token_is_renewed_before_its_end(api: ListApi, tmp_path: Path) -> None
     assert [one.headers["authorization"] for one in api.asked if one.path != "/token"] == [
         "Bearer canarytoken-1", "Bearer canarytoken-2",
     ]  # fmt: skip
+
+
+def test_a_token_serves_until_its_end(api: ListApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If another one cannot be had before, it serves; after the end they fail."""
+    api.life_s = 1.0
+
+    async def work(origin: Origin) -> list[str]:
+        first = await fetch(origin, f"{api.url}/img/0.jpg")
+        monkeypatch.setattr(api, "_new_token", lambda _: Answer(status=503))
+        await asyncio.sleep(0.6)
+        second = await fetch(origin, f"{api.url}/img/1.jpg")
+        await asyncio.sleep(0.5)
+        return [first, second, await fetch(origin, f"{api.url}/img/2.jpg")]
+
+    first, second, third = with_origin(work, tmp_path, oauth(api))
+    assert (first, second) == ("ok", "ok")
+    assert third.startswith("server_error: no token from the server of `source.auth`: HTTP 503")
+    assert len(api.paths("/token")) >= 2
 
 
 @pytest.mark.parametrize(

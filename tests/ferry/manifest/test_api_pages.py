@@ -130,7 +130,7 @@ BREAKS: dict[str, tuple[Callable[[ListApi], Answer], str]] = {
     "a server error": (lambda _: Answer(status=500), "page 2 cannot be read: the origin reports a server error"),
     "no such page": (lambda _: Answer(status=404), "page 2 cannot be read: the origin has no such object"),
     "a body that ends early": (lambda api: Answer([api.entry(1)], cut=True), "page 2 cannot be read: the body ended"),
-    "half of a document": (lambda _: Answer(b'[{"id": 1}, {"id"'), "page 2 is not JSON"),
+    "half of a document": (lambda _: Answer(b'[{"id": 1}, {"id"'), "(Expecting ':' delimiter at character 18)"),
     "a page of HTML": (lambda _: Answer(b"<html>maintenance</html>"), "page 2 is not JSON"),
     "Latin-1": (lambda _: Answer(b'["\xe4"]'), "page 2 is not JSON (UTF-8 is expected)"),
     "a number that is none": (lambda _: Answer(b"[NaN]"), "page 2 is not JSON (NaN is not JSON)"),
@@ -211,7 +211,7 @@ def test_an_unchanged_list_is_not_read_again(api: ListApi, tmp_path: Path) -> No
     state = DirectoryState(tmp_path / "state")
     first = plan(job_for(api), state)
     assert first.rows == 25
-    assert f"25 rows in 3 pages of 127.0.0.1:{api.port}" in first.notes
+    assert f"the API at 127.0.0.1:{api.port} has 25 rows in 3 pages" in first.notes
     known = read_plan(state)
     assert known is not None
     second = plan(job_for(api), state, 2)
