@@ -186,7 +186,7 @@ class Credential:
 
     def accepted(self, header: Header | None) -> None:
         """Note that a request with this header succeeded."""
-        if self._ways and header is not None:
+        if header is not None:
             self._token.accepted(header[1].removeprefix("Bearer "))
 
     def refused(self, header: Header | None) -> bool:

@@ -42,5 +42,7 @@ TARGETS: dict[str, list[str]] = {
     "ferry/job/limits.py": ["tests/ferry/job/test_limits.py"],
     "ferry/ratelimit/effective.py": ["tests/ferry/ratelimit/test_effective.py"],
     "ferry/ratelimit/overrides.py": ["tests/ferry/ratelimit/test_overrides.py"],
+    "ferry/http/auth.py": ["tests/ferry/http/test_auth.py"],
+    "ferry/manifest/api_pages.py": ["tests/ferry/manifest/test_api_pages.py"],
     "tasks/own_files.py": ["tests/flows/test_hostile_names.py"],
 }  # fmt: skip

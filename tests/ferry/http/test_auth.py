@@ -222,6 +222,7 @@ def test_secrets_are_not_shown(api: ListApi) -> None:
 
     for auth in (oauth(api), Auth(["h"], header=("X-K", "s3cret/")), Auth(["h"], parameter=("k", "s3cret/"))):
         assert "s3cret" not in repr(auth)
+        assert "client_id" not in repr(auth)
         assert Auth.decode(json.loads(json.dumps(asdict(auth)))) == auth
     assert Auth.decode(None) is None
 
@@ -259,6 +260,9 @@ def test_when_a_token_ends(life: object, due_at: float | None) -> None:
     else:
         assert not token.is_due(999.9 + due_at)
         assert token.is_due(1_000.0 + due_at)
+        ends_at = 1_000.0 + float(str(life))
+        assert not token.is_over(ends_at - 0.1)
+        assert token.is_over(ends_at)
 
 
 def test_refusals() -> None:

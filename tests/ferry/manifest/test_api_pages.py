@@ -92,6 +92,7 @@ def test_a_server_that_sends_fewer_entries_than_asked(api: ListApi, tmp_path: Pa
 
 def test_rows_of_elements(api: ListApi, tmp_path: Path) -> None:
     """`explode` makes a row of each element; an entry without elements has no row."""
+    later_page(api, 3, Answer([{"id": 70, "images": None}, {"id": 71}, *map(api.entry, range(20, 25))]))
     fields = {"url": "_.href", "sku": "sku", "n": "_n", "first": "images.0.href"}
     rows = read(job_for(api, manifest={"explode": "images", "fields": fields}), tmp_path)
     assert len(rows) == 2 * 20
@@ -139,7 +140,9 @@ BREAKS: dict[str, tuple[Callable[[ListApi], Answer], str]] = {
     "null for a list": (lambda _: Answer(b"null"), "page 2: the page is not a list"),
     "a page of bare values": (lambda _: Answer(["a"]), "page 2: an entry is not an object"),
     "the first page again": (
-        lambda api: Answer([api.entry(n) for n in range(10)], headers={"Link": '</link?page=3>; rel="next"'}),
+        lambda api: Answer(
+            [dict(reversed(api.entry(n).items())) for n in range(10)], headers={"Link": '</link?page=3>; rel="next"'}
+        ),
         "page 2 repeats an earlier page",
     ),
     "a link to itself": (
@@ -399,6 +402,10 @@ def test_a_download_leaves_nothing_behind(api: ListApi, tmp_path: Path) -> None:
 
 def test_a_download_to_a_disk_that_fails(api: ListApi, tmp_path: Path) -> None:
     """A path that cannot be written is Fatal, with the path in the message."""
+    job = job_for(api)
+    assert isinstance(job.manifest, ApiList)
+    with pytest.raises(Fatal, match="nodir"):
+        write_pages(job, job.manifest, None, tmp_path / "nodir" / "x", 10_000)
     with pytest.raises(Fatal, match="nodir"):
         download(make_job(), None, f"{api.url}/plain.csv", tmp_path / "nodir" / "x", 10_000)
 
@@ -452,6 +459,7 @@ PAGE = {"url": "http://h/v1/list?x=1", "number": 1, "links": {}}
         ({"type": "page_number", "base_page": 1}, {}, 0, None),
         ({"type": "page_number", "total_path": "n"}, {"n": "3"}, 5, "http://h/l?y=1&page=2"),
         ({"type": "page_number", "total_path": "n"}, {"n": "2"}, 5, None),
+        ({"type": "page_number", "total_path": "n"}, {"n": "0"}, 0, None),
         ({"type": "offset", "limit": 9}, {}, 5, "http://h/l?y=1&limit=9&offset=10"),
         ({"type": "offset", "limit": 9, "offset": 1}, {}, 5, "http://h/l?y=1&limit=9&offset=11"),
         ({"type": "offset", "limit": 9}, {}, 0, None),
@@ -463,6 +471,13 @@ def test_the_next_page(paginator: dict[str, Any], document: Any, entries: int, f
     """The table of `next_url`, for a second page after one of five entries."""
     page = Page(document=document, entries=entries, seen=5 + entries, **PAGE)  # type: ignore[arg-type]
     assert next_url(Paginator.model_validate(paginator), "http://h/l?y=1", page) == found
+
+
+def test_a_last_page_that_is_empty() -> None:
+    """The last of `total_path` pages must have entries, too."""
+    page = Page(document={"n": "2"}, entries=0, seen=5, **PAGE)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="page 2 is empty, but `n` says 2 pages"):
+        next_url(Paginator(type="page_number", total_path="n"), "http://h/l", page)
 
 
 @pytest.mark.parametrize("value", [True, ["x"], {"x": "y"}, "\ud800", "a\nb"])
