@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from difflib import get_close_matches
@@ -160,6 +161,7 @@ class Row(NamedTuple):
     reason: Reason = Reason.NEW
     attempt: int = 1
     consecutive_failures: int = 0  # runs in a row, before this one, in which the row failed
+    alternatives: Sequence[str] | None = None  # further addresses of the object, exact as ``source``
 
 
 class Outcome(NamedTuple):
@@ -196,6 +198,7 @@ class Outcome(NamedTuple):
     confirmed: Confirmed | None = (
         None  # for copied and unchanged rows; None if an earlier version of Ferry wrote the outcome
     )
+    address: str | None = None  # redacted: which of several gave the bytes, or failed; None for ``source`` itself
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Literal, NamedTuple
 
 from ferry.core.records import Checked, Confirmed
+from ferry.core.redaction import redact
 
 Claim = Literal["nothing", "same", "other"]
 Validators = Literal["none", "weak", "racy", "strong"]
@@ -49,6 +50,17 @@ class KnownCopy(NamedTuple):
     dest_etag: str | None
     bytes_read_at: datetime | None
     confirmed: Confirmed | None = None
+    address: str | None = None  # which of a row's addresses gave the bytes, redacted; None for its source
+
+    def at(self, address: str, *, is_source: bool) -> KnownCopy:
+        """Return what is known for a recheck at one of the row's addresses.
+
+        ETag, date and size are evidence only at the address that gave the bytes (RFC 9110 section 8.8.1). At any other
+        address the bytes decide.
+        """
+        if is_source if self.address is None else redact(address) == self.address:
+            return self
+        return self._replace(revalidate=Revalidate.GET, etag=None, last_modified=None)
 
 
 def date_over_at(date: str) -> float:

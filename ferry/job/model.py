@@ -274,6 +274,11 @@ class Job(_Model):
                 "include and exclude apply only to a manifest that is a prefix or directory to list: write "
                 "`s3://old/images/` or `file:///dir/`, with the `/` at the end, or remove them"
             )
+        if self.source.url and self.columns.more_sources:
+            raise ValueError(
+                "source.url cannot be combined with several columns in columns.source: it makes one address for each "
+                "row. Remove one of the two, or write the addresses into columns of the manifest"
+            )
         if self.is_listed() and (self.source.url or self.columns != Columns()):
             raise ValueError(
                 "source.url and columns apply only to a manifest file; remove them, since a listing has source and key itself"
@@ -317,9 +322,12 @@ class Job(_Model):
 
     def location_digests(self) -> dict[str, str]:
         """Returns digests of the settings that define sources and keys. A digest reveals no setting."""
+        columns = {**dict.fromkeys(ROLES), **self.columns.model_dump()}
+        if self.columns.more_sources:  # they change neither a row's identity nor its key
+            columns["source"] = self.columns.of("source")
         values: dict[str, Any] = {
             "source.url": self.source.url,
-            "columns": {**dict.fromkeys(ROLES), **self.columns.model_dump()},
+            "columns": columns,
             "key": self.key,
             "destination.uri": self.destination.uri.rstrip("/"),
             "destination.endpoint_url": self.destination.endpoint_url,
@@ -337,6 +345,7 @@ class Job(_Model):
             "headers": sorted(name.lower() for name in self.source.headers),
             **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
             **({"auth": [self.source.auth.type, *sorted(self.source.auth_for)]} if self.source.auth else {}),
+            **({"more_sources": self.columns.more_sources} if self.columns.more_sources else {}),
         }
 
     def settings_digest(self) -> str:

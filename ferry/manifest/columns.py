@@ -68,6 +68,11 @@ def role_of(name: str) -> str | None:
     return _ROLE_OF.get(normal_name(name))
 
 
+def more_source(number: int) -> str:
+    """Returns the name in Batch.values of the row's second, third, ... address. No column has such a name."""
+    return f"source\0{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A few thousand consecutive rows of a manifest, column by column. All values are text; an empty one is None.
@@ -98,8 +103,8 @@ class Request:
     skip_bad_lines: bool
 
     def named_columns(self) -> dict[str, str]:
-        """Returns the columns that the job names in `columns`, as role -> column."""
-        return {role: name for role in ROLES if (name := getattr(self.columns, role))}
+        """Returns the columns that the job names in `columns`, as role -> column; of several sources the first."""
+        return {role: name for role in ROLES if (name := self.columns.of(role))}
 
     def bad_line(self, line: int, why: str) -> str:
         """Returns the problem of a line that becomes a failed row. Raises UserError unless the job skips such lines."""
@@ -116,13 +121,14 @@ class ColumnMap:
     """The columns to read: ``roles`` (role -> column) and ``wanted`` (name in Batch.values -> column).
 
     ``maybe`` has the columns with an ambiguous name by role, in order of preference. They are wanted under their own
-    names. ``required``: columns that a template names.
+    names. ``required``: columns that a template names. ``others``: columns without a role.
     """
 
     roles: dict[str, str]
     wanted: dict[str, str]
     maybe: dict[str, tuple[str, ...]] = field(default_factory=dict)
     required: frozenset[str] = frozenset()
+    others: tuple[str, ...] = ()
 
 
 # What a reader returns: the columns, and a function that reads the rows from the first one on.
@@ -140,7 +146,7 @@ def without_maybe(mapped: ColumnMap, names: Collection[str]) -> ColumnMap:
 
 def count_known_names(names: Iterable[str], request: Request) -> int:
     """Returns how many names have a meaning: usual names, and names in the job or in a template."""
-    named = {*request.named_columns().values(), *request.needed}
+    named = {*request.named_columns().values(), *request.columns.more_sources, *request.needed}
     known = _ROLE_OF.keys() | _MAYBE_ROLE_OF.keys()
     return sum(1 for name in names if normal_name(name) in known or name.strip() in named)
 
@@ -177,15 +183,13 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
     duplicates = {name for name, times in Counter(names).items() if name and times > 1}
     if duplicates:
         raise UserError(f"{shown} has more than one column named {_quoted(sorted(duplicates))}; rename or remove one")
-    named = request.named_columns()
-    roles: dict[str, str] = {}
-    for role, column in named.items():
+    roles, more = request.named_columns(), request.columns.more_sources
+    for role, column in [*roles.items(), *(("source", column) for column in more)]:
         if column not in names:
             nearest = _nearest(column, names)
             raise _missing(f"{shown} has no column `{column}`, which `columns: {{{role}: {column}}}` names{seen_in}",
                            names, nearest and f"`{_escaped(nearest)}`")  # fmt: skip
-        roles[role] = column
-    taken = set(named.values())
+    taken = {*roles.values(), *more}
     maybe: dict[str, tuple[str, ...]] = {}
     for role in ROLES:
         if role in roles or getattr(request.columns, role) == OFF:
@@ -201,12 +205,17 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
             # A shop's manifest has an id and a sku. The choice changes no copy, and Ferry prints it.
             found.sort(key=lambda name: _ORDER[normal_name(name)])
         elif len(found) > 1:
+            every = ", ".join(map(_escaped, found))
+            both = (
+                f", or, if they are addresses of the same object, name them in order: `columns: {{source: [{every}]}}`"
+            )
             raise UserError(
                 f"{shown}: {' and '.join(f'`{_escaped(name)}`' for name in found)} could each be the {role}; "
-                f"choose one with `columns: {{{role}: {_escaped(found[0])}}}`"
+                f"choose one with `columns: {{{role}: {_escaped(found[0])}}}`{both if role == 'source' else ''}"
             )
         roles[role] = found[0]
     wanted = {name: name for names_of_role in maybe.values() for name in names_of_role} | roles
+    wanted |= {more_source(number): name for number, name in enumerate(more, 2)}
     for name in sorted(request.needed - roles.keys()):
         if name in names:
             wanted[name] = name
@@ -221,7 +230,8 @@ def map_columns(names: Sequence[str], request: Request, *, seen_in: str = "") ->
                            names, nearest and f"{{{_escaped(nearest)}}}")  # fmt: skip
     if "source" not in roles and request.url_fields is None:
         raise NoSource(names, has_ids="id" in roles, request=request, seen_in=seen_in)
-    return ColumnMap(roles, wanted, maybe, request.needed)
+    used = {*wanted.values()}
+    return ColumnMap(roles, wanted, maybe, request.needed, tuple(name for name in names if name not in used))
 
 
 class NoSource(UserError):

@@ -126,6 +126,7 @@ def _load(
         for_directory=parts.scheme == "file",
         unread=unread,
         bare_hosts=bare_hosts,
+        sources=[job.columns.of("source") or "", *more] if (more := job.columns.more_sources) else (),
         out_path=out,
     )
     if not job.is_listed() and _file_version(path) != before:
@@ -133,7 +134,7 @@ def _load(
             f"the manifest {job.manifest_address} was written to while it was read: rows may be missing. Run the job "
             "again when it is complete. The program that writes it should write a new file and rename it"
         )
-    notes += _repairs(result.repairs)
+    notes += [*_repairs(result.repairs), *_ignored(result.ignored)]
     if result.deferred:
         notes = [*notes, f"{result.deferred:,} keys are known only after the download (`key` names sha256 or ext)"]
     return LoadedManifest(out, about, notes)
@@ -147,6 +148,16 @@ def _repairs(counts: Mapping[str, int]) -> list[str]:
     if rows := counts.get("blanks"):
         notes.append(f"{rows:,} {'URL contains' if rows == 1 else 'URLs contain'} spaces: %20 is written for each")
     return notes
+
+
+def _ignored(counts: Mapping[str, int]) -> list[str]:
+    """Returns sentences on cells of several source columns that are not read."""
+    return [
+        f"{cells:,} {'cell' if cells == 1 else 'cells'} of `{short(column)}` {'has' if cells == 1 else 'have'} no "
+        "usable address: the row's other addresses are used"
+        for column, cells in counts.items()
+        if cells
+    ]
 
 
 def _file_version(path: Path) -> tuple[int, int, int]:
@@ -171,6 +182,7 @@ def _digest_of(path: Path, job: Job) -> str:
         list(job.roots()),
         job.bad_lines,
         Path(job.manifest_address).suffix,
+        *job.columns.more_sources,
     ]
     digest.update(json.dumps(settings, sort_keys=True).encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from ferry.job import Columns
 from ferry.manifest.cells import split_cells
 from ferry.manifest.columns import SourceProposed
 from ferry.manifest.open import open_manifest
-from ferry.manifest.plausible import SAMPLE_ROWS, first_rows, sample
+from ferry.manifest.plausible import SAMPLE_ROWS, are_addresses, first_rows, sample
 from ferry.manifest.sources import repaired
 
 SEPARATORS = (", ", ",", " | ", "|", "; ", ";", "\n", " ")
@@ -32,6 +33,7 @@ class Look:
     hosts: Counter[str]  # host -> addresses
     rows: int  # that were looked at
     has_only_ids: bool  # addresses must be made from them
+    more_sources: list[str]  # other columns with addresses, of the same objects or of others
 
     @property
     def private_hosts(self) -> list[str]:
@@ -53,7 +55,7 @@ def look_at(path: Path) -> Look:
         except UserError:
             raise error from None
     first = first_rows(manifest.batches())
-    needed = {"source": columns.source} if columns.source else {}
+    needed = {"source": name} if (name := columns.of("source")) else {}
     separator = separator_of(sample(first, "source"))
     if separator is not None:
         needed["split"] = separator
@@ -61,7 +63,16 @@ def look_at(path: Path) -> Look:
     addresses = [repaired(source, bare=manifest.bare_hosts) for source in sample(first, "source")]
     hosts = Counter(host for address in addresses if (host := _host(address)))
     rows = min(SAMPLE_ROWS, sum(map(len, first)))
-    return Look(needed, manifest.recognised, manifest.samples, manifest.left, hosts, rows, only_ids)
+    more = [] if only_ids or separator else _more_sources(path, columns, manifest.others)
+    return Look(needed, manifest.recognised, manifest.samples, manifest.left, hosts, rows, only_ids, more)
+
+
+def _more_sources(path: Path, columns: Columns, names: Sequence[str]) -> list[str]:
+    """Returns which of these columns have addresses; none if one of them cannot be read as text."""
+    with contextlib.suppress(UserError):
+        first = first_rows(open_manifest(path, str(path), columns, needed=names).batches())
+        return [name for name in names if are_addresses(sample(first, name))]
+    return []
 
 
 def separator_of(cells: Sequence[str]) -> str | None:

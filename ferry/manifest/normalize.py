@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ferry.core import ErrorClass, redact, redact_id, short
-from ferry.job import SOURCE_FIELDS, Template, decode_path, finish_key, key_problem, source_field
+from ferry.job import SOURCE_FIELDS, Template, finish_key, key_problem, source_field
+from ferry.manifest.addresses import Addresses, Problems, Texts
 from ferry.manifest.columns import Batch
-from ferry.manifest.sources import PLAIN_URL, key_or_problem, normal_roots, repaired, trim
 
 if TYPE_CHECKING:
     import duckdb
@@ -36,15 +36,13 @@ SCHEMA = pa.schema(
         pa.field("error_class", pa.string()),
         pa.field("message", pa.string()),
         pa.field("line_no", pa.int64()),  # of the manifest's file; null for listings
+        pa.field("alternatives", pa.list_(pa.string())),  # further addresses, in order; null if there are none
     ],
     metadata={"ferry_schema": "1"},
 )
-_BAD_LINE, _BAD_URL, _BAD_KEY = ErrorClass.BAD_LINE.value, ErrorClass.BAD_URL.value, ErrorClass.BAD_KEY.value
+_BAD_LINE, _BAD_KEY = ErrorClass.BAD_LINE.value, ErrorClass.BAD_KEY.value
 MEDIA_TYPE = re.compile(r"[\w!#$&^.+-]+/[\w!#$&^.+-]+(?:\s*;[ -~]*)?", re.ASCII)
 _ANY_SHA256 = "0" * 64
-
-Texts = Sequence[str | None]
-Problems = dict[int, tuple[str, str]]  # index in the batch -> error class and message
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +55,7 @@ class NormaliseResult:
     duplicates: int = 0  # rows with the source, key and id of an earlier one
     deferred: int = 0  # rows whose key is known only after the download
     repairs: dict[str, int] = field(default_factory=dict)  # `blanks`, `schemes` -> rows whose source was completed
+    ignored: dict[str, int] = field(default_factory=dict)  # one of several source columns -> cells without an address
 
 
 def base_row_id(source: str | None, key: str | None, id_: str | None) -> bytes:
@@ -97,21 +96,15 @@ class Normaliser:
     def __init__(
         self,
         *,
-        url_template: Template | None,
+        addresses: Addresses,
         key_template: Template | None,
-        roots: Sequence[str],
         prefix: str,
         for_directory: bool,
         unread: Collection[str] = (),
-        bare_hosts: bool = False,
     ) -> None:
-        """``bare_hosts``: sources may lack their scheme. ``unread``: roles without a column; a batch may have a column
-        of that name for a template.
-        """
-        self._url, self._key_template = url_template, key_template
-        self._roots, self._prefix, self._for_directory = normal_roots(roots), prefix, for_directory
-        self._unread, self._bare_hosts = frozenset(unread), bare_hosts
-        self.repairs: Counter[str] = Counter()  # sources whose blanks or scheme were added
+        """``unread``: roles without a column; a batch may have a column of that name for a template."""
+        self._addresses, self._key_template = addresses, key_template
+        self._prefix, self._for_directory, self._unread = prefix, for_directory, frozenset(unread)
         self.problems: Counter[str] = Counter()
         self.deferred = 0
 
@@ -123,7 +116,8 @@ class Normaliser:
         ids, key_column = get("id") or none, get("key") or none
         problems: Problems = {index: (_BAD_LINE, why) for index, why in batch.problems.items()}
 
-        sources, default_keys = self._sources(batch, problems)
+        sources, default_keys = self._addresses.sources(batch, problems)
+        alternatives = self._addresses.alternatives(batch, sources, default_keys, problems)
         keys = self._keys(batch, sources, default_keys, key_column, problems)
         # A row's identity has the resulting key, not the manifest's text: with another key it is another row.
         id_keys = (key if key is not None else text for key, text in zip(keys, key_column, strict=True))
@@ -144,6 +138,7 @@ class Normaliser:
             "error_class": list(none),
             "message": list(none),
             "line_no": [None] * rows if batch.line_no is None else list(batch.line_no),
+            "alternatives": alternatives,
         }
         for index, (error_class, message) in problems.items():
             out["error_class"][index], out["message"][index] = error_class, message
@@ -151,55 +146,6 @@ class Normaliser:
             if error_class == _BAD_KEY and "://" in (keys[index] or ""):
                 out["key"][index] = redact(keys[index] or "")  # a column of addresses was taken for the key
         self.deferred += rows if deferred else 0
-        return out
-
-    def _sources(self, batch: Batch, problems: Problems) -> tuple[list[str | None], list[str | None]]:
-        """Returns each row's source and default key, None if it has none."""
-        rows = len(batch)
-        given: Texts = batch.values.get("source") or [None] * rows
-        if self._url is not None:
-            given = self._from_template(self._url, batch, given, problems)
-        sources: list[str | None] = []
-        default_keys: list[str | None] = []
-        match = PLAIN_URL.fullmatch
-        for index, source in enumerate(given):
-            plain = match(source) if source else None
-            if plain is not None:
-                sources.append(source)
-                default_keys.append(decode_path(plain[1]).lstrip("/"))
-                continue
-            source = self._repair(trim(source)) if source else None
-            sources.append(source or None)
-            key, why = (
-                key_or_problem(source, self._roots) if source else (None, f"{_shown_row(batch, index)} has no URL")
-            )
-            default_keys.append(key)
-            if why is not None:
-                problems.setdefault(index, (_BAD_URL, why))
-        return sources, default_keys
-
-    def _repair(self, source: str) -> str:
-        better = repaired(source, bare=self._bare_hosts)
-        if better is not source:
-            self.repairs["blanks"] += "%20" in better and " " in source
-            self.repairs["schemes"] += "://" not in source.partition("?")[0]
-        return better
-
-    def _from_template(self, url: Template, batch: Batch, given: Texts, problems: Problems) -> Texts:
-        """Returns the rows' addresses, built from source.url unless the source is one. Others are used as {id}."""
-        values = dict(batch.values)
-        ids = values.get("id") or [None] * len(batch)
-        values["id"] = [id_ or source for id_, source in zip(ids, given, strict=True)]
-        built = url.render_many(values, len(batch))
-        out: list[str | None] = []
-        for index, (source, address_) in enumerate(zip(given, built, strict=True)):
-            if source is not None and "://" in source:
-                out.append(source)
-                continue
-            if address_ is None:
-                why = url.missing({name: column[index] for name, column in values.items()})
-                problems.setdefault(index, (_BAD_URL, why.replace("the row", _shown_row(batch, index), 1)))
-            out.append(address_)
         return out
 
     def _keys(
@@ -273,10 +219,6 @@ class Normaliser:
         return [known[text] for text in column]
 
 
-def _shown_row(batch: Batch, index: int) -> str:
-    return f"row {batch.row_no[index]}" if batch.line_no is None else f"the row in line {batch.line_no[index]}"
-
-
 def normalise(
     con: duckdb.DuckDBPyConnection,
     batches: Iterable[Batch],
@@ -288,6 +230,7 @@ def normalise(
     for_directory: bool,
     unread: Collection[str] = (),
     bare_hosts: bool = False,
+    sources: Sequence[str] = (),
     out_path: Path,
 ) -> NormaliseResult:
     """Writes all rows, in their order, to one Parquet file. Memory does not grow with the manifest.
@@ -295,13 +238,13 @@ def normalise(
     ``con`` finds duplicate rows, within its own limit on memory. ``roots``: `s3://` and `file://` sources must be under
     one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it.
     ``bare_hosts``: sources are addresses without a scheme. ``unread``: roles that no column has, although a batch may
-    have values of that name for a template. The file gets its name when it is complete. Raises what ``batches`` raises,
-    and OSError if the file cannot be written.
+    have values of that name for a template. ``sources``: columns with addresses of one object. The file gets its name
+    when it is complete. Raises what ``batches`` raises, and OSError if the file cannot be written.
     """
+    addresses = Addresses(url_template, roots, bare_hosts=bare_hosts, columns=sources)
     normaliser = Normaliser(
-        url_template=url_template, key_template=key_template, roots=roots, prefix=prefix, for_directory=for_directory,
-        unread=unread, bare_hosts=bare_hosts,
-    )  # fmt: skip
+        addresses=addresses, key_template=key_template, prefix=prefix, for_directory=for_directory, unread=unread
+    )
     unfinished = out_path.with_name(out_path.name + ".unfinished")
     rows = 0
     try:
@@ -315,8 +258,9 @@ def normalise(
     finally:
         unfinished.unlink(missing_ok=True)
     return NormaliseResult(
-        out_path, rows, dict(normaliser.problems), duplicates, normaliser.deferred, dict(normaliser.repairs)
-    )
+        out_path, rows, dict(normaliser.problems), duplicates, normaliser.deferred, dict(addresses.repairs),
+        dict(addresses.ignored),
+    )  # fmt: skip
 
 
 def _writer(path: Path) -> pq.ParquetWriter:

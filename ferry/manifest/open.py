@@ -64,7 +64,7 @@ class Manifest:
 
     ``unread`` are the other roles. ``left`` says which columns could have had one, and why they have none. ``samples``
     has the first value of each role, for messages, once ``batches`` has yielded it. ``bare_hosts``: the sources are
-    addresses without a scheme.
+    addresses without a scheme. ``others`` are the columns that cannot have a role.
     """
 
     recognised: dict[str, str]
@@ -73,6 +73,7 @@ class Manifest:
     shown: str
     samples: dict[str, str]
     bare_hosts: bool
+    others: tuple[str, ...]
     _read: Callable[[], Iterator[Batch]]
 
     def batches(self) -> Iterator[Batch]:
@@ -176,6 +177,8 @@ def _settled(
     started.append((first, rest))
     unsure, left = settle(mapped, first, decided)
     recognised = {role: column for role in ROLES if (column := mapped.roles.get(role) or unsure.get(role))}
+    if more := request.columns.more_sources:
+        recognised["source"] = ", then ".join([recognised["source"], *more])
 
     def batches() -> Iterator[Batch]:
         first, rest = started.pop() if started else ([], read())
@@ -188,7 +191,8 @@ def _settled(
     bare = decided.bare_hosts if decided is not None else _are_bare(sample(first, "source"))
     switched_off = {role for role in ("source", "id") if getattr(request.columns, role) == OFF}
     unread = frozenset(ROLES) - recognised.keys() - ({"source", "id"} - switched_off)
-    return Manifest(recognised, unread, left, request.shown, {}, bare and request.url_fields is None, batches)
+    bare = bare and request.url_fields is None
+    return Manifest(recognised, unread, left, request.shown, {}, bare, mapped.others, batches)
 
 
 def _are_bare(sources: Sequence[str]) -> bool:

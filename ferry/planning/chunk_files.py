@@ -37,15 +37,16 @@ HELD_JOINED = """
 
 # The manifest describes the row differently than the chunk does.
 _STALE = "m.row_id IS NOT NULL AND (" + " OR ".join(
-    f"c.{name} IS DISTINCT FROM m.{name}" for name in ("size", "md5", "sha256", "etag", "content_type")
+    f"c.{name} IS DISTINCT FROM m.{name}"
+    for name in ("size", "md5", "sha256", "etag", "content_type", "alternatives")
 ) + ")"  # fmt: skip
 
 
 def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[ChunkRef]) -> None:
     """Fills `held`: each row of these chunks with its chunk, the chunk's position in the list, and the attempt.
 
-    A row is ``stale`` if the manifest has another size, digest, ETag or type than when the chunk was written. Raises
-    UserError for a chunk file that is missing or damaged.
+    A row is ``stale`` if the manifest has another size, digest, ETag, type or other further addresses than when the
+    chunk was written. Raises UserError for a chunk file that is missing or damaged.
     """
     import duckdb
 
@@ -65,7 +66,11 @@ def load_held(con: duckdb.DuckDBPyConnection, state: State, chunks: Sequence[Chu
                 f"""
                 INSERT INTO held
                 SELECT c.row_id, c.attempt, p.chunk, p.position, {_STALE}
-                FROM read_parquet(?, filename = true) c
+                FROM (
+                    -- files before schema 5 lack the column
+                    SELECT NULL::VARCHAR[] AS alternatives WHERE false UNION ALL BY NAME
+                    SELECT * FROM read_parquet(?, filename = true, union_by_name = true)
+                ) c
                      JOIN chunk_positions p ON p.chunk = parse_filename(c.filename, true)
                      LEFT JOIN manifest m ON m.row_id = c.row_id
                 """,
@@ -145,7 +150,7 @@ def _in_order(con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int) -
         reader: Any = con.sql(
             f"""
             SELECT m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-                   m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures
+                   m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives
             FROM manifest m JOIN selected s ON s.row_id = m.row_id
             WHERE s.reason {condition} AND m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end
             ORDER BY m.row_no

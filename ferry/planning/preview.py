@@ -37,16 +37,23 @@ def preview(con: duckdb.DuckDBPyConnection, job: Job) -> Preview:
         [numbers],
     ).fetchall()
     hosts = con.execute(
-        f"SELECT {host_sql('source')} AS host, count(*), min(source), count(*) OVER () FROM manifest "
-        f"WHERE error_class IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
+        f"SELECT {host_sql('source')} AS host, count(*), min(source), count(*) OVER (), count(alternatives) FROM "
+        f"manifest WHERE error_class IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
     ).fetchall()
     targets = Targets(AddressFilter(job.source.allow_private_addresses))
-    blocked = [(host, n, why) for host, n, example, _ in hosts if (why := _why_blocked(targets, example))]
+    blocked = [
+        (host, n, f", {more:,} of them unless another of their addresses has the object" if more else "", why)
+        for host, n, example, _, more in hosts
+        if (why := _why_blocked(targets, example))
+    ]
     return Preview(
         mappings=[(redact(source), job.destination.uri_of(key)) for source, key in found],
-        hosts={host: n for host, n, _, _ in hosts[:SHOWN_HOSTS]},
+        hosts={host: n for host, n, *_ in hosts[:SHOWN_HOSTS]},
         more_hosts=max(0, hosts[0][3] - SHOWN_HOSTS) if hosts else 0,
-        warnings=[f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail: {why}" for host, n, why in blocked],
+        warnings=[
+            f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail{unless}: {why}"
+            for host, n, unless, why in blocked
+        ],
     )
 
 

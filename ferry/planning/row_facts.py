@@ -42,6 +42,8 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     | `old` | the copy's bytes were read more than `delta.revalidate_after` before or after now |
     | `due` | `delta.retry` allows another try of the failed row now |
 
+    The manifest's ETag and date are those of a row's first address: they prove nothing of a copy from another one.
+
     Clocks are set back, and machines' clocks differ, so a recorded time may be in the future. A failed row whose last
     try is in the future is due at once. A copy is known to be current when its bytes were read, or when its source
     confirmed a strong ETag. Without a strong ETag, a source's date more than a day in the future is a weak validator.
@@ -53,7 +55,7 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
     con.executemany("INSERT INTO retry_rules VALUES (?, ?, ?)", [[name, rule.after, rule.runs] for name, rule in rules])
     said = MANIFEST_DIGEST.format(m="m")
     bytes_read_at = "coalesce(l.bytes_read_at, l.started_at, l.recorded_at)"
-    web = "starts_with(lower(m.source), 'http')"
+    web = "starts_with(lower(coalesce(l.address, m.source)), 'http')"
     # an ETag that changed without a change of the bytes (`size`) is not a validator
     strong = "(NOT starts_with(l.source_etag, 'W/') AND l.checked_by IS DISTINCT FROM 'size')"
     con.execute(
@@ -73,9 +75,11 @@ def gather(con: duckdb.DuckDBPyConnection, job: Job, run_no: int) -> None:
                     WHEN l.manifest_digest IS NOT NULL OR m.md5 <> l.md5 OR m.sha256 <> l.sha256 OR m.size <> l.size
                     THEN 'other'
                     WHEN m.md5 = l.md5 OR m.sha256 = l.sha256 THEN 'same'
-                    WHEN trim(m.etag, '"') = trim(l.source_etag, '"') THEN 'same'
+                    WHEN l.address IS NULL AND trim(m.etag, '"') = trim(l.source_etag, '"') THEN 'same'
                     ELSE 'nothing' END AS said,
-               CASE WHEN coalesce(m.md5, m.sha256, m.etag) IS NOT NULL THEN true
+               CASE WHEN coalesce(m.md5, m.sha256) IS NOT NULL THEN true
+                    WHEN l.address IS NOT NULL THEN false  -- the manifest's ETag and date are of the first address
+                    WHEN m.etag IS NOT NULL THEN true
                     WHEN m.last_modified IS NULL OR l.row_id IS NULL THEN false
                     ELSE date_over_at(m.last_modified) <= epoch(
                         CASE WHEN {strong} AND (l.checked_by = 'condition' OR (l.checked_by = 'head' AND NOT {web}))

@@ -23,7 +23,7 @@ def host_sql(column: str) -> str:
     return f"lower(regexp_extract(coalesce({column}, ''), '^[a-zA-Z][a-zA-Z0-9+.-]*://(?:[^/?#@]*@)?([^/?#]*)', 1))"
 
 
-_HOST = host_sql("l.source")
+_HOST = host_sql("coalesce(l.address, l.source)")
 
 
 @dataclass(frozen=True, slots=True)

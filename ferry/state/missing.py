@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from ferry.core import redact
 from ferry.state.checksums import checked_name, is_intact
 from ferry.state.files import State
 from ferry.state.parquet import to_bytes
@@ -33,7 +34,8 @@ class Missing:
     """The facts that decide whether a copy without a row may be deleted."""
 
     lists: int  # manifests in a row that lacked the copy, this one included
-    shares: str  # what a row that has no object at the destination shares with the copy: "id", "source", or ""
+    shares: str  # what a row without an object at the destination shares with the copy: "id", "source" (or another
+    # address), or ""
     unidentified: bool  # the manifest has a row without id, usable address or key, to which any copy may belong
 
 
@@ -83,17 +85,26 @@ def find_missing(con: duckdb.DuckDBPyConnection, state: State, flow_run: str) ->
     """Fills `missing`: for each copy in `removed` its key, the columns of the file, and the facts of :class:`Missing`.
 
     A copy may belong, under another address or id, to a row that failed, is unusable or is pending. So a copy that
-    shares its `id` or source with such a row is kept, and all copies are while an unusable row has neither. A key that
-    a row has is in use, and its copy is not in `removed`. ``flow_run`` is Prefect's ID, or "".
+    shares its `id` or an address with such a row is kept, and all copies are while an unusable row has neither. A key
+    that a row has is in use, and its copy is not in `removed`. ``flow_run`` is Prefect's ID, or "".
     """
     load_counts(con, state)
+    con.create_function("redact", redact, ["VARCHAR"], "VARCHAR")
     con.execute(
         """
         CREATE OR REPLACE TEMP TABLE unresolved AS
-        SELECT nullif(m.id, '') AS id, m.source, l.source AS redacted_source,
+        SELECT nullif(m.id, '') AS id, m.source, l.source AS redacted_source, m.alternatives,
                m.error_class IN ('bad_url', 'bad_line') AND nullif(m.id, '') IS NULL AND m.key IS NULL AS unidentified
         FROM manifest m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l ON l.row_id = m.row_id
         WHERE m.error_class IS NOT NULL OR l.row_id IS NULL OR l.status NOT IN ('copied', 'unchanged', 'skipped')
+        """
+    )
+    con.execute(
+        """
+        CREATE OR REPLACE TEMP TABLE unresolved_sources AS
+        SELECT source FROM (SELECT source FROM unresolved UNION ALL SELECT redacted_source FROM unresolved UNION ALL
+                            SELECT redact(address) FROM (SELECT unnest(alternatives) AS address FROM unresolved))
+        WHERE source IS NOT NULL
         """
     )
     con.execute(
@@ -102,8 +113,7 @@ def find_missing(con: duckdb.DuckDBPyConnection, state: State, flow_run: str) ->
         SELECT r.key, coalesce(c.lists, 0) + CASE WHEN c.open OR c.flow_run = $own THEN 0 ELSE 1 END AS lists,
                true AS open, $own::VARCHAR AS flow_run,
                CASE WHEN r.id IN (SELECT id FROM unresolved WHERE id IS NOT NULL) THEN 'id'
-                    WHEN r.source IN (SELECT source FROM unresolved WHERE source IS NOT NULL UNION ALL
-                                      SELECT redacted_source FROM unresolved WHERE redacted_source IS NOT NULL)
+                    WHEN r.source IN (FROM unresolved_sources) OR r.address IN (FROM unresolved_sources)
                     THEN 'source' ELSE '' END AS shares,
                coalesce((SELECT bool_or(unidentified) FROM unresolved), false) AS unidentified
         FROM removed r LEFT JOIN last_counts c ON c.key = r.key

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ferry.core import Checked, Confirmed, Damaged, ErrorClass, NewerVersion, Outcome, Reason, Row, Status
 from ferry.state.old_schemas import renamed_table
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -23,7 +23,7 @@ CHUNK_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("source", _S), ("key", _S), ("deferred_key", pa.bool_()), ("size", _I), ("md5", _S),
         ("sha256", _S), ("content_type", _S), ("etag", _S), ("last_modified", _S), ("id", _S),
-        ("reason", _S), ("attempt", _I), ("consecutive_failures", _I),
+        ("reason", _S), ("attempt", _I), ("consecutive_failures", _I), ("alternatives", pa.list_(_S)),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -34,7 +34,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("requests", _I), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("source_etag", _S),
         ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
         ("run_no", _I), ("chunk", _S), ("settings_digest", _S), ("manifest_digest", _S), ("checked_by", _S),
-        ("bytes_read_at", _TIME), ("consecutive_failures", _I), ("confirmed", _S),
+        ("bytes_read_at", _TIME), ("consecutive_failures", _I), ("confirmed", _S), ("address", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -43,7 +43,7 @@ HINT_SCHEMA = pa.schema(
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
         # what the ledger knows of a copy that is to be rechecked; ``revalidate`` is null for all others
         ("revalidate", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
-        ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S),
+        ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S), ("address", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -52,7 +52,7 @@ HISTORY_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("source", _S), ("key", _S), ("id", _S), ("size", _I), ("md5", _S), ("sha256", _S),
         ("content_type", _S), ("source_etag", _S), ("source_last_modified", _S), ("dest_etag", _S),
-        ("recorded_at", _TIME), ("run_no", _I), ("replaced_at", _TIME), ("replaced_by", _I),
+        ("recorded_at", _TIME), ("run_no", _I), ("replaced_at", _TIME), ("replaced_by", _I), ("address", _S),
     ],
     metadata=_META,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import Damaged, UserError
+from ferry.core import Damaged, UserError, redact
 from ferry.state import ledger
 from ferry.state.checksums import verified_path
 from ferry.state.files import State
@@ -24,6 +24,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full width
 # With `;` as the list separator of Windows, Excel splits a .csv there, even inside a quoted cell.
 _FORMULA_INSIDE = re.compile(r"([;|])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+
+# The address of `columns.source` that the ledger has in redacted form
+_FULL_ADDRESS = "coalesce([each FOR each IN m.alternatives IF redact(each) = l.address][1], l.address)"
 
 
 @contextlib.contextmanager
@@ -60,8 +63,9 @@ def _open_ledger(state: State, spool_dir: Path | None) -> tuple[duckdb.DuckDBPyC
         open_files = resources.enter_context(contextlib.ExitStack())
         con = resources.enter_context(ledger.connect(scratch))
         rows = con.from_parquet(ledger.keep_readable(manifest, open_files))
-        if "line_no" not in rows.columns:  # of a version that did not keep it
-            rows = rows.project("*, NULL::BIGINT AS line_no")
+        for name, kind in (("line_no", "BIGINT"), ("alternatives", "VARCHAR[]")):
+            if name not in rows.columns:  # of a version that did not keep it
+                rows = rows.project(f"*, NULL::{kind} AS {name}")
         rows.create_view("manifest")
         ledger.create_latest(con, state, plan.since_run, open_files=open_files)
         _load_waiting(con, state, plan)
@@ -139,19 +143,20 @@ def export(state: State, what: str, path: Path, *, full: bool, destination: str 
     ending = path.suffix.lower().lstrip(".")
     if ending not in ("csv", "parquet", "xlsx"):
         raise UserError(f"{path.name}: the extension decides the format; use .csv, .parquet or .xlsx")
-    source = "m.source" if full else "l.source"
+    source, address = ("m.source", _FULL_ADDRESS) if full else ("l.source", "l.address")
     if what == "map":
         # A duplicate gets the key and digests of the row that it repeats, so that a join on `id` finds both.
         query = f"""
             WITH rows AS (
                 SELECT m.row_no, m.source AS full_source, m.key AS planned_key, l.id, {source} AS source, l.key,
-                       l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class
+                       l.status, l.size, l.content_type, l.md5, l.sha256, l.error_class, {address} AS address
                 FROM latest l JOIN manifest m USING (row_id)
             ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged'))
-            SELECT id, source, key, status, size, content_type, md5, sha256, $destination || key AS destination FROM (
+            SELECT id, source, key, status, size, content_type, md5, sha256, $destination || key AS destination,
+                   address FROM (
                 SELECT * EXCLUDE (full_source, planned_key, error_class) FROM done
                 UNION ALL
-                SELECT r.row_no, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256
+                SELECT r.row_no, r.id, r.source, d.key, r.status, d.size, d.content_type, d.md5, d.sha256, d.address
                 FROM rows r JOIN done d USING (full_source, planned_key) WHERE r.error_class = 'duplicate'
             ) ORDER BY row_no
         """
@@ -166,6 +171,7 @@ def export(state: State, what: str, path: Path, *, full: bool, destination: str 
             part = Path(folder) / path.name
             with folded_ledger(state) as con:
                 con.execute("SET preserve_insertion_order = true")
+                con.create_function("redact", redact, ["VARCHAR"], "VARCHAR")
                 con.execute(f"CREATE TABLE export AS {query}", {"destination": destination} if what == "map" else None)
                 rows = _write_export(con, part, ending, failure_cell if what == "failures" else spreadsheet_safe)
             part.chmod(0o600)  # with ``full`` it contains signatures

@@ -163,7 +163,8 @@ class ChunkRun:
 
     async def _try(self, item: PendingRow, host: HostQueue) -> None:
         """Tries a row once, with the permit of its host that the dispatcher has taken."""
-        rt, row = self._rt, item.row
+        rt, row = self._rt, item.to_fetch
+        known = self._hints.known.get(row.row_id)
         if item.started_at is None:
             item.started_at = datetime.now(UTC)
         item.tries += 1
@@ -172,7 +173,8 @@ class ChunkRun:
         try:
             result = await rt.object_transfer.transfer(
                 row, self._hints.found.get(row.row_id), permit,
-                check_existing=self._check_existing, known=self._hints.known.get(row.row_id),
+                check_existing=self._check_existing,
+                known=known and known.at(item.address, is_source=not item.failures),
             )  # fmt: skip
         except ObjectError as error:
             if error.at_destination:
@@ -180,7 +182,7 @@ class ChunkRun:
             else:
                 circuit.record_error(error.error_class, error.status_code, error.body_sha256, silence_of(error))
             self._failed(item, error, circuit)
-            rt.dispatcher.check_pause(item.host)
+            rt.dispatcher.check_pause(host.name)
         except PausedTooLong as pause:
             self.leave_pending(item, str(pause))
         except Exception as exc:  # noqa: BLE001 - a bug must not end the chunk: it becomes this row's outcome
@@ -218,11 +220,14 @@ class ChunkRun:
         step = next_step(
             error, tries, retries.attempts, item.last, retries.max_backoff_s,
             delay_s=backoff_s(tries, retries.backoff_s, retries.max_backoff_s, self._rt.rng),
-            mismatches=item.mismatches,
+            mismatches=item.mismatches, more_addresses=item.has_next_address,
         )  # fmt: skip
         if step.next is Next.RETRY_AFTER:
             item.last = False
             self._retry_after(step.delay_s, item)
+        elif step.next is Next.NEXT_ADDRESS:
+            item.to_next_address(error)
+            self._retry_after(0.0, item)  # in the queue of that address's host
         elif step.next is Next.REQUEUE_LAST:
             assert self._queue is not None
             self._queue.requeue_last(item)
@@ -255,14 +260,15 @@ class ChunkRun:
         row, rt = item.row, self._rt
         now = datetime.now(UTC)
         if isinstance(end, ObjectError):
+            address, end, message = item.failure(end)
             outcome = Outcome(
                 row_id=row.row_id, source=redact(row.source), key=row.key, id=row.id, status=Status.FAILED,
-                error_class=end.error_class, status_code=end.status_code, message=end.message,
+                error_class=end.error_class, status_code=end.status_code, message=message,
                 retryable=end.again is not Again.NEVER, reason=row.reason, attempt=row.attempt,
                 requests=item.requests, size=row.size, md5=None, sha256=None, content_type=None, source_etag=None,
                 source_last_modified=None, dest_etag=None, started_at=item.started_at or now, recorded_at=now,
                 run_no=rt.run_no, chunk=self._ref.digest, settings_digest=rt.settings_digest,
-                consecutive_failures=row.consecutive_failures + 1,
+                consecutive_failures=row.consecutive_failures + 1, address=address,
             )  # fmt: skip
             known = self._hints.known.get(row.row_id)
             return outcome if known is None or item.may_have_written else with_known_copy(outcome, known)
@@ -275,7 +281,7 @@ class ChunkRun:
             started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest,
             settings_digest=rt.settings_digest, manifest_digest=manifest_digest_of(row),
             checked_by=end.checked_by, bytes_read_at=end.bytes_read_at or item.started_at or now,
-            confirmed=end.confirmed,
+            confirmed=end.confirmed, address=redact(item.address) if item.failures else None,
         )  # fmt: skip
 
     async def _flush_until_closing(self) -> None:

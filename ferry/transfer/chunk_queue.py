@@ -1,4 +1,7 @@
-"""Queue of one chunk's rows: rows not handed out yet, rows in progress, and last tries, which wait for all others."""
+"""Queue of one chunk's rows: rows not handed out yet, rows in progress, and last tries, which wait for all others.
+
+A row may have several addresses of its object. They are tried in order, each with all its tries.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from ferry.core import Row
+from ferry.core import Again, ObjectError, Row, redact
+from ferry.ratelimit import host_of
+from ferry.transfer.retry import other_address_may_help
 
 SLICE_ROWS = 500  # rows that are read from the chunk's table at a time
 
@@ -17,7 +22,7 @@ class PendingRow:
     """A row with the results of its tries in this attempt at the chunk."""
 
     row: Row
-    host: str
+    host: str  # of the address whose turn it is
     tries: int = 0
     excused: int = 0  # tries that do not count, because the destination did not respond to any row
     requests: int = 0
@@ -25,6 +30,49 @@ class PendingRow:
     may_have_written: bool = False  # a try failed at the destination, so the object under the key is not known
     last: bool = False  # this is the try at the end of the chunk
     started_at: datetime | None = None
+    failures: tuple[tuple[str, ObjectError], ...] = ()  # addresses that have failed for good, with their errors
+
+    @property
+    def address(self) -> str:
+        """The address whose turn it is."""
+        return (self.row.alternatives or ())[len(self.failures) - 1] if self.failures else self.row.source
+
+    @property
+    def to_fetch(self) -> Row:
+        """The row with that address as its source. The manifest's ETag and date are those of the first address."""
+        return self.row._replace(source=self.address, etag=None, last_modified=None) if self.failures else self.row
+
+    @property
+    def has_next_address(self) -> bool:
+        return len(self.failures) < len(self.row.alternatives or ())
+
+    def to_next_address(self, error: ObjectError) -> None:
+        """Takes the next address, which gets all tries of its own, after ``error`` at the present one."""
+        self.failures += ((self.address, error),)
+        self.host, self.excused, self.mismatches, self.last = host_of(self.address), self.tries, 0, False
+
+    def failure(self, error: ObjectError) -> tuple[str | None, ObjectError, str]:
+        """Returns which address's error the row fails with, after ``error`` at the last one that was tried.
+
+        The result is the address, redacted (None for the row's source), its error, and the message. The first row that
+        fits decides:
+
+        | last error | any error | the row's error |
+        |---|---|---|
+        | another address would not help (5xx, destination) | any | the last one |
+        | any other | one that the next run may try again (403, blocked) | the first such one |
+        | any other | permanent | the first one |
+        """
+        tried = [*self.failures, (self.address, error)]
+        if len(tried) == 1:
+            return None, error, error.message
+        at = len(tried) - 1
+        if other_address_may_help(error):
+            at = next((n for n, (_, each) in enumerate(tried) if each.again is not Again.NEVER), 0)
+        others = ", ".join(f"{redact(address)} ({e.error_class})" for n, (address, e) in enumerate(tried) if n != at)
+        where = f" at {redact(tried[at][0])}" if at else ""
+        message = f"{tried[at][1].message}{where}; {len(tried)} addresses were tried, also {others}"
+        return redact(tried[at][0]) if at else None, tried[at][1], message
 
 
 class Rows(Protocol):

@@ -67,7 +67,7 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
             hints.known[row_id] = KnownCopy(
                 Revalidate(hint["revalidate"]), hint["key"], hint["size"], hint["md5"], hint["sha256"],
                 hint["content_type"], hint["etag"], hint["last_modified"], hint["known_etag"], hint["bytes_read_at"],
-                Confirmed(hint["confirmed"]) if hint.get("confirmed") else None,
+                Confirmed(hint["confirmed"]) if hint.get("confirmed") else None, hint.get("address"),
             )  # fmt: skip
     return table, hints
 
@@ -84,6 +84,6 @@ def with_known_copy(outcome: Outcome, known: KnownCopy) -> Outcome:
     return outcome._replace(
         key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
         source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
-        bytes_read_at=known.bytes_read_at, confirmed=known.confirmed,
+        bytes_read_at=known.bytes_read_at, confirmed=known.confirmed, address=known.address,
         message=f"{outcome.message}; the earlier copy is still at the destination",
     )  # fmt: skip

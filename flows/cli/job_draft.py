@@ -92,6 +92,12 @@ def _columns(look: Look) -> str:
         f"# {role} = {_comment(column)}" + (f", such as {_comment(look.samples[role])}" if role in look.samples else "")
         for role, column in look.recognised.items()
     ]
+    if look.more_sources:
+        every = _comment(", ".join([look.recognised["source"], *look.more_sources]))
+        lines.append(
+            "# More columns have addresses. If all addresses of a row are of one object, name the columns in order:\n"
+            f"# columns: {{source: [{every}]}}"
+        )
     text = "\n".join(["# Columns that are read:", *lines, *(f"# {_comment(why)}" for why in look.left)])
     return f"{text}\n{_yaml(columns=look.columns)}" if look.columns else text
 

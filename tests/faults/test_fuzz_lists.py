@@ -21,6 +21,7 @@ from ferry.core.redaction import escaped
 from ferry.job.columns import Columns
 from ferry.job.model import Job
 from ferry.job.templates import Template, finish_key, key_problem
+from ferry.manifest.addresses import Addresses
 from ferry.manifest.normalize import SCHEMA, Normaliser, _row_groups
 from ferry.manifest.open import open_manifest
 from flows.cli.job_draft import draft
@@ -94,8 +95,8 @@ class Lists:
         try:
             manifest = open_manifest(path, name, Columns(), key.needed if key else (), bad_lines, url)
             normaliser = Normaliser(
-                url_template=Template.parse_url(url) if url else None, key_template=key, roots=["s3://b/"], prefix="p",
-                for_directory=for_directory,
+                addresses=Addresses(Template.parse_url(url) if url else None, ["s3://b/"], bare_hosts=False),
+                key_template=key, prefix="p", for_directory=for_directory,
             )  # fmt: skip
             for table in _row_groups(normaliser, manifest.batches()):
                 assert table.schema.equals(SCHEMA)

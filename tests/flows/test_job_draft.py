@@ -87,6 +87,16 @@ def test_names_from_a_list_stay_comments(folder: Path) -> None:
     assert found["columns"] == {"source": "a: b\u2028state: x"}
 
 
+def test_more_columns_with_addresses(folder: Path) -> None:
+    """A comment says how to name them; the job itself reads the usual one."""
+    (folder / "products.csv").write_text("sku,url,cdn_url\n1,https://h.example/1.jpg,https://cdn.example/1.jpg\n")
+    text = draft(Path("job.yaml"), "products.csv", "s3://new/p/")
+    assert "# columns: {source: [url, cdn_url]}\n" in text
+    assert "columns" not in job_of(text)
+    named = text.replace("# columns: {source", "columns: {source")
+    assert job_of(named)["columns"] == {"source": ["url", "cdn_url"]}
+
+
 def test_without_a_manifest(folder: Path) -> None:
     """An example, named after the file or its folder."""
     assert job_of(draft(Path("shop.yaml"))) == {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import ModuleType
@@ -166,12 +166,13 @@ def engine(
     limit: int | None = None,
     source: Access | None = None,
     share: int = 1,
+    headers: Mapping[str, str] = {},
 ) -> Iterator[Runtime]:
     """A runtime under a lease, as a run has it."""
     with lease.hold_lease(state, "test") as held:
         runtime = Runtime(
             job, state, held, run_no,
-            source_access=source or server, destination_access=server, headers={}, limit=limit,
+            source_access=source or server, destination_access=server, headers=headers, limit=limit,
             share=share,
         )  # fmt: skip
         try:

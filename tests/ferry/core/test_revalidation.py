@@ -11,6 +11,7 @@ import pytest
 
 from demo.validators import LAST_MODIFIED
 from ferry.core.records import AGAIN, Again, Checked, ErrorClass, Row
+from ferry.core.redaction import redact
 from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate, opaque
 from ferry.job.delta import RULES, Delta, RetryRule
 from ferry.job.model import Job
@@ -100,6 +101,20 @@ def known(look: Revalidate = Revalidate.HEAD, **given: Any) -> KnownCopy:
 def test_head_matches(before: KnownCopy, now: tuple[int | None, str | None, str | None], same: bool) -> None:
     """head_matches follows each row of its truth table."""
     assert head_matches(before, *now) is same
+
+
+def test_evidence_belongs_to_its_address() -> None:
+    """At an address that did not give the bytes, neither a condition nor a HEAD decides."""
+    here = known(Revalidate.CONDITIONAL_GET)
+    assert here.at("https://h/1.jpg", is_source=True) is here
+    other = here.at("https://h/2.jpg", is_source=False)
+    assert (other.revalidate, other.etag, other.last_modified) == (Revalidate.GET, None, None)
+    assert (other.sha256, other.size, other.dest_etag) == (here.sha256, here.size, here.dest_etag)
+    there = known(address=redact("https://h/2.jpg?sig=1"))
+    assert there.at("https://h/2.jpg?sig=1", is_source=False) is there
+    assert there.at("https://h/2.jpg?sig=1", is_source=True) is there
+    for address in ("https://h/2.jpg?sig=2", "https://h/2.jpg", "https://h/1.jpg"):
+        assert there.at(address, is_source=True).revalidate is Revalidate.GET
 
 
 SECOND = datetime(2026, 11, 29, 10, 30, 5, tzinfo=UTC)

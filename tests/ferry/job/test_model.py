@@ -88,6 +88,20 @@ def test_keys_by_their_old_names(old: dict[str, Any], new: dict[str, Any], words
         ({"source": {"roots": ["s3://b/", "s3://b/a\tb/"]}}, "source.roots holds '\\t'"),
         ({"source": {"roots": ["s3://b//a/"]}}, "source.roots holds `//`, an empty path segment"),
         ({"state": "s3://b/a#1"}, "state holds '#'"),
+        ({"columns": {"source": ["url", "cdn", "url"]}}, "columns.source names a column twice"),
+        ({"columns": {"source": []}}, "columns.source"),
+        ({"columns": {"source": ["url", ""]}}, "columns.source"),
+        ({"columns": {"source": ["url", None]}}, "columns.source"),
+        (
+            {"columns": {"source": ["url", "cdn"], "split": ","}},
+            "columns.split cannot be combined with several columns",
+        ),
+        ({"columns": {"key": ["a", "b"]}}, "columns.key"),
+        (
+            {"columns": {"source": ["url", "cdn"]}, "source": {"url": "https://h/{id}"}},
+            "source.url cannot be combined with several columns",
+        ),
+        ({"columns": {"source": ["url", "cdn"]}, "manifest": "s3://b/p/"}, "apply only to a manifest file"),
     ],
 )
 def test_what_is_refused(given: dict[str, Any], words: str) -> None:
@@ -227,6 +241,18 @@ def test_how(change: dict[str, Any]) -> None:
 def test_what_changes_no_result(change: dict[str, Any]) -> None:
     """Names, paths, credentials, limits, retries, budget and explicit defaults keep the fingerprint."""
     assert Job.model_validate(MINIMAL).fingerprint() == Job.model_validate({**MINIMAL, **change}).fingerprint()
+
+
+def test_several_columns_of_the_source() -> None:
+    """The first one defines rows and keys. The others change results: failed rows are planned again with them."""
+    one, *more = (make_job(columns={"source": given}) for given in ("url", ["url", "cdn"], ["url", "old"]))
+    for job in more:
+        assert job.location_digests() == one.location_digests()
+    assert len({job.settings_digest() for job in (one, *more)}) == 3
+    assert make_job(columns={"source": ["cdn", "url"]}).location_digests() != one.location_digests()
+    assert make_job(columns={"source": ["url"]}) == one
+    for job in (one, *more, make_job(), make_job(columns={"source": None})):
+        assert Job.model_validate_json(job.model_dump_json()) == job
 
 
 def test_a_header_counts_by_its_name() -> None:

@@ -73,3 +73,12 @@ def test_no_list(tmp_path: Path) -> None:
         look(tmp_path, "colour,form\nred,round\n")
     with pytest.raises(UserError, match="contains no rows"):
         look(tmp_path, "sku,url\n")
+
+
+def test_more_columns_with_addresses(tmp_path: Path) -> None:
+    """They are named: only the reader knows whether all addresses of a row are of one object."""
+    text = "sku,url,cdn,note\n1,https://a.example/1.jpg,https://b.example/1.jpg,x\n2,https://a.example/2.jpg,,y\n"
+    assert look(tmp_path, text).more_sources == ["cdn"]
+    assert look(tmp_path, "sku,url\n1,https://a.example/1.jpg\n").more_sources == []
+    with pytest.raises(UserError, match=r"name them in order: `columns: \{source: \[url, image_link\]\}`"):
+        look(tmp_path, "url,image_link\nhttps://a/1.jpg,https://b/1.jpg\n")

@@ -17,7 +17,8 @@ import pytest
 from ferry.core.errors import UserError
 from ferry.job.columns import Columns
 from ferry.job.templates import Template
-from ferry.manifest.columns import Batch
+from ferry.manifest.addresses import Addresses
+from ferry.manifest.columns import Batch, more_source
 from ferry.manifest.normalize import (
     _FIND_DUPLICATES,
     ROW_GROUP,
@@ -154,12 +155,11 @@ def test_an_address_that_is_completed(tmp_path: Path, source: str, bare: bool, c
 
 def test_completed_addresses_are_counted(tmp_path: Path) -> None:
     """The plan says how many there are."""
-    normaliser = Normaliser(
-        url_template=None, key_template=None, roots=["s3://b/"], prefix="", for_directory=False, bare_hosts=True
-    )
+    addresses = Addresses(None, ["s3://b/"], bare_hosts=True)
+    normaliser = Normaliser(addresses=addresses, key_template=None, prefix="", for_directory=False)
     sources = ["h.example/a b", "h.example/c", "https://h/d e", "https://h/f", "s3://b/g h", "i j", "//h.example/k"]
     normaliser.columns(Batch(range(1, 8), None, {"source": sources}))
-    assert normaliser.repairs == {"schemes": 3, "blanks": 2}
+    assert addresses.repairs == {"schemes": 3, "blanks": 2}
 
 
 @pytest.mark.parametrize(
@@ -414,3 +414,44 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
             out_path=tmp_path / "r",
         )
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_several_addresses_of_one_object(tmp_path: Path) -> None:
+    """The first usable address is the source, which decides key and ID; the others follow in order, each once."""
+    first, second, third = (f"https://h/{n}.jpg" for n in (1, 2, 3))
+    given = [
+        ([first, second, third], first, [second, third]),
+        ([first, None, third], first, [third]),
+        ([first, first, first], first, None),
+        ([first, second, second], first, [second]),
+        ([first, "n/a", None], first, None),
+        ([None, second, third], second, [third]),
+        ([" ", None, third], third, None),
+        (["n/a", second, None], second, None),
+        (["n/a", "no", third], third, None),
+        ([first, " //h.example/a b.jpg ", None], first, ["https://h.example/a%20b.jpg"]),
+        ([None, "n/a", None], "n/a", None),
+        (["no", "n/a", None], "no", None),
+        ([None, None, None], None, None),
+    ]  # fmt: skip
+    cells = list(zip(*(row for row, _, _ in given), strict=True))
+    values = {"source": list(cells[0]), more_source(2): list(cells[1]), more_source(3): list(cells[2])}
+    batch = Batch(range(1, len(given) + 1), range(2, len(given) + 2), values, {})
+    result = normalise(
+        duckdb.connect(), [batch], url_template=None, key_template=None, for_directory=False,
+        sources=["url", "cdn", "old"], out_path=tmp_path / "m.parquet",
+    )  # fmt: skip
+    rows = pq.read_table(result.path).to_pylist()
+    assert [(row["source"], row["alternatives"]) for row in rows] == [(source, more) for _, source, more in given]
+    usable = [row for row in rows if row["error_class"] is None]
+    assert [row["key"] for row in usable] == [row["source"].removeprefix("https://h/") for row in usable]
+    assert [row["message"] for row in rows[-3:]] == [
+        *["the source is not a URL; write https://..., or set `source.url` if it is an ID"] * 2,
+        f"the row in line {len(given) + 1} has no URL",
+    ]
+    one = normalise(
+        duckdb.connect(), [Batch(range(1, 2), range(2, 3), {"source": [first]}, {})], url_template=None,
+        key_template=None, for_directory=False, out_path=tmp_path / "one.parquet",
+    )  # fmt: skip
+    assert pq.read_table(one.path).to_pylist()[0]["row_id"] == rows[0]["row_id"]
+    assert result.ignored == {"url": 2, "cdn": 4}

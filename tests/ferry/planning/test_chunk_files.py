@@ -18,7 +18,7 @@ from ferry.state.plan_file import ChunkRef
 from tests.support.helpers import chunk_rows, directory_state, make_outcome
 
 COLUMNS = ("row_id", "row_no", "source", "key", "deferred_key", "size", "md5", "sha256", "content_type", "etag",
-           "last_modified", "id", "error_class")  # fmt: skip
+           "last_modified", "id", "error_class", "alternatives")  # fmt: skip
 
 
 class Cutting:
@@ -27,7 +27,7 @@ class Cutting:
     def __init__(self, folder: Path) -> None:
         self.state = directory_state(folder)
         self.con = ledger.connect(folder / "spool")
-        kinds = {"row_no": "BIGINT", "deferred_key": "BOOLEAN", "size": "BIGINT"}
+        kinds = {"row_no": "BIGINT", "deferred_key": "BOOLEAN", "size": "BIGINT", "alternatives": "VARCHAR[]"}
         columns = ", ".join(f"{name} {kinds.get(name, 'VARCHAR')}" for name in COLUMNS)
         self.con.execute(f"CREATE TABLE manifest ({columns}); CREATE TABLE problems (row_id VARCHAR)")
 
@@ -181,6 +181,7 @@ def test_rows_that_may_have_begun(cutting: Cutting) -> None:
         ("UPDATE manifest SET error_class = 'bad_url' WHERE row_id = '1'", [True, False]),
         ("DELETE FROM manifest WHERE row_id = '2'", [False, True]),
         ("UPDATE manifest SET size = 5 WHERE row_id = '2'", [False, True]),
+        ("UPDATE manifest SET alternatives = ['https://h/2.jpg'] WHERE row_id = '2'", [False, True]),
     ],
 )
 def test_rows_that_need_nothing_more(what: str, done: list[bool], cutting: Cutting) -> None:

@@ -12,13 +12,22 @@ from ferry.planning.preview import Preview, preview
 from tests.support.helpers import make_job
 
 
-def preview_of(rows: list[tuple[str | None, str | None, str | None]], tmp_path: Path, **job: Any) -> Preview:
-    """Returns the preview of rows of source, key and error class."""
+def preview_of(
+    rows: list[tuple[str | None, str | None, str | None]],
+    tmp_path: Path,
+    alternatives: dict[int, list[str]] = {},
+    **job: Any,
+) -> Preview:
+    """Returns the preview of rows of source, key and error class. ``alternatives``: further addresses by row."""
     columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], []]
     table = pa.table(
-        {"row_no": list(range(1, len(rows) + 1)), "source": columns[0], "key": columns[1], "error_class": columns[2]},
-        schema=pa.schema([("row_no", pa.int64()), *((name, pa.string()) for name in ("source", "key", "error_class"))]),
-    )
+        {"row_no": list(range(1, len(rows) + 1)), "source": columns[0], "key": columns[1], "error_class": columns[2],
+         "alternatives": [alternatives.get(n) for n in range(len(rows))]},
+        schema=pa.schema(
+            [("row_no", pa.int64()), *((name, pa.string()) for name in ("source", "key", "error_class")),
+             ("alternatives", pa.list_(pa.string()))]
+        ),
+    )  # fmt: skip
     with duckdb.connect() as con:
         con.register("manifest", table)
         return preview(con, make_job(manifest=str(tmp_path / "x.csv"), **job))
@@ -67,3 +76,9 @@ def test_blocked_addresses_are_named(tmp_path: Path) -> None:
     allowed = {"allow_private_addresses": ["127.0.0.1", "10.0.0.0/8"]}
     (left,) = preview_of(rows, tmp_path, source=allowed).warnings
     assert left.startswith("1 row of img.example:22 would fail: ")
+    (left,) = preview_of(
+        rows, tmp_path, {0: ["https://h/1"]}, source={"allow_private_addresses": ["10.0.0.1"]}
+    ).warnings[:1]
+    assert left.startswith(
+        "2 rows of 127.0.0.1:8000 would fail, 1 of them unless another of their addresses has the object: "
+    )

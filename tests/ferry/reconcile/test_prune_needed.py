@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,29 @@ def test_a_cell_that_an_export_broke(broken: str, world: World) -> None:
     assert (pruned(world).removed, pruned(world).deleted, pruned(world).kept) == (2, 0, 2)
     assert set(results(world).values()) == {"kept: a row of the manifest that is not at the destination has its id"}
     assert there(world) == set(world.bodies)
+
+
+def test_another_address_of_a_failed_row(world: World) -> None:
+    """A copy is kept while a row without an object has one of its addresses, whichever column it stands in."""
+    world.job = partial(world.job, columns={"source": ["url", "cdn"]})  # type: ignore[method-assign]
+    header = ("url", "cdn", "id")
+    rows = [[world.origin.url(f"/{key}"), "", f"id-{key}"] for key in world.bodies]
+    for n, path in ((1, "/cdn/a.jpg?v=1"), (2, "/cdn/b.jpg")):
+        world.origin.add(path, make_image("jpeg", 50 + n))
+        rows.append([world.origin.url(f"/gone-{n}.jpg"), world.origin.url(path), f"id-{n}"])
+    night(world, rows, header)
+    assert len(there(world)) == 22
+    for path in ("/cdn/a.jpg?v=1", "/cdn/b.jpg"):
+        world.origin.remove(path)
+    changed = [
+        [world.origin.url("/moved.jpg"), rows[-2][1], "other-1"],  # its second address is that of the first copy
+        [rows[-1][1], "", "other-2"],  # the address that gave the second copy is its first one
+    ]
+    night(world, [*rows[:-2], *changed], header)
+    assert (pruned(world).removed, pruned(world).deleted, pruned(world).kept) == (2, 0, 2)
+    assert set(results(world).values()) == {"kept: a row of the manifest that is not at the destination has its source"}
+    night(world, rows[:-2], header)
+    assert pruned(world).deleted == 2
 
 
 @pytest.mark.parametrize("broken", ["N/A", "https://img.example/a.jpg https://img.example/b.jpg"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ferry.core.errors import ObjectError
+from ferry.core.records import ErrorClass
 from ferry.transfer.chunk_queue import SLICE_ROWS, ChunkQueue, PendingRow
 from tests.support.helpers import make_row
 
@@ -97,3 +100,51 @@ def test_every_row_is_handed_out_as_often_as_it_comes_back(
     assert agenda.finished
     assert out == []
     assert handed == [times + 1 for times in ends[: len(handed)]]
+
+
+NOT_FOUND, GONE = (ObjectError(error, str(error)) for error in (ErrorClass.NOT_FOUND, ErrorClass.GONE))
+FORBIDDEN, TIMEOUT = (ObjectError(error, str(error)) for error in (ErrorClass.FORBIDDEN, ErrorClass.TIMEOUT))
+EXISTS = ObjectError(ErrorClass.EXISTS, "exists")
+
+
+@pytest.mark.parametrize(
+    ("errors", "of"),
+    [
+        ([NOT_FOUND], 0),
+        ([NOT_FOUND, GONE], 0),
+        ([NOT_FOUND, TIMEOUT], 1),
+        ([FORBIDDEN, TIMEOUT], 1),
+        ([NOT_FOUND, EXISTS], 1),
+        ([FORBIDDEN, NOT_FOUND], 0),
+        ([NOT_FOUND, FORBIDDEN], 1),
+        ([NOT_FOUND, FORBIDDEN, GONE], 1),
+        ([FORBIDDEN, GONE, FORBIDDEN], 0),
+    ],
+)
+def test_which_failure_is_the_row_s(errors: list[ObjectError], of: int) -> None:
+    """The table of PendingRow.failure()."""
+    addresses = [f"https://h{n}.example/1.jpg?sig=x" for n in range(len(errors))]
+    item = PendingRow(make_row(1, addresses[0], alternatives=addresses[1:] or None), "h0.example")
+    for error in errors[:-1]:
+        assert item.has_next_address
+        item.to_next_address(error)
+    assert (item.host, item.has_next_address) == (f"h{len(errors) - 1}.example", False)
+    address, error, message = item.failure(errors[-1])
+    assert error is errors[of]
+    assert (address is None) == (of == 0)
+    assert ("addresses were tried" in message) == (len(errors) > 1)
+    assert "sig" not in message
+
+
+def test_the_list_s_version_is_of_the_first_address() -> None:
+    """ETag and date of the list are not compared with another address's object; digests and size are."""
+    row = make_row(1, etag='"a"', last_modified="2026", md5="m", size=5, alternatives=["https://h/2.jpg"])
+    item = PendingRow(row, "img.example")
+    assert item.to_fetch is row
+    item.tries, item.last, item.mismatches = 4, True, 1
+    item.to_next_address(NOT_FOUND)
+    fetched = item.to_fetch
+    assert (fetched.source, fetched.etag, fetched.last_modified) == ("https://h/2.jpg", None, None)
+    assert (fetched.md5, fetched.size, fetched.key, fetched.row_id) == (row.md5, row.size, row.key, row.row_id)
+    assert (item.tries - item.excused, item.last, item.mismatches) == (0, False, 0)
+    assert item.tries == 4  # `--limit` has counted the row

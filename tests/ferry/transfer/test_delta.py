@@ -21,6 +21,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.state import old_schemas, parquet
 from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
 from ferry.state.files import State
+from ferry.state.queries import export
 from ferry.storage.credentials import Access
 from tests.servers.odd_s3 import Fault as StoreFault
 from tests.servers.odd_s3 import OddS3
@@ -397,9 +398,10 @@ def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Pat
 
 
 LATER_COLUMNS = {  # which the schemas before that had not
-    1: {"manifest_digest", "checked_by", "bytes_read_at", "consecutive_failures", "confirmed"},
-    2: {"confirmed"},
-    3: set(),
+    1: {"manifest_digest", "checked_by", "bytes_read_at", "consecutive_failures", "confirmed", "address"},
+    2: {"confirmed", "address"},
+    3: {"address"},
+    4: {"address"},
 }
 
 
@@ -411,6 +413,7 @@ def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
     world.night()
     downgrade(world.state, schema)
     before = helpers.latest(world.state)
+    assert export(world.state, "map", world.folder / "map.csv", full=True) == 3
     assert world.night(mode="full") == {}
     assert {outcome.checked_by for outcome in world.night().values()} == {Checked.CONDITION}
     assert world.read == 0
@@ -422,7 +425,8 @@ def test_a_state_of_an_earlier_schema(schema: int, world: World) -> None:
 
 def downgrade(state: State, schema: int) -> None:
     """Rewrites ledger, chunks, manifest and plan as a Ferry of this schema had them."""
-    names = {new: old for old, new in old_schemas.COLUMNS.items()}
+    renamed = schema < old_schemas.RENAMED_IN
+    names = {new: old for old, new in old_schemas.COLUMNS.items()} if renamed else {}
     for name in [name for folder in ("ledger", "outcomes") for name in state.list(folder)]:
         table = pq.read_table(state.local(name)).drop_columns(sorted(LATER_COLUMNS[schema]))
         table = table.rename_columns([names.get(column, column) for column in table.column_names])
@@ -432,26 +436,27 @@ def downgrade(state: State, schema: int) -> None:
     plan = decode_checked_json(state.read("plan/plan.json"))
     chunks = {}
     for chunk in plan["chunks"]:
-        table = pq.read_table(state.local(chunk["uri"]))
+        table = pq.read_table(state.local(chunk["uri"])).drop_columns(["alternatives"])
         table = table.rename_columns([names.get(column, column) for column in table.column_names])
         data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": str(schema).encode()}))
         chunks[chunk["digest"]] = parquet.digest_of(data)
         state.delete([chunk["uri"]])
-        chunk.update(digest=chunks[chunk["digest"]], kind={"retry": "again"}.get(chunk["kind"], chunk["kind"]))
+        kind = "again" if renamed and chunk["kind"] == "retry" else chunk["kind"]
+        chunk.update(digest=chunks[chunk["digest"]], kind=kind)
         chunk["uri"] = f"chunks/{chunk['digest']}.parquet"
         state.write(chunk["uri"], data)
-    manifest = pq.read_table(state.local(plan["manifest"]["file"]))
+    manifest = pq.read_table(state.local(plan["manifest"]["file"])).drop_columns(["alternatives"])
     manifest = manifest.rename_columns([names.get(column, column) for column in manifest.column_names])
     data = parquet.to_bytes(manifest)
     state.delete([plan["manifest"]["file"]])
     plan["manifest"]["file"] = checked_name("plan/manifest-000001", data)
     state.write(plan["manifest"]["file"], data)
-    keys = {new: old for old, new in old_schemas.KEYS.items()}
+    keys = {new: old for old, new in old_schemas.KEYS.items()} if renamed else {}
     plan = {keys.get(key, key): value for key, value in plan.items()}
     state.write("plan/plan.json", encode_checked_json({**plan, "ferry_schema": schema}))
     location = {keys.get(key, key): v for key, v in decode_checked_json(state.read("plan/location.json")).items()}
-    state.write("plan/place.json", encode_checked_json(location))
-    state.delete(["plan/location.json", *state.list("reports")])
+    state.write("plan/place.json" if renamed else "plan/location.json", encode_checked_json(location))
+    state.delete([*(["plan/location.json"] if renamed else []), *state.list("reports")])
 
 
 def test_what_a_night_came_to(world: World) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from ferry.core.errors import ObjectError
 from ferry.core.records import AGAIN, Again, ErrorClass
 from ferry.core.retry import backoff_s
 from ferry.http.retry_after import parse_retry_after
-from ferry.transfer.retry import Next, Step, next_step
+from ferry.transfer.retry import Next, Step, next_step, other_address_may_help
 
 NOW = datetime(1994, 11, 6, 8, 49, 0, tzinfo=UTC)
 CLASSES = st.sampled_from(list(ErrorClass))
@@ -119,6 +120,29 @@ def test_next_step_table(
     step = next_step(error(cls, retry_after_s), try_no, 3, last_done, 60.0, delay_s=2.0, mismatches=mismatches)
     assert step == expected
     assert step.next is RETRY or step.delay_s == 0.0
+
+
+@pytest.mark.parametrize("cls", list(ErrorClass))
+def test_whether_another_address_may_help(cls: ErrorClass) -> None:
+    """The table of other_address_may_help(), and the step that follows; without another address nothing changes."""
+    failed = error(cls)
+    helps = AGAIN[cls] is not Again.NOW and cls not in (ErrorClass.EXISTS, ErrorClass.INTERNAL)
+    assert other_address_may_help(failed) is helps
+    given: dict[str, Any] = {"delay_s": 2.0, "mismatches": 2}
+    alone = next_step(failed, 1, 3, False, 60.0, **given)
+    assert next_step(failed, 1, 3, False, 60.0, **given, more_addresses=True) == (
+        Step(Next.NEXT_ADDRESS) if helps else alone
+    )
+    failed.at_destination = True
+    assert not other_address_may_help(failed)
+    assert next_step(failed, 1, 3, False, 60.0, **given, more_addresses=True) == alone
+
+
+def test_a_mismatch_is_fetched_again_first() -> None:
+    """One mismatch may be a body that changed on its way; the second one moves on."""
+    failed = error(ErrorClass.DIGEST_MISMATCH)
+    steps = [next_step(failed, n, 3, False, 60.0, delay_s=2.0, mismatches=n, more_addresses=True).next for n in (1, 2)]
+    assert steps == [RETRY, Next.NEXT_ADDRESS]
 
 
 def test_a_backoff_of_nothing_is_nothing() -> None:
