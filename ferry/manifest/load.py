@@ -154,7 +154,7 @@ def _ignored(counts: Mapping[str, int]) -> list[str]:
     """Returns sentences on cells of several source columns that are not read."""
     return [
         f"{cells:,} {'cell' if cells == 1 else 'cells'} of `{short(column)}` {'has' if cells == 1 else 'have'} no "
-        "usable address: the row's other addresses are used"
+        "usable address: nothing is requested for such a cell"
         for column, cells in counts.items()
         if cells
     ]

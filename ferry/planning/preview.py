@@ -41,20 +41,22 @@ def preview(con: duckdb.DuckDBPyConnection, job: Job) -> Preview:
         f"manifest WHERE error_class IS NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {JUDGED_HOSTS}"
     ).fetchall()
     targets = Targets(AddressFilter(job.source.allow_private_addresses))
-    blocked = [
-        (host, n, f", {more:,} of them unless another of their addresses has the object" if more else "", why)
-        for host, n, example, _, more in hosts
-        if (why := _why_blocked(targets, example))
-    ]
+    blocked = [(host, n, more, why) for host, n, example, _, more in hosts if (why := _why_blocked(targets, example))]
     return Preview(
         mappings=[(redact(source), job.destination.uri_of(key)) for source, key in found],
         hosts={host: n for host, n, *_ in hosts[:SHOWN_HOSTS]},
         more_hosts=max(0, hosts[0][3] - SHOWN_HOSTS) if hosts else 0,
         warnings=[
-            f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail{unless}: {why}"
-            for host, n, unless, why in blocked
+            f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail{_unless(more, n)}: {why}"
+            for host, n, more, why in blocked
         ],
     )
+
+
+def _unless(more: int, rows: int) -> str:
+    """Returns what may keep rows from failing. ``more``: how many of them have another address."""
+    some = f", {more:,} of them" if more < rows else ""
+    return f"{some} unless another address has the object" if more else ""
 
 
 def _why_blocked(targets: Targets, source: str) -> str:

@@ -79,6 +79,6 @@ def test_blocked_addresses_are_named(tmp_path: Path) -> None:
     (left,) = preview_of(
         rows, tmp_path, {0: ["https://h/1"]}, source={"allow_private_addresses": ["10.0.0.1"]}
     ).warnings[:1]
-    assert left.startswith(
-        "2 rows of 127.0.0.1:8000 would fail, 1 of them unless another of their addresses has the object: "
-    )
+    assert left.startswith("2 rows of 127.0.0.1:8000 would fail, 1 of them unless another address has the object: ")
+    (left,) = preview_of(rows[:1], tmp_path, {0: ["https://h/1"]}, source={}).warnings
+    assert left.startswith("1 row of 127.0.0.1:8000 would fail unless another address has the object: ")
