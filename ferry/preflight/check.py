@@ -152,7 +152,7 @@ class _Probes:
 
 
 def proxy_notes(destination: bool, proxies: Mapping[str, str]) -> list[str]:
-    """Returns what a proxy of the environment is used for. ``proxies``: scheme -> address, from HTTPS_PROXY and such."""
+    """Returns what a proxy of the environment is used for. ``proxies``: scheme -> address (HTTPS_PROXY, ...)."""
     found = ["the destination is reached through the proxy that HTTPS_PROXY or HTTP_PROXY names"] if destination else []
     if {"http", "https", "all"} & set(proxies):
         found.append("origins are asked directly: Ferry does not use HTTP_PROXY and HTTPS_PROXY for them")
