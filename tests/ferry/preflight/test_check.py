@@ -17,6 +17,7 @@ from ferry.core import Confirmed, UserError
 from ferry.job import Job
 from ferry.preflight import CheckResult, Engine, check, check_job, sample_run
 from ferry.storage import Access
+from ferry.transfer import chunk
 from tasks.reporting.check_text import describe_check, verdict
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
@@ -227,7 +228,8 @@ def test_a_host_that_never_answers(
     shop: Shop, s3: S3Server, bucket_uri: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its rows are no successes: the check is not ready, names it, and still has a time for the others."""
-    monkeypatch.setattr(sample_run, "SAMPLE_S", 2.0)
+    monkeypatch.setattr(sample_run, "SAMPLE_S", 1.5)
+    monkeypatch.setattr(chunk, "GRACE_S", 0.2)
     shop.add(30)
     with Origin(latency_s=60.0) as silent:
         shop.sources += [silent.add(f"/s{n}.jpg", make_image("jpeg", n, 40, 30)) for n in range(20)]

@@ -99,23 +99,29 @@ def image(seed: int) -> bytes:
     return make_image("jpeg", seed, 30, 20)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [Trouble.NOT_FOUND, Trouble.GONE, Trouble.FORBIDDEN, Trouble.HTML_200, Trouble.JSON_200, Trouble.EMPTY,
-     Trouble.REDIRECT_LOOP],
+PERMANENT = (
+    Trouble.NOT_FOUND, Trouble.GONE, Trouble.FORBIDDEN, Trouble.HTML_200, Trouble.JSON_200, Trouble.EMPTY,
+    Trouble.REDIRECT_LOOP,
 )  # fmt: skip
-def test_the_next_address_gives_the_bytes(fault: Trouble, shop: Shop) -> None:
+
+
+def test_the_next_address_gives_the_bytes(shop: Shop) -> None:
     """After a failure that no further try of this run can heal, the next address is requested; a rerun does nothing."""
-    shop.first.add("/1.jpg", image(1), fault=fault)
-    shop.second.add("/cdn/one.jpg", image(1))
-    shop.list(("/1.jpg", "/cdn/one.jpg"))
-    (outcome,) = shop.run().values()
-    assert (outcome.status, outcome.error_class, outcome.message) == (Status.COPIED, None, None)
-    assert (outcome.source, outcome.address) == (shop.first.url("/1.jpg"), shop.second.url("/cdn/one.jpg"))
-    assert outcome.key == "1.jpg"  # that of the first address
-    assert shop.first.requests["/1.jpg"] == 1
-    assert shop.asked[1] == 1
-    assert shop.stored() == {"p/1.jpg": image(1)}
+    for fault in PERMANENT:
+        shop.first.add(f"/{fault}.jpg", image(1), fault=fault)
+        shop.second.add(f"/cdn/{fault}", image(1))
+    shop.list(*((f"/{fault}.jpg", f"/cdn/{fault}") for fault in PERMANENT))
+    outcomes = shop.run()
+    for outcome, fault in zip((outcomes[str(n)] for n in range(1, len(PERMANENT) + 1)), PERMANENT, strict=True):
+        assert (outcome.status, outcome.error_class, outcome.message) == (Status.COPIED, None, None), fault
+        assert (outcome.source, outcome.address) == (
+            shop.first.url(f"/{fault}.jpg"),
+            shop.second.url(f"/cdn/{fault}"),
+        )
+        assert outcome.key == f"{fault}.jpg"  # that of the first address
+        assert shop.first.requests[f"/{fault}.jpg"] == 1
+    assert shop.asked[1] == len(PERMANENT)
+    assert shop.stored() == {f"p/{fault}.jpg": image(1) for fault in PERMANENT}
     assert shop.run() == {}
     assert shop.asked == (0, 0)
 
@@ -339,29 +345,36 @@ def test_secret_headers_go_to_the_named_host_alone(shop: Shop) -> None:
 KINDS = [kind for kind in Validators if kind not in (Validators.SERVERS, Validators.SERVERS_DATE)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_validators_belong_to_their_address(kind: Validators, shop: Shop) -> None:
+def test_validators_belong_to_their_address(shop: Shop) -> None:
     """The address that gave the copy is rechecked by its validators; another one gets none, and its bytes decide."""
-    shop.second.add("/1.jpg", image(1), kind=kind)
-    shop.list(("/1.jpg", "/1.jpg"))
-    assert shop.run(mode="delta")["1"].address == shop.second.url("/1.jpg")
-    outcome = shop.run(mode="delta")["1"]
-    assert (outcome.status, outcome.address) == (Status.UNCHANGED, shop.second.url("/1.jpg"))
-    expected = {Validators.NONE: Checked.HEAD}.get(kind, Checked.CONDITION)
-    if kind in (Validators.WEAK_NO_CONDITIONS, Validators.NO_CONDITIONS):
-        expected = Checked.BODY_AGAIN
-    assert outcome.checked_by is expected
-    assert shop.asked == (1, 1)
+    rows = {str(n): kind for n, kind in enumerate(KINDS, 1)}
+    for n, kind in rows.items():
+        shop.second.add(f"/{n}.jpg", image(int(n)), kind=kind)
+    shop.list(*((f"/{n}.jpg", f"/{n}.jpg") for n in rows))
+    for outcome in shop.run(mode="delta").values():
+        assert outcome.address == shop.second.url(f"/{outcome.id}.jpg")
+    outcomes = shop.run(mode="delta")
+    for n, kind in rows.items():
+        outcome = outcomes[n]
+        assert (outcome.status, outcome.address) == (Status.UNCHANGED, shop.second.url(f"/{n}.jpg")), kind
+        expected = {Validators.NONE: Checked.HEAD}.get(kind, Checked.CONDITION)
+        if kind in (Validators.WEAK_NO_CONDITIONS, Validators.NO_CONDITIONS):
+            expected = Checked.BODY_AGAIN
+        assert outcome.checked_by is expected, kind
+    assert shop.asked == (len(rows), len(rows))
     # The first address appears with another image, and with the validators of the copy.
-    shop.first.add("/1.jpg", same_size(image(1)), kind=kind)
-    shop.first._objects["/1.jpg"].etag = shop.second._objects["/1.jpg"].etag
-    outcome = shop.run(mode="delta")["1"]
-    assert (outcome.status, outcome.address, outcome.checked_by) == (Status.COPIED, None, Checked.BODY)
-    assert not {"if-none-match", "if-modified-since"} & shop.first.last_headers["/1.jpg"].keys()
-    assert (shop.asked, shop.read) == ((1, 0), (1, 0))
-    assert shop.stored() == {"p/1.jpg": same_size(image(1))}
-    assert shop.run(mode="delta")["1"].status is Status.UNCHANGED
-    assert shop.asked == (1, 0)
+    for n, kind in rows.items():
+        shop.first.add(f"/{n}.jpg", same_size(image(int(n))), kind=kind)
+        shop.first._objects[f"/{n}.jpg"].etag = shop.second._objects[f"/{n}.jpg"].etag
+    outcomes = shop.run(mode="delta")
+    for n, kind in rows.items():
+        outcome = outcomes[n]
+        assert (outcome.status, outcome.address, outcome.checked_by) == (Status.COPIED, None, Checked.BODY), kind
+        assert not {"if-none-match", "if-modified-since"} & shop.first.last_headers[f"/{n}.jpg"].keys(), kind
+    assert (shop.asked, shop.read) == ((len(rows), 0), (len(rows), 0))
+    assert shop.stored() == {f"p/{n}.jpg": same_size(image(int(n))) for n in rows}
+    assert {outcome.status for outcome in shop.run(mode="delta").values()} == {Status.UNCHANGED}
+    assert shop.asked == (len(rows), 0)
 
 
 def same_size(jpeg: bytes) -> bytes:
