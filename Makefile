@@ -48,7 +48,7 @@ test: .venv/.installed-dev
 # what meets Prefect, with the newest version that is allowed; and a quick bench, which shows that it works: a run of
 # Ferry's that lost an object fails it, timings do not.
 test-rest: .venv/.installed-dev postgresql
-	$(call beside,test-prefect quick-bench,-n 5 -m slow tests)
+	$(call beside,test-prefect quick-bench,-n 4 -m slow tests)
 
 test-all: test test-rest
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.origin import Origin
 from ferry.core.errors import Fatal, UserError
 from ferry.processes.planner_process import PlannerProcess, PlanRequest
 from ferry.state.plan_file import Planned
@@ -26,7 +27,8 @@ def child() -> Iterator[PlannerProcess]:
 
 def request(folder: Path, manifest: str = "list.csv", work: str = "plan", **ask: object) -> PlanRequest:
     (folder / "list.csv").write_text("sku,url\n1,https://img.example/1.jpg\n2,https://img.example/2.jpg\n")
-    job = make_job(manifest=str(folder / manifest), destination=f"file://{folder}/out/")
+    manifest = manifest if "://" in manifest else str(folder / manifest)
+    job = make_job(manifest=manifest, destination=f"file://{folder}/out/")
     asked = {"run_no": 1, "dry": True, **ask} if work == "plan" else {"run_no": 1}
     return PlanRequest(job, str(folder / "state"), str(folder / "cache"), Access(), Access(), work, asked)
 
@@ -65,9 +67,10 @@ def test_a_bug_is_not_the_users_fault(child: PlannerProcess, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
+def test_work_that_is_killed(child: PlannerProcess, origin: Origin, tmp_path: Path) -> None:
     """A killed fork is Fatal with the name of the signal; a killed process is Fatal and is replaced."""
-    os.mkfifo(tmp_path / "fifo.csv")  # planning blocks on this pipe
+    origin.latency_s = 60.0  # planning waits for the list
+    manifest = origin.add("/list.csv", b"url\n")
 
     def kill(which: str) -> None:
         (child_pid,) = processes_below(os.getpid()) - before
@@ -83,7 +86,7 @@ def test_work_that_is_killed(child: PlannerProcess, tmp_path: Path) -> None:
         killer = threading.Thread(target=kill, args=(which,))
         killer.start()
         with pytest.raises(Fatal, match=said):
-            child.ask(request(tmp_path, "fifo.csv"))
+            child.ask(request(tmp_path, manifest))
         killer.join()
     assert Planned.decode(child.ask(request(tmp_path))).rows == 2
 
