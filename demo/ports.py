@@ -13,6 +13,7 @@ from flows.server.local import is_free
 # Below Linux's ephemeral range (32768 and up). A port in that range can be taken by an outgoing connection while its
 # server is down, and a client that polls it can even connect to itself.
 _LOW, _HIGH = 20_000, 32_600
+_NOT_FOR_HTTP = {27_017}  # MongoDB's: Ferry sends no HTTP there (ferry.http.address_filter.OTHER_SERVICES)
 _random = random.SystemRandom()
 _reserved: list[int] = []  # open files, whose locks end with this process
 
@@ -28,7 +29,7 @@ def free_ports(count: int, *, below: int = _HIGH, but: tuple[int, ...] = ()) -> 
         if len(found) == count:
             return found
         port = _random.randrange(_LOW, below)
-        if port not in found and port not in but and is_free(port) and reserve(port):
+        if port not in {*found, *but, *_NOT_FOR_HTTP} and is_free(port) and reserve(port):
             found.append(port)
     raise RuntimeError(f"no {count} free ports between {_LOW} and {below} on 127.0.0.1")
 
