@@ -9,7 +9,7 @@ from ferry.http.address_filter import OTHER_SERVICES
 
 
 def test_no_port_that_ferry_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An origin never gets a port to which Ferry sends no HTTP: its rows would fail as blocked, once in 12,600 ports."""
+    """An origin never gets a port to which Ferry sends no HTTP: its rows would fail as blocked, once in a while."""
     refused = {port for port in OTHER_SERVICES if ports._LOW <= port < ports._HIGH}
     assert refused == ports._NOT_FOR_HTTP
     (refused_port,) = refused
