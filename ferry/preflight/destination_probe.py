@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,16 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from ferry.core import Confirmed, ErrorClass, FerryError, ObjectError, UserError, whole_body
-from ferry.storage import Access, BucketControl, ConditionUnsupported, ObjectInfo, Store, md5_of_etag, open_store
+from ferry.storage import (
+    Access,
+    BucketControl,
+    ConditionUnsupported,
+    ObjectInfo,
+    Store,
+    bucket_setting,
+    md5_of_etag,
+    open_store,
+)
 
 DATA = b"written by `ferry check`, which deletes this object at its end\n"
 KEY = "probe"
@@ -37,7 +45,6 @@ class DestinationFacts:
     versioning: Literal["on", "suspended", "off", "unknown"] = "unknown"  # S3 API: GetBucketVersioning
     encryption: str = "unknown"  # S3 API: GetBucketEncryption; `none`, or an algorithm
     object_lock: Known = "unknown"  # S3 API: GetObjectLockConfiguration
-    write_s: float = 0.0  # of one small object, with its confirmation
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -65,10 +72,8 @@ def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFact
 async def _probe_objects(store: Store, facts: DestinationFacts) -> None:
     body = await whole_body(DATA, None)
     try:
-        started = time.monotonic()
         sent = await store.put(KEY, body, {"Content-Type": "text/plain"} if store.kind == "s3" else {})
         confirmation = await store.confirm(KEY, body, sent)
-        facts.write_s = time.monotonic() - started
         facts.confirmed_by, facts.md5_etags = confirmation.method, md5_of_etag(confirmation.etag) == body.md5
         facts.conditional_writes = await _creates_only_once(store)
         read, _, _ = await store.get(KEY, max_bytes=len(DATA), side="destination")
@@ -124,21 +129,21 @@ def _probe_bucket(control: BucketControl, key: str, facts: DestinationFacts) -> 
     wrong = b64encode(hashlib.sha256(b"other bytes").digest()).decode()
     status = control.put(key, DATA, {"x-amz-checksum-sha256": wrong}, ok=range(200, 600)).status
     facts.checksums = "no" if status < 300 else "yes" if status == 400 else "unknown"
-    versioning = control.setting("versioning", "VersioningConfiguration", "Status")
+    versioning = bucket_setting(control, "versioning", "VersioningConfiguration", "Status")
     if versioning is not None:
         facts.versioning = "on" if versioning == "Enabled" else "suspended" if versioning == "Suspended" else "off"
     if control.put(key, DATA).headers.get(_VERSION, "null") != "null":  # a bucket may keep versions and not say so
         facts.versioning = "on"
     if facts.deletes:
         control.delete([key])
-    encryption = control.setting(
-        "encryption", "ServerSideEncryptionConfiguration", "SSEAlgorithm",
+    encryption = bucket_setting(
+        control, "encryption", "ServerSideEncryptionConfiguration", "SSEAlgorithm",
         "ServerSideEncryptionConfigurationNotFoundError",
     )  # fmt: skip
     if encryption is not None:
         facts.encryption = encryption or "none"
-    lock = control.setting(
-        "object-lock", "ObjectLockConfiguration", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError"
+    lock = bucket_setting(
+        control, "object-lock", "ObjectLockConfiguration", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError"
     )
     if lock is not None:
         facts.object_lock = "yes" if lock == "Enabled" else "no"

@@ -34,7 +34,7 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One limit in force; ``value`` None is no limit. ``source`` says who set it."""
+    """One limit in force; ``value`` is None for an unlimited part. ``source`` says who set it."""
 
     value: int | float | None
     source: str
@@ -95,7 +95,7 @@ def changes(before: Effective, after: Effective) -> Iterator[str]:
 
 
 def sentence(key: str, name: str, setting: Setting, *, ended: bool = False) -> str:
-    """Returns one limit in words: its value, for whom, and by whom. ``ended``: there is no such limit any more."""
+    """Returns one limit in words: its value, for whom, and by whom. ``ended``: the limit was removed."""
     whom = {"": "all origin hosts together", "destination": "the destination"}.get(key, key.removeprefix(_HOSTS))
     if setting.value is None:
         source = "" if ended else f", by {setting.source}"

@@ -6,7 +6,7 @@ from ferry.storage.errors import ConditionUnsupported
 from ferry.storage.factory import open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
-from ferry.storage.preflight import run_preflight
+from ferry.storage.preflight import bucket_setting, run_preflight
 from ferry.storage.s3 import NotPlain
 from ferry.storage.s3_control import BucketControl
 from ferry.storage.store import AlreadyThere, Store
@@ -22,6 +22,7 @@ __all__ = [
     "NotPlain",
     "ObjectInfo",
     "Store",
+    "bucket_setting",
     "md5_of_etag",
     "open_store",
     "run_preflight",

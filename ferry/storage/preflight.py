@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ferry.core import Fatal, ObjectError, UserError
+from ferry.storage import s3_xml
 from ferry.storage.credentials import Access
 from ferry.storage.errors import s3_code
 from ferry.storage.s3_control import BucketControl
@@ -84,3 +85,21 @@ def _refusal(status: int, body: bytes, what: str) -> str:
     if what == "access" and status == 400:
         return f"answered {answer}. Check `region` and the bucket's name"
     return f"answered {answer} to the check of {what}. Check `destination` and the bucket's settings"
+
+
+def bucket_setting(control: BucketControl, name: str, document: str, element: str, absent: str = "") -> str | None:
+    """Returns an element's text of a setting of the bucket, such as `versioning`; "" if the setting is absent.
+
+    ``document`` is the name of the response's root element, ``absent`` the error code of a bucket without the setting.
+    Returns None if the store does not say: many know few of the settings and answer with something else, or allow these
+    questions to the bucket's owner alone.
+    """
+    try:
+        reply = control.ask("GET", query={name: ""}, ok=range(200, 600))
+        if reply.status != 200:
+            return "" if absent and s3_code(reply.body) == absent else None
+        root = s3_xml.parse_document(reply.body, "destination")
+    except (ObjectError, Fatal):
+        return None
+    elements = [(each.tag.rpartition("}")[2], each.text or "") for each in root.iter()]
+    return next((text for tag, text in elements if tag == element), "") if elements[0][0] == document else None

@@ -84,23 +84,6 @@ class BucketControl:
 
         return self._tries(once)
 
-    def setting(self, name: str, document: str, element: str, absent: str = "") -> str | None:
-        """Returns an element's text of a setting of the bucket, such as `versioning`; "" if the setting is absent.
-
-        ``document`` is the name of the response's root element, ``absent`` the error code of a bucket without the
-        setting. Returns None if the store does not say: many know few of the settings and answer with something else,
-        or allow these questions to the bucket's owner alone.
-        """
-        try:
-            reply = self.ask("GET", query={name: ""}, ok=range(200, 600))
-            if reply.status != 200:
-                return "" if absent and s3_code(reply.body) == absent else None
-            root = s3_xml.parse_document(reply.body, self._side)
-        except (ObjectError, Fatal):
-            return None
-        elements = [(each.tag.rpartition("}")[2], each.text or "") for each in root.iter()]
-        return next((text for tag, text in elements if tag == element), "") if elements[0][0] == document else None
-
     def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[ObjectInfo]]:
         """Yields pages of the objects whose full keys begin with ``prefix`` (S3 API: ListObjectsV2).
 

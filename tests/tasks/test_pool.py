@@ -15,7 +15,8 @@ from ferry.core import ProcessLost
 from ferry.processes import write_message
 from ferry.state import ChunkRef
 from ferry.transfer import ChunkResult
-from tasks.workers.pool import WorkerHandle, WorkerPool
+from tasks.workers.handle import WorkerHandle
+from tasks.workers.pool import WorkerPool
 from tasks.workers.worker import RESULT
 from tests.support.helpers import make_job
 

@@ -103,7 +103,7 @@ def test_a_timetable_as_yaml_has_it() -> None:
 
 
 def test_limits_change_no_digest() -> None:
-    """A timetable is no reason to plan rows again or to transfer a chunk again."""
+    """A changed timetable neither plans rows again nor transfers a chunk again."""
     plain = make_job()
     timed = Job.model_validate({**plain.model_dump(), "limits": {"timetable": [{"requests_per_s": 5}]}})
     assert timed.settings_digest() == plain.settings_digest()

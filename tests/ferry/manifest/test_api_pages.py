@@ -185,7 +185,7 @@ def test_a_list_that_breaks_off_plans_nothing(name: str, api: ListApi, tmp_path:
 
 @pytest.mark.parametrize("name", ["pages?total", "offset?total"])
 def test_a_total_that_is_not_reached(name: str, api: ListApi, tmp_path: Path) -> None:
-    """A page that is empty too early is no end of the list."""
+    """A page that is empty too early does not end the list."""
     second = {"pages?total": "/pages?page=1", "offset?total": "/offset?limit=7&offset=7"}[name]
     api.faults[second] = [Answer({"items": [], "pages": 3, "total": 25})]
     assert "page 2 is empty, but `" in broken(job_for(api, name), tmp_path)

@@ -227,7 +227,7 @@ def test_rows_without_time_for_all_tries(
 def test_a_host_that_never_answers(
     shop: Shop, s3: S3Server, bucket_uri: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its rows are no successes: the check is not ready, names it, and still has a time for the others."""
+    """Its rows do not count as successes: the check is not ready, names it, and still has a time for the others."""
     monkeypatch.setattr(sample_run, "SAMPLE_S", 1.5)
     monkeypatch.setattr(chunk, "GRACE_S", 0.2)
     shop.add(30)
