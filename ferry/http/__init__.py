@@ -4,9 +4,10 @@ from ferry.http.address_filter import AddressFilter, Resolver, SystemResolver
 from ferry.http.auth import Auth, TokenRequest, basic
 from ferry.http.connection import Response, Upload
 from ferry.http.errors import closed_before_response, from_origin
+from ferry.http.exchange import USER_AGENT, Fetched, NotModified, OriginOptions
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients, recipient, site_of_template
 from ferry.http.headers import media_type, printable_header
-from ferry.http.origin import USER_AGENT, Fetched, NotModified, Origin, OriginOptions
+from ferry.http.origin import Origin
 from ferry.http.pool import Connections, tls
 from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain
 from ferry.http.retry_after import parse_retry_after

@@ -14,7 +14,8 @@ import pytest
 from ferry.core.errors import ObjectError, UserError
 from ferry.http.address_filter import AddressFilter
 from ferry.http.auth import Auth, Token, TokenRequest
-from ferry.http.origin import Origin, OriginOptions
+from ferry.http.exchange import OriginOptions
+from ferry.http.origin import Origin
 from tests.servers.list_api import CLIENT, IMAGE, SECRET, Answer, ListApi
 
 

@@ -32,7 +32,8 @@ from ferry.http import pool as connections_module
 from ferry.http.address_filter import AddressFilter, Resolved
 from ferry.http.content_encoding import decoded, decoders
 from ferry.http.errors import from_origin
-from ferry.http.origin import Downloaded, Fetched, Origin, OriginOptions
+from ferry.http.exchange import Downloaded, Fetched, OriginOptions
+from ferry.http.origin import Origin
 from ferry.job.model import Timeouts
 
 LOCAL = ["127.0.0.0/8"]

@@ -181,7 +181,8 @@ import asyncio, subprocess, sys, tempfile
 from pathlib import Path
 from ferry.http.address_filter import AddressFilter
 from ferry.core.errors import FerryError
-from ferry.http.origin import Origin, OriginOptions
+from ferry.http.exchange import OriginOptions
+from ferry.http.origin import Origin
 from tests.ferry.http.test_address_filter import FixedResolver
 for command in ("addr add 93.184.216.34/24 dev lo", "addr add 93.184.216.35/24 dev lo", "link set lo up"):
     subprocess.run(["ip", *command.split()], check=True)
