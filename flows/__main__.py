@@ -7,7 +7,9 @@ outside Ferry's own folder, use `python -P -m flows`.
 from __future__ import annotations
 
 import gc
+import os
 import signal
+import sys
 
 from tasks.workers.tuning import GC_THRESHOLDS
 
@@ -15,6 +17,9 @@ from tasks.workers.tuning import GC_THRESHOLDS
 def main() -> None:
     """Run the command line. A Ctrl-C while the libraries load ends the process without a traceback."""
     gc.set_threshold(*GC_THRESHOLDS)  # collecting garbage takes a tenth of the time of Prefect's import
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: the next file would take its number, and get the output
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+"))
     handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore SIGINT; they must stay so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

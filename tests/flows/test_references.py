@@ -93,14 +93,15 @@ def test_one_server_keeps_the_blocks(project: Project, origin: Origin) -> None:
 
 
 TELEMETRY = """
-import atexit, os, sys
-from flows.cli.main import main
-def told():
+import os, sys
+from flows.cli import main as command
+def leave(code):
     from prefect._internal.analytics import is_telemetry_enabled
     print("telemetry:", os.environ.get("DO_NOT_TRACK"), is_telemetry_enabled())
-atexit.register(told)
+    sys.exit(code)
+command._leave = leave
 sys.argv[0] = "ferry"
-main()
+command.main()
 """
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ferry import __version__
 from flows.server import api_address
 from flows.server.home import PREPARED
 from flows.server.local import LocalServer
@@ -45,6 +46,29 @@ def test_a_process_with_other_code_keeps_numpy_for_arrow() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (ended.stdout.split(), ended.stderr) == (["False", "1", "1"], "")
+
+
+@pytest.mark.parametrize(("loaded", "ended"), [("", ""), ("sys.modules['prefect'] = sys;", "exit handlers\n")])
+def test_only_prefect_needs_the_end_of_python(loaded: str, ended: str) -> None:
+    """Exit handlers run for Prefect. Other commands end at once, with what they wrote."""
+    code = (
+        f"import atexit, sys; {loaded} atexit.register(print, 'exit handlers')\n"
+        "sys.argv = ['ferry', '--version']\nfrom flows.cli.main import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n{ended}", "")
+
+
+def test_closed_streams_are_open_again(tmp_path: Path) -> None:
+    """A caller may close standard streams. The first file that is opened then would receive what is printed."""
+    code = (
+        "import sys, flows.cli.main as command\nfrom flows.__main__ import main\n"
+        "told = lambda: [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)]\n"
+        "command.main = lambda: open(sys.argv[1], 'w').write(str(told()))\nmain()"
+    )
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", code, str(tmp_path / "told")]
+    subprocess.run(command, timeout=60, check=True)
+    assert (tmp_path / "told").read_text() == "[0, 1, 2]"
 
 
 def _environment_of(started: LocalServer) -> dict[str, str]:
