@@ -12,6 +12,7 @@ from pydantic import BaseModel, WithJsonSchema
 from pydantic_core import PydanticUndefined
 
 from ferry.images.check import KINDS, level_of
+from ferry.job.base import Model, key_docstrings
 from ferry.job.model import Job
 from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS, Template, default_key, finish_key, source_field
 from ferry.manifest.columns import AMBIGUOUS_NAMES, USUAL_NAMES
@@ -212,20 +213,21 @@ def default_words(name: str, field: Any) -> str:
     return f"`{getattr(default, 'value', default)}`"
 
 
-def model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[Model] | None:
     """Returns the model of a nested mapping, also where a value may be text or missing instead."""
     if isinstance(annotation, type):
-        return annotation if issubclass(annotation, BaseModel) else None
+        return annotation if issubclass(annotation, Model) else None
     inner = [model_of(one) for one in get_args(annotation)] if get_origin(annotation) not in (list, dict) else []
     return next(filter(None, inner), None)
 
 
-def table(model: type[BaseModel], prefix: str = "") -> list[str]:
+def table(model: type[Model], prefix: str = "") -> list[str]:
     """Returns the table of a model's keys, followed by those of its nested models."""
     lines = ["| key | description | type | default |", "|---|---|---|---|"]
     nested: list[str] = []
+    texts = key_docstrings(model)
     for name, field in model.model_fields.items():
-        text = " ".join((field.description or "").split()).replace("|", "\\|")
+        text = " ".join(texts.get(name, "").split()).replace("|", "\\|")
         kind = type_words(field.annotation).replace("|", "\\|")
         if any(isinstance(item, WithJsonSchema) for item in field.metadata):  # a number that may have a unit
             kind += " or text"

@@ -24,6 +24,7 @@ from flows.running import concurrency_slot, prefect_state, signals
 from flows.running.reporter import reporting
 from tasks import prefect_api, prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
+from tasks.job_file import with_absolute_paths
 from tasks.plan import plan_chunks, plan_pass
 from tasks.reconcile import delete_removed, reconcile
 from tasks.report import publish, write_summary
@@ -32,7 +33,6 @@ from tasks.reporting.text import Report
 from tasks.result_store import storing_results_in
 from tasks.retry_selection import RetrySelection
 from tasks.run import Run, open_run
-from tasks.secrets import with_absolute_paths
 from tasks.transfer import transfer_all
 
 INTERRUPTED_S = 5.0  # after a Ctrl-C, wait at most this long for an unreachable Prefect server

@@ -19,9 +19,9 @@ from flows.running import prefect_state, signals
 from flows.running.reporter import reporting
 from tasks import prefect_patches
 from tasks.dead_runs import mark_dead_runs, mark_predecessor
+from tasks.job_file import with_absolute_paths
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
-from tasks.secrets import with_absolute_paths
 from tasks.verify import compare_listing, draw, open_check, parts, read_part
 
 

@@ -17,7 +17,7 @@ from ferry.ratelimit import limits_at, read_overrides
 from ferry.state import Planned, Predicted, lease_holder, write_predicted
 from ferry.storage import run_preflight
 from tasks import secrets
-from tasks.run import cache_root, state_of
+from tasks.state_location import cache_root, state_of
 from tasks.workers.pool import processes_of
 from tasks.workers.tuning import raise_file_limit
 

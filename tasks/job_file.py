@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError
 
 from ferry.core import UserError, escaped, short
-from ferry.job import Job
 from tasks.job_mistakes import LineOf, lines_of, problems
-from tasks.secrets import with_absolute_paths
+
+if TYPE_CHECKING:
+    from ferry.job import Job
 
 MOST_CHARACTERS = 1 << 18  # a long job has a few thousand
 
@@ -42,6 +42,25 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> Job:
     data = merged(read_job(path), settings)
     what = f"{path} with --set" if settings else str(path)
     return with_absolute_paths(parse_job(data, what, lines_of(path)), path.absolute().parent)
+
+
+def with_absolute_paths(job: Job, base: Path) -> Job:
+    """Returns the job with absolute paths of manifest and state, relative to ``base``, the job file's folder."""
+    address = job.manifest_address
+    manifest = job.manifest if "://" in address else _absolute(address, base, "manifest")
+    state = job.state or f".ferry/{job.name}"
+    if "://" not in state:
+        state = _absolute(state, base, "state")
+    return job.model_copy(update={"manifest": manifest, "state": state})
+
+
+def _absolute(path: str, base: Path, setting: str) -> str:
+    try:
+        return str((base / Path(path).expanduser()).absolute())
+    except RuntimeError:
+        raise UserError(
+            f"{setting}: `{short(path)}` starts with `~` but names no known user; write an absolute path, or ./~..."
+        ) from None
 
 
 def read_job(path: Path) -> dict[str, Any]:
@@ -89,6 +108,10 @@ def _is_text(path: Path) -> bool:
 
 def parse_job(data: dict[str, Any], what: str, line_of: LineOf = lambda _: None) -> Job:
     """Returns a validated Job. Raises UserError with one line for each mistake, in the order of the file."""
+    from pydantic import ValidationError  # a quarter of the time of `ferry --help`, which needs no job
+
+    from ferry.job import Job
+
     try:
         return Job.model_validate(data)
     except ValidationError as exc:

@@ -7,12 +7,15 @@ import re
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from ferry.core import short
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 Location = Sequence[str | int]  # keys and indexes, from the top of the job
 LineOf = Callable[[Location], int | None]

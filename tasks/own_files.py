@@ -10,9 +10,12 @@ import sysconfig
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ferry.core import UserError, below
-from ferry.job import Job
+
+if TYPE_CHECKING:
+    from ferry.job import Job
 
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",

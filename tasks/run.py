@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import stat
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
+from ferry.core import Damaged, FerryError, Reason, Stopped
 from ferry.http import Auth
 from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import LimitsFollower
 from ferry.reconcile import PruneResult
-from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, open_state, read_plan
+from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, read_plan
 from ferry.storage import Access, run_preflight
 from ferry.transfer import Runtime
 from tasks import secrets, state_location
@@ -73,7 +69,7 @@ class Run:
         """Have the planner process do some work, such as `plan` or `finish`, and return its answer."""
         access = self.source, self.destination
         return self.planner.ask(
-            PlanRequest(self.job, self.state.uri, str(cache_root()), *access, work, ask, auth=self.auth)
+            PlanRequest(self.job, self.state.uri, str(state_location.cache_root()), *access, work, ask, auth=self.auth)
         )
 
     def view(self) -> RunView:
@@ -131,26 +127,6 @@ class Run:
         return planned
 
 
-def cache_root() -> Path:
-    """Returns the private directory for local copies of states in buckets. Its files may be deleted at any time.
-
-    Raises UserError if another user owns the directory, or if others have access to it.
-    """
-    root = Path(tempfile.gettempdir()) / f"ferry-state-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    found = root.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise UserError(f"{root} is not a private directory of yours: delete it, or set TMPDIR to another directory")
-    return root
-
-
-def state_of(job: Job) -> State:
-    """Returns the job's state. The job's paths must be absolute (secrets.with_absolute_paths)."""
-    assert job.state is not None
-    access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
-    return open_state(job.state, access, cache_root())
-
-
 def current() -> Run:
     """Returns this process's run, for tasks that Prefect calls. Raises FerryError without one."""
     if _current is None:
@@ -178,7 +154,7 @@ def open_run(
     refuse_own_files(job)
     source, destination = secrets.source_access(job), secrets.destination_access(job)
     headers, auth = secrets.headers(job), secrets.auth(job)
-    state = state_of(job)
+    state = state_location.state_of(job)
     with contextlib.suppress(Damaged):  # planning handles a damaged plan
         read_plan(state)  # refuses a state of a newer version first
     run_preflight(job.destination.uri, destination)
@@ -206,8 +182,8 @@ def open_run(
         runtimes.append(runtime)
         stack.callback(runtime.close)
         setup = Setup(
-            limited, state.uri, str(cache_root()), source, destination, headers, run_no, share, log_format.run_fields,
-            auth=auth,
+            limited, state.uri, str(state_location.cache_root()), source, destination, headers, run_no, share,
+            log_format.run_fields, auth=auth,
         )  # fmt: skip
         pool = WorkerPool(runtime, lease, setup, most, follower)
         stack.callback(pool.close)

@@ -1,4 +1,4 @@
-"""Resolution of a job's references to secrets, credentials and paths, on the machine of the run and in memory only."""
+"""Resolution of a job's references to secrets and credentials, on the machine of the run and in memory only."""
 
 from __future__ import annotations
 
@@ -9,30 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from ferry.core import UserError, short
+from ferry.core import UserError
 from ferry.http import OPEN_HEADERS, Auth, TokenRequest, basic
 from ferry.job import Job
 from ferry.storage import Access
-
-
-def with_absolute_paths(job: Job, base: Path) -> Job:
-    """Returns the job with absolute paths of manifest and state, relative to ``base``, the job file's folder."""
-    address = job.manifest_address
-    manifest = job.manifest if "://" in address else _absolute(address, base, "manifest")
-    state = job.state or f".ferry/{job.name}"
-    if "://" not in state:
-        state = _absolute(state, base, "state")
-    return job.model_copy(update={"manifest": manifest, "state": state})
-
-
-def _absolute(path: str, base: Path, setting: str) -> str:
-    try:
-        return str((base / Path(path).expanduser()).absolute())
-    except RuntimeError:
-        raise UserError(
-            f"{setting}: `{short(path)}` starts with `~` but names no known user; write an absolute path, or ./~..."
-        ) from None
-
 
 BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of reference -> Prefect's block type
 

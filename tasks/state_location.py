@@ -1,11 +1,41 @@
-"""The check that the state of a deployment's run outlives the run."""
+"""Where a job's state is: its opening, and the check that it outlives a deployment's run."""
 
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ferry.core import UserError
+from ferry.state import State, open_state
+from ferry.storage import Access
+from tasks import secrets
+
+if TYPE_CHECKING:
+    from ferry.job import Job
+
+
+def cache_root() -> Path:
+    """Returns the private directory for local copies of states in buckets. Its files may be deleted at any time.
+
+    Raises UserError if another user owns the directory, or if others have access to it.
+    """
+    root = Path(tempfile.gettempdir()) / f"ferry-state-{os.getuid()}"
+    root.mkdir(mode=0o700, exist_ok=True)
+    found = root.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UserError(f"{root} is not a private directory of yours: delete it, or set TMPDIR to another directory")
+    return root
+
+
+def state_of(job: Job) -> State:
+    """Returns the job's state. The job's paths must be absolute (job_file.with_absolute_paths)."""
+    assert job.state is not None
+    access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
+    return open_state(job.state, access, cache_root())
 
 
 @dataclass(frozen=True, slots=True)

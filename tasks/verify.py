@@ -31,7 +31,7 @@ from ferry.state import Lease, State, hold_lease, last_run_no, read_plan, write_
 from ferry.storage import Store, open_store, run_preflight
 from ferry.transfer import lesser_check_of
 from tasks import secrets, state_location
-from tasks.run import state_of
+from tasks.state_location import state_of
 
 PART_ROWS = 5_000
 

@@ -63,6 +63,19 @@ def test_the_command_knows_its_server_before_prefect_is_imported(module: str) ->
     assert "prefect" not in imported(f"import {module}")
 
 
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [
+        ("flows.cli.main", "prefect pydantic duckdb pyarrow urllib3 ferry.job ferry.storage flows.server.shared"),
+        ("flows.cli.status", "prefect numpy pandas urllib3 ferry.planning ferry.transfer tasks.run"),
+        ("flows.cli.failures", "prefect numpy pandas urllib3 ferry.planning ferry.transfer tasks.run"),
+    ],
+)
+def test_what_a_quick_command_does_not_load(module: str, unneeded: str) -> None:
+    """`--help`, `status` and `failures` take half a second of CPU time at most (`python -m benchmarks.commands`)."""
+    assert not set(unneeded.split()) & imported(f"import {module}")
+
+
 def test_modules_stay_small() -> None:
     """A module is one idea; past 400 lines, its imports apart, it is probably two."""
     long = {}

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Literal
 
 import obstore.exceptions as store_errors
-import urllib3.exceptions as raised
 
 from ferry.core import DISK_ERRNOS, ErrorClass, Fatal, ObjectError, Refused, disk_error, errno_name
 from ferry.http import from_origin
@@ -260,7 +259,11 @@ def key_refused(refused: Refused, kind: Literal["head", "read", "write"]) -> Obj
     return ObjectError(ErrorClass.FORBIDDEN, text, status_code=403)
 
 
-HTTP_ERRORS = (raised.HTTPError, OSError)
+def http_errors() -> tuple[type[Exception], ...]:
+    """Returns what urllib3 raises. It is loaded by a process that sends it a request: it takes 30 ms."""
+    import urllib3
+
+    return urllib3.exceptions.HTTPError, OSError
 
 
 def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
@@ -275,6 +278,8 @@ def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
     | ProxyError | store_error; the message names the proxy |
     | any OSError | as :func:`from_store_http` |
     """
+    import urllib3.exceptions as raised
+
     if isinstance(exc, raised.NameResolutionError):
         return ObjectError(
             ErrorClass.STORE_ERROR, f"the {side}'s host name does not resolve. Check `endpoint_url` and DNS"

@@ -13,22 +13,23 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
-import urllib3
-
 from ferry.core import PERMANENT_STATUSES, RETRYABLE_STATUSES, ErrorClass, Fatal, ObjectError, Tries
 from ferry.http import parse_retry_after, tls
 from ferry.storage import s3_xml
 from ferry.storage.credentials import Access, endpoint_of, keys_of, region_of
-from ferry.storage.errors import HTTP_ERRORS, from_urllib3, redirected, s3_code, store_status
+from ferry.storage.errors import from_urllib3, http_errors, redirected, s3_code, store_status
 from ferry.storage.object_info import ObjectInfo, composite_etag, composite_of
 from ferry.storage.s3 import Reply
 from ferry.storage.sigv4 import EMPTY_SHA256, Signer, encoded
+
+if TYPE_CHECKING:
+    from urllib3 import PoolManager
 
 T = TypeVar("T")
 CONNECT_S, READ_S = 15.0, 60.0
@@ -57,7 +58,7 @@ class BucketControl:
         self._bucket = bucket
         self._access = access
         self._side = side
-        self._timeout = urllib3.Timeout(connect=CONNECT_S, read=read_s)
+        self._read_s = read_s
         self._tries = tries
         self._deletes_many = True
         base = urlsplit(self.endpoint)
@@ -320,9 +321,8 @@ class BucketControl:
             return self._pool.urlopen(
                 method, f"{self._origin}{path}?{query_string}" if query_string else self._origin + path,
                 headers=sent, body=body, retries=False, redirect=False, preload_content=False, decode_content=False,
-                timeout=self._timeout,
             )  # fmt: skip
-        except HTTP_ERRORS as exc:
+        except http_errors() as exc:
             raise from_urllib3(exc, self._side) from None
 
     @cached_property
@@ -334,8 +334,11 @@ class BucketControl:
         return region_of(self._access)
 
     @cached_property
-    def _pool(self) -> urllib3.PoolManager:
-        common: dict[str, Any] = {"num_pools": 1, "maxsize": 8, "ssl_context": tls()}
+    def _pool(self) -> PoolManager:
+        import urllib3
+
+        timeout = urllib3.Timeout(connect=CONNECT_S, read=self._read_s)
+        common: dict[str, Any] = {"num_pools": 1, "maxsize": 8, "ssl_context": tls(), "timeout": timeout}
         proxy = getproxies().get(urlsplit(self.endpoint).scheme) if self._access.proxied else None
         if proxy is None:
             return urllib3.PoolManager(**common)
@@ -349,7 +352,7 @@ class BucketControl:
     def _read_block(self, response: Any, most: int) -> bytes:
         try:
             block: bytes = response.read(most)
-        except HTTP_ERRORS as exc:
+        except http_errors() as exc:
             raise from_urllib3(exc, self._side) from None
         return block
 

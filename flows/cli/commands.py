@@ -177,7 +177,7 @@ def verify(
         from flows.cli import terminal
         from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
         from flows.running import reporter
-        from tasks.run import state_of
+        from tasks.state_location import state_of
 
     check_choice(list_, sample, seed)
     job = load_job(job_file)

@@ -11,10 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ferry.core import UserError
 from flows.running import signals
-from flows.server import working_directory
-from flows.server.api_address import given_url
-from flows.server.local import Running
-from flows.server.shared import is_running, prefect_server
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
 from tasks.workers.tuning import limit_malloc_arenas
@@ -43,6 +39,8 @@ def load_flows() -> None:
 @contextlib.contextmanager
 def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
     """Provide the address of a Prefect API. With ``quiet``, Prefect's log goes to the API only, not to the console."""
+    from flows.server.shared import prefect_server
+
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     with prefect_server(prefect_home(folder), load_flows) as url:
@@ -52,6 +50,9 @@ def prefect_for(folder: Path, *, quiet: bool) -> Iterator[str]:
 @contextlib.contextmanager
 def blocks_for(job: Job, folder: Path) -> Iterator[None]:
     """Provide the Prefect server of the job's blocks, if it names any, to a command that starts no run."""
+    from flows.server import working_directory
+    from flows.server.api_address import given_url
+    from flows.server.shared import prefect_server
     from tasks.secrets import names_blocks
 
     if not names_blocks(job) or given_url():
@@ -64,7 +65,7 @@ def blocks_for(job: Job, folder: Path) -> Iterator[None]:
 
 def state_to_read(job: Job, job_file: Path) -> Any:
     """Returns the job's state, for reading."""
-    from tasks.run import state_of
+    from tasks.state_location import state_of
 
     if not str(job.state).startswith("s3://"):
         return state_of(job)
@@ -75,6 +76,9 @@ def state_to_read(job: Job, job_file: Path) -> Any:
 def say_start(job: Job, folder: Path) -> None:
     """Print a first line on standard error, since a Prefect server takes seconds; none among JSON log lines."""
     from flows.cli import terminal
+    from flows.server.api_address import given_url
+    from flows.server.local import Running
+    from flows.server.shared import is_running
     from tasks.reporting import log_format
 
     if log_format.as_json():
@@ -92,8 +96,8 @@ def say_start(job: Job, folder: Path) -> None:
 def refuse_second_run(job: Job) -> None:
     """Raises LeaseHeld if another run of the job is running, before this one waits for a Prefect server."""
     from ferry.state import refuse_held
-    from tasks.run import state_of
     from tasks.secrets import names_blocks
+    from tasks.state_location import state_of
 
     if not names_blocks(job):  # a block would need the server first
         refuse_held(state_of(job))
@@ -109,6 +113,7 @@ def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
     from ferry.state import hold_lease, put_ledger_aside, set_plan_aside
     from flows.cli import terminal
     from tasks import run as runs
+    from tasks.state_location import state_of
 
     refuse_own_files(job, job_file)
     if not wait:
@@ -117,7 +122,7 @@ def prepare(job: Job, job_file: Path, *, replan: bool, wait: bool) -> None:
     runs.started_planner = PlannerProcess()  # loads DuckDB meanwhile
     if replan:
         with blocks_for(job, job_file.absolute().parent):
-            state = runs.state_of(job)
+            state = state_of(job)
         with hold_lease(state, f"{job.name} (replan)", wait=wait) as held:
             runs.replaced_holder = held.took_over
             set_plan_aside(state)

@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ferry.core import UserError
-from ferry.job import duration
 from flows.server import working_directory
 from flows.server.api_address import VERSION, check_reachable, given_url
 from flows.server.home import PrefectHome, quiet_environment
@@ -44,6 +43,8 @@ def idle_setting(given: str | None = None) -> float:
 
     Raises UserError for text that is not a duration.
     """
+    from ferry.job import duration  # loads the models of a job, which `ferry --help` does not need
+
     name, text = ("--idle", given) if given is not None else (IDLE, os.environ.get(IDLE) or IDLE_S)
     try:
         return float(duration(text))

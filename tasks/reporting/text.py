@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ferry.core import ErrorClass, Snapshot
-from ferry.reconcile import PruneResult
 from ferry.state import PLAIN_WORDS, Planned
+
+if TYPE_CHECKING:
+    from ferry.reconcile import PruneResult
 
 
 @dataclass(frozen=True, slots=True)
