@@ -79,7 +79,7 @@ faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
 quick-bench: .venv/.installed-dev .bench/venv/.installed
-	@$(BIN)/python -m benchmarks --n 500 --scenes a,d
+	@$(BIN)/python -m benchmarks --n 200 --scenes a,d
 
 # The hooks of .pre-commit-config.yaml, which all run from .venv. `.venv/bin/pre-commit install` has git run them.
 check: .venv/.installed-dev

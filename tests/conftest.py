@@ -22,6 +22,7 @@ from flows.server.local import LocalServer
 from tests.flows.project import ROOT, Cli, Prefect, Project, processes_with
 from tests.support.servers import Address, SharedS3
 
+LONG_S = 600.0  # tests that may take so long begin first
 _S3 = pytest.StashKey[SharedS3]()
 
 
@@ -119,15 +120,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ModuleSchedu
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a matrix only the first case is not slow. Modules with marks are first: a long test that begins last keeps a
-    core waiting."""
-    items.sort(key=lambda item: not hasattr(getattr(item, "module", None), "pytestmark"))
+    """Of a matrix only the first case is not slow. The longest tests are first, then modules with marks: a long test
+    that begins last keeps a core waiting."""
+    items.sort(key=lambda item: (_seconds(item) < LONG_S, not hasattr(getattr(item, "module", None), "pytestmark")))
     begun: set[str] = set()
     for item in items:
         test = item.nodeid.partition("[")[0]
         if test in begun and item.get_closest_marker("matrix"):
             item.add_marker(pytest.mark.slow)
         begun.add(test)
+
+
+def _seconds(item: pytest.Item) -> float:
+    """The time that a test may take, by its mark."""
+    mark = item.get_closest_marker("timeout")
+    return float(mark.args[0]) if mark else 0.0
 
 
 def pytest_collection_finish() -> None:

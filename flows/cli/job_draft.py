@@ -62,6 +62,7 @@ def _text(file: Path, name: str, manifest: str | None, destination: str | None, 
         f"# yaml-language-server: $schema={SCHEMA_FILE.as_posix()}\n"
         "# A job for Ferry: what to copy, from where, to where and how. docs/reference/job.md lists every key.\n"
         f"# Show the plan:               ferry plan {command}\n"
+        f"# Predict the run by a sample: ferry check {command}\n"
         f"# Copy the first hundred rows: ferry run {command} --limit 100\n"
         f"# Copy all rows:               ferry run {command}",
         _yaml(name=name),

@@ -146,16 +146,15 @@ def begin(project: Project, origin: Origin, rows: int, **job: Any) -> tuple[subp
 def check_rate(origin: Origin, per_s: float, had_begun: int) -> None:
     """Fails if more requests arrive in the next seconds than a rate allows. ``had_begun``: may be on their way."""
     since = time.monotonic()
-    time.sleep(3.0)
+    time.sleep(2.0)
     assert sum(at > since for at in list(origin.times)) <= per_s * (time.monotonic() - since) + 2 + had_begun
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_live_run(processes: int, project: Project, origin: Origin, prefect_api: Prefect) -> None:
+def test_a_live_run(project: Project, origin: Origin, prefect_api: Prefect) -> None:
     """A limit applies within seconds to all processes together, is logged and reported, and ends with --reset."""
     origin.latency_s = 0.2
-    process, bodies = begin(project, origin, 400, processes=processes, concurrency=8)
+    process, bodies = begin(project, origin, 300, processes=2, concurrency=8)
     said = project.ferry("limits", "job.yaml", "--host", HOST, "--requests-per-s", "6", "--for", "1h").expect(0).stdout
     assert "The live run applies them within 5 s." in said
     wait_for("the limit", lambda: limited(project), SOON_S)
@@ -167,7 +166,7 @@ def test_a_live_run(processes: int, project: Project, origin: Origin, prefect_ap
     project.ferry("limits", "job.yaml", "--reset").expect(0)
     wait_for("its end", lambda: not limited(project), SOON_S)
     ended = Cli.end(process, ("run",)).expect(0)
-    assert ended.json["this_run"] == {"copied": 400}
+    assert ended.json["this_run"] == {"copied": 300}
     assert f"limits: 6 requests/s for {HOST}, by ferry limits until " in ended.stderr
     assert f"limits: no limit on requests/s for {HOST}" in ended.stderr
     assert any(f"6 requests/s for {HOST}" in change for change in ended.json["limit_changes"])
@@ -181,7 +180,7 @@ def test_fewer_in_flight_than_processes(project: Project, origin: Origin, prefec
     """Processes without a permit end; each row is still transferred once, and no more requests are in flight."""
     origin.latency_s = 0.2
     retries = {**QUICK, "chunk_attempts": 0}  # the rows of such a process need none
-    process, bodies = begin(project, origin, 300, processes=3, concurrency=6, retries=retries)
+    process, bodies = begin(project, origin, 200, processes=3, concurrency=6, retries=retries)
     wait_for("all processes", lambda: len(helpers(process.pid)) == 2)
     project.ferry("limits", "job.yaml", "--concurrency", "1").expect(0)
     wait_for("two processes to end", lambda: not helpers(process.pid), SOON_S)
@@ -191,7 +190,7 @@ def test_fewer_in_flight_than_processes(project: Project, origin: Origin, prefec
     assert origin.most_at_once == 1
     project.ferry("limits", "job.yaml", "--reset").expect(0)
     ended = Cli.end(process, ("run",)).expect(0)
-    assert ended.json["counts"]["copied"] == 300
+    assert ended.json["counts"]["copied"] == 200
     assert project.stored() == bodies
     assert all(origin.requests["/" + key] == 1 for key in bodies)
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 DELTA: dict[str, Any] = {"delete_removed": True, "max_delete": "100%"}
 KEYS = (None, "{sha256}.{ext}", "{id}/{source.name}")
 BROKEN = ("", "N/A", "https://img.example/a.jpg https://img.example/b.jpg")
-THINGS, NIGHTS = 30, 7
+THINGS, NIGHTS = 30, some(5, 7)
 
 
 class Random(World):

@@ -68,8 +68,6 @@ def settled(job: Job, tmp_path: Path, access: Access, share: int = 1) -> Counter
     ("count", "size", "fault", "timeouts"),
     [
         (40, 77_000, CHUNKED, {}),
-        (40, 2_000_000, CHUNKED, {}),
-        (30, 7_900_000, None, {}),
         (30, 7_900_000, CHUNKED, {}),
         (30, 6_000_000, None, {"total_s": 15, "read_s": 10}),
         (24, 9_000_000, None, {}),
