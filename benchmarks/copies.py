@@ -48,7 +48,7 @@ async def measure(s3: S3Server, spool: Path) -> None:
 
     def opened(bucket: str) -> Store:
         s3.make_bucket(bucket)
-        return open_store(f"s3://{bucket}/", access, spool, direct_http=True)
+        return open_store(f"s3://{bucket}/", access, spool)
 
     pool, entries = images(BENCH, OBJECTS)
     source = opened("source")

@@ -169,7 +169,14 @@ def parts(check: Verification) -> list[tuple[str, str]]:
 def read_part(check: Verification, bounds: tuple[str, str]) -> int:
     """Download a part's objects and compare their digests. Returns how many were wrong."""
     outcomes = expected_objects(check.state, bounds, check.sample)
-    result = asyncio.run(read_back(check.destination, outcomes, check.run_no, check.progress, check.lesser_check))
+
+    async def read() -> Verified:
+        try:
+            return await read_back(check.destination, outcomes, check.run_no, check.progress, check.lesser_check)
+        finally:
+            await check.destination.disconnect()
+
+    result = asyncio.run(read())
     check.add(result)
     return len(result.wrong)
 

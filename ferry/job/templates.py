@@ -1,9 +1,9 @@
 """Destination keys: templates, default keys, and the rules for valid keys.
 
-obstore 0.12 (tested with memory and SeaweedFS) and local_files.py keep every character of a key except `/` and ASCII
-control characters. That includes `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode forms. This module refuses
-keys that they cannot represent: empty, `.` and `..` segments, and control characters. In a directory it also refuses
-the name that Ferry reserves for unfinished files. Limits of single servers are not checked here: SeaweedFS 4.48 stores
+Stores and directories keep every character of a key except `/` and ASCII control characters. That includes
+`+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode forms. This module refuses keys that some of them change:
+empty, `.` and `..` segments, and control characters. In a directory it also refuses the name that Ferry reserves for
+unfinished files. Limits of single servers are not checked here: SeaweedFS 4.48 stores
 `a\\b` as `a/b` and refuses names over 255 bytes.
 """
 

@@ -226,7 +226,10 @@ def _local_file(job: Job, access: Access, spool_dir: Path, auth: Auth | None) ->
 
 
 async def _from_bucket(store: Any, key: str, path: Path) -> None:
-    body, _, _ = await store.get(key, max_bytes=MAX_MANIFEST_BYTES)
+    try:
+        body, _, _ = await store.get(key, max_bytes=MAX_MANIFEST_BYTES)
+    finally:
+        await store.disconnect()
     if body.path is not None:
         body.path.replace(path)
     else:

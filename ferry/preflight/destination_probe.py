@@ -59,7 +59,7 @@ def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFact
     Raises UserError if the destination cannot be written to or read.
     """
     facts = DestinationFacts()
-    store = open_store(uri, access, folder, create=True, direct_http=True)
+    store = open_store(uri, access, folder, create=True)
     asyncio.run(_probe_objects(store, facts))
     if uri.startswith("s3://"):
         try:
@@ -163,7 +163,7 @@ async def find_existing(uri: str, access: Access, folder: Path, digests: Mapping
     """Looks for the keys of ``digests`` (key -> MD5 of the sample's bytes) by HEAD. Errors count as free keys."""
     if uri.startswith("file:") and not Path(unquote(urlsplit(uri).path)).is_dir():
         return Existing(len(digests))
-    store = open_store(uri, access, folder, direct_http=True)
+    store = open_store(uri, access, folder)
     slots = asyncio.Semaphore(HEADS_AT_ONCE)
 
     async def look(key: str) -> ObjectInfo | None:

@@ -96,7 +96,7 @@ def prune_removed(
             result.file = f"reports/run-{run_no:06d}/pruned.csv"
             _write_csv(state, result.file, ((copy.outcome, TO_DELETE) for batch in _batches(con) for copy in batch))
             stores = Stores(
-                partial(open_store, job.destination.uri, destination, state.spool_dir, create=True, direct_http=True),
+                partial(open_store, job.destination.uri, destination, state.spool_dir, create=True),
                 partial(SourceCheck, job, source, state.spool_dir),
             )
             _write_csv(state, result.file, _prune(con, state, stores, run_no, token, result))

@@ -7,7 +7,7 @@ from ferry.storage.factory import open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import bucket_setting, run_preflight
-from ferry.storage.s3 import NotPlain
+from ferry.storage.s3 import CannotCopy
 from ferry.storage.s3_control import BucketControl
 from ferry.storage.store import AlreadyThere, Store
 
@@ -15,11 +15,11 @@ __all__ = [
     "Access",
     "AlreadyThere",
     "BucketControl",
+    "CannotCopy",
     "ConditionUnsupported",
     "Confirmation",
     "FoldedName",
     "Folder",
-    "NotPlain",
     "ObjectInfo",
     "Store",
     "bucket_setting",

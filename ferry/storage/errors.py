@@ -2,52 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
-from collections.abc import Iterator
 from typing import Literal
-
-import obstore.exceptions as store_errors
 
 from ferry.core import DISK_ERRNOS, ErrorClass, Fatal, ObjectError, Refused, disk_error, errno_name
 from ferry.http import from_origin
-
-
-def from_store(exc: BaseException, *, side: str = "destination") -> ObjectError | Fatal:
-    """Maps an exception of obstore. ``side`` is ``destination`` or ``source``.
-
-    Refused credentials and a missing bucket are Fatal at the destination. At the source only the row fails.
-    obstore's messages quote addresses and response bodies, so Ferry does not repeat them.
-    """
-    if isinstance(exc, (ObjectError, Fatal)):
-        return exc
-    at_source = side == "source"
-    code = _S3_CODE.search(_without_debug(exc))
-    if isinstance(exc, (store_errors.PermissionDeniedError, store_errors.UnauthenticatedError)):
-        if at_source:
-            return ObjectError(
-                ErrorClass.FORBIDDEN,
-                "the source refuses access. Check `source.credentials` and the bucket's policy",
-                status_code=403,
-            )
-        status = 401 if isinstance(exc, store_errors.UnauthenticatedError) else 403
-        return store_status(status, code[1] if code else "", side)
-    if isinstance(exc, (store_errors.NotFoundError, FileNotFoundError)):
-        if at_source:
-            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
-        return store_status(404, code[1] if code else "", side)
-    if isinstance(exc, store_errors.InvalidPathError):
-        return ObjectError(ErrorClass.BAD_KEY, "the store does not accept this key; give the row another one")
-    if isinstance(exc, TimeoutError):
-        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
-    if isinstance(exc, OSError) and not isinstance(exc, store_errors.BaseError):
-        if exc.errno in DISK_ERRNOS:
-            return disk_error(exc, side)
-        return ObjectError(ErrorClass.STORE_ERROR, f"the {side} failed ({errno_name(exc)})")
-    if isinstance(exc, store_errors.BaseError):
-        return _generic_store_error(str(exc), side)
-    return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
 
 
 def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
@@ -94,40 +54,7 @@ def from_folder(exc: OSError, side: str) -> ObjectError | Fatal:
 
 
 _NO_SUCH_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ}
-ALREADY_THERE = store_errors.AlreadyExistsError
-NOT_FOUND = (store_errors.NotFoundError, FileNotFoundError)
-_HTTP_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
-
-
-def _without_debug(exc: BaseException | str) -> str:
-    return str(exc).partition("\n\nDebug source")[0]
-
-
-def _generic_store_error(text: str, side: str) -> ObjectError | Fatal:
-    """Maps obstore's generic error, whose message is the only place with the HTTP status.
-
-    A key in the message may contain any words, and the text after "Debug source" names settings. So only three
-    patterns count: obstore's status, S3's error code and the system's error number.
-    """
-    head = _without_debug(text)
-    found, code = _HTTP_STATUS.search(head), _S3_CODE.search(head)
-    name = code.group(1) if code else ""
-    if "(os error 28)" in head:
-        return Fatal(f"the {side} is full: no space left (ENOSPC). Free some space and run the job again")
-    if "(os error 20)" in head or "(os error 21)" in head:  # ENOTDIR, EISDIR
-        if side == "source":
-            return ObjectError(ErrorClass.NOT_FOUND, "the source has no such object", status_code=404)
-        return ObjectError(
-            ErrorClass.KEY_COLLISION,
-            "the key needs a directory where a file exists, or a file where a directory exists",
-        )
-    if found is None:
-        if "operation timed out" in head or "deadline has elapsed" in head:
-            return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
-        return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed")
-    return store_status(int(found.group(1)), name, side)
-
 
 # Codes that concern the credentials and not the object (S3 API, error responses; UserSuspended is Ceph's).
 _CREDENTIAL_ERRORS = {
@@ -257,55 +184,3 @@ def key_refused(refused: Refused, kind: Literal["head", "read", "write"]) -> Obj
         )
     text = f"the destination refuses to {verb} this key ({refused.answer}) but accepts others. {hint}"
     return ObjectError(ErrorClass.FORBIDDEN, text, status_code=403)
-
-
-def http_errors() -> tuple[type[Exception], ...]:
-    """Returns what urllib3 raises. It is loaded by a process that sends it a request: it takes 30 ms."""
-    import urllib3
-
-    return urllib3.exceptions.HTTPError, OSError
-
-
-def from_urllib3(exc: BaseException, side: str) -> ObjectError | Fatal:
-    """Maps an exception of urllib3. Its messages quote addresses, so Ferry does not repeat them.
-
-    | exception | class |
-    |---|---|
-    | TimeoutError (connect, read) | timeout |
-    | NameResolutionError | store_error; the message names the host name |
-    | IncompleteRead, ProtocolError, DecodeError | store_error; the message names the connection |
-    | SSLError | as :func:`from_store_http` maps its cause |
-    | ProxyError | store_error; the message names the proxy |
-    | any OSError | as :func:`from_store_http` |
-    """
-    import urllib3.exceptions as raised
-
-    if isinstance(exc, raised.NameResolutionError):
-        return ObjectError(
-            ErrorClass.STORE_ERROR, f"the {side}'s host name does not resolve. Check `endpoint_url` and DNS"
-        )
-    if isinstance(exc, raised.ProxyError):
-        return ObjectError(
-            ErrorClass.STORE_ERROR, f"the proxy for the {side} does not answer. Check the environment's proxy settings"
-        )
-    if isinstance(exc, raised.TimeoutError):
-        return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
-    if isinstance(exc, OSError):
-        return from_store_http(exc, side)
-    inner = next((each for each in (exc.__cause__, exc.__context__) if isinstance(each, OSError)), None)
-    if inner is not None:
-        return from_store_http(inner, side)
-    return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed ({type(exc).__name__})")
-
-
-@contextlib.contextmanager
-def mapped_errors(side: str) -> Iterator[None]:
-    """Raises Ferry's error for an exception of obstore in the block."""
-    try:
-        yield
-    except NOT_FOUND:
-        raise ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404) from None
-    except ObjectError:
-        raise
-    except Exception as exc:  # noqa: BLE001 - from_store knows them
-        raise from_store(exc, side=side) from None

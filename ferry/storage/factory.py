@@ -1,4 +1,4 @@
-"""The store for a URI, with the clients that it needs."""
+"""The store for a URI, with the client that it needs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ferry.core import PART_BYTES, Budget, UserError
-from ferry.storage.credentials import Access, http_client, obstore_client, upload_timeout_s
+from ferry.core import Budget, UserError
+from ferry.storage.credentials import Access, http_client
 from ferry.storage.local_files import Folder
 from ferry.storage.multipart import UploadLog
 from ferry.storage.store import Store
@@ -24,32 +24,24 @@ def open_store(
     create: bool = False,
     budget: Budget | None = None,
     pool: Executor | None = None,
-    direct_http: bool = False,
     mark: str = "ferry",
     upload_log: UploadLog | None = None,
 ) -> Store:
     """Returns the store for a URI: ``s3://bucket/prefix`` or ``file:///directory``.
 
     ``timeout_s`` limits a request, ``read_s`` the time without a byte from a bucket. ``budget`` limits the memory for
-    bodies, and ``pool`` hashes large ones. With ``direct_http``, Ferry's HTTP client transfers single objects of a
-    bucket; the store then belongs to one event loop and must be closed. ``mark`` begins the names of this job's
-    unfinished files in a directory. ``upload_log`` records this job's multipart uploads in a bucket.
+    bodies, and ``pool`` hashes large ones. The store must be closed in the event loop that used it; one that only lists
+    needs no loop. ``mark`` begins the names of this job's unfinished files in a directory. ``upload_log`` records this
+    job's multipart uploads in a bucket.
     Raises UserError for any other scheme, and for a missing directory unless ``create`` is set.
     """
     parts = urlsplit(uri)
     if parts.scheme == "s3":
-        clients = (
-            obstore_client(parts.netloc, access, timeout_s, read_s),
-            obstore_client(parts.netloc, access, upload_timeout_s(PART_BYTES, read_s)),
-        )
         # Amazon documents the order (ListObjectsV2); other stores may sort differently.
         at_amazon = access.endpoint_url is None or ".amazonaws.com" in access.endpoint_url
-        prefix = parts.path.strip("/")
-        http = None
-        if direct_http and not access.proxied:
-            http = partial(http_client, parts.netloc, access, timeout_s, read_s)
+        http = partial(http_client, parts.netloc, access, timeout_s, read_s)
         return Store(
-            uri, clients, prefix, "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
+            uri, parts.path.strip("/"), "s3", spool_dir, in_byte_order=at_amazon, budget=budget, pool=pool, http=http,
             access=access, upload_log=upload_log, read_s=read_s,
         )  # fmt: skip
     if parts.scheme == "file":
@@ -57,5 +49,5 @@ def open_store(
         if not directory.is_dir() and not create:
             raise UserError(f"the directory {directory} does not exist. Create it, or correct its address in the job")
         folder = Folder(directory, mark, create=create)
-        return Store(uri, None, "", "file", spool_dir, folder, budget=budget, pool=pool)
+        return Store(uri, "", "file", spool_dir, folder, budget=budget, pool=pool)
     raise UserError(f"`{uri}` is neither `s3://bucket/prefix/` nor `file:///directory/`")

@@ -16,7 +16,7 @@ from typing import Protocol
 from ferry.core import BATCH_BYTES, PART_BYTES, Body, Fatal, ObjectError, Spooled, Tries
 from ferry.storage import s3_xml
 from ferry.storage.object_info import Sent, composite_etag, composite_of
-from ferry.storage.s3 import COPY_BYTES_PER_S, BucketHttp, plain_headers
+from ferry.storage.s3 import COPY_BYTES_PER_S, BucketHttp, attribute_headers
 from ferry.storage.s3_control import BucketControl
 
 MAX_PARTS = 10_000  # S3 API, multipart upload limits
@@ -29,7 +29,7 @@ def part_bytes(size: int) -> int:
 
 
 class Multipart:
-    """One upload of a spooled body. Raises ObjectError, Fatal and NotPlain."""
+    """One upload of a spooled body. Raises ObjectError and Fatal."""
 
     def __init__(self, http: BucketHttp, path: str, body: Body, tries: Tries = Tries()) -> None:
         assert body.path is not None
@@ -48,7 +48,7 @@ class Multipart:
 
     async def send(self, attributes: Mapping[str, str], at_once: int, *, create: bool) -> Sent:
         """Uploads the body, ``at_once`` parts at a time. With ``create``, completion is conditional if supported."""
-        headers = plain_headers(attributes)
+        headers = attribute_headers(attributes)
         upload = f"uploadId={s3_xml.query_value(await self._tries.call_async(lambda: self._create(headers)))}"
         with self._body.upload() as whole:
             assert isinstance(whole, Spooled)

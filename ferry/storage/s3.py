@@ -1,17 +1,15 @@
-"""HTTP client for single objects of a bucket, which runs in the event loop's own thread.
-
-obstore's client has threads of its own, and each call is passed to them and back (docs/decisions/0009). obstore sends
-the requests that this client refuses with NotPlain.
-"""
+"""HTTP client for single objects of a bucket, which runs in the event loop's own thread (docs/decisions/0009)."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 import socket
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.header import Header
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
@@ -23,13 +21,8 @@ from ferry.storage.errors import credentials_error, from_store_http, redirected,
 from ferry.storage.object_info import Sent, checksum_of, sha256_of
 from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
 
-# Keys and values that every client encodes alike. (obstore refuses empty segments, `.`, `..` and control characters.)
-_PLAIN_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~=@,()!$'-]+)*")
-# Keys that are safe in a request's path. Stores and proxies interpret all others in different ways.
-_KEY = re.compile(r"(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|\Z))[^/\x00-\x1f\x7f]+)*")
-_PLAIN_VALUE = re.compile(r"[!-~]+(?: [!-~]+)*")
+_ASCII = re.compile(r"[ -~]*")
 _ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a manifest's column may hold any text
-_PLAIN_NAME = re.compile(r"[a-z0-9-]+")
 _HEADERS = {
     name.lower(): name
     for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
@@ -60,8 +53,12 @@ class Credentials(Protocol):
         ...
 
 
-class NotPlain(Exception):
-    """Raised for a request that this client does not send. The caller uses obstore, or reads and writes the bytes."""
+class CannotCopy(Exception):
+    """Raised if the server does not copy an object. The caller reads and writes the bytes."""
+
+
+class TooLargeAtOnce(Exception):
+    """Raised if a body is refused with HTTP 413, since a proxy may have a limit of its own. Parts may be accepted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ class Reply:
 
 
 class BucketHttp:
-    """Client for one bucket. Raises ObjectError, Fatal and NotPlain.
+    """Client for one bucket. Raises ObjectError and Fatal.
 
     Create it inside the event loop that uses it, and close it at the end.
     """
@@ -115,6 +112,11 @@ class BucketHttp:
         await self._connections.close()
 
     @property
+    def in_this_loop(self) -> bool:
+        """Whether the client belongs to the running event loop."""
+        return asyncio.get_running_loop() is self._loop
+
+    @property
     def connections_opened(self) -> int:
         """Returns the number of connections opened so far."""
         return self._connections.connections_opened
@@ -125,19 +127,19 @@ class BucketHttp:
         """Writes an object in one request (S3 API: PutObject).
 
         The request signs the SHA-256 and also sends it as `x-amz-checksum-sha256`. S3 compares it, keeps it and returns
-        it. If the store refuses that header (400, 501), this client omits it from then on. Raises NotPlain if a large
-        body is refused with HTTP 413, since a proxy may have a limit of its own.
+        it. If the store refuses that header (400, 501), this client omits it from then on. Raises TooLargeAtOnce for
+        a spooled body.
         """
-        headers = plain_headers(attributes)
+        headers = attribute_headers(attributes)
         if create:
             headers["if-none-match"] = "*"
         checked_headers = (
             headers | {_CHECKSUM: checksum_of(sha256)} if self._accepts_checksums is not False else headers
         )
-        response = await self._send_plain("PUT", key, checked_headers, sha256, data, "destination")
+        response = await self._send_key("PUT", key, checked_headers, sha256, data, "destination")
         if response.status in (400, 501) and checked_headers is not headers and self._accepts_checksums is None:
             response.close()
-            response = await self._send_plain("PUT", key, headers, sha256, data, "destination")
+            response = await self._send_key("PUT", key, headers, sha256, data, "destination")
             if response.status == 200:
                 self._accepts_checksums = False
         elif response.status == 200 and checked_headers is not headers:
@@ -152,12 +154,22 @@ class BucketHttp:
             return Sent(response.headers.get("ETag") or None, sha256_of(response.headers.get(_CHECKSUM)))
         if status == 413 and not isinstance(data, bytes):
             response.close()
-            raise NotPlain
+            raise TooLargeAtOnce
         raise await self._error_from(response, "destination")
+
+    async def head(self, key: str, side: str) -> Response | None:
+        """Returns the response, or None for a missing object (S3 API: HeadObject)."""
+        response = await self._send_key("HEAD", key, {}, EMPTY_SHA256, None, side)
+        if response.status == 404:
+            response.close()
+            return None
+        if response.status == 200:
+            return response
+        raise await self._error_from(response, side)
 
     async def get(self, key: str, side: str) -> Response:
         """Returns the response with the object, its body unread. The caller reads or closes it (S3 API: GetObject)."""
-        response = await self._send_plain("GET", key, {}, EMPTY_SHA256, None, side)
+        response = await self._send_key("GET", key, {}, EMPTY_SHA256, None, side)
         if response.status == 200:
             return response
         raise await self._error_from(response, side)
@@ -165,21 +177,21 @@ class BucketHttp:
     async def copy(self, key: str, source: str, etag: str, size: int = 0) -> str:
         """Copies an object on the server if it still has this ETag, and returns the copy's ETag (S3 API: CopyObject).
 
-        ``source`` is the bucket and the key, joined by a slash. Raises NotPlain if the server does not copy. The caller
-        then reads and writes the bytes, which shows on which side the error is.
+        ``source`` is the bucket and the key, joined by a slash. Raises CannotCopy. The caller then reads and writes the
+        bytes, which shows on which side the error is.
         """
-        if not _PLAIN_KEY.fullmatch(source) or not _ETAG.fullmatch(etag):
-            raise NotPlain
+        if not _ETAG.fullmatch(etag):
+            raise CannotCopy
         quoted = etag if etag.startswith('"') else f'"{etag}"'
         headers = {"x-amz-copy-source": "/" + encoded(source), "x-amz-copy-source-if-match": quoted}
         read_s = self._read_s + size / COPY_BYTES_PER_S
-        response = await self._send_plain("PUT", key, headers, EMPTY_SHA256, b"", "destination", read_s)
+        response = await self._send_key("PUT", key, headers, EMPTY_SHA256, b"", "destination", read_s)
         if response.status in (429, 503):
             raise await self._error_from(response, "destination")
         answer = await self._read_body(response, "destination")
         found = _COPY_ETAG.search(answer)  # S3 may send an error under 200
         if response.status != 200 or found is None:
-            raise NotPlain
+            raise CannotCopy
         return found[1].decode()
 
     async def delete(self, key: str) -> None:
@@ -189,11 +201,12 @@ class BucketHttp:
             raise await self._error_from(response, "destination")
         await self._read_body(response, "destination")
 
-    async def call(self, method: str, key: str = "", query: str = "") -> tuple[int, bytes]:
-        """Sends a request without a body and returns status and body. ``query`` is in canonical form."""
-        path = self._root + encoded(key)
-        response = await self._send(method, path, {}, EMPTY_SHA256, None, "destination", query)
-        return response.status, await self._read_body(response, "destination")
+    async def send(
+        self, method: str, key: str, query: str, headers: Mapping[str, str], data: bytes | None, side: str
+    ) -> Response:
+        """Sends a request and returns its response, the body unread. ``query`` is in canonical form."""
+        sha256 = hashlib.sha256(data).hexdigest() if data is not None else EMPTY_SHA256
+        return await self._send(method, self._root + encoded(key), dict(headers), sha256, data, side, query)
 
     async def control(
         self,
@@ -207,13 +220,11 @@ class BucketHttp:
         ok: Container[int] = (200,),
         extra_read_s: float = 0.0,
     ) -> Reply:
-        """Sends a request of a multipart upload, for any key that is safe in a path.
+        """Sends a request of a multipart upload.
 
         ``query`` is in canonical form. ``extra_read_s`` is added to ``read_s``. Raises ObjectError or Fatal for a
         status that is not in ``ok``.
         """
-        if not _KEY.fullmatch(key):
-            raise NotPlain
         body = None if method == "HEAD" else data
         path, read_s = self._root + encoded(key), self._read_s + extra_read_s
         response = await self._send(method, path, dict(headers), sha256, body, "destination", query, read_s)
@@ -222,7 +233,7 @@ class BucketHttp:
         answer = await self._read_body(response, "destination")
         return Reply(response.status, response.headers, answer, response.sent_twice)
 
-    async def _send_plain(
+    async def _send_key(
         self,
         method: str,
         key: str,
@@ -232,8 +243,6 @@ class BucketHttp:
         side: str,
         read_s: float | None = None,
     ) -> Response:
-        if not _PLAIN_KEY.fullmatch(key):
-            raise NotPlain
         return await self._send(method, self._root + encoded(key), headers, sha256, data, side, read_s=read_s)
 
     async def _send(
@@ -282,7 +291,7 @@ class BucketHttp:
             response.close()
         return body
 
-    async def _error_from(self, response: Response, side: str) -> ObjectError | Fatal | NotPlain:
+    async def _error_from(self, response: Response, side: str) -> ObjectError | Fatal:
         body = await self._read_body(response, side)
         if response.status < 400:
             location, region = response.headers.get("Location"), response.headers.get("x-amz-bucket-region")
@@ -291,22 +300,25 @@ class BucketHttp:
         return store_status(response.status, s3_code(body), side, retry_after_s)
 
 
-def plain_headers(attributes: Mapping[str, str]) -> dict[str, str]:
+def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     """Returns an object's attributes as request headers: S3's own headers by name, all others as user metadata.
 
-    Raises NotPlain for names and values that clients encode in different ways.
+    Metadata is US-ASCII. Other values are sent as words of RFC 2047, as S3 itself returns them (S3 user guide, "Working
+    with object metadata").
     """
     headers = {}
     for name, value in attributes.items():
         lower = name.lower()
-        if not _PLAIN_NAME.fullmatch(lower) or not _PLAIN_VALUE.fullmatch(value):
-            raise NotPlain
-        headers[lower if lower in _HEADERS else _META + lower] = value
+        headers[lower if lower in _HEADERS else _META + lower] = value if _ASCII.fullmatch(value) else _words(value)
     return headers
 
 
+def _words(value: str) -> str:
+    return Header(value, "utf-8").encode(linesep="")
+
+
 def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
-    """Returns the object attributes in a response's headers, under the names that obstore uses."""
+    """Returns the object attributes in a response's headers, under their own names."""
     found = {}
     for name, value in headers.items():
         lower = name.lower()

@@ -1,7 +1,7 @@
 """Control requests to a bucket: listings, preflight, multipart control and the files of a state.
 
-Each request has up to five attempts. The client is synchronous and thread-safe. The job's objects are transferred by
-BucketHttp in the event loop instead (docs/decisions/0031).
+Each request has up to five attempts. The client blocks, and is thread-safe: the requests are sent by a BucketHttp in a
+loop of their own (docs/decisions/0031).
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from typing import TypeVar
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
 from ferry.core import PERMANENT_STATUSES, RETRYABLE_STATUSES, ErrorClass, Fatal, ObjectError, Tries
-from ferry.http import parse_retry_after, tls
+from ferry.http import Response, parse_retry_after
 from ferry.storage import s3_xml
-from ferry.storage.credentials import Access, endpoint_of, keys_of, region_of
-from ferry.storage.errors import from_urllib3, http_errors, redirected, s3_code, store_status
+from ferry.storage.credentials import Access, endpoint_of, http_client
+from ferry.storage.errors import from_store_http, redirected, s3_code, store_status
+from ferry.storage.loop_thread import wait_for
 from ferry.storage.object_info import ObjectInfo, composite_etag, composite_of
-from ferry.storage.s3 import Reply
-from ferry.storage.sigv4 import EMPTY_SHA256, Signer, encoded
-
-if TYPE_CHECKING:
-    from urllib3 import PoolManager
+from ferry.storage.s3 import BucketHttp, Reply
 
 T = TypeVar("T")
-CONNECT_S, READ_S = 15.0, 60.0
+READ_S = 60.0
+TOTAL_S = 24 * 3600.0  # a state's largest file over the slowest line; low_speed.py ends what does not move
 PART_BYTES = 16 << 20
 MAX_PARTS = 10_000  # S3 API, multipart upload limits
 KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
 _MAX_RESPONSE_BYTES = 64 << 20  # a page of 1,000 keys of 1,024 bytes, written as %XX, has 3 MB; plan.json has 200 KB
-_BLOCK_BYTES = 1 << 20
 _NO_PROGRESS = (
     "the {side}'s listing does not advance: its continuation token is missing or repeats. "
     "Check that `endpoint_url` serves ListObjectsV2"
@@ -61,11 +55,7 @@ class BucketControl:
         self._read_s = read_s
         self._tries = tries
         self._deletes_many = True
-        base = urlsplit(self.endpoint)
-        self._origin = f"{base.scheme}://{base.netloc}"
-        self._root = f"{base.path.rstrip('/')}/{bucket}/"
-        port = "" if base.port in (None, {"http": 80, "https": 443}.get(base.scheme)) else f":{base.port}"
-        self._host = f"{base.hostname}{port}"
+        self._http: BucketHttp | None = None
 
     # --- the bucket
 
@@ -193,33 +183,36 @@ class BucketControl:
         return self._unless_missing(once, None)
 
     def download(self, key: str, write: Callable[[bytes], object]) -> bool:
-        """Passes an object to ``write`` in blocks of up to 1 MiB. Returns False if it does not exist.
+        """Passes an object to ``write`` in blocks as they arrive. Returns False if it does not exist.
 
         An interrupted response is resumed where it ended, if the object still has its ETag.
         """
         done, etag = 0, ""
 
-        def once() -> bool:
+        async def once() -> bool:
             nonlocal done, etag
             headers = {"range": f"bytes={done}-"} if done else {}
             if done and etag:
                 headers["if-match"] = etag
-            with self._open("GET", key, {}, headers) as response:
-                if response.status == 404 and not done:
-                    self._check_missing(self._read_reply(response))
-                    return False
-                if response.status != (206 if done else 200):
-                    raise self._error_from(self._read_reply(response))
-                etag = response.headers.get("ETag", "")
-                while block := self._read_block(response, _BLOCK_BYTES):
+            response = await self._ask("GET", key, {}, headers)
+            if response.status == 404 and not done:
+                self._check_missing(await self._read_reply(response))
+                return False
+            if response.status != (206 if done else 200):
+                raise self._error_from(await self._read_reply(response))
+            etag = response.headers.get("ETag", "")
+            try:
+                while block := await self._read_block(response):
                     write(block)
                     done += len(block)
+            finally:
+                response.close()
             return True
 
         while True:
             before = done
             try:
-                return self._unless_missing(once, False)
+                return self._unless_missing(lambda: wait_for(once()), False)
             except ObjectError:
                 if done == before or not etag:  # five attempts without a byte, or no ETag to tell versions apart
                     raise
@@ -298,72 +291,45 @@ class BucketControl:
         *,
         ok: Container[int] = (200,),
     ) -> Reply:
-        with self._open(method, key, query, headers, body) as response:
-            reply = self._read_reply(response)
+
+        async def once() -> Reply:
+            return await self._read_reply(await self._ask(method, key, query, headers, body))
+
+        reply = wait_for(once())
         if reply.status not in ok:
             raise self._error_from(reply)
         if reply.status == 200 and method != "GET" and (code := s3_code(reply.body)):
             raise store_status(200, code, self._side)  # the store did not do it
         return reply
 
-    def _open(
+    async def _ask(
         self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], body: bytes | None = None
-    ) -> Any:
-        path = self._root + encoded(key)
+    ) -> Response:
         query_string = "&".join(f"{name}={s3_xml.query_value(value)}" for name, value in sorted(query.items()))
-        keys = self._keys()
-        sent = dict(headers)
-        if keys is not None:
-            digest = hashlib.sha256(body).hexdigest() if body is not None else EMPTY_SHA256
-            signer = Signer(self._host, self._region)
-            sent = signer.headers(method, path, sent, digest, keys, datetime.now(UTC), query_string)
+        return await self._client().send(method, key, query_string, headers, body, self._side)
+
+    def _client(self) -> BucketHttp:
+        if self._http is None:  # only the one loop of loop_thread.py comes here
+            self._http = http_client(self._bucket, self._access, TOTAL_S, self._read_s)
+        return self._http
+
+    async def _read_block(self, response: Response) -> bytes:
         try:
-            return self._pool.urlopen(
-                method, f"{self._origin}{path}?{query_string}" if query_string else self._origin + path,
-                headers=sent, body=body, retries=False, redirect=False, preload_content=False, decode_content=False,
-            )  # fmt: skip
-        except http_errors() as exc:
-            raise from_urllib3(exc, self._side) from None
+            return await response.read_chunk()
+        except Exception as exc:  # noqa: BLE001 - errors.py knows them
+            raise from_store_http(exc, self._side) from None
 
-    @cached_property
-    def _keys(self) -> Callable[[], Any]:
-        return keys_of(self._access)
-
-    @cached_property
-    def _region(self) -> str:
-        return region_of(self._access)
-
-    @cached_property
-    def _pool(self) -> PoolManager:
-        import urllib3
-
-        timeout = urllib3.Timeout(connect=CONNECT_S, read=self._read_s)
-        common: dict[str, Any] = {"num_pools": 1, "maxsize": 8, "ssl_context": tls(), "timeout": timeout}
-        proxy = getproxies().get(urlsplit(self.endpoint).scheme) if self._access.proxied else None
-        if proxy is None:
-            return urllib3.PoolManager(**common)
-        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        user = f"{parts.username}:{parts.password or ''}" if parts.username else None
-        headers = urllib3.make_headers(proxy_basic_auth=user) if user else None
-        return urllib3.ProxyManager(
-            f"{parts.scheme}://{parts.hostname}:{parts.port or 80}", proxy_headers=headers, **common
-        )
-
-    def _read_block(self, response: Any, most: int) -> bytes:
-        try:
-            block: bytes = response.read(most)
-        except http_errors() as exc:
-            raise from_urllib3(exc, self._side) from None
-        return block
-
-    def _read_reply(self, response: Any) -> Reply:
+    async def _read_reply(self, response: Response) -> Reply:
         blocks, size = [], 0
-        while block := self._read_block(response, _BLOCK_BYTES):  # to the end: only then a truncated body raises
-            blocks.append(block)
-            size += len(block)
-            if size > _MAX_RESPONSE_BYTES:
-                text = f"a response of the {self._side} exceeds {_MAX_RESPONSE_BYTES:,} bytes; please report it"
-                raise ObjectError(ErrorClass.INTERNAL, text)
+        try:
+            while block := await self._read_block(response):  # to the end: only then a truncated body raises
+                blocks.append(block)
+                size += len(block)
+                if size > _MAX_RESPONSE_BYTES:
+                    text = f"a response of the {self._side} exceeds {_MAX_RESPONSE_BYTES:,} bytes; please report it"
+                    raise ObjectError(ErrorClass.INTERNAL, text)
+        finally:
+            response.close()
         return Reply(response.status, response.headers, b"".join(blocks))
 
     def _error_from(self, reply: Reply) -> ObjectError | Fatal:

@@ -30,6 +30,10 @@ def encoded(key: str) -> str:
     return quote(key, safe="/~")
 
 
+def _single_blanks(value: str) -> str:
+    return " ".join(filter(None, value.split(" "))) if "  " in value else value
+
+
 class Signer:
     """Signs requests for one host and region. The signing key of a day is derived once."""
 
@@ -54,8 +58,9 @@ class Signer:
     ) -> dict[str, str]:
         """Returns ``headers`` together with those that sign the request.
 
-        Header names are lower case, values have no surrounding blanks. ``path`` and ``query`` are percent-encoded, the
-        query's parameters sorted and each with its `=`. ``now`` is UTC. All headers and the host are signed.
+        Header names are lower case. Values have no surrounding blanks; several blanks inside are signed as one.
+        ``path`` and ``query`` are percent-encoded, the parameters sorted and each with its `=`. ``now`` is UTC. All
+        headers and the host are signed.
         """
         stamp = now.strftime("%Y%m%dT%H%M%SZ")
         day = stamp[:8]
@@ -63,7 +68,7 @@ class Signer:
         if keys.token is not None:
             signed["x-amz-security-token"] = keys.token
         names = sorted([*signed, "host"])
-        lines = "".join(f"{name}:{self._host if name == 'host' else signed[name]}\n" for name in names)
+        lines = "".join(f"{name}:{self._host if name == 'host' else _single_blanks(signed[name])}\n" for name in names)
         listed = ";".join(names)
         request = f"{method}\n{path}\n{query}\n{lines}\n{listed}\n{payload_sha256}"
         scope = f"{day}/{self._region}/s3/aws4_request"

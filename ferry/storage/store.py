@@ -1,7 +1,6 @@
-"""One interface to object stores: S3 buckets through Ferry's HTTP client and obstore, directories through local.py.
+"""One interface to object stores: S3 buckets through s3.py and s3_control.py, directories through local.py.
 
-Each call maps errors by ferry/storage/errors.py and raises only ObjectError or Fatal; copy_from also raises NotPlain.
-obstore's own retries are off, since ferry/transfer retries whole objects.
+Each call maps errors by ferry/storage/errors.py and raises only ObjectError or Fatal; copy_from also raises CannotCopy.
 """
 
 from __future__ import annotations
@@ -13,15 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
-
-import obstore
-from obstore.store import S3Store
 
 from ferry.core import (
     ONE_PUT_BYTES,
-    PART_BYTES,
     Body,
     Budget,
     Charge,
@@ -34,14 +29,14 @@ from ferry.core import (
 )
 from ferry.http import Algorithm
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
-from ferry.storage.credentials import Access, upload_timeout_s
-from ferry.storage.downloads import Downloads
-from ferry.storage.errors import ALREADY_THERE, NOT_FOUND, ConditionUnsupported, from_store, key_refused
+from ferry.storage.credentials import Access
+from ferry.storage.downloads import Downloads, object_info
+from ferry.storage.errors import ConditionUnsupported, key_refused
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
 from ferry.storage.multipart import Multipart, MultipartUploads, UploadLog
 from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
-from ferry.storage.s3 import BucketHttp, NotPlain
+from ferry.storage.s3 import BucketHttp, CannotCopy, TooLargeAtOnce
 from ferry.storage.s3_control import BucketControl
 
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
@@ -63,7 +58,6 @@ class Store:
     def __init__(
         self,
         uri: str,
-        clients: tuple[S3Store, S3Store] | None,
         prefix: str,
         kind: Literal["s3", "file"],
         spool_dir: Path,
@@ -77,13 +71,9 @@ class Store:
         upload_log: UploadLog | None = None,
         read_s: float = 30.0,
     ) -> None:
-        """``clients`` are obstore's: the second is for uploads, the first for all other requests."""
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
-        self.backend: Any
-        self._uploads: Any
-        self.backend, self._uploads = clients or (None, None)
         self._read_s = read_s
         self._budget = budget or Budget()
         self._make_http = http
@@ -93,7 +83,7 @@ class Store:
         self._controls: dict[str, BucketControl] = {}
         self._http: BucketHttp | None = None
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
-        self._downloads = Downloads(bucket, self.backend, self._http_client, spool_dir, self._budget, pool)
+        self._downloads = Downloads(bucket, self._http_client, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # whether listings are sorted by the keys' bytes
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
         self.read_back_policy = ReadBackPolicy()
@@ -113,7 +103,7 @@ class Store:
         """Writes one object and returns the store's response.
 
         With ``create``, raises AlreadyThere if the key exists. A multipart upload checks by HEAD before it starts, and
-        again by If-None-Match at its end where Ferry's HTTP client sends it.
+        again by If-None-Match at its end.
         """
         try:
             async with self._handling_refusals("write"):
@@ -148,58 +138,28 @@ class Store:
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
             return Sent(await self._directory.put(key, body, create))
-        if body.size <= ONE_PUT_BYTES and (http := self._http_client()) is not None:
-            with contextlib.suppress(NotPlain), body.upload() as data:
-                sent = await http.put(self.path(key), data, body.sha256, attributes, create)
-                if sent.exists:
-                    raise AlreadyThere(maybe_ours=sent.sent_twice)
-                return sent
-        if body.path is not None:
-            return await self._put_parts(key, body, body.path, attributes, create)
-        assert body.data is not None
-        # Without create, one request is forced, so that the ETag is the MD5.
-        extra: dict[str, Any] = {"mode": "create"} if create else {"use_multipart": False}
-        return Sent(await self._put_with_obstore(key, body.data, attributes, extra))
-
-    async def _put_parts(self, key: str, body: Body, file: Path, attributes: Mapping[str, str], create: bool) -> Sent:
-        """Uploads a spooled body in parts. MultipartUploads aborts or logs an upload that does not succeed."""
-        if create and await self.head(key) is not None:
-            raise AlreadyThere
-        http, path = self._http_client(), self.path(key)
-        async with self._budget.upload_in_parts() as at_once:
-
-            async def work() -> Sent:
-                if http is not None:
-                    with contextlib.suppress(NotPlain):
-                        return await Multipart(http, path, body).send(attributes, at_once, create=create)
-                extra = {"use_multipart": True, "chunk_size": PART_BYTES, "max_concurrency": at_once}
-                return Sent(await self._put_with_obstore(key, file, attributes, extra), in_parts=True)
-
-            sent = await self._multipart_uploads.upload(path, work)
+        sent = None
+        if body.size <= ONE_PUT_BYTES:
+            with contextlib.suppress(TooLargeAtOnce), body.upload() as data:
+                sent = await self._http_client().put(self.path(key), data, body.sha256, attributes, create)
+        sent = sent or await self._put_parts(key, body, attributes, create)
         if sent.exists:
             raise AlreadyThere(maybe_ours=sent.sent_twice)
         return sent
 
-    async def _put_with_obstore(
-        self, key: str, source: bytes | Path, attributes: Mapping[str, str], extra: dict[str, Any]
-    ) -> str | None:
-        try:
-            extra |= {"attributes": attributes}
-            async with asyncio.timeout(
-                upload_timeout_s(len(source), self._read_s) if isinstance(source, bytes) else None
-            ):
-                result = await obstore.put_async(self._uploads, self.path(key), source, **extra)
-        except ALREADY_THERE:
-            raise AlreadyThere from None
-        except Exception as exc:
-            raise from_store(exc) from None
-        etag: str | None = result["e_tag"]
-        return etag
+    async def _put_parts(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
+        """Uploads a spooled body in parts. MultipartUploads aborts or logs an upload that does not succeed."""
+        if create and await self.head(key) is not None:
+            raise AlreadyThere
+        upload = Multipart(self._http_client(), self.path(key), body)
+        async with self._budget.upload_in_parts() as at_once:
+            return await self._multipart_uploads.upload(
+                self.path(key), lambda: upload.send(attributes, at_once, create=create)
+            )
 
     def can_copy_from(self, source: Store) -> bool:
         """Returns whether this store's HTTP client can copy: both are buckets of one server with the same access."""
-        both = self.kind == source.kind == "s3" and self._make_http is not None
-        return both and self._access is not None and self._access == source._access
+        return self.kind == source.kind == "s3" and self._access == source._access
 
     async def copy_from(
         self,
@@ -217,16 +177,14 @@ class Store:
         |---|---|---|---|
         | yes | yes | no | digest |
         | yes | no | yes: its MD5 is the source's ETag | read back |
-        | yes | no | yes: its MD5 is another | not confirmed: NotPlain |
+        | yes | no | yes: its MD5 is another | not confirmed: CannotCopy |
         | yes | no | no, as ReadBackPolicy decides | size |
         | no | | no | size |
 
-        Also raises NotPlain if the server does not copy. The caller then reads and writes the bytes.
+        Also raises CannotCopy if the server does not copy. The caller then reads and writes the bytes.
         """
-        http = self._http_client()
-        assert http is not None
         bucket = urlsplit(source.uri).netloc
-        copied = await http.copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
+        copied = await self._http_client().copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
         md5, listed = md5_of_etag(copied), md5_of_etag(etag)
         if md5 is not None and md5 == listed:
             return Confirmation(Confirmed.DIGEST, copied)
@@ -237,7 +195,7 @@ class Store:
         ):
             stored, _ = await self.digest(key, max_bytes=size, algorithm="md5", moved=moved)
             if stored != listed:
-                raise NotPlain
+                raise CannotCopy
             return Confirmation(Confirmed.READ_BACK, copied)
         await check_size(self, key, size)
         return Confirmation(Confirmed.SIZE, copied)
@@ -252,27 +210,15 @@ class Store:
     async def _head(self, key: str, side: str) -> ObjectInfo | None:
         if self._directory is not None:
             return await self._directory.head(key, side)
-        try:
-            meta = await obstore.head_async(self.backend, self.path(key))
-        except NOT_FOUND:
-            return None
-        except Exception as exc:
-            raise from_store(exc, side=side) from None
-        return self._object_info(meta)
+        response = await self._http_client().head(self.path(key), side)
+        return object_info(key, response.length or 0, response) if response is not None else None
 
     async def delete(self, key: str) -> None:
         """Deletes an object. A missing object is not an error. Raises ObjectError and Fatal."""
         if self._directory is not None:
             await self._directory.delete(key)
-        elif (http := self._http_client()) is not None:
-            await http.delete(self.path(key))
         else:
-            try:
-                await obstore.delete_async(self.backend, self.path(key))
-            except FileNotFoundError:
-                return
-            except Exception as exc:
-                raise from_store(exc) from None
+            await self._http_client().delete(self.path(key))
 
     async def get(
         self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
@@ -317,15 +263,16 @@ class Store:
         bucket = urlsplit(self.uri).netloc
         return BucketControl(bucket, self._access, read_s=self._read_s, tries=Tries(attempts=1))
 
-    def _http_client(self) -> BucketHttp | None:
-        """Returns Ferry's HTTP client, created on first use; None for a directory or if only obstore is used."""
-        if self._http is None and self._make_http is not None:
+    def _http_client(self) -> BucketHttp:
+        """Returns the HTTP client of a bucket in this event loop, created on first use."""
+        if self._http is None or not self._http.in_this_loop:
+            assert self._make_http is not None
             self._http = self._make_http()
         return self._http
 
     @property
     def connections_opened(self) -> int:
-        """Returns the number of connections that Ferry's HTTP client has opened."""
+        """Returns the number of connections that the HTTP client has opened."""
         return self._http.connections_opened if self._http is not None else 0
 
     async def clean(self) -> None:
@@ -335,12 +282,17 @@ class Store:
         else:
             await self._multipart_uploads.clean(self.prefix)
 
-    async def close(self) -> None:
-        """Closes connections and threads. The store cannot be used afterwards."""
-        if self._directory is not None:
-            await asyncio.to_thread(self._directory.folder.close)
+    async def disconnect(self) -> None:
+        """Closes the connections of this event loop, so that another loop can use the store."""
         if self._http is not None:
             await self._http.close()
+            self._http = None
+
+    async def close(self) -> None:
+        """Closes connections and the directory. The store cannot be used afterwards."""
+        if self._directory is not None:
+            await asyncio.to_thread(self._directory.folder.close)
+        await self.disconnect()
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[ObjectInfo]]:
         """Yields pages of the objects under the prefix (S3 API: ListObjectsV2).
@@ -360,8 +312,3 @@ class Store:
             await check_size(self, key, body.size)
             return Confirmation(Confirmed.SIZE, sent.etag)
         return await confirm(self, self.read_back_policy, key, body, sent)
-
-    def _object_info(self, meta: Any) -> ObjectInfo:
-        path = str(meta["path"])
-        key = path[len(self.prefix) + 1 :] if self.prefix else path
-        return ObjectInfo(key, int(meta["size"]), meta["e_tag"], meta["last_modified"])

@@ -27,7 +27,7 @@ from ferry.images import Kind as ImageKind
 from ferry.images import is_quick, kind_of_type
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import Limiter, Permit
-from ferry.storage import AlreadyThere, NotPlain, ObjectInfo, Store, md5_of_etag
+from ferry.storage import AlreadyThere, CannotCopy, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.destination import Destination
@@ -143,7 +143,7 @@ class ObjectTransfer:
             assert found is not None
             return self._existing_result(step, row.key, found)
         if (source := self._server_copy_source(row, found)) is not None:
-            with contextlib.suppress(NotPlain):
+            with contextlib.suppress(CannotCopy):
                 return await self._copy_on_server(row, source, permit)
         self.waits.on(response_of(permit.host))
         with _report_to(permit):
@@ -196,7 +196,7 @@ class ObjectTransfer:
         return None
 
     async def _copy_on_server(self, row: Row, source: tuple[Store, str], permit: Permit) -> TransferResult:
-        """Lets the server copy the object. Raises NotPlain if it does not copy, or the copy has other bytes."""
+        """Lets the server copy the object. Raises CannotCopy if it does not copy, or the copy has other bytes."""
         assert row.size is not None
         assert row.etag is not None
         started = time.monotonic()

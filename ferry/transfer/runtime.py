@@ -107,7 +107,7 @@ class Runtime:
         self._budget = Budget(BODIES_BYTES // share)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
-        stores: dict[str, Any] = {**shared, **times, "direct_http": True}
+        stores: dict[str, Any] = {**shared, **times}
         mark = mark_of(state) if job.destination.uri.startswith("file:") else "ferry"
         destination = open_store(
             job.destination.uri,

@@ -109,8 +109,8 @@ def test_no_command_sends_telemetry(project: Project) -> None:
     """Prefect's telemetry is off, also with the user's own server."""
     environment = {name: value for name, value in project.cli.environment.items() if name != "DO_NOT_TRACK"}
     ended = subprocess.run(
-        [sys.executable, "-c", TELEMETRY, "deploy", "--dry-run"], cwd=project.folder, capture_output=True, text=True, timeout=120,
-        env={**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+        [sys.executable, "-c", TELEMETRY, "deploy", "--dry-run"], cwd=project.folder, capture_output=True, text=True,
+        timeout=120, env={**environment, "PREFECT_API_URL": "http://127.0.0.1:9/api"},
     )  # fmt: skip
     assert ended.returncode == 2, ended.stderr
     assert "telemetry: 1 False" in ended.stdout

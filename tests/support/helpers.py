@@ -29,6 +29,7 @@ from ferry.state.queries import folded_ledger
 from ferry.storage.credentials import Access
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.runtime import Runtime
+from tests.servers.odd_s3 import OddS3
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 QUICK = {"attempts": 1, "backoff_s": 0.01, "max_backoff_s": 2.0}
@@ -48,9 +49,12 @@ def make_job(**given: Any) -> Job:
     return Job.model_validate(values)
 
 
-def access(s3: S3Server, *, reader: bool = False) -> Access:
-    keys = (s3.reader_key, s3.reader_secret) if reader else (s3.access_key, s3.secret_key)
-    return Access(s3.endpoint_url, s3.region, keys=(*keys, None))
+def access(server: S3Server | OddS3) -> Access:
+    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+
+
+def read_access(s3: S3Server) -> Access:
+    return Access(s3.endpoint_url, s3.region, keys=(s3.reader_key, s3.reader_secret, None))
 
 
 def row_id(n: int | str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from obstore.store import MemoryStore
 
 from ferry.core.errors import UserError
 from ferry.job.templates import MissingValue, Template, default_key, finish_key, join_key, key_problem
@@ -84,22 +83,6 @@ def test_prefix_counts() -> None:
     """The limit of 1,024 bytes applies to prefix and key together."""
     assert key_problem("a" * 1020, for_directory=False, prefix="p/") is None
     assert "1,024 are allowed" in (key_problem("a" * 1020, for_directory=False, prefix="pppp/") or "")
-
-
-def test_accepted_keys_survive_a_store(tmp_path: Path) -> None:
-    """Each accepted key is put, read, listed and deleted under exactly that key."""
-    memory = MemoryStore()
-
-    @settings(max_examples=200, deadline=None)
-    @given(ODD_KEYS)
-    def check(key: str) -> None:
-        if key_problem(key, for_directory=False) is None:
-            memory.put(key, key.encode())
-            assert bytes(memory.get(key).bytes()) == key.encode()
-            assert [meta["path"] for page in memory.list() for meta in page] == [key]
-            memory.delete(key)
-
-    check()
 
 
 def test_accepted_keys_survive_a_directory(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class Nights(World):
         self.run_no += 1
         before = helpers.by_key(self.state)
         with contextlib.suppress(Fatal):
-            helpers.run(job, self.state, helpers.access(self.s3, reader=True), self.run_no)
+            helpers.run(job, self.state, helpers.read_access(self.s3), self.run_no)
         answer = finish_run(job, self.state, self.run_no)
         assert answer["counts"]["pending"], "rows that nobody could write are to do"
         self.figures = answer["delta"]

@@ -243,9 +243,7 @@ def test_a_destination_that_lets_nothing_be_deleted(world: World) -> None:
     job = world.job(delta={**ALL["delta"], "accept_shorter_manifest": True})
     helpers.run(job, world.state, helpers.access(world.s3), 3)
     with lease.hold_lease(world.state, "test") as held:
-        answer = prune_removed(
-            job, world.state, helpers.access(world.s3), helpers.access(world.s3, reader=True), 3, held.token
-        )
+        answer = prune_removed(job, world.state, helpers.access(world.s3), helpers.read_access(world.s3), 3, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 12)
     assert "s3:DeleteObject" in answer["stop_reason"]
     assert there(world) == before

@@ -13,9 +13,8 @@ from ferry.reconcile.finish import finish_run
 from ferry.reconcile.same_bytes import min_rows
 from ferry.state.files import DirectoryState
 from tasks.reporting.text import Report, same_bytes_note
-from tests.ferry.storage.test_confirmation import reach
 from tests.servers.odd_s3 import OddS3
-from tests.support.helpers import directory_state, make_job, run, write_list
+from tests.support.helpers import access, directory_state, make_job, run, write_list
 
 
 def finished(
@@ -29,7 +28,7 @@ def finished(
     job = make_job(manifest=str(folder / "list.csv"), columns={"id": "sku"}, **given)
     with OddS3() as server:
         server.make_bucket("bucket")
-        run(job, state, reach(server))
+        run(job, state, access(server))
         answer = finish_run(job, state, 1)
     return answer, state, server
 
@@ -82,7 +81,7 @@ def test_one_address_under_many_keys_is_no_placeholder(origin: Origin, tmp_path:
     state, job = directory_state(tmp_path), make_job(manifest=str(tmp_path / "list.csv"))
     with OddS3() as server:
         server.make_bucket("bucket")
-        run(job, state, reach(server))
+        run(job, state, access(server))
         assert len(server.stored("bucket", "p/")) == 20
         assert finish_run(job, state, 1)["same_bytes"] is None
 

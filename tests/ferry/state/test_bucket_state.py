@@ -13,18 +13,14 @@ import pytest
 from ferry.core.errors import Fatal, UserError
 from ferry.state import lease
 from ferry.state.files import State, open_state
-from ferry.storage.credentials import Access
 from tests.servers.odd_s3 import Fault, OddS3, What
+from tests.support.helpers import access
 
 pytestmark = pytest.mark.matrix
 
 
-def reach(server: OddS3) -> Access:
-    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
-
-
 def state_at(server: OddS3, folder: Path) -> State:
-    return open_state("s3://state/some/job", reach(server), folder / "cache")
+    return open_state("s3://state/some/job", access(server), folder / "cache")
 
 
 @pytest.fixture
@@ -164,7 +160,7 @@ def test_a_page_of_the_state_s_list_that_never_comes_is_an_error(tmp_path: Path)
 
 def test_copies_go_with_their_files(odd: OddS3, tmp_path: Path) -> None:
     """A file that the bucket no longer has is deleted from the local cache, even if another machine deleted it."""
-    here, there = state_at(odd, tmp_path), open_state("s3://state/some/job", reach(odd), tmp_path / "elsewhere")
+    here, there = state_at(odd, tmp_path), open_state("s3://state/some/job", access(odd), tmp_path / "elsewhere")
     for name in ("chunks/a.parquet", "chunks/b.parquet", "ledger/l.parquet", "outcomes/o.parquet"):
         here.write(name, b"x")
         assert here.local(name).exists()

@@ -18,7 +18,7 @@ from ferry.state.files import BucketState, DirectoryState, State, open_state
 from ferry.storage.credentials import Access
 from ferry.storage.s3_control import BucketControl
 from tests.servers.odd_s3 import OddS3
-from tests.support.helpers import access
+from tests.support.helpers import access, read_access
 
 pytestmark = pytest.mark.matrix
 
@@ -193,7 +193,7 @@ def test_an_outcome_file_that_changed_is_read_anew(s3: S3Server, bucket: str, tm
 
 def test_a_bucket_state_that_cannot_be_reached_is_fatal(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """Refused credentials raise Fatal for each writing operation, without the response's body in the text."""
-    state = open_state(f"s3://{bucket}/state", access(s3, reader=True), tmp_path / "cache")
+    state = open_state(f"s3://{bucket}/state", read_access(s3), tmp_path / "cache")
     path = tmp_path / "file"
     path.write_bytes(b"x")
     for work in (

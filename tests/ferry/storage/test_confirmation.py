@@ -25,16 +25,12 @@ from ferry.storage.store import Store
 from tasks.reporting.text import outcome_table
 from tests.servers import odd_s3
 from tests.servers.odd_s3 import Fault, OddS3
-from tests.support.helpers import by_key, counts_of, directory_state, make_body, make_job, run, write_list
+from tests.support.helpers import access, by_key, counts_of, directory_state, make_body, make_job, run, write_list
 
 pytestmark = pytest.mark.matrix
 
 ROWS = 80
 MD5, SHA = "a" * 32, "b" * 64
-
-
-def reach(server: OddS3) -> Access:
-    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 def job_for(
@@ -54,7 +50,7 @@ def moved(
     """Runs the job. Returns the outcomes by key, the keys whose stored bytes are wrong, and the state."""
     job, bodies = job_for(origin, server, folder, **given)
     state = directory_state(folder)
-    run(job, state, reach(server))
+    run(job, state, access(server))
     there = server.stored("bucket", "p/")
     return by_key(state), {key for key, body in bodies.items() if there.get(f"p/{key}") != body}, state
 
@@ -112,16 +108,15 @@ def test_objects_that_another_encryption_wrote(origin: Origin, tmp_path: Path) -
     assert wrong == set()
 
 
-@pytest.mark.parametrize("direct_http", [True, False])
 @pytest.mark.parametrize("where", ["bucket", "directory"])
-def test_reading_back_moves(where: str, direct_http: bool, tmp_path: Path) -> None:
+def test_reading_back_moves(where: str, tmp_path: Path) -> None:
     """Each block that is read back counts as progress, so that a long read does not end the run."""
     data, pieces = bytes(5 << 20), []
     body = make_body(data, tmp_path)
     body.on_progress = lambda: pieces.append(1)
 
     async def go(uri: str, access: Access) -> None:
-        store = open_store(uri, access, tmp_path, create=True, direct_http=direct_http)
+        store = open_store(uri, access, tmp_path, create=True)
         try:
             await store.put("k", body, {})
             before = len(pieces)
@@ -133,7 +128,7 @@ def test_reading_back_moves(where: str, direct_http: bool, tmp_path: Path) -> No
     with OddS3(etags="opaque") as server:
         server.make_bucket("bucket")
         uri = "s3://bucket/p/" if where == "bucket" else f"file://{tmp_path}/new/"
-        asyncio.run(go(uri, reach(server)))
+        asyncio.run(go(uri, access(server)))
 
 
 @pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])
@@ -197,7 +192,7 @@ def in_parts(
     bodies = {f"{n}.bin": bytes([n]) * LARGE for n in range(3)}
     write_list(folder / "list.csv", [[origin.add(f"/{key}", body)] for key, body in bodies.items()])
     state = directory_state(folder)
-    run(make_job(manifest=str(folder / "list.csv"), checks="length"), state, reach(server))
+    run(make_job(manifest=str(folder / "list.csv"), checks="length"), state, access(server))
     assert server.requests["UploadPart"] >= 6
     there = server.stored("bucket", "p/")
     return by_key(state), {key for key, body in bodies.items() if there.get(f"p/{key}") != body}
@@ -269,7 +264,7 @@ def test_a_store_that_gave_md5s_once_is_read_back_where_it_gives_others(tmp_path
         return (await store.confirm(f"{number}.jpg", body, sent)).method
 
     async def go(server: OddS3) -> None:
-        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        store = open_store("s3://bucket/p/", access(server), tmp_path)
         ends: list[list[Confirmed]] = []
         stages: list[tuple[Any, int]] = [("kms", 40), ("md5", 1), ("kms", 40)]
         for server.etags, count_ in stages:
@@ -303,7 +298,7 @@ def test_what_is_found_in_place_of_the_object(
     """An upload is not confirmed if the object is missing or has other bytes; store errors are raised unchanged."""
 
     async def go(server: OddS3) -> None:
-        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        store = open_store("s3://bucket/p/", access(server), tmp_path)
         store.read_back_policy.matches = 8 if by_size else 0
         key = next(
             key
@@ -335,7 +330,7 @@ def test_an_upload_in_parts_whose_etag_only_a_head_shows(shown: str, how: Confir
     """A multipart upload without an ETag in the response is confirmed by the ETag of a HEAD (Ceph's RGW)."""
 
     async def go(server: OddS3) -> None:
-        store = open_store("s3://bucket/p/", reach(server), tmp_path)
+        store = open_store("s3://bucket/p/", access(server), tmp_path)
         body = make_body(bytes(LARGE), tmp_path)
         server.put("bucket", "p/k.bin", bytes(LARGE))
         server.objects["bucket"]["p/k.bin"].etag = shown
@@ -368,11 +363,11 @@ def test_how_a_copy_was_confirmed_outlives_a_delta(origin: Origin, tmp_path: Pat
     with OddS3(etags="opaque") as server:
         job, _ = job_for(origin, server, tmp_path)
         state = directory_state(tmp_path)
-        run(job, state, reach(server))
+        run(job, state, access(server))
         before = {key: outcome.confirmed for key, outcome in by_key(state).items()}
         assert set(before.values()) == {Confirmed.READ_BACK, Confirmed.SIZE}
         origin.add("/3.jpg", make_image("jpeg", 3), fault=Trouble.SERVER_ERROR)
-        run(job.model_copy(update={"mode": "delta"}), state, reach(server), 2)
+        run(job.model_copy(update={"mode": "delta"}), state, access(server), 2)
         after = by_key(state)
     assert {key: outcome.confirmed for key, outcome in after.items()} == before
     assert {outcome.status for outcome in after.values()} == {Status.UNCHANGED, Status.FAILED}

@@ -15,18 +15,13 @@ from demo.origin import Trouble as Kind
 from ferry.core.errors import ChunkIncomplete, Fatal, UserError
 from ferry.state import lease
 from ferry.state.files import open_state
-from ferry.storage.credentials import Access
 from ferry.storage.preflight import run_preflight
 from ferry.storage.s3_control import BucketControl
 from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import Fault, OddS3
-from tests.support.helpers import directory_state, engine, latest, make_job, plan, run
+from tests.support.helpers import access, directory_state, engine, latest, make_job, plan, run
 
 pytestmark = pytest.mark.matrix
-
-
-def reach(server: OddS3) -> Access:
-    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 @pytest.fixture
@@ -44,9 +39,9 @@ def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> No
     if what == "error in 200" and operation != "CreateMultipartUpload":
         what = "status"
     odd.faults.append(fault := Fault(what, (operation,), times=1))
-    run_preflight("s3://b/p/", reach(odd))
+    run_preflight("s3://b/p/", access(odd))
     assert fault.struck == 1
-    BucketControl("b", reach(odd)).abort_preflight_uploads("p")
+    BucketControl("b", access(odd)).abort_preflight_uploads("p")
     assert odd.uploads == {}
 
 
@@ -65,7 +60,7 @@ def test_what_the_preflight_says(operation: str, status: int, code: str, said: s
     """The preflight reports a refusal at once, and a server error after five attempts."""
     odd.faults.append(Fault("status", (operation,), status=status, code=code))
     with pytest.raises(UserError, match=said):
-        run_preflight("s3://b/p/", reach(odd))
+        run_preflight("s3://b/p/", access(odd))
     assert odd.requests[operation] == (5 if status == 503 else 1)
 
 
@@ -92,7 +87,7 @@ def test_a_list_in_a_bucket_is_fetched_again(what: Any, odd: OddS3, tmp_path: Pa
     odd.put("b", "list.csv", b"url\n" + b"".join(b"https://img.example/%d.jpg\n" % n for n in range(50)))
     odd.faults.append(fault := Fault(what, ("GetObject",), times=1))
     job = make_job(manifest="s3://b/list.csv", destination=f"file://{tmp_path}/out/")
-    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == 50
+    assert plan(job, directory_state(tmp_path), server=access(odd)).rows == 50
     assert fault.struck == 1
 
 
@@ -111,7 +106,7 @@ FROM_A_PROXY: dict[str, Any] = {"status": 404, "code": ""}
 @pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObjects"])
 def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path) -> None:
     """A 404 of a proxy does not count as a missing state file, and the run keeps its lease."""
-    state = open_state("s3://state/job", reach(odd), tmp_path)
+    state = open_state("s3://state/job", access(odd), tmp_path)
     with lease.hold_lease(state, "test") as held:
         odd.faults.append(fault := Fault("status", (operation,), times=1, **FROM_A_PROXY))
         lease.check_lease(state, held.token)
@@ -125,7 +120,7 @@ def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path
 @pytest.mark.slow
 def test_a_file_that_is_not_there(odd: OddS3, tmp_path: Path) -> None:
     """NoSuchKey is requested once; a 404 without a code counts after five attempts."""
-    state = open_state("s3://state/job", reach(odd), tmp_path)
+    state = open_state("s3://state/job", access(odd), tmp_path)
     for asked, fault in ((1, []), (5, [Fault("status", ("GetObject",), **FROM_A_PROXY)])):
         odd.faults = fault
         for read in (state.read, state.local):
@@ -141,7 +136,7 @@ def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path
     odd.etags = "kms"
     odd.faults.append(fault := Fault("status", (operation,), after=3, times=1, **FROM_A_PROXY))
     state = directory_state(tmp_path)
-    run(moving(tmp_path, 20, retries={"attempts": 2, "backoff_s": 0.01}), state, reach(odd))
+    run(moving(tmp_path, 20, retries={"attempts": 2, "backoff_s": 0.01}), state, access(odd))
     assert {str(outcome.status) for outcome in latest(state).values()} == {"copied"}
     assert fault.struck == 1
 
@@ -154,15 +149,15 @@ def test_an_object_that_may_not_be_read(operation: str, odd: OddS3, tmp_path: Pa
     odd.faults.append(Fault("status", (operation,), status=403, code="AccessDenied", key="p/7 7"))
     state = directory_state(tmp_path)
     job = moving(tmp_path, 120)
-    run(job, state, reach(odd))
+    run(job, state, access(odd))
     failed = [outcome for outcome in latest(state).values() if outcome.status == "failed"]
     assert [(o.key, str(o.error_class), o.retryable) for o in failed] == [("7 7.bin", "forbidden", True)]
     assert "refuses to read this key" in str(failed[0].message)
     odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
     odd.objects["b"].clear()
     state = directory_state(tmp_path, "other")
-    planned = plan(job, state, server=reach(odd))
-    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match="refuses the credentials"):
+    planned = plan(job, state, server=access(odd))
+    with engine(job, state, access(odd)) as runtime, pytest.raises(Fatal, match="refuses the credentials"):
         run_chunk(runtime, planned.chunks[0])
     assert odd.requests[operation] < 2 * 120 + 60
 
@@ -176,13 +171,13 @@ def test_a_redirect_is_told_once(side: str, odd: OddS3, tmp_path: Path) -> None:
     said = "endpoint_url"
     if side == "preflight":
         with pytest.raises(UserError, match=r"names http://localhost:9: set `endpoint_url` to that"):
-            run_preflight("s3://b/p/", reach(odd))
+            run_preflight("s3://b/p/", access(odd))
         assert odd.requests.total() == 1
         return
     state = directory_state(tmp_path)
     job = moving(tmp_path, 200, retries={"attempts": 4, "backoff_s": 0.01}, concurrency=4)
-    planned = plan(job, state, server=reach(odd))
-    with engine(job, state, reach(odd)) as runtime, pytest.raises(Fatal, match=said):
+    planned = plan(job, state, server=access(odd))
+    with engine(job, state, access(odd)) as runtime, pytest.raises(Fatal, match=said):
         run_chunk(runtime, planned.chunks[0])
     assert latest(state) == {}
     assert odd.requests[side] < 60, "not twelve for each of two hundred rows"
@@ -199,13 +194,13 @@ def test_a_condition_that_a_store_does_not_know_is_told_once(policy: str, odd_ke
             path.rename(path.with_name(path.name.replace(" ", "-")))
     with OddS3(conditions="501") as server:
         server.make_bucket("b")
-        planned = plan(job, state, server=reach(server))
-        with engine(job, state, reach(server)) as runtime, pytest.raises(Fatal, match="Set `on_existing: skip-same`"):
+        planned = plan(job, state, server=access(server))
+        with engine(job, state, access(server)) as runtime, pytest.raises(Fatal, match="Set `on_existing: skip-same`"):
             run_chunk(runtime, planned.chunks[0])
         assert latest(state) == {}
         assert server.requests["PutObject"] < 60, "those that were on their way, and no more"
         again = moving(tmp_path, 0, on_existing="skip-same", concurrency=4)
-        run(again, state, reach(server), 2)
+        run(again, state, access(server), 2)
         assert len(server.stored("b", "p/")) == 200
 
 
@@ -215,9 +210,9 @@ def test_nothing_grows_over_nights(odd: OddS3, tmp_path: Path) -> None:
     counts = []
     for night in range(1, 7):
         job = moving(tmp_path, 20 + night, destination="s3://b/p/", mode="delta")
-        state = open_state("s3://state/job", reach(odd), tmp_path / "cache")
+        state = open_state("s3://state/job", access(odd), tmp_path / "cache")
         with contextlib.suppress(ChunkIncomplete):
-            run(job, state, reach(odd), night)
+            run(job, state, access(odd), night)
         there = {key.removeprefix("job/") for key in odd.stored("state")}
         (cache,) = (tmp_path / "cache").iterdir()
         here = {path.relative_to(cache).as_posix() for path in cache.rglob("*") if path.is_file()}

@@ -15,19 +15,14 @@ from ferry.core.records import ErrorClass
 from ferry.planning import existing_objects as ranges
 from ferry.planning.existing_objects import existing_pages
 from ferry.storage import s3_xml
-from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
-from tests.support.helpers import directory_state, latest, make_job, plan
+from tests.support.helpers import access, directory_state, latest, make_job, plan
 
 pytestmark = pytest.mark.matrix
 
 KEYS = [f"{n:04d}.jpg" for n in range(250)]
-
-
-def reach(server: OddS3) -> Access:
-    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 def filled(server: OddS3, keys: list[str] = KEYS) -> OddS3:
@@ -39,7 +34,7 @@ def filled(server: OddS3, keys: list[str] = KEYS) -> OddS3:
 
 
 def store_at(server: OddS3, folder: Path) -> Store:
-    return open_store("s3://b/p/", reach(server), folder)
+    return open_store("s3://b/p/", access(server), folder)
 
 
 def listed(store: Store, **given: Any) -> list[str]:
@@ -138,7 +133,7 @@ def test_a_listing_that_does_not_say_where_it_goes_on(
 
 def test_an_empty_listing_is_believed(odd: OddS3, tmp_path: Path) -> None:
     """An empty bucket needs one request and has no keys."""
-    assert listed(open_store("s3://other/", reach(odd), tmp_path)) == []
+    assert listed(open_store("s3://other/", access(odd), tmp_path)) == []
     assert odd.requests["ListObjectsV2"] == 1
 
 
@@ -169,7 +164,7 @@ def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: 
     """A listed manifest is planned completely although one request failed."""
     odd.faults.append(fault := Fault("status", ("ListObjectsV2",), after=2, times=1))
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
-    assert plan(job, directory_state(tmp_path), server=reach(odd)).rows == len(KEYS)
+    assert plan(job, directory_state(tmp_path), server=access(odd)).rows == len(KEYS)
     assert fault.struck == 1
 
 
@@ -179,7 +174,7 @@ def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: P
     odd.put("b", "p/album/", b"an object all the same")
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     state = directory_state(tmp_path)
-    assert plan(job, state, server=reach(odd)).rows == len(KEYS) + 1
+    assert plan(job, state, server=access(odd)).rows == len(KEYS) + 1
     (failed,) = latest(state).values()
     assert (failed.error_class, failed.source) == (ErrorClass.BAD_URL, "s3://b/p/album/")
 
@@ -188,7 +183,7 @@ def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
     """An <Error> instead of the second page fails the plan."""
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     with OddS3(page_keys=100, listings="error page") as server, pytest.raises(UserError, match="cannot be listed"):
-        plan(job, directory_state(tmp_path), server=reach(filled(server)))
+        plan(job, directory_state(tmp_path), server=access(filled(server)))
 
 
 def copy_job(folder: Path, count: int) -> Any:
@@ -200,7 +195,7 @@ def copy_job(folder: Path, count: int) -> Any:
 def test_a_hiccup_while_the_destination_is_listed(odd: OddS3, tmp_path: Path) -> None:
     """The destination is listed although one request failed; no row needs a HEAD."""
     odd.faults.append(fault := Fault("status", ("ListObjectsV2",), times=1))
-    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=access(odd))
     assert fault.struck == 1
     assert "one listing" in planned.existing
 
@@ -210,14 +205,14 @@ def test_a_destination_that_cannot_be_listed_in_five_tries(odd: OddS3, tmp_path:
     """If listing the destination fails five times, the run ends instead of sending a HEAD per row."""
     odd.faults.append(Fault("status", ("ListObjectsV2",)))
     with pytest.raises(Fatal, match="in 5 tries"):
-        plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+        plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=access(odd))
     assert odd.requests["ListObjectsV2"] == 5
 
 
 def test_a_destination_that_does_not_list(odd: OddS3, tmp_path: Path) -> None:
     """If the store does not support listing (405), each row has a HEAD, and the plan says so."""
     odd.faults.append(Fault("status", ("ListObjectsV2",), status=405, code="MethodNotAllowed"))
-    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=reach(odd))
+    planned = plan(copy_job(tmp_path, 600), directory_state(tmp_path), server=access(odd))
     assert planned.existing.startswith("found by a HEAD for each row, since the destination cannot be listed")
     assert odd.requests["ListObjectsV2"] == 1
 

@@ -56,7 +56,7 @@ class Sender:
         self._given = given
 
     def open(self) -> Store:
-        given = {"direct_http": True, "upload_log": self.notes, **self._given}
+        given = {"upload_log": self.notes, **self._given}
         return open_store(f"s3://{self._bucket}/p", self._access, self.folder, **given)
 
     def body(self, data: bytes = DATA) -> Body:

@@ -18,9 +18,19 @@ from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.state import parquet
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef
-from ferry.storage.s3 import BucketHttp, NotPlain, StaticCredentials
+from ferry.storage.s3 import BucketHttp, CannotCopy, StaticCredentials
 from ferry.transfer.chunk import run_chunk
-from tests.support.helpers import access, directory_state, engine, latest, make_job, make_row, row_id, stored
+from tests.support.helpers import (
+    access,
+    directory_state,
+    engine,
+    latest,
+    make_job,
+    make_row,
+    read_access,
+    row_id,
+    stored,
+)
 
 pytestmark = pytest.mark.matrix
 
@@ -52,7 +62,8 @@ def move(
             "destination": f"s3://{bucket}/new/", **settings,
         }
     )  # fmt: skip
-    with engine(job, state, access(s3), source=access(s3, reader=reader)) as runtime:
+    source = read_access(s3) if reader else access(s3)
+    with engine(job, state, access(s3), source=source) as runtime:
         run_chunk(runtime, ref)
     return latest(state)[row_id(1)], state
 
@@ -124,10 +135,11 @@ def test_an_object_that_is_gone(s3: S3Server, bucket: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("key", ["old/grün.jpg", "old/a b.jpg", "old/a+b.jpg", "old/100%.jpg"])
-def test_keys_that_clients_write_differently_are_read(s3: S3Server, key: str, bucket: str, tmp_path: Path) -> None:
-    """An object whose key clients encode differently is read and written."""
+def test_keys_that_clients_write_differently(s3: S3Server, key: str, bucket: str, tmp_path: Path) -> None:
+    """An object whose key clients encode differently is copied by the server as any other."""
     outcome, _ = move(s3, bucket, tmp_path, put(s3, bucket, key))
-    assert was_read(outcome)
+    assert outcome.status is Status.COPIED
+    assert not was_read(outcome)
     assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
 
 
@@ -191,8 +203,8 @@ def test_the_copy_s_etag(quote: str) -> None:
     ],
 )
 def test_a_server_that_does_not_copy(status: int, body: str) -> None:
-    """If the server does not copy, NotPlain is raised so that the bytes are read and written."""
-    with pytest.raises(NotPlain):
+    """If the server does not copy, CannotCopy is raised so that the bytes are read and written."""
+    with pytest.raises(CannotCopy):
         ask(answers(status, body))
 
 
@@ -220,5 +232,5 @@ def test_only_what_the_server_copies_begins_with_many_at_once(
 def test_another_servers_objects_are_read_at_the_usual_pace(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """With other credentials at the source, the concurrency starts as usual."""
     job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", checks="none")
-    with engine(job, directory_state(tmp_path), access(s3), source=access(s3, reader=True)) as runtime:
+    with engine(job, directory_state(tmp_path), access(s3), source=read_access(s3)) as runtime:
         assert runtime.limiter.host("destination").snapshot().limit == 32

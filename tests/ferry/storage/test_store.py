@@ -60,28 +60,28 @@ def wait(work: Awaitable[T]) -> T:
     return LOOP.run_until_complete(run())
 
 
-def opened(uri: str, known: Access, spool: Path, direct_http: bool) -> Iterator[Store]:
-    store = open_store(uri, known, spool, direct_http=direct_http, create=True)
+def opened(uri: str, known: Access, spool: Path) -> Iterator[Store]:
+    store = open_store(uri, known, spool, create=True)
     yield store
     wait(store.close())
 
 
-@pytest.fixture(params=["file", "s3", "s3 http"])
+@pytest.fixture(params=["file", "s3"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "file":
-        yield from opened(f"file://{tmp_path}/out%20dir/", Access(), tmp_path / "spool", False)
+        yield from opened(f"file://{tmp_path}/out%20dir/", Access(), tmp_path / "spool")
         return
     s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
-    yield from opened(f"s3://{bucket}/some/prefix/", access(s3), tmp_path / "spool", request.param == "s3 http")
+    yield from opened(f"s3://{bucket}/some/prefix/", access(s3), tmp_path / "spool")
 
 
-@pytest.fixture(params=[False, True], ids=["obstore", "http client"])
-def open_it(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str, Access], Store]]:
-    """Opens stores with obstore alone, or with the HTTP client."""
+@pytest.fixture
+def open_it(tmp_path: Path) -> Iterator[Callable[[str, Access], Store]]:
+    """Opens stores, and closes them at the end."""
     stores: list[Store] = []
 
     def go(uri: str, known: Access) -> Store:
-        stores.append(open_store(uri, known, tmp_path, direct_http=request.param))
+        stores.append(open_store(uri, known, tmp_path))
         return stores[-1]
 
     yield go
@@ -194,7 +194,7 @@ def test_sizes_around_the_spool(size: int, store: Store, tmp_path: Path) -> None
     """Bodies of all sizes arrive whole and confirmed, and no spool file stays."""
     data = (bytes(range(251)) * (size // 251 + 1))[:size]
     spool = tmp_path / "mine"
-    wait(arrives(store, data, spool, in_parts=size > PART_BYTES and not uses_http(store)))
+    wait(arrives(store, data, spool, in_parts=False))
     assert not list(tmp_path.rglob("body-*"))
 
 
@@ -204,13 +204,8 @@ def test_one_request_up_to_a_size(
 ) -> None:
     """A body of ONE_PUT_BYTES is one request; a larger one is a multipart upload."""
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 20 * MIB)
-    for store in opened(f"s3://{bucket}/p/", access(s3), tmp_path / "spool", True):
+    for store in opened(f"s3://{bucket}/p/", access(s3), tmp_path / "spool"):
         wait(arrives(store, b"ab" * 10 * MIB + b"c" * more, tmp_path, in_parts=more == 1))
-
-
-def uses_http(store: Store) -> bool:
-    """Returns whether the store sends single objects by its own HTTP client."""
-    return store._make_http is not None
 
 
 async def arrives(store: Store, data: bytes, spool: Path, *, in_parts: bool) -> None:
@@ -377,8 +372,7 @@ def test_an_endpoint_that_is_not_there_may_be_tried_again(
         wait(WORKS[what](store, tmp_path))
     assert AGAIN[caught.value.error_class] is Again.NOW
     assert caught.value.error_class is ErrorClass.STORE_ERROR
-    failed = "the connection to the destination failed"
-    assert caught.value.message in (failed, f"{failed} (ECONNREFUSED)")  # obstore does not say why
+    assert caught.value.message == "the connection to the destination failed (ECONNREFUSED)"
 
 
 def test_a_key_that_the_server_refuses_is_the_rows_failure(

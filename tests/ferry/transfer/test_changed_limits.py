@@ -29,7 +29,7 @@ def set_limits(runtime: Runtime, limits: Limits) -> None:
 
 @contextlib.contextmanager
 def a_chunk(origin: Origin, s3: S3Server, bucket: str, folder: Path, **limits: Any) -> Iterator[Runtime]:
-    """A runtime with a chunk on its way; at the end of the block its limits are removed, and all its rows are copied."""
+    """A runtime with a chunk on its way. At the end of the block its limits are removed, and all rows are copied."""
     state = directory_state(folder)
     ref = write_chunk(state, healthy(origin, ROWS))
     origin.latency_s = 0.1

@@ -37,6 +37,7 @@ from tests.support.helpers import (
     make_job,
     make_row,
     plan,
+    read_access,
     row_id,
     stored,
     write_list,
@@ -287,7 +288,7 @@ def test_credentials_that_do_not_write_are_fatal(origin: Origin, s3: S3Server, b
     state = directory_state(tmp_path)
     ref = write_chunk(state, healthy(origin, 100))
     origin.latency_s = 0.02
-    with engine(job_for(bucket, concurrency=4), state, access(s3, reader=True)) as runtime:
+    with engine(job_for(bucket, concurrency=4), state, read_access(s3)) as runtime:
         with pytest.raises(Fatal, match="credentials"):
             run_chunk(runtime, ref)
         assert runtime.stopping
