@@ -2,9 +2,9 @@
 
 Stores and directories keep every character of a key except `/` and ASCII control characters. That includes
 `+ % # ? \\ * ~ { } | ^ [ ]`, spaces, NBSP and both Unicode forms. This module refuses keys that some of them change:
-empty, `.` and `..` segments, and control characters. In a directory it also refuses the name that Ferry reserves for
-unfinished files. Limits of single servers are not checked here: SeaweedFS 4.48 stores
-`a\\b` as `a/b` and refuses names over 255 bytes.
+empty, `.` and `..` segments, which are mistakes of a list or a template, and control characters. In a directory it also
+refuses the name that Ferry reserves for unfinished files. Limits of single servers are not checked here: SeaweedFS 4.48
+stores `a\\b` as `a/b` and refuses names over 255 bytes.
 """
 
 from __future__ import annotations
@@ -280,10 +280,11 @@ def join_key(prefix: str, key: str) -> str:
     return f"{prefix.rstrip('/')}/{key.lstrip('/')}" if prefix.strip("/") else key.lstrip("/")
 
 
-def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | None:
+def key_problem(key: str, *, for_directory: bool, prefix: str = "", as_listed: bool = False) -> str | None:
     """Returns why a key is not valid, as a sentence, or None if it is valid.
 
-    ``prefix`` is the destination's, since the limit of 1,024 bytes applies to prefix and key together.
+    ``prefix`` is the destination's, since the limit of 1,024 bytes applies to prefix and key together. A key
+    ``as_listed`` is that of a bucket's object, and may have empty segments, `.` and `..`: they are no mistake there.
     """
     if len(key) + len(prefix) <= 250 and key.isascii() and _PLAIN_KEY.fullmatch(key):
         return None  # the fast path for most keys
@@ -297,6 +298,8 @@ def key_problem(key: str, *, for_directory: bool, prefix: str = "") -> str | Non
         return "the key holds an unpaired surrogate, which is not valid text"
     if size > MAX_KEY_BYTES:
         return f"the key is {size:,} bytes long with its prefix; {MAX_KEY_BYTES:,} are allowed"
+    if as_listed:
+        return None
     segments = key.split("/")
     if not segments[0]:
         return "the key begins with `/`"

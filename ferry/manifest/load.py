@@ -124,6 +124,7 @@ def _load(
         roots=job.roots(),
         prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
         for_directory=parts.scheme == "file",
+        as_listed=job.is_listed() and key_template is None and parts.scheme == "s3",
         unread=unread,
         bare_hosts=bare_hosts,
         sources=[job.columns.of("source") or "", *more] if (more := job.columns.more_sources) else (),

@@ -100,9 +100,11 @@ class Normaliser:
         key_template: Template | None,
         prefix: str,
         for_directory: bool,
+        as_listed: bool = False,
         unread: Collection[str] = (),
     ) -> None:
         """``unread``: roles without a column; a batch may have a column of that name for a template."""
+        self._as_listed = as_listed
         self._addresses, self._key_template = addresses, key_template
         self._prefix, self._for_directory, self._unread = prefix, for_directory, frozenset(unread)
         self.problems: Counter[str] = Counter()
@@ -155,7 +157,7 @@ class Normaliser:
         template, prefix, for_directory = self._key_template, self._prefix, self._for_directory
         if template is None:
             keys = [
-                default if key is None else key.lstrip("/")
+                default if key is None else key if self._as_listed else key.lstrip("/")
                 for key, default in zip(key_column, default_keys, strict=True)
             ]
             deferred = False
@@ -177,7 +179,7 @@ class Normaliser:
                     problems[index] = (_BAD_KEY, template.missing(row))
                 continue
             final = finish_key(key, _ANY_SHA256, "jpeg") if deferred else key
-            why = key_problem(final, for_directory=for_directory, prefix=prefix)
+            why = key_problem(final, for_directory=for_directory, prefix=prefix, as_listed=self._as_listed)
             if why is not None:
                 problems.setdefault(index, (_BAD_KEY, f"{why}; set `key`, or give the row another one"))
         return keys
@@ -228,6 +230,7 @@ def normalise(
     roots: Sequence[str] = (),
     prefix: str = "",
     for_directory: bool,
+    as_listed: bool = False,
     unread: Collection[str] = (),
     bare_hosts: bool = False,
     sources: Sequence[str] = (),
@@ -237,14 +240,16 @@ def normalise(
 
     ``con`` finds duplicate rows, within its own limit on memory. ``roots``: `s3://` and `file://` sources must be under
     one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it.
-    ``bare_hosts``: sources are addresses without a scheme. ``unread``: roles that no column has, although a batch may
-    have values of that name for a template. ``sources``: columns with addresses of one object. The file gets its name
+    ``as_listed``: the rows are the objects of a listing, and a bucket gets their keys as they are. ``bare_hosts``:
+    sources are addresses without a scheme. ``unread``: roles that no column has, although a batch may have values of
+    that name for a template. ``sources``: columns with addresses of one object. The file gets its name
     when it is complete. Raises what ``batches`` raises, and OSError if the file cannot be written.
     """
     addresses = Addresses(url_template, roots, bare_hosts=bare_hosts, columns=sources)
     normaliser = Normaliser(
-        addresses=addresses, key_template=key_template, prefix=prefix, for_directory=for_directory, unread=unread
-    )
+        addresses=addresses, key_template=key_template, prefix=prefix, for_directory=for_directory,
+        as_listed=as_listed, unread=unread,
+    )  # fmt: skip
     unfinished = out_path.with_name(out_path.name + ".unfinished")
     rows = 0
     try:

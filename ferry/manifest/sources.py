@@ -138,8 +138,8 @@ def _under_root(source: str, kind: str, roots: Sequence[str]) -> tuple[str | Non
                 return None, "the source is a root itself, not an object"
             if not key.isascii() and _SURROGATE.search(key):
                 return None, "the source contains an unpaired surrogate, which is not valid text"
-            if key.endswith("/"):  # a store's client would request the object without it
-                return None, "the source ends in `/`, so it is not an object"
+            if kind == "file" and key.endswith("/"):
+                return None, "the source ends in `/`, so it is not a file"
             if kind == "file" and any(part in (".", "..") for part in key.split("/")):
                 return None, "the source contains `.` or `..`, which could leave its root"
             return key.lstrip("/"), None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 from ferry.core import (
     ONE_PUT_BYTES,
@@ -22,10 +24,13 @@ from ferry.core import (
     Charge,
     Confirmed,
     ErrorClass,
+    Fatal,
     ObjectError,
     Refused,
     Tries,
     no_delay,
+    whole_body,
+    worth_another_try,
 )
 from ferry.http import Algorithm
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
@@ -39,6 +44,9 @@ from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
 from ferry.storage.s3 import BucketHttp, CannotCopy, TooLargeAtOnce
 from ferry.storage.s3_control import BucketControl
 
+# A key with an empty segment, `.` or `..`, or a final `/`: some stores write such an object under another key.
+_ODD_KEY = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
+_ODD_PROBE = "a//b/./c/../d/"
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
 
 Request = Literal["head", "read", "write"]  # counted apart, since a store may allow one and refuse another
@@ -86,6 +94,7 @@ class Store:
         self._downloads = Downloads(bucket, self._http_client, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # whether listings are sorted by the keys' bytes
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
+        self._keeps_odd_keys: asyncio.Task[None] | None = None
         self.read_back_policy = ReadBackPolicy()
 
     def path(self, key: str) -> str:
@@ -135,9 +144,43 @@ class Store:
             return await self._directory.may_write()
         return (await asyncio.to_thread(self.control().may_write, self.prefix)).status < 300
 
+    async def _check_key(self, key: str) -> None:
+        """Raises ObjectError (BAD_KEY) for a key that this bucket would change; tried when it is first needed."""
+        if self.kind == "s3" and _ODD_KEY.search(self.path(key)):
+            if self._keeps_odd_keys is None:
+                self._keeps_odd_keys = asyncio.create_task(self._try_odd_keys())
+            try:
+                await asyncio.shield(self._keeps_odd_keys)
+            except ObjectError as error:
+                if error.error_class is not ErrorClass.BAD_KEY:
+                    self._keeps_odd_keys = None  # the next such key tries again
+                raise
+
+    async def _try_odd_keys(self) -> None:
+        key = self.path(f".ferry-preflight-{uuid4().hex}/{_ODD_PROBE}")
+        body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
+        http = self._http_client()
+        try:
+            await http.put(key, body.data or b"", body.sha256, {}, create=False)
+            page = await asyncio.to_thread(lambda: next(self.control().pages(key), []))
+            kept = key in [found.key for found in page]
+        except ObjectError as error:
+            if worth_another_try(error):
+                raise
+            kept = False  # refused
+        finally:
+            with contextlib.suppress(ObjectError, Fatal):
+                await http.delete(key)
+        if not kept:
+            raise ObjectError(
+                ErrorClass.BAD_KEY,
+                "this store refuses or changes keys with `//`, a segment `.` or `..`, or a final `/`; set `key`",
+            )
+
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
             return Sent(await self._directory.put(key, body, create))
+        await self._check_key(key)
         sent = None
         if body.size <= ONE_PUT_BYTES:
             with contextlib.suppress(TooLargeAtOnce), body.upload() as data:
@@ -183,6 +226,7 @@ class Store:
 
         Also raises CannotCopy if the server does not copy. The caller then reads and writes the bytes.
         """
+        await self._check_key(key)
         bucket = urlsplit(source.uri).netloc
         copied = await self._http_client().copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
         md5, listed = md5_of_etag(copied), md5_of_etag(etag)
@@ -205,6 +249,7 @@ class Store:
         if side == "source":
             return await self._head(key, side)
         async with self._handling_refusals("head"):
+            await self._check_key(key)
             return await self._head(key, side)
 
     async def _head(self, key: str, side: str) -> ObjectInfo | None:

@@ -107,9 +107,10 @@ def plan(
     mode: Mode = "plain",
     *,
     server: Access = Access(),
+    source: Access | None = None,
     **ask: Any,
 ) -> Planned:
-    return make_plan(job, state, Accesses(server, server), PlanOptions(run_no=run_no, mode=mode, **ask))
+    return make_plan(job, state, Accesses(source or server, server), PlanOptions(run_no=run_no, mode=mode, **ask))
 
 
 def chunk_rows(state: State, ref: ChunkRef) -> list[Row]:
@@ -185,10 +186,18 @@ def engine(
             runtime.close()
 
 
-def run(job: Job, state: State, server: Access, run_no: int = 1, mode: Mode = "plain", **ask: Any) -> Planned:
+def run(
+    job: Job,
+    state: State,
+    server: Access,
+    run_no: int = 1,
+    mode: Mode = "plain",
+    source: Access | None = None,
+    **ask: Any,
+) -> Planned:
     """A whole run without Prefect: plan, each chunk once, fold. Chunks may stay incomplete."""
-    planned = plan(job, state, run_no, mode, server=server, **ask)
-    with engine(job, state, server, run_no) as runtime:
+    planned = plan(job, state, run_no, mode, server=server, source=source, **ask)
+    with engine(job, state, server, run_no, source=source) as runtime:
         for ref in planned.chunks:
             with contextlib.suppress(ChunkIncomplete):
                 run_chunk(runtime, ref)

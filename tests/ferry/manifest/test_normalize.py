@@ -191,7 +191,8 @@ def test_addresses_without_a_scheme(text: str, is_so: bool) -> None:
         ("s3://old/images2/x.jpg", None, "the source is under none of the roots (`file:///srv/images/`, `s3://old/images/`, `s3://old/images/deep/`)"),
         ("file:///srv/images/../../etc/passwd", None, "the source contains `.` or `..`, which could leave its root"),
         ("s3://old/images/", None, "the source is a root itself, not an object"),
-        ("s3://old/images/a.jpg/", None, "the source ends in `/`, so it is not an object"),
+        ("s3://old/images/a.jpg/", "a.jpg/", "the key ends in `/`, so it names no object; set `key`, or give the row another one"),
+        ("file:///srv/images/a.jpg/", None, "the source ends in `/`, so it is not a file"),
     ],
 )  # fmt: skip
 def test_roots(tmp_path: Path, source: str, key: str | None, message: str | None) -> None:

@@ -169,14 +169,20 @@ def test_a_planner_meets_a_hiccup_on_a_page_of_its_source(odd: OddS3, tmp_path: 
 
 
 def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: Path) -> None:
-    """An empty directory marker is not a row; an object whose key ends in `/` is a failed row."""
+    """An empty directory marker is not a row; an object whose key ends in `/` is one, which no directory can hold."""
     odd.put("b", "p/photos/", b"")
     odd.put("b", "p/album/", b"an object all the same")
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     state = directory_state(tmp_path)
     assert plan(job, state, server=access(odd)).rows == len(KEYS) + 1
+    assert latest(state) == {}
+    to_directory = job.model_copy(
+        update={"destination": job.destination.model_copy(update={"uri": f"file://{tmp_path}/n/"})}
+    )
+    state = directory_state(tmp_path, "other")
+    plan(to_directory, state, server=access(odd))
     (failed,) = latest(state).values()
-    assert (failed.error_class, failed.source) == (ErrorClass.BAD_URL, "s3://b/p/album/")
+    assert (failed.error_class, failed.source) == (ErrorClass.BAD_KEY, "s3://b/p/album/")
 
 
 def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:
