@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
-import textwrap
+import sys
 import warnings
+from collections.abc import Mapping
 from difflib import get_close_matches
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self, TypeVar
@@ -129,16 +131,21 @@ class Model(BaseModel):
         ]
 
 
-def key_docstrings(model: type[Model]) -> dict[str, str]:
+@functools.cache
+def key_docstrings(model: type[Model]) -> Mapping[str, str]:
     """Returns the text below each key of a model, from its source."""
     found = {}
     for base in reversed(model.__mro__[: model.__mro__.index(Model)]):
-        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(definition, ast.ClassDef)
-        for key, text in pairwise(definition.body):
+        for key, text in pairwise(_classes_of(base.__module__)[base.__name__].body):
             if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(text, ast.Expr):
                 found[key.target.id] = inspect.cleandoc(ast.literal_eval(text.value))
     return found
+
+
+@functools.cache
+def _classes_of(module: str) -> dict[str, ast.ClassDef]:
+    body = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}
 
 
 class ModelOfTypes(Model):
