@@ -20,8 +20,8 @@ from benchmarks.images import images
 from benchmarks.place import BENCH, work_folders
 from benchmarks.turns import AT_ONCE, ROUNDS, Took, at_once, show
 from demo.ports import free_ports
+from ferry.http.dial import AnyAddress
 from ferry.http.pool import Connections
-from ferry.storage.s3 import AnyAddress
 
 OBJECTS = 2_000
 _CONF = """

@@ -51,6 +51,21 @@ class AddressBlocked(FerryError, OSError):
     """The address filter refuses to connect. A subclass of OSError, because a socket factory may raise it."""
 
 
+class ProxyError(FerryError, OSError):
+    """A proxy does not answer, or does not connect to a host. The text names the proxy without its password.
+
+    ``status`` is that of its answer. ``away`` means that it does not answer at all, which concerns all its hosts.
+    """
+
+    def __init__(self, message: str, status: int | None = None, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.status, self.away = status, away
+
+
+class ProxyUnusable(Fatal):
+    """A proxy refuses the credentials, or has not answered for too long. The text names it without its password."""
+
+
 class NotHttp(FerryError):
     """The response is not valid HTTP/1.1, or its header is too long."""
 
@@ -102,7 +117,7 @@ class ObjectError(FerryError):
         self.requests = requests  # HTTP requests that this attempt made
         self.no_response = False  # True: the host sent nothing, not even a status
         self.at_destination = False  # True: the upload failed, not the source
-        self.destination_unreachable = False  # for every row: this row did not cause the failure
+        self.outage = False  # True: the destination or a proxy does not answer at all, which is not this row's failure
         self.body_sha256: str | None = None  # of the complete body, if one was received
 
     @property

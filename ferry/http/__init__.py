@@ -3,12 +3,14 @@
 from ferry.http.address_filter import AddressFilter, Resolver, SystemResolver
 from ferry.http.auth import Auth, TokenRequest, basic
 from ferry.http.connection import Response, Upload
+from ferry.http.dial import AnyAddress
 from ferry.http.errors import closed_before_response, from_origin
 from ferry.http.exchange import USER_AGENT, Fetched, NotModified, OriginOptions
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients, recipient, site_of_template
 from ferry.http.headers import media_type, printable_header
+from ferry.http.network import Network, Proxy, context_for, proxy_at, proxy_for, tls
 from ferry.http.origin import Origin
-from ferry.http.pool import Connections, tls
+from ferry.http.pool import Connections
 from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Targets
@@ -18,14 +20,17 @@ __all__ = [
     "USER_AGENT",
     "AddressFilter",
     "Algorithm",
+    "AnyAddress",
     "Arriving",
     "Auth",
     "Connections",
     "Fetched",
     "Hashing",
+    "Network",
     "NotModified",
     "Origin",
     "OriginOptions",
+    "Proxy",
     "Reader",
     "Recipients",
     "Resolver",
@@ -36,10 +41,13 @@ __all__ = [
     "Upload",
     "basic",
     "closed_before_response",
+    "context_for",
     "from_origin",
     "media_type",
     "parse_retry_after",
     "printable_header",
+    "proxy_at",
+    "proxy_for",
     "recipient",
     "site_of_template",
     "stream_body",

@@ -19,7 +19,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypedDict
 
 from ferry.core import AddressBlocked, UserError, escaped, short
-from ferry.http.address_ranges import METADATA, Address, inside, special, translated, translators, unmapped, unscoped
+from ferry.http.address_ranges import (
+    METADATA,
+    METADATA_NAMES,
+    Address,
+    inside,
+    special,
+    translated,
+    translators,
+    unmapped,
+    unscoped,
+)
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -129,6 +139,30 @@ class AddressFilter:
         endpoints: set[tuple[str | Address, int]] = {(name, port), (address, port)}
         by_network = any(address in network for network in self._networks if network.version == address.version)
         return by_network or name in self._hosts or not endpoints.isdisjoint(self._endpoints)
+
+    def allows_host(self, host: str, port: int) -> bool:
+        """Return whether an entry of the job allows this host, by its name or by the address that it spells."""
+        try:
+            literal = parse_literal(host)
+        except ValueError:
+            return False
+        if literal is not None:
+            return self.allows_explicitly("", str(literal), port)
+        return _plain(host) in self._hosts or (_plain(host), port) in self._endpoints
+
+    def name_verdict(self, host: str) -> str | None:
+        """Return None if a proxy may be asked for a host, else a sentence that says why not.
+
+        | host | verdict |
+        |---|---|
+        | a name of a metadata service | blocked |
+        | any other name: what it resolves to is the proxy's knowledge | None |
+        | a literal address, which :meth:`verdict` judges | None |
+        """
+        cloud = METADATA_NAMES.get(_plain(host))
+        if cloud is None:
+            return None
+        return f"{_shown(host)} is a metadata service ({cloud}), which serves credentials; Ferry does not request it"
 
     def port_verdict(self, host: str, port: int) -> str | None:
         """Return None if Ferry may send HTTP to this port, else a sentence that says why not.
@@ -288,6 +322,11 @@ class FilteringResolver:
         if why is not None and sockaddr[:2] not in self._opened_by_name:
             raise AddressBlocked(why)
         return socket.socket(family=family, type=kind, proto=protocol)
+
+    def check_name(self, host: str) -> None:
+        """Check a host before a proxy is asked for it. Raises AddressBlocked."""
+        if why := self._filter.name_verdict(host):
+            raise AddressBlocked(why)
 
     async def check_connection(self, sock: socket.socket) -> None:
         """Check an open connection before anything is sent on it. Raises AddressBlocked.

@@ -30,6 +30,16 @@ METADATA: dict[Address, str] = {
     )
 }
 
+# Names that resolvers inside these clouds have for such addresses.
+METADATA_NAMES: dict[str, str] = {
+    "metadata": "Google Cloud",
+    "metadata.google.internal": "Google Cloud",
+    "metadata.goog": "Google Cloud",
+    "instance-data": "AWS",
+    "instance-data.ec2.internal": "AWS",
+    "metadata.tencentyun.com": "Tencent Cloud",
+}
+
 # IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890): all addresses that are not plain global unicast.
 _SPECIAL_4 = [
     (ipaddress.IPv4Network(network), what)

@@ -15,6 +15,7 @@ from ferry.core import (
     LowSpeed,
     NotHttp,
     ObjectError,
+    ProxyError,
     disk_error,
     errno_name,
 )
@@ -56,6 +57,8 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     """
     if isinstance(exc, (ObjectError, Fatal)):
         return exc
+    if isinstance(exc, ProxyError):
+        return _from_proxy(exc)
     if isinstance(exc, AddressBlocked):
         return ObjectError(ErrorClass.BLOCKED_ADDRESS, str(exc))
     if isinstance(exc, LowSpeed):
@@ -63,7 +66,7 @@ def from_origin(exc: BaseException) -> ObjectError | Fatal:
     if isinstance(exc, TimeoutError):
         return ObjectError(ErrorClass.TIMEOUT, "the origin did not answer in time")
     if isinstance(exc, ssl.SSLError):
-        return ObjectError(ErrorClass.TLS, "the TLS connection failed: " + _tls_reason(exc))
+        return ObjectError(ErrorClass.TLS, _tls_words(exc))
     if isinstance(exc, socket.gaierror):
         return ObjectError(ErrorClass.DNS, "the origin's host name does not resolve")
     if isinstance(exc, BodyCut):
@@ -87,5 +90,28 @@ def closed_before_response(exc: BaseException) -> bool:
     return isinstance(exc, (Disconnected, ConnectionResetError, BrokenPipeError))
 
 
-def _tls_reason(exc: BaseException) -> str:
-    return str(getattr(exc, "verify_message", "") or getattr(exc, "reason", "") or type(exc).__name__)
+# Verification errors of OpenSSL (x509_vfy.h) for an issuer that is not among the trusted ones.
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
+
+
+def _tls_words(exc: ssl.SSLError) -> str:
+    if message := getattr(exc, "verify_message", ""):  # of an SSLCertVerificationError that ssl has raised
+        advice = "; set `network.ca_bundle`" if getattr(exc, "verify_code", 0) in _UNKNOWN_ISSUER else ""
+        return f"the certificate is not trusted: {message}{advice}"
+    return f"the TLS connection failed: {getattr(exc, 'reason', '') or type(exc).__name__}"
+
+
+def _from_proxy(exc: ProxyError) -> ObjectError:
+    """Return the error for a proxy that does not connect to a host.
+
+    | the proxy | class | retried |
+    |---|---|---|
+    | does not answer | connection, as an outage: the row waits | now |
+    | 4xx | forbidden: its rules do not allow the host | next run |
+    | 5xx, or no HTTP | connection: the host, as the proxy sees it | now |
+    """
+    refused = exc.status is not None and exc.status < 500
+    error = ObjectError(ErrorClass.FORBIDDEN if refused else ErrorClass.CONNECTION, str(exc))
+    error.status_code = exc.status if refused else None
+    error.outage = exc.away
+    return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from multidict import CIMultiDict
 
@@ -11,6 +11,7 @@ from ferry.core import (
     Body,
 )
 from ferry.http.auth import Auth
+from ferry.http.network import Network
 
 USER_AGENT = "ferry/0.1 (moves image libraries; the job's owner can name a contact with source.user_agent)"
 
@@ -36,6 +37,7 @@ class OriginOptions:
     user_agent: str = USER_AGENT
     connections: int = 512
     auth: Auth | None = None
+    network: Network = field(default_factory=Network)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from ferry.core import (
+    Again,
     Batches,
     Budget,
     Charge,
@@ -30,11 +31,12 @@ from ferry.core import (
 from ferry.http.address_filter import AddressFilter, FilteringResolver, Resolver
 from ferry.http.auth import Credential, Header
 from ferry.http.connection import Response
+from ferry.http.dial import Site
 from ferry.http.errors import closed_before_response, from_origin, from_status
 from ferry.http.exchange import Downloaded, Fetched, NotModified, OriginOptions
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.headers import media_type, printable_header
-from ferry.http.pool import Connections, Site
+from ferry.http.pool import Connections
 from ferry.http.read_body import Reader, stream_body
 from ferry.http.request_headers import conditions, header_block, request_headers
 from ferry.http.retry_after import parse_retry_after
@@ -108,6 +110,7 @@ class Origin:
             limit=options.connections,
             connect_s=options.connect_s,
             read_s=options.read_s,
+            network=options.network,
             context=context,
         )
         self._credential = Credential(options.auth, self._post, self._loop.time) if options.auth is not None else None
@@ -254,6 +257,8 @@ class Origin:
                 continue
             if status not in _REDIRECTS:
                 error = await self._status_error(response)
+                if error.again is not Again.NEVER and (proxy := self._connections.forwarder_of(target.site)):
+                    error.message += f"; the answer came through the proxy {proxy}, and may be its own"
                 if target.site == site and error.error_class is ErrorClass.FORBIDDEN:
                     error.message += self._withheld(site)
                 raise error
@@ -362,7 +367,7 @@ def _mapped(exc: Exception, state: _FetchState) -> ObjectError | Fatal:
     error = from_origin(exc)
     if isinstance(error, ObjectError):
         error.requests = state.requests
-        error.no_response = not state.answered
+        error.no_response = not state.answered and not error.outage
     return error
 
 

@@ -3,53 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import socket
 import ssl
 from collections import deque
-from typing import Any, Protocol
+from typing import Any
 
-import aiohappyeyeballs
-
-from ferry.core import AddressBlocked, LowSpeed
-from ferry.http.address_filter import Resolved
+from ferry.core import LowSpeed
 from ferry.http.connection import Http1Connection, Response, Upload
+from ferry.http.dial import Dialer, ForwardedConnection, Guard, Site
 from ferry.http.low_speed import MESSAGE, LowSpeedGuard
+from ferry.http.network import Network, Proxy, context_for
 
-DNS_KEPT_S = 60.0
 IDLE_S = 15.0  # shorter than the idle timeout of most servers, so that requests seldom meet a closed connection
-NAMES_KEPT = 1_000
-_EYEBALLS_S = 0.25  # delay before the next address is tried (RFC 8305 section 5)
 _CHECK_EVERY_S = (0.02, 1.0)  # minimum and maximum
-
-Site = tuple[str, str, int]  # scheme, host, port
-
-
-class Guard(Protocol):
-    """Resolves names, makes sockets and checks connections: where an address filter applies."""
-
-    async def resolve(self, host: str, port: int = 0) -> list[Resolved]: ...
-
-    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket: ...
-
-    async def check_connection(self, sock: socket.socket) -> None:
-        """Raise AddressBlocked if nothing may be sent on this open connection."""
-        ...
-
-
-@functools.cache
-def tls() -> ssl.SSLContext:
-    """Return a TLS context with the system's certificates. Loading them takes 20 ms, so it is done once."""
-    return strict(ssl.create_default_context())
-
-
-def strict(context: ssl.SSLContext) -> ssl.SSLContext:
-    """Return the context, set to ignore the common name of certificates.
-
-    Only the subjectAltName extension names the host (RFC 9110 section 4.3.4).
-    """
-    context.hostname_checks_common_name = False
-    return context
 
 
 class Connections:
@@ -58,14 +24,22 @@ class Connections:
     ``limit`` is the maximum of connections over all sites. ``connect_s`` limits the time to open one. ``read_s`` limits
     the time in which no byte of the request is sent and no byte of the response arrives. The deadline of a response
     comes with its request, and low_speed.py limits how slowly a body may arrive. One timer checks all connections, so a
-    timeout may come an eighth later.
+    timeout may come an eighth later. ``context`` takes the place of the network's certificates.
     """
 
     def __init__(
-        self, guard: Guard, *, limit: int, connect_s: float, read_s: float, context: ssl.SSLContext | None = None
+        self,
+        guard: Guard,
+        *,
+        limit: int,
+        connect_s: float,
+        read_s: float,
+        network: Network = Network(),
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._guard = guard
+        self._network = network
+        self._dialer = Dialer(guard, network, connect_s)
         self._limit = limit
         self._connect_s = connect_s
         self._read_s = read_s
@@ -76,7 +50,6 @@ class Connections:
         self._busy: set[Http1Connection] = set()
         self._opening = 0
         self._waiters: deque[asyncio.Future[None]] = deque()
-        self._known: dict[tuple[str, int], tuple[float, asyncio.Future[list[Any]]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._next_check_at = 0.0
         self.connections_opened = 0
@@ -96,7 +69,7 @@ class Connections:
 
         ``deadline`` is the time of the event loop at which the response is abandoned. ``read_s`` replaces the read
         timeout of the pool. With ``fresh``, no idle connection is used.
-        Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked.
+        Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked, ProxyError, ProxyUnusable.
         """
         connection = None if fresh else self._kept(site)
         if connection is None:
@@ -133,17 +106,15 @@ class Connections:
                 await self._wait_for_room()
             self._opening += 1
             try:
-                sock = await self._socket(host, port)
+                sock = await self._dialer.dial(site)
                 try:
-                    await self._guard.check_connection(sock)
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     secure: dict[str, Any] = {}
                     if scheme == "https":
-                        secure = {"ssl": self._context or tls(), "server_hostname": host.rstrip(".").strip("[]")}
+                        secure["ssl"] = self._context or context_for(self._network, host, port)
+                        secure["server_hostname"] = host.rstrip(".").strip("[]")
                     _, connection = await self._loop.create_connection(
-                        lambda: Http1Connection(self._loop, self._on_release, LowSpeedGuard(self._read_s)),
-                        sock=sock,
-                        **secure,
+                        lambda: self._connection(site), sock=sock, **secure
                     )
                 except BaseException:
                     sock.close()
@@ -155,49 +126,14 @@ class Connections:
         self._sites[connection] = site
         return connection
 
-    async def _socket(self, host: str, port: int) -> socket.socket:
-        """Return a socket that is connected to the first address that answers (RFC 8305).
+    def _connection(self, site: Site) -> Http1Connection:
+        given = self._loop, self._on_release, LowSpeedGuard(self._read_s)
+        proxy = self._dialer.forwarder_of(site)
+        return Http1Connection(*given) if proxy is None else ForwardedConnection(proxy, site, *given)
 
-        Raises AddressBlocked, OSError.
-        """
-        blocked: list[AddressBlocked] = []
-
-        def open_socket(addr_info: tuple[Any, ...]) -> socket.socket:
-            try:
-                return self._guard.open_socket(addr_info)
-            except AddressBlocked as exc:
-                blocked.append(exc)
-                raise
-
-        try:
-            return await aiohappyeyeballs.start_connection(
-                await self._addresses(host, port),
-                happy_eyeballs_delay=_EYEBALLS_S,
-                loop=self._loop,
-                socket_factory=open_socket,
-            )
-        except OSError:  # aiohappyeyeballs joins the errors of several addresses into one text
-            if blocked:
-                raise blocked[0] from None
-            raise
-
-    async def _addresses(self, host: str, port: int) -> list[Any]:
-        """Return the addresses to connect to. A literal address is used as it is: the caller has checked it."""
-        if ":" in host or host.replace(".", "").isdigit():
-            return [_info(socket.AF_INET6 if ":" in host else socket.AF_INET, host.strip("[]"), port)]
-        known = self._known.get((host, port))
-        if known is None or known[0] < self._loop.time():
-            if len(self._known) >= NAMES_KEPT:
-                self._known.clear()
-            lookup = self._loop.create_task(self._guard.resolve(host, port))
-            known = self._known[host, port] = (self._loop.time() + DNS_KEPT_S, lookup)
-        try:
-            found = await asyncio.shield(known[1])
-        except BaseException:
-            if self._known.get((host, port)) is known:
-                del self._known[host, port]
-            raise
-        return [_info(result["family"], result["host"], result["port"]) for result in found]
+    def forwarder_of(self, site: Site) -> Proxy | None:
+        """Return the proxy that forwards requests to a site and may answer them itself, or None."""
+        return self._dialer.forwarder_of(site)
 
     # --- limit on connections
 
@@ -266,12 +202,3 @@ class Connections:
             self._timer.cancel()
         self._next_check_at = self._loop.time() + delay_s
         self._timer = self._loop.call_later(delay_s, self._check_timeouts)
-
-
-def _info(family: int, host: str, port: int) -> tuple[Any, ...]:
-    """Return an address in the form of socket.getaddrinfo."""
-    address: tuple[Any, ...] = (host, port)
-    if family == socket.AF_INET6:
-        plain, _, scope = host.partition("%")
-        address = (plain, port, 0, int(scope) if scope.isdigit() else socket.if_nametoindex(scope) if scope else 0)
-    return (family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", address)

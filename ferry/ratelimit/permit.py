@@ -43,8 +43,9 @@ class Permit:
         self._limit.ok(latency_s)
 
     def failed(self, error: ObjectError, latency_s: float) -> None:
-        """Report a request that failed, with or without a response."""
-        record_failure(self._limit, error, latency_s)
+        """Report a request that failed, with or without a response. A proxy's outage shows nothing about the host."""
+        if not error.outage:
+            record_failure(self._limit, error, latency_s)
 
     def charge(self, size: int) -> float:
         """Count ``size`` bytes that were read; return the seconds to wait before the next read."""

@@ -6,7 +6,7 @@ import errno
 import re
 from typing import Literal
 
-from ferry.core import DISK_ERRNOS, ErrorClass, Fatal, ObjectError, Refused, disk_error, errno_name
+from ferry.core import DISK_ERRNOS, ErrorClass, Fatal, ObjectError, ProxyError, Refused, disk_error, errno_name
 from ferry.http import from_origin
 
 
@@ -139,6 +139,13 @@ def from_store_http(exc: BaseException, side: str) -> ObjectError | Fatal:
         return ObjectError(ErrorClass.TIMEOUT, f"the {side} did not answer in time")
     if error.error_class is ErrorClass.TRUNCATED and side == "source":
         return error
+    if error.error_class is ErrorClass.DNS:
+        text = f"the {side}'s host name does not resolve. Check `endpoint_url` and DNS"
+        return ObjectError(ErrorClass.STORE_ERROR, text)
+    if error.error_class is ErrorClass.TLS or isinstance(exc, ProxyError):
+        found = ObjectError(ErrorClass.STORE_ERROR, error.message)
+        found.outage = error.outage
+        return found
     if error.error_class is ErrorClass.INTERNAL:
         return ObjectError(ErrorClass.INTERNAL, f"unexpected {type(exc).__name__} at the {side}; please report it")
     return ObjectError(ErrorClass.STORE_ERROR, f"the connection to the {side} failed ({errno_name(exc)})")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import socket
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from yarl import URL
 
 from ferry.core import PART_BYTES, Fatal, ObjectError
-from ferry.http import Connections, Response, SystemResolver, Upload, closed_before_response, parse_retry_after
+from ferry.http import AnyAddress, Connections, Network, Response, Upload, closed_before_response, parse_retry_after
 from ferry.storage.errors import credentials_error, from_store_http, redirected, s3_code, store_status
 from ferry.storage.object_info import Sent, checksum_of, sha256_of
 from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
@@ -33,16 +32,6 @@ _COPY_ETAG = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"
 _MAX_BODY_BYTES = 64 * 1024
 CONNECT_S = 15.0
 COPY_BYTES_PER_S = 16 * 1024**2  # assumed speed of a store that copies an object and sends nothing meanwhile
-
-
-class AnyAddress(SystemResolver):
-    """Resolver without an address filter, since the user configures the endpoints."""
-
-    def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
-        return socket.socket(family=addr_info[0], type=addr_info[1], proto=addr_info[2])
-
-    async def check_connection(self, sock: socket.socket) -> None:
-        pass
 
 
 class Credentials(Protocol):
@@ -87,6 +76,7 @@ class BucketHttp:
         timeout_s: float,
         read_s: float,
         connections: int,
+        network: Network = Network(),
     ) -> None:
         """Creates the client.
 
@@ -106,7 +96,9 @@ class BucketHttp:
         self._accepts_checksums: bool | None = None  # None: not known yet
         self._read_s = read_s
         self._loop = asyncio.get_running_loop()
-        self._connections = Connections(AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s)
+        self._connections = Connections(
+            AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s, network=network
+        )
 
     async def close(self) -> None:
         await self._connections.close()

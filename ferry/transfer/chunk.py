@@ -42,7 +42,7 @@ from ferry.transfer.runtime import ChunkProgress, Runtime
 
 FLUSH_ROWS = 500
 FLUSH_S = 2.0
-OUTAGE_RETRY_S = 0.5  # before the next try of a row in a destination outage; up to twice that
+OUTAGE_RETRY_S = 0.5  # before the next try of a row in an outage; up to twice that
 GRACE_S = 10.0  # for rows in progress to finish after a stop
 
 
@@ -181,6 +181,8 @@ class ChunkRun:
                 circuit.record_ok()  # the source responded as it should
             else:
                 circuit.record_error(error.error_class, error.status_code, error.body_sha256, silence_of(error))
+                if error.outage:
+                    host.limit.pause_until(time.monotonic() + 2 * OUTAGE_RETRY_S, error.message)
             self._failed(item, error, circuit)
             rt.dispatcher.check_pause(host.name)
         except PausedTooLong as pause:
@@ -212,7 +214,7 @@ class ChunkRun:
         if circuit is not None and why and error.again is not Again.NEVER and not error.at_destination:
             self.leave_pending(item, why, hopeless=circuit.is_hopeless)  # the host's failure, and not this row's
             return
-        if error.destination_unreachable:  # a destination outage: the row waits like those that have not begun
+        if error.outage:  # of the destination or of a proxy: the row waits like those that have not begun
             item.excused += 1
             self._retry_after(OUTAGE_RETRY_S + backoff_s(1, OUTAGE_RETRY_S, OUTAGE_RETRY_S, self._rt.rng), item)
             return

@@ -91,7 +91,7 @@ class Destination:
             record_failure(limit, error, time.monotonic() - started)
             error.at_destination = True
             if self._outage.failed(key, error, kind):
-                error.destination_unreachable = True
+                error.outage = True
                 limit.rest(error.message)
             raise
         if kind == "write":

@@ -304,7 +304,7 @@ class ObjectTransfer:
         except ObjectError as error:
             exists = error.error_class is ErrorClass.EXISTS
             may_be_this_upload = isinstance(error, AlreadyThere) and error.maybe_ours
-            if not error.destination_unreachable and (not exists or may_be_this_upload):
+            if not error.outage and (not exists or may_be_this_upload):
                 self.unconfirmed.note_sent(row, result.key)
             if not exists:
                 raise

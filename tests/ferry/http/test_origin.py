@@ -27,8 +27,7 @@ from ferry.core import body as body_module
 from ferry.core import memory_budget as budget_module
 from ferry.core.errors import AddressBlocked, BodyCut, Disconnected, Fatal, NotHttp, ObjectError, UserError
 from ferry.core.records import ErrorClass
-from ferry.http import low_speed
-from ferry.http import pool as connections_module
+from ferry.http import dial, low_speed
 from ferry.http.address_filter import AddressFilter, Resolved
 from ferry.http.content_encoding import decoded, decoders
 from ferry.http.errors import from_origin
@@ -1157,7 +1156,7 @@ def test_a_name_that_resolves_to_something_else_later(
     spool: Path, connected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After DNS rebinding, each lookup is checked, and Ferry connects only to the addresses that passed."""
-    monkeypatch.setattr(connections_module, "DNS_KEPT_S", 0.0)
+    monkeypatch.setattr(dial, "DNS_KEPT_S", 0.0)
 
     async def scenario() -> None:
         async with serving(always(reply(DATA))) as server:

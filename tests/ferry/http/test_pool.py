@@ -39,6 +39,9 @@ class Loopback:
     async def check_connection(self, sock: socket.socket) -> None:
         assert sock.getpeername()[0] == "127.0.0.1"
 
+    def check_name(self, host: str) -> None:
+        pass
+
 
 class World:
     """A server and a pool that connects to it."""

@@ -15,10 +15,10 @@ from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass
 from ferry.http.address_filter import AddressFilter
 from ferry.http.connection import Http1Connection, Response
+from ferry.http.dial import Site
 from ferry.http.exchange import OriginOptions
 from ferry.http.low_speed import LowSpeedGuard
 from ferry.http.origin import Origin
-from ferry.http.pool import Site
 
 HEADERS = {"Authorization": "Bearer s3cret", "Cookie": "s3cret", "X-Api-Key": "s3cret", "Accept-Language": "de"}
 

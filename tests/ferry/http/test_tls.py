@@ -22,9 +22,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ferry.core.errors import BodyCut
 from ferry.core.records import ErrorClass
+from ferry.http.dial import AnyAddress
 from ferry.http.errors import from_origin
-from ferry.http.pool import Connections, strict, tls
-from ferry.storage.s3 import AnyAddress
+from ferry.http.network import strict, tls
+from ferry.http.pool import Connections
 from tests.ferry.http.test_pool import Bytes
 
 BODY = bytes(range(256)) * 80_000  # 20 MB
