@@ -66,6 +66,7 @@ A job must not hold secrets. Addresses in a job are refused if they contain a us
 |---|---|
 | headers Accept, Accept-Language, Referer, User-Agent | literal text |
 | other headers; tokens, keys and passwords of `source.auth` | `env:NAME`, an environment variable, or `secret:BLOCK`, a Prefect Secret block; read where the work runs |
+| `network.proxy` | `env:NAME`, an environment variable with the URL of a proxy |
 | credentials | `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`; without the key boto3's credential chain (environment, profiles, SSO, roles) |
 
 Rows of the manifest may contain signed URLs. Ferry stores them only in `plan/` and `chunks/` of the state (mode 0600).

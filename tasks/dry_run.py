@@ -49,6 +49,7 @@ def dry_plan(job: Job, **sample: Any) -> Planned:
     with _leaving_nothing(job.state), PlannerProcess() as child:
         planned = Planned.decode(child.ask(request))
     run_preflight(job.destination.uri, destination, dry=True)
+    planned.notes.extend(destination.network.describe())
     return planned
 
 

@@ -45,13 +45,21 @@ def load_job(path: Path, settings: Sequence[str] = ()) -> Job:
 
 
 def with_absolute_paths(job: Job, base: Path) -> Job:
-    """Returns the job with absolute paths of manifest and state, relative to ``base``, the job file's folder."""
+    """Returns the job with absolute paths of its files, relative to ``base``, the job file's folder."""
     address = job.manifest_address
     manifest = job.manifest if "://" in address else _absolute(address, base, "manifest")
     state = job.state or f".ferry/{job.name}"
     if "://" not in state:
         state = _absolute(state, base, "state")
-    return job.model_copy(update={"manifest": manifest, "state": state})
+    network, certificate = job.network, job.network.client_certificate
+    if network.ca_bundle is not None:
+        bundle = _absolute(network.ca_bundle, base, "network.ca_bundle")
+        network = network.model_copy(update={"ca_bundle": bundle})
+    if certificate is not None:
+        files = certificate.model_dump(include={"certificate", "key"}, exclude_none=True)
+        paths = {name: _absolute(path, base, f"network.client_certificate.{name}") for name, path in files.items()}
+        network = network.model_copy(update={"client_certificate": certificate.model_copy(update=paths)})
+    return job.model_copy(update={"manifest": manifest, "state": state, "network": network})
 
 
 def _absolute(path: str, base: Path, setting: str) -> str:

@@ -58,6 +58,10 @@ def _with_own_folders(job: Job, job_file: Path | None) -> Iterator[tuple[str, Pa
         yield "the job file", job_file.absolute()
     if "://" not in job.manifest_address:
         yield "the manifest", Path(job.manifest_address)
+    certificate = job.network.client_certificate
+    for path in (job.network.ca_bundle, *((certificate.certificate, certificate.key) if certificate else ())):
+        if path is not None:
+            yield "a file of `network`", Path(path)
     yield "the folder of temporary files", Path(tempfile.gettempdir())
     yield "the installation of Python", Path(sys.prefix)
     yield "Ferry's own code", ROOT

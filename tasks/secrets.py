@@ -6,11 +6,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies
 
 from ferry.core import UserError
-from ferry.http import OPEN_HEADERS, Auth, TokenRequest, basic
+from ferry.http import OPEN_HEADERS, Auth, Network, TokenRequest, basic, proxy_at, tls
 from ferry.job import Job
 from ferry.storage import Access
 
@@ -67,6 +66,53 @@ def auth(job: Job) -> Auth | None:
     return Auth(to, token=TokenRequest(value["access_token_url"], value["client_id"], value["client_secret"], data))
 
 
+def network(job: Job) -> Network:
+    """Returns the job's network settings, with what the environment adds to them.
+
+    Raises UserError for a proxy or a file that cannot be used.
+
+    | `proxy` | http:// | https:// | NO_PROXY |
+    |---|---|---|---|
+    | `env` | HTTP_PROXY, else ALL_PROXY | HTTPS_PROXY, else ALL_PROXY | counts |
+    | `env:NAME` | NAME | NAME | counts |
+    | `none` | | | |
+    """
+    given, environment = job.network, getproxies()  # variables in lower case come first, and an empty one removes one
+    no_proxy = tuple(filter(None, (entry.strip() for entry in environment.get("no", "").split(","))))
+    proxies: dict[str, tuple[str, str]] = {}  # scheme -> variable, its value
+    if given.proxy == "env":
+        for scheme in ("http", "https"):
+            name = scheme if scheme in environment else "all"
+            proxies[scheme] = f"{name.upper()}_PROXY", environment.get(name, "")
+    elif given.proxy != "none":
+        value = _secret(given.proxy, "network.proxy")
+        proxies = dict.fromkeys(("http", "https"), (given.proxy.removeprefix("env:"), value))
+    for variable, url in proxies.values():
+        try:
+            if url:
+                proxy_at(url)
+        except UserError as error:
+            raise UserError(f"network.proxy: {variable} {error}") from None
+    certificate = given.client_certificate
+    found = Network(
+        http_proxy=proxies["http"][1] if proxies else "",
+        https_proxy=proxies["https"][1] if proxies else "",
+        no_proxy=no_proxy,
+        direct=tuple(job.source.allow_private_addresses),
+        local_names=given.proxy_names == "local",
+        ca_bundle=given.ca_bundle or os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or "",
+        certificate=certificate.certificate if certificate else "",
+        key=(certificate.key if certificate else None) or "",
+        certificate_hosts=tuple(certificate.hosts) if certificate else (),
+    )
+    if found.ca_bundle or found.certificate:
+        try:
+            tls(found.ca_bundle, found.certificate, found.key)
+        except UserError as error:
+            raise UserError(f"network: {error}") from None
+    return found
+
+
 def _secret(reference: str, setting: str) -> str:
     kind, _, name = reference.partition(":")
     if kind == "env":
@@ -98,17 +144,6 @@ def _which() -> str:
 
 def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     """Returns the access to a bucket by `profile:NAME`, `block:NAME`, `anonymous`, or None for boto3's chain."""
-    found = _access(credentials, endpoint_url, region, setting)
-    return replace(found, proxied=_proxied(found.endpoint_url or "https://s3.amazonaws.com"))
-
-
-def _proxied(address: str) -> bool:
-    """Returns whether HTTPS_PROXY or a similar variable names a proxy for an address."""
-    parts = urlsplit(address)
-    return parts.scheme in getproxies() and not proxy_bypass(parts.hostname or "")
-
-
-def _access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     if credentials is None:
         return _from_environment(endpoint_url, region) or Access(endpoint_url, region)
     if credentials == "anonymous":
@@ -152,10 +187,10 @@ def _from_environment(endpoint_url: str | None, region: str | None) -> Access | 
 def source_access(job: Job) -> Access:
     """Returns the access to the job's source bucket."""
     s = job.source
-    return access(s.credentials, s.endpoint_url, s.region, "source.credentials")
+    return replace(access(s.credentials, s.endpoint_url, s.region, "source.credentials"), network=network(job))
 
 
 def destination_access(job: Job) -> Access:
     """Returns the access to the job's destination bucket."""
     d = job.destination
-    return access(d.credentials, d.endpoint_url, d.region, "destination.credentials")
+    return replace(access(d.credentials, d.endpoint_url, d.region, "destination.credentials"), network=network(job))

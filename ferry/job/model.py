@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ferry.core import short
-from ferry.http import OPEN_HEADERS, USER_AGENT, Auth, OriginOptions, recipient, site_of_template
+from ferry.http import OPEN_HEADERS, USER_AGENT, Auth, Network, OriginOptions, recipient, site_of_template
 from ferry.job.api_list import ApiList, ManifestSetting
 from ferry.job.auth import SourceAuth
 from ferry.job.base import Model as _Model
@@ -25,6 +25,7 @@ from ferry.job.base import Part
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import Limits
+from ferry.job.network import JobNetwork
 from ferry.job.prices import Prices
 from ferry.job.units import MaxBytes, Seconds
 from ferry.job.validators import (
@@ -246,6 +247,8 @@ class Job(_Model):
     """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
     """Maximum size of an object: bytes, or `20MB`, `1GiB`."""
+    network: Part[JobNetwork] = JobNetwork()
+    """Proxies, trusted certificates and a client certificate, for origins, lists, APIs and stores."""
     prices: Part[Prices] = Prices()
     """Prices of requests, traffic and storage, for `ferry check`."""
 
@@ -313,11 +316,11 @@ class Job(_Model):
         named = [site for url in (self.manifest_address, self.source.url) for site in site_of_template(url)]
         return self.source.auth_for or named
 
-    def origin_options(self, headers: Mapping[str, str], auth: Auth | None = None) -> OriginOptions:
-        """Returns the options of the HTTP client. ``headers`` and ``auth`` are the job's, with resolved references."""
+    def origin_options(self, headers: Mapping[str, str], auth: Auth | None, network: Network) -> OriginOptions:
+        """Returns the options of the HTTP client. The arguments are the job's, with resolved references."""
         return OriginOptions(
             headers, self.source.recipients(), self.timeouts.connect_s, self.timeouts.read_s, self.timeouts.total_s,
-            self.max_bytes, self.source.user_agent or USER_AGENT, auth=auth,
+            self.max_bytes, self.source.user_agent or USER_AGENT, auth=auth, network=network,
         )  # fmt: skip
 
     def location_digests(self) -> dict[str, str]:

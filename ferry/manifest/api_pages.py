@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_plus, urlencode, urljoin, urlsplit
 
-from ferry.core import ErrorClass, ObjectError, UserError, disk_error, redact, short
-from ferry.http import AddressFilter, Auth, Recipients, Resolver, Targets
+from ferry.core import ErrorClass, ObjectError, ProxyUnusable, UserError, disk_error, redact, short
+from ferry.http import AddressFilter, Auth, Network, Recipients, Resolver, Targets
 from ferry.job import ApiList, Job, Paginator
 from ferry.manifest.http_list import MAX_PAGE_BYTES, ListSession
 from ferry.manifest.lines import decode_json
@@ -141,13 +141,15 @@ def _joined(base: str, link: str) -> str:
 class ApiReader:
     """Reads the list of one job page by page."""
 
-    def __init__(self, job: Job, api: ApiList, auth: Auth | None, spool_dir: Path, resolver: Resolver | None) -> None:
+    def __init__(
+        self, job: Job, api: ApiList, auth: Auth | None, network: Network, spool_dir: Path, resolver: Resolver | None
+    ) -> None:
         self._api = api
         self._targets = Targets(AddressFilter(job.source.allow_private_addresses))
         self._site = self._targets.read(api.url).site
         self._elsewhere = Recipients(job.source.auth_for)
         self._session = ListSession(
-            job, auth, spool_dir, accept="application/json", max_bytes=MAX_PAGE_BYTES, resolver=resolver
+            job, auth, network, spool_dir, accept="application/json", max_bytes=MAX_PAGE_BYTES, resolver=resolver
         )
         self._unfound = set(api.fields)
         self.pages = self.rows = 0
@@ -270,14 +272,15 @@ class ApiReader:
 
 
 def write_pages(
-    job: Job, api: ApiList, auth: Auth | None, path: Path, max_bytes: int, resolver: Resolver | None = None
-) -> str:
+    job: Job, api: ApiList, auth: Auth | None, network: Network, path: Path, max_bytes: int,
+    resolver: Resolver | None = None,
+) -> str:  # fmt: skip
     """Writes an API's list to a file of JSON Lines. Returns a sentence on its size. Raises UserError or Fatal."""
     shown = redact(api.url)
     try:
-        reader = ApiReader(job, api, auth, path.parent, resolver)
+        reader = ApiReader(job, api, auth, network, path.parent, resolver)
         reader.write(path, max_bytes)
-    except (UserError, ObjectError) as error:
+    except (UserError, ObjectError, ProxyUnusable) as error:
         raise UserError(f"the manifest {shown} cannot be used: {error}. Nothing was planned") from None
     if not reader.rows:
         raise UserError(f"{shown} contains no rows; nothing would be transferred")

@@ -1,8 +1,8 @@
 """Lists over HTTP: a `requests` session over Ferry's own connections.
 
-On its own, requests connects to whatever a name resolves to, and takes proxies and passwords (~/.netrc) from the
-environment. Here it makes the requests and reads the answers, and an Origin sends them: behind the address filter, with
-the redirects, credentials, timeouts and limits that objects have (docs/decisions/0046).
+On its own, requests connects to whatever a name resolves to, and takes passwords from ~/.netrc. Here it makes the
+requests and reads the answers, and an Origin sends them: behind the address filter, with the redirects, credentials,
+proxies, certificates, timeouts and limits that objects have (docs/decisions/0046).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from ferry.core import ErrorClass, ObjectError, Tries, disk_error
-from ferry.http import AddressFilter, Auth, Origin, Resolver
+from ferry.http import AddressFilter, Auth, Network, Origin, Resolver
 from ferry.job import Job
 
 MAX_PAGE_BYTES = 64 << 20
@@ -72,19 +72,19 @@ class ListSession:
     """Requests for the list of one job, with the job's retries. Close it at the end, as a with block does."""
 
     def __init__(
-        self, job: Job, auth: Auth | None, spool_dir: Path, *, accept: str = "*/*", path: Path | None = None,
-        max_bytes: int, resolver: Resolver | None = None,
+        self, job: Job, auth: Auth | None, network: Network, spool_dir: Path, *, accept: str = "*/*",
+        path: Path | None = None, max_bytes: int, resolver: Resolver | None = None,
     ) -> None:  # fmt: skip
         """Bodies are written to ``path``, each in place of the last one, or else to temporary files."""
         allowed = AddressFilter(job.source.allow_private_addresses)
-        options = job.origin_options({}, auth)
+        options = job.origin_options({}, auth, network)
         make = partial(Origin, options, allowed, spool_dir, resolver=resolver)
         page = partial(tempfile.SpooledTemporaryFile, _IN_MEMORY_BYTES, dir=spool_dir)
         adapter = OriginAdapter(make, cast("Any", page) if path is None else partial(_open, path), max_bytes)
         # five tries as for everything that is not an object, with the job's waits
         self._tries = Tries(base_s=job.retries.backoff_s, max_s=job.retries.max_backoff_s)
         self._session = requests.Session()
-        self._session.trust_env = False  # neither ~/.netrc nor proxies
+        self._session.trust_env = False  # no ~/.netrc; the Origin has the proxies
         self._session.headers = CaseInsensitiveDict({"User-Agent": options.user_agent, "Accept": accept})
         self._session.adapters.clear()
         self._session.mount("http", adapter)  # http:// and https://
@@ -122,10 +122,13 @@ def _open(path: Path) -> BinaryIO:
         raise disk_error(exc, f"the downloaded file {path}") from exc
 
 
-def download(job: Job, auth: Auth | None, url: str, path: Path, max_bytes: int) -> None:
-    """Writes the list at a URL to a file. Raises ObjectError, or Fatal if the disk fails; then the file is removed."""
+def download(job: Job, auth: Auth | None, network: Network, url: str, path: Path, max_bytes: int) -> None:
+    """Writes the list at a URL to a file. Raises ObjectError, or Fatal for a failing disk or a proxy that refuses.
+
+    After an error, the file is removed.
+    """
     try:
-        with ListSession(job, auth, path.parent, path=path, max_bytes=max_bytes) as session:
+        with ListSession(job, auth, network, path.parent, path=path, max_bytes=max_bytes) as session:
             session.get(url).close()
     except BaseException:
         path.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ferry import __version__
-from ferry.core import Fatal, ObjectError, Tries, UserError, redact, short
+from ferry.core import Fatal, ObjectError, ProxyUnusable, Tries, UserError, redact, short
 from ferry.http import Auth
 from ferry.job import SOURCE_FIELDS, ApiList, Job, Template
 from ferry.manifest.columns import Batch
@@ -92,7 +92,7 @@ def _load(
             from ferry.manifest.api_pages import write_pages  # loads requests, which other manifests do without
 
             path = spool_dir / COPY
-            notes.append(write_pages(job, job.manifest, auth, path, MAX_MANIFEST_BYTES))
+            notes.append(write_pages(job, job.manifest, auth, access.network, path, MAX_MANIFEST_BYTES))
         else:
             path = _local_file(job, access, spool_dir, auth)
         before = _file_version(path)
@@ -197,9 +197,10 @@ def _local_file(job: Job, access: Access, spool_dir: Path, auth: Auth | None) ->
         from ferry.manifest.http_list import download  # loads requests, which other manifests do without
 
         try:
-            download(job, auth, address, copy, MAX_MANIFEST_BYTES)
-        except ObjectError as error:
-            raise UserError(f"the manifest {redact(address)} cannot be downloaded: {error.message}") from None
+            download(job, auth, access.network, address, copy, MAX_MANIFEST_BYTES)
+        except (ObjectError, ProxyUnusable) as error:
+            why = error.message if isinstance(error, ObjectError) else error
+            raise UserError(f"the manifest {redact(address)} cannot be downloaded: {why}") from None
         return copy
     if address.startswith("s3://"):
         parts = urlsplit(address)

@@ -8,13 +8,12 @@ import secrets
 import shutil
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies
 
 from ferry.core import FerryError, ObjectError, Status
 from ferry.job import Job, OnExisting
@@ -80,7 +79,7 @@ def check_job(
         hosts=hosts, destination=facts, existing=existing, on_existing=job.on_existing.value, wrote_sample=wrote,
         left_objects=probes.left, prefix=prefix,
         plain_http=sum(end.row.source.lower().startswith("http:") for end in run.ends), prediction=prediction,
-        warnings=[*_warnings(job, facts, probes, wrote=wrote), *proxy_notes(engine.destination.proxied, getproxies())],
+        warnings=_warnings(job, facts, probes, wrote=wrote),
     )  # fmt: skip
 
 
@@ -149,14 +148,6 @@ class _Probes:
         # stores without DeleteObjects take a request for each key, so several threads ask
         with ThreadPoolExecutor(DELETING_THREADS) as threads:
             return sum(threads.map(delete, (keys[at : at + KEYS_AT_ONCE] for at in range(0, len(keys), KEYS_AT_ONCE))))
-
-
-def proxy_notes(destination: bool, proxies: Mapping[str, str]) -> list[str]:
-    """Returns what a proxy of the environment is used for. ``proxies``: scheme -> address (HTTPS_PROXY, ...)."""
-    found = ["the destination is reached through the proxy that HTTPS_PROXY or HTTP_PROXY names"] if destination else []
-    if {"http", "https", "all"} & set(proxies):
-        found.append("origins are asked directly: Ferry does not use HTTP_PROXY and HTTPS_PROXY for them")
-    return found
 
 
 def _warnings(job: Job, facts: DestinationFacts, probes: _Probes, *, wrote: bool) -> list[str]:

@@ -37,7 +37,7 @@ async def probe_hosts(job: Job, engine: Engine, copied: Sequence[RowEnd], folder
     chosen = dict(list(first.items())[:MOST_HOSTS])
     found = [HostFacts(host, end.row.source.lower().startswith("https:")) for host, end in chosen.items()]
     filtered = AddressFilter(job.source.allow_private_addresses)
-    origin = Origin(job.origin_options(engine.headers, engine.auth), filtered, folder)
+    origin = Origin(job.origin_options(engine.headers, engine.auth, engine.source.network), filtered, folder)
     try:
         async with asyncio.timeout(PROBES_S):
             await asyncio.gather(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from ferry.core import UserError
+from ferry.http import Network, Proxy, proxy_for
 from ferry.storage.s3 import Boto3Credentials, BucketHttp, Credentials, StaticCredentials
 from ferry.storage.sigv4 import Keys
 
@@ -18,13 +20,20 @@ class Access:
     region: str | None = None
     profile: str | None = None
     anonymous: bool = False
-    proxied: bool = False
     keys: tuple[str, str, str | None] | None = field(default=None, repr=False)  # id, secret, session token
+    network: Network = field(default_factory=Network)
 
     @classmethod
     def decode(cls, data: dict[str, Any]) -> Access:
         """Builds an Access from the JSON form of its ``dataclasses.asdict``."""
-        return cls(**{**data, "keys": tuple(data["keys"]) if data["keys"] else None})
+        keys = tuple(data["keys"]) if data["keys"] else None
+        return cls(**{**data, "keys": keys, "network": Network.decode(data["network"])})
+
+    def proxy(self) -> Proxy | None:
+        """Returns the proxy for requests to the bucket, None for direct connections."""
+        endpoint = urlsplit(endpoint_of(self))
+        port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+        return proxy_for(self.network, endpoint.scheme, endpoint.hostname or "", port)
 
 
 def region_of(access: Access) -> str:
@@ -42,7 +51,7 @@ def http_client(bucket: str, access: Access, timeout_s: float, read_s: float = 3
     """Returns Ferry's HTTP client for a bucket. Call it in the loop that uses it. Raises UserError without keys."""
     return BucketHttp(
         endpoint_of(access), bucket, region_of(access), credentials_of(access), timeout_s=timeout_s, read_s=read_s,
-        connections=512,
+        connections=512, network=access.network,
     )  # fmt: skip
 
 

@@ -129,7 +129,9 @@ class Runtime:
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)
-            origin = Origin(job.origin_options(headers, auth), filtered, state.spool_dir, **shared)
+            origin = Origin(
+                job.origin_options(headers, auth, source_access.network), filtered, state.spool_dir, **shared
+            )
             if isinstance(lease, Lease):  # this is the first process of the only run of this job
                 await destination.clean()
             return origin, ObjectTransfer(

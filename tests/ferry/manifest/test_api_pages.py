@@ -15,6 +15,7 @@ from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.records import ErrorClass
 from ferry.http.address_filter import Resolved
 from ferry.http.auth import Auth, TokenRequest
+from ferry.http.network import Network
 from ferry.job import ApiList, Job, Paginator
 from ferry.manifest import api_pages
 from ferry.manifest.api_pages import Page, at, next_url, with_parameter, write_pages
@@ -56,7 +57,7 @@ def job_for(api: ListApi, name: str = "link", **given: Any) -> Job:
 def read(job: Job, folder: Path, auth: Auth | None = None, **given: Any) -> list[dict[str, Any]]:
     assert isinstance(job.manifest, ApiList)
     path = folder / "rows.jsonl"
-    write_pages(job, job.manifest, auth, path, 1 << 30, **given)
+    write_pages(job, job.manifest, auth, Network(), path, 1 << 30, **given)
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -204,7 +205,7 @@ def test_a_list_that_is_too_long(api: ListApi, tmp_path: Path, monkeypatch: pyte
     job = job_for(api)
     assert isinstance(job.manifest, ApiList)
     with pytest.raises(UserError, match="its rows have more than"):
-        write_pages(job, job.manifest, None, tmp_path / "x", 1000)
+        write_pages(job, job.manifest, None, Network(), tmp_path / "x", 1000)
     monkeypatch.setattr(api_pages, "MAX_PAGES", 2)
     assert "more than 2 pages" in broken(job, tmp_path)
 
@@ -280,7 +281,7 @@ def test_a_fixed_credential(plain: bool, api: ListApi, tmp_path: Path) -> None:
         api.asked.clear()
         if plain:
             job = make_job(manifest=f"{api.url}/plain.csv")
-            download(job, auth, f"{api.url}/plain.csv", tmp_path / "x", 10_000)
+            download(job, auth, Network(), f"{api.url}/plain.csv", tmp_path / "x", 10_000)
             assert (tmp_path / "x").read_text().startswith("url\n")
         else:
             read(job_for(api), tmp_path, auth)
@@ -300,7 +301,7 @@ def test_no_credential_for_other_sites(plain: bool, api: ListApi, tmp_path: Path
         other.size = 5
         job = make_job(manifest=f"{api.url}/plain.csv") if plain else job_for(api)
         if plain:
-            download(job, auth, f"{api.url}/plain.csv", tmp_path / "x", 10_000)
+            download(job, auth, Network(), f"{api.url}/plain.csv", tmp_path / "x", 10_000)
         else:
             read(job, tmp_path, auth)
         assert (seen(api), seen(other)) == (["s3cret"], [None])
@@ -350,7 +351,7 @@ def test_the_address_that_was_checked_is_used(api: ListApi, tmp_path: Path) -> N
 
 
 def test_nothing_of_the_environment_is_sent(api: ListApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither ~/.netrc nor the proxies of the environment have an effect, as for objects."""
+    """Neither ~/.netrc nor the proxies of the environment have an effect: tasks/secrets.py reads those."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login me password topsecret\n")
     netrc.chmod(0o600)
@@ -369,7 +370,7 @@ def test_an_address_that_requests_does_not_take(api: ListApi, tmp_path: Path) ->
     """It is a bad address, and neither a crash nor tried again."""
     for url in ("http://*.h/x.csv", f"http://h\ud800:{api.port}/x.csv"):
         with pytest.raises(ObjectError, match=r"it is malformed|not a host name") as caught:
-            download(make_job(), None, url, tmp_path / "x", 10_000)
+            download(make_job(), None, Network(), url, tmp_path / "x", 10_000)
         assert caught.value.error_class is ErrorClass.BAD_URL
 
 
@@ -385,7 +386,7 @@ def test_the_bytes_of_an_address_are_sent_as_they_are(api: ListApi, tmp_path: Pa
     """requests would decode and encode them again, which breaks signatures."""
     target = "/plain.csv?a=%7e%2f%2B&b=(1)"
     job = make_job(manifest=api.url + target)
-    download(job, None, api.url + target, tmp_path / "x", 10_000)
+    download(job, None, Network(), api.url + target, tmp_path / "x", 10_000)
     assert api.paths() == [target]
 
 
@@ -394,7 +395,7 @@ def test_a_download_leaves_nothing_behind(api: ListApi, tmp_path: Path) -> None:
     api.faults["/plain.csv"] = [Answer(b"url\n" * 100, cut=True)] * 5
     job = make_job(manifest=f"{api.url}/plain.csv", retries={"backoff_s": 0.01})
     with pytest.raises(ObjectError) as caught:
-        download(job, None, f"{api.url}/plain.csv", tmp_path / "x", 10_000)
+        download(job, None, Network(), f"{api.url}/plain.csv", tmp_path / "x", 10_000)
     assert caught.value.error_class is ErrorClass.TRUNCATED
     assert len(api.asked) == 5
     assert not (tmp_path / "x").exists()
@@ -405,9 +406,9 @@ def test_a_download_to_a_disk_that_fails(api: ListApi, tmp_path: Path) -> None:
     job = job_for(api)
     assert isinstance(job.manifest, ApiList)
     with pytest.raises(Fatal, match="nodir"):
-        write_pages(job, job.manifest, None, tmp_path / "nodir" / "x", 10_000)
+        write_pages(job, job.manifest, None, Network(), tmp_path / "nodir" / "x", 10_000)
     with pytest.raises(Fatal, match="nodir"):
-        download(make_job(), None, f"{api.url}/plain.csv", tmp_path / "nodir" / "x", 10_000)
+        download(make_job(), None, Network(), f"{api.url}/plain.csv", tmp_path / "nodir" / "x", 10_000)
 
 
 # --- pure functions

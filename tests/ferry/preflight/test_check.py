@@ -15,7 +15,7 @@ from demo.s3 import S3Server
 from demo.validators import Validators
 from ferry.core import Confirmed, UserError
 from ferry.job import Job
-from ferry.preflight import CheckResult, Engine, check, check_job, sample_run
+from ferry.preflight import CheckResult, Engine, check_job, sample_run
 from ferry.storage import Access
 from ferry.transfer import chunk
 from tasks.reporting.check_text import describe_check, verdict
@@ -286,19 +286,3 @@ def test_a_store_that_refuses_listings(key: str | None, shop: Shop) -> None:
         assert store.stored("b") == {}
     assert (found.exit_code, found.destination.listed, found.left_objects) == (0, False, 0)
     assert any("listing is refused" in text for text in found.warnings)
-
-
-@pytest.mark.parametrize(
-    ("destination", "proxies", "expected"),
-    [
-        (False, {}, []),
-        (False, {"no": "127.0.0.1"}, []),
-        (False, {"https": "http://proxy.example:3128"}, ["origins are asked directly"]),
-        (True, {"https": "http://proxy.example:3128"}, ["the destination is reached", "origins are asked directly"]),
-    ],
-)
-def test_proxies(destination: bool, proxies: dict[str, str], expected: list[str]) -> None:
-    """What a proxy is used for is said, without its address, which may hold a password."""
-    found = check.proxy_notes(destination, proxies)
-    assert [text.startswith(words) for text, words in zip(found, expected, strict=True)] == [True] * len(expected)
-    assert "proxy.example" not in "".join(found)
