@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql proxies bench screenshots lock advisories clean
 
 help:
 	@echo "make install       Ferry into .venv, as production has it"
@@ -47,7 +47,7 @@ test: .venv/.installed-dev
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
 # what meets Prefect, with the newest version that is allowed; and a quick bench, which shows that it works: a run of
 # Ferry's that lost an object fails it, timings do not.
-test-rest: .venv/.installed-dev postgresql
+test-rest: .venv/.installed-dev postgresql proxies
 	$(call beside,test-prefect quick-bench,-n 4 -m slow tests)
 
 test-all: test test-rest
@@ -65,7 +65,7 @@ test-prefect: .venv-prefect/.installed
 # environments, so a .pth file in .venv has each process of it measured. What is killed, and the decoding child, which may
 # write no file, stays unmeasured. A test that bounds processor time may fail.
 coverage: export COVERAGE_FILE = $(CURDIR)/.bench/coverage
-coverage: .venv/.installed-dev postgresql
+coverage: .venv/.installed-dev postgresql proxies
 	@mkdir -p .bench; $(BIN)/coverage erase
 	@pth=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_ferry_coverage.pth; \
 	trap "rm -f $$pth" EXIT; \
@@ -107,6 +107,10 @@ format: .venv/.installed-dev
 # For the end-to-end test. As root it is installed where it is missing.
 postgresql:
 	@./deployments/postgresql.sh
+
+# tinyproxy, squid and nginx, for the tests of networks. As root they are installed where they are missing.
+proxies:
+	@./deployments/proxies.sh
 
 # N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/explanation/performance.md; WRITE=1: any.
 bench: .venv/.installed-dev .bench/venv/.installed
