@@ -20,7 +20,7 @@ from demo.origin import Origin as DemoOrigin
 from demo.ports import free_ports
 from demo.s3 import S3Server
 from ferry.core import ErrorClass, FerryError, ObjectError, ProxyError, ProxyUnusable, Tries
-from ferry.http import AddressFilter, Auth, Fetched, Network, Origin, OriginOptions, TokenRequest, dial
+from ferry.http import AddressFilter, Auth, Fetched, Network, Origin, OriginOptions, Proxy, TokenRequest, dial
 from ferry.http.address_filter import Resolved
 from ferry.http.errors import from_origin
 from ferry.storage import Access, BucketControl, open_store, run_preflight
@@ -227,6 +227,7 @@ def test_a_proxy_that_answered_before_has_more_time(
             found = [await error("img.shop.example"), await error("img.shop.example")]
             await asyncio.to_thread(proxy.up)
             (await client.get("http://cdn.shop.example/a.bin")).body.discard()
+            await asyncio.sleep(0.6)
             await asyncio.to_thread(proxy.down)
             found.append(await error("img.shop.example"))
             await asyncio.sleep(0.6)
@@ -369,6 +370,24 @@ def test_names_looked_up_here(scheme: str, origin: DemoOrigin, ca: CertificateAu
             assert (server.names, server.asked) == (["img.shop.example"], [("img.shop.example", "/a.bin")])
         else:
             assert origin.last_headers["/a.bin"]["host"] == "img.shop.example"
+
+
+def test_a_proxy_that_is_away_is_asked_for_one_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With names looked up here, it is not asked for each address: its silence would outlast the request's time."""
+    (port,) = free_ports(1)
+    asked: list[str] = []
+    to_proxy = dial.Dialer._to_proxy
+
+    async def counted(self: dial.Dialer, proxy: Proxy) -> socket.socket:
+        asked.append(str(proxy))
+        return await to_proxy(self, proxy)
+
+    monkeypatch.setattr(dial.Dialer, "_to_proxy", counted)
+    network = Network(http_proxy=f"http://127.0.0.1:{port}", local_names=True)
+    names = Names(img_shop_example=["1.2.3.4", "1.2.3.5"])
+    (error,) = get(network, tmp_path, "http://img.shop.example/", resolver=names)
+    assert "does not answer (ECONNREFUSED)" in str(error)
+    assert len(asked) == 1
 
 
 # --- certificates

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from demo.origin import Origin
-from ferry.core.errors import ProxyUnusable
-from ferry.core.records import Status
+from ferry.core.errors import ObjectError, ProxyUnusable
+from ferry.core.records import ErrorClass, Status
 from ferry.http import Network, dial
 from ferry.job.model import Job
+from ferry.ratelimit import Limiter, Permit
 from ferry.storage.credentials import Access
 from ferry.transfer.chunk import run_chunk
 from tests.servers.lab_proxy import LabProxy
@@ -51,6 +53,22 @@ def test_rows_wait_for_a_proxy(proxy: LabProxy, tmp_path: Path) -> None:
     back.join()
     assert [outcome.status for outcome in helpers.latest(state).values()] == [Status.COPIED] * ROWS
     assert proxy.absolute == {"img.shop.example:80": ROWS}
+    tries = sum(outcome.requests for outcome in helpers.latest(state).values())
+    assert ROWS < tries < 2.5 * ROWS  # a few rows each second, and not every row
+
+
+def test_an_outage_shows_nothing_about_the_host() -> None:
+    """Failed connections lower the limit of a host, and a proxy's outage does not."""
+    limits = []
+    for outage in (True, False):
+        limiter = Limiter(None, 64, time.monotonic)
+        for _ in range(200):
+            error = ObjectError(ErrorClass.CONNECTION, "the proxy does not answer")
+            error.outage = outage
+            permit = Permit(limiter.host("h"))
+            permit.failed(error, 0.1)
+        limits.append(limiter.snapshot()["h"].limit)
+    assert limits[0] > limits[1]
 
 
 @pytest.mark.parametrize("dead", [True, False])
