@@ -17,6 +17,7 @@ from ferry.http.address_filter import HOST_NAME, AddressFilter, parse_literal
 from ferry.http.address_ranges import Address, unmapped, unscoped
 from ferry.http.header_hosts import Recipients
 
+MOST_SHOWN = 10  # hosts without a proxy
 _NOT_A_PROXY = (
     "names no proxy that Ferry can use: write `http://proxy.example:3128`, without a path, and special characters of a "
     "password as %XX"
@@ -65,8 +66,10 @@ class Network:
         else:
             words = " and ".join(f"{scheme}:// requests go through the proxy {found[scheme]}" for scheme in found)
         names = "are looked up here" if self.local_names else "are looked up by the proxy"
-        direct = ", ".join(short(entry) for entry in ("localhost", *self.direct, *self.no_proxy))
-        return [f"network: {words}; host names {names}; without a proxy: {direct}"]
+        direct = list(dict.fromkeys(("localhost", *self.direct, *self.no_proxy)))
+        more = f", {len(direct) - MOST_SHOWN:,} more" if len(direct) > MOST_SHOWN else ""
+        shown = ", ".join(map(short, direct[:MOST_SHOWN])) + more
+        return [f"network: {words}; host names {names}; without a proxy: {shown}"]
 
 
 @dataclass(frozen=True, slots=True)

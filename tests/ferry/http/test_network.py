@@ -161,6 +161,10 @@ def test_what_is_said() -> None:
         "network: requests go through the proxy http://p:3128; host names are looked up by the proxy; "
         "without a proxy: localhost, 10.0.0.0/8, .corp"
     ]
+    many = dataclasses.replace(both, no_proxy=("localhost", *(f"{n}.corp" for n in range(20))))
+    assert many.describe()[0].endswith(
+        "localhost, 10.0.0.0/8, " + ", ".join(f"{n}.corp" for n in range(8)) + ", 12 more"
+    )
     (one,) = Network(https_proxy="p:3128", local_names=True).describe()
     assert one.startswith(
         "network: https:// requests go through the proxy http://p:3128; host names are looked up here"
