@@ -24,6 +24,7 @@ from ferry.http import AddressFilter, Auth, Fetched, Network, Origin, OriginOpti
 from ferry.http.address_filter import Resolved
 from ferry.http.errors import from_origin
 from ferry.storage import Access, BucketControl, open_store, run_preflight
+from ferry.storage.credentials import http_client
 from ferry.storage.errors import from_store_http, from_urllib3
 from tests.servers.lab_proxy import LabProxy
 from tests.servers.list_api import CLIENT, SECRET, ListApi
@@ -393,6 +394,14 @@ def test_a_proxy_that_is_away_is_asked_for_one_address(tmp_path: Path, monkeypat
 # --- certificates
 
 
+async def put(access: Access) -> None:
+    http = http_client("bucket", access, 60)
+    try:
+        await http.put("a", b"x", hashlib.sha256(b"x").hexdigest(), {}, False)
+    finally:
+        await http.close()
+
+
 def test_a_private_ca_is_trusted_by_the_bundle(ca: CertificateAuthority, tmp_path: Path) -> None:
     """Without the bundle the error says what to set, in the same words for an origin and for a store."""
     words = "the certificate is not trusted: unable to get local issuer certificate; set `network.ca_bundle`"
@@ -407,17 +416,8 @@ def test_a_private_ca_is_trusted_by_the_bundle(ca: CertificateAuthority, tmp_pat
             BucketControl("bucket", access, tries=Tries(attempts=1)).head_bucket()
         assert caught.value.message == words
 
-        async def put() -> None:
-            store = open_store("s3://bucket/", access, tmp_path, direct_http=True)
-            http = store._http_client()
-            assert http is not None
-            try:
-                await http.put("a", b"x", hashlib.sha256(b"x").hexdigest(), {}, False)
-            finally:
-                await store.close()
-
         with pytest.raises(ObjectError) as refused:
-            asyncio.run(put())
+            asyncio.run(put(access))
         assert (refused.value.error_class, refused.value.message) == (ErrorClass.STORE_ERROR, words)
 
 
@@ -478,20 +478,15 @@ def test_a_bucket_through_a_proxy(user: str, s3: S3Server, tmp_path: Path) -> No
         run_preflight(f"s3://{bucket}/p/", access)
 
         async def work() -> list[bytes]:
-            store = open_store(f"s3://{bucket}/p/", access, tmp_path, direct_http=True)
-            http = store._http_client()
-            assert http is not None
-            for key, data in (("a", b"one"), ("b", DATA)):
-                sent = await http.put(store.path(key), data, hashlib.sha256(data).hexdigest(), {}, False)
+            http, store = http_client(bucket, access, 60), open_store(f"s3://{bucket}/p/", access, tmp_path)
+            for key, data in (("p/a", b"one"), ("p/b", DATA)):
+                sent = await http.put(key, data, hashlib.sha256(data).hexdigest(), {}, False)
                 assert sent.etag == f'"{hashlib.md5(data).hexdigest()}"'
+            found = [await (await http.get(key, "source")).read() for key in ("p/a", "p/b")]
             assert (await store.head("a")) is not None
-            found = []
-            for key in ("a", "b"):
-                body, _, _ = await store.get(key, max_bytes=1 << 20)
-                assert body.data is not None
-                found.append(body.data)
             await store.delete("a")
             await store.close()
+            await http.close()
             return found
 
         assert uvloop.run(work()) == [b"one", DATA]
@@ -508,16 +503,7 @@ def test_a_dead_proxy_before_a_bucket(tmp_path: Path) -> None:
         "http://s3.shop.example", "r", keys=("i", "s", None), network=Network(f"http://127.0.0.1:{port}", "")
     )
 
-    async def put() -> None:
-        store = open_store("s3://bucket/", access, tmp_path, direct_http=True)
-        http = store._http_client()
-        assert http is not None
-        try:
-            await http.put("a", b"x", hashlib.sha256(b"x").hexdigest(), {}, False)
-        finally:
-            await store.close()
-
     with pytest.raises(ObjectError) as caught:
-        asyncio.run(put())
+        asyncio.run(put(access))
     assert caught.value.error_class is ErrorClass.STORE_ERROR
     assert caught.value.message == f"the proxy http://127.0.0.1:{port} does not answer (ECONNREFUSED)"
