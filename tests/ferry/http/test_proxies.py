@@ -25,7 +25,7 @@ from ferry.http.address_filter import Resolved
 from ferry.http.errors import from_origin
 from ferry.storage import Access, BucketControl, open_store, run_preflight
 from ferry.storage.credentials import http_client
-from ferry.storage.errors import from_store_http, from_urllib3
+from ferry.storage.errors import from_store_http
 from tests.servers.lab_proxy import LabProxy
 from tests.servers.list_api import CLIENT, SECRET, ListApi
 from tests.servers.tls_origin import IMAGE, TlsOrigin
@@ -429,10 +429,6 @@ def test_words_of_certificates_and_names() -> None:
     assert str(from_store_http(expired, "destination")) == str(from_origin(expired))
     words = "the state's host name does not resolve. Check `endpoint_url` and DNS"
     assert str(from_store_http(socket.gaierror(), "state")) == words
-    import urllib3
-
-    unknown = urllib3.exceptions.NameResolutionError("h", None, socket.gaierror())  # type: ignore[arg-type]
-    assert str(from_urllib3(unknown, "state")) == words
 
 
 def test_a_client_certificate_goes_to_its_hosts(ca: CertificateAuthority, tmp_path: Path) -> None:
