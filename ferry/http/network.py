@@ -1,4 +1,4 @@
-"""How requests leave this machine: through which proxy, and with which certificates (docs/decisions/0048)."""
+"""How requests leave this machine: through which proxy, and with which certificates (docs/decisions/0049)."""
 
 from __future__ import annotations
 
