@@ -45,7 +45,7 @@ REMEDIES: dict[ErrorClass, str] = {
     ErrorClass.SERVER_ERROR: "run again later",
     ErrorClass.TIMEOUT: "run again; raise timeouts for large objects",
     ErrorClass.DNS: "correct the manifest",
-    ErrorClass.TLS: "tell the operator; Ferry does not skip the check",
+    ErrorClass.TLS: "set network.ca_bundle for a private CA; else tell the operator, Ferry does not skip the check",
     ErrorClass.CONNECTION: "run again; lower concurrency if there are many",
     ErrorClass.BLOCKED_ADDRESS: "add the address to source.allow_private_addresses, then run again",
     ErrorClass.TRUNCATED: "run again; if it stays, the file is damaged at the origin",
