@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from ferry.core import UserError
-from ferry.http import Network, Proxy, proxy_for
+from ferry.http import Network
 from ferry.storage.s3 import Boto3Credentials, BucketHttp, Credentials, StaticCredentials
 from ferry.storage.sigv4 import Keys
 
@@ -28,12 +27,6 @@ class Access:
         """Builds an Access from the JSON form of its ``dataclasses.asdict``."""
         keys = tuple(data["keys"]) if data["keys"] else None
         return cls(**{**data, "keys": keys, "network": Network.decode(data["network"])})
-
-    def proxy(self) -> Proxy | None:
-        """Returns the proxy for requests to the bucket, None for direct connections."""
-        endpoint = urlsplit(endpoint_of(self))
-        port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-        return proxy_for(self.network, endpoint.scheme, endpoint.hostname or "", port)
 
 
 def region_of(access: Access) -> str:
