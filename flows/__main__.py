@@ -19,7 +19,9 @@ def main() -> None:
     gc.set_threshold(*GC_THRESHOLDS)  # collecting garbage takes a tenth of the time of Prefect's import
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller: the next file would take its number, and get the output
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), "r+"))
+            number = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(number, True)  # child processes have the same numbers
+            setattr(sys, name, os.fdopen(number, "r+"))
     handler = signal.getsignal(signal.SIGINT)  # a shell's background jobs ignore SIGINT; they must stay so
     if handler is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -111,6 +111,8 @@ class Http1Connection(asyncio.Protocol):
         self._error: Exception | None = None
         self.idle = True
         self.closed = False
+        self.keeps_after_head = False  # servers of stores send no body after a HEAD; others may, and it comes later
+        self.may_be_slow = False  # for a response that is empty for a while, such as that to a copy on the server
         self.last_byte_at = 0.0
         self.deadline = self.read_s = 0.0
         self.idle_since = 0.0
@@ -219,9 +221,12 @@ class Http1Connection(asyncio.Protocol):
         if self.idle:
             return
         self.idle = True
-        if not self._keep or self._has_surplus or self._until_eof or self._is_head or self._error or self._unsent():
+        after_head = self._is_head and (not self.keeps_after_head or self._body_bytes > 0)
+        if not self._keep or self._has_surplus or self._until_eof or after_head or self._error or self._unsent():
             self.close()
         else:
+            if self._is_head:
+                self._parser = httptools.HttpResponseParser(self)  # the old one expects a body
             self.idle_since = self._loop.time()
             self._on_release(self)
 
@@ -251,7 +256,8 @@ class Http1Connection(asyncio.Protocol):
 
     def is_too_slow(self, now: float) -> bool:
         """Return whether the body of the response arrives too slowly."""
-        return self._header_complete and not self._ended and self._low_speed.is_too_slow(now)
+        slow = self._header_complete and not self._ended and not self.may_be_slow
+        return slow and self._low_speed.is_too_slow(now)
 
     def note_sent(self, now: float) -> None:
         """Restart the read timeout if the server has taken more of the request since the last call."""

@@ -25,6 +25,7 @@ class Connections:
     the time in which no byte of the request is sent and no byte of the response arrives. The deadline of a response
     comes with its request, and low_speed.py limits how slowly a body may arrive. One timer checks all connections, so a
     timeout may come an eighth later. ``context`` takes the place of the network's certificates.
+    ``keeps_after_head`` is for servers that are known to send no body after a HEAD.
     """
 
     def __init__(
@@ -36,9 +37,11 @@ class Connections:
         read_s: float,
         network: Network = Network(),
         context: ssl.SSLContext | None = None,
+        keeps_after_head: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._network = network
+        self._keeps_after_head = keeps_after_head
         self._dialer = Dialer(guard, network, connect_s)
         self._limit = limit
         self._connect_s = connect_s
@@ -76,6 +79,8 @@ class Connections:
             connection = await self._open(site, deadline)
         connection.deadline = deadline
         connection.read_s = read_s or self._read_s
+        connection.may_be_slow = connection.read_s > self._read_s
+        connection.keeps_after_head = self._keeps_after_head
         self._busy.add(connection)
         if self._timer is None or deadline < self._next_check_at:
             self._schedule_check(min(self._check_every_s, max(0.001, deadline - self._loop.time())))

@@ -262,7 +262,7 @@ def _list_objects(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
             found = [
                 info
                 for info in page
-                if info.key and not _is_folder_marker(info, store.kind) and matches_globs(info.key, include, exclude)
+                if not _is_folder_marker(info, store.kind) and matches_globs(info.key, include, exclude)
             ]
             if store.kind == "file":
                 _refuse_links(root, page, exclude)
@@ -291,9 +291,9 @@ def _list_objects(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
 def _is_folder_marker(info: ObjectInfo, kind: str) -> bool:
     """Returns whether a listed key is a folder: in a bucket, an object of zero bytes, as consoles make them.
 
-    A key with a final `/` and bytes is an object, whose row fails.
+    A key with a final `/` and bytes is an object.
     """
-    return info.key.endswith("/") and (kind == "file" or info.size == 0)
+    return info.key[-1:] in ("", "/") and (kind == "file" or info.size == 0)
 
 
 def _refuse_links(root: str, page: Sequence[ObjectInfo], exclude: Sequence[re.Pattern[str]]) -> None:

@@ -9,7 +9,7 @@ from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import bucket_setting, run_preflight
 from ferry.storage.s3 import CannotCopy
 from ferry.storage.s3_control import BucketControl
-from ferry.storage.store import AlreadyThere, Store
+from ferry.storage.store import AlreadyThere, Store, is_odd
 
 __all__ = [
     "Access",
@@ -23,6 +23,7 @@ __all__ = [
     "ObjectInfo",
     "Store",
     "bucket_setting",
+    "is_odd",
     "md5_of_etag",
     "open_store",
     "run_preflight",

@@ -40,11 +40,13 @@ def endpoint_of(access: Access) -> str:
     return access.endpoint_url or f"https://s3.{region_of(access)}.amazonaws.com"
 
 
-def http_client(bucket: str, access: Access, timeout_s: float, read_s: float = 30.0) -> BucketHttp:
+def http_client(
+    bucket: str, access: Access, timeout_s: float, read_s: float = 30.0, credentials: Credentials | None = None
+) -> BucketHttp:
     """Returns Ferry's HTTP client for a bucket. Call it in the loop that uses it. Raises UserError without keys."""
     return BucketHttp(
-        endpoint_of(access), bucket, region_of(access), credentials_of(access), timeout_s=timeout_s, read_s=read_s,
-        connections=512, network=access.network,
+        endpoint_of(access), bucket, region_of(access), credentials or credentials_of(access), timeout_s=timeout_s,
+        read_s=read_s, connections=512, network=access.network,
     )  # fmt: skip
 
 

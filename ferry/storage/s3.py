@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+from base64 import b64encode
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.header import Header
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
@@ -88,17 +88,18 @@ class BucketHttp:
         self._bucket = bucket
         self._root = f"{base.raw_path.rstrip('/')}/{bucket}/"
         port = "" if base.port in (None, {"http": 80, "https": 443}.get(base.scheme)) else f":{base.port}"
-        self._signer = Signer(f"{base.raw_host}{port}", region)
+        self._signer = Signer(f"{base.host_subcomponent}{port}", region)
         self._credentials = credentials
         self._site = (base.scheme, base.raw_host or "", base.port or 443)
-        self._host = f"{base.raw_host}{port}"
+        self._host = f"{base.host_subcomponent}{port}"  # an IPv6 address in brackets
         self._timeout_s = timeout_s
         self._accepts_checksums: bool | None = None  # None: not known yet
         self._read_s = read_s
         self._loop = asyncio.get_running_loop()
         self._connections = Connections(
-            AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s, network=network
-        )
+            AnyAddress(), limit=connections, connect_s=CONNECT_S, read_s=read_s, network=network,
+            keeps_after_head=True,
+        )  # fmt: skip
 
     async def close(self) -> None:
         await self._connections.close()
@@ -251,7 +252,7 @@ class BucketHttp:
         keys = await self._credentials.current()
         if keys is not None:
             headers = self._signer.headers(method, path, headers, sha256, keys, datetime.now(UTC), query)
-        length = f"content-length: {len(data)}\r\n" if data is not None else ""
+        length = f"content-length: {len(data or b'')}\r\n" if data is not None or method == "POST" else ""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         target = f"{path}?{query}" if query else path
         head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
@@ -295,18 +296,33 @@ class BucketHttp:
 def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     """Returns an object's attributes as request headers: S3's own headers by name, all others as user metadata.
 
-    Metadata is US-ASCII. Other values are sent as words of RFC 2047, as S3 itself returns them (S3 user guide, "Working
-    with object metadata").
+    Metadata is US-ASCII: other values are sent as a word of RFC 2047, as S3 itself returns them (S3 user guide,
+    "Working with object metadata"). The standard headers are sent as UTF-8.
     """
     headers = {}
     for name, value in attributes.items():
-        lower = name.lower()
-        headers[lower if lower in _HEADERS else _META + lower] = value if _ASCII.fullmatch(value) else _words(value)
+        lower, text = name.lower(), _text(value)
+        if lower in _HEADERS:
+            headers[lower] = text
+        else:
+            headers[_META + lower] = text if _ASCII.fullmatch(text) else _word(text)
     return headers
 
 
-def _words(value: str) -> str:
-    return Header(value, "utf-8").encode(linesep="")
+def _text(value: str) -> str:
+    """Returns a value without blanks around it, which are not part of it (RFC 9110 section 5.5), and without line ends.
+
+    Bytes of a source that are not UTF-8 are read as Latin-1.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return re.sub(r"[\r\n\0]+", " ", value).strip(" \t")
+
+
+def _word(value: str) -> str:
+    return f"=?utf-8?b?{b64encode(value.encode()).decode()}?="
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:

@@ -6,24 +6,25 @@ loop of their own (docs/decisions/0031).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from base64 import b64encode
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Coroutine, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
 from ferry.core import PERMANENT_STATUSES, RETRYABLE_STATUSES, ErrorClass, Fatal, ObjectError, Tries
 from ferry.http import Response, parse_retry_after
 from ferry.storage import s3_xml
-from ferry.storage.credentials import Access, endpoint_of, http_client
+from ferry.storage.credentials import Access, credentials_of, endpoint_of, http_client
 from ferry.storage.errors import from_store_http, redirected, s3_code, store_status
 from ferry.storage.loop_thread import wait_for
 from ferry.storage.object_info import ObjectInfo, composite_etag, composite_of
-from ferry.storage.s3 import BucketHttp, Reply
+from ferry.storage.s3 import BucketHttp, Credentials, Reply
 
 T = TypeVar("T")
 READ_S = 60.0
@@ -56,6 +57,7 @@ class BucketControl:
         self._tries = tries
         self._deletes_many = True
         self._http: BucketHttp | None = None
+        self._credentials: Credentials | None = None
 
     # --- the bucket
 
@@ -200,10 +202,14 @@ class BucketControl:
                 return False
             if response.status != (206 if done else 200):
                 raise self._error_from(await self._read_reply(response))
+            first = response.headers.get("Content-Range", f"bytes {done}-").partition("-")[0]
+            if done and (response.headers.get("ETag", etag) != etag or first != f"bytes {done}"):
+                response.close()
+                raise ObjectError(ErrorClass.STORE_ERROR, f"the {self._side} sends another part than was asked for")
             etag = response.headers.get("ETag", "")
             try:
                 while block := await self._read_block(response):
-                    write(block)
+                    await asyncio.to_thread(write, block)  # the loop is that of all buckets
                     done += len(block)
             finally:
                 response.close()
@@ -212,7 +218,7 @@ class BucketControl:
         while True:
             before = done
             try:
-                return self._unless_missing(lambda: wait_for(once()), False)
+                return self._unless_missing(lambda: self._wait(once()), False)
             except ObjectError:
                 if done == before or not etag:  # five attempts without a byte, or no ETag to tell versions apart
                     raise
@@ -295,7 +301,7 @@ class BucketControl:
         async def once() -> Reply:
             return await self._read_reply(await self._ask(method, key, query, headers, body))
 
-        reply = wait_for(once())
+        reply = self._wait(once())
         if reply.status not in ok:
             raise self._error_from(reply)
         if reply.status == 200 and method != "GET" and (code := s3_code(reply.body)):
@@ -308,9 +314,14 @@ class BucketControl:
         query_string = "&".join(f"{name}={s3_xml.query_value(value)}" for name, value in sorted(query.items()))
         return await self._client().send(method, key, query_string, headers, body, self._side)
 
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._credentials is None:
+            self._credentials = credentials_of(self._access)  # here, since boto3 may ask services for them
+        return wait_for(work)
+
     def _client(self) -> BucketHttp:
-        if self._http is None:  # only the one loop of loop_thread.py comes here
-            self._http = http_client(self._bucket, self._access, TOTAL_S, self._read_s)
+        if self._http is None or not self._http.in_this_loop:  # only the one loop of loop_thread.py comes here
+            self._http = http_client(self._bucket, self._access, TOTAL_S, self._read_s, self._credentials)
         return self._http
 
     async def _read_block(self, response: Response) -> bytes:

@@ -30,7 +30,6 @@ from ferry.core import (
     Tries,
     no_delay,
     whole_body,
-    worth_another_try,
 )
 from ferry.http import Algorithm
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
@@ -44,10 +43,17 @@ from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
 from ferry.storage.s3 import BucketHttp, CannotCopy, TooLargeAtOnce
 from ferry.storage.s3_control import BucketControl
 
-# A key with an empty segment, `.` or `..`, or a final `/`: some stores write such an object under another key.
-_ODD_KEY = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)")
-_ODD_PROBE = "a//b/./c/../d/"
+# A key with an empty segment, `.` or `..`, a final `/`, or a `\`: some stores write such an object under another key.
+_ODD_KEY = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\\")
+TRIAL = ".ferry-preflight-"  # begins the names of trial objects and uploads
+_ODD_PROBE = "a//b/./c/../d\\e/"
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
+
+
+def is_odd(key: str) -> bool:
+    """Returns whether a key has an empty segment, `.` or `..`, a final `/`, or a backslash."""
+    return _ODD_KEY.search(key) is not None
+
 
 Request = Literal["head", "read", "write"]  # counted apart, since a store may allow one and refuse another
 
@@ -146,8 +152,8 @@ class Store:
 
     async def _check_key(self, key: str) -> None:
         """Raises ObjectError (BAD_KEY) for a key that this bucket would change; tried when it is first needed."""
-        if self.kind == "s3" and _ODD_KEY.search(self.path(key)):
-            if self._keeps_odd_keys is None:
+        if self.kind == "s3" and is_odd(self.path(key)):
+            if self._keeps_odd_keys is None or self._keeps_odd_keys.cancelled():
                 self._keeps_odd_keys = asyncio.create_task(self._try_odd_keys())
             try:
                 await asyncio.shield(self._keeps_odd_keys)
@@ -157,24 +163,24 @@ class Store:
                 raise
 
     async def _try_odd_keys(self) -> None:
-        key = self.path(f".ferry-preflight-{uuid4().hex}/{_ODD_PROBE}")
+        key = self.path(f"/{TRIAL}{uuid4().hex}/{_ODD_PROBE}")  # with a first `/`, which some stores remove alone
         body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
         http = self._http_client()
         try:
-            await http.put(key, body.data or b"", body.sha256, {}, create=False)
+            await Tries().call_async(lambda: http.put(key, body.data or b"", body.sha256, {}, create=False))
             page = await asyncio.to_thread(lambda: next(self.control().pages(key), []))
             kept = key in [found.key for found in page]
-        except ObjectError as error:
-            if worth_another_try(error):
-                raise
-            kept = False  # refused
+        except (ObjectError, Fatal):
+            if not await self._may_write():
+                raise  # the store refuses or fails with any key
+            kept = False
         finally:
             with contextlib.suppress(ObjectError, Fatal):
                 await http.delete(key)
         if not kept:
             raise ObjectError(
                 ErrorClass.BAD_KEY,
-                "this store refuses or changes keys with `//`, a segment `.` or `..`, or a final `/`; set `key`",
+                "this store refuses or changes keys with `//`, a backslash, `.` or `..`, or a final `/`; set `key`",
             )
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
@@ -256,7 +262,11 @@ class Store:
         if self._directory is not None:
             return await self._directory.head(key, side)
         response = await self._http_client().head(self.path(key), side)
-        return object_info(key, response.length or 0, response) if response is not None else None
+        if response is None:
+            return None
+        if response.length is None:
+            raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} does not say how long the object is")
+        return object_info(key, response.length, response)
 
     async def delete(self, key: str) -> None:
         """Deletes an object. A missing object is not an error. Raises ObjectError and Fatal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -19,12 +20,12 @@ def main() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's telemetry stays off in every command
     warnings.showwarning = _show_warning
     interrupts = signals.make_current()
+    code = 0
     try:
         code = _run(interrupts)
         _flush()
     except BrokenPipeError:  # `ferry failures ... | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     _leave(code if isinstance(code, int) else 0)
 
 
@@ -38,7 +39,8 @@ def _run(interrupts: signals.Interrupts) -> Any:
 
         terminal.error(str(exc))
         if "--json" in sys.argv:
-            print_json({"error": str(exc), "exit_code": code})
+            with contextlib.suppress(BrokenPipeError):
+                print_json({"error": str(exc), "exit_code": code})
         return code
     except KeyboardInterrupt:
         return interrupts.exit_code

@@ -33,7 +33,7 @@ def status(
     """Show a job's progress, also during a run and after a crash."""
     if watch and json_:
         raise UserError("`--watch` repeats the status and `--json` prints one document; leave one of them out")
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt) if watch else contextlib.nullcontext():
         while _show_status(job_file, as_json=json_) and watch:
             time.sleep(WATCH_S)
             if terminal.is_terminal():

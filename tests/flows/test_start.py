@@ -60,15 +60,28 @@ def test_only_prefect_needs_the_end_of_python(loaded: str, ended: str) -> None:
 
 
 def test_closed_streams_are_open_again(tmp_path: Path) -> None:
-    """A caller may close standard streams. The first file that is opened then would receive what is printed."""
+    """A caller may close standard streams. The first file that is opened then would receive what is printed, here or in
+    a child process."""
+    numbers = "[stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)]"
     code = (
-        "import sys, flows.cli.main as command\nfrom flows.__main__ import main\n"
-        "told = lambda: [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)]\n"
+        "import subprocess, sys, flows.cli.main as command\nfrom flows.__main__ import main\n"
+        f"child = [sys.executable, '-c', 'import sys; {numbers}']\n"
+        f"told = lambda: (subprocess.call(child), {numbers})\n"
         "command.main = lambda: open(sys.argv[1], 'w').write(str(told()))\nmain()"
     )
     command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", sys.executable, "-c", code, str(tmp_path / "told")]
     subprocess.run(command, timeout=60, check=True)
-    assert (tmp_path / "told").read_text() == "[0, 1, 2]"
+    assert (tmp_path / "told").read_text() == "(0, [0, 1, 2])"
+
+
+def test_a_reader_that_left_changes_no_exit_code(tmp_path: Path) -> None:
+    """An error is one, whether or not somebody reads the JSON that says so."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-P", "-m", "flows", "status", str(tmp_path / "none.yaml"), "--json"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr.count("does not exist")) == (2, 1)
 
 
 def _environment_of(started: LocalServer) -> dict[str, str]:

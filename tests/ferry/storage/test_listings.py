@@ -172,17 +172,19 @@ def test_folder_markers_are_left_out_and_objects_are_not(odd: OddS3, tmp_path: P
     """An empty directory marker is not a row; an object whose key ends in `/` is one, which no directory can hold."""
     odd.put("b", "p/photos/", b"")
     odd.put("b", "p/album/", b"an object all the same")
+    odd.put("b", "p/", b"the prefix itself, with bytes")
     job = make_job(manifest="s3://b/p/", destination="s3://other/", source={})
     state = directory_state(tmp_path)
-    assert plan(job, state, server=access(odd)).rows == len(KEYS) + 1
-    assert latest(state) == {}
+    assert plan(job, state, server=access(odd)).rows == len(KEYS) + 2
+    (failed,) = latest(state).values()
+    assert (failed.error_class, failed.source) == (ErrorClass.BAD_URL, "s3://b/p/")
     to_directory = job.model_copy(
         update={"destination": job.destination.model_copy(update={"uri": f"file://{tmp_path}/n/"})}
     )
     state = directory_state(tmp_path, "other")
     plan(to_directory, state, server=access(odd))
-    (failed,) = latest(state).values()
-    assert (failed.error_class, failed.source) == (ErrorClass.BAD_KEY, "s3://b/p/album/")
+    failures = {(failed.error_class, failed.source) for failed in latest(state).values()}
+    assert failures == {(ErrorClass.BAD_KEY, "s3://b/p/album/"), (ErrorClass.BAD_URL, "s3://b/p/")}
 
 
 def test_a_planner_does_not_believe_a_cut_source(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from demo.s3 import S3Server
 from ferry.core.body import small_body
 from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass, Outcome, Status
+from ferry.http import Response
 from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo
+from ferry.storage.s3 import BucketHttp
 from ferry.storage.s3_control import BucketControl
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
@@ -88,6 +90,61 @@ def test_a_store_that_folds_them_in_silence(tmp_path: Path) -> None:
         server.make_bucket("new")
         asyncio.run(go(open_store("s3://new/p/", access(server), tmp_path)))
         assert set(server.stored("new")) == {"p/b.jpg"}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("redirect", ("PutObject",), location="http://127.0.0.1:1/other", key="ferry-preflight"),
+        Fault("status", ("PutObject",), status=403, code="SignatureDoesNotMatch", key="ferry-preflight"),
+        Fault("status", ("PutObject",), status=403, code="AccessDenied", key="ferry-preflight"),
+    ],
+    ids=lambda fault: fault.what + fault.code,
+)
+def test_a_proxy_before_the_store_that_changes_them(fault: Fault, tmp_path: Path) -> None:
+    """Servers that clean paths redirect such a request, or break its signature: the other rows are copied."""
+    with OddS3() as server:
+        server.make_bucket("new")
+        for key in ("a//b.jpg", "h.jpg"):
+            server.put("old", key, b"x")
+        server.faults.append(fault)
+        outcomes = move(server, "old", "new", tmp_path)
+        assert outcomes["a//b.jpg"].error_class is ErrorClass.BAD_KEY
+        assert outcomes["h.jpg"].status is Status.COPIED
+        assert server.stored("new") == {"p/h.jpg": b"x"}
+
+
+def test_a_source_that_sends_the_object_of_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy such as nginx asks the source for `a/b` in place of `a//b`: its ETag is not the listed one."""
+    real = BucketHttp.get
+
+    async def merged(self: BucketHttp, key: str, side: str) -> Response:
+        return await real(self, key.replace("//", "/"), side)
+
+    monkeypatch.setattr(BucketHttp, "get", merged)
+    with OddS3() as server:
+        server.make_bucket("new")
+        server.put("old", "a//b.jpg", b"the odd one")
+        server.put("old", "a/b.jpg", b"plain bytes")
+        outcomes = move(server, "old", "new", tmp_path)
+        assert outcomes["a//b.jpg"].error_class is ErrorClass.DIGEST_MISMATCH
+        assert server.stored("new") == {"p/a/b.jpg": b"plain bytes"}
+
+
+def test_a_store_that_takes_a_backslash_for_a_slash(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """SeaweedFS does: the row fails, and the object of the other key stays."""
+    with OddS3() as server:
+        server.put("old", "a\\b.jpg", b"with a backslash")
+        server.put("old", "a/b.jpg", b"with a slash")
+        job = make_job(
+            manifest="s3://old/", source={"endpoint_url": server.endpoint_url}, checks="length",
+            destination={"uri": f"s3://{bucket}/p/", "endpoint_url": s3.endpoint_url},
+        )  # fmt: skip
+        state = directory_state(tmp_path)
+        run(job, state, access(s3), source=access(server))
+    outcomes = {outcome.key: outcome for outcome in latest(state).values()}
+    assert outcomes["a\\b.jpg"].error_class is ErrorClass.BAD_KEY
+    assert s3.client().get_object(Bucket=bucket, Key="p/a/b.jpg")["Body"].read() == b"with a slash"
 
 
 def test_a_trial_that_fails_is_made_again(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from ferry.core.body import Body, small_body
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.memory_budget import SPOOL_OVER_BYTES
 from ferry.core.records import ErrorClass
+from ferry.http import low_speed
 from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent
@@ -115,13 +116,22 @@ def test_no_key_is_changed_on_its_way(key: str, tmp_path: Path) -> None:
         ("", ""),
         ("a  b", "a  b"),
         ("grün", "=?utf-8?b?Z3LDvG4=?="),
-        ("a\r\nx: y", "=?utf-8?q?a?= =?utf-8?q?_x=3A_y?="),
-        ("\x01", "=?utf-8?q?=01?="),
+        ("a\r\nx: y", "a x: y"),
+        ("\x01", "=?utf-8?b?AQ==?="),
+        (" me\t", "me"),
+        ("\u2028", "=?utf-8?b?4oCo?="),
+        ("gr\udcfcn", "=?utf-8?b?Z3LDvG4=?="),
     ],
 )
 def test_values_that_a_header_cannot_hold_are_words(value: str, sent: str) -> None:
     """Metadata is ASCII; anything else is encoded as S3 itself does, so that no value ends a line of the request."""
     assert attribute_headers({"Owner": value}) == {"x-amz-meta-owner": sent}
+
+
+def test_the_standard_headers_are_text() -> None:
+    """A browser reads Content-Disposition, and knows no words of RFC 2047 there."""
+    disposition = 'attachment; filename="é.jpg"'
+    assert attribute_headers({"Content-Disposition": disposition}) == {"content-disposition": disposition}
 
 
 @pytest.mark.parametrize("value", ["a  b   c", "grün"])
@@ -551,5 +561,106 @@ def test_credentials_that_expire_are_renewed() -> None:
         chain.old = chain.fails = True
         with pytest.raises(ObjectError, match="could not be renewed"):
             await credentials.current()
+
+    asyncio.run(go())
+
+
+# --- connections and request lines
+
+
+def test_heads_use_one_connection(tmp_path: Path) -> None:
+    """A HEAD for each object must not cost a connection each."""
+
+    async def go() -> None:
+        store = open_store("s3://b/", access(server), tmp_path)
+        for n in range(5):
+            await store.put(str(n), small_body(b"x"), {})
+            found = await store.head(str(n))
+            assert found is not None
+            assert found.size == 1
+        assert store.connections_opened == 1
+        await store.close()
+
+    with OddS3() as server:
+        server.make_bucket("b")
+        asyncio.run(go())
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_body_after_a_head_is_no_answer(later: bool) -> None:
+    """A server that sends a body after a HEAD, at once or later: its bytes are never read as another response."""
+    body = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nETag: wrong\r\n\r\nwrong!!"
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"HEAD"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+            if later:
+                await writer.drain()
+                await asyncio.sleep(0.05)
+            writer.write(body)
+        else:
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "right"\r\n\r\nright')
+        await writer.drain()
+        await reader.read(1)
+        writer.close()
+
+    async def go() -> None:
+        async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+            address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            http = BucketHttp(address, "b", "r", StaticCredentials(None), timeout_s=5, read_s=5, connections=2)
+            assert await http.head("k", "destination") is not None
+            await asyncio.sleep(0.2)
+            response = await http.get("k", "destination")
+            assert (response.headers["ETag"], await response.read()) == ('"right"', b"right")
+            await http.close()
+
+    asyncio.run(go())
+
+
+def test_what_a_request_says(tmp_path: Path) -> None:
+    """A POST without a body has a length (RFC 9110 section 8.6), and an IPv6 address is in brackets (RFC 3986)."""
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def go() -> None:
+        async with await asyncio.start_server(listen, "::1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            keys = StaticCredentials(Keys("id", "secret"))
+            http = BucketHttp(f"http://[::1]:{port}", "b", "r", keys, timeout_s=5, read_s=5, connections=2)
+            (await http.send("POST", "k", "uploads=", {}, None, "destination")).close()
+            await http.close()
+            assert f"\r\nhost: [::1]:{port}\r\n".encode() in heard[0]
+            assert b"\r\ncontent-length: 0\r\n" in heard[0]
+
+    asyncio.run(go())
+
+
+def test_a_copy_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers a long copy with 200 at once and blanks until it is done: that is no body that comes too slowly."""
+    monkeypatch.setattr(low_speed, "WINDOW_S", 0.3)
+    done = b'<CopyObjectResult><ETag>"e"</ETag></CopyObjectResult>'
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(done) + 10))
+        for _ in range(10):
+            writer.write(b" ")
+            await asyncio.sleep(0.15)
+        writer.write(done)
+        await writer.drain()
+        writer.close()
+
+    async def go() -> None:
+        async with await asyncio.start_server(listen, "127.0.0.1", 0) as server:
+            address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            http = BucketHttp(address, "b", "r", StaticCredentials(None), timeout_s=9, read_s=0.3, connections=2)
+            assert await http.copy("new", "b/old", '"e"', size=1 << 30) == "e"
+            await http.close()
 
     asyncio.run(go())
