@@ -27,7 +27,7 @@ from xml.sax.saxutils import escape
 from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
-Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal"]
+Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal", "bare"]
 Listings = Literal["whole", "no token", "error page", "ends early", "starts at it", "in a circle", "numbered"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
@@ -123,7 +123,7 @@ class OddS3:
         start-after that lists its key, too; a last page whose token leads back to the first; or tokens that count
         pages, of which the third says it is the last.
         ``conditions``: kept, ignored, answered with 501, or one of them ignored: If-None-Match ("no create") or
-        If-Match ("no replace"), which may also hold for no ETag at all ("never equal").
+        If-Match ("no replace"), which may also hold for no ETag at all ("never equal"), or for none in quotes ("bare").
         ``delete_many``: without it DeleteObjects is answered with 501.
         """
         self.etags = etags
@@ -283,7 +283,8 @@ class OddS3:
         if (wanted := headers.get("If-Match")) is not None and self.conditions != "no replace":
             if there is None:
                 return _error(404, "NoSuchKey")
-            if wanted != "*" and (self.conditions == "never equal" or wanted.strip('"') != there.etag.strip('"')):
+            unequal = self.conditions == "never equal" or (self.conditions == "bare" and wanted.startswith('"'))
+            if wanted != "*" and (unequal or wanted.strip('"') != there.etag.strip('"')):
                 return _error(412, "PreconditionFailed")
         return None
 

@@ -120,6 +120,43 @@ def test_one_of_the_two_conditions_is_not_enough(conditions: Any, lacks: str, tm
         assert server.stored("state") == {}
 
 
+@pytest.mark.parametrize("probed", [True, False])
+def test_a_store_that_takes_etags_without_quotes(probed: bool, tmp_path: Path) -> None:
+    """A store that refuses the right ETag in quotes (Ceph RGW 16) replaces files all the same, for every process of a
+    run: also for one that took no lease and asked nothing before."""
+    with OddS3(conditions="bare") as server:
+        server.make_bucket("state")
+        state = state_at(server, tmp_path)
+        if probed:
+            state.check_conditions()
+        server.put("state", "some/job/limits.json", b"old")
+        assert state.swap("limits.json", b"other", b"new") is False
+        assert state.swap("limits.json", b"old", b"new") is True
+        asked = server.requests["PutObject"]
+        assert state.swap("limits.json", b"new", b"newer") is True
+        assert server.requests["PutObject"] == asked + 1, "the form is known"
+        assert server.stored("state") == {"some/job/limits.json": b"newer"}
+
+
+def test_a_replacement_that_came_too_late_asks_nothing_more(
+    odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 412 because another client replaced the file is an answer, and is not tried again in another form."""
+    state = state_at(odd, tmp_path)
+    state.write("limits.json", b"old")
+    put = odd._put
+
+    def late(*given: Any) -> Any:
+        odd.put("state", "some/job/limits.json", b"theirs")
+        return put(*given)
+
+    monkeypatch.setattr(odd, "_put", late)
+    before = odd.requests["PutObject"]
+    assert state.swap("limits.json", b"old", b"mine") is False
+    assert odd.requests["PutObject"] == before + 1
+    assert odd.stored("state") == {"some/job/limits.json": b"theirs"}
+
+
 def test_files_are_deleted_one_by_one_where_the_store_knows_no_other_way(tmp_path: Path) -> None:
     """After a 501 to DeleteObjects, as from GCS, each file is deleted by a request of its own."""
     with OddS3(delete_many=False) as server:
