@@ -23,6 +23,7 @@ class LocalDirectory(StoreServer):
         }),
         byte_order=False,
         compares_digest=False,
+        makes_buckets=True,
     )  # fmt: skip
 
     @classmethod

@@ -26,6 +26,7 @@ class Known:
     creates_once: bool = True  # of several creations of one key one succeeds
     creates_parts_once: bool = True  # the same at the end of an upload in parts
     if_match: IfMatch = "yes"
+    makes_buckets: bool = False  # a bucket that is missing is made by the first object
     copies_if_equal: bool = True  # a copy whose condition is another version is refused
 
     @property

@@ -20,6 +20,7 @@ class SeaweedFS(S3StoreServer):
         },
         byte_order=False,
         compares_digest=False,
+        makes_buckets=True,
     )  # fmt: skip
 
     def __init__(self) -> None:
