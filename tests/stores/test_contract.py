@@ -282,7 +282,8 @@ def test_of_32_creations_one_wins(opened: Opened, server: StoreServer, bucket: s
     tell("of 32 creations at once, succeed", "1" if len(winners) == 1 else "several")
     assert winners
     assert (len(winners) == 1) is server.known.creates_once
-    assert server.get(bucket, "p/k") in [b"body %d" % n for n in winners]
+    if server.known.creates_once:  # rclone mixes the bodies of those that succeed
+        assert server.get(bucket, "p/k") == b"body %d" % winners[0]
 
 
 def test_a_state_excludes_a_second_run_or_is_refused(

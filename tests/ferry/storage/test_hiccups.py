@@ -13,6 +13,7 @@ from demo.origin import Fault as Trouble
 from demo.origin import Origin
 from demo.origin import Trouble as Kind
 from ferry.core.errors import ChunkIncomplete, Fatal, UserError
+from ferry.core.records import Status
 from ferry.state import lease
 from ferry.state.files import open_state
 from ferry.storage.preflight import run_preflight
@@ -139,6 +140,20 @@ def test_a_404_of_a_proxy_ends_no_run(operation: str, odd: OddS3, tmp_path: Path
     run(moving(tmp_path, 20, retries={"attempts": 2, "backoff_s": 0.01}), state, access(odd))
     assert {str(outcome.status) for outcome in latest(state).values()} == {"copied"}
     assert fault.struck == 1
+
+
+@pytest.mark.parametrize("code", ["", "NoSuchKey", "NoSuchBucket"])
+def test_a_404_for_one_key(code: str, odd: OddS3, tmp_path: Path) -> None:
+    """A PUT that is answered with 404 fails its row (moto, for a newline), and ends the run only if the bucket is
+    missing."""
+    odd.faults.append(Fault("status", ("PutObject",), status=404, code=code, key="7 7"))
+    state = directory_state(tmp_path)
+    ended = pytest.raises(Fatal, match="does not exist") if code == "NoSuchBucket" else contextlib.nullcontext()
+    with ended:
+        run(moving(tmp_path, 20), state, access(odd))
+    if code != "NoSuchBucket":
+        failed = [outcome.key for outcome in latest(state).values() if outcome.status is Status.FAILED]
+        assert (failed, len(latest(state))) == (["7 7.bin"], 20)
 
 
 @pytest.mark.parametrize("operation", ["HeadObject", "GetObject"])
