@@ -378,6 +378,8 @@ class OddS3:
             for name, key in zip(shown, page, strict=True)
         )
         encoding = "<EncodingType>url</EncodingType>" if as_url else ""
+        if "start-after" in query:  # not encoded: as Ceph RGW 16 and moto have it
+            encoding += f"<StartAfter>{escape(query['start-after'])}</StartAfter>"
         return _xml(
             "ListBucketResult",
             f"<Name>{bucket}</Name><Prefix>{escape(prefix)}</Prefix><KeyCount>{len(page)}</KeyCount>"

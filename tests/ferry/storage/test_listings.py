@@ -63,6 +63,15 @@ def test_a_store_that_starts_at_the_key_and_not_after_it(keys: list[str], tmp_pa
         assert [found.key for page in pages for found in page] == keys
 
 
+def test_a_key_with_a_control_character_ends_no_listing(tmp_path: Path) -> None:
+    """A listing that continues after such a key has a page that repeats it as XML does not allow."""
+    keys = ["a.jpg", "b\x01.jpg", "c\n.jpg", "d\x1f.jpg"]
+    with OddS3() as server:
+        store = store_at(filled(server, keys), tmp_path)
+        assert listed(store) == keys
+        assert listed(store, start_after="b\x01.jpg") == keys[2:]
+
+
 def test_tokens_that_count_pages(tmp_path: Path) -> None:
     """Tokens that repeat after a listing was continued by start-after are not taken for a cycle."""
     with OddS3(page_keys=20, listings="numbered") as server:
