@@ -1,4 +1,4 @@
-"""The servers that the contract of stores is held against; `make stores` installs them (docs/decisions/0049)."""
+"""The servers that the contract of stores is held against; `make stores` installs them (docs/decisions/0050)."""
 
 from tests.servers.stores.azurite import Azurite, AzuriteHttps
 from tests.servers.stores.ceph import Ceph
