@@ -43,16 +43,19 @@ from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
 from ferry.storage.s3 import BucketHttp, CannotCopy, TooLargeAtOnce
 from ferry.storage.s3_control import BucketControl
 
-# A key with an empty segment, `.` or `..`, a final `/`, or a `\`: some stores write such an object under another key.
-_ODD_KEY = re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)|\\")
+# Keys under which some stores write another object, each with a key to try: with an empty segment, `.`, `..` or a final
+# `/`, and with a backslash. The first trial begins with `/`, since some stores remove that alone.
+_ODD_KEYS = (
+    (re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)"), "/{}/a//b/./c/../d/"),
+    (re.compile(r"\\"), "{}/a\\b"),
+)
 TRIAL = ".ferry-preflight-"  # begins the names of trial objects and uploads
-_ODD_PROBE = "a//b/./c/../d\\e/"
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
 
 
 def is_odd(key: str) -> bool:
     """Returns whether a key has an empty segment, `.` or `..`, a final `/`, or a backslash."""
-    return _ODD_KEY.search(key) is not None
+    return any(pattern.search(key) for pattern, _ in _ODD_KEYS)
 
 
 Request = Literal["head", "read", "write"]  # counted apart, since a store may allow one and refuse another
@@ -100,7 +103,7 @@ class Store:
         self._downloads = Downloads(bucket, self._http_client, spool_dir, self._budget, pool)
         self.in_byte_order = in_byte_order  # whether listings are sorted by the keys' bytes
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
-        self._keeps_odd_keys: asyncio.Task[None] | None = None
+        self._trials: dict[str, asyncio.Task[None]] = {}  # of odd keys
         self.read_back_policy = ReadBackPolicy()
 
     def path(self, key: str) -> str:
@@ -152,18 +155,22 @@ class Store:
 
     async def _check_key(self, key: str) -> None:
         """Raises ObjectError (BAD_KEY) for a key that this bucket would change; tried when it is first needed."""
-        if self.kind == "s3" and is_odd(self.path(key)):
-            if self._keeps_odd_keys is None or self._keeps_odd_keys.cancelled():
-                self._keeps_odd_keys = asyncio.create_task(self._try_odd_keys())
+        if self.kind != "s3":
+            return
+        for pattern, trial in _ODD_KEYS:
+            if not pattern.search(self.path(key)):
+                continue
+            if trial not in self._trials or self._trials[trial].cancelled():
+                self._trials[trial] = asyncio.create_task(self._try_key(trial))
             try:
-                await asyncio.shield(self._keeps_odd_keys)
+                await asyncio.shield(self._trials[trial])
             except ObjectError as error:
                 if error.error_class is not ErrorClass.BAD_KEY:
-                    self._keeps_odd_keys = None  # the next such key tries again
+                    self._trials.pop(trial, None)  # the next such key tries again
                 raise
 
-    async def _try_odd_keys(self) -> None:
-        key = self.path(f"/{TRIAL}{uuid4().hex}/{_ODD_PROBE}")  # with a first `/`, which some stores remove alone
+    async def _try_key(self, trial: str) -> None:
+        key = self.path(trial.format(TRIAL + uuid4().hex))
         body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
         http = self._http_client()
         try:
@@ -178,10 +185,8 @@ class Store:
             with contextlib.suppress(ObjectError, Fatal):
                 await http.delete(key)
         if not kept:
-            raise ObjectError(
-                ErrorClass.BAD_KEY,
-                "this store refuses or changes keys with `//`, a backslash, `.` or `..`, or a final `/`; set `key`",
-            )
+            which = "a backslash" if "\\" in trial else "`//`, `.` or `..`, or a final `/`"
+            raise ObjectError(ErrorClass.BAD_KEY, f"this store refuses or changes keys with {which}; set `key`")
 
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
