@@ -13,10 +13,10 @@ printf 'setuptools>=80\nwheel\n' >"$build" # for the editable install of Ferry i
 echo "$oldest" >"$end"
 compile pyproject.toml "$build" -c "$end" -o requirements.txt
 compile pyproject.toml "$build" --extra demo -c requirements.txt -o requirements-demo.txt
-compile pyproject.toml "$build" --extra demo --extra dev -c requirements.txt -o requirements-dev.txt
+compile pyproject.toml "$build" --extra demo --extra dev --extra azure --extra gcs -c requirements.txt -o requirements-dev.txt
 cp requirements-dev.txt requirements-prefect-newest.txt # all that may stay the same does, and is not installed twice
 echo "$newest" >"$end"
-compile pyproject.toml "$build" --extra demo --extra dev -c "$end" -o requirements-prefect-newest.txt
+compile pyproject.toml "$build" --extra demo --extra dev --extra azure --extra gcs -c "$end" -o requirements-prefect-newest.txt
 compile benchmarks/requirements.in -o requirements-bench.txt # a virtual environment of its own, clashing with ours
 compile tests/servers/stores/requirements.in -o requirements-stores.txt # servers, in another
 # integrity and no address: npm takes the registry that it is configured with

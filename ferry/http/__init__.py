@@ -1,7 +1,7 @@
 """An HTTP/1.1 client behind an address filter. It does not depend on jobs, buckets or images."""
 
 from ferry.http.address_filter import AddressFilter, Resolver, SystemResolver
-from ferry.http.auth import Auth, TokenRequest, basic
+from ferry.http.auth import RETRY_S, Auth, Token, TokenRequest, basic
 from ferry.http.connection import Response, Upload
 from ferry.http.dial import AnyAddress
 from ferry.http.errors import closed_before_response, from_origin
@@ -17,6 +17,7 @@ from ferry.http.urls import Targets
 
 __all__ = [
     "OPEN_HEADERS",
+    "RETRY_S",
     "USER_AGENT",
     "AddressFilter",
     "Algorithm",
@@ -37,6 +38,7 @@ __all__ = [
     "Response",
     "SystemResolver",
     "Targets",
+    "Token",
     "TokenRequest",
     "Upload",
     "basic",

@@ -113,14 +113,17 @@ class Token:
             raise _refused("its answer holds no `access_token`")
         if str(answer.get("token_type", "bearer")).lower() != "bearer":
             raise _refused("its tokens are not bearer tokens")
-        self.value, self._renew_at, self._ends_at = value, math.inf, math.inf
         try:
             life_s = float(answer.get("expires_in") or 0)
         except (TypeError, ValueError):
-            return
-        if life_s > 0:
-            self._ends_at = asked_at + life_s
-            self._renew_at = self._ends_at - min(EARLY_S, life_s / 2)
+            life_s = 0.0
+        self.take(value, life_s if life_s > 0 else math.inf, asked_at)
+
+    def take(self, value: str, life_s: float, asked_at: float) -> None:
+        """Take a token that ends ``life_s`` seconds after ``asked_at``."""
+        self.value = value
+        self._ends_at = asked_at + life_s
+        self._renew_at = self._ends_at - min(EARLY_S, life_s / 2)
 
     def accepted(self, used: str) -> None:
         """Note that a request with the token ``used`` succeeded."""

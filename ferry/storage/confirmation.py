@@ -40,6 +40,7 @@ def compare_digests(sent: Sent, md5: str, sha256: str, parts_etag: str | None = 
     | the response has | if equal | if different |
     |---|---|---|
     | a SHA-256 | equal | different |
+    | an MD5 apart from the ETag (Google, Azure) | equal | different |
     | for a multipart upload: a composite ETag | equal | different |
     | for a multipart upload: any other ETag, or none | different | different |
     | an ETag that looks like an MD5 | equal | maybe different |
@@ -50,6 +51,8 @@ def compare_digests(sent: Sent, md5: str, sha256: str, parts_etag: str | None = 
     """
     if sent.sha256 is not None:
         return Comparison.EQUAL if sent.sha256 == sha256 else Comparison.DIFFERENT
+    if sent.md5 is not None:
+        return Comparison.EQUAL if sent.md5 == md5 else Comparison.DIFFERENT
     if sent.in_parts:
         matches = parts_etag is not None and composite_etag(sent.etag) == parts_etag
         return Comparison.EQUAL if matches else Comparison.DIFFERENT
@@ -65,6 +68,7 @@ class ReadBackPolicy:
     def __init__(self) -> None:
         self.etags_are_md5 = False  # an ETag was the MD5 of its object, so an ETag like another MD5 is suspicious
         self.sends_etags = False  # uploads return an ETag, so a response without one may come from a proxy
+        self.sends_md5s = False  # the same for an MD5 apart from the ETag
         self.matches = 0  # objects that were read back and had the right bytes
         self.mismatch_found = False  # an object that was read back had other bytes
 
@@ -96,13 +100,14 @@ class ReadableStore(Protocol):
 async def confirm(store: ReadableStore, policy: ReadBackPolicy, key: str, body: Body, sent: Sent) -> Confirmation:
     """Confirms an upload by a digest, by reading it back, or by its size. Raises ObjectError (UPLOAD_UNCONFIRMED)."""
     parts_etag = None
-    if sent.in_parts and body.path is not None:
+    if sent.in_parts and sent.md5 is None and body.path is not None:
         parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
         if not sent.etag:  # Ceph's RGW returns the ETag to HEAD only
             sent = replace(sent, etag=(await check_size(store, key, body.size)).etag)
     policy.sends_etags = policy.sends_etags or bool(sent.etag)
+    policy.sends_md5s = policy.sends_md5s or sent.md5 is not None
     comparison = compare_digests(sent, body.md5, body.sha256, parts_etag)
-    if comparison is Comparison.UNKNOWN and policy.sends_etags and not sent.etag:
+    if comparison is Comparison.UNKNOWN and (policy.sends_md5s or (policy.sends_etags and not sent.etag)):
         comparison = Comparison.DIFFERENT
     if comparison is Comparison.EQUAL:
         policy.etags_are_md5 = policy.etags_are_md5 or md5_of_etag(sent.etag) == body.md5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from enum import Enum, auto
 from typing import Literal
 
 from ferry.core import DISK_ERRNOS, ErrorClass, Fatal, ObjectError, ProxyError, Refused, disk_error, errno_name
@@ -65,56 +66,113 @@ _EXPIRED = frozenset({"ExpiredToken", "TokenRefreshRequired"})
 _FULL = ("StorageFull", "QuotaExceeded", "CapExceeded")  # XMinioStorageFull, XMinioAdminBucketQuotaExceeded, ...
 
 
-def store_status(status: int, code: str, side: str, retry_after_s: float | None = None) -> ObjectError | Fatal:
-    """Returns the error for a store's HTTP status and S3 error code. The first matching row decides:
+class Meaning(Enum):
+    """What a store's status and error code mean. Each provider has its own table of them."""
 
-    | status, code | at the destination | at the source |
+    BUSY = auto()
+    ELSEWHERE = auto()  # the bucket is at another endpoint
+    FULL = auto()
+    EXPIRED = auto()  # the credentials
+    CLOCK = auto()  # this machine's clock is wrong
+    CREDENTIALS = auto()  # refused, whatever the request
+    REFUSED = auto()  # this request
+    NO_BUCKET = auto()
+    NO_OBJECT = auto()
+    OTHER = auto()
+
+
+def store_error(
+    means: Meaning,
+    status: int,
+    code: str,
+    side: str,
+    retry_after_s: float | None = None,
+    *,
+    bucket: Literal["bucket", "container"] = "bucket",
+) -> ObjectError | Fatal:
+    """Returns the error for what a response means. ``bucket`` is the provider's word.
+
+    | meaning | at the destination | at the source |
     |---|---|---|
-    | 429, SlowDown | rate_limited | rate_limited |
-    | 3xx | Fatal: the bucket is at another endpoint | Fatal |
-    | ...StorageFull, ...QuotaExceeded, 507 | Fatal | store_error |
-    | ExpiredToken, RequestTimeTooSkewed | Fatal | forbidden |
-    | InvalidAccessKeyId, SignatureDoesNotMatch, ... | Fatal | forbidden |
-    | other 401, 403: AccessDenied | Refused: Fatal, unless the destination accepts other keys | forbidden |
-    | 404 | NoSuchBucket: Fatal; NoSuchKey: not_found; else store_error, since a proxy may send it | not_found |
-    | any other | store_error | store_error |
+    | busy | rate_limited | rate_limited |
+    | elsewhere | Fatal | Fatal |
+    | full | Fatal | store_error |
+    | expired, clock, credentials | Fatal | forbidden |
+    | refused | Refused: Fatal, unless the destination accepts other keys | forbidden |
+    | no bucket | Fatal | not_found |
+    | no object | not_found | not_found |
+    | other | store_error; also for 404, since a proxy may send it | store_error; for 404 not_found |
     """
     answer = f"the {side} answered HTTP {status}" + (f" ({code})" if code else "")
     status_and_code = f"HTTP {status} {code}".rstrip()
     at_source = side == "source"
-    if status == 429 or code.startswith("SlowDown"):  # MinIO also sends SlowDownRead, SlowDownWrite
+    if means is Meaning.BUSY:
         return ObjectError(ErrorClass.RATE_LIMITED, answer, status_code=status, retry_after_s=retry_after_s)
-    if 300 <= status < 400:
-        return Fatal(f"{answer}: the bucket is at another endpoint. Correct `endpoint_url` and `region`")
-    if (status == 507 or code.endswith(_FULL)) and not at_source:
+    if means is Meaning.ELSEWHERE:
+        return Fatal(f"{answer}: the {bucket} is at another endpoint. Correct `endpoint_url` and `region`")
+    if means is Meaning.FULL and not at_source:
         return Fatal(
             f"the {side} is full: no space left, or its quota is used up ({status_and_code}). "
             "Free some space or raise the quota, then run the job again"
         )
-    credentials_rejected = code in _CREDENTIAL_ERRORS or code in _EXPIRED or code == "RequestTimeTooSkewed"
-    if status in (401, 403) or credentials_rejected:
+    if means in (Meaning.EXPIRED, Meaning.CLOCK, Meaning.CREDENTIALS, Meaning.REFUSED):
         if at_source:
             return ObjectError(
                 ErrorClass.FORBIDDEN, f"{answer}: it refuses access. Check `source.credentials`", status_code=status
             )
-        if code in _EXPIRED:
+        if means is Meaning.EXPIRED:
             return Fatal(
                 f"the {side} answered that the credentials have expired ({status_and_code}). "
                 "Renew them and run the job again"
             )
-        if code == "RequestTimeTooSkewed":
+        if means is Meaning.CLOCK:
             return Fatal(
                 f"the {side} answered that this machine's clock is wrong ({status_and_code}). "
                 "Set the clock and run the job again"
             )
-        text = f"the {side} refuses the credentials ({status_and_code}). Check `credentials` and the bucket's policy"
-        return Fatal(text) if credentials_rejected else Refused(text, status_and_code)
-    if status == 404:
-        if at_source or code == "NoSuchKey":
-            return ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404)
-        if code == "NoSuchBucket":
-            return Fatal(f"the {side} bucket does not exist (HTTP 404 NoSuchBucket). Create it, or correct `{side}`")
+        text = f"the {side} refuses the credentials ({status_and_code}). Check `credentials` and the {bucket}'s policy"
+        return Fatal(text) if means is Meaning.CREDENTIALS else Refused(text, status_and_code)
+    if means is Meaning.NO_OBJECT or (at_source and (status == 404 or means is Meaning.NO_BUCKET)):
+        return ObjectError(ErrorClass.NOT_FOUND, f"the {side} has no such object", status_code=404)
+    if means is Meaning.NO_BUCKET:
+        return Fatal(f"the {side} {bucket} does not exist ({status_and_code}). Create it, or correct `{side}`")
     return ObjectError(ErrorClass.STORE_ERROR, answer, status_code=status, retry_after_s=retry_after_s)
+
+
+def store_status(status: int, code: str, side: str, retry_after_s: float | None = None) -> ObjectError | Fatal:
+    """Returns the error for a store's HTTP status and S3 error code. The first matching row decides:
+
+    | status, code | meaning |
+    |---|---|
+    | 429, SlowDown | busy |
+    | 3xx | elsewhere |
+    | ...StorageFull, ...QuotaExceeded, 507 | full |
+    | ExpiredToken | expired |
+    | RequestTimeTooSkewed | clock |
+    | InvalidAccessKeyId, SignatureDoesNotMatch, ... | credentials |
+    | other 401, 403: AccessDenied | refused |
+    | 404 NoSuchBucket, 404 NoSuchKey | no bucket, no object |
+    | any other | other |
+    """
+    return store_error(_s3_meaning(status, code, side), status, code, side, retry_after_s)
+
+
+def _s3_meaning(status: int, code: str, side: str) -> Meaning:
+    if status == 429 or code.startswith("SlowDown"):  # MinIO also sends SlowDownRead, SlowDownWrite
+        return Meaning.BUSY
+    if 300 <= status < 400:
+        return Meaning.ELSEWHERE
+    if (status == 507 or code.endswith(_FULL)) and side != "source":
+        return Meaning.FULL
+    if code in _EXPIRED:
+        return Meaning.EXPIRED
+    if code == "RequestTimeTooSkewed":
+        return Meaning.CLOCK
+    if code in _CREDENTIAL_ERRORS or status in (401, 403):
+        return Meaning.CREDENTIALS if code in _CREDENTIAL_ERRORS else Meaning.REFUSED
+    if status == 404 and code in ("NoSuchBucket", "NoSuchKey"):
+        return Meaning.NO_BUCKET if code == "NoSuchBucket" else Meaning.NO_OBJECT
+    return Meaning.OTHER
 
 
 def s3_code(body: bytes) -> str:
@@ -122,11 +180,11 @@ def s3_code(body: bytes) -> str:
     return found[1] if (found := _S3_CODE.search(body.decode("utf-8", "replace"))) else ""
 
 
-def credentials_error(exc: BaseException) -> ObjectError:
-    """Returns the error for credentials that boto3 could not renew, for example when a metadata service is down."""
+def credentials_error(exc: BaseException, provider: str = "AWS") -> ObjectError:
+    """Returns the error for credentials that a provider's library could not renew: a metadata service may be down."""
     return ObjectError(
         ErrorClass.STORE_ERROR,
-        f"the AWS credentials could not be renewed ({type(exc).__name__}). Check how this machine gets them",
+        f"the {provider} credentials could not be renewed ({type(exc).__name__}). Check how this machine gets them",
     )
 
 

@@ -24,11 +24,15 @@ class ObjectInfo:
     size: int
     etag: str | None
     last_modified: datetime | None
+    md5: str | None = None  # in hex digits, where the store has one apart from the ETag
+    version: str | None = None  # what Provider.get takes as ``if_version``
+    tier: str | None = None  # storage class or access tier, by the provider's name
+    crc32c: str | None = None  # in base64, where the store has one: objects without an MD5 have it
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A store's response to an upload: its ETag, and its SHA-256 in hex digits if the store returned one."""
+    """A store's response to an upload: its ETag, and its digests in hex digits if the store returned any."""
 
     etag: str | None
     sha256: str | None = None
@@ -37,6 +41,9 @@ class Sent:
     in_parts: bool = False  # it was a multipart upload
     parts_etag: str | None = None  # multipart: the composite ETag computed from the parts sent, if known
     created_twice: bool = False  # multipart: a lost response may have created another upload, whose ID is unknown
+    md5: str | None = None  # of the bytes that the store received, apart from the ETag; for parts, if each was compared
+    version: str | None = None  # as in ObjectInfo
+    lost: tuple[str, ...] = ()  # names of attributes that the store cannot hold, and that were not sent
 
 
 def md5_of_etag(etag: str | None) -> str | None:

@@ -22,7 +22,7 @@ from ferry.core.body import Body, Spooled
 from ferry.core.errors import Fatal, LeaseHeld, ObjectError, UserError
 from ferry.core.memory_budget import MIB
 from ferry.core.records import Confirmed, ErrorClass
-from ferry.http.pool import tls
+from ferry.http.network import tls
 from ferry.state import lease
 from ferry.state.files import DirectoryState, State, open_state
 from ferry.state.open_uploads import Uploads
