@@ -1,0 +1,19 @@
+"""Azure Blob Storage: one container as a Provider, and what authorises its requests."""
+
+from ferry.storage.azure.address import Address, parse_address
+from ferry.storage.azure.container import AzureContainer
+from ferry.storage.azure.keys import Authority, Sas, SharedKey
+from ferry.storage.azure.tokens import Tokens, managed_identity, service_principal, workload_identity
+
+__all__ = [
+    "Address",
+    "Authority",
+    "AzureContainer",
+    "Sas",
+    "SharedKey",
+    "Tokens",
+    "managed_identity",
+    "parse_address",
+    "service_principal",
+    "workload_identity",
+]

@@ -1,0 +1,52 @@
+"""Attributes of a blob as headers, and back, under the names that all providers share (ferry/storage/provider.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.header import Header
+
+from ferry.storage.provider import TAGS, TIER
+
+_NAMES = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
+_TO_AZURE = {name.lower(): f"x-ms-blob-{name.lower()}" for name in _NAMES} | {
+    TIER: "x-ms-access-tier",
+    TAGS: "x-ms-tags",
+}
+_FROM_AZURE = {name.lower(): name for name in _NAMES}
+_META = "x-ms-meta-"
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ASCII = re.compile(r"[ -~]*")
+
+
+def attribute_headers(attributes: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Returns attributes as the headers of a write, and the names of those that Azure cannot hold.
+
+    Metadata names are C# identifiers ("Naming and referencing containers, blobs, and metadata"), so that `ean-code` is
+    one of the latter. Values are US-ASCII; others are sent as words of RFC 2047, as s3.py sends them.
+    """
+    headers, lost = {}, []
+    for name, value in attributes.items():
+        lower = name.lower()
+        header = _TO_AZURE.get(lower)
+        if header is None:
+            if not _IDENTIFIER.fullmatch(lower):
+                lost.append(name)
+                continue
+            header = _META + lower
+        headers[header] = value if _ASCII.fullmatch(value) else Header(value, "utf-8").encode(linesep="")
+    return headers, tuple(lost)
+
+
+def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """Returns the attributes in a response's headers. A tier that the account gives by default is not one of them."""
+    found = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in _FROM_AZURE:
+            found[_FROM_AZURE[lower]] = value
+        elif lower.startswith(_META):
+            found[lower[len(_META) :]] = value
+    if "x-ms-access-tier" in headers and headers.get("x-ms-access-tier-inferred") != "true":
+        found[TIER] = headers["x-ms-access-tier"]
+    return found

@@ -1,0 +1,397 @@
+"""One container of Azure Blob Storage through Ferry's HTTP client (docs/decisions/0052).
+
+Source: Azure Storage REST API, "Blob Storage API"; each method names its operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from email.utils import formatdate
+from urllib.parse import quote
+
+from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
+from ferry.http import Response, Upload, printable_header
+from ferry.storage.azure.attributes import attribute_headers, attributes_of
+from ferry.storage.azure.documents import Block, block_list, date_of, md5_of, parse_blocks, parse_page, parse_tags
+from ferry.storage.azure.errors import azure_error, code_of, condition_failed, not_authenticated
+from ferry.storage.azure.keys import Authority
+from ferry.storage.azure.preflight import lasting_refusal, probes, refusal
+from ferry.storage.endpoint import Endpoint
+from ferry.storage.object_info import ObjectInfo, Sent
+from ferry.storage.provider import Digests, Got, Page, Part
+from ferry.storage.s3 import COPY_BYTES_PER_S, CannotCopy, TooLargeAtOnce
+from ferry.storage.sigv4 import encoded
+
+VERSION = "2023-11-03"
+MAX_BLOCKS = 50_000  # REST API, "Put Block List"
+MAX_BLOCK_BYTES = 4_000 << 20
+MAX_COPY_BYTES = 256 << 20  # REST API, "Copy Blob From URL"
+PAGE_KEYS = 5_000  # the most that the service lists at once
+_AT_ONCE = 16  # requests of one call to delete()
+_WORD = re.compile(r"[!-~]+")  # what a header can hold; a list may hold any text
+
+
+class AzureContainer:
+    """A Provider for one container. Raises ObjectError and Fatal.
+
+    Create it inside the event loop that uses it, and close it at the end.
+    """
+
+    # The service lists in alphabetical order; its documents do not say how names outside ASCII are compared.
+    in_byte_order = False
+    parts_at_once = MAX_BLOCKS
+
+    def __init__(
+        self,
+        account: str,
+        container: str,
+        authority: Authority,
+        *,
+        endpoint_url: str | None = None,
+        timeout_s: float = 600.0,
+        read_s: float = 30.0,
+        connections: int = 512,
+    ) -> None:
+        """``endpoint_url`` has the account in its path or in its host. Raises UserError for tokens over http."""
+        url = endpoint_url or f"https://{account}.blob.core.windows.net"
+        if authority.https_only and not url.startswith("https:"):
+            raise UserError("credentials: Azure takes tokens over https alone. Correct `endpoint_url`")
+        self._http = Endpoint(url, timeout_s=timeout_s, read_s=read_s, connections=connections)
+        self.endpoint = url
+        self._container = container
+        self._root = f"{self._http.path}/{container}"
+        self._authority = authority
+        self._date = (0, "")
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    # --- objects
+
+    async def put(
+        self, key: str, data: bytes | Upload, digests: Digests, attributes: Mapping[str, str], *, create: bool
+    ) -> Sent:
+        """Writes a blob in one request (Put Blob).
+
+        Azure compares the Content-MD5 of the request, keeps it, and returns that of the bytes which it received.
+        Raises TooLargeAtOnce for a spooled body that is refused with 413.
+        """
+        headers, lost = attribute_headers(attributes)
+        headers["x-ms-blob-type"] = "BlockBlob"
+        headers["content-md5"] = _in_base64(digests.md5)
+        if create:
+            headers["if-none-match"] = "*"
+        response = await self._send("PUT", key, {}, headers, data, "destination")
+        if response.status == 413 and not isinstance(data, bytes):
+            response.close()
+            raise TooLargeAtOnce
+        return await self._written(response, create=create, lost=lost, md5=md5_of(response.headers.get("Content-MD5")))
+
+    async def head(self, key: str, side: str) -> ObjectInfo | None:
+        """Returns a blob's information, or None for a missing one (Get Blob Properties)."""
+        response = await self._send("HEAD", key, {}, {}, None, side)
+        if response.status == 200:
+            return _info(key, response)
+        if response.status == 404 and code_of(response.headers) == "BlobNotFound":
+            return None
+        raise await self._error(response, side)
+
+    async def get(self, key: str, side: str, *, start: int = 0, if_version: str = "") -> Got:
+        """Returns a blob as it is stored; Azure decodes nothing (Get Blob).
+
+        Raises ObjectError (TRUNCATED) if the blob has another version by now.
+        """
+        headers = {"range": f"bytes={start}-"} if start else {}
+        if if_version:
+            headers["if-match"] = if_version
+        response = await self._send("GET", key, {}, headers, None, side)
+        if response.status == (206 if start else 200):
+            return Got(
+                response,
+                _info(key, response),
+                attributes_of(response.headers),
+                tagged=response.headers.get("x-ms-tag-count", "0") != "0",
+            )
+        if response.status == 412 and if_version:
+            response.close()
+            raise ObjectError(ErrorClass.TRUNCATED, f"the {side}'s object changed while it was read")
+        raise await self._error(response, side)
+
+    async def tags(self, key: str, side: str) -> str:
+        """Returns a blob's tags (Get Blob Tags)."""
+        return parse_tags(await self._ask("GET", key, {"comp": "tags"}, {}, None, side), side)
+
+    async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
+        """Has Azure copy a blob of this account with its attributes and tags (Copy Blob From URL).
+
+        Azure compares the source's ETag and, if the listing has one, its MD5. Raises CannotCopy also for more than
+        256 MiB. The caller then reads and writes the bytes, which shows on which side the error is.
+        """
+        if source.size > MAX_COPY_BYTES or not all(
+            _WORD.fullmatch(word) for word in (source.etag or "", source.tier or "-")
+        ):
+            raise CannotCopy
+        blob = f"{bucket}/{source.key}"
+        headers = {"x-ms-requires-sync": "true", "x-ms-source-if-match": source.etag or ""}
+        headers["x-ms-copy-source-tag-option"] = "COPY"
+        if source.md5 is not None:
+            headers["x-ms-source-content-md5"] = _in_base64(source.md5)
+        if source.tier is not None:
+            headers["x-ms-access-tier"] = source.tier
+        query = await self._authority.authorize_source(blob, headers)
+        url = f"{self._http.origin}{self._http.path}/{encoded(blob)}"
+        headers["x-ms-copy-source"] = f"{url}?{query}" if query else url
+        wait_s = source.size / COPY_BYTES_PER_S
+        response = await self._send("PUT", key, {}, headers, b"", "destination", extra_read_s=wait_s)
+        if response.status in (429, 503):
+            raise await self._error(response, "destination")
+        await self._http.read(response, "destination")
+        md5, etag = md5_of(response.headers.get("Content-MD5")), printable_header(response.headers.get("ETag"))
+        copied = response.status == 202 and response.headers.get("x-ms-copy-status") == "success"
+        if not copied or (source.md5 is not None and md5 not in (None, source.md5)):
+            raise CannotCopy
+        return Sent(etag, md5=md5, version=etag)
+
+    async def delete(self, keys: Sequence[str], side: str) -> None:
+        """Deletes blobs, each by its own request (Delete Blob). One with snapshots is refused."""
+        left = iter(keys)
+
+        async def work() -> None:
+            for key in left:
+                response = await self._send("DELETE", key, {}, {}, None, side)
+                missing = response.status == 404 and code_of(response.headers) == "BlobNotFound"
+                if response.status != 202 and not missing:
+                    raise await self._error(response, side)
+                await self._http.read(response, side)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(_AT_ONCE, len(keys))):
+                    group.create_task(work())
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+
+    async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
+        """Returns up to 5,000 blobs (List Blobs). The service has no key to start after: earlier ones are left out."""
+        query = {"restype": "container", "comp": "list", "prefix": prefix, "maxresults": str(PAGE_KEYS)}
+        if token is not None:
+            query["marker"] = token
+        page = parse_page(await self._ask("GET", "", query, {}, None, side), side)
+        if page.token is not None and page.token == token:
+            text = f"the {side}'s listing does not advance: its marker repeats. Check `endpoint_url`"
+            raise ObjectError(ErrorClass.STORE_ERROR, text)
+        return page if after is None else Page([each for each in page.objects if each.key > after], page.token)
+
+    # --- uploads in parts: uncommitted blocks, which Azure keeps for a week
+
+    def part_bytes(self, size: int) -> int:
+        """Returns 8 MiB, or more whole MiB if there would be over 50,000 blocks. Raises ObjectError above 190 TiB."""
+        part = max(PART_BYTES, -(-size // (MAX_BLOCKS << 20)) << 20)
+        if part > MAX_BLOCK_BYTES:
+            text = f"the destination holds at most {MAX_BLOCKS:,} blocks of {MAX_BLOCK_BYTES:,} bytes"
+            raise ObjectError(ErrorClass.TOO_LARGE, text)
+        return part
+
+    async def begin(
+        self, key: str, attributes: Mapping[str, str], size: int, *, md5: str | None, create: bool
+    ) -> str | None:
+        """Returns a new ID. It begins the IDs of this upload's blocks; Azure itself has no uploads."""
+        return secrets.token_hex(8)
+
+    async def put_part(
+        self, key: str, upload: str, part: int, data: bytes | Upload, digests: Digests, offset: int
+    ) -> Part:
+        """Sends a block (Put Block).
+
+        Azure refuses other bytes than those of the Content-MD5. So a block that it holds has the MD5 in its ID.
+        """
+        block = Block(upload, part, digests.md5).id
+        headers = {"content-md5": _in_base64(digests.md5)}
+        response = await self._send("PUT", key, {"comp": "block", "blockid": block}, headers, data, "destination")
+        if response.status != 201:
+            raise await self._error(response, "destination")
+        await self._http.read(response, "destination")
+        if md5_of(response.headers.get("Content-MD5")) not in (None, digests.md5):
+            text = f"the destination received other bytes for part {part} than those sent"
+            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, text)
+        return Part(part, len(data), block, digests.md5)
+
+    async def complete(
+        self,
+        key: str,
+        upload: str,
+        parts: Sequence[Part],
+        body: Body,
+        attributes: Mapping[str, str],
+        *,
+        create: bool,
+    ) -> Sent:
+        """Makes the blocks a blob (Put Block List).
+
+        Azure keeps the MD5 of the body as it is given here, without computing it. What it compared are the MD5s of the
+        blocks, so the caller must have read them from the body whose MD5 that is. A request that is repeated finds the
+        blocks that the first one committed.
+        """
+        if [part.number for part in parts] != list(range(1, len(parts) + 1)) or body.size != sum(
+            part.size for part in parts
+        ):
+            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, "the parts that were sent are not the whole body")
+        document = block_list(part.etag for part in parts)
+        headers, lost = attribute_headers(attributes)
+        headers["content-md5"] = base64.b64encode(hashlib.md5(document, usedforsecurity=False).digest()).decode()
+        headers["x-ms-blob-content-md5"] = _in_base64(body.md5)
+        if create:
+            headers["if-none-match"] = "*"
+        response = await self._send("PUT", key, {"comp": "blocklist"}, headers, document, "destination")
+        md5 = body.md5 if all(part.md5 is not None for part in parts) else None
+        return await self._written(response, create=create, lost=lost, md5=md5, in_parts=True)
+
+    async def parts(self, key: str, upload: str) -> list[Part] | None:
+        """Returns the uncommitted blocks of an upload, or None if there are none (Get Block List)."""
+        query = {"comp": "blocklist", "blocklisttype": "uncommitted"}
+        response = await self._send("GET", key, query, {}, None, "destination")
+        if response.status == 404 and code_of(response.headers) == "BlobNotFound":
+            response.close()
+            return None
+        if response.status != 200:
+            raise await self._error(response, "destination")
+        return parse_blocks(await self._http.read(response, "destination"), upload, "destination") or None
+
+    async def abort(self, key: str, upload: str) -> None:
+        """Does nothing. Azure deletes uncommitted blocks after a week, or when the key is written again."""
+
+    async def uploads(self, prefix: str) -> AsyncIterator[tuple[str, str]]:
+        """Yields nothing: there is nothing to abort."""
+        return
+        yield
+
+    # --- files of a state
+
+    async def read(self, key: str) -> tuple[bytes, str] | None:
+        response = await self._send("GET", key, {}, {}, None, "state")
+        if response.status == 404 and code_of(response.headers) == "BlobNotFound":
+            response.close()
+            return None
+        if response.status != 200:
+            raise await self._error(response, "state")
+        return await self._http.read(response, "state"), response.headers.get("ETag", "")
+
+    async def write_if(self, key: str, data: bytes, version: str | None) -> bool:
+        headers = {"if-none-match": "*"} if version is None else {"if-match": version}
+        md5 = hashlib.md5(data, usedforsecurity=False).digest()
+        headers |= {"x-ms-blob-type": "BlockBlob", "content-md5": base64.b64encode(md5).decode()}
+        response = await self._send("PUT", key, {}, headers, data, "state")
+        if response.status == 201 or condition_failed(response.status, response.headers):
+            await self._http.read(response, "state")
+            if not response.sent_twice:
+                return response.status == 201
+            found = await self.read(key)  # the first request, whose response was lost, may have written it
+            return found is not None and found[0] == data
+        raise await self._error(response, "state")
+
+    # --- preflight
+
+    async def refusal(self, prefix: str, *, writing: bool, until: datetime | None = None) -> str | None:
+        """Returns why the container cannot be used, as the end of a sentence, or None.
+
+        The rights to list, read and write are tried one after the other, and nothing is written (azure/preflight.py).
+        Raises ObjectError if Azure does not answer or is busy.
+        """
+        requests = list(probes(prefix, writing=writing))
+        if text := lasting_refusal(self._authority, [each.right for each in requests], until):
+            return text
+        for right, method, key, query, headers, data in requests:
+            response = await self._send(method, key, query, headers, data, "destination")
+            if response.status == 429 or response.status >= 500:
+                raise await self._error(response, "destination")
+            await self._http.read(response, "destination")
+            if text := refusal(response.status, code_of(response.headers), right):
+                return text
+        return None
+
+    # --- one request
+
+    async def _send(
+        self,
+        method: str,
+        key: str,
+        query: Mapping[str, str],
+        headers: Mapping[str, str],
+        data: bytes | Upload | None,
+        side: str,
+        *,
+        extra_read_s: float = 0.0,
+    ) -> Response:
+        """Sends a request and returns its response. One that did not authenticate may be sent once more."""
+        path = f"{self._root}/{encoded(key)}" if key else self._root
+        asked = "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+        while True:
+            sent = {**headers, "x-ms-date": self._now(), "x-ms-version": VERSION}
+            extra = await self._authority.authorize(method, path, query, sent, len(data or b""))
+            target = "?".join(filter(None, (path, "&".join(filter(None, (asked, extra))))))
+            response = await self._http.request(method, target, sent, data, side, extra_read_s=extra_read_s)
+            if response.status < 400 or not not_authenticated(response.status, response.headers):
+                self._authority.accepted(sent)
+                return response
+            if not self._authority.refused(sent):
+                return response
+            response.close()
+
+    async def _ask(
+        self, method: str, key: str, query: Mapping[str, str], headers: Mapping[str, str], data: bytes | None, side: str
+    ) -> bytes:
+        response = await self._send(method, key, query, headers, data, side)
+        if response.status != 200:
+            raise await self._error(response, side)
+        return await self._http.read(response, side)
+
+    async def _written(
+        self, response: Response, *, create: bool, lost: tuple[str, ...], md5: str | None, in_parts: bool = False
+    ) -> Sent:
+        """Returns what a write was answered with. Raises its error."""
+        exists = create and condition_failed(response.status, response.headers)
+        if response.status != 201 and not exists:
+            raise await self._error(response, "destination")
+        await self._http.read(response, "destination")
+        if exists:
+            return Sent(None, exists=True, sent_twice=response.sent_twice)
+        etag = printable_header(response.headers.get("ETag"))
+        return Sent(etag, in_parts=in_parts, md5=md5, version=etag, lost=lost)
+
+    async def _error(self, response: Response, side: str) -> ObjectError | Fatal:
+        await self._http.read(response, side)
+        return azure_error(response.status, response.headers, side, self._authority.ends_at)
+
+    def _now(self) -> str:
+        """Returns the time for a request, computed once a second."""
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True))
+        return self._date[1]
+
+
+def _info(key: str, response: Response) -> ObjectInfo:
+    """Returns what a response's header says of a blob. That of a part of a blob has the whole one's size and MD5."""
+    found = response.headers
+    total = found.get("Content-Range", "").rpartition("/")[2]
+    etag = printable_header(found.get("ETag"))
+    return ObjectInfo(
+        key,
+        int(total) if total.isdigit() else int(found.get("Content-Length", "0")),
+        etag,
+        date_of(found.get("Last-Modified")),
+        md5=md5_of(found.get("x-ms-blob-content-md5") or (None if total else found.get("Content-MD5"))),
+        version=etag,
+        tier=found.get("x-ms-access-tier"),
+    )
+
+
+def _in_base64(digest: str) -> str:
+    return base64.b64encode(bytes.fromhex(digest)).decode()

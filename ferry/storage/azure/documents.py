@@ -1,0 +1,173 @@
+"""XML documents of Azure Blob Storage that Ferry reads and writes: listings and lists of blocks."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import NamedTuple
+from urllib.parse import quote, unquote, urlencode
+from xml.parsers import expat
+
+from ferry.core import ErrorClass, ObjectError
+from ferry.storage.object_info import ObjectInfo
+from ferry.storage.provider import Page, Part
+
+_MONTHS = {
+    "Jan": 1, "Feb": 2, "Mar": 3, "Apr": 4, "May": 5, "Jun": 6, "Jul": 7, "Aug": 8, "Sep": 9, "Oct": 10, "Nov": 11,
+    "Dec": 12,
+}  # fmt: skip
+_ENTITY = re.compile(r"&(?:#x([0-9A-Fa-f]+)|#([0-9]+)|(amp|lt|gt|quot|apos));")
+_NAMED = {"amp": "&", "lt": "<", "gt": ">", "quot": '"', "apos": "'"}
+
+
+def parse(body: bytes, root: str, side: str) -> ET.Element:
+    """Returns the root element of a document that has this name. Raises ObjectError for any other document.
+
+    The service sends no DTD. Ferry refuses a document with one, since its entities may expand without limit.
+    """
+    try:
+        if b"<!DOCTYPE" in body:
+            raise ET.ParseError
+        found = ET.fromstring(body.strip())  # noqa: S314 - without a DTD there is nothing to expand
+        if found.tag == root:
+            return found
+    except (ET.ParseError, ValueError, LookupError):
+        pass
+    message = f"the {side}'s response is not a document of Azure Blob Storage. Check `endpoint_url`"
+    raise ObjectError(ErrorClass.STORE_ERROR, message)
+
+
+def parse_page(body: bytes, side: str) -> Page:
+    """Returns a page of a listing (REST API: List Blobs). Raises ObjectError for any other document.
+
+    A page without a NextMarker element is not complete: the service sends an empty one on the last page. A blob has 22
+    elements, of which 7 are needed, and a page 5,000 blobs. So expat checks that the document is well-formed, and the
+    values are searched in its text: 11 us a key, where a tree of elements took 24.
+    """
+    try:
+        if b"<!" in body or _root(body) != "EnumerationResults":  # neither DTD nor comments nor CDATA
+            raise ValueError
+        listed, *blobs = body.decode("utf-8-sig").split("<Blob>")
+        end = blobs[-1] if blobs else listed
+        marker = _value(end, "<NextMarker>")
+        if marker is None and "<NextMarker />" not in end and "<NextMarker/>" not in end:
+            raise ValueError
+        return Page([info for blob in blobs if (info := _info(blob)) is not None], marker or None)
+    except (expat.ExpatError, KeyError, ValueError):
+        message = f"the {side}'s response is not a listing of Azure Blob Storage. Check `endpoint_url`"
+        raise ObjectError(ErrorClass.STORE_ERROR, message) from None
+
+
+def _root(body: bytes) -> str:
+    """Returns the name of the root element. Raises ExpatError for a document that is not well-formed."""
+    found: list[str] = []
+    parser = expat.ParserCreate()
+
+    def first(name: str, _: object) -> None:
+        found.append(name)
+        parser.StartElementHandler = None
+
+    parser.StartElementHandler = first
+    parser.Parse(body, True)
+    return found[0]
+
+
+def _value(text: str, tag: str) -> str | None:
+    """Returns the text of the first element with this tag, or None. A tag with attributes has its name alone."""
+    start = text.find(tag)
+    if start < 0:
+        return None
+    start = text.index(">", start) + 1
+    value = text[start : text.index("<", start)]
+    return _ENTITY.sub(_character, value) if "&" in value else value
+
+
+def _character(entity: re.Match[str]) -> str:
+    hexadecimal, decimal, name = entity.groups()
+    return chr(int(hexadecimal, 16) if hexadecimal else int(decimal)) if name is None else _NAMED[name]
+
+
+def _info(blob: str) -> ObjectInfo | None:
+    """Returns a blob of a listing, or None for a directory of an account with a hierarchical namespace."""
+    key, size, etag = _value(blob, "<Name"), _value(blob, "<Content-Length>"), _value(blob, "<Etag>")
+    if key is None or size is None or etag is None:
+        raise ValueError
+    if "<ResourceType>directory<" in blob:
+        return None
+    etag = etag if etag.startswith('"') else f'"{etag}"'  # without quotes in listings, with them everywhere else
+    return ObjectInfo(
+        unquote(key, errors="strict") if '<Name Encoded="true">' in blob else key,
+        int(size),
+        etag,
+        date_of(_value(blob, "<Last-Modified>")),
+        md5=md5_of(_value(blob, "<Content-MD5>")),
+        version=etag,
+        tier=_value(blob, "<AccessTier>"),
+    )
+
+
+def md5_of(value: str | None) -> str | None:
+    """Returns the hex digits of a Content-MD5, or None if there is none."""
+    try:
+        digest = binascii.a2b_base64(value or "")
+    except (binascii.Error, ValueError):
+        return None
+    return digest.hex() if len(digest) == 16 else None
+
+
+def date_of(value: str | None) -> datetime | None:
+    """Returns a date in the form of HTTP (RFC 9110 section 5.6.7: `Tue, 01 Dec 2026 06:00:00 GMT`), or None."""
+    try:
+        day, month, year, time = (value or "")[5:].split(" ")[:4]
+        hour, minute, second = time.split(":")
+        return datetime(int(year), _MONTHS[month], int(day), int(hour), int(minute), int(second), tzinfo=UTC)
+    except (KeyError, ValueError):
+        return None
+
+
+def parse_tags(body: bytes, side: str) -> str:
+    """Returns tags as `name=value&...`, percent-encoded (REST API: Get Blob Tags)."""
+    found = parse(body, "Tags", side).iter("Tag")
+    return urlencode([(tag.findtext("Key") or "", tag.findtext("Value") or "") for tag in found], quote_via=quote)
+
+
+class Block(NamedTuple):
+    """What the ID of a block says: Ferry writes it, and Azure keeps it. 53 bytes; at most 64 are allowed."""
+
+    upload: str  # 16 hex digits
+    number: int
+    md5: str
+
+    @property
+    def id(self) -> str:
+        return base64.b64encode(f"{self.upload}{self.number:05d}{self.md5}".encode()).decode()
+
+    @classmethod
+    def of(cls, block_id: str) -> Block | None:
+        """Returns the block with this ID, or None if another client wrote it."""
+        try:
+            text = base64.b64decode(block_id, validate=True).decode("ascii")
+            return cls(text[:16], int(text[16:21]), text[21:]) if len(text) == 53 else None
+        except ValueError:
+            return None
+
+
+def parse_blocks(body: bytes, upload: str, side: str) -> list[Part]:
+    """Returns the parts of an upload that Azure holds (REST API: Get Block List, uncommitted)."""
+    parts = {}
+    for each in parse(body, "BlockList", side).iter("Block"):
+        block_id = each.findtext("Name") or ""
+        block = Block.of(block_id)
+        if block is not None and block.upload == upload:
+            parts[block.number] = Part(block.number, int(each.findtext("Size") or 0), block_id, block.md5)
+    return [parts[number] for number in sorted(parts)]
+
+
+def block_list(block_ids: Iterable[str]) -> bytes:
+    """Returns the body of Put Block List. `Latest`: a repeated request finds blocks that are committed."""
+    named = "".join(f"<Latest>{block_id}</Latest>" for block_id in block_ids)
+    return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{named}</BlockList>'.encode()

@@ -1,0 +1,84 @@
+"""Preflight check of a container: the rights that Ferry needs, and what is said of one that is missing."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from ferry.storage.azure.errors import meaning
+from ferry.storage.azure.keys import Authority
+from ferry.storage.errors import Meaning
+
+_LETTERS = "`r`, `l` and, to write, `w`"
+_NO_SUCH_ETAG = '"0x0"'
+
+# What is needed of a container, by the letters of a SAS of which one is enough, and by a built-in role.
+RIGHTS = {
+    "list": ("l", "Storage Blob Data Reader"),
+    "read": ("r", "Storage Blob Data Reader"),
+    "write": ("wc", "Storage Blob Data Contributor"),
+}
+
+
+def lasting_refusal(authority: Authority, rights: Iterable[str], until: datetime | None) -> str | None:
+    """Returns why credentials cannot be used, by what they say of themselves, as the end of a sentence, or None."""
+    if missing := authority.lacks({RIGHTS[right][0]: right for right in rights}):
+        return f"cannot be used with this SAS, which lacks {' and '.join(missing)}. Make one with all of {_LETTERS}"
+    ends_at, now = authority.ends_at, datetime.now(UTC)
+    if ends_at is not None and ends_at <= max(until or now, now):
+        end = f"{ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        if ends_at <= now:
+            return f"cannot be used with this SAS, which ended at {end}. Make another one"
+        return f"cannot be used with this SAS, which ends at {end}, before the run will. Make one that lasts longer"
+    return None
+
+
+def refusal(status: int, code: str, right: str) -> str | None:
+    """Returns why a container cannot be used, as the end of a sentence, or None.
+
+    | answer | the container |
+    |---|---|
+    | 2xx, 412, 404 BlobNotFound | can be used |
+    | ContainerNotFound, ... | does not exist |
+    | AuthenticationFailed, AccountIsDisabled, ... | refuses the credentials |
+    | other 401, 403 | refuses this right |
+    | any other | answered ... |
+    """
+    answer = f"HTTP {status} {code}".rstrip()
+    means = meaning(status, code)
+    if status < 300 or status == 412 or means is Meaning.NO_OBJECT:
+        return None
+    if means is Meaning.NO_BUCKET:
+        return "does not exist. Create it, or correct its address in the job"
+    if means is Meaning.CREDENTIALS:
+        return f"refuses these credentials ({answer}). Check them, the account and this machine's clock"
+    letters, role = RIGHTS[right]
+    if means is Meaning.REFUSED:
+        return (
+            f"refuses to {right} with these credentials ({answer}). They need `{letters[0]}` in a SAS or the role "
+            f"{role}, and the account's network rules must allow this machine"
+        )
+    return f"answered {answer} to the check whether Ferry may {right}. Check its address and its settings"
+
+
+class Probe(NamedTuple):
+    """A request that needs one right, and changes nothing."""
+
+    right: str
+    method: str
+    key: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]
+    data: bytes | None
+
+
+def probes(prefix: str, *, writing: bool) -> Iterator[Probe]:
+    """Returns the requests that try the rights. The last one writes to a version that no blob can have."""
+    key = f"{prefix}/.ferry-preflight-{secrets.token_hex(8)}".lstrip("/")
+    query = {"restype": "container", "comp": "list", "prefix": prefix, "maxresults": "1"}
+    yield Probe("list", "GET", "", query, {}, None)
+    yield Probe("read", "HEAD", key, {}, {}, None)
+    if writing:
+        yield Probe("write", "PUT", key, {}, {"x-ms-blob-type": "BlockBlob", "if-match": _NO_SUCH_ETAG}, b"")
