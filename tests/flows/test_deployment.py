@@ -162,7 +162,9 @@ class World:
 
 def project() -> tuple[set[str], bytes]:
     """Returns the names at the top of the project, and the file that `prefect deploy` could rewrite."""
-    return {path.name for path in ROOT.iterdir()}, (ROOT / "prefect.yaml").read_bytes()
+    made_meanwhile = ".venv"  # by other targets of the Makefile
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(made_meanwhile)}
+    return names, (ROOT / "prefect.yaml").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

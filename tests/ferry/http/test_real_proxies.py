@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.origin import Origin as DemoOrigin
+from demo.ports import free_ports
 from ferry.core import ErrorClass, ObjectError, ProxyUnusable
 from ferry.http import Network
 from tests.ferry.http.test_proxies import DATA, get
@@ -22,7 +23,7 @@ from tests.support.proxies import Program, Squid, StrictNginx, Tinyproxy, find, 
 
 pytestmark = pytest.mark.slow
 
-NAME, USER = "img.shop.example", "me:pass-word"
+NAME, GONE, USER = "img.shop.example", "gone.shop.example", "me:pass-word"
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def started(stack: ExitStack, kind: str, folder: Path, plain: DemoOrigin, secure
     asked = ["openssl", "passwd", "-apr1", password]
     digest = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() if user else ""
     public = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ferry-squid-")))  # squid changes its user
-    return stack.enter_context(Squid(public, [NAME], name, digest))
+    return stack.enter_context(Squid(public, [NAME, GONE], name, digest))
 
 
 @pytest.mark.parametrize("user", ["", USER])
@@ -63,7 +64,8 @@ def test_a_real_proxy(
         network = Network(url, url, ca_bundle=str(ca.file))
         urls = [f"http://{NAME}:{plain.port}/a.bin", f"https://{NAME}:{secure.port}/a.jpg"]
         assert get(network, tmp_path, *urls, *urls) == [DATA, IMAGE] * 2
-        gone = get(network, tmp_path, "http://gone.shop.example/", "https://gone.shop.example/")
+        closed = free_ports(1)[0]  # squid knows the name, and asks no name server
+        gone = get(network, tmp_path, f"http://{GONE}:{closed}/", f"https://{GONE}:{closed}/")
         for error in gone:
             assert isinstance(error, ObjectError)
             assert error.error_class in (ErrorClass.SERVER_ERROR, ErrorClass.CONNECTION), error.message
