@@ -75,7 +75,7 @@ def test_closed_streams_are_open_again(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_left_changes_no_exit_code(tmp_path: Path) -> None:
-    """An error is one, whether or not somebody reads the JSON that says so."""
+    """The exit code of an error stays, even if the JSON about it is not read."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-P", "-m", "flows", "status", str(tmp_path / "none.yaml"), "--json"]

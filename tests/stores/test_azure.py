@@ -482,7 +482,7 @@ def test_a_large_body_within_memory(azurite: Azurite, bucket: str, tmp_path: Pat
 
 
 def test_files_of_a_state(azurite: Azurite, bucket: str) -> None:
-    """A file is created once, and replaced only if nobody else has replaced it."""
+    """A file is created once, and replaced only while it is unchanged."""
 
     async def test(container: AzureContainer) -> None:
         assert await container.read("f") is None

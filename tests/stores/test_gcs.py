@@ -194,7 +194,7 @@ def test_one_of_many_creates(fake: GcsServer) -> None:
 
 
 def test_files_of_a_state(fake: GcsServer) -> None:
-    """A small object is created once, and replaced only by whoever knows its generation."""
+    """A small object is created once, and replaced only by a writer that knows its generation."""
 
     async def go() -> None:
         async with opened(fake) as gcs:

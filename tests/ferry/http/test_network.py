@@ -152,7 +152,7 @@ def test_unusable_urls_of_proxies(url: str, words: str) -> None:
 
 
 def test_what_is_said() -> None:
-    """A line names the proxies without passwords, and what is direct; without a proxy there is no line."""
+    """A line names the proxies without passwords, and what is direct; without a proxy, nothing is shown."""
     assert Network(no_proxy=("old.example",)).describe() == []
     both = Network(
         "http://me:topsecret@p:3128", "http://me:topsecret@p:3128", no_proxy=(".corp",), direct=("10.0.0.0/8",)

@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ class Answer:
     body: bytes
 
 
-class StoreServer:
+class StoreServer(ABC):
     """A server with free loopback ports and a temporary folder. ``with`` starts it, and ends it with all that it has.
 
     A subclass says how it is started, and gives the rest of the suite's words: ``uri`` and ``access`` for Ferry, and a
@@ -66,8 +67,8 @@ class StoreServer:
 
     @classmethod
     def program(cls) -> Sequence[str]:
-        """Returns the program and its first arguments."""
-        raise NotImplementedError
+        """Returns the program and its first arguments. What starts in another way replaces `missing` and `start`."""
+        raise NotImplementedError(f"{cls.name} starts in its own way")
 
     def options(self) -> Sequence[str]:
         """Returns the program's further arguments."""
@@ -77,7 +78,7 @@ class StoreServer:
         """Returns what is added to an environment that has nothing of this user's."""
         return {}
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - most servers need nothing
         """Does what must be done before the program starts."""
 
     def is_ready(self) -> bool:
@@ -209,18 +210,18 @@ class StoreServer:
 
     # --- another client than Ferry
 
-    def make_bucket(self, name: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def make_bucket(self, name: str) -> None: ...
 
-    def put(self, bucket: str, key: str, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def put(self, bucket: str, key: str, data: bytes) -> None: ...
 
+    @abstractmethod
     def get(self, bucket: str, key: str) -> bytes | None:
         """Returns an object's bytes, or None if there is none."""
-        raise NotImplementedError
 
-    def keys(self, bucket: str) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def keys(self, bucket: str) -> list[str]: ...
 
     def attributes(self, bucket: str, key: str) -> dict[str, str]:
         """Returns an object's attributes under the names of :data:`ATTRIBUTES`, metadata names in lower case."""
