@@ -170,6 +170,7 @@ def test_a_folder_that_turns_into_a_link_at_any_moment(root: Path, tmp_path: Pat
             for move in moves:
                 with contextlib.suppress(OSError):  # the writer also creates directories
                     move()
+            time.sleep(0.001)  # as a directory, so that some writes meet it in each state
 
     thread = threading.Thread(target=swap)
     thread.start()
