@@ -17,7 +17,7 @@ from pathlib import Path
 
 from demo.origin import Fault, Origin, Trouble
 from ferry.core.errors import ChunkIncomplete
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import OddS3
 from tests.support import helpers
@@ -31,7 +31,7 @@ def rate(kind: str, rows: int, folder: Path) -> float:
     """Returns the objects of the fast host per second."""
     with contextlib.ExitStack() as stack, OddS3(delay_s=ANSWER_S) as server:
         server.make_bucket("bucket")
-        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        access = S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
         listed: list[Sequence[str]] = []
         for host in range(SLOW_HOSTS if kind == KINDS[2] else 0):
             slow = stack.enter_context(Origin())

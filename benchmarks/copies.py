@@ -12,7 +12,7 @@ from benchmarks.place import BENCH, work_folders
 from benchmarks.settings import IMAGE_BYTES
 from benchmarks.turns import ROUNDS, Took, at_once, show
 from demo.s3 import S3Server
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from ferry.storage.factory import open_store
 from ferry.storage.store import Store
 
@@ -44,7 +44,7 @@ WAYS: dict[str, Way] = {
 
 
 async def measure(s3: S3Server, spool: Path) -> None:
-    access = Access(s3.endpoint_url, s3.region, keys=(s3.access_key, s3.secret_key, None))
+    access = S3Access(s3.endpoint_url, s3.region, keys=(s3.access_key, s3.secret_key, None))
 
     def opened(bucket: str) -> Store:
         s3.make_bucket(bucket)

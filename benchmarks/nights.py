@@ -27,7 +27,7 @@ from ferry.reconcile.finish import finish_run
 from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef, Planned
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 
 FOLDERS = ("plan", "chunks", "ledger", "outcomes", "history", "reports")
 CHANGED = "CASE WHEN {n} % 100 = 7 THEN '2' ELSE '1' END"  # the version of row n's object, in SQL

@@ -21,8 +21,7 @@ from ferry.storage.azure import AzureContainer, SharedKey
 from ferry.storage.gcs import Gcs, GoogleTokens
 from ferry.storage.object_info import checksum_of
 from ferry.storage.provider import Digests
-from ferry.storage.s3 import BucketHttp, StaticCredentials
-from ferry.storage.sigv4 import Keys
+from ferry.storage.s3 import S3, Keys, StaticCredentials
 
 BYTES, OBJECTS = 40_000, 8_000
 ATTRIBUTES = {"Content-Type": "image/jpeg"}
@@ -87,14 +86,15 @@ class Held:
 
 
 async def measure(url: str, data: bytes) -> dict[str, list[Took]]:
-    s3 = BucketHttp(url, "s", "us-east-1", StaticCredentials(Keys("k", "s", None)), **LIMITS)  # type: ignore[arg-type]
+    s3 = S3(url, "s", "us-east-1", StaticCredentials(Keys("k", "s", None)), **LIMITS)  # type: ignore[arg-type]
     gcs = Gcs(url, "b", GoogleTokens(Held), **LIMITS)  # type: ignore[arg-type]
 
     key = SharedKey("account", "a2V5" * 16)
     azure = AzureContainer("account", "box", key, endpoint_url=f"{url}/account", **LIMITS)  # type: ignore[arg-type]
 
     async def put_s3(number: int, body: Body) -> None:
-        sent = await s3.put(f"images/{number}.jpg", data, body.sha256, ATTRIBUTES, create=True)
+        digests = Digests(body.md5, body.sha256)
+        sent = await s3.put(f"images/{number}.jpg", data, digests, ATTRIBUTES, create=True)
         assert sent.sha256 == body.sha256
 
     async def put_gcs(number: int, body: Body) -> None:

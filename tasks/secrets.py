@@ -11,7 +11,7 @@ from urllib.request import getproxies
 from ferry.core import UserError
 from ferry.http import OPEN_HEADERS, Auth, Network, TokenRequest, basic, proxy_at, tls
 from ferry.job import Job
-from ferry.storage import Access
+from ferry.storage import Access, S3Access
 
 BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of reference -> Prefect's block type
 
@@ -145,12 +145,12 @@ def _which() -> str:
 def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
     """Returns the access to a bucket by `profile:NAME`, `block:NAME`, `anonymous`, or None for boto3's chain."""
     if credentials is None:
-        return _from_environment(endpoint_url, region) or Access(endpoint_url, region)
+        return _from_environment(endpoint_url, region) or S3Access(endpoint_url, region)
     if credentials == "anonymous":
-        return Access(endpoint_url, region, anonymous=True)
+        return S3Access(endpoint_url, region, anonymous=True)
     kind, _, name = credentials.partition(":")
     if kind == "profile":
-        return Access(endpoint_url, region, profile=name)
+        return S3Access(endpoint_url, region, profile=name)
     from prefect_aws import AwsCredentials
 
     block: Any = _load(AwsCredentials, name, setting, "AwsCredentials")
@@ -164,8 +164,8 @@ def access(credentials: str | None, endpoint_url: str | None, region: str | None
     region = region or block.region_name
     if block.aws_access_key_id and block.aws_secret_access_key:
         keys = (block.aws_access_key_id, block.aws_secret_access_key.get_secret_value(), block.aws_session_token)
-        return Access(endpoint_url, region, keys=keys)
-    return Access(endpoint_url, region, profile=block.profile_name)
+        return S3Access(endpoint_url, region, keys=keys)
+    return S3Access(endpoint_url, region, profile=block.profile_name)
 
 
 def _from_environment(endpoint_url: str | None, region: str | None) -> Access | None:
@@ -179,7 +179,7 @@ def _from_environment(endpoint_url: str | None, region: str | None) -> Access | 
     if not key_id or not secret or named("AWS_PROFILE") or named("AWS_DEFAULT_PROFILE") or config.exists():
         return None
     region = region or named("AWS_DEFAULT_REGION")
-    return Access(
+    return S3Access(
         endpoint_url, region, keys=(key_id, secret, named("AWS_SESSION_TOKEN") or named("AWS_SECURITY_TOKEN"))
     )
 

@@ -120,6 +120,16 @@ def small_body(data: bytes) -> Body:
     )
 
 
+def file_body(path: Path) -> Body:
+    """Return the body that a file holds. It reads the file, so call it in a thread."""
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BATCH_BYTES):
+            md5.update(block)
+            sha256.update(block)
+    return Body(path.stat().st_size, md5.hexdigest(), sha256.hexdigest(), path=path)
+
+
 async def whole_body(data: bytes, pool: Executor | None) -> Body:
     """Return the body with these bytes, hashed in a thread from 256 KiB on (benchmarks/digests.py has the costs)."""
     if len(data) < POOLED_BYTES:

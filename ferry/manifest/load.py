@@ -276,7 +276,7 @@ def _list_objects(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
                     "source": [root + info.key for info in found],
                     "key": [info.key for info in found],
                     "size": [str(info.size) for info in found],
-                    "etag": [info.etag if store.kind == "s3" else None for info in found],
+                    "etag": [info.etag if store.kind != "file" else None for info in found],
                     "last_modified": [info.last_modified.isoformat() if info.last_modified else None for info in found],
                 },
             )

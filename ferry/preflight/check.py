@@ -133,7 +133,7 @@ class _Probes:
         else:
             self.left = self._delete(store, listed)
         with contextlib.suppress(ObjectError, FerryError):
-            store.control().abort(f"{store.prefix}/", below=True)
+            store.control().abort(f"{store.prefix}/")
 
     def _delete(self, store: Store, keys: Sequence[str]) -> int:
         """Deletes objects, and returns how many keys were refused."""

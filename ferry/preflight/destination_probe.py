@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +13,10 @@ from urllib.parse import unquote, urlsplit
 from ferry.core import Confirmed, ErrorClass, FerryError, ObjectError, UserError, whole_body
 from ferry.storage import (
     Access,
-    BucketControl,
     ConditionUnsupported,
+    Control,
     ObjectInfo,
     Store,
-    bucket_setting,
     md5_of_etag,
     open_store,
 )
@@ -27,9 +24,9 @@ from ferry.storage import (
 DATA = b"written by `ferry check`, which deletes this object at its end\n"
 KEY = "probe"
 HEADS_AT_ONCE = 16
-_VERSION = "x-amz-version-id"  # S3 API, PutObject: the version that a bucket with versions keeps
 
 Known = Literal["yes", "no", "unknown"]
+_KNOWN: dict[bool | None, Known] = {True: "yes", False: "no", None: "unknown"}
 
 
 @dataclass(slots=True)
@@ -42,9 +39,9 @@ class DestinationFacts:
     md5_etags: bool = False
     listed: bool = False  # whether the probe was in the listing of its prefix
     deletes: bool = False
-    versioning: Literal["on", "suspended", "off", "unknown"] = "unknown"  # S3 API: GetBucketVersioning
-    encryption: str = "unknown"  # S3 API: GetBucketEncryption; `none`, or an algorithm
-    object_lock: Known = "unknown"  # S3 API: GetObjectLockConfiguration
+    versioning: str = "unknown"  # on, suspended or off
+    encryption: str = "unknown"  # `none`, or an algorithm
+    object_lock: Known = "unknown"
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,7 +58,7 @@ def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFact
     facts = DestinationFacts()
     store = open_store(uri, access, folder, create=True)
     asyncio.run(_probe_objects(store, facts))
-    if uri.startswith("s3://"):
+    if store.kind != "file":
         try:
             _probe_bucket(store.control(), store.path(KEY), facts)
         except (ObjectError, FerryError) as error:
@@ -72,7 +69,7 @@ def probe_destination(uri: str, access: Access, folder: Path) -> DestinationFact
 async def _probe_objects(store: Store, facts: DestinationFacts) -> None:
     body = await whole_body(DATA, None)
     try:
-        sent = await store.put(KEY, body, {"Content-Type": "text/plain"} if store.kind == "s3" else {})
+        sent = await store.put(KEY, body, {"Content-Type": "text/plain"} if store.kind != "file" else {})
         confirmation = await store.confirm(KEY, body, sent)
         facts.confirmed_by, facts.md5_etags = confirmation.method, md5_of_etag(confirmation.etag) == body.md5
         facts.conditional_writes = await _creates_only_once(store)
@@ -124,29 +121,13 @@ async def _deletes(store: Store, facts: DestinationFacts) -> bool:
     return False
 
 
-def _probe_bucket(control: BucketControl, key: str, facts: DestinationFacts) -> None:
+def _probe_bucket(control: Control, key: str, facts: DestinationFacts) -> None:
     """Asks for the bucket's settings. Many stores refuse these questions, or do not know them."""
-    wrong = b64encode(hashlib.sha256(b"other bytes").digest()).decode()
-    status = control.put(key, DATA, {"x-amz-checksum-sha256": wrong}, ok=range(200, 600)).status
-    facts.checksums = "no" if status < 300 else "yes" if status == 400 else "unknown"
-    versioning = bucket_setting(control, "versioning", "VersioningConfiguration", "Status")
-    if versioning is not None:
-        facts.versioning = "on" if versioning == "Enabled" else "suspended" if versioning == "Suspended" else "off"
-    if control.put(key, DATA).headers.get(_VERSION, "null") != "null":  # a bucket may keep versions and not say so
-        facts.versioning = "on"
+    found = control.settings(key, DATA)
+    facts.checksums, facts.object_lock = _KNOWN[found.checksums], _KNOWN[found.object_lock]
+    facts.versioning, facts.encryption = found.versioning or "unknown", found.encryption or "unknown"
     if facts.deletes:
         control.delete([key])
-    encryption = bucket_setting(
-        control, "encryption", "ServerSideEncryptionConfiguration", "SSEAlgorithm",
-        "ServerSideEncryptionConfigurationNotFoundError",
-    )  # fmt: skip
-    if encryption is not None:
-        facts.encryption = encryption or "none"
-    lock = bucket_setting(
-        control, "object-lock", "ObjectLockConfiguration", "ObjectLockEnabled", "ObjectLockConfigurationNotFoundError"
-    )
-    if lock is not None:
-        facts.object_lock = "yes" if lock == "Enabled" else "no"
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +157,7 @@ async def find_existing(uri: str, access: Access, folder: Path, digests: Mapping
         found = await asyncio.gather(*map(look, digests))
     finally:
         await store.close()
-    etags = [(md5_of_etag(info.etag), md5) for info, md5 in zip(found, digests.values(), strict=True) if info]
+    etags = [(info.known_md5, md5) for info, md5 in zip(found, digests.values(), strict=True) if info]
     same = sum(etag == md5 for etag, md5 in etags)
     unknown = sum(etag is None for etag, _ in etags)
     return Existing(len(digests), same, len(etags) - same - unknown, unknown)

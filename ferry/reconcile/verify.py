@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ferry.core import Confirmed, ErrorClass, Fatal, ObjectError, Outcome, Progress, Status, UserError, short
 from ferry.http import Algorithm
 from ferry.state import State, append_outcomes, folded_ledger, outcomes_of
-from ferry.storage import ObjectInfo, Store, md5_of_etag, same_etag
+from ferry.storage import ObjectInfo, Store, same_etag
 
 AT_ONCE = 32
 BETWEEN_TRIES_S = 1.0
@@ -267,7 +267,7 @@ def compare_with_listing(
         found = listed.get(outcome.key)
         size, etag = (found.size, found.etag) if found else (None, None)
         expected = outcome
-        if outcome.md5 is not None and md5_of_etag(etag) == outcome.md5:
+        if found is not None and outcome.md5 is not None and found.known_md5 == outcome.md5:
             expected = outcome._replace(dest_etag=etag)
         wrong = _record(result, outcome, verdict(expected, size, None, None, etag), run_no, etag, listed=True)
         result.unproven += wrong is None and outcome.status is Status.PENDING

@@ -1,5 +1,6 @@
 """State of a job: files, lease, plan, ledger, and queries over them."""
 
+from ferry.state.bucket import open_state
 from ferry.state.checksums import (
     checked_file_name,
     checked_name,
@@ -11,7 +12,7 @@ from ferry.state.checksums import (
 from ferry.state.counts import Counts, count
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
 from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, host_sql, select_failures
-from ferry.state.files import State, open_state
+from ferry.state.files import State
 from ferry.state.history import HISTORY_FOLDER
 from ferry.state.lease import (
     LENGTH_S,

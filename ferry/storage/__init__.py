@@ -1,30 +1,34 @@
-"""Object stores: put, get, head, list, delete, copy and multipart uploads for buckets and directories."""
+"""Object stores: put, get, head, list, delete, copy and uploads in parts, for buckets and directories."""
 
+from ferry.storage.access import Access, AzureAccess, GoogleAccess, S3Access
 from ferry.storage.confirmation import Confirmation
-from ferry.storage.credentials import Access
+from ferry.storage.control import Control
 from ferry.storage.errors import ConditionUnsupported
-from ferry.storage.factory import open_store
+from ferry.storage.factory import location_of, open_control, open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
-from ferry.storage.preflight import bucket_setting, run_preflight
-from ferry.storage.s3 import CannotCopy
-from ferry.storage.s3_control import BucketControl
+from ferry.storage.preflight import run_preflight
+from ferry.storage.provider import CannotCopy
 from ferry.storage.store import AlreadyThere, Store, is_odd
 
 __all__ = [
     "Access",
     "AlreadyThere",
-    "BucketControl",
+    "AzureAccess",
     "CannotCopy",
     "ConditionUnsupported",
     "Confirmation",
+    "Control",
     "FoldedName",
     "Folder",
+    "GoogleAccess",
     "ObjectInfo",
+    "S3Access",
     "Store",
-    "bucket_setting",
     "is_odd",
+    "location_of",
     "md5_of_etag",
+    "open_control",
     "open_store",
     "run_preflight",
     "same_etag",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 
 from ferry.core import Body, Budget, Charge, no_delay
-from ferry.http import Algorithm, Hashing, Reader, Response, printable_header, stream_body
+from ferry.http import Algorithm, Hashing, Reader, Response, stream_body
 from ferry.storage.errors import from_store_http
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.s3 import BucketHttp, attributes_of, last_modified
+from ferry.storage.provider import Provider
 
 
 class Downloads:
@@ -20,14 +21,14 @@ class Downloads:
     def __init__(
         self,
         bucket: str,
-        http: Callable[[], BucketHttp],
+        provider: Callable[[], Provider],
         spool_dir: Path,
         budget: Budget,
         pool: Executor | None,
     ) -> None:
         """The memory budget counts bodies under ``bucket``, as it counts those of a web origin under their host."""
         self._bucket = bucket
-        self._http = http
+        self._provider = provider
         self._spool_dir = spool_dir
         self._budget = budget
         self._pool = pool
@@ -36,11 +37,11 @@ class Downloads:
         self, key: str, path: str, max_bytes: int, side: str, charge: Charge
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
         """Returns the body of the object at ``path``, its information under the name ``key``, and its attributes."""
-        response = await self._http().get(path, side)
+        got = await self._provider().get(path, side)
         reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
-        with _closing_on_error(response, side):
-            body = await reader.body(response, charge, self._bucket, decode=False)
-        return body, object_info(key, body.size, response), attributes_of(response.headers)
+        with _closing_on_error(got.response, side):
+            body = await reader.body(got.response, charge, self._bucket, decode=False)
+        return body, replace(got.info, key=key, size=body.size), got.attributes
 
     async def digest(
         self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
@@ -51,10 +52,10 @@ class Downloads:
         """
         side = "destination"
         hashing = Hashing(self._pool, algorithm, moved)
-        response = await self._http().get(path, side)
-        with _closing_on_error(response, side):
-            await stream_body(response, hashing, max_bytes, no_delay, decode=False)
-        return hashing.digest, object_info(key, hashing.size, response)
+        got = await self._provider().get(path, side)
+        with _closing_on_error(got.response, side):
+            await stream_body(got.response, hashing, max_bytes, no_delay, decode=False)
+        return hashing.digest, replace(got.info, key=key, size=hashing.size)
 
 
 @contextlib.contextmanager
@@ -67,8 +68,3 @@ def _closing_on_error(response: Response, side: str) -> Iterator[None]:
         if isinstance(exc, Exception):
             raise from_store_http(exc, side) from None
         raise
-
-
-def object_info(key: str, size: int, response: Response) -> ObjectInfo:
-    """Returns what a response's header says about the object, under the name ``key``."""
-    return ObjectInfo(key, size, printable_header(response.headers.get("ETag")), last_modified(response.headers))

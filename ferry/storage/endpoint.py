@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 from yarl import URL
 
 from ferry.core import PART_BYTES, ErrorClass, ObjectError
 from ferry.http import AnyAddress, Connections, Network, Response, Upload, closed_before_response
 from ferry.storage.errors import from_store_http
-from ferry.storage.s3 import CONNECT_S
 
+CONNECT_S = 15.0
+COPY_BYTES_PER_S = 16 << 20  # assumed speed of a store that copies or joins bytes and sends nothing meanwhile
 MAX_RESPONSE_BYTES = 64 << 20  # for responses that are not objects: a listing of 5,000 keys has 10 MB at most
+
+
+def encoded(key: str) -> str:
+    """Returns a key for a request's path: each byte except `/` and the unreserved ones is %XX (RFC 3986 2.3)."""
+    return quote(key, safe="/~")
 
 
 class Endpoint:
@@ -35,7 +42,7 @@ class Endpoint:
         self.path = base.raw_path.rstrip("/")
         self.read_s = read_s
         self._site = (base.scheme, base.raw_host or "", base.port or 443)
-        self._host = f"{base.host_subcomponent}{port}"
+        self.host = f"{base.host_subcomponent}{port}"  # an IPv6 address in brackets
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._connections = Connections(
@@ -44,6 +51,11 @@ class Endpoint:
 
     async def close(self) -> None:
         await self._connections.close()
+
+    @property
+    def connections_opened(self) -> int:
+        """Returns the number of connections opened so far."""
+        return self._connections.connections_opened
 
     async def request(
         self,
@@ -61,9 +73,9 @@ class Endpoint:
         ``target`` is percent-encoded. ``extra_read_s`` is added to ``read_s``. If the store had closed the idle
         connection, the request is sent again unless ``again`` is False, and the response has ``sent_twice`` set.
         """
-        length = f"content-length: {len(data)}\r\n" if data is not None else ""
+        length = f"content-length: {len(data or b'')}\r\n" if data is not None or method == "POST" else ""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{method} {target} HTTP/1.1\r\nhost: {self._host}\r\n{length}{lines}\r\n".encode()
+        head = f"{method} {target} HTTP/1.1\r\nhost: {self.host}\r\n{length}{lines}\r\n".encode()
         # A large body has as much time as its parts would have one after the other.
         deadline = self._loop.time() + self._timeout_s * (1 + len(data or b"") // PART_BYTES) + extra_read_s
         options: dict[str, Any] = {

@@ -6,9 +6,10 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 # Either case is accepted, since Alibaba Cloud's OSS writes MD5s in capitals.
@@ -28,6 +29,11 @@ class ObjectInfo:
     version: str | None = None  # what Provider.get takes as ``if_version``
     tier: str | None = None  # storage class or access tier, by the provider's name
     crc32c: str | None = None  # in base64, where the store has one: objects without an MD5 have it
+
+    @property
+    def known_md5(self) -> str | None:
+        """The MD5 that the store gives for the object, or that its ETag looks like."""
+        return self.md5 or md5_of_etag(self.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +104,11 @@ def multipart_etag(path: Path, part_bytes: int) -> str:
         while piece := file.read(part_bytes):
             parts.append(hashlib.md5(piece, usedforsecurity=False).digest())
     return f"{hashlib.md5(b''.join(parts), usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def last_modified(headers: Mapping[str, str]) -> datetime | None:
+    """Returns the Last-Modified date, or None if it is missing or invalid."""
+    try:
+        return parsedate_to_datetime(headers["Last-Modified"])
+    except (KeyError, ValueError, TypeError):
+        return None

@@ -1,4 +1,4 @@
-"""What Ferry asks of a provider's object store: the contract of s3.py, gcs.py and azure.py."""
+"""What Ferry asks of a provider's object store: the contract of s3/, gcs/ and azure/."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from ferry.storage.object_info import ObjectInfo, Sent
 TIER = ":tier"  # storage class or access tier
 TAGS = ":tags"  # as `name=value&...`, percent-encoded
 KMS_KEY = ":kms-key"  # the provider's name of the key that the server encrypts with; only to be written
+
+TRIAL = ".ferry-preflight-"  # begins the names of objects and uploads that only try something
+
+
+class CannotCopy(Exception):
+    """Raised if the server does not copy an object. The caller reads and writes the bytes."""
+
+
+class TooLargeAtOnce(Exception):
+    """Raised if a body is refused with HTTP 413, since a proxy may have a limit of its own. Parts may be accepted."""
 
 
 class Digests(NamedTuple):
@@ -37,7 +47,17 @@ class Page(NamedTuple):
     """One page of a listing. ``token`` asks for the next one; None on the last page."""
 
     objects: list[ObjectInfo]  # with full keys
-    token: str | None
+    token: str | None  # "": there is a next page, but no token: it comes after the last key
+
+
+@dataclass(frozen=True, slots=True)
+class BucketSettings:
+    """What a bucket says of itself; None where it does not."""
+
+    checksums: bool | None = None  # whether a body with another digest than the given one is refused
+    versioning: str | None = None  # on, suspended or off
+    encryption: str | None = None  # an algorithm, or none
+    object_lock: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +80,11 @@ class Provider(Protocol):
 
     endpoint: str  # for messages
     in_byte_order: bool  # whether listings are sorted by the bytes of the keys
+    cuts_listings: bool  # whether some stores of this kind mark a listing as complete that is not
     parts_at_once: int  # parts of one upload that may be on their way; 1 where they must come in order
+
+    @property
+    def connections_opened(self) -> int: ...
 
     async def put(
         self, key: str, data: bytes | Upload, digests: Digests, attributes: Mapping[str, str], *, create: bool
@@ -83,7 +107,7 @@ class Provider(Protocol):
         ...
 
     async def delete(self, keys: Sequence[str], side: str) -> None:
-        """Deletes objects. A missing one is not an error."""
+        """Deletes up to 1,000 objects. A missing one is not an error."""
         ...
 
     async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page: ...
@@ -150,6 +174,10 @@ class Provider(Protocol):
 
         ``until``: when the run will end, for credentials that end before.
         """
+        ...
+
+    async def settings(self, key: str, data: bytes) -> BucketSettings:
+        """Returns what the bucket says of itself, also by writing ``data`` to ``key``."""
         ...
 
     async def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""One interface to object stores: S3 buckets through s3.py and s3_control.py, directories through local.py.
+"""One interface to object stores: buckets through their Provider, directories through local.py.
 
 Each call maps errors by ferry/storage/errors.py and raises only ObjectError or Fatal; copy_from also raises CannotCopy.
 """
@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from ferry.core import (
@@ -32,16 +32,16 @@ from ferry.core import (
     whole_body,
 )
 from ferry.http import Algorithm
+from ferry.storage.access import Access
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
-from ferry.storage.credentials import Access
-from ferry.storage.downloads import Downloads, object_info
+from ferry.storage.control import Control
+from ferry.storage.downloads import Downloads
 from ferry.storage.errors import ConditionUnsupported, key_refused
 from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
-from ferry.storage.multipart import Multipart, MultipartUploads, UploadLog
 from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
-from ferry.storage.s3 import BucketHttp, CannotCopy, TooLargeAtOnce
-from ferry.storage.s3_control import BucketControl
+from ferry.storage.provider import TRIAL, CannotCopy, Digests, Provider, TooLargeAtOnce
+from ferry.storage.uploads import LoggedUploads, PartsUpload, UploadLog
 
 # Keys under which some stores write another object, each with a key to try: with an empty segment, `.`, `..` or a final
 # `/`, and with a backslash. The first trial begins with `/`, since some stores remove that alone.
@@ -49,7 +49,6 @@ _ODD_KEYS = (
     (re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)"), "/{}/a//b/./c/../d/"),
     (re.compile(r"\\"), "{}/a\\b"),
 )
-TRIAL = ".ferry-preflight-"  # begins the names of trial objects and uploads
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
 
 
@@ -76,32 +75,35 @@ class Store:
         self,
         uri: str,
         prefix: str,
-        kind: Literal["s3", "file"],
+        kind: str,
         spool_dir: Path,
         folder: Folder | None = None,
         *,
-        in_byte_order: bool = False,
+        bucket: str = "",
+        provider: Callable[[], Provider] | None = None,
+        control: Callable[[], Provider] | None = None,
+        access: Access | None = None,
         budget: Budget | None = None,
         pool: Executor | None = None,
-        http: Callable[[], BucketHttp] | None = None,
-        access: Access | None = None,
         upload_log: UploadLog | None = None,
-        read_s: float = 30.0,
     ) -> None:
+        """``kind`` is the scheme of the URI. ``provider`` and ``control`` make the bucket's clients for objects, in the
+        event loop that uses them, and for control requests.
+        """
         self.uri = uri
         self.kind = kind
         self.prefix = prefix
-        self._read_s = read_s
+        self.bucket = bucket
         self._budget = budget or Budget()
-        self._make_http = http
+        self._make_provider = provider
+        self._make_control = control
         self._access = access
-        bucket = urlsplit(uri).netloc
-        self._multipart_uploads = MultipartUploads(bucket, upload_log, self.control, self._single_try_control)
-        self._controls: dict[str, BucketControl] = {}
-        self._http: BucketHttp | None = None
+        self._uploads = LoggedUploads(bucket, upload_log, self._client)
+        self._controls: dict[str, Control] = {}
+        self._provider: Provider | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the provider
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
-        self._downloads = Downloads(bucket, self._http_client, spool_dir, self._budget, pool)
-        self.in_byte_order = in_byte_order  # whether listings are sorted by the keys' bytes
+        self._downloads = Downloads(bucket, self._client, spool_dir, self._budget, pool)
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
         self._trials: dict[str, asyncio.Task[None]] = {}  # of odd keys
         self.read_back_policy = ReadBackPolicy()
@@ -151,11 +153,11 @@ class Store:
         """Returns whether the destination accepts other keys."""
         if self._directory is not None:
             return await self._directory.may_write()
-        return (await asyncio.to_thread(self.control().may_write, self.prefix)).status < 300
+        return await Tries().call_async(lambda: self._client().refusal(self.prefix, writing=True)) is None
 
     async def _check_key(self, key: str) -> None:
         """Raises ObjectError (BAD_KEY) for a key that this bucket would change; tried when it is first needed."""
-        if self.kind != "s3":
+        if self._directory is not None:
             return
         for pattern, trial in _ODD_KEYS:
             if not pattern.search(self.path(key)):
@@ -172,18 +174,18 @@ class Store:
     async def _try_key(self, trial: str) -> None:
         key = self.path(trial.format(TRIAL + uuid4().hex))
         body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
-        http = self._http_client()
+        provider, digests = self._client(), Digests(body.md5, body.sha256)
         try:
-            await Tries().call_async(lambda: http.put(key, body.data or b"", body.sha256, {}, create=False))
-            page = await asyncio.to_thread(lambda: next(self.control().pages(key), []))
-            kept = key in [found.key for found in page]
+            await Tries().call_async(lambda: provider.put(key, body.data or b"", digests, {}, create=False))
+            page = await Tries().call_async(lambda: provider.page(key, "destination"))
+            kept = key in [found.key for found in page.objects]
         except (ObjectError, Fatal):
             if not await self._may_write():
                 raise  # the store refuses or fails with any key
             kept = False
         finally:
             with contextlib.suppress(ObjectError, Fatal):
-                await http.delete(key)
+                await provider.delete([key], "destination")
         if not kept:
             which = "a backslash" if "\\" in trial else "`//`, `.` or `..`, or a final `/`"
             raise ObjectError(ErrorClass.BAD_KEY, f"this store refuses or changes keys with {which}; set `key`")
@@ -195,25 +197,24 @@ class Store:
         sent = None
         if body.size <= ONE_PUT_BYTES:
             with contextlib.suppress(TooLargeAtOnce), body.upload() as data:
-                sent = await self._http_client().put(self.path(key), data, body.sha256, attributes, create)
+                digests = Digests(body.md5, body.sha256)
+                sent = await self._client().put(self.path(key), data, digests, attributes, create=create)
         sent = sent or await self._put_parts(key, body, attributes, create)
         if sent.exists:
             raise AlreadyThere(maybe_ours=sent.sent_twice)
         return sent
 
     async def _put_parts(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
-        """Uploads a spooled body in parts. MultipartUploads aborts or logs an upload that does not succeed."""
+        """Uploads a spooled body in parts. LoggedUploads aborts or logs an upload that does not succeed."""
         if create and await self.head(key) is not None:
             raise AlreadyThere
-        upload = Multipart(self._http_client(), self.path(key), body)
+        upload = PartsUpload(self._client(), self.path(key), body)
         async with self._budget.upload_in_parts() as at_once:
-            return await self._multipart_uploads.upload(
-                self.path(key), lambda: upload.send(attributes, at_once, create=create)
-            )
+            return await self._uploads.upload(self.path(key), lambda: upload.send(attributes, at_once, create=create))
 
     def can_copy_from(self, source: Store) -> bool:
-        """Returns whether this store's HTTP client can copy: both are buckets of one server with the same access."""
-        return self.kind == source.kind == "s3" and self._access == source._access
+        """Returns whether this store's client can copy: both are buckets of one server with the same access."""
+        return self._directory is None and self.kind == source.kind and self._access == source._access
 
     async def copy_from(
         self,
@@ -238,9 +239,9 @@ class Store:
         Also raises CannotCopy if the server does not copy. The caller then reads and writes the bytes.
         """
         await self._check_key(key)
-        bucket = urlsplit(source.uri).netloc
-        copied = await self._http_client().copy(self.path(key), f"{bucket}/{source.path(source_key)}", etag, size)
-        md5, listed = md5_of_etag(copied), md5_of_etag(etag)
+        listed_as = ObjectInfo(source.path(source_key), size, etag, None)
+        sent = await self._client().copy(self.path(key), source.bucket, listed_as)
+        copied, md5, listed = sent.etag, sent.md5 or md5_of_etag(sent.etag), md5_of_etag(etag)
         if md5 is not None and md5 == listed:
             return Confirmation(Confirmed.DIGEST, copied)
         if (
@@ -266,19 +267,15 @@ class Store:
     async def _head(self, key: str, side: str) -> ObjectInfo | None:
         if self._directory is not None:
             return await self._directory.head(key, side)
-        response = await self._http_client().head(self.path(key), side)
-        if response is None:
-            return None
-        if response.length is None:
-            raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} does not say how long the object is")
-        return object_info(key, response.length, response)
+        found = await self._client().head(self.path(key), side)
+        return found and replace(found, key=key)
 
     async def delete(self, key: str) -> None:
         """Deletes an object. A missing object is not an error. Raises ObjectError and Fatal."""
         if self._directory is not None:
             await self._directory.delete(key)
         else:
-            await self._http_client().delete(self.path(key))
+            await self._client().delete([self.path(key)], "destination")
 
     async def get(
         self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
@@ -308,45 +305,43 @@ class Store:
                 return await self._directory.digest(key, max_bytes, algorithm, moved)
             return await self._downloads.digest(key, self.path(key), max_bytes, algorithm, moved)
 
-    def control(self, side: str = "destination") -> BucketControl:
+    def control(self, side: str = "destination") -> Control:
         """Returns the client for control requests. It blocks, so do not use it in an event loop."""
         if side not in self._controls:
-            assert self._access is not None
-            self._controls[side] = BucketControl(
-                urlsplit(self.uri).netloc, self._access, side=side, read_s=self._read_s
-            )
+            assert self._make_control is not None
+            self._controls[side] = Control(self._make_control, side=side)
         return self._controls[side]
 
-    def _single_try_control(self) -> BucketControl:
-        """Returns a control client that tries once and waits at most ``read_s``."""
-        assert self._access is not None
-        bucket = urlsplit(self.uri).netloc
-        return BucketControl(bucket, self._access, read_s=self._read_s, tries=Tries(attempts=1))
+    def _client(self) -> Provider:
+        """Returns the client of a bucket in this event loop, created on first use."""
+        loop = asyncio.get_running_loop()
+        if self._provider is None or self._loop is not loop:
+            assert self._make_provider is not None
+            self._provider, self._loop = self._make_provider(), loop
+        return self._provider
 
-    def _http_client(self) -> BucketHttp:
-        """Returns the HTTP client of a bucket in this event loop, created on first use."""
-        if self._http is None or not self._http.in_this_loop:
-            assert self._make_http is not None
-            self._http = self._make_http()
-        return self._http
+    @cached_property
+    def in_byte_order(self) -> bool:
+        """Whether listings are sorted by the keys' bytes."""
+        return self._directory is None and self.control().in_byte_order()
 
     @property
     def connections_opened(self) -> int:
-        """Returns the number of connections that the HTTP client has opened."""
-        return self._http.connections_opened if self._http is not None else 0
+        """Returns the number of connections that the client has opened."""
+        return self._provider.connections_opened if self._provider is not None else 0
 
     async def clean(self) -> None:
         """Deletes unfinished files and aborts uploads of killed runs of this job. No other run of it may be active."""
         if self._directory is not None:
             await self._directory.clean()
         else:
-            await self._multipart_uploads.clean(self.prefix)
+            await self._uploads.clean(self.prefix)
 
     async def disconnect(self) -> None:
         """Closes the connections of this event loop, so that another loop can use the store."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
+        if self._provider is not None:
+            await self._provider.close()
+            self._provider = None
 
     async def close(self) -> None:
         """Closes connections and the directory. The store cannot be used afterwards."""
@@ -355,7 +350,7 @@ class Store:
         await self.disconnect()
 
     def list(self, *, start_after: str | None = None, side: str = "destination") -> Iterator[list[ObjectInfo]]:
-        """Yields pages of the objects under the prefix (S3 API: ListObjectsV2).
+        """Yields pages of the objects under the prefix.
 
         ``start_after`` is a key of a bucket; a directory ignores it and has no fixed order.
         """

@@ -26,7 +26,7 @@ def before_fetch(policy: OnExisting, row: Row, found: ObjectInfo | None) -> Step
     """
     if found is None or policy is OnExisting.OVERWRITE:
         return "fetch"
-    existing = md5_of_etag(found.etag)
+    existing = found.known_md5
     expected = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
     if existing is not None and existing == expected and row.size in (None, found.size) and row.sha256 is None:
         return "unchanged"

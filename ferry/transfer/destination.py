@@ -9,7 +9,7 @@ from typing import Any
 
 from ferry.core import Body, Confirmed, ObjectError, pace
 from ferry.ratelimit import DESTINATION, HostLimit, Limiter, record_failure
-from ferry.storage import Confirmation, ObjectInfo, Store, md5_of_etag
+from ferry.storage import Confirmation, ObjectInfo, Store
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.stall import TURN, Waits
 
@@ -68,7 +68,7 @@ class Destination:
         """
         if found.size != body.size:
             return None
-        if md5_of_etag(found.etag) == body.md5:
+        if found.known_md5 == body.md5:
             return Confirmation(Confirmed.DIGEST, found.etag)
         with self._reporting(key, "read"):
             sha256, read = await self.store.digest(key, max_bytes=found.size, moved=self._waits.moved)

@@ -349,7 +349,7 @@ class ObjectTransfer:
             Status.UNCHANGED if unchanged else Status.SKIPPED,
             key,
             found.size,
-            md5=md5_of_etag(found.etag) if unchanged else None,
+            md5=found.known_md5 if unchanged else None,
             dest_etag=found.etag,
             error_class=None if unchanged else ErrorClass.EXISTS,
             message=None if unchanged else KEY_EXISTS,

@@ -21,7 +21,7 @@ from ferry.state import ledger, parquet
 from ferry.state.files import DirectoryState, State
 from ferry.state.plan_file import read_plan
 from ferry.storage import store
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.transfer.chunk import run_chunk
 from tasks.workers.tuning import limit_malloc_arenas
 from tests.support import helpers

@@ -24,7 +24,7 @@ from ferry.planning.errors import from_planning
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.transfer import chunk
 from tests.support import helpers
 

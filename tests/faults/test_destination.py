@@ -32,7 +32,7 @@ from ferry.reconcile import verify
 from ferry.reconcile.finish import finish_run
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access, S3Access
 from ferry.storage.factory import open_store
 from tests.faults.amount import LONG, each, some
 from tests.faults.proxy import Bad, Proxy, Refusal
@@ -250,7 +250,7 @@ def test_it_is_full(origin: Origin, tmp_path: Path, tried: Callable[..., None]) 
         )
         rng = random.Random(8)
         bodies = {f"i/{n}.bin": rng.randbytes(700_000) for n in range(70)}  # 49 MB; the disk has 40
-        access = Access(store.endpoint_url, "us-east-1", keys=(store.access_key, store.secret_key, None))
+        access = S3Access(store.endpoint_url, "us-east-1", keys=(store.access_key, store.secret_key, None))
         world = World(
             origin, access, "small", tmp_path, bodies, checks="none",
             retries={"attempts": 1, "backoff_s": 0.01, "max_backoff_s": 0.05},

@@ -23,7 +23,7 @@ from ferry.core.records import Status
 from ferry.job.model import Job
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from tests.faults.amount import LONG, some
 from tests.faults.measured import write_outcomes
 from tests.faults.proxy import Bad, Proxy

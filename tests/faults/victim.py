@@ -25,7 +25,7 @@ from ferry.planning import chunk_files, collisions, existing_objects, planner
 from ferry.reconcile import finish, prune
 from ferry.state import lease, ledger
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.transfer import chunk
 from ferry.transfer import object as transfer
 from tests.support import helpers

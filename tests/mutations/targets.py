@@ -25,13 +25,13 @@ TARGETS: dict[str, list[str]] = {
     "ferry/storage/confirmation.py": ["tests/ferry/storage/test_confirmation.py"],
     "ferry/transfer/conflict.py": ["tests/ferry/transfer/test_unconfirmed.py", "tests/ferry/transfer/test_object.py"],
     "ferry/core/revalidation.py": ["tests/ferry/core/test_revalidation.py", "tests/ferry/transfer/test_delta.py"],
-    "ferry/storage/multipart.py": ["tests/ferry/storage/test_multipart.py"],
-    "ferry/storage/s3_control.py": [
-        "tests/ferry/storage/test_s3_control.py", "tests/ferry/storage/test_listings.py",
+    "ferry/storage/uploads.py": ["tests/ferry/storage/test_uploads.py"],
+    "ferry/storage/control.py": [
+        "tests/ferry/storage/test_control.py", "tests/ferry/storage/test_listings.py",
         "tests/ferry/storage/test_hiccups.py",
         "tests/ferry/state/test_bucket_state.py",
     ],
-    "ferry/core/retry.py": ["tests/ferry/core/test_retry.py", "tests/ferry/storage/test_multipart.py"],
+    "ferry/core/retry.py": ["tests/ferry/core/test_retry.py", "tests/ferry/storage/test_uploads.py"],
     "ferry/transfer/retry.py": ["tests/ferry/transfer/test_retry.py"],
     "ferry/transfer/destination_outage.py": ["tests/ferry/transfer/test_destination_outage.py"],
     "ferry/transfer/stall.py": ["tests/ferry/transfer/test_stall.py"],

@@ -24,8 +24,7 @@ from ferry.http.network import tls
 from ferry.storage.azure import Authority, AzureContainer, Sas, SharedKey, Tokens
 from ferry.storage.confirmation import ReadBackPolicy, confirm
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.provider import TAGS, TIER, Digests, Provider
-from ferry.storage.s3 import CannotCopy
+from ferry.storage.provider import TAGS, TIER, CannotCopy, Digests, Provider
 from tests.ferry.storage.test_azure import Unasked
 from tests.ferry.storage.test_azure_tokens import Entra, Fixed, identities, jwt, started
 from tests.servers.stores import Azurite, AzuriteHttps

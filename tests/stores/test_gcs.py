@@ -25,8 +25,7 @@ from ferry.core.memory_budget import PART_BYTES
 from ferry.core.records import ErrorClass
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.provider import TIER, Digests
-from ferry.storage.s3 import CannotCopy
+from ferry.storage.provider import TIER, CannotCopy, Digests
 from tests.servers.stores.gcs_servers import FakeGcsServer, GcpStorageEmulator, GcsServer
 from tests.stores.odd_keys import ODD_KEYS
 

@@ -26,7 +26,7 @@ from ferry.state.counts import Counts, count
 from ferry.state.files import DirectoryState, State
 from ferry.state.plan_file import ChunkRef, Planned
 from ferry.state.queries import folded_ledger
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access, S3Access
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.runtime import Runtime
 from tests.servers.odd_s3 import OddS3
@@ -49,12 +49,12 @@ def make_job(**given: Any) -> Job:
     return Job.model_validate(values)
 
 
-def access(server: S3Server | OddS3) -> Access:
-    return Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+def access(server: S3Server | OddS3) -> S3Access:
+    return S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 def read_access(s3: S3Server) -> Access:
-    return Access(s3.endpoint_url, s3.region, keys=(s3.reader_key, s3.reader_secret, None))
+    return S3Access(s3.endpoint_url, s3.region, keys=(s3.reader_key, s3.reader_secret, None))
 
 
 def row_id(n: int | str) -> str:

@@ -17,17 +17,15 @@ from email.utils import formatdate
 from urllib.parse import quote
 
 from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
-from ferry.http import Response, Upload, printable_header
+from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
 from ferry.storage.azure.documents import Block, block_list, date_of, md5_of, parse_blocks, parse_page, parse_tags
 from ferry.storage.azure.errors import azure_error, code_of, condition_failed, not_authenticated
 from ferry.storage.azure.keys import Authority
 from ferry.storage.azure.preflight import lasting_refusal, probes, refusal
-from ferry.storage.endpoint import Endpoint
+from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, encoded
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import Digests, Got, Page, Part
-from ferry.storage.s3 import COPY_BYTES_PER_S, CannotCopy, TooLargeAtOnce
-from ferry.storage.sigv4 import encoded
+from ferry.storage.provider import BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
 
 VERSION = "2023-11-03"
 MAX_BLOCKS = 50_000  # REST API, "Put Block List"
@@ -46,6 +44,7 @@ class AzureContainer:
 
     # The service lists in alphabetical order; its documents do not say how names outside ASCII are compared.
     in_byte_order = False
+    cuts_listings = False
     parts_at_once = MAX_BLOCKS
 
     def __init__(
@@ -58,12 +57,18 @@ class AzureContainer:
         timeout_s: float = 600.0,
         read_s: float = 30.0,
         connections: int = 512,
+        network: Network = Network(),
+        side: str = "destination",
     ) -> None:
-        """``endpoint_url`` has the account in its path or in its host. Raises UserError for tokens over http."""
+        """``endpoint_url`` has the account in its path or in its host; ``side`` names what is written.
+
+        Raises UserError for tokens over http.
+        """
         url = endpoint_url or f"https://{account}.blob.core.windows.net"
         if authority.https_only and not url.startswith("https:"):
             raise UserError("credentials: Azure takes tokens over https alone. Correct `endpoint_url`")
-        self._http = Endpoint(url, timeout_s=timeout_s, read_s=read_s, connections=connections)
+        self._http = Endpoint(url, timeout_s=timeout_s, read_s=read_s, connections=connections, network=network)
+        self._side = side
         self.endpoint = url
         self._container = container
         self._root = f"{self._http.path}/{container}"
@@ -72,6 +77,10 @@ class AzureContainer:
 
     async def close(self) -> None:
         await self._http.close()
+
+    @property
+    def connections_opened(self) -> int:
+        return self._http.connections_opened
 
     # --- objects
 
@@ -88,7 +97,7 @@ class AzureContainer:
         headers["content-md5"] = _in_base64(digests.md5)
         if create:
             headers["if-none-match"] = "*"
-        response = await self._send("PUT", key, {}, headers, data, "destination")
+        response = await self._send("PUT", key, {}, headers, data, self._side)
         if response.status == 413 and not isinstance(data, bytes):
             response.close()
             raise TooLargeAtOnce
@@ -149,10 +158,10 @@ class AzureContainer:
         url = f"{self._http.origin}{self._http.path}/{encoded(blob)}"
         headers["x-ms-copy-source"] = f"{url}?{query}" if query else url
         wait_s = source.size / COPY_BYTES_PER_S
-        response = await self._send("PUT", key, {}, headers, b"", "destination", extra_read_s=wait_s)
+        response = await self._send("PUT", key, {}, headers, b"", self._side, extra_read_s=wait_s)
         if response.status in (429, 503):
-            raise await self._error(response, "destination")
-        await self._http.read(response, "destination")
+            raise await self._error(response, self._side)
+        await self._http.read(response, self._side)
         md5, etag = md5_of(response.headers.get("Content-MD5")), printable_header(response.headers.get("ETag"))
         copied = response.status == 202 and response.headers.get("x-ms-copy-status") == "success"
         if not copied or (source.md5 is not None and md5 not in (None, source.md5)):
@@ -214,10 +223,10 @@ class AzureContainer:
         """
         block = Block(upload, part, digests.md5).id
         headers = {"content-md5": _in_base64(digests.md5)}
-        response = await self._send("PUT", key, {"comp": "block", "blockid": block}, headers, data, "destination")
+        response = await self._send("PUT", key, {"comp": "block", "blockid": block}, headers, data, self._side)
         if response.status != 201:
-            raise await self._error(response, "destination")
-        await self._http.read(response, "destination")
+            raise await self._error(response, self._side)
+        await self._http.read(response, self._side)
         if md5_of(response.headers.get("Content-MD5")) not in (None, digests.md5):
             text = f"the destination received other bytes for part {part} than those sent"
             raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, text)
@@ -249,20 +258,20 @@ class AzureContainer:
         headers["x-ms-blob-content-md5"] = _in_base64(body.md5)
         if create:
             headers["if-none-match"] = "*"
-        response = await self._send("PUT", key, {"comp": "blocklist"}, headers, document, "destination")
+        response = await self._send("PUT", key, {"comp": "blocklist"}, headers, document, self._side)
         md5 = body.md5 if all(part.md5 is not None for part in parts) else None
         return await self._written(response, create=create, lost=lost, md5=md5, in_parts=True)
 
     async def parts(self, key: str, upload: str) -> list[Part] | None:
         """Returns the uncommitted blocks of an upload, or None if there are none (Get Block List)."""
         query = {"comp": "blocklist", "blocklisttype": "uncommitted"}
-        response = await self._send("GET", key, query, {}, None, "destination")
+        response = await self._send("GET", key, query, {}, None, self._side)
         if response.status == 404 and code_of(response.headers) == "BlobNotFound":
             response.close()
             return None
         if response.status != 200:
-            raise await self._error(response, "destination")
-        return parse_blocks(await self._http.read(response, "destination"), upload, "destination") or None
+            raise await self._error(response, self._side)
+        return parse_blocks(await self._http.read(response, self._side), upload, self._side) or None
 
     async def abort(self, key: str, upload: str) -> None:
         """Does nothing. Azure deletes uncommitted blocks after a week, or when the key is written again."""
@@ -308,13 +317,28 @@ class AzureContainer:
         if text := lasting_refusal(self._authority, [each.right for each in requests], until):
             return text
         for right, method, key, query, headers, data in requests:
-            response = await self._send(method, key, query, headers, data, "destination")
+            response = await self._send(method, key, query, headers, data, self._side)
             if response.status == 429 or response.status >= 500:
-                raise await self._error(response, "destination")
-            await self._http.read(response, "destination")
+                raise await self._error(response, self._side)
+            await self._http.read(response, self._side)
             if text := refusal(response.status, code_of(response.headers), right):
                 return text
         return None
+
+    async def settings(self, key: str, data: bytes) -> BucketSettings:
+        """Returns what the container says of itself (Get Container Properties), also by writing ``data``."""
+        headers = {"x-ms-blob-type": "BlockBlob", "content-md5": _in_base64("0" * 32)}
+        refused = await self._send("PUT", key, {}, headers, data, self._side)
+        await self._http.read(refused, self._side)
+        found = await self._send("HEAD", "", {"restype": "container"}, {}, None, self._side)
+        await self._http.read(found, self._side)
+        lock = found.headers.get("x-ms-has-immutability-policy") if found.status == 200 else None
+        return BucketSettings(
+            checksums={201: False, 400: True}.get(refused.status),
+            versioning="on" if "x-ms-version-id" in refused.headers else None,
+            encryption="Azure's own keys" if found.status == 200 else None,
+            object_lock=None if lock is None else lock == "true",
+        )
 
     # --- one request
 
@@ -358,8 +382,8 @@ class AzureContainer:
         """Returns what a write was answered with. Raises its error."""
         exists = create and condition_failed(response.status, response.headers)
         if response.status != 201 and not exists:
-            raise await self._error(response, "destination")
-        await self._http.read(response, "destination")
+            raise await self._error(response, self._side)
+        await self._http.read(response, self._side)
         if exists:
             return Sent(None, exists=True, sent_twice=response.sent_twice)
         etag = printable_header(response.headers.get("ETag"))

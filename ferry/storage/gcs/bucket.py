@@ -12,8 +12,8 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError
-from ferry.http import Response, Upload, printable_header
-from ferry.storage.endpoint import Endpoint
+from ferry.http import Network, Response, Upload
+from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
 from ferry.storage.gcs.client import Client
 from ferry.storage.gcs.errors import parse_error, refusal
 from ferry.storage.gcs.resources import (
@@ -24,6 +24,7 @@ from ferry.storage.gcs.resources import (
     Resource,
     attributes_of,
     check_key,
+    etag_of,
     info_of,
     md5_of,
     page_of,
@@ -32,9 +33,8 @@ from ferry.storage.gcs.resources import (
 )
 from ferry.storage.gcs.resumable import Sessions, conditions, upload_of
 from ferry.storage.gcs.tokens import Tokens
-from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import Digests, Got, Page, Part
-from ferry.storage.s3 import COPY_BYTES_PER_S, CannotCopy, TooLargeAtOnce, last_modified
+from ferry.storage.object_info import ObjectInfo, Sent, last_modified
+from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
 
 MAX_BYTES = 5 << 40  # "Quotas and limits": size of an object
 _DELETES = 16  # requests at once
@@ -46,17 +46,30 @@ class Gcs:
     """Client for one bucket. Create it inside the event loop that uses it, and close it at the end."""
 
     in_byte_order = True  # JSON API, Objects: list
+    cuts_listings = False
     parts_at_once = 1
 
     def __init__(
-        self, endpoint: str, bucket: str, tokens: Tokens, *, timeout_s: float, read_s: float, connections: int = 512
+        self,
+        endpoint: str,
+        bucket: str,
+        tokens: Tokens,
+        *,
+        timeout_s: float,
+        read_s: float,
+        connections: int = 512,
+        network: Network = Network(),
+        side: str = "destination",
     ) -> None:
-        """``timeout_s`` and ``read_s`` are those of ferry/storage/endpoint.py."""
+        """``timeout_s`` and ``read_s`` are those of ferry/storage/endpoint.py; ``side`` names what is written."""
         self.endpoint = endpoint
-        self._endpoint = Endpoint(endpoint, timeout_s=timeout_s, read_s=read_s, connections=connections)
+        self._side = side
+        self._endpoint = Endpoint(
+            endpoint, timeout_s=timeout_s, read_s=read_s, connections=connections, network=network
+        )
         self._tokens = tokens
         self._client = Client(self._endpoint, bucket, tokens)
-        self._sessions = Sessions(self._client)
+        self._sessions = Sessions(self._client, side)
         # Random, so that no object can contain it on purpose.
         boundary = secrets.token_hex(16)
         self._related = {"content-type": f"multipart/related; boundary={boundary}"}
@@ -68,6 +81,10 @@ class Gcs:
     async def close(self) -> None:
         await self._endpoint.close()
 
+    @property
+    def connections_opened(self) -> int:
+        return self._endpoint.connections_opened
+
     async def put(
         self, key: str, data: bytes | Upload, digests: Digests, attributes: Mapping[str, str], *, create: bool
     ) -> Sent:
@@ -75,14 +92,14 @@ class Gcs:
 
         Google compares the MD5. Raises TooLargeAtOnce for a spooled body that a proxy refuses.
         """
-        response, lost = await self._write(key, data, digests.md5, attributes, "0" if create else None, "destination")
+        response, lost = await self._write(key, data, digests.md5, attributes, "0" if create else None, self._side)
         if create and response.status == 412:
-            await self._client.read(response, "destination")
+            await self._client.read(response, self._side)
             return Sent(None, exists=True, sent_twice=response.sent_twice)
         if response.status == 413 and not isinstance(data, bytes):
             response.close()
             raise TooLargeAtOnce
-        return sent_of(await self._client.resource(response, "destination"), lost=lost)
+        return sent_of(await self._client.resource(response, self._side), lost=lost)
 
     async def _write(
         self,
@@ -173,13 +190,13 @@ class Gcs:
         while True:
             target = f"{path}&fields={fields}{token}"
             extra_read_s = source.size / COPY_BYTES_PER_S
-            response = await self._client.send("POST", target, "destination", {}, b"", extra_read_s=extra_read_s)
+            response = await self._client.send("POST", target, self._side, {}, b"", extra_read_s=extra_read_s)
             if response.status == 429 or response.status >= 500:
-                raise await self._client.error(response, "destination")
+                raise await self._client.error(response, self._side)
             if response.status != 200:
-                await self._client.read(response, "destination")
+                await self._client.read(response, self._side)
                 raise CannotCopy
-            answer = await self._client.resource(response, "destination")
+            answer = await self._client.resource(response, self._side)
             if answer.get("done"):
                 return _copied(answer.get("resource") or {}, source)
             before, written = written, int(answer.get("totalBytesRewritten") or 0)
@@ -289,15 +306,36 @@ class Gcs:
         """
         below = f"{prefix}/" if prefix else ""
         if writing:
-            response = await self._sessions.open(f"{below}.ferry-preflight-{uuid4().hex}", {}, 0, None, None)
+            response = await self._sessions.open(f"{below}{TRIAL}{uuid4().hex}", {}, 0, None, None)
         else:
             target = f"{self._client.objects}?maxResults=1&fields=nextPageToken&prefix={quote(below, safe='')}"
-            response = await self._client.send("GET", target, "destination")
-        body = await self._client.read(response, "destination")
+            response = await self._client.send("GET", target, self._side)
+        body = await self._client.read(response, self._side)
         if response.status in (200, 201) and writing:
             with contextlib.suppress(ObjectError, Fatal):  # it ends by itself
                 await self._sessions.abort(upload_of(response, 0))
         return refusal(response.status, parse_error(body), "writing" if writing else "listing")
+
+    async def settings(self, key: str, data: bytes) -> BucketSettings:
+        """Returns what the bucket says of itself (JSON API, Buckets: get), also by writing ``data`` with a wrong MD5.
+
+        Reading a bucket's resource needs a right that writing objects does not.
+        """
+        response, _ = await self._write(key, data, "0" * 32, {}, None, self._side)
+        await self._client.read(response, self._side)
+        checksums = {200: False, 400: True}.get(response.status)
+        target = f"{self._client.objects.removesuffix('/o')}?fields=versioning,encryption,retentionPolicy"
+        response = await self._client.send("GET", target, self._side)
+        if response.status != 200:
+            await self._client.read(response, self._side)
+            return BucketSettings(checksums)
+        found = await self._client.resource(response, self._side)
+        return BucketSettings(
+            checksums,
+            "on" if (found.get("versioning") or {}).get("enabled") else "off",
+            (found.get("encryption") or {}).get("defaultKmsKeyName") or "Google's own keys",
+            "retentionPolicy" in found,
+        )
 
 
 async def _listed(client: Client, source: ObjectInfo) -> ObjectInfo:
@@ -328,7 +366,7 @@ def _info_of_media(key: str, start: int, response: Response) -> ObjectInfo:
     return ObjectInfo(
         key,
         (response.length or 0) + start,
-        printable_header(headers.get("ETag", "").strip('"')) or None,
+        etag_of(md5_of(md5), headers.get("ETag", "").strip('"')),
         last_modified(headers),
         md5=md5_of(md5),
         version=headers.get("X-Goog-Generation"),

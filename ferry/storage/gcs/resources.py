@@ -60,7 +60,7 @@ def info_of(resource: Any, side: str) -> ObjectInfo:
         return ObjectInfo(
             str(resource["name"]),
             int(resource["size"]),
-            printable_header(resource.get("etag")),
+            etag_of(md5_of(resource.get("md5Hash")), resource.get("etag")),
             datetime.fromisoformat(updated) if updated else None,
             md5=md5_of(resource.get("md5Hash")),
             version=resource.get("generation"),
@@ -77,8 +77,18 @@ def _malformed(side: str) -> ObjectError:
 
 def sent_of(resource: Resource, *, in_parts: bool = False, lost: tuple[str, ...] = ()) -> Sent:
     """Returns the response to a write. It has no MD5 for some objects: then the bytes are read back."""
-    etag, md5 = resource.get("etag"), md5_of(resource.get("md5Hash"))
-    return Sent(printable_header(etag), md5=md5, version=resource.get("generation"), in_parts=in_parts, lost=lost)
+    md5 = md5_of(resource.get("md5Hash"))
+    return Sent(
+        etag_of(md5, resource.get("etag")), md5=md5, version=resource.get("generation"), in_parts=in_parts, lost=lost
+    )
+
+
+def etag_of(md5: str | None, etag: str | None) -> str | None:
+    """Returns the ETag as Google's XML API has it: the MD5, and for an object without one an opaque text.
+
+    So an ETag of Google says the same as one of S3. The JSON API's changes with each change of the metadata.
+    """
+    return f'"{md5}"' if md5 else printable_header(etag) or None
 
 
 def md5_of(value: str | None) -> str | None:

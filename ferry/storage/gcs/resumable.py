@@ -15,7 +15,6 @@ from ferry.storage.provider import KMS_KEY
 
 _RANGE = re.compile(r"bytes=0-([0-9]+)")
 _TARGET = re.compile(r"/[!-~]+\?[!-~]+")
-_SIDE = "destination"
 _ENDED = "does not know the upload any more: it has ended, or is over a week old"
 _GONE = (404, 410)  # the session does not exist: it has ended, or is over a week old
 
@@ -27,8 +26,9 @@ class Sessions:
     the Location names. The path lets its owner write this one object without a token, so it belongs into no log.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, side: str) -> None:
         self._client = client
+        self._side = side
         # What the last response of a session said: bytes that Google has, or the resource of the complete object. It is
         # forgotten while a request is under way: after a lost response the session is asked.
         self._known: dict[str, int | Resource] = {}
@@ -40,11 +40,11 @@ class Sessions:
         """Returns the ID of a new upload, or None if ``create`` is set and the key is taken."""
         response = await self.open(key, attributes, size, md5, "0" if create else None)
         if create and response.status == 412:
-            await self._client.read(response, _SIDE)
+            await self._client.read(response, self._side)
             return None
         if response.status not in (200, 201):
-            raise await self._client.error(response, _SIDE)
-        await self._client.read(response, _SIDE)
+            raise await self._client.error(response, self._side)
+        await self._client.read(response, self._side)
         upload = upload_of(response, size)
         self._known[upload] = 0
         return upload
@@ -58,7 +58,9 @@ class Sessions:
         headers = {"content-type": "application/json", "x-upload-content-length": str(size)}
         if content_type:
             headers["x-upload-content-type"] = content_type
-        return await self._client.send("POST", target + conditions(attributes, generation), _SIDE, headers, resource)
+        return await self._client.send(
+            "POST", target + conditions(attributes, generation), self._side, headers, resource
+        )
 
     async def put(self, upload: str, data: Upload, offset: int) -> None:
         """Sends the bytes from ``offset`` on that Google does not have yet."""
@@ -68,18 +70,18 @@ class Sessions:
             known = await self.known(upload)
         while isinstance(known, int) and known < end:
             if known < offset:
-                raise _error(f"has {known:,} bytes of the upload where {offset:,} were sent")
+                raise self._error(f"has {known:,} bytes of the upload where {offset:,} were sent")
             size, _ = _parsed(upload)
             response = await self._ask(upload, f"bytes {known}-{end - 1}/{size}", Rest(data, known - offset))
             if response.status == 412:
-                await self._client.read(response, _SIDE)
+                await self._client.read(response, self._side)
                 self._taken.add(upload)
                 return
             before, known = known, await self._state(response)
             if isinstance(known, int) and known <= before:
-                raise _error(f"kept none of {end - before:,} bytes of the upload")
+                raise self._error(f"kept none of {end - before:,} bytes of the upload")
         if known is None:
-            raise _error(_ENDED)
+            raise self._error(_ENDED)
         self._known[upload] = known
 
     async def known(self, upload: str) -> int | Resource | None:
@@ -98,50 +100,52 @@ class Sessions:
         if known is None:
             known = await self.known(upload)
         if isinstance(known, int):
-            raise _error(f"has {known:,} of {size:,} bytes of the upload")
+            raise self._error(f"has {known:,} of {size:,} bytes of the upload")
         if known is not None and "generation" in known:
             return sent_of(known, in_parts=True)
-        response = await self._client.send("GET", f"{self._client.object(key)}?fields={INFO}", _SIDE)
+        response = await self._client.send("GET", f"{self._client.object(key)}?fields={INFO}", self._side)
         if response.status == 404:
-            await self._client.check_missing(response, _SIDE)
-            raise _error(_ENDED)
-        resource = await self._client.resource(response, _SIDE)
-        found = info_of(resource, _SIDE)
+            await self._client.check_missing(response, self._side)
+            raise self._error(_ENDED)
+        resource = await self._client.resource(response, self._side)
+        found = info_of(resource, self._side)
         if (found.size, found.md5) != (size, md5):
             return self._exists(create)
         return sent_of(resource, in_parts=True)
 
-    @staticmethod
-    def _exists(create: bool) -> Sent:
+    def _exists(self, create: bool) -> Sent:
         """Returns the response for a key that another object has. Without ``create`` that is an error."""
         if create:
             return Sent(None, exists=True)
-        raise _error(_ENDED)
+        raise self._error(_ENDED)
+
+    def _error(self, what: str) -> ObjectError:
+        return ObjectError(ErrorClass.STORE_ERROR, f"the {self._side} {what}")
 
     async def abort(self, upload: str) -> None:
         """Ends a session. One that has ended is not an error. Google answers 499."""
         self._known.pop(upload, None)
         self._taken.discard(upload)
         _, target = _parsed(upload)
-        response = await self._client.send("DELETE", target, _SIDE, {}, b"")
+        response = await self._client.send("DELETE", target, self._side, {}, b"")
         if response.status not in (200, 204, 499, *_GONE):
-            raise await self._client.error(response, _SIDE)
-        await self._client.read(response, _SIDE)
+            raise await self._client.error(response, self._side)
+        await self._client.read(response, self._side)
 
     async def _ask(self, upload: str, content_range: str, data: bytes | Upload) -> Response:
         _, target = _parsed(upload)
         headers = {"content-range": content_range}
-        return await self._client.send("PUT", target, _SIDE, headers, data, again=False)
+        return await self._client.send("PUT", target, self._side, headers, data, again=False)
 
     async def _state(self, response: Response) -> int | Resource | None:
         if response.status == 308:
-            await self._client.read(response, _SIDE)
+            await self._client.read(response, self._side)
             found = _RANGE.fullmatch(response.headers.get("Range", ""))
             return int(found[1]) + 1 if found else 0
         if response.status in _GONE:
-            await self._client.read(response, _SIDE)
+            await self._client.read(response, self._side)
             return None
-        return await self._client.resource(response, _SIDE)
+        return await self._client.resource(response, self._side)
 
 
 def conditions(attributes: Mapping[str, str], generation: str | None) -> str:
@@ -156,14 +160,10 @@ def upload_of(response: Response, size: int) -> str:
     session = urlsplit(response.headers.get("Location", ""))
     target = f"{session.path}?{session.query}"
     if not _TARGET.fullmatch(target):
-        raise ObjectError(ErrorClass.STORE_ERROR, f"the {_SIDE} began an upload but returned no address for it")
+        raise ObjectError(ErrorClass.STORE_ERROR, "Google Cloud Storage began an upload but returned no address for it")
     return f"{size}:{target}"
 
 
 def _parsed(upload: str) -> tuple[int, str]:
     size, _, target = upload.partition(":")
     return int(size), target
-
-
-def _error(what: str) -> ObjectError:
-    return ObjectError(ErrorClass.STORE_ERROR, f"the {_SIDE} {what}")

@@ -10,13 +10,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ferry.core import UserError
 from ferry.http import RETRY_S, Token
+from ferry.storage.access import GoogleAccess
 from ferry.storage.gcs.errors import google_error
 
 if TYPE_CHECKING:
@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 ENDPOINT = "https://storage.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
 _REQUEST_S = 30.0  # for one request of google-auth, which repeats it a few times
-
-
-@dataclass(frozen=True, slots=True)
-class GoogleAccess:
-    """Endpoint and credentials of a bucket. Never logged.
-
-    ``info`` is the content of a credentials file, ``key_file`` its path. Without them google-auth looks where Google's
-    own libraries look (Application Default Credentials). ``impersonate`` is a service account's address.
-    """
-
-    endpoint_url: str | None = None
-    anonymous: bool = False
-    key_file: str | None = None
-    info: Mapping[str, Any] | None = field(default=None, repr=False)
-    impersonate: str | None = None
 
 
 class Tokens(Protocol):

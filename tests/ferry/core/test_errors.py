@@ -28,7 +28,8 @@ from ferry.core.records import AGAIN, Again, ErrorClass
 from ferry.http.errors import from_origin, from_status
 from ferry.planning.errors import from_planning
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
-from ferry.storage.errors import from_store_http, store_status
+from ferry.storage.errors import from_store_http
+from ferry.storage.s3.errors import store_status
 
 E = ErrorClass
 ROOT = Path(__file__).parents[3]

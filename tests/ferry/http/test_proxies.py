@@ -23,9 +23,10 @@ from ferry.core import ErrorClass, FerryError, ObjectError, ProxyError, ProxyUnu
 from ferry.http import AddressFilter, Auth, Fetched, Network, Origin, OriginOptions, Proxy, TokenRequest, dial
 from ferry.http.address_filter import Resolved
 from ferry.http.errors import from_origin
-from ferry.storage import Access, BucketControl, open_store, run_preflight
-from ferry.storage.credentials import http_client
+from ferry.storage import S3Access, open_control, open_store, run_preflight
 from ferry.storage.errors import from_store_http
+from ferry.storage.provider import Digests
+from ferry.storage.s3 import S3, credentials_of, endpoint_of
 from tests.servers.lab_proxy import LabProxy
 from tests.servers.list_api import CLIENT, SECRET, ListApi
 from tests.servers.tls_origin import IMAGE, TlsOrigin
@@ -394,10 +395,19 @@ def test_a_proxy_that_is_away_is_asked_for_one_address(tmp_path: Path, monkeypat
 # --- certificates
 
 
-async def put(access: Access) -> None:
-    http = http_client("bucket", access, 60)
+def client(bucket: str, access: S3Access) -> S3:
+    keys, network = credentials_of(access), access.network
+    return S3(endpoint_of(access), bucket, "us-east-1", keys, timeout_s=60, read_s=30, network=network)
+
+
+def digests(data: bytes) -> Digests:
+    return Digests(hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest())
+
+
+async def put(access: S3Access) -> None:
+    http = client("bucket", access)
     try:
-        await http.put("a", b"x", hashlib.sha256(b"x").hexdigest(), {}, False)
+        await http.put("a", b"x", digests(b"x"), {}, create=False)
     finally:
         await http.close()
 
@@ -411,9 +421,11 @@ def test_a_private_ca_is_trusted_by_the_bundle(ca: CertificateAuthority, tmp_pat
         assert isinstance(error, ObjectError)
         assert (error.error_class, error.message) == (ErrorClass.TLS, words)
         assert get(Network(ca_bundle=str(ca.file)), tmp_path, url, allow=["127.0.0.1"]) == [IMAGE]
-        access = Access(f"https://127.0.0.1:{server.port}", "us-east-1", keys=("id", "secret", None))
+        access = S3Access(f"https://127.0.0.1:{server.port}", "us-east-1", keys=("id", "secret", None))
+        there = open_control("s3://bucket", access)
+        there._tries = Tries(attempts=1)
         with pytest.raises(ObjectError) as caught:
-            BucketControl("bucket", access, tries=Tries(attempts=1)).head_bucket()
+            there.refusal("", writing=False)
         assert caught.value.message == words
 
         with pytest.raises(ObjectError) as refused:
@@ -470,15 +482,15 @@ def test_a_bucket_through_a_proxy(user: str, s3: S3Server, tmp_path: Path) -> No
     s3.client().create_bucket(Bucket=bucket)
     with LabProxy({"s3.shop.example": port}, user) as proxy:
         keys = (s3.access_key, s3.secret_key, None)
-        access = Access(f"http://s3.shop.example:{port}", s3.region, keys=keys, network=through(proxy))
+        access = S3Access(f"http://s3.shop.example:{port}", s3.region, keys=keys, network=through(proxy))
         run_preflight(f"s3://{bucket}/p/", access)
 
         async def work() -> list[bytes]:
-            http, store = http_client(bucket, access, 60), open_store(f"s3://{bucket}/p/", access, tmp_path)
+            http, store = client(bucket, access), open_store(f"s3://{bucket}/p/", access, tmp_path)
             for key, data in (("p/a", b"one"), ("p/b", DATA)):
-                sent = await http.put(key, data, hashlib.sha256(data).hexdigest(), {}, False)
+                sent = await http.put(key, data, digests(data), {}, create=False)
                 assert sent.etag == f'"{hashlib.md5(data).hexdigest()}"'
-            found = [await (await http.get(key, "source")).read() for key in ("p/a", "p/b")]
+            found = [await (await http.get(key, "source")).response.read() for key in ("p/a", "p/b")]
             assert (await store.head("a")) is not None
             await store.delete("a")
             await store.close()
@@ -495,7 +507,7 @@ def test_a_bucket_through_a_proxy(user: str, s3: S3Server, tmp_path: Path) -> No
 def test_a_dead_proxy_before_a_bucket(tmp_path: Path) -> None:
     """It is said as that, and not as the store's failure."""
     (port,) = free_ports(1)
-    access = Access(
+    access = S3Access(
         "http://s3.shop.example", "r", keys=("i", "s", None), network=Network(f"http://127.0.0.1:{port}", "")
     )
 

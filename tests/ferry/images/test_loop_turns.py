@@ -22,7 +22,7 @@ from ferry.images import raster, slices, svg, web
 from ferry.images.check import check_image
 from ferry.job.model import OnExisting
 from ferry.ratelimit.permit import Permit
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.transfer.source import Fetch
 from tests.faults import bombs
 from tests.ferry.images.test_check import body

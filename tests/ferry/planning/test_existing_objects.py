@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from demo.s3 import S3Server
 from ferry.planning import existing_objects as listing
 from ferry.planning.existing_objects import existing_pages, key_ranges, marker_before
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.storage.factory import open_store
 from tests.support.helpers import access
 
@@ -103,10 +103,10 @@ def test_a_reader_that_gives_up_does_not_hang(s3: S3Server, bucket: str, tmp_pat
 import sys
 from pathlib import Path
 from ferry.planning import existing_objects as existing
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access, S3Access
 from ferry.storage.factory import open_store
 existing.key_ranges.__defaults__ = (1,)
-store = open_store("s3://{bucket}/p/", Access({s3.endpoint_url!r}, "us-east-1",
+store = open_store("s3://{bucket}/p/", S3Access({s3.endpoint_url!r}, "us-east-1",
     keys=({s3.access_key!r}, {s3.secret_key!r}, None)), Path({str(tmp_path)!r}))
 pages = existing.existing_pages(store, {keys!r})
 next(pages)

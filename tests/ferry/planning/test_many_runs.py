@@ -19,7 +19,7 @@ from ferry.ratelimit.limiter import Limiter
 from ferry.ratelimit.permit import PausedTooLong
 from ferry.state import ledger
 from ferry.state.plan_file import LOCATION_FILE, PLAN_FILE, read_plan, set_plan_aside
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from tests.support.helpers import counts_of, directory_state, later, latest, make_job, make_outcome, plan, run
 
 pytestmark = pytest.mark.slow

@@ -21,8 +21,9 @@ from ferry.manifest.normalize import normalise
 from ferry.planning import chunk_files, planner
 from ferry.planning.rules import Mode
 from ferry.state import lease, ledger, parquet
+from ferry.state.bucket import open_state
 from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
-from ferry.state.files import DirectoryState, State, open_state
+from ferry.state.files import DirectoryState, State
 from ferry.state.ledger import append_outcomes, compact_ledger
 from ferry.state.plan_file import (
     LOCATION_FILE,

@@ -16,7 +16,7 @@ from demo.validators import Validators
 from ferry.core import Confirmed, UserError
 from ferry.job import Job
 from ferry.preflight import CheckResult, Engine, check_job, sample_run
-from ferry.storage import Access
+from ferry.storage import Access, S3Access
 from ferry.transfer import chunk
 from tasks.reporting.check_text import describe_check, verdict
 from tests.servers.odd_s3 import Fault, OddS3
@@ -183,7 +183,7 @@ def test_odd_stores(odd: dict[str, Any], conditional: str, confirmed: Confirmed,
 
 
 def odd_access(store: OddS3) -> Access:
-    return Access(store.endpoint_url, store.region, keys=(store.access_key, store.secret_key, None))
+    return S3Access(store.endpoint_url, store.region, keys=(store.access_key, store.secret_key, None))
 
 
 def test_a_store_that_refuses_deletes(shop: Shop) -> None:

@@ -15,7 +15,7 @@ from demo.origin import Origin
 from ferry.core.errors import Fatal, UserError
 from ferry.processes.planner_process import PlannerProcess, PlanRequest
 from ferry.state.plan_file import Planned
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from tests.support.helpers import make_job
 
 

@@ -17,7 +17,8 @@ from ferry.ratelimit import follower as followers
 from ferry.ratelimit.effective import Override
 from ferry.ratelimit.follower import LimitsFollower
 from ferry.ratelimit.overrides import NAME, add_overrides, end_overrides, read_overrides
-from ferry.state.files import State, open_state
+from ferry.state.bucket import open_state
+from ferry.state.files import State
 from tests.flows.project import wait_for
 from tests.support.helpers import access, directory_state
 

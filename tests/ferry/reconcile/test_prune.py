@@ -17,7 +17,7 @@ from ferry.job.delta import Delta
 from ferry.planning.rules import expected_rows
 from ferry.reconcile.prune import ABSENT, ANOTHER, DELETED, PruneResult, prune_removed, refusal
 from ferry.state import lease
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from tests.support import helpers
 from tests.support.nights import World
 
@@ -269,7 +269,7 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
     del world.bodies["3.jpg"]
     world.write_list({})
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
-    nobody = Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
+    nobody = S3Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
     with lease.hold_lease(world.state, "test") as held:
         answer = prune_removed(world.job(**GO), world.state, nobody, nobody, 2, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 1)

@@ -20,7 +20,7 @@ from ferry.reconcile.prune import KEPT, WAITING, PruneResult, prune_removed, why
 from ferry.state import lease
 from ferry.state.missing import Missing
 from ferry.state.plan_file import Planned
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 from tests.support.nights import World
@@ -337,7 +337,7 @@ class Listed:
     def night(self, **given: Any) -> None:
         self.run_no += 1
         server = self.server
-        job, access = self.job(**given), Access(server.endpoint_url, "us-east-1", keys=("odd", "odd-secret", None))
+        job, access = self.job(**given), S3Access(server.endpoint_url, "us-east-1", keys=("odd", "odd-secret", None))
         helpers.run(job, self.state, access, self.run_no)
         with lease.hold_lease(self.state, "test") as held:
             self.pruned = PruneResult(**prune_removed(job, self.state, access, access, self.run_no, held.token))

@@ -23,7 +23,7 @@ from ferry.reconcile import verify
 from ferry.reconcile.verify import Evidence
 from ferry.state import ledger
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.store import Store

@@ -14,9 +14,10 @@ import pytest
 
 from demo.s3 import S3Server
 from ferry.core.errors import Damaged, Fatal, UserError
-from ferry.state.files import BucketState, DirectoryState, State, open_state
-from ferry.storage.credentials import Access
-from ferry.storage.s3_control import BucketControl
+from ferry.state.bucket import BucketState, open_state
+from ferry.state.files import DirectoryState, State
+from ferry.storage.access import S3Access
+from ferry.storage.factory import open_control
 from tests.servers.odd_s3 import OddS3
 from tests.support.helpers import access, read_access
 
@@ -152,7 +153,7 @@ def test_no_name_leads_out_of_the_state(name: str, prefix: str, tmp_path: Path) 
     with OddS3() as server:
         for key in (name.lstrip("/"), f"{prefix}/{name}".lstrip("/")):
             server.put("bucket", key, b"planted")
-        bucket = BucketControl("bucket", Access(server.endpoint_url, anonymous=True), side="state")
+        bucket = open_control("s3://bucket", S3Access(server.endpoint_url, anonymous=True), side="state")
         (tmp_path / "cache").mkdir()
         before = sorted(tmp_path.rglob("*"))
         in_bucket = BucketState(bucket, f"s3://bucket/{prefix}", prefix, tmp_path / "cache")

@@ -17,7 +17,8 @@ import pytest
 
 from ferry.core.errors import Fatal, FerryError, LeaseHeld
 from ferry.state import lease
-from ferry.state.files import DirectoryState, State, open_state
+from ferry.state.bucket import open_state
+from ferry.state.files import DirectoryState, State
 from ferry.state.lease import NAME, Holder, acquire_lease, decode, hold_lease, is_dead, this_process, verdict
 from tests.support.helpers import access
 

@@ -19,8 +19,9 @@ from demo.s3 import S3Server
 from ferry.core.errors import Damaged, UserError
 from ferry.core.records import ErrorClass, Outcome, Reason, Status
 from ferry.state import ledger
+from ferry.state.bucket import open_state
 from ferry.state.checksums import checked_name, encode_checked_json
-from ferry.state.files import DirectoryState, open_state
+from ferry.state.files import DirectoryState
 from ferry.state.ledger import append_outcomes, compact_ledger, last_run_no, ledger_files
 from ferry.state.parquet import encode_outcomes, outcomes_of, read_table
 from tests.support.helpers import access, directory_state, later, latest, make_outcome, row_id

@@ -28,8 +28,7 @@ from ferry.storage.azure.preflight import refusal
 from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
 from ferry.storage.errors import Meaning
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import TIER, Digests, Part
-from ferry.storage.s3 import CannotCopy, TooLargeAtOnce
+from ferry.storage.provider import TIER, CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_azure import Answer, OddAzure, error
 
 Test = Callable[[AzureContainer], Awaitable[None]]

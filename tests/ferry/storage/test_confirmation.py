@@ -17,8 +17,8 @@ from ferry.core.records import Confirmed, ErrorClass, Outcome, Status
 from ferry.job.model import Job
 from ferry.state.files import DirectoryState
 from ferry.storage import store as store_module
+from ferry.storage.access import Access
 from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
-from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent
 from ferry.storage.store import Store

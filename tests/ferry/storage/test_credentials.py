@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ferry.core import ErrorClass, ObjectError, UserError
-from ferry.storage.credentials import Access, credentials_of, endpoint_of, region_of, session_with_credentials
-from ferry.storage.sigv4 import Keys
+from ferry.storage.access import S3Access
+from ferry.storage.s3 import Keys, credentials_of, endpoint_of, region_of
+from ferry.storage.s3.credentials import session_with_credentials
 
 PROFILES = """
 [profile keys]
@@ -29,44 +30,44 @@ def _only_these_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
-def keys_of(access: Access) -> Keys | None:
+def keys_of(access: S3Access) -> Keys | None:
     return asyncio.run(credentials_of(access).current())
 
 
 def test_a_profile() -> None:
     """Keys and region are those of the profile; the endpoint is AWS's in that region."""
-    access = Access(profile="keys")
+    access = S3Access(profile="keys")
     assert keys_of(access) == Keys("profile-id", "profile-secret", None)
     assert (region_of(access), endpoint_of(access)) == ("eu-central-1", "https://s3.eu-central-1.amazonaws.com")
-    assert region_of(Access(profile="keys", region="us-west-2")) == "us-west-2"
+    assert region_of(S3Access(profile="keys", region="us-west-2")) == "us-west-2"
 
 
 def test_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """AWS's variables, with a session token."""
     for name, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "secret"), ("SESSION_TOKEN", "token")):
         monkeypatch.setenv(f"AWS_{name}", value)
-    assert keys_of(Access()) == Keys("id", "secret", "token")
-    assert region_of(Access()) == "us-east-1"
+    assert keys_of(S3Access()) == Keys("id", "secret", "token")
+    assert region_of(S3Access()) == "us-east-1"
 
 
 def test_keys_of_the_job_and_none_at_all() -> None:
     """Resolved keys are used as they are, and an anonymous access signs nothing; neither asks boto3 for a region."""
-    assert keys_of(Access(keys=("id", "secret", None))) == Keys("id", "secret", None)
-    assert keys_of(Access(anonymous=True, profile="missing")) is None
-    assert region_of(Access(anonymous=True, profile="missing")) == "us-east-1"
-    assert "secret" not in repr(Access(keys=("id", "secret", None)))
+    assert keys_of(S3Access(keys=("id", "secret", None))) == Keys("id", "secret", None)
+    assert keys_of(S3Access(anonymous=True, profile="missing")) is None
+    assert region_of(S3Access(anonymous=True, profile="missing")) == "us-east-1"
+    assert "secret" not in repr(S3Access(keys=("id", "secret", None)))
 
 
 @pytest.mark.parametrize(
     ("access", "profile", "said"),
     [
-        (Access(), None, "no AWS credentials were found. Set AWS_ACCESS_KEY_ID"),
-        (Access(profile="missing"), None, "the AWS profile `missing` does not exist on this machine"),
-        (Access(), "missing", "the AWS profile that AWS_PROFILE names does not exist on this machine"),
+        (S3Access(), None, "no AWS credentials were found. Set AWS_ACCESS_KEY_ID"),
+        (S3Access(profile="missing"), None, "the AWS profile `missing` does not exist on this machine"),
+        (S3Access(), "missing", "the AWS profile that AWS_PROFILE names does not exist on this machine"),
     ],
 )
 def test_what_is_missing_is_named(
-    access: Access, profile: str | None, said: str, monkeypatch: pytest.MonkeyPatch
+    access: S3Access, profile: str | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user's mistake, before any request."""
     if profile:
@@ -83,6 +84,6 @@ def test_keys_that_cannot_be_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("botocore.credentials.Credentials.get_frozen_credentials", fail)
     with pytest.raises(ObjectError) as raised:
-        keys_of(Access(profile="keys"))
+        keys_of(S3Access(profile="keys"))
     assert raised.value.error_class is ErrorClass.STORE_ERROR
     assert "(RuntimeError)" in str(raised.value)

@@ -19,8 +19,7 @@ from ferry.storage.errors import Meaning
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.gcs.errors import code_of, gcs_error, meaning, parse_error, refusal
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import KMS_KEY, TAGS, TIER, Digests, Part
-from ferry.storage.s3 import CannotCopy, TooLargeAtOnce
+from ferry.storage.provider import KMS_KEY, TAGS, TIER, CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_gcs import UNIT, Answer, Fault, OddGcs, error
 
 

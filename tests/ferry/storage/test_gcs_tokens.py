@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ferry.core.body import small_body
 from ferry.core.errors import Fatal, FerryError, ObjectError, UserError
 from ferry.core.records import ErrorClass
-from ferry.storage.gcs import Anonymous, Gcs, GoogleAccess, GoogleTokens, endpoint_of, tokens_for
+from ferry.storage.access import GoogleAccess
+from ferry.storage.gcs import Anonymous, Gcs, GoogleTokens, endpoint_of, tokens_for
 from ferry.storage.gcs.tokens import ENDPOINT, load
 from ferry.storage.provider import Digests
 from tests.servers.odd_gcs import Answer, Fault, OddGcs, error

@@ -15,9 +15,9 @@ from demo.origin import Trouble as Kind
 from ferry.core.errors import ChunkIncomplete, Fatal, UserError
 from ferry.core.records import Status
 from ferry.state import lease
-from ferry.state.files import open_state
+from ferry.state.bucket import open_state
+from ferry.storage.factory import open_control
 from ferry.storage.preflight import run_preflight
-from ferry.storage.s3_control import BucketControl
 from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import access, directory_state, engine, latest, make_job, plan, run
@@ -42,7 +42,7 @@ def test_the_preflight_outlives_one(operation: str, what: Any, odd: OddS3) -> No
     odd.faults.append(fault := Fault(what, (operation,), times=1))
     run_preflight("s3://b/p/", access(odd))
     assert fault.struck == 1
-    BucketControl("b", access(odd)).abort_preflight_uploads("p")
+    open_control("s3://b", access(odd)).abort("p/.ferry-preflight-")
     assert odd.uploads == {}
 
 

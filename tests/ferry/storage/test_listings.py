@@ -14,8 +14,8 @@ from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.records import ErrorClass
 from ferry.planning import existing_objects as ranges
 from ferry.planning.existing_objects import existing_pages
-from ferry.storage import s3_xml
 from ferry.storage.factory import open_store
+from ferry.storage.s3 import xml
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import access, directory_state, latest, make_job, plan
@@ -239,4 +239,4 @@ def test_a_document_with_a_dtd_is_refused_unread() -> None:
     inside = b"<ListBucketResult>" + b"&b;" * 1000 + b"</ListBucketResult>"
     bomb = b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]>' + inside
     with pytest.raises(ObjectError, match="not an S3 document"):
-        s3_xml.parse_page(bomb, "source")
+        xml.parse_page(bomb, "source")

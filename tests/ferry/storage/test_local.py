@@ -16,7 +16,7 @@ from ferry.core.memory_budget import Budget
 from ferry.core.quota import Share
 from ferry.core.records import ErrorClass, Status
 from ferry.state.files import DirectoryState
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.storage.factory import open_store
 from ferry.storage.local import Directory
 from ferry.storage.local_files import Folder

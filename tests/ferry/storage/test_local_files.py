@@ -25,7 +25,7 @@ from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import PARTS_DIRECTORY, ErrorClass
 from ferry.state.open_uploads import mark_of
 from ferry.storage import local_files as folder_module
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access
 from ferry.storage.errors import from_folder
 from ferry.storage.factory import open_store
 from ferry.storage.local import walk

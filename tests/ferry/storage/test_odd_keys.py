@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,9 @@ from demo.s3 import S3Server
 from ferry.core.body import small_body
 from ferry.core.errors import ObjectError
 from ferry.core.records import ErrorClass, Outcome, Status
-from ferry.http import Response
-from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
-from ferry.storage.object_info import ObjectInfo
-from ferry.storage.s3 import BucketHttp
-from ferry.storage.s3_control import BucketControl
+from ferry.storage.provider import Got, Page
+from ferry.storage.s3 import S3
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import access, directory_state, latest, make_job, run
@@ -70,16 +66,18 @@ def test_a_store_that_changes_them_gets_none(s3: S3Server, bucket: str, tmp_path
     assert client.get_object(Bucket=bucket, Key="p/a/b.jpg")["Body"].read() == b"another object"
 
 
-def test_a_store_that_folds_them_in_silence(tmp_path: Path) -> None:
+def test_a_store_that_folds_them_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The trial's key is not in the listing: nothing is written under such a key."""
 
-    class Folding(BucketControl):
-        def pages(self, prefix: str, start_after: str | None = None) -> Iterator[list[ObjectInfo]]:
-            for page in super().pages(prefix.replace("//", "/"), start_after):
-                yield [replace(found, key=found.key.replace("//", "/")) for found in page]
+    real = S3.page
+
+    async def folded(self: S3, prefix: str, side: str, **given: Any) -> Page:
+        page = await real(self, prefix.replace("//", "/"), side, **given)
+        return Page([replace(found, key=found.key.replace("//", "/")) for found in page.objects], page.token)
+
+    monkeypatch.setattr(S3, "page", folded)
 
     async def go(store: Store) -> None:
-        store._controls["destination"] = Folding("new", store._access or Access())
         with pytest.raises(ObjectError, match="refuses or changes keys") as caught:
             await store.put("a//b.jpg", small_body(b"x"), {})
         assert caught.value.error_class is ErrorClass.BAD_KEY
@@ -116,12 +114,12 @@ def test_a_proxy_before_the_store_that_changes_them(fault: Fault, tmp_path: Path
 
 def test_a_source_that_sends_the_object_of_another_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proxy such as nginx asks the source for `a/b` in place of `a//b`: its ETag is not the listed one."""
-    real = BucketHttp.get
+    real = S3.get
 
-    async def merged(self: BucketHttp, key: str, side: str) -> Response:
-        return await real(self, key.replace("//", "/"), side)
+    async def merged(self: S3, key: str, side: str, **given: Any) -> Got:
+        return await real(self, key.replace("//", "/"), side, **given)
 
-    monkeypatch.setattr(BucketHttp, "get", merged)
+    monkeypatch.setattr(S3, "get", merged)
     with OddS3() as server:
         server.make_bucket("new")
         server.put("old", "a//b.jpg", b"the odd one")

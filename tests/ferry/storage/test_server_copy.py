@@ -18,7 +18,9 @@ from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.state import parquet
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef
-from ferry.storage.s3 import BucketHttp, CannotCopy, StaticCredentials
+from ferry.storage.object_info import ObjectInfo
+from ferry.storage.provider import CannotCopy
+from ferry.storage.s3 import S3, StaticCredentials
 from ferry.transfer.chunk import run_chunk
 from tests.support.helpers import (
     access,
@@ -161,10 +163,10 @@ def answers(status: int, body: str) -> Callable[[web.Request], Any]:
     return handle
 
 
-def ask(handle: Callable[[web.Request], Any]) -> str:
-    """Returns what BucketHttp.copy returns for this handler."""
+def ask(handle: Callable[[web.Request], Any]) -> str | None:
+    """Returns what S3.copy returns for this handler."""
 
-    async def go() -> str:
+    async def go() -> str | None:
         app = web.Application()
         app.router.add_put("/{path:.*}", handle)
         runner = web.AppRunner(app)
@@ -172,11 +174,11 @@ def ask(handle: Callable[[web.Request], Any]) -> str:
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
-        http = BucketHttp(
+        http = S3(
             f"http://127.0.0.1:{port}", "to", "us-east-1", StaticCredentials(None), timeout_s=5, read_s=5, connections=2
         )
         try:
-            return await http.copy("a.jpg", "from/a/b.jpg", "abc")
+            return (await http.copy("a.jpg", "from", ObjectInfo("a/b.jpg", 1, "abc", None))).etag
         finally:
             await http.close()
             await runner.cleanup()

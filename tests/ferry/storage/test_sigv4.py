@@ -12,7 +12,8 @@ from botocore.credentials import ReadOnlyCredentials
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferry.storage.sigv4 import EMPTY_SHA256, Keys, Signer, encoded
+from ferry.storage.endpoint import encoded
+from ferry.storage.s3.sigv4 import EMPTY_SHA256, Keys, Signer
 
 NOW = datetime(2026, 11, 24, 18, 0, 5, tzinfo=UTC)
 LETTERS = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/?")

@@ -16,7 +16,7 @@ from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.memory_budget import PART_BYTES
 from ferry.core.records import AGAIN, Again, Confirmed, ErrorClass
 from ferry.storage import store as store_module
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access, S3Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent, md5_of_etag, multipart_etag
 from ferry.storage.store import Store
@@ -333,7 +333,7 @@ def test_refused_credentials_are_fatal(
     what: str, s3: S3Server, bucket: str, tmp_path: Path, open_it: Callable[[str, Access], Store]
 ) -> None:
     """Refused credentials at the destination are Fatal; the message names the setting and no secret."""
-    nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     store = open_it(f"s3://{bucket}/p", nobody)
     with pytest.raises(Fatal, match="credentials") as caught:
         wait(WORKS[what](store, tmp_path))
@@ -345,7 +345,7 @@ def test_refused_credentials_at_the_source_are_the_rows(
     s3: S3Server, bucket: str, open_it: Callable[[str, Access], Store]
 ) -> None:
     """Refused credentials at the source fail only the row."""
-    nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises(ObjectError) as caught:
         wait(open_it(f"s3://{bucket}/p", nobody).get("k", max_bytes=9))
     assert caught.value.error_class is ErrorClass.FORBIDDEN
@@ -355,7 +355,7 @@ def test_refused_credentials_at_the_source_are_the_rows(
 
 def test_a_listing_that_is_refused_says_so(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """A listing that is refused with 403 is not reported as a timeout."""
-    nobody = Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises((Fatal, ObjectError)) as caught:
         list(open_store(f"s3://{bucket}/p", nobody, tmp_path).list())
     assert "in time" not in str(caught.value)
@@ -367,7 +367,7 @@ def test_an_endpoint_that_is_not_there_may_be_tried_again(
 ) -> None:
     """A refused connection is a retryable store error, not a timeout."""
     endpoint = f"http://127.0.0.1:{free_ports(1)[0]}"
-    store = open_it("s3://bucket/p", Access(endpoint, "us-east-1", keys=("id", "secret", None)))
+    store = open_it("s3://bucket/p", S3Access(endpoint, "us-east-1", keys=("id", "secret", None)))
     with pytest.raises(ObjectError) as caught:
         wait(WORKS[what](store, tmp_path))
     assert AGAIN[caught.value.error_class] is Again.NOW
@@ -404,7 +404,7 @@ def test_what_is_no_store_is_an_error_of_the_user(uri: str, tmp_path: Path) -> N
 
 def test_access_shows_no_secret() -> None:
     """The repr of Access shows no secret, since it may be logged."""
-    assert "topsecret" not in repr(Access(keys=("id", "topsecret", "token")))
+    assert "topsecret" not in repr(S3Access(keys=("id", "topsecret", "token")))
 
 
 @pytest.mark.parametrize(

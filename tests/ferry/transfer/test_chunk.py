@@ -21,7 +21,8 @@ from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.job.model import Job, OnExisting
 from ferry.planning import existing_objects
 from ferry.state import lease, ledger, parquet
-from ferry.state.files import DirectoryState, State, open_state
+from ferry.state.bucket import open_state
+from ferry.state.files import DirectoryState, State
 from ferry.state.lease import Borrowed, steady_s
 from ferry.state.plan_file import ChunkRef, Existing
 from ferry.transfer import chunk as chunks

@@ -22,7 +22,7 @@ from ferry.state import old_schemas, parquet
 from ferry.state.checksums import checked_name, decode_checked_json, encode_checked_json
 from ferry.state.files import State
 from ferry.state.queries import export
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from tests.servers.odd_s3 import Fault as StoreFault
 from tests.servers.odd_s3 import OddS3
 from tests.support import helpers
@@ -251,7 +251,7 @@ def test_a_look_that_fails_after_an_upload_that_may_have_arrived(origin: Origin,
     state = helpers.directory_state(tmp_path)
     with OddS3() as server:
         server.make_bucket("bucket")
-        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        access = S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
         job = helpers.make_job(mode="delta", manifest=str(listed), destination="s3://bucket/p/")
 
         def night(run_no: int, image: bytes, modified: str) -> Outcome:

@@ -13,7 +13,7 @@ from demo.ports import free_ports
 from demo.s3 import S3Server
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import ErrorClass, Status
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from ferry.transfer import destination_outage
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.destination_outage import Outage, is_silence, verdict
@@ -125,7 +125,7 @@ def test_a_destination_that_nobody_listens_at(
         destination={"uri": "s3://bucket/p/", "endpoint_url": nowhere},
     )  # fmt: skip
     state = helpers.directory_state(tmp_path)
-    access = Access(nowhere, s3.region, keys=(s3.access_key, s3.secret_key, None))
+    access = S3Access(nowhere, s3.region, keys=(s3.access_key, s3.secret_key, None))
     (ref,) = helpers.plan(job, state, server=access).chunks
     with (
         helpers.engine(job, state, access) as runtime,

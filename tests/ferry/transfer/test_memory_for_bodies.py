@@ -18,7 +18,7 @@ from ferry.core.errors import ChunkIncomplete
 from ferry.core.memory_budget import SMALL_BYTES
 from ferry.core.records import Status
 from ferry.job.model import Job
-from ferry.storage.credentials import Access
+from ferry.storage.access import Access, S3Access
 from ferry.transfer.chunk import run_chunk
 from tests.servers.odd_s3 import OddS3
 from tests.support import helpers
@@ -42,7 +42,7 @@ def kms() -> Iterator[tuple[OddS3, Access]]:
     """A store whose ETags look like MD5s and are not, so that each object is read back."""
     with OddS3(etags="kms") as server:
         server.make_bucket("bucket")
-        yield server, Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        yield server, S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
 
 
 def job_of(tmp_path: Path, rows: list[list[str]], **given: Any) -> Job:
@@ -160,7 +160,7 @@ def test_slow_hosts_beside_a_healthy_one(chunked: bool, origin: Origin, tmp_path
     fast, slow = 200, 8
     with contextlib.ExitStack() as stack, OddS3() as server:
         server.make_bucket("bucket")
-        access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        access = S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
         rows = []
         for host in range(8):
             other = stack.enter_context(Origin())

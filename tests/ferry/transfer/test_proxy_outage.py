@@ -15,7 +15,7 @@ from ferry.core.records import ErrorClass, Status
 from ferry.http import Network, dial
 from ferry.job.model import Job
 from ferry.ratelimit import Limiter, Permit
-from ferry.storage.credentials import Access
+from ferry.storage.access import S3Access
 from ferry.transfer.chunk import run_chunk
 from tests.servers.lab_proxy import LabProxy
 from tests.support import helpers
@@ -41,7 +41,7 @@ def job_in(folder: Path) -> Job:
 
 def test_rows_wait_for_a_proxy(proxy: LabProxy, tmp_path: Path) -> None:
     """During an outage of the proxy no row fails, though each has one attempt; then all are copied."""
-    job, state, access = job_in(tmp_path), helpers.directory_state(tmp_path), Access(network=Network(proxy.url))
+    job, state, access = job_in(tmp_path), helpers.directory_state(tmp_path), S3Access(network=Network(proxy.url))
     (ref,) = helpers.plan(job, state, server=access).chunks
     proxy.down()
     back = threading.Timer(2.5, proxy.up)
@@ -77,7 +77,7 @@ def test_an_unusable_proxy_ends_the_run(
 ) -> None:
     """A proxy that never answers, or asks for a password, is Fatal, and all rows stay pending."""
     monkeypatch.setattr(dial, "FIRST_S", 1.0)
-    job, state, access = job_in(tmp_path), helpers.directory_state(tmp_path), Access(network=Network(proxy.url))
+    job, state, access = job_in(tmp_path), helpers.directory_state(tmp_path), S3Access(network=Network(proxy.url))
     (ref,) = helpers.plan(job, state, server=access).chunks
     if dead:
         proxy.down()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from email.utils import formatdate
 from urllib.parse import quote, unquote, urlencode
 
-from ferry.storage import Access
+from ferry.storage import Access, S3Access
 from tests.ferry.http.test_tls import certificate
 from tests.servers.stores.known import Known
 from tests.servers.stores.server import INSTALLED, Answer, StoreServer
@@ -56,11 +56,11 @@ class Azurite(StoreServer):
         return f"az://{self.account}/{bucket}/{prefix}/"
 
     def access(self) -> Access:
-        return Access(self.endpoint_url, keys=(self.account, self.account_key, None))
+        return S3Access(self.endpoint_url, keys=(self.account, self.account_key, None))
 
     def wrong_access(self) -> Mapping[str, Access]:
         other = base64.b64encode(b"another key").decode()
-        return {"key": Access(self.endpoint_url, keys=(self.account, other, None))}
+        return {"key": S3Access(self.endpoint_url, keys=(self.account, other, None))}
 
     def make_bucket(self, name: str) -> None:
         assert self._signed("PUT", name, query={"restype": "container"}).status == 201

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from demo.ports import free_ports
-from ferry.storage import Access
+from ferry.storage import Access, S3Access
 from tests.servers.stores.known import Known
 from tests.support.servers import Address
 
@@ -202,7 +202,7 @@ class StoreServer(ABC):
 
     def access(self) -> Access:
         """Returns endpoint and credentials with all rights."""
-        return Access(self.endpoint_url)
+        return S3Access(self.endpoint_url)
 
     def wrong_access(self) -> Mapping[str, Access]:
         """Returns credentials that the server must refuse, by what is wrong with them."""
@@ -253,12 +253,12 @@ class S3StoreServer(StoreServer):
         self.s3 = Address(self.endpoint_url, keys).s3  # for helpers that take the tests' SeaweedFS
 
     def access(self) -> Access:
-        return Access(self.endpoint_url, REGION, keys=(self.s3.access_key, self.s3.secret_key, None))
+        return S3Access(self.endpoint_url, REGION, keys=(self.s3.access_key, self.s3.secret_key, None))
 
     def wrong_access(self) -> Mapping[str, Access]:
         key, secret = self.s3.access_key, self.s3.secret_key
         wrong = {"secret": (key, secret[::-1], None), "key ID": ("AKIANOTHERE", secret, None)}
-        return {what: Access(self.endpoint_url, REGION, keys=keys) for what, keys in wrong.items()}
+        return {what: S3Access(self.endpoint_url, REGION, keys=keys) for what, keys in wrong.items()}
 
     def make_bucket(self, name: str) -> None:
         self.s3.make_bucket(name)

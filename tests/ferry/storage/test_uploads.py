@@ -18,11 +18,12 @@ from ferry.core.records import Confirmed, ErrorClass
 from ferry.core.retry import Tries
 from ferry.state.files import DirectoryState
 from ferry.state.open_uploads import Uploads
-from ferry.storage import multipart, s3_xml
 from ferry.storage import store as store_module
+from ferry.storage.access import S3Access
 from ferry.storage.confirmation import Confirmation
-from ferry.storage.credentials import Access
 from ferry.storage.factory import open_store
+from ferry.storage.s3 import bucket as s3_bucket
+from ferry.storage.s3 import xml
 from ferry.storage.store import AlreadyThere, Store
 from tests.ferry.storage.test_store import KEYS
 from tests.servers.odd_s3 import Fault, OddS3
@@ -42,7 +43,7 @@ ATTRIBUTES = {"Content-Type": "image/webp", "Cache-Control": "max-age=60", "sku"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", PART)
-    monkeypatch.setattr(multipart, "PART_BYTES", PART)
+    monkeypatch.setattr(s3_bucket, "PART_BYTES", PART)
 
 
 class Sender:
@@ -52,7 +53,7 @@ class Sender:
         self.folder = folder
         self.notes = Uploads(DirectoryState(folder / "state"))
         self._bucket = bucket
-        self._access = Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
+        self._access = S3Access(server.endpoint_url, server.region, keys=(server.access_key, server.secret_key, None))
         self._given = given
 
     def open(self) -> Store:
@@ -100,7 +101,7 @@ def test_bytes_and_attributes_arrive(
     key: str, s3: S3Server, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a server that checks signatures, any key arrives with its bytes and attributes."""
-    monkeypatch.setattr(multipart, "PART_BYTES", PART_BYTES)  # this server takes none below 5 MiB
+    monkeypatch.setattr(s3_bucket, "PART_BYTES", PART_BYTES)  # this server takes none below 5 MiB
     data = b"\xfe" * PART_BYTES + DATA
     sender = Sender(s3, bucket, tmp_path)
     assert sender.send(key, data=data).method is Confirmed.DIGEST
@@ -306,9 +307,7 @@ def test_as_many_parts_at_once_as_there_is_memory_for(memory: int, most: int, tm
 
 def test_white_space_before_a_document() -> None:
     """White space before a document is ignored; AWS sends it to keep the connection open."""
-    assert (
-        s3_xml.text(s3_xml.parse_document(b" \n <?xml version='1.0'?><R><ETag>e</ETag></R>\n", "store"), "ETag") == "e"
-    )
+    assert xml.text(xml.parse_document(b" \n <?xml version='1.0'?><R><ETag>e</ETag></R>\n", "store"), "ETag") == "e"
 
 
 def test_what_is_sent_is_movement(sender: Sender) -> None:
@@ -331,5 +330,5 @@ def test_what_is_sent_is_movement(sender: Sender) -> None:
 )
 def test_no_upload_has_more_than_10000_parts(size: int, bytes_of_a_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts have 8 MiB, or more if there would be over 10,000 parts."""
-    monkeypatch.setattr(multipart, "PART_BYTES", PART_BYTES)
-    assert multipart.part_bytes(size) == bytes_of_a_part
+    monkeypatch.setattr(s3_bucket, "PART_BYTES", PART_BYTES)
+    assert s3_bucket.S3.part_bytes(None, size) == bytes_of_a_part  # type: ignore[arg-type]

@@ -5,26 +5,17 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from urllib.parse import quote, unquote_plus
 from xml.sax.saxutils import escape
 
 from ferry.core import ErrorClass, Fatal, ObjectError
-from ferry.storage.errors import s3_code, store_status
-from ferry.storage.object_info import ObjectInfo
+from ferry.storage.object_info import ObjectInfo, md5_of_etag
+from ferry.storage.provider import Page, Part
+from ferry.storage.s3.errors import s3_code, store_status
 
 # Ceph RGW 16, moto and rclone repeat start-after as it is, so that XML 1.0 does not allow its control characters.
 _START_AFTER = re.compile(rb"<StartAfter>.*?</StartAfter>", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One response to ListObjectsV2. ``token`` is the store's continuation token for the next page."""
-
-    objects: list[ObjectInfo]  # with full keys
-    truncated: bool
-    token: str | None
 
 
 def parse_document(body: bytes, side: str) -> ET.Element:
@@ -58,7 +49,22 @@ def parse_page(body: bytes, side: str) -> Page:
     except (KeyError, ValueError):
         message = f"the {side}'s listing has an object without a valid key or size"
         raise ObjectError(ErrorClass.STORE_ERROR, message) from None
-    return Page(objects, text(root, "IsTruncated") == "true", text(root, "NextContinuationToken"))
+    return Page(objects, text(root, "NextContinuationToken") or "" if text(root, "IsTruncated") == "true" else None)
+
+
+def parse_parts(body: bytes, side: str) -> tuple[list[Part], bool]:
+    """Returns the parts in a response to ListParts, and whether there are more. Raises as :func:`parse_document`."""
+    root = parse_document(body, side)
+    try:
+        parts = [
+            Part(int(text(each, "PartNumber") or ""), int(text(each, "Size") or ""), etag, md5_of_etag(etag))
+            for each in children(root, "Part")
+            if (etag := text(each, "ETag") or "")
+        ]
+    except ValueError:
+        message = f"the {side}'s list of parts has one without a valid number or size"
+        raise ObjectError(ErrorClass.STORE_ERROR, message) from None
+    return parts, text(root, "IsTruncated") == "true"
 
 
 def _object_info(contents: ET.Element, *, in_url: bool) -> ObjectInfo:

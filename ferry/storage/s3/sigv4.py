@@ -11,7 +11,6 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from urllib.parse import quote
 
 EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
@@ -23,11 +22,6 @@ class Keys:
     key_id: str
     secret: str = field(repr=False)
     token: str | None = field(default=None, repr=False)
-
-
-def encoded(key: str) -> str:
-    """Returns a key for a request's path: each byte except `/` and the unreserved ones is %XX (RFC 3986 2.3)."""
-    return quote(key, safe="/~")
 
 
 def _single_blanks(value: str) -> str:

@@ -1,0 +1,58 @@
+"""Attributes of an object as headers of S3, and back, under the names that all providers share (provider.py)."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import Mapping
+
+_ASCII = re.compile(r"[ -~]*")
+_HEADERS = {
+    name.lower(): name
+    for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
+}
+_META = "x-amz-meta-"
+
+
+def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
+    """Returns an object's attributes as request headers: S3's own headers by name, all others as user metadata.
+
+    Metadata is US-ASCII: other values are sent as a word of RFC 2047, as S3 itself returns them (S3 user guide,
+    "Working with object metadata"). The standard headers are sent as UTF-8.
+    """
+    headers = {}
+    for name, value in attributes.items():
+        lower, text = name.lower(), _text(value)
+        if lower in _HEADERS:
+            headers[lower] = text
+        else:
+            headers[_META + lower] = text if _ASCII.fullmatch(text) else _word(text)
+    return headers
+
+
+def _text(value: str) -> str:
+    """Returns a value without blanks around it, which are not part of it (RFC 9110 section 5.5), and without line ends.
+
+    Bytes of a source that are not UTF-8 are read as Latin-1.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return re.sub(r"[\r\n\0]+", " ", value).strip(" \t")
+
+
+def _word(value: str) -> str:
+    return f"=?utf-8?b?{b64encode(value.encode()).decode()}?="
+
+
+def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
+    """Returns the object attributes in a response's headers, under their own names."""
+    found = {}
+    for name, value in headers.items():
+        lower = name.lower()
+        if lower in _HEADERS:
+            found[_HEADERS[lower]] = value
+        elif lower.startswith(_META):
+            found[lower[len(_META) :]] = value
+    return found
