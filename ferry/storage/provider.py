@@ -103,7 +103,10 @@ class Provider(Protocol):
         ...
 
     async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
-        """Has the server copy an object of ``bucket``, as listed, if it has not changed since. Raises CannotCopy."""
+        """Has the server copy an object of ``bucket``, as listed, if it has not changed since. Raises CannotCopy.
+
+        The MD5 of what is returned is that of both objects, as the server gives it.
+        """
         ...
 
     async def delete(self, keys: Sequence[str], side: str) -> None:

@@ -230,6 +230,7 @@ class Store:
 
         | both ETags look like MD5s | they are equal | the copy is read back | confirmed by |
         |---|---|---|---|
+        | the server gives the MD5s of both, which are equal | | no | digest |
         | yes | yes | no | digest |
         | yes | no | yes: its MD5 is the source's ETag | read back |
         | yes | no | yes: its MD5 is another | not confirmed: CannotCopy |
@@ -241,8 +242,8 @@ class Store:
         await self._check_key(key)
         listed_as = ObjectInfo(source.path(source_key), size, etag, None)
         sent = await self._client().copy(self.path(key), source.bucket, listed_as)
-        copied, md5, listed = sent.etag, sent.md5 or md5_of_etag(sent.etag), md5_of_etag(etag)
-        if md5 is not None and md5 == listed:
+        copied, md5, listed = sent.etag, md5_of_etag(sent.etag), md5_of_etag(etag)
+        if sent.md5 is not None or (md5 is not None and md5 == listed):
             return Confirmation(Confirmed.DIGEST, copied)
         if (
             md5 is not None

@@ -29,18 +29,40 @@ from ferry.state.files import DirectoryState, State
 from ferry.state.open_uploads import Uploads
 from ferry.storage import store as store_module
 from ferry.storage.access import Access
+from ferry.storage.azure import container
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.factory import open_store
+from ferry.storage.gcs import bucket as gcs_bucket
 from ferry.storage.object_info import Sent
 from ferry.storage.provider import CannotCopy
 from ferry.storage.s3 import bucket as s3_bucket
 from ferry.storage.store import AlreadyThere, Store
-from tests.servers.stores import Ceph, LocalDirectory, MinioGateway, Moto, Rclone, SeaweedFS, StoreServer
+from tests.servers.stores import (
+    Azurite,
+    Ceph,
+    FakeGcsServer,
+    GcpStorageEmulator,
+    LocalDirectory,
+    MinioGateway,
+    Moto,
+    Rclone,
+    SeaweedFS,
+    StoreServer,
+)
 from tests.stores.odd_keys import ODD_KEYS, what_becomes_of
 from tests.support.helpers import make_body
 
 FIRST_TIER = (SeaweedFS, LocalDirectory)
-SERVERS: tuple[type[StoreServer], ...] = (*FIRST_TIER, Ceph, Moto, MinioGateway, Rclone)
+SERVERS: tuple[type[StoreServer], ...] = (
+    *FIRST_TIER,
+    Ceph,
+    Moto,
+    MinioGateway,
+    Rclone,
+    FakeGcsServer,
+    GcpStorageEmulator,
+    Azurite,
+)
 
 PART = 5 * MIB  # the smallest that stores take
 LARGE = random.Random(5).randbytes(2 * PART + 7)  # three parts
@@ -91,7 +113,8 @@ def tell(server: StoreServer, record_property: Tell) -> Tell:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "ONE_PUT_BYTES", PART)
-    monkeypatch.setattr(s3_bucket, "PART_BYTES", PART)
+    for module in (s3_bucket, gcs_bucket, container):
+        monkeypatch.setattr(module, "PART_BYTES", PART)
 
 
 class Opened:
@@ -148,6 +171,8 @@ def test_an_odd_key_is_kept_as_it_is(name: str, opened: Opened, server: StoreSer
     """An odd key is written, found, read and deleted byte for byte. Where the server does not keep it, at most its row
     fails: the next one is written by the same store."""
     key, data, known = ODD_KEYS[name], name.encode(), server.known.keys.get(name, "kept")
+    if name in server.known.bad_keys:
+        known = "refused"
 
     async def work() -> None:
         async with opened.store() as store:
@@ -180,6 +205,8 @@ def test_an_odd_key_of_another_client_is_read(
     found = what_becomes_of(server, bucket, f"p/{ODD_KEYS[name]}")
     tell(f"key: {name}", found)
     assert found == server.known.keys.get(name, "kept")
+    if found == "unlisted":
+        return
 
     async def work() -> None:
         async with opened.store() as store:
@@ -327,7 +354,7 @@ def test_a_listing_of_several_pages(opened: Opened, server: StoreServer, tell: T
 
     async def work() -> None:
         async with opened.store() as store:
-            at_once = asyncio.Semaphore(16)
+            at_once = asyncio.Semaphore(server.known.at_once)
 
             async def put(key: str) -> None:
                 async with at_once:
@@ -338,7 +365,7 @@ def test_a_listing_of_several_pages(opened: Opened, server: StoreServer, tell: T
             tell("listings in byte order", "yes" if found == keys else "no")
             assert sorted(found, key=str.encode) == keys
             assert (found == keys) is server.known.byte_order
-            if server.known.byte_order:
+            if server.known.byte_order and server.known.starts_after:
                 for at in range(len(TRAPS)):
                     assert listed(store, start_after=keys[at]) == keys[at + 1 :], keys[at]
 
@@ -375,7 +402,7 @@ def test_what_is_not_there(opened: Opened, server: StoreServer) -> None:
             assert caught.value.error_class is ErrorClass.NOT_FOUND
             await store.delete("none.jpg")
             assert listed(store) == []
-        if not server.known.makes_buckets:
+        if server.known.names_missing and not server.known.makes_buckets:
             opened.bucket = "there-is-none"
             async with opened.store() as store:
                 with pytest.raises(Fatal, match="does not exist"):
@@ -409,6 +436,8 @@ def test_an_object_that_appears_during_an_upload(
     """An object that another client writes during a creation in parts stays. What ignores the condition is known."""
     if server.scheme == "file":
         pytest.skip("a directory has no uploads in parts")
+    if server.known.at_once == 1:
+        pytest.skip(f"{server.name} answers one request after the other")
 
     async def work() -> bool:
         async with opened.store() as store:
@@ -475,7 +504,8 @@ def test_an_upload_that_was_killed_is_cleaned(
             await store.clean()
 
     asyncio.run(work())
-    assert (notes.left(bucket), server.open_uploads(bucket), server.keys(bucket)) == ([], [], [])
+    assert (notes.left(bucket), server.keys(bucket)) == ([], [])
+    assert not server.known.aborts or server.open_uploads(bucket) == []
 
 
 def test_the_server_s_copy_is_that_of_the_listed_version(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import hashlib
 import re
 import secrets
@@ -140,9 +141,11 @@ class AzureContainer:
     async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
         """Has Azure copy a blob of this account with its attributes and tags (Copy Blob From URL).
 
-        Azure compares the source's ETag and, if the listing has one, its MD5. Raises CannotCopy also for more than
-        256 MiB. The caller then reads and writes the bytes, which shows on which side the error is.
+        Azure compares the source's ETag and its MD5, if it has one. Raises CannotCopy also for more than 256 MiB. The
+        caller then reads and writes the bytes, which shows on which side the error is.
         """
+        if source.md5 is None:  # a row of a plan has its ETag alone
+            source = await self._listed(bucket, source)
         if source.size > MAX_COPY_BYTES or not all(
             _WORD.fullmatch(word) for word in (source.etag or "", source.tier or "-")
         ):
@@ -166,7 +169,19 @@ class AzureContainer:
         copied = response.status == 202 and response.headers.get("x-ms-copy-status") == "success"
         if not copied or (source.md5 is not None and md5 not in (None, source.md5)):
             raise CannotCopy
-        return Sent(etag, md5=md5, version=etag)
+        return Sent(etag, md5=md5 if source.md5 is not None else None, version=etag)
+
+    async def _listed(self, container: str, source: ObjectInfo) -> ObjectInfo:
+        """Returns a blob of a container as it is now, if it has the listed ETag. Raises CannotCopy."""
+        there = copy.copy(self)
+        there._root = f"{self._http.path}/{container}"
+        try:
+            found = await there.head(source.key, "source")
+        except (ObjectError, Fatal):
+            raise CannotCopy from None
+        if found is None or found.etag != source.etag:
+            raise CannotCopy
+        return found
 
     async def delete(self, keys: Sequence[str], side: str) -> None:
         """Deletes blobs, each by its own request (Delete Blob). One with snapshots is refused."""

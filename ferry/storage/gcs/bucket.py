@@ -381,7 +381,7 @@ def _copied(copy: Resource, source: ObjectInfo) -> Sent:
         raise CannotCopy
     if None not in (crc32c, source.crc32c) and crc32c != source.crc32c:
         raise CannotCopy
-    return sent
+    return sent if source.md5 is not None else replace(sent, md5=None)
 
 
 def _no_object(side: str) -> ObjectError:

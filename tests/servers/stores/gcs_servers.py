@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ferry.storage import Access, GoogleAccess
 from tests.servers.stores.known import Known
 from tests.servers.stores.server import INSTALLED, StoreServer
 
@@ -23,6 +24,9 @@ class GcsServer(StoreServer):
     """An emulator. The other client sends requests of the JSON API; no credentials are checked."""
 
     scheme = "gs"
+
+    def access(self) -> Access:
+        return GoogleAccess(self.endpoint_url, anonymous=True)
 
     def make_bucket(self, name: str) -> None:
         self._json("POST", "/storage/v1/b?project=test", {"name": name})
@@ -75,7 +79,13 @@ class FakeGcsServer(GcsServer):
     """
 
     name = "fake-gcs-server"
-    known = Known(compares_digest=False, checks_keys=False)
+    known = Known(
+        bad_keys=frozenset({"newline"}),
+        compares_digest=False,
+        checks_keys=False,
+        creates_parts_once=False,
+        names_missing=False,
+    )
 
     @classmethod
     def program(cls) -> Sequence[str]:
@@ -93,14 +103,17 @@ class FakeGcsServer(GcsServer):
 class GcpStorageEmulator(GcsServer):
     """The second one: it refuses a wrong md5Hash or crc32c, and its resumable uploads can be asked and continued.
 
-    It ignores ifGenerationMatch, and drops connections when many are used at once.
+    It ignores ifGenerationMatch and startOffset, and drops connections when many are used at once.
     """
 
     name = "gcp-storage-emulator"
     known = Known(
         keys={"two-dot segment": "refused"},
-        lost=frozenset({"Cache-Control", "Content-Language"}),
+        bad_keys=frozenset({"newline", "double slash", "dot segment", "slash at the end", "slash at the start"}),
         checks_keys=False,
+        names_missing=False,
+        starts_after=False,
+        at_once=1,
         creates_once=False,
         if_match="no",
     )

@@ -202,7 +202,7 @@ class StoreServer(ABC):
 
     def access(self) -> Access:
         """Returns endpoint and credentials with all rights."""
-        return S3Access(self.endpoint_url)
+        return Access(self.endpoint_url)
 
     def wrong_access(self) -> Mapping[str, Access]:
         """Returns credentials that the server must refuse, by what is wrong with them."""
