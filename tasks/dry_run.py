@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ferry.preflight import CheckResult, Engine, check_job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import limits_at, read_overrides
 from ferry.state import Planned, Predicted, lease_holder, write_predicted
-from ferry.storage import run_preflight
+from ferry.storage import ends_too_early, run_preflight
 from tasks import secrets
 from tasks.state_location import cache_root, state_of
 from tasks.workers.pool import processes_of
@@ -84,6 +85,10 @@ def check(
             limited, planned, folder, engine, plan_s=plan_s, processes=most, write=write, say=say, shielded=shielded
         )
     expected = found.prediction.seconds if found.exit_code < 2 else None
+    until = datetime.now(UTC) + timedelta(seconds=expected.high if expected else 0.0)
+    for side, access in (("source", engine.source), ("destination", engine.destination)):
+        if too_early := ends_too_early(access, f"{side}.credentials", until):
+            found.warnings.append(too_early)
     try:
         rows = found.prediction.rows if expected else 0
         write_predicted(state_of(job), Predicted(rows, *((expected.low, expected.high) if expected else (0.0, 0.0))))

@@ -9,16 +9,17 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ferry.core import Damaged, FerryError, Reason, Stopped
+from ferry.core import Damaged, FerryError, Reason, Stopped, UserError
 from ferry.http import Auth
 from ferry.job import Job
 from ferry.processes import PlannerProcess, PlanRequest
 from ferry.ratelimit import LimitsFollower
 from ferry.reconcile import PruneResult
-from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, read_plan
-from ferry.storage import Access, run_preflight
+from ferry.state import ChunkRef, Holder, Lease, Planned, State, hold_lease, last_run_no, read_plan, read_predicted
+from ferry.storage import Access, ends_too_early, run_preflight
 from ferry.transfer import Runtime
 from tasks import secrets, state_location
 from tasks.own_files import refuse_own_files
@@ -158,6 +159,11 @@ def open_run(
     with contextlib.suppress(Damaged):  # planning handles a damaged plan
         read_plan(state)  # refuses a state of a newer version first
     run_preflight(job.destination.uri, destination)
+    predicted = read_predicted(state)
+    until = datetime.now(UTC) + timedelta(seconds=predicted.high_s if predicted else 0.0)
+    for side, access in (("source", source), ("destination", destination)):
+        if too_early := ends_too_early(access, f"{side}.credentials", until):
+            raise UserError(too_early)
     with contextlib.ExitStack() as stack:
         planner = stack.enter_context(_planner())
         runtimes: list[Runtime] = []

@@ -19,6 +19,7 @@ from dataclasses import fields
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -34,6 +35,7 @@ from ferry.state.files import DirectoryState
 from ferry.state.parquet import OUTCOME_SCHEMA
 from flows.cli.job_draft import draft
 from tasks.job_file import load_job
+from tests.stores.test_contract import SERVERS
 from tests.support.helpers import make_outcome
 
 ROOT = Path(__file__).parents[1]
@@ -42,14 +44,26 @@ CODE = ("benchmarks", "demo", "deployments", "docs", "ferry", "flows", "tasks", 
 PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in CODE for page in (ROOT / folder).rglob("*.md"))])
 
 
-def test_job_md_is_what_the_model_says() -> None:
-    """docs/reference/job.md is what docs/make_job_md.py writes from the model today."""
-    spec = importlib.util.spec_from_file_location("make_job_md", DOCS / "make_job_md.py")
+def _generator(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert _page("reference/job.md") == module.render(), "run: .venv/bin/python docs/make_job_md.py"
+    return module
+
+
+def test_pages_are_what_their_generators_write() -> None:
+    """docs/reference/job.md is what the model says today, and stores.md what the capability table does."""
+    assert _page("reference/job.md") == _generator("make_job_md").render(), "run: .venv/bin/python docs/make_job_md.py"
+    stores = _generator("make_stores_md")
+    assert _page("reference/stores.md") == stores.render(stores.measured()), "run: python docs/make_stores_md.py"
+
+
+def test_the_table_of_stores_has_every_server() -> None:
+    """Each server of the contract suite has its column."""
+    header = _generator("make_stores_md").measured().splitlines()[0]
+    assert header.strip("| ").split(" | ") == [each.name for each in SERVERS]
 
 
 def test_every_yaml_job_in_the_docs_loads(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from ferry.storage.errors import ConditionUnsupported
 from ferry.storage.factory import location_of, open_control, open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
-from ferry.storage.preflight import run_preflight
+from ferry.storage.preflight import ends_too_early, run_preflight
 from ferry.storage.provider import CannotCopy
 from ferry.storage.store import AlreadyThere, Store, is_odd
 
@@ -25,6 +25,7 @@ __all__ = [
     "ObjectInfo",
     "S3Access",
     "Store",
+    "ends_too_early",
     "is_odd",
     "location_of",
     "md5_of_etag",

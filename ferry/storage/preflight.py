@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from ferry.core import Fatal, ObjectError, UserError
-from ferry.storage.access import Access
+from ferry.storage.access import Access, AzureAccess
 from ferry.storage.factory import location_of, open_control
 
 TIMEOUT_S = 30.0
@@ -52,3 +53,18 @@ def _check_bucket(uri: str, access: Access, *, dry: bool) -> None:
         raise UserError(f"{named} cannot be reached ({exc.message}). Check `endpoint_url` and the network") from None
     if refusal is not None:
         raise UserError(f"{named} {refusal}")
+
+
+def ends_too_early(access: Access, setting: str, until: datetime) -> str | None:
+    """Returns that credentials end before a run will, as a sentence, or None. ``setting`` is their name in the job."""
+    if not isinstance(access, AzureAccess):
+        return None  # Ferry renews those of the others
+    from ferry.storage.azure import end_of
+
+    end = end_of(access)
+    if end is None or end > until:
+        return None
+    return (
+        f"{setting}: this SAS ends at {end.astimezone(UTC):%Y-%m-%d %H:%M} UTC, and the run will end at about "
+        f"{until.astimezone(UTC):%Y-%m-%d %H:%M} UTC. Make one that lasts longer"
+    )

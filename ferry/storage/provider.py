@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from ferry.core import Body
@@ -172,11 +171,8 @@ class Provider(Protocol):
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool, until: datetime | None = None) -> str | None:
-        """Returns why the bucket cannot be used, as the end of a sentence, or None.
-
-        ``until``: when the run will end, for credentials that end before.
-        """
+    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
+        """Returns why the bucket cannot be used, as the end of a sentence, or None. Leaves no object."""
         ...
 
     async def settings(self, key: str, data: bytes) -> BucketSettings:

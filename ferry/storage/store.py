@@ -33,6 +33,7 @@ from ferry.core import (
 )
 from ferry.http import Algorithm
 from ferry.storage.access import Access
+from ferry.storage.capabilities import CAPABILITIES
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
 from ferry.storage.control import Control
 from ferry.storage.downloads import Downloads
@@ -92,6 +93,7 @@ class Store:
         """
         self.uri = uri
         self.kind = kind
+        self.capabilities = CAPABILITIES[kind]
         self.prefix = prefix
         self.bucket = bucket
         self._budget = budget or Budget()

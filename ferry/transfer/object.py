@@ -45,7 +45,6 @@ class TransferOptions:
     attributes: Mapping[str, str]  # Cache-Control and user metadata of each object at the destination
 
 
-MAX_COPY_BYTES = 5 * 1024**3  # S3's limit for one CopyObject request
 # How an unchanged copy was checked, by what was asked for: without reading the bytes, and after reading them.
 CHECKED_BY_ANSWER = {
     Revalidate.CONDITIONAL_GET: Checked.CONDITION,
@@ -188,7 +187,8 @@ class ObjectTransfer:
             return None
         if row.size is None or not row.etag or row.md5 or row.sha256 or row.content_type:
             return None
-        if row.size > min(self._options.max_bytes, MAX_COPY_BYTES) or self._options.on_existing in GUARDED:
+        copies_up_to = self._destination.store.capabilities.copies_up_to
+        if row.size > min(self._options.max_bytes, copies_up_to) or self._options.on_existing in GUARDED:
             return None
         for root, store in self._sources.roots:
             if row.source.startswith(root):

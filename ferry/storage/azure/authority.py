@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from ferry.storage.access import AzureAccess
 from ferry.storage.azure.keys import Authority, Sas, SharedKey
 from ferry.storage.azure.tokens import Tokens, managed_identity, service_principal, workload_identity
@@ -31,3 +33,8 @@ def authority_of(account: str, access: AzureAccess) -> Authority:
     if "token_file_path" in settings:
         return Tokens(workload_identity(**settings))
     return Tokens(managed_identity(**settings))
+
+
+def end_of(access: AzureAccess) -> datetime | None:
+    """Returns when the credentials end and cannot be renewed: the end of a SAS that has one."""
+    return Sas(access.secret).ends_at if access.secret and "sig=" in access.secret else None

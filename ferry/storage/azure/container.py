@@ -13,12 +13,12 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
 from email.utils import formatdate
 from urllib.parse import quote
 
 from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
 from ferry.http import Network, Response, Upload, printable_header
+from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
 from ferry.storage.azure.documents import Block, block_list, date_of, md5_of, parse_blocks, parse_page, parse_tags
 from ferry.storage.azure.errors import azure_error, code_of, condition_failed, not_authenticated
@@ -29,9 +29,8 @@ from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
 
 VERSION = "2023-11-03"
-MAX_BLOCKS = 50_000  # REST API, "Put Block List"
-MAX_BLOCK_BYTES = 4_000 << 20
-MAX_COPY_BYTES = 256 << 20  # REST API, "Copy Blob From URL"
+MAX_BLOCKS, MAX_BLOCK_BYTES = capabilities.AZURE.max_parts, capabilities.AZURE.max_part_bytes
+MAX_COPY_BYTES = capabilities.AZURE.copies_up_to
 PAGE_KEYS = 5_000  # the most that the service lists at once
 _AT_ONCE = 16  # requests of one call to delete()
 _WORD = re.compile(r"[!-~]+")  # what a header can hold; a list may hold any text
@@ -322,14 +321,14 @@ class AzureContainer:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool, until: datetime | None = None) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
         """Returns why the container cannot be used, as the end of a sentence, or None.
 
         The rights to list, read and write are tried one after the other, and nothing is written (azure/preflight.py).
         Raises ObjectError if Azure does not answer or is busy.
         """
         requests = list(probes(prefix, writing=writing))
-        if text := lasting_refusal(self._authority, [each.right for each in requests], until):
+        if text := lasting_refusal(self._authority, [each.right for each in requests]):
             return text
         for right, method, key, query, headers, data in requests:
             response = await self._send(method, key, query, headers, data, self._side)

@@ -22,16 +22,13 @@ RIGHTS = {
 }
 
 
-def lasting_refusal(authority: Authority, rights: Iterable[str], until: datetime | None) -> str | None:
+def lasting_refusal(authority: Authority, rights: Iterable[str]) -> str | None:
     """Returns why credentials cannot be used, by what they say of themselves, as the end of a sentence, or None."""
     if missing := authority.lacks({RIGHTS[right][0]: right for right in rights}):
         return f"cannot be used with this SAS, which lacks {' and '.join(missing)}. Make one with all of {_LETTERS}"
-    ends_at, now = authority.ends_at, datetime.now(UTC)
-    if ends_at is not None and ends_at <= max(until or now, now):
-        end = f"{ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-        if ends_at <= now:
-            return f"cannot be used with this SAS, which ended at {end}. Make another one"
-        return f"cannot be used with this SAS, which ends at {end}, before the run will. Make one that lasts longer"
+    if authority.ends_at is not None and authority.ends_at <= datetime.now(UTC):
+        end = f"{authority.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+        return f"cannot be used with this SAS, which ended at {end}. Make another one"
     return None
 
 

@@ -7,12 +7,12 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from urllib.parse import quote
 from uuid import uuid4
 
 from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError
 from ferry.http import Network, Response, Upload
+from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
 from ferry.storage.gcs.client import Client
 from ferry.storage.gcs.errors import parse_error, refusal
@@ -36,7 +36,7 @@ from ferry.storage.gcs.tokens import Tokens
 from ferry.storage.object_info import ObjectInfo, Sent, last_modified
 from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
 
-MAX_BYTES = 5 << 40  # "Quotas and limits": size of an object
+MAX_BYTES = capabilities.GOOGLE.max_bytes
 _DELETES = 16  # requests at once
 _STORED = {"accept-encoding": "gzip"}  # otherwise objects with `Content-Encoding: gzip` arrive decoded
 _NOT_CACHED = {"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}  # in a public bucket, too
@@ -298,7 +298,7 @@ class Gcs:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool, until: datetime | None = None) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
         """Returns why the bucket cannot be used, as the end of a sentence, or None. Leaves no object.
 
         Writing is tried by an upload session, which is ended at once; reading by a listing. The permission that is

@@ -10,12 +10,12 @@ import hashlib
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
-from datetime import datetime
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
 from ferry.core import PART_BYTES, PERMANENT_STATUSES, RETRYABLE_STATUSES, Body, ErrorClass, Fatal, ObjectError
 from ferry.http import Network, Response, Upload, printable_header
+from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, encoded
 from ferry.storage.object_info import (
     ObjectInfo,
@@ -43,8 +43,7 @@ from ferry.storage.s3.credentials import Credentials
 from ferry.storage.s3.errors import s3_code, store_status
 from ferry.storage.s3.preflight import bucket_settings, refusal
 
-MAX_PARTS = 10_000  # S3 API, multipart upload limits
-MAX_BYTES = 50 << 40  # S3 API, multipart upload limits: 50 TB in 10,000 parts of 5 GB
+MAX_PARTS, MAX_BYTES = capabilities.S3.max_parts, capabilities.S3.max_bytes
 KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
 _DELETES = 16  # requests at once, where each object needs its own
 _ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a manifest's column may hold any text
@@ -360,7 +359,7 @@ class S3:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool, until: datetime | None = None) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
         """Returns why the bucket cannot be used, as the end of a sentence, or None.
 
         A bucket is checked by HeadBucket, and to write by creating and aborting a multipart upload, which never leaves
