@@ -20,10 +20,10 @@ from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserErr
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
-from ferry.storage.azure.documents import Block, block_list, date_of, md5_of, parse_blocks, parse_page, parse_tags
+from ferry.storage.azure.documents import Block, blob_info, block_list, md5_of, parse_blocks, parse_page, parse_tags
 from ferry.storage.azure.errors import azure_error, code_of, condition_failed, not_authenticated
 from ferry.storage.azure.keys import Authority
-from ferry.storage.azure.preflight import lasting_refusal, probes, refusal
+from ferry.storage.azure.preflight import Headers, container_settings, lasting_refusal, probes, refusal
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, encoded
 from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
@@ -107,7 +107,7 @@ class AzureContainer:
         """Returns a blob's information, or None for a missing one (Get Blob Properties)."""
         response = await self._send("HEAD", key, {}, {}, None, side)
         if response.status == 200:
-            return _info(key, response)
+            return blob_info(key, response.headers)
         if response.status == 404 and code_of(response.headers) == "BlobNotFound":
             return None
         raise await self._error(response, side)
@@ -124,7 +124,7 @@ class AzureContainer:
         if response.status == (206 if start else 200):
             return Got(
                 response,
-                _info(key, response),
+                blob_info(key, response.headers),
                 attributes_of(response.headers),
                 tagged=response.headers.get("x-ms-tag-count", "0") != "0",
             )
@@ -176,7 +176,9 @@ class AzureContainer:
         there._root = f"{self._http.path}/{container}"
         try:
             found = await there.head(source.key, "source")
-        except (ObjectError, Fatal):
+        except (ObjectError, Fatal) as error:
+            if isinstance(error, ObjectError) and error.error_class is ErrorClass.RATE_LIMITED:
+                raise
             raise CannotCopy from None
         if found is None or found.etag != source.etag:
             raise CannotCopy
@@ -340,19 +342,14 @@ class AzureContainer:
         return None
 
     async def settings(self, key: str, data: bytes) -> BucketSettings:
-        """Returns what the container says of itself (Get Container Properties), also by writing ``data``."""
-        headers = {"x-ms-blob-type": "BlockBlob", "content-md5": _in_base64("0" * 32)}
-        refused = await self._send("PUT", key, {}, headers, data, self._side)
-        await self._http.read(refused, self._side)
-        found = await self._send("HEAD", "", {"restype": "container"}, {}, None, self._side)
-        await self._http.read(found, self._side)
-        lock = found.headers.get("x-ms-has-immutability-policy") if found.status == 200 else None
-        return BucketSettings(
-            checksums={201: False, 400: True}.get(refused.status),
-            versioning="on" if "x-ms-version-id" in refused.headers else None,
-            encryption="Azure's own keys" if found.status == 200 else None,
-            object_lock=None if lock is None else lock == "true",
-        )
+        """Returns what the container says of itself (azure/preflight.py), also by writing ``data``."""
+
+        async def answer(method: str, key: str, query: Headers, headers: Headers, data: bytes | None) -> Response:
+            response = await self._send(method, key, query, headers, data, self._side)
+            await self._http.read(response, self._side)
+            return response
+
+        return await container_settings(answer, key, data)
 
     # --- one request
 
@@ -413,22 +410,6 @@ class AzureContainer:
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
         return self._date[1]
-
-
-def _info(key: str, response: Response) -> ObjectInfo:
-    """Returns what a response's header says of a blob. That of a part of a blob has the whole one's size and MD5."""
-    found = response.headers
-    total = found.get("Content-Range", "").rpartition("/")[2]
-    etag = printable_header(found.get("ETag"))
-    return ObjectInfo(
-        key,
-        int(total) if total.isdigit() else int(found.get("Content-Length", "0")),
-        etag,
-        date_of(found.get("Last-Modified")),
-        md5=md5_of(found.get("x-ms-blob-content-md5") or (None if total else found.get("Content-MD5"))),
-        version=etag,
-        tier=found.get("x-ms-access-tier"),
-    )
 
 
 def _in_base64(digest: str) -> str:

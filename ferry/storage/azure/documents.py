@@ -6,13 +6,14 @@ import base64
 import binascii
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlencode
 from xml.parsers import expat
 
 from ferry.core import ErrorClass, ObjectError
+from ferry.http import printable_header
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.provider import Page, Part
 
@@ -171,3 +172,18 @@ def block_list(block_ids: Iterable[str]) -> bytes:
     """Returns the body of Put Block List. `Latest`: a repeated request finds blocks that are committed."""
     named = "".join(f"<Latest>{block_id}</Latest>" for block_id in block_ids)
     return f'<?xml version="1.0" encoding="utf-8"?><BlockList>{named}</BlockList>'.encode()
+
+
+def blob_info(key: str, headers: Mapping[str, str]) -> ObjectInfo:
+    """Returns what a response's header says of a blob. That of a part of a blob has the whole one's size and MD5."""
+    total = headers.get("Content-Range", "").rpartition("/")[2]
+    etag = printable_header(headers.get("ETag"))
+    return ObjectInfo(
+        key,
+        int(total) if total.isdigit() else int(headers.get("Content-Length", "0")),
+        etag,
+        date_of(headers.get("Last-Modified")),
+        md5=md5_of(headers.get("x-ms-blob-content-md5") or (None if total else headers.get("Content-MD5"))),
+        version=etag,
+        tier=headers.get("x-ms-access-tier"),
+    )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from ferry.http import Response
 from ferry.storage.azure.errors import meaning
 from ferry.storage.azure.keys import Authority
 from ferry.storage.errors import Meaning
+from ferry.storage.provider import BucketSettings
 
 _LETTERS = "`r`, `l` and, to write, `w`"
+Headers = Mapping[str, str]
 _NO_SUCH_ETAG = '"0x0"'
 
 # What is needed of a container, by the letters of a SAS of which one is enough, and by a built-in role.
@@ -79,3 +83,24 @@ def probes(prefix: str, *, writing: bool) -> Iterator[Probe]:
     yield Probe("read", "HEAD", key, {}, {}, None)
     if writing:
         yield Probe("write", "PUT", key, {}, {"x-ms-blob-type": "BlockBlob", "if-match": _NO_SUCH_ETAG}, b"")
+
+
+async def container_settings(
+    answer: Callable[[str, str, Headers, Headers, bytes | None], Awaitable[Response]],
+    key: str,
+    data: bytes,
+) -> BucketSettings:
+    """Returns what a container says of itself (Get Container Properties), also by writing ``data`` with another MD5.
+
+    ``answer`` sends a request and returns its response, read: method, key, query, headers and body.
+    """
+    wrong = {"x-ms-blob-type": "BlockBlob", "content-md5": base64.b64encode(bytes(16)).decode()}
+    refused = await answer("PUT", key, {}, wrong, data)
+    found = await answer("HEAD", "", {"restype": "container"}, {}, None)
+    lock = found.headers.get("x-ms-has-immutability-policy") if found.status == 200 else None
+    return BucketSettings(
+        checksums={201: False, 400: True}.get(refused.status),
+        versioning="on" if "x-ms-version-id" in refused.headers else None,
+        encryption="Azure's own keys" if found.status == 200 else None,
+        object_lock=None if lock is None else lock == "true",
+    )
