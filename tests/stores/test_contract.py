@@ -372,9 +372,9 @@ def test_a_listing_of_several_pages(opened: Opened, server: StoreServer, tell: T
     asyncio.run(work())
 
 
-def test_wrong_credentials_end_the_run(opened: Opened, server: StoreServer, tell: Tell) -> None:
-    """Credentials that the server refuses are a Fatal with a sentence, at the first object."""
-    given = server.wrong_access()
+def test_wrong_credentials_end_the_run(opened: Opened, server: StoreServer, bucket: str, tell: Tell) -> None:
+    """Credentials that are wrong or have expired are a Fatal with a sentence, at the first object."""
+    given = server.wrong_access(bucket)
     if not given:
         pytest.skip(f"{server.name} has no credentials")
 

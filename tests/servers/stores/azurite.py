@@ -7,10 +7,12 @@ import hmac
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from urllib.parse import quote, unquote, urlencode
 
 from ferry.storage import Access, AzureAccess
+from ferry.storage.azure import SharedKey
 from tests.ferry.http.test_tls import certificate
 from tests.servers.stores.known import Known
 from tests.servers.stores.server import INSTALLED, Answer, StoreServer
@@ -58,9 +60,12 @@ class Azurite(StoreServer):
     def access(self) -> Access:
         return AzureAccess(self.endpoint_url, secret=self.account_key)
 
-    def wrong_access(self) -> Mapping[str, Access]:
+    def wrong_access(self, bucket: str) -> Mapping[str, Access]:
         other = base64.b64encode(b"another key").decode()
-        return {"key": AzureAccess(self.endpoint_url, secret=other)}
+        ended = datetime.now(UTC) - timedelta(minutes=30)
+        expired = SharedKey(self.account, self.account_key).sas("rlwcd", "c", bucket, ended)
+        secrets = {"key": other, "time": expired}
+        return {what: AzureAccess(self.endpoint_url, secret=secret) for what, secret in secrets.items()}
 
     def make_bucket(self, name: str) -> None:
         assert self._signed("PUT", name, query={"restype": "container"}).status == 201

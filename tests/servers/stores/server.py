@@ -204,8 +204,8 @@ class StoreServer(ABC):
         """Returns endpoint and credentials with all rights."""
         return Access(self.endpoint_url)
 
-    def wrong_access(self) -> Mapping[str, Access]:
-        """Returns credentials that the server must refuse, by what is wrong with them."""
+    def wrong_access(self, bucket: str) -> Mapping[str, Access]:
+        """Returns credentials that the server must refuse for a bucket, by what is wrong with them."""
         return {}
 
     # --- another client than Ferry
@@ -255,7 +255,7 @@ class S3StoreServer(StoreServer):
     def access(self) -> Access:
         return S3Access(self.endpoint_url, REGION, keys=(self.s3.access_key, self.s3.secret_key, None))
 
-    def wrong_access(self) -> Mapping[str, Access]:
+    def wrong_access(self, bucket: str) -> Mapping[str, Access]:
         key, secret = self.s3.access_key, self.s3.secret_key
         wrong = {"secret": (key, secret[::-1], None), "key ID": ("AKIANOTHERE", secret, None)}
         return {what: S3Access(self.endpoint_url, REGION, keys=keys) for what, keys in wrong.items()}
