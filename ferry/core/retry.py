@@ -59,6 +59,7 @@ class Tries:
     max_s: float = 10.0
     sleep: Callable[[float], object] = time.sleep
     rng: random.Random = field(default_factory=random.Random)
+    timeouts_too: bool = False  # whether call_async tries again after a timeout
 
     def __call__(self, work: Callable[[], T]) -> T:
         """Return what ``work`` returns. Raises its last ObjectError; a permanent error or a Fatal at once."""
@@ -75,13 +76,15 @@ class Tries:
     async def call_async(self, work: Callable[[], Awaitable[T]]) -> T:
         """As a call, but in an event loop, for a request that belongs to the transfer of an object.
 
-        A timeout is not retried here: it has lasted long already, and destination_outage.py has to count it.
+        A timeout is retried only if ``timeouts_too`` is set: it has lasted long already, and destination_outage.py has
+        to count it.
         """
         for number in range(1, self.attempts):
             try:
                 return await work()
             except ObjectError as error:
-                if not worth_another_try(error) or error.error_class is ErrorClass.TIMEOUT:
+                timed_out = error.error_class is ErrorClass.TIMEOUT
+                if not worth_another_try(error) or (timed_out and not self.timeouts_too):
                     raise
                 pause_s = self._pause_s(number, error)
             await asyncio.sleep(pause_s)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,7 +157,8 @@ class Control:
         body = file_body(path)
 
         async def once() -> None:
-            await PartsUpload(self._provider(), key, body, self._tries).send({}, 1, create=False)
+            tries = replace(self._tries, timeouts_too=True)
+            await PartsUpload(self._provider(), key, body, tries).send({}, 1, create=False)
 
         try:
             wait_for(once())

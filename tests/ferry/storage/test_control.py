@@ -186,6 +186,17 @@ def test_an_upload_that_fails_leaves_no_parts(operation: str, odd: OddS3, tmp_pa
     assert (odd.uploads, odd.stored("b")) == ({}, {})
 
 
+def test_a_part_that_times_out_is_sent_again(
+    odd: OddS3, tmp_path: Path, small_parts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A state's file is not given up for one silence of its store."""
+    monkeypatch.setattr(Tries, "_pause_s", lambda *_: 0.01)
+    (tmp_path / "file").write_bytes(b"0123456789")
+    odd.faults = [fault := Fault("silence", ("UploadPart",), times=1)]
+    open_control("s3://b", helpers.access(odd), read_s=0.3).upload("file", tmp_path / "file")
+    assert (fault.struck, odd.stored("b")) == (1, {"file": b"0123456789"})
+
+
 @pytest.mark.parametrize("etags", ["md5", "upper", "opaque", "none"])
 @pytest.mark.parametrize("older", [None, b"of another size", b"0123456xyz"])
 def test_the_object_decides_where_the_answer_to_its_end_was_lost(
