@@ -67,9 +67,22 @@ A job must not hold secrets. Addresses in a job are refused if they contain a us
 | headers Accept, Accept-Language, Referer, User-Agent | literal text |
 | other headers; tokens, keys and passwords of `source.auth` | `env:NAME`, an environment variable, or `secret:BLOCK`, a Prefect Secret block; read where the work runs |
 | `network.proxy` | `env:NAME`, an environment variable with the URL of a proxy |
-| credentials | `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`; without the key boto3's credential chain (environment, profiles, SSO, roles) |
+| credentials of buckets | a reference, by the bucket's provider: [below](#credentials-of-buckets) |
 
 Rows of the manifest may contain signed URLs. Ferry stores them only in `plan/` and `chunks/` of the state (mode 0600).
+
+### Credentials of buckets
+
+`source.credentials` holds for all buckets of the source, `destination.credentials` for the destination and a state in a
+bucket. So the buckets of a side are of one provider, and at Azure of one account.
+
+| address | `credentials` | without the key |
+|---|---|---|
+| `s3://bucket/prefix/` | `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block), `anonymous` | boto3's credential chain: environment, profiles, SSO, roles |
+| `gs://bucket/prefix/` | `env:NAME` or `secret:BLOCK` (the JSON of a credentials file), `impersonate:ACCOUNT@PROJECT.iam.gserviceaccount.com` (by the credentials that Google finds), `anonymous` | Application Default Credentials: the file of GOOGLE_APPLICATION_CREDENTIALS (also of a workload identity federation), gcloud's, or the machine's service account |
+| `az://account/container/prefix/` | `env:NAME` or `secret:BLOCK` (the account's key or a SAS), `anonymous` | AZURE_STORAGE_KEY, else AZURE_STORAGE_SAS_TOKEN (only of AZURE_STORAGE_ACCOUNT, if that is set); else a service principal (AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_CLIENT_SECRET); else a workload identity (AZURE_FEDERATED_TOKEN_FILE); else the machine's managed identity (AZURE_CLIENT_ID chooses a user-assigned one) |
+
+[Google and Azure](../how-to/google-and-azure.md) has examples, and the roles that are needed.
 
 ### Blocks
 
@@ -95,8 +108,8 @@ A row's key could replace a file at the destination. So Ferry refuses these dest
   a file that a variable such as AWS_CONFIG_FILE names
 - a directory that is, contains or is inside Prefect's home, or a directory of settings, commands, Python modules or states
 
-A state in a bucket (`state: s3://...`) has the endpoint and credentials of the destination. Ferry refuses a state
-inside the destination (exit code 2), since a row's key could be that of a state file. It also refuses a state inside a
+A state in a bucket (`state: s3://...`) has the endpoint and credentials of the destination, and so its provider and
+Azure account. Ferry refuses a state inside the destination (exit code 2), since a row's key could be that of a state file. It also refuses a state inside a
 listed manifest unless `exclude` omits it, since its files would be transferred too.
 
 ## Which settings cause objects to be transferred again

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ferry.core import UserError
+from ferry.core import UserError, in_bucket
 from ferry.state import State, open_state
 from ferry.storage import Access
 from tasks import secrets
@@ -34,7 +34,7 @@ def cache_root() -> Path:
 def state_of(job: Job) -> State:
     """Returns the job's state. The job's paths must be absolute (job_file.with_absolute_paths)."""
     assert job.state is not None
-    access = secrets.destination_access(job) if job.state.startswith("s3://") else Access()
+    access = secrets.destination_access(job) if in_bucket(job.state) else Access()
     return open_state(job.state, access, cache_root())
 
 
@@ -52,7 +52,7 @@ def placement_problem(state: str, *, in_deployment: bool, clone_root: Path | Non
 
     | state | in_deployment | under clone_root | container_layer | lost |
     |---|---|---|---|---|
-    | s3:// | any | any | any | no |
+    | in a bucket | any | any | any | no |
     | directory | no | any | any | no |
     | directory | yes | yes | any | with the clone |
     | directory | yes | no | yes | with the container |

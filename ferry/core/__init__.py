@@ -41,7 +41,7 @@ from ferry.core.errors import (
     disk_error,
     errno_name,
 )
-from ferry.core.locations import below
+from ferry.core.locations import ADDRESS_FORMS, BUCKET_SCHEMES, Bucket, below, in_bucket, parse_bucket, scheme_of
 from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget
 from ferry.core.process_identity import boot_id, process_start
 from ferry.core.progress import Progress, Snapshot
@@ -65,9 +65,11 @@ from ferry.core.retry import ATTEMPTS, PERMANENT_STATUSES, RETRYABLE_STATUSES, T
 from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate
 
 __all__ = [
+    "ADDRESS_FORMS",
     "AGAIN",
     "ATTEMPTS",
     "BATCH_BYTES",
+    "BUCKET_SCHEMES",
     "DISK_ERRNOS",
     "FIRST_BYTES",
     "ONE_PUT_BYTES",
@@ -84,6 +86,7 @@ __all__ = [
     "Body",
     "BodyCut",
     "BodyWriter",
+    "Bucket",
     "Budget",
     "Charge",
     "Checked",
@@ -133,12 +136,15 @@ __all__ = [
     "holds_secret",
     "how_to_revalidate",
     "in_any_case",
+    "in_bucket",
     "limit_arrow_memory",
     "no_delay",
     "pace",
+    "parse_bucket",
     "process_start",
     "redact",
     "redact_id",
+    "scheme_of",
     "short",
     "to_disk",
     "whole_body",

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator,
 
 from ferry.job.base import Model as _Model
 from ferry.job.base import ModelOfTypes
-from ferry.job.validators import ADDRESS_SCHEMA, no_secret_in_address, plain_location
+from ferry.job.validators import ADDRESS_SCHEMA, manifest_location, no_secret_in_address
 
 PaginatorType = Literal["single_page", "header_link", "json_link", "cursor", "page_number", "offset"]
 
@@ -90,12 +90,6 @@ class ApiList(_Model):
         return self
 
 
-def _location(value: str) -> str:
-    if not value.strip():
-        raise ValueError("manifest is empty; write the path or address of the manifest")
-    return plain_location(value, "manifest")
-
-
 def _any_of(schema: dict[str, Any]) -> None:
     """Names the choices as Prefect's form does."""
     schema["anyOf"] = schema.pop("oneOf")
@@ -104,7 +98,10 @@ def _any_of(schema: dict[str, Any]) -> None:
 TEXT, MAPPING = "(text)", "(mapping)"  # added by pydantic to the path of an error (tasks/job_mistakes.py)
 ManifestSetting = Annotated[
     Annotated[
-        str, AfterValidator(_location), Field(json_schema_extra={"title": "Address", **ADDRESS_SCHEMA}), Tag(TEXT)
+        str,
+        AfterValidator(manifest_location),
+        Field(json_schema_extra={"title": "Address", **ADDRESS_SCHEMA}),
+        Tag(TEXT),
     ]
     | Annotated[ApiList, Tag(MAPPING)],
     Discriminator(lambda given: MAPPING if isinstance(given, dict | ApiList) else TEXT),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
@@ -16,12 +15,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ferry.core import short
+from ferry.core import Bucket, in_bucket, parse_bucket, short
 from ferry.http import OPEN_HEADERS, USER_AGENT, Auth, Network, OriginOptions, recipient, site_of_template
 from ferry.job.api_list import ApiList, ManifestSetting
 from ferry.job.auth import SourceAuth
 from ferry.job.base import Model as _Model
 from ferry.job.base import Part
+from ferry.job.buckets import refuse_foreign_settings, refuse_metadata, refuse_two_owners
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import Limits
@@ -38,10 +38,11 @@ from ferry.job.validators import (
     header_references,
     no_secret_in_address,
     parse_budget,
-    plain_location,
     private_addresses,
     root_address,
     sendable,
+    state_location,
+    store_address,
 )
 
 
@@ -63,6 +64,7 @@ class OnExisting(StrEnum):
     FAIL = "fail"
 
 
+Side = Literal["source", "destination"]
 Auto = Annotated[Literal["auto"], Field(title="auto")]  # Prefect's form shows titles as the names of the choices
 
 
@@ -72,7 +74,7 @@ class Source(_Model):
     url: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """URL template for manifests that have IDs instead of URLs: `https://img.old.example/{id}.jpg`. Braces may name any column."""
     roots: list[Annotated[str, AfterValidator(root_address)]] = []
-    """Prefixes and directories that rows may name as `s3://` or `file://` sources: `s3://old/images/`, `file:///srv/images/`. A manifest that is a prefix or a directory is also a root."""
+    """Prefixes and directories that rows may name as sources: `s3://old/images/`, `gs://old/images/`, `az://account/old/images/`, `file:///srv/images/`. Its buckets, and that of the manifest, are of one provider, and at Azure of one account. A manifest that is a prefix or a directory is also a root."""
     headers: Annotated[dict[str, str], AfterValidator(header_references), Field(json_schema_extra=HEADERS_SCHEMA)] = {}
     """Headers of each HTTP request. Values are references (`secret:BLOCK` or `env:NAME`), except for Accept, Accept-Language, Referer and User-Agent."""
     headers_for: list[Annotated[str, AfterValidator(recipient)]] = []
@@ -86,11 +88,11 @@ class Source(_Model):
     allow_private_addresses: Annotated[list[str], AfterValidator(private_addresses)] = []
     """Hosts and networks in private address ranges that Ferry may download from: `img.internal`, `10.1.0.0/16`. An entry with a port (`img.internal:8080`) allows only that port."""
     endpoint_url: SourceEndpoint = None
-    """The S3 endpoint of a source bucket that is not at AWS."""
+    """The endpoint of a source bucket that is not at AWS, Google or Azure, as of `destination.endpoint_url`."""
     region: str | None = None
-    """The bucket's region."""
+    """The region of an `s3://` bucket."""
     credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
-    """Credentials for source buckets: `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`. Default: boto3's credential chain."""
+    """Credentials for source buckets, a reference as of `destination.credentials`."""
 
     @field_validator("url")
     @classmethod
@@ -123,13 +125,13 @@ class Destination(_Model):
     """Destination of the objects."""
 
     uri: Annotated[str, Field(json_schema_extra=ADDRESS_SCHEMA)]
-    """The destination: `s3://bucket/prefix/` or `file:///dir/`."""
+    """The destination: `s3://bucket/prefix/`, `gs://bucket/prefix/` (Google Cloud Storage), `az://account/container/prefix/` (Azure Blob Storage) or `file:///dir/`."""
     endpoint_url: DestinationEndpoint = None
-    """The S3 endpoint of a bucket that is not at AWS: `https://s3.example`."""
+    """The endpoint of a bucket that is not at AWS, Google or Azure: `https://s3.example`. At Azure it names the account, as in `https://account.blob.core.chinacloudapi.cn` or `http://127.0.0.1:10000/account`."""
     region: str | None = None
-    """The bucket's region."""
+    """The region of an `s3://` bucket."""
     credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
-    """Credentials for the bucket: `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`. Default: boto3's credential chain."""
+    """Credentials for the bucket, a reference: `s3://`: `profile:NAME`, `block:NAME` (a Prefect AwsCredentials block) or `anonymous`. `gs://`: `env:NAME` or `secret:BLOCK` (the JSON of a credentials file), `impersonate:ACCOUNT@PROJECT.iam.gserviceaccount.com` or `anonymous`. `az://`: `env:NAME` or `secret:BLOCK` (the account's key or a SAS) or `anonymous`. Default: those of the machine (Credentials of buckets)."""
     cache_control: Annotated[str | None, AfterValidator(partial(sendable, key="destination.cache_control"))] = None
     """The Cache-Control of the written objects."""
     metadata: dict[str, str] = {}
@@ -142,10 +144,7 @@ class Destination(_Model):
     @field_validator("uri")
     @classmethod
     def _uri(cls, value: str) -> str:
-        plain_location(value, "destination")
-        if re.match(r"s3://[^/]+", value) or value.startswith("file:///"):
-            return value
-        raise ValueError("destination is neither `s3://bucket/prefix/` nor `file:///directory/`")
+        return store_address(value, "destination")
 
     @field_validator("metadata")
     @classmethod
@@ -204,7 +203,7 @@ class Job(_Model):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """The job's name: letters, digits, `.`, `_` and `-`. The state and the runs are named after it."""
     manifest: ManifestSetting
-    """The manifest, a file with one row per object: a path, `s3://` or `http(s)://` address of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst). Or a bucket prefix or directory to list: `s3://old/images/`, `file:///dir/`. Or a mapping, for an API that answers with pages of JSON."""
+    """The manifest, a file with one row per object: a path, or an address in a bucket or at a web server, of a csv, tsv, txt, jsonl, parquet or xlsx file (text also as .gz or .zst). Or a bucket prefix or directory to list: `s3://old/images/`, `gs://old/images/`, `az://account/old/images/`, `file:///dir/`. Or a mapping, for an API that answers with pages of JSON."""
     destination: Annotated[Destination, Field(json_schema_extra=_address_or_mapping)]
     """The destination: an address, or a mapping with `uri` and other keys."""
     source: Part[Source] = Source()
@@ -218,13 +217,13 @@ class Job(_Model):
     key: str | None = None
     """Template for the destination key: `{sku}/{source.name}`, `{sha256}.{ext}`. Default: the row's key column, else the path of its URL."""
     checks: Checks = Checks.IMAGE
-    """Check of each body: `image` (a complete image of a known format), `decode` (also decodes every pixel), `length`, or `none`. Digests in the manifest are always compared. With `none`, S3 copies objects between buckets of one server itself."""
+    """Check of each body: `image` (a complete image of a known format), `decode` (also decodes every pixel), `length`, or `none`. Digests in the manifest are always compared. With `none`, a server copies objects between its buckets itself."""
     on_existing: OnExisting = OnExisting.SKIP_SAME
     """Policy for a destination key that exists: `skip-same` (replace the object if its bytes differ), `skip` (keep it), `overwrite`, or `fail` (fail the row if its bytes differ)."""
     bad_lines: Literal["error", "skip"] = "error"
     """Handling of a manifest line that cannot be parsed: `error` ends the run before any transfer, `skip` records the line as a failed row."""
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
-    """Location of plan, outcomes and reports: a directory or an `s3://` prefix. Default: `.ferry/<name>`."""
+    """Location of plan, outcomes and reports: a directory, or a prefix in a bucket of the destination's provider. Default: `.ferry/<name>`."""
     mode: Literal["full", "delta"] = "full"
     """`full` transfers rows that are new, pending or retryable failures. `delta` also rechecks rows that are done, to keep the copies in sync (docs/how-to/delta-runs.md)."""
     delta: Part[Delta] = Delta()
@@ -266,9 +265,7 @@ class Job(_Model):
     @field_validator("state")
     @classmethod
     def _state(cls, value: str | None) -> str | None:
-        if value is not None and (not value.strip() or ("://" in value and not re.match(r"s3://[^/]+", value))):
-            raise ValueError("state is a directory or an `s3://bucket/prefix`")
-        return value if value is None else plain_location(value, "state")
+        return value if value is None else state_location(value)
 
     @model_validator(mode="after")
     def _globs(self) -> Job:
@@ -297,6 +294,29 @@ class Job(_Model):
             )
         return self
 
+    @model_validator(mode="after")
+    def _one_provider_a_side(self) -> Job:
+        sides: dict[Side, Source | Destination] = {"source": self.source, "destination": self.destination}
+        for name, side in sides.items():
+            refuse_two_owners(name, self._buckets(name))
+            if (bucket := self.bucket(name)) is not None:
+                refuse_foreign_settings(name, bucket, side.endpoint_url, side.region, side.credentials)
+        refuse_metadata(self.bucket("destination"), self.destination.metadata)
+        return self
+
+    def _buckets(self, side: Side) -> list[tuple[str, Bucket]]:
+        """Returns the settings that name a bucket of ``side``. The state has the destination's credentials."""
+        roots = [("source.roots", root) for root in self.source.roots]
+        named = {
+            "source": [("manifest", self.manifest_address), *roots],
+            "destination": [("destination", self.destination.uri), ("state", self.state or "")],
+        }[side]
+        return [(setting, parse_bucket(address)) for setting, address in named if in_bucket(address)]
+
+    def bucket(self, side: Side) -> Bucket | None:
+        """Returns the first bucket of ``side``, which has the provider and the account of all others."""
+        return next((bucket for _, bucket in self._buckets(side)), None)
+
     @property
     def manifest_address(self) -> str:
         """The path or address of the manifest; of an API, the URL of its first page."""
@@ -304,10 +324,11 @@ class Job(_Model):
 
     def is_listed(self) -> bool:
         """Returns whether the manifest is a bucket prefix or a directory to list; otherwise it is a file or an API."""
-        return self.manifest_address.endswith("/") and self.manifest_address.startswith(("s3://", "file://"))
+        address = self.manifest_address
+        return address.endswith("/") and (in_bucket(address) or address.startswith("file://"))
 
     def roots(self) -> list[str]:
-        """Returns the roots of `s3://` and `file://` sources: `source.roots`, and a listed manifest itself."""
+        """Returns the roots of sources in buckets and directories: `source.roots`, and a listed manifest itself."""
         listed = [self.manifest_address] if self.is_listed() else []
         return [root if root.endswith("/") else root + "/" for root in (*self.source.roots, *listed)]
 

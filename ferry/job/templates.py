@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from ferry.core import PARTS_DIRECTORY, UserError, short
+from ferry.core import PARTS_DIRECTORY, UserError, in_bucket, short
 
 MAX_KEY_BYTES = 1024  # S3 API, "Creating object key names"
 MAX_SEGMENT_BYTES = 255  # the limit of ext4, XFS and most other file systems
@@ -244,13 +244,16 @@ def decode_path(path: str) -> str:
 def default_key(source: str) -> str:
     """Returns the default key of a source. Raises ValueError for text without a scheme.
 
-    For an HTTP URL it is the percent-decoded path without leading slashes. For `s3://` and `file://` sources, which are
-    not percent-encoded, it is the part after the bucket or the root directory.
+    For an HTTP URL it is the percent-decoded path without leading slashes. For sources in buckets and `file://`, which
+    are not percent-encoded, it is the part after the bucket, after Azure's container, or after the root directory.
     """
     scheme, mark, rest = source.partition("://")
     if not mark:
         raise ValueError("the source is not an address")
-    if scheme.lower() in ("s3", "file"):
+    kind = scheme.lower()
+    if kind == "file" or in_bucket(f"{kind}://"):
+        if kind == "az":
+            rest = rest.partition("/")[2]
         return rest.partition("/")[2].lstrip("/")
     return decode_path(urlsplit(source).path).lstrip("/")
 

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from ferry.core import SECRET_PARAMETER, holds_secret, in_any_case, short
+from ferry.core import (
+    ADDRESS_FORMS,
+    SECRET_PARAMETER,
+    holds_secret,
+    in_any_case,
+    in_bucket,
+    parse_bucket,
+    scheme_of,
+    short,
+)
 from ferry.http import OPEN_HEADERS
 from ferry.job.units import size
 
@@ -18,11 +27,22 @@ METADATA_NAME = re.compile(r"[A-Za-z0-9._-]+\Z")
 SECRET_REF = re.compile(r"(secret|env):\S+\Z")
 
 
+# Provider -> the references to credentials of its buckets, as a pattern and in words.
+CREDENTIALS: dict[str, tuple[re.Pattern[str], str]] = {
+    "s3": (re.compile(r"(profile|block):\S+|anonymous"), "`profile:NAME`, `block:NAME` or `anonymous`"),
+    "gs": (
+        re.compile(r"(env|secret):\S+|anonymous|impersonate:[^\s@]+@[^\s@]+\.gserviceaccount\.com"),
+        "`env:NAME`, `secret:BLOCK`, `impersonate:ACCOUNT@PROJECT.iam.gserviceaccount.com` or `anonymous`",
+    ),
+    "az": (re.compile(r"(env|secret):\S+|anonymous"), "`env:NAME`, `secret:BLOCK` or `anonymous`"),
+}
+
+
 def endpoint(value: str | None, key: str) -> str | None:
-    """Validates an S3 endpoint: http or https, a host, no path, no secret."""
+    """Validates a store's endpoint: http or https, a host, no secret. Azure's may have an account as its path."""
     if value is None:
         return None
-    if not re.match(r"https?://[^/\s]+/?\Z", value):
+    if not re.match(r"https?://[^/\s]+(/[a-z0-9]+)?/?\Z", value):
         raise ValueError(f"{key} is not a valid endpoint; write `https://s3.example` or `http://127.0.0.1:9000`")
     return no_secret_in_address(value, key)
 
@@ -48,7 +68,7 @@ def plain_location(text: str, key: str) -> str:
     """
     no_secret_in_address(text, key)
     scheme, _, rest = text.partition("://")
-    if scheme not in ("s3", "file"):
+    if not in_bucket(text) and scheme != "file":
         return text
     parent = "name a parent of it (with `include` for a listing, or as one of `source.roots` for a manifest file)"
     if scheme == "file" and "%00" in rest:
@@ -56,16 +76,49 @@ def plain_location(text: str, key: str) -> str:
     if found := re.search(r"[?#\x00-\x1f\x7f]", rest):
         instead = f"write %{ord(found[0]):02X}" if scheme == "file" else parent
         raise ValueError(f"{key} holds {found[0]!a}, which ends the path of an address; {instead}")
-    if scheme == "s3" and "//" in rest:
+    if scheme == "file":
+        return text
+    if "//" in rest.lstrip("/"):
         raise ValueError(f"{key} holds `//`, an empty path segment, which clients cannot request; {parent}")
+    try:
+        parse_bucket(text)
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from None
+    return text
+
+
+def store_address(text: str, key: str, shown: str = "") -> str:
+    """Validates the address of a prefix or a directory. ``shown`` is what a message calls it."""
+    plain_location(text, key)
+    if not in_bucket(text) and not text.startswith("file:///"):
+        raise ValueError(f"{shown or key} is neither {ADDRESS_FORMS} nor `file:///directory/`")
     return text
 
 
 def root_address(root: str) -> str:
     """Validates an entry of `source.roots`."""
-    if not re.match(r"s3://[^/]+|file:///", root):
-        raise ValueError(f"root `{short(root)}` is neither `s3://bucket/prefix/` nor `file:///directory/`")
-    return plain_location(root, "source.roots")
+    return store_address(root, "source.roots", f"root `{short(root)}`")
+
+
+def state_location(value: str) -> str:
+    """Validates the location of a state: a directory, or an address in a bucket."""
+    plain_location(value, "state")
+    if not value.strip() or ((scheme_of(value) or "://" in value) and not in_bucket(value)):
+        raise ValueError(f"state is neither a directory nor {ADDRESS_FORMS}")
+    return value
+
+
+def manifest_location(value: str) -> str:
+    """Validates the manifest's path or address."""
+    if not value.strip():
+        raise ValueError("manifest is empty; write the path or address of the manifest")
+    plain_location(value, "manifest")
+    if scheme_of(value) and not in_bucket(value) and not value.startswith(("https://", "http://", "file://")):
+        raise ValueError(
+            f"manifest is neither a path nor an address that Ferry reads: `https://host/list.csv`, {ADDRESS_FORMS} or "
+            "`file:///directory/`"
+        )
+    return value
 
 
 # The same rules as far as a JSON schema has them: a Prefect server checks parameters by it before it stores them.
@@ -121,13 +174,11 @@ def sendable(value: str | None, key: str) -> str | None:
 
 
 def credentials_reference(value: str | None) -> str | None:
-    """Validates a reference to credentials."""
-    if value is None or value == "anonymous" or re.match(r"(profile|block):\S+\Z", value):
+    """Validates a reference to credentials. Which of them a bucket may have depends on its provider (buckets.py)."""
+    if value is None or any(pattern.fullmatch(value) for pattern, _ in CREDENTIALS.values()):
         return value
-    raise ValueError(
-        "credentials must be a reference: `profile:NAME`, `block:NAME` or `anonymous`; "
-        "remove the key for boto3's credential chain"
-    )
+    forms = "; ".join(f"of `{provider}://` buckets {words}" for provider, (_, words) in CREDENTIALS.items())
+    raise ValueError(f"credentials must be a reference: {forms}. Remove the key for those that the machine has")
 
 
 def parse_budget(value: int | float | str, key: str = "failure_budget") -> tuple[float | None, int | None]:

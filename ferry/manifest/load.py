@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ferry import __version__
-from ferry.core import Fatal, ObjectError, ProxyUnusable, Tries, UserError, redact, short
+from ferry.core import Fatal, ObjectError, ProxyUnusable, Tries, UserError, in_bucket, parse_bucket, redact, short
 from ferry.http import Auth
 from ferry.job import SOURCE_FIELDS, ApiList, Job, Template
 from ferry.manifest.columns import Batch
@@ -115,16 +115,16 @@ def _load(
         }  # fmt: skip
         unread, bare_hosts, notes = manifest.unread, manifest.bare_hosts, [*notes, *manifest.left]
         batches = manifest.batches()
-    parts = urlsplit(job.destination.uri)
+    target = parse_bucket(job.destination.uri) if in_bucket(job.destination.uri) else None
     result = normalise(
         con,
         batches,
         url_template=Template.parse_url(job.source.url) if job.source.url else None,
         key_template=key_template,
         roots=job.roots(),
-        prefix=parts.path.strip("/") if parts.scheme == "s3" else "",
-        for_directory=parts.scheme == "file",
-        as_listed=job.is_listed() and key_template is None and parts.scheme == "s3",
+        prefix=target.path.strip("/") if target else "",
+        for_directory=target is None,
+        as_listed=job.is_listed() and key_template is None and target is not None,
         unread=unread,
         bare_hosts=bare_hosts,
         sources=[job.columns.of("source") or "", *more] if (more := job.columns.more_sources) else (),
@@ -202,11 +202,11 @@ def _local_file(job: Job, access: Access, spool_dir: Path, auth: Auth | None) ->
             why = error.message if isinstance(error, ObjectError) else error
             raise UserError(f"the manifest {redact(address)} cannot be downloaded: {why}") from None
         return copy
-    if address.startswith("s3://"):
-        parts = urlsplit(address)
-        store = open_store(f"s3://{parts.netloc}", access, spool_dir)
+    if in_bucket(address):
+        key = parse_bucket(address).path
+        store = open_store(address.removesuffix(key), access, spool_dir)
         try:
-            Tries()(lambda: asyncio.run(_from_bucket(store, parts.path.lstrip("/"), copy)))
+            Tries()(lambda: asyncio.run(_from_bucket(store, key, copy)))
         except (ObjectError, Fatal) as error:
             hint = "" if address.endswith("/") else ". To transfer the objects below it, add a final `/`"
             raise UserError(f"the manifest {address} cannot be read: {error}{hint}") from None

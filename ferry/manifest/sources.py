@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from ferry.core import BUCKET_SCHEMES
 from ferry.job import default_key
 
 # Matches nearly all URLs: printable ASCII, a plain host, no port, no user info, no fragment. Group 1 is the path.
@@ -21,6 +22,7 @@ _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _BAD_HOST = re.compile(r"[^A-Za-z0-9._\-\u0080-\U0010ffff]")
 _MAX_HOST = 253
+_WITH_ROOTS = {"file", *(scheme.removesuffix("://") for scheme in BUCKET_SCHEMES)}
 
 
 def normal_roots(roots: Sequence[str]) -> list[str]:
@@ -29,8 +31,8 @@ def normal_roots(roots: Sequence[str]) -> list[str]:
 
 
 def trim(source: str) -> str:
-    """Returns a source without white space around it. In `s3://` and `file://` a final space is part of the key."""
-    if source.lstrip()[:5].lower().startswith(("s3://", "file:")):
+    """Returns a source without white space around it. In a bucket and in `file://` a final space is part of the key."""
+    if source.lstrip()[:5].lower().startswith((*BUCKET_SCHEMES, "file:")):
         return source.lstrip().rstrip("\t\r\n")
     return source.strip()
 
@@ -81,7 +83,7 @@ def key_or_problem(source: str, roots: Sequence[str]) -> tuple[str | None, str |
     if not mark:
         return None, "the source is not a URL; write https://..., or set `source.url` if it is an ID"
     kind = scheme.lower()
-    if kind in ("s3", "file"):
+    if kind in _WITH_ROOTS:
         return _under_root(source, kind, roots)
     if kind not in ("http", "https"):
         what = f"has the scheme `{kind}`" if re.fullmatch(r"[a-z][a-z0-9+.-]{0,20}", kind) else "is not a URL"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from ferry.core import UserError, below
+from ferry.core import UserError, below, in_bucket
 from ferry.job import Job
 from ferry.manifest import globs, matches_globs
 
@@ -42,7 +42,7 @@ def refuse_overlaps(job: Job, state: str) -> None:
             f"would transfer the objects of the last one. Exclude it: `exclude: ['{folder}/*']`"
         )
     folder = below(job.manifest_address, state)
-    if folder is None or (state.startswith("s3://") and job.source.endpoint_url != job.destination.endpoint_url):
+    if folder is None or (in_bucket(state) and job.source.endpoint_url != job.destination.endpoint_url):
         return
     examples = [f"{folder}/plan/plan.json".lstrip("/")]
     if "/.ferry/" in f"/{folder}":

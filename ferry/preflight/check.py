@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
-from ferry.core import FerryError, ObjectError, Status
+from ferry.core import FerryError, ObjectError, Status, in_bucket
 from ferry.job import Job, OnExisting
 from ferry.preflight.destination_probe import KEY, DestinationFacts, find_existing, probe_destination
 from ferry.preflight.estimate import failure_shares, predict_run
@@ -153,7 +153,7 @@ class _Probes:
 def _warnings(job: Job, facts: DestinationFacts, probes: _Probes, *, wrote: bool) -> list[str]:
     """Returns what a user should know before the run."""
     found = [f"destination: {problem}" for problem in facts.problems]
-    if facts.conditional_writes != "yes" and job.destination.uri.startswith("s3://"):
+    if facts.conditional_writes != "yes" and in_bucket(job.destination.uri):
         found.append(
             "the destination ignores or refuses conditional writes: with on_existing skip or fail, an object that "
             "another program writes during the run may be overwritten"

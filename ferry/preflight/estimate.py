@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from ferry.core import AGAIN, ONE_PUT_BYTES, PART_BYTES, Again, Confirmed, ErrorClass, Status
+from ferry.core import AGAIN, ONE_PUT_BYTES, PART_BYTES, Again, Confirmed, ErrorClass, Status, in_bucket
 from ferry.job import Checks, Job, OnExisting
 from ferry.preflight import predict
 from ferry.preflight.destination_probe import DestinationFacts, Existing
@@ -72,9 +72,13 @@ def predict_run(
         sample.sized_bytes,
     )  # fmt: skip
     puts, confirmations = stored * (1 + parts), stored * by_request
-    from_bucket = sum(row.source.startswith("s3://") for row in run.rows) / max(1, len(run.rows))
-    copied_by_server = job.checks is Checks.NONE and job.source.endpoint_url == job.destination.endpoint_url
-    to_bucket = job.destination.uri.startswith("s3://")
+    from_bucket = sum(in_bucket(row.source) for row in run.rows) / max(1, len(run.rows))
+    to_bucket = in_bucket(job.destination.uri)
+    ends = {
+        (bucket.owner, side.endpoint_url) if bucket else None
+        for bucket, side in ((job.bucket("source"), job.source), (job.bucket("destination"), job.destination))
+    }
+    copied_by_server = job.checks is Checks.NONE and to_bucket and len(ends) == 1
     once, monthly = predict.money(
         job.prices,
         puts=puts if to_bucket else 0.0,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
-from ferry.core import FerryError
+from ferry.core import FerryError, in_bucket
 from ferry.job import Limits
 from ferry.ratelimit.effective import changes, in_force, limits_of_settings
 from ferry.ratelimit.overrides import read_overrides
@@ -55,7 +55,7 @@ class LimitsFollower:
         return said
 
     def _read_often(self) -> None:
-        every_s = READ_S_IN_A_BUCKET if self._state.uri.startswith("s3://") else READ_S
+        every_s = READ_S_IN_A_BUCKET if in_bucket(self._state.uri) else READ_S
         while not self._closing.wait(every_s):
             try:
                 self._overrides, self._problem = read_overrides(self._state), ""

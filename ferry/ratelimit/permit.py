@@ -88,7 +88,7 @@ def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
 
 
 def host_of(source: str) -> str:
-    """Return the host, with its port, whose limit and circuit breaker apply to a source; the bucket for `s3://`."""
+    """Return the host, with its port, whose limit and circuit breaker apply to a source; a bucket or Azure account."""
     plain = _PLAIN_HOST.match(source)
     if plain is not None:
         return plain[1]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ferry.core import FerryError
+from ferry.core import FerryError, in_bucket
 from ferry.ratelimit.host_snapshot import HostSnapshot
 from ferry.state import State
 
@@ -91,7 +91,7 @@ async def keep_written(state: State, get_hosts: Callable[[], Hosts], held: Calla
 
     ``get_hosts`` returns the hosts of all processes.
     """
-    every_s = EVERY_S_IN_A_BUCKET if state.uri.startswith("s3://") else EVERY_S
+    every_s = EVERY_S_IN_A_BUCKET if in_bucket(state.uri) else EVERY_S
     try:
         while True:
             await asyncio.sleep(every_s)

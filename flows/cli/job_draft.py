@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ferry.core import UserError
+from ferry.core import UserError, in_bucket, scheme_of
 from ferry.job import Job
 from ferry.manifest import URL_OF_IDS, Look, look_at
 from tasks.job_file import parse_job, read_yaml
@@ -66,16 +66,11 @@ def _text(file: Path, name: str, manifest: str | None, destination: str | None, 
         f"# Copy the first hundred rows: ferry run {command} --limit 100\n"
         f"# Copy all rows:               ferry run {command}",
         _yaml(name=name),
-        "# The file of rows: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), local, at s3:// or at https://.\n"
-        "# Or a location to list: s3://old-bucket/images/ or file:///srv/images/\n"
-        + _yaml(manifest=manifest or MANIFEST),
+        "# The file of rows: csv, tsv, txt, jsonl, parquet or xlsx (text also .gz or .zst), local, in a bucket\n"
+        "# or at https://. Or a location to list: s3://bucket/images/, gs://bucket/images/, az://account/container/images/,\n"
+        "# file:///srv/images/\n" + _yaml(manifest=manifest or MANIFEST),
         *([_columns(look)] if look else []),
-        "# The destination. A bucket outside AWS needs a mapping:\n"
-        "#   destination:\n"
-        f"#     uri: {destination or DESTINATION}\n"
-        "#     endpoint_url: https://s3.example\n"
-        "#     credentials: profile:new        # or block:NAME; default: boto3's chain of credentials\n"
-        + _yaml(destination=destination or DESTINATION),
+        _destination(destination or DESTINATION),
         _source(look),
         f'# key: "{_key(look)}"       # default: the key column, else the path of the URL\n'
         "# checks: image                    # none, length, image, decode\n"
@@ -83,9 +78,32 @@ def _text(file: Path, name: str, manifest: str | None, destination: str | None, 
         "# failure_budget: 1%               # with more failures, the run is Failed\n"
         "# limits:                          # Ferry adapts to each host; set what its operator allows\n"
         f"#   hosts: {{{_first_host(look)}: {{requests_per_s: 50}}}}\n"
-        f"# state: .ferry/{name}             # or s3://bucket/prefix",
+        f"# state: .ferry/{name}             # or {_state(destination or DESTINATION)}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _destination(destination: str) -> str:
+    """Returns the destination, with the settings that its provider has as comments."""
+    endpoint, credentials = {
+        "gs": (None, "env:GOOGLE_JSON        # or secret:BLOCK; default: Application Default Credentials"),
+        "az": (None, "env:STORAGE_SAS        # or secret:BLOCK, an account's key or a SAS; default: an identity"),
+    }.get(scheme_of(destination), ("https://s3.example", "profile:new        # or block:NAME; default: boto3's chain"))
+    return (
+        f"# The destination. {'A bucket outside AWS' if endpoint else 'One with credentials'} needs a mapping:\n"
+        "#   destination:\n"
+        f"#     uri: {destination}\n"
+        + (f"#     endpoint_url: {endpoint}\n" if endpoint else "")
+        + f"#     credentials: {credentials}\n"
+        + _yaml(destination=destination)
+    )
+
+
+def _state(destination: str) -> str:
+    """Returns an example of a state in a bucket, which the destination's credentials open."""
+    if destination.startswith("az://"):
+        return f"az://{destination.split('/')[2]}/container/prefix"
+    return f"{scheme_of(destination) if in_bucket(destination) else 's3'}://bucket/prefix"
 
 
 def _columns(look: Look) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ferry.core import UserError, short
+from ferry.core import UserError, in_bucket, short
 from ferry.job import Job, changed_limit, duration, host_pattern, patterns_for
 from ferry.ratelimit import (
     Override,
@@ -151,7 +151,7 @@ def _show(job: Job, state: State, now: float, *, as_json: bool, changed: str | N
     for line in said:
         terminal.say(f"  {line}")
     if live and changed is not None:
-        terminal.say(f"The live run applies them within {15 if state.uri.startswith('s3://') else 5} s.")
+        terminal.say(f"The live run applies them within {15 if in_bucket(state.uri) else 5} s.")
         name = changed.removeprefix("hosts.")
         if known and name != changed and not any(name in patterns_for(host.host) for host in known.hosts):
             terminal.say(f"None of its {len(known.hosts)} busiest hosts is {name}. `ferry status` shows them.")

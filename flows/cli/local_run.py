@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import UserError
+from ferry.core import UserError, in_bucket
 from flows.running import signals
 from tasks.own_files import refuse_own_files
 from tasks.retry_selection import RetrySelection
@@ -67,7 +67,7 @@ def state_to_read(job: Job, job_file: Path) -> Any:
     """Returns the job's state, for reading."""
     from tasks.state_location import state_of
 
-    if not str(job.state).startswith("s3://"):
+    if not in_bucket(str(job.state)):
         return state_of(job)
     with blocks_for(job, job_file.absolute().parent):
         return state_of(job)

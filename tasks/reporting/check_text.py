@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ferry.core import Confirmed, ErrorClass, Reason
+from ferry.core import Confirmed, ErrorClass, Reason, in_bucket
 from ferry.preflight import CheckResult, DestinationFacts, HostFacts, Range
 from ferry.state import PLAIN_WORDS, REMEDIES
 from tasks.reporting.text import describe, duration, size
@@ -101,7 +101,7 @@ def count_words(rows: Range) -> str:
 
 
 def _destination(facts: DestinationFacts, mappings: list[tuple[str, str]]) -> list[str]:
-    bucket = not mappings or mappings[0][1].startswith("s3://")
+    bucket = not mappings or in_bucket(mappings[0][1])
     listing = ", and so does listing" if facts.listed else ""
     how = CONFIRMED[facts.confirmed_by]
     lines = [f"destination: writing and reading work{listing}; an upload is confirmed {how}"]

@@ -118,6 +118,31 @@ def test_a_destination_that_is_none(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("destination", "words"),
+    [
+        ("s3://new/p/", ["endpoint_url: https://s3.example", "credentials: profile:new", "or s3://bucket/prefix"]),
+        ("gs://new/p/", ["credentials: env:GOOGLE_JSON", "or gs://bucket/prefix"]),
+        ("az://shop/new/p/", ["credentials: env:STORAGE_SAS", "or az://shop/container/prefix"]),
+        ("file:///srv/new/", ["endpoint_url: https://s3.example"]),
+    ],
+)
+def test_the_settings_of_a_provider(folder: Path, destination: str, words: list[str]) -> None:
+    """The comments have what this destination may need, and are a valid job without their `#`."""
+    (folder / "products.csv").write_text("sku,url\n1,https://h.example/1.jpg\n")
+    text = draft(Path("job.yaml"), "products.csv", destination)
+    assert [each for each in words if each not in text] == []
+    assert job_of(text)["destination"] == destination
+    mapping = re.search(r"# +destination:\n(# +.*\n)+", text)
+    assert mapping is not None
+    given = yaml.safe_load(re.sub(r"^# {3}", "", mapping[0], flags=re.MULTILINE))["destination"]
+    if not destination.startswith("file:"):
+        assert Job.model_validate({**job_of(text), "destination": given}).destination.uri == destination
+    state = re.search(r"^# state: .* # or (\S+)$", text, re.MULTILINE)
+    assert state is not None
+    assert Job.model_validate({**job_of(text), "state": state[1]}).state == state[1]
+
+
+@pytest.mark.parametrize(
     ("text", "is_one"),
     [("products.csv", True), ("list.CSV.gz", True), ("s3://old/images/", True), ("job.yaml", False), ("job", False)],
 )

@@ -37,6 +37,9 @@ ODD_KEYS = st.text(st.one_of(st.sampled_from("/.#%+ ?*\\~{}|^[]:A\u00a01"), st.c
         ("https://h.example", ""),
         ("s3://bucket/a b%20?c#d.jpg", "a b%20?c#d.jpg"),
         ("file:///srv/a%20b.jpg", "srv/a%20b.jpg"),
+        ("gs://bucket/a b%20?c#d.jpg", "a b%20?c#d.jpg"),
+        ("az://shop/bucket/a b%20?c#d.jpg", "a b%20?c#d.jpg"),
+        ("az://shop/bucket", ""),
     ],
 )
 def test_default_key(source: str, key: str) -> None:

@@ -202,6 +202,34 @@ def test_roots(tmp_path: Path, source: str, key: str | None, message: str | None
     assert (row["key"], row["message"]) == (key, message)
 
 
+@pytest.mark.parametrize(
+    ("source", "key", "message"),
+    [
+        ("gs://old/a?b#c%2F/x.jpg ", "a?b#c%2F/x.jpg ", None),
+        ("\t gs://old/a b.jpg \n", "a b.jpg ", None),
+        ("gs://old//x.jpg", "x.jpg", None),
+        ("gs://old/a//x.jpg", "a//x.jpg", "the key holds `//`, an empty path segment; set `key`, or give the row another one"),
+        ("az://shop/$web/p/x.jpg", "x.jpg", None),
+        ("az://shop/$web/p", None, "the source is under none of the roots (`az://shop/$web/p/`, `gs://old/`)"),
+        ("az://shop/other/p/x.jpg", None, "the source is under none of the roots (`az://shop/$web/p/`, `gs://old/`)"),
+        ("az://other/$web/p/x.jpg", None, "the source is under none of the roots (`az://shop/$web/p/`, `gs://old/`)"),
+        ("GS://old/x.jpg", None, "the source is under none of the roots (`az://shop/$web/p/`, `gs://old/`)"),
+        ("gs:/old/x.jpg", None, "the source is not a URL; write https://..., or set `source.url` if it is an ID"),
+        ("gcs://old/x.jpg", None, "the source has the scheme `gcs`; Ferry downloads only http and https URLs"),
+    ],
+)  # fmt: skip
+def test_roots_at_google_and_azure(tmp_path: Path, source: str, key: str | None, message: str | None) -> None:
+    """Their sources are literal, too: what a URL would give a meaning is a part of the key."""
+    row = rows_of(tmp_path, {"source": [source]}, roots=["gs://old/", "az://shop/$web/p"])[0]
+    assert (row["key"], row["message"]) == (key, message)
+
+
+def test_sources_at_google_without_a_root(tmp_path: Path) -> None:
+    """A row alone does not decide which bucket is read."""
+    row = rows_of(tmp_path, {"source": ["az://shop/old/x.jpg"]})[0]
+    assert row["message"] == "`az` sources are read only under a root: set `source.roots`"
+
+
 def test_key_order(tmp_path: Path) -> None:
     """A template has priority over the row's key column, and that over the path of the URL."""
     values: dict[str, list[str | None]] = {"source": [URL, URL], "key": ["//k/1.jpg", None], "id": ["1", "2"]}
