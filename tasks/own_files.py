@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 _SYSTEM = ("/bin", "/boot", "/etc", "/lib", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/lib", "/usr/sbin",
            "/var/spool/cron")  # fmt: skip
-_NAMED = re.compile(r"(PREFECT|AWS)_\w*(FILE|PATH|HOME|BUNDLE)")
-_OF_HOME = (".aws", ".config", ".docker", ".gnupg", ".kube", ".local/bin", ".prefect", ".ssh")
+_NAMED = re.compile(r"(PREFECT|AWS|AZURE)_\w*(FILE|PATH|HOME|BUNDLE)|GOOGLE_APPLICATION_CREDENTIALS")
+_OF_HOME = (".aws", ".azure", ".config", ".docker", ".gnupg", ".kube", ".local/bin", ".prefect", ".ssh")
 
 
 def refuse_own_files(job: Job, job_file: Path | None = None) -> None:
     """Raises UserError for a destination whose keys could name such files. Symbolic links are followed.
 
-    | the destination | working directory, job file, manifest, home, temporary folder, installation, PATH, paths in PREFECT_ and AWS_ variables | Prefect's home, states, modules, commands, settings |
+    | the destination | working directory, job file, manifest, home, temporary folder, installation, PATH, paths in PREFECT_, AWS_ and other variables | Prefect's home, states, modules, commands, settings |
     |---|---|---|
     | is that path, or above it | refused | refused |
     | is inside it | allowed: `./out/` | refused |

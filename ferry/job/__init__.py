@@ -5,7 +5,7 @@ from ferry.job.auth import SourceAuth
 from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import LIMIT_NAMES, NO_LIMIT, HostLimits, Limits, changed_limit, limits_by_key
-from ferry.job.model import Checks, Job, OnExisting, Retries
+from ferry.job.model import Checks, Job, OnExisting, Retries, Side
 from ferry.job.prices import Prices
 from ferry.job.templates import (
     FIELD_FORMATS,
@@ -38,6 +38,7 @@ __all__ = [
     "Paginator",
     "Prices",
     "Retries",
+    "Side",
     "SourceAuth",
     "Template",
     "changed_limit",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 from urllib.parse import urlsplit
 
 from ferry.core import Bucket, short
@@ -12,56 +13,66 @@ from ferry.job.validators import CREDENTIALS
 _AZURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # "Naming and referencing containers, blobs, and metadata"
 
 
-def refuse_two_owners(side: str, named: Sequence[tuple[str, Bucket]]) -> None:
-    """Raises ValueError if a side's settings name buckets that one set of credentials does not open.
+class Settings(Protocol):
+    """What both sides of a job have."""
 
-    ``named`` has the settings with their buckets; ``side`` is source or destination.
+    @property
+    def endpoint_url(self) -> str | None: ...
+    @property
+    def region(self) -> str | None: ...
+    @property
+    def credentials(self) -> str | None: ...
+
+
+def check_side(side: str, named: Sequence[tuple[str, Bucket]], settings: Settings) -> None:
+    """Raises ValueError for buckets of a side that its credentials do not open, or for settings that they lack.
+
+    ``side`` is source or destination, ``named`` has the names of its settings with their buckets.
+    """
+    if named:
+        _refuse_two_owners(side, named)
+        _refuse_foreign_settings(side, named[0][1], settings)
+
+
+def _refuse_two_owners(side: str, named: Sequence[tuple[str, Bucket]]) -> None:
+    """Raises ValueError unless one set of credentials opens all buckets.
 
     | buckets | |
     |---|---|
     | of one provider, at Azure of one account | allowed |
     | of two providers, or of two accounts | refused |
     """
-    if not named:
-        return
     setting, first = named[0]
     other = next(((name, bucket) for name, bucket in named if bucket.owner != first.owner), None)
-    if other is None:
-        return
-    instead = (
-        "set `state` to a directory or to a bucket there"
-        if side == "destination"
-        else "divide the rows among several jobs"
-    )
-    raise ValueError(
-        f"{other[0]} is at `{other[1].owner}`, but {setting} at `{first.owner}`: Ferry opens both with "
-        f"`{side}.credentials`; {instead}"
-    )
+    if other is not None:
+        state = "set `state` to a directory or to a bucket there"
+        raise ValueError(
+            f"{other[0]} is at `{other[1].owner}`, but {setting} at `{first.owner}`: Ferry opens both with "
+            f"`{side}.credentials`; {state if side == 'destination' else 'divide the rows among several jobs'}"
+        )
 
 
-def refuse_foreign_settings(
-    side: str, bucket: Bucket, endpoint_url: str | None, region: str | None, credentials: str | None
-) -> None:
+def _refuse_foreign_settings(side: str, bucket: Bucket, settings: Settings) -> None:
     """Raises ValueError for a setting that the bucket's provider does not have."""
     scheme = f"{bucket.provider}://"
-    if region is not None and bucket.provider != "s3":
+    if settings.region is not None and bucket.provider != "s3":
         raise ValueError(f"{side}.region is a setting of `s3://` buckets, and this one is `{scheme}`; remove it")
     pattern, forms = CREDENTIALS[bucket.provider]
-    if credentials is not None and not pattern.fullmatch(credentials):
+    if settings.credentials is not None and not pattern.fullmatch(settings.credentials):
         raise ValueError(
             f"{side}.credentials for `{scheme}` are {forms}; "
             "without the key Ferry looks for them where the work runs (docs/reference/job.md)"
         )
-    path = urlsplit(endpoint_url or "").path.strip("/")
+    path = urlsplit(settings.endpoint_url or "").path.strip("/")
     if path and path != bucket.account:
         may = f"may have `/{bucket.account}`, the account" if bucket.account else "has none"
         raise ValueError(f"{side}.endpoint_url has the path `/{short(path)}`, but for `{scheme}` it {may}")
 
 
-def refuse_metadata(bucket: Bucket | None, metadata: Mapping[str, str]) -> None:
+def refuse_metadata(uri: str, metadata: Mapping[str, str]) -> None:
     """Raises ValueError for a name of user metadata that Azure cannot hold."""
     wrong = next((name for name in metadata if not _AZURE_NAME.fullmatch(name)), None)
-    if bucket is not None and bucket.provider == "az" and wrong is not None:
+    if uri.startswith("az://") and wrong is not None:
         raise ValueError(
             f"destination.metadata: Azure cannot hold the name `{short(wrong)}`; use letters, digits and _, "
             "and begin with a letter or _"

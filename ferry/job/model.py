@@ -21,7 +21,7 @@ from ferry.job.api_list import ApiList, ManifestSetting
 from ferry.job.auth import SourceAuth
 from ferry.job.base import Model as _Model
 from ferry.job.base import Part
-from ferry.job.buckets import refuse_foreign_settings, refuse_metadata, refuse_two_owners
+from ferry.job.buckets import check_side, refuse_metadata
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import Limits
@@ -158,9 +158,10 @@ class Destination(_Model):
         return values
 
     @model_validator(mode="after")
-    def _files_have_no_headers(self) -> Destination:
+    def _headers_can_be_stored(self) -> Destination:
         if self.uri.startswith("file:") and (self.cache_control or self.metadata):
             raise ValueError("a directory cannot store cache_control and metadata; remove them")
+        refuse_metadata(self.uri, self.metadata)
         return self
 
 
@@ -296,12 +297,8 @@ class Job(_Model):
 
     @model_validator(mode="after")
     def _one_provider_a_side(self) -> Job:
-        sides: dict[Side, Source | Destination] = {"source": self.source, "destination": self.destination}
-        for name, side in sides.items():
-            refuse_two_owners(name, self._buckets(name))
-            if (bucket := self.bucket(name)) is not None:
-                refuse_foreign_settings(name, bucket, side.endpoint_url, side.region, side.credentials)
-        refuse_metadata(self.bucket("destination"), self.destination.metadata)
+        check_side("source", self._buckets("source"), self.source)
+        check_side("destination", self._buckets("destination"), self.destination)
         return self
 
     def _buckets(self, side: Side) -> list[tuple[str, Bucket]]:
@@ -316,6 +313,13 @@ class Job(_Model):
     def bucket(self, side: Side) -> Bucket | None:
         """Returns the first bucket of ``side``, which has the provider and the account of all others."""
         return next((bucket for _, bucket in self._buckets(side)), None)
+
+    def is_one_store(self) -> bool:
+        """Returns whether one server has the buckets of source and destination, so that it may copy objects itself."""
+        source, destination = self.bucket("source"), self.bucket("destination")
+        if source is None or destination is None or source.owner != destination.owner:
+            return False
+        return self.source.endpoint_url == self.destination.endpoint_url
 
     @property
     def manifest_address(self) -> str:

@@ -74,11 +74,7 @@ def predict_run(
     puts, confirmations = stored * (1 + parts), stored * by_request
     from_bucket = sum(in_bucket(row.source) for row in run.rows) / max(1, len(run.rows))
     to_bucket = in_bucket(job.destination.uri)
-    ends = {
-        (bucket.owner, side.endpoint_url) if bucket else None
-        for bucket, side in ((job.bucket("source"), job.source), (job.bucket("destination"), job.destination))
-    }
-    copied_by_server = job.checks is Checks.NONE and to_bucket and len(ends) == 1
+    copied_by_server = job.checks is Checks.NONE and to_bucket and job.is_one_store()
     once, monthly = predict.money(
         job.prices,
         puts=puts if to_bucket else 0.0,

@@ -221,6 +221,8 @@ def test_a_directory_of_two_names_is_one(tmp_path: Path) -> None:
     ("variable", "is_file", "relation"),
     [
         ("AWS_CONFIG_FILE", True, "contains the path in AWS_CONFIG_FILE"),
+        ("AZURE_FEDERATED_TOKEN_FILE", True, "contains the path in AZURE_FEDERATED_TOKEN_FILE"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", True, "contains the path in GOOGLE_APPLICATION_CREDENTIALS"),
         ("PREFECT_PROFILES_PATH", True, "contains the path in PREFECT_PROFILES_PATH"),
         ("PREFECT_LOGGING_SETTINGS_PATH", True, "contains the path in PREFECT_LOGGING_SETTINGS_PATH"),
         ("PATH", False, "contains commands"),

@@ -114,6 +114,24 @@ def test_what_is_refused(given: dict[str, Any], words: str) -> None:
     assert words in refused(**given).replace("\n", " ")
 
 
+@pytest.mark.parametrize(
+    ("source", "destination", "is_one"),
+    [
+        ("gs://old/", {"uri": GOOGLE}, True),
+        ("az://shop/old/", {"uri": AZURE}, True),
+        ("s3://old/", {"uri": "s3://b/"}, True),
+        ("s3://old/", {"uri": "s3://b/", "endpoint_url": "https://s3.example"}, False),
+        ("az://other/old/", {"uri": AZURE}, False),
+        ("gs://old/", {"uri": AZURE}, False),
+        ("s3://old/", {"uri": GOOGLE}, False),
+        ("file:///srv/old/", {"uri": GOOGLE}, False),
+    ],
+)
+def test_one_store(source: str, destination: dict[str, str], is_one: bool) -> None:
+    """A server copies only what it has itself: `ferry check` counts no traffic then."""
+    assert Job.model_validate({**MINIMAL, "manifest": source, "destination": destination}).is_one_store() is is_one
+
+
 def test_the_account_decides_where_the_destination_is() -> None:
     """Another account is another destination: the job's state does not hold for it."""
     one, two = (Job.model_validate({**MINIMAL, "destination": f"az://{name}/bucket/"}) for name in ("one1", "two2"))

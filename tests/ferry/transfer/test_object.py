@@ -115,9 +115,11 @@ def test_what_verify_found_altered_is_written_again(
         ("https://h.example#f", "h.example"),
         ("https://[::1]:80/x", "[::1]:80"),
         ("s3://bucket/key/with@sign", "bucket"),
+        ("gs://my_bucket/a?b/with@sign", "my_bucket"),
+        ("az://shop/container/key/with@sign", "shop"),
         ("file:///srv/x", ""),
     ],
 )
 def test_whose_limit_a_source_counts_for(source: str, host: str) -> None:
-    """A source counts for its host and port in lower case, or for its bucket."""
+    """A source counts for its host and port in lower case, for its bucket, or for its account at Azure."""
     assert host_of(source) == host
