@@ -41,10 +41,10 @@ def dry_plan(job: Job, **sample: Any) -> Planned:
     ``sample``: PlanOptions that have it draw a sample, too.
     """
     assert job.state is not None
-    destination = secrets.destination_access(job)
+    source, destination = secrets.accesses(job)
     secrets.headers(job)  # raises for a missing secret
     request = PlanRequest(
-        job, job.state, str(cache_root()), secrets.source_access(job), destination,
+        job, job.state, str(cache_root()), source, destination,
         "plan", {"run_no": 0, "dry": True, **sample}, auth=secrets.auth(job),
     )  # fmt: skip
     with _leaving_nothing(job.state), PlannerProcess() as child:
@@ -70,9 +70,7 @@ def check(
         started = time.monotonic()
         planned = dry_plan(job, sample=rows, sample_folder=temporary)
         plan_s = time.monotonic() - started
-        engine = Engine(
-            secrets.source_access(job), secrets.destination_access(job), secrets.headers(job), secrets.auth(job)
-        )
+        engine = Engine(*secrets.accesses(job), secrets.headers(job), secrets.auth(job))
         with _leaving_nothing(str(job.state)):
             state = state_of(job)
             limits = limits_at(time.time(), job.limits, read_overrides(state))

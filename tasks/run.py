@@ -153,9 +153,9 @@ def open_run(
     global _current
     state_location.refuse_lost_state(str(job.state))
     refuse_own_files(job)
-    source, destination = secrets.source_access(job), secrets.destination_access(job)
+    source, destination = secrets.accesses(job)
     headers, auth = secrets.headers(job), secrets.auth(job)
-    state = state_location.state_of(job)
+    state = state_location.state_of(job, destination)
     with contextlib.suppress(Damaged):  # planning handles a damaged plan
         read_plan(state)  # refuses a state of a newer version first
     run_preflight(job.destination.uri, destination)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +12,8 @@ from urllib.request import getproxies
 
 from ferry.core import UserError
 from ferry.http import OPEN_HEADERS, Auth, Network, TokenRequest, basic, proxy_at, tls
-from ferry.job import Job
-from ferry.storage import Access, S3Access
+from ferry.job import Job, Side
+from ferry.storage import Access, AzureAccess, GoogleAccess, S3Access
 
 BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of reference -> Prefect's block type
 
@@ -123,7 +125,8 @@ def _secret(reference: str, setting: str) -> str:
     from prefect.blocks.system import Secret
 
     block: Any = _load(Secret, name, setting, "Secret")
-    return str(block.get())
+    found = block.get()
+    return json.dumps(found) if isinstance(found, dict) else str(found)  # a block's value may be JSON
 
 
 def _load(block_type: Any, name: str, setting: str, kind: str) -> Any:
@@ -142,7 +145,7 @@ def _which() -> str:
     return f" of {home}" if home and os.environ.get("PREFECT_API_URL", "").startswith("http://127.0.0.1:") else ""
 
 
-def access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> Access:
+def s3_access(credentials: str | None, endpoint_url: str | None, region: str | None, setting: str) -> S3Access:
     """Returns the access to a bucket by `profile:NAME`, `block:NAME`, `anonymous`, or None for boto3's chain."""
     if credentials is None:
         return _from_environment(endpoint_url, region) or S3Access(endpoint_url, region)
@@ -168,7 +171,7 @@ def access(credentials: str | None, endpoint_url: str | None, region: str | None
     return S3Access(endpoint_url, region, profile=block.profile_name)
 
 
-def _from_environment(endpoint_url: str | None, region: str | None) -> Access | None:
+def _from_environment(endpoint_url: str | None, region: str | None) -> S3Access | None:
     """Returns the access by the two environment variables, which boto3's chain would also use; None in other cases.
 
     This avoids loading boto3, which takes 9 MB. None is returned if a profile or a config file could change the result.
@@ -184,13 +187,87 @@ def _from_environment(endpoint_url: str | None, region: str | None) -> Access | 
     )
 
 
-def source_access(job: Job) -> Access:
-    """Returns the access to the job's source bucket."""
-    s = job.source
-    return replace(access(s.credentials, s.endpoint_url, s.region, "source.credentials"), network=network(job))
+def google_access(credentials: str | None, endpoint_url: str | None, setting: str) -> GoogleAccess:
+    """Returns the access to a bucket of Google Cloud Storage. Raises UserError.
+
+    `env:NAME` and `secret:BLOCK` have the JSON of a credentials file. `impersonate:ACCOUNT` and None use Application
+    Default Credentials.
+    """
+    if credentials is None or credentials == "anonymous":
+        return GoogleAccess(endpoint_url, anonymous=credentials is not None)
+    kind, _, name = credentials.partition(":")
+    if kind == "impersonate":
+        return GoogleAccess(endpoint_url, impersonate=name)
+    info: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
+        info = json.loads(_secret(credentials, setting))
+    if not isinstance(info, dict) or "type" not in info:
+        raise UserError(
+            f"{setting}: {credentials} does not hold the JSON of a Google credentials file. To name a file, set "
+            "GOOGLE_APPLICATION_CREDENTIALS to its path, and remove `credentials`"
+        )
+    return GoogleAccess(endpoint_url, info=info)
+
+
+_IDENTITY = {  # variables of azure-identity, by its parameters
+    "tenant_id": "AZURE_TENANT_ID",
+    "client_id": "AZURE_CLIENT_ID",
+    "client_secret": "AZURE_CLIENT_SECRET",
+    "token_file_path": "AZURE_FEDERATED_TOKEN_FILE",
+}
+
+
+def azure_access(credentials: str | None, endpoint_url: str | None, account: str, setting: str) -> AzureAccess:
+    """Returns the access to containers of an Azure storage account.
+
+    | `credentials` | environment | access |
+    |---|---|---|
+    | `anonymous` | any | without credentials |
+    | `env:NAME`, `secret:BLOCK` | any | that key or SAS |
+    | None | AZURE_STORAGE_KEY, AZURE_STORAGE_SAS_TOKEN; AZURE_STORAGE_ACCOUNT not set, or this account | that one |
+    | None | tenant, client and AZURE_CLIENT_SECRET | service principal |
+    | None | AZURE_FEDERATED_TOKEN_FILE | workload identity |
+    | None | AZURE_CLIENT_ID | user-assigned managed identity |
+    | None | none of these | the machine's managed identity |
+    """
+    if credentials == "anonymous":
+        return AzureAccess(endpoint_url, anonymous=True)
+    if credentials is not None:
+        return AzureAccess(endpoint_url, secret=_secret(credentials, setting).strip())
+    named = os.environ.get
+    secret = named("AZURE_STORAGE_KEY") or named("AZURE_STORAGE_SAS_TOKEN")
+    if secret and named("AZURE_STORAGE_ACCOUNT", account) in ("", account):
+        return AzureAccess(endpoint_url, secret=secret.strip())
+    found = {key: value for key, variable in _IDENTITY.items() if (value := named(variable))}
+    principal, workload = ("tenant_id", "client_id", "client_secret"), ("tenant_id", "client_id", "token_file_path")
+    if found.keys() >= set(principal):
+        used: tuple[str, ...] = principal
+    else:
+        used = workload if "token_file_path" in found else ("client_id",)
+    return AzureAccess(endpoint_url, settings={key: found[key] for key in used if key in found})
+
+
+def accesses(job: Job) -> tuple[Access, Access]:
+    """Returns the access to the buckets of source and destination. Raises UserError for a reference without a value."""
+    shared = network(job)
+    return _access(job, "source", shared), _access(job, "destination", shared)
 
 
 def destination_access(job: Job) -> Access:
-    """Returns the access to the job's destination bucket."""
-    d = job.destination
-    return replace(access(d.credentials, d.endpoint_url, d.region, "destination.credentials"), network=network(job))
+    """Returns the access to the job's destination, and to a state in a bucket."""
+    return _access(job, "destination", network(job))
+
+
+def _access(job: Job, side: Side, shared: Network) -> Access:
+    bucket, setting = job.bucket(side), f"{side}.credentials"
+    given = job.source if side == "source" else job.destination
+    found = Access(given.endpoint_url)
+    match bucket.provider if bucket else "":
+        case "s3":
+            found = s3_access(given.credentials, given.endpoint_url, given.region, setting)
+        case "gs":
+            found = google_access(given.credentials, given.endpoint_url, setting)
+        case "az":
+            assert bucket is not None
+            found = azure_access(given.credentials, given.endpoint_url, bucket.account, setting)
+    return replace(found, network=shared)

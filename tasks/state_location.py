@@ -31,10 +31,14 @@ def cache_root() -> Path:
     return root
 
 
-def state_of(job: Job) -> State:
-    """Returns the job's state. The job's paths must be absolute (job_file.with_absolute_paths)."""
+def state_of(job: Job, access: Access | None = None) -> State:
+    """Returns the job's state. The job's paths must be absolute (job_file.with_absolute_paths).
+
+    ``access`` is the destination's, as far as it is resolved already.
+    """
     assert job.state is not None
-    access = secrets.destination_access(job) if in_bucket(job.state) else Access()
+    if access is None:
+        access = secrets.destination_access(job) if in_bucket(job.state) else Access()
     return open_state(job.state, access, cache_root())
 
 

@@ -145,7 +145,7 @@ def open_check(
     state_location.refuse_lost_state(str(job.state))
     access = secrets.destination_access(job)
     run_preflight(job.destination.uri, access)
-    state = state_of(job)
+    state = state_of(job, access)
     if plan := read_plan(state):
         check_locations(plan, job)
     with hold_lease(state, name, flow_run=flow_run, wait=wait, tell=warn) as lease:

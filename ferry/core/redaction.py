@@ -26,7 +26,9 @@ def in_any_case(words: str) -> str:
 # field of a template, as in `token={token}`, is not a secret.
 SECRET_PARAMETER = (
     r"[?&;]([A-Za-z0-9_.-]{0,64}("
-    + in_any_case("signature token secret passw credential apikey api_key accesskey access_key session hmac authoriz")
+    + in_any_case(
+        "signature token secret passw credential apikey api_key accesskey access_key accountkey session hmac authoriz"
+    )
     + r")[A-Za-z0-9_.-]{0,64}|"
     + in_any_case("sig pwd pass key sas jwt auth hdnea hdnts policy awsaccesskeyid")
     + "|("

@@ -238,8 +238,8 @@ def normalise(
 ) -> NormaliseResult:
     """Writes all rows, in their order, to one Parquet file. Memory does not grow with the manifest.
 
-    ``con`` finds duplicate rows, within its own limit on memory. ``roots``: `s3://` and `file://` sources must be under
-    one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it.
+    ``con`` finds duplicate rows, within its own limit on memory. ``roots``: sources in buckets and directories must be
+    under one of them. ``prefix``: the destination's, for the limit on a key's length; keys are written without it.
     ``as_listed``: the rows are the objects of a listing, and a bucket gets their keys as they are. ``bare_hosts``:
     sources are addresses without a scheme. ``unread``: roles that no column has, although a batch may have values of
     that name for a template. ``sources``: columns with addresses of one object. The file gets its name

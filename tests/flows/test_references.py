@@ -35,14 +35,14 @@ assert access.region == "eu-central-1"
 assert "SK" not in repr(access)
 AwsCredentials(**keys, assume_role_arn="arn:aws:iam::123456789012:role/x").save("with-role", overwrite=True)
 try:
-    secrets.access("block:with-role", None, None, "destination.credentials")
+    secrets.s3_access("block:with-role", None, None, "destination.credentials")
 except UserError as error:
     assert "`with-role` has `assume_role_arn`" in str(error) and "profile:NAME" in str(error)
 else:
     raise AssertionError("a role was ignored")
 assert "abc" not in job.model_dump_json()
 try:
-    secrets.access("block:not-there", None, None, "destination.credentials")
+    secrets.s3_access("block:not-there", None, None, "destination.credentials")
 except UserError as error:
     assert "has no AwsCredentials block `not-there`" in str(error)
 else:

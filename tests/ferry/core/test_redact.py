@@ -33,6 +33,8 @@ PASSWORD = "CanaryPassword0123456789abcdef"
         ("https://[pw/a.jpg", "https://[…]/a.jpg"),
         ("me:pw@h.example/a.jpg", "me:h.example/a.jpg"),
         ("s3://bucket/a@b.jpg", "s3://bucket/a@b.jpg"),
+        ("az://shop/$web/a@b.jpg", "az://shop/$web/a@b.jpg"),
+        ("az://shop/images/a.jpg?x=1", f"az://shop/images/a.jpg?{DIGITS}"),
         ("file:///srv@home/a:b@c.jpg", "file:///srv@home/a:b@c.jpg"),
         ("sku-4711", "sku-4711"),
         ("folder/img@2x.jpg", "folder/img@2x.jpg"),

@@ -116,6 +116,8 @@ SECRETS: list[tuple[dict[str, Any], str]] = [
     ({"manifest": "https://h.example/l.csv?X-Amz-Signature=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?a=b&x-amz-credential=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?sig=topsecret"}, "signature"),
+    ({"manifest": "https://shop.blob.core.windows.net/a/l.csv?sv=1&sp=r&sig=topsecret"}, "signature"),
+    ({"state": "DefaultEndpointsProtocol=https;AccountName=shop;AccountKey=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?Expires=1&Signature=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?AWSAccessKeyId=topsecret"}, "signature"),
     ({"manifest": "https://h.example/l.csv?X-Goog-Signature=topsecret"}, "signature"),

@@ -485,11 +485,11 @@ def test_addresses(uri: str, found: tuple[str, str, str]) -> None:
 
 @pytest.mark.parametrize(
     "uri", ["az://a-b/box/", "az://Account/box/", "az://account1/", "az://account1/b/", "az://account1/a--b/",
-            "az://account1/Box/", "az://account1/-box/", "az://account1/box-/", "s3://account1/box/"],
+            "az://account1/Box/", "az://account1/-box/", "az://account1/box-/"],
 )  # fmt: skip
 def test_a_name_that_cannot_be(uri: str) -> None:
     """It is told before anything moves."""
-    with pytest.raises(UserError, match="is not `az://account/container/prefix/`"):
+    with pytest.raises(UserError, match=f"`{uri}` (has no valid|names no container)"):
         parse_address(uri)
 
 
