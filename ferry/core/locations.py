@@ -80,7 +80,9 @@ def parse_bucket(address: str) -> Bucket:
 
 
 def _is_google_bucket(name: str) -> bool:
-    return bool(_GOOGLE_BUCKET.fullmatch(name)) and all(len(part) <= _GOOGLE_PART_CHARS for part in name.split("."))
+    return bool(_GOOGLE_BUCKET.fullmatch(name)) and all(
+        1 <= len(part) <= _GOOGLE_PART_CHARS for part in name.split(".")
+    )
 
 
 def below(uri: str, location: str) -> str | None:

@@ -5,8 +5,9 @@ from ferry.job.auth import SourceAuth
 from ferry.job.columns import OFF, ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import LIMIT_NAMES, NO_LIMIT, HostLimits, Limits, changed_limit, limits_by_key
-from ferry.job.model import Checks, Job, OnExisting, Retries, Side
+from ferry.job.model import Checks, Job, OnExisting, Side
 from ferry.job.prices import Prices
+from ferry.job.retries import Retries
 from ferry.job.templates import (
     FIELD_FORMATS,
     SOURCE_FIELDS,

@@ -27,7 +27,8 @@ from ferry.job.delta import Delta
 from ferry.job.limits import Limits
 from ferry.job.network import JobNetwork
 from ferry.job.prices import Prices
-from ferry.job.units import MaxBytes, Seconds
+from ferry.job.retries import Retries, Timeouts
+from ferry.job.units import MaxBytes
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
     HEADERS_SCHEMA,
@@ -163,34 +164,6 @@ class Destination(_Model):
             raise ValueError("a directory cannot store cache_control and metadata; remove them")
         refuse_metadata(self.uri, self.metadata)
         return self
-
-
-class Retries(_Model):
-    """Number and timing of retries."""
-
-    attempts: Annotated[int, Field(ge=1, le=20)] = 3
-    """Attempts per object before its row moves to the end of its chunk for one last attempt."""
-    backoff_s: Annotated[Seconds, Field(gt=0, le=600)] = 1.0
-    """Time before the second attempt, in seconds or as `2m`; doubled for each further attempt, with jitter."""
-    max_backoff_s: Annotated[Seconds, Field(gt=0, le=3600)] = 60.0
-    """Maximum time between two attempts. If Retry-After is longer, the row is tried later."""
-    passes: Annotated[int, Field(ge=0, le=10)] = 1
-    """Further passes over the retryable failures after the last chunk."""
-    chunk_attempts: Annotated[int, Field(ge=0, le=100)] = 4
-    """Prefect task retries of a chunk that has pending rows."""
-    chunk_delay_s: Annotated[Seconds, Field(gt=0, le=3600)] = 15.0
-    """Time before the first retry of a chunk; doubled for each further retry, with jitter."""
-
-
-class Timeouts(_Model):
-    """Timeouts after which an attempt ends."""
-
-    connect_s: Annotated[Seconds, Field(gt=0, le=300)] = 15.0
-    """Maximum time to open a connection, in seconds or as `1m`."""
-    read_s: Annotated[Seconds, Field(gt=0, le=3600)] = 30.0
-    """Maximum time without a byte."""
-    total_s: Annotated[Seconds, Field(gt=0, le=86400)] = 600.0
-    """Maximum time for one download or one upload of an object: seconds, or `30m`, `2h`."""
 
 
 def _address_or_mapping(schema: dict[str, Any]) -> None:

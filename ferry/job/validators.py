@@ -54,6 +54,8 @@ def no_secret_in_address(text: str, key: str) -> str:
         raise ValueError(f"{key} holds {found}; use `auth`, `headers` or `credentials` with a reference instead")
     if found:
         instead = "use `source.auth`, or download the file first, or use a bucket and `credentials`"
+        if in_bucket(text):
+            instead = "use `credentials` with a reference"
         if key == "source.url":
             instead = "add a column for it to the manifest and name that column: `?token={token}`"
         raise ValueError(f"{key} holds {found}, but a job must not hold secrets; {instead}")

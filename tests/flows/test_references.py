@@ -33,6 +33,13 @@ access = secrets.destination_access(job)
 assert access.keys == ("AK", "SK", None), access
 assert access.region == "eu-central-1"
 assert "SK" not in repr(access)
+file = {"type": "service_account"}
+Secret(value=file).save("google-mapping", overwrite=True)
+Secret(value='{"type": "service_account"}').save("google-text", overwrite=True)
+Secret(value="?sig=x").save("sas", overwrite=True)
+for name in ("google-mapping", "google-text"):
+    assert secrets.google_access(f"secret:{name}", None, "source.credentials").info == file, name
+assert secrets.azure_access("secret:sas", None, "shop", "source.credentials").secret == "?sig=x"
 AwsCredentials(**keys, assume_role_arn="arn:aws:iam::123456789012:role/x").save("with-role", overwrite=True)
 try:
     secrets.s3_access("block:with-role", None, None, "destination.credentials")

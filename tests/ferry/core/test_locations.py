@@ -42,6 +42,7 @@ def test_parts(address: str, parts: tuple[str, str, str, str]) -> None:
         ("gs://b/", "has no valid bucket"),
         ("gs://-images/", "has no valid bucket"),
         ("gs://images /", "has no valid bucket"),
+        ("gs://img..shop/", "has no valid bucket"),
         (f"gs://{'a' * 64}/", "has no valid bucket"),
         (f"gs://{'a.' * 111}b/", "has no valid bucket"),
         ("az://", "has no valid account"),

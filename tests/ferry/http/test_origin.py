@@ -33,7 +33,7 @@ from ferry.http.content_encoding import decoded, decoders
 from ferry.http.errors import from_origin
 from ferry.http.exchange import Downloaded, Fetched, OriginOptions
 from ferry.http.origin import Origin
-from ferry.job.model import Timeouts
+from ferry.job.retries import Timeouts
 
 LOCAL = ["127.0.0.0/8"]
 EVERY_SITE = ["http://*"]

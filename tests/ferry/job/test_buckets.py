@@ -50,7 +50,10 @@ def test_what_is_accepted(given: dict[str, Any]) -> None:
             "destination holds '?', which ends the path of an address; name a parent",
         ),
         ({"destination": "az://shop/bucket/a//b/"}, "destination holds `//`"),
-        ({"destination": "az://shop/bucket/?sv=1&sig=topsecret"}, "destination holds a signature or a token"),
+        (
+            {"destination": "az://shop/bucket/?sv=1&sig=topsecret"},
+            "a job must not hold secrets; use `credentials` with",
+        ),
         ({"manifest": "gcs://bucket/list.csv"}, "manifest is neither a path nor an address"),
         ({"manifest": "gs:/bucket/list.csv"}, "manifest is neither a path nor an address"),
         ({"manifest": "HTTPS://h.example/list.csv"}, "manifest is neither a path nor an address"),
