@@ -39,6 +39,7 @@ TARGETS: dict[str, list[str]] = {
     "ferry/core/quota.py": ["tests/ferry/core/test_memory_budget.py"],
     "ferry/http/address_filter.py": ["tests/ferry/http/test_address_filter.py", "tests/ferry/http/test_own_address.py"],
     "ferry/http/address_ranges.py": ["tests/ferry/http/test_address_filter.py", "tests/ferry/http/test_own_address.py"],
+    "ferry/job/buckets.py": ["tests/ferry/job/test_buckets.py"],
     "ferry/job/limits.py": ["tests/ferry/job/test_limits.py"],
     "ferry/ratelimit/effective.py": ["tests/ferry/ratelimit/test_effective.py"],
     "ferry/ratelimit/overrides.py": ["tests/ferry/ratelimit/test_overrides.py"],

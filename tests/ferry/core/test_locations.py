@@ -15,7 +15,7 @@ from ferry.core import Bucket, below, in_bucket, parse_bucket, scheme_of
         ("s3://old/images/", ("s3", "", "old", "images/")),
         ("s3://Old_Bucket", ("s3", "", "Old_Bucket", "")),
         ("gs://old", ("gs", "", "old", "")),
-        ("gs://img.shop.example/a b/", ("gs", "", "img.shop.example", "a b/")),
+        ("gs://x.shop.example/a b/", ("gs", "", "x.shop.example", "a b/")),
         (f"gs://{'a' * 63}.{'b' * 63}/", ("gs", "", f"{'a' * 63}.{'b' * 63}", "")),
         ("az://shop/old", ("az", "shop", "old", "")),
         ("az://shop/old/a?b#c/1%2F.jpg ", ("az", "shop", "old", "a?b#c/1%2F.jpg ")),
@@ -93,3 +93,13 @@ def test_one_address_below_another(location: str, path: str | None) -> None:
 def test_a_bucket_is_not_a_directory(tmp_path: Path) -> None:
     """A directory whose name is that of a bucket is another location."""
     assert below("gs://bucket", str(tmp_path / "gs:" / "bucket")) is None
+
+
+def test_one_directory_below_another(tmp_path: Path) -> None:
+    """By its real path, and by every name that it has."""
+    (tmp_path / "a b" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a b")
+    assert below(f"file://{tmp_path}/a%20b/", str(tmp_path / "link" / "deep")) == "deep"
+    assert below(str(tmp_path / "link"), f"file://{tmp_path}/a%20b") == ""
+    assert below(str(tmp_path / "a b"), str(tmp_path / "a b2")) is None
+    assert below(str(tmp_path), f"s3://bucket{tmp_path}") is None
