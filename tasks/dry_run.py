@@ -42,6 +42,7 @@ def dry_plan(job: Job, **sample: Any) -> Planned:
     """
     assert job.state is not None
     source, destination = secrets.accesses(job)
+    secrets.refuse_unusable(job, source)
     secrets.headers(job)  # raises for a missing secret
     request = PlanRequest(
         job, job.state, str(cache_root()), source, destination,

@@ -154,6 +154,7 @@ def open_run(
     state_location.refuse_lost_state(str(job.state))
     refuse_own_files(job)
     source, destination = secrets.accesses(job)
+    secrets.refuse_unusable(job, source)
     headers, auth = secrets.headers(job), secrets.auth(job)
     state = state_location.state_of(job, destination)
     with contextlib.suppress(Damaged):  # planning handles a damaged plan

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
-from ferry.core import UserError
+from ferry.core import UserError, in_bucket
 from ferry.http import OPEN_HEADERS, Auth, Network, TokenRequest, basic, proxy_at, tls
 from ferry.job import Job, Side
-from ferry.storage import Access, AzureAccess, GoogleAccess, S3Access
+from ferry.storage import Access, AzureAccess, GoogleAccess, S3Access, open_control
 
 BLOCK_TYPES = {"secret": "secret", "block": "aws-credentials"}  # kind of reference -> Prefect's block type
 
@@ -251,6 +251,16 @@ def accesses(job: Job) -> tuple[Access, Access]:
     """Returns the access to the buckets of source and destination. Raises UserError for a reference without a value."""
     shared = network(job)
     return _access(job, "source", shared), _access(job, "destination", shared)
+
+
+def refuse_unusable(job: Job, source: Access) -> None:
+    """Raises UserError if no client can be made of the source's credentials; each row would fail. Asks no bucket."""
+    root = next(filter(in_bucket, job.roots()), None)
+    if root is not None:
+        try:
+            open_control(root, source, side="source").endpoint()
+        except UserError as error:
+            raise UserError(f"source: {error}") from None
 
 
 def destination_access(job: Job) -> Access:

@@ -164,6 +164,17 @@ def test_a_preflight(project: Project, provider: Google | Azure) -> None:
     assert not any(provider.objects(name) for name in ("new-bucket", "state-bucket"))
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_credentials_that_cannot_be(project: Project, azure: Azure, command: str) -> None:
+    """They end the run before anything moves, and not each row below a root."""
+    project.manifest([{"url": f"{azure.root}old-bucket/a.jpg"}])
+    side = {**azure.side, "credentials": "env:KEY"}
+    project.job(source={**side, "roots": [f"{azure.root}old-bucket/"]}, destination=f"file://{project.folder}/out/")
+    message = ferry(project, azure, command, "job.yaml", code=2, KEY="canary-secret").stderr
+    assert "source: credentials: the key of an Azure storage account is base64" in message
+    assert "canary-secret" not in message
+
+
 def test_check(project: Project, provider: Google | Azure) -> None:
     """`ferry check` copies a sample, predicts the run, and leaves nothing."""
     for number, key in enumerate(KEYS):
