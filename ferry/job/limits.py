@@ -133,7 +133,7 @@ class Limits(HostLimits):
     """Fixed limits; adaptive limits stay below them (docs/explanation/concurrency.md). `concurrency`, `requests_per_s` and `bytes_per_s` here apply to all origin hosts of the job together. Each entry of `hosts` has the keys of `limits.destination`: `hosts: {img.old.example: {requests_per_s: 50}}`. `ferry limits` changes limits while a job runs."""
 
     hosts: dict[Annotated[str, AfterValidator(host_pattern)], HostLimits] = {}
-    """Limits for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket. Only the most specific entry applies."""
+    """Limits for single origin hosts: `img.old.example`, `img.old.example:8080`, `*.old.example`, or the name of a bucket, at Azure of the account. Only the most specific entry applies."""
     destination: Part[HostLimits] = HostLimits()
     """Limits for the destination."""
     timetable: list[TimetableEntry] = []

@@ -246,7 +246,7 @@ def host_pattern(name: str) -> str:
     if not _HOST_NAME.match(lower):
         raise ValueError(
             f"`{short(name)}` in limits.hosts is not a host; write `img.example.com`, `img.example.com:8080`, "
-            "`*.example.com` or a bucket's name, without `https://` and without a path"
+            "`*.example.com` or the name of a bucket or an Azure account, without `https://` and without a path"
         )
     return lower
 
