@@ -27,6 +27,11 @@ class Bucket(NamedTuple):
     path: str  # without the slash before it
 
     @property
+    def prefix(self) -> str:
+        """The path without slashes at its ends."""
+        return self.path.strip("/")
+
+    @property
     def owner(self) -> str:
         """The provider, at Azure with its account: what one set of credentials gives access to."""
         return f"{self.provider}://{self.account}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ferry.core import Fatal, ObjectError, UserError, disk_error
 from ferry.state.files import PART, DirectoryState, State, path_below
-from ferry.storage import Access, Control, location_of, open_control
+from ferry.storage import Access, Control, bucket_of, open_control
 
 IMMUTABLE = ("chunks/", "ledger/")  # the content of a file here never changes
 OLD_PART_S = 3600.0  # an older unfinished copy was left by a killed process
@@ -177,8 +177,8 @@ def open_state(uri: str, access: Access, cache_root: Path) -> State:
     """Returns the state in a directory or under a bucket's prefix; the latter's local copies go to ``cache_root``."""
     if "://" not in uri:
         return DirectoryState(Path(uri))
-    where = location_of(uri)
+    where = bucket_of(uri)
     digest = hashlib.sha256(f"{access.endpoint_url} {uri.rstrip('/')}".encode()).hexdigest()[:16]
-    cache = cache_root / f"{where.bucket}-{digest}"
+    cache = cache_root / f"{where.name}-{digest}"
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     return BucketState(open_control(uri, access, side="state"), uri, where.prefix, cache)

@@ -4,7 +4,7 @@ from ferry.storage.access import Access, AzureAccess, GoogleAccess, S3Access
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.control import Control
 from ferry.storage.errors import ConditionUnsupported
-from ferry.storage.factory import location_of, open_control, open_store
+from ferry.storage.factory import bucket_of, open_control, open_store
 from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import ends_too_early, run_preflight
@@ -25,9 +25,9 @@ __all__ = [
     "ObjectInfo",
     "S3Access",
     "Store",
+    "bucket_of",
     "ends_too_early",
     "is_odd",
-    "location_of",
     "md5_of_etag",
     "open_control",
     "open_store",

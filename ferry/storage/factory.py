@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ferry.core import Budget, UserError
+from ferry.core import Bucket, Budget, UserError, parse_bucket, short
 from ferry.storage.access import Access, AzureAccess, GoogleAccess, S3Access
 from ferry.storage.control import Control
 from ferry.storage.local_files import Folder
@@ -19,15 +18,6 @@ from ferry.storage.uploads import UploadLog
 
 CONTROL_READ_S = 60.0
 CONTROL_TOTAL_S = 24 * 3600.0  # a state's largest file over the slowest line; low_speed.py ends what does not move
-
-
-class Location(NamedTuple):
-    """A prefix in a bucket, without slashes at its ends."""
-
-    scheme: str
-    account: str  # of Azure, else ""
-    bucket: str
-    prefix: str
 
 
 def open_store(
@@ -58,9 +48,9 @@ def open_store(
             raise UserError(f"the directory {directory} does not exist. Create it, or correct its address in the job")
         folder = Folder(directory, mark, create=create)
         return Store(uri, "", "file", spool_dir, folder, budget=budget, pool=pool)
-    where = location_of(uri)
+    where = bucket_of(uri)
     return Store(
-        uri, where.prefix, where.scheme, spool_dir, bucket=where.bucket, access=access, budget=budget, pool=pool,
+        uri, where.prefix, where.provider, spool_dir, bucket=where.name, access=access, budget=budget, pool=pool,
         upload_log=upload_log, provider=partial(_provider, where, access, timeout_s, read_s),
         control=partial(_provider, where, access, CONTROL_TOTAL_S, read_s),
     )  # fmt: skip
@@ -68,58 +58,49 @@ def open_store(
 
 def open_control(uri: str, access: Access, *, side: str = "destination", read_s: float = CONTROL_READ_S) -> Control:
     """Returns the client for control requests to a bucket. ``side`` is its name in messages."""
-    where = location_of(uri)
+    where = bucket_of(uri)
     return Control(partial(_provider, where, access, CONTROL_TOTAL_S, read_s, side=side), side=side)
 
 
-def location_of(uri: str) -> Location:
+def bucket_of(uri: str) -> Bucket:
     """Returns the parts of a bucket's address. Raises UserError."""
-    parts = urlsplit(uri)
-    if parts.scheme == "az":
-        from ferry.storage.azure import parse_address
-
-        return Location("az", *parse_address(uri))
-    if parts.scheme not in _MAKERS or not parts.netloc:
-        raise UserError(
-            f"`{uri}` is neither `s3://bucket/prefix/`, `gs://bucket/prefix/`, `az://account/container/prefix/` nor "
-            "`file:///directory/`"
-        )
-    return Location(parts.scheme, "", parts.netloc, parts.path.strip("/"))
+    try:
+        return parse_bucket(uri)
+    except ValueError as error:
+        raise UserError(f"`{short(uri)}` {error}") from None
 
 
-def _provider(
-    where: Location, access: Access, timeout_s: float, read_s: float, *, side: str = "destination"
-) -> Provider:
+def _provider(where: Bucket, access: Access, timeout_s: float, read_s: float, *, side: str = "destination") -> Provider:
     """Returns a client, in the event loop that calls it. The modules of other providers are not loaded."""
-    return _MAKERS[where.scheme](where, access, timeout_s=timeout_s, read_s=read_s, side=side)
+    return _MAKERS[where.provider](where, access, timeout_s=timeout_s, read_s=read_s, side=side)
 
 
-def _s3(where: Location, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
+def _s3(where: Bucket, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
     from ferry.storage.s3 import S3, credentials_of, endpoint_of, region_of
 
     assert isinstance(access, S3Access)
     return S3(
-        endpoint_of(access), where.bucket, region_of(access), credentials_of(access), timeout_s=timeout_s,
+        endpoint_of(access), where.name, region_of(access), credentials_of(access), timeout_s=timeout_s,
         read_s=read_s, network=access.network, side=side,
     )  # fmt: skip
 
 
-def _google(where: Location, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
+def _google(where: Bucket, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
     from ferry.storage.gcs import Gcs, endpoint_of, tokens_for
 
     assert isinstance(access, GoogleAccess)
     return Gcs(
-        endpoint_of(access), where.bucket, tokens_for(access), timeout_s=timeout_s, read_s=read_s,
+        endpoint_of(access), where.name, tokens_for(access), timeout_s=timeout_s, read_s=read_s,
         network=access.network, side=side,
     )  # fmt: skip
 
 
-def _azure(where: Location, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
+def _azure(where: Bucket, access: Access, *, timeout_s: float, read_s: float, side: str) -> Provider:
     from ferry.storage.azure import AzureContainer, authority_of
 
     assert isinstance(access, AzureAccess)
     return AzureContainer(
-        where.account, where.bucket, authority_of(where.account, access), endpoint_url=access.endpoint_url,
+        where.account, where.name, authority_of(where.account, access), endpoint_url=access.endpoint_url,
         timeout_s=timeout_s, read_s=read_s, network=access.network, side=side,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from ferry.core import Fatal, ObjectError, UserError
 from ferry.storage.access import Access, AzureAccess
-from ferry.storage.factory import location_of, open_control
+from ferry.storage.factory import bucket_of, open_control
 
 TIMEOUT_S = 30.0
 
@@ -41,9 +41,9 @@ def _check_directory(directory: Path, *, dry: bool) -> None:
 
 
 def _check_bucket(uri: str, access: Access, *, dry: bool) -> None:
-    where = location_of(uri)
-    kind = "container" if where.scheme == "az" else "bucket"
-    named = f"destination {kind} `{where.bucket}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
+    where = bucket_of(uri)
+    kind = "container" if where.provider == "az" else "bucket"
+    named = f"destination {kind} `{where.name}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
     try:
         control = open_control(uri, access, read_s=TIMEOUT_S)
         refusal = control.refusal(where.prefix, writing=not dry)

@@ -1,13 +1,11 @@
 """Azure Blob Storage: one container as a Provider, and what authorises its requests."""
 
-from ferry.storage.azure.address import Address, parse_address
 from ferry.storage.azure.authority import authority_of, end_of
 from ferry.storage.azure.container import AzureContainer
 from ferry.storage.azure.keys import Authority, Sas, SharedKey
 from ferry.storage.azure.tokens import Tokens, managed_identity, service_principal, workload_identity
 
 __all__ = [
-    "Address",
     "Authority",
     "AzureContainer",
     "Sas",
@@ -16,7 +14,6 @@ __all__ = [
     "authority_of",
     "end_of",
     "managed_identity",
-    "parse_address",
     "service_principal",
     "workload_identity",
 ]

@@ -20,7 +20,7 @@ from ferry.core.body import Spooled, small_body
 from ferry.core.errors import Fatal, ObjectError, Refused, UserError
 from ferry.core.memory_budget import MIB
 from ferry.core.records import Again, Confirmed, ErrorClass
-from ferry.storage.azure import Authority, AzureContainer, Sas, SharedKey, parse_address
+from ferry.storage.azure import Authority, AzureContainer, Sas, SharedKey
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
 from ferry.storage.azure.documents import Block, date_of, md5_of
 from ferry.storage.azure.errors import azure_error, meaning
@@ -469,28 +469,6 @@ def test_attributes_as_headers() -> None:
     assert lost == ("b-c", "d\u00e9", "")
     assert attributes_of({"x-ms-access-tier": "Hot", "x-ms-access-tier-inferred": "true"}) == {}
     assert attributes_of({"x-ms-access-tier": "Cold", "X-Ms-Meta-Sku": "1"}) == {TIER: "Cold", "sku": "1"}
-
-
-@pytest.mark.parametrize(
-    ("uri", "found"),
-    [
-        ("az://account1/box/p/q/", ("account1", "box", "p/q")),
-        ("az://account1/box", ("account1", "box", "")),
-        ("az://account1/$web/", ("account1", "$web", "")),
-    ],
-)
-def test_addresses(uri: str, found: tuple[str, str, str]) -> None:
-    assert parse_address(uri) == found
-
-
-@pytest.mark.parametrize(
-    "uri", ["az://a-b/box/", "az://Account/box/", "az://account1/", "az://account1/b/", "az://account1/a--b/",
-            "az://account1/Box/", "az://account1/-box/", "az://account1/box-/"],
-)  # fmt: skip
-def test_a_name_that_cannot_be(uri: str) -> None:
-    """It is told before anything moves."""
-    with pytest.raises(UserError, match=f"`{uri}` (has no valid|names no container)"):
-        parse_address(uri)
 
 
 def test_credentials_that_cannot_be() -> None:
