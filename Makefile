@@ -83,8 +83,9 @@ coverage: .venv/.installed-dev postgresql proxies stores
 faults: .venv/.installed-dev postgresql
 	@$(BIN)/python -m tests.faults $(if $(filter-out tests,$(T)),$(T))
 
-quick-bench: .venv/.installed-dev .bench/venv/.installed
+quick-bench: .venv/.installed-dev .bench/venv/.installed .venv-stores/.installed
 	@$(BIN)/python -m benchmarks --n 200 --scenes a,d
+	@$(BIN)/python -m benchmarks.providers --quick
 
 # The hooks of .pre-commit-config.yaml, which all run from .venv. `.venv/bin/pre-commit install` has git run them.
 check: .venv/.installed-dev
@@ -126,9 +127,11 @@ stores: .venv-stores/.installed
 	@touch $@
 
 # N=20000 objects, ROUNDS=3, SCENES=a,b,c,d,e,f,g,h,i,sink. Only a whole one writes docs/explanation/performance.md; WRITE=1: any.
-bench: .venv/.installed-dev .bench/venv/.installed
+# Without SCENES also the clients of the providers, which that page quotes.
+bench: .venv/.installed-dev .bench/venv/.installed .venv-stores/.installed
 	@$(BIN)/python -m benchmarks $(if $(N),--n $(N)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SCENES),--scenes $(SCENES)) $(if $(WRITE),--write) $(if $(KEEP),--keep)
+	@$(if $(SCENES),,$(BIN)/python -m benchmarks.providers)
 
 .bench/venv/.installed: requirements-bench.txt
 	@mkdir -p .bench

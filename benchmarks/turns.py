@@ -12,15 +12,15 @@ AT_ONCE, ROUNDS = 32, 3
 Took = tuple[float, float]  # wall-clock seconds, and processor seconds of this process
 
 
-async def at_once(work: Iterator[Awaitable[object]]) -> Took:
-    """Runs the work, AT_ONCE at once, and returns its times."""
+async def at_once(work: Iterator[Awaitable[object]], workers: int = AT_ONCE) -> Took:
+    """Runs the work, as many at once as there are workers, and returns its times."""
 
     async def worker() -> None:
         for one in work:
             await one
 
     began, used = time.monotonic(), time.process_time()
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
+    await asyncio.gather(*(worker() for _ in range(workers)))
     return time.monotonic() - began, time.process_time() - used
 
 
