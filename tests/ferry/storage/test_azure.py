@@ -426,6 +426,8 @@ def test_a_page_of_the_service() -> None:
         (page(blob("a"), "<NextMarker>same</NextMarker>"), "the source's listing does not advance"),
         (page("<Blob><Name>a</Name></Blob>"), "the source's response is not a listing of Azure Blob Storage"),
         (page(blob("a").replace("<Content-Length>3", "<Content-Length>x")), "the source's response is not a listing"),
+        (page(blob("")), "the source's response is not a listing"),
+        (page(blob("a").replace("<Etag>0x1</Etag>", "")), "the source's response is not a listing"),
         (page(blob("%FF", encoded=True)), "the source's response is not a listing of Azure Blob Storage"),
         (Answer(200, {}, b"<html>"), "the source's response is not a listing"),
         (Answer(200, {}, b"<ListBucketResult/>"), "the source's response is not a listing"),
