@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,7 @@ from ferry.core import ErrorClass, Fatal, ObjectError
 from ferry.storage.object_info import ObjectInfo, md5_of_etag
 from ferry.storage.provider import Page, Part
 from ferry.storage.s3.errors import s3_code, store_status
+from ferry.storage.xml_text import plain_text, value_of
 
 # Ceph RGW 16, moto and rclone repeat start-after as it is, so that XML 1.0 does not allow its control characters.
 _START_AFTER = re.compile(rb"<StartAfter>.*?</StartAfter>", re.DOTALL)
@@ -38,9 +40,13 @@ def parse_document(body: bytes, side: str) -> ET.Element:
 def parse_page(body: bytes, side: str) -> Page:
     """Returns a listing's page. Raises ObjectError and Fatal as :func:`parse_document` does.
 
-    Also raises ObjectError for another kind of document, and for an object without a valid key or size.
+    Also raises ObjectError for another kind of document, and for an object without a valid key or size. The usual page,
+    without prefixes and attributes, is read as text; any other one, also a wrong one, as a tree.
     """
-    root = parse_document(_START_AFTER.sub(b"", body), side)
+    body = _START_AFTER.sub(b"", body).strip()
+    with contextlib.suppress(ValueError):
+        return _plain_page(body)
+    root = parse_document(body, side)
     if _name(root) != "ListBucketResult":
         raise ObjectError(ErrorClass.STORE_ERROR, f"the {side}'s response is not a listing. Check `endpoint_url`")
     in_url = (text(root, "EncodingType") or "") == "url"
@@ -50,6 +56,30 @@ def parse_page(body: bytes, side: str) -> Page:
         message = f"the {side}'s listing has an object without a valid key or size"
         raise ObjectError(ErrorClass.STORE_ERROR, message) from None
     return Page(objects, text(root, "NextContinuationToken") or "" if text(root, "IsTruncated") == "true" else None)
+
+
+def _plain_page(body: bytes) -> Page:
+    """Returns a listing's page. Raises ValueError for a document that must be read in another way."""
+    if body.count(b"Contents>") != 2 * body.count(b"<Contents>"):
+        raise ValueError
+    page = plain_text(body, "ListBucketResult")
+    in_url = value_of(page, "<EncodingType>") == "url"
+    objects = [_plain_info(each, in_url=in_url) for each in page.split("<Contents>")[1:]]
+    return Page(
+        objects, value_of(page, "<NextContinuationToken>") if value_of(page, "<IsTruncated>") == "true" else None
+    )
+
+
+def _plain_info(contents: str, *, in_url: bool) -> ObjectInfo:
+    key, modified = value_of(contents, "<Key>"), value_of(contents, "<LastModified>")
+    if not key:
+        raise ValueError
+    return ObjectInfo(
+        unquote_plus(key, errors="strict") if in_url else key,
+        int(value_of(contents, "<Size>")),
+        value_of(contents, "<ETag>") or None,
+        datetime.fromisoformat(modified) if modified else None,
+    )
 
 
 def parse_parts(body: bytes, side: str) -> tuple[list[Part], bool]:

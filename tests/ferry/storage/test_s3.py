@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from ferry.http import low_speed
 from ferry.storage.access import S3Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import CannotCopy
-from ferry.storage.s3 import S3, Boto3Credentials, Keys, StaticCredentials
+from ferry.storage.provider import CannotCopy, Page
+from ferry.storage.s3 import S3, Boto3Credentials, Keys, StaticCredentials, xml
 from ferry.storage.s3.attributes import attribute_headers
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import OddS3
@@ -666,3 +667,55 @@ def test_a_copy_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
             await http.close()
 
     asyncio.run(go())
+
+
+# --- pages of a listing
+
+CONTENTS = (
+    "<Contents><Key>a%01+b%2B&amp;</Key><LastModified>2026-12-01T06:07:08.000Z</LastModified>"
+    "<ETag>&quot;0123456789abcdef0123456789abcdef&quot;</ETag><Size>3</Size><Owner><ID>x</ID></Owner></Contents>"
+    "<Contents><Key>c</Key><Size>0</Size><ETag /></Contents>"
+)
+NOT_LISTED = "<Contents><Key>b</Key><Size>1</Size></Contents>"
+PAGE = (
+    f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{CONTENTS}<EncodingType>url</EncodingType>'
+    "<IsTruncated>true</IsTruncated><NextContinuationToken>n&amp;m</NextContinuationToken></ListBucketResult>"
+)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        PAGE,
+        '\n<?xml version="1.0" encoding="UTF-8"?>\n' + PAGE.replace("><", ">\n  <"),
+        PAGE.replace("</", "</s3:").replace("<", "<s3:").replace("<s3:/s3:", "</s3:").replace("xmlns", "xmlns:s3"),
+        PAGE.replace("<Contents>", '<Contents xml:lang="en">'),
+        PAGE.replace("<Key>", '<Key xml:lang="en">'),
+        PAGE.replace("<Size>3", "<Size><![CDATA[3]]>"),
+        PAGE.replace("<Owner>", f"<!-- {NOT_LISTED} --><Owner>"),
+        PAGE.replace("<Owner>", f"<?odd {NOT_LISTED} ?><Owner>"),
+        PAGE.replace("<ID>x", f"<ID><![CDATA[{NOT_LISTED}]]>"),
+        PAGE.replace("<Owner><ID>x", "<Owner><ID>Contents>"),
+    ],
+)
+def test_a_page_is_the_same_however_it_is_written(page: str) -> None:
+    """Blanks, prefixes, attributes, comments, CDATA and instructions change nothing: no object is left out or added."""
+    at = datetime(2026, 12, 1, 6, 7, 8, tzinfo=UTC)
+    etag = '"0123456789abcdef0123456789abcdef"'
+    found = xml.parse_page(page.encode(), "source")
+    assert found == Page([ObjectInfo("a\x01 b+&", 3, etag, at), ObjectInfo("c", 0, None, None)], "n&m")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<Key>c</Key>", ""),
+        ("<Size>0</Size>", ""),
+        ("<Size>3", "<Size>x"),
+        ("%01", "%FF"),
+        ("2026-12", "2026-13"),
+    ],
+)
+def test_an_object_that_cannot_be_read_ends_the_listing(old: str, new: str) -> None:
+    with pytest.raises(ObjectError, match="an object without a valid key or size"):
+        xml.parse_page(PAGE.replace(old, new).encode(), "source")
