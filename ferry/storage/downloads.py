@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import replace
 from pathlib import Path
 
 from ferry.core import Body, Budget, Charge, no_delay
@@ -41,7 +40,7 @@ class Downloads:
         reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
         with _closing_on_error(got.response, side):
             body = await reader.body(got.response, charge, self._bucket, decode=False)
-        return body, replace(got.info, key=key, size=body.size), got.attributes
+        return body, got.info._replace(key=key, size=body.size), got.attributes
 
     async def digest(
         self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]
@@ -55,7 +54,7 @@ class Downloads:
         got = await self._provider().get(path, side)
         with _closing_on_error(got.response, side):
             await stream_body(got.response, hashing, max_bytes, no_delay, decode=False)
-        return hashing.digest, replace(got.info, key=key, size=hashing.size)
+        return hashing.digest, got.info._replace(key=key, size=hashing.size)
 
 
 @contextlib.contextmanager

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import NamedTuple
 
 # Either case is accepted, since Alibaba Cloud's OSS writes MD5s in capitals.
 _SINGLE_PART_ETAG = re.compile(r'"?([0-9A-Fa-f]{32})"?\Z')
 _MULTIPART_ETAG = re.compile(r'"?([0-9A-Fa-f]{32}-\d+)"?\Z')
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+class ObjectInfo(NamedTuple):
     """An object as a listing or a HEAD returns it. ``key`` is relative to the store's prefix."""
 
     key: str

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -271,7 +270,7 @@ class Store:
         if self._directory is not None:
             return await self._directory.head(key, side)
         found = await self._client().head(self.path(key), side)
-        return found and replace(found, key=key)
+        return found and found._replace(key=key)
 
     async def delete(self, key: str) -> None:
         """Deletes an object. A missing object is not an error. Raises ObjectError and Fatal."""
@@ -362,7 +361,7 @@ class Store:
             return
         below = f"{self.prefix}/" if self.prefix else ""
         for page in self.control(side).pages(below, below + start_after if start_after is not None else None):
-            yield [replace(found, key=found.key[len(below) :]) for found in page]
+            yield [found._replace(key=found.key[len(below) :]) for found in page]
 
     async def confirm(self, key: str, body: Body, sent: Sent) -> Confirmation:
         """Confirms an upload (confirmation.py); a directory by size alone. Raises ObjectError (UPLOAD_UNCONFIRMED)."""

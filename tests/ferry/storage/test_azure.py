@@ -338,7 +338,7 @@ def test_a_list_puts_no_lines_into_a_copys_request(given: dict[str, str]) -> Non
             source = ObjectInfo("s", 3, '"0x1"', None, md5=BODY.md5)
             assert (await container.copy("k", "box", source)).md5 == BODY.md5
             with pytest.raises(CannotCopy):
-                await container.copy("k", "box", replace(source, **given))  # type: ignore[arg-type]
+                await container.copy("k", "box", source._replace(**given))  # type: ignore[arg-type]
 
         in_container(server, test)
         assert len(server.asked) == 1

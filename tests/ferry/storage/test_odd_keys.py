@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def test_a_store_that_folds_them_in_silence(tmp_path: Path, monkeypatch: pytest.
 
     async def folded(self: S3, prefix: str, side: str, **given: Any) -> Page:
         page = await real(self, prefix.replace("//", "/"), side, **given)
-        return Page([replace(found, key=found.key.replace("//", "/")) for found in page.objects], page.token)
+        return Page([found._replace(key=found.key.replace("//", "/")) for found in page.objects], page.token)
 
     monkeypatch.setattr(S3, "page", folded)
 
