@@ -23,7 +23,7 @@ def refusal(status: int, body: bytes, what: str) -> str | None:
     |---|---|---|
     | 2xx | None | None |
     | 404 | does not exist | does not exist |
-    | 401, 403 | refuses access | refuses writing |
+    | 401, 403 | refuses access: s3:ListBucket | refuses writing: s3:PutObject |
     | 400 | answered ...: check the region | answered ... |
     | other 4xx, 501, 505, 507 | answered ... | answered ... |
     """
@@ -34,7 +34,8 @@ def refusal(status: int, body: bytes, what: str) -> str | None:
     if status == 404:
         return "does not exist. Create it, or correct its address in the job"
     if status in (401, 403):
-        return f"refuses {what} with these credentials ({answer}). Check `credentials` and the bucket's policy"
+        right = "s3:ListBucket" if what == "access" else "s3:PutObject"
+        return f"refuses {what} with these credentials ({answer}). They need {right}: check `credentials` and the policy"
     if what == "access" and status == 400:
         return f"answered {answer}. Check `region` and the bucket's name"
     return f"answered {answer} to the check of {what}. Check its address and the bucket's settings"
