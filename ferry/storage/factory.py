@@ -50,7 +50,7 @@ def open_store(
         return Store(uri, "", "file", spool_dir, folder, budget=budget, pool=pool)
     where = bucket_of(uri)
     return Store(
-        uri, where.prefix, where.provider, spool_dir, bucket=where.name, access=access, budget=budget, pool=pool,
+        uri, where.prefix, where.provider, spool_dir, where=where, access=access, budget=budget, pool=pool,
         upload_log=upload_log, provider=partial(_provider, where, access, timeout_s, read_s),
         control=partial(_provider, where, access, CONTROL_TOTAL_S, read_s),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from uuid import uuid4
 from ferry.core import (
     ONE_PUT_BYTES,
     Body,
+    Bucket,
     Budget,
     Charge,
     Confirmed,
@@ -79,7 +80,7 @@ class Store:
         spool_dir: Path,
         folder: Folder | None = None,
         *,
-        bucket: str = "",
+        where: Bucket | None = None,
         provider: Callable[[], Provider] | None = None,
         control: Callable[[], Provider] | None = None,
         access: Access | None = None,
@@ -94,17 +95,18 @@ class Store:
         self.kind = kind
         self.capabilities = CAPABILITIES[kind]
         self.prefix = prefix
-        self.bucket = bucket
+        self._where = where
+        self.bucket = where.name if where is not None else ""
         self._budget = budget or Budget()
         self._make_provider = provider
         self._make_control = control
         self._access = access
-        self._uploads = LoggedUploads(bucket, upload_log, self._client)
+        self._uploads = LoggedUploads(self.bucket, upload_log, self._client)
         self._controls: dict[str, Control] = {}
         self._provider: Provider | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the provider
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
-        self._downloads = Downloads(bucket, self._client, spool_dir, self._budget, pool)
+        self._downloads = Downloads(self.bucket, self._client, spool_dir, self._budget, pool)
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
         self._trials: dict[str, asyncio.Task[None]] = {}  # of odd keys
         self.read_back_policy = ReadBackPolicy()
@@ -215,7 +217,8 @@ class Store:
 
     def can_copy_from(self, source: Store) -> bool:
         """Returns whether this store's client can copy: both are buckets of one server with the same access."""
-        return self._directory is None and self.kind == source.kind and self._access == source._access
+        here, there = self._where, source._where
+        return here is not None and there is not None and (here.owner, self._access) == (there.owner, source._access)
 
     async def copy_from(
         self,

@@ -10,7 +10,9 @@ from dataclasses import replace
 from urllib.parse import quote
 from uuid import uuid4
 
-from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError
+from yarl import URL
+
+from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
 from ferry.http import Network, Response, Upload
 from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
@@ -32,11 +34,12 @@ from ferry.storage.gcs.resources import (
     sent_of,
 )
 from ferry.storage.gcs.resumable import Sessions, conditions, upload_of
-from ferry.storage.gcs.tokens import Tokens
+from ferry.storage.gcs.tokens import Anonymous, Tokens
 from ferry.storage.object_info import ObjectInfo, Sent, last_modified
 from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
 
 MAX_BYTES = capabilities.GOOGLE.max_bytes
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # emulators have no certificates
 _DELETES = 16  # requests at once
 _STORED = {"accept-encoding": "gzip"}  # otherwise objects with `Content-Encoding: gzip` arrive decoded
 _NOT_CACHED = {"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}  # in a public bucket, too
@@ -61,7 +64,12 @@ class Gcs:
         network: Network = Network(),
         side: str = "destination",
     ) -> None:
-        """``timeout_s`` and ``read_s`` are those of ferry/storage/endpoint.py; ``side`` names what is written."""
+        """``timeout_s`` and ``read_s`` are those of ferry/storage/endpoint.py; ``side`` names what is written.
+
+        Raises UserError for tokens that would go to another machine without encryption.
+        """
+        if endpoint.startswith("http:") and URL(endpoint).host not in LOOPBACK and not isinstance(tokens, Anonymous):
+            raise UserError("credentials: Google takes tokens over https alone. Correct `endpoint_url`")
         self.endpoint = endpoint
         self._side = side
         self._endpoint = Endpoint(

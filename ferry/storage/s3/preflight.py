@@ -35,7 +35,9 @@ def refusal(status: int, body: bytes, what: str) -> str | None:
         return "does not exist. Create it, or correct its address in the job"
     if status in (401, 403):
         right = "s3:ListBucket" if what == "access" else "s3:PutObject"
-        return f"refuses {what} with these credentials ({answer}). They need {right}: check `credentials` and the policy"
+        return (
+            f"refuses {what} with these credentials ({answer}). They need {right}: check `credentials` and the policy"
+        )
     if what == "access" and status == 400:
         return f"answered {answer}. Check `region` and the bucket's name"
     return f"answered {answer} to the check of {what}. Check its address and the bucket's settings"

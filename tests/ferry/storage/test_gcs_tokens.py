@@ -281,6 +281,18 @@ def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(tokens_for(GoogleAccess(anonymous=True)), Anonymous)
 
 
+def test_a_token_is_encrypted(account: dict[str, Any]) -> None:
+    """No token is sent to another machine over http; an emulator on this one has no certificate."""
+
+    async def make(url: str) -> None:
+        await Gcs(url, "b", tokens_for(GoogleAccess(info=account)), timeout_s=1, read_s=1).close()
+
+    with pytest.raises(UserError, match="over https alone"):
+        asyncio.run(make("http://storage.example"))
+    for url in ("http://127.0.0.1:1", "https://storage.example"):
+        asyncio.run(make(url))
+
+
 def test_the_endpoint(monkeypatch: pytest.MonkeyPatch, account: dict[str, Any]) -> None:
     """The job's, else the emulator's that the environment names, which needs no credentials, else Google's."""
     assert endpoint_of(GoogleAccess()) == ENDPOINT

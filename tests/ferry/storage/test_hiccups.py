@@ -104,7 +104,7 @@ def moving(folder: Path, count: int, **given: Any) -> Any:
 FROM_A_PROXY: dict[str, Any] = {"status": 404, "code": ""}
 
 
-@pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObjects"])
+@pytest.mark.parametrize("operation", ["GetObject", "PutObject", "ListObjectsV2", "DeleteObject"])
 def test_a_404_that_is_not_the_stores(operation: str, odd: OddS3, tmp_path: Path) -> None:
     """A 404 of a proxy does not count as a missing state file, and the run keeps its lease."""
     state = open_state("s3://state/job", access(odd), tmp_path)

@@ -18,6 +18,8 @@ from ferry.core.records import ErrorClass, Outcome, Row, Status
 from ferry.state import parquet
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import ChunkRef
+from ferry.storage.access import AzureAccess, GoogleAccess
+from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.provider import CannotCopy
 from ferry.storage.s3 import S3, StaticCredentials
@@ -236,3 +238,20 @@ def test_another_servers_objects_are_read_at_the_usual_pace(s3: S3Server, bucket
     job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/new/", checks="none")
     with engine(job, directory_state(tmp_path), access(s3), source=read_access(s3)) as runtime:
         assert runtime.limiter.host("destination").snapshot().limit == 32
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "copies"),
+    [
+        ("az://shop/old/", "az://shop/new/", True),
+        ("az://other/old/", "az://shop/new/", False),
+        ("gs://old/", "gs://new/", True),
+        ("file:///tmp/", "gs://new/", False),
+    ],
+)
+def test_which_server_could_copy(source: str, destination: str, copies: bool, tmp_path: Path) -> None:
+    """Only one that has both buckets, at Azure in one account, and that the same credentials open."""
+    kind = AzureAccess if destination.startswith("az:") else GoogleAccess
+    here, there = open_store(destination, kind(), tmp_path), open_store(source, kind(), tmp_path)
+    assert here.can_copy_from(there) is copies
+    assert not here.can_copy_from(open_store(source, kind(anonymous=True), tmp_path))
