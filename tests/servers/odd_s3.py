@@ -28,6 +28,7 @@ from aiohttp import web
 
 Etags = Literal["md5", "upper", "kms", "opaque", "none"]
 Conditions = Literal["kept", "ignored", "501", "no create", "no replace", "never equal", "bare"]
+Copies = Literal["whole", "without attributes", "altered"]
 Listings = Literal["whole", "no token", "error page", "ends early", "starts at it", "in a circle", "numbered"]
 What = Literal["status", "reset", "lost answer", "silence", "alter", "halve", "error in 200", "redirect", "slow"]
 
@@ -108,6 +109,7 @@ class OddS3:
         etags: Etags = "md5",
         checksums: bool | int = False,
         conditions: Conditions = "kept",
+        copies: Copies = "whole",
         listings: Listings = "whole",
         delete_many: bool = True,
         page_keys: int = 1000,
@@ -124,11 +126,13 @@ class OddS3:
         pages, of which the third says it is the last.
         ``conditions``: kept, ignored, answered with 501, or one of them ignored: If-None-Match ("no create") or
         If-Match ("no replace"), which may also hold for no ETag at all ("never equal"), or for none in quotes ("bare").
+        ``copies`` by the server: as they should be, without the object's attributes, or with one byte changed.
         ``delete_many``: without it DeleteObjects is answered with 501.
         """
         self.etags = etags
         self.checksums = checksums
         self.conditions = conditions
+        self.copies = copies
         self.listings = listings
         self._numbered: dict[str, str] = {}  # tokens that count pages: the last key of each
         self.delete_many = delete_many
@@ -309,7 +313,9 @@ class OddS3:
         wanted = headers.get("x-amz-copy-source-if-match")
         if self.conditions != "ignored" and wanted is not None and wanted.strip('"') != source.etag.strip('"'):
             return _error(412, "PreconditionFailed")
-        stored = objects[key] = Stored(source.data, self._etag(source.data), dict(source.headers))
+        data = source.data if self.copies != "altered" else bytes([source.data[0] ^ 1]) + source.data[1:]
+        attributes = {} if self.copies == "without attributes" else dict(source.headers)
+        stored = objects[key] = Stored(data, self._etag(data), attributes)
         etag = f"<ETag>&quot;{stored.etag}&quot;</ETag>" if stored.etag else ""
         return _xml("CopyObjectResult", f"{etag}<LastModified>{_iso(stored.modified)}</LastModified>")
 
