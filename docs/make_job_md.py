@@ -57,6 +57,44 @@ failure_budget: 0.5%
 Relative paths start at the job file's directory, in a deployment at the project's root.
 """
 
+EQUAL_BYTES = """\
+## Equal bytes
+
+With `dedupe: true`, bytes that Ferry has stored for one row are not transferred again for others:
+
+| the row | what Ferry does | saved |
+|---|---|---|
+| has a SHA-256 or MD5 in the manifest that a stored object of this job has | the server copies that object to the row's key | download and upload |
+| turns out to have the bytes of a stored object when it is downloaded | the server copies that object to the row's key | upload |
+| has the key of such an object: `{sha256}.{ext}`, or `{md5}.jpg` with a column `md5` | one object for all these rows; the others are `unchanged` | as above |
+
+Each row keeps its own outcome, digests and line in the map. `copy_of` in the [ledger](state.md) names the key whose
+object it got. The run's last line and `ferry status` say how many bytes that saved. Without `dedupe` rows whose keys are
+equal before the download are key collisions. With it they share the key if the manifest has one digest for all of them.
+
+**What is found.** Equal digests in the manifest, however far apart its rows are, and in objects of earlier runs. Ferry
+puts rows with one digest into one chunk, mostly, and the others wait until the first is stored. Bytes that turn out
+equal are found among the last 50,000 objects that a process has stored.
+
+**What is not found**, and transferred as without `dedupe`:
+
+- An object in a bucket is downloaded, since a listing does not have its metadata. It spares the upload only if its
+  metadata is equal, too.
+- An object of an earlier run counts if the present settings wrote it, with `checks: image` or `decode`, and no recheck
+  of a delta run has found it unchanged since. It does not count for keys with `{sha256}` or `{ext}`.
+- A row to be repaired after `ferry verify`, and a row whose first try failed at the destination.
+
+**Copies by the server.** A copy is made only of the version that Ferry wrote (by its ETag), and counts only if the
+store's answer shows the MD5 of the bytes. So there are none where ETags are not MD5s (SSE-KMS), over 5 GiB, and under
+`on_existing: skip` and `fail`, since a copy would replace an object that appears meanwhile. At its start each process
+copies a small object `.ferry-trial-...` of its own and deletes it. If that copy lacks attributes, or after eight failed
+copies in a row, the process copies nothing more. In a directory Ferry reads the stored file and writes another one, so
+only the download is saved; files are never linked.
+
+**Trust.** Ferry believes the manifest's digests: the source of such a row is not asked, and a missing one is not
+noticed. MD5s can be forged. If the rows come from people who do not trust each other, list SHA-256s.
+"""
+
 TAIL = """\
 ## Secrets
 
@@ -318,7 +356,7 @@ def image_checks() -> str:
 def render() -> str:
     """Returns the whole page."""
     keys = ["## Keys", "", *table(Job), ""]
-    return "\n".join([HEAD, *keys, *column_names(), *template_fields(), image_checks(), TAIL])
+    return "\n".join([HEAD, *keys, *column_names(), *template_fields(), image_checks(), EQUAL_BYTES, TAIL])
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ class Outcome(NamedTuple):
         None  # for copied and unchanged rows; None if an earlier version of Ferry wrote the outcome
     )
     address: str | None = None  # redacted: which of several gave the bytes, or failed; None for ``source`` itself
+    copy_of: str | None = None  # with `dedupe`: the key whose object was not transferred again for this row
 
 
 @dataclass(slots=True)
@@ -221,6 +222,7 @@ class TransferResult:
     checked_by: Checked = Checked.BODY
     bytes_read_at: datetime | None = None  # if the bytes were not read in this attempt: when they were
     confirmed: Confirmed | None = None
+    copy_of: str | None = None  # as in Outcome
 
 
 PARTS_DIRECTORY = ".ferry-parts"  # for unfinished files; the next run of the job deletes those of killed runs

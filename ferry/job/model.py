@@ -194,6 +194,8 @@ class Job(_Model):
     """Check of each body: `image` (a complete image of a known format), `decode` (also decodes every pixel), `length`, or `none`. Digests in the manifest are always compared. With `none`, a server copies objects between its buckets itself."""
     on_existing: OnExisting = OnExisting.SKIP_SAME
     """Policy for a destination key that exists: `skip-same` (replace the object if its bytes differ), `skip` (keep it), `overwrite`, or `fail` (fail the row if its bytes differ)."""
+    dedupe: bool = False
+    """Transfer equal bytes once. Bytes that this job has stored for one row are copied at the destination for others, or shared under one key (section "Equal bytes")."""
     bad_lines: Literal["error", "skip"] = "error"
     """Handling of a manifest line that cannot be parsed: `error` ends the run before any transfer, `skip` records the line as a failed row."""
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None

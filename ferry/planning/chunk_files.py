@@ -123,19 +123,45 @@ def select_rows(
 
 
 def write_chunks(
-    con: duckdb.DuckDBPyConnection, state: State, run_no: int, chunk_rows: int, *, base: bool
+    con: duckdb.DuckDBPyConnection, state: State, run_no: int, chunk_rows: int, *, base: bool, dedupe: bool = False
 ) -> list[ChunkRef]:
     """Writes `selected` as chunk files in the manifest's order, and returns their references.
 
-    New rows and others go to separate chunks; those of new rows are base chunks if ``base``.
+    New rows and others go to separate chunks; those of new rows are base chunks if ``base``. With ``dedupe`` a row
+    whose digest an earlier row has by the manifest comes after that row, so that mostly one chunk has both.
     """
     chunks: list[ChunkRef] = []
+    _move(con, dedupe=dedupe)
     of_new: Literal["base", "retry"] = "base" if base else "retry"
     kinds: tuple[tuple[Literal["base", "retry"], str], ...] = ((of_new, "= 'new'"), ("retry", "<> 'new'"))
     for kind, condition in kinds:
         batches = _in_order(con, condition, chunk_rows)
         chunks += [_write(state, table, kind, run_no) for table in regrouped(batches, chunk_rows)]
     return chunks
+
+
+_COLUMNS = """m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
+              m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives"""
+
+
+def _move(con: duckdb.DuckDBPyConnection, *, dedupe: bool) -> None:
+    """Fills `moved`: rows with the digest of an earlier row of the same kind of chunk, and its number as ``place``.
+
+    The digests are compared by a hash, which takes less memory. Two that differ may only make rows move needlessly.
+    """
+    con.execute(f"""
+        CREATE OR REPLACE TABLE moved AS
+        WITH digests AS (
+            SELECT s.row_id, s.row_no, s.reason = 'new' AS is_new, hash(coalesce(m.sha256, m.md5)) AS digest
+            FROM selected s JOIN manifest m ON m.row_id = s.row_id
+            WHERE {dedupe} AND coalesce(m.sha256, m.md5) IS NOT NULL
+        ), places AS (
+            SELECT digest, is_new, min(row_no) AS place FROM digests GROUP BY ALL HAVING count(*) > 1
+        )
+        SELECT {_COLUMNS}, p.place, s.row_no
+        FROM digests d JOIN places p ON p.digest = d.digest AND p.is_new = d.is_new AND p.place < d.row_no
+             JOIN selected s ON s.row_id = d.row_id JOIN manifest m ON m.row_id = d.row_id
+    """)
 
 
 def _in_order(con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -149,11 +175,12 @@ def _in_order(con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int) -
     for start in range(first, last + 1, SORTED_ROWS):
         reader: Any = con.sql(
             f"""
-            SELECT m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-                   m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives
-            FROM manifest m JOIN selected s ON s.row_id = m.row_id
-            WHERE s.reason {condition} AND m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end
-            ORDER BY m.row_no
+            SELECT * EXCLUDE (place, row_no) FROM (
+                SELECT {_COLUMNS}, m.row_no AS place, m.row_no FROM manifest m JOIN selected s ON s.row_id = m.row_id
+                WHERE m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end
+                      AND m.row_id NOT IN (SELECT row_id FROM moved)
+                UNION ALL FROM moved WHERE place BETWEEN $start AND $end
+            ) WHERE reason {condition} ORDER BY place, row_no
             """,
             params={"start": start, "end": start + SORTED_ROWS - 1},
         ).to_arrow_reader(batch_rows)

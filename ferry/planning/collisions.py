@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 MAX_COLLISION_SHARE = 0.10
 MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')"  # classes of a failed first try
+# Of the rows with one key: all have the same digest, and nothing that the manifest says of their bytes differs.
+_HAS_ONE_BODY = "(count(sha256) = count(*) OR count(md5) = count(*)) AND " + " AND ".join(
+    f"min({name}) IS NOT DISTINCT FROM max({name})" for name in ("sha256", "md5", "size")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,7 @@ def find_collisions(
     *,
     for_directory: bool,
     listed: bool = False,
+    dedupe: bool = False,
     name_folding: Callable[[], Collection[FoldedName]] = tuple,
 ) -> ProblemCounts:
     """Fills `problems` with the duplicates and key collisions among the usable rows, and returns all counts.
@@ -77,6 +82,8 @@ def find_collisions(
 
     Two equal rows of a listing (``listed``) are two objects whose names the client cannot tell apart, and only one can
     be requested. Examples are `a.jpg` and `/a.jpg` in a bucket, or a file name that is not UTF-8.
+
+    With ``dedupe`` rows share a key if the manifest says by a digest that all of them have the same bytes.
 
     In a directory (``for_directory``) a file and a folder cannot have one name. ``name_folding`` returns which
     differences in names the directory ignores; it is called only if keys of the manifest differ in such a way alone.
@@ -89,6 +96,9 @@ def find_collisions(
         CREATE TABLE problems AS
         WITH shared AS (
             SELECT key FROM manifest WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
+        ), equal AS (
+            SELECT key FROM manifest SEMI JOIN shared USING (key) WHERE error_class IS NULL
+            GROUP BY key HAVING {_HAS_ONE_BODY if dedupe else "false"}
         ), candidates AS (
             SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key,
                    coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
@@ -102,7 +112,8 @@ def find_collisions(
                    first_value(row_no) OVER (PARTITION BY source, key ORDER BY has_copy DESC, row_no) AS first_no,
                    min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
                    -- objects with one key that contains the digest are equal
-                   AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}')) AS contested,
+                   AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
+                   AND key NOT IN (SELECT key FROM equal) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from ferry.core import ATTEMPTS, Fatal, ObjectError, UserError, worth_another_try
-from ferry.job import Job, OnExisting
+from ferry.job import Checks, Job, OnExisting
 from ferry.planning.chunk_files import DONE, HELD_JOINED, load_held
 from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Existing, State, checked_name, to_bytes, with_hints
 from ferry.storage import Access, FoldedName, Folder, ObjectInfo, Store, open_store
@@ -81,6 +81,7 @@ def find_existing(
                 ) from None
             how = "head"
             text = f"found by a HEAD for each row, since the destination cannot be listed ({error.message})"
+    _find_equal_copies(con, job)
     hints = _write_hints(con, state)
     to_do = {chunk.digest for chunk in unfinished}
     return [
@@ -125,10 +126,44 @@ def _list(con: duckdb.DuckDBPyConnection, state: State, job: Job, access: Access
     return int(count)
 
 
+def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """Fills `equal_copies`: for rows to do, a copy of an earlier run with the digest that the manifest has for them.
+
+    Its attributes are known to be those of the job and of its bytes: it was written under the present settings, with a
+    check of its type, and not from a bucket. A key that `ferry verify` found missing or altered is left out, since
+    other rows may share it.
+    """
+    types_are_checked = job.checks in (Checks.IMAGE, Checks.DECODE)
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE equal_copies AS
+        WITH wanted AS (
+            SELECT o.row_id, m.sha256, m.md5 FROM open_rows o JOIN manifest m USING (row_id)
+            WHERE {job.dedupe and types_are_checked} AND NOT o.done AND NOT o.deferred_key
+                  AND coalesce(m.sha256, m.md5) IS NOT NULL
+        ), copies AS (
+            SELECT l.row_id AS copy_id, l.sha256, l.md5 FROM latest l
+            WHERE {job.dedupe and types_are_checked} AND l.status = 'copied' AND l.settings_digest = $settings
+                  AND l.confirmed IS NOT NULL AND l.dest_etag IS NOT NULL AND l.size IS NOT NULL
+                  AND l.sha256 IS NOT NULL AND l.md5 IS NOT NULL AND l.content_type IS NOT NULL
+                  AND NOT starts_with(coalesce(l.address, l.source), 's3:')
+                  AND l.row_id NOT IN (SELECT row_id FROM superseded)
+                  AND l.key NOT IN (SELECT key FROM latest WHERE status = 'pending' AND key IS NOT NULL)
+        )
+        SELECT w.row_id, min(c.copy_id) AS copy_id FROM wanted w JOIN copies c ON c.sha256 = w.sha256 GROUP BY 1
+        UNION ALL
+        SELECT w.row_id, min(c.copy_id) FROM wanted w JOIN copies c ON c.md5 = w.md5 AND w.sha256 IS NULL
+        GROUP BY 1 HAVING min(c.sha256) = max(c.sha256)  -- else the MD5 names several bodies
+        """,
+        {"settings": job.settings_digest()},
+    )
+
+
 def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]:
     """Writes one file for each chunk with hints, and returns the files' names by chunk.
 
-    Hints are rows that are done, existing objects under a row's key, and copies to recheck.
+    Hints are rows that are done, existing objects under a row's key, copies to recheck, and other rows' copies with the
+    row's digest.
     """
     reader = con.execute("""
         SELECT o.chunk, o.row_id, o.done, any_value(e.size), any_value(e.etag), r.revalidate, l.key, l.size, l.md5,
@@ -137,8 +172,9 @@ def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]
                coalesce(l.bytes_read_at, l.recorded_at), l.confirmed, l.address
         FROM open_rows o LEFT JOIN existing e ON e.key = o.key AND NOT o.deferred_key
              LEFT JOIN revalidations r ON r.row_id = o.row_id AND NOT o.done
-             LEFT JOIN latest l ON l.row_id = r.row_id
-        WHERE o.done OR e.key IS NOT NULL OR r.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
+             LEFT JOIN equal_copies q ON q.row_id = o.row_id AND r.row_id IS NULL
+             LEFT JOIN latest l ON l.row_id = coalesce(r.row_id, q.copy_id)
+        WHERE o.done OR e.key IS NOT NULL OR r.row_id IS NOT NULL OR q.row_id IS NOT NULL GROUP BY ALL ORDER BY o.chunk
     """)
     lines: list[tuple[Any, ...]] = []
     names: dict[str, str] = {}

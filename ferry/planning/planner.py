@@ -153,7 +153,7 @@ class Planner:
         collisions.find_superseded(self.con)
         names_fold = self._to_directory and not self.options.dry
         return collisions.find_collisions(
-            self.con, self.notes, for_directory=self._to_directory, listed=self.job.is_listed(),
+            self.con, self.notes, for_directory=self._to_directory, listed=self.job.is_listed(), dedupe=self.job.dedupe,
             name_folding=partial(name_folding_of, self.job.destination.uri) if names_fold else tuple,
         )  # fmt: skip
 
@@ -194,7 +194,9 @@ class Planner:
         """
         base, dry = earlier.plan is None or self.job.mode == "full", self.options.dry
         chunk_rows = self._chunk_rows(counts, earlier)
-        new = [] if dry else chunk_files.write_chunks(self.con, self.state, self.options.run_no, chunk_rows, base=base)
+        run_no, dedupe = self.options.run_no, self.job.dedupe
+        write = partial(chunk_files.write_chunks, self.con, self.state, run_no, chunk_rows, base=base, dedupe=dedupe)
+        new = [] if dry else write()
         kept = chunk_files.without(chunks, new)
         run_chunks, how_found = find_existing(
             self.con, self.state, self.job, self.access.destination, [*kept, *new] if self._plain else new, pending,

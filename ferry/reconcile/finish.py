@@ -16,6 +16,7 @@ from ferry.state import (
     close_missing,
     compact_ledger,
     count,
+    count_deduped,
     encode_checked_json,
     folded_ledger,
     run_of,
@@ -47,6 +48,7 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: 
         delta = delta_figures(con, state, run_no, to_directory=to_directory) if job.mode == "delta" else None
         chunks = by_chunk(con, run_no)
         counts = count(con)
+        deduped = count_deduped(con, run_no)
         same_bytes = find_same_bytes(con, state, run_no, counts.planned)
         if pruned:
             close_missing(con, state, run_no)
@@ -55,7 +57,7 @@ def finish_run(job: Job, state: State, run_no: int, token: str = "", *, pruned: 
     report = {
         "run_no": run_no, "counts": counts.as_dict(), "this_run": dict(this_run),
         "budget": job.budget(counts.planned - counts.duplicates), "budget_setting": str(job.failure_budget),
-        "failures": failures, "delta": delta,
+        "failures": failures, "delta": delta, "deduped": deduped,
         "same_bytes": {**same_bytes, "fail": job.duplicate_bodies == "fail"} if same_bytes else None,
     }  # fmt: skip
     state.write(f"reports/run-{run_no:06d}/summary.json", encode_checked_json({**report, "ledger": folded}))

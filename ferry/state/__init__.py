@@ -9,7 +9,7 @@ from ferry.state.checksums import (
     is_intact,
     verified_path,
 )
-from ferry.state.counts import Counts, count
+from ferry.state.counts import Counts, count, count_deduped
 from ferry.state.error_words import PLAIN_WORDS, REMEDIES
 from ferry.state.failures import FAILURE_COLUMNS, FailureFilter, FailureGroup, failure_groups, host_sql, select_failures
 from ferry.state.files import State
@@ -131,6 +131,7 @@ __all__ = [
     "concat",
     "connect",
     "count",
+    "count_deduped",
     "count_lists",
     "create_latest",
     "decode_checked_json",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ class Counts:
     retryable: int = 0  # of the failed rows
     by_size: dict[str, int] = field(default_factory=dict)  # status -> copied or unchanged rows confirmed by size alone
     lesser_checks: int = 0  # copied or unchanged rows that got a lesser check than `checks`; their message names it
+    deduped: dict[str, int] = field(default_factory=dict)  # as :func:`count_deduped` returns it
     classes: dict[str, int] = field(default_factory=dict)  # error class -> failed, skipped or pending rows
 
     def check(self) -> None:
@@ -42,6 +44,11 @@ class Counts:
         return asdict(self)
 
 
+# Over outcomes `l` of copied and unchanged rows: what :func:`count_deduped` returns
+_DEDUPED = """count(l.copy_of), coalesce(sum(l.size) FILTER (l.copy_of IS NOT NULL), 0),
+    coalesce(sum(l.size) FILTER (l.copy_of IS NOT NULL AND l.requests = 0), 0)"""
+
+
 def count(con: duckdb.DuckDBPyConnection) -> Counts:
     """Counts the rows of `manifest` by state, from `latest` and `waiting` (:func:`ferry.state.queries.folded_ledger`).
 
@@ -51,20 +58,22 @@ def count(con: duckdb.DuckDBPyConnection) -> Counts:
     counts = Counts()
     (counts.planned,) = con.execute("SELECT count(*) FROM manifest").fetchall()[0]
     lines = con.execute(
-        """
+        f"""
         SELECT coalesce(nullif(l.status, 'removed'), 'pending'), l.error_class, count(*), coalesce(sum(l.size), 0),
                count(*) FILTER (l.retryable), count(*) FILTER (l.confirmed = 'size'),
-               count(l.message)
+               count(l.message), {_DEDUPED}
         FROM manifest m LEFT JOIN (SELECT * FROM latest ANTI JOIN waiting USING (row_id)) l USING (row_id)
         GROUP BY 1, 2
         """
     ).fetchall()
-    for status, error_class, rows, size, retryable, by_size, messages in lines:
+    for status, error_class, rows, size, retryable, by_size, messages, *deduped in lines:
         setattr(counts, status, getattr(counts, status) + rows)
         if status == "copied":
             counts.bytes += int(size)
         if status in ("copied", "unchanged"):
             counts.lesser_checks += messages
+            if deduped[0]:
+                counts.deduped = {name: counts.deduped.get(name, 0) + n for name, n in _named(deduped).items()}
             if by_size:
                 counts.by_size[status] = counts.by_size.get(status, 0) + by_size
         if status == "failed":
@@ -74,3 +83,17 @@ def count(con: duckdb.DuckDBPyConnection) -> Counts:
         if error_class == ErrorClass.DUPLICATE:
             counts.duplicates += rows
     return counts
+
+
+def count_deduped(con: duckdb.DuckDBPyConnection, run_no: int) -> dict[str, int]:
+    """Counts the rows of a run that got bytes which Ferry had stored for another row; empty if there is none.
+
+    ``bytes`` are theirs: not uploaded, or not downloaded, or neither. ``not_downloaded`` are those of the last two.
+    """
+    done = "l.status IN ('copied', 'unchanged')"
+    found = con.execute(f"SELECT {_DEDUPED} FROM latest l WHERE {done} AND l.run_no = ?", [run_no]).fetchall()[0]
+    return _named(found) if found[0] else {}
+
+
+def _named(deduped: Sequence[int]) -> dict[str, int]:
+    return dict(zip(("rows", "bytes", "not_downloaded"), map(int, deduped), strict=True))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from ferry.core import Checked, Confirmed, Damaged, ErrorClass, NewerVersion, Outcome, Reason, Row, Status
 from ferry.state.old_schemas import renamed_table
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _META = {b"ferry_schema": str(SCHEMA_VERSION).encode()}
 _S, _I = pa.string(), pa.int64()
 _TIME = pa.timestamp("us", tz="UTC")
@@ -35,13 +35,15 @@ OUTCOME_SCHEMA = pa.schema(
         ("source_last_modified", _S), ("dest_etag", _S), ("started_at", _TIME), ("recorded_at", _TIME),
         ("run_no", _I), ("chunk", _S), ("settings_digest", _S), ("manifest_digest", _S), ("checked_by", _S),
         ("bytes_read_at", _TIME), ("consecutive_failures", _I), ("confirmed", _S), ("address", _S),
+        ("copy_of", _S),
     ],
     metadata=_META,
 )  # fmt: skip
 HINT_SCHEMA = pa.schema(
     [
         ("row_id", _S), ("done", pa.bool_()), ("dest_size", _I), ("dest_etag", _S),
-        # what the ledger knows of a copy that is to be rechecked; ``revalidate`` is null for all others
+        # what the ledger knows of a copy that is to be rechecked; if ``revalidate`` is null, of another row's copy with
+        # the digest that the manifest has for this row
         ("revalidate", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
         ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S), ("address", _S),
     ],

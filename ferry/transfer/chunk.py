@@ -35,7 +35,7 @@ from ferry.state import (
     write_outcomes,
 )
 from ferry.transfer.chunk_queue import ChunkQueue, PendingRow
-from ferry.transfer.chunk_rows import ChunkRows, Hints, read_chunk, with_known_copy
+from ferry.transfer.chunk_rows import ChunkRows, Hints, read_chunk, repeated_apart, with_known_copy
 from ferry.transfer.dispatcher import HostQueue
 from ferry.transfer.retry import Next, next_step
 from ferry.transfer.runtime import ChunkProgress, Runtime
@@ -86,8 +86,10 @@ class ChunkRun:
         done = self._hints.done
         pending = len(table) - len(done) - len(self._progress.rows)
         # a copy of the set, since rows that finish from now on must not be left out: they are in progress
-        self._rows = ChunkRows(table, done, frozenset(self._progress.rows))
-        self._queue = ChunkQueue(self._rows)
+        recorded = frozenset(self._progress.rows)
+        first, later = repeated_apart(table) if self._rt.dedupe else (table, None)
+        self._rows = ChunkRows(first, done, recorded)
+        self._queue = ChunkQueue(self._rows, ChunkRows(later, done, recorded) if later is not None else None)
         flusher = asyncio.create_task(self._flush_until_closing())
         stop = asyncio.create_task(self._rt.stop.wait())
         finished = asyncio.create_task(self._finished.wait())
@@ -175,6 +177,7 @@ class ChunkRun:
                 row, self._hints.found.get(row.row_id), permit,
                 check_existing=self._check_existing,
                 known=known and known.at(item.address, is_source=not item.failures),
+                in_ledger=self._hints.in_ledger.get(row.row_id),
             )  # fmt: skip
         except ObjectError as error:
             if error.at_destination:
@@ -283,7 +286,7 @@ class ChunkRun:
             started_at=item.started_at or now, recorded_at=now, run_no=rt.run_no, chunk=self._ref.digest,
             settings_digest=rt.settings_digest, manifest_digest=manifest_digest_of(row),
             checked_by=end.checked_by, bytes_read_at=end.bytes_read_at or item.started_at or now,
-            confirmed=end.confirmed, address=redact(item.address) if item.failures else None,
+            confirmed=end.confirmed, address=redact(item.address) if item.failures else None, copy_of=end.copy_of,
         )  # fmt: skip
 
     async def _flush_until_closing(self) -> None:

@@ -90,10 +90,12 @@ class ChunkQueue:
     progress.
     """
 
-    __slots__ = ("_in_progress", "_last_tries", "_rows")
+    __slots__ = ("_in_progress", "_last_tries", "_later", "_rows")
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows, later: Rows | None = None) -> None:
+        """``later`` are rows that begin once the others have finished, but for their last tries."""
         self._rows: Rows | None = rows
+        self._later = later
         self._in_progress = 0
         self._last_tries: list[PendingRow] = []
 
@@ -105,11 +107,14 @@ class ChunkQueue:
     @property
     def finished(self) -> bool:
         """Whether no row is left or in progress."""
-        return self._rows is None and not self._in_progress and not self._last_tries
+        return self._rows is None and self._later is None and not self._in_progress and not self._last_tries
 
     def next_rows(self) -> Sequence[PendingRow]:
         """Returns the next slice of rows; empty if none may begin now, or none is left."""
-        while self._rows is not None:
+        while self._rows is not None or (self._later is not None and not self._in_progress):
+            if self._rows is None:
+                self._rows, self._later = self._later, None
+                continue
             items = self._rows.take(SLICE_ROWS)
             if items is None:
                 self._rows = None

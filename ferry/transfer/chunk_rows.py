@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from ferry.core import Confirmed, Damaged, KnownCopy, Outcome, Revalidate
+from ferry.core import Confirmed, Damaged, KnownCopy, Outcome, Revalidate, Status, TransferResult
 from ferry.ratelimit import host_of
 from ferry.state import ChunkRef, State, read_table, rows_of, verified_path
 from ferry.storage import ObjectInfo
@@ -48,6 +48,7 @@ class Hints:
     found: dict[str, ObjectInfo] = field(default_factory=dict)  # existing objects at the destination
     known: dict[str, KnownCopy] = field(default_factory=dict)  # copies that are to be rechecked
     done: set[str] = field(default_factory=set)  # rows that need no further work
+    in_ledger: dict[str, TransferResult] = field(default_factory=dict)  # copies of other rows with the row's digest
 
 
 def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
@@ -69,7 +70,28 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
                 hint["content_type"], hint["etag"], hint["last_modified"], hint["known_etag"], hint["bytes_read_at"],
                 Confirmed(hint["confirmed"]) if hint.get("confirmed") else None, hint.get("address"),
             )  # fmt: skip
+        elif hint["key"] is not None:
+            hints.in_ledger[row_id] = TransferResult(
+                Status.COPIED, hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
+                dest_etag=hint["known_etag"], confirmed=Confirmed(hint["confirmed"]),
+            )  # fmt: skip
     return table, hints
+
+
+def repeated_apart(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Returns the rows of a chunk in two tables: those whose digest an earlier row has by the manifest in the second.
+
+    Once the first are done, the objects of the others are at the destination.
+    """
+    seen: set[str] = set()
+    rows: tuple[list[int], list[int]] = ([], [])
+    columns = (table.column(name).to_pylist() for name in ("sha256", "md5"))
+    for at, (sha256, md5) in enumerate(zip(*columns, strict=True)):
+        digest = sha256 or md5
+        rows[digest is not None and digest in seen].append(at)
+        seen.add(digest)
+    first, later = (table.take(pa.array(places, pa.int64())) for places in rows)
+    return first, later
 
 
 def _table(state: State, name: str) -> pa.Table:

@@ -9,6 +9,7 @@ from ferry.job import OnExisting
 from ferry.storage import ObjectInfo, md5_of_etag
 
 Step = Literal["fetch", "skip", "unchanged"]
+GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # they must not replace a key that was written since the plan
 
 
 def before_fetch(policy: OnExisting, row: Row, found: ObjectInfo | None) -> Step:

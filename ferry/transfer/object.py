@@ -29,10 +29,12 @@ from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import Limiter, Permit
 from ferry.storage import AlreadyThere, CannotCopy, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.body_check import check_body, lesser_check_of
-from ferry.transfer.conflict import Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
+from ferry.transfer.conflict import GUARDED, Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
+from ferry.transfer.dedupe import MAX_COPY_BYTES, Dedupe
 from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch, Sources
 from ferry.transfer.stall import Waits
+from ferry.transfer.stored_objects import StoredObject
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class TransferOptions:
     on_existing: OnExisting
     max_bytes: int
     attributes: Mapping[str, str]  # Cache-Control and user metadata of each object at the destination
+    dedupe: bool = False
 
 
 # How an unchanged copy was checked, by what was asked for: without reading the bytes, and after reading them.
@@ -57,7 +60,6 @@ CHECKED_BY_BODY = {
     Revalidate.HEAD_SIZE: Checked.SIZE,
     Revalidate.GET: Checked.BODY,
 }
-GUARDED = (OnExisting.SKIP, OnExisting.FAIL)  # they must not replace a key that was written since the plan
 KEY_EXISTS = "the destination already has this key (on_existing: skip)"
 
 
@@ -112,6 +114,10 @@ class ObjectTransfer:
         self._attributes = {name: value for name, value in options.attributes.items() if value}
         self.waits = Waits()
         self._destination = Destination(destination, limiter, may_write, self.waits)
+        self._dedupe: Dedupe | None = None
+        if options.dedupe:
+            copies = options.on_existing not in GUARDED
+            self._dedupe = Dedupe(self._destination, self.unconfirmed, self._attributes, copies=copies)
 
     async def transfer(
         self,
@@ -121,19 +127,24 @@ class ObjectTransfer:
         *,
         check_existing: bool = False,
         known: KnownCopy | None = None,
+        in_ledger: TransferResult | None = None,
     ) -> TransferResult:
         """Fetches, checks, compares, stores and confirms an object.
 
         ``found`` is the existing object under the key; with ``check_existing`` it is requested by HEAD. ``known`` is a
-        copy of the row, which is written again only if its source has changed. ``permit`` is that of the source. It is
-        freed when the body has been received and the destination's permit is taken. So a slow destination slows the
-        source down, and bodies do not pile up between them.
+        copy of the row, which is written again only if its source has changed. ``in_ledger`` is another row's copy with
+        this row's digest. ``permit`` is that of the source. It is freed when the body has been received and the
+        destination's permit is taken. So a slow destination slows the source down, and bodies do not pile up between
+        them.
 
         Raises ObjectError (the row's failure), Fatal or PausedTooLong.
         """
         if known is not None:
             return await self._recheck(row, known, permit)
         policy = self._policy(row, row.key)
+        stored = await self._dedupe.find(row, in_ledger) if self._dedupe is not None else None
+        if self._dedupe is not None and stored is not None and (shared := await self._dedupe.share(row, stored)):
+            return shared
         if check_existing and not row.deferred_key and policy is not OnExisting.OVERWRITE:
             async with self._destination.permit():
                 found = await self._destination.head(row.key)
@@ -141,6 +152,8 @@ class ObjectTransfer:
         if step != "fetch" and not self.unconfirmed.may_have_arrived(row, row.key):
             assert found is not None
             return self._existing_result(step, row.key, found)
+        if stored is not None and (copied := await self._copy_stored(row, stored, found, policy, permit)):
+            return copied
         if (source := self._server_copy_source(row, found)) is not None:
             with contextlib.suppress(CannotCopy):
                 return await self._copy_on_server(row, source, permit)
@@ -175,6 +188,22 @@ class ObjectTransfer:
                 same.checked_by = CHECKED_BY_BODY[known.revalidate]
                 return same
             return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
+
+    async def _copy_stored(
+        self, row: Row, stored: StoredObject, found: ObjectInfo | None, policy: OnExisting, permit: Permit
+    ) -> TransferResult | None:
+        """Copies a stored object within the destination. Returns None if the row is to be fetched."""
+        assert self._dedupe is not None
+        if found is None or policy is OnExisting.OVERWRITE:
+            copied = await self._dedupe.copy(row, stored, overwrite=policy is OnExisting.OVERWRITE)
+            if copied is not None:
+                return copied
+        if (fetch := await self._dedupe.read(row, stored)) is None:
+            return None
+        with _body_of(fetch):
+            result = await self._store(row, fetch, found, policy, permit)
+        result.bytes_read, result.copy_of = 0, stored.result.key
+        return result
 
     def _server_copy_source(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str] | None:
         """Returns source store and key if the server may copy the object itself, else None (docs/decisions/0012).
@@ -235,7 +264,10 @@ class ObjectTransfer:
             attributes["Content-Type"] = result.content_type
         async with self._destination.permit():
             permit.release()
-            return await self._write(row, result, body, attributes, found, policy, kind)
+            if self._dedupe is None:
+                return await self._write(row, result, body, attributes, found, policy, kind)
+            async with self._dedupe.remembering(result, attributes, kind):
+                return await self._write(row, result, body, attributes, found, policy, kind)
 
     async def _write(
         self,
@@ -294,6 +326,10 @@ class ObjectTransfer:
         policy: OnExisting,
     ) -> TransferResult:
         """Keeps the existing object under the key, or writes the body there."""
+        if self._dedupe is not None:
+            replaces = found is None or policy is OnExisting.OVERWRITE
+            if await self._dedupe.instead_of_put(row, result, attributes, found, replaces=replaces):
+                return result
         if found is not None and await self._keep_existing(result, body, found, policy):
             return result
         create = policy in GUARDED  # a conditional PUT, in case the key was written since the plan

@@ -80,6 +80,7 @@ class Runtime:
         self.run_no = run_no
         self.settings_digest = job.settings_digest()
         self.retries: Retries = job.retries
+        self.dedupe = job.dedupe
         self.rng = random.Random()
         self.progress = Progress()
         self.chunk_progress: dict[str, ChunkProgress] = {}
@@ -125,7 +126,7 @@ class Runtime:
         self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
         attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
-        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes)
+        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes, job.dedupe)
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)

@@ -25,6 +25,7 @@ from ferry.state import PLAIN_WORDS, Counts
 from tasks.reporting.text import (
     SHORTEST_S,
     Report,
+    dedupe_note,
     delta_table,
     describe,
     duration,
@@ -209,6 +210,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
     if counts.lesser_checks:
         was = "was" if counts.lesser_checks == 1 else "were"
         out.print(f"{counts.lesser_checks:,} of them {was} checked by length or structure alone")
+    if saved := dedupe_note(counts.deduped):
+        out.print(saved)
 
 
 def last_end(end: RunEnd | None, lost: int | None) -> None:

@@ -51,6 +51,7 @@ class Report:
     budget_setting: str = ""  # `failure_budget` as the job has it
     limit_option: str = "--limit"  # which of `--limit` and `--sample` the run was given
     predicted: tuple[float, float] | None = None  # seconds, by `ferry check` for as many rows
+    deduped: Mapping[str, int] = field(default_factory=dict)  # rows and bytes of this run that dedupe saved
     limit_changes: list[str] = field(default_factory=list)  # the last changes of limits in this run, with their times
 
     @property
@@ -130,7 +131,8 @@ class Report:
         line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        said = (line, self.comparison, self.others, *prune_notes(self.pruned), same_bytes_note(self.same_bytes))
+        notes = (*prune_notes(self.pruned), same_bytes_note(self.same_bytes))
+        said = (line, dedupe_note(self.deduped), self.comparison, self.others, *notes)
         return ". ".join(part for part in said if part)
 
     @property
@@ -163,6 +165,14 @@ def prune_failure(pruned: PruneResult | None) -> str:
     first = f": {pruned.first_failure}" if pruned.failed == 1 else f", the first of them {pruned.first_failure}"
     why = f": {pruned.stop_reason}" if pruned.stop_reason else first
     return f"{_copies(pruned.failed)} could not be deleted{why}; the next delta run tries again"
+
+
+def dedupe_note(deduped: Mapping[str, int]) -> str:
+    """Returns what dedupe saved, as a sentence; "" if that is nothing."""
+    if not deduped:
+        return ""
+    of_it = f", {size(deduped['not_downloaded'])} of them not downloaded" if deduped["not_downloaded"] else ""
+    return f"Dedupe saved {size(deduped['bytes'])} in {_rows(deduped['rows'])}{of_it}"
 
 
 def same_bytes_note(same: dict[str, Any] | None) -> str:

@@ -1,0 +1,542 @@
+"""Dedupe on real servers: what it saves, and that every row gets the bytes and attributes that it gets without it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.images import make_image
+from demo.origin import Origin, Trouble
+from demo.s3 import S3Server
+from ferry.core.errors import ChunkIncomplete
+from ferry.core.progress import Progress
+from ferry.core.records import Confirmed, ErrorClass, Outcome
+from ferry.job.model import Job
+from ferry.reconcile.finish import finish_run
+from ferry.reconcile.verify import expected_objects, note_verified, read_back
+from ferry.storage import open_store
+from ferry.transfer import dedupe
+from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import Fault, OddS3, Stored
+from tests.support import helpers
+from tests.support.helpers import access, by_key, counts_of, directory_state, make_job, stored
+
+pytestmark = pytest.mark.matrix
+
+BODIES = [make_image("jpeg", n, 40, 30) for n in range(4)]
+A, B = BODIES[:2]
+
+
+def md5(body: bytes) -> str:
+    return hashlib.md5(body).hexdigest()
+
+
+def sha256(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+class Shop:
+    """An origin, a bucket and a list of its images; the job is deduped unless a test says otherwise."""
+
+    def __init__(self, origin: Origin, server: OddS3, folder: Path) -> None:
+        self.origin, self.server, self.folder = origin, server, folder
+        server.make_bucket("bucket")
+        self.state = directory_state(folder)
+        self.run_no = 0
+        self.given: dict[str, Any] = {}
+
+    def list(self, *rows: tuple[str, bytes, str], column: str = "md5", **more: Sequence[str]) -> None:
+        """Adds images by path, and writes a list of them with their digests, or what stands there for one."""
+        lines = [
+            [self.origin.add(path, body), digest, *(values[at] for values in more.values())]
+            for at, (path, body, digest) in enumerate(rows)
+        ]
+        helpers.write_list(self.folder / "list.csv", lines, ("url", column, *more))
+
+    def job(self, **given: Any) -> Job:
+        return make_job(**{"manifest": str(self.folder / "list.csv"), "dedupe": True, **self.given, **given})
+
+    def run(self, **given: Any) -> dict[str, Outcome]:
+        """A run; the outcomes by key. ``given`` holds for later runs, too."""
+        self.given.update(given)
+        self.run_no += 1
+        self.origin.total = 0
+        self.server.requests.clear()
+        helpers.run(self.job(), self.state, access(self.server), self.run_no)
+        return by_key(self.state)
+
+    @property
+    def objects(self) -> dict[str, Stored]:
+        return {key.removeprefix("p/"): found for key, found in self.server.objects["bucket"].items()}
+
+    def holds(self, *bodies: tuple[str, bytes]) -> bool:
+        """Whether the bucket has these objects and no others."""
+        return {key: found.data for key, found in self.objects.items()} == dict(bodies)
+
+
+@pytest.fixture
+def server() -> Iterator[OddS3]:
+    with OddS3() as running:
+        yield running
+
+
+@pytest.fixture
+def shop(origin: Origin, server: OddS3, tmp_path: Path) -> Shop:
+    return Shop(origin, server, tmp_path)
+
+
+def digests(outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None]:
+    return outcome.size, outcome.md5, outcome.sha256, outcome.content_type
+
+
+TWO = (("/1.jpg", A, md5(A)), ("/2.jpg", A, md5(A)))
+
+
+@pytest.mark.parametrize("column", ["md5", "sha256"])
+def test_equal_digests_in_the_list_spare_the_download(column: str, shop: Shop) -> None:
+    """Rows with the digest of an earlier row of the list are copied by the server, attributes included."""
+    digest = md5 if column == "md5" else sha256
+    bodies = [(f"/{n}.jpg", BODIES[n % 3], digest(BODIES[n % 3])) for n in range(9)]
+    shop.list(*bodies, column=column)
+    destination = {"uri": "s3://bucket/p/", "cache_control": "max-age=9", "metadata": {"owner": "shop 7"}}
+    outcomes = shop.run(destination=destination)
+    assert shop.holds(*((f"{n}.jpg", BODIES[n % 3]) for n in range(9)))
+    assert shop.origin.total == 3
+    assert shop.server.requests["CopyObject"] == 6 + 1  # and the trial
+    assert all(found.headers == shop.objects["0.jpg"].headers for found in shop.objects.values())
+    for n in range(3, 9):
+        copy, first = outcomes[f"{n}.jpg"], outcomes[f"{n % 3}.jpg"]
+        assert (copy.status, copy.confirmed, copy.copy_of, copy.requests) == ("copied", "digest", first.key, 0)
+        assert digests(copy) == digests(first)
+        assert first.copy_of is None
+    saved = sum(len(BODIES[n % 3]) for n in range(3, 9))
+    assert counts_of(shop.state).deduped == {"rows": 6, "bytes": saved, "not_downloaded": saved}
+    assert finish_run(shop.job(), shop.state, 1)["deduped"] == counts_of(shop.state).deduped
+    assert finish_run(shop.job(), shop.state, 2)["deduped"] == {}
+
+
+def test_rows_that_turn_out_equal_spare_the_upload(shop: Shop) -> None:
+    """Without digests in the list each row is downloaded, and one of those with equal bytes is uploaded."""
+    shop.list(*((f"/{n}.jpg", BODIES[n % 2], "") for n in range(10)))
+    outcomes = shop.run()
+    assert shop.holds(*((f"{n}.jpg", BODIES[n % 2]) for n in range(10)))
+    assert shop.origin.total == 10
+    assert shop.server.requests["PutObject"] == 2 + 1
+    copies = [outcome for outcome in outcomes.values() if outcome.copy_of is not None]
+    assert [(copy.requests, copy.confirmed, copy.status) for copy in copies] == [(1, "digest", "copied")] * 8
+    assert all(sha256(shop.objects[copy.copy_of or ""].data) == copy.sha256 for copy in copies)
+    assert counts_of(shop.state).deduped == {"rows": 8, "bytes": 4 * len(A) + 4 * len(B), "not_downloaded": 0}
+
+
+def test_without_the_key_nothing_is_copied(shop: Shop) -> None:
+    """`dedupe` is off by default: no trial, no copy, and nothing is counted."""
+    shop.list(*TWO)
+    shop.run(dedupe=False)
+    assert shop.server.requests["CopyObject"] == 0
+    assert shop.origin.total == 2
+    assert counts_of(shop.state).deduped == {}
+
+
+# --- keys that rows share
+
+
+@pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])
+def test_rows_share_a_key_made_from_their_digest(policy: str, shop: Shop) -> None:
+    """Rows with one key, and by the list with one digest, share an object that is transferred once."""
+    shop.list(*TWO, ("/3.jpg", B, md5(B)))
+    outcomes = shop.run(key="{md5}.jpg", on_existing=policy)
+    assert shop.holds((f"{md5(A)}.jpg", A), (f"{md5(B)}.jpg", B))
+    assert (shop.origin.total, len(helpers.latest(shop.state))) == (2, 3)
+    ends = sorted(
+        (out.status, out.copy_of or "", out.requests, out.sha256) for out in helpers.latest(shop.state).values()
+    )
+    assert ends == sorted([("copied", "", 1, sha256(A)), ("copied", "", 1, sha256(B)),
+                           ("unchanged", f"{md5(A)}.jpg", 0, sha256(A))])  # fmt: skip
+    assert all(outcome.confirmed is Confirmed.DIGEST for outcome in outcomes.values())
+    assert counts_of(shop.state).deduped["not_downloaded"] == len(A)
+    assert helpers.run(shop.job(), shop.state, access(shop.server), 2).todo == {}
+
+
+@pytest.mark.parametrize("second", [("/2.jpg", A, ""), ("/2.jpg", B, md5(B))])
+def test_a_key_is_not_shared_without_equal_digests(second: tuple[str, bytes, str], shop: Shop) -> None:
+    """Rows with one key collide as without `dedupe` if the list does not say that their bytes are equal."""
+    others = [(f"/{n}.jpg", B, md5(B)) for n in range(10, 40)]
+    shop.list(("/1.jpg", A, md5(A)), second, *others, name=["x", "x", *map(str, range(10, 40))])
+    outcomes = shop.run(key="{name}.jpg")
+    assert outcomes["x.jpg"].error_class is ErrorClass.KEY_COLLISION
+    assert sum(out.error_class is ErrorClass.KEY_COLLISION for out in helpers.latest(shop.state).values()) == 2
+    assert "x.jpg" not in shop.objects
+
+
+@pytest.mark.parametrize("policy", ["skip-same", "skip", "fail", "overwrite"])
+@pytest.mark.parametrize("key", ["{sha256}.{ext}", "{sha256}", "{name}-{ext}"])
+@pytest.mark.parametrize("known", [False, True])
+def test_keys_that_are_known_after_the_download(policy: str, key: str, known: bool, shop: Shop) -> None:
+    """Equal bytes under a deferred key are stored once, under every policy."""
+    shop.list(*((f"/{n}.jpg", A, md5(A) if known else "") for n in range(6)), name=["x"] * 6)
+    if not known and "name" in key:
+        return  # a key collision
+    shop.run(key=key, on_existing=policy)
+    assert [found.data for found in shop.objects.values()] == [A]
+    assert shop.server.requests["PutObject"] == (1 if policy in ("skip", "fail") else 2)  # with the trial's
+    assert shop.origin.total == (1 if known else 6)
+    ends = [(out.status, out.copy_of, out.sha256) for out in helpers.latest(shop.state).values()]
+    (name,) = shop.objects
+    assert sorted(ends) == sorted([("copied", None, sha256(A)), *[("unchanged", name, sha256(A))] * 5], key=str)
+
+
+def test_other_rows_fill_in_for_one_that_fails(shop: Shop) -> None:
+    """If the first of the rows with one digest fails, the others are fetched, and each row has its own outcome."""
+    shop.list(("/1.jpg", A, md5(A)), ("/2.jpg", A, md5(A)), ("/3.jpg", A, md5(A)), ("/4.jpg", B, md5(A)))
+    shop.origin.add("/1.jpg", A, fault=Trouble.NOT_FOUND)
+    outcomes = shop.run()
+    assert outcomes["1.jpg"].error_class is ErrorClass.NOT_FOUND
+    assert [outcomes[key].status for key in ("2.jpg", "3.jpg")] == ["copied", "copied"]
+    assert all(found.data == A for found in shop.objects.values())
+    assert outcomes["4.jpg"].status in ("copied", "failed")  # its source has other bytes than its digest says
+
+
+# --- what a row must get
+
+
+def test_another_type_is_no_equal_object(shop: Shop) -> None:
+    """Rows whose types differ get their own, though their bytes are equal."""
+    text = b"not an image"
+    kinds = ["text/plain", "text/x-other", ""]
+    shop.list(*((f"/{n}.txt", text, md5(text)) for n in range(3)), content_type=kinds)
+    shop.run(checks="length")
+    types = [shop.objects[f"{n}.txt"].headers["Content-Type"] for n in range(3)]
+    assert types == ["text/plain", "text/x-other", "image/jpeg"]  # the last is the origin's
+    shop.list(*((f"/{n}.txt", text, md5(text)) for n in range(9, 13)), content_type=["text/plain"] * 4)
+    shop.run()
+    assert shop.origin.total == 1  # 9.txt; the ledger does not say how the type of 0.txt was found
+    assert {shop.objects[f"{n}.txt"].headers["Content-Type"] for n in range(9, 13)} == {"text/plain"}
+
+
+def test_objects_of_a_bucket_keep_their_own_attributes(shop: Shop) -> None:
+    """A listed object is downloaded, since no list says its attributes; a copy is made only of one with the same."""
+    shop.server.make_bucket("old")
+    for name, owner in (("a.jpg", "x"), ("b.jpg", "x"), ("c.jpg", "y"), ("d.jpg", "")):
+        headers = {"Content-Type": "image/jpeg", **({"x-amz-meta-owner": owner} if owner else {})}
+        shop.server.objects["old"][name] = Stored(A, md5(A), headers)
+    outcomes = shop.run(manifest="s3://old/")
+    assert {key: found.headers.get("x-amz-meta-owner") for key, found in shop.objects.items()} == {
+        "a.jpg": "x", "b.jpg": "x", "c.jpg": "y", "d.jpg": None,
+    }  # fmt: skip
+    assert shop.server.requests["PutObject"] == 3 + 1
+    assert [key for key, out in outcomes.items() if out.copy_of is not None] in (["a.jpg"], ["b.jpg"])
+
+
+@pytest.mark.parametrize("policy", ["skip", "fail"])
+def test_no_copy_where_a_key_must_be_free(policy: str, shop: Shop) -> None:
+    """CopyObject does not ask whether the key is free. So `skip` and `fail` write the bytes, under their condition."""
+    shop.list(*TWO, ("/3.jpg", A, md5(A)))
+    shop.server.objects["bucket"]["p/3.jpg"] = Stored(B, md5(B), {})
+    outcomes = shop.run(on_existing=policy)
+    assert shop.server.requests["CopyObject"] == 0
+    assert shop.objects["3.jpg"].data == B
+    assert outcomes["3.jpg"].error_class is ErrorClass.EXISTS
+    assert shop.objects["2.jpg"].data == A
+
+
+@pytest.mark.parametrize("policy", ["skip-same", "overwrite"])
+def test_an_existing_object_is_treated_as_without_dedupe(policy: str, shop: Shop) -> None:
+    """An object under a row's key is kept if it is the same, and else replaced."""
+    shop.list(*TWO, ("/3.jpg", A, md5(A)), ("/4.jpg", A, md5(A)))
+    shop.server.objects["bucket"]["p/3.jpg"] = Stored(B, md5(B), {})
+    shop.server.objects["bucket"]["p/4.jpg"] = Stored(A, md5(A), {})
+    outcomes = shop.run(on_existing=policy)
+    assert all(found.data == A for found in shop.objects.values())
+    assert outcomes["4.jpg"].status == ("unchanged" if policy == "skip-same" else "copied")
+    assert outcomes["3.jpg"].status == "copied"
+
+
+# --- objects of earlier runs, and objects that changed
+
+
+def first_then_second(shop: Shop, **given: Any) -> dict[str, Outcome]:
+    """Two runs: the second has one more row, with the digest of the first one's."""
+    shop.list(*TWO[:1])
+    shop.run(**given)
+    shop.list(*TWO)
+    return shop.run()
+
+
+def test_objects_of_an_earlier_run_are_copied(shop: Shop) -> None:
+    """A new row with the digest of a row that an earlier run has stored is not downloaded."""
+    outcomes = first_then_second(shop)
+    assert shop.origin.total == 0
+    assert (outcomes["2.jpg"].copy_of, outcomes["2.jpg"].confirmed) == ("1.jpg", "digest")
+    assert digests(outcomes["2.jpg"]) == digests(outcomes["1.jpg"])
+    assert shop.holds(("1.jpg", A), ("2.jpg", A))
+    assert shop.objects["2.jpg"].headers["Content-Type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize("changed", ["checks", "max_bytes", "source", "pending"])
+def test_what_is_not_known_of_an_earlier_object(changed: str, shop: Shop) -> None:
+    """An object that other settings wrote, that came from a bucket, or whose key is found wrong is not copied."""
+    shop.list(*TWO[:1])
+    if changed == "source":
+        shop.server.make_bucket("old")
+        shop.server.objects["old"]["1.jpg"] = Stored(A, md5(A), {"Content-Type": "image/jpeg", "x-amz-meta-a": "b"})
+        helpers.write_list(shop.folder / "list.csv", [["s3://old/1.jpg", md5(A)]], ("url", "md5"))
+    shop.run(source={"allow_private_addresses": ["127.0.0.1"], "roots": ["s3://old/"]},
+             checks="length" if changed == "checks" else "image")  # fmt: skip
+    shop.list(*TWO)
+    if changed == "pending":
+        del shop.server.objects["bucket"]["p/1.jpg"]
+        verify(shop)
+    given = {"max_bytes": {"max_bytes": 10**6}}.get(changed, {})
+    outcomes = shop.run(**given)
+    assert outcomes["2.jpg"].requests == 1
+    assert shop.objects["2.jpg"].data == A
+    assert "x-amz-meta-a" not in shop.objects["2.jpg"].headers
+
+
+@pytest.mark.parametrize("etags", ["md5", "opaque", "kms", "none"])
+@pytest.mark.parametrize("conditions", ["kept", "ignored"])
+@pytest.mark.parametrize("key", [None, "{md5}.jpg"])
+def test_an_object_that_changed_is_never_taken(
+    etags: Any, conditions: Any, key: str | None, origin: Origin, tmp_path: Path
+) -> None:
+    """An object that another program replaced, with as many bytes, is neither copied nor shared for another row."""
+    with OddS3(etags=etags, conditions=conditions) as server:
+        shop = Shop(origin, server, tmp_path)
+        shop.list(*TWO[:1])
+        (first,) = shop.run(key=key)
+        other = B[: len(A)].ljust(len(A), b"x")
+        server.objects["bucket"][f"p/{first}"] = Stored(other, server._etag(other), {})
+        shop.list(*TWO)
+        shop.run(on_existing="overwrite" if key else "skip-same")
+        second = next(out for out in helpers.latest(shop.state).values() if out.source.endswith("/2.jpg"))
+        assert second.status == "copied"
+        assert shop.objects[second.key].data == A
+
+
+def verify(shop: Shop) -> None:
+    """`ferry verify` of the whole bucket; what it finds wrong is pending then."""
+
+    async def work() -> None:
+        store = open_store("s3://bucket/p/", access(shop.server), shop.state.spool_dir)
+        found = await read_back(store, expected_objects(shop.state, ("", "g")), shop.run_no, Progress())
+        await store.close()
+        note_verified(shop.state, found, shop.run_no, 0)
+
+    shop.run_no += 1
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("key", [None, "{md5}.jpg", "{sha256}.jpg"])
+def test_a_repair_is_always_transferred(key: str | None, shop: Shop) -> None:
+    """An object with other bytes under the same ETag, as a bad disk leaves it, is replaced by the source's bytes."""
+    shop.list(*TWO, ("/3.jpg", A, md5(A)))
+    shop.run(key=key)
+    bad = shop.server.objects["bucket"]
+    for name in list(bad):
+        bad[name].data = B[: len(A)].ljust(len(A), b"x")
+    verify(shop)
+    assert {out.error_class for out in helpers.latest(shop.state).values()} == {ErrorClass.ALTERED}
+    shop.list(*TWO, ("/3.jpg", A, md5(A)), ("/4.jpg", A, md5(A)))
+    shop.run()
+    assert all(found.data == A for found in shop.objects.values())
+    assert {out.sha256 for out in helpers.latest(shop.state).values()} <= {sha256(A), None}  # None: known by its ETag
+    assert counts_of(shop.state).pending == 0
+
+
+def test_verify_sees_each_key(shop: Shop) -> None:
+    """A copy that is gone or altered is found by its own key, and repaired; its original is left alone."""
+    shop.list(*TWO)
+    shop.run()
+    del shop.server.objects["bucket"]["p/2.jpg"]
+    verify(shop)
+    assert by_key(shop.state)["2.jpg"].error_class is ErrorClass.MISSING
+    assert by_key(shop.state)["1.jpg"].status == "copied"
+    shop.run()
+    assert shop.holds(("1.jpg", A), ("2.jpg", A))
+
+
+# --- servers that do not copy, or not well
+
+
+@pytest.mark.parametrize(
+    ("copies", "faults"),
+    [
+        ("without attributes", []),
+        ("altered", []),
+        ("whole", [Fault("status", ("CopyObject",), status=501, code="NotImplemented")]),
+        ("whole", [Fault("status", ("CopyObject",), status=403, code="AccessDenied")]),
+        ("whole", [Fault("error in 200", ("CopyObject",))]),
+        ("whole", [Fault("status", ("GetObject",), status=500, code="InternalError")]),
+        ("whole", [Fault("status", ("PutObject",), status=403, code="AccessDenied", key="trial")]),
+    ],
+)
+def test_after_a_failed_trial_no_object_is_copied(
+    copies: Any, faults: list[Fault], origin: Origin, tmp_path: Path
+) -> None:
+    """A trial at the beginning shows that the server's copies are of no use: then every row goes the usual way."""
+    with OddS3(copies=copies, faults=[replace(fault) for fault in faults]) as server:
+        shop = Shop(origin, server, tmp_path)
+        shop.list(*((f"/{n}.jpg", A, md5(A)) for n in range(12)))
+        outcomes = shop.run()
+        assert server.requests["CopyObject"] <= 1
+        assert shop.holds(*((f"{n}.jpg", A) for n in range(12)))
+        assert {(out.status, out.copy_of) for out in outcomes.values()} == {("copied", None)}
+
+
+def test_a_trial_that_may_not_be_deleted(shop: Shop) -> None:
+    """Without the right to delete, the trial's two small objects stay, and dedupe works."""
+    shop.server.faults.append(Fault("status", ("DeleteObject",), status=403, code="AccessDenied"))
+    shop.list(*TWO)
+    assert shop.run()["2.jpg"].copy_of == "1.jpg"
+    assert sum(key.startswith(dedupe.TRIAL) for key in shop.objects) == 2
+
+
+@pytest.mark.parametrize("what", ["status", "lost answer", "reset", "silence", "error in 200"])
+@pytest.mark.parametrize("known", [True, False])
+def test_copies_that_fail_are_not_asked_for_again_and_again(what: Any, known: bool, shop: Shop) -> None:
+    """Each row whose copy fails goes the usual way at once; after eight in a row no more are asked for."""
+    shop.server.faults.append(Fault(what, ("CopyObject",), after=1, status=500, code="InternalError"))
+    shop.list(*((f"/{n}.jpg", A, md5(A) if known else "") for n in range(30)))
+    outcomes = shop.run(timeouts={"read_s": 1, "total_s": 2}, concurrency=2)
+    assert shop.holds(*((f"{n}.jpg", A) for n in range(30)))
+    assert {(out.status, out.copy_of, out.sha256) for out in outcomes.values()} == {("copied", None, sha256(A))}
+    sent_twice = 2 if what in ("lost answer", "reset") else 1
+    assert dedupe.REFUSALS <= (shop.server.requests["CopyObject"] - 1) / sent_twice <= dedupe.REFUSALS + 2
+
+
+def test_single_refusals_do_not_end_dedupe(shop: Shop) -> None:
+    """A copy that succeeds begins the count of refusals again."""
+    for at in range(1, 60, 3):
+        shop.server.faults.append(Fault("status", ("CopyObject",), after=at, times=1, status=500, code="InternalError"))
+    shop.list(*((f"/{n}.jpg", A, md5(A)) for n in range(60)))
+    outcomes = shop.run(concurrency=1)
+    assert shop.holds(*((f"{n}.jpg", A) for n in range(60)))
+    assert sum(out.copy_of is not None for out in outcomes.values()) > 25
+
+
+@pytest.mark.parametrize("etags", ["kms", "opaque", "none"])
+def test_a_copy_that_no_digest_confirms_is_none(etags: Any, origin: Origin, tmp_path: Path) -> None:
+    """Where ETags are not MD5s, no row is copied by a copy that only its size confirms."""
+    with OddS3(etags=etags) as server:
+        shop = Shop(origin, server, tmp_path)
+        shop.list(*((f"/{n}.jpg", A, md5(A)) for n in range(20)))
+        outcomes = shop.run()
+        assert shop.holds(*((f"{n}.jpg", A) for n in range(20)))
+        assert {out.copy_of for out in outcomes.values()} == {None}
+        assert server.requests["CopyObject"] <= 1 + dedupe.REFUSALS + 20 * (etags == "opaque")
+
+
+def test_a_server_that_alters_copies_later(shop: Shop) -> None:
+    """Copies that have other bytes are replaced by the row's own, whatever the trial showed."""
+    shop.list(*((f"/{n}.jpg", A, md5(A)) for n in range(30)))
+    original = shop.server._copy
+
+    def copy(objects: Any, key: str, headers: Any) -> Any:
+        shop.server.copies = "whole" if "trial" in key else "altered"
+        return original(objects, key, headers)
+
+    shop.server._copy = copy  # type: ignore[method-assign]
+    outcomes = shop.run()
+    assert shop.holds(*((f"{n}.jpg", A) for n in range(30)))
+    assert {(out.status, out.copy_of) for out in outcomes.values()} == {("copied", None)}
+
+
+# --- a directory
+
+
+def test_a_directory_gets_files_of_their_own(shop: Shop) -> None:
+    """In a directory, equal files are read there and written again: no download, and no link between them."""
+    shop.list(*TWO, ("/3.jpg", B, md5(B)), ("/4.jpg", A, ""))
+    out = shop.folder / "out"
+    outcomes = shop.run(destination=f"file://{out}/")
+    assert {path.name: path.read_bytes() for path in out.glob("*.jpg")} == {
+        "1.jpg": A, "2.jpg": A, "3.jpg": B, "4.jpg": A,
+    }  # fmt: skip
+    assert (outcomes["2.jpg"].copy_of, outcomes["2.jpg"].requests, outcomes["2.jpg"].sha256) == ("1.jpg", 0, sha256(A))
+    assert outcomes["4.jpg"].copy_of is None
+    assert shop.origin.total == 3
+    assert len({path.stat().st_ino for path in out.glob("*.jpg")}) == 4
+    assert counts_of(shop.state).deduped == {"rows": 1, "bytes": len(A), "not_downloaded": len(A)}
+    for path in out.glob("*.jpg"):
+        path.write_bytes(B)
+    shop.list(*TWO, ("/5.jpg", A, md5(A)))
+    outcomes = shop.run()
+    assert (out / "5.jpg").read_bytes() == A
+    assert outcomes["5.jpg"].requests == 1  # the files have other bytes now
+
+
+def test_a_key_of_a_directory_is_shared(shop: Shop) -> None:
+    """Rows of a directory share a key made from their digest, and a file that changed is written again."""
+    shop.list(*TWO[:1])
+    out = shop.folder / "out"
+    shop.run(destination=f"file://{out}/", key="{md5}.jpg")
+    shop.list(*TWO)
+    shop.run()
+    assert shop.origin.total == 0
+    (out / f"{md5(A)}.jpg").write_bytes(B)
+    shop.list(*TWO, ("/3.jpg", A, md5(A)))
+    shop.run()
+    assert (out / f"{md5(A)}.jpg").read_bytes() == A
+    assert shop.origin.total == 1
+
+
+# --- a real server, and what is remembered
+
+
+def test_on_a_real_server(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """SeaweedFS copies with attributes; small and spooled bodies, known and unknown digests."""
+    large = os.urandom(9 * 1024 * 1024)
+    bodies = {f"{n}.bin": [A, large, B][n % 3] for n in range(12)}
+    lines = [
+        [origin.add(f"/{key}", body), md5(body) if n % 2 else "", "text/x-bin"]
+        for n, (key, body) in enumerate(bodies.items())
+    ]
+    helpers.write_list(tmp_path / "list.csv", lines, ("url", "md5", "content_type"))
+    job = make_job(
+        manifest=str(tmp_path / "list.csv"), dedupe=True, checks="length",
+        destination={"uri": f"s3://{bucket}/p/", "metadata": {"a": "b"}},
+    )  # fmt: skip
+    state = directory_state(tmp_path)
+    helpers.run(job, state, access(s3))
+    assert stored(s3, bucket) == {f"p/{key}": body for key, body in bodies.items()}
+    outcomes = by_key(state)
+    assert all(out.confirmed is Confirmed.DIGEST for out in outcomes.values())
+    assert sum(out.copy_of is not None for out in outcomes.values()) == 9
+    client = s3.client()
+    heads = [client.head_object(Bucket=bucket, Key=f"p/{key}") for key in bodies]
+    assert {(head["Metadata"]["a"], head["ContentType"]) for head in heads} == {
+        ("b", "text/x-bin"), ("b", "image/jpeg"),
+    }  # fmt: skip
+
+
+def test_the_list_s_order_does_not_matter(shop: Shop) -> None:
+    """Equal digests at both ends of a long list come into one chunk; none of the other rows is lost."""
+    rows = [(f"/{n}.jpg", BODIES[n % 2], md5(BODIES[n % 2]) if n in (0, 199) else "") for n in range(199)]
+    shop.list(*rows, ("/199.jpg", A, md5(A)))
+    outcomes = shop.run(chunk_rows=7)
+    assert len(outcomes) == 200
+    assert outcomes["199.jpg"].requests == 0
+    assert shop.holds(*((path[1:], body) for path, body, _ in rows), ("199.jpg", A))
+
+
+def test_a_run_that_ended_between_the_copies(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--limit` ends a run after the first of the equal rows: the next one copies its object for the others."""
+    shop.list(*((f"/{n}.jpg", A, md5(A)) for n in range(5)))
+    job = shop.job()
+    planned = helpers.plan(job, shop.state, 1, server=access(shop.server))
+    with helpers.engine(job, shop.state, access(shop.server), limit=1) as runtime:
+        for ref in planned.chunks:
+            with pytest.raises(ChunkIncomplete):
+                run_chunk(runtime, ref)
+    shop.run_no = 1
+    assert len(by_key(shop.state)) == 1
+    outcomes = shop.run()
+    assert shop.origin.total == 0
+    assert [out.copy_of for key, out in sorted(outcomes.items())] == [None, *["0.jpg"] * 4]
