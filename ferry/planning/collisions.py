@@ -21,6 +21,9 @@ MAY_HAVE_WRITTEN = "('upload_unconfirmed', 'store_error', 'timeout', 'internal')
 _HAS_ONE_BODY = "(count(sha256) = count(*) OR count(md5) = count(*)) AND " + " AND ".join(
     f"min({name}) IS NOT DISTINCT FROM max({name})" for name in ("sha256", "md5", "size")
 )
+# The row shares the object of another row, and the manifest does not say any more that their bytes are equal: either of
+# the rows may change, so only the other one may have the key.
+_NO_LONGER_SHARED = "(coalesce(l.copy_of = m.key, false) AND m.key NOT IN ({equal}))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,8 @@ def find_collisions(
     Two equal rows of a listing (``listed``) are two objects whose names the client cannot tell apart, and only one can
     be requested. Examples are `a.jpg` and `/a.jpg` in a bucket, or a file name that is not UTF-8.
 
-    With ``dedupe`` rows share a key if the manifest says by a digest that all of them have the same bytes.
+    With ``dedupe`` rows share a key if the manifest says by a digest that all of them have the same bytes. When it does
+    not say so any more, the row that was stored keeps the key, and those that shared its object collide.
 
     In a directory (``for_directory``) a file and a folder cannot have one name. ``name_folding`` returns which
     differences in names the directory ignores; it is called only if keys of the manifest differ in such a way alone.
@@ -98,11 +102,11 @@ def find_collisions(
             SELECT key FROM manifest WHERE error_class IS NULL GROUP BY key HAVING count(*) > 1
         ), equal AS (
             SELECT key FROM manifest SEMI JOIN shared USING (key) WHERE error_class IS NULL
-            GROUP BY key HAVING {_HAS_ONE_BODY if dedupe else "false"}
+            GROUP BY key HAVING {_HAS_ONE_BODY}
         ), candidates AS (
             SELECT m.row_id, m.row_no, m.source, m.key, m.deferred_key,
                    coalesce(l.attempt > 0 AND l.status IN ('copied', 'unchanged', 'pending'), false)
-                   AND s.row_id IS NULL AS has_copy
+                   AND s.row_id IS NULL AND NOT {_NO_LONGER_SHARED.format(equal="SELECT key FROM equal")} AS has_copy
             FROM manifest m JOIN shared USING (key) LEFT JOIN latest l ON l.row_id = m.row_id
                  LEFT JOIN superseded s ON s.row_id = m.row_id
             WHERE m.error_class IS NULL
@@ -113,7 +117,7 @@ def find_collisions(
                    min(source) OVER (PARTITION BY key) <> max(source) OVER (PARTITION BY key)
                    -- objects with one key that contains the digest are equal
                    AND NOT (deferred_key AND contains(replace(key, '{{{{', ''), '{{sha256}}'))
-                   AND key NOT IN (SELECT key FROM equal) AS contested,
+                   AND NOT ({dedupe} AND key IN (SELECT key FROM equal)) AS contested,
                    min(row_no) OVER (PARTITION BY key) AS low_no,
                    max(row_no) OVER (PARTITION BY key) AS high_no
             FROM candidates
@@ -239,7 +243,7 @@ def write_outcomes(con: duckdb.DuckDBPyConnection, state: State, run_no: int, se
             UNION ALL SELECT row_id, error_class, message FROM problems
         ) p ON p.row_id = m.row_id LEFT JOIN latest l ON l.row_id = m.row_id
           LEFT JOIN superseded s ON s.row_id = m.row_id
-        WHERE l.row_id IS NULL OR s.row_id IS NOT NULL
+        WHERE l.row_id IS NULL OR s.row_id IS NOT NULL OR (l.copy_of = m.key AND p.error_class = 'key_collision')
            OR (l.status NOT IN ('copied', 'unchanged') AND l.error_class IS DISTINCT FROM p.error_class)
         ORDER BY m.row_no
     """)

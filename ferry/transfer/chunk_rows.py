@@ -73,7 +73,8 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
         elif hint["key"] is not None:
             hints.in_ledger[row_id] = TransferResult(
                 Status.COPIED, hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
-                dest_etag=hint["known_etag"], confirmed=Confirmed(hint["confirmed"]),
+                dest_etag=hint["known_etag"], bytes_read_at=hint["bytes_read_at"],
+                confirmed=Confirmed(hint["confirmed"]),
             )  # fmt: skip
     return table, hints
 

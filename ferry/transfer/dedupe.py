@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 from ferry.core import Confirmed, Fatal, ObjectError, Reason, Row, Status, TransferResult, whole_body
@@ -18,6 +21,7 @@ from ferry.transfer.source import Fetch
 from ferry.transfer.stored_objects import StoredObject, StoredObjects
 
 MAX_COPY_BYTES = 5 * 1024**3  # S3's limit for one CopyObject request
+FRESH_S = 60.0  # an object that was written or asked for longer ago is asked for before it is copied
 REFUSALS = 8  # copies in a row that the server refused or failed, after which it is not asked again
 TRIAL = ".ferry-trial-"  # begins the names of trial objects
 TRIAL_ATTRIBUTES = {
@@ -40,7 +44,7 @@ class Dedupe:
         self._attributes = attributes
         self._copies = copies and self._store.can_copy_from(self._store)
         self._trial: asyncio.Task[bool] | None = None
-        self._refusals = 0
+        self._refusals = self._unanswered = 0
 
     async def find(self, row: Row, in_ledger: TransferResult | None) -> StoredObject | None:
         """Returns a stored object with the digests that the manifest has for the row, if it may be used for it.
@@ -54,7 +58,8 @@ class Dedupe:
         stored = self.objects.find(row.sha256, row.md5)
         if stored is None and in_ledger is not None:
             kind = kind_of_type(in_ledger.content_type)
-            stored = StoredObject(in_ledger, {**self._attributes, "Content-Type": in_ledger.content_type or ""}, kind)
+            attributes = {**self._attributes, "Content-Type": in_ledger.content_type or ""}
+            stored = StoredObject(in_ledger, attributes, kind, seen_at=-math.inf)
         return stored if stored is not None and stored.may_be(row) and self._may_use(row, row.key) else None
 
     def _may_use(self, row: Row, key: str) -> bool:
@@ -70,10 +75,27 @@ class Dedupe:
         if stored.key_for(row) != stored.result.key:
             return None
         async with self._destination.permit():
-            found = await self._destination.head(stored.result.key)
-        if not stored.is_intact(found):
-            return None
+            if not stored.is_intact(await self._head(stored.result.key)):
+                return None
         return replace(_without_download(stored, stored.result.key), status=Status.UNCHANGED)
+
+    async def _head(self, key: str) -> ObjectInfo | None:
+        """Returns the object under the key, or None if there is none, or the store does not say.
+
+        After REFUSALS errors in a row the store is not asked again, since credentials may only allow to write. Raises
+        Fatal, and ObjectError in an outage.
+        """
+        if self._unanswered >= REFUSALS:
+            return None
+        try:
+            found = await self._destination.head(key)
+        except ObjectError as error:
+            if error.outage:
+                raise
+            self._unanswered += 1
+            return None
+        self._unanswered = 0
+        return found
 
     async def copy(self, row: Row, stored: StoredObject, *, overwrite: bool) -> TransferResult | None:
         """Has the server copy an object for a row that was not downloaded. Returns None if the caller is to fetch."""
@@ -114,7 +136,8 @@ class Dedupe:
         async with self.objects.first(sha256):
             yield
             if result.status is Status.COPIED and self.objects.find(sha256) is None:
-                self.objects.add(StoredObject(replace(result), attributes, kind))
+                written = replace(result, bytes_read_at=datetime.now(UTC))
+                self.objects.add(StoredObject(written, attributes, kind, time.monotonic()))
 
     async def instead_of_put(
         self,
@@ -134,7 +157,7 @@ class Dedupe:
         if stored is None or not self._may_use(row, result.key):
             return False
         if stored.result.key == result.key:
-            if not stored.is_intact(found or await self._destination.head(result.key)):
+            if not stored.is_intact(found or await self._head(result.key)):
                 return False
             result.status, result.confirmed = Status.UNCHANGED, stored.result.confirmed
             result.dest_etag = stored.result.dest_etag
@@ -153,7 +176,7 @@ class Dedupe:
         """
         from_ = stored.result
         may_copy = self._copies and self._refusals < REFUSALS and key != from_.key
-        if not may_copy or not may_be_copied(from_, stored.attributes):
+        if not may_copy or not may_be_copied(from_, stored.attributes) or not await self._is_current(stored):
             return None
         await self._destination.check_lease()
         self._unconfirmed.note_sent(row, key)
@@ -169,12 +192,25 @@ class Dedupe:
         except ObjectError as error:
             if error.outage:
                 raise
-        with contextlib.suppress(ObjectError):
-            if stored.is_intact(await self._destination.head(from_.key)):
-                self._refusals += 1
-            else:
-                self.objects.forget(stored)
+        stored.seen_at = -math.inf
+        self._refusals += await self._is_current(stored)
         return None
+
+    async def _is_current(self, stored: StoredObject) -> bool:
+        """Returns whether an object still has its bytes and attributes; one that has not is forgotten.
+
+        A program that changes attributes alone leaves the ETag, and a new date. A store's clock may differ by FRESH_S.
+        """
+        now, written_at = time.monotonic(), stored.result.bytes_read_at
+        if now - stored.seen_at <= FRESH_S:
+            return True
+        found = await self._head(stored.result.key)
+        modified = found.last_modified if found is not None else None
+        if stored.is_intact(found) and modified and written_at and modified - written_at <= timedelta(seconds=FRESH_S):
+            stored.seen_at = now
+            return True
+        self.objects.forget(stored)
+        return False
 
 
 def may_be_copied(result: TransferResult, attributes: Mapping[str, str]) -> bool:

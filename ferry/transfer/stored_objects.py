@@ -17,16 +17,18 @@ from ferry.storage import ObjectInfo, same_etag
 REMEMBERED = 50_000  # objects; about 60 MB of memory
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredObject:
     """An object that Ferry has written and confirmed for a row of the job.
 
-    ``result`` has its key, size, digests and ETag. ``kind`` is what its bytes show.
+    ``result`` has its key, size, digests and ETag, and as ``bytes_read_at`` a time after it was written. ``kind`` is
+    what its bytes show. ``seen_at`` is when the store last said that it is there, by time.monotonic().
     """
 
     result: TransferResult
     attributes: Mapping[str, str]
     kind: ImageKind | None
+    seen_at: float
 
     def may_be(self, row: Row) -> bool:
         """Returns whether nothing that the manifest says of the row's bytes differs from this object's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ class Cutting:
             line = [str(number), number, reason, attempt, attempt - 1]
             self.con.execute("INSERT INTO todo VALUES (?, ?, ?, ?, ?)", line)
         chunk_files.select_rows(self.con, ask.get("limit"), ask.get("pending", 0))
-        return chunk_files.write_chunks(self.con, self.state, run_no, rows, base=base)
+        dedupe = ask.get("dedupe", False)
+        return chunk_files.write_chunks(self.con, self.state, run_no, rows, base=base, dedupe=dedupe)
 
     def rows(self, chunks: Sequence[ChunkRef]) -> list[list[Row]]:
         return [chunk_rows(self.state, chunk) for chunk in chunks]
@@ -88,6 +90,36 @@ def test_new_rows_and_others_in_the_order_of_the_list(
     assert (first.source, first.key, first.size, first.reason, first.attempt) == ("s2", "k2", 20, "retry", 3)
     assert (second.reason, second.attempt) == ("repair", 2)
     assert cutting.cut([]) == []
+
+
+@pytest.mark.parametrize("span", [1, 3, 1_000_000])
+@pytest.mark.parametrize("seed", range(6))
+def test_with_dedupe_equal_digests_come_together(
+    seed: int, span: int, cutting: Cutting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is in one chunk, once; a row with the digest of an earlier one of its kind comes right behind it."""
+    monkeypatch.setattr(chunk_files, "SORTED_ROWS", span)
+    seeded = random.Random(seed)
+    digests = {n: seeded.choice([None, "a", "b", "c"]) for n in range(101, 141)}
+    as_sha256 = {digest: seeded.random() < 0.5 for digest in "abc"}
+    cutting.put(
+        *({"row_no": n, "sha256" if as_sha256.get(digest or "") else "md5": digest} for n, digest in digests.items())
+    )
+    todo = [(n, seeded.choice(["new", "new", "retry", "changed"]), 1) for n in digests]
+    new = {n: reason == "new" for n, reason, _ in todo}
+    expected = []
+    for kind in (True, False):
+        place: dict[str, int] = {}
+        of_kind = [n for n in digests if new[n] is kind]
+        first = {n: place.setdefault(digests[n] or str(n), n) for n in of_kind}
+        expected += [str(n) for n in sorted(of_kind, key=lambda n: (first[n], n))]
+    chunks = cutting.cut(todo, rows=7, dedupe=True)
+    assert [row_id for ids in cutting.ids(chunks) for row_id in ids] == expected
+    assert {row.reason for row in cutting.rows(chunks)[0]} == {"new"}
+    without = cutting.cut(todo, rows=7)
+    assert [row_id for ids in cutting.ids(without) for row_id in ids] == sorted(
+        expected, key=lambda n: (not new[int(n)], int(n))
+    )
 
 
 def test_the_same_rows_make_the_same_chunk(cutting: Cutting) -> None:

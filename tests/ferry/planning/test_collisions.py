@@ -29,7 +29,8 @@ class List:
         self.con = ledger.connect(folder / "spool")
         self.con.execute(
             "CREATE TABLE manifest (row_id VARCHAR, row_no BIGINT, source VARCHAR, key VARCHAR, deferred_key BOOLEAN, "
-            "id VARCHAR, size BIGINT, error_class VARCHAR, message VARCHAR); CREATE TABLE superseded (row_id VARCHAR); "
+            "id VARCHAR, size BIGINT, error_class VARCHAR, message VARCHAR, md5 VARCHAR, sha256 VARCHAR); "
+            "CREATE TABLE superseded (row_id VARCHAR); "
             "CREATE TABLE begun (row_id VARCHAR, key VARCHAR, run_no BIGINT)"
         )
         self.notes: list[str] = []
@@ -38,7 +39,8 @@ class List:
         """Adds rows, outcomes by row (``known``), and a row whose key another row wrote since (``superseded``)."""
         for number, row in enumerate(rows, 1):
             values = {"row_id": str(number), "row_no": number, "source": f"s{number}", "deferred_key": False, **row}
-            names = ("row_id", "row_no", "source", "key", "deferred_key", "id", "size", "error_class", "message")
+            names = ("row_id", "row_no", "source", "key", "deferred_key", "id", "size", "error_class", "message",
+                     "md5", "sha256")  # fmt: skip
             given = [values.get(name) for name in names]
             self.con.execute(f"INSERT INTO manifest VALUES ({', '.join('?' * len(names))})", given)
         self.outcomes([make_outcome(row_id, **given) for row_id, given in known.items()])
@@ -114,6 +116,41 @@ def test_rows_that_want_one_key(
     rows.put([*given, *FILL], known, superseded)
     assert rows.problems() == problems
     assert rows.notes == []
+
+
+X, Y = {"md5": "x"}, {"md5": "y"}
+SHARED: dict[str, Any] = {"status": Status.UNCHANGED, "key": "a", "copy_of": "a"}
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "dedupe", "problems"),
+    [
+        ([X, X, X], {}, True, {}),
+        ([X, X], {}, False, {"1": collides(2), "2": collides(1)}),
+        ([X, Y], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([X, X, {}], {}, True, {"1": collides(3), "2": collides(1), "3": collides(1)}),
+        ([{}, {}], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([{"sha256": "x"}, {"sha256": "x"}], {}, True, {}),
+        ([{"sha256": "x", **X}, {"sha256": "x"}], {}, True, {}),
+        ([{"sha256": "x", **X}, X, X], {}, True, {}),
+        ([{"sha256": "x"}, X], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([{"sha256": "x", **X}, {"sha256": "y", **X}], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([{"sha256": "x", **X}, {"sha256": "x", **Y}], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([{**X, "size": 1}, {**X, "size": 2}], {}, True, {"1": collides(2), "2": collides(1)}),
+        ([{**X, "size": 1}, X], {}, True, {}),
+        ([X, X], {"1": {"key": "a"}, "2": SHARED}, True, {}),
+        ([X, X], {"1": {"key": "a"}, "2": SHARED}, False, {}),  # what is stored stays
+        ([X, Y], {"1": {"key": "a"}, "2": SHARED}, True, {"2": collides(1)}),
+        ([X, Y], {"1": SHARED, "2": {"key": "a"}}, False, {"1": collides(2)}),
+        ([{}, {}], {"1": {"key": "a"}, "2": SHARED}, True, {"2": collides(1)}),
+    ],
+)
+def test_rows_that_share_a_key_with_dedupe(
+    given: list[dict[str, Any]], known: dict[str, Any], dedupe: bool, problems: dict[str, str], rows: List
+) -> None:
+    """Rows share a key while the manifest has one digest for all of them; then the one that was stored keeps it."""
+    rows.put([*({**A, **row} for row in given), *FILL], known)
+    assert rows.problems(dedupe=dedupe) == problems
 
 
 def test_what_a_listing_has_twice(rows: List) -> None:

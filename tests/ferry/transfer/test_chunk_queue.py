@@ -70,6 +70,23 @@ def test_last_tries_wait_for_all_others() -> None:
     assert agenda.finished
 
 
+def test_later_rows_wait_for_the_others_and_last_tries_for_both() -> None:
+    """Rows of the second source begin when those of the first have finished; last tries of both come after them."""
+    queue = ChunkQueue(Slices(2), Slices(0, 1))
+    one, _two = queue.next_rows()
+    assert list(queue.next_rows()) == []
+    queue.requeue_last(one)
+    assert (list(queue.next_rows()), queue.finished, queue.idle) == ([], False, False)
+    queue.done()
+    assert (queue.finished, queue.idle) == (False, True)
+    (later,) = queue.next_rows()
+    assert (list(queue.next_rows()), later.last, queue.finished) == ([], False, False)
+    queue.done()
+    assert list(queue.next_rows()) == [one]
+    queue.done()
+    assert queue.finished
+
+
 @settings(max_examples=100)
 @given(
     sizes=st.lists(st.integers(0, 3), max_size=5),
