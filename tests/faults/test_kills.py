@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import signal
 from collections.abc import Callable
@@ -28,19 +29,22 @@ pytestmark = pytest.mark.slow
 class World:
     """An origin with images, a bucket, a job; each life of it begins with an empty prefix and a new state."""
 
-    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path) -> None:
-        self.origin, self.s3, self.bucket, self.folder = origin, s3, bucket, folder
-        self.bodies = {f"i/{n}.jpg": make_image("jpeg", n, 30, 20) for n in range(ROWS)}
-        self.list = helpers.write_list(
-            folder / "list.csv", [[origin.add(f"/{key}", body)] for key, body in self.bodies.items()]
-        )
+    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path, *, dedupe: bool = False) -> None:
+        """With ``dedupe`` rows have equal bodies, and the list has the digests of two thirds of them."""
+        self.origin, self.s3, self.bucket, self.folder, self.dedupe = origin, s3, bucket, folder, dedupe
+        self.bodies = {f"i/{n}.jpg": make_image("jpeg", n % 5 if dedupe else n, 30, 20) for n in range(ROWS)}
+        lines = [
+            [origin.add(f"/{key}", body), hashlib.md5(body).hexdigest() if dedupe and n % 3 else ""]
+            for n, (key, body) in enumerate(self.bodies.items())
+        ]
+        self.list = helpers.write_list(folder / "list.csv", lines, ("url", "md5"))
         self.lives = 0
 
     def life(self) -> tuple[Any, DirectoryState]:
         self.lives += 1
         self.origin.requests.clear()
         job = helpers.make_job(
-            manifest=str(self.list), chunk_rows=10, on_existing="overwrite",
+            manifest=str(self.list), chunk_rows=10, on_existing="overwrite", dedupe=self.dedupe,
             destination={"uri": f"s3://{self.bucket}/{self.lives}/", "endpoint_url": self.s3.endpoint_url},
         )  # fmt: skip
         return job, DirectoryState(self.folder / f"state-{self.lives}")
@@ -60,7 +64,7 @@ class World:
         assert helpers.stored(self.s3, self.bucket, f"{self.lives}/") == {
             f"{self.lives}/{key}": body for key, body in self.bodies.items()
         }, what
-        again = [key for key in recorded if self.origin.requests[f"/{key}"] != before[f"/{key}"]]
+        again = [key for key in recorded if self.origin.requests[f"/{key}"] != before.get(f"/{key}", 0)]
         assert not again, f"{what}: {len(again)} recorded rows were fetched again"
         assert not list(state.spool_dir.glob("body-*")), what
 
@@ -78,11 +82,16 @@ def moments(reached: dict[str, int], count: int, seed: int) -> list[tuple[str, i
     return [(point, rng.randint(1, reached[point])) for n in range(count) for point in [points[n % len(points)]]]
 
 
-def test_killed_at_any_moment(world: World, tried: Callable[..., None]) -> None:
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_killed_at_any_moment(
+    dedupe: bool, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, tried: Callable[..., None]
+) -> None:
     """80 kills (3 in the quick run), each point in turn: the next run moves what was not recorded, and that alone."""
+    world = World(origin, s3, bucket, tmp_path, dedupe=dedupe)
     code, reached = world.run(*world.life())
     assert code == 0
     assert len(reached) > 25
+    assert ("after copy by the server" in reached) is dedupe
     wanted, killed = some(3, 80), 0
     for point, number in moments(
         reached, 2 * wanted, seed=41

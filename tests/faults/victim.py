@@ -26,7 +26,7 @@ from ferry.reconcile import finish, prune
 from ferry.state import lease, ledger
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
-from ferry.transfer import chunk
+from ferry.transfer import chunk, dedupe
 from ferry.transfer import object as transfer
 from tests.support import helpers
 
@@ -34,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 # What is wrapped: the moment before the call and the one after it are points.
 CALLS: dict[str, tuple[Any, str]] = {
     "upload": (transfer.ObjectTransfer, "transfer"),  # after: the object is stored, and no outcome is recorded
+    "copy by the server": (dedupe.Dedupe, "_copy"),
     "write": (DirectoryState, "write"),
     "rename": (os, "replace"),
     "sync": (os, "fsync"),
@@ -52,6 +53,7 @@ CALLS: dict[str, tuple[Any, str]] = {
     "deletion": (prune, "_delete_one"),  # after: the object is deleted, and no outcome is recorded
     "lease": (DirectoryState, "swap"),
 }
+ASYNC = ("upload", "copy by the server", "deletion")
 
 
 class Killer:
@@ -74,7 +76,7 @@ class Killer:
     def watch(self, calls: Mapping[str, tuple[Any, str]] = CALLS) -> None:
         for name, (owner, attribute) in calls.items():
             call = getattr(owner, attribute)
-            wrapped = self._async(name, call) if name in ("upload", "deletion") else self._sync(name, call)
+            wrapped = self._async(name, call) if name in ASYNC else self._sync(name, call)
             places = helpers.bindings(call) if isinstance(owner, ModuleType) else []
             for place, bound in places or [(owner, attribute)]:
                 setattr(place, bound, wrapped)

@@ -338,17 +338,31 @@ def test_an_object_that_changed_is_never_taken(
         assert shop.objects[second.key].data == A
 
 
-def verify(shop: Shop) -> None:
-    """`ferry verify` of the whole bucket; what it finds wrong is pending then."""
+def verify(shop: Shop, row_id: str = "") -> None:
+    """`ferry verify` of all objects, or of one row's; what it finds wrong is pending then."""
 
     async def work() -> None:
         store = open_store("s3://bucket/p/", access(shop.server), shop.state.spool_dir)
-        found = await read_back(store, expected_objects(shop.state, ("", "g")), shop.run_no, Progress())
+        bounds = (row_id, f"{row_id}0") if row_id else ("", "g")
+        found = await read_back(store, expected_objects(shop.state, bounds), shop.run_no, Progress())
         await store.close()
         note_verified(shop.state, found, shop.run_no, 0)
 
     shop.run_no += 1
     asyncio.run(work())
+
+
+def test_a_repair_takes_nothing_from_the_destination(shop: Shop) -> None:
+    """Where a bad disk altered both objects under their ETags, a repair of one does not copy the other."""
+    shop.list(*TWO)
+    outcomes = shop.run()
+    for name in ("p/1.jpg", "p/2.jpg"):
+        shop.server.objects["bucket"][name].data = B[: len(A)].ljust(len(A), b"x")
+    verify(shop, outcomes["2.jpg"].row_id)
+    assert by_key(shop.state)["1.jpg"].status == "copied"
+    assert by_key(shop.state)["2.jpg"].error_class is ErrorClass.ALTERED
+    outcomes = shop.run()
+    assert (shop.objects["2.jpg"].data, outcomes["2.jpg"].requests) == (A, 1)
 
 
 @pytest.mark.parametrize("key", [None, "{md5}.jpg", "{sha256}.jpg"])
