@@ -14,7 +14,9 @@ from uuid import uuid4
 from ferry.core import Confirmed, Fatal, ObjectError, Reason, Row, Status, TransferResult, whole_body
 from ferry.images import Kind as ImageKind
 from ferry.images import kind_of_type
+from ferry.job import Checks
 from ferry.storage import CannotCopy, Confirmation, ObjectInfo, Store, md5_of_etag
+from ferry.transfer.body_check import lesser_check_of
 from ferry.transfer.conflict import UnconfirmedUploads
 from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch
@@ -34,7 +36,13 @@ class Dedupe:
     """Finds stored objects with a row's bytes, and has the destination's server copy them."""
 
     def __init__(
-        self, destination: Destination, unconfirmed: UnconfirmedUploads, attributes: Mapping[str, str], *, copies: bool
+        self,
+        destination: Destination,
+        unconfirmed: UnconfirmedUploads,
+        attributes: Mapping[str, str],
+        checks: Checks,
+        *,
+        copies: bool,
     ) -> None:
         """``attributes`` are those of the job. ``copies``: whether a copy by the server may replace an object."""
         self.objects = StoredObjects()
@@ -42,7 +50,9 @@ class Dedupe:
         self._store = destination.store
         self._unconfirmed = unconfirmed
         self._attributes = attributes
-        self._copies = copies and self._store.can_copy_from(self._store)
+        self._checks = checks
+        self._to_try = copies and self._store.can_copy_from(self._store)
+        self._copies = False  # until the trial has shown it
         self._trial: asyncio.Task[bool] | None = None
         self._refusals = self._unanswered = 0
 
@@ -52,14 +62,15 @@ class Dedupe:
         ``in_ledger`` is the result of a row of an earlier run, which had the job's attributes and a check of its type.
         The first calls wait for the trial of the server's copies, while no row holds memory, which the trial needs.
         """
-        if self._copies:
+        if self._to_try:
             self._trial = self._trial or asyncio.create_task(copies_keep_attributes(self._store))
             self._copies = await asyncio.shield(self._trial)
         stored = self.objects.find(row.sha256, row.md5)
         if stored is None and in_ledger is not None:
             kind = kind_of_type(in_ledger.content_type)
-            attributes = {**self._attributes, "Content-Type": in_ledger.content_type or ""}
-            stored = StoredObject(in_ledger, attributes, kind, seen_at=-math.inf)
+            result = replace(in_ledger, message=lesser_check_of(kind, self._checks))
+            attributes = {**self._attributes, "Content-Type": result.content_type or ""}
+            stored = StoredObject(result, attributes, kind, seen_at=-math.inf)
         return stored if stored is not None and stored.may_be(row) and self._may_use(row, row.key) else None
 
     def _may_use(self, row: Row, key: str) -> bool:

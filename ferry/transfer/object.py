@@ -117,7 +117,8 @@ class ObjectTransfer:
         self._dedupe: Dedupe | None = None
         if options.dedupe:
             copies = options.on_existing not in GUARDED
-            self._dedupe = Dedupe(self._destination, self.unconfirmed, self._attributes, copies=copies)
+            attributes, checks = self._attributes, options.checks
+            self._dedupe = Dedupe(self._destination, self.unconfirmed, attributes, checks, copies=copies)
 
     async def transfer(
         self,

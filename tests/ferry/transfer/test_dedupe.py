@@ -25,6 +25,7 @@ from ferry.reconcile.verify import expected_objects, note_verified, read_back
 from ferry.storage import open_store
 from ferry.transfer import dedupe
 from ferry.transfer.chunk import run_chunk
+from tests.ferry.images.test_check import body as body_of
 from tests.servers.odd_s3 import Fault, OddS3, Stored
 from tests.support import helpers
 from tests.support.helpers import access, by_key, counts_of, directory_state, make_job, stored
@@ -297,6 +298,30 @@ def test_objects_of_an_earlier_run_are_copied(shop: Shop) -> None:
     assert shop.objects["2.jpg"].headers["Content-Type"] == "image/jpeg"
 
 
+def test_a_lesser_check_is_said_of_copies_too(shop: Shop) -> None:
+    """A format that Ferry checks by its length alone: each row's message says so, in one run and in the next."""
+    jxl = body_of("jxl code stream")
+    shop.list(("/1.jxl", jxl, md5(jxl)), ("/2.jxl", jxl, md5(jxl)))
+    shop.run()
+    shop.list(*((f"/{n}.jxl", jxl, md5(jxl)) for n in range(1, 4)))
+    outcomes = shop.run()
+    assert shop.origin.total == 0
+    (message,) = {out.message for out in outcomes.values()}
+    assert message
+    assert counts_of(shop.state).lesser_checks == 3
+
+
+def test_rechecked_rows_are_not_copied_before_the_trial(shop: Shop) -> None:
+    """A delta run that only rechecks rows has made no trial: it uploads what changed."""
+    shop.list(*(("/1.jpg", A, ""), ("/2.jpg", A, "")))
+    shop.run(dedupe=False)
+    shop.list(*(("/1.jpg", B, ""), ("/2.jpg", B, "")))
+    outcomes = shop.run(mode="delta", dedupe=True)
+    assert shop.holds(("1.jpg", B), ("2.jpg", B))
+    assert shop.server.requests["CopyObject"] == 0
+    assert {out.sha256 for out in outcomes.values()} == {sha256(B)}
+
+
 @pytest.mark.parametrize("changed", ["checks", "max_bytes", "source", "pending"])
 def test_what_is_not_known_of_an_earlier_object(changed: str, shop: Shop) -> None:
     """An object that other settings wrote, that came from a bucket, or whose key is found wrong is not copied."""
@@ -338,6 +363,28 @@ def test_an_object_that_changed_is_never_taken(
         assert shop.objects[second.key].data == A
 
 
+@pytest.mark.parametrize("key", [None, "{sha256}.jpg"])
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("policy", ["skip-same", "overwrite"])
+def test_an_object_that_changes_during_the_run(policy: str, known: bool, key: str | None, shop: Shop) -> None:
+    """Another program replaces the first object right after its upload: the next row with its bytes notices."""
+    original = shop.server._put
+    struck: list[str] = []
+
+    def put(objects: Any, key: str, headers: Any, body: bytes) -> Any:
+        answer = original(objects, key, headers, body)
+        if not struck and "trial" not in key:
+            struck.append(key.removeprefix("p/"))
+            objects[key] = Stored(B, md5(B), {})
+        return answer
+
+    shop.server._put = put  # type: ignore[method-assign]
+    shop.list(*((f"/{n}.jpg", A, md5(A) if known else "") for n in range(3)))
+    outcomes = shop.run(key=key, on_existing=policy, concurrency=1)
+    assert all(found.data == A for name, found in shop.objects.items() if key or name not in struck)
+    assert {out.sha256 for out in outcomes.values()} == {sha256(A)}
+
+
 def verify(shop: Shop, row_id: str = "") -> None:
     """`ferry verify` of all objects, or of one row's; what it finds wrong is pending then."""
 
@@ -358,7 +405,7 @@ def test_a_repair_takes_nothing_from_the_destination(shop: Shop) -> None:
     outcomes = shop.run()
     for name in ("p/1.jpg", "p/2.jpg"):
         shop.server.objects["bucket"][name].data = B[: len(A)].ljust(len(A), b"x")
-    shop.server._etag = lambda _: md5(A)  # type: ignore[method-assign]  # a copy gets the ETag of its original
+    shop.server._etag = lambda data: md5(A)  # type: ignore[method-assign]
     verify(shop, outcomes["2.jpg"].row_id)
     assert by_key(shop.state)["1.jpg"].status == "copied"
     assert by_key(shop.state)["2.jpg"].error_class is ErrorClass.ALTERED
