@@ -18,13 +18,13 @@ from ferry.core.errors import UserError
 from ferry.core.records import Outcome, Status
 from ferry.images import sniff
 from tests.faults.amount import some
-from tests.servers.odd_s3 import Fault, OddS3, Stored
+from tests.servers.odd_s3 import Fault, OddS3, Stored, What
 from tests.support import helpers
 
 pytestmark = pytest.mark.slow
 IMAGES = [*(make_image("jpeg", n, 30, 20) for n in range(3)), make_image("png", 1, 20, 20)]
 TEXTS = [b"text one", b"text two, longer"]
-FAULTS = ("status", "lost answer", "reset", "error in 200")
+FAULTS: tuple[What, ...] = ("status", "lost answer", "reset", "error in 200")
 OPERATIONS = ("CopyObject", "CopyObject", "PutObject", "HeadObject", "GetObject", "DeleteObject")
 
 

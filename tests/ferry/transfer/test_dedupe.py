@@ -277,6 +277,18 @@ def test_an_existing_object_is_treated_as_without_dedupe(policy: str, shop: Shop
     assert outcomes["3.jpg"].status == "copied"
 
 
+@pytest.mark.parametrize("column", ["sha256", "md5"])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_existing_object_that_is_the_same_is_kept(known: bool, column: str, shop: Shop) -> None:
+    """Under `skip-same` an equal object stays as it is, with the attributes that it has, though another was stored."""
+    digest = {"sha256": sha256, "md5": md5}[column]
+    shop.list(*((f"/{n}.jpg", A, digest(A) if known else "") for n in range(3)), column=column)
+    shop.server.objects["bucket"]["p/2.jpg"] = Stored(A, md5(A), {"Content-Type": "image/x-old"})
+    outcomes = shop.run(concurrency=1)
+    assert outcomes["2.jpg"].status == "unchanged"
+    assert shop.objects["2.jpg"].headers == {"Content-Type": "image/x-old"}
+
+
 # --- objects of earlier runs, and objects that changed
 
 
@@ -573,6 +585,26 @@ def test_a_directory_gets_files_of_their_own(shop: Shop) -> None:
     outcomes = shop.run()
     assert (out / "5.jpg").read_bytes() == A
     assert outcomes["5.jpg"].requests == 1  # the files have other bytes now
+
+
+def test_a_directory_s_rows_have_their_own_types(shop: Shop) -> None:
+    """The ledger has the type that each row's source or list says, where the bytes show none."""
+    text = b"not an image"
+    shop.list(*((f"/{n}.txt", text, md5(text)) for n in range(3)), content_type=["text/plain", "text/x-other", ""])
+    outcomes = shop.run(destination=f"file://{shop.folder}/out/", checks="length")
+    assert {key: out.content_type for key, out in outcomes.items()} == {
+        "0.txt": "text/plain", "1.txt": "text/x-other", "2.txt": "image/jpeg",
+    }  # fmt: skip
+
+
+def test_bytes_read_are_those_of_the_sources(shop: Shop) -> None:
+    """A chunk's bytes, which a run's rate is made of, are those that came from sources."""
+    shop.list(*TWO, ("/3.jpg", A, md5(A)))
+    for destination in ("s3://bucket/p/", f"file://{shop.folder}/out/"):
+        job, state = shop.job(destination=destination), directory_state(shop.folder, destination[:2])
+        planned = helpers.plan(job, state, server=access(shop.server))
+        with helpers.engine(job, state, access(shop.server)) as runtime:
+            assert sum(run_chunk(runtime, ref).bytes for ref in planned.chunks) == len(A)
 
 
 def test_a_key_of_a_directory_is_shared(shop: Shop) -> None:
