@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ferry.core import Again, ErrorClass, ObjectError, Reason, Row
+from ferry.core import Again, ErrorClass, ObjectError, Reason, Row, in_bucket
 from ferry.job import OnExisting
 from ferry.storage import ObjectInfo, md5_of_etag
 
@@ -28,7 +28,7 @@ def before_fetch(policy: OnExisting, row: Row, found: ObjectInfo | None) -> Step
     if found is None or policy is OnExisting.OVERWRITE:
         return "fetch"
     existing = found.known_md5
-    expected = row.md5 or md5_of_etag(row.etag if row.source.startswith("s3://") else None)
+    expected = row.md5 or md5_of_etag(row.etag if in_bucket(row.source) else None)
     if existing is not None and existing == expected and row.size in (None, found.size) and row.sha256 is None:
         return "unchanged"
     return "skip" if policy is OnExisting.SKIP else "fetch"

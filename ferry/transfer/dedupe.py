@@ -22,7 +22,6 @@ from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch
 from ferry.transfer.stored_objects import StoredObject, StoredObjects
 
-MAX_COPY_BYTES = 5 * 1024**3  # S3's limit for one CopyObject request
 FRESH_S = 60.0  # an object that was written or asked for longer ago is asked for before it is copied
 REFUSALS = 8  # copies in a row that the server refused or failed, after which it is not asked again
 TRIAL = ".ferry-trial-"  # begins the names of trial objects
@@ -187,7 +186,7 @@ class Dedupe:
         """
         from_ = stored.result
         may_copy = self._copies and self._refusals < REFUSALS and key != from_.key
-        if not may_copy or not may_be_copied(from_, stored.attributes) or not await self._is_current(stored):
+        if not may_copy or not self._may_be_copied(stored) or not await self._is_current(stored):
             return None
         await self._destination.check_lease()
         self._unconfirmed.note_sent(row, key)
@@ -207,6 +206,9 @@ class Dedupe:
         self._refusals += await self._is_current(stored)
         return None
 
+    def _may_be_copied(self, stored: StoredObject) -> bool:
+        return may_be_copied(stored.result, stored.attributes, self._store.capabilities.copies_up_to)
+
     async def _is_current(self, stored: StoredObject) -> bool:
         """Returns whether an object still has its bytes and attributes; one that has not is forgotten.
 
@@ -224,13 +226,14 @@ class Dedupe:
         return False
 
 
-def may_be_copied(result: TransferResult, attributes: Mapping[str, str]) -> bool:
+def may_be_copied(result: TransferResult, attributes: Mapping[str, str], most: int) -> bool:
     """Returns whether the server's copy of an object can be confirmed, and gets its attributes.
 
     An ETag that looks like an MD5 and is not the one of the bytes (SSE-KMS) confirms nothing. CopyObject does not take
     over what is not a header or user metadata, such as the storage class: the names of such attributes begin with `:`.
+    ``most``: bytes that the server copies in one go.
     """
-    if not result.dest_etag or result.size is None or result.size > MAX_COPY_BYTES:
+    if not result.dest_etag or result.size is None or result.size > most:
         return False
     return md5_of_etag(result.dest_etag) in (None, result.md5) and not any(name[0] == ":" for name in attributes)
 

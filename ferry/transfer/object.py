@@ -30,7 +30,7 @@ from ferry.ratelimit import Limiter, Permit
 from ferry.storage import AlreadyThere, CannotCopy, ObjectInfo, Store, md5_of_etag
 from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import GUARDED, Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
-from ferry.transfer.dedupe import MAX_COPY_BYTES, Dedupe
+from ferry.transfer.dedupe import Dedupe
 from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch, Sources
 from ferry.transfer.stall import Waits

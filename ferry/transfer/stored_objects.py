@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from ferry.core import Row, TransferResult
+from ferry.core import Row, TransferResult, in_bucket
 from ferry.images import Kind as ImageKind
 from ferry.job import finish_key
 from ferry.storage import ObjectInfo, same_etag
@@ -49,7 +49,7 @@ class StoredObject:
         ``attributes`` are those of the job. An object in a bucket has attributes of its own, which no list says. A type
         that the bytes do not show is the manifest's, or the one in the source's response.
         """
-        if row.source[:5].lower() == "s3://":
+        if in_bucket(row.source[:5].lower()):
             return False
         mime = self.kind.mime if self.kind is not None else row.content_type
         return mime is not None and self.attributes == {**attributes, "Content-Type": mime}
