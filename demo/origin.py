@@ -17,8 +17,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
 from types import TracebackType
@@ -104,6 +104,7 @@ class _Object:
     etag: str
     validators: Validators
     modified: str
+    more: Mapping[str, str] = field(default_factory=dict)  # further headers
     met: int = 0  # requests that had the fault
 
     def next_fault(self) -> Fault | None:
@@ -199,17 +200,19 @@ class Origin:
         *,
         kind: Validators = Validators.BOTH,
         modified: str = LAST_MODIFIED,
+        more: Mapping[str, str] = {},
     ) -> str:
         """Serve ``body`` at ``path`` (with its query, percent-encoded) and return its URL.
 
         A Trouble as ``fault`` is a Fault with its defaults. ``kind``: the validators (ETag, Last-Modified) of its
-        answers. Replaces an earlier object at this path. Raises ValueError for a path that is not a request target.
+        answers, ``more``: their further headers. Replaces an earlier object at this path. Raises ValueError for a path
+        that is not a request target.
         """
         if not path.startswith("/") or any(not 0x21 <= ord(char) <= 0x7E for char in path) or "#" in path:
             raise ValueError(f"`{path}` is not a percent-encoded request target")
         if isinstance(fault, Trouble):
             fault = Fault(fault)
-        self._objects[path] = _new_object(body, content_type, fault, kind, modified)
+        self._objects[path] = _new_object(body, content_type, fault, kind, modified, more)
         if fault is not None and fault.kind is Trouble.REDIRECT and fault.target is None:
             self._objects["/-moved" + path] = _new_object(body, content_type, None)
         if fault is not None and fault.kind is Trouble.REDIRECT_LOOP:
@@ -257,9 +260,10 @@ def _new_object(
     fault: Fault | None,
     kind: Validators = Validators.BOTH,
     modified: str = LAST_MODIFIED,
+    more: Mapping[str, str] = {},
 ) -> _Object:
     etag = f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
-    return _Object(body, content_type, fault, etag, kind, modified)
+    return _Object(body, content_type, fault, etag, kind, modified, more)
 
 
 def _head(status: int, headers: dict[str, str]) -> bytes:
@@ -372,7 +376,7 @@ class _Connection(asyncio.Protocol):
         return validators.headers(found.validators, found.etag, found.modified, self._origin.total)
 
     def _headers(self, found: _Object, said: dict[str, str]) -> dict[str, str]:
-        return {"Content-Type": found.content_type, "Content-Length": str(len(found.body)), **said}
+        return {"Content-Type": found.content_type, "Content-Length": str(len(found.body)), **said, **found.more}
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, method: str = "GET") -> None:
         head = _head(status, {**headers, "Content-Length": str(len(body))})

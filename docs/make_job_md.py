@@ -155,7 +155,7 @@ listed manifest unless `exclude` omits it, since its files would be transferred 
 | change | effect on the next run |
 |---|---|
 | `source.url`, `columns`, `key`, `destination.uri`, `destination.endpoint_url` | The run ends with exit code 2 and names the key, since finished rows would have the wrong location. Undo the change, use another `state`, or run with `--replan`. |
-| further columns in a list of `columns.source`, `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, `source.headers_for`, names of `source.headers`, `source.auth.type`, `source.auth_for` | Failed and skipped rows are planned again. Copied objects stay. |
+| further columns in a list of `columns.source`, `checks`, `on_existing`, `max_bytes`, `destination.cache_control`, `destination.metadata`, `destination.attributes`, `destination.storage_class`, `destination.encryption`, `on_lost_attribute`, `source.headers_for`, names of `source.headers`, `source.auth.type`, `source.auth_for` | Failed and skipped rows are planned again. Copied objects stay. |
 | size, digest, ETag or type of a row in the manifest | Pending rows use the new values. Copied objects stay (with `mode: delta` they are rechecked), and so do permanent failures, which `--retry-failed` retries. |
 | any other setting | None. Limits, retries, timeouts, budget, credentials and the manifest's location may change between runs. |
 """

@@ -72,6 +72,8 @@ def check(
         planned = dry_plan(job, sample=rows, sample_folder=temporary)
         plan_s = time.monotonic() - started
         engine = Engine(*secrets.accesses(job), secrets.headers(job), secrets.auth(job))
+        if write and (attributes := job.destination.attribute_rules().set):
+            run_preflight(job.destination.uri, engine.destination, attributes=attributes)
         with _leaving_nothing(str(job.state)):
             state = state_of(job)
             limits = limits_at(time.time(), job.limits, read_overrides(state))

@@ -159,7 +159,7 @@ def open_run(
     state = state_location.state_of(job, destination)
     with contextlib.suppress(Damaged):  # planning handles a damaged plan
         read_plan(state)  # refuses a state of a newer version first
-    run_preflight(job.destination.uri, destination)
+    run_preflight(job.destination.uri, destination, attributes=job.destination.attribute_rules().set)
     predicted = read_predicted(state)
     until = datetime.now(UTC) + timedelta(seconds=predicted.high_s if predicted else 0.0)
     for side, access in (("source", source), ("destination", destination)):

@@ -85,6 +85,7 @@ class ErrorClass(StrEnum):
     STORE_ERROR = "store_error"
     UPLOAD_UNCONFIRMED = "upload_unconfirmed"
     EXISTS = "exists"
+    LOST_ATTRIBUTE = "lost_attribute"
     # the row itself, found during planning
     BAD_URL = "bad_url"
     BAD_KEY = "bad_key"
@@ -128,6 +129,7 @@ AGAIN: dict[ErrorClass, Again] = {
     ErrorClass.STORE_ERROR: Again.NOW,
     ErrorClass.UPLOAD_UNCONFIRMED: Again.NOW,
     ErrorClass.EXISTS: Again.NEVER,
+    ErrorClass.LOST_ATTRIBUTE: Again.NEVER,
     ErrorClass.BAD_URL: Again.NEVER,
     ErrorClass.BAD_KEY: Again.NEVER,
     ErrorClass.BAD_LINE: Again.NEVER,
@@ -162,6 +164,7 @@ class Row(NamedTuple):
     attempt: int = 1
     consecutive_failures: int = 0  # runs in a row, before this one, in which the row failed
     alternatives: Sequence[str] | None = None  # further addresses of the object, exact as ``source``
+    storage_class: str | None = None  # in a listing of the source
 
 
 class Outcome(NamedTuple):
@@ -200,6 +203,8 @@ class Outcome(NamedTuple):
     )
     address: str | None = None  # redacted: which of several gave the bytes, or failed; None for ``source`` itself
     copy_of: str | None = None  # with `dedupe`: the key whose object was not transferred again for this row
+    attributes_sha256: str | None = None  # of the attributes that Ferry wrote (attributes_digest); None if not known
+    lost_attributes: Sequence[str] | None = None  # names of attributes that the destination cannot hold
 
 
 @dataclass(slots=True)
@@ -223,6 +228,8 @@ class TransferResult:
     bytes_read_at: datetime | None = None  # if the bytes were not read in this attempt: when they were
     confirmed: Confirmed | None = None
     copy_of: str | None = None  # as in Outcome
+    attributes_sha256: str | None = None
+    lost_attributes: Sequence[str] | None = None
 
 
 PARTS_DIRECTORY = ".ferry-parts"  # for unfinished files; the next run of the job deletes those of killed runs

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Literal, NamedTuple
@@ -51,6 +52,8 @@ class KnownCopy(NamedTuple):
     bytes_read_at: datetime | None
     confirmed: Confirmed | None = None
     address: str | None = None  # which of a row's addresses gave the bytes, redacted; None for its source
+    attributes_sha256: str | None = None
+    lost_attributes: Sequence[str] | None = None
 
     def at(self, address: str, *, is_source: bool) -> KnownCopy:
         """Return what is known for a recheck at one of the row's addresses.
@@ -81,7 +84,7 @@ def date_over_at(date: str) -> float:
     | 2026-11-29 | 12 h and 1 day later than in UTC |
     | 29.11.2026, v17 | never |
     """
-    moment = _moment(date.strip())
+    moment = moment_of(date.strip())
     if moment is None:
         return math.inf
     since_midnight = timedelta(hours=moment.hour, minutes=moment.minute, seconds=moment.second)
@@ -95,7 +98,7 @@ def date_over_at(date: str) -> float:
     return moment.timestamp() + granularity_us / 1_000_000 + zone_s
 
 
-def _moment(date: str) -> datetime | None:
+def moment_of(date: str) -> datetime | None:
     """Return the time that an ISO 8601, HTTP or Unix date names, or None."""
     try:
         if http := _HTTP_DATE.fullmatch(date):

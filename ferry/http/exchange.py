@@ -51,6 +51,7 @@ class Fetched:
     last_modified: str | None
     requests: int
     length_known: bool  # by Content-Length or by chunks; else the body ended with its connection, wherever that was
+    attributes: dict[str, str]  # Cache-Control and Content-Disposition
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NOT_MODIFIED, _UNAUTHORIZED = 304, 401
 _WHOLE = frozenset({200, 203})  # 203: a proxy changed something, but the object is complete
 _TOKEN_BYTES = 64 * 1024  # of a token server's answer
+_ATTRIBUTES = ("Cache-Control", "Content-Disposition")  # that a job may keep
 _DRAIN_BYTES = 64 * 1024  # of an unused body, read so that its connection can be used again
 
 
@@ -191,6 +192,7 @@ class Origin:
             printable_header(headers.get("Last-Modified")),
             state.requests,
             response.length is not None or response.chunked,
+            {name: value for name in _ATTRIBUTES if (value := printable_header(headers.get(name)))},
         )
 
     async def download(self, url: str, headers: Mapping[str, str], into: BinaryIO, max_bytes: int) -> Downloaded:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from ferry.core import Bucket, short
 from ferry.job.validators import CREDENTIALS
-
-_AZURE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")  # "Naming and referencing containers, blobs, and metadata"
 
 
 class Settings(Protocol):
@@ -67,13 +64,3 @@ def _refuse_foreign_settings(side: str, bucket: Bucket, settings: Settings) -> N
     if path and path != bucket.account:
         may = f"may have `/{bucket.account}`, the account" if bucket.account else "has none"
         raise ValueError(f"{side}.endpoint_url has the path `/{short(path)}`, but for `{scheme}` it {may}")
-
-
-def refuse_metadata(uri: str, metadata: Mapping[str, str]) -> None:
-    """Raises ValueError for a name of user metadata that Azure cannot hold."""
-    wrong = next((name for name in metadata if not _AZURE_NAME.fullmatch(name)), None)
-    if uri.startswith("az://") and wrong is not None:
-        raise ValueError(
-            f"destination.metadata: Azure cannot hold the name `{short(wrong)}`; use letters, digits and _, "
-            "and begin with a letter or _"
-        )

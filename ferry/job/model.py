@@ -15,13 +15,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from ferry.core import Bucket, in_bucket, parse_bucket, short
+from ferry.core import AttributeRules, Bucket, in_bucket, parse_bucket, short
 from ferry.http import OPEN_HEADERS, USER_AGENT, Auth, Network, OriginOptions, recipient, site_of_template
 from ferry.job.api_list import ApiList, ManifestSetting
+from ferry.job.attributes import Attributes, Encryption, refuse_unheld, rules_of
 from ferry.job.auth import SourceAuth
 from ferry.job.base import Model as _Model
 from ferry.job.base import Part
-from ferry.job.buckets import check_side, refuse_metadata
+from ferry.job.buckets import check_side
 from ferry.job.columns import ROLES, Columns
 from ferry.job.delta import Delta
 from ferry.job.limits import Limits
@@ -137,6 +138,12 @@ class Destination(_Model):
     """The Cache-Control of the written objects."""
     metadata: dict[str, str] = {}
     """The user metadata of the written objects."""
+    attributes: Part[Attributes] = Attributes()
+    """Attributes of the written objects."""
+    storage_class: Annotated[str | None, AfterValidator(partial(sendable, key="destination.storage_class"))] = None
+    """The storage class or tier of the written objects: `STANDARD_IA`. Default: that of the source, if the destination has it."""
+    encryption: Encryption | None = None
+    """Encryption of the written objects. Default: the bucket's own."""
 
     def uri_of(self, key: str) -> str:
         """Returns the URI of an object, such as `s3://bucket/prefix/shoes/1.jpg`; nothing in it is percent-encoded."""
@@ -159,11 +166,13 @@ class Destination(_Model):
         return values
 
     @model_validator(mode="after")
-    def _headers_can_be_stored(self) -> Destination:
-        if self.uri.startswith("file:") and (self.cache_control or self.metadata):
-            raise ValueError("a directory cannot store cache_control and metadata; remove them")
-        refuse_metadata(self.uri, self.metadata)
+    def _attributes_can_be_held(self) -> Destination:
+        refuse_unheld(self.attribute_rules(), self.uri)
         return self
+
+    def attribute_rules(self) -> AttributeRules:
+        """Returns which attributes objects keep from their sources, and which all of them have."""
+        return rules_of(self.attributes, self.cache_control, self.metadata, self.storage_class, self.encryption)
 
 
 def _address_or_mapping(schema: dict[str, Any]) -> None:
@@ -198,6 +207,8 @@ class Job(_Model):
     """Transfer equal bytes once. Bytes that this job has stored for one row are copied at the destination for others, or shared under one key (section "Equal bytes")."""
     bad_lines: Literal["error", "skip"] = "error"
     """Handling of a manifest line that cannot be parsed: `error` ends the run before any transfer, `skip` records the line as a failed row."""
+    on_lost_attribute: Literal["report", "fail"] = "report"
+    """Handling of an attribute that an object has, that is to be kept, and that the destination cannot hold: `report` counts it by name, `fail` fails the row before anything is written."""
     state: Annotated[str | None, Field(json_schema_extra=ADDRESS_SCHEMA)] = None
     """Location of plan, outcomes and reports: a directory, or a prefix in a bucket of the destination's provider. Default: `.ferry/<name>`."""
     mode: Literal["full", "delta"] = "full"
@@ -345,6 +356,7 @@ class Job(_Model):
             "max_bytes": self.max_bytes,
             "cache_control": self.destination.cache_control,
             "metadata": self.destination.metadata,
+            **_attribute_settings(self),
             "headers": sorted(name.lower() for name in self.source.headers),
             **({"headers_for": sorted(self.source.headers_for)} if self.source.headers_for else {}),
             **({"auth": [self.source.auth.type, *sorted(self.source.auth_for)]} if self.source.auth else {}),
@@ -365,6 +377,12 @@ class Job(_Model):
         if share is None:
             return count or 0
         return 0 if share == 0 else max(1, math.ceil(rows * share - 1e-9))
+
+
+def _attribute_settings(job: Job) -> dict[str, Any]:
+    """Returns those of a job's settings of attributes that are not the defaults, so that older digests stay valid."""
+    given = job.destination.model_dump(include={"attributes", "storage_class", "encryption"}, exclude_defaults=True)
+    return {**given, **({"on_lost_attribute": "fail"} if job.on_lost_attribute == "fail" else {})}
 
 
 def _digest(value: Any) -> str:

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ferry import __version__
-from ferry.core import Fatal, ObjectError, ProxyUnusable, Tries, UserError, in_bucket, parse_bucket, redact, short
+from ferry.core import (
+    TIER,
+    Fatal,
+    ObjectError,
+    ProxyUnusable,
+    Tries,
+    UserError,
+    in_bucket,
+    parse_bucket,
+    redact,
+    short,
+)
 from ferry.http import Auth
 from ferry.job import SOURCE_FIELDS, ApiList, Job, Template
 from ferry.manifest.columns import Batch
@@ -278,6 +289,7 @@ def _list_objects(job: Job, access: Access, spool_dir: Path) -> Iterator[Batch]:
                     "size": [str(info.size) for info in found],
                     "etag": [info.etag if store.kind != "file" else None for info in found],
                     "last_modified": [info.last_modified.isoformat() if info.last_modified else None for info in found],
+                    TIER: [info.tier for info in found],
                 },
             )
             row_no += len(found)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferry.core import ErrorClass, redact, redact_id, short
+from ferry.core import TIER, ErrorClass, redact, redact_id, short
 from ferry.job import SOURCE_FIELDS, Template, finish_key, key_problem, source_field
 from ferry.manifest.addresses import Addresses, Problems, Texts
 from ferry.manifest.columns import Batch
@@ -37,6 +37,7 @@ SCHEMA = pa.schema(
         pa.field("message", pa.string()),
         pa.field("line_no", pa.int64()),  # of the manifest's file; null for listings
         pa.field("alternatives", pa.list_(pa.string())),  # further addresses, in order; null if there are none
+        pa.field("storage_class", pa.string()),  # of a listing
     ],
     metadata={"ferry_schema": "1"},
 )
@@ -141,6 +142,7 @@ class Normaliser:
             "message": list(none),
             "line_no": [None] * rows if batch.line_no is None else list(batch.line_no),
             "alternatives": alternatives,
+            "storage_class": list(get(TIER) or none),
         }
         for index, (error_class, message) in problems.items():
             out["error_class"][index], out["message"][index] = error_class, message
@@ -270,7 +272,8 @@ def normalise(
 
 def _writer(path: Path) -> pq.ParquetWriter:
     # In nearly all columns each value occurs once: a dictionary would cost time and memory and save nothing.
-    return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=["content_type", "error_class", "message"])
+    few = ["content_type", "error_class", "message", "storage_class"]
+    return pq.ParquetWriter(path, SCHEMA, compression="zstd", use_dictionary=few)
 
 
 def _row_groups(normaliser: Normaliser, batches: Iterable[Batch]) -> Iterator[pa.Table]:

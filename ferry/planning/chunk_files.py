@@ -141,7 +141,8 @@ def write_chunks(
 
 
 _COLUMNS = """m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256, m.content_type, m.etag,
-              m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives"""
+              m.last_modified, m.id, s.reason, s.attempt, s.consecutive_failures, m.alternatives,
+              m.storage_class"""
 
 
 def _move(con: duckdb.DuckDBPyConnection, *, dedupe: bool) -> None:

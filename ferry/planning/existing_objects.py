@@ -169,7 +169,8 @@ def _write_hints(con: duckdb.DuckDBPyConnection, state: State) -> dict[str, str]
         SELECT o.chunk, o.row_id, o.done, any_value(e.size), any_value(e.etag), r.revalidate, l.key, l.size, l.md5,
                l.sha256, l.content_type, l.source_etag, l.source_last_modified, l.dest_etag,
                -- an earlier Ferry did not write bytes_read_at, and read the bytes of each row
-               coalesce(CASE WHEN r.row_id IS NOT NULL THEN l.bytes_read_at END, l.recorded_at), l.confirmed, l.address
+               coalesce(CASE WHEN r.row_id IS NOT NULL THEN l.bytes_read_at END, l.recorded_at), l.confirmed, l.address,
+               l.attributes_sha256, l.lost_attributes
         FROM open_rows o LEFT JOIN existing e ON e.key = o.key AND NOT o.deferred_key
              LEFT JOIN revalidations r ON r.row_id = o.row_id AND NOT o.done
              LEFT JOIN equal_copies q ON q.row_id = o.row_id AND r.row_id IS NULL

@@ -327,8 +327,8 @@ class Planner:
             known = _reading(known)
         if "file" in known:
             path = str(self.state.local(known["file"]))
-            if not {"deferred_key", "alternatives"} <= set(self.con.from_parquet(path).columns):
-                # a file before schema 5 lacks columns, or has them under other names, so the manifest is read again
+            if not {"deferred_key", "alternatives", "storage_class"} <= set(self.con.from_parquet(path).columns):
+                # a file before schema 6 lacks columns, or has them under other names, so the manifest is read again
                 known = _reading(known)
         if self.options.mode != "plain" and "file" in known:
             return LoadedManifest(None, known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ferry.core import ErrorClass, ObjectError, redact
+from ferry.core import HOLDS, TIER, ErrorClass, ObjectError, carried, redact, split
 from ferry.http import AddressFilter, Targets
 from ferry.job import Job
 from ferry.state import host_sql
@@ -49,8 +49,24 @@ def preview(con: duckdb.DuckDBPyConnection, job: Job) -> Preview:
         warnings=[
             f"{n:,} {'row' if n == 1 else 'rows'} of {host} would fail{_unless(more, n)}: {why}"
             for host, n, more, why in blocked
-        ],
+        ]
+        + _lost_classes(con, job),
     )
+
+
+def _lost_classes(con: duckdb.DuckDBPyConnection, job: Job) -> list[str]:
+    """Returns how many objects would lose their storage class; a listing shows no other attribute."""
+    rules, holds = job.destination.attribute_rules(), HOLDS[job.destination.uri.partition(":")[0]]
+    listed = con.execute(
+        "SELECT storage_class, count(*) FROM manifest WHERE error_class IS NULL AND storage_class IS NOT NULL "
+        "GROUP BY 1"
+    ).fetchall()
+    lost = {name: n for name, n in listed if split(carried({TIER: name}, None, rules), holds)[1]}
+    rows = sum(lost.values())
+    if not lost:
+        return []
+    would = "would fail: they have" if job.on_lost_attribute == "fail" else "would lose their storage_class:"
+    return [f"{rows:,} {'row' if rows == 1 else 'rows'} {would} {', '.join(sorted(lost))}, which does not exist there"]
 
 
 def _unless(more: int, rows: int) -> str:

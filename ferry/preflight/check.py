@@ -75,6 +75,7 @@ def check_job(
         why_unfinished="; ".join(f"{host} {what}" for host, what in run.silent.items()) or run.why,
         failures=failure_shares(run, sample),
         formats=dict(Counter(end.content_type or "unknown" for end in copied).most_common()),
+        lost_attributes=dict(Counter(name for end in copied for name in end.lost_attributes or ()).most_common()),
         median_bytes=int(statistics.median(sizes)) if sizes else 0, largest_bytes=sizes[-1] if sizes else 0,
         hosts=hosts, destination=facts, existing=existing, on_existing=job.on_existing.value, wrote_sample=wrote,
         left_objects=probes.left, prefix=prefix,

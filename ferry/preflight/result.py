@@ -56,6 +56,7 @@ class CheckResult:
     why_unfinished: str
     failures: list[FailureShare]
     formats: dict[str, int]  # media type -> rows
+    lost_attributes: dict[str, int]  # attribute that the destination cannot hold -> rows
     median_bytes: int
     largest_bytes: int
     hosts: list[HostFacts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,7 @@ class RowEnd(NamedTuple):
     confirmed: str | None
     requests: int
     ended: float  # seconds since 1970
+    lost_attributes: Sequence[str] | None
 
 
 @dataclass(slots=True)
@@ -99,7 +100,7 @@ def run_sample(job: Job, uri: str, sample: Sample, folder: Path, engine: Engine,
     with hold_lease(state, f"{job.name} (check)") as lease:
         runtime = Runtime(
             own, state, lease, 1, source_access=engine.source, destination_access=engine.destination,
-            headers=engine.headers, auth=engine.auth,
+            headers=engine.headers, auth=engine.auth, scheme=job.destination.uri.partition(":")[0],
         )  # fmt: skip
         try:
             _transfer(runtime, sample, found)
@@ -168,7 +169,8 @@ def _read(state: State, sample: Sample, found: SampleRun) -> None:
                 f"""
                 SELECT l.row_id, c.filename IN (SELECT unnest($judged)), {host_sql("c.source")}, l.status, l.key,
                        l.error_class, l.status_code, l.message, l.source, coalesce(l.size, 0), l.md5, l.content_type,
-                       l.source_etag, l.source_last_modified, l.confirmed, l.requests, epoch(l.recorded_at)
+                       l.source_etag, l.source_last_modified, l.confirmed, l.requests, epoch(l.recorded_at),
+                       l.lost_attributes
                 FROM latest l JOIN read_parquet($paths, filename = true) c USING (row_id)
                 """,
                 {"judged": judged, "paths": judged + more},

@@ -28,6 +28,7 @@ _NO_ANSWER = frozenset(
         ErrorClass.STORE_ERROR,
         ErrorClass.UPLOAD_UNCONFIRMED,
         ErrorClass.EXISTS,
+        ErrorClass.LOST_ATTRIBUTE,
         ErrorClass.BAD_URL,
         ErrorClass.BAD_KEY,
         ErrorClass.BAD_LINE,

@@ -13,7 +13,19 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from ferry.core import Confirmed, ErrorClass, Fatal, ObjectError, Outcome, Progress, Status, UserError, short
+from ferry.core import (
+    TAGS,
+    Confirmed,
+    ErrorClass,
+    Fatal,
+    ObjectError,
+    Outcome,
+    Progress,
+    Status,
+    UserError,
+    attributes_digest,
+    short,
+)
 from ferry.http import Algorithm
 from ferry.state import State, append_outcomes, folded_ledger, outcomes_of
 from ferry.storage import ObjectInfo, Store, same_etag
@@ -51,6 +63,7 @@ class Evidence(StrEnum):
     DIGEST = "digest"
     ETAG = "ETag"
     SIZE = "size"
+    ATTRIBUTES = "attributes"
 
 
 class Verdict(NamedTuple):
@@ -158,7 +171,13 @@ def expected_objects(state: State, bounds: tuple[str, str], sample: Sample = EVE
 
 
 def verdict(
-    outcome: Outcome, size: int | None, md5: str | None, sha256: str | None, etag: str | None = None
+    outcome: Outcome,
+    size: int | None,
+    md5: str | None,
+    sha256: str | None,
+    etag: str | None = None,
+    *,
+    same_attributes: bool = True,
 ) -> Verdict:
     """Returns whether the object at the destination is the one in the ledger; ``size`` is None for a missing object.
 
@@ -171,7 +190,16 @@ def verdict(
     | same | no | differs | altered | ETag |
     | same | no | the same | right | ETag |
     | same | no | no | right | size |
+
+    Right bytes with other attributes than the ledger's are altered, compared by attributes.
     """
+    found = _verdict(outcome, size, md5, sha256, etag)
+    if found.wrong is None and not same_attributes:
+        return Verdict(ErrorClass.ALTERED, Evidence.ATTRIBUTES)
+    return found
+
+
+def _verdict(outcome: Outcome, size: int | None, md5: str | None, sha256: str | None, etag: str | None) -> Verdict:
     if size is None:
         return Verdict(ErrorClass.MISSING)
     if outcome.size is not None and size != outcome.size:
@@ -208,7 +236,7 @@ async def read_back(
             while progress.paused:  # noqa: ASYNC110 - another thread sets it
                 await asyncio.sleep(PAUSED_S)
             try:
-                size, md5, sha256, etag = await _digests(store, outcome)
+                size, md5, sha256, etag, same = await _digests(store, outcome)
             except ObjectError as error:
                 result.unread += 1
                 result.unread_first = result.unread_first or f"{outcome.key}: {error}"
@@ -221,7 +249,7 @@ async def read_back(
                     ) from None
                 continue
             in_a_row = 0
-            found = verdict(outcome, size, md5, sha256, etag)
+            found = verdict(outcome, size, md5, sha256, etag, same_attributes=same)
             wrong = _record(result, outcome, found, run_no, etag)
             if wrong is None and outcome.status is Status.PENDING:
                 _record_right_again(result, outcome, found, run_no, etag, lesser_check(outcome))
@@ -232,26 +260,43 @@ async def read_back(
     return result
 
 
-async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None]:
-    """Returns size, MD5, SHA-256 and ETag of an object, all None for a missing one.
+async def _digests(store: Store, outcome: Outcome) -> tuple[int | None, str | None, str | None, str | None, bool]:
+    """Returns size, MD5, SHA-256 and ETag of an object, all None for a missing one, and whether its attributes are
+    those of the ledger.
 
     Of the digests only one is computed: SHA-256, or MD5 if that is the only digest in the ledger.
     """
     algorithm: Algorithm = "md5" if outcome.md5 and not outcome.sha256 else "sha256"
     for left in (2, 1, 0):
         try:
-            digest, found = await store.digest(outcome.key, max_bytes=1 << 62, algorithm=algorithm)
+            digest, found, attributes = await store.digest_and_attributes(
+                outcome.key, max_bytes=1 << 62, algorithm=algorithm
+            )
+            same = await _same_attributes(store, outcome, attributes)
         except ObjectError as error:
             # a key collision means that a directory has the key, so the file cannot exist
             if error.error_class in (ErrorClass.NOT_FOUND, ErrorClass.KEY_COLLISION):
-                return None, None, None, None
+                return None, None, None, None, True
             if not left:
                 raise
             await asyncio.sleep(BETWEEN_TRIES_S)
             continue
         md5, sha256 = (digest, None) if algorithm == "md5" else (None, digest)
-        return found.size, md5, sha256, found.etag
+        return found.size, md5, sha256, found.etag, same
     raise AssertionError("unreachable")
+
+
+async def _same_attributes(store: Store, outcome: Outcome, attributes: dict[str, str]) -> bool:
+    """Returns whether an object has the attributes that Ferry wrote, as far as the store shows them.
+
+    Without the right to see tags, S3 does not say that an object has some. So it is asked if the rest does not match.
+    """
+    written = outcome.attributes_sha256
+    tagged = attributes.pop(TAGS, None) is not None
+    if written is None or (not tagged and attributes_digest(attributes) == written):
+        return True
+    tags = await store.tags(outcome.key)
+    return tags is None or attributes_digest({**attributes, TAGS: tags} if tags else attributes) == written
 
 
 def compare_with_listing(
@@ -291,6 +336,8 @@ def _record(
     else:
         result.altered += 1
         text = "the object at the destination has other bytes than the ledger says"
+        if found.by is Evidence.ATTRIBUTES:
+            text = "the object at the destination has other headers, metadata or tags than Ferry wrote"
         if found.by is Evidence.ETAG:
             current, recorded = short(etag or "", 80), short(outcome.dest_etag or "", 80)
             text = (

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import duckdb
 
 
+LOST_NAMES = 20  # metadata may have any number of names
+
+
 @dataclass(slots=True)
 class Counts:
     """Rows of the current manifest by state; planned = copied + unchanged + skipped + failed + pending."""
@@ -29,6 +32,7 @@ class Counts:
     lesser_checks: int = 0  # copied or unchanged rows that got a lesser check than `checks`; their message names it
     deduped: dict[str, int] = field(default_factory=dict)  # as :func:`count_deduped` returns it
     classes: dict[str, int] = field(default_factory=dict)  # error class -> failed, skipped or pending rows
+    lost_attributes: dict[str, int] = field(default_factory=dict)  # attribute -> copied rows without it, most first
 
     def check(self) -> None:
         """Raises FerryError when a row is in no state or in two: that is a bug, and the run must not succeed."""
@@ -82,6 +86,17 @@ def count(con: duckdb.DuckDBPyConnection) -> Counts:
             counts.classes[error_class] = counts.classes.get(error_class, 0) + rows
         if error_class == ErrorClass.DUPLICATE:
             counts.duplicates += rows
+    counts.lost_attributes = dict(
+        con.execute(
+            f"""
+            SELECT name, count(*) FROM (
+                SELECT unnest(l.lost_attributes) AS name
+                FROM manifest JOIN latest l USING (row_id) ANTI JOIN waiting USING (row_id)
+                WHERE l.status IN ('copied', 'unchanged') AND l.lost_attributes IS NOT NULL
+            ) GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {LOST_NAMES}
+            """
+        ).fetchall()
+    )
     return counts
 
 

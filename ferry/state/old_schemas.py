@@ -1,7 +1,8 @@
 """Renaming of columns, keys and values in state files that earlier schemas wrote (docs/reference/state.md).
 
 Schema 1 is from before delta runs, 2 adds the columns that they need, 3 adds `confirmed`, 4 renames, 5 adds the
-columns of rows with several addresses, and 6 adds `copy_of`. A file keeps its names until a run replaces it.
+columns of rows with several addresses, and 6 `copy_of` and those of attributes. A file keeps its names until a run
+replaces it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ CHUNK_SCHEMA = pa.schema(
         ("row_id", _S), ("source", _S), ("key", _S), ("deferred_key", pa.bool_()), ("size", _I), ("md5", _S),
         ("sha256", _S), ("content_type", _S), ("etag", _S), ("last_modified", _S), ("id", _S),
         ("reason", _S), ("attempt", _I), ("consecutive_failures", _I), ("alternatives", pa.list_(_S)),
+        ("storage_class", _S),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -36,6 +37,7 @@ OUTCOME_SCHEMA = pa.schema(
         ("run_no", _I), ("chunk", _S), ("settings_digest", _S), ("manifest_digest", _S), ("checked_by", _S),
         ("bytes_read_at", _TIME), ("consecutive_failures", _I), ("confirmed", _S), ("address", _S),
         ("copy_of", _S),
+        ("attributes_sha256", _S), ("lost_attributes", pa.list_(_S)),
     ],
     metadata=_META,
 )  # fmt: skip
@@ -46,6 +48,7 @@ HINT_SCHEMA = pa.schema(
         # the digest that the manifest has for this row
         ("revalidate", _S), ("key", _S), ("size", _I), ("md5", _S), ("sha256", _S), ("content_type", _S), ("etag", _S),
         ("last_modified", _S), ("known_etag", _S), ("bytes_read_at", _TIME), ("confirmed", _S), ("address", _S),
+        ("attributes_sha256", _S), ("lost_attributes", pa.list_(_S)),
     ],
     metadata=_META,
 )  # fmt: skip

@@ -10,8 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from ferry.core import HEADERS, HOLDS, KMS_KEY, TIER, TYPE, WORDS, word_of
+
 GIB = 1 << 30
-HEADERS = ("Content-Type", "Cache-Control", "Content-Disposition", "Content-Language", "Content-Encoding")
+
+
+def _kept(scheme: str) -> tuple[str, ...]:
+    """Returns the names of the attributes that objects keep, apart from user metadata."""
+    holds = HOLDS[scheme]
+    kept = [name for name in (*HEADERS, *WORDS) if name != KMS_KEY and (name in holds.names or name in (TYPE, TIER))]
+    return tuple(map(word_of, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +48,8 @@ S3 = Capabilities(
     name="S3",
     address="s3://bucket/prefix/",
     confirmed_by="SHA-256 that the store returns, else an ETag that is the MD5, else read back",
-    attributes=HEADERS,
-    metadata_bytes=2 << 10,
+    attributes=_kept("s3"),
+    metadata_bytes=HOLDS["s3"].metadata_bytes,
     metadata_names="any token, in lower case",
     listed_digest="an ETag that is the MD5",
     byte_order="at Amazon; no other store is relied on",
@@ -57,8 +65,8 @@ GOOGLE = Capabilities(
     name="Google Cloud Storage",
     address="gs://bucket/prefix/",
     confirmed_by="MD5, which Google compares and returns",
-    attributes=(*HEADERS, "storage class"),
-    metadata_bytes=8 << 10,
+    attributes=_kept("gs"),
+    metadata_bytes=HOLDS["gs"].metadata_bytes,
     metadata_names="any text",
     listed_digest="MD5, but for composed objects",
     byte_order="yes",
@@ -75,8 +83,8 @@ AZURE = Capabilities(
     name="Azure Blob Storage",
     address="az://account/container/prefix/",
     confirmed_by="MD5, which Azure compares and returns; for blocks the MD5 of each",
-    attributes=(*HEADERS, "tags", "access tier"),
-    metadata_bytes=8 << 10,
+    attributes=_kept("az"),
+    metadata_bytes=HOLDS["az"].metadata_bytes,
     metadata_names="letters, digits and `_`, not a digit first, in lower case",
     listed_digest="Content-MD5, if it was set",
     byte_order="not relied on",

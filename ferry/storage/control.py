@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -71,9 +71,9 @@ class Control:
 
         return wait_for(once())
 
-    def refusal(self, prefix: str, *, writing: bool) -> str | None:
+    def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
         """Returns why the bucket cannot be used, as the end of a sentence, or None."""
-        return self._ask(lambda provider: provider.refusal(prefix, writing=writing))
+        return self._ask(lambda provider: provider.refusal(prefix, writing=writing, attributes=attributes))
 
     def settings(self, key: str, data: bytes) -> BucketSettings:
         """Returns what the bucket says of itself, also by writing ``data`` to ``key``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,8 +15,8 @@ from ferry.storage.factory import bucket_of, open_control
 TIMEOUT_S = 30.0
 
 
-def run_preflight(uri: str, access: Access, *, dry: bool = False) -> None:
-    """Checks the destination. Raises UserError if it does not exist or refuses writing.
+def run_preflight(uri: str, access: Access, *, attributes: Mapping[str, str] = {}, dry: bool = False) -> None:
+    """Checks the destination. Raises UserError if it does not exist, or refuses writing or ``attributes``.
 
     A bucket is asked by requests that leave no object (Provider.refusal). With ``dry`` they do not try to write, and no
     directory is created.
@@ -24,7 +25,7 @@ def run_preflight(uri: str, access: Access, *, dry: bool = False) -> None:
     if parts.scheme == "file":
         _check_directory(Path(unquote(parts.path)), dry=dry)
     else:
-        _check_bucket(uri, access, dry=dry)
+        _check_bucket(uri, access, attributes, dry=dry)
 
 
 def _check_directory(directory: Path, *, dry: bool) -> None:
@@ -40,13 +41,13 @@ def _check_directory(directory: Path, *, dry: bool) -> None:
         raise UserError(f"destination: this user may not write to {there}. Change its permissions")
 
 
-def _check_bucket(uri: str, access: Access, *, dry: bool) -> None:
+def _check_bucket(uri: str, access: Access, attributes: Mapping[str, str], *, dry: bool) -> None:
     where = bucket_of(uri)
     kind = "container" if where.provider == "az" else "bucket"
     named = f"destination {kind} `{where.name}`" + (f" at {access.endpoint_url}" if access.endpoint_url else "")
     try:
         control = open_control(uri, access, read_s=TIMEOUT_S)
-        refusal = control.refusal(where.prefix, writing=not dry)
+        refusal = control.refusal(where.prefix, writing=not dry, attributes=attributes)
     except Fatal as exc:  # a redirect
         raise UserError(str(exc)) from None
     except ObjectError as exc:

@@ -10,11 +10,6 @@ from ferry.core import Body
 from ferry.http import Response, Upload
 from ferry.storage.object_info import ObjectInfo, Sent
 
-# Names of attributes that are neither HTTP headers nor user metadata. No name of metadata has a colon.
-TIER = ":tier"  # storage class or access tier
-TAGS = ":tags"  # as `name=value&...`, percent-encoded
-KMS_KEY = ":kms-key"  # the provider's name of the key that the server encrypts with; only to be written
-
 TRIAL = ".ferry-preflight-"  # begins the names of objects and uploads that only try something
 
 
@@ -38,7 +33,7 @@ class Got(NamedTuple):
 
     response: Response
     info: ObjectInfo
-    attributes: dict[str, str]  # Content-Type and others by their names, user metadata by its own, TIER
+    attributes: dict[str, str]  # by the names of ferry/core/attributes.py, without TAGS and KMS_KEY
     tagged: bool = False  # the object has tags, which tags() returns
 
 
@@ -101,10 +96,11 @@ class Provider(Protocol):
         """Returns an object's tags as TAGS has them, or "" if it has none."""
         ...
 
-    async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
+    async def copy(self, key: str, bucket: str, source: ObjectInfo, attributes: Mapping[str, str] = {}) -> Sent:
         """Has the server copy an object of ``bucket``, as listed, if it has not changed since. Raises CannotCopy.
 
-        The MD5 of what is returned is that of both objects, as the server gives it.
+        The MD5 of what is returned is that of both objects, as the server gives it. The copy has the source's
+        attributes and tags; ``attributes`` has what a copy must be told: TIER, KMS_KEY.
         """
         ...
 
@@ -171,8 +167,11 @@ class Provider(Protocol):
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
-        """Returns why the bucket cannot be used, as the end of a sentence, or None. Leaves no object."""
+    async def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
+        """Returns why the bucket cannot be used, as the end of a sentence, or None. Leaves no object.
+
+        ``attributes``: what each object is to have.
+        """
         ...
 
     async def settings(self, key: str, data: bytes) -> BucketSettings:

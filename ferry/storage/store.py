@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from ferry.core import (
     ONE_PUT_BYTES,
+    PART_BYTES,
     Body,
     Bucket,
     Budget,
@@ -33,6 +34,7 @@ from ferry.core import (
 )
 from ferry.http import Algorithm
 from ferry.storage.access import Access
+from ferry.storage.attribute_refusals import AttributeRefusals
 from ferry.storage.capabilities import CAPABILITIES
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
 from ferry.storage.control import Control
@@ -109,6 +111,7 @@ class Store:
         self._downloads = Downloads(self.bucket, self._client, spool_dir, self._budget, pool)
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
         self._trials: dict[str, asyncio.Task[None]] = {}  # of odd keys
+        self._attribute_refusals = AttributeRefusals()
         self.read_back_policy = ReadBackPolicy()
 
     def path(self, key: str) -> str:
@@ -122,19 +125,39 @@ class Store:
         attributes: Mapping[str, str],
         *,
         create: bool = False,
+        may_lose: bool = True,
     ) -> Sent:
         """Writes one object and returns the store's response.
 
         With ``create``, raises AlreadyThere if the key exists. A multipart upload checks by HEAD before it starts, and
-        again by If-None-Match at its end.
+        again by If-None-Match at its end. If the store refuses a tier or tags, the object is written without them, or
+        without ``may_lose`` ObjectError (LOST_ATTRIBUTE) is raised. Later objects do not have them any more.
         """
         try:
             async with self._handling_refusals("write"):
-                return await self._put(key, body, attributes, create)
+                return await self._put_held(key, body, attributes, create, may_lose)
         except ObjectError as error:
             if create and error.status_code == 501:
                 raise ConditionUnsupported from None
             raise
+
+    def without_refused(self, attributes: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Returns the attributes without those that the store has refused, and the names of these."""
+        return self._attribute_refusals.split(attributes)
+
+    async def _put_held(
+        self, key: str, body: Body, attributes: Mapping[str, str], create: bool, may_lose: bool
+    ) -> Sent:
+        async def send(held: Mapping[str, str]) -> Sent:
+            return await self._put(key, body, held, create)
+
+        async def read() -> dict[str, str]:
+            got = await self._client().get(self.path(key), "destination")
+            got.response.close()
+            return got.attributes
+
+        is_small = self._directory is None and body.size <= PART_BYTES  # others wait until it is there
+        return await self._attribute_refusals.put(send, read if is_small else None, attributes, may_lose=may_lose)
 
     @contextlib.asynccontextmanager
     async def _handling_refusals(self, kind: Request) -> AsyncIterator[None]:
@@ -216,9 +239,13 @@ class Store:
             return await self._uploads.upload(self.path(key), lambda: upload.send(attributes, at_once, create=create))
 
     def can_copy_from(self, source: Store) -> bool:
-        """Returns whether this store's client can copy: both are buckets of one server with the same access."""
+        """Returns whether this store's client can copy: both are buckets of one server with the same access.
+
+        A copy has the source's tags, so a store that refuses tags refuses copies.
+        """
         here, there = self._where, source._where
-        return here is not None and there is not None and (here.owner, self._access) == (there.owner, source._access)
+        same = here is not None and there is not None and (here.owner, self._access) == (there.owner, source._access)
+        return same and not self._attribute_refusals.tags
 
     async def copy_from(
         self,
@@ -228,9 +255,12 @@ class Store:
         *,
         size: int,
         etag: str,
+        attributes: Mapping[str, str] = {},
         moved: Callable[[], object] = lambda: None,
     ) -> Confirmation:
         """Copies an object on the server if it still has this ETag. ``size`` and ``etag`` are those of its listing.
+
+        ``attributes`` are those of Provider.copy.
 
         | both ETags look like MD5s | they are equal | the copy is read back | confirmed by |
         |---|---|---|---|
@@ -245,7 +275,7 @@ class Store:
         """
         await self._check_key(key)
         listed_as = ObjectInfo(source.path(source_key), size, etag, None)
-        sent = await self._client().copy(self.path(key), source.bucket, listed_as)
+        sent = await self._client().copy(self.path(key), source.bucket, listed_as, attributes)
         copied, md5, listed = sent.etag, md5_of_etag(sent.etag), md5_of_etag(etag)
         if sent.md5 is not None or (md5 is not None and md5 == listed):
             return Confirmation(Confirmed.DIGEST, copied)
@@ -283,15 +313,16 @@ class Store:
             await self._client().delete([self.path(key)], "destination")
 
     async def get(
-        self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None
+        self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None, tags: bool = False
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
-        """Returns an object's body, information and attributes (Content-Type, Content-Encoding, metadata).
+        """Returns an object's body, information and attributes (ferry/core/attributes.py).
 
-        ``charge`` takes a number of bytes read and returns the seconds to wait (the bandwidth limit).
+        ``charge`` takes a number of bytes read and returns the seconds to wait (the bandwidth limit). Without ``tags``,
+        or if the store hides them, TAGS of an object that has some is "".
         """
         if self._directory is not None:
             return await self._directory.get(key, max_bytes, side, charge or no_delay)
-        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or no_delay)
+        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or no_delay, tags=tags)
 
     async def digest(
         self,
@@ -305,10 +336,25 @@ class Store:
 
         ``moved`` is called after each block.
         """
+        return (await self.digest_and_attributes(key, max_bytes=max_bytes, algorithm=algorithm, moved=moved))[:2]
+
+    async def digest_and_attributes(
+        self,
+        key: str,
+        *,
+        max_bytes: int,
+        algorithm: Algorithm = "sha256",
+        moved: Callable[[], object] = lambda: None,
+    ) -> tuple[str, ObjectInfo, dict[str, str]]:
+        """Returns what :meth:`digest` does, and the attributes; TAGS of an object that has some is ""."""
         async with self._handling_refusals("read"):
             if self._directory is not None:
-                return await self._directory.digest(key, max_bytes, algorithm, moved)
+                return *await self._directory.digest(key, max_bytes, algorithm, moved), {}
             return await self._downloads.digest(key, self.path(key), max_bytes, algorithm, moved)
+
+    async def tags(self, key: str) -> str | None:
+        """Returns the tags of an object at the destination; "" for none, None if the store hides them."""
+        return "" if self._directory is not None else await self._downloads.tags(self.path(key), "destination")
 
     def control(self, side: str = "destination") -> Control:
         """Returns the client for control requests. It blocks, so do not use it in an event loop."""

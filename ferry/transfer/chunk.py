@@ -287,6 +287,7 @@ class ChunkRun:
             settings_digest=rt.settings_digest, manifest_digest=manifest_digest_of(row),
             checked_by=end.checked_by, bytes_read_at=end.bytes_read_at or item.started_at or now,
             confirmed=end.confirmed, address=redact(item.address) if item.failures else None, copy_of=end.copy_of,
+            attributes_sha256=end.attributes_sha256, lost_attributes=end.lost_attributes,
         )  # fmt: skip
 
     async def _flush_until_closing(self) -> None:

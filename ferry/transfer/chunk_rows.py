@@ -69,6 +69,7 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
                 Revalidate(hint["revalidate"]), hint["key"], hint["size"], hint["md5"], hint["sha256"],
                 hint["content_type"], hint["etag"], hint["last_modified"], hint["known_etag"], hint["bytes_read_at"],
                 Confirmed(hint["confirmed"]) if hint.get("confirmed") else None, hint.get("address"),
+                hint.get("attributes_sha256"), hint.get("lost_attributes"),
             )  # fmt: skip
         elif hint["key"] is not None:
             hints.in_ledger[row_id] = TransferResult(
@@ -108,5 +109,6 @@ def with_known_copy(outcome: Outcome, known: KnownCopy) -> Outcome:
         key=known.key, size=known.size, md5=known.md5, sha256=known.sha256, content_type=known.content_type,
         source_etag=known.etag, source_last_modified=known.last_modified, dest_etag=known.dest_etag,
         bytes_read_at=known.bytes_read_at, confirmed=known.confirmed, address=known.address,
+        attributes_sha256=known.attributes_sha256, lost_attributes=known.lost_attributes,
         message=f"{outcome.message}; the earlier copy is still at the destination",
     )  # fmt: skip

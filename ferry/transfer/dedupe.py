@@ -16,6 +16,7 @@ from ferry.images import Kind as ImageKind
 from ferry.images import kind_of_type
 from ferry.job import Checks
 from ferry.storage import CannotCopy, Confirmation, ObjectInfo, Store, md5_of_etag
+from ferry.transfer.attributes import Carrier
 from ferry.transfer.body_check import lesser_check_of
 from ferry.transfer.conflict import UnconfirmedUploads
 from ferry.transfer.destination import Destination
@@ -38,17 +39,17 @@ class Dedupe:
         self,
         destination: Destination,
         unconfirmed: UnconfirmedUploads,
-        attributes: Mapping[str, str],
+        carrier: Carrier,
         checks: Checks,
         *,
         copies: bool,
     ) -> None:
-        """``attributes`` are those of the job. ``copies``: whether a copy by the server may replace an object."""
+        """``copies``: whether a copy by the server may replace an object."""
         self.objects = StoredObjects()
         self._destination = destination
         self._store = destination.store
         self._unconfirmed = unconfirmed
-        self._attributes = attributes
+        self._carrier = carrier
         self._checks = checks
         self._to_try = copies and self._store.can_copy_from(self._store)
         self._copies = False  # until the trial has shown it
@@ -65,10 +66,11 @@ class Dedupe:
             self._trial = self._trial or asyncio.create_task(copies_keep_attributes(self._store))
             self._copies = await asyncio.shield(self._trial)
         stored = self.objects.find(row.sha256, row.md5)
-        if stored is None and in_ledger is not None:
+        known = self._carrier.before_fetch(row)
+        if stored is None and in_ledger is not None and known is not None:
             kind = kind_of_type(in_ledger.content_type)
             result = replace(in_ledger, message=lesser_check_of(kind, self._checks))
-            attributes = {**self._attributes, "Content-Type": result.content_type or ""}
+            attributes = {**known, "Content-Type": result.content_type or ""}
             stored = StoredObject(result, attributes, kind, seen_at=-math.inf)
         return stored if stored is not None and stored.may_be(row) and self._may_use(row, row.key) else None
 
@@ -110,7 +112,7 @@ class Dedupe:
     async def copy(self, row: Row, stored: StoredObject, *, overwrite: bool) -> TransferResult | None:
         """Has the server copy an object for a row that was not downloaded. Returns None if the caller is to fetch."""
         key = stored.key_for(row)
-        if not stored.is_what_the_row_gets(row, self._attributes):
+        if not stored.is_what_the_row_gets(row, self._carrier.before_fetch(row)):
             return None
         async with self._destination.permit():
             if row.deferred_key and not overwrite and await self._destination.head(key) is not None:
@@ -127,7 +129,7 @@ class Dedupe:
         The caller holds no permit for the destination: other rows hold memory while they wait for one.
         """
         result = stored.result
-        if self._store.kind != "file" or not stored.is_what_the_row_gets(row, self._attributes):
+        if self._store.kind != "file" or not stored.is_what_the_row_gets(row, self._carrier.before_fetch(row)):
             return None
         with contextlib.suppress(ObjectError):
             body, _, _ = await self._store.get(result.key, max_bytes=result.size or 0, side="destination")
@@ -192,7 +194,7 @@ class Dedupe:
         self._unconfirmed.note_sent(row, key)
         try:
             how, etag = await self._destination.copy_from(
-                self._store, from_.key, key, size=from_.size or 0, etag=from_.dest_etag or ""
+                self._store, from_.key, key, {}, size=from_.size or 0, etag=from_.dest_etag or ""
             )
             if how is not Confirmed.SIZE or md5_of_etag(etag) == from_.md5:
                 self._refusals = 0

@@ -38,23 +38,30 @@ class Destination:
         with self._reporting(key, "read"):
             return await self.store.head(key)
 
-    async def put(self, key: str, body: Body, attributes: Mapping[str, str], *, create: bool) -> Confirmation:
-        """Uploads the object, and returns how the store has confirmed it. ``create``: only if the key is free."""
+    async def put(
+        self, key: str, body: Body, attributes: Mapping[str, str], *, create: bool, may_lose: bool
+    ) -> tuple[Confirmation, tuple[str, ...]]:
+        """Uploads the object, and returns how the store has confirmed it, and the attributes that it has refused.
+
+        ``create``: only if the key is free; ``may_lose`` is that of :meth:`ferry.storage.Store.put`.
+        """
         self._waits.on(TURN)
         await pace(self._limit.charge, body.size)
         self._waits.on("the destination's response to PUT")
         await self._may_write()  # after a suspension another run may have written a newer object
         with self._reporting(key, "write"):
-            sent = await self.store.put(key, body, attributes, create=create)
-            return await self.store.confirm(key, body, sent)
+            sent = await self.store.put(key, body, attributes, create=create, may_lose=may_lose)
+            return await self.store.confirm(key, body, sent), sent.lost
 
     async def copy_from(
-        self, source: Store, source_key: str, key: str, *, size: int, etag: str
+        self, source: Store, source_key: str, key: str, attributes: Mapping[str, str], *, size: int, etag: str
     ) -> tuple[Confirmed, str | None]:
         """Lets the server copy the object, as :meth:`ferry.storage.Store.copy_from` does."""
         self._waits.on("the destination's response to a copy")
         with self._reporting(key, "write"):
-            return await self.store.copy_from(source, source_key, key, size=size, etag=etag, moved=self._waits.moved)
+            return await self.store.copy_from(
+                source, source_key, key, size=size, etag=etag, attributes=attributes, moved=self._waits.moved
+            )
 
     async def check_lease(self) -> None:
         """Raises Fatal once another run may be working on this job's rows."""

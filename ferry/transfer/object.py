@@ -28,6 +28,7 @@ from ferry.images import is_quick, kind_of_type
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import Limiter, Permit
 from ferry.storage import AlreadyThere, CannotCopy, ObjectInfo, Store, md5_of_etag
+from ferry.transfer.attributes import Carrier
 from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import GUARDED, Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.dedupe import Dedupe
@@ -44,7 +45,7 @@ class TransferOptions:
     checks: Checks
     on_existing: OnExisting
     max_bytes: int
-    attributes: Mapping[str, str]  # Cache-Control and user metadata of each object at the destination
+    attributes: Carrier
     dedupe: bool = False
 
 
@@ -106,19 +107,19 @@ class ObjectTransfer:
         may_write: Callable[[], Awaitable[None]],
     ) -> None:
         """``may_write`` raises Fatal once another run may be working on this job's rows."""
-        self._sources = Sources(origin, roots, options.max_bytes)
+        self._sources = Sources(origin, roots, options.max_bytes, tags=options.attributes.wants_tags)
         self._options = options
         self._checkers = checkers
         self._key_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self.unconfirmed = UnconfirmedUploads()
-        self._attributes = {name: value for name, value in options.attributes.items() if value}
+        self._attributes = options.attributes
         self.waits = Waits()
         self._destination = Destination(destination, limiter, may_write, self.waits)
         self._dedupe: Dedupe | None = None
         if options.dedupe:
             copies = options.on_existing not in GUARDED
-            attributes, checks = self._attributes, options.checks
-            self._dedupe = Dedupe(self._destination, self.unconfirmed, attributes, checks, copies=copies)
+            carrier, checks = self._attributes, options.checks
+            self._dedupe = Dedupe(self._destination, self.unconfirmed, carrier, checks, copies=copies)
 
     async def transfer(
         self,
@@ -157,7 +158,7 @@ class ObjectTransfer:
             return copied
         if (source := self._server_copy_source(row, found)) is not None:
             with contextlib.suppress(CannotCopy):
-                return await self._copy_on_server(row, source, permit)
+                return await self._copy_on_server(row, *source, permit)
         self.waits.on(response_of(permit.host))
         with _report_to(permit):
             fetch = await self._sources.fetch(row, permit)
@@ -173,7 +174,7 @@ class ObjectTransfer:
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
             message=lesser_check_of(kind_of_type(known.content_type), self._options.checks), requests=fetch.requests,
-            confirmed=known.confirmed,
+            confirmed=known.confirmed, attributes_sha256=known.attributes_sha256, lost_attributes=known.lost_attributes,
         )  # fmt: skip
         if isinstance(fetch, NotModified):
             same.checked_by = CHECKED_BY_ANSWER[known.revalidate]
@@ -184,7 +185,7 @@ class ObjectTransfer:
                 same_bytes = fetch.body.sha256 == known.sha256
             else:
                 same_bytes = fetch.body.md5 == known.md5
-            if same_bytes:
+            if same_bytes and self._attributes.unchanged(row, known, fetch):
                 same.bytes_read = fetch.body.size
                 same.checked_by = CHECKED_BY_BODY[known.revalidate]
                 return same
@@ -206,26 +207,30 @@ class ObjectTransfer:
         result.bytes_read, result.copy_of = 0, stored.result.key
         return result
 
-    def _server_copy_source(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str] | None:
-        """Returns source store and key if the server may copy the object itself, else None (docs/decisions/0012).
+    def _server_copy_source(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str, Mapping[str, str]] | None:
+        """Returns source store, key and attributes if the server may copy the object itself, else None (decision 0012).
 
         It may only with `checks: none`, since all checks need the bytes. The object must be listed with size and ETag,
-        its key must be free, and it must be written as it is: without a digest or type from the manifest, attributes or
-        a deferred key.
+        its key must be free, and it must be written as it is: without a digest or type from the manifest or a deferred
+        key, and with the attributes that a copy has.
         """
-        if self._options.checks is not Checks.NONE or found is not None or self._attributes or row.deferred_key:
+        if self._options.checks is not Checks.NONE or found is not None or row.deferred_key:
             return None
-        if row.size is None or not row.etag or row.md5 or row.sha256 or row.content_type:
+        if not row.size or not row.etag or row.md5 or row.sha256 or row.content_type:
             return None
         copies_up_to = self._destination.store.capabilities.copies_up_to
         if row.size > min(self._options.max_bytes, copies_up_to) or self._options.on_existing in GUARDED:
             return None
+        attributes = self._attributes.for_copy(row)
         for root, store in self._sources.roots:
-            if row.source.startswith(root):
-                return (store, row.source[len(root) :]) if self._destination.store.can_copy_from(store) else None
+            if row.source.startswith(root) and attributes is not None:
+                key = row.source[len(root) :]
+                return (store, key, attributes) if self._destination.store.can_copy_from(store) else None
         return None
 
-    async def _copy_on_server(self, row: Row, source: tuple[Store, str], permit: Permit) -> TransferResult:
+    async def _copy_on_server(
+        self, row: Row, source: Store, key: str, attributes: Mapping[str, str], permit: Permit
+    ) -> TransferResult:
         """Lets the server copy the object. Raises CannotCopy if it does not copy, or the copy has other bytes."""
         assert row.size is not None
         assert row.etag is not None
@@ -233,7 +238,9 @@ class ObjectTransfer:
         async with self._destination.permit():
             await self._destination.check_lease()
             self.unconfirmed.note_sent(row, row.key)
-            how, etag = await self._destination.copy_from(*source, row.key, size=row.size, etag=row.etag)
+            how, etag = await self._destination.copy_from(
+                source, key, row.key, attributes, size=row.size, etag=row.etag
+            )
         self.unconfirmed.forget(row)
         permit.succeeded(time.monotonic() - started)
         md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
@@ -260,9 +267,8 @@ class ObjectTransfer:
             fetch.etag, fetch.last_modified, message=lesser_check_of(kind, checks), requests=fetch.requests,
             bytes_read=body.size,
         )  # fmt: skip
-        attributes = {**fetch.attributes, **self._attributes} if fetch.attributes else self._attributes.copy()
-        if result.content_type:
-            attributes["Content-Type"] = result.content_type
+        attributes, lost, result.attributes_sha256 = self._attributes.of(row, fetch, result.content_type)
+        result.lost_attributes = lost or None
         async with self._destination.permit():
             permit.release()
             if self._dedupe is None:
@@ -327,17 +333,19 @@ class ObjectTransfer:
         policy: OnExisting,
     ) -> TransferResult:
         """Keeps the existing object under the key, or writes the body there."""
-        if self._dedupe is not None:
+        if self._dedupe is not None and (self._attributes.may_lose or not result.lost_attributes):
             replaces = found is None or policy is OnExisting.OVERWRITE
             if await self._dedupe.instead_of_put(row, result, attributes, found, replaces=replaces):
                 return result
         if found is not None and await self._keep_existing(result, body, found, policy):
             return result
+        self._attributes.refuse_loss(result.lost_attributes or ())
         create = policy in GUARDED  # a conditional PUT, in case the key was written since the plan
         try:
-            result.confirmed, result.dest_etag = await self._destination.put(
-                result.key, body, attributes, create=create
+            (result.confirmed, result.dest_etag), refused = await self._destination.put(
+                result.key, body, attributes, create=create, may_lose=self._attributes.may_lose
             )
+            self._attributes.note_refused(result, attributes, refused)
         except ObjectError as error:
             exists = error.error_class is ErrorClass.EXISTS
             may_be_this_upload = isinstance(error, AlreadyThere) and error.maybe_ours
@@ -374,6 +382,7 @@ class ObjectTransfer:
             )
         result.confirmed, result.dest_etag = equal or (None, found.etag)
         result.status = Status.UNCHANGED
+        result.attributes_sha256 = result.lost_attributes = None  # those of the object that stays are not known
         if action == "skip":
             result.status, result.error_class = Status.SKIPPED, ErrorClass.EXISTS
             result.message = KEY_EXISTS

@@ -30,17 +30,20 @@ _GIVE_UP = Step(Next.GIVE_UP)
 _NEXT_ADDRESS = Step(Next.NEXT_ADDRESS)
 
 
+_OF_DESTINATION = (ErrorClass.EXISTS, ErrorClass.LOST_ATTRIBUTE, ErrorClass.INTERNAL)
+
+
 def other_address_may_help(error: ObjectError) -> bool:
     """Returns whether another address of the same object is worth a request in this run.
 
     | error | again | |
     |---|---|---|
-    | at the destination, `exists`, `internal` | any | no: it is not one of this address |
+    | at the destination, `exists`, `lost_attribute`, `internal` | any | no: it is not one of this address |
     | 5xx, 429, timeout, connection, truncated, ... | now | no: the address may have the object |
     | 403, blocked_address | next_run | yes: stores without a right to list answer 403 for a missing object |
     | 404, 410, not_image, too_large, digest_mismatch, ... | never | yes |
     """
-    of_address = not error.at_destination and error.error_class not in (ErrorClass.EXISTS, ErrorClass.INTERNAL)
+    of_address = not error.at_destination and error.error_class not in _OF_DESTINATION
     return of_address and error.again is not Again.NOW
 
 

@@ -33,6 +33,7 @@ from ferry.ratelimit import (
 )
 from ferry.state import Borrowed, Lease, State, Uploads, mark_of
 from ferry.storage import Access, open_store
+from ferry.transfer.attributes import Carrier
 from ferry.transfer.dispatcher import Dispatcher
 from ferry.transfer.object import ObjectTransfer, TransferOptions, response_of
 from ferry.transfer.stall import TURN, Wait
@@ -71,8 +72,11 @@ class Runtime:
         auth: Auth | None = None,
         limit: int | None = None,
         share: int = 1,
+        scheme: str | None = None,
     ) -> None:
-        """``share`` is the number of processes that divide the job's limits; all but the first have a Borrowed lease.
+        """``scheme``: of the destination whose attributes objects are to have. Default: that of the job.
+
+        ``share`` is the number of processes that divide the job's limits; all but the first have a Borrowed lease.
 
         ``limit`` is the number of rows that may begin (`--limit`).
         """
@@ -125,8 +129,9 @@ class Runtime:
         starts = dict.fromkeys((DESTINATION, *map(host_of, copied)), COPIES_START) if copied else {}
         self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
-        attributes = {"Cache-Control": job.destination.cache_control or "", **job.destination.metadata}
-        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, attributes, job.dedupe)
+        rules, fail = job.destination.attribute_rules(), job.on_lost_attribute == "fail"
+        carrier = Carrier(rules, scheme or job.destination.uri.partition(":")[0], destination, fail=fail)
+        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, carrier, job.dedupe)
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)

@@ -20,24 +20,26 @@ class Fetch:
     etag: str | None
     last_modified: str | None
     requests: int
-    attributes: dict[str, str] = field(default_factory=dict)  # of a source in a bucket: encoding and metadata
+    attributes: dict[str, str] = field(default_factory=dict)  # of the source, without its type
     length_known: bool = True  # as http's Fetched has it
 
 
 class Sources:
     """The sources of a job: web servers, and stores under its roots."""
 
-    def __init__(self, origin: Origin, roots: Sequence[tuple[str, Store]], max_bytes: int) -> None:
+    def __init__(self, origin: Origin, roots: Sequence[tuple[str, Store]], max_bytes: int, *, tags: bool) -> None:
+        """``tags``: whether the tags of objects in stores are wanted."""
+        self._tags = tags
         self._origin = origin
         self.roots = roots
         self._max_bytes = max_bytes
 
     async def fetch(self, row: Row, permit: Permit) -> Fetch:
         """Returns the object. Raises ObjectError."""
-        if _is_web(row):
+        if is_web(row):
             return _fetch(await self._origin.get(row.source, permit.charge))
         store, key = self._store_of(row)
-        body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=permit.charge)
+        body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=permit.charge, tags=self._tags)
         if is_odd(key) and row.etag and found.etag and not same_etag(row.etag, found.etag):
             body.discard()  # a proxy such as nginx asks for `a/b` in place of `a//b`
             text = "the source sends another object than the one that it lists under this key"
@@ -54,7 +56,7 @@ class Sources:
                 if head_matches(known, answer.size, answer.etag, answer.last_modified):
                     return answer
                 head_requests = answer.requests
-        elif known.revalidate is Revalidate.CONDITIONAL_GET and _is_web(row):
+        elif known.revalidate is Revalidate.CONDITIONAL_GET and is_web(row):
             got = await self._origin.get_if(row.source, known.etag, known.last_modified, permit.charge)
             return got if isinstance(got, NotModified) else _fetch(got)
         fetch = await self.fetch(row, permit)
@@ -66,7 +68,7 @@ class Sources:
 
         A URL may be signed for GET only, and a server may not support HEAD.
         """
-        if not _is_web(row):
+        if not is_web(row):
             store, key = self._store_of(row)
             found = await store.head(key, side="source")
             return None if found is None else NotModified(found.size, found.etag, _date(found), 1)
@@ -86,12 +88,15 @@ class Sources:
 
 
 def _fetch(got: Fetched) -> Fetch:
-    return Fetch(got.body, got.content_type, got.etag, got.last_modified, got.requests, length_known=got.length_known)
+    return Fetch(
+        got.body, got.content_type, got.etag, got.last_modified, got.requests, got.attributes, got.length_known
+    )  # fmt: skip
 
 
 def _date(found: ObjectInfo) -> str | None:
     return found.last_modified.isoformat() if found.last_modified else None
 
 
-def _is_web(row: Row) -> bool:
+def is_web(row: Row) -> bool:
+    """Returns whether a row's source is an HTTP origin, not a store."""
     return row.source[:8].lower().startswith(("http://", "https://"))

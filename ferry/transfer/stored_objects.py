@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from ferry.core import Row, TransferResult, in_bucket
+from ferry.core import Row, TransferResult
 from ferry.images import Kind as ImageKind
 from ferry.job import finish_key
 from ferry.storage import ObjectInfo, same_etag
@@ -43,16 +43,14 @@ class StoredObject:
         said = ((row.sha256, stored.sha256), (row.md5, stored.md5), (row.size, stored.size))
         return bool(row.sha256 or row.md5) and all(claim in (None, actual) for claim, actual in said)
 
-    def is_what_the_row_gets(self, row: Row, attributes: Mapping[str, str]) -> bool:
+    def is_what_the_row_gets(self, row: Row, attributes: Mapping[str, str] | None) -> bool:
         """Returns whether the row's object would have the same attributes, as far as is known before its download.
 
-        ``attributes`` are those of the job. An object in a bucket has attributes of its own, which no list says. A type
-        that the bytes do not show is the manifest's, or the one in the source's response.
+        ``attributes`` are those of Carrier.before_fetch. A type that the bytes do not show is that of the manifest, or
+        the one in the source's response.
         """
-        if in_bucket(row.source[:5].lower()):
-            return False
         mime = self.kind.mime if self.kind is not None else row.content_type
-        return mime is not None and self.attributes == {**attributes, "Content-Type": mime}
+        return attributes is not None and mime is not None and self.attributes == {**attributes, "Content-Type": mime}
 
     def key_for(self, row: Row) -> str:
         """Returns the row's key, if its bytes are those of this object."""

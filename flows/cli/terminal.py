@@ -29,6 +29,7 @@ from tasks.reporting.text import (
     delta_table,
     describe,
     duration,
+    lost_note,
     outcome_table,
     size,
     speed,
@@ -212,6 +213,8 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         out.print(f"{counts.lesser_checks:,} of them {was} checked by length or structure alone")
     if saved := dedupe_note(counts.deduped):
         out.print(saved)
+    if lost := lost_note(counts.lost_attributes):
+        out.print(shown(lost))
 
 
 def last_end(end: RunEnd | None, lost: int | None) -> None:

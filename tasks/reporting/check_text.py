@@ -7,7 +7,7 @@ import math
 from ferry.core import Confirmed, ErrorClass, Reason, in_bucket
 from ferry.preflight import CheckResult, DestinationFacts, HostFacts, Range
 from ferry.state import PLAIN_WORDS, REMEDIES
-from tasks.reporting.text import describe, duration, size
+from tasks.reporting.text import describe, duration, lost_note, size
 
 ROUNDING = 1e-6
 CONFIRMED = {
@@ -89,6 +89,8 @@ def _sample(found: CheckResult) -> list[str]:
             *(f"     {example}" for example in failure.examples),
             f"     what to do: {REMEDIES[error]}",
         ]
+    if lost := lost_note(found.lost_attributes, "row"):
+        lines.append(f"  {lost}")
     if found.plain_http:
         lines.append(f"  {found.plain_http:,} of these rows have plain HTTP, which is not encrypted")
     return lines

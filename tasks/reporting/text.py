@@ -131,8 +131,8 @@ class Report:
         line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        notes = (*prune_notes(self.pruned), same_bytes_note(self.same_bytes))
-        said = (line, dedupe_note(self.deduped), self.comparison, self.others, *notes)
+        lost, same = lost_note(self.counts.get("lost_attributes", {})), same_bytes_note(self.same_bytes)
+        said = (line, dedupe_note(self.deduped), lost, self.comparison, self.others, *prune_notes(self.pruned), same)
         return ". ".join(part for part in said if part)
 
     @property
@@ -173,6 +173,12 @@ def dedupe_note(deduped: Mapping[str, int]) -> str:
         return ""
     of_it = f", {size(deduped['not_downloaded'])} of them not downloaded" if deduped["not_downloaded"] else ""
     return f"Dedupe saved {size(deduped['bytes'])} in {_rows(deduped['rows'])}{of_it}"
+
+
+def lost_note(lost: Mapping[str, int], of: str = "object") -> str:
+    """Returns which attributes the destination cannot hold, with the number of objects that had them."""
+    names = ", ".join(f"{name} ({count:,} {of}{'' if count == 1 else 's'})" for name, count in lost.items())
+    return f"Attributes that the destination cannot hold: {names}" if names else ""
 
 
 def same_bytes_note(same: dict[str, Any] | None) -> str:

@@ -27,6 +27,16 @@ def test_status_counts_lesser_checks(lesser: int, capsys: pytest.CaptureFixture[
     assert ("3 of them were checked by length or structure alone" in printed) == (lesser == 3)
 
 
+def test_status_names_lost_attributes(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the number of objects that had them; nothing without a loss."""
+    terminal.status("job", Counts(planned=9, copied=9, lost_attributes={"Expires": 1200, "tags": 1}), None)
+    assert "Attributes that the destination cannot hold: Expires (1,200 objects), tags (1 object)" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    terminal.status("job", Counts(planned=9, copied=9), None)
+    assert "Attributes" not in capsys.readouterr().out
+
+
 def test_the_live_view_names_failures_by_class() -> None:
     """The most frequent classes, in words; nothing without failures."""
     progress = Progress()

@@ -21,6 +21,11 @@ TARGETS: dict[str, list[str]] = {
     ],
     "ferry/state/missing.py": ["tests/ferry/reconcile/test_prune_needed.py", "tests/ferry/reconcile/test_prune.py"],
     "ferry/reconcile/source_check.py": ["tests/ferry/reconcile/test_prune_needed.py"],
+    "ferry/core/attributes.py": ["tests/ferry/core/test_attributes.py"],
+    "ferry/storage/attribute_refusals.py": ["tests/ferry/storage/test_attributes.py"],
+    "ferry/transfer/attributes.py": [
+        "tests/ferry/transfer/test_attributes.py", "tests/ferry/storage/test_attributes.py",
+    ],
     "ferry/storage/object_info.py": ["tests/ferry/storage/test_object_info.py"],
     "ferry/storage/confirmation.py": ["tests/ferry/storage/test_confirmation.py"],
     "ferry/transfer/conflict.py": ["tests/ferry/transfer/test_unconfirmed.py", "tests/ferry/transfer/test_object.py"],

@@ -15,13 +15,13 @@ import random
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from types import TracebackType
 from typing import Literal, Self
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qsl, quote, unquote
 from xml.sax.saxutils import escape
 
 from aiohttp import web
@@ -50,7 +50,7 @@ class Fault:
     | slow | is carried out after ``delay_s`` seconds |
 
     ``after`` requests of these operations pass first, then each fails with ``probability``, ``times`` of them at most.
-    ``key``: only keys that match this regular expression.
+    ``key``: only keys that match this regular expression. ``header``: only requests that have it.
     """
 
     what: What
@@ -63,11 +63,14 @@ class Fault:
     location: str = ""
     delay_s: float = 0.0
     key: str = ""
+    header: str = ""
     seen: int = 0
     struck: int = 0
 
-    def strikes(self, operation: str, key: str, seeded: random.Random) -> bool:
+    def strikes(self, operation: str, key: str, headers: Container[str], seeded: random.Random) -> bool:
         if operation not in self.operations or (self.key and not re.search(self.key, key)):
+            return False
+        if self.header and self.header not in headers:
             return False
         self.seen += 1
         if self.seen <= self.after or (self.times is not None and self.struck >= self.times):
@@ -95,8 +98,10 @@ class _Upload:
 
 
 _KEPT = re.compile(
-    r"(?i)(x-amz-meta-.*|content-type|cache-control|content-disposition|content-encoding|content-language|expires)"
+    r"(?i)(x-amz-meta-.*|content-type|cache-control|content-disposition|content-encoding|content-language|expires"
+    r"|x-amz-tagging|x-amz-storage-class|x-amz-website-redirect-location|x-amz-server-side-encryption.*)"
 )
+_NOT_COPIED = re.compile(r"(?i)x-amz-(storage-class|website-redirect-location|server-side-encryption.*)")  # S3 API
 _QUIET_S = 3600.0
 
 
@@ -141,6 +146,8 @@ class OddS3:
         self.faults = list(faults)
         self.objects: dict[str, dict[str, Stored]] = {}
         self.uploads: dict[str, _Upload] = {}
+        self.shows_tags = True  # whether an answer says how many tags an object has; Amazon needs a right for it
+        self.forgets: set[str] = set()  # headers, in lower case, that it takes and does not keep
         self.hidden: set[str] = set()  # keys that no listing shows, as a stale one would
         self.requests: Counter[str] = Counter()
         self.at_once: Counter[str] = Counter()  # by operation: how many requests it had under way at most
@@ -218,7 +225,9 @@ class OddS3:
         self, request: web.BaseRequest, operation: str, bucket: str, key: str, query: Mapping[str, str]
     ) -> web.StreamResponse:
         body = await request.content.read()  # request.read() has a limit
-        fault = next((each for each in self.faults if each.strikes(operation, key, self._seeded)), None)
+        fault = next(
+            (each for each in self.faults if each.strikes(operation, key, request.headers, self._seeded)), None
+        )
         what = fault.what if fault is not None else None
         await asyncio.sleep(self.delay_s + (fault.delay_s if fault is not None else 0.0))
         if what == "silence":
@@ -260,6 +269,10 @@ class OddS3:
                 return web.Response()
             case "PutObject":
                 return self._put(objects, key, headers, body)
+            case "GetObjectTagging":
+                tags = parse_qsl(objects[key].headers.get("x-amz-tagging", ""), keep_blank_values=True)
+                each = [f"<Tag><Key>{escape(n)}</Key><Value>{escape(v)}</Value></Tag>" for n, v in tags]
+                return _xml("Tagging", f"<TagSet>{''.join(each)}</TagSet>")
             case "CopyObject":
                 return self._copy(objects, key, headers)
             case "GetObject" | "HeadObject":
@@ -292,10 +305,13 @@ class OddS3:
                 return _error(412, "PreconditionFailed")
         return None
 
+    def _kept(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {n: value for n, value in headers.items() if _KEPT.fullmatch(n) and n.lower() not in self.forgets}
+
     def _put(self, objects: dict[str, Stored], key: str, headers: Mapping[str, str], body: bytes) -> web.Response:
         if (refused := self._refused(objects.get(key), headers)) is not None:
             return refused
-        kept = {name: value for name, value in headers.items() if _KEPT.fullmatch(name)}
+        kept = self._kept(headers)
         answer: dict[str, str] = {}
         sent = headers.get("x-amz-checksum-sha256")
         if sent is not None and self.checksums not in (True, False):
@@ -314,8 +330,10 @@ class OddS3:
         if self.conditions != "ignored" and wanted is not None and wanted.strip('"') != source.etag.strip('"'):
             return _error(412, "PreconditionFailed")
         data = source.data if self.copies != "altered" else bytes([source.data[0] ^ 1]) + source.data[1:]
-        attributes = {} if self.copies == "without attributes" else dict(source.headers)
-        stored = objects[key] = Stored(data, self._etag(data), attributes)
+        kept = {name: value for name, value in source.headers.items() if not _NOT_COPIED.fullmatch(name)}
+        kept = {} if self.copies == "without attributes" else kept
+        kept |= {name: value for name, value in headers.items() if _NOT_COPIED.fullmatch(name)}
+        stored = objects[key] = Stored(data, self._etag(data), kept)
         etag = f"<ETag>&quot;{stored.etag}&quot;</ETag>" if stored.etag else ""
         return _xml("CopyObjectResult", f"{etag}<LastModified>{_iso(stored.modified)}</LastModified>")
 
@@ -326,12 +344,15 @@ class OddS3:
         wanted = headers.get("If-Match", stored.etag).strip('"')
         if wanted != stored.etag and self.conditions != "ignored":
             return web.Response(status=412) if head else _error(412, "PreconditionFailed")
+        hidden = ("x-amz-checksum", "x-amz-tagging")
         shown = {
-            **{name: value for name, value in stored.headers.items() if not name.startswith("x-amz-checksum")},
+            **{name: value for name, value in stored.headers.items() if not name.startswith(hidden)},
             **_etag_header(stored.etag),
             "Last-Modified": format_datetime(stored.modified, usegmt=True),
             "Accept-Ranges": "bytes",
         }
+        if self.shows_tags and (tags := stored.headers.get("x-amz-tagging")):
+            shown["x-amz-tagging-count"] = str(tags.count("="))
         if headers.get("x-amz-checksum-mode", "").upper() == "ENABLED" and "x-amz-checksum-sha256" in stored.headers:
             shown["x-amz-checksum-sha256"] = stored.headers["x-amz-checksum-sha256"]
         data, status = stored.data, 200
@@ -380,7 +401,8 @@ class OddS3:
         contents = "".join(
             f"<Contents><Key>{name}</Key><LastModified>{_iso(objects[key].modified)}</LastModified>"
             + (f"<ETag>&quot;{objects[key].etag}&quot;</ETag>" if objects[key].etag else "")
-            + f"<Size>{len(objects[key].data)}</Size></Contents>"
+            + f"<Size>{len(objects[key].data)}</Size>"
+            + f"<StorageClass>{objects[key].headers.get('x-amz-storage-class', 'STANDARD')}</StorageClass></Contents>"
             for name, key in zip(shown, page, strict=True)
         )
         encoding = "<EncodingType>url</EncodingType>" if as_url else ""
@@ -404,7 +426,7 @@ class OddS3:
     ) -> web.Response:
         if operation == "CreateMultipartUpload":
             upload_id = f"upload-{next(self._numbers)}"
-            kept = {name: value for name, value in headers.items() if _KEPT.fullmatch(name)}
+            kept = self._kept(headers)
             self.uploads[upload_id] = _Upload(bucket, key, kept)
             return _xml(
                 "InitiateMultipartUploadResult",
@@ -475,6 +497,8 @@ def _operation(request: web.BaseRequest, key: str, query: Mapping[str, str]) -> 
         return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload"}.get(method, method)
     if method == "PUT" and "x-amz-copy-source" in request.headers:
         return "CopyObject"
+    if "tagging" in query:
+        return f"{method.title()}ObjectTagging"
     return {"GET": "GetObject", "HEAD": "HeadObject", "PUT": "PutObject", "DELETE": "DeleteObject"}.get(method, method)
 
 

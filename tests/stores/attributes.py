@@ -10,6 +10,7 @@ from demo.images import make_image
 from demo.s3 import S3Server
 
 IMAGE = make_image("jpeg", 11)
+KMS_KEY = "testkey-1"
 
 _EACH: dict[str, dict[str, Any]] = {
     "type": {},
@@ -23,7 +24,7 @@ _EACH: dict[str, dict[str, Any]] = {
     "expires": {"Expires": "Wed, 01 Dec 2027 16:00:00 GMT"},
     "tags": {"Tagging": urlencode({"team": "shop", "a b": "c+d"})},
     "class": {"StorageClass": "STANDARD_IA"},
-    "encryption": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": "testkey-1"},
+    "encryption": {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": KMS_KEY},
     "redirect": {"WebsiteRedirectLocation": "/elsewhere.jpg"},
     "checksum": {"ChecksumAlgorithm": "SHA256"},
 }

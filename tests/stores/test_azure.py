@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ferry.core import TAGS, TIER
 from ferry.core.body import Body, Spooled, small_body
 from ferry.core.errors import Fatal, ObjectError, Refused
 from ferry.core.memory_budget import MIB
@@ -24,7 +25,7 @@ from ferry.storage import AzureAccess, ends_too_early
 from ferry.storage.azure import Authority, AzureContainer, Sas, SharedKey, Tokens
 from ferry.storage.confirmation import ReadBackPolicy, confirm
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.provider import TAGS, TIER, CannotCopy, Digests, Provider
+from ferry.storage.provider import CannotCopy, Digests, Provider
 from tests.ferry.storage.test_azure import Unasked
 from tests.ferry.storage.test_azure_tokens import Entra, Fixed, identities, jwt, started
 from tests.servers.stores import Azurite, AzuriteHttps

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from ferry.core import TIER
 from ferry.core.body import Spooled, small_body
 from ferry.core.errors import ObjectError
 from ferry.core.memory_budget import PART_BYTES
 from ferry.core.records import ErrorClass
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.object_info import ObjectInfo
-from ferry.storage.provider import TIER, CannotCopy, Digests
+from ferry.storage.provider import CannotCopy, Digests
 from tests.servers.stores.gcs_servers import FakeGcsServer, GcpStorageEmulator, GcsServer
 from tests.stores.odd_keys import ODD_KEYS
 

@@ -91,7 +91,10 @@ def test_a_home_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (TEXT.replace("s3://bucket/p/", '{uri: s3://b, cache_control: "a\\nX: y"}'), "cache_control holds characters"),
         (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {käse: x}}"), "is not a valid name"),
         (TEXT.replace("s3://bucket/p/", "{uri: s3://b, metadata: {v: süß}}"), "metadata.v holds characters"),
-        (TEXT.replace("s3://bucket/p/", "{uri: 'file:///d/', metadata: {v: x}}"), "cannot store cache_control"),
+        (
+            TEXT.replace("s3://bucket/p/", "{uri: 'file:///d/', metadata: {v: x}}"),
+            "cannot store attributes of objects (metadata.v)",
+        ),
         (TEXT + 'source: {user_agent: "a\\nb"}\n', "source.user_agent holds characters"),
         (TEXT.replace("list.csv", "file:///d/") + "columns: {source: x}\n", "apply only to a manifest file"),
         (TEXT + "state: s3://user:pass@b/c\n", "state holds a user name or password"),

@@ -6,16 +6,16 @@ import re
 from collections.abc import Mapping
 from email.header import Header
 
-from ferry.storage.provider import TAGS, TIER
+from ferry.core import HEADERS, HOLDS, TAGS, TIER, WORDS
 
-_NAMES = ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
-_TO_AZURE = {name.lower(): f"x-ms-blob-{name.lower()}" for name in _NAMES} | {
+_HOLDS = HOLDS["az"]
+_TO_AZURE = {name: f"x-ms-blob-{name.lower()}" for name in HEADERS if name in _HOLDS.names} | {
     TIER: "x-ms-access-tier",
     TAGS: "x-ms-tags",
 }
-_FROM_AZURE = {name.lower(): name for name in _NAMES}
+_FROM_AZURE = {name.lower(): name for name in HEADERS if name in _HOLDS.names}
 _META = "x-ms-meta-"
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_IDENTIFIER = re.compile(_HOLDS.metadata or "")
 _ASCII = re.compile(r"[ -~]*")
 
 
@@ -27,13 +27,12 @@ def attribute_headers(attributes: Mapping[str, str]) -> tuple[dict[str, str], tu
     """
     headers, lost = {}, []
     for name, value in attributes.items():
-        lower = name.lower()
-        header = _TO_AZURE.get(lower)
+        header = _TO_AZURE.get(name)
         if header is None:
-            if not _IDENTIFIER.fullmatch(lower):
+            if name in HEADERS or name in WORDS or not _IDENTIFIER.fullmatch(name):
                 lost.append(name)
                 continue
-            header = _META + lower
+            header = _META + name.lower()
         headers[header] = value if _ASCII.fullmatch(value) else Header(value, "utf-8").encode(linesep="")
     return headers, tuple(lost)
 

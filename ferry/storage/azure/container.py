@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from email.utils import formatdate
 from urllib.parse import quote
 
-from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
+from ferry.core import PART_BYTES, TIER, Body, ErrorClass, Fatal, ObjectError, UserError
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
@@ -122,12 +122,8 @@ class AzureContainer:
             headers["if-match"] = if_version
         response = await self._send("GET", key, {}, headers, None, side)
         if response.status == (206 if start else 200):
-            return Got(
-                response,
-                blob_info(key, response.headers),
-                attributes_of(response.headers),
-                tagged=response.headers.get("x-ms-tag-count", "0") != "0",
-            )
+            tagged = response.headers.get("x-ms-tag-count", "0") != "0"
+            return Got(response, blob_info(key, response.headers), attributes_of(response.headers), tagged=tagged)
         if response.status == 412 and if_version:
             response.close()
             raise ObjectError(ErrorClass.TRUNCATED, f"the {side}'s object changed while it was read")
@@ -137,7 +133,7 @@ class AzureContainer:
         """Returns a blob's tags (Get Blob Tags)."""
         return parse_tags(await self._ask("GET", key, {"comp": "tags"}, {}, None, side), side)
 
-    async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
+    async def copy(self, key: str, bucket: str, source: ObjectInfo, attributes: Mapping[str, str] = {}) -> Sent:
         """Has Azure copy a blob of this account with its attributes and tags (Copy Blob From URL).
 
         Azure compares the source's ETag and its MD5, if it has one. Raises CannotCopy also for more than 256 MiB. The
@@ -145,17 +141,16 @@ class AzureContainer:
         """
         if source.md5 is None:  # a row of a plan has its ETag alone
             source = await self._listed(bucket, source)
-        if source.size > MAX_COPY_BYTES or not all(
-            _WORD.fullmatch(word) for word in (source.etag or "", source.tier or "-")
-        ):
+        tier = attributes.get(TIER) or source.tier
+        if source.size > MAX_COPY_BYTES or not all(map(_WORD.fullmatch, (source.etag or "", tier or "-"))):
             raise CannotCopy
         blob = f"{bucket}/{source.key}"
         headers = {"x-ms-requires-sync": "true", "x-ms-source-if-match": source.etag or ""}
         headers["x-ms-copy-source-tag-option"] = "COPY"
         if source.md5 is not None:
             headers["x-ms-source-content-md5"] = _in_base64(source.md5)
-        if source.tier is not None:
-            headers["x-ms-access-tier"] = source.tier
+        if tier is not None:
+            headers["x-ms-access-tier"] = tier
         query = await self._authority.authorize_source(blob, headers)
         url = f"{self._http.origin}{self._http.path}/{encoded(blob)}"
         headers["x-ms-copy-source"] = f"{url}?{query}" if query else url
@@ -323,7 +318,7 @@ class AzureContainer:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
         """Returns why the container cannot be used, as the end of a sentence, or None.
 
         The rights to list, read and write are tried one after the other, and nothing is written (azure/preflight.py).

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from yarl import URL
 
-from ferry.core import PART_BYTES, Body, ErrorClass, Fatal, ObjectError, UserError
+from ferry.core import KMS_KEY, PART_BYTES, TIER, Body, ErrorClass, Fatal, ObjectError, UserError
 from ferry.http import Network, Response, Upload
 from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
@@ -181,19 +181,22 @@ class Gcs:
         """Returns "": the service has no tags."""
         return ""
 
-    async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
+    async def copy(self, key: str, bucket: str, source: ObjectInfo, attributes: Mapping[str, str] = {}) -> Sent:
         """Has Google copy an object of ``bucket`` if it has not changed (JSON API, Objects: rewrite).
 
         The generation is the condition; without one, the object is looked up by its ETag. The digests of the copy must
-        be those of the source. Raises CannotCopy.
+        be those of the source, and its class the given one: a request that names a class would replace all attributes.
+        Raises CannotCopy.
         """
         check_key(key)
+        if KMS_KEY in attributes:
+            raise CannotCopy
         there = Client(self._endpoint, bucket, self._tokens)
         if source.version is None:
             source = await _listed(there, source)
         path = f"{there.object(source.key)}/rewriteTo/b/{self._client.bucket}/o/{quote(key, safe='')}"
         path += f"?ifSourceGenerationMatch={quote(source.version or '', safe='')}"
-        fields = f"done,rewriteToken,totalBytesRewritten,resource({SENT},crc32c)"
+        fields = f"done,rewriteToken,totalBytesRewritten,resource({SENT},crc32c,storageClass)"
         token, written = "", -1
         while True:
             target = f"{path}&fields={fields}{token}"
@@ -206,7 +209,10 @@ class Gcs:
                 raise CannotCopy
             answer = await self._client.resource(response, self._side)
             if answer.get("done"):
-                return _copied(answer.get("resource") or {}, source)
+                copied = answer.get("resource") or {}
+                if attributes.get(TIER) not in (None, copied.get("storageClass")):
+                    raise CannotCopy
+                return _copied(copied, source)
             before, written = written, int(answer.get("totalBytesRewritten") or 0)
             if not answer.get("rewriteToken") or written <= before:
                 raise CannotCopy
@@ -306,7 +312,7 @@ class Gcs:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
         """Returns why the bucket cannot be used, as the end of a sentence, or None. Leaves no object.
 
         Writing is tried by an upload session, which is ended at once; reading by a listing. The permission that is
@@ -314,7 +320,7 @@ class Gcs:
         """
         below = f"{prefix}/" if prefix else ""
         if writing:
-            response = await self._sessions.open(f"{below}{TRIAL}{uuid4().hex}", {}, 0, None, None)
+            response = await self._sessions.open(f"{below}{TRIAL}{uuid4().hex}", attributes, 0, None, None)
         else:
             target = f"{self._client.objects}?maxResults=1&fields=nextPageToken&prefix={quote(below, safe='')}"
             response = await self._client.send("GET", target, self._side)

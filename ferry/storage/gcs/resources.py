@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from ferry.core import ErrorClass, ObjectError
+from ferry.core import HEADERS, HOLDS, TIER, WORDS, ErrorClass, ObjectError
 from ferry.http import Upload, media_type, printable_header
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import KMS_KEY, TAGS, TIER, Page
+from ferry.storage.provider import Page
 
 SENT = "md5Hash,etag,generation"  # of the answer to a write
 INFO = "name,size,md5Hash,crc32c,etag,updated,generation,storageClass"
@@ -25,8 +25,6 @@ _FIELDS = {
     "Content-Type": "contentType",
     TIER: "storageClass",
 }
-_BY_LOWER = {name.lower(): field for name, field in _FIELDS.items()}
-
 _BAD_KEY = re.compile(r"[\r\n]|\A\.{1,2}\Z|\A\.well-known/acme-challenge/")
 MAX_KEY_BYTES = 1024
 
@@ -103,7 +101,8 @@ def md5_of(value: str | None) -> str | None:
 def attributes_of(resource: Resource) -> dict[str, str]:
     """Returns the attributes of an object, under their own names."""
     headers = {name: resource[field] for name, field in _FIELDS.items() if field in resource}
-    return {**(resource.get("metadata") or {}), **headers}
+    metadata = resource.get("metadata") or {}
+    return {**{name.lower() if name in HEADERS else name: value for name, value in metadata.items()}, **headers}
 
 
 def resource_of(key: str, attributes: Mapping[str, str], md5: str | None) -> tuple[bytes, str | None, tuple[str, ...]]:
@@ -116,13 +115,15 @@ def resource_of(key: str, attributes: Mapping[str, str], md5: str | None) -> tup
     resource: Resource = {"name": key}
     metadata, lost = {}, []
     for name, value in attributes.items():
-        field = _BY_LOWER.get(name.lower())
-        if name == TAGS or (field == "contentType" and media_type(value) is None):
+        field = _FIELDS.get(name)
+        if field == "contentType" and media_type(value) is None:
             lost.append(name)
         elif field is not None:
             resource[field] = value
-        elif name != KMS_KEY:
+        elif name not in HEADERS and name not in WORDS:
             metadata[name] = value
+        elif name not in HOLDS["gs"].names:
+            lost.append(name)
     if metadata:
         resource["metadata"] = metadata
     if md5 is not None:

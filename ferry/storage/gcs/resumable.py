@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
-from ferry.core import ErrorClass, ObjectError
+from ferry.core import KMS_KEY, ErrorClass, ObjectError
 from ferry.http import Response, Upload
 from ferry.storage.gcs.client import Client
 from ferry.storage.gcs.resources import INFO, SENT, Resource, Rest, info_of, resource_of, sent_of
 from ferry.storage.object_info import Sent
-from ferry.storage.provider import KMS_KEY
 
 _RANGE = re.compile(r"bytes=0-([0-9]+)")
 _TARGET = re.compile(r"/[!-~]+\?[!-~]+")

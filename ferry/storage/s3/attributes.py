@@ -1,4 +1,4 @@
-"""Attributes of an object as headers of S3, and back, under the names that all providers share (provider.py)."""
+"""Attributes of an object as headers of S3, and back, under the names that all providers share (ferry/core)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping
 
+from ferry.core import HEADERS, KMS_KEY, REDIRECT, TAGS, TIER
+
 _ASCII = re.compile(r"[ -~]*")
-_HEADERS = {
-    name.lower(): name
-    for name in ("Cache-Control", "Content-Disposition", "Content-Encoding", "Content-Language", "Content-Type")
-}
 _META = "x-amz-meta-"
+_KMS = "x-amz-server-side-encryption"
+_TO_S3 = {
+    **{name: name.lower() for name in HEADERS}, TIER: "x-amz-storage-class", TAGS: "x-amz-tagging",
+    REDIRECT: "x-amz-website-redirect-location", KMS_KEY: f"{_KMS}-aws-kms-key-id",
+}  # fmt: skip
+_FROM_S3 = {header: name for name, header in _TO_S3.items() if name != KMS_KEY}
 
 
 def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
@@ -22,11 +26,13 @@ def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     """
     headers = {}
     for name, value in attributes.items():
-        lower, text = name.lower(), _text(value)
-        if lower in _HEADERS:
-            headers[lower] = text
+        text = _text(value)
+        if (header := _TO_S3.get(name)) is not None:
+            headers[header] = text
         else:
-            headers[_META + lower] = text if _ASCII.fullmatch(text) else _word(text)
+            headers[_META + name.lower()] = text if _ASCII.fullmatch(text) else _word(text)
+    if KMS_KEY in attributes:
+        headers[_KMS] = "aws:kms"
     return headers
 
 
@@ -51,8 +57,8 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for name, value in headers.items():
         lower = name.lower()
-        if lower in _HEADERS:
-            found[_HEADERS[lower]] = value
+        if lower in _FROM_S3:
+            found[_FROM_S3[lower]] = value
         elif lower.startswith(_META):
             found[lower[len(_META) :]] = value
     return found

@@ -158,13 +158,14 @@ class S3:
         if start and (first != f"bytes {start}" or if_version not in ("", info.version)):
             response.close()
             raise ObjectError(ErrorClass.STORE_ERROR, f"the {side} sends another part than was asked for")
-        return Got(response, info, attributes_of(response.headers))
+        tagged = response.headers.get("x-amz-tagging-count", "0") != "0"
+        return Got(response, info, attributes_of(response.headers), tagged=tagged)
 
     async def tags(self, key: str, side: str) -> str:
-        """Returns "": tags are not carried yet."""
-        return ""
+        """Returns an object's tags (S3 API: GetObjectTagging)."""
+        return xml.parse_tags((await self._client.ask("GET", key, side, query={"tagging": ""})).body, side)
 
-    async def copy(self, key: str, bucket: str, source: ObjectInfo) -> Sent:
+    async def copy(self, key: str, bucket: str, source: ObjectInfo, attributes: Mapping[str, str] = {}) -> Sent:
         """Copies an object on the server if it still has this ETag (S3 API: CopyObject).
 
         Raises CannotCopy. The caller then reads and writes the bytes, which shows on which side the error is.
@@ -173,7 +174,8 @@ class S3:
         if not _ETAG.fullmatch(etag):
             raise CannotCopy
         quoted = etag if etag.startswith('"') else f'"{etag}"'
-        headers = {"x-amz-copy-source": f"/{encoded(f'{bucket}/{source.key}')}", "x-amz-copy-source-if-match": quoted}
+        headers = attribute_headers(attributes)
+        headers |= {"x-amz-copy-source": f"/{encoded(f'{bucket}/{source.key}')}", "x-amz-copy-source-if-match": quoted}
         extra_read_s = source.size / COPY_BYTES_PER_S
         response = await self._client.send("PUT", key, self._side, headers, b"", extra_read_s=extra_read_s)
         if response.status in (429, 503):
@@ -359,20 +361,22 @@ class S3:
 
     # --- preflight
 
-    async def refusal(self, prefix: str, *, writing: bool) -> str | None:
+    async def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
         """Returns why the bucket cannot be used, as the end of a sentence, or None.
 
         A bucket is checked by HeadBucket, and to write by creating and aborting a multipart upload, which never leaves
-        an object.
+        an object; with ``attributes`` by a second one that has them.
         """
         reply = await self._client.ask("HEAD", "", self._side, ok=_FINAL_STATUSES)
         if reply.status >= 300 or not writing:
             return refusal(reply.status, reply.body, "access")
-        key = f"{prefix}/{TRIAL}{uuid4().hex}".lstrip("/")
-        reply = await self._client.ask("POST", key, self._side, query={"uploads": ""}, ok=_FINAL_STATUSES)
-        if reply.status == 200:
+        for given in ({}, attributes) if attributes else ({},):
+            key, headers = f"{prefix}/{TRIAL}{uuid4().hex}".lstrip("/"), attribute_headers(given)
+            reply = await self._client.ask("POST", key, self._side, headers, query={"uploads": ""}, ok=_FINAL_STATUSES)
+            if reply.status != 200:
+                return refusal(reply.status, reply.body, "writing", given)
             await self._try_abort(key, reply)
-        return refusal(reply.status, reply.body, "writing")
+        return None
 
     async def _try_abort(self, key: str, created: Reply) -> None:
         """Aborts an upload and ignores errors, since some policies allow writing but not aborting."""

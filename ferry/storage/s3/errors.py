@@ -7,7 +7,7 @@ import re
 from ferry.core import Fatal, ObjectError
 from ferry.storage.errors import Meaning, store_error
 
-_S3_CODE = re.compile(r"<Code>(\w+)</Code>")
+_S3_CODE = re.compile(r"<Code>([\w.]+)</Code>")
 _ADDRESS = re.compile(r"(https?)://([A-Za-z0-9.-]+(?::[0-9]+)?)(?:/|\Z)")
 _REGION = re.compile(r"[a-z0-9-]{1,40}")
 

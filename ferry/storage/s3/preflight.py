@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Collection
 from hashlib import sha256
 
-from ferry.core import Fatal, ObjectError
+from ferry.core import Fatal, ObjectError, word_of
 from ferry.storage.provider import BucketSettings
 from ferry.storage.s3 import xml
 from ferry.storage.s3.client import Client
@@ -16,8 +17,10 @@ _VERSION = "x-amz-version-id"  # S3 API, PutObject: the version that a bucket wi
 _ANY = range(200, 600)
 
 
-def refusal(status: int, body: bytes, what: str) -> str | None:
+def refusal(status: int, body: bytes, what: str, attributes: Collection[str] = ()) -> str | None:
     """Returns why a bucket cannot be used, as the end of a sentence, or None.
+
+    ``attributes`` are those without which it can be written to.
 
     | status | of HeadBucket (access) | of CreateMultipartUpload (writing) |
     |---|---|---|
@@ -31,6 +34,9 @@ def refusal(status: int, body: bytes, what: str) -> str | None:
         return None
     code = s3_code(body)
     answer = f"HTTP {status}" + (f" {code}" if code else "")
+    if attributes:
+        names = ", ".join(map(word_of, attributes))
+        return f"refuses objects with the attributes that the job sets: {names} ({answer}). Correct or remove them"
     if status == 404:
         return "does not exist. Create it, or correct its address in the job"
     if status in (401, 403):

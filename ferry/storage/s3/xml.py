@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote, unquote_plus, urlencode
 from xml.sax.saxutils import escape
 
 from ferry.core import ErrorClass, Fatal, ObjectError
@@ -79,6 +79,7 @@ def _plain_info(contents: str, *, in_url: bool) -> ObjectInfo:
         int(value_of(contents, "<Size>")),
         value_of(contents, "<ETag>") or None,
         datetime.fromisoformat(modified) if modified else None,
+        tier=value_of(contents, "<StorageClass>") or None,
     )
 
 
@@ -101,9 +102,15 @@ def _object_info(contents: ET.Element, *, in_url: bool) -> ObjectInfo:
     fields = {_name(each): each.text or "" for each in contents}
     key = unquote_plus(fields["Key"], errors="strict") if in_url else fields["Key"]
     modified = fields.get("LastModified")
-    return ObjectInfo(
-        key, int(fields["Size"]), fields.get("ETag") or None, datetime.fromisoformat(modified) if modified else None
-    )
+    date = datetime.fromisoformat(modified) if modified else None
+    etag, tier = fields.get("ETag") or None, fields.get("StorageClass") or None
+    return ObjectInfo(key, int(fields["Size"]), etag, date, tier=tier)
+
+
+def parse_tags(body: bytes, side: str) -> str:
+    """Returns the tags in a response to GetObjectTagging as `name=value&...`, percent-encoded."""
+    sets = children(parse_document(body, side), "TagSet")
+    return urlencode([(text(tag, "Key") or "", text(tag, "Value") or "") for each in sets for tag in each])
 
 
 def children(root: ET.Element, name: str) -> Iterator[ET.Element]:

@@ -19,7 +19,7 @@ from ferry.state.plan_file import ChunkRef
 from tests.support.helpers import chunk_rows, directory_state, make_outcome
 
 COLUMNS = ("row_id", "row_no", "source", "key", "deferred_key", "size", "md5", "sha256", "content_type", "etag",
-           "last_modified", "id", "error_class", "alternatives")  # fmt: skip
+           "last_modified", "id", "error_class", "alternatives", "storage_class")  # fmt: skip
 
 
 class Cutting:

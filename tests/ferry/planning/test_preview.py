@@ -7,6 +7,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pytest
 
 from ferry.planning.preview import Preview, preview
 from tests.support.helpers import make_job
@@ -16,16 +17,18 @@ def preview_of(
     rows: list[tuple[str | None, str | None, str | None]],
     tmp_path: Path,
     alternatives: dict[int, list[str]] = {},
+    classes: dict[int, str] = {},
     **job: Any,
 ) -> Preview:
-    """Returns the preview of rows of source, key and error class. ``alternatives``: further addresses by row."""
+    """Returns the preview of rows of source, key and error class, with further addresses and classes by row."""
     columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[], [], []]
     table = pa.table(
         {"row_no": list(range(1, len(rows) + 1)), "source": columns[0], "key": columns[1], "error_class": columns[2],
-         "alternatives": [alternatives.get(n) for n in range(len(rows))]},
+         "alternatives": [alternatives.get(n) for n in range(len(rows))],
+         "storage_class": [classes.get(n) for n in range(len(rows))]},
         schema=pa.schema(
             [("row_no", pa.int64()), *((name, pa.string()) for name in ("source", "key", "error_class")),
-             ("alternatives", pa.list_(pa.string()))]
+             ("alternatives", pa.list_(pa.string())), ("storage_class", pa.string())]
         ),
     )  # fmt: skip
     with duckdb.connect() as con:
@@ -82,3 +85,26 @@ def test_blocked_addresses_are_named(tmp_path: Path) -> None:
     assert left.startswith("2 rows of 127.0.0.1:8000 would fail, 1 of them unless another address has the object: ")
     (left,) = preview_of(rows[:1], tmp_path, {0: ["https://h/1"]}, source={}).warnings
     assert left.startswith("1 row of 127.0.0.1:8000 would fail unless another address has the object: ")
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({"destination": "s3://b/"}, None),  # the server decides
+        ({"destination": "file:///d/"}, "3 rows would lose their storage_class: GLACIER, STANDARD_IA, which does not"),
+        (
+            {"destination": "file:///d/", "on_lost_attribute": "fail"},
+            "3 rows would fail: they have GLACIER, ",
+        ),
+        ({"destination": {"uri": "file:///d/", "attributes": {"drop": ["storage_class"]}}}, None),
+        ({"destination": {"uri": "file:///d/", "attributes": {"keep": ["storage_class"]}}}, "3 rows would lose"),
+    ],
+)
+def test_classes_that_the_destination_does_not_have(job: dict[str, Any], words: str | None, tmp_path: Path) -> None:
+    """A listing shows the class alone; the standard one is no loss, and nor is that of an unusable row."""
+    rows: list[tuple[str | None, str | None, str | None]] = [(f"s3://old/{n}", f"{n}", None) for n in range(5)]
+    rows.append((None, None, "bad_url"))
+    classes = dict(enumerate(("STANDARD", "STANDARD_IA", "STANDARD_IA", "GLACIER", "STANDARD", "GLACIER")))
+    found = preview_of(rows, tmp_path, classes=classes, **job).warnings
+    assert len(found) == (words is not None)
+    assert (words or "") in "".join(found)

@@ -286,3 +286,24 @@ def test_a_store_that_refuses_listings(key: str | None, shop: Shop) -> None:
         assert store.stored("b") == {}
     assert (found.exit_code, found.destination.listed, found.left_objects) == (0, False, 0)
     assert any("listing is refused" in text for text in found.warnings)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("write", [True, False])
+def test_lost_attributes_of_the_sample(
+    write: bool, fail: bool, shop: Shop, s3: S3Server, bucket: str, bucket_uri: dict[str, Any], tmp_path: Path
+) -> None:
+    """They are those of the job's destination, also where the sample is copied to this machine."""
+    for number in range(3):
+        s3.client().put_object(
+            Bucket=bucket, Key=f"old/{number}.jpg", Body=make_image("jpeg", number), CacheControl="no-cache",
+            Tagging="a=1" if number else "",
+        )  # fmt: skip
+    policy = {"on_lost_attribute": "fail"} if fail else {}
+    for target, lost in ((bucket_uri, {}), ((tmp_path / "new").as_uri() + "/", {"Cache-Control": 3, "tags": 2})):
+        job = helpers.make_job(manifest=f"s3://{bucket}/old/", source={}, destination=target, **policy)
+        found = shop.check(job, helpers.access(s3), write=write)
+        assert found.lost_attributes == ({} if fail else lost)
+        assert [each.error_class for each in found.failures] == (["lost_attribute"] if lost and fail else [])
+        said = "Attributes that the destination cannot hold: Cache-Control (3 rows), tags (2 rows)"
+        assert (said in "\n".join(describe_check(found))) == bool(lost and not fail)

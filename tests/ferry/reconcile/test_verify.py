@@ -27,6 +27,7 @@ from ferry.storage.access import Access
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.store import Store
+from tests.servers.odd_s3 import Fault, OddS3
 from tests.support.helpers import (
     access,
     by_key,
@@ -133,6 +134,7 @@ def check(state: DirectoryState, store: Store, how: str, run_no: int) -> verify.
         whole.wrong += result.wrong
         whole.right_again += result.right_again
         whole.unproven += result.unproven
+        whole.by += result.by
     return whole
 
 
@@ -242,8 +244,10 @@ def alike(etag: str | None) -> Any:
     """Returns a destination whose objects have the same bytes."""
 
     class Alike:
-        async def digest(self, key: str, *, algorithm: str, **_: Any) -> tuple[str, ObjectInfo]:
-            return MD5 if algorithm == "md5" else SHA, ObjectInfo(key, 4, etag, None)
+        async def digest_and_attributes(
+            self, key: str, *, algorithm: str, **_: Any
+        ) -> tuple[str, ObjectInfo, dict[str, str]]:
+            return MD5 if algorithm == "md5" else SHA, ObjectInfo(key, 4, etag, None), {}
 
     return Alike()
 
@@ -394,10 +398,10 @@ class PartlyBroken:
     def __init__(self, store: Store, broken: Callable[[str], bool]) -> None:
         self.store, self.broken = store, broken
 
-    async def digest(self, key: str, **how: Any) -> Any:
+    async def digest_and_attributes(self, key: str, **how: Any) -> Any:
         if self.broken(key):
             raise ObjectError(ErrorClass.STORE_ERROR, "the destination answered 500", status_code=500)
-        return await self.store.digest(key, **how)
+        return await self.store.digest_and_attributes(key, **how)
 
 
 def test_an_object_that_cannot_be_read_is_counted(
@@ -462,3 +466,91 @@ def test_in_a_directory(origin: Origin, tmp_path: Path) -> None:
     store = open_store(job.destination.uri, Access(), state.spool_dir)
     result = check(state, store, "read", 2)
     assert (result.checked, result.missing, result.altered, result.unread) == (3, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "altered"),
+    [
+        ({}, False),
+        ({"CacheControl": "no-cache"}, True),
+        ({"Metadata": {"sku": "B"}}, True),
+        ({"Metadata": {}}, True),
+        ({"Tagging": "team=other"}, True),
+        ({"Tagging": ""}, True),
+        ({"ContentType": "image/png"}, True),
+    ],
+)
+def test_altered_attributes(change: dict[str, Any], altered: bool, s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Equal bytes with other headers, metadata or tags are altered, and the next run writes them again."""
+    given: dict[str, Any] = {
+        "ContentType": "image/jpeg", "CacheControl": "max-age=60", "Metadata": {"sku": "A 1"}, "Tagging": "team=shop",
+    }  # fmt: skip
+    client, image = s3.client(), make_image("jpeg", 1)
+    client.put_object(Bucket=bucket, Key="old/a.jpg", Body=image, **given)
+    client.put_object(Bucket=bucket, Key="old/plain.jpg", Body=make_image("jpeg", 2))
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/p/")
+    state = directory_state(tmp_path)
+    run(job, state, access(s3))
+    client.put_object(Bucket=bucket, Key="p/a.jpg", Body=image, **{**given, **change})
+    store = open_store(job.destination.uri, access(s3), state.spool_dir)
+    result = check(state, store, "read", 2)
+    assert (result.checked, result.altered) == (2, int(altered))
+    if not altered:
+        return
+    assert result.by[Evidence.ATTRIBUTES] == 1
+    assert "other headers, metadata or tags than Ferry wrote" in (result.wrong[0].message or "")
+    assert check(state, store, "list", 3).unproven == 1, "a listing shows no attributes"
+    run(job, state, access(s3), 4)
+    assert by_key(state)["a.jpg"].status is Status.COPIED
+    assert check(state, store, "read", 5).altered == 0
+
+
+def test_tags_that_are_not_shown_are_not_compared(tmp_path: Path) -> None:
+    """Without the right to see tags S3 does not say that there are some. So nothing is altered, and one is asked."""
+    with OddS3() as server:
+        for n in range(3):
+            headers = {"Content-Type": "image/jpeg", "x-amz-tagging": "a=1"}
+            server.put("b", f"old/{n}.jpg", make_image("jpeg", n), headers)
+        job = make_job(manifest="s3://b/old/", source={}, destination="s3://b/p/")
+        state = directory_state(tmp_path)
+        run(job, state, access(server))
+        asked = server.requests["GetObjectTagging"]
+        server.shows_tags = False
+        fault = Fault("status", ("GetObjectTagging",), status=403, code="AccessDenied")
+        server.faults.append(fault)
+        store = open_store(job.destination.uri, access(server), state.spool_dir)
+        outcomes = [outcome for _, outcome in sorted(by_key(state).items())]
+        assert all(outcome.attributes_sha256 for outcome in outcomes)
+        result = asyncio.run(verify.read_back(store, outcomes, 2, Progress()))
+        assert (result.checked, result.altered) == (3, 0)
+        assert server.requests["GetObjectTagging"] - asked <= 3
+        server.faults.clear()
+        store = open_store(job.destination.uri, access(server), state.spool_dir)
+        assert asyncio.run(verify.read_back(store, outcomes, 2, Progress())).altered == 0, "asked, they are the same"
+
+
+def test_attributes_that_are_not_known_are_not_compared(s3: S3Server, bucket: str, tmp_path: Path) -> None:
+    """Of an object that was there, and of one that the server copied, the ledger has no digest of attributes."""
+    client, image = s3.client(), make_image("jpeg", 1)
+    client.put_object(Bucket=bucket, Key="old/a.jpg", Body=image, CacheControl="max-age=60")
+    client.put_object(Bucket=bucket, Key="p/a.jpg", Body=image)
+    job = make_job(manifest=f"s3://{bucket}/old/", source={}, destination=f"s3://{bucket}/p/")
+    state = directory_state(tmp_path)
+    run(job, state, access(s3))
+    assert by_key(state)["a.jpg"].attributes_sha256 is None
+    assert check(state, open_store(job.destination.uri, access(s3), state.spool_dir), "read", 2).altered == 0
+
+
+@pytest.mark.parametrize(
+    ("ledger_says", "size", "expected"),
+    [
+        ({"sha256": SHA}, 10, (ErrorClass.ALTERED, Evidence.ATTRIBUTES)),
+        ({"sha256": "c" * 64}, 10, (ErrorClass.ALTERED, Evidence.DIGEST)),
+        ({}, 10, (ErrorClass.ALTERED, Evidence.ATTRIBUTES)),
+        ({}, None, (ErrorClass.MISSING, Evidence.SIZE)),
+    ],
+)
+def test_other_attributes_count_last(ledger_says: dict[str, Any], size: int | None, expected: Any) -> None:
+    """Bytes that are wrong are the reason, whatever the attributes are."""
+    outcome = make_outcome(1, size=10, **ledger_says)
+    assert verify.verdict(outcome, size, None, SHA, same_attributes=False) == expected

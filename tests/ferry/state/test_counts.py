@@ -54,19 +54,20 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is planned"):
         counts_of(state)
     refs = plan(job, state).chunks
-    settle(state, refs[0], 1, size=7)
+    settle(state, refs[0], 1, size=7, lost_attributes=["Expires", "tags"])
     settle(state, refs[1], 1, size=9, message="only its length was checked")
-    settle(state, refs[2], 1, Status.UNCHANGED, message="only its length was checked")
+    settle(state, refs[2], 1, Status.UNCHANGED, message="only its length was checked", lost_attributes=["tags"])
     settle(state, refs[3], 1, Status.SKIPPED, error_class=ErrorClass.EXISTS)
     settle(state, refs[4], 1, Status.FAILED, **FAILED_404)
     settle(state, refs[5], 1, Status.FAILED, **FAILED_500)
     settle(state, refs[6], 1)
-    settle(state, refs[6], 2, Status.PENDING, error_class=ErrorClass.MISSING, retryable=True)
+    missing: dict[str, Any] = {"error_class": ErrorClass.MISSING, "retryable": True, "lost_attributes": ["tags"]}
+    settle(state, refs[6], 2, Status.PENDING, **missing)
     counts = counts_of(state)
     counts.check()
     assert counts == Counts(
         planned=13, copied=2, unchanged=1, skipped=2, failed=2, pending=6, bytes=16, duplicates=1, retryable=1,
-        lesser_checks=2,
+        lesser_checks=2, lost_attributes={"tags": 2, "Expires": 1},
         classes={"exists": 1, "duplicate": 1, "not_found": 1, "server_error": 1, "missing": 1},
     )  # fmt: skip
     write_list(tmp_path / "list.csv", lines[4:6], ("url", "id"))

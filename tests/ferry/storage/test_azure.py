@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ferry.core import TIER
 from ferry.core.body import Spooled, small_body
 from ferry.core.errors import Fatal, ObjectError, Refused, UserError
 from ferry.core.memory_budget import MIB
@@ -28,7 +29,7 @@ from ferry.storage.azure.preflight import refusal
 from ferry.storage.confirmation import Comparison, ReadBackPolicy, compare_digests, confirm
 from ferry.storage.errors import Meaning
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import TIER, CannotCopy, Digests, Part, TooLargeAtOnce
+from ferry.storage.provider import CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_azure import Answer, OddAzure, error
 
 Test = Callable[[AzureContainer], Awaitable[None]]

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from ferry.core import KMS_KEY, TAGS, TIER
 from ferry.core.body import Spooled, small_body
 from ferry.core.errors import Fatal, FerryError, ObjectError, Refused
 from ferry.core.memory_budget import PART_BYTES
@@ -19,7 +20,7 @@ from ferry.storage.errors import Meaning
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.gcs.errors import code_of, gcs_error, meaning, parse_error, refusal
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import KMS_KEY, TAGS, TIER, CannotCopy, Digests, Part, TooLargeAtOnce
+from ferry.storage.provider import CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_gcs import UNIT, Answer, Fault, OddGcs, error
 
 
@@ -231,14 +232,15 @@ def test_pages() -> None:
 def test_what_an_object_is_written_with() -> None:
     """Everything by Google's names; the encryption key is a parameter; tags it cannot hold."""
     given = {
-        "content-type": "image/png", "Cache-Control": "no-cache", "Content-Language": "de", "Content-Encoding": "gzip",
+        "Content-Type": "image/png", "Cache-Control": "no-cache", "Content-Language": "de", "Content-Encoding": "gzip",
         "Content-Disposition": "inline", TIER: "COLDLINE", KMS_KEY: "projects/p/keys/k", TAGS: "a=b", "sku": "grün",
+        "Expires": "0",
     }  # fmt: skip
     with OddGcs() as server:
 
         async def go(gcs: Gcs) -> None:
             sent = await gcs.put("a", b"x", digests(b"x"), given, create=False)
-            assert sent.lost == (TAGS,)
+            assert sent.lost == (TAGS, "Expires")
 
         with_gcs(server, go)
         kept = server.objects["b"]["a"].resource

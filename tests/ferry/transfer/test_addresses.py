@@ -479,7 +479,7 @@ def without_column(shop: Shop, uri: str) -> None:
     from ferry.state import parquet
     from ferry.state.checksums import decode_checked_json, encode_checked_json
 
-    table = pq.read_table(shop.state.local(uri)).drop_columns(["alternatives"])
+    table = pq.read_table(shop.state.local(uri)).drop_columns(["alternatives", "storage_class"])
     data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": b"4"}))
     plan = decode_checked_json(shop.state.read("plan/plan.json"))
     (chunk,) = plan["chunks"]

@@ -397,11 +397,13 @@ def test_what_is_listed_tells_by_itself(s3: S3Server, bucket: str, tmp_path: Pat
     assert (replaced.key, replaced.status) == ("3.jpg", Status.COPIED)
 
 
+ATTRIBUTES = {"attributes_sha256", "lost_attributes"}
 LATER_COLUMNS = {  # which the schemas before that had not
-    1: {"manifest_digest", "checked_by", "bytes_read_at", "consecutive_failures", "confirmed", "address"},
-    2: {"confirmed", "address"},
-    3: {"address"},
-    4: {"address"},
+    1: {"manifest_digest", "checked_by", "bytes_read_at", "consecutive_failures", "confirmed", "address", *ATTRIBUTES},
+    2: {"confirmed", "address", *ATTRIBUTES},
+    3: {"address", *ATTRIBUTES},
+    4: {"address", *ATTRIBUTES},
+    5: ATTRIBUTES,
 }
 
 
@@ -427,6 +429,7 @@ def downgrade(state: State, schema: int) -> None:
     """Rewrites ledger, chunks, manifest and plan as a Ferry of this schema had them."""
     renamed = schema < old_schemas.RENAMED_IN
     names = {new: old for old, new in old_schemas.COLUMNS.items()} if renamed else {}
+    of_rows = ["storage_class"] if schema == 5 else ["alternatives", "storage_class"]
     for name in [name for folder in ("ledger", "outcomes") for name in state.list(folder)]:
         table = pq.read_table(state.local(name)).drop_columns(sorted(LATER_COLUMNS[schema]))
         table = table.rename_columns([names.get(column, column) for column in table.column_names])
@@ -436,7 +439,7 @@ def downgrade(state: State, schema: int) -> None:
     plan = decode_checked_json(state.read("plan/plan.json"))
     chunks = {}
     for chunk in plan["chunks"]:
-        table = pq.read_table(state.local(chunk["uri"])).drop_columns(["alternatives"])
+        table = pq.read_table(state.local(chunk["uri"])).drop_columns(of_rows)
         table = table.rename_columns([names.get(column, column) for column in table.column_names])
         data = parquet.to_bytes(table.replace_schema_metadata({b"ferry_schema": str(schema).encode()}))
         chunks[chunk["digest"]] = parquet.digest_of(data)
@@ -445,7 +448,7 @@ def downgrade(state: State, schema: int) -> None:
         chunk.update(digest=chunks[chunk["digest"]], kind=kind)
         chunk["uri"] = f"chunks/{chunk['digest']}.parquet"
         state.write(chunk["uri"], data)
-    manifest = pq.read_table(state.local(plan["manifest"]["file"])).drop_columns(["alternatives"])
+    manifest = pq.read_table(state.local(plan["manifest"]["file"])).drop_columns(of_rows)
     manifest = manifest.rename_columns([names.get(column, column) for column in manifest.column_names])
     data = parquet.to_bytes(manifest)
     state.delete([plan["manifest"]["file"]])

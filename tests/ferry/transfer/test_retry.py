@@ -126,7 +126,8 @@ def test_next_step_table(
 def test_whether_another_address_may_help(cls: ErrorClass) -> None:
     """The table of other_address_may_help(), and the step that follows; without another address nothing changes."""
     failed = error(cls)
-    helps = AGAIN[cls] is not Again.NOW and cls not in (ErrorClass.EXISTS, ErrorClass.INTERNAL)
+    of_destination = (ErrorClass.EXISTS, ErrorClass.LOST_ATTRIBUTE, ErrorClass.INTERNAL)
+    helps = AGAIN[cls] is not Again.NOW and cls not in of_destination
     assert other_address_may_help(failed) is helps
     given: dict[str, Any] = {"delay_s": 2.0, "mismatches": 2}
     alone = next_step(failed, 1, 3, False, 60.0, **given)

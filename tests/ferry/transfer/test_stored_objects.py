@@ -86,8 +86,6 @@ def test_which_rows_an_object_may_be_for(row: dict[str, Any], may_be: bool) -> N
     [
         ("https://h/x", {}, {}, {}, True),
         ("file:///h/x", {"content_type": "text/plain"}, {}, {}, True),  # the bytes show their type
-        ("s3://b/x", {}, {}, {}, False),
-        ("S3://b/x", {}, {}, {}, False),
         ("https://h/x", {}, {}, {"Cache-Control": "no-store"}, False),
         ("https://h/x", {}, {"kind": None}, {}, False),  # the type is in the source's response
         ("https://h/x", {"content_type": "image/jpeg"}, {"kind": None}, {}, True),

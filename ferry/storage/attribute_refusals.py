@@ -1,0 +1,111 @@
+"""Attributes that a store refuses or forgets, remembered so that not every object is sent twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+
+from ferry.core import HEADERS, REDIRECT, TAGS, TIER, TYPE, ErrorClass, Fatal, ObjectError, Refused, word_of
+from ferry.storage.object_info import Sent
+
+_LOOKED_FOR = {*HEADERS, REDIRECT} - {TYPE}  # a store may hide tags from those who may write them
+
+Send = Callable[[Mapping[str, str]], Awaitable[Sent]]
+
+
+def refused_attribute(error: ObjectError | Refused, attributes: Mapping[str, str]) -> str | None:
+    """Returns the attribute that an upload may have been refused for.
+
+    | status | the object has | |
+    |---|---|---|
+    | 400 | a tier | TIER: the server does not know it (S3 API: InvalidStorageClass) |
+    | 403, 501 | tags | TAGS: another right is needed for them, or the store has none |
+    | any other | any | None |
+    """
+    status = error.status_code if isinstance(error, ObjectError) else 403
+    if status == 400 and TIER in attributes:
+        return TIER
+    return TAGS if status in (403, 501) and TAGS in attributes else None
+
+
+class AttributeRefusals:
+    """What one store has refused, or taken and forgotten: single tiers, and other attributes altogether."""
+
+    def __init__(self) -> None:
+        self._known: set[tuple[str, str]] = set()
+        self._looked_for: set[str] = set()
+        self._looking = asyncio.Lock()  # an object is read again
+
+    @property
+    def tags(self) -> bool:
+        """Whether the store has refused tags."""
+        return _case(TAGS, {}) in self._known
+
+    def split(self, attributes: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Returns the attributes that the store is not known to lose, and the names of the others."""
+        lost = tuple(name for name in attributes if _case(name, attributes) in self._known)
+        return {name: value for name, value in attributes.items() if name not in lost}, lost
+
+    async def put(
+        self, send: Send, read: Callable[[], Awaitable[Mapping[str, str]]] | None, attributes: Mapping[str, str],
+        *, may_lose: bool,
+    ) -> Sent:  # fmt: skip
+        """Writes an object by ``send``, without what the store is known to lose or refuses now.
+
+        The first object with a header is read again by ``read``, while others with it wait. Some stores take headers
+        that they do not keep, and say nothing (MinIO's gateway: Expires). Without ``may_lose`` raises ObjectError
+        (LOST_ATTRIBUTE), before anything is written unless that object shows it.
+        """
+        if read is None or not self._to_look_for(attributes):
+            return await self._put(send, attributes, may_lose=may_lose)
+        async with self._looking:
+            if new := self._to_look_for(attributes):
+                sent = await self._put(send, attributes, may_lose=may_lose)
+                forgotten = await self._look(read, new)
+                if forgotten and not may_lose:
+                    raise lost_attributes(forgotten, written=True)
+                return replace(sent, lost=(*sent.lost, *forgotten))
+        return await self._put(send, attributes, may_lose=may_lose)
+
+    async def _put(self, send: Send, attributes: Mapping[str, str], *, may_lose: bool) -> Sent:
+        held, lost = self.split(attributes)
+        if lost and not may_lose:
+            raise lost_attributes(lost)
+        try:
+            sent = await send(held)
+        except (ObjectError, Refused) as error:
+            refused = refused_attribute(error, held)
+            if refused is None:
+                raise
+            if not may_lose:
+                raise error if isinstance(error, Refused) else lost_attributes([refused], str(error)) from None
+            sent = await send({name: value for name, value in held.items() if name != refused})
+            self._known.add(_case(refused, held))  # after success without it: it was not about the key
+            lost = (*lost, refused)
+        return replace(sent, lost=(*lost, *sent.lost))
+
+    def _to_look_for(self, attributes: Mapping[str, str]) -> set[str]:
+        return _LOOKED_FOR.intersection(attributes) - self._looked_for
+
+    async def _look(self, read: Callable[[], Awaitable[Mapping[str, str]]], written: set[str]) -> tuple[str, ...]:
+        """Returns which attributes an object has not kept. One that cannot be read, as in an archive, shows nothing."""
+        self._looked_for |= written
+        try:
+            forgotten = tuple(sorted(written - (await read()).keys()))
+        except (ObjectError, Fatal):
+            return ()
+        self._known.update((name, "") for name in forgotten)
+        return forgotten
+
+
+def lost_attributes(names: Collection[str], answer: str = "", *, written: bool = False) -> ObjectError:
+    """Returns the error of an object that may lose nothing. ``written``: the store took and forgot its attributes."""
+    end = "the object was written without" if written else "nothing was written"
+    why = f" ({answer})" if answer else ""
+    text = f"the destination does not keep {', '.join(map(word_of, names))} of this object{why}; {end}"
+    return ObjectError(ErrorClass.LOST_ATTRIBUTE, text)
+
+
+def _case(name: str, attributes: Mapping[str, str]) -> tuple[str, str]:
+    return name, attributes.get(name, "") if name == TIER else ""
