@@ -147,7 +147,6 @@ def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
                   AND l.confirmed IS NOT NULL AND l.dest_etag IS NOT NULL AND l.size IS NOT NULL
                   AND l.sha256 IS NOT NULL AND l.md5 IS NOT NULL AND l.content_type IS NOT NULL
                   AND NOT starts_with(coalesce(l.address, l.source), 's3:')
-                  AND l.row_id NOT IN (SELECT row_id FROM superseded)
                   AND l.key NOT IN (SELECT key FROM latest WHERE status = 'pending' AND key IS NOT NULL)
         )
         SELECT w.row_id, min(c.copy_id) AS copy_id FROM wanted w JOIN copies c ON c.sha256 = w.sha256 GROUP BY 1

@@ -323,6 +323,17 @@ def test_a_lesser_check_is_said_of_copies_too(shop: Shop) -> None:
     assert counts_of(shop.state).lesser_checks == 3
 
 
+def test_a_type_with_two_extensions(shop: Shop) -> None:
+    """The ledger's type of an .ico is also that of a .cur: keys with `{ext}` wait for the bytes."""
+    icon = body_of("ico")
+    shop.list(("/1", icon, md5(icon)), name=["1"])
+    shop.run(key="{name}.{ext}")
+    shop.list(*((f"/{n}", icon, md5(icon)) for n in range(1, 4)), name=["1", "2", "3"])
+    shop.run()
+    assert shop.holds(*((f"{n}.ico", icon) for n in range(1, 4)))
+    assert shop.origin.total == 1  # 2; then 3 is copied
+
+
 def test_rechecked_rows_are_not_copied_before_the_trial(shop: Shop) -> None:
     """A delta run that only rechecks rows has made no trial: it uploads what changed."""
     shop.list(*(("/1.jpg", A, ""), ("/2.jpg", A, "")))
@@ -440,6 +451,20 @@ def test_a_repair_is_always_transferred(key: str | None, shop: Shop) -> None:
     assert all(found.data == A for found in shop.objects.values())
     assert {out.sha256 for out in helpers.latest(shop.state).values()} <= {sha256(A), None}  # None: known by its ETag
     assert counts_of(shop.state).pending == 0
+
+
+def test_a_shared_object_that_is_found_wrong_is_not_copied(shop: Shop) -> None:
+    """`ferry verify --sample` finds an object altered for one of the rows that share it: no other row takes it."""
+    shop.list(*TWO, name=["x", "x"])
+    shop.run(key="{name}.jpg")
+    shop.server.objects["bucket"]["p/x.jpg"].data = B[: len(A)].ljust(len(A), b"x")
+    shop.server._etag = lambda data: md5(A)  # type: ignore[method-assign]  # a copy gets the ETag of its original
+    shared = next(out for out in helpers.latest(shop.state).values() if out.copy_of)
+    verify(shop, shared.row_id)
+    shop.list(*TWO, ("/3.jpg", A, md5(A)), name=["x", "x", "y"])
+    outcomes = shop.run()
+    assert shop.holds(("x.jpg", A), ("y.jpg", A))
+    assert outcomes["y.jpg"].requests == 1
 
 
 def test_verify_sees_each_key(shop: Shop) -> None:
