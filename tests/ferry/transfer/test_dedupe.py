@@ -25,6 +25,7 @@ from ferry.reconcile.verify import expected_objects, note_verified, read_back
 from ferry.storage import open_store
 from ferry.transfer import dedupe
 from ferry.transfer.chunk import run_chunk
+from ferry.transfer.chunk_rows import read_chunk
 from tests.ferry.images.test_check import body as body_of
 from tests.servers.odd_s3 import Fault, OddS3, Stored
 from tests.support import helpers
@@ -279,12 +280,14 @@ def test_an_existing_object_is_treated_as_without_dedupe(policy: str, shop: Shop
 
 @pytest.mark.parametrize("column", ["sha256", "md5"])
 @pytest.mark.parametrize("known", [True, False])
-def test_an_existing_object_that_is_the_same_is_kept(known: bool, column: str, shop: Shop) -> None:
+@pytest.mark.parametrize("key", [None, "{name}.{ext}"])
+def test_an_existing_object_that_is_the_same_is_kept(key: str | None, known: bool, column: str, shop: Shop) -> None:
     """Under `skip-same` an equal object stays as it is, with the attributes that it has, though another was stored."""
     digest = {"sha256": sha256, "md5": md5}[column]
-    shop.list(*((f"/{n}.jpg", A, digest(A) if known else "") for n in range(3)), column=column)
+    rows = [(f"/{n}.jpg", A, digest(A) if known else "") for n in range(3)]
+    shop.list(*rows, column=column, name=["0", "1", "2"])
     shop.server.objects["bucket"]["p/2.jpg"] = Stored(A, md5(A), {"Content-Type": "image/x-old"})
-    outcomes = shop.run(concurrency=1)
+    outcomes = shop.run(concurrency=1, key=key)
     assert outcomes["2.jpg"].status == "unchanged"
     assert shop.objects["2.jpg"].headers == {"Content-Type": "image/x-old"}
 
@@ -343,6 +346,32 @@ def test_rechecked_rows_are_not_copied_before_the_trial(shop: Shop) -> None:
     assert shop.holds(("1.jpg", B), ("2.jpg", B))
     assert shop.server.requests["CopyObject"] == 0
     assert {out.sha256 for out in outcomes.values()} == {sha256(B)}
+
+
+def test_an_object_that_was_there_before_is_not_copied(shop: Shop) -> None:
+    """Ferry does not know the attributes of an object that it found and kept."""
+    shop.server.objects["bucket"]["p/1.jpg"] = Stored(A, md5(A), {"Content-Type": "image/x-old"})
+    shop.list(("/1.jpg", A, ""))
+    assert shop.run()["1.jpg"].status == "unchanged"
+    shop.list(("/1.jpg", A, ""), ("/2.jpg", A, md5(A)))
+    assert shop.run()["2.jpg"].requests == 1
+    assert shop.objects["2.jpg"].headers["Content-Type"] == "image/jpeg"
+
+
+def test_an_md5_that_two_bodies_of_the_ledger_have(shop: Shop) -> None:
+    """An MD5 that somebody forged names no object of an earlier run; a SHA-256 does."""
+    shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""))
+    job = shop.job(chunk_rows=1)
+    for ref, body in zip(helpers.plan(job, shop.state, server=access(shop.server)).chunks, (A, B), strict=True):
+        given = {"sha256": sha256(body), "confirmed": Confirmed.DIGEST, "content_type": "image/jpeg"}
+        helpers.settle(shop.state, ref, 1, md5=md5(A), dest_etag="x", settings_digest=job.settings_digest(), **given)
+    shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""), ("/3.jpg", A, md5(A)))
+    planned = helpers.plan(job, shop.state, 2, server=access(shop.server))
+    (new,) = [ref for ref in planned.chunks if ref.run_no == 2]
+    assert read_chunk(shop.state, new)[1].in_ledger == {}
+    shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""), ("/4.jpg", A, sha256(B)), column="sha256")
+    (new,) = [ref for ref in helpers.plan(job, shop.state, 3, server=access(shop.server)).chunks if ref.run_no == 3]
+    assert [found.key for found in read_chunk(shop.state, new)[1].in_ledger.values()] == ["2.jpg"]
 
 
 @pytest.mark.parametrize("changed", ["checks", "max_bytes", "source", "pending"])
