@@ -363,7 +363,7 @@ def test_an_md5_that_two_bodies_of_the_ledger_have(shop: Shop) -> None:
     shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""))
     job = shop.job(chunk_rows=1)
     for ref, body in zip(helpers.plan(job, shop.state, server=access(shop.server)).chunks, (A, B), strict=True):
-        given = {"sha256": sha256(body), "confirmed": Confirmed.DIGEST, "content_type": "image/jpeg"}
+        given: dict[str, Any] = {"sha256": sha256(body), "confirmed": Confirmed.DIGEST, "content_type": "image/jpeg"}
         helpers.settle(shop.state, ref, 1, md5=md5(A), dest_etag="x", settings_digest=job.settings_digest(), **given)
     shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""), ("/3.jpg", A, md5(A)))
     planned = helpers.plan(job, shop.state, 2, server=access(shop.server))
