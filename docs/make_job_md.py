@@ -84,8 +84,8 @@ equal are found among the last 50,000 objects that a process has stored.
   of a delta run has found it unchanged since. It does not count for keys with `{sha256}` or `{ext}`.
 - A row to be repaired after `ferry verify`, and a row whose first try failed at the destination.
 
-**Copies by the server.** A copy is made only of the version that Ferry wrote (by its ETag), and counts only if the
-store's answer shows the MD5 of the bytes. So there are none where ETags are not MD5s (SSE-KMS), over 5 GiB, and under
+**Copies by the server.** A copy is made only of the version that Ferry wrote (by its ETag, and after a minute also by
+its date, since attributes may change alone), and counts only if the store's answer shows the MD5 of the bytes. So there are none where ETags are not MD5s (SSE-KMS), over 5 GiB, and under
 `on_existing: skip` and `fail`, since a copy would replace an object that appears meanwhile. At its start each process
 copies a small object `.ferry-trial-...` of its own and deletes it. If that copy lacks attributes, or after eight failed
 copies in a row, the process copies nothing more. In a directory Ferry reads the stored file and writes another one, so
