@@ -90,12 +90,12 @@ class AttributeRefusals:
 
     async def _look(self, read: Callable[[], Awaitable[Mapping[str, str]]], written: set[str]) -> tuple[str, ...]:
         """Returns which attributes an object has not kept. One that cannot be read, as in an archive, shows nothing."""
-        self._looked_for |= written
         try:
             forgotten = tuple(sorted(written - (await read()).keys()))
         except (ObjectError, Fatal):
-            return ()
+            forgotten = ()
         self._known.update((name, "") for name in forgotten)
+        self._looked_for |= written  # not sooner, since others wait for what is known then
         return forgotten
 
 
