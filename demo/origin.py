@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import json
 import math
+import re
 import socket
 import struct
 import threading
@@ -133,6 +134,10 @@ class Origin:
         """Requests per path."""
         self.bodies: collections.Counter[str] = collections.Counter()
         """Requests per path that were answered with the whole object."""
+        self.bytes_sent: collections.Counter[str] = collections.Counter()
+        """Bytes of bodies per path, in answers without a fault."""
+        self.sends_ranges = False
+        """Whether a Range is honoured, and an If-Match with it. May be set at any time."""
         self.last_headers: dict[str, dict[str, str]] = {}
         """The headers of each path's last request, names in lower case."""
         self.total = 0
@@ -366,11 +371,26 @@ class _Connection(asyncio.Protocol):
         elif validators.unchanged(found.validators, headers, said := self._said(found)):
             self._transport.write(_head(304, said))
         else:
-            head = _head(200, self._headers(found, said))
-            self._origin.bodies[target] += method == "GET"
-            self._transport.write(head + found.body if method == "GET" else head)
+            self._send_object(method, target, found, headers, said)
         if not self._keep_alive and not self._busy:
             self._transport.close()
+
+    def _send_object(
+        self, method: str, target: str, found: _Object, asked: dict[str, str], said: dict[str, str]
+    ) -> None:
+        origin, headers, body, status = self._origin, self._headers(found, said), found.body, 200
+        if origin.sends_ranges and (ranged := re.fullmatch(r"bytes=(\d+)-(\d*)", asked.get("range", ""))):
+            if asked.get("if-match", found.etag) != said.get("ETag"):  # RFC 9110 section 13.1.1: strong ones only
+                self._send(412, {"Content-Type": "text/plain"}, b"another version\n", method)
+                return
+            start, size = int(ranged[1]), len(body)
+            body, status = body[start : int(ranged[2] or size) + 1], 206
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{size}"
+            headers["Content-Length"] = str(len(body))
+        origin.bodies[target] += method == "GET" and status == 200
+        origin.bytes_sent[target] += len(body) if method == "GET" else 0
+        head = _head(status, headers)
+        self._transport.write(head + body if method == "GET" else head)
 
     def _said(self, found: _Object) -> dict[str, str]:
         return validators.headers(found.validators, found.etag, found.modified, self._origin.total)

@@ -27,7 +27,9 @@ from ferry.core.body import (
     Body,
     BodyWriter,
     Charge,
+    Digests,
     Mapped,
+    Parts,
     Spooled,
     file_body,
     no_delay,
@@ -60,7 +62,7 @@ from ferry.core.errors import (
     errno_name,
 )
 from ferry.core.locations import ADDRESS_FORMS, BUCKET_SCHEMES, Bucket, below, in_bucket, parse_bucket, scheme_of
-from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget
+from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget, part_bytes
 from ferry.core.process_identity import boot_id, process_start
 from ferry.core.progress import Progress, Snapshot
 from ferry.core.quota import Share
@@ -121,6 +123,7 @@ __all__ = [
     "ChunkIncomplete",
     "Confirmed",
     "Damaged",
+    "Digests",
     "Disconnected",
     "ErrorClass",
     "Fatal",
@@ -134,6 +137,7 @@ __all__ = [
     "NotHttp",
     "ObjectError",
     "Outcome",
+    "Parts",
     "ProcessLost",
     "Progress",
     "ProxyError",
@@ -173,6 +177,7 @@ __all__ = [
     "no_delay",
     "pace",
     "parse_bucket",
+    "part_bytes",
     "process_start",
     "redact",
     "redact_id",

@@ -9,11 +9,11 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from ferry.core.errors import disk_error
 from ferry.core.quota import Share
@@ -23,9 +23,18 @@ POOLED_BYTES = 256 * 1024  # a body of this size or larger is hashed in a thread
 ONE_PUT_BYTES = 200 * 1024 * 1024  # a larger body is a multipart upload (docs/decisions/0014)
 
 
-class _Hash(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
+class Digests(NamedTuple):
+    """Digests of a body or of a part, in hex digits."""
+
+    md5: str
+    sha256: str
+
+
+class Parts(NamedTuple):
+    """Digests of parts of ``size`` bytes each, of the bytes that the body's own are of. The last one may be shorter."""
+
+    size: int
+    digests: list[Digests]
 
 
 class Mapped(mmap.mmap):
@@ -38,7 +47,8 @@ class Mapped(mmap.mmap):
 class Body:
     """A complete body with its digests. Exactly one of ``data`` and ``path`` is set.
 
-    ``share`` is the part of the memory budget that the body holds; :meth:`discard` releases it.
+    ``share`` is the part of the memory budget that the body holds; :meth:`discard` releases it. With ``start`` the
+    file has only the bytes from there on: the destination has those before, as parts of an unfinished upload.
     """
 
     size: int
@@ -48,6 +58,9 @@ class Body:
     path: Path | None = None
     share: Share | None = None
     on_progress: Callable[[], None] = lambda: None  # called for each piece that is read from the spool to be sent
+    parts: Parts | None = None  # of the bytes in the file
+    start: int = 0
+    about: Mapping[str, Any] | None = None  # what a later run must know to resume the upload; None: it cannot
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -68,7 +81,7 @@ class Body:
             return
         assert self.path is not None
         with self.path.open("rb") as file:
-            yield Spooled(file.fileno(), self.size, self.on_progress)
+            yield Spooled(file.fileno(), self.size - self.start, self.on_progress)
 
     def discard(self) -> None:
         """Remove the spool file and release the share of the budget. Safe to call twice."""
@@ -120,14 +133,13 @@ def small_body(data: bytes) -> Body:
     )
 
 
-def file_body(path: Path) -> Body:
-    """Return the body that a file holds. It reads the file, so call it in a thread."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+def file_body(path: Path, part_bytes: int = 0) -> Body:
+    """Return the body that a file holds, with the digests of its parts if they have a size. Blocks for its reading."""
+    hashes = _Hashes(part_bytes)
     with path.open("rb") as file:
         while block := file.read(BATCH_BYTES):
-            md5.update(block)
-            sha256.update(block)
-    return Body(path.stat().st_size, md5.hexdigest(), sha256.hexdigest(), path=path)
+            hashes.update(block)
+    return hashes.body(path=path)
 
 
 async def whole_body(data: bytes, pool: Executor | None) -> Body:
@@ -182,30 +194,74 @@ class Batches:
         return batch
 
 
+class _Hash:
+    """MD5 and SHA-256 of the same bytes."""
+
+    __slots__ = ("_md5", "_sha256", "size")
+
+    def __init__(self) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def update(self, data: bytes | memoryview) -> None:
+        self.size += len(data)
+        self._md5.update(data)
+        self._sha256.update(data)
+
+    @property
+    def digests(self) -> Digests:
+        return Digests(self._md5.hexdigest(), self._sha256.hexdigest())
+
+
+class _Hashes:
+    """Digests of a body that comes piece by piece, and of its parts of ``part_bytes`` each; 0: of the whole alone."""
+
+    __slots__ = ("_done", "_part", "_part_bytes", "whole")
+
+    def __init__(self, part_bytes: int) -> None:
+        self.whole = _Hash()
+        self._part = _Hash()
+        self._part_bytes = part_bytes
+        self._done: list[Digests] = []
+
+    def update(self, piece: bytes) -> None:
+        self.whole.update(piece)
+        left = memoryview(piece) if self._part_bytes else memoryview(b"")
+        while left:
+            room = self._part_bytes - self._part.size
+            self._part.update(left[:room])
+            left = left[room:]
+            if self._part.size == self._part_bytes:
+                self._done.append(self._part.digests)
+                self._part = _Hash()
+
+    def body(self, *, data: bytes | None = None, path: Path | None = None) -> Body:
+        last = [self._part.digests] if self._part.size else []
+        parts = Parts(self._part_bytes, self._done + last) if self._part_bytes else None
+        return Body(self.whole.size, *self.whole.digests, data, path, parts=parts)
+
+
 class BodyWriter:
     """Collects and hashes a body piece by piece: in memory, or after :meth:`spool` in a file in ``spool_dir``.
 
     The caller limits the size. Raises OSError if the spool disk fails.
     """
 
-    def __init__(self, spool_dir: Path) -> None:
+    def __init__(self, spool_dir: Path, part_bytes: int = 0) -> None:
         self._spool_dir = spool_dir
         self._pieces: list[bytes] = []
         self._to_file = False
         self._file: BinaryIO | None = None
         self._path: Path | None = None
-        self._md5: _Hash = hashlib.md5(usedforsecurity=False)
-        self._sha256: _Hash = hashlib.sha256()
-        self.size = 0
+        self._hashes = _Hashes(part_bytes)
 
     def spool(self) -> None:
         """Write the next piece, and all pieces before it, to a file."""
         self._to_file = True
 
     def write(self, piece: bytes) -> None:
-        self.size += len(piece)
-        self._md5.update(piece)
-        self._sha256.update(piece)
+        self._hashes.update(piece)
         if self._file is not None:
             self._file.write(piece)
             return
@@ -219,11 +275,10 @@ class BodyWriter:
             self._pieces.clear()
 
     def finish(self) -> Body:
-        md5, sha256 = self._md5.hexdigest(), self._sha256.hexdigest()
         if self._file is not None:
             self._file.close()
-            return Body(self.size, md5, sha256, path=self._path)
-        return Body(self.size, md5, sha256, data=b"".join(self._pieces))
+            return self._hashes.body(path=self._path)
+        return self._hashes.body(data=b"".join(self._pieces))
 
     def abandon(self) -> None:
         """Discard this body and remove its spool file."""

@@ -15,6 +15,7 @@ SMALL_BYTES = 256 * 1024  # a body up to this size reserves its whole length bef
 FIRST_BYTES = 64 * 1024  # first reservation of a larger body, or of one of unknown length
 FILE_BYTES = 8 * MIB  # the budget allows one spool file for each 8 MiB; the buffers of one take 2 MiB
 PART_BYTES = 8 * MIB
+MAX_PARTS = 10_000  # of one upload: S3 API, multipart upload limits; others allow as many or more
 PARTS_AT_ONCE = 4
 _UPLOADS = "\0uploads"  # the name under which uploads in parts hold memory; hosts have other names
 
@@ -72,6 +73,11 @@ class Budget:
             yield PARTS_AT_ONCE
         finally:
             share.end()
+
+
+def part_bytes(size: int, least: int = PART_BYTES) -> int:
+    """Return the size of each part of a body: ``least``, or more whole MiB if there would be over 10,000 parts."""
+    return max(least, -(-size // (MAX_PARTS * MIB)) * MIB) if size > MAX_PARTS * least else least
 
 
 def _files(capacity_bytes: int) -> int:

@@ -5,7 +5,7 @@ from ferry.http.auth import RETRY_S, Auth, Token, TokenRequest, basic
 from ferry.http.connection import Response, Upload
 from ferry.http.dial import AnyAddress
 from ferry.http.errors import closed_before_response, from_origin
-from ferry.http.exchange import USER_AGENT, Fetched, NotModified, OriginOptions
+from ferry.http.exchange import USER_AGENT, Fetched, NotModified, OriginOptions, Rest
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients, recipient, site_of_template
 from ferry.http.headers import media_type, printable_header
 from ferry.http.network import Network, Proxy, context_for, proxy_at, proxy_for, tls
@@ -36,6 +36,7 @@ __all__ = [
     "Recipients",
     "Resolver",
     "Response",
+    "Rest",
     "SystemResolver",
     "Targets",
     "Token",

@@ -52,6 +52,20 @@ class Fetched:
     requests: int
     length_known: bool  # by Content-Length or by chunks; else the body ended with its connection, wherever that was
     attributes: dict[str, str]  # Cache-Control and Content-Disposition
+    version: str | None = None  # a strong ETag of these bytes as they are, by which a part of them can be asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Rest:
+    """The bytes from ``start`` on of an object of ``size`` bytes that still has the ``version`` that was read before.
+
+    ``part_bytes`` is the size of the parts whose digests are needed, of which ``start`` is a multiple.
+    """
+
+    start: int
+    size: int
+    version: str  # a strong ETag, or what a bucket has for it
+    part_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

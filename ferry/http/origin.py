@@ -33,18 +33,18 @@ from ferry.http.auth import Credential, Header
 from ferry.http.connection import Response
 from ferry.http.dial import Site
 from ferry.http.errors import closed_before_response, from_origin, from_status
-from ferry.http.exchange import Downloaded, Fetched, NotModified, OriginOptions
+from ferry.http.exchange import Downloaded, Fetched, NotModified, OriginOptions, Rest
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.headers import media_type, printable_header
 from ferry.http.pool import Connections
 from ferry.http.read_body import Reader, stream_body
-from ferry.http.request_headers import conditions, header_block, request_headers
+from ferry.http.request_headers import conditions, header_block, request_headers, rest_conditions, strong_etag
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Targets
 
 MAX_HOPS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_NOT_MODIFIED, _UNAUTHORIZED = 304, 401
+_PARTIAL, _NOT_MODIFIED, _UNAUTHORIZED = 206, 304, 401
 _WHOLE = frozenset({200, 203})  # 203: a proxy changed something, but the object is complete
 _TOKEN_BYTES = 64 * 1024  # of a token server's answer
 _ATTRIBUTES = ("Cache-Control", "Content-Disposition")  # that a job may keep
@@ -60,8 +60,10 @@ class _RequestSpec:
     """The parts of a request that do not depend on its URL."""
 
     method: bytes = b"GET"
-    conditions: bytes = b""  # header lines; with them, 304 is a valid response
+    conditions: bytes = b""  # header lines
     headers: CIMultiDict[str] | None = None  # in place of the job's, for the URL's own site
+    valid: frozenset[int] = _WHOLE
+    rest: Rest | None = None  # what a response must be a part of
 
 
 @dataclass(slots=True)
@@ -134,7 +136,15 @@ class Origin:
 
         Malformed validators are not sent (RFC 9110 section 13).
         """
-        return await self._get(url, charge, _RequestSpec(conditions=conditions(etag, last_modified)))
+        spec = _RequestSpec(conditions=conditions(etag, last_modified), valid=_WHOLE | {_NOT_MODIFIED})
+        return await self._get(url, charge, spec)
+
+    async def get_rest(self, url: str, rest: Rest, charge: Charge) -> Fetched:
+        """Return the last bytes of an object that has not changed. Raises as :meth:`get` does, also if it has."""
+        lines = rest_conditions(rest.start, rest.version)
+        fetched = await self._get(url, charge, _RequestSpec(conditions=lines, valid=frozenset({_PARTIAL}), rest=rest))
+        assert isinstance(fetched, Fetched)
+        return fetched
 
     async def head(self, url: str) -> NotModified:
         """Return the metadata of the object. Raises as :meth:`get` does, also if the server does not support HEAD."""
@@ -155,14 +165,12 @@ class Origin:
         """Return whether the server sends a part of the object (RFC 9110 section 14). Raises as :meth:`get` does."""
         state = _FetchState(self._loop.time())
         try:
-            response = await self._open(url, state, _RequestSpec(conditions=b"Range: bytes=0-0\r\n"))
+            spec = _RequestSpec(conditions=b"Range: bytes=0-0\r\n", valid=_WHOLE | {_PARTIAL})
+            response = await self._open(url, state, spec)
         except Exception as exc:
-            error = _mapped(exc, state)
-            if isinstance(error, ObjectError) and error.status_code == 206:
-                return True
-            raise error from None
+            raise _mapped(exc, state) from None
         response.close()
-        return False
+        return response.status == _PARTIAL
 
     async def _get(self, url: str, charge: Charge, spec: _RequestSpec) -> Fetched | NotModified:
         state = _FetchState(self._loop.time())
@@ -178,7 +186,10 @@ class Origin:
                     state.requests,
                 )
             try:
-                body = await self._reader.body(response, charge, state.host)
+                if spec.rest is not None:
+                    _check_rest(response, spec.rest)
+                part_bytes = spec.rest.part_bytes if spec.rest else 0
+                body = await self._reader.body(response, charge, state.host, part_bytes=part_bytes)
             except BaseException:
                 response.close()
                 raise
@@ -193,6 +204,7 @@ class Origin:
             state.requests,
             response.length is not None or response.chunked,
             {name: value for name in _ATTRIBUTES if (value := printable_header(headers.get(name)))},
+            strong_etag(headers),
         )
 
     async def download(self, url: str, headers: Mapping[str, str], into: BinaryIO, max_bytes: int) -> Downloaded:
@@ -248,7 +260,7 @@ class Origin:
             address = target.url if credential is None else credential.in_query(target.url)
             response = await self._send(address, target.site, spec, own_block, deadline, state)
             status = response.status
-            if status in _WHOLE or (status == _NOT_MODIFIED and spec.conditions):
+            if status in spec.valid:
                 if credential is not None:
                     credential.accepted(header)
                 state.url = str(target.url)
@@ -350,6 +362,13 @@ class Origin:
         await _drain(response)
         retry_after_s = parse_retry_after(retry_after, self._now()) if retry_after else None
         return from_status(status, retry_after_s=retry_after_s)
+
+
+def _check_rest(response: Response, rest: Rest) -> None:
+    """Raise ObjectError unless the response has the bytes that were asked for (RFC 9110 section 15.3.7)."""
+    wanted = f"bytes {rest.start}-{rest.size - 1}/{rest.size}"
+    if response.headers.get("Content-Range") != wanted or strong_etag(response.headers) != rest.version:
+        raise ObjectError(ErrorClass.CLIENT_ERROR, "the origin sent another part than was asked for", status_code=206)
 
 
 def _open_only(headers: CIMultiDict[str]) -> CIMultiDict[str]:

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 from ferry.core import (
     FIRST_BYTES,
+    ONE_PUT_BYTES,
     POOLED_BYTES,
     Batches,
     Body,
@@ -23,6 +24,7 @@ from ferry.core import (
     to_disk,
     whole_body,
 )
+from ferry.core import part_bytes as part_bytes_of
 from ferry.http.connection import Response
 from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 
@@ -45,21 +47,26 @@ class Reader:
         self._pool = pool
         self._max_bytes = max_bytes
 
-    async def body(self, response: Response, charge: Charge, host: str, *, decode: bool = True) -> Body:
+    async def body(
+        self, response: Response, charge: Charge, host: str, *, decode: bool = True, part_bytes: int = 0
+    ) -> Body:
         """Return the complete body. Raises ObjectError.
 
         Content-Encoding is decoded, unless ``decode`` is False because the stored bytes are the object. The budget
-        counts the body's share for ``host``.
+        counts the body's share for ``host``. A body that will be sent in parts has their digests. With ``part_bytes``
+        it is the rest of one: spooled, with parts of this size.
         """
         length = response.length
         if length is not None and length > self._max_bytes:
             raise too_large(self._max_bytes)
         if decode and "Content-Encoding" in response.headers:
             length = None
-        if length is not None and length <= self._budget.small_bytes:
+        if length is not None and length <= self._budget.small_bytes and not part_bytes:
             return await self._in_memory(response, length, charge, host)
-        share = await self._budget.take(host, length)
-        arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share)
+        share = await (self._budget.files.take(host, 1) if part_bytes else self._budget.take(host, length))
+        if length is not None and length > ONE_PUT_BYTES:
+            part_bytes = part_bytes or part_bytes_of(length)
+        arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share, part_bytes)
         try:
             await stream_body(response, arriving, self._max_bytes, charge, decode=decode)
             return arriving.finish()
@@ -93,12 +100,14 @@ class Arriving:
     (docs/decisions/0028).
     """
 
-    def __init__(self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share) -> None:
-        """``share`` is the result of :meth:`Budget.take` for this body."""
+    def __init__(
+        self, spool_dir: Path, budget: Budget, pool: Executor | None, host: str, share: Share, part_bytes: int = 0
+    ) -> None:
+        """``share`` is the result of :meth:`Budget.take` for this body. ``part_bytes``: BodyWriter has them."""
         self._budget = budget
         self._host = host
         self._share = share
-        self._writer = BodyWriter(spool_dir)
+        self._writer = BodyWriter(spool_dir, part_bytes)
         self._batches = Batches(to_disk(self._writer.write, "spool file"), pool)
         self.size = 0
         self._spooled = share.quota is budget.files

@@ -59,6 +59,17 @@ def conditions(etag: str | None, last_modified: str | None) -> bytes:
     return lines
 
 
+def strong_etag(headers: CIMultiDict[str]) -> str | None:
+    """Return the ETag if it says which bytes these are: a strong one of a body that is not encoded (RFC 9110 8.8.1)."""
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') and _ETAG.fullmatch(etag) and "Content-Encoding" not in headers else None
+
+
+def rest_conditions(start: int, etag: str) -> bytes:
+    """Return the header lines that ask for the bytes from ``start`` on if this is the ETag (RFC 9110 13.1.1, 14.2)."""
+    return b"Range: bytes=%d-\r\nIf-Match: %s\r\n" % (start, etag.encode())
+
+
 def header_block(headers: CIMultiDict[str]) -> bytes:
     """Return the header lines with the empty line after them."""
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

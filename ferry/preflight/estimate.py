@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from ferry.core import AGAIN, ONE_PUT_BYTES, PART_BYTES, Again, Confirmed, ErrorClass, Status, in_bucket
+from ferry.core import AGAIN, ONE_PUT_BYTES, Again, Confirmed, ErrorClass, Status, in_bucket, part_bytes
 from ferry.job import Checks, Job, OnExisting
 from ferry.preflight import predict
 from ferry.preflight.destination_probe import DestinationFacts, Existing
@@ -66,7 +66,7 @@ def predict_run(
     by_request = sum(how != Confirmed.DIGEST for how in checked) / len(checked) if checked else 0.0
     if not wrote:
         by_request = float(facts.confirmed_by is not Confirmed.DIGEST)
-    parts = sum(end.size / PART_BYTES for end in copied if end.size > ONE_PUT_BYTES) / max(1, len(copied))
+    parts = sum(end.size / part_bytes(end.size) for end in copied if end.size > ONE_PUT_BYTES) / max(1, len(copied))
     total = predict.sizes(
         predict.mean(_by_host(copied, lambda end: end.size), sample.hosts), stored, sample.sized_rows,
         sample.sized_bytes,

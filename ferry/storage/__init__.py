@@ -10,6 +10,7 @@ from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
 from ferry.storage.preflight import ends_too_early, run_preflight
 from ferry.storage.provider import CannotCopy
 from ferry.storage.store import AlreadyThere, Store, is_odd
+from ferry.storage.unfinished import Unfinished
 
 __all__ = [
     "Access",
@@ -25,6 +26,7 @@ __all__ = [
     "ObjectInfo",
     "S3Access",
     "Store",
+    "Unfinished",
     "bucket_of",
     "ends_too_early",
     "is_odd",

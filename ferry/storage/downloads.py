@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from pathlib import Path
 
 from ferry.core import TAGS, Body, Budget, Charge, ObjectError, Refused, no_delay
-from ferry.http import Algorithm, Hashing, Reader, Response, stream_body
+from ferry.http import Algorithm, Hashing, Reader, Response, Rest, stream_body
 from ferry.storage.errors import from_store_http
 from ferry.storage.object_info import ObjectInfo
 from ferry.storage.provider import Provider
@@ -65,6 +65,14 @@ class Downloads:
                 raise
             self._hides_tags = True  # each object would be refused
             return None
+
+    async def get_rest(self, path: str, rest: Rest, charge: Charge) -> Body:
+        """Returns the bytes from ``rest.start`` on, with the digests of their parts."""
+        side = "source"
+        got = await self._provider().get(path, side, start=rest.start, if_version=rest.version)
+        reader = Reader(self._spool_dir, self._budget, self._pool, rest.size)
+        with _closing_on_error(got.response, side):
+            return await reader.body(got.response, charge, self._bucket, decode=False, part_bytes=rest.part_bytes)
 
     async def digest(
         self, key: str, path: str, max_bytes: int, algorithm: Algorithm, moved: Callable[[], object]

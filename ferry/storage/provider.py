@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ferry.core import Body
+from ferry.core import Digests as Digests
 from ferry.http import Response, Upload
 from ferry.storage.object_info import ObjectInfo, Sent
 
@@ -19,13 +20,6 @@ class CannotCopy(Exception):
 
 class TooLargeAtOnce(Exception):
     """Raised if a body is refused with HTTP 413, since a proxy may have a limit of its own. Parts may be accepted."""
-
-
-class Digests(NamedTuple):
-    """Digests of a body or of a part, in hex digits."""
-
-    md5: str
-    sha256: str
 
 
 class Got(NamedTuple):

@@ -32,7 +32,7 @@ from ferry.core import (
     no_delay,
     whole_body,
 )
-from ferry.http import Algorithm
+from ferry.http import Algorithm, Rest
 from ferry.storage.access import Access
 from ferry.storage.attribute_refusals import AttributeRefusals
 from ferry.storage.capabilities import CAPABILITIES
@@ -44,7 +44,8 @@ from ferry.storage.local import Directory, walk
 from ferry.storage.local_files import Folder
 from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
 from ferry.storage.provider import TRIAL, CannotCopy, Digests, Provider, TooLargeAtOnce
-from ferry.storage.uploads import LoggedUploads, PartsUpload, UploadLog
+from ferry.storage.unfinished import Unfinished
+from ferry.storage.uploads import LoggedUploads, OnBegun, PartsUpload, UploadLog
 
 # Keys under which some stores write another object, each with a key to try: with an empty segment, `.`, `..` or a final
 # `/`, and with a backslash. The first trial begins with `/`, since some stores remove that alone.
@@ -103,7 +104,7 @@ class Store:
         self._make_provider = provider
         self._make_control = control
         self._access = access
-        self._uploads = LoggedUploads(self.bucket, upload_log, self._client)
+        self.uploads = LoggedUploads(self.bucket, upload_log, self._client)
         self._controls: dict[str, Control] = {}
         self._provider: Provider | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the provider
@@ -221,7 +222,7 @@ class Store:
             return Sent(await self._directory.put(key, body, create))
         await self._check_key(key)
         sent = None
-        if body.size <= ONE_PUT_BYTES:
+        if body.size <= ONE_PUT_BYTES and not body.start:
             with contextlib.suppress(TooLargeAtOnce), body.upload() as data:
                 digests = Digests(body.md5, body.sha256)
                 sent = await self._client().put(self.path(key), data, digests, attributes, create=create)
@@ -234,9 +235,14 @@ class Store:
         """Uploads a spooled body in parts. LoggedUploads aborts or logs an upload that does not succeed."""
         if create and await self.head(key) is not None:
             raise AlreadyThere
-        upload = PartsUpload(self._client(), self.path(key), body)
+        path = self.path(key)
+
+        async def send(unfinished: Unfinished | None, on_begun: OnBegun) -> Sent:
+            upload = PartsUpload(self._client(), path, body, unfinished=unfinished, on_begun=on_begun)
+            return await upload.send(attributes, at_once, create=create)
+
         async with self._budget.upload_in_parts() as at_once:
-            return await self._uploads.upload(self.path(key), lambda: upload.send(attributes, at_once, create=create))
+            return await self.uploads.upload(path, body, send)
 
     def can_copy_from(self, source: Store) -> bool:
         """Returns whether this store's client can copy: both are buckets of one server with the same access.
@@ -324,6 +330,10 @@ class Store:
             return await self._directory.get(key, max_bytes, side, charge or no_delay)
         return await self._downloads.get(key, self.path(key), max_bytes, side, charge or no_delay, tags=tags)
 
+    async def get_rest(self, key: str, rest: Rest, charge: Charge) -> Body:
+        """Returns the last bytes of an object of a bucket if it has not changed. Raises ObjectError."""
+        return await self._downloads.get_rest(self.path(key), rest, charge)
+
     async def digest(
         self,
         key: str,
@@ -382,11 +392,14 @@ class Store:
         return self._provider.connections_opened if self._provider is not None else 0
 
     async def clean(self) -> None:
-        """Deletes unfinished files and aborts uploads of killed runs of this job. No other run of it may be active."""
+        """Deletes unfinished files and aborts uploads of killed runs of this job. No other run of it may be active.
+
+        Uploads stay that ``uploads.find`` has found.
+        """
         if self._directory is not None:
             await self._directory.clean()
         else:
-            await self._uploads.clean(self.prefix)
+            await self.uploads.clean(self.prefix)
 
     async def disconnect(self) -> None:
         """Closes the connections of this event loop, so that another loop can use the store."""

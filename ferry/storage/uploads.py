@@ -8,40 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from ferry.core import BATCH_BYTES, Body, ErrorClass, Fatal, ObjectError, Spooled, Tries
+from ferry.core import Body, ErrorClass, Fatal, ObjectError, Parts, Spooled, Tries, file_body
 from ferry.storage.object_info import Sent
-from ferry.storage.provider import TRIAL, Digests, Part, Provider
+from ferry.storage.provider import TRIAL, Part, Provider
+from ferry.storage.unfinished import Unfinished, begun
+
+OnBegun = Callable[[str, Parts], Awaitable[None]]  # takes the ID of an upload and the digests of its parts
+Send = Callable[[Unfinished | None, OnBegun], Awaitable[Sent]]
+
+
+async def _not_logged(_: str, __: Parts) -> None: ...
 
 
 class PartsUpload:
-    """One upload of a spooled body. Raises ObjectError and Fatal."""
+    """One upload of a spooled body, or the rest of one. Raises ObjectError and Fatal."""
 
-    def __init__(self, provider: Provider, key: str, body: Body, tries: Tries = Tries()) -> None:
+    def __init__(
+        self,
+        provider: Provider,
+        key: str,
+        body: Body,
+        tries: Tries = Tries(),
+        *,
+        unfinished: Unfinished | None = None,
+        on_begun: OnBegun = _not_logged,
+    ) -> None:
+        """``unfinished`` is the upload that has the bytes before ``body.start``."""
         assert body.path is not None
         self._provider = provider
         self._key = key
         self._body = body
         self._file = body.path
         self._tries = tries
-        self._offsets = range(0, body.size, provider.part_bytes(body.size))
-        self._parts: list[Part | None] = [None] * len(self._offsets)
-        self._in_order = asyncio.Lock()
-        self._sha256 = hashlib.sha256()  # of the bytes that are sent
+        self._unfinished = unfinished
+        self._on_begun = on_begun
+        self._part_bytes = unfinished.part_bytes if unfinished else provider.part_bytes(body.size)
+        self._offsets = range(0, body.size, self._part_bytes)
+        self._parts: list[Part | None] = list(unfinished.kept) if unfinished else [None] * len(self._offsets)
 
     async def send(self, attributes: Mapping[str, str], at_once: int, *, create: bool) -> Sent:
         """Uploads the body, ``at_once`` parts at a time. With ``create``, completion is conditional if supported."""
-        begun = 0
+        attempts = 0
         completed = 0
+        digests = await self._digests()
 
         async def begin() -> str | None:
-            nonlocal begun
-            begun += 1
+            nonlocal attempts
+            attempts += 1
             size, md5 = self._body.size, self._body.md5
             return await self._provider.begin(self._key, attributes, size, md5=md5, create=create)
 
@@ -51,62 +68,59 @@ class PartsUpload:
             parts = [part for part in self._parts if part is not None]
             return await self._provider.complete(self._key, upload, parts, self._body, attributes, create=create)
 
-        begun_as = await self._tries.call_async(begin)
+        begun_as = self._unfinished.upload if self._unfinished else await self._tries.call_async(begin)
         if begun_as is None:
             return Sent(None, exists=True)
         upload = begun_as
-        await self._send_all(upload, min(at_once, self._provider.parts_at_once, len(self._offsets)))
+        await self._on_begun(upload, digests)
+        await self._send_all(upload, digests, min(at_once, self._provider.parts_at_once, len(self._offsets)))
         sent = await self._tries.call_async(complete)
-        return replace(sent, sent_twice=sent.sent_twice or (sent.exists and completed > 1), created_twice=begun > 1)
+        return replace(sent, sent_twice=sent.sent_twice or (sent.exists and completed > 1), created_twice=attempts > 1)
 
-    async def _send_all(self, upload: str, at_once: int) -> None:
+    async def _digests(self) -> Parts:
+        """Returns the digests of the parts in the file. They are those of the bytes that arrived.
+
+        A large body has them from its arrival. Of any other one the file is read again, and has the body's SHA-256.
+        """
+        if self._body.parts is not None and self._body.parts.size == self._part_bytes:
+            return self._body.parts
+        again = await asyncio.to_thread(file_body, self._file, self._part_bytes)
+        if again.sha256 != self._body.sha256 or again.parts is None:
+            text = "the spool file changed on this machine's disk before it was sent; the object is read again"
+            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, text)
+        return again.parts
+
+    async def _send_all(self, upload: str, digests: Parts, at_once: int) -> None:
         with self._body.upload() as whole:
             assert isinstance(whole, Spooled)
-            left = iter(range(len(self._offsets)))
+            left = iter([index for index, part in enumerate(self._parts) if part is None])
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(at_once):
-                        group.create_task(self._send_parts(upload, whole, left))
+                        group.create_task(self._send_parts(upload, whole, digests, left))
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
-        if self._sha256.hexdigest() != self._body.sha256:
-            text = "the spool file changed on this machine's disk before it was sent; the object is read again"
-            raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, text)
 
-    async def _send_parts(self, upload: str, whole: Spooled, left: Iterator[int]) -> None:
+    async def _send_parts(self, upload: str, whole: Spooled, digests: Parts, left: Iterator[int]) -> None:
+        first = self._body.start // self._part_bytes
         for index in left:
             offset = self._offsets[index]
-            part = whole.slice(offset, min(self._offsets.step, self._body.size - offset))
-            async with self._in_order:  # asyncio's lock is fair: the parts are hashed in their order
-                digests = await asyncio.to_thread(_digests, self._file, offset, len(part), self._sha256)
+            part = whole.slice(offset - self._body.start, min(self._part_bytes, self._body.size - offset))
 
-            async def once(
-                number: int = index + 1, part: Spooled = part, digests: Digests = digests, offset: int = offset
-            ) -> Part:
-                return await self._provider.put_part(self._key, upload, number, part, digests, offset)
+            async def once(index: int = index, part: Spooled = part, offset: int = offset) -> Part:
+                known = digests.digests[index - first]
+                return await self._provider.put_part(self._key, upload, index + 1, part, known, offset)
 
             self._parts[index] = await self._tries.call_async(once)
-
-
-def _digests(path: Path, offset: int, size: int, whole: hashlib._Hash) -> Digests:
-    """Returns the digests of a slice of a file, which is also added to ``whole``. Blocks, so call it in a thread."""
-    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with path.open("rb") as file:
-        file.seek(offset)
-        while size and (block := file.read(min(size, BATCH_BYTES))):
-            md5.update(block)
-            sha256.update(block)
-            whole.update(block)
-            size -= len(block)
-    return Digests(md5.hexdigest(), sha256.hexdigest())
 
 
 class UploadLog(Protocol):
     """Log of uploads in parts that have started and not ended (ferry/state/open_uploads.py)."""
 
-    def begin(self, bucket: str, path: str) -> None: ...
+    def begin(self, bucket: str, path: str, upload: Mapping[str, Any] | None = None) -> None: ...
     def end(self, bucket: str, path: str) -> None: ...
     def left(self, bucket: str) -> list[str]: ...
+    def upload(self, bucket: str, path: str) -> Mapping[str, Any] | None: ...
 
 
 class LoggedUploads:
@@ -117,41 +131,93 @@ class LoggedUploads:
         self._upload_log = upload_log
         self._provider = provider
         self._open: set[str] = set()  # keys that may have an unfinished upload of this job
+        self._rows: dict[str, str] = {}  # rows that may be resumed, each with its key
+        self._resumed: dict[str, Unfinished] = {}  # by key: those whose rest has been fetched
 
-    async def upload(self, path: str, work: Callable[[], Awaitable[Sent]]) -> Sent:
+    async def upload(self, path: str, body: Body, send: Send) -> Sent:
         """Runs an upload and aborts it if it fails. A cancelled upload keeps its log entry for the next run.
 
         The entry is removed when no upload can be left: neither of an earlier attempt nor one whose ID was lost.
+        ``send`` takes the upload to be resumed, and a function to be called once it has begun.
         """
         left = path in self._open
         self._open.add(path)
-        if self._upload_log is not None:
-            await asyncio.to_thread(self._upload_log.begin, self._bucket, path)
+        resumed = self._resumed.pop(path, None) if body.start else None
+        if resumed is None:
+            await self._note(path, None)
+
+        async def on_begun(upload: str, parts: Parts) -> None:
+            if (entry := begun(path, upload, body, parts)) is not None:
+                await self._note(path, entry)
+
         try:
-            sent = await work()
+            sent = await send(resumed, on_begun)
         except (ObjectError, Fatal):
             with contextlib.suppress(ObjectError, Fatal):  # the error of the upload is raised instead
                 await self._abort(path)
             raise
         if left or sent.exists or sent.created_twice:
             with contextlib.suppress(ObjectError, Fatal):  # the entry stays
-                await self._abort(path)
+                await self._abort_all(path, exact=True)
+                await self._remove_entry(path)
         else:
             await self._remove_entry(path)
         return sent
 
-    async def clean(self, prefix: str) -> None:
-        """Aborts the uploads that earlier runs of this job left. No other run of it may be active."""
+    async def find(self) -> None:
+        """Reads which rows have an upload of an earlier run that may be resumed."""
         if self._upload_log is None:
             return
-        with contextlib.suppress(ObjectError, Fatal):
-            await self._abort_all(f"{prefix}/{TRIAL}".lstrip("/"))
         for path in await asyncio.to_thread(self._upload_log.left, self._bucket):
+            if (found := await self._noted(path)) is not None and "row_id" in found.about:
+                self._rows[found.about["row_id"]] = path
+                self._open.add(path)
+
+    async def unfinished(self, row_id: str) -> Unfinished | None:
+        """Returns the upload of a row that an earlier run left, with the parts that the provider has, or None.
+
+        It belongs to the next body with a ``start`` that is uploaded to its key.
+        """
+        found = await self._noted(self._rows[row_id])
+        if found is None:  # it has ended since
+            return None
+        provider = self._provider()
+        parts = await Tries().call_async(lambda: provider.parts(found.path, found.upload))
+        if parts is None:
+            return None
+        self._resumed[found.path] = found.keep(parts, in_order=provider.parts_at_once == 1)
+        return self._resumed[found.path]
+
+    def may_resume(self, row_id: str) -> bool:
+        """Returns whether a row has an upload that may be resumed."""
+        return row_id in self._rows
+
+    async def clean(self, prefix: str) -> None:
+        """Aborts the uploads that earlier runs of this job left, but for those that :meth:`find` has found.
+
+        No other run of it may be active.
+        """
+        if self._upload_log is not None:
+            with contextlib.suppress(ObjectError, Fatal):
+                await self._abort_all(f"{prefix}/{TRIAL}".lstrip("/"))
+            await self._abort_left(except_for=set(self._rows.values()))
+
+    async def abandon(self) -> None:
+        """Aborts all uploads that are left."""
+        if self._upload_log is not None:
+            await self._abort_left(except_for=set())
+
+    async def _abort_left(self, except_for: set[str]) -> None:
+        assert self._upload_log is not None
+        for path in set(await asyncio.to_thread(self._upload_log.left, self._bucket)) - except_for:
             self._open.add(path)
             with contextlib.suppress(ObjectError, Fatal):  # the next run tries again
                 await Tries().call_async(lambda path=path: self._abort(path))  # type: ignore[misc]
 
     async def _abort(self, path: str) -> None:
+        if (found := await self._noted(path)) is not None:
+            with contextlib.suppress(ObjectError):  # Google does not list uploads, and ends them after a week
+                await self._provider().abort(path, found.upload)
         await self._abort_all(path, exact=True)
         await self._remove_entry(path)
 
@@ -161,7 +227,18 @@ class LoggedUploads:
             if key == prefix or not exact:
                 await provider.abort(key, upload)
 
+    async def _note(self, path: str, entry: Unfinished | None) -> None:
+        if self._upload_log is not None:
+            await asyncio.to_thread(self._upload_log.begin, self._bucket, path, entry.entry() if entry else None)
+
+    async def _noted(self, path: str) -> Unfinished | None:
+        if self._upload_log is None:
+            return None
+        entry = await asyncio.to_thread(self._upload_log.upload, self._bucket, path)
+        return Unfinished.of_entry(path, entry) if entry is not None else None
+
     async def _remove_entry(self, path: str) -> None:
         self._open.discard(path)
+        self._rows = {row_id: other for row_id, other in self._rows.items() if other != path}
         if self._upload_log is not None:
             await asyncio.to_thread(self._upload_log.end, self._bucket, path)

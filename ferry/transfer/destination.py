@@ -7,9 +7,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from ferry.core import Body, Confirmed, ObjectError, pace
+from ferry.core import Body, Confirmed, ObjectError, Row, pace
 from ferry.ratelimit import DESTINATION, HostLimit, Limiter, record_failure
-from ferry.storage import Confirmation, ObjectInfo, Store
+from ferry.storage import Confirmation, ObjectInfo, Store, Unfinished
 from ferry.transfer.destination_outage import Kind, Outage
 from ferry.transfer.stall import TURN, Waits
 
@@ -38,6 +38,13 @@ class Destination:
         with self._reporting(key, "read"):
             return await self.store.head(key)
 
+    async def unfinished(self, row: Row) -> Unfinished | None:
+        """Returns the row's upload that an earlier run left, with its parts, if the store still has it."""
+        async with self.permit():
+            self._waits.on("the destination's list of an upload's parts")
+            with self._reporting(row.key, "read"):
+                return await self.store.uploads.unfinished(row.row_id)
+
     async def put(
         self, key: str, body: Body, attributes: Mapping[str, str], *, create: bool, may_lose: bool
     ) -> tuple[Confirmation, tuple[str, ...]]:
@@ -46,7 +53,7 @@ class Destination:
         ``create``: only if the key is free; ``may_lose`` is that of :meth:`ferry.storage.Store.put`.
         """
         self._waits.on(TURN)
-        await pace(self._limit.charge, body.size)
+        await pace(self._limit.charge, body.size - body.start)
         self._waits.on("the destination's response to PUT")
         await self._may_write()  # after a suspension another run may have written a newer object
         with self._reporting(key, "write"):

@@ -33,6 +33,7 @@ from ferry.transfer.body_check import check_body, lesser_check_of
 from ferry.transfer.conflict import GUARDED, Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.dedupe import Dedupe
 from ferry.transfer.destination import Destination
+from ferry.transfer.resume import Resume
 from ferry.transfer.source import Fetch, Sources
 from ferry.transfer.stall import Waits
 from ferry.transfer.stored_objects import StoredObject
@@ -47,6 +48,7 @@ class TransferOptions:
     max_bytes: int
     attributes: Carrier
     dedupe: bool = False
+    settings_digest: str = ""
 
 
 # How an unchanged copy was checked, by what was asked for: without reading the bytes, and after reading them.
@@ -120,6 +122,7 @@ class ObjectTransfer:
             copies = options.on_existing not in GUARDED
             carrier, checks = self._attributes, options.checks
             self._dedupe = Dedupe(self._destination, self.unconfirmed, carrier, checks, copies=copies)
+        self._resume = Resume(self._sources, self._destination, options.settings_digest)
 
     async def transfer(
         self,
@@ -161,7 +164,7 @@ class ObjectTransfer:
                 return await self._copy_on_server(row, *source, permit)
         self.waits.on(response_of(permit.host))
         with _report_to(permit):
-            fetch = await self._sources.fetch(row, permit)
+            fetch = await self._resume.fetch(row, permit) or await self._sources.fetch(row, permit)
         with _body_of(fetch):
             return await self._store(row, fetch, found, policy, permit)
 
@@ -169,7 +172,7 @@ class ObjectTransfer:
         """Checks whether the source of a copy has changed, and transfers the object again if so."""
         self.waits.on(response_of(permit.host))
         with _report_to(permit):
-            fetch = await self._sources.recheck(row, known, permit)
+            fetch = await self._resume.fetch(row, permit) or await self._sources.recheck(row, known, permit)
         same = TransferResult(
             Status.UNCHANGED, known.key, known.size, known.md5, known.sha256, known.content_type,
             fetch.etag or known.etag, fetch.last_modified or known.last_modified, known.dest_etag,
@@ -255,18 +258,11 @@ class ObjectTransfer:
         """Checks the body, waits for the destination's permit, and writes the object."""
         body = fetch.body
         body.on_progress = self.waits.moved
-        checks = self._options.checks
-        if body.data is not None and checks is not Checks.DECODE and is_quick(body.data):
-            kind = check_body(row, fetch, checks)
-        else:
-            self.waits.on("their check")
-            kind = await asyncio.get_running_loop().run_in_executor(self._checkers, check_body, row, fetch, checks)
         result = TransferResult(
-            Status.COPIED, row.key, body.size, body.md5, body.sha256,
-            kind.mime if kind else row.content_type or fetch.content_type,
-            fetch.etag, fetch.last_modified, message=lesser_check_of(kind, checks), requests=fetch.requests,
-            bytes_read=body.size,
+            Status.COPIED, row.key, body.size, body.md5, body.sha256, None, fetch.etag, fetch.last_modified,
+            requests=fetch.requests, bytes_read=body.size - body.start,
         )  # fmt: skip
+        kind = await self._check(row, fetch, result)
         attributes, lost, result.attributes_sha256 = self._attributes.of(row, fetch, result.content_type)
         result.lost_attributes = lost or None
         async with self._destination.permit():
@@ -275,6 +271,25 @@ class ObjectTransfer:
                 return await self._write(row, result, body, attributes, found, policy, kind)
             async with self._dedupe.remembering(result, attributes, kind):
                 return await self._write(row, result, body, attributes, found, policy, kind)
+
+    async def _check(self, row: Row, fetch: Fetch, result: TransferResult) -> ImageKind | None:
+        """Checks a body, completes the result, and returns the body's type.
+
+        The rest of a body is not checked: the whole one was, before the upload began that the rest belongs to.
+        """
+        body, checks = fetch.body, self._options.checks
+        if body.start and body.about is not None:
+            result.content_type, result.message = body.about["content_type"], body.about["message"]
+            return kind_of_type(result.content_type) if body.about["known"] else None
+        if body.data is not None and checks is not Checks.DECODE and is_quick(body.data):
+            kind = check_body(row, fetch, checks)
+        else:
+            self.waits.on("their check")
+            kind = await asyncio.get_running_loop().run_in_executor(self._checkers, check_body, row, fetch, checks)
+        result.content_type = kind.mime if kind else row.content_type or fetch.content_type
+        result.message = lesser_check_of(kind, checks)
+        body.about = self._resume.about(row, fetch, result, known=kind is not None)
+        return kind
 
     async def _write(
         self,

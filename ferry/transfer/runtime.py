@@ -98,6 +98,7 @@ class Runtime:
         self._lease = lease
         self._rows_left = limit
         self._waiting_chunks: set[str] = set()  # chunks that wait for Prefect's retry
+        self._incomplete_chunks: set[str] = set()  # chunks whose last attempt left rows pending
         self._expected: dict[str, int] = {}  # chunk that has not begun yet -> its rows
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="ferry-digests")
@@ -131,13 +132,14 @@ class Runtime:
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
         rules, fail = job.destination.attribute_rules(), job.on_lost_attribute == "fail"
         carrier = Carrier(rules, scheme or job.destination.uri.partition(":")[0], destination, fail=fail)
-        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, carrier, job.dedupe)
+        options = TransferOptions(job.checks, job.on_existing, job.max_bytes, carrier, job.dedupe, self.settings_digest)
 
         async def build() -> tuple[Origin, ObjectTransfer]:
             filtered = AddressFilter(job.source.allow_private_addresses)
             origin = Origin(
                 job.origin_options(headers, auth, source_access.network), filtered, state.spool_dir, **shared
             )
+            await destination.uploads.find()
             if isinstance(lease, Lease):  # this is the first process of the only run of this job
                 await destination.clean()
             return origin, ObjectTransfer(
@@ -316,11 +318,13 @@ class Runtime:
         """Counts a chunk that leaves rows pending in the block as waiting, until Prefect retries it."""
         with self._lock:
             self._waiting_chunks.discard(digest)
+            self._incomplete_chunks.discard(digest)
         try:
             yield
         except ChunkIncomplete:
             with self._lock:
                 self._waiting_chunks.add(digest)
+                self._incomplete_chunks.add(digest)
             raise
 
     def over(self, digest: str) -> None:
@@ -347,6 +351,8 @@ class Runtime:
                 future.cancel()
         if self._hosts_writer is not None:
             self._hosts_writer.cancel()
+        if isinstance(self._lease, Lease) and self._lease.held and not (self.stopping or self._incomplete_chunks):
+            self.wait(self._stores[0].uploads.abandon())  # of rows that left the plan, or failed
         self.wait(self._origin.close())
         for store in self._stores:
             self.wait(store.close())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ferry.core import Body, ErrorClass, KnownCopy, ObjectError, Revalidate, Row, head_matches
-from ferry.http import Fetched, NotModified, Origin, media_type
+from ferry.http import Fetched, NotModified, Origin, Rest, media_type
 from ferry.ratelimit import Permit
 from ferry.storage import ObjectInfo, Store, is_odd, same_etag
 
@@ -22,6 +22,7 @@ class Fetch:
     requests: int
     attributes: dict[str, str] = field(default_factory=dict)  # of the source, without its type
     length_known: bool = True  # as http's Fetched has it
+    version: str | None = None  # by which a part of these bytes can be asked for; None: it cannot
 
 
 class Sources:
@@ -45,7 +46,14 @@ class Sources:
             text = "the source sends another object than the one that it lists under this key"
             raise ObjectError(ErrorClass.DIGEST_MISMATCH, text)
         kind = media_type(attributes.pop("Content-Type", None))
-        return Fetch(body, kind, found.etag, _date(found), 1, attributes)
+        return Fetch(body, kind, found.etag, _date(found), 1, attributes, version=found.version)
+
+    async def fetch_rest(self, row: Row, rest: Rest, permit: Permit) -> Fetch:
+        """Returns the last bytes of an object that has not changed. Raises ObjectError, also if it has."""
+        if is_web(row):
+            return _fetch(await self._origin.get_rest(row.source, rest, permit.charge))
+        store, key = self._store_of(row)
+        return Fetch(await store.get_rest(key, rest, permit.charge), None, None, None, 1)
 
     async def recheck(self, row: Row, known: KnownCopy, permit: Permit) -> Fetch | NotModified:
         """Returns the object, or the source's answer if that shows that the copy is current. Raises ObjectError."""
@@ -89,7 +97,8 @@ class Sources:
 
 def _fetch(got: Fetched) -> Fetch:
     return Fetch(
-        got.body, got.content_type, got.etag, got.last_modified, got.requests, got.attributes, got.length_known
+        got.body, got.content_type, got.etag, got.last_modified, got.requests, got.attributes, got.length_known,
+        version=got.version,
     )  # fmt: skip
 
 

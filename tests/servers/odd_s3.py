@@ -447,14 +447,21 @@ class OddS3:
                 return _error(400, "InvalidArgument")
             upload.parts[int(query["partNumber"])] = body
             return web.Response(headers=_etag_header(self._etag(body)))
+        if operation == "ListParts":
+            parts = "".join(
+                f"<Part><PartNumber>{number}</PartNumber><Size>{len(data)}</Size>"
+                + (f"<ETag>&quot;{etag}&quot;</ETag></Part>" if (etag := self._etag(data)) else "</Part>")
+                for number, data in sorted(upload.parts.items())
+            )
+            return _xml("ListPartsResult", f"<IsTruncated>false</IsTruncated>{parts}")
         if operation == "AbortMultipartUpload":
             del self.uploads[query["uploadId"]]
             return web.Response(status=204)
         if (refused := self._refused(objects.get(key), headers)) is not None:
             return refused
         del self.uploads[query["uploadId"]]
-        parts = [data for _, data in sorted(upload.parts.items())]
-        stored = objects[key] = Stored(b"".join(parts), self._etag_of_parts(parts), upload.headers)
+        bodies = [data for _, data in sorted(upload.parts.items())]
+        stored = objects[key] = Stored(b"".join(bodies), self._etag_of_parts(bodies), upload.headers)
         etag = f"<ETag>&quot;{stored.etag}&quot;</ETag>" if stored.etag else ""
         return _xml("CompleteMultipartUploadResult", f"<Key>{escape(key)}</Key>{etag}")
 
@@ -494,7 +501,7 @@ def _operation(request: web.BaseRequest, key: str, query: Mapping[str, str]) -> 
     if method == "POST":
         return "CreateMultipartUpload" if "uploads" in query else "CompleteMultipartUpload"
     if "uploadId" in query:
-        return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload"}.get(method, method)
+        return {"PUT": "UploadPart", "DELETE": "AbortMultipartUpload", "GET": "ListParts"}.get(method, method)
     if method == "PUT" and "x-amz-copy-source" in request.headers:
         return "CopyObject"
     if "tagging" in query:

@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from email.utils import formatdate
 from urllib.parse import quote
 
-from ferry.core import PART_BYTES, TIER, Body, ErrorClass, Fatal, ObjectError, UserError
+from ferry.core import PART_BYTES, TIER, Body, Digests, ErrorClass, Fatal, ObjectError, UserError, part_bytes
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
@@ -26,7 +26,7 @@ from ferry.storage.azure.keys import Authority
 from ferry.storage.azure.preflight import Headers, container_settings, lasting_refusal, probes, refusal
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, encoded
 from ferry.storage.object_info import ObjectInfo, Sent
-from ferry.storage.provider import BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
+from ferry.storage.provider import BucketSettings, CannotCopy, Got, Page, Part, TooLargeAtOnce
 
 VERSION = "2023-11-03"
 MAX_BLOCKS, MAX_BLOCK_BYTES = capabilities.AZURE.max_parts, capabilities.AZURE.max_part_bytes
@@ -212,12 +212,11 @@ class AzureContainer:
     # --- uploads in parts: uncommitted blocks, which Azure keeps for a week
 
     def part_bytes(self, size: int) -> int:
-        """Returns 8 MiB, or more whole MiB if there would be over 50,000 blocks. Raises ObjectError above 190 TiB."""
-        part = max(PART_BYTES, -(-size // (MAX_BLOCKS << 20)) << 20)
-        if part > MAX_BLOCK_BYTES:
+        """Returns 8 MiB, or as much as 10,000 parts need, 4,000 MiB at most. Raises ObjectError above 190 TiB."""
+        if size > MAX_BLOCKS * MAX_BLOCK_BYTES:
             text = f"the destination holds at most {MAX_BLOCKS:,} blocks of {MAX_BLOCK_BYTES:,} bytes"
             raise ObjectError(ErrorClass.TOO_LARGE, text)
-        return part
+        return min(part_bytes(size, PART_BYTES), MAX_BLOCK_BYTES)
 
     async def begin(
         self, key: str, attributes: Mapping[str, str], size: int, *, md5: str | None, create: bool

@@ -12,7 +12,18 @@ from uuid import uuid4
 
 from yarl import URL
 
-from ferry.core import KMS_KEY, PART_BYTES, TIER, Body, ErrorClass, Fatal, ObjectError, UserError
+from ferry.core import (
+    KMS_KEY,
+    PART_BYTES,
+    TIER,
+    Body,
+    Digests,
+    ErrorClass,
+    Fatal,
+    ObjectError,
+    UserError,
+    part_bytes,
+)
 from ferry.http import Network, Response, Upload
 from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
@@ -36,7 +47,7 @@ from ferry.storage.gcs.resources import (
 from ferry.storage.gcs.resumable import Sessions, conditions, upload_of
 from ferry.storage.gcs.tokens import Anonymous, Tokens
 from ferry.storage.object_info import ObjectInfo, Sent, last_modified
-from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Digests, Got, Page, Part, TooLargeAtOnce
+from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Got, Page, Part, TooLargeAtOnce
 
 MAX_BYTES = capabilities.GOOGLE.max_bytes
 LOOPBACK = ("127.0.0.1", "::1", "localhost")  # emulators have no certificates
@@ -246,11 +257,11 @@ class Gcs:
     # --- uploads in parts
 
     def part_bytes(self, size: int) -> int:
-        """Returns the part size: the number of parts has no limit."""
+        """Returns the part size that all providers have. Google has no limit of the number of parts."""
         if size > MAX_BYTES:
             text = f"the object has {size:,} bytes; Google Cloud Storage holds at most {MAX_BYTES:,}"
             raise ObjectError(ErrorClass.TOO_LARGE, text)
-        return PART_BYTES
+        return part_bytes(size, PART_BYTES)
 
     async def begin(
         self, key: str, attributes: Mapping[str, str], size: int, *, md5: str | None, create: bool

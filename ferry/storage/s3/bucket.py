@@ -13,7 +13,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
-from ferry.core import PART_BYTES, PERMANENT_STATUSES, RETRYABLE_STATUSES, Body, ErrorClass, Fatal, ObjectError
+from ferry.core import (
+    PART_BYTES,
+    PERMANENT_STATUSES,
+    RETRYABLE_STATUSES,
+    Body,
+    Digests,
+    ErrorClass,
+    Fatal,
+    ObjectError,
+    part_bytes,
+)
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.endpoint import COPY_BYTES_PER_S, encoded
@@ -30,7 +40,6 @@ from ferry.storage.provider import (
     TRIAL,
     BucketSettings,
     CannotCopy,
-    Digests,
     Got,
     Page,
     Part,
@@ -223,11 +232,11 @@ class S3:
     # --- uploads in parts
 
     def part_bytes(self, size: int) -> int:
-        """Returns 8 MiB, or more if there would be more than 10,000 parts."""
+        """Returns 8 MiB, or more whole MiB if there would be more than 10,000 parts."""
         if size > MAX_BYTES:
             text = f"the object has {size:,} bytes; S3 holds at most {MAX_BYTES:,}"
             raise ObjectError(ErrorClass.TOO_LARGE, text)
-        return max(PART_BYTES, -(-size // MAX_PARTS))
+        return part_bytes(size, PART_BYTES)
 
     async def begin(
         self, key: str, attributes: Mapping[str, str], size: int, *, md5: str | None, create: bool

@@ -326,9 +326,15 @@ def test_what_is_sent_is_movement(sender: Sender) -> None:
 
 @pytest.mark.parametrize(
     ("size", "bytes_of_a_part"),
-    [(1, PART_BYTES), (10_000 * PART_BYTES, PART_BYTES), (10_000 * PART_BYTES + 1, PART_BYTES + 1)],
+    [
+        (1, PART_BYTES),
+        (10_000 * PART_BYTES, PART_BYTES),
+        (10_000 * PART_BYTES + 1, PART_BYTES + MIB),
+        (5 << 40, 525 * MIB),
+        (10_000 * (5 << 30), 5 << 30),
+    ],
 )
 def test_no_upload_has_more_than_10000_parts(size: int, bytes_of_a_part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts have 8 MiB, or more if there would be over 10,000 parts."""
+    """Parts have 8 MiB, or more whole MiB if there would be over 10,000 parts, up to S3's 5 GiB."""
     monkeypatch.setattr(s3_bucket, "PART_BYTES", PART_BYTES)
     assert s3_bucket.S3.part_bytes(None, size) == bytes_of_a_part  # type: ignore[arg-type]

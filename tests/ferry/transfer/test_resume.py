@@ -1,0 +1,289 @@
+"""Uploads in parts that a stopped run left: the next run sends what is missing, and whatever has changed meanwhile, the
+object ends whole and right."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from demo.origin import Fault as OriginFault
+from demo.origin import Origin, Trouble
+from demo.validators import Validators
+from ferry.core import memory_budget
+from ferry.core.errors import ChunkIncomplete
+from ferry.core.records import Confirmed, Outcome, Status
+from ferry.job.model import OnExisting
+from ferry.state.files import DirectoryState
+from ferry.storage import store as store_module
+from ferry.storage.s3 import bucket as s3_bucket
+from ferry.transfer import chunk as chunk_module
+from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import Fault, OddS3
+from tests.support import helpers
+
+pytestmark = [pytest.mark.matrix, pytest.mark.timeout(180)]
+
+MIB = 1024 * 1024
+DATA = random.Random(9).randbytes(12 * MIB + 5)  # thirteen parts
+OTHER = random.Random(10).randbytes(12 * MIB + 5)
+PARTS = 13
+SENT = 6  # parts before the first run is stopped
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "ONE_PUT_BYTES", MIB)
+    monkeypatch.setattr(s3_bucket, "PART_BYTES", MIB)
+    monkeypatch.setattr(memory_budget, "PARTS_AT_ONCE", 1)  # so that it is known which parts have arrived
+    monkeypatch.setattr(chunk_module, "GRACE_S", 0.1)
+
+
+class World:
+    """One large object at an origin that sends ranges, and a run that was stopped once SENT parts had arrived."""
+
+    def __init__(self, odd: OddS3, origin: Origin, folder: Path, **given: Any) -> None:
+        self.odd, self.origin = odd, origin
+        origin.sends_ranges = True
+        self.state = DirectoryState(folder / "state")
+        url = origin.add("/large.bin", DATA, kind=given.pop("kind", Validators.BOTH))
+        self.list = helpers.write_list(folder / "list.csv", [[url]])
+        self.job = helpers.make_job(manifest=str(self.list), **{"checks": "none", **given})
+        self.run_no = 0
+
+    def stop_half_way(self, after: int = SENT) -> None:
+        """One run that is stopped; what it wrote to its state and to the store is what SIGKILL would leave."""
+        self.run_no += 1
+        planned = helpers.plan(self.job, self.state, self.run_no, server=helpers.access(self.odd))
+        self.odd.faults.append(silence := Fault("silence", ("UploadPart",), after=after))
+        with helpers.engine(self.job, self.state, helpers.access(self.odd), self.run_no) as runtime:
+
+            def work() -> None:
+                with contextlib.suppress(ChunkIncomplete):
+                    run_chunk(runtime, planned.chunks[0])
+
+            thread = threading.Thread(target=work)
+            thread.start()
+            while silence.struck == 0:
+                time.sleep(0.01)
+            runtime.request_stop("the test")
+            thread.join()
+        self.odd.faults.remove(silence)
+        self.odd.requests.clear()
+        self.origin.bytes_sent.clear()
+
+    @property
+    def upload(self) -> Any:
+        (upload,) = self.odd.uploads.values()
+        return upload
+
+    @property
+    def note(self) -> Path:
+        (note,) = (self.state.root / "uploads").glob("*.json")
+        return note
+
+    def run(self, data: bytes = DATA, **changed: Any) -> Outcome:
+        """One more run: the object is there, whole and confirmed, and nothing is left. Returns the row's outcome."""
+        self.run_no += 1
+        job = self.job.model_copy(update=changed)
+        helpers.run(job, self.state, helpers.access(self.odd), self.run_no)
+        (outcome,) = helpers.latest(self.state).values()
+        assert outcome.status is Status.COPIED, outcome
+        assert outcome.sha256 == hashlib.sha256(data).hexdigest()
+        assert self.odd.stored("bucket") == {"p/large.bin": data}
+        self.check_clean()
+        return outcome
+
+    def check_clean(self) -> None:
+        assert self.odd.uploads == {}
+        assert self.state.list("uploads") == []
+        assert not list(self.state.spool_dir.glob("body-*"))
+
+    @property
+    def sent(self) -> int:
+        return self.odd.requests["UploadPart"]
+
+    @property
+    def fetched(self) -> int:
+        return self.origin.bytes_sent["/large.bin"]
+
+
+@pytest.fixture
+def odd() -> Iterator[OddS3]:
+    with OddS3() as server:
+        server.make_bucket("bucket")
+        yield server
+
+
+@pytest.fixture
+def world(odd: OddS3, origin: Origin, tmp_path: Path) -> World:
+    return World(odd, origin, tmp_path)
+
+
+def test_only_what_is_missing_is_fetched_and_sent(world: World) -> None:
+    """The second run fetches the bytes from the first missing part on, sends these parts, and proves the whole."""
+    world.stop_half_way()
+    assert len(world.upload.parts) == SENT
+    assert world.note.stat().st_mode & 0o777 == 0o600
+    assert "127.0.0.1" not in world.note.read_text(), "the source's address may hold a signature"
+    outcome = world.run()
+    assert (world.sent, world.fetched) == (PARTS - SENT, len(DATA) - SENT * MIB)
+    assert outcome.confirmed is Confirmed.DIGEST
+    assert outcome.size == len(DATA)
+    assert outcome.source_etag == f'"{outcome.md5}"'
+    assert world.odd.requests["CreateMultipartUpload"] == 0
+
+
+def test_it_may_be_stopped_again(world: World) -> None:
+    """A resumed upload that is stopped is resumed again, from where the second run came to."""
+    world.stop_half_way()
+    (upload_id,) = world.odd.uploads
+    world.stop_half_way(3)
+    assert list(world.odd.uploads) == [upload_id]
+    world.run()
+    assert (world.sent, world.fetched) == (PARTS - SENT - 3, len(DATA) - (SENT + 3) * MIB)
+
+
+def _lose(world: World) -> None:
+    del world.upload.parts[3]
+
+
+def _alter(world: World) -> None:
+    world.upload.parts[3] = bytes([world.upload.parts[3][0] ^ 1]) + world.upload.parts[3][1:]
+
+
+@pytest.mark.parametrize("what", [_lose, _alter])
+def test_parts_that_the_store_lost_or_altered_are_sent_again(what: Callable[[World], None], world: World) -> None:
+    """The first of them is where the row goes on; parts after it that are right stay."""
+    world.stop_half_way()
+    what(world)
+    outcome = world.run()
+    assert (world.sent, world.fetched) == (PARTS - SENT + 1, len(DATA) - 2 * MIB)
+    assert outcome.confirmed is Confirmed.DIGEST
+
+
+def test_all_parts_there_but_the_end_is_missing(world: World) -> None:
+    """The source is asked for the last part all the same: it may have changed."""
+    world.stop_half_way()
+    world.upload.parts.update({n + 1: DATA[n * MIB : (n + 1) * MIB] for n in range(PARTS)})
+    world.run()
+    assert (world.sent, world.fetched) == (1, 5)
+
+
+def _changed(world: World) -> None:
+    world.origin.add("/large.bin", OTHER)
+
+
+def _changed_under_its_etag(world: World) -> None:
+    world.origin._objects["/large.bin"].body = OTHER
+
+
+def _grew(world: World) -> None:
+    found = world.origin._objects["/large.bin"]
+    found.body = OTHER + b"more"
+
+
+def _gone(world: World) -> None:
+    world.odd.uploads.clear()
+
+
+def _damaged(world: World) -> None:
+    note = json.loads(world.note.read_text())
+    digest = note["upload"]["sha256"]
+    note["upload"]["sha256"] = digest[::-1]
+    world.note.write_text(json.dumps(note))
+
+
+def _cut(world: World) -> None:
+    world.note.write_text(world.note.read_text()[:-40])
+
+
+def _no_ranges(world: World) -> None:
+    world.origin.sends_ranges = False
+
+
+AFRESH = [
+    pytest.param(_changed, OTHER, id="the source has changed"),
+    pytest.param(_changed_under_its_etag, OTHER, id="it has changed under its ETag"),
+    pytest.param(_grew, OTHER + b"more", id="it has grown under its ETag"),
+    pytest.param(_gone, DATA, id="the store has ended the upload"),
+    pytest.param(_damaged, DATA, id="a digest in the note is another"),
+    pytest.param(_no_ranges, DATA, id="the origin sends no ranges any more"),
+]
+
+
+@pytest.mark.parametrize(("what", "data"), AFRESH)
+def test_else_the_row_starts_afresh(what: Callable[[World], None], data: bytes, world: World) -> None:
+    """Whatever is not as the note has it, the whole object is fetched and sent, and the old upload is aborted."""
+    world.stop_half_way()
+    what(world)
+    world.run(data)
+    assert world.sent == -(-len(data) // MIB)
+    assert world.fetched >= len(data)
+
+
+def test_a_note_that_is_cut_names_no_upload(world: World) -> None:
+    """The row starts afresh. The old upload is left to the bucket's rule for unfinished ones: nothing names it."""
+    world.stop_half_way()
+    _cut(world)
+    world.run_no += 1
+    helpers.run(world.job, world.state, helpers.access(world.odd), world.run_no)
+    assert world.odd.stored("bucket") == {"p/large.bin": DATA}
+
+
+@pytest.mark.parametrize("kind", [Validators.WEAK, Validators.DATE, Validators.NONE])
+def test_a_source_without_a_strong_etag(kind: Validators, odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """Nothing else shows that a part is of the same bytes: the row starts afresh."""
+    world = World(odd, origin, tmp_path, kind=kind)
+    world.stop_half_way()
+    assert json.loads(world.note.read_text())["upload"] is None
+    world.run()
+    assert (world.sent, world.fetched) == (PARTS, len(DATA))
+
+
+def test_other_settings_start_afresh(world: World) -> None:
+    """The attributes of the upload that was begun are those of its job."""
+    world.stop_half_way()
+    destination = world.job.destination.model_copy(update={"cache_control": "max-age=7"})
+    world.run(destination=destination)
+    assert world.sent == PARTS
+    assert world.odd.objects["bucket"]["p/large.bin"].headers["Cache-Control"] == "max-age=7"
+
+
+def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
+    """An upload whose row is no longer planned is aborted at the end of the run."""
+    world.stop_half_way()
+    url = world.origin.add("/small.bin", b"small")
+    helpers.write_list(world.list, [[url]])
+    helpers.run(world.job, world.state, helpers.access(world.odd), 2)
+    assert world.odd.stored("bucket") == {"p/small.bin": b"small"}
+    world.check_clean()
+
+
+def test_a_source_that_does_not_answer_keeps_the_upload(world: World) -> None:
+    """The row is tried again, and goes on then."""
+    world.stop_half_way()
+    world.job = world.job.model_copy(update={"retries": world.job.retries.model_copy(update={"attempts": 3})})
+    world.origin._objects["/large.bin"].fault = OriginFault(Trouble.RESET, times=2)
+    world.run()
+    assert (world.sent, world.fetched) == (PARTS - SENT, len(DATA) - SENT * MIB)
+
+
+def test_an_object_that_appears_meanwhile_stays(world: World) -> None:
+    """With `on_existing: fail`, a key that another client has written since is not replaced by a resumed upload."""
+    world.job = world.job.model_copy(update={"on_existing": OnExisting.FAIL})
+    world.stop_half_way()
+    world.odd.put("bucket", "p/large.bin", b"theirs")
+    helpers.run(world.job, world.state, helpers.access(world.odd), 2)
+    (outcome,) = helpers.latest(world.state).values()
+    assert (outcome.status, outcome.error_class) == (Status.FAILED, "exists")
+    assert world.odd.stored("bucket") == {"p/large.bin": b"theirs"}
+    world.check_clean()
