@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,13 @@ pytestmark = pytest.mark.slow
 class World:
     """Two objects or three, of three parts each, a small one, and somebody else's upload in the same bucket."""
 
-    def __init__(self, origin: Origin, s3: S3Server, bucket: str, folder: Path, proxy: Proxy) -> None:
+    def __init__(
+        self, origin: Origin, s3: S3Server, bucket: str, folder: Path, proxy: Proxy, sizes: Sequence[int] = ()
+    ) -> None:
         self.s3, self.bucket, self.folder = s3, bucket, folder
         rng = random.Random(7)
-        self.bodies = {f"{n}ü .bin" if n == 1 else f"{n}.bin": rng.randbytes(20 * MIB + n) for n in range(some(2, 3))}
+        sizes = sizes or [20 * MIB + n for n in range(some(2, 3))]
+        self.bodies = {f"{n}ü .bin" if n == 1 else f"{n}.bin": rng.randbytes(size) for n, size in enumerate(sizes)}
         self.bodies["small.bin"] = b"small"
         rows = [[origin.add(f"/{n}", body), key] for n, (key, body) in enumerate(self.bodies.items())]
         self.access = dataclasses.replace(helpers.access(s3), endpoint_url=proxy.endpoint_url)
@@ -58,6 +61,20 @@ class World:
         """What shows under a key is whole."""
         for key, body in helpers.stored(self.s3, self.bucket, "p/").items():
             assert body == self.bodies[key.removeprefix("p/")]
+
+    def kill(self, proxy: Proxy, part: int) -> None:
+        """One run, in a process of its own that gets SIGKILL once so many PUTs were answered."""
+        helpers.plan(self.job, self.state, server=self.access)
+        setup = self.folder / "setup.json"
+        given = {
+            "job": self.job.model_dump(mode="json"), "state": self.state.uri,
+            "access": dataclasses.asdict(self.access), "one_put_bytes": ONE_PUT_BYTES,
+        }  # fmt: skip
+        setup.write_text(json.dumps(given))
+        process = subprocess.Popen([sys.executable, "-m", "tests.faults.measured", "move", str(setup)], cwd=ROOT)
+        proxy.on_put = lambda number: os.kill(process.pid, signal.SIGKILL) if number == part else None
+        assert process.wait(120) == -signal.SIGKILL
+        proxy.on_put = lambda _: None
 
     def end(self) -> None:
         """One plain run more."""
@@ -86,19 +103,9 @@ def world(
 
 @pytest.mark.parametrize("part", random.Random(3).sample(range(2, some(5, 9)), some(1, 7)))
 def test_killed_in_an_upload_in_parts(part: int, world: World, proxy: Proxy, tried: Callable[..., None]) -> None:
-    """SIGKILL once so many requests were answered, a part among them. The next run of the job aborts what it left, and
-    nobody else's."""
-    helpers.plan(world.job, world.state, server=world.access)
-    setup = world.folder / "setup.json"
-    given = {
-        "job": world.job.model_dump(mode="json"), "state": world.state.uri,
-        "access": dataclasses.asdict(world.access), "one_put_bytes": ONE_PUT_BYTES,
-    }  # fmt: skip
-    setup.write_text(json.dumps(given))
-    process = subprocess.Popen([sys.executable, "-m", "tests.faults.measured", "move", str(setup)], cwd=ROOT)
-    proxy.on_put = lambda number: os.kill(process.pid, signal.SIGKILL) if number == part else None
-    assert process.wait(120) == -signal.SIGKILL
-    proxy.on_put = lambda _: None
+    """SIGKILL once so many requests were answered, a part among them. The next run of the job resumes or aborts what it
+    left, and nothing else."""
+    world.kill(proxy, part)
     left = world.uploads()
     assert left, "nothing was left: this shows nothing"
     world.check_visible()
@@ -106,6 +113,23 @@ def test_killed_in_an_upload_in_parts(part: int, world: World, proxy: Proxy, tri
     world.s3.client().create_multipart_upload(Bucket=world.bucket, Key="p/.ferry-preflight-0123")
     world.end()
     tried("SIGKILL in an upload in parts", len(left))
+
+
+def test_a_killed_upload_goes_on(
+    origin: Origin, s3: S3Server, bucket: str, tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After SIGKILL with most parts there, the next run fetches and sends the rest, and the object is whole."""
+    monkeypatch.setattr(store, "ONE_PUT_BYTES", ONE_PUT_BYTES)
+    origin.sends_ranges = True
+    world = World(origin, s3, bucket, tmp_path, proxy, [64 * MIB])
+    world.kill(proxy, 6)
+    left = world.uploads()
+    assert left == ["p/0.bin"]
+    origin.bytes_sent.clear()
+    proxy.puts.clear()
+    world.end()
+    assert 0 < origin.bytes_sent["/0"] <= 56 * MIB
+    assert 0 < sum(proxy.puts.values()) - 1 < 8, "one is that of the small object"
 
 
 def test_an_upload_whose_parts_fail_is_aborted_at_once(world: World, proxy: Proxy) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from ferry.core.body import Body, Spooled
+from ferry.core.body import Body, BodyWriter, Spooled
 from ferry.core.errors import Fatal, LeaseHeld, ObjectError, UserError
-from ferry.core.memory_budget import MIB
+from ferry.core.memory_budget import MIB, Budget
 from ferry.core.records import Confirmed, ErrorClass
 from ferry.http.network import tls
 from ferry.state import lease
@@ -37,6 +37,7 @@ from ferry.storage.object_info import Sent
 from ferry.storage.provider import CannotCopy
 from ferry.storage.s3 import bucket as s3_bucket
 from ferry.storage.store import AlreadyThere, Store
+from ferry.storage.unfinished import Unfinished
 from tests.servers.stores import (
     Azurite,
     Ceph,
@@ -506,6 +507,62 @@ def test_an_upload_that_was_killed_is_cleaned(
     asyncio.run(work())
     assert (notes.left(bucket), server.keys(bucket)) == ([], [])
     assert not server.known.aborts or server.open_uploads(bucket) == []
+
+
+def test_an_upload_that_was_killed_goes_on(
+    opened: Opened, server: StoreServer, bucket: str, tmp_path: Path, small_parts: None
+) -> None:
+    """The next run sends only what the store does not have; the object is whole, and confirmed by its digest."""
+    if server.scheme == "file" or isinstance(server, FakeGcsServer):
+        pytest.skip("a directory has no uploads; fake-gcs-server ends an upload that is asked for")
+    notes = Uploads(DirectoryState(tmp_path / "notes"))
+    given: dict[str, Any] = {"upload_log": notes, "budget": Budget(MIB)}  # one part at a time
+
+    async def work() -> Confirmation:
+        async with opened.store(**given) as store:
+            body, second_part, pieces = opened.body(LARGE), asyncio.Event(), 0
+
+            def sent() -> None:
+                nonlocal pieces
+                pieces += 1
+                if pieces == PART // MIB + 2:
+                    second_part.set()
+
+            body.on_progress, body.about = sent, {"row_id": "r"}
+            put = asyncio.create_task(store.put("k.bin", body, ATTRIBUTES))
+            await second_part.wait()
+            put.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await put
+            body.discard()
+        async with opened.store(**given) as store:
+            await store.uploads.find()
+            await store.clean()
+            unfinished = await store.uploads.unfinished("r")
+            assert unfinished is not None
+            assert unfinished.start == PART
+            rest, pieces = rest_of(LARGE, unfinished, tmp_path), 0
+            rest.on_progress = sent
+            try:
+                return await store.confirm("k.bin", rest, await store.put("k.bin", rest, ATTRIBUTES))
+            finally:
+                rest.discard()
+                assert pieces <= PART // MIB + 1  # less where the store has a part of the second part
+
+    assert asyncio.run(work()).method is Confirmed.DIGEST
+    assert server.get(bucket, "p/k.bin") == LARGE
+    assert server.attributes(bucket, "p/k.bin")["sku"] == "A 1"
+    assert (notes.left(bucket), server.open_uploads(bucket)) == ([], [])
+
+
+def rest_of(data: bytes, unfinished: Unfinished, spool: Path) -> Body:
+    """The bytes that an upload lacks, as a transfer has them."""
+    writer = BodyWriter(spool, unfinished.part_bytes)
+    writer.spool()
+    writer.write(data[unfinished.start :])
+    body = writer.finish()
+    body.size, body.md5, body.sha256, body.start = unfinished.size, unfinished.md5, unfinished.sha256, unfinished.start
+    return body
 
 
 def test_the_server_s_copy_is_that_of_the_listed_version(
