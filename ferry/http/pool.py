@@ -8,7 +8,7 @@ import ssl
 from collections import deque
 from typing import Any
 
-from ferry.core import LowSpeed
+from ferry.core import PART_BYTES, LowSpeed
 from ferry.http.connection import Http1Connection, Response, Upload
 from ferry.http.dial import Dialer, ForwardedConnection, Guard, Site
 from ferry.http.low_speed import MESSAGE, LowSpeedGuard
@@ -70,10 +70,12 @@ class Connections:
     ) -> Response:
         """Send a request and return its response, with the body unread.
 
-        ``deadline`` is the time of the event loop at which the response is abandoned. ``read_s`` replaces the read
-        timeout of the pool. With ``fresh``, no idle connection is used.
+        ``deadline`` is the time of the event loop at which the response is abandoned. Each PART_BYTES of its body add
+        as much time again as there was for the whole. ``read_s`` replaces the read timeout of the pool. With ``fresh``,
+        no idle connection is used.
         Raises TimeoutError, Disconnected, NotHttp, OSError, ssl.SSLError, AddressBlocked, ProxyError, ProxyUnusable.
         """
+        given_s = deadline - self._loop.time()
         connection = None if fresh else self._kept(site)
         if connection is None:
             connection = await self._open(site, deadline)
@@ -84,7 +86,9 @@ class Connections:
         self._busy.add(connection)
         if self._timer is None or deadline < self._next_check_at:
             self._schedule_check(min(self._check_every_s, max(0.001, deadline - self._loop.time())))
-        return await connection.request(head, body, is_head=is_head)
+        response = await connection.request(head, body, is_head=is_head)
+        connection.deadline += given_s * ((response.length or 0) // PART_BYTES)
+        return response
 
     async def close(self) -> None:
         """Close all connections."""

@@ -232,7 +232,7 @@ class Job(_Model):
     duplicate_bodies: Literal["warn", "fail"] = "warn"
     """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
-    """Maximum size of an object: bytes, or `20MB`, `1GiB`."""
+    """Maximum size of an object, also once its Content-Encoding is undone: bytes, or `20MB`, `1GiB`, `5TB`, or `off`."""
     network: Part[JobNetwork] = JobNetwork()
     """Proxies, trusted certificates and a client certificate, for origins, lists, APIs and stores."""
     prices: Part[Prices] = Prices()

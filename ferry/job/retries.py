@@ -35,4 +35,4 @@ class Timeouts(_Model):
     read_s: Annotated[Seconds, Field(gt=0, le=3600)] = 30.0
     """Maximum time without a byte."""
     total_s: Annotated[Seconds, Field(gt=0, le=86400)] = 600.0
-    """Maximum time for one download or one upload of an object: seconds, or `30m`, `2h`."""
+    """Maximum time for one download or one upload of an object: seconds, or `30m`, `2h`. Each 8 MiB of it add as much again, if the source says how long it is."""

@@ -13,9 +13,11 @@ from ferry.core import short
 _SECONDS = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _DURATION = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)\s*\Z")
 _FACTORS = {
-    "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30
+    "": 1, "B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20,
+    "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
 _BYTES = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)(/s)?\s*\Z")
+UNLIMITED_BYTES = 2**50  # more than any store takes, and exact in JSON
 MAX_DURATION_S = 10 * 366 * 86_400
 
 
@@ -48,7 +50,7 @@ def size(text: str, key: str, instead: str) -> float:
         return number
     found = _BYTES.match(text)
     if found is None or found[2] not in _FACTORS or (found[3] and not key.endswith("_per_s")):
-        bits = found is not None and re.fullmatch(r"(?i)[kmg]i?b(it)?", found[2])
+        bits = found is not None and re.fullmatch(r"(?i)[kmgt]i?b(it)?", found[2])
         hint = "the unit is bytes, not bits; " if bits else ""
         raise ValueError(f"{key} is neither a number nor a number with a unit; {hint}{instead}")
     return round(float(found[1]) * _FACTORS[found[2]])
@@ -59,7 +61,9 @@ def _seconds(value: Any) -> Any:
 
 
 def _max_bytes(value: Any) -> Any:
-    return size(value, "max_bytes", "write bytes, or `20MB`, `1GiB`") if isinstance(value, str) else value
+    if value is False or (isinstance(value, str) and value.strip().lower() == "off"):  # YAML reads `off` as False
+        return UNLIMITED_BYTES
+    return size(value, "max_bytes", "write bytes, or `20MB`, `1GiB`, `off`") if isinstance(value, str) else value
 
 
 _NUMBER_OR_TEXT = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})

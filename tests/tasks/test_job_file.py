@@ -157,7 +157,8 @@ def test_mistakes_of_settings_have_no_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("max_bytes=20MB", 20_000_000), ("max_bytes=1GiB", 2**30), ("max_bytes=5", 5), ("timeouts.total_s=5m", 300.0),
+        ("max_bytes=20MB", 20_000_000), ("max_bytes=1GiB", 2**30), ("max_bytes=5TB", 5 * 10**12),
+        ("max_bytes=off", 2**50), ("max_bytes=5", 5), ("timeouts.total_s=5m", 300.0),
         ("timeouts.read_s=45", 45.0), ("timeouts.total_s=1e3", 1000.0), ("retries.chunk_delay_s=90s", 90.0),
     ],
 )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ferry.core.errors import BodyCut, Disconnected, NotHttp
+from ferry.core.memory_budget import PART_BYTES
 from ferry.http.address_filter import Resolved
 from ferry.http.connection import Upload
 from ferry.http.pool import Connections
@@ -272,6 +273,29 @@ def test_a_slow_taker_is_waited_for(body: bytes | Upload) -> None:
 
     run(test)
     assert taken == [30_000_000]
+
+
+@pytest.mark.parametrize("size", [2 * PART_BYTES, PART_BYTES - 1])
+def test_a_large_body_has_more_time(size: int) -> None:
+    """Each 8 MiB of a body add as much time again as there was for the response."""
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        for _ in range(15):
+            writer.write(bytes(size // 15))
+            await asyncio.sleep(0.1)
+        writer.write(bytes(size % 15))
+
+    async def test() -> None:
+        async with world(slow) as w:
+            if size >= PART_BYTES:
+                assert len(await w.ask(total_s=1.0)) == size
+            else:
+                with pytest.raises(TimeoutError):
+                    await w.ask(total_s=1.0)
+
+    run(test)
 
 
 @pytest.mark.parametrize("body", [None, b"x" * 1000, b"x" * 3_000_000, Bytes(b"x" * 3_000_000)])
