@@ -15,6 +15,7 @@ from ferry.images.check import KINDS, level_of
 from ferry.job.base import Model, key_docstrings
 from ferry.job.model import Job
 from ferry.job.templates import DEFERRED_FIELDS, SOURCE_FIELDS, Template, default_key, finish_key, source_field
+from ferry.job.units import UNLIMITED_BYTES
 from ferry.manifest.columns import AMBIGUOUS_NAMES, USUAL_NAMES
 
 HEAD = """\
@@ -256,6 +257,8 @@ def default_words(name: str, field: Any) -> str:
     default = field.default
     if name == "revalidate_after":
         return f"`{default / 86_400:g}d`"
+    if default == UNLIMITED_BYTES:
+        return "`off`"
     if name == "max_bytes":
         return f"`{default >> 30}GiB`"
     if default is None or default is PydanticUndefined or isinstance(default, BaseModel) or default in ([], {}):

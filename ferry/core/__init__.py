@@ -62,7 +62,7 @@ from ferry.core.errors import (
     errno_name,
 )
 from ferry.core.locations import ADDRESS_FORMS, BUCKET_SCHEMES, Bucket, below, in_bucket, parse_bucket, scheme_of
-from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget, part_bytes
+from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget, over_spool_bytes, part_bytes
 from ferry.core.process_identity import boot_id, process_start
 from ferry.core.progress import Progress, Snapshot
 from ferry.core.quota import Share
@@ -175,6 +175,7 @@ __all__ = [
     "limit_arrow_memory",
     "name_of",
     "no_delay",
+    "over_spool_bytes",
     "pace",
     "parse_bucket",
     "part_bytes",

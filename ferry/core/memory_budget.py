@@ -7,7 +7,9 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator
 
-from ferry.core.quota import Quota, Share
+from ferry.core.errors import ObjectError
+from ferry.core.quota import Quota, Share, Space
+from ferry.core.records import ErrorClass
 
 MIB = 1024 * 1024
 SPOOL_OVER_BYTES = 8 * MIB
@@ -27,9 +29,14 @@ class Budget:
     file instead. A spooled body waits for nothing. Therefore every share is released in the end, without deadlock.
     """
 
-    def __init__(self, capacity_bytes: int = sys.maxsize) -> None:
+    def __init__(
+        self, capacity_bytes: int = sys.maxsize, spool_bytes: int = sys.maxsize, max_bytes: int = sys.maxsize
+    ) -> None:
+        """``spool_bytes`` limits all spool files together. ``max_bytes`` is the size that no body exceeds."""
         self.memory = Quota(capacity_bytes)
         self.files = Quota(_files(capacity_bytes))
+        self.spool = Space(spool_bytes)
+        self._max_bytes = max_bytes
         self._one_upload = asyncio.Lock()
         self._capacity_bytes = capacity_bytes
 
@@ -50,12 +57,31 @@ class Budget:
         return min(SMALL_BYTES, self.in_memory_bytes)
 
     async def take(self, host: str, length: int | None) -> Share:
-        """Wait for the share that a body needs before it is read: some memory, or one spool file."""
+        """Wait for the share that a body needs before it is read: some memory, or one spool file.
+
+        Raises ObjectError as :meth:`take_file` does.
+        """
         if length is not None and length > self.in_memory_bytes:
-            return await self.files.take(host, 1)
+            return await self.take_file(host, length)
         if length is None or length > self.small_bytes:
             length = min(FIRST_BYTES, self.in_memory_bytes)
         return await self.memory.take(host, length)
+
+    async def take_file(self, host: str, length: int | None) -> Share:
+        """Wait for one spool file, and for the space that it will take.
+
+        A body of unknown length takes what it may need at most, and gives the rest back once it has arrived: two of
+        them that grew step by step could wait for each other. Raises ObjectError (TOO_LARGE) for one without a place.
+        """
+        if length is not None and length > self.spool.capacity:
+            raise over_spool_bytes(self.spool.capacity)
+        file = await self.files.take(host, 1)
+        try:
+            file.beside = await self.spool.take(host, length or min(self._max_bytes, self.spool.capacity))
+        except BaseException:
+            file.end()
+            raise
+        return file
 
     @contextlib.asynccontextmanager
     async def upload_in_parts(self) -> AsyncIterator[int]:
@@ -73,6 +99,12 @@ class Budget:
             yield PARTS_AT_ONCE
         finally:
             share.end()
+
+
+def over_spool_bytes(spool_bytes: int) -> ObjectError:
+    """Return the error for a body that is larger than the spool may be."""
+    text = f"the object needs more of the spool disk than `spool_bytes` ({spool_bytes:,} bytes for each process) allows"
+    return ObjectError(ErrorClass.TOO_LARGE, f"{text}; raise it, and run with --retry-failed=too_large")
 
 
 def part_bytes(size: int, least: int = PART_BYTES) -> int:

@@ -7,14 +7,15 @@ from collections import OrderedDict
 
 
 class Share:
-    """The part of a quota that one body holds, until :meth:`end`."""
+    """The part of a quota that one body holds, until :meth:`end`. ``beside`` is its part of another one."""
 
-    __slots__ = ("_host", "quota", "size")
+    __slots__ = ("_host", "beside", "quota", "size")
 
     def __init__(self, quota: Quota, host: str, size: int) -> None:
         self.quota = quota
         self._host = host
         self.size = size
+        self.beside: Share | None = None
 
     def grow(self, size: int) -> bool:
         """Grow to ``size`` if that is free, else return False. Never waits: waiting with a share could deadlock."""
@@ -33,6 +34,8 @@ class Share:
     def end(self) -> None:
         """Release everything. Safe to call twice."""
         self.shrink(0)
+        if self.beside is not None:
+            self.beside.end()
 
 
 class Quota:
@@ -46,6 +49,7 @@ class Quota:
     """
 
     __slots__ = ("_capacity", "_free", "_held", "_waiting")
+    overtaking = True  # whether a request may be granted while another host's, which came first, does not fit
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
@@ -73,7 +77,7 @@ class Quota:
         A cancelled request releases what it was granted and leaves the queue.
         """
         size = self._bounded(size)
-        if host not in self._waiting and self._fits(host, size):
+        if not self._has_to_queue(host) and self._fits(host, size):
             return self._grant(host, size)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(host, {})[future] = size
@@ -113,6 +117,9 @@ class Quota:
     def _bounded(self, size: int) -> int:
         return min(size, max(1, self._capacity // 2))
 
+    def _has_to_queue(self, host: str) -> bool:
+        return host in self._waiting
+
     def _fits(self, host: str, size: int) -> bool:
         return self._held.get(host, 0) + size <= self._free - size
 
@@ -131,7 +138,9 @@ class Quota:
             future, wanted = next(iter(requests.items()))
             size = self._bounded(wanted)
             if not self._fits(host, size):
-                continue
+                if self.overtaking:
+                    continue
+                return False
             del requests[future]
             if requests:
                 self._waiting.move_to_end(host)
@@ -142,3 +151,26 @@ class Quota:
                 future.set_result(size)
             return True
         return False
+
+
+class Space(Quota):
+    """A capacity in bytes, of which a request gets all that it asks for, be that the whole capacity.
+
+    A request that does not fit holds up all that come after it. So a large one is served in its turn.
+    """
+
+    __slots__ = ()
+    overtaking = False
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def _bounded(self, size: int) -> int:
+        return size
+
+    def _has_to_queue(self, host: str) -> bool:  # noqa: ARG002
+        return bool(self._waiting)
+
+    def _fits(self, host: str, size: int) -> bool:  # noqa: ARG002
+        return size <= self._free

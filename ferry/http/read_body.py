@@ -20,6 +20,7 @@ from ferry.core import (
     Charge,
     Share,
     disk_error,
+    over_spool_bytes,
     pace,
     to_disk,
     whole_body,
@@ -63,7 +64,7 @@ class Reader:
             length = None
         if length is not None and length <= self._budget.small_bytes and not part_bytes:
             return await self._in_memory(response, length, charge, host)
-        share = await (self._budget.files.take(host, 1) if part_bytes else self._budget.take(host, length))
+        share = await (self._budget.take_file if part_bytes else self._budget.take)(host, length)
         if length is not None and length > ONE_PUT_BYTES:
             part_bytes = part_bytes or part_bytes_of(length)
         arriving = Arriving(self._spool_dir, self._budget, self._pool, host, share, part_bytes)
@@ -115,10 +116,12 @@ class Arriving:
             self._writer.spool()
 
     async def add(self, piece: bytes) -> None:
-        """Take the next piece, in memory or in the spool file. Raises Fatal if the spool disk fails."""
+        """Take the next piece, in memory or in the spool file. Raises ObjectError, or Fatal if the spool disk fails."""
         self.size += len(piece)
         if not self._spooled and self.size > self._share.size:
             await self._make_room()
+        if self._spooled and self.size > self._budget.spool.capacity:
+            raise over_spool_bytes(self._budget.spool.capacity)
         await self._batches.add(piece)
 
     async def _make_room(self) -> None:
@@ -128,7 +131,7 @@ class Arriving:
             wanted *= 2
         if self.size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self.size)):
             return
-        file = await self._budget.files.take(self._host, 1)
+        file = await self._budget.take_file(self._host, None)
         memory, self._share, self._spooled = self._share, file, True
         try:
             self._writer.spool()
@@ -146,8 +149,7 @@ class Arriving:
             body = self._writer.finish()
         except OSError as exc:
             raise disk_error(exc, "spool file") from exc
-        if not self._spooled:
-            self._share.shrink(body.size)
+        (self._share.beside or self._share).shrink(body.size)
         body.share = self._share
         return body
 

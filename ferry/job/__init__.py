@@ -18,7 +18,7 @@ from ferry.job.templates import (
     key_problem,
     source_field,
 )
-from ferry.job.units import duration
+from ferry.job.units import UNLIMITED_BYTES, duration
 from ferry.job.validators import host_pattern, patterns_for
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "OFF",
     "ROLES",
     "SOURCE_FIELDS",
+    "UNLIMITED_BYTES",
     "ApiList",
     "Checks",
     "Columns",

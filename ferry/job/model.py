@@ -29,7 +29,7 @@ from ferry.job.limits import Limits
 from ferry.job.network import JobNetwork
 from ferry.job.prices import Prices
 from ferry.job.retries import Retries, Timeouts
-from ferry.job.units import MaxBytes
+from ferry.job.units import UNLIMITED_BYTES, MaxBytes, SpoolBytes
 from ferry.job.validators import (
     ADDRESS_SCHEMA,
     HEADERS_SCHEMA,
@@ -233,6 +233,8 @@ class Job(_Model):
     """Handling of equal bytes from different addresses, often a placeholder image, in at least ten rows and a thousandth of all rows. `warn` reports them. With `fail`, the run also ends as Failed. Their objects stay."""
     max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
     """Maximum size of an object, also once its Content-Encoding is undone: bytes, or `20MB`, `1GiB`, `5TB`, or `off`."""
+    spool_bytes: Annotated[SpoolBytes, Field(ge=1)] = UNLIMITED_BYTES
+    """Maximum size of all spool files together, in which objects over 8 MiB wait on the disk of the state: bytes, or `20GB`, or `off`. An object waits for its space; one that is larger fails. `processes: auto` stays at one process, and a number of processes divides it."""
     network: Part[JobNetwork] = JobNetwork()
     """Proxies, trusted certificates and a client certificate, for origins, lists, APIs and stores."""
     prices: Part[Prices] = Prices()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -60,13 +61,14 @@ def _seconds(value: Any) -> Any:
     return duration(value) if isinstance(value, str) and _number(value) is None else value
 
 
-def _max_bytes(value: Any) -> Any:
+def _bytes_or_off(value: Any, key: str) -> Any:
     if value is False or (isinstance(value, str) and value.strip().lower() == "off"):  # YAML reads `off` as False
         return UNLIMITED_BYTES
-    return size(value, "max_bytes", "write bytes, or `20MB`, `1GiB`, `off`") if isinstance(value, str) else value
+    return size(value, key, "write bytes, or `20MB`, `1GiB`, `off`") if isinstance(value, str) else value
 
 
 _NUMBER_OR_TEXT = WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}]})
 Duration = Annotated[float | str, BeforeValidator(duration)]
 Seconds = Annotated[float, BeforeValidator(_seconds), _NUMBER_OR_TEXT]
-MaxBytes = Annotated[int, BeforeValidator(_max_bytes), _NUMBER_OR_TEXT]
+MaxBytes = Annotated[int, BeforeValidator(partial(_bytes_or_off, key="max_bytes")), _NUMBER_OR_TEXT]
+SpoolBytes = Annotated[int, BeforeValidator(partial(_bytes_or_off, key="spool_bytes")), _NUMBER_OR_TEXT]

@@ -42,6 +42,7 @@ T = TypeVar("T")
 MAX_IN_FLIGHT = 512  # at one host, if there are enough file descriptors
 CLOSE_S = 12.0  # longer than chunk.GRACE_S
 RESERVED_FILES = 256  # file descriptors that are not used for connections to sources and destination
+SPOOL = "space in the spool (spool_bytes)"
 BODIES_BYTES = 160 * 1024 * 1024  # of bodies in memory at once
 
 
@@ -110,7 +111,7 @@ class Runtime:
         self.stop: asyncio.Event = asyncio.Event()
         self._waited_for: set[Future[Any]] = set()
         self._wake = threading.Event()  # set by the loop's thread only, since a signal handler must not wait for a lock
-        self._budget = Budget(BODIES_BYTES // share)
+        self._budget = Budget(BODIES_BYTES // share, max(1, job.spool_bytes // share), job.max_bytes)
         shared: dict[str, Any] = {"budget": self._budget, "pool": self._pool}
         times = {"timeout_s": job.timeouts.total_s, "read_s": job.timeouts.read_s}
         stores: dict[str, Any] = {**shared, **times}
@@ -179,7 +180,11 @@ class Runtime:
     def waits(self) -> list[Wait]:
         """Returns what the rows of this process wait for. From any thread."""
         steps = self.object_transfer.waits.rows()
-        for what, quota in (("memory", self._budget.memory), ("space in the spool", self._budget.files)):
+        for what, quota in (
+            ("memory", self._budget.memory),
+            ("space in the spool", self._budget.files),
+            (SPOOL, self._budget.spool),
+        ):
             for host, rows in quota.waiting_of().items():
                 steps[response_of(host)] -= rows
                 steps[what] += rows

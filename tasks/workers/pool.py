@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from ferry.job import Job, Limits
+from ferry.job import UNLIMITED_BYTES, Job, Limits
 from ferry.processes import Autoscaler, cores, idle_s
 from ferry.ratelimit import LimitsFollower, is_bounded, most_processes
 from ferry.state import ChunkRef, Lease
@@ -39,7 +39,7 @@ def processes_of(job: Job, limit: int | None, limits: Limits) -> tuple[int, int]
     | `processes` | limits | at the start | at most |
     |---|---|---|---|
     | auto | none in the job | 1 | the number of cores, at most 16 |
-    | auto | some in the job | 1 | 1: the limit decides the rate, not a core |
+    | auto | some in the job, or `spool_bytes` | 1 | 1: the limit decides the rate, not a core |
     | N | none | N | N |
     | N | some in force | N, but no more than the smallest limit of concurrency | the same |
     """
@@ -47,7 +47,8 @@ def processes_of(job: Job, limit: int | None, limits: Limits) -> tuple[int, int]
     if limit is not None:
         return 1, 1
     if job.processes == "auto":
-        return 1, 1 if is_bounded(concurrency, job.limits) else min(cores(), MOST)
+        bounded = is_bounded(concurrency, job.limits) or job.spool_bytes < UNLIMITED_BYTES
+        return 1, 1 if bounded else min(cores(), MOST)
     most = most_processes(job.processes, concurrency, limits)
     return most, most
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from ferry.core.errors import ObjectError
 from ferry.core.memory_budget import Budget
-from ferry.core.quota import Quota, Share
+from ferry.core.quota import Quota, Share, Space
 
 KIB, MIB = 1 << 10, 1 << 20  # not imported from Ferry: docs/explanation/concurrency.md states these amounts
 
@@ -345,5 +346,61 @@ def test_uploads_in_parts() -> None:
                 assert not later.done()
             assert await later == 1
         assert budget.memory.free == 128 * MIB
+
+    asyncio.run(go())
+
+
+def test_space_is_given_whole_and_in_order() -> None:
+    """A request of the whole capacity gets it, and no smaller one that comes after it overtakes it."""
+
+    async def go() -> None:
+        space = Space(100)
+        first = await space.take("a", 60)
+        whole = waits(space.take("b", 100))
+        small = waits(space.take("a", 10))
+        await turn()
+        assert (whole.done(), small.done()) == (False, False), "the small one would fit"
+        first.end()
+        await turn()
+        assert (whole.result().size, small.done()) == (100, False)
+        whole.result().end()
+        await turn()
+        assert (small.result().size, space.free) == (10, 90)
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize(("length", "takes"), [(20 * MIB, 20 * MIB), (None, 30 * MIB)])
+def test_a_spool_file_takes_space(length: int | None, takes: int) -> None:
+    """As much as the body's length, or what a body may have at most; the end of the share gives both back."""
+
+    async def go() -> None:
+        budget = Budget(160 * MIB, spool_bytes=100 * MIB, max_bytes=30 * MIB)
+        files = budget.files.free
+        share = await budget.take_file("a", length)
+        assert (budget.files.free, budget.spool.free) == (files - 1, 100 * MIB - takes)
+        share.end()
+        share.end()
+        assert (budget.files.free, budget.spool.free) == (files, 100 * MIB)
+        with pytest.raises(ObjectError, match="spool_bytes"):
+            await budget.take_file("a", 100 * MIB + 1)
+        assert budget.files.free == files
+
+    asyncio.run(go())
+
+
+def test_one_that_is_cancelled_while_it_waits_for_space_has_no_file() -> None:
+    """A body that is given up gives its place in both queues back."""
+
+    async def go() -> None:
+        budget = Budget(160 * MIB, spool_bytes=30 * MIB)
+        files = budget.files.free
+        first = await budget.take_file("a", 20 * MIB)
+        second = waits(budget.take_file("a", 20 * MIB))
+        await turn()
+        second.cancel()
+        await turn()
+        first.end()
+        assert (budget.files.free, budget.spool.free) == (files, 30 * MIB)
 
     asyncio.run(go())

@@ -188,3 +188,47 @@ def test_slow_hosts_beside_a_healthy_one(chunked: bool, origin: Origin, tmp_path
             ended.set()
             watching.join()
         assert set(server.stored("bucket")) == {f"p/{n}.bin" for n in range(fast)}
+
+
+class Watched:
+    """The most bytes that the spool's files had at once, seen every few milliseconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.most = 0
+        self._folder = folder
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.003):
+            sizes = []
+            for file in self._folder.glob("body-*"):
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append(file.stat().st_size)
+            self.most = max(self.most, sum(sizes))
+
+    def __enter__(self) -> Watched:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("fault", [None, CHUNKED])
+def test_the_spool_is_no_larger_than_spool_bytes(fault: Fault | None, origin: Origin, tmp_path: Path) -> None:
+    """Bodies wait for their space, one that needs all of it included; one that needs more fails and says what to do."""
+    sizes = [9_000_000, 10_000_000, 30_000_000, 9_000_000, 30_000_000, 9_000_000, 30_000_001]
+    rows = [[origin.add(f"/{n}.bin", body_of(n, size), fault=fault)] for n, size in enumerate(sizes)]
+    with OddS3(delay_s=0.05) as server:
+        server.make_bucket("bucket")
+        job = job_of(tmp_path, rows, spool_bytes=30_000_000)
+        with Watched(tmp_path / "state" / "spool") as spool:
+            counts = settled(job, tmp_path, helpers.access(server))
+        assert counts == {Status.COPIED: 6, Status.FAILED: 1}
+        assert server.stored("bucket") == {f"p/{n}.bin": body_of(n, size) for n, size in enumerate(sizes[:6])}
+    assert 25_000_000 < spool.most <= 30_000_000
+    failed = helpers.by_key(helpers.directory_state(tmp_path))["6.bin"]
+    assert failed.error_class == "too_large"
+    assert "`spool_bytes` (30,000,000 bytes for each process)" in (failed.message or "")
