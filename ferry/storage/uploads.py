@@ -12,7 +12,18 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
-from ferry.core import Body, ErrorClass, Fatal, ObjectError, Parts, Spooled, Tries, file_body
+from ferry.core import (
+    Body,
+    ErrorClass,
+    Fatal,
+    ObjectError,
+    Parts,
+    Refused,
+    Spooled,
+    Tries,
+    file_body,
+    worth_another_try,
+)
 from ferry.storage.object_info import Sent
 from ferry.storage.provider import TRIAL, Part, Provider
 from ferry.storage.unfinished import Unfinished, begun
@@ -176,13 +187,21 @@ class LoggedUploads:
     async def unfinished(self, row_id: str) -> Unfinished | None:
         """Returns the upload of a row that an earlier run left, with the parts that the provider has, or None.
 
-        It belongs to the next body with a ``start`` that is uploaded to its key.
+        It belongs to the next body with a ``start`` that is uploaded to its key. None is also returned for a provider
+        that does not list parts, or not with these credentials: they may write all the same.
         """
         found = await self._noted(self._rows[row_id])
         if found is None:  # it has ended since
             return None
         provider = self._provider()
-        parts = await Tries().call_async(lambda: provider.parts(found.path, found.upload))
+        try:
+            parts = await Tries().call_async(lambda: provider.parts(found.path, found.upload))
+        except Refused:
+            return None
+        except ObjectError as error:
+            if error.status_code is None or worth_another_try(error):
+                raise
+            return None
         if parts is None:
             return None
         self._resumed[found.path] = found.keep(parts, in_order=provider.parts_at_once == 1)

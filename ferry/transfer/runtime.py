@@ -357,7 +357,8 @@ class Runtime:
         if self._hosts_writer is not None:
             self._hosts_writer.cancel()
         if isinstance(self._lease, Lease) and self._lease.held and not (self.stopping or self._incomplete_chunks):
-            self.wait(self._stores[0].uploads.abandon())  # of rows that left the plan, or failed
+            with contextlib.suppress(Fatal):  # of rows that left the plan, or failed
+                self.wait(self._stores[0].uploads.abandon())
         self.wait(self._origin.close())
         for store in self._stores:
             self.wait(store.close())

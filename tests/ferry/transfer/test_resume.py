@@ -249,6 +249,35 @@ def test_a_source_without_a_strong_etag(kind: Validators, odd: OddS3, origin: Or
     assert (world.sent, world.fetched) == (PARTS, len(DATA))
 
 
+@pytest.mark.parametrize(("status", "code"), [(403, "AccessDenied"), (501, "NotImplemented")])
+def test_a_store_that_lists_no_parts(status: int, code: str, world: World) -> None:
+    """Credentials may allow writing and not listing: the row starts afresh, and the run goes on."""
+    world.stop_half_way()
+    world.odd.faults.append(fault := Fault("status", ("ListParts",), status=status, code=code))
+    world.run()
+    assert fault.struck >= 1
+    assert (world.sent, world.fetched) == (PARTS, len(DATA))
+
+
+def test_a_store_that_is_away_keeps_the_upload(world: World) -> None:
+    """Two lists that fail are tried again."""
+    world.stop_half_way()
+    world.odd.faults.append(Fault("status", ("ListParts",), times=2))
+    world.run()
+    assert (world.sent, world.fetched) == (PARTS - SENT, len(DATA) - SENT * MIB)
+
+
+@pytest.mark.parametrize("etags", ["kms", "opaque", "none"])
+def test_a_store_whose_etags_are_not_digests(etags: Any, origin: Origin, tmp_path: Path) -> None:
+    """It does not show which bytes its parts have, so none of them stays."""
+    with OddS3(etags=etags) as server:
+        server.make_bucket("bucket")
+        world = World(server, origin, tmp_path)
+        world.stop_half_way()
+        world.run()
+        assert (world.sent, world.fetched) == (PARTS, len(DATA))
+
+
 def test_other_settings_start_afresh(world: World) -> None:
     """The attributes of the upload that was begun are those of its job."""
     world.stop_half_way()
