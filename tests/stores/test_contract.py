@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ferry.core.body import Body, BodyWriter, Spooled
+from ferry.core.body import Body, BodyWriter, Spooled, file_body
 from ferry.core.errors import Fatal, LeaseHeld, ObjectError, UserError
 from ferry.core.memory_budget import MIB, Budget
 from ferry.core.records import Confirmed, ErrorClass
@@ -241,12 +241,13 @@ def test_attributes_are_kept(opened: Opened, server: StoreServer, bucket: str, t
     }
 
 
-@pytest.mark.parametrize("where", ["one request", "parts", "spool"])
+@pytest.mark.parametrize("where", ["one request", "parts", "spool", "spool of a large body"])
 def test_altered_bytes_are_never_confirmed(
     where: str, opened: Opened, server: StoreServer, tell: Tell, request: pytest.FixtureRequest
 ) -> None:
     """Bytes that are not those of the digests are refused by the server or found by Ferry, whether they change on their
-    way or on the spool. Of a directory's file the size alone is compared, and the confirmation says so."""
+    way or on the spool. A large body has the digests of its parts from its arrival. Of a directory's file the size
+    alone is compared, and the confirmation says so."""
     patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
     if where != "one request":
         request.getfixturevalue("small_parts")
@@ -254,6 +255,9 @@ def test_altered_bytes_are_never_confirmed(
     async def work() -> str:
         async with opened.store() as store:
             body = opened.body(LARGE if where != "one request" else b"what was read")
+            if where == "spool of a large body":
+                assert body.path is not None
+                body.parts = file_body(body.path, PART).parts
             if where == "one request":
                 body.data = b"what is sent "
             elif where == "parts":

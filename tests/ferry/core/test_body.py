@@ -1,12 +1,15 @@
-"""Cleanup of the spool directory, whose files may hold unredacted URLs."""
+"""Digests of bodies, and cleanup of the spool directory, whose files may hold unredacted URLs."""
 
 from __future__ import annotations
 
+import hashlib
+import random
 from pathlib import Path
 
 import pytest
 
 from demo.origin import Origin
+from ferry.core.body import BodyWriter, Digests, file_body
 from ferry.core.errors import UserError
 from tasks.run import clean_spool
 from tests.support.helpers import directory_state, make_job, plan
@@ -59,3 +62,27 @@ def test_what_is_not_of_a_run_stays(tmp_path: Path) -> None:
         path.touch()
     clean_spool(state)
     assert all(path.exists() for path in theirs)
+
+
+@pytest.mark.parametrize("size", [1, 999, 1000, 1001, 3000, 10_007])
+def test_digests_of_parts(size: int, tmp_path: Path) -> None:
+    """However a body comes, its parts have the digests of their bytes, and the body those of all."""
+    rng = random.Random(size)
+    data = rng.randbytes(size)
+    writer, at = BodyWriter(tmp_path, 1000), 0
+    writer.spool()
+    while at < size:
+        step = rng.choice([1, 7, 400, 1000, 2500])
+        writer.write(data[at : at + step])
+        at += step
+    body = writer.finish()
+    expected = [
+        Digests(hashlib.md5(part).hexdigest(), hashlib.sha256(part).hexdigest())
+        for part in (data[start : start + 1000] for start in range(0, size, 1000))
+    ]
+    assert body.parts is not None
+    assert body.path is not None
+    assert (body.parts.size, body.parts.digests) == (1000, expected)
+    assert (body.size, body.md5, body.sha256) == (size, hashlib.md5(data).hexdigest(), hashlib.sha256(data).hexdigest())
+    assert file_body(body.path, 1000) == body
+    assert file_body(body.path).parts is None

@@ -54,7 +54,7 @@ class World:
         self.odd, self.origin = odd, origin
         origin.sends_ranges = True
         self.state = DirectoryState(folder / "state")
-        url = origin.add("/large.bin", DATA, kind=given.pop("kind", Validators.BOTH))
+        url = given.pop("url", None) or origin.add("/large.bin", DATA, kind=given.pop("kind", Validators.BOTH))
         self.list = helpers.write_list(folder / "list.csv", [[url]])
         self.job = helpers.make_job(manifest=str(self.list), **{"checks": "none", **given})
         self.run_no = 0
@@ -237,6 +237,29 @@ def test_a_note_that_is_cut_names_no_upload(world: World) -> None:
     world.run_no += 1
     helpers.run(world.job, world.state, helpers.access(world.odd), world.run_no)
     assert world.odd.stored("bucket") == {"p/large.bin": DATA}
+
+
+@pytest.mark.parametrize("what", ["nothing", "the source", "the first part"])
+def test_a_source_in_a_bucket(what: str, odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """Its ETag is the condition, and the attributes of its object are those that the first run has read."""
+    odd.put("old", "a/large.bin", DATA, {"Content-Type": "image/x-large", "x-amz-meta-sku": "A 1"})
+    source = {"roots": ["s3://old/a/"]}
+    world = World(odd, origin, tmp_path, url="s3://old/a/large.bin", source=source, checks="length")
+    world.stop_half_way()
+    changed = what == "the source"
+    if changed:
+        odd.put("old", "a/large.bin", OTHER, {"Content-Type": "image/x-other", "x-amz-meta-sku": "B 2"})
+    if what == "the first part":
+        del world.upload.parts[1]
+    odd.log.clear()
+    outcome = world.run(OTHER if changed else DATA)
+    gets = [status for operation, _, status in odd.log if operation == "GetObject"]
+    afresh = {"the source": [412, 200], "the first part": [200]}
+    assert (world.sent, gets) == ((PARTS, afresh[what]) if what in afresh else (PARTS - SENT, [206]))
+    stored = odd.objects["bucket"]["p/large.bin"].headers
+    assert stored["x-amz-meta-sku"] == ("B 2" if changed else "A 1")
+    assert outcome.source_etag == f'"{outcome.md5}"'
+    assert outcome.content_type == stored["Content-Type"] == ("image/x-other" if changed else "image/x-large")
 
 
 @pytest.mark.parametrize("kind", [Validators.WEAK, Validators.DATE, Validators.NONE])
