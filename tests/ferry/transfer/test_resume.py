@@ -301,6 +301,15 @@ def test_a_store_whose_etags_are_not_digests(etags: Any, origin: Origin, tmp_pat
         assert (world.sent, world.fetched) == (PARTS, len(DATA))
 
 
+def test_a_body_that_one_request_may_not_carry(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload in parts after a 413 is resumed as such: its rest is never put as the object."""
+    monkeypatch.setattr(store_module, "ONE_PUT_BYTES", 100 * MIB)
+    world.odd.faults.append(Fault("status", ("PutObject",), times=1, status=413, code="EntityTooLarge"))
+    world.stop_half_way()
+    world.run()
+    assert (world.sent, world.odd.requests["PutObject"]) == (PARTS - SENT, 0)
+
+
 def test_other_settings_start_afresh(world: World) -> None:
     """The attributes of the upload that was begun are those of its job."""
     world.stop_half_way()
