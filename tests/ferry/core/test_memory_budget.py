@@ -355,9 +355,11 @@ def test_space_is_given_whole_and_in_order() -> None:
 
     async def go() -> None:
         space = Space(100)
-        first = await space.take("a", 60)
+        first, second = await space.take("a", 60), await space.take("c", 30)
         whole = waits(space.take("b", 100))
         small = waits(space.take("a", 10))
+        await turn()
+        second.end()
         await turn()
         assert (whole.done(), small.done()) == (False, False), "the small one would fit"
         first.end()
