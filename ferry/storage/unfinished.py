@@ -3,7 +3,7 @@
 The log's entry has the MD5s of all parts. They were computed while the body arrived, of the same bytes as the body's
 SHA-256. A resumed upload consists of parts that the provider has, with those MD5s, and of parts that were fetched
 again, with those MD5s. So the object has the SHA-256 of the entry, although this run has not read all of it
-(docs/decisions/0057).
+(docs/decisions/0056).
 """
 
 from __future__ import annotations
