@@ -90,7 +90,8 @@ class Control:
         more_expected = False  # the previous page had a token
         seen_tokens: set[int] = set()  # hashes of the tokens used: 100 million keys have 100,000 tokens
         while True:
-            page = self._page(prefix, after, token or None)
+            # with a token `after` is what the first page had: a store may list in another order than that of the bytes
+            page = self._page(prefix, start_after if token else after, token or None)
             objects = page.objects
             if not token and objects and objects[0].key == after:  # some stores include the start-after key
                 objects = objects[1:]

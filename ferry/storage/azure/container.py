@@ -14,9 +14,10 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from email.utils import formatdate
+from functools import partial
 from urllib.parse import quote
 
-from ferry.core import PART_BYTES, TIER, Body, Digests, ErrorClass, Fatal, ObjectError, UserError, part_bytes
+from ferry.core import PART_BYTES, TIER, Body, Digests, ErrorClass, Fatal, ObjectError, Tries, UserError, part_bytes
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
@@ -185,11 +186,7 @@ class AzureContainer:
 
         async def work() -> None:
             for key in left:
-                response = await self._send("DELETE", key, {}, {}, None, side)
-                missing = response.status == 404 and code_of(response.headers) == "BlobNotFound"
-                if response.status != 202 and not missing:
-                    raise await self._error(response, side)
-                await self._http.read(response, side)
+                await Tries().call_async(partial(self._delete_one, key, side))
 
         try:
             async with asyncio.TaskGroup() as group:
@@ -197,6 +194,13 @@ class AzureContainer:
                     group.create_task(work())
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+
+    async def _delete_one(self, key: str, side: str) -> None:
+        response = await self._send("DELETE", key, {}, {}, None, side)
+        missing = response.status == 404 and code_of(response.headers) == "BlobNotFound"
+        if response.status != 202 and not missing:
+            raise await self._error(response, side)
+        await self._http.read(response, side)
 
     async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
         """Returns up to 5,000 blobs (List Blobs). The service has no key to start after: earlier ones are left out."""

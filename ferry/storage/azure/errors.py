@@ -106,7 +106,8 @@ def azure_error(
     if side != "source" and status == 400:
         answer = f"HTTP {status} {code}"
         if code in _TIER:
-            return Fatal(f"the {side} does not have the storage class ({answer}). Correct it and run the job again")
+            text = f"the {side} does not have the storage class ({answer})"
+            return ObjectError(ErrorClass.CLIENT_ERROR, text, status_code=status)
         if code in _METADATA:
             text = f"the {side} does not accept the metadata or the tags of this object ({answer})"
             return ObjectError(ErrorClass.CLIENT_ERROR, text, status_code=status)

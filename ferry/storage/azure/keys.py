@@ -6,7 +6,6 @@ Source: Azure Storage REST API, "Authorize with Shared Key" and "Create a servic
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -60,7 +59,7 @@ class SharedKey(Authority):
         self._account = account
         try:
             self._key = base64.b64decode(key, validate=True)
-        except binascii.Error:
+        except ValueError:  # also for text that is not ASCII
             raise UserError("credentials: the key of an Azure storage account is base64. Copy it again") from None
 
     async def authorize(
@@ -97,7 +96,8 @@ class Sas(Authority):
         """Raises UserError if it is not a SAS."""
         self._query = query.strip().removeprefix("?")
         fields = dict(parse_qsl(self._query))
-        if "sig" not in fields or not all("!" <= char <= "~" for char in self._query):
+        whole = "://" in self._query or ";" in self._query  # a whole address, or a connection string
+        if "sig" not in fields or whole or not all("!" <= char <= "~" for char in self._query):
             raise UserError("credentials: an Azure SAS is a query that holds `sig=`. Copy it again from the portal")
         self._rights = fields.get("sp")  # None: a stored access policy of the container has them
         self.ends_at = _moment(fields.get("se", ""))

@@ -7,6 +7,7 @@ import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -21,6 +22,7 @@ from ferry.core import (
     ErrorClass,
     Fatal,
     ObjectError,
+    Tries,
     UserError,
     part_bytes,
 )
@@ -242,7 +244,8 @@ class Gcs:
                 await self._client.read(response, side)
 
         for first in range(0, len(keys), _DELETES):
-            await asyncio.gather(*[one(key) for key in keys[first : first + _DELETES]])
+            some = keys[first : first + _DELETES]
+            await asyncio.gather(*[Tries().call_async(partial(one, key)) for key in some])
 
     async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
         """Returns a page of the objects whose keys begin with ``prefix`` (JSON API, Objects: list)."""

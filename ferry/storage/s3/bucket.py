@@ -10,6 +10,7 @@ import hashlib
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
@@ -22,6 +23,7 @@ from ferry.core import (
     ErrorClass,
     Fatal,
     ObjectError,
+    Tries,
     part_bytes,
 )
 from ferry.http import Network, Response, Upload, printable_header
@@ -210,7 +212,10 @@ class S3:
                 self._deletes_many = False
         for first in range(0, len(keys), _DELETES):
             some = keys[first : first + _DELETES]
-            await asyncio.gather(*[self._client.ask("DELETE", key, side, ok=(200, 204, 404)) for key in some])
+            await asyncio.gather(*[Tries().call_async(partial(self._delete_one, key, side)) for key in some])
+
+    async def _delete_one(self, key: str, side: str) -> None:
+        await self._client.ask("DELETE", key, side, ok=(200, 204, 404))
 
     async def _delete_many(self, keys: Sequence[str], side: str) -> None:
         named = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)

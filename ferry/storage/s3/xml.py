@@ -60,11 +60,12 @@ def parse_page(body: bytes, side: str) -> Page:
 
 def _plain_page(body: bytes) -> Page:
     """Returns a listing's page. Raises ValueError for a document that must be read in another way."""
-    if body.count(b"Contents>") != 2 * body.count(b"<Contents>"):
+    if b"<Contents " in body or b"<Contents/" in body or body.count(b"Contents>") != 2 * body.count(b"<Contents>"):
         raise ValueError
     page = plain_text(body, "ListBucketResult")
     in_url = value_of(page, "<EncodingType>") == "url"
-    objects = [_plain_info(each, in_url=in_url) for each in page.split("<Contents>")[1:]]
+    listed = page.split("<Contents>")[1:]
+    objects = [_plain_info(each.partition("</Contents>")[0], in_url=in_url) for each in listed]
     return Page(
         objects, value_of(page, "<NextContinuationToken>") if value_of(page, "<IsTruncated>") == "true" else None
     )

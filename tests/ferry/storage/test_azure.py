@@ -110,7 +110,7 @@ def test_what_a_response_means(status: int, code: str, means: Meaning) -> None:
         (404, "ContainerNotFound", Fatal, ErrorClass.NOT_FOUND),
         (404, "BlobNotFound", ErrorClass.NOT_FOUND, ErrorClass.NOT_FOUND),
         (404, "", ErrorClass.STORE_ERROR, ErrorClass.NOT_FOUND),
-        (400, "InvalidBlobTier", Fatal, ErrorClass.STORE_ERROR),
+        (400, "InvalidBlobTier", ErrorClass.CLIENT_ERROR, ErrorClass.STORE_ERROR),
         (400, "InvalidMetadata", ErrorClass.CLIENT_ERROR, ErrorClass.STORE_ERROR),
         (400, "MetadataTooLarge", ErrorClass.CLIENT_ERROR, ErrorClass.STORE_ERROR),
         (400, "InvalidResourceName", ErrorClass.BAD_KEY, ErrorClass.STORE_ERROR),
@@ -275,7 +275,7 @@ def test_a_block_with_another_digest() -> None:
 
 def test_the_digest_of_a_whole_upload() -> None:
     """Azure keeps the MD5 that it is given, and compares that of the list of blocks; no other reading confirms it."""
-    with OddAzure(Answer(201, ETAG)) as server:
+    with OddAzure(Answer(201, MD5), Answer(201, ETAG)) as server:
 
         async def test(container: AzureContainer) -> None:
             body = replace(BODY, data=None, path=Path("/no/such/spool"))

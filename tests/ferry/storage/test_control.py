@@ -232,6 +232,19 @@ def test_many_files_are_deleted_a_thousand_at_a_time(odd: OddS3) -> None:
     assert odd.requests["DeleteObject"] == 0
 
 
+def test_each_object_has_tries_of_its_own(odd: OddS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each object is deleted by a request of its own, single errors do not add up."""
+    monkeypatch.setattr(Tries, "_pause_s", lambda *_: 0.001)
+    for number in range(200):
+        odd.put("b", str(number), b"x")
+    odd.faults = [
+        Fault("status", ("DeleteObjects",), status=501, code="NotImplemented"),
+        Fault("status", ("DeleteObject",), probability=0.2, status=503),
+    ]
+    control(odd).delete(map(str, range(200)))
+    assert odd.stored("b") == {}
+
+
 @pytest.mark.parametrize(("status", "one_by_one"), [(400, True), (405, True), (501, True), (403, False)])
 def test_a_store_that_does_not_know_how_to_delete_many(status: int, one_by_one: bool, odd: OddS3) -> None:
     """If a store does not support DeleteObjects, each object is deleted alone; a refusal is raised."""

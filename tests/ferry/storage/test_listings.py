@@ -14,7 +14,10 @@ from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.records import ErrorClass
 from ferry.planning import existing_objects as ranges
 from ferry.planning.existing_objects import existing_pages
+from ferry.storage.control import Control
 from ferry.storage.factory import open_store
+from ferry.storage.object_info import ObjectInfo
+from ferry.storage.provider import Page
 from ferry.storage.s3 import xml
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
@@ -240,3 +243,46 @@ def test_a_document_with_a_dtd_is_refused_unread() -> None:
     bomb = b'<!DOCTYPE a [<!ENTITY b "' + b"x" * 1000 + b'">]>' + inside
     with pytest.raises(ObjectError, match="not an S3 document"):
         xml.parse_page(bomb, "source")
+
+
+class InAnotherOrder:
+    """A store that lists in an order of its own, in pages of two, and may leave out keys that precede one."""
+
+    cuts_listings = False
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+
+    async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
+        start = int(token or 0)
+        found = [ObjectInfo(key, 1, None, None) for key in self.keys[start : start + 2] if after is None or key > after]
+        return Page(found, str(start + 2) if start + 2 < len(self.keys) else None)
+
+
+@pytest.mark.parametrize(
+    "keys", [["foo/a", "foo/b", "foo-bar/x", "foo-bar/y", "goo"], ["a\U0001f600.jpg", "a\uff01.jpg", "b"]]
+)
+def test_a_listing_in_another_order_is_whole(keys: list[str]) -> None:
+    """Folders first, or by UTF-16: only the key that the caller starts after leaves others out."""
+    pages = list(Control(lambda: InAnotherOrder(keys)).pages(""))  # type: ignore[arg-type, return-value]
+    assert [each.key for page in pages for each in page] == keys
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        "<Contents ><Key>a</Key><Size>1</Size></Contents >",
+        "<Contents x='1'><Key>a</Key><Size>1</Size></Contents>",
+    ],
+)
+def test_a_listing_in_an_unusual_form(contents: str) -> None:
+    """It is read as a tree, and never as an empty one."""
+    body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>".encode()
+    assert [each.key for each in xml.parse_page(body, "source").objects] == ["a"]
+
+
+@pytest.mark.parametrize("contents", ["<Contents/>", "<Contents><Size>1</Size></Contents><Key>b</Key>"])
+def test_an_object_without_a_key_is_an_error(contents: str) -> None:
+    """Nothing of another element is taken for it."""
+    with pytest.raises(ObjectError, match="without a valid key"):
+        xml.parse_page(f"<ListBucketResult>{contents}</ListBucketResult>".encode(), "source")
