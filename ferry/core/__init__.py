@@ -2,6 +2,7 @@
 
 from ferry.core.arrow_memory import limit_arrow_memory
 from ferry.core.attributes import (
+    ENCODING,
     HEADERS,
     HOLDS,
     KMS_KEY,
@@ -16,6 +17,7 @@ from ferry.core.attributes import (
     attributes_digest,
     carried,
     name_of,
+    one_line,
     split,
     word_of,
 )
@@ -91,6 +93,7 @@ __all__ = [
     "BATCH_BYTES",
     "BUCKET_SCHEMES",
     "DISK_ERRNOS",
+    "ENCODING",
     "FIRST_BYTES",
     "HEADERS",
     "HOLDS",
@@ -175,6 +178,7 @@ __all__ = [
     "limit_arrow_memory",
     "name_of",
     "no_delay",
+    "one_line",
     "over_spool_bytes",
     "pace",
     "parse_bucket",

@@ -48,8 +48,8 @@ _OF_ALL = frozenset(HEADERS) - {"Expires"}
 # Keys are the schemes of addresses. S3 API, PutObject and "Working with object metadata"; Google's "Object metadata"
 # and "Storage classes"; Azure's "Naming and referencing containers, blobs, and metadata" and "Put Blob".
 HOLDS = {
-    "s3": Holds(_OF_ALL | {"Expires", TAGS, REDIRECT, KMS_KEY}, r"[!-~]+", 2048, None),
-    "gs": Holds(_OF_ALL | {KMS_KEY}, r".+", 8192, frozenset({"STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"})),
+    "s3": Holds(_OF_ALL | {"Expires", TAGS, REDIRECT, KMS_KEY}, r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", 2048, None),
+    "gs": Holds(_OF_ALL | {KMS_KEY}, r"[^:].*", 8192, frozenset({"STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"})),
     "az": Holds(_OF_ALL | {TAGS}, r"[A-Za-z_][A-Za-z0-9_]*", 8192, frozenset({"Hot", "Cool", "Cold", "Archive"})),
     "file": Holds(),
 }
@@ -99,11 +99,16 @@ def carried(
     | any but Last-Modified | a store | `keep: all` | the source's |
     | any other | | | none |
 
-    Last-Modified becomes the metadata `mtime`, in seconds since 1970.
+    Last-Modified becomes the metadata `mtime`, in seconds since 1970. An empty header is none, since not every store
+    would keep it.
     """
     if (web or not found) and rules.keep is None:
         return dict(rules.set)
-    result = {name: value for name, value in found.items() if _is_kept(name, rules, web=web)}
+    result = {
+        name: text
+        for name, value in found.items()
+        if _is_kept(name, rules, web=web) and ((text := one_line(value)) or name not in HEADERS)
+    }
     moment = moment_of(last_modified) if last_modified and rules.keep and MODIFIED in rules.keep else None
     if moment is not None and moment.tzinfo is not None:
         result[MTIME] = f"{moment.timestamp():.0f}"
@@ -113,10 +118,24 @@ def carried(
 def _is_kept(name: str, rules: AttributeRules, *, web: bool) -> bool:
     if name == ENCODING:
         return not web
+    if name == KMS_KEY:  # only a job may choose it
+        return False
     words = {word_of(name)} if name in HEADERS or name in WORDS else {word_of(name.lower()), METADATA}
     if not words.isdisjoint(rules.drop):
         return False
     return not web if rules.keep is None else not words.isdisjoint(rules.keep)
+
+
+def one_line(value: str) -> str:
+    """Returns a value without blanks around it, which are not part of it (RFC 9110 section 5.5), and without line ends.
+
+    Bytes of a source that are not UTF-8 are read as Latin-1.
+    """
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
+    return re.sub(r"[\r\n\0]+", " ", value).strip(" \t")
 
 
 def split(attributes: Mapping[str, str], holds: Holds) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
-from ferry.core import HEADERS, REDIRECT, TAGS, TIER, TYPE, ErrorClass, Fatal, ObjectError, Refused, word_of
+from ferry.core import ENCODING, HEADERS, REDIRECT, TAGS, TIER, TYPE, ErrorClass, Fatal, ObjectError, Refused, word_of
 from ferry.storage.object_info import Sent
 
 _LOOKED_FOR = {*HEADERS, REDIRECT} - {TYPE}  # a store may hide tags from those who may write them
@@ -49,17 +50,17 @@ class AttributeRefusals:
 
     async def put(
         self, send: Send, read: Callable[[], Awaitable[Mapping[str, str]]] | None, attributes: Mapping[str, str],
-        *, may_lose: bool,
+        *, may_lose: bool, wait: bool = True,
     ) -> Sent:  # fmt: skip
         """Writes an object by ``send``, without what the store is known to lose or refuses now.
 
-        The first object with a header is read again by ``read``, while others with it wait. Some stores take headers
-        that they do not keep, and say nothing (MinIO's gateway: Expires). Without ``may_lose`` raises ObjectError
-        (LOST_ATTRIBUTE), before anything is written unless that object shows it.
+        The first object with a header is read again by ``read``, and with ``wait`` others with it wait. Some stores
+        take headers that they do not keep, and say nothing (MinIO's gateway: Expires). Without ``may_lose`` raises
+        ObjectError (LOST_ATTRIBUTE), before anything is written unless that object shows it.
         """
         if read is None or not self._to_look_for(attributes):
             return await self._put(send, attributes, may_lose=may_lose)
-        async with self._looking:
+        async with self._looking if wait else contextlib.nullcontext():
             if new := self._to_look_for(attributes):
                 sent = await self._put(send, attributes, may_lose=may_lose)
                 forgotten = await self._look(read, new)
@@ -86,16 +87,23 @@ class AttributeRefusals:
         return replace(sent, lost=(*lost, *sent.lost))
 
     def _to_look_for(self, attributes: Mapping[str, str]) -> set[str]:
-        return _LOOKED_FOR.intersection(attributes) - self._looked_for
+        return {name for name in _LOOKED_FOR - self._looked_for if attributes.get(name)}
 
     async def _look(self, read: Callable[[], Awaitable[Mapping[str, str]]], written: set[str]) -> tuple[str, ...]:
-        """Returns which attributes an object has not kept. One that cannot be read, as in an archive, shows nothing."""
+        """Returns which attributes an object has not kept. One that cannot be read, as in an archive, shows nothing.
+
+        Raises ObjectError (LOST_ATTRIBUTE) if one is Content-Encoding, without which the bytes cannot be read. Each
+        object with a coding is looked at then.
+        """
         try:
             forgotten = tuple(sorted(written - (await read()).keys()))
         except (ObjectError, Fatal):
             forgotten = ()
-        self._known.update((name, "") for name in forgotten)
-        self._looked_for |= written  # not sooner, since others wait for what is known then
+        lost = set(forgotten) - {ENCODING}
+        self._known.update((name, "") for name in lost)
+        self._looked_for |= written - (set(forgotten) - lost)  # not sooner, since others wait for what is known then
+        if ENCODING in forgotten:
+            raise lost_attributes(forgotten, written=True)
         return forgotten
 
 

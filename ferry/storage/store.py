@@ -157,8 +157,9 @@ class Store:
             got.response.close()
             return got.attributes
 
-        is_small = self._directory is None and body.size <= PART_BYTES  # others wait until it is there
-        return await self._attribute_refusals.put(send, read if is_small else None, attributes, may_lose=may_lose)
+        may_forget = None if self._directory is not None else read
+        wait = body.size <= PART_BYTES  # a large one would keep the others waiting for too long
+        return await self._attribute_refusals.put(send, may_forget, attributes, may_lose=may_lose, wait=wait)
 
     @contextlib.asynccontextmanager
     async def _handling_refusals(self, kind: Request) -> AsyncIterator[None]:

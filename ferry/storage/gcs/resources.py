@@ -99,10 +99,17 @@ def md5_of(value: str | None) -> str | None:
 
 
 def attributes_of(resource: Resource) -> dict[str, str]:
-    """Returns the attributes of an object, under their own names."""
+    """Returns the attributes of an object, under their own names.
+
+    Metadata whose name begins with a colon gets one more: that name is not one of Ferry's own.
+    """
     headers = {name: resource[field] for name, field in _FIELDS.items() if field in resource}
     metadata = resource.get("metadata") or {}
-    return {**{name.lower() if name in HEADERS else name: value for name, value in metadata.items()}, **headers}
+    return {**{_metadata_name(name): value for name, value in metadata.items()}, **headers}
+
+
+def _metadata_name(name: str) -> str:
+    return f":{name}" if name.startswith(":") else name.lower() if name in HEADERS else name
 
 
 def resource_of(key: str, attributes: Mapping[str, str], md5: str | None) -> tuple[bytes, str | None, tuple[str, ...]]:

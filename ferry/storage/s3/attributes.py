@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from collections.abc import Mapping
 
-from ferry.core import HEADERS, KMS_KEY, REDIRECT, TAGS, TIER
+from ferry.core import HEADERS, KMS_KEY, REDIRECT, TAGS, TIER, one_line
 
 _ASCII = re.compile(r"[ -~]*")
 _META = "x-amz-meta-"
@@ -26,7 +26,7 @@ def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     """
     headers = {}
     for name, value in attributes.items():
-        text = _text(value)
+        text = one_line(value)
         if (header := _TO_S3.get(name)) is not None:
             headers[header] = text
         else:
@@ -34,18 +34,6 @@ def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     if KMS_KEY in attributes:
         headers[_KMS] = "aws:kms"
     return headers
-
-
-def _text(value: str) -> str:
-    """Returns a value without blanks around it, which are not part of it (RFC 9110 section 5.5), and without line ends.
-
-    Bytes of a source that are not UTF-8 are read as Latin-1.
-    """
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        value = value.encode("utf-8", "surrogateescape").decode("latin-1")
-    return re.sub(r"[\r\n\0]+", " ", value).strip(" \t")
 
 
 def _word(value: str) -> str:

@@ -68,6 +68,19 @@ def test_what_is_carried_from_an_origin(given: AttributeRules, expected: dict[st
     assert carried({"Cache-Control": "no-cache", "Content-Encoding": "gzip"}, DATE, given, web=True) == expected
 
 
+def test_what_no_source_may_say() -> None:
+    """Not the key to encrypt with, nor an empty header, nor bytes that are not UTF-8, nor line ends."""
+    found = {KMS_KEY: "k", "Cache-Control": " ", "Content-Encoding": "", TAGS: "", "n": "k\udce4se\r\nx: y"}
+    assert carried(found, None, rules()) == {TAGS: "", "n": "k\xe4se x: y"}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_names_of_metadata_that_are_lost(scheme: str) -> None:
+    """Over S3 a name is a part of a header's; at Google one with a colon before it would be Ferry's own."""
+    names = ["dc:title", "a b", "\xe4", "::kms-key"]
+    assert split(dict.fromkeys(names, "x"), HOLDS[scheme])[1] == tuple(sorted(names) if scheme == "s3" else names[3:])
+
+
 @pytest.mark.parametrize(
     ("date", "mtime"),
     [

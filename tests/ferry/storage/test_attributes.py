@@ -369,3 +369,43 @@ def test_an_object_that_cannot_be_read_again(tmp_path: Path) -> None:
 
         assert [sent.lost for sent in with_store(server, tmp_path, go)] == [(), ()]
         assert server.requests["GetObject"] == 1
+
+
+def test_a_header_that_was_empty_teaches_nothing(tmp_path: Path) -> None:
+    """Google has objects with an empty Content-Encoding; a store that does not keep it may keep a text."""
+    with OddS3() as server:
+
+        async def go(store: Store) -> tuple[str, ...]:
+            server.forgets = {"expires", "cache-control"}
+            await store.put("k", make_body(b"x", tmp_path), {"Expires": "", "Cache-Control": ""})
+            server.forgets = set()
+            return (await store.put("l", make_body(b"x", tmp_path), {"Expires": "0", "Cache-Control": "no-cache"})).lost
+
+        assert with_store(server, tmp_path, go) == ()
+
+
+def test_a_forgotten_coding_fails_each_row(tmp_path: Path) -> None:
+    """Without Content-Encoding the bytes cannot be read, so it is never left out of later objects."""
+    with OddS3() as server:
+        server.forgets = {"content-encoding"}
+
+        async def go(store: Store) -> dict[str, str]:
+            for key in "kl":
+                with pytest.raises(ObjectError, match="does not keep Content-Encoding"):
+                    await store.put(key, make_body(b"x", tmp_path), {"Content-Encoding": "gzip"})
+            server.forgets = set()
+            await store.put("m", make_body(b"x", tmp_path), {"Content-Encoding": "gzip"})
+            return (await store.get("m", max_bytes=9))[2]
+
+        assert with_store(server, tmp_path, go)["Content-Encoding"] == "gzip"
+
+
+def test_what_is_forgotten_of_a_large_object(tmp_path: Path) -> None:
+    """Only its headers are read again, so it may be of any size."""
+    with OddS3() as server:
+        server.forgets = {"expires"}
+
+        async def go(store: Store) -> tuple[str, ...]:
+            return (await store.put("k", make_body(bytes(9 << 20), tmp_path), {"Expires": "0"})).lost
+
+        assert with_store(server, tmp_path, go) == ("Expires",)

@@ -19,6 +19,7 @@ from ferry.storage.confirmation import READ_FIRST, Comparison, ReadBackPolicy, c
 from ferry.storage.errors import Meaning
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.gcs.errors import code_of, gcs_error, meaning, parse_error, refusal
+from ferry.storage.gcs.resources import attributes_of
 from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_gcs import UNIT, Answer, Fault, OddGcs, error
@@ -713,3 +714,9 @@ def test_part_sizes() -> None:
             assert found.error_class is ErrorClass.TOO_LARGE
 
         with_gcs(server, go)
+
+
+def test_metadata_named_like_an_attribute_of_ferry() -> None:
+    """Its name has one colon more then, so that it says nothing of the key, the tags or the redirect."""
+    found = attributes_of({"metadata": {":kms-key": "k", ":redirect": "/", "Expires": "0", "a:b": "1"}})
+    assert found == {"::kms-key": "k", "::redirect": "/", "expires": "0", "a:b": "1"}
