@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.errors import MessageError
@@ -32,6 +32,8 @@ METADATA = "metadata"  # as a name in a job: all user metadata; `metadata.sku` i
 MTIME = "mtime"  # the metadata that has a source's Last-Modified, as rclone writes and reads it
 
 _OCTETS = ("application/octet-stream", "binary/octet-stream")  # what stores say of an object without a type
+_MAX_TAGS = 10  # of an object, at S3 and Azure
+_ASCII = re.compile(r"[ -~]*")
 _STANDARD = ("STANDARD", "Hot")  # tiers that a store gives without being asked
 
 
@@ -42,15 +44,25 @@ class Holds(NamedTuple):
     metadata: str | None = None  # pattern of the metadata's names
     metadata_bytes: int = 0  # of all names and values
     tiers: frozenset[str] | None = frozenset()  # None: any name, of which the server knows some
+    any_case: bool = False  # whether the metadata's names differ in case
+    header: str = r"(?s).*"  # pattern of a header's value
+    tag: str = r"(?s).*"  # pattern of a tag, as name, line end and value
 
 
 _OF_ALL = frozenset(HEADERS) - {"Expires"}
 # Keys are the schemes of addresses. S3 API, PutObject and "Working with object metadata"; Google's "Object metadata"
-# and "Storage classes"; Azure's "Naming and referencing containers, blobs, and metadata" and "Put Blob".
+# and "Storage classes"; Azure's "Naming and referencing containers, blobs, and metadata", "Put Blob", "Set Blob Tags".
 HOLDS = {
     "s3": Holds(_OF_ALL | {"Expires", TAGS, REDIRECT, KMS_KEY}, r"[A-Za-z0-9_!#$%&'*+.^`|~-]+", 2048, None),
-    "gs": Holds(_OF_ALL | {KMS_KEY}, r"[^:].*", 8192, frozenset({"STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"})),
-    "az": Holds(_OF_ALL | {TAGS}, r"[A-Za-z_][A-Za-z0-9_]*", 8192, frozenset({"Hot", "Cool", "Cold", "Archive"})),
+    "gs": Holds(_OF_ALL | {KMS_KEY}, r"[^:].*", 8192, frozenset({"STANDARD", "NEARLINE", "COLDLINE", "ARCHIVE"}), True),
+    "az": Holds(
+        _OF_ALL | {TAGS},
+        r"[A-Za-z_][A-Za-z0-9_]*",
+        8192,
+        frozenset({"Hot", "Cool", "Cold", "Archive"}),
+        header=r"[ -~]*",
+        tag=r"[A-Za-z0-9 +./:=_-]{1,128}\n[A-Za-z0-9 +./:=_-]{0,256}",
+    ),
     "file": Holds(),
 }
 
@@ -142,7 +154,8 @@ def split(attributes: Mapping[str, str], holds: Holds) -> tuple[dict[str, str], 
     """Returns the attributes that an object of a provider can have, and the names of the others.
 
     A standard tier is neither, where its name is not known: the object gets the store's own. TAGS without a text are
-    tags that the source does not show. Of metadata that is too long the first names fit, in their order.
+    tags that the source does not show. Of metadata that is too long the first names fit, in their order. Of names that
+    differ only in case, one does where the provider does not tell them apart: that in lower case, or the first.
     """
     if not attributes:
         return {}, ()
@@ -156,24 +169,45 @@ def split(attributes: Mapping[str, str], holds: Holds) -> tuple[dict[str, str], 
             elif value not in _STANDARD:
                 lost.append(name)
         elif name in HEADERS or name in WORDS:
-            if name == TYPE or (name in holds.names and (value or name != TAGS)):
+            if _fits(name, value, holds):
                 held[name] = value
             else:
                 lost.append(name)
         else:
-            free -= len(name) + _sent_bytes(value)
+            sent = name if holds.any_case else name.lower()
+            if sent in held or (sent != name and sent in attributes):
+                lost.append(name)
+                continue
+            free -= len(name) + len(in_ascii(value))
             if free >= 0 and holds.metadata is not None and re.fullmatch(holds.metadata, name):
-                held[name] = value
+                held[sent] = value
             else:
                 lost.append(name)
     return held, tuple(lost)
 
 
-def _sent_bytes(value: str) -> int:
-    """Returns the length of a metadata value as it is sent: one outside ASCII as words of RFC 2047, in base64."""
-    if value.isascii():
-        return len(value)
-    return len("=?utf-8?b??=") + 4 * math.ceil(len(value.encode("utf-8", "surrogatepass")) / 3)
+def _fits(name: str, value: str, holds: Holds) -> bool:
+    if name == TAGS and TAGS in holds.names:
+        tags = parse_qsl(value, keep_blank_values=True)
+        return 1 <= len(tags) <= _MAX_TAGS and all(re.fullmatch(holds.tag, "\n".join(tag)) for tag in tags)
+    return name == TYPE or (name in holds.names and re.fullmatch(holds.header, value) is not None)
+
+
+def in_ascii(value: str) -> str:
+    """Returns a metadata value as S3 and Azure take it: one outside ASCII as one word of RFC 2047, in base64.
+
+    S3 returns such words itself (S3 user guide, "Working with object metadata").
+    """
+    text = one_line(value)
+    return text if _ASCII.fullmatch(text) else f"=?utf-8?b?{b64encode(text.encode()).decode()}?="
+
+
+def from_ascii(value: str) -> str:
+    """Returns the text of a value that may be in words of RFC 2047."""
+    if "=?" in value:
+        with contextlib.suppress(MessageError, LookupError, ValueError):
+            return str(make_header(decode_header(value)))
+    return value
 
 
 def attributes_digest(attributes: Mapping[str, str]) -> str:
@@ -199,7 +233,4 @@ def _normal(name: str, value: str) -> str:
         return urlencode(sorted(parse_qsl(value, keep_blank_values=True)))
     if name == TYPE:
         return value.lower()
-    if "=?" in value:
-        with contextlib.suppress(MessageError, LookupError, ValueError):
-            value = str(make_header(decode_header(value)))
-    return " ".join(value.split())
+    return " ".join(from_ascii(value).split())

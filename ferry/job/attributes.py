@@ -135,6 +135,9 @@ def refuse_unheld(rules: AttributeRules, uri: str) -> None:
     if name == TIER and holds.tiers is not None:
         tiers = ", ".join(sorted(holds.tiers))
         raise ValueError(f"storage_class `{short(rules.set[name])}` does not exist there; it has {tiers}")
+    if name in holds.names:
+        allowed = "letters, digits, blanks and + - . / : = _" if name == TAGS else "characters of ASCII"
+        raise ValueError(f"`{word_of(name)}`: Azure allows only {allowed} there")
     if name in (TAGS, KMS_KEY) or word_of(name) == name:
         raise ValueError(f"{scheme}:// objects cannot have `{word_of(name)}`; remove it")
     used = sum(len(key) + len(value) for key, value in rules.set.items())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from email.header import Header
 
-from ferry.core import HEADERS, HOLDS, TAGS, TIER, WORDS
+from ferry.core import HEADERS, HOLDS, TAGS, TIER, WORDS, from_ascii, in_ascii, one_line
 
 _HOLDS = HOLDS["az"]
 _TO_AZURE = {name: f"x-ms-blob-{name.lower()}" for name in HEADERS if name in _HOLDS.names} | {
@@ -16,14 +15,13 @@ _TO_AZURE = {name: f"x-ms-blob-{name.lower()}" for name in HEADERS if name in _H
 _FROM_AZURE = {name.lower(): name for name in HEADERS if name in _HOLDS.names}
 _META = "x-ms-meta-"
 _IDENTIFIER = re.compile(_HOLDS.metadata or "")
-_ASCII = re.compile(r"[ -~]*")
 
 
 def attribute_headers(attributes: Mapping[str, str]) -> tuple[dict[str, str], tuple[str, ...]]:
     """Returns attributes as the headers of a write, and the names of those that Azure cannot hold.
 
     Metadata names are C# identifiers ("Naming and referencing containers, blobs, and metadata"), so that `ean-code` is
-    one of the latter. Values are US-ASCII; others are sent as words of RFC 2047, as s3.py sends them.
+    one of the latter. Only metadata may be in words of RFC 2047.
     """
     headers, lost = {}, []
     for name, value in attributes.items():
@@ -33,7 +31,7 @@ def attribute_headers(attributes: Mapping[str, str]) -> tuple[dict[str, str], tu
                 lost.append(name)
                 continue
             header = _META + name.lower()
-        headers[header] = value if _ASCII.fullmatch(value) else Header(value, "utf-8").encode(linesep="")
+        headers[header] = one_line(value) if name in _TO_AZURE else in_ascii(value)
     return headers, tuple(lost)
 
 
@@ -45,7 +43,7 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
         if lower in _FROM_AZURE:
             found[_FROM_AZURE[lower]] = value
         elif lower.startswith(_META):
-            found[lower[len(_META) :]] = value
+            found[lower[len(_META) :]] = from_ascii(value)
     if "x-ms-access-tier" in headers and headers.get("x-ms-access-tier-inferred") != "true":
         found[TIER] = headers["x-ms-access-tier"]
     return found

@@ -73,7 +73,7 @@ def _info(blob: str) -> ObjectInfo | None:
         date_of(value_of(blob, "<Last-Modified>")),
         md5=md5_of(value_of(blob, "<Content-MD5>")),
         version=etag,
-        tier=value_of(blob, "<AccessTier>") or None,
+        tier=(value_of(blob, "<AccessTier>") or None) if "<AccessTierInferred>true<" not in blob else None,
     )
 
 

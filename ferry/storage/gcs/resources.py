@@ -25,6 +25,7 @@ _FIELDS = {
     "Content-Type": "contentType",
     TIER: "storageClass",
 }
+_LEGACY = ("MULTI_REGIONAL", "REGIONAL", "DURABLE_REDUCED_AVAILABILITY")  # equivalent to STANDARD ("Storage classes")
 _BAD_KEY = re.compile(r"[\r\n]|\A\.{1,2}\Z|\A\.well-known/acme-challenge/")
 MAX_KEY_BYTES = 1024
 
@@ -62,7 +63,7 @@ def info_of(resource: Any, side: str) -> ObjectInfo:
             datetime.fromisoformat(updated) if updated else None,
             md5=md5_of(resource.get("md5Hash")),
             version=resource.get("generation"),
-            tier=resource.get("storageClass"),
+            tier=_tier_of(resource.get("storageClass")),
             crc32c=resource.get("crc32c"),
         )
     except (KeyError, ValueError, TypeError, AttributeError):
@@ -104,8 +105,14 @@ def attributes_of(resource: Resource) -> dict[str, str]:
     Metadata whose name begins with a colon gets one more: that name is not one of Ferry's own.
     """
     headers = {name: resource[field] for name, field in _FIELDS.items() if field in resource}
+    if TIER in headers:
+        headers[TIER] = _tier_of(headers[TIER])
     metadata = resource.get("metadata") or {}
     return {**{_metadata_name(name): value for name, value in metadata.items()}, **headers}
+
+
+def _tier_of(storage_class: str | None) -> str | None:
+    return "STANDARD" if storage_class in _LEGACY else storage_class
 
 
 def _metadata_name(name: str) -> str:

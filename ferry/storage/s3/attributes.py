@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from base64 import b64encode
 from collections.abc import Mapping
 
-from ferry.core import HEADERS, KMS_KEY, REDIRECT, TAGS, TIER, one_line
+from ferry.core import HEADERS, KMS_KEY, REDIRECT, TAGS, TIER, from_ascii, in_ascii, one_line
 
-_ASCII = re.compile(r"[ -~]*")
 _META = "x-amz-meta-"
 _KMS = "x-amz-server-side-encryption"
 _TO_S3 = {
@@ -21,23 +18,17 @@ _FROM_S3 = {header: name for name, header in _TO_S3.items() if name != KMS_KEY}
 def attribute_headers(attributes: Mapping[str, str]) -> dict[str, str]:
     """Returns an object's attributes as request headers: S3's own headers by name, all others as user metadata.
 
-    Metadata is US-ASCII: other values are sent as a word of RFC 2047, as S3 itself returns them (S3 user guide,
-    "Working with object metadata"). The standard headers are sent as UTF-8.
+    Metadata is US-ASCII, and the standard headers are sent as UTF-8.
     """
     headers = {}
     for name, value in attributes.items():
-        text = one_line(value)
         if (header := _TO_S3.get(name)) is not None:
-            headers[header] = text
+            headers[header] = one_line(value)
         else:
-            headers[_META + name.lower()] = text if _ASCII.fullmatch(text) else _word(text)
+            headers[_META + name.lower()] = in_ascii(value)
     if KMS_KEY in attributes:
         headers[_KMS] = "aws:kms"
     return headers
-
-
-def _word(value: str) -> str:
-    return f"=?utf-8?b?{b64encode(value.encode()).decode()}?="
 
 
 def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
@@ -48,5 +39,5 @@ def attributes_of(headers: Mapping[str, str]) -> dict[str, str]:
         if lower in _FROM_S3:
             found[_FROM_S3[lower]] = value
         elif lower.startswith(_META):
-            found[lower[len(_META) :]] = value
+            found[lower[len(_META) :]] = from_ascii(value)
     return found

@@ -149,6 +149,37 @@ def test_metadata_that_is_too_long() -> None:
         assert split(given, HOLDS["s3"])[1] == lost
 
 
+@pytest.mark.parametrize("scheme", ["s3", "az", "gs"])
+def test_names_that_differ_in_case(scheme: str) -> None:
+    """S3 and Azure give them back in lower case, so that the digest has them so, and one of two is lost."""
+    given = {"SKU": "1", "sku": "2", "firstToken": "3", "N": "4", "n": "5"}
+    held, lost = split(given, HOLDS[scheme])
+    assert (held, lost) == (
+        (given, ()) if scheme == "gs" else ({"sku": "2", "firsttoken": "3", "n": "5"}, ("N", "SKU"))
+    )
+    assert split({"aB": "1", "Ab": "2"}, HOLDS["s3"]) == ({"ab": "2"}, ("aB",))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        (TAGS, "owner=me%40example.com", False),
+        (TAGS, "a=1&b+c=%2B-.%2F%3A%3D_", True),
+        (TAGS, "a=", True),
+        (TAGS, "=a", False),
+        (TAGS, "a=" + "x" * 257, False),
+        (TAGS, "&".join(f"a{n}=1" for n in range(10)), True),
+        (TAGS, "&".join(f"a{n}=1" for n in range(11)), False),
+        ("Content-Disposition", 'attachment; filename="k\xe4se.jpg"', False),
+        ("Content-Disposition", 'attachment; filename="kaese.jpg"', True),
+        ("n", "k\xe4se", True),
+    ],
+)
+def test_values_that_azure_refuses(name: str, value: str, fits: bool) -> None:
+    """They are lost, instead of failing the row or being stored as other texts."""
+    assert split({name: value}, HOLDS["az"]) == (({name: value}, ()) if fits else ({}, (name,)))
+
+
 def test_tags_that_are_not_shown() -> None:
     """They are lost, while a header without a text is one."""
     assert split({TAGS: "", "Cache-Control": ""}, HOLDS["s3"]) == ({"Cache-Control": ""}, (TAGS,))

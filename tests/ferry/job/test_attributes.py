@@ -119,6 +119,8 @@ def test_a_directory_holds_none(given: dict[str, Any]) -> None:
         ("az://c/", {"ean-code": "4"}, "Azure cannot hold the name `ean-code`; use letters, digits and _, and begin"),
         ("az://c/", {TIER: "GLACIER"}, "storage_class `GLACIER` does not exist there; it has Archive, Cold, Cool, Hot"),
         ("az://c/", {KMS_KEY: "k"}, "az:// objects cannot have `encryption`; remove it"),
+        ("az://c/", {TAGS: "a=%40"}, "`tags`: Azure allows only letters, digits, blanks and"),
+        ("az://c/", {"Cache-Control": "\xe4"}, "`Cache-Control`: Azure allows only characters of ASCII"),
         ("gs://b/", {TAGS: "a=1"}, "gs:// objects cannot have `tags`; remove it"),
         ("gs://b/", {"Expires": "0"}, "gs:// objects cannot have `Expires`; remove it"),
         ("gs://b/", {TIER: "Cool"}, "storage_class `Cool` does not exist there; it has ARCHIVE, COLDLINE, NEARLINE"),

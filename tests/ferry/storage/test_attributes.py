@@ -57,6 +57,7 @@ def test_headers_and_back() -> None:
     del headers["x-amz-tagging"]
     assert attributes_of(headers) == shown
     assert "x-amz-server-side-encryption" not in attribute_headers(EVERYTHING)
+    assert attributes_of(attribute_headers({"n": "k\u00e4se"})) == {"n": "k\u00e4se"}
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["one-request", "in-parts"])

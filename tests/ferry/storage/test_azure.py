@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ferry.core import TIER
+from ferry.core import TIER, in_ascii
 from ferry.core.body import Spooled, small_body
 from ferry.core.errors import Fatal, ObjectError, Refused, UserError
 from ferry.core.memory_budget import MIB
@@ -395,6 +395,7 @@ def test_a_page_of_the_service() -> None:
         blob("100%25", "<Content-MD5 />"),
         blob("&lt;Blob&gt;&amp;amp;&#x80;&#10;&quot;&apos;"),
         blob("folder", "<ResourceType>directory</ResourceType>"),
+        blob("inferred", "<AccessTier>Cool</AccessTier><AccessTierInferred>true</AccessTierInferred>"),
         blob("folder/file", "<ResourceType>file</ResourceType>"),
     ]
     with OddAzure(page("".join(blobs), "<NextMarker>m &amp; n</NextMarker>")) as server:
@@ -405,8 +406,10 @@ def test_a_page_of_the_service() -> None:
                 "a\x01\ufffeb",
                 "100%25",
                 "<Blob>&amp;\x80\n\"'",
+                "inferred",
                 "folder/file",
             ]
+            assert found.objects[3].tier is None
             assert found.token == "m & n"
             at = datetime(2026, 12, 1, 6, 7, 8, tzinfo=UTC)
             first = ObjectInfo("a\x01\ufffeb", 3, '"0x1"', at, md5=BODY.md5, version='"0x1"', tier="Cool")
@@ -468,10 +471,13 @@ def test_a_response_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_attributes_as_headers() -> None:
     """No value ends a line of the request, and a tier is an attribute only if it was set."""
     headers, lost = attribute_headers({"a": "x\r\nx-ms-tags: b=c", "b-c": "1", "d\u00e9": "2", "class": "3", "": "4"})
-    assert headers == {"x-ms-meta-a": "=?utf-8?q?x?= =?utf-8?q?_x-ms-tags=3A_b=3Dc?=", "x-ms-meta-class": "3"}
+    assert headers == {"x-ms-meta-a": "x x-ms-tags: b=c", "x-ms-meta-class": "3"}
     assert lost == ("b-c", "d\u00e9", "")
     assert attributes_of({"x-ms-access-tier": "Hot", "x-ms-access-tier-inferred": "true"}) == {}
     assert attributes_of({"x-ms-access-tier": "Cold", "X-Ms-Meta-Sku": "1"}) == {TIER: "Cold", "sku": "1"}
+    long = {"a": "\u00e4" * 2900}  # as one word it has the length that `split` counts
+    assert attribute_headers(long)[0] == {"x-ms-meta-a": in_ascii(long["a"])}
+    assert attributes_of(attribute_headers(long)[0]) == long
 
 
 def test_credentials_that_cannot_be() -> None:

@@ -19,7 +19,7 @@ from ferry.storage.confirmation import READ_FIRST, Comparison, ReadBackPolicy, c
 from ferry.storage.errors import Meaning
 from ferry.storage.gcs import Anonymous, Gcs
 from ferry.storage.gcs.errors import code_of, gcs_error, meaning, parse_error, refusal
-from ferry.storage.gcs.resources import attributes_of
+from ferry.storage.gcs.resources import attributes_of, info_of
 from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import CannotCopy, Digests, Part, TooLargeAtOnce
 from tests.servers.odd_gcs import UNIT, Answer, Fault, OddGcs, error
@@ -720,3 +720,10 @@ def test_metadata_named_like_an_attribute_of_ferry() -> None:
     """Its name has one colon more then, so that it says nothing of the key, the tags or the redirect."""
     found = attributes_of({"metadata": {":kms-key": "k", ":redirect": "/", "Expires": "0", "a:b": "1"}})
     assert found == {"::kms-key": "k", "::redirect": "/", "expires": "0", "a:b": "1"}
+
+
+@pytest.mark.parametrize("name", ["MULTI_REGIONAL", "REGIONAL", "DURABLE_REDUCED_AVAILABILITY", "STANDARD"])
+def test_older_classes_are_the_standard_one(name: str) -> None:
+    """Google gives none of them to new objects, and calls them equivalent."""
+    assert attributes_of({"storageClass": name}) == {TIER: "STANDARD"}
+    assert info_of({"name": "k", "size": "1", "storageClass": name}, "source").tier == "STANDARD"
