@@ -33,6 +33,7 @@ class Counts:
     deduped: dict[str, int] = field(default_factory=dict)  # as :func:`count_deduped` returns it
     classes: dict[str, int] = field(default_factory=dict)  # error class -> failed, skipped or pending rows
     lost_attributes: dict[str, int] = field(default_factory=dict)  # attribute -> copied rows without it, most first
+    lost_more: int = 0  # other names of attributes that rows are without
 
     def check(self) -> None:
         """Raises FerryError when a row is in no state or in two: that is a bug, and the run must not succeed."""
@@ -86,17 +87,17 @@ def count(con: duckdb.DuckDBPyConnection) -> Counts:
             counts.classes[error_class] = counts.classes.get(error_class, 0) + rows
         if error_class == ErrorClass.DUPLICATE:
             counts.duplicates += rows
-    counts.lost_attributes = dict(
-        con.execute(
-            f"""
-            SELECT name, count(*) FROM (
-                SELECT unnest(l.lost_attributes) AS name
-                FROM manifest JOIN latest l USING (row_id) ANTI JOIN waiting USING (row_id)
-                WHERE l.status IN ('copied', 'unchanged') AND l.lost_attributes IS NOT NULL
-            ) GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {LOST_NAMES}
-            """
-        ).fetchall()
-    )
+    lost = con.execute(
+        f"""
+        SELECT name, count(*), count(*) OVER () FROM (
+            SELECT unnest(l.lost_attributes) AS name
+            FROM manifest JOIN latest l USING (row_id) ANTI JOIN waiting USING (row_id)
+            WHERE l.status IN ('copied', 'unchanged') AND l.lost_attributes IS NOT NULL
+        ) GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {LOST_NAMES}
+        """
+    ).fetchall()
+    counts.lost_attributes = {name: rows for name, rows, _ in lost}
+    counts.lost_more = lost[0][2] - len(lost) if lost else 0
     return counts
 
 

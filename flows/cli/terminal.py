@@ -213,7 +213,7 @@ def status(name: str, counts: Counts | None, running: str | None) -> None:
         out.print(f"{counts.lesser_checks:,} of them {was} checked by length or structure alone")
     if saved := dedupe_note(counts.deduped):
         out.print(saved)
-    if lost := lost_note(counts.lost_attributes):
+    if lost := lost_note(counts.lost_attributes, more=counts.lost_more):
         out.print(shown(lost))
 
 

@@ -33,6 +33,8 @@ def test_status_names_lost_attributes(capsys: pytest.CaptureFixture[str]) -> Non
     assert "Attributes that the destination cannot hold: Expires (1,200 objects), tags (1 object)" in " ".join(
         capsys.readouterr().out.split()
     )
+    terminal.status("job", Counts(planned=9, copied=9, lost_attributes={"tags": 1}, lost_more=1200), None)
+    assert "tags (1 object) and 1,200 more" in " ".join(capsys.readouterr().out.split())
     terminal.status("job", Counts(planned=9, copied=9), None)
     assert "Attributes" not in capsys.readouterr().out
 

@@ -76,6 +76,18 @@ def test_counts_of_a_state(tmp_path: Path) -> None:
     assert (counts.planned, counts.failed, counts.copied, counts.pending) == (2, 2, 0, 0)
 
 
+def test_many_names_of_lost_attributes(tmp_path: Path) -> None:
+    """Metadata may have any number of names: the most frequent are named, and the others counted."""
+    state = directory_state(tmp_path)
+    lines = [[f"https://img.example/{n}.jpg"] for n in range(2)]
+    job = make_job(manifest=str(write_list(tmp_path / "list.csv", lines, ("url",))), chunk_rows=1)
+    refs = plan(job, state).chunks
+    settle(state, refs[0], 1, lost_attributes=[f"metadata.a{n:02}" for n in range(25)])
+    settle(state, refs[1], 1, lost_attributes=["metadata.a24"])
+    counts = counts_of(state)
+    assert (len(counts.lost_attributes), counts.lost_attributes["metadata.a24"], counts.lost_more) == (20, 2, 5)
+
+
 def test_what_is_to_be_moved_once_more_is_pending(tmp_path: Path) -> None:
     """A row whose key another row wrote since, or that changed settings no longer skip, is pending until redone."""
     state = directory_state(tmp_path)
