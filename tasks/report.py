@@ -11,7 +11,7 @@ from prefect.runtime import deployment, flow_run
 
 from ferry.state import write_end
 from tasks import prefect_api
-from tasks.reporting.text import Report, delta_table, lost_of, outcome_table, speed, worth_retrying
+from tasks.reporting.text import Report, delta_table, lost_note, outcome_table, speed, worth_retrying
 from tasks.reporting.ui import plain, slug
 from tasks.run import Run
 
@@ -79,7 +79,7 @@ def markdown(name: str, report: Report, retry: str = "ferry run JOB.yaml --retry
         f"- failure budget: {counts['failed']:,} of {report.budget:,} rows used",
     ]
     lines += [f"- {plain(change)}" for change in report.limit_changes]
-    if lost := lost_of(counts):
+    if lost := lost_note(counts.get("lost_attributes", {}), more=counts.get("lost_more", 0)):
         lines.append(f"- {plain(lost)}")
     if counts["failed"]:
         lines += ["", f"Failed rows: `ferry failures JOB.yaml`, or the artifact `{slug(name)}-failures`."]

@@ -131,9 +131,9 @@ class Report:
         line = f"This run: {done or nothing}; total: {self.totals}"
         if self.pruned is not None and self.pruned.deleted:
             line += f"; {self.pruned.deleted:,} deleted, removed from the manifest ({self.pruned.file})"
-        lost, same = lost_of(self.counts), same_bytes_note(self.same_bytes)
-        said = (line, dedupe_note(self.deduped), lost, self.comparison, self.others, *prune_notes(self.pruned), same)
-        return ". ".join(part for part in said if part)
+        lost = lost_note(self.counts.get("lost_attributes", {}), more=self.counts.get("lost_more", 0))
+        said = (line, dedupe_note(self.deduped), lost, self.comparison, self.others, *prune_notes(self.pruned))
+        return ". ".join(part for part in (*said, same_bytes_note(self.same_bytes)) if part)
 
     @property
     def comparison(self) -> str:
@@ -175,20 +175,11 @@ def dedupe_note(deduped: Mapping[str, int]) -> str:
     return f"Dedupe saved {size(deduped['bytes'])} in {_rows(deduped['rows'])}{of_it}"
 
 
-def lost_of(counts: Mapping[str, Any]) -> str:
-    """Returns :func:`lost_note` of a report's counts."""
-    return lost_note(counts.get("lost_attributes", {}), more=counts.get("lost_more", 0))
-
-
 def lost_note(lost: Mapping[str, int], of: str = "object", more: int = 0) -> str:
-    """Returns which attributes the destination cannot hold, with the number of objects that had them.
-
-    ``more``: names that are not in ``lost``.
-    """
+    """Returns which attributes the destination cannot hold, with the objects that had them. ``more``: other names."""
     names = ", ".join(f"{name} ({count:,} {of}{'' if count == 1 else 's'})" for name, count in lost.items())
-    return (
-        f"Attributes that the destination cannot hold: {names}{f' and {more:,} more' if more else ''}" if names else ""
-    )
+    names += f" and {more:,} more" if more else ""
+    return f"Attributes that the destination cannot hold: {names}" if names else ""
 
 
 def same_bytes_note(same: dict[str, Any] | None) -> str:
