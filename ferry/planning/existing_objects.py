@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from ferry.core import ATTEMPTS, Fatal, ObjectError, UserError, worth_another_try
+from ferry.core import ATTEMPTS, BUCKET_SCHEMES, Fatal, ObjectError, UserError, worth_another_try
 from ferry.job import Checks, Job, OnExisting
 from ferry.planning.chunk_files import DONE, HELD_JOINED, load_held
 from ferry.state import HINT_SCHEMA, HINTS, ChunkRef, Existing, State, checked_name, to_bytes, with_hints
@@ -130,8 +130,8 @@ def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
     """Fills `equal_copies`: for rows to do, a copy of an earlier run with the digest that the manifest has for them.
 
     Its attributes are known to be those of the job and of its bytes: it was written under the present settings, with a
-    check of its type, and not from a bucket. A key that `ferry verify` found missing or altered is left out, since
-    other rows may share it.
+    check of its type, not from a bucket, and has lost none. A key that `ferry verify` found missing or altered is left
+    out, since other rows may share it.
     """
     types_are_checked = job.checks in (Checks.IMAGE, Checks.DECODE)
     con.execute(
@@ -146,7 +146,8 @@ def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
             WHERE {job.dedupe and types_are_checked} AND l.status = 'copied' AND l.settings_digest = $settings
                   AND l.confirmed IS NOT NULL AND l.dest_etag IS NOT NULL AND l.size IS NOT NULL
                   AND l.sha256 IS NOT NULL AND l.md5 IS NOT NULL AND l.content_type IS NOT NULL
-                  AND NOT starts_with(coalesce(l.address, l.source), 's3:')
+                  AND lower(left(coalesce(l.address, l.source), 5)) NOT IN (SELECT unnest($buckets))
+                  AND l.lost_attributes IS NULL
                   AND l.key NOT IN (SELECT key FROM latest WHERE status = 'pending' AND key IS NOT NULL)
         )
         SELECT w.row_id, min(c.copy_id) AS copy_id FROM wanted w JOIN copies c ON c.sha256 = w.sha256 GROUP BY 1
@@ -154,7 +155,7 @@ def _find_equal_copies(con: duckdb.DuckDBPyConnection, job: Job) -> None:
         SELECT w.row_id, min(c.copy_id) FROM wanted w JOIN copies c ON c.md5 = w.md5 AND w.sha256 IS NULL
         GROUP BY 1 HAVING min(c.sha256) = max(c.sha256)  -- else the MD5 names several bodies
         """,
-        {"settings": job.settings_digest()},
+        {"settings": job.settings_digest(), "buckets": list(BUCKET_SCHEMES)},
     )
 
 

@@ -395,6 +395,29 @@ def test_what_is_not_known_of_an_earlier_object(changed: str, shop: Shop) -> Non
     assert "x-amz-meta-a" not in shop.objects["2.jpg"].headers
 
 
+@pytest.mark.parametrize(
+    ("known", "counts"),
+    [
+        ({}, True),
+        ({"address": "https://other.example/1.jpg"}, True),
+        ({"address": "s3://old/1.jpg"}, False),
+        ({"address": "gs://old/1.jpg"}, False),
+        ({"address": "AZ://account/old/1.jpg"}, False),
+        ({"lost_attributes": ("Expires",)}, False),
+    ],
+)
+def test_an_object_of_the_ledger_with_other_attributes(known: dict[str, Any], counts: bool, shop: Shop) -> None:
+    """An object from a bucket may have attributes of its own, and one that lost some has not all that a job sets."""
+    shop.list(*TWO[:1])
+    job = shop.job()
+    (ref,) = helpers.plan(job, shop.state, server=access(shop.server)).chunks
+    given: dict[str, Any] = {"sha256": sha256(A), "confirmed": Confirmed.DIGEST, "content_type": "image/jpeg", **known}
+    helpers.settle(shop.state, ref, 1, md5=md5(A), dest_etag="x", settings_digest=job.settings_digest(), **given)
+    shop.list(*TWO)
+    (new,) = [each for each in helpers.plan(job, shop.state, 2, server=access(shop.server)).chunks if each.run_no == 2]
+    assert bool(read_chunk(shop.state, new)[1].in_ledger) is counts
+
+
 @pytest.mark.parametrize("etags", ["md5", "opaque", "kms", "none"])
 @pytest.mark.parametrize("conditions", ["kept", "ignored"])
 @pytest.mark.parametrize("key", [None, "{md5}.jpg"])
