@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-from ferry.core import Confirmed, Fatal, ObjectError, Reason, Row, Status, TransferResult, whole_body
+from ferry.core import Confirmed, Fatal, ObjectError, Reason, Row, Status, TransferResult, whole_body, word_of
 from ferry.images import Kind as ImageKind
 from ferry.images import kind_of_type
 from ferry.job import Checks
@@ -143,13 +143,17 @@ class Dedupe:
     async def remembering(
         self, result: TransferResult, attributes: Mapping[str, str], kind: ImageKind | None
     ) -> AsyncIterator[None]:
-        """Remembers the object that the block writes; waits while another row writes the same bytes as the first."""
+        """Remembers the object that the block writes, with the attributes that the store has kept.
+
+        Waits while another row writes the same bytes as the first.
+        """
         sha256 = result.sha256 or ""
         async with self.objects.first(sha256):
             yield
             if result.status is Status.COPIED and self.objects.find(sha256) is None:
-                written = replace(result, bytes_read_at=datetime.now(UTC))
-                self.objects.add(StoredObject(written, attributes, kind, time.monotonic()))
+                written, lost = replace(result, bytes_read_at=datetime.now(UTC)), result.lost_attributes or ()
+                kept = {name: value for name, value in attributes.items() if word_of(name) not in lost}
+                self.objects.add(StoredObject(written, kept, kind, time.monotonic()))
 
     async def instead_of_put(
         self,

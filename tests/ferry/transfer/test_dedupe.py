@@ -254,6 +254,24 @@ def test_objects_of_a_bucket_keep_their_own_attributes(shop: Shop) -> None:
     assert [key for key, out in outcomes.items() if out.copy_of is not None] in (["a.jpg"], ["b.jpg"])
 
 
+EXPIRES = {"attributes": {"set": {"Expires": "Fri, 02 Jan 2026 00:00:00 GMT"}}}
+
+
+@pytest.mark.parametrize("at_once", [1, 8])
+def test_what_the_store_forgets_is_lost_for_each_row(at_once: int, origin: Origin, tmp_path: Path) -> None:
+    """A header that the store takes and forgets counts for every row, also for those that wait for the first."""
+    with OddS3(delay_s=0.05) as server:
+        shop = Shop(origin, server, tmp_path)
+        server.forgets = {"expires"}
+        shop.list(*((f"/{n}.jpg", A, "") for n in range(4)))
+        outcomes = shop.run(destination={"uri": "s3://bucket/p/", **EXPIRES}, concurrency=at_once)
+        assert shop.holds(*((f"{n}.jpg", A) for n in range(4)))
+        assert [list(out.lost_attributes or ()) for out in outcomes.values()] == [["Expires"]] * 4
+        assert len({out.attributes_sha256 for out in outcomes.values()}) == 1
+        if at_once == 1:
+            assert [out.copy_of for out in outcomes.values()].count(None) == 1
+
+
 @pytest.mark.parametrize("policy", ["skip", "fail"])
 def test_no_copy_where_a_key_must_be_free(policy: str, shop: Shop) -> None:
     """CopyObject does not ask whether the key is free. So `skip` and `fail` write the bytes, under their condition."""
