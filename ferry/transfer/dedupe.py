@@ -177,6 +177,8 @@ class Dedupe:
                 return False
             result.status, result.confirmed = Status.UNCHANGED, stored.result.confirmed
             result.dest_etag = stored.result.dest_etag
+            result.attributes_sha256 = stored.result.attributes_sha256
+            result.lost_attributes = stored.result.lost_attributes
         elif replaces and stored.attributes == attributes and (copied := await self._copy(row, stored, result.key)):
             result.confirmed, result.dest_etag = copied
         else:

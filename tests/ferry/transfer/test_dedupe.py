@@ -272,6 +272,20 @@ def test_what_the_store_forgets_is_lost_for_each_row(at_once: int, origin: Origi
             assert [out.copy_of for out in outcomes.values()].count(None) == 1
 
 
+def test_rows_that_share_an_object_have_its_attributes(origin: Origin, tmp_path: Path) -> None:
+    """What the ledger says of attributes, which `ferry verify` compares, is that of the object and not of each row."""
+    with OddS3(delay_s=0.05) as server:
+        shop = Shop(origin, server, tmp_path)
+        server.forgets = {"expires"}
+        text = b"not an image"
+        shop.list(*((f"/{n}.txt", text, "") for n in range(2)), content_type=["text/plain", "text/x-other"])
+        shop.run(destination={"uri": "s3://bucket/p/", **EXPIRES}, key="{sha256}", checks="length", concurrency=8)
+        first, second = sorted(helpers.latest(shop.state).values(), key=lambda out: out.status)
+        assert (first.status, second.status, second.copy_of) == ("copied", "unchanged", sha256(text))
+        assert first.attributes_sha256 == second.attributes_sha256
+        assert list(second.lost_attributes or ()) == list(first.lost_attributes or ()) == ["Expires"]
+
+
 @pytest.mark.parametrize("policy", ["skip", "fail"])
 def test_no_copy_where_a_key_must_be_free(policy: str, shop: Shop) -> None:
     """CopyObject does not ask whether the key is free. So `skip` and `fail` write the bytes, under their condition."""
