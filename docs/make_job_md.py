@@ -88,9 +88,10 @@ equal are found among the last 50,000 objects that a process has stored.
 **Copies by the server.** A copy is made only of the version that Ferry wrote (by its ETag, and after a minute also by
 its date, since attributes may change alone), and counts only if the store's answer shows the MD5 of the bytes. So there are none where ETags are not MD5s (SSE-KMS), over 5 GiB, and under
 `on_existing: skip` and `fail`, since a copy would replace an object that appears meanwhile. At its start each process
-copies a small object `.ferry-trial-...` of its own and deletes it. If that copy lacks attributes, or after eight failed
-copies in a row, the process copies nothing more. In a directory Ferry reads the stored file and writes another one, so
-only the download is saved; files are never linked.
+copies a small object `.ferry-trial-...` of its own and deletes both. Without the right to delete, each process of each
+run leaves these two objects below `destination.uri`, and says nothing of it. If that copy lacks attributes, or after
+eight failed copies in a row, the process copies nothing more. In a directory Ferry reads the stored file and writes
+another one, so only the download is saved; files are never linked.
 
 **Trust.** Ferry believes the manifest's digests: the source of such a row is not asked, and a missing one is not
 noticed. MD5s can be forged. If the rows come from people who do not trust each other, list SHA-256s.
