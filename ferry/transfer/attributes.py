@@ -38,11 +38,17 @@ class Carried(NamedTuple):
 class Carrier:
     """Decides about the attributes of each object. ``fail``: losing one is the row's failure."""
 
-    def __init__(self, rules: AttributeRules, scheme: str, destination: Store, *, fail: bool) -> None:
-        """``scheme``: of the job's destination, even where a check writes its sample elsewhere."""
+    def __init__(
+        self, rules: AttributeRules, scheme: str, destination: Store, *, fail: bool, listed: bool = False
+    ) -> None:
+        """``scheme``: of the job's destination, even where a check writes its sample elsewhere.
+
+        ``listed``: the rows are those of a listing, which shows a storage class unless it is the store's own.
+        """
         self._rules = rules
         self._holds = HOLDS[scheme]
         self._destination = destination
+        self._listed = listed
         self.may_lose = not fail
         wanted, _ = split(carried({TAGS: "a=1"}, None, rules), self._holds)
         self.wants_tags = wanted.get(TAGS) == "a=1"  # those of the source
@@ -115,9 +121,11 @@ class Carrier:
         """Returns what a copy by the server must be given, or None if reading and writing would give another object.
 
         A copy has the source's headers, metadata and tags, but neither its class nor its website redirect (S3 API:
-        CopyObject). A listing shows the class. It shows no redirect, which objects without bytes are made for.
+        CopyObject). A listing shows the class, and a file does not. Neither shows a redirect, which objects without
+        bytes are made for.
         """
-        if not self._rules.server_may_copy or not row.size:
+        class_known = self._listed or row.storage_class or TIER in self._rules.set
+        if not self._rules.server_may_copy or not row.size or not class_known:
             return None
         wanted = {TIER: row.storage_class, **self._rules.set} if row.storage_class else self._rules.set
         held, lost = self._held(wanted)

@@ -132,7 +132,8 @@ class Runtime:
         self.limiter = Limiter(fixed, ceiling, time.monotonic, limits=limits, max_pause_s=max_pause_s, starts=starts)
         self.dispatcher = Dispatcher(self.limiter, time.monotonic, self.may_start_row, max_pause_s)
         rules, fail = job.destination.attribute_rules(), job.on_lost_attribute == "fail"
-        carrier = Carrier(rules, scheme or job.destination.uri.partition(":")[0], destination, fail=fail)
+        scheme = scheme or job.destination.uri.partition(":")[0]
+        carrier = Carrier(rules, scheme, destination, fail=fail, listed=job.is_listed())
         options = TransferOptions(job.checks, job.on_existing, job.max_bytes, carrier, job.dedupe, self.settings_digest)
 
         async def build() -> tuple[Origin, ObjectTransfer]:

@@ -20,7 +20,17 @@ from ferry.storage.preflight import run_preflight
 from ferry.storage.s3.attributes import attribute_headers, attributes_of
 from ferry.storage.store import Store
 from tests.servers.odd_s3 import Fault, OddS3
-from tests.support.helpers import IMAGE, access, by_key, counts_of, directory_state, make_body, make_job, run
+from tests.support.helpers import (
+    IMAGE,
+    access,
+    by_key,
+    counts_of,
+    directory_state,
+    make_body,
+    make_job,
+    run,
+    write_list,
+)
 
 EVERYTHING = {
     "Content-Type": "image/webp", "Cache-Control": "no-cache", "Content-Disposition": "inline",
@@ -220,7 +230,7 @@ class Library:
         self.server.put("b", f"old/{name}", data, {"Content-Type": "image/jpeg", **named})
 
     def run(self, **given: Any) -> dict[str, Outcome]:
-        job = make_job(manifest="s3://b/old/", source={}, **{"destination": "s3://b/new/", **given})
+        job = make_job(**{"manifest": "s3://b/old/", "source": {}, "destination": "s3://b/new/", **given})
         run(job, self.state, access(self.server))
         return by_key(self.state)
 
@@ -248,6 +258,21 @@ def test_a_class_goes_with_the_object(checks: str, tmp_path: Path) -> None:
             assert headers["x-amz-storage-class"] == "STANDARD_IA"
             assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "k"
         assert server.requests["CopyObject"] == (4 if checks == "none" else 0)
+
+
+@pytest.mark.parametrize(("given", "copies"), [({}, 0), ({"storage_class": "STANDARD_IA"}, 1)])
+def test_the_server_does_not_copy_an_unknown_class(given: dict[str, str], copies: int, tmp_path: Path) -> None:
+    """A CSV with size and ETag shows no class, which a copy would lose: Ferry reads, unless the job sets it."""
+    with OddS3() as server:
+        library = Library(server, tmp_path)
+        library.put("a.jpg", x_amz_storage_class="GLACIER_IR")
+        line = ["s3://b/old/a.jpg", str(len(IMAGE)), server.objects["b"]["old/a.jpg"].etag.strip('"')]
+        manifest = write_list(tmp_path / "list.csv", [line], ("url", "size", "etag"))
+        destination = {"uri": "s3://b/new/", **given}
+        library.run(manifest=str(manifest), source={"roots": ["s3://b/old/"]}, destination=destination, checks="none")
+        assert server.requests["CopyObject"] == copies
+        expected = given.get("storage_class", "GLACIER_IR")
+        assert {k.lower(): v for k, v in library.copy("a.jpg").items()}["x-amz-storage-class"] == expected
 
 
 @pytest.mark.parametrize("attributes", [{"drop": ["tags"]}, {"keep": ["metadata"]}, {"set": {"Expires": "1"}}])
