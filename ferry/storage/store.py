@@ -104,7 +104,8 @@ class Store:
         self._make_provider = provider
         self._make_control = control
         self._access = access
-        self.uploads = LoggedUploads(self.bucket, upload_log, self._client)
+        at = f"{where.owner if where else kind} {access.endpoint_url or '' if access else ''}"
+        self.uploads = LoggedUploads(self.bucket, upload_log, self._client, at)
         self._controls: dict[str, Control] = {}
         self._provider: Provider | None = None
         self._loop: asyncio.AbstractEventLoop | None = None  # that of the provider

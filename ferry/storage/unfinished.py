@@ -35,6 +35,10 @@ class Unfinished:
         """The offset of the first part that is sent."""
         return next((index for index, part in enumerate(self.kept) if part is None), 0) * self.part_bytes
 
+    def lacks(self, body: Body) -> bool:
+        """Returns whether a body is the rest that this upload lacks."""
+        return (self.start, self.size, self.md5, self.sha256) == (body.start, body.size, body.md5, body.sha256)
+
     def entry(self) -> dict[str, Any]:
         """Returns what :meth:`of_entry` reads."""
         return {

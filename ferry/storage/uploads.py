@@ -32,6 +32,9 @@ OnBegun = Callable[[str, Parts], Awaitable[None]]  # takes the ID of an upload a
 Send = Callable[[Unfinished | None, OnBegun], Awaitable[Sent]]
 
 
+_NO_START = "the upload that had the start of this body has ended; the object is read again"
+
+
 async def _not_logged(_: str, __: Parts) -> None: ...
 
 
@@ -137,7 +140,11 @@ class UploadLog(Protocol):
 class LoggedUploads:
     """Uploads in parts to one bucket, each recorded in the log until it has ended."""
 
-    def __init__(self, bucket: str, upload_log: UploadLog | None, provider: Callable[[], Provider]) -> None:
+    def __init__(
+        self, bucket: str, upload_log: UploadLog | None, provider: Callable[[], Provider], where: str = ""
+    ) -> None:
+        """``where`` is all that tells the bucket from others of its name: provider, account and endpoint."""
+        self.where = where
         self._bucket = bucket
         self._upload_log = upload_log
         self._provider = provider
@@ -149,12 +156,17 @@ class LoggedUploads:
         """Runs an upload and aborts it if it fails. A cancelled upload keeps its log entry for the next run.
 
         The entry is removed when no upload can be left: neither of an earlier attempt nor one whose ID was lost.
-        ``send`` takes the upload to be resumed, and a function to be called once it has begun.
+        ``send`` takes the upload to be resumed, and a function to be called once it has begun. The rest of a body is
+        sent once, to the upload that has its start: its row starts afresh after an error, which is ObjectError if there
+        is no such upload (it is not UPLOAD_UNCONFIRMED, after which a row overwrites what is under its key).
         """
         left = path in self._open
         self._open.add(path)
         resumed = self._resumed.pop(path, None) if body.start else None
-        if resumed is None:
+        if not body.start:
+            if left:  # Google lists no uploads: an ID that is overwritten is lost
+                with contextlib.suppress(ObjectError, Fatal):
+                    await self._abort_noted(path)
             await self._note(path, None)
 
         async def on_begun(upload: str, parts: Parts) -> None:
@@ -162,8 +174,11 @@ class LoggedUploads:
                 await self._note(path, entry)
 
         try:
+            if body.start and (resumed is None or not resumed.lacks(body)):
+                raise ObjectError(ErrorClass.STORE_ERROR, _NO_START)
             sent = await send(resumed, on_begun)
-        except (ObjectError, Fatal):
+        except Exception:
+            self._start_afresh(path, body)
             with contextlib.suppress(ObjectError, Fatal):  # the error of the upload is raised instead
                 await self._abort(path)
             raise
@@ -190,8 +205,9 @@ class LoggedUploads:
         It belongs to the next body with a ``start`` that is uploaded to its key. None is also returned for a provider
         that does not list parts, or not with these credentials: they may write all the same.
         """
-        found = await self._noted(self._rows[row_id])
-        if found is None:  # it has ended since
+        path = self._rows.get(row_id)  # rows may share a key: the first one has ended the upload of both
+        found = await self._noted(path) if path is not None else None
+        if found is None:
             return None
         provider = self._provider()
         try:
@@ -234,11 +250,14 @@ class LoggedUploads:
                 await Tries().call_async(lambda path=path: self._abort(path))  # type: ignore[misc]
 
     async def _abort(self, path: str) -> None:
-        if (found := await self._noted(path)) is not None:
-            with contextlib.suppress(ObjectError):  # Google does not list uploads, and ends them after a week
-                await self._provider().abort(path, found.upload)
+        with contextlib.suppress(ObjectError):  # Google does not list uploads, and ends them after a week
+            await self._abort_noted(path)
         await self._abort_all(path, exact=True)
         await self._remove_entry(path)
+
+    async def _abort_noted(self, path: str) -> None:
+        if (found := await self._noted(path)) is not None:
+            await self._provider().abort(path, found.upload)
 
     async def _abort_all(self, prefix: str, *, exact: bool = False) -> None:
         provider = self._provider()
@@ -256,8 +275,13 @@ class LoggedUploads:
         entry = await asyncio.to_thread(self._upload_log.upload, self._bucket, path)
         return Unfinished.of_entry(path, entry) if entry is not None else None
 
+    def _start_afresh(self, path: str, body: Body | None = None) -> None:
+        """Has the row of a body, and all of a key, not be resumed in this run."""
+        row_id = body.about["row_id"] if body is not None and body.about is not None else None
+        self._rows = {each: other for each, other in self._rows.items() if other != path and each != row_id}
+
     async def _remove_entry(self, path: str) -> None:
         self._open.discard(path)
-        self._rows = {row_id: other for row_id, other in self._rows.items() if other != path}
+        self._start_afresh(path)
         if self._upload_log is not None:
             await asyncio.to_thread(self._upload_log.end, self._bucket, path)

@@ -71,7 +71,10 @@ class Resume:
 
     def _made_for(self, row: Row) -> str:
         """Returns a digest of all that decides which bytes are written where, and with which attributes."""
-        facts = [self._settings_digest, manifest_digest_of(row), row.source, row.key, row.content_type]
+        facts = [
+            self._settings_digest, self._destination.store.uri, self._destination.store.uploads.where,
+            manifest_digest_of(row), row.source, row.key, row.content_type,
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -338,3 +338,66 @@ def test_no_upload_has_more_than_10000_parts(size: int, bytes_of_a_part: int, mo
     """Parts have 8 MiB, or more whole MiB if there would be over 10,000 parts, up to S3's 5 GiB."""
     monkeypatch.setattr(s3_bucket, "PART_BYTES", PART_BYTES)
     assert s3_bucket.S3.part_bytes(None, size) == bytes_of_a_part  # type: ignore[arg-type]
+
+
+def test_a_rest_without_its_start_is_not_sent(odd: OddS3, sender: Sender) -> None:
+    """The rest of a body whose upload is not there any more begins no upload of its own."""
+
+    async def go() -> None:
+        store, body = sender.open(), sender.body()
+        body.start = PART
+        with pytest.raises(ObjectError, match="read again") as caught:
+            await store.put("k.bin", body, {})
+        assert caught.value.error_class is ErrorClass.STORE_ERROR
+        await store.close()
+
+    asyncio.run(go())
+    assert (odd.requests["CreateMultipartUpload"], odd.requests["UploadPart"], sender.left()) == (0, 0, [])
+
+
+def test_a_bug_leaves_no_upload(odd: OddS3, sender: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any exception ends the upload, not only those that are expected."""
+
+    async def fails(*_: Any, **__: Any) -> Any:
+        raise IndexError
+
+    monkeypatch.setattr(s3_bucket.S3, "complete", fails)
+    with pytest.raises(IndexError):
+        sender.send()
+    assert odd.requests["CreateMultipartUpload"] == 1
+    assert (odd.uploads, sender.left()) == ({}, [])
+
+
+def test_a_row_whose_upload_has_ended_is_not_resumed(sender: Sender) -> None:
+    """Rows may share a key: the second one finds no upload any more."""
+
+    async def go() -> None:
+        store = sender.open()
+        assert await store.uploads.unfinished("another") is None
+        await store.close()
+
+    asyncio.run(go())
+
+
+def test_an_upload_whose_id_would_be_overwritten_is_aborted(odd: OddS3, sender: Sender) -> None:
+    """A key that starts afresh ends the upload that its note names, before the note has another one."""
+
+    async def go() -> None:
+        store, body = sender.open(), sender.body()
+        odd.faults.append(silence := Fault("silence", ("UploadPart",), after=1))
+        body.about = {"row_id": "r"}
+        task = asyncio.create_task(store.put("k.bin", body, {}))
+        while odd.requests["UploadPart"] < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        odd.faults.remove(silence)
+        odd.faults.append(Fault("status", ("ListMultipartUploads",), status=403, code="AccessDenied"))
+        assert len(odd.uploads) == 1
+        await store.uploads.find()
+        await store.put("k.bin", sender.body(), {})
+        await store.close()
+
+    asyncio.run(go())
+    assert odd.uploads == {}

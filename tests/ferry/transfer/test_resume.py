@@ -23,6 +23,7 @@ from ferry.core.errors import ChunkIncomplete
 from ferry.core.records import Confirmed, Outcome, Status
 from ferry.job.model import OnExisting
 from ferry.state.files import DirectoryState
+from ferry.state.plan_file import set_plan_aside
 from ferry.storage import store as store_module
 from ferry.storage.s3 import bucket as s3_bucket
 from ferry.transfer import chunk as chunk_module
@@ -317,6 +318,34 @@ def test_other_settings_start_afresh(world: World) -> None:
     world.run(destination=destination)
     assert world.sent == PARTS
     assert world.odd.objects["bucket"]["p/large.bin"].headers["Cache-Control"] == "max-age=7"
+
+
+def test_another_place_starts_afresh(world: World) -> None:
+    """`--replan` to another prefix of the bucket: the parts that were sent are of another object."""
+    world.stop_half_way()
+    set_plan_aside(world.state)
+    destination = world.job.destination.model_copy(update={"uri": "s3://bucket/q"})
+    job = world.job.model_copy(update={"destination": destination})
+    helpers.run(job, world.state, helpers.access(world.odd), 2)
+    (outcome,) = helpers.latest(world.state).values()
+    assert (outcome.status, outcome.sha256) == (Status.COPIED, hashlib.sha256(DATA).hexdigest())
+    assert world.odd.stored("bucket") == {"q/large.bin": DATA}
+
+
+def test_a_refused_rest_is_not_sent_without_its_tags(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """A 403 may be about the tags, but the rest of a body is not sent again, to another upload: the row starts afresh.
+
+    The right is there again then, so the object has its tags.
+    """
+    odd.put("old", "a/large.bin", DATA, {"Content-Type": "image/x-large", "x-amz-tagging": "sku=1"})
+    source = {"roots": ["s3://old/a/"]}
+    world = World(odd, origin, tmp_path, url="s3://old/a/large.bin", source=source, checks="length")
+    world.job = world.job.model_copy(update={"retries": world.job.retries.model_copy(update={"attempts": 2})})
+    world.stop_half_way()
+    odd.faults.append(fault := Fault("status", ("UploadPart",), times=1, status=403, code="AccessDenied"))
+    world.run()
+    assert fault.struck == 1
+    assert odd.objects["bucket"]["p/large.bin"].headers["x-amz-tagging"] == "sku=1"
 
 
 def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
