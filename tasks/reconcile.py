@@ -36,6 +36,8 @@ def reconcile(run: Run) -> Report:
     run.runtime.check_lease()
     pruned = run.pruned is not None and not run.runtime.stopping
     answer = json.loads(run.child("finish", run_no=run.run_no, token=run.lease.token, pruned=pruned))
+    if not answer["counts"]["pending"]:
+        run.runtime.abandon_uploads()
     snapshot = run.runtime.progress.snapshot()
     answer["chunk_lines"] = chunk_lines(run, answer["chunk_lines"])
     steady = run.runtime.progress.steady_s

@@ -54,10 +54,16 @@ class Unfinished:
                 path, entry["id"], entry["size"], entry["md5"], entry["sha256"], entry["part_bytes"], entry["parts"],
                 entry["about"],
             )  # fmt: skip
-            whole = len(found.md5s) == -(-found.size // found.part_bytes)
-        except (KeyError, TypeError, ZeroDivisionError):  # of another version
+        except KeyError:  # of another version
             return None
-        return found if whole else None
+        texts, numbers = (found.upload, found.md5, found.sha256), (found.size, found.part_bytes)
+        if not (isinstance(found.about, dict) and isinstance(found.md5s, list)):
+            return None
+        if not all(isinstance(each, str) for each in (*texts, *found.md5s, found.about.get("row_id", ""))):
+            return None
+        if not all(type(each) is int and each > 0 for each in numbers):
+            return None
+        return found if len(found.md5s) == -(-found.size // found.part_bytes) else None
 
     def keep(self, parts: Sequence[Part], *, in_order: bool) -> Unfinished:
         """Returns this upload with those of the provider's parts that may stay.

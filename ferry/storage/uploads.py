@@ -267,13 +267,16 @@ class LoggedUploads:
 
     async def _note(self, path: str, entry: Unfinished | None) -> None:
         if self._upload_log is not None:
-            await asyncio.to_thread(self._upload_log.begin, self._bucket, path, entry.entry() if entry else None)
+            noted = {**entry.entry(), "where": self.where} if entry else None
+            await asyncio.to_thread(self._upload_log.begin, self._bucket, path, noted)
 
     async def _noted(self, path: str) -> Unfinished | None:
         if self._upload_log is None:
             return None
         entry = await asyncio.to_thread(self._upload_log.upload, self._bucket, path)
-        return Unfinished.of_entry(path, entry) if entry is not None else None
+        if entry is None or entry.get("where") != self.where:  # a bucket of this name at another provider
+            return None
+        return Unfinished.of_entry(path, entry)
 
     def _start_afresh(self, path: str, body: Body | None = None) -> None:
         """Has the row of a body, and all of a key, not be resumed in this run."""

@@ -16,6 +16,7 @@ from ferry.transfer.destination import Destination
 from ferry.transfer.source import Fetch, Sources
 
 # The source did not answer the request for the rest, and may answer the next one.
+_TEXTS = ("version", "etag", "last_modified", "content_type", "message")  # of `about`; those but the first may be None
 _PASSING = {ErrorClass.TIMEOUT, ErrorClass.DNS, ErrorClass.TLS, ErrorClass.CONNECTION, ErrorClass.RATE_LIMITED}
 
 
@@ -55,7 +56,7 @@ class Resume:
         if not self._destination.store.uploads.may_resume(row.row_id):
             return None
         unfinished = await self._destination.unfinished(row)
-        if unfinished is None or not unfinished.start or unfinished.about.get("for") != self._made_for(row):
+        if unfinished is None or not unfinished.start or not _is_of(unfinished, row, self._made_for(row)):
             return None
         rest = Rest(unfinished.start, unfinished.size, unfinished.about["version"], unfinished.part_bytes)
         try:
@@ -76,6 +77,22 @@ class Resume:
             manifest_digest_of(row), row.source, row.key, row.content_type,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _is_of(unfinished: Unfinished, row: Row, made_for: str) -> bool:
+    """Returns whether an upload is of this row, and its entry whole. An entry may be damaged, or forged."""
+    about = unfinished.about
+    given = ((row.size, unfinished.size), (row.md5, unfinished.md5), (row.sha256, unfinished.sha256))
+    attributes = about.get("attributes")
+    return (
+        about.get("for") == made_for
+        and all(wanted is None or wanted == found for wanted, found in given)
+        and isinstance(about.get("version"), str)
+        and all(isinstance(about.get(name, 0), str | None) for name in _TEXTS)
+        and isinstance(attributes, dict)
+        and all(isinstance(value, str) for value in attributes.values())
+        and isinstance(about.get("known"), bool)
+    )
 
 
 def _is_rest_of(fetch: Fetch, unfinished: Unfinished) -> bool:

@@ -344,6 +344,12 @@ class Runtime:
         with self._lock:
             return len(self._waiting_chunks)
 
+    def abandon_uploads(self) -> None:
+        """Aborts the uploads that are left: of rows that left the plan, or failed. No row may be pending."""
+        if isinstance(self._lease, Lease) and self._lease.held and not (self.stopping or self._incomplete_chunks):
+            with contextlib.suppress(Exception):  # the next run tries again
+                self.wait(self._stores[0].uploads.abandon())
+
     def close(self) -> None:
         """Closes the connections and ends the loop's thread.
 
@@ -357,9 +363,6 @@ class Runtime:
                 future.cancel()
         if self._hosts_writer is not None:
             self._hosts_writer.cancel()
-        if isinstance(self._lease, Lease) and self._lease.held and not (self.stopping or self._incomplete_chunks):
-            with contextlib.suppress(Fatal):  # of rows that left the plan, or failed
-                self.wait(self._stores[0].uploads.abandon())
         self.wait(self._origin.close())
         for store in self._stores:
             self.wait(store.close())

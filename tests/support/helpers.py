@@ -201,7 +201,9 @@ def run(
         for ref in planned.chunks:
             with contextlib.suppress(ChunkIncomplete):
                 run_chunk(runtime, ref)
-    ledger.compact_ledger(state, run_no)
+        ledger.compact_ledger(state, run_no)
+        if not counts_of(state).pending:
+            runtime.abandon_uploads()
     return planned
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from ferry.core import KMS_KEY, ErrorClass, ObjectError
 from ferry.http import Response, Upload
@@ -14,6 +14,7 @@ from ferry.storage.object_info import Sent
 
 _RANGE = re.compile(r"bytes=0-([0-9]+)")
 _TARGET = re.compile(r"/[!-~]+\?[!-~]+")
+_UPLOAD = re.compile(r"[0-9]{1,20}:(/[!-~]+?)\?([!-~]+)")
 _ENDED = "does not know the upload any more: it has ended, or is over a week old"
 _GONE = (404, 410)  # the session does not exist: it has ended, or is over a week old
 
@@ -23,6 +24,7 @@ class Sessions:
 
     The ID of an upload is its size and the session's path and query. Requests go to the endpoint alone, whatever host
     the Location names. The path lets its owner write this one object without a token, so it belongs into no log.
+    An ID of an earlier run is read from the state. So one that is not of a session of this bucket is sent nowhere.
     """
 
     def __init__(self, client: Client, side: str) -> None:
@@ -87,6 +89,8 @@ class Sessions:
         """Returns how many bytes Google has, the resource of the complete object, or None without a session."""
         if upload in self._known:
             return self._known[upload]
+        if not self._is_session(upload):
+            return None
         size, _ = _parsed(upload)
         return await self._state(await self._ask(upload, f"bytes */{size}", b""))
 
@@ -125,11 +129,20 @@ class Sessions:
         """Ends a session. One that has ended is not an error. Google answers 499."""
         self._known.pop(upload, None)
         self._taken.discard(upload)
+        if not self._is_session(upload):
+            return
         _, target = _parsed(upload)
         response = await self._client.send("DELETE", target, self._side, {}, b"")
         if response.status not in (200, 204, 499, *_GONE):
             raise await self._client.error(response, self._side)
         await self._client.read(response, self._side)
+
+    def _is_session(self, upload: str) -> bool:
+        found = _UPLOAD.fullmatch(upload)
+        if found is None or found[1] != self._client.uploads:
+            return False
+        query = parse_qs(found[2], keep_blank_values=True)
+        return query.get("uploadType") == ["resumable"] and len(query.get("upload_id", [])) == 1
 
     async def _ask(self, upload: str, content_range: str, data: bytes | Upload) -> Response:
         _, target = _parsed(upload)

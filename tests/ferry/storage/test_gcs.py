@@ -687,6 +687,29 @@ def test_a_session_without_an_address(location: str) -> None:
         with_gcs(server, go)
 
 
+@pytest.mark.parametrize(
+    "upload",
+    [
+        "an-id-of-s3",
+        "x:/upload/storage/v1/b/b/o?uploadType=resumable&upload_id=1",
+        "5:/storage/v1/b/b/o/a?uploadType=resumable&upload_id=1",
+        "5:/upload/storage/v1/b/other/o?uploadType=resumable&upload_id=1",
+        "5:/upload/storage/v1/b/b/o?uploadType=media&name=a",
+        "5:/upload/storage/v1/b/b/o?uploadType=media&uploadType=resumable&upload_id=1",
+    ],
+)
+def test_an_id_that_is_of_no_session_is_sent_nowhere(upload: str) -> None:
+    """IDs of earlier runs are read from the state: of another provider, or forged, they are of no upload."""
+    with OddGcs() as server:
+
+        async def go(gcs: Gcs) -> None:
+            assert await gcs.parts("a", upload) is None
+            await gcs.abort("a", upload)
+
+        with_gcs(server, go)
+        assert (server.count("part"), server.count("abort"), len(server.asked)) == (0, 0, 0)
+
+
 def test_an_upload_is_aborted() -> None:
     """Nothing is left of it; one that is gone is not an error."""
     with OddGcs() as server:

@@ -348,6 +348,42 @@ def test_a_refused_rest_is_not_sent_without_its_tags(odd: OddS3, origin: Origin,
     assert odd.objects["bucket"]["p/large.bin"].headers["x-amz-tagging"] == "sku=1"
 
 
+def test_a_run_without_its_row_keeps_the_upload(world: World) -> None:
+    """A run that plans nothing, or other rows, ends no upload of a row that is pending."""
+    world.stop_half_way()
+    with helpers.engine(world.job, world.state, helpers.access(world.odd), 2):
+        pass
+    world.run()
+    assert world.sent == PARTS - SENT
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [{"about": None}, {"parts": 7}, {"size": "1"}, {"id": None}, {"where": "gs:// "}, {"about": {"row_id": []}}],
+)
+def test_a_note_of_another_kind_names_no_upload(planted: dict[str, Any], world: World) -> None:
+    """Whatever stands in a note, the run goes on, and the row starts afresh."""
+    world.stop_half_way()
+    note = json.loads(world.note.read_text())
+    note["upload"].update(planted)
+    world.note.write_text(json.dumps({name: value for name, value in note.items() if name != "sha256"}))
+    world.run()
+    assert world.sent == PARTS
+
+
+@pytest.mark.parametrize(
+    "planted", [{"etag": 1}, {"attributes": None}, {"attributes": {"a": 1}}, {"version": None}, {"known": None}]
+)
+def test_a_note_whose_outcome_is_of_another_kind(planted: dict[str, Any], world: World) -> None:
+    """So it is if what a note says of the row's outcome is not what Ferry writes."""
+    world.stop_half_way()
+    note = json.loads(world.note.read_text())
+    note["upload"]["about"].update(planted)
+    world.note.write_text(json.dumps({name: value for name, value in note.items() if name != "sha256"}))
+    world.run()
+    assert world.sent == PARTS
+
+
 def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
     """An upload whose row is no longer planned is aborted at the end of the run."""
     world.stop_half_way()
