@@ -14,6 +14,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from ferry.core import in_bucket
 from ferry.state.checksums import decode_checked_json, encode_checked_json
 from ferry.state.files import State
 
@@ -40,6 +41,7 @@ class Uploads:
 
     def __init__(self, state: State) -> None:
         self._state = state
+        self.shared = in_bucket(state.uri)  # others may write notes; a directory is the user's own
 
     def begin(self, bucket: str, path: str, upload: Mapping[str, Any] | None = None) -> None:
         """Writes the note of an upload; to be called before the upload begins, and again with its ID and parts."""

@@ -97,8 +97,13 @@ class ReadableStore(Protocol):
     async def digest(self, key: str, *, max_bytes: int, moved: Callable[[], object]) -> tuple[str, ObjectInfo]: ...
 
 
-async def confirm(store: ReadableStore, policy: ReadBackPolicy, key: str, body: Body, sent: Sent) -> Confirmation:
-    """Confirms an upload by a digest, by reading it back, or by its size. Raises ObjectError (UPLOAD_UNCONFIRMED)."""
+async def confirm(
+    store: ReadableStore, policy: ReadBackPolicy, key: str, body: Body, sent: Sent, *, read_back: bool = False
+) -> Confirmation:
+    """Confirms an upload by a digest, by reading it back, or by its size. Raises ObjectError (UPLOAD_UNCONFIRMED).
+
+    With ``read_back`` it is read back in any case.
+    """
     parts_etag = None
     if sent.in_parts and sent.md5 is None and body.path is not None:
         parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
@@ -109,10 +114,10 @@ async def confirm(store: ReadableStore, policy: ReadBackPolicy, key: str, body: 
     comparison = compare_digests(sent, body.md5, body.sha256, parts_etag)
     if comparison is Comparison.UNKNOWN and (policy.sends_md5s or (policy.sends_etags and not sent.etag)):
         comparison = Comparison.DIFFERENT
-    if comparison is Comparison.EQUAL:
+    if comparison is Comparison.EQUAL and not read_back:
         policy.etags_are_md5 = policy.etags_are_md5 or md5_of_etag(sent.etag) == body.md5
         return Confirmation(Confirmed.DIGEST, sent.etag)
-    if policy.must_read_back(comparison, key):
+    if read_back or policy.must_read_back(comparison, key):
         found = await _read_back(store, policy, key, body)
         return Confirmation(Confirmed.READ_BACK, sent.etag or found.etag)
     found = await check_size(store, key, body.size)

@@ -244,7 +244,7 @@ class Store:
             return await upload.send(attributes, at_once, create=create)
 
         async with self._budget.upload_in_parts() as at_once:
-            return await self.uploads.upload(path, body, send)
+            return await self.uploads.upload(path, body, attributes, send)
 
     def can_copy_from(self, source: Store) -> bool:
         """Returns whether this store's client can copy: both are buckets of one server with the same access.
@@ -428,8 +428,12 @@ class Store:
             yield [found._replace(key=found.key[len(below) :]) for found in page]
 
     async def confirm(self, key: str, body: Body, sent: Sent) -> Confirmation:
-        """Confirms an upload (confirmation.py); a directory by size alone. Raises ObjectError (UPLOAD_UNCONFIRMED)."""
+        """Confirms an upload (confirmation.py); a directory by size alone. Raises ObjectError (UPLOAD_UNCONFIRMED).
+
+        A resumed one whose note others may have written is read back.
+        """
         if self.kind == "file":
             await check_size(self, key, body.size)
             return Confirmation(Confirmed.SIZE, sent.etag)
-        return await confirm(self, self.read_back_policy, key, body, sent)
+        read_back = body.start > 0 and self.uploads.shared
+        return await confirm(self, self.read_back_policy, key, body, sent, read_back=read_back)

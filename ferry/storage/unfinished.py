@@ -28,6 +28,7 @@ class Unfinished:
     part_bytes: int
     md5s: Sequence[str]  # of all parts
     about: Mapping[str, Any]  # as Body has it
+    attributes: Mapping[str, str]  # those that it began with, without what the store had refused
     kept: Sequence[Part | None] = ()
 
     @property
@@ -35,15 +36,17 @@ class Unfinished:
         """The offset of the first part that is sent."""
         return next((index for index, part in enumerate(self.kept) if part is None), 0) * self.part_bytes
 
-    def lacks(self, body: Body) -> bool:
-        """Returns whether a body is the rest that this upload lacks."""
-        return (self.start, self.size, self.md5, self.sha256) == (body.start, body.size, body.md5, body.sha256)
+    def lacks(self, body: Body, attributes: Mapping[str, str]) -> bool:
+        """Returns whether a body is the rest that this upload lacks, and the attributes are those that it has."""
+        rest = (body.start, body.size, body.md5, body.sha256, dict(attributes))
+        return (self.start, self.size, self.md5, self.sha256, self.attributes) == rest
 
     def entry(self) -> dict[str, Any]:
         """Returns what :meth:`of_entry` reads."""
         return {
             "id": self.upload, "size": self.size, "md5": self.md5, "sha256": self.sha256,
             "part_bytes": self.part_bytes, "parts": list(self.md5s), "about": dict(self.about),
+            "attributes": dict(self.attributes),
         }  # fmt: skip
 
     @classmethod
@@ -52,7 +55,7 @@ class Unfinished:
         try:
             found = cls(
                 path, entry["id"], entry["size"], entry["md5"], entry["sha256"], entry["part_bytes"], entry["parts"],
-                entry["about"],
+                entry["about"], entry["attributes"],
             )  # fmt: skip
         except KeyError:  # of another version
             return None
@@ -94,9 +97,9 @@ class Unfinished:
         return min(self.part_bytes, self.size - index * self.part_bytes)
 
 
-def begun(path: str, upload: str, body: Body, parts: Parts) -> Unfinished | None:
+def begun(path: str, upload: str, body: Body, parts: Parts, attributes: Mapping[str, str]) -> Unfinished | None:
     """Returns the upload of a body, for the log, or None if it could not be resumed."""
     if body.about is None or body.start:
         return None
     md5s = [digests.md5 for digests in parts.digests]
-    return Unfinished(path, upload, body.size, body.md5, body.sha256, parts.size, md5s, body.about)
+    return Unfinished(path, upload, body.size, body.md5, body.sha256, parts.size, md5s, body.about, attributes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -22,7 +23,6 @@ from ferry.core import (
     Spooled,
     Tries,
     file_body,
-    worth_another_try,
 )
 from ferry.storage.object_info import Sent
 from ferry.storage.provider import TRIAL, Part, Provider
@@ -32,6 +32,7 @@ OnBegun = Callable[[str, Parts], Awaitable[None]]  # takes the ID of an upload a
 Send = Callable[[Unfinished | None, OnBegun], Awaitable[Sent]]
 
 
+_NO_ANSWER = (ErrorClass.TIMEOUT, ErrorClass.DNS, ErrorClass.TLS, ErrorClass.CONNECTION)
 _NO_START = "the upload that had the start of this body has ended; the object is read again"
 
 
@@ -131,6 +132,8 @@ class PartsUpload:
 class UploadLog(Protocol):
     """Log of uploads in parts that have started and not ended (ferry/state/open_uploads.py)."""
 
+    shared: bool  # others may write to it
+
     def begin(self, bucket: str, path: str, upload: Mapping[str, Any] | None = None) -> None: ...
     def end(self, bucket: str, path: str) -> None: ...
     def left(self, bucket: str) -> list[str]: ...
@@ -144,7 +147,7 @@ class LoggedUploads:
         self, bucket: str, upload_log: UploadLog | None, provider: Callable[[], Provider], where: str = ""
     ) -> None:
         """``where`` is all that tells the bucket from others of its name: provider, account and endpoint."""
-        self.where = where
+        self.where = hashlib.sha256(where.encode()).hexdigest()[:16]  # an endpoint's address may hold a secret
         self._bucket = bucket
         self._upload_log = upload_log
         self._provider = provider
@@ -152,13 +155,14 @@ class LoggedUploads:
         self._rows: dict[str, str] = {}  # rows that may be resumed, each with its key
         self._resumed: dict[str, Unfinished] = {}  # by key: those whose rest has been fetched
 
-    async def upload(self, path: str, body: Body, send: Send) -> Sent:
+    async def upload(self, path: str, body: Body, attributes: Mapping[str, str], send: Send) -> Sent:
         """Runs an upload and aborts it if it fails. A cancelled upload keeps its log entry for the next run.
 
         The entry is removed when no upload can be left: neither of an earlier attempt nor one whose ID was lost.
         ``send`` takes the upload to be resumed, and a function to be called once it has begun. The rest of a body is
-        sent once, to the upload that has its start: its row starts afresh after an error, which is ObjectError if there
-        is no such upload (it is not UPLOAD_UNCONFIRMED, after which a row overwrites what is under its key).
+        sent once, to the upload that has its start; after an error its row starts afresh. Raises ObjectError if there
+        is no such upload, or one with other ``attributes``. Its class is not UPLOAD_UNCONFIRMED, after which a row
+        overwrites what is under its key.
         """
         left = path in self._open
         self._open.add(path)
@@ -170,11 +174,11 @@ class LoggedUploads:
             await self._note(path, None)
 
         async def on_begun(upload: str, parts: Parts) -> None:
-            if (entry := begun(path, upload, body, parts)) is not None:
+            if (entry := begun(path, upload, body, parts, attributes)) is not None:
                 await self._note(path, entry)
 
         try:
-            if body.start and (resumed is None or not resumed.lacks(body)):
+            if body.start and (resumed is None or not resumed.lacks(body, attributes)):
                 raise ObjectError(ErrorClass.STORE_ERROR, _NO_START)
             sent = await send(resumed, on_begun)
         except Exception:
@@ -203,7 +207,8 @@ class LoggedUploads:
         """Returns the upload of a row that an earlier run left, with the parts that the provider has, or None.
 
         It belongs to the next body with a ``start`` that is uploaded to its key. None is also returned for a provider
-        that does not list parts, or not with these credentials: they may write all the same.
+        that does not list parts, or not with these credentials: they may write all the same. ObjectError is raised if
+        it does not answer.
         """
         path = self._rows.get(row_id)  # rows may share a key: the first one has ended the upload of both
         found = await self._noted(path) if path is not None else None
@@ -215,13 +220,18 @@ class LoggedUploads:
         except Refused:
             return None
         except ObjectError as error:
-            if error.status_code is None or worth_another_try(error):
+            if error.error_class in _NO_ANSWER:
                 raise
             return None
         if parts is None:
             return None
         self._resumed[found.path] = found.keep(parts, in_order=provider.parts_at_once == 1)
         return self._resumed[found.path]
+
+    @property
+    def shared(self) -> bool:
+        """Whether others may write to the log: then an entry's digests prove nothing (docs/decisions/0056)."""
+        return self._upload_log is not None and self._upload_log.shared
 
     def may_resume(self, row_id: str) -> bool:
         """Returns whether a row has an upload that may be resumed."""

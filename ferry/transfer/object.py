@@ -189,7 +189,7 @@ class ObjectTransfer:
             else:
                 same_bytes = fetch.body.md5 == known.md5
             if same_bytes and self._attributes.unchanged(row, known, fetch):
-                same.bytes_read = fetch.body.size
+                same.bytes_read = fetch.body.size - fetch.body.start
                 same.checked_by = CHECKED_BY_BODY[known.revalidate]
                 return same
             return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)

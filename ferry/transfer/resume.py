@@ -49,11 +49,13 @@ class Resume:
         | the store has the upload and parts of it | the source | the row |
         |---|---|---|
         | no, or for other settings, or another source | | starts afresh |
+        | by a note that others may have written, and the manifest has no SHA-256 | | starts afresh |
         | yes | sends the rest, and its parts have the MD5s of the log | goes on |
         | yes | sends anything else, or refuses | starts afresh |
         | yes | does not answer | fails this time, and may go on the next |
         """
-        if not self._destination.store.uploads.may_resume(row.row_id):
+        uploads = self._destination.store.uploads
+        if not uploads.may_resume(row.row_id) or (uploads.shared and row.sha256 is None):
             return None
         unfinished = await self._destination.unfinished(row)
         if unfinished is None or not unfinished.start or not _is_of(unfinished, row, self._made_for(row)):

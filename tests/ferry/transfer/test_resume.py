@@ -21,7 +21,9 @@ from demo.validators import Validators
 from ferry.core import memory_budget
 from ferry.core.errors import ChunkIncomplete
 from ferry.core.records import Confirmed, Outcome, Status
+from ferry.core.retry import Tries
 from ferry.job.model import OnExisting
+from ferry.state.bucket import open_state
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import set_plan_aside
 from ferry.storage import store as store_module
@@ -382,6 +384,46 @@ def test_a_note_whose_outcome_is_of_another_kind(planted: dict[str, Any], world:
     world.note.write_text(json.dumps({name: value for name, value in note.items() if name != "sha256"}))
     world.run()
     assert world.sent == PARTS
+
+
+@pytest.mark.parametrize("digest", [hashlib.sha256(DATA).hexdigest(), None])
+def test_a_state_in_a_bucket(digest: str | None, odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """Others may write notes there. So only a digest of the manifest proves the whole, and all of it is read back."""
+    odd.make_bucket("state")
+    world = World(odd, origin, tmp_path)
+    world.state = open_state("s3://state/of/job", helpers.access(odd), tmp_path)  # type: ignore[assignment]
+    if digest is not None:
+        url = world.list.read_text().split()[1]
+        helpers.write_list(world.list, [[url, digest]], header=("url", "sha256"))
+    world.stop_half_way()
+    outcome = world.run()
+    assert world.sent == (PARTS if digest is None else PARTS - SENT)
+    assert outcome.confirmed is (Confirmed.DIGEST if digest is None else Confirmed.READ_BACK)
+
+
+def test_an_upload_that_began_without_its_tags_starts_afresh(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """The first run's store refused the tags. The next run does not know it, and would call them written."""
+    odd.put("old", "a/large.bin", DATA, {"Content-Type": "image/x-large", "x-amz-tagging": "sku=1"})
+    source = {"roots": ["s3://old/a/"]}
+    world = World(odd, origin, tmp_path, url="s3://old/a/large.bin", source=source, checks="length")
+    world.job = world.job.model_copy(update={"retries": world.job.retries.model_copy(update={"attempts": 2})})
+    refusal = Fault("status", ("CreateMultipartUpload",), times=1, status=403, code="AccessDenied")
+    odd.faults.append(refusal)
+    world.stop_half_way()
+    assert refusal.struck == 1
+    world.run()
+    assert odd.objects["bucket"]["p/large.bin"].headers["x-amz-tagging"] == "sku=1"
+
+
+@pytest.mark.parametrize("fault", [Fault("status", ("ListParts",), status=500), Fault("error in 200", ("ListParts",))])
+def test_a_store_whose_list_of_parts_always_fails(fault: Fault, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has answered, and takes writes: the row starts afresh."""
+    monkeypatch.setattr(Tries, "_pause_s", lambda *_: 0.0)
+    world.stop_half_way()
+    world.odd.faults.append(fault)
+    world.run()
+    assert fault.struck >= 5
+    assert (world.sent, world.fetched) == (PARTS, len(DATA))
 
 
 def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
