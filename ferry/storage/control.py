@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ferry.core import PART_BYTES, ErrorClass, Fatal, ObjectError, Tries, file_body
+from ferry.core import PART_BYTES, ErrorClass, Fatal, ObjectError, Parts, Tries, file_body
 from ferry.storage.errors import from_store_http
 from ferry.storage.loop_thread import wait_for
 from ferry.storage.object_info import ObjectInfo
@@ -157,15 +157,21 @@ class Control:
             return
         body = file_body(path)
 
+        begun: list[str] = []  # its ID; other keys may begin with this one, and other uploads may be to it
+
+        async def note(upload: str, _: Parts) -> None:
+            begun.append(upload)
+
         async def once() -> None:
             tries = replace(self._tries, timeouts_too=True)
-            await PartsUpload(self._provider(), key, body, tries).send({}, 1, create=False)
+            await PartsUpload(self._provider(), key, body, tries, on_begun=note).send({}, 1, create=False)
 
         try:
             wait_for(once())
-        except (ObjectError, Fatal):
+        except Exception:
             with contextlib.suppress(ObjectError, Fatal):  # the error of the upload is raised instead
-                self.abort(key)
+                if begun:
+                    self._ask(lambda provider: provider.abort(key, begun[0]))
             raise
 
     def download(self, key: str, write: Callable[[bytes], object]) -> bool:

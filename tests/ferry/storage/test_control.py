@@ -180,10 +180,11 @@ def test_a_file_goes_up_in_parts(odd: OddS3, tmp_path: Path, small_parts: None) 
 def test_an_upload_that_fails_leaves_no_parts(operation: str, odd: OddS3, tmp_path: Path, small_parts: None) -> None:
     """A failed upload is aborted, and its error is raised."""
     (tmp_path / "file").write_bytes(b"0123456789")
+    begin(odd, "file", "file2")
     odd.faults = [Fault("status", (operation,), status=403, code="AccessDenied")]
     with pytest.raises((ObjectError, Fatal), match="403"):
         control(odd).upload("file", tmp_path / "file")
-    assert (odd.uploads, odd.stored("b")) == ({}, {})
+    assert (begun(odd), odd.stored("b")) == (["file", "file2"], {}), "those of others stay"
 
 
 def test_a_part_that_times_out_is_sent_again(
