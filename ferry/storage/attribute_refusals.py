@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 
@@ -11,6 +12,9 @@ from ferry.core import ENCODING, HEADERS, REDIRECT, TAGS, TIER, TYPE, ErrorClass
 from ferry.storage.object_info import Sent
 
 _LOOKED_FOR = {*HEADERS, REDIRECT} - {TYPE}  # a store may hide tags from those who may write them
+
+# S3's InvalidStorageClass, InvalidArgument; Azure's InvalidBlobTier in words; Google's reason. Not RequestTimeout.
+_ABOUT_TIER = re.compile(r"StorageClass|InvalidArgument|storage class|\(invalid\)")
 
 Send = Callable[[Mapping[str, str]], Awaitable[Sent]]
 
@@ -20,12 +24,12 @@ def refused_attribute(error: ObjectError | Refused, attributes: Mapping[str, str
 
     | status | the object has | |
     |---|---|---|
-    | 400 | a tier | TIER: the server does not know it (S3 API: InvalidStorageClass) |
+    | 400 about a class | a tier | TIER: the server does not know it (S3 API: InvalidStorageClass) |
     | 403, 501 | tags | TAGS: another right is needed for them, or the store has none |
     | any other | any | None |
     """
     status = error.status_code if isinstance(error, ObjectError) else 403
-    if status == 400 and TIER in attributes:
+    if status == 400 and TIER in attributes and _ABOUT_TIER.search(str(error)):
         return TIER
     return TAGS if status in (403, 501) and TAGS in attributes else None
 

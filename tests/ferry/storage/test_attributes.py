@@ -14,6 +14,7 @@ from ferry.core.progress import Progress
 from ferry.core.records import Outcome, Status
 from ferry.reconcile import verify
 from ferry.storage import store as store_module
+from ferry.storage.attribute_refusals import refused_attribute
 from ferry.storage.factory import open_store
 from ferry.storage.object_info import Sent
 from ferry.storage.preflight import run_preflight
@@ -435,3 +436,22 @@ def test_what_is_forgotten_of_a_large_object(tmp_path: Path) -> None:
             return (await store.put("k", make_body(bytes(9 << 20), tmp_path), {"Expires": "0"})).lost
 
         assert with_store(server, tmp_path, go) == ("Expires",)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "refused"),
+    [
+        (400, "HTTP 400 (InvalidStorageClass)", TIER),
+        (400, "HTTP 400 (InvalidArgument)", TIER),
+        (400, "HTTP 400 (RequestTimeout)", None),
+        (400, "HTTP 400", None),
+        (403, "HTTP 403 (AccessDenied)", TAGS),
+        (501, "HTTP 501 (NotImplemented)", TAGS),
+        (500, "HTTP 500", None),
+    ],
+)
+def test_what_an_upload_was_refused_for(status: int, answer: str, refused: str | None) -> None:
+    """A slow request says nothing about the class: a whole library would land in another one."""
+    error = ObjectError(ErrorClass.STORE_ERROR, f"the destination answered {answer}", status_code=status)
+    assert refused_attribute(error, {TIER: "GLACIER", TAGS: "a=1"}) == refused
+    assert refused_attribute(error, {}) is None
