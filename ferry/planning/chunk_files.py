@@ -131,11 +131,12 @@ def write_chunks(
     whose digest an earlier row has by the manifest comes after that row, so that mostly one chunk has both.
     """
     chunks: list[ChunkRef] = []
-    _move(con, dedupe=dedupe)
+    if dedupe:
+        _move(con)
     of_new: Literal["base", "retry"] = "base" if base else "retry"
     kinds: tuple[tuple[Literal["base", "retry"], str], ...] = ((of_new, "= 'new'"), ("retry", "<> 'new'"))
     for kind, condition in kinds:
-        batches = _in_order(con, condition, chunk_rows)
+        batches = _in_order(con, condition, chunk_rows, dedupe=dedupe)
         chunks += [_write(state, table, kind, run_no) for table in regrouped(batches, chunk_rows)]
     return chunks
 
@@ -145,7 +146,7 @@ _COLUMNS = """m.row_id, m.source, m.key, m.deferred_key, m.size, m.md5, m.sha256
               m.storage_class"""
 
 
-def _move(con: duckdb.DuckDBPyConnection, *, dedupe: bool) -> None:
+def _move(con: duckdb.DuckDBPyConnection) -> None:
     """Fills `moved`: rows with the digest of an earlier row of the same kind of chunk, and its number as ``place``.
 
     The digests are compared by a hash, which takes less memory. Two that differ may only make rows move needlessly.
@@ -155,7 +156,7 @@ def _move(con: duckdb.DuckDBPyConnection, *, dedupe: bool) -> None:
         WITH digests AS (
             SELECT s.row_id, s.row_no, s.reason = 'new' AS is_new, hash(coalesce(m.sha256, m.md5)) AS digest
             FROM selected s JOIN manifest m ON m.row_id = s.row_id
-            WHERE {dedupe} AND coalesce(m.sha256, m.md5) IS NOT NULL
+            WHERE coalesce(m.sha256, m.md5) IS NOT NULL
         ), places AS (
             SELECT digest, is_new, min(row_no) AS place FROM digests GROUP BY ALL HAVING count(*) > 1
         )
@@ -165,11 +166,18 @@ def _move(con: duckdb.DuckDBPyConnection, *, dedupe: bool) -> None:
     """)
 
 
-def _in_order(con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _in_order(
+    con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int, *, dedupe: bool
+) -> Iterator[pa.RecordBatch]:
     """Yields the rows of `selected` whose reason meets ``condition``, in the manifest's order.
 
-    It sorts SORTED_ROWS at a time: sorting all rows of a long manifest needs more memory than the limit.
+    It sorts SORTED_ROWS at a time: sorting all rows of a long manifest needs more memory than the limit. Looking for
+    rows that were moved takes memory, too, and so only a job with ``dedupe`` does.
     """
+    not_moved, moved = ("", "")
+    if dedupe:
+        not_moved = "AND m.row_id NOT IN (SELECT row_id FROM moved)"
+        moved = "UNION ALL FROM moved WHERE place BETWEEN $start AND $end"
     first, last = con.execute(f"SELECT min(row_no), max(row_no) FROM selected WHERE reason {condition}").fetchall()[0]
     if first is None:
         return
@@ -178,9 +186,8 @@ def _in_order(con: duckdb.DuckDBPyConnection, condition: str, batch_rows: int) -
             f"""
             SELECT * EXCLUDE (place, row_no) FROM (
                 SELECT {_COLUMNS}, m.row_no AS place, m.row_no FROM manifest m JOIN selected s ON s.row_id = m.row_id
-                WHERE m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end
-                      AND m.row_id NOT IN (SELECT row_id FROM moved)
-                UNION ALL FROM moved WHERE place BETWEEN $start AND $end
+                WHERE m.row_no BETWEEN $start AND $end AND s.row_no BETWEEN $start AND $end {not_moved}
+                {moved}
             ) WHERE reason {condition} ORDER BY place, row_no
             """,
             params={"start": start, "end": start + SORTED_ROWS - 1},

@@ -216,7 +216,7 @@ def test_it_takes_no_more_from_us(
     code = "AccessDenied" if fault == "read-only" else "InvalidAccessKeyId"
     assert re.fullmatch(
         rf"(Refused|Fatal): the destination refuses the credentials \(HTTP 403 {code}\). "
-        "check `credentials` and the policy", said,
+        "Check `credentials` and the bucket's policy", said,
     )  # fmt: skip
     assert (counts["failed"], counts["copied"] + counts["pending"]) == (0, ROWS)
     assert 0 < counts["copied"] < ROWS
