@@ -140,7 +140,10 @@ def block_list(block_ids: Iterable[str]) -> bytes:
 
 
 def blob_info(key: str, headers: Mapping[str, str]) -> ObjectInfo:
-    """Returns what a response's header says of a blob. That of a part of a blob has the whole one's size and MD5."""
+    """Returns what a response's header says of a blob. That of a part of a blob has the whole one's size and MD5.
+
+    A tier that the account gives by default is none of the blob's own.
+    """
     total = headers.get("Content-Range", "").rpartition("/")[2]
     etag = printable_header(headers.get("ETag"))
     return ObjectInfo(
@@ -150,5 +153,5 @@ def blob_info(key: str, headers: Mapping[str, str]) -> ObjectInfo:
         date_of(headers.get("Last-Modified")),
         md5=md5_of(headers.get("x-ms-blob-content-md5") or (None if total else headers.get("Content-MD5"))),
         version=etag,
-        tier=headers.get("x-ms-access-tier"),
+        tier=headers.get("x-ms-access-tier") if headers.get("x-ms-access-tier-inferred") != "true" else None,
     )
