@@ -215,7 +215,7 @@ def test_nothing_is_left_of_children_that_ended(monkeypatch: pytest.MonkeyPatch)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(5):
         assert decoded(JPEG) != "taken"
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before  # those of earlier tests may be closed meanwhile
 
 
 @pytest.mark.slow
