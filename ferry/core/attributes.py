@@ -199,7 +199,7 @@ def in_ascii(value: str) -> str:
     S3 returns such words itself (S3 user guide, "Working with object metadata").
     """
     text = one_line(value)
-    return text if _ASCII.fullmatch(text) else f"=?utf-8?b?{b64encode(text.encode()).decode()}?="
+    return text if _ASCII.fullmatch(text) else f"=?UTF-8?B?{b64encode(text.encode()).decode()}?="
 
 
 def from_ascii(value: str) -> str:

@@ -117,12 +117,12 @@ def test_no_key_is_changed_on_its_way(key: str, tmp_path: Path) -> None:
     [
         ("", ""),
         ("a  b", "a  b"),
-        ("grün", "=?utf-8?b?Z3LDvG4=?="),
+        ("grün", "=?UTF-8?B?Z3LDvG4=?="),
         ("a\r\nx: y", "a x: y"),
-        ("\x01", "=?utf-8?b?AQ==?="),
+        ("\x01", "=?UTF-8?B?AQ==?="),
         (" me\t", "me"),
-        ("\u2028", "=?utf-8?b?4oCo?="),
-        ("gr\udcfcn", "=?utf-8?b?Z3LDvG4=?="),
+        ("\u2028", "=?UTF-8?B?4oCo?="),
+        ("gr\udcfcn", "=?UTF-8?B?Z3LDvG4=?="),
     ],
 )
 def test_values_that_a_header_cannot_hold_are_words(value: str, sent: str) -> None:
