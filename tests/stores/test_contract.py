@@ -218,6 +218,12 @@ def test_an_odd_key_of_another_client_is_read(
     asyncio.run(work())
 
 
+def taken(server: StoreServer) -> dict[str, str]:
+    """Returns ATTRIBUTES without a Content-Encoding that the server would forget: that is the row's failure."""
+    forgets = "Content-Encoding" in server.known.lost and server.scheme != "file"
+    return {name: value for name, value in ATTRIBUTES.items() if not forgets or name != "Content-Encoding"}
+
+
 def test_attributes_are_kept(opened: Opened, server: StoreServer, bucket: str, tell: Tell) -> None:
     """Type, headers and metadata arrive, and are read again; what a server loses is known."""
     data = gzip.compress(b"an image")
@@ -225,7 +231,10 @@ def test_attributes_are_kept(opened: Opened, server: StoreServer, bucket: str, t
     async def work() -> dict[str, str]:
         async with opened.store() as store:
             body = opened.body(data)
-            await store.confirm("k", body, await store.put("k", body, ATTRIBUTES))
+            if "Content-Encoding" in server.known.lost and server.scheme != "file":
+                with pytest.raises(ObjectError, match="does not keep Content-Encoding"):  # the bytes could not be read
+                    await store.put("k", body, ATTRIBUTES)
+            await store.confirm("k", body, await store.put("k", body, taken(server)))
             got, _, attributes = await store.get("k", max_bytes=1 << 20)
             assert got.data == data, "stored bytes, not decoded ones"
             return attributes
@@ -533,7 +542,7 @@ def test_an_upload_that_was_killed_goes_on(
                     second_part.set()
 
             body.on_progress, body.about = sent, {"row_id": "r"}
-            put = asyncio.create_task(store.put("k.bin", body, ATTRIBUTES))
+            put = asyncio.create_task(store.put("k.bin", body, taken(server)))
             await second_part.wait()
             put.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -548,7 +557,7 @@ def test_an_upload_that_was_killed_goes_on(
             rest, pieces = rest_of(LARGE, unfinished, tmp_path), 0
             rest.on_progress = sent
             try:
-                return await store.confirm("k.bin", rest, await store.put("k.bin", rest, ATTRIBUTES))
+                return await store.confirm("k.bin", rest, await store.put("k.bin", rest, taken(server)))
             finally:
                 rest.discard()
                 assert pieces <= PART // MIB + 1  # less where the store has a part of the second part
