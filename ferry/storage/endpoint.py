@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 from yarl import URL
 
-from ferry.core import PART_BYTES, ErrorClass, ObjectError
+from ferry.core import PART_BYTES, ErrorClass, ObjectError, Tries
 from ferry.http import AnyAddress, Connections, Network, Response, Upload, closed_before_response
 from ferry.storage.errors import from_store_http
 
 CONNECT_S = 15.0
+_DELETES = 16  # requests at once, where each object needs its own
 COPY_BYTES_PER_S = 16 << 20  # assumed speed of a store that copies or joins bytes and sends nothing meanwhile
 MAX_RESPONSE_BYTES = 64 << 20  # for responses that are not objects: a listing of 5,000 keys has 10 MB at most
 
@@ -21,6 +23,20 @@ MAX_RESPONSE_BYTES = 64 << 20  # for responses that are not objects: a listing o
 def encoded(key: str) -> str:
     """Returns a key for a request's path: each byte except `/` and the unreserved ones is %XX (RFC 3986 2.3)."""
     return quote(key, safe="/~")
+
+
+async def delete_each(delete: Callable[[str], Awaitable[None]], keys: Sequence[str]) -> None:
+    """Deletes objects by a request each, 16 at once.
+
+    Of several keys each has tries of its own, since errors of a thousand requests would add up. For a single one the
+    caller tries again, as for any other request.
+    """
+    if len(keys) == 1:
+        await delete(keys[0])
+        return
+    for first in range(0, len(keys), _DELETES):
+        some = keys[first : first + _DELETES]
+        await asyncio.gather(*[Tries().call_async(partial(delete, key)) for key in some])
 
 
 class Endpoint:

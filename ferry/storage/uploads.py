@@ -160,8 +160,8 @@ class LoggedUploads:
 
         The entry is removed when no upload can be left: neither of an earlier attempt nor one whose ID was lost.
         ``send`` takes the upload to be resumed, and a function to be called once it has begun. The rest of a body is
-        sent once, to the upload that has its start; after an error its row starts afresh. Raises ObjectError if there
-        is no such upload, or one with other ``attributes``. Its class is not UPLOAD_UNCONFIRMED, after which a row
+        sent once, to the upload that has its start; after an error its row starts afresh. Raises ObjectError if that
+        upload is missing, or has other ``attributes``. Its class is not UPLOAD_UNCONFIRMED, after which a row
         overwrites what is under its key.
         """
         left = path in self._open

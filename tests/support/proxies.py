@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ def missing(program: str) -> str:
     return f"{program} is not installed; `./deployments/proxies.sh` installs it as root, or says how"
 
 
-class Program:
+class Program(ABC):
     """A program on a port of 127.0.0.1, until the block ends. Its files are in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
@@ -38,9 +39,9 @@ class Program:
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
         """Writes the configuration and returns the command."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         with (self.folder / "out").open("wb") as out:

@@ -5,7 +5,6 @@ Source: Azure Storage REST API, "Blob Storage API"; each method names its operat
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import copy
 import hashlib
@@ -14,10 +13,9 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from email.utils import formatdate
-from functools import partial
 from urllib.parse import quote
 
-from ferry.core import PART_BYTES, TIER, Body, Digests, ErrorClass, Fatal, ObjectError, Tries, UserError, part_bytes
+from ferry.core import PART_BYTES, TIER, Body, Digests, ErrorClass, Fatal, ObjectError, UserError, part_bytes
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
 from ferry.storage.azure.attributes import attribute_headers, attributes_of
@@ -25,7 +23,7 @@ from ferry.storage.azure.documents import Block, blob_info, block_list, md5_of, 
 from ferry.storage.azure.errors import azure_error, code_of, condition_failed, not_authenticated
 from ferry.storage.azure.keys import Authority
 from ferry.storage.azure.preflight import Headers, container_settings, lasting_refusal, probes, refusal
-from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, encoded
+from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, delete_each, encoded
 from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import BucketSettings, CannotCopy, Got, Page, Part, TooLargeAtOnce
 
@@ -33,7 +31,6 @@ VERSION = "2023-11-03"
 MAX_BLOCKS, MAX_BLOCK_BYTES = capabilities.AZURE.max_parts, capabilities.AZURE.max_part_bytes
 MAX_COPY_BYTES = capabilities.AZURE.copies_up_to
 PAGE_KEYS = 5_000  # the most that the service lists at once
-_AT_ONCE = 16  # requests of one call to delete()
 _WORD = re.compile(r"[!-~]+")  # what a header can hold; a list may hold any text
 
 
@@ -182,25 +179,15 @@ class AzureContainer:
 
     async def delete(self, keys: Sequence[str], side: str) -> None:
         """Deletes blobs, each by its own request (Delete Blob). One with snapshots is refused."""
-        left = iter(keys)
 
-        async def work() -> None:
-            for key in left:
-                await Tries().call_async(partial(self._delete_one, key, side))
+        async def one(key: str) -> None:
+            response = await self._send("DELETE", key, {}, {}, None, side)
+            missing = response.status == 404 and code_of(response.headers) == "BlobNotFound"
+            if response.status != 202 and not missing:
+                raise await self._error(response, side)
+            await self._http.read(response, side)
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(_AT_ONCE, len(keys))):
-                    group.create_task(work())
-        except BaseExceptionGroup as failed:
-            raise failed.exceptions[0] from None
-
-    async def _delete_one(self, key: str, side: str) -> None:
-        response = await self._send("DELETE", key, {}, {}, None, side)
-        missing = response.status == 404 and code_of(response.headers) == "BlobNotFound"
-        if response.status != 202 and not missing:
-            raise await self._error(response, side)
-        await self._http.read(response, side)
+        await delete_each(one, keys)
 
     async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
         """Returns up to 5,000 blobs (List Blobs). The service has no key to start after: earlier ones are left out."""

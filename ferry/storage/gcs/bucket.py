@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -22,13 +20,12 @@ from ferry.core import (
     ErrorClass,
     Fatal,
     ObjectError,
-    Tries,
     UserError,
     part_bytes,
 )
 from ferry.http import Network, Response, Upload
 from ferry.storage import capabilities
-from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint
+from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, delete_each
 from ferry.storage.gcs.client import Client
 from ferry.storage.gcs.errors import parse_error, refusal
 from ferry.storage.gcs.resources import (
@@ -53,7 +50,6 @@ from ferry.storage.provider import TRIAL, BucketSettings, CannotCopy, Got, Page,
 
 MAX_BYTES = capabilities.GOOGLE.max_bytes
 LOOPBACK = ("127.0.0.1", "::1", "localhost")  # emulators have no certificates
-_DELETES = 16  # requests at once
 _STORED = {"accept-encoding": "gzip"}  # otherwise objects with `Content-Encoding: gzip` arrive decoded
 _NOT_CACHED = {"Content-Type": "application/octet-stream", "Cache-Control": "no-store"}  # in a public bucket, too
 
@@ -243,9 +239,7 @@ class Gcs:
             else:
                 await self._client.read(response, side)
 
-        for first in range(0, len(keys), _DELETES):
-            some = keys[first : first + _DELETES]
-            await asyncio.gather(*[Tries().call_async(partial(one, key)) for key in some])
+        await delete_each(one, keys)
 
     async def page(self, prefix: str, side: str, *, after: str | None = None, token: str | None = None) -> Page:
         """Returns a page of the objects whose keys begin with ``prefix`` (JSON API, Objects: list)."""

@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
 from uuid import uuid4
 from xml.sax.saxutils import escape
 
@@ -23,12 +21,11 @@ from ferry.core import (
     ErrorClass,
     Fatal,
     ObjectError,
-    Tries,
     part_bytes,
 )
 from ferry.http import Network, Response, Upload, printable_header
 from ferry.storage import capabilities
-from ferry.storage.endpoint import COPY_BYTES_PER_S, encoded
+from ferry.storage.endpoint import COPY_BYTES_PER_S, delete_each, encoded
 from ferry.storage.object_info import (
     ObjectInfo,
     Sent,
@@ -56,7 +53,6 @@ from ferry.storage.s3.preflight import bucket_settings, refusal
 
 MAX_PARTS, MAX_BYTES = capabilities.S3.max_parts, capabilities.S3.max_bytes
 KEYS_PER_DELETE = 1000  # S3 API, DeleteObjects
-_DELETES = 16  # requests at once, where each object needs its own
 _ETAG = re.compile(r'"[!#-~]+"|[!#-~]+')  # RFC 9110 section 8.8.3; a manifest's column may hold any text
 _CHECKSUM = "x-amz-checksum-sha256"
 _COPY_ETAG = re.compile(rb"<CopyObjectResult.*?<ETag>(?:&quot;|&#34;|\")?([^<&\"]+)", re.DOTALL)
@@ -210,12 +206,11 @@ class S3:
                 if error.status_code not in (400, 405, 501):
                     raise
                 self._deletes_many = False
-        for first in range(0, len(keys), _DELETES):
-            some = keys[first : first + _DELETES]
-            await asyncio.gather(*[Tries().call_async(partial(self._delete_one, key, side)) for key in some])
 
-    async def _delete_one(self, key: str, side: str) -> None:
-        await self._client.ask("DELETE", key, side, ok=(200, 204, 404))
+        async def one(key: str) -> None:
+            await self._client.ask("DELETE", key, side, ok=(200, 204, 404))
+
+        await delete_each(one, keys)
 
     async def _delete_many(self, keys: Sequence[str], side: str) -> None:
         named = "".join(f"<Object><Key>{escape(key)}</Key></Object>" for key in keys)

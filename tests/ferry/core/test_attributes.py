@@ -106,7 +106,7 @@ def test_a_date_becomes_metadata(date: str | None, mtime: str | None) -> None:
     ],
 )
 def test_what_a_provider_cannot_hold(scheme: str, lost: set[str]) -> None:
-    """Of everything that an object of S3 can have; a type is no loss, since a file's bytes have it."""
+    """Of everything that an object of S3 can have; the type does not count as lost, since a file's bytes show it."""
     everything = {**dict.fromkeys((*HEADERS, *WORDS), "x"), "sku": "A 1", "ean-code": "4"}
     held, names = split(everything, HOLDS[scheme])
     assert set(names) == lost

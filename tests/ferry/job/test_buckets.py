@@ -99,7 +99,7 @@ def test_what_is_accepted(given: dict[str, Any]) -> None:
             "source.credentials for `gs://`",
         ),
         (
-            {"destination": {"uri": GOOGLE, "credentials": "impersonate:somebody"}},
+            {"destination": {"uri": GOOGLE, "credentials": "impersonate:another"}},
             "credentials must be a reference: of",
         ),
         ({"destination": {"uri": GOOGLE, "credentials": '{"type": "topsecret"}'}}, "credentials must be a reference"),

@@ -101,7 +101,7 @@ def test_blocked_addresses_are_named(tmp_path: Path) -> None:
     ],
 )
 def test_classes_that_the_destination_does_not_have(job: dict[str, Any], words: str | None, tmp_path: Path) -> None:
-    """A listing shows the class alone; the standard one is no loss, and nor is that of an unusable row."""
+    """A listing shows the class alone; neither the standard one nor that of an unusable row counts as lost."""
     rows: list[tuple[str | None, str | None, str | None]] = [(f"s3://old/{n}", f"{n}", None) for n in range(5)]
     rows.append((None, None, "bad_url"))
     classes = dict(enumerate(("STANDARD", "STANDARD_IA", "STANDARD_IA", "GLACIER", "STANDARD", "GLACIER")))

@@ -269,9 +269,9 @@ def test_one_that_fails_is_tried_the_next_night(world: World, monkeypatch: pytes
     del world.bodies["3.jpg"]
     world.write_list({})
     helpers.run(world.job(**GO), world.state, helpers.access(world.s3), 2)
-    nobody = S3Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
+    unknown = S3Access("http://127.0.0.1:9", "us-east-1", keys=("id", "secret", None))
     with lease.hold_lease(world.state, "test") as held:
-        answer = prune_removed(world.job(**GO), world.state, nobody, nobody, 2, held.token)
+        answer = prune_removed(world.job(**GO), world.state, unknown, unknown, 2, held.token)
     assert (answer["deleted"], answer["failed"]) == (0, 1)
     assert "3.jpg" in answer["first_failure"]
     world.run_no = 2

@@ -385,8 +385,8 @@ def test_a_wrong_outcome_keeps_what_the_row_is() -> None:
 def test_refused_credentials_make_no_row_missing(origin: Origin, s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """A destination that refuses the credentials raises Fatal, and no object counts as missing."""
     job, state, _ = moved(tmp_path, origin, s3, bucket)
-    nobody = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
-    store = open_store(job.destination.uri, nobody, state.spool_dir)
+    unknown = replace(access(s3), keys=("AKIAUNKNOWN", "x", None))
+    store = open_store(job.destination.uri, unknown, state.spool_dir)
     _, (bounds,) = verify.verify_parts(state, 100)
     with pytest.raises(Fatal):
         asyncio.run(verify.read_back(store, verify.expected_objects(state, bounds), 2, Progress()))

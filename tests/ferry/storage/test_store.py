@@ -333,8 +333,8 @@ def test_refused_credentials_are_fatal(
     what: str, s3: S3Server, bucket: str, tmp_path: Path, open_it: Callable[[str, Access], Store]
 ) -> None:
     """Refused credentials at the destination are Fatal; the message names the setting and no secret."""
-    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
-    store = open_it(f"s3://{bucket}/p", nobody)
+    unknown = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    store = open_it(f"s3://{bucket}/p", unknown)
     with pytest.raises(Fatal, match="credentials") as caught:
         wait(WORKS[what](store, tmp_path))
     for leak in ("AKIA", "topsecret", "<Error>", s3.endpoint_url):
@@ -345,19 +345,19 @@ def test_refused_credentials_at_the_source_are_the_rows(
     s3: S3Server, bucket: str, open_it: Callable[[str, Access], Store]
 ) -> None:
     """Refused credentials at the source fail only the row."""
-    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    unknown = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises(ObjectError) as caught:
-        wait(open_it(f"s3://{bucket}/p", nobody).get("k", max_bytes=9))
+        wait(open_it(f"s3://{bucket}/p", unknown).get("k", max_bytes=9))
     assert caught.value.error_class is ErrorClass.FORBIDDEN
     with pytest.raises(Fatal):
-        wait(open_it(f"s3://{bucket}/p", nobody).get("k", max_bytes=9, side="destination"))
+        wait(open_it(f"s3://{bucket}/p", unknown).get("k", max_bytes=9, side="destination"))
 
 
 def test_a_listing_that_is_refused_says_so(s3: S3Server, bucket: str, tmp_path: Path) -> None:
     """A listing that is refused with 403 is not reported as a timeout."""
-    nobody = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
+    unknown = S3Access(s3.endpoint_url, s3.region, keys=("AKIAUNKNOWN", "topsecret", None))
     with pytest.raises((Fatal, ObjectError)) as caught:
-        list(open_store(f"s3://{bucket}/p", nobody, tmp_path).list())
+        list(open_store(f"s3://{bucket}/p", unknown, tmp_path).list())
     assert "in time" not in str(caught.value)
 
 

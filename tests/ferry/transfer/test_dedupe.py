@@ -391,7 +391,7 @@ def test_an_object_that_was_there_before_is_not_copied(shop: Shop) -> None:
 
 
 def test_an_md5_that_two_bodies_of_the_ledger_have(shop: Shop) -> None:
-    """An MD5 that somebody forged names no object of an earlier run; a SHA-256 does."""
+    """A forged MD5 names no object of an earlier run; a SHA-256 does."""
     shop.list(("/1.jpg", A, ""), ("/2.jpg", B, ""))
     job = shop.job(chunk_rows=1)
     for ref, body in zip(helpers.plan(job, shop.state, server=access(shop.server)).chunks, (A, B), strict=True):

@@ -427,7 +427,7 @@ def test_a_store_whose_list_of_parts_always_fails(fault: Fault, world: World, mo
 
 
 def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
-    """An upload whose row is no longer planned is aborted at the end of the run."""
+    """An upload whose row has left the plan is aborted at the end of the run."""
     world.stop_half_way()
     url = world.origin.add("/small.bin", b"small")
     helpers.write_list(world.list, [[url]])

@@ -49,7 +49,7 @@ def test_objects_are_found_by_either_digest_and_the_oldest_is_forgotten() -> Non
 
 
 def test_an_md5_of_several_bodies_is_no_evidence() -> None:
-    """Two bodies with one MD5, which somebody forged, are found by their SHA-256s alone."""
+    """Two bodies with one forged MD5 are found by their SHA-256s alone."""
     table = StoredObjects()
     one, other = stored(), stored(sha256="c" * 64)
     table.add(one)

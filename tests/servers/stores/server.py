@@ -223,13 +223,13 @@ class StoreServer(ABC):
     @abstractmethod
     def keys(self, bucket: str) -> list[str]: ...
 
+    @abstractmethod
     def attributes(self, bucket: str, key: str) -> dict[str, str]:
         """Returns an object's attributes under the names of :data:`ATTRIBUTES`, metadata names in lower case."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_uploads(self, bucket: str) -> list[str]:
         """Returns the keys with an upload in parts that has not ended."""
-        raise NotImplementedError
 
 
 _HEADERS = {
