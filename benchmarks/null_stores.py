@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import cast
 import uvloop
 
 from ferry.core.body import Body, small_body
-from ferry.storage.object_info import checksum_of
+from ferry.storage.object_info import in_base64
 
 DATA = bytes(range(256)) * 156  # 39,936 bytes: the object that is sent
 PAGE_KEYS = {"bucket": 1_000, "storage": 1_000, "account": 5_000}  # the largest pages of the three
@@ -77,13 +76,13 @@ def _response(status: str, body: str, *headers: str) -> bytes:
 def _s3_put(body: Body) -> bytes:
     return _response(
         "200 OK", "", f"x-amz-id-2: {'a' * 76}", "x-amz-request-id: 0A49CE4060975EAC", f'ETag: "{body.md5}"',
-        "x-amz-server-side-encryption: AES256", f"x-amz-checksum-sha256: {checksum_of(body.sha256)}",
+        "x-amz-server-side-encryption: AES256", f"x-amz-checksum-sha256: {in_base64(body.sha256)}",
         "x-amz-checksum-type: FULL_OBJECT", "Server: AmazonS3",
     )  # fmt: skip
 
 
 def _gcs_put(body: Body) -> bytes:
-    resource = {"md5Hash": _in_base64(body.md5), "etag": "CJ+0ru7e8ZEDEAE=", "generation": "1764547200000000"}
+    resource = {"md5Hash": in_base64(body.md5), "etag": "CJ+0ru7e8ZEDEAE=", "generation": "1764547200000000"}
     return _response(
         "200 OK", json.dumps(resource), f"X-GUploader-UploadID: {'a' * 110}", "ETag: CJ+0ru7e8ZEDEAE=",
         "Content-Type: application/json; charset=UTF-8", "Vary: Origin", "Pragma: no-cache", "Server: UploadServer",
@@ -93,7 +92,7 @@ def _gcs_put(body: Body) -> bytes:
 
 def _azure_put(body: Body) -> bytes:
     return _response(
-        "201 Created", "", f"Content-MD5: {_in_base64(body.md5)}", 'ETag: "0x8DE30B5F1A2B3C4"',
+        "201 Created", "", f"Content-MD5: {in_base64(body.md5)}", 'ETag: "0x8DE30B5F1A2B3C4"',
         f"Last-Modified: {DATE}", "Server: Windows-Azure-Blob/1.0 Microsoft-HTTPAPI/2.0", "x-ms-version: 2023-11-03",
         "x-ms-request-id: 5c1bb5a1-c01e-0042-7d5a-62d7a5000000", "x-ms-content-crc64: 77uWZTolTHU=",
         "x-ms-request-server-encrypted: true",
@@ -128,7 +127,7 @@ def _gcs_page() -> str:
     items = [
         {
             "name": key, "generation": "1764547200000000", "storageClass": "STANDARD", "size": "40000",
-            "md5Hash": _in_base64(md5), "crc32c": "yZRlqg==", "etag": "CJ+0ru7e8ZEDEAE=",
+            "md5Hash": in_base64(md5), "crc32c": "yZRlqg==", "etag": "CJ+0ru7e8ZEDEAE=",
             "updated": f"{at:%Y-%m-%dT%H:%M:%S}.000Z",
         }
         for key, md5, at in _objects("storage")
@@ -143,7 +142,7 @@ def _azure_page() -> str:
         f"<Last-Modified>{at:%a, %d %b %Y %H:%M:%S} GMT</Last-Modified><Etag>0x8DE30B5F1A2B3C4</Etag>"
         "<Content-Length>40000</Content-Length><Content-Type>image/jpeg</Content-Type><Content-Encoding />"
         "<Content-Language /><Content-CRC64 />"
-        f"<Content-MD5>{_in_base64(md5)}</Content-MD5><Cache-Control /><Content-Disposition />"
+        f"<Content-MD5>{in_base64(md5)}</Content-MD5><Cache-Control /><Content-Disposition />"
         "<BlobType>BlockBlob</BlobType><AccessTier>Hot</AccessTier><AccessTierInferred>true</AccessTierInferred>"
         "<LeaseStatus>unlocked</LeaseStatus><LeaseState>available</LeaseState><ServerEncrypted>true</ServerEncrypted>"
         "</Properties><OrMetadata /></Blob>"
@@ -154,10 +153,6 @@ def _azure_page() -> str:
         'ServiceEndpoint="https://account.blob.core.windows.net/" ContainerName="box"><Prefix>images/</Prefix>'
         f"<Blobs>{blobs}</Blobs><NextMarker /></EnumerationResults>"
     )
-
-
-def _in_base64(digest: str) -> str:
-    return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 async def serve() -> None:

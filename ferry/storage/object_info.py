@@ -74,9 +74,9 @@ def same_etag(one: str, other: str) -> bool:
     return one == other or (md5 is not None and md5 == md5_of_etag(other))
 
 
-def checksum_of(sha256: str) -> str:
-    """Returns a SHA-256 in hex digits as a value of `x-amz-checksum-sha256` (S3 API: checking object integrity)."""
-    return base64.b64encode(bytes.fromhex(sha256)).decode()
+def in_base64(digest: str) -> str:
+    """Returns a digest in hex digits as providers write it: `x-amz-checksum-sha256`, Content-MD5, md5Hash."""
+    return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 def sha256_of(checksum: str | None) -> str | None:

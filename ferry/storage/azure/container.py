@@ -24,7 +24,7 @@ from ferry.storage.azure.errors import azure_error, code_of, condition_failed, n
 from ferry.storage.azure.keys import Authority
 from ferry.storage.azure.preflight import Headers, container_settings, lasting_refusal, probes, refusal
 from ferry.storage.endpoint import COPY_BYTES_PER_S, Endpoint, delete_each, encoded
-from ferry.storage.object_info import ObjectInfo, Sent
+from ferry.storage.object_info import ObjectInfo, Sent, in_base64
 from ferry.storage.provider import BucketSettings, CannotCopy, Got, Page, Part, TooLargeAtOnce
 
 VERSION = "2023-11-03"
@@ -92,7 +92,7 @@ class AzureContainer:
         """
         headers, lost = attribute_headers(attributes)
         headers["x-ms-blob-type"] = "BlockBlob"
-        headers["content-md5"] = _in_base64(digests.md5)
+        headers["content-md5"] = in_base64(digests.md5)
         if create:
             headers["if-none-match"] = "*"
         response = await self._send("PUT", key, {}, headers, data, self._side)
@@ -146,7 +146,7 @@ class AzureContainer:
         headers = {"x-ms-requires-sync": "true", "x-ms-source-if-match": source.etag or ""}
         headers["x-ms-copy-source-tag-option"] = "COPY"
         if source.md5 is not None:
-            headers["x-ms-source-content-md5"] = _in_base64(source.md5)
+            headers["x-ms-source-content-md5"] = in_base64(source.md5)
         if tier is not None:
             headers["x-ms-access-tier"] = tier
         query = await self._authority.authorize_source(blob, headers)
@@ -223,7 +223,7 @@ class AzureContainer:
         Azure refuses other bytes than those of the Content-MD5. So a block that it holds has the MD5 in its ID.
         """
         block = Block(upload, part, digests.md5).id
-        headers = {"content-md5": _in_base64(digests.md5)}
+        headers = {"content-md5": in_base64(digests.md5)}
         response = await self._send("PUT", key, {"comp": "block", "blockid": block}, headers, data, self._side)
         if response.status != 201:
             raise await self._error(response, self._side)
@@ -256,7 +256,7 @@ class AzureContainer:
         document = block_list(part.etag for part in parts)
         headers, lost = attribute_headers(attributes)
         headers["content-md5"] = base64.b64encode(hashlib.md5(document, usedforsecurity=False).digest()).decode()
-        headers["x-ms-blob-content-md5"] = _in_base64(body.md5)
+        headers["x-ms-blob-content-md5"] = in_base64(body.md5)
         if create:
             headers["if-none-match"] = "*"
         response = await self._send("PUT", key, {"comp": "blocklist"}, headers, document, self._side)
@@ -395,7 +395,3 @@ class AzureContainer:
         if self._date[0] != now:
             self._date = (now, formatdate(now, usegmt=True))
         return self._date[1]
-
-
-def _in_base64(digest: str) -> str:
-    return base64.b64encode(bytes.fromhex(digest)).decode()

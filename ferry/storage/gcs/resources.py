@@ -11,7 +11,7 @@ from typing import Any
 
 from ferry.core import HEADERS, HOLDS, TIER, WORDS, ErrorClass, ObjectError
 from ferry.http import Upload, media_type, printable_header
-from ferry.storage.object_info import ObjectInfo, Sent
+from ferry.storage.object_info import ObjectInfo, Sent, in_base64
 from ferry.storage.provider import Page
 
 SENT = "md5Hash,etag,generation"  # of the answer to a write
@@ -141,7 +141,7 @@ def resource_of(key: str, attributes: Mapping[str, str], md5: str | None) -> tup
     if metadata:
         resource["metadata"] = metadata
     if md5 is not None:
-        resource["md5Hash"] = binascii.b2a_base64(bytes.fromhex(md5), newline=False).decode()
+        resource["md5Hash"] = in_base64(md5)
     return json.dumps(resource).encode(), resource.get("contentType"), tuple(lost)
 
 

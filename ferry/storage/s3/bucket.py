@@ -29,9 +29,9 @@ from ferry.storage.endpoint import COPY_BYTES_PER_S, delete_each, encoded
 from ferry.storage.object_info import (
     ObjectInfo,
     Sent,
-    checksum_of,
     composite_etag,
     composite_of,
+    in_base64,
     last_modified,
     sha256_of,
 )
@@ -115,7 +115,7 @@ class S3:
         headers, sha256 = attribute_headers(attributes), digests.sha256
         if create:
             headers["if-none-match"] = "*"
-        checked = headers | {_CHECKSUM: checksum_of(sha256)} if self._accepts_checksums is not False else headers
+        checked = headers | {_CHECKSUM: in_base64(sha256)} if self._accepts_checksums is not False else headers
         response = await self._client.send("PUT", key, self._side, checked, data, sha256)
         if response.status in (400, 501) and checked is not headers and self._accepts_checksums is None:
             response.close()

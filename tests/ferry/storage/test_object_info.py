@@ -10,9 +10,9 @@ import pytest
 
 from ferry.storage.object_info import (
     Sent,
-    checksum_of,
     composite_etag,
     composite_of,
+    in_base64,
     md5_of_etag,
     multipart_etag,
     same_etag,
@@ -73,21 +73,21 @@ def test_which_etags_are_the_same(one: str, other: str, same: bool) -> None:
 
 
 def test_a_checksum_is_read_as_it_is_written() -> None:
-    """A checksum is base64, as S3 has it, and sha256_of() reverses checksum_of()."""
-    assert checksum_of(SHA256) == base64.b64encode(hashlib.sha256(b"a").digest()).decode()
-    assert sha256_of(checksum_of(SHA256)) == SHA256
+    """A checksum is base64, as S3 has it, and sha256_of() reverses in_base64()."""
+    assert in_base64(SHA256) == base64.b64encode(hashlib.sha256(b"a").digest()).decode()
+    assert sha256_of(in_base64(SHA256)) == SHA256
 
 
 @pytest.mark.parametrize(
     "checksum",
     [
         None, "", "x", SHA256,
-        f"{checksum_of(SHA256)}-2",  # of parts
-        f"{checksum_of(SHA256)[:20]}\n{checksum_of(SHA256)[20:]}",
+        f"{in_base64(SHA256)}-2",  # of parts
+        f"{in_base64(SHA256)[:20]}\n{in_base64(SHA256)[20:]}",
         base64.b64encode(hashlib.sha1(b"a").digest()).decode(),
     ],
 )  # fmt: skip
-def test_what_is_no_checksum_of_a_whole_object(checksum: str | None) -> None:
+def test_what_is_no_in_base64_a_whole_object(checksum: str | None) -> None:
     """A value that is not the SHA-256 of a whole object gives None."""
     assert sha256_of(checksum) is None
 
