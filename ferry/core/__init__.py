@@ -87,6 +87,7 @@ from ferry.core.records import (
 from ferry.core.redaction import SECRET_PARAMETER, escaped, holds_secret, in_any_case, redact, redact_id, short
 from ferry.core.retry import ATTEMPTS, PERMANENT_STATUSES, RETRYABLE_STATUSES, Tries, backoff_s, worth_another_try
 from ferry.core.revalidation import KnownCopy, Revalidate, date_over_at, head_matches, how_to_revalidate
+from ferry.core.streamed_body import StreamedBody, begin_stream, must_stream
 
 __all__ = [
     "ADDRESS_FORMS",
@@ -156,11 +157,13 @@ __all__ = [
     "Spooled",
     "Status",
     "Stopped",
+    "StreamedBody",
     "TransferResult",
     "Tries",
     "UserError",
     "attributes_digest",
     "backoff_s",
+    "begin_stream",
     "below",
     "boot_id",
     "carried",
@@ -180,6 +183,7 @@ __all__ = [
     "in_ascii",
     "in_bucket",
     "limit_arrow_memory",
+    "must_stream",
     "name_of",
     "no_delay",
     "one_line",

@@ -61,6 +61,7 @@ class Body:
     parts: Parts | None = None  # of the bytes in the file
     start: int = 0
     about: Mapping[str, Any] | None = None  # what a later run must know to resume the upload; None: it cannot
+    resumes: bool = False  # an upload of an earlier run may have parts of these bytes
 
     @contextlib.contextmanager
     def buffer(self) -> Iterator[bytes | mmap.mmap]:
@@ -194,7 +195,7 @@ class Batches:
         return batch
 
 
-class _Hash:
+class Hash:
     """MD5 and SHA-256 of the same bytes."""
 
     __slots__ = ("_md5", "_sha256", "size")
@@ -220,8 +221,8 @@ class _Hashes:
     __slots__ = ("_done", "_part", "_part_bytes", "whole")
 
     def __init__(self, part_bytes: int) -> None:
-        self.whole = _Hash()
-        self._part = _Hash()
+        self.whole = Hash()
+        self._part = Hash()
         self._part_bytes = part_bytes
         self._done: list[Digests] = []
 
@@ -234,7 +235,7 @@ class _Hashes:
             left = left[room:]
             if self._part.size == self._part_bytes:
                 self._done.append(self._part.digests)
-                self._part = _Hash()
+                self._part = Hash()
 
     def body(self, *, data: bytes | None = None, path: Path | None = None) -> Body:
         last = [self._part.digests] if self._part.size else []

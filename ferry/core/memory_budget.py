@@ -83,6 +83,15 @@ class Budget:
             raise
         return file
 
+    async def take_parts(self, host: str, part_bytes: int) -> tuple[Share, int]:
+        """Wait for the space of some parts of a body that is larger than the spool. Return the share, and how many.
+
+        One more than is sent at once, if there is space: it is read meanwhile. Raises ObjectError (TOO_LARGE) if not
+        even one has a place.
+        """
+        at_once = min(PARTS_AT_ONCE + 1, max(1, self.spool.capacity // part_bytes))
+        return await self.take_file(host, at_once * part_bytes), at_once
+
     @contextlib.asynccontextmanager
     async def upload_in_parts(self) -> AsyncIterator[int]:
         """Yield how many parts of one upload may be in memory at once.

@@ -11,7 +11,7 @@ from ferry.http.headers import media_type, printable_header
 from ferry.http.network import Network, Proxy, context_for, proxy_at, proxy_for, tls
 from ferry.http.origin import Origin
 from ferry.http.pool import Connections
-from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body, stream_plain
+from ferry.http.read_body import Algorithm, Arriving, Hashing, Reader, stream_body
 from ferry.http.retry_after import parse_retry_after
 from ferry.http.urls import Targets
 
@@ -54,6 +54,5 @@ __all__ = [
     "recipient",
     "site_of_template",
     "stream_body",
-    "stream_plain",
     "tls",
 ]

@@ -64,6 +64,7 @@ class _RequestSpec:
     headers: CIMultiDict[str] | None = None  # in place of the job's, for the URL's own site
     valid: frozenset[int] = _WHOLE
     rest: Rest | None = None  # what a response must be a part of
+    may_stream: bool = False  # a body that the spool cannot hold comes as a StreamedBody
 
 
 @dataclass(slots=True)
@@ -118,25 +119,34 @@ class Origin:
         )
         self._credential = Credential(options.auth, self._post, self._loop.time) if options.auth is not None else None
 
-    async def get(self, url: str, charge: Charge = no_delay) -> Fetched:
-        """Return the object at ``url``. The bytes of the URL are sent unchanged.
+    async def get(self, url: str, charge: Charge = no_delay, *, may_stream: bool = False) -> Fetched:
+        """Return the object at ``url``, or with ``may_stream`` its start if the spool cannot hold it (StreamedBody).
+
+        The bytes of the URL are sent unchanged.
 
         ``charge`` takes the number of bytes read and returns the seconds to wait. Only 200 and 203 are objects.
         Content-Encoding is decoded. Raises ObjectError with the number of HTTP requests, or Fatal for a failing spool
         disk; nothing else but CancelledError.
         """
-        fetched = await self._get(url, charge, _RequestSpec())
+        fetched = await self._get(url, charge, _RequestSpec(may_stream=may_stream))
         assert isinstance(fetched, Fetched)
         return fetched
 
     async def get_if(
-        self, url: str, etag: str | None, last_modified: str | None, charge: Charge = no_delay
+        self,
+        url: str,
+        etag: str | None,
+        last_modified: str | None,
+        charge: Charge = no_delay,
+        *,
+        may_stream: bool = False,
     ) -> Fetched | NotModified:
         """Return the object as :meth:`get` does, or the metadata of a 304 if these validators still match it.
 
         Malformed validators are not sent (RFC 9110 section 13).
         """
-        spec = _RequestSpec(conditions=conditions(etag, last_modified), valid=_WHOLE | {_NOT_MODIFIED})
+        valid = _WHOLE | {_NOT_MODIFIED}
+        spec = _RequestSpec(conditions=conditions(etag, last_modified), valid=valid, may_stream=may_stream)
         return await self._get(url, charge, spec)
 
     async def get_rest(self, url: str, rest: Rest, charge: Charge) -> Fetched:
@@ -189,7 +199,10 @@ class Origin:
                 if spec.rest is not None:
                     _check_rest(response, spec.rest)
                 part_bytes = spec.rest.part_bytes if spec.rest else 0
-                body = await self._reader.body(response, charge, state.host, part_bytes=part_bytes)
+                body = await self._reader.body(
+                    response, charge, state.host, part_bytes=part_bytes,
+                    streamed=partial(_mapped, state=state) if spec.may_stream else None,
+                )  # fmt: skip
             except BaseException:
                 response.close()
                 raise

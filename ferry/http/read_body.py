@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Literal, Protocol
@@ -19,7 +19,9 @@ from ferry.core import (
     Budget,
     Charge,
     Share,
+    begin_stream,
     disk_error,
+    must_stream,
     over_spool_bytes,
     pace,
     to_disk,
@@ -30,6 +32,7 @@ from ferry.http.connection import Response
 from ferry.http.content_encoding import decoded, decoders, too_large, truncated
 
 Algorithm = Literal["md5", "sha256"]
+Mapped = Callable[[Exception], Exception]  # returns Ferry's error for one of a connection
 
 
 class BodySink(Protocol):
@@ -49,13 +52,21 @@ class Reader:
         self._max_bytes = max_bytes
 
     async def body(
-        self, response: Response, charge: Charge, host: str, *, decode: bool = True, part_bytes: int = 0
+        self,
+        response: Response,
+        charge: Charge,
+        host: str,
+        *,
+        decode: bool = True,
+        part_bytes: int = 0,
+        streamed: Mapped | None = None,
     ) -> Body:
         """Return the complete body. Raises ObjectError.
 
         Content-Encoding is decoded, unless ``decode`` is False because the stored bytes are the object. The budget
         counts the body's share for ``host``. A body that will be sent in parts has their digests. With ``part_bytes``
-        it is the rest of one: spooled, with parts of this size.
+        it is the rest of one: spooled, with parts of this size. With ``streamed``, which maps the errors of reading, a
+        body that the spool cannot hold is a StreamedBody.
         """
         length = response.length
         if length is not None and length > self._max_bytes:
@@ -64,6 +75,9 @@ class Reader:
             length = None
         if length is not None and length <= self._budget.small_bytes and not part_bytes:
             return await self._in_memory(response, length, charge, host)
+        if streamed is not None and length is not None and must_stream(length, self._budget, self._spool_dir):
+            pieces = _pieces(response, self._max_bytes, charge, streamed)
+            return await begin_stream(pieces, response.close, length, self._budget, self._spool_dir, self._pool, host)
         share = await (self._budget.take_file if part_bytes else self._budget.take)(host, length)
         if length is not None and length > ONE_PUT_BYTES:
             part_bytes = part_bytes or part_bytes_of(length)
@@ -118,10 +132,8 @@ class Arriving:
     async def add(self, piece: bytes) -> None:
         """Take the next piece, in memory or in the spool file. Raises ObjectError, or Fatal if the spool disk fails."""
         self.size += len(piece)
-        if not self._spooled and self.size > self._share.size:
+        if self.size > (self._budget.spool.capacity if self._spooled else self._share.size):
             await self._make_room()
-        if self._spooled and self.size > self._budget.spool.capacity:
-            raise over_spool_bytes(self._budget.spool.capacity)
         await self._batches.add(piece)
 
     async def _make_room(self) -> None:
@@ -129,8 +141,11 @@ class Arriving:
         wanted = max(FIRST_BYTES, self._share.size)  # 0 for a source file that was empty at first
         while wanted < self.size:
             wanted *= 2
-        if self.size <= most and (self._share.grow(min(wanted, most)) or self._share.grow(self.size)):
+        in_memory = not self._spooled and self.size <= most
+        if in_memory and (self._share.grow(min(wanted, most)) or self._share.grow(self.size)):
             return
+        if self.size > self._budget.spool.capacity:
+            raise over_spool_bytes(self._budget.spool.capacity)
         file = await self._budget.take_file(self._host, None)
         memory, self._share, self._spooled = self._share, file, True
         try:
@@ -190,14 +205,6 @@ class Hashing:
         return self._hash.hexdigest()
 
 
-async def stream_plain(pieces: AsyncIterable[bytes], into: BodySink, charge: Charge) -> None:
-    """Pass pieces from a store's client to ``into``, with the waits of ``charge``."""
-    async for piece in pieces:
-        await into.add(bytes(piece))
-        await pace(charge, len(piece))
-    await into.flush()
-
-
 async def stream_body(
     response: Response, into: BodySink, max_bytes: int, charge: Charge, *, decode: bool = True
 ) -> None:
@@ -205,16 +212,10 @@ async def stream_body(
 
     Raises ObjectError: too_large if the encoded or the decoded body exceeds ``max_bytes``, truncated, or bad_encoding.
     """
-    length = response.length
-    if length is not None and length > max_bytes:
-        raise too_large(max_bytes)
     codings = decoders(response.headers.getall("Content-Encoding", []), max_bytes) if decode else []
-    received = 0
-    while piece := await response.read_chunk():
-        received += len(piece)
-        if received > max_bytes:
-            raise too_large(max_bytes)
-        await pace(charge, len(piece))
+    received = False
+    async for piece in _pieces(response, max_bytes, charge):
+        received = True
         if not codings:
             await into.add(piece)
             continue
@@ -222,9 +223,30 @@ async def stream_body(
             if plain:
                 await into.add(plain)
             await asyncio.sleep(0)  # a decompression bomb must not block the event loop
-    if length is not None and received != length:
-        raise truncated()
     if received:
         for decoder in codings:
             decoder.finish()
     await into.flush()
+
+
+async def _pieces(
+    response: Response, max_bytes: int, charge: Charge, mapped: Mapped = lambda exc: exc
+) -> AsyncGenerator[bytes, None]:
+    """Yield the bytes of a body as they come, each counted by ``charge``. Its errors pass through ``mapped``.
+
+    Raises ObjectError: too_large, or truncated.
+    """
+    length, received = response.length, 0
+    try:
+        if length is not None and length > max_bytes:
+            raise too_large(max_bytes)
+        while piece := await response.read_chunk():
+            received += len(piece)
+            if received > max_bytes:
+                raise too_large(max_bytes)
+            await pace(charge, len(piece))
+            yield piece
+        if length is not None and received != length:
+            raise truncated()
+    except Exception as exc:  # noqa: BLE001 - mapped by the caller
+        raise mapped(exc) from None

@@ -16,6 +16,7 @@ from ferry.job.templates import (
     default_key,
     finish_key,
     key_problem,
+    needs_sha256,
     source_field,
 )
 from ferry.job.units import UNLIMITED_BYTES, duration
@@ -51,6 +52,7 @@ __all__ = [
     "host_pattern",
     "key_problem",
     "limits_by_key",
+    "needs_sha256",
     "patterns_for",
     "source_field",
 ]

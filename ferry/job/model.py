@@ -234,7 +234,7 @@ class Job(_Model):
     max_bytes: Annotated[MaxBytes, Field(ge=1)] = 1024**3
     """Maximum size of an object, also once its Content-Encoding is undone: bytes, or `20MB`, `1GiB`, `5TB`, or `off`."""
     spool_bytes: Annotated[SpoolBytes, Field(ge=1)] = UNLIMITED_BYTES
-    """Maximum size of all spool files together, in which objects over 8 MiB wait on the disk of the state: bytes, or `20GB`, or `off`. An object waits for its space; one that is larger fails. `processes: auto` stays at one process, and a number of processes divides it."""
+    """Maximum size of all spool files together, in which objects over 8 MiB wait on the disk of the state: bytes, or `20GB`, or `off`. An object waits for its space. A larger one is uploaded in parts while it is downloaded; it fails if its check or its key needs all of it, or if its length is unknown. `processes: auto` stays at one process, and a number of processes divides it."""
     network: Part[JobNetwork] = JobNetwork()
     """Proxies, trusted certificates and a client certificate, for origins, lists, APIs and stores."""
     prices: Part[Prices] = Prices()

@@ -231,6 +231,11 @@ def finish_key(deferred_key: str, sha256: str, ext: str) -> str:
     return _DEFERRED_MARK.sub(lambda mark: values[mark.group()], deferred_key)
 
 
+def needs_sha256(deferred_key: str) -> bool:
+    """Returns whether a deferred key contains the SHA-256 of its body."""
+    return any(mark.group() == "{sha256}" for mark in _DEFERRED_MARK.finditer(deferred_key))
+
+
 def decode_path(path: str) -> str:
     """Returns the path percent-decoded once as UTF-8, unchanged if it is not valid UTF-8."""
     if "%" not in path:

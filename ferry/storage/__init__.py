@@ -3,13 +3,14 @@
 from ferry.storage.access import Access, AzureAccess, GoogleAccess, S3Access
 from ferry.storage.confirmation import Confirmation
 from ferry.storage.control import Control
+from ferry.storage.directory import FoldedName, Folder
 from ferry.storage.errors import ConditionUnsupported
 from ferry.storage.factory import bucket_of, open_control, open_store
-from ferry.storage.local_files import FoldedName, Folder
 from ferry.storage.object_info import ObjectInfo, md5_of_etag, same_etag
+from ferry.storage.odd_keys import is_odd
 from ferry.storage.preflight import ends_too_early, run_preflight
 from ferry.storage.provider import CannotCopy
-from ferry.storage.store import AlreadyThere, Store, is_odd
+from ferry.storage.store import AlreadyThere, Store
 from ferry.storage.unfinished import Unfinished
 
 __all__ = [

@@ -105,8 +105,10 @@ async def confirm(
     With ``read_back`` it is read back in any case.
     """
     parts_etag = None
-    if sent.in_parts and sent.md5 is None and body.path is not None:
-        parts_etag = sent.parts_etag or await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
+    if sent.in_parts and sent.md5 is None:
+        parts_etag = sent.parts_etag
+        if parts_etag is None and body.path is not None:
+            parts_etag = await asyncio.to_thread(multipart_etag, body.path, PART_BYTES)
         if not sent.etag:  # Ceph's RGW returns the ETag to HEAD only
             sent = replace(sent, etag=(await check_size(store, key, body.size)).etag)
     policy.sends_etags = policy.sends_etags or bool(sent.etag)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from ferry.core import TAGS, Body, Budget, Charge, ObjectError, Refused, no_delay
@@ -36,16 +37,18 @@ class Downloads:
         self._hides_tags = False  # the store has refused to show tags
 
     async def get(
-        self, key: str, path: str, max_bytes: int, side: str, charge: Charge, *, tags: bool
+        self, key: str, path: str, max_bytes: int, side: str, charge: Charge, *, tags: bool, may_stream: bool
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
         """Returns the body of the object at ``path``, its information under the name ``key``, and its attributes.
 
-        Without ``tags``, or if the store does not show them, an object that has some has TAGS without a text.
+        Without ``tags``, or if the store does not show them, an object that has some has TAGS without a text. With
+        ``may_stream`` a body that the spool cannot hold is a StreamedBody.
         """
         got = await self._provider().get(path, side)
         reader = Reader(self._spool_dir, self._budget, self._pool, max_bytes)
         with _closing_on_error(got.response, side):
-            body = await reader.body(got.response, charge, self._bucket, decode=False)
+            streamed = partial(from_store_http, side=side) if may_stream else None
+            body = await reader.body(got.response, charge, self._bucket, decode=False, streamed=streamed)
         if got.tagged:
             try:
                 got.attributes[TAGS] = (await self.tags(path, side) if tags else None) or ""

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from ferry.core import Bucket, Budget, UserError, parse_bucket, short
 from ferry.storage.access import Access, AzureAccess, GoogleAccess, S3Access
 from ferry.storage.control import Control
-from ferry.storage.local_files import Folder
+from ferry.storage.directory import Folder
 from ferry.storage.provider import Provider
 from ferry.storage.store import Store
 from ferry.storage.uploads import UploadLog

@@ -1,4 +1,4 @@
-"""One interface to object stores: buckets through their Provider, directories through local.py.
+"""One interface to object stores: buckets through their Provider, directories through directory/.
 
 Each call maps errors by ferry/storage/errors.py and raises only ObjectError or Fatal; copy_from also raises CannotCopy.
 """
@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 from ferry.core import (
     ONE_PUT_BYTES,
@@ -25,12 +23,11 @@ from ferry.core import (
     Charge,
     Confirmed,
     ErrorClass,
-    Fatal,
     ObjectError,
     Refused,
+    StreamedBody,
     Tries,
     no_delay,
-    whole_body,
 )
 from ferry.http import Algorithm, Rest
 from ferry.storage.access import Access
@@ -38,27 +35,16 @@ from ferry.storage.attribute_refusals import AttributeRefusals
 from ferry.storage.capabilities import CAPABILITIES
 from ferry.storage.confirmation import Comparison, Confirmation, ReadBackPolicy, check_size, confirm
 from ferry.storage.control import Control
+from ferry.storage.directory import Directory, Folder, walk
 from ferry.storage.downloads import Downloads
 from ferry.storage.errors import ConditionUnsupported, key_refused
-from ferry.storage.local import Directory, walk
-from ferry.storage.local_files import Folder
 from ferry.storage.object_info import ObjectInfo, Sent, md5_of_etag
-from ferry.storage.provider import TRIAL, CannotCopy, Digests, Provider, TooLargeAtOnce
+from ferry.storage.odd_keys import OddKeys
+from ferry.storage.provider import CannotCopy, Digests, Provider, TooLargeAtOnce
 from ferry.storage.unfinished import Unfinished
 from ferry.storage.uploads import LoggedUploads, OnBegun, PartsUpload, UploadLog
 
-# Keys under which some stores write another object, each with a key to try: with an empty segment, `.`, `..` or a final
-# `/`, and with a backslash. The first trial begins with `/`, since some stores remove that alone.
-_ODD_KEYS = (
-    (re.compile(r"(?:\A|/)\.{0,2}(?:/|\Z)"), "/{}/a//b/./c/../d/"),
-    (re.compile(r"\\"), "{}/a\\b"),
-)
 REFUSED_IN_A_ROW = 50  # keys refused one after the other; after more, the refusal counts for all keys
-
-
-def is_odd(key: str) -> bool:
-    """Returns whether a key has an empty segment, `.` or `..`, a final `/`, or a backslash."""
-    return any(pattern.search(key) for pattern, _ in _ODD_KEYS)
 
 
 Request = Literal["head", "read", "write"]  # counted apart, since a store may allow one and refuse another
@@ -112,7 +98,7 @@ class Store:
         self._directory = Directory(folder, spool_dir, self._budget, pool) if folder is not None else None
         self._downloads = Downloads(self.bucket, self._client, spool_dir, self._budget, pool)
         self._refused: Counter[Request] = Counter()  # consecutive refusals of single keys
-        self._trials: dict[str, asyncio.Task[None]] = {}  # of odd keys
+        self._odd_keys = OddKeys(self.path, self._client, self._may_write)
         self._attribute_refusals = AttributeRefusals()
         self.read_back_policy = ReadBackPolicy()
 
@@ -160,7 +146,13 @@ class Store:
 
         may_forget = None if self._directory is not None else read
         wait = body.size <= PART_BYTES  # a large one would keep the others waiting for too long
-        return await self._attribute_refusals.put(send, may_forget, attributes, may_lose=may_lose, wait=wait)
+
+        def again() -> bool:
+            return not (isinstance(body, StreamedBody) and body.taken)
+
+        return await self._attribute_refusals.put(
+            send, may_forget, attributes, may_lose=may_lose, wait=wait, again=again
+        )
 
     @contextlib.asynccontextmanager
     async def _handling_refusals(self, kind: Request) -> AsyncIterator[None]:
@@ -184,47 +176,12 @@ class Store:
             return await self._directory.may_write()
         return await Tries().call_async(lambda: self._client().refusal(self.prefix, writing=True)) is None
 
-    async def _check_key(self, key: str) -> None:
-        """Raises ObjectError (BAD_KEY) for a key that this bucket would change; tried when it is first needed."""
-        if self._directory is not None:
-            return
-        for pattern, trial in _ODD_KEYS:
-            if not pattern.search(self.path(key)):
-                continue
-            if trial not in self._trials or self._trials[trial].cancelled():
-                self._trials[trial] = asyncio.create_task(self._try_key(trial))
-            try:
-                await asyncio.shield(self._trials[trial])
-            except ObjectError as error:
-                if error.error_class is not ErrorClass.BAD_KEY:
-                    self._trials.pop(trial, None)  # the next such key tries again
-                raise
-
-    async def _try_key(self, trial: str) -> None:
-        key = self.path(trial.format(TRIAL + uuid4().hex))
-        body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
-        provider, digests = self._client(), Digests(body.md5, body.sha256)
-        try:
-            await Tries().call_async(lambda: provider.put(key, body.data or b"", digests, {}, create=False))
-            page = await Tries().call_async(lambda: provider.page(key, "destination"))
-            kept = key in [found.key for found in page.objects]
-        except (ObjectError, Fatal):
-            if not await self._may_write():
-                raise  # the store refuses or fails with any key
-            kept = False
-        finally:
-            with contextlib.suppress(ObjectError, Fatal):
-                await provider.delete([key], "destination")
-        if not kept:
-            which = "a backslash" if "\\" in trial else "`//`, `.` or `..`, or a final `/`"
-            raise ObjectError(ErrorClass.BAD_KEY, f"this store refuses or changes keys with {which}; set `key`")
-
     async def _put(self, key: str, body: Body, attributes: Mapping[str, str], create: bool) -> Sent:
         if self._directory is not None:
             return Sent(await self._directory.put(key, body, create))
-        await self._check_key(key)
+        await self._odd_keys.check(key)
         sent = None
-        if body.size <= ONE_PUT_BYTES and not body.start:
+        if body.size <= ONE_PUT_BYTES and not body.start and not isinstance(body, StreamedBody):
             with contextlib.suppress(TooLargeAtOnce), body.upload() as data:
                 digests = Digests(body.md5, body.sha256)
                 sent = await self._client().put(self.path(key), data, digests, attributes, create=create)
@@ -281,7 +238,7 @@ class Store:
 
         Also raises CannotCopy if the server does not copy. The caller then reads and writes the bytes.
         """
-        await self._check_key(key)
+        await self._odd_keys.check(key)
         listed_as = ObjectInfo(source.path(source_key), size, etag, None)
         sent = await self._client().copy(self.path(key), source.bucket, listed_as, attributes)
         copied, md5, listed = sent.etag, md5_of_etag(sent.etag), md5_of_etag(etag)
@@ -304,7 +261,8 @@ class Store:
         if side == "source":
             return await self._head(key, side)
         async with self._handling_refusals("head"):
-            await self._check_key(key)
+            if self._directory is None:
+                await self._odd_keys.check(key)
             return await self._head(key, side)
 
     async def _head(self, key: str, side: str) -> ObjectInfo | None:
@@ -321,16 +279,26 @@ class Store:
             await self._client().delete([self.path(key)], "destination")
 
     async def get(
-        self, key: str, *, max_bytes: int, side: str = "source", charge: Charge | None = None, tags: bool = False
+        self,
+        key: str,
+        *,
+        max_bytes: int,
+        side: str = "source",
+        charge: Charge | None = None,
+        tags: bool = False,
+        may_stream: bool = False,
     ) -> tuple[Body, ObjectInfo, dict[str, str]]:
         """Returns an object's body, information and attributes (ferry/core/attributes.py).
 
         ``charge`` takes a number of bytes read and returns the seconds to wait (the bandwidth limit). Without ``tags``,
-        or if the store hides them, TAGS of an object that has some is "".
+        or if the store hides them, TAGS of an object that has some is "". With ``may_stream`` a body that the spool
+        cannot hold is a StreamedBody.
         """
+        charge = charge or no_delay
         if self._directory is not None:
-            return await self._directory.get(key, max_bytes, side, charge or no_delay)
-        return await self._downloads.get(key, self.path(key), max_bytes, side, charge or no_delay, tags=tags)
+            return await self._directory.get(key, max_bytes, side, charge, may_stream=may_stream)
+        path = self.path(key)
+        return await self._downloads.get(key, path, max_bytes, side, charge, tags=tags, may_stream=may_stream)
 
     async def get_rest(self, key: str, rest: Rest, charge: Charge) -> Body:
         """Returns the last bytes of an object of a bucket if it has not changed. Raises ObjectError."""

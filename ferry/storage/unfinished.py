@@ -12,13 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ferry.core import Body, Parts
+from ferry.core import Body, Parts, StreamedBody
 from ferry.storage.provider import Part
 
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """An upload in parts that has begun. ``kept`` are the parts that need not be sent again."""
+    """An upload in parts that has begun. ``kept`` are the parts that need not be sent again.
+
+    That of a streamed body has no digests, since they were not known when it began.
+    """
 
     path: str
     upload: str  # its ID, by which Google lets anyone write this object
@@ -26,7 +29,7 @@ class Unfinished:
     md5: str
     sha256: str
     part_bytes: int
-    md5s: Sequence[str]  # of all parts
+    md5s: Sequence[str]  # of all parts, or none
     about: Mapping[str, Any]  # as Body has it
     attributes: Mapping[str, str]  # those that it began with, without what the store had refused
     kept: Sequence[Part | None] = ()
@@ -36,8 +39,16 @@ class Unfinished:
         """The offset of the first part that is sent."""
         return next((index for index, part in enumerate(self.kept) if part is None), 0) * self.part_bytes
 
+    @property
+    def streamed(self) -> bool:
+        """Whether the body is streamed: then all of it is read again, and each part compared."""
+        return not self.md5s
+
     def lacks(self, body: Body, attributes: Mapping[str, str]) -> bool:
         """Returns whether a body is the rest that this upload lacks, and the attributes are those that it has."""
+        if isinstance(body, StreamedBody) or self.streamed:
+            here = (body.size, body.part_bytes if isinstance(body, StreamedBody) else 0, dict(attributes))
+            return self.streamed and (self.size, self.part_bytes, self.attributes) == here
         rest = (body.start, body.size, body.md5, body.sha256, dict(attributes))
         return (self.start, self.size, self.md5, self.sha256, self.attributes) == rest
 
@@ -66,7 +77,7 @@ class Unfinished:
             return None
         if not all(type(each) is int and each > 0 for each in numbers):
             return None
-        return found if len(found.md5s) == -(-found.size // found.part_bytes) else None
+        return found if found.streamed or len(found.md5s) == found._count else None
 
     def keep(self, parts: Sequence[Part], *, in_order: bool) -> Unfinished:
         """Returns this upload with those of the provider's parts that may stay.
@@ -75,23 +86,30 @@ class Unfinished:
 
         | the provider | a part stays if |
         |---|---|
-        | lists parts (S3, Azure) | it has the size and the MD5 of the entry |
+        | lists parts (S3, Azure) | it has the size and the MD5 of the entry, or that of the streamed part |
         | has bytes, ``in_order`` (Google) | all its bytes are there: Google compares the whole body's MD5 at the end |
         """
-        kept: list[Part | None] = [None] * len(self.md5s)
+        kept: list[Part | None] = [None] * self._count
         if in_order:
             there = sum(part.size for part in parts)
             parts = [
-                Part(index + 1, self._size_of(index), "", md5)
-                for index, md5 in enumerate(self.md5s)
+                Part(index + 1, self._size_of(index), "", None if self.streamed else self.md5s[index])
+                for index in range(self._count)
                 if index * self.part_bytes + self._size_of(index) <= there
             ]
         for part in parts:
             index = part.number - 1
-            if index in range(len(kept)) and (part.size, part.md5) == (self._size_of(index), self.md5s[index]):
+            if index not in range(len(kept)):
+                continue
+            md5 = part.md5 if self.streamed else self.md5s[index]
+            if (part.size, part.md5) == (self._size_of(index), md5):
                 kept[index] = part
         kept[-1] = None
         return replace(self, kept=kept)
+
+    @property
+    def _count(self) -> int:
+        return -(-self.size // self.part_bytes)
 
     def _size_of(self, index: int) -> int:
         return min(self.part_bytes, self.size - index * self.part_bytes)

@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from ferry.core import (
     Body,
+    Digests,
     ErrorClass,
     Fatal,
     ObjectError,
     Parts,
     Refused,
     Spooled,
+    StreamedBody,
     Tries,
     file_body,
+    pace,
 )
 from ferry.storage.object_info import Sent
 from ferry.storage.provider import TRIAL, Part, Provider
@@ -40,7 +43,7 @@ async def _not_logged(_: str, __: Parts) -> None: ...
 
 
 class PartsUpload:
-    """One upload of a spooled body, or the rest of one. Raises ObjectError and Fatal."""
+    """One upload of a spooled body, of the rest of one, or of a streamed one. Raises ObjectError and Fatal."""
 
     def __init__(
         self,
@@ -53,17 +56,19 @@ class PartsUpload:
         on_begun: OnBegun = _not_logged,
     ) -> None:
         """``unfinished`` is the upload that has the bytes before ``body.start``."""
-        assert body.path is not None
         self._provider = provider
         self._key = key
         self._body = body
-        self._file = body.path
         self._tries = tries
         self._unfinished = unfinished
         self._on_begun = on_begun
         self._part_bytes = unfinished.part_bytes if unfinished else provider.part_bytes(body.size)
+        if isinstance(body, StreamedBody):
+            self._part_bytes = body.part_bytes
         self._offsets = range(0, body.size, self._part_bytes)
-        self._parts: list[Part | None] = list(unfinished.kept) if unfinished else [None] * len(self._offsets)
+        # Those that the provider has. Parts of a streamed body are compared with them when they are read again.
+        self._there: list[Part | None] = list(unfinished.kept) if unfinished else [None] * len(self._offsets)
+        self._parts = [None if isinstance(body, StreamedBody) else part for part in self._there]
 
     async def send(self, attributes: Mapping[str, str], at_once: int, *, create: bool) -> Sent:
         """Uploads the body, ``at_once`` parts at a time. With ``create``, completion is conditional if supported."""
@@ -74,7 +79,7 @@ class PartsUpload:
         async def begin() -> str | None:
             nonlocal attempts
             attempts += 1
-            size, md5 = self._body.size, self._body.md5
+            size, md5 = self._body.size, self._body.md5 or None
             return await self._provider.begin(self._key, attributes, size, md5=md5, create=create)
 
         async def complete() -> Sent:
@@ -96,37 +101,75 @@ class PartsUpload:
         """Returns the digests of the parts in the file. They are those of the bytes that arrived.
 
         A large body has them from its arrival. Of any other one the file is read again, and has the body's SHA-256.
+        Those of a streamed body are not known yet.
         """
+        if isinstance(self._body, StreamedBody):
+            return Parts(self._part_bytes, [])
         if self._body.parts is not None and self._body.parts.size == self._part_bytes:
             return self._body.parts
-        again = await asyncio.to_thread(file_body, self._file, self._part_bytes)
+        assert self._body.path is not None
+        again = await asyncio.to_thread(file_body, self._body.path, self._part_bytes)
         if again.sha256 != self._body.sha256 or again.parts is None:
             text = "the spool file changed on this machine's disk before it was sent; the object is read again"
             raise ObjectError(ErrorClass.UPLOAD_UNCONFIRMED, text)
         return again.parts
 
     async def _send_all(self, upload: str, digests: Parts, at_once: int) -> None:
+        if isinstance(self._body, StreamedBody):
+            body, sending = self._body, asyncio.Semaphore(at_once)
+            await _all(self._send_streamed(upload, body, sending) for _ in range(min(at_once + 1, body.at_once)))
+            if None in self._parts:
+                raise ObjectError(ErrorClass.STORE_ERROR, _NO_START)
+            return
         with self._body.upload() as whole:
             assert isinstance(whole, Spooled)
             left = iter([index for index, part in enumerate(self._parts) if part is None])
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(at_once):
-                        group.create_task(self._send_parts(upload, whole, digests, left))
-            except BaseExceptionGroup as failed:
-                raise failed.exceptions[0] from None
+            await _all(self._send_parts(upload, whole, digests, left) for _ in range(at_once))
 
     async def _send_parts(self, upload: str, whole: Spooled, digests: Parts, left: Iterator[int]) -> None:
         first = self._body.start // self._part_bytes
         for index in left:
             offset = self._offsets[index]
             part = whole.slice(offset - self._body.start, min(self._part_bytes, self._body.size - offset))
+            self._parts[index] = await self._send(upload, index, part, digests.digests[index - first])
 
-            async def once(index: int = index, part: Spooled = part, offset: int = offset) -> Part:
-                known = digests.digests[index - first]
-                return await self._provider.put_part(self._key, upload, index + 1, part, known, offset)
+    async def _send_streamed(self, upload: str, body: StreamedBody, sending: asyncio.Semaphore) -> None:
+        """Sends one part after the other while the body is read; in order if one is sent at once (Google).
 
-            self._parts[index] = await self._tries.call_async(once)
+        The whole body is checked before its last part is sent, since Google makes the object when that arrives.
+        """
+        while (found := await body.part()) is not None:
+            index, part = found
+            try:
+                if (there := self._there[index]) is not None and there.md5 == part.md5:
+                    self._parts[index] = there
+                    continue
+                md5 = body.md5 if index == len(self._offsets) - 1 else None
+                async with sending:  # granted in the order of the parts
+                    await pace(body.charge, part.size)
+                    with part.upload() as data:
+                        assert isinstance(data, Spooled)
+                        self._parts[index] = await self._send(upload, index, data, Digests(part.md5, part.sha256), md5)
+            finally:
+                part.discard()
+
+    async def _send(
+        self, upload: str, index: int, data: Spooled, digests: Digests, whole_md5: str | None = None
+    ) -> Part:
+        offset = self._offsets[index]
+        return await self._tries.call_async(
+            lambda: self._provider.put_part(self._key, upload, index + 1, data, digests, offset, whole_md5=whole_md5)
+        )
+
+
+async def _all(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Waits for all works. Cancels the others if one raises an error, which is raised then."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 class UploadLog(Protocol):
@@ -166,8 +209,10 @@ class LoggedUploads:
         """
         left = path in self._open
         self._open.add(path)
-        resumed = self._resumed.pop(path, None) if body.start else None
-        if not body.start:
+        resumed = self._resumed.pop(path, None) if body.start or body.resumes else None
+        if resumed is not None and not resumed.lacks(body, attributes):
+            resumed = None
+        if resumed is None and not body.start:
             if left:  # Google lists no uploads: an ID that is overwritten is lost
                 with contextlib.suppress(ObjectError, Fatal):
                     await self._abort_noted(path)
@@ -178,7 +223,7 @@ class LoggedUploads:
                 await self._note(path, entry)
 
         try:
-            if body.start and (resumed is None or not resumed.lacks(body, attributes)):
+            if body.start and resumed is None:
                 raise ObjectError(ErrorClass.STORE_ERROR, _NO_START)
             sent = await send(resumed, on_begun)
         except Exception:

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
-from ferry.core import Confirmed, Fatal, ObjectError, Reason, Row, Status, TransferResult, whole_body, word_of
+from ferry.core import Confirmed, ObjectError, Reason, Row, Status, TransferResult, word_of
 from ferry.images import Kind as ImageKind
 from ferry.images import kind_of_type
 from ferry.job import Checks
-from ferry.storage import CannotCopy, Confirmation, ObjectInfo, Store, md5_of_etag
+from ferry.storage import CannotCopy, Confirmation, ObjectInfo, md5_of_etag
 from ferry.transfer.attributes import Carrier
 from ferry.transfer.body_check import lesser_check_of
 from ferry.transfer.conflict import UnconfirmedUploads
 from ferry.transfer.destination import Destination
+from ferry.transfer.server_copy import CopyTrial
 from ferry.transfer.source import Fetch
 from ferry.transfer.stored_objects import StoredObject, StoredObjects
 
 FRESH_S = 60.0  # an object that was written or asked for longer ago is asked for before it is copied
 REFUSALS = 8  # copies in a row that the server refused or failed, after which it is not asked again
-TRIAL = ".ferry-trial-"  # begins the names of trial objects
-TRIAL_ATTRIBUTES = {
-    "Content-Type": "image/x-ferry-trial", "Cache-Control": "max-age=60", "Content-Disposition": "inline",
-    "Content-Language": "en", "ferry-trial": "1",
-}  # fmt: skip
 
 
 class Dedupe:
@@ -41,19 +35,17 @@ class Dedupe:
         unconfirmed: UnconfirmedUploads,
         carrier: Carrier,
         checks: Checks,
-        *,
-        copies: bool,
+        trial: CopyTrial | None,
     ) -> None:
-        """``copies``: whether a copy by the server may replace an object."""
+        """``trial``: None if no copy by the server may replace an object."""
         self.objects = StoredObjects()
         self._destination = destination
         self._store = destination.store
         self._unconfirmed = unconfirmed
         self._carrier = carrier
         self._checks = checks
-        self._to_try = copies and self._store.can_copy_from(self._store)
+        self._trial = trial
         self._copies = False  # until the trial has shown it
-        self._trial: asyncio.Task[bool] | None = None
         self._refusals = self._unanswered = 0
 
     async def find(self, row: Row, in_ledger: TransferResult | None) -> StoredObject | None:
@@ -62,9 +54,8 @@ class Dedupe:
         ``in_ledger`` is the result of a row of an earlier run, which had the job's attributes and a check of its type.
         The first calls wait for the trial of the server's copies, while no row holds memory, which the trial needs.
         """
-        if self._to_try:
-            self._trial = self._trial or asyncio.create_task(copies_keep_attributes(self._store))
-            self._copies = await asyncio.shield(self._trial)
+        if self._trial is not None:
+            self._copies = await self._trial.succeeds()
         stored = self.objects.find(row.sha256, row.md5)
         known = self._carrier.before_fetch(row)
         if stored is None and in_ledger is not None and known is not None:
@@ -252,26 +243,3 @@ def _without_download(stored: StoredObject, key: str) -> TransferResult:
         stored.result, key=key, source_etag=None, source_last_modified=None, requests=0, bytes_read=0,
         copy_of=stored.result.key,
     )  # fmt: skip
-
-
-async def copies_keep_attributes(store: Store) -> bool:
-    """Returns whether the server copies a small object of Ferry's with all its attributes. Deletes both objects."""
-    name = TRIAL + uuid4().hex
-    body = await whole_body(b"written by Ferry, which deletes it at once\n", None)
-    try:
-        sent = await store.put(name, body, TRIAL_ATTRIBUTES)
-        await store.copy_from(store, name, f"{name}-copy", size=body.size, etag=sent.etag or "")
-        first, second = [await _get(store, key) for key in (name, f"{name}-copy")]
-    except (CannotCopy, ObjectError, Fatal):
-        return False
-    finally:
-        for key in (name, f"{name}-copy"):
-            with contextlib.suppress(ObjectError, Fatal):
-                await store.delete(key)
-    return first == second == (body.sha256, first[1])
-
-
-async def _get(store: Store, key: str) -> tuple[str, dict[str, str]]:
-    body, _, attributes = await store.get(key, max_bytes=1024, side="destination")
-    body.discard()
-    return body.sha256, attributes

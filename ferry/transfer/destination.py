@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
-from ferry.core import Body, Confirmed, ObjectError, Row, pace
+from ferry.core import Body, Confirmed, ObjectError, Row, StreamedBody, pace
 from ferry.ratelimit import DESTINATION, HostLimit, Limiter, record_failure
 from ferry.storage import Confirmation, ObjectInfo, Store, Unfinished
 from ferry.transfer.destination_outage import Kind, Outage
@@ -52,11 +52,14 @@ class Destination:
 
         ``create``: only if the key is free; ``may_lose`` is that of :meth:`ferry.storage.Store.put`.
         """
-        self._waits.on(TURN)
-        await pace(self._limit.charge, body.size - body.start)
+        if isinstance(body, StreamedBody):
+            body.charge = self._limit.charge
+        else:
+            self._waits.on(TURN)
+            await pace(self._limit.charge, body.size - body.start)
         self._waits.on("the destination's response to PUT")
         await self._may_write()  # after a suspension another run may have written a newer object
-        with self._reporting(key, "write"):
+        with self._reporting(key, "write", body):
             sent = await self.store.put(key, body, attributes, create=create, may_lose=may_lose)
             return await self.store.confirm(key, body, sent), sent.lost
 
@@ -93,15 +96,17 @@ class Destination:
         return self._limiter.host(DESTINATION)
 
     @contextlib.contextmanager
-    def _reporting(self, key: str, kind: Kind) -> Iterator[None]:
+    def _reporting(self, key: str, kind: Kind, body: Body | None = None) -> Iterator[None]:
         """Reports the block's duration or error to the limit, and marks the error as the destination's.
 
-        Raises Fatal when the destination has not responded for too long.
+        An error of reading a streamed body is not. Raises Fatal when the destination has not responded for too long.
         """
         limit, started = self._limit, time.monotonic()
         try:
             yield
         except ObjectError as error:
+            if isinstance(body, StreamedBody) and error is body.error:
+                raise
             record_failure(limit, error, time.monotonic() - started)
             error.at_destination = True
             if self._outage.failed(key, error, kind):

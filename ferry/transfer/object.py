@@ -20,6 +20,7 @@ from ferry.core import (
     Revalidate,
     Row,
     Status,
+    StreamedBody,
     TransferResult,
 )
 from ferry.http import NotModified, Origin
@@ -27,13 +28,14 @@ from ferry.images import Kind as ImageKind
 from ferry.images import is_quick, kind_of_type
 from ferry.job import Checks, OnExisting, finish_key
 from ferry.ratelimit import Limiter, Permit
-from ferry.storage import AlreadyThere, CannotCopy, ObjectInfo, Store, md5_of_etag
+from ferry.storage import AlreadyThere, ObjectInfo, Store
 from ferry.transfer.attributes import Carrier
-from ferry.transfer.body_check import check_body, lesser_check_of
+from ferry.transfer.body_check import check_body, check_start, lesser_check_of
 from ferry.transfer.conflict import GUARDED, Step, UnconfirmedUploads, after_fetch, before_fetch, policy_for
 from ferry.transfer.dedupe import Dedupe
 from ferry.transfer.destination import Destination
 from ferry.transfer.resume import Resume
+from ferry.transfer.server_copy import CopyTrial, ServerCopy
 from ferry.transfer.source import Fetch, Sources
 from ferry.transfer.stall import Waits
 from ferry.transfer.stored_objects import StoredObject
@@ -84,15 +86,25 @@ def _report_to(permit: Permit) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _body_of(fetch: Fetch) -> Iterator[None]:
-    """Discards the body after the block; an error of the block gets the body's digest and the number of requests."""
+def _body_of(fetch: Fetch, permit: Permit) -> Iterator[None]:
+    """Discards the body after the block; an error of the block gets the body's digest and the number of requests.
+
+    The error of reading a streamed body is reported to the source's limit.
+    """
+    body, started = fetch.body, time.monotonic()
     try:
         yield
     except ObjectError as error:
-        error.requests, error.body_sha256 = fetch.requests, fetch.body.sha256
+        error.requests, error.body_sha256 = fetch.requests, body.sha256 or None
+        if isinstance(body, StreamedBody) and error is body.error:
+            permit.failed(error, time.monotonic() - started)
         raise
     finally:
-        fetch.body.discard()
+        body.discard()
+
+
+class _ReadToEnd(Exception):
+    """Raised for a streamed body that was read to compare it: it has to be fetched again to be written."""
 
 
 class ObjectTransfer:
@@ -117,11 +129,16 @@ class ObjectTransfer:
         self._attributes = options.attributes
         self.waits = Waits()
         self._destination = Destination(destination, limiter, may_write, self.waits)
+        trial = CopyTrial(destination) if options.on_existing not in GUARDED else None
+        carrier, checks = self._attributes, options.checks
         self._dedupe: Dedupe | None = None
         if options.dedupe:
-            copies = options.on_existing not in GUARDED
-            carrier, checks = self._attributes, options.checks
-            self._dedupe = Dedupe(self._destination, self.unconfirmed, carrier, checks, copies=copies)
+            self._dedupe = Dedupe(self._destination, self.unconfirmed, carrier, checks, trial)
+        self._server_copy: ServerCopy | None = None
+        if trial is not None and checks is Checks.NONE:  # all other checks need the bytes
+            self._server_copy = ServerCopy(
+                self._sources, self._destination, carrier, trial, self.unconfirmed, max_bytes=options.max_bytes
+            )
         self._resume = Resume(self._sources, self._destination, options.settings_digest)
 
     async def transfer(
@@ -159,14 +176,22 @@ class ObjectTransfer:
             return self._existing_result(step, row.key, found)
         if stored is not None and (copied := await self._copy_stored(row, stored, found, policy, permit)):
             return copied
-        if (source := self._server_copy_source(row, found)) is not None:
-            with contextlib.suppress(CannotCopy):
-                return await self._copy_on_server(row, *source, permit)
+        if self._server_copy is not None and found is None and (copied := await self._server_copy.copy(row, permit)):
+            return copied
         self.waits.on(response_of(permit.host))
         with _report_to(permit):
             fetch = await self._resume.fetch(row, permit) or await self._sources.fetch(row, permit)
-        with _body_of(fetch):
+        with contextlib.suppress(_ReadToEnd), _body_of(fetch, permit):
             return await self._store(row, fetch, found, policy, permit)
+        return await self._write_changed(row, fetch.requests, permit)
+
+    async def _write_changed(self, row: Row, requests: int, permit: Permit) -> TransferResult:
+        """Fetches a body again that was read to its end and differs from the object at the destination."""
+        with _report_to(permit):
+            fetch = await self._sources.fetch(row, permit)
+        fetch.requests += requests
+        with _body_of(fetch, permit):
+            return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
 
     async def _recheck(self, row: Row, known: KnownCopy, permit: Permit) -> TransferResult:
         """Checks whether the source of a copy has changed, and transfers the object again if so."""
@@ -183,7 +208,10 @@ class ObjectTransfer:
             same.checked_by = CHECKED_BY_ANSWER[known.revalidate]
             same.bytes_read_at = known.bytes_read_at
             return same
-        with _body_of(fetch):
+        with _body_of(fetch, permit):
+            to_compare = isinstance(fetch.body, StreamedBody) and fetch.body.size == known.size
+            if isinstance(fetch.body, StreamedBody) and to_compare:
+                await fetch.body.read_to_end()
             if known.sha256:
                 same_bytes = fetch.body.sha256 == known.sha256
             else:
@@ -192,7 +220,9 @@ class ObjectTransfer:
                 same.bytes_read = fetch.body.size - fetch.body.start
                 same.checked_by = CHECKED_BY_BODY[known.revalidate]
                 return same
-            return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
+            if not to_compare:
+                return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
+        return await self._write_changed(row, fetch.requests, permit)
 
     async def _copy_stored(
         self, row: Row, stored: StoredObject, found: ObjectInfo | None, policy: OnExisting, permit: Permit
@@ -205,69 +235,32 @@ class ObjectTransfer:
                 return copied
         if (fetch := await self._dedupe.read(row, stored)) is None:
             return None
-        with _body_of(fetch):
+        with _body_of(fetch, permit):
             result = await self._store(row, fetch, found, policy, permit)
         result.bytes_read, result.copy_of = 0, stored.result.key
         return result
 
-    def _server_copy_source(self, row: Row, found: ObjectInfo | None) -> tuple[Store, str, Mapping[str, str]] | None:
-        """Returns source store, key and attributes if the server may copy the object itself, else None (decision 0012).
-
-        It may only with `checks: none`, since all checks need the bytes. The object must be listed with size and ETag,
-        its key must be free, and it must be written as it is: without a digest or type from the manifest or a deferred
-        key, and with the attributes that a copy has.
-        """
-        if self._options.checks is not Checks.NONE or found is not None or row.deferred_key:
-            return None
-        if not row.size or not row.etag or row.md5 or row.sha256 or row.content_type:
-            return None
-        copies_up_to = self._destination.store.capabilities.copies_up_to
-        if row.size > min(self._options.max_bytes, copies_up_to) or self._options.on_existing in GUARDED:
-            return None
-        attributes = self._attributes.for_copy(row)
-        for root, store in self._sources.roots:
-            if row.source.startswith(root) and attributes is not None:
-                key = row.source[len(root) :]
-                return (store, key, attributes) if self._destination.store.can_copy_from(store) else None
-        return None
-
-    async def _copy_on_server(
-        self, row: Row, source: Store, key: str, attributes: Mapping[str, str], permit: Permit
-    ) -> TransferResult:
-        """Lets the server copy the object. Raises CannotCopy if it does not copy, or the copy has other bytes."""
-        assert row.size is not None
-        assert row.etag is not None
-        started = time.monotonic()
-        async with self._destination.permit():
-            await self._destination.check_lease()
-            self.unconfirmed.note_sent(row, row.key)
-            how, etag = await self._destination.copy_from(
-                source, key, row.key, attributes, size=row.size, etag=row.etag
-            )
-        self.unconfirmed.forget(row)
-        permit.succeeded(time.monotonic() - started)
-        md5 = None if how is Confirmed.SIZE else md5_of_etag(row.etag)
-        return TransferResult(
-            Status.COPIED, row.key, row.size, md5, source_etag=row.etag, source_last_modified=row.last_modified,
-            dest_etag=etag, requests=1, bytes_read=row.size, confirmed=how,
-        )  # fmt: skip
-
     async def _store(
         self, row: Row, fetch: Fetch, found: ObjectInfo | None, policy: OnExisting, permit: Permit
     ) -> TransferResult:
-        """Checks the body, waits for the destination's permit, and writes the object."""
+        """Checks the body, waits for the destination's permit, and writes the object.
+
+        A streamed body keeps the source's permit.
+        """
         body = fetch.body
         body.on_progress = self.waits.moved
         result = TransferResult(
-            Status.COPIED, row.key, body.size, body.md5, body.sha256, None, fetch.etag, fetch.last_modified,
-            requests=fetch.requests, bytes_read=body.size - body.start,
+            Status.COPIED, row.key, body.size, body.md5 or None, body.sha256 or None, None, fetch.etag,
+            fetch.last_modified, requests=fetch.requests, bytes_read=body.size - body.start,
         )  # fmt: skip
         kind = await self._check(row, fetch, result)
         attributes, lost, result.attributes_sha256 = self._attributes.of(row, fetch, result.content_type)
         result.lost_attributes = lost or None
         async with self._destination.permit():
-            permit.release()
-            if self._dedupe is None:
+            streamed = isinstance(body, StreamedBody)
+            if not streamed:
+                permit.release()
+            if self._dedupe is None or streamed:  # no digest says yet which other object has these bytes
                 return await self._write(row, result, body, attributes, found, policy, kind)
             async with self._dedupe.remembering(result, attributes, kind):
                 return await self._write(row, result, body, attributes, found, policy, kind)
@@ -281,7 +274,9 @@ class ObjectTransfer:
         if body.start and body.about is not None:
             result.content_type, result.message = body.about["content_type"], body.about["message"]
             return kind_of_type(result.content_type) if body.about["known"] else None
-        if body.data is not None and checks is not Checks.DECODE and is_quick(body.data):
+        if isinstance(body, StreamedBody):
+            kind = check_start(row, fetch, body, checks)
+        elif body.data is not None and checks is not Checks.DECODE and is_quick(body.data):
             kind = check_body(row, fetch, checks)
         else:
             self.waits.on("their check")
@@ -348,7 +343,8 @@ class ObjectTransfer:
         policy: OnExisting,
     ) -> TransferResult:
         """Keeps the existing object under the key, or writes the body there."""
-        if self._dedupe is not None and (self._attributes.may_lose or not result.lost_attributes):
+        streamed = isinstance(body, StreamedBody)
+        if self._dedupe is not None and not streamed and (self._attributes.may_lose or not result.lost_attributes):
             replaces = found is None or policy is OnExisting.OVERWRITE
             if await self._dedupe.instead_of_put(row, result, attributes, found, replaces=replaces):
                 return result
@@ -360,11 +356,12 @@ class ObjectTransfer:
             (result.confirmed, result.dest_etag), refused = await self._destination.put(
                 result.key, body, attributes, create=create, may_lose=self._attributes.may_lose
             )
+            result.md5, result.sha256 = body.md5, body.sha256
             self._attributes.note_refused(result, attributes, refused)
         except ObjectError as error:
             exists = error.error_class is ErrorClass.EXISTS
             may_be_this_upload = isinstance(error, AlreadyThere) and error.maybe_ours
-            if not error.outage and (not exists or may_be_this_upload):
+            if error.at_destination and not error.outage and (not exists or may_be_this_upload):
                 self.unconfirmed.note_sent(row, result.key)
             if not exists:
                 raise
@@ -379,6 +376,12 @@ class ObjectTransfer:
         It is not kept if the body is to replace it, or if it was deleted in the meantime. Raises ObjectError with the
         class `exists` if the policy is `fail` and the bytes differ.
         """
+        if policy is OnExisting.OVERWRITE:
+            return False
+        streamed = isinstance(body, StreamedBody) and not body.sha256 and found.size == body.size
+        if isinstance(body, StreamedBody) and streamed:
+            await body.read_to_end()
+            result.md5, result.sha256 = body.md5, body.sha256
         try:
             equal = await self._destination.equal(result.key, body, found)
         except ObjectError as error:
@@ -388,6 +391,8 @@ class ObjectTransfer:
                 raise
             equal = None  # it was replaced by a larger object since
         action = after_fetch(policy, equal is not None)
+        if action == "put" and streamed:
+            raise _ReadToEnd
         if action == "put":
             return False
         if action == "exists":

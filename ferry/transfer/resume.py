@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ferry.core import ErrorClass, ObjectError, Row, TransferResult
+from ferry.core import ErrorClass, ObjectError, Row, StreamedBody, TransferResult
 from ferry.http import Rest
 from ferry.ratelimit import Permit
 from ferry.state import manifest_digest_of
@@ -35,7 +35,7 @@ class Resume:
         It can if the source has told by which version a part of these very bytes can be asked for. ``known``: the bytes
         have shown the type.
         """
-        if fetch.version is None or fetch.body.path is None:
+        if fetch.version is None or (fetch.body.path is None and not isinstance(fetch.body, StreamedBody)):
             return None
         return {
             "row_id": row.row_id, "for": self._made_for(row), "version": fetch.version, "etag": fetch.etag,
@@ -53,6 +53,9 @@ class Resume:
         | yes | sends the rest, and its parts have the MD5s of the log | goes on |
         | yes | sends anything else, or refuses | starts afresh |
         | yes | does not answer | fails this time, and may go on the next |
+
+        The digests of a streamed upload are not known: the whole body is fetched again, and the parts that the store
+        lacks are sent.
         """
         uploads = self._destination.store.uploads
         if not uploads.may_resume(row.row_id) or (uploads.shared and row.sha256 is None):
@@ -60,6 +63,11 @@ class Resume:
         unfinished = await self._destination.unfinished(row)
         if unfinished is None or not unfinished.start or not _is_of(unfinished, row, self._made_for(row)):
             return None
+        if unfinished.streamed:
+            fetch = await self._sources.fetch(row, permit)
+            if isinstance(fetch.body, StreamedBody):
+                fetch.body.resumes = fetch.version == unfinished.about["version"]
+            return fetch
         rest = Rest(unfinished.start, unfinished.size, unfinished.about["version"], unfinished.part_bytes)
         try:
             fetch = await self._sources.fetch_rest(row, rest, permit)
@@ -84,11 +92,12 @@ class Resume:
 def _is_of(unfinished: Unfinished, row: Row, made_for: str) -> bool:
     """Returns whether an upload is of this row, and its entry whole. An entry may be damaged, or forged."""
     about = unfinished.about
-    given = ((row.size, unfinished.size), (row.md5, unfinished.md5), (row.sha256, unfinished.sha256))
+    digests = [] if unfinished.streamed else [(row.md5, unfinished.md5), (row.sha256, unfinished.sha256)]
     attributes = about.get("attributes")
     return (
         about.get("for") == made_for
-        and all(wanted is None or wanted == found for wanted, found in given)
+        and row.size in (None, unfinished.size)
+        and all(wanted is None or wanted == found for wanted, found in digests)
         and isinstance(about.get("version"), str)
         and all(isinstance(about.get(name, 0), str | None) for name in _TEXTS)
         and isinstance(attributes, dict)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ferry.core import Body, ErrorClass, KnownCopy, ObjectError, Revalidate, Row, head_matches
 from ferry.http import Fetched, NotModified, Origin, Rest, media_type
+from ferry.job import needs_sha256
 from ferry.ratelimit import Permit
 from ferry.storage import ObjectInfo, Store, is_odd, same_etag
 
@@ -36,11 +37,14 @@ class Sources:
         self._max_bytes = max_bytes
 
     async def fetch(self, row: Row, permit: Permit) -> Fetch:
-        """Returns the object. Raises ObjectError."""
+        """Returns the object, or a StreamedBody if the spool cannot hold it. Raises ObjectError."""
+        may_stream = may_be_streamed(row)
         if is_web(row):
-            return _fetch(await self._origin.get(row.source, permit.charge))
+            return _fetch(await self._origin.get(row.source, permit.charge, may_stream=may_stream))
         store, key = self._store_of(row)
-        body, found, attributes = await store.get(key, max_bytes=self._max_bytes, charge=permit.charge, tags=self._tags)
+        body, found, attributes = await store.get(
+            key, max_bytes=self._max_bytes, charge=permit.charge, tags=self._tags, may_stream=may_stream
+        )
         if is_odd(key) and row.etag and found.etag and not same_etag(row.etag, found.etag):
             body.discard()  # a proxy such as nginx asks for `a/b` in place of `a//b`
             text = "the source sends another object than the one that it lists under this key"
@@ -65,7 +69,9 @@ class Sources:
                     return answer
                 head_requests = answer.requests
         elif known.revalidate is Revalidate.CONDITIONAL_GET and is_web(row):
-            got = await self._origin.get_if(row.source, known.etag, known.last_modified, permit.charge)
+            got = await self._origin.get_if(
+                row.source, known.etag, known.last_modified, permit.charge, may_stream=may_be_streamed(row)
+            )
             return got if isinstance(got, NotModified) else _fetch(got)
         fetch = await self.fetch(row, permit)
         fetch.requests += head_requests
@@ -109,3 +115,8 @@ def _date(found: ObjectInfo) -> str | None:
 def is_web(row: Row) -> bool:
     """Returns whether a row's source is an HTTP origin, not a store."""
     return row.source[:8].lower().startswith(("http://", "https://"))
+
+
+def may_be_streamed(row: Row) -> bool:
+    """Returns whether a row's object can be written while it comes: its key does not depend on all of its bytes."""
+    return not (row.deferred_key and needs_sha256(row.key))

@@ -303,7 +303,9 @@ class OddGcs:
             return Answer(308, headers=has)
         if self._unmet(session.bucket, session.resource["name"], session.condition):
             return error(412, "conditionNotMet", "At least one of the pre-conditions you specified did not hold.")
-        stored = self._store(session.bucket, session.resource, bytes(session.data))
+        said = headers.get("x-goog-hash", "").removeprefix("md5=")
+        resource = {**session.resource, "md5Hash": said} if said else session.resource
+        stored = self._store(session.bucket, resource, bytes(session.data))
         if stored.status == 200:
             session.done = json.loads(stored.body)
         return stored

@@ -491,7 +491,7 @@ def test_an_upload_that_was_killed_is_cleaned(
 ) -> None:
     """An upload that ends half-way leaves no object; the next run of the job aborts it."""
     if server.scheme == "file":
-        pytest.skip("a directory's file is renamed: tests/ferry/storage/test_local.py")
+        pytest.skip("a directory's file is renamed: tests/ferry/storage/test_directory.py")
     notes = Uploads(DirectoryState(tmp_path / "notes"))
 
     async def work() -> None:

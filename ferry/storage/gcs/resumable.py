@@ -10,7 +10,7 @@ from ferry.core import KMS_KEY, ErrorClass, ObjectError
 from ferry.http import Response, Upload
 from ferry.storage.gcs.client import Client
 from ferry.storage.gcs.resources import INFO, SENT, Resource, Rest, info_of, resource_of, sent_of
-from ferry.storage.object_info import Sent
+from ferry.storage.object_info import Sent, in_base64
 
 _RANGE = re.compile(r"bytes=0-([0-9]+)")
 _TARGET = re.compile(r"/[!-~]+\?[!-~]+")
@@ -63,8 +63,12 @@ class Sessions:
             "POST", target + conditions(attributes, generation), self._side, headers, resource
         )
 
-    async def put(self, upload: str, data: Upload, offset: int) -> None:
-        """Sends the bytes from ``offset`` on that Google does not have yet."""
+    async def put(self, upload: str, data: Upload, offset: int, whole_md5: str | None) -> None:
+        """Sends the bytes from ``offset`` on that Google does not have yet.
+
+        With the last ones the MD5 of the whole body, if it was not known at the beginning: Google makes no object of
+        other bytes then (JSON API: x-goog-hash in the last request of a resumable upload).
+        """
         end = offset + len(data)
         known = self._known.pop(upload, None)
         if known != offset:
@@ -73,7 +77,8 @@ class Sessions:
             if known < offset:
                 raise self._error(f"has {known:,} bytes of the upload where {offset:,} were sent")
             size, _ = _parsed(upload)
-            response = await self._ask(upload, f"bytes {known}-{end - 1}/{size}", Rest(data, known - offset))
+            more = {"x-goog-hash": f"md5={in_base64(whole_md5)}"} if whole_md5 else {}
+            response = await self._ask(upload, f"bytes {known}-{end - 1}/{size}", Rest(data, known - offset), more)
             if response.status == 412:
                 await self._client.read(response, self._side)
                 self._taken.add(upload)
@@ -144,9 +149,11 @@ class Sessions:
         query = parse_qs(found[2], keep_blank_values=True)
         return query.get("uploadType") == ["resumable"] and len(query.get("upload_id", [])) == 1
 
-    async def _ask(self, upload: str, content_range: str, data: bytes | Upload) -> Response:
+    async def _ask(
+        self, upload: str, content_range: str, data: bytes | Upload, more: Mapping[str, str] = {}
+    ) -> Response:
         _, target = _parsed(upload)
-        headers = {"content-range": content_range}
+        headers = {"content-range": content_range, **more}
         return await self._client.send("PUT", target, self._side, headers, data, again=False)
 
     async def _state(self, response: Response) -> int | Resource | None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ferry.core.errors import UserError
 from ferry.job.templates import MissingValue, Template, default_key, finish_key, join_key, key_problem
-from ferry.storage.local import walk
-from ferry.storage.local_files import Folder
+from ferry.storage.directory.directory import walk
+from ferry.storage.directory.files import Folder
 
 SHA = "ab" * 32
 RESERVED = "a path segment of the key begins with `.ferry-parts`, which Ferry reserves for unfinished files"

@@ -12,7 +12,7 @@ from ferry.core.errors import UserError
 from ferry.core.records import ErrorClass, Outcome, Status
 from ferry.planning.collisions import ProblemCounts, find_collisions, find_superseded, write_outcomes
 from ferry.state import ledger
-from ferry.storage.local_files import FoldedName
+from ferry.storage.directory.files import FoldedName
 from tests.support.helpers import by_key, directory_state, later, latest, make_outcome
 
 pytestmark = pytest.mark.matrix

@@ -239,6 +239,11 @@ class Library:
         return self.server.objects["b"][f"new/{name}"].headers
 
 
+def asked(server: OddS3, operation: str) -> int:
+    """Returns the number of requests, without those of the trial of copies."""
+    return sum(op == operation and ".ferry-trial-" not in path for op, path, _ in server.log)
+
+
 @pytest.mark.parametrize("checks", ["image", "none"])
 def test_a_class_goes_with_the_object(checks: str, tmp_path: Path) -> None:
     """The class of the source, or of the job, and the job's key, whether Ferry writes or the server copies."""
@@ -247,7 +252,7 @@ def test_a_class_goes_with_the_object(checks: str, tmp_path: Path) -> None:
         library.put("a.jpg", x_amz_storage_class="GLACIER_IR", x_amz_tagging="a=1", Expires="0")
         library.put("b.jpg")
         library.run(checks=checks, name="kept")
-        assert server.requests["CopyObject"] == (2 if checks == "none" else 0)
+        assert asked(server, "CopyObject") == (2 if checks == "none" else 0)
         lower = {name.lower(): value for name, value in library.copy("a.jpg").items()}
         assert (lower["x-amz-storage-class"], lower["x-amz-tagging"], lower["expires"]) == ("GLACIER_IR", "a=1", "0")
         assert "x-amz-storage-class" not in library.copy("b.jpg")
@@ -258,7 +263,7 @@ def test_a_class_goes_with_the_object(checks: str, tmp_path: Path) -> None:
             headers = server.objects["b"][f"all/{name}"].headers
             assert headers["x-amz-storage-class"] == "STANDARD_IA"
             assert headers["x-amz-server-side-encryption-aws-kms-key-id"] == "k"
-        assert server.requests["CopyObject"] == (4 if checks == "none" else 0)
+        assert asked(server, "CopyObject") == (4 if checks == "none" else 0)
 
 
 @pytest.mark.parametrize(("given", "copies"), [({}, 0), ({"storage_class": "STANDARD_IA"}, 1)])
@@ -271,7 +276,7 @@ def test_the_server_does_not_copy_an_unknown_class(given: dict[str, str], copies
         manifest = write_list(tmp_path / "list.csv", [line], ("url", "size", "etag"))
         destination = {"uri": "s3://b/new/", **given}
         library.run(manifest=str(manifest), source={"roots": ["s3://b/old/"]}, destination=destination, checks="none")
-        assert server.requests["CopyObject"] == copies
+        assert asked(server, "CopyObject") == copies
         expected = given.get("storage_class", "GLACIER_IR")
         assert {k.lower(): v for k, v in library.copy("a.jpg").items()}["x-amz-storage-class"] == expected
 
@@ -297,7 +302,7 @@ def test_a_redirect_of_an_empty_object(tmp_path: Path) -> None:
         library.put("a.jpg")
         assert library.run(checks="none")["empty"].status is Status.COPIED
         assert library.copy("empty")["x-amz-website-redirect-location"] == "/elsewhere"
-        assert server.requests["CopyObject"] == 1
+        assert asked(server, "CopyObject") == 1
 
 
 @pytest.mark.parametrize("checks", ["image", "none"])
@@ -313,8 +318,8 @@ def test_refused_tags_are_counted(checks: str, tmp_path: Path) -> None:
         assert {tuple(outcome.lost_attributes or ()) for outcome in found.values()} == {("tags",)}
         assert len({outcome.attributes_sha256 for outcome in found.values()}) == 1
         assert counts_of(library.state).lost_attributes == {"tags": 8}
-        assert server.requests["PutObject"] == 9
-        assert server.requests["CopyObject"] == (1 if checks == "none" else 0)
+        assert asked(server, "PutObject") == 9
+        assert server.requests["CopyObject"] == (1 if checks == "none" else 0), "that of the trial"
 
 
 def test_a_class_of_another_store_is_counted(tmp_path: Path) -> None:

@@ -542,6 +542,31 @@ def test_a_large_body_in_parts() -> None:
         assert server.count("part") == 4
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_body_whose_md5_is_known_at_its_end(right: bool) -> None:
+    """Google is told with the last part, and makes no object of other bytes."""
+    with OddGcs() as server:
+
+        async def go(gcs: Gcs) -> None:
+            upload = await gcs.begin("a", {}, len(DATA), md5=None, create=False)
+            assert upload is not None
+            for number in range(4):
+                md5 = (WHOLE.md5 if right else "0" * 32) if number == 3 else None
+                sending = gcs.put_part(
+                    "a", upload, number + 1, part(number), digests(b""), number * PART, whole_md5=md5
+                )
+                if right or number < 3:
+                    await sending
+                else:
+                    assert isinstance(await failure(sending), ObjectError)
+            if right:
+                sent = await complete(gcs, upload)
+                assert compare_digests(sent, WHOLE.md5, WHOLE.sha256) is Comparison.EQUAL
+
+        with_gcs(server, go)
+        assert list(server.objects["b"]) == (["a"] if right else [])
+
+
 def test_a_later_run_continues_an_upload() -> None:
     """It asks what Google has, and sends the rest."""
     with OddGcs() as server:

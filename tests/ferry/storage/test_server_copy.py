@@ -24,6 +24,7 @@ from ferry.storage.object_info import ObjectInfo
 from ferry.storage.provider import CannotCopy
 from ferry.storage.s3 import S3, StaticCredentials
 from ferry.transfer.chunk import run_chunk
+from tests.servers.odd_s3 import OddS3
 from tests.support.helpers import (
     access,
     directory_state,
@@ -33,6 +34,7 @@ from tests.support.helpers import (
     make_row,
     read_access,
     row_id,
+    run,
     stored,
 )
 
@@ -118,6 +120,21 @@ def test_what_needs_the_bytes_is_read(
     assert outcome.status is Status.COPIED
     assert was_read(outcome)
     assert stored(s3, bucket, "new/") == {"new/a.jpg": IMAGE}
+
+
+@pytest.mark.parametrize("copies", ["whole", "without attributes"])
+def test_a_store_whose_copies_lose_attributes_is_not_asked(copies: Any, tmp_path: Path) -> None:
+    """A trial shows it, before the first object: then Ferry reads and writes, and the attributes are kept."""
+    with OddS3(copies=copies) as server:
+        server.make_bucket("new")
+        server.put("old", "a.jpg", IMAGE, {"Content-Type": "image/jpeg", "x-amz-meta-sku": "A 1"})
+        job = make_job(manifest="s3://old/", source={}, checks="none", destination="s3://new/")
+        state = directory_state(tmp_path)
+        run(job, state, access(server))
+        (outcome,) = latest(state).values()
+        assert was_read(outcome) is (copies != "whole")
+        assert set(server.objects["new"]) == {"a.jpg"}
+        assert server.objects["new"]["a.jpg"].headers["x-amz-meta-sku"] == "A 1"
 
 
 def test_an_object_that_changed_since_it_was_listed_is_read(s3: S3Server, bucket: str, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from ferry.job.model import Job
 from ferry.reconcile.finish import finish_run
 from ferry.reconcile.verify import expected_objects, note_verified, read_back
 from ferry.storage import open_store
-from ferry.transfer import dedupe
+from ferry.transfer import dedupe, server_copy
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.chunk_rows import read_chunk
 from tests.ferry.images.test_check import body as body_of
@@ -596,7 +596,7 @@ def test_a_trial_that_may_not_be_deleted(shop: Shop) -> None:
     shop.server.faults.append(Fault("status", ("DeleteObject",), status=403, code="AccessDenied"))
     shop.list(*TWO)
     assert shop.run()["2.jpg"].copy_of == "1.jpg"
-    assert sum(key.startswith(dedupe.TRIAL) for key in shop.objects) == 2
+    assert sum(key.startswith(server_copy.TRIAL) for key in shop.objects) == 2
 
 
 @pytest.mark.parametrize("what", ["status", "lost answer", "reset", "silence", "error in 200"])

@@ -218,7 +218,10 @@ class Watched:
 
 @pytest.mark.parametrize("fault", [None, CHUNKED])
 def test_the_spool_is_no_larger_than_spool_bytes(fault: Fault | None, origin: Origin, tmp_path: Path) -> None:
-    """Bodies wait for their space, one that needs all of it included; one that needs more fails and says what to do."""
+    """Bodies wait for their space, one that needs all of it included.
+
+    One that needs more is sent in parts while it comes. Without a length it fails, and says what to do.
+    """
     sizes = [9_000_000, 10_000_000, 30_000_000, 9_000_000, 30_000_000, 9_000_000, 30_000_001]
     rows = [[origin.add(f"/{n}.bin", body_of(n, size), fault=fault)] for n, size in enumerate(sizes)]
     with OddS3(delay_s=0.05) as server:
@@ -226,9 +229,12 @@ def test_the_spool_is_no_larger_than_spool_bytes(fault: Fault | None, origin: Or
         job = job_of(tmp_path, rows, spool_bytes=30_000_000)
         with Watched(tmp_path / "state" / "spool") as spool:
             counts = settled(job, tmp_path, helpers.access(server))
-        assert counts == {Status.COPIED: 6, Status.FAILED: 1}
-        assert server.stored("bucket") == {f"p/{n}.bin": body_of(n, size) for n, size in enumerate(sizes[:6])}
+        stored = sizes if fault is None else sizes[:6]
+        assert counts[Status.COPIED] == len(stored)
+        assert server.stored("bucket") == {f"p/{n}.bin": body_of(n, size) for n, size in enumerate(stored)}
     assert 25_000_000 < spool.most <= 30_000_000
+    if fault is None:
+        return
     failed = helpers.by_key(helpers.directory_state(tmp_path))["6.bin"]
     assert failed.error_class == "too_large"
     assert "`spool_bytes` (30,000,000 bytes for each process)" in (failed.message or "")

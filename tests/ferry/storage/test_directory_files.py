@@ -24,12 +24,12 @@ from demo.origin import Origin
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import PARTS_DIRECTORY, ErrorClass
 from ferry.state.open_uploads import mark_of
-from ferry.storage import local_files as folder_module
 from ferry.storage.access import Access
+from ferry.storage.directory import files as folder_module
+from ferry.storage.directory.directory import walk
+from ferry.storage.directory.files import Folder
 from ferry.storage.errors import from_folder
 from ferry.storage.factory import open_store
-from ferry.storage.local import walk
-from ferry.storage.local_files import Folder
 from tests.faults.disk import Disk, How
 from tests.support import helpers
 
@@ -272,7 +272,7 @@ def test_file_systems_that_cannot_do_it(
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from ferry.storage.local_files import Folder
+from ferry.storage.directory.files import Folder
 os.replace = lambda *a, **b: os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(Folder(Path(sys.argv[1]), sys.argv[2], create=True).put("a/x", b"x" * 100_000, create=False))
 """

@@ -14,16 +14,18 @@ import secrets
 import shutil
 import stat
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR, ENOTSUP, EPERM, ESTALE, EXDEV
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal, TypeVar
 
 from ferry.core import PARTS_DIRECTORY
-from ferry.storage.directory_sync import BatchedSync, Names, sync_fd, sync_folder
+from ferry.storage.directory.sync import BatchedSync, Names, sync_fd, sync_folder
 
+T = TypeVar("T")
 WRITERS = 16  # files that are written and synced at a time
 MAX_SYNCED = 100_000
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -88,13 +90,42 @@ class Folder:
         *above, name = names_of(key)
         folder = tuple(above)
         etag = await asyncio.get_running_loop().run_in_executor(self._pool, self._write, folder, name, source, create)
+        await self._sync_name(folder)
+        return etag
+
+    async def put_parts(self, key: str, paths: AsyncIterator[Path], *, create: bool) -> str:
+        """Writes a file from parts that come one after the other, as :meth:`put` does."""
+        *above, name = names_of(key)
+        folder = tuple(above)
+
+        async def run(function: Callable[..., T], *given: object) -> T:
+            work = asyncio.get_running_loop().run_in_executor(self._pool, function, *given)
+            try:
+                return await asyncio.shield(work)
+            except asyncio.CancelledError:
+                await asyncio.wait({work})  # the file is closed next
+                raise
+
+        with contextlib.ExitStack() as stack:
+            below = await run(partial(self._open_folder, folder, make=True))
+            stack.callback(os.close, below)
+            parts, temporary, fd = await run(stack.enter_context, self._temporary())
+            file = stack.enter_context(os.fdopen(fd, "wb"))
+            async for path in paths:
+                await run(_append, path, file)
+            etag = await run(_finish, file)
+            await run(partial(rename_into_place, parts, temporary, below, name, create=create))
+        await self._sync_name(folder)
+        return etag
+
+    async def _sync_name(self, folder: Names) -> None:
+        """Returns when the name of a file in a folder is on disk."""
         deleted = await self._sync(self._unsynced(folder))
         if folder in deleted:
             raise OSError(ESTALE, "the directory was deleted during the write")
         if len(self._synced) > MAX_SYNCED:
             self._synced.clear()
         self._synced.update(folder[:depth] for depth in range(len(folder) + 1))
-        return etag
 
     def _write(self, folder: Names, name: str, source: bytes | Path, create: bool) -> str:
         below = self._open_folder(folder, make=True)
@@ -104,11 +135,8 @@ class Folder:
                     if isinstance(source, bytes):
                         file.write(source)
                     else:
-                        with source.open("rb") as spooled:
-                            shutil.copyfileobj(spooled, file, 1 << 20)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    etag = entry_of(file.fileno()).etag
+                        _append(source, file)
+                    etag = _finish(file)
                 rename_into_place(parts, temporary, below, name, create=create)
             return etag
         finally:
@@ -318,6 +346,18 @@ class Folder:
             finally:
                 os.close(fd)
         return deleted
+
+
+def _append(path: Path, file: BinaryIO) -> None:
+    with path.open("rb") as spooled:
+        shutil.copyfileobj(spooled, file, 1 << 20)
+
+
+def _finish(file: BinaryIO) -> str:
+    """Returns the etag of a file whose bytes are on disk then."""
+    file.flush()
+    os.fsync(file.fileno())
+    return entry_of(file.fileno()).etag
 
 
 def rename_into_place(parts: int, temporary: str, below: int, name: str, *, create: bool) -> None:

@@ -1,4 +1,4 @@
-"""A directory as a store: bodies, object information and errors. local_files.py reads and writes the files."""
+"""A directory as a store: bodies, object information and errors. files.py reads and writes the files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime
 from errno import ENOENT, ENOTDIR
@@ -23,12 +23,15 @@ from ferry.core import (
     ErrorClass,
     FerryError,
     ObjectError,
+    StreamedBody,
+    begin_stream,
+    must_stream,
     pace,
     short,
 )
 from ferry.http import Algorithm, Arriving
+from ferry.storage.directory.files import Entry, Folder, entry_of
 from ferry.storage.errors import from_folder
-from ferry.storage.local_files import Entry, Folder, entry_of
 from ferry.storage.object_info import ObjectInfo
 
 CLOCK_TICK_S = 0.02  # two writes within one clock tick leave the same modification time; a tick is at most 10 ms
@@ -46,6 +49,8 @@ class Directory:
     async def put(self, key: str, body: Body, create: bool) -> str:
         source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
         try:
+            if isinstance(body, StreamedBody):
+                return await self.folder.put_parts(key, body.paths(), create=create)
             return await self.folder.put(key, source, create=create)
         except FileExistsError:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None
@@ -74,11 +79,16 @@ class Directory:
         except OSError as exc:
             raise from_folder(exc, "destination") from None
 
-    async def get(self, key: str, max_bytes: int, side: str, charge: Charge) -> tuple[Body, ObjectInfo, dict[str, str]]:
-        body = None
+    async def get(
+        self, key: str, max_bytes: int, side: str, charge: Charge, *, may_stream: bool
+    ) -> tuple[Body, ObjectInfo, dict[str, str]]:
+        body: Body | None = None
         try:
             async with self._reading(key, max_bytes, side) as (file, found):
-                body = await self._body(file, found.size, charge)
+                if may_stream and must_stream(found.size, self._budget, self._spool_dir):
+                    body = await self._streamed(key, found, side, charge)
+                else:
+                    body = await self._body(file, found.size, charge)
                 if body.size != found.size:
                     raise _changed(side)
         except BaseException:
@@ -148,6 +158,26 @@ class Directory:
         except BaseException:
             arriving.abandon()
             raise
+
+    async def _streamed(self, key: str, found: ObjectInfo, side: str, charge: Charge) -> StreamedBody:
+        """Returns the file's body in parts. The file is opened again, and is open until the last part."""
+
+        async def pieces() -> AsyncGenerator[bytes, None]:
+            async with self._reading(key, found.size, side) as (file, again):
+                if again != found:
+                    raise _changed(side)
+                received = 0
+                while piece := await asyncio.to_thread(file.read, BATCH_BYTES):
+                    received += len(piece)
+                    if received > found.size:
+                        break
+                    await pace(charge, len(piece))
+                    yield piece
+                if received != found.size:
+                    raise _changed(side)
+
+        host = str(self.folder.root)
+        return await begin_stream(pieces(), lambda: None, found.size, self._budget, self._spool_dir, self._pool, host)
 
     def _open(self, key: str, side: str) -> int:
         """Opens a file. A missing file is ObjectError (NOT_FOUND), unless the whole directory is missing."""

@@ -17,9 +17,9 @@ from ferry.core.quota import Share
 from ferry.core.records import ErrorClass, Status
 from ferry.state.files import DirectoryState
 from ferry.storage.access import Access
+from ferry.storage.directory.directory import Directory
+from ferry.storage.directory.files import Folder
 from ferry.storage.factory import open_store
-from ferry.storage.local import Directory
-from ferry.storage.local_files import Folder
 from tests.support.helpers import IMAGE, by_key, directory_state, latest, make_body, make_job, plan, run
 
 
