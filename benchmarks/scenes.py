@@ -17,6 +17,7 @@ from benchmarks.tools import (
     img2dataset,
     juicefs_sync,
     rclone_copy,
+    rclone_copy_and_check,
     rclone_copyurl,
     s5cmd,
     script,
@@ -34,6 +35,7 @@ FERRY_NEW = "Ferry, local server, new folder, empty HOME"
 COPY, COPY_OFF = "rclone copy, 32 transfers", "rclone copy, 32 transfers, no checks"
 COPY_NO_HEADS = f"{COPY_OFF}, no HEADs"
 COPY_BARE, COPYURL_BARE = "rclone copy, as it comes", "rclone copyurl --urls, as it comes"
+COPY_CHECKED = "rclone copy, then rclone check --download"
 COPYURL = "rclone copyurl --urls, 32 transfers"
 THREADS, LOOP = "requests + boto3, 32 threads", "requests + boto3, a plain loop"
 S5CMD, JUICEFS = "s5cmd cp", "juicefs sync, 32 threads"
@@ -139,7 +141,7 @@ def _g(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
 
 def _h(settings: Settings, shelf: Shelf, stage: Stage) -> list[Entry]:
     library = shelf.large(BENCH / "large", *settings.large)
-    tools = [ferry(FERRY), rclone_copy(COPY_BARE), rclone_copyurl(COPYURL_BARE)]
+    tools = [ferry(FERRY), rclone_copy(COPY_BARE), rclone_copyurl(COPYURL_BARE), rclone_copy_and_check(COPY_CHECKED)]
     return [Entry(tool, library, download=True) for tool in tools]
 
 

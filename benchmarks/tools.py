@@ -148,6 +148,20 @@ def rclone_copy(name: str, *flags: str) -> Tool:
     return Tool(name, command)
 
 
+def rclone_copy_and_check(name: str) -> Tool:
+    """``rclone copy``, and then ``rclone check --download``: both sides are read again, and their bytes compared.
+
+    From a web server, which tells no digest, it is rclone's way to the proof that Ferry gives with the copy.
+    """
+
+    def command(work: Work) -> Command:
+        copy = rclone_copy(name).command(work)
+        check = [copy.argv[0], "check", "--download", "--one-way", *copy.argv[2:]]
+        return Command(["sh", "-c", f"{shlex.join(copy.argv)} && {shlex.join(check)}"], copy.env)
+
+    return Tool(name, command)
+
+
 def rclone_copyurl(name: str, *flags: str) -> Tool:
     """``rclone copyurl --urls``: from a list of addresses, like Ferry."""
 
