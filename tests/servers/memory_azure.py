@@ -9,12 +9,11 @@ import base64
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
+
+from tests.servers.loopback import Answer, LoopbackServer
 
 DATE = "Tue, 01 Dec 2026 06:00:00 GMT"
 SAS = "sv=2023-11-03&sp=rwdl&sig=canary-secret"
@@ -30,35 +29,20 @@ class Blob(NamedTuple):
         return base64.b64encode(hashlib.md5(self.data).digest()).decode()
 
 
-class Answer(NamedTuple):
-    status: int
-    headers: dict[str, str] = {}
-    body: bytes = b""
-
-
 def refused(status: int, code: str) -> Answer:
     return Answer(status, {"x-ms-error-code": code}, f"<Error><Code>{code}</Code></Error>".encode())
 
 
-class MemoryAzure:
-    """The server of one account, on a port of 127.0.0.1. Start it with ``with``."""
+class MemoryAzure(LoopbackServer):
+    """The server of one account."""
 
     def __init__(self, *containers: str) -> None:
+        super().__init__()
         self.account = "ferryshop"
         self.containers: dict[str, dict[str, Blob]] = {name: {} for name in containers}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self.answer))
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/{self.account}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.url += f"/{self.account}"
 
     def store(self, container: str, key: str, data: bytes) -> None:
         self.containers[container][key] = Blob(
@@ -127,28 +111,3 @@ def _listed(key: str, blob: Blob) -> str:
         f"<Blob><Name>{escape(key)}</Name><Properties><Last-Modified>{DATE}</Last-Modified><Etag>{etag}</Etag>"
         f"<Content-Length>{len(blob.data)}</Content-Length><Content-MD5>{blob.md5}</Content-MD5></Properties></Blob>"
     )
-
-
-def _handler(answer: Callable[[str, str, dict[str, str], bytes], Answer]) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-
-        def do_GET(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            body = self.rfile.read(int(headers.get("content-length", 0)))
-            status, given, data = answer(self.command, self.path, headers, body)
-            self.send_response(status)
-            for name, value in given.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        do_PUT = do_HEAD = do_DELETE = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    return Handler

@@ -5,25 +5,18 @@ Each request gets the next :class:`Answer`, and the last one again once they are
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import struct
-import threading
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from tests.servers.loopback import Answer as AnyAnswer
+from tests.servers.loopback import LoopbackServer
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response. ``lost``: the connection is reset in its place. ``cut``: it ends in the middle of its body."""
+class Answer(AnyAnswer):
+    """A response, which is a success unless said otherwise."""
 
     status: int = 201
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    lost: bool = False
-    cut: bool = False
 
 
 def error(status: int, code: str, **headers: str) -> Answer:
@@ -39,56 +32,15 @@ class Asked(NamedTuple):
     body: bytes
 
 
-class OddAzure:
-    """The server, on a port of 127.0.0.1. Start it with ``with``."""
+class OddAzure(LoopbackServer):
+    """The server of the account ``account``."""
 
     def __init__(self, *answers: Answer) -> None:
+        super().__init__()
         self._answers = list(answers)
         self.asked: list[Asked] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/account"
+        self.url += "/account"
 
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                body = self.rfile.read(int(headers.get("content-length", 0)))
-                server.asked.append(Asked(self.command, self.path, headers, body))
-                answer = server._answers[min(len(server.asked), len(server._answers)) - 1]
-                if answer.lost:
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()
-                    self.close_connection = True
-                    return
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(answer.body)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(answer.body[: len(answer.body) // 2] if answer.cut else answer.body)
-                self.close_connection = answer.cut
-
-            do_PUT = do_HEAD = do_DELETE = do_GET
-
-            def finish(self) -> None:
-                with contextlib.suppress(OSError):  # the connection was reset on purpose
-                    super().finish()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        return Handler
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
+        self.asked.append(Asked(method, target, headers, body))
+        return self._answers[min(len(self.asked), len(self._answers)) - 1]

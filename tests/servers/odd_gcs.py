@@ -11,32 +11,23 @@ import hashlib
 import itertools
 import json
 import re
-import socket
-import struct
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.servers.loopback import Answer, LoopbackServer
 
 UNIT = 256 * 1024  # resumable uploads: all bytes but the last ones
 Operation = Literal["insert", "begin", "part", "abort", "list", "get", "media", "rewrite", "delete", "token"]
-
-
-@dataclass
-class Answer:
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 def error(status: int, reason: str, message: str, headers: Mapping[str, str] = {}) -> Answer:
     """An error document (JSON API: "HTTP status and error codes")."""
     listed = [{"message": message, "domain": "global", "reason": reason}]
     body = json.dumps({"error": {"code": status, "message": message, "errors": listed}}).encode()
-    return Answer(status, body, {"Content-Type": "application/json", **headers})
+    return Answer(status, {"Content-Type": "application/json", **headers}, body)
 
 
 @dataclass
@@ -79,8 +70,8 @@ class Asked:
     body: bytes
 
 
-class OddGcs:
-    """The server, on a port of 127.0.0.1. Start it with ``with``.
+class OddGcs(LoopbackServer):
+    """Start it with ``with``.
 
     ``composite``: objects have no md5Hash, as composite ones. ``page_keys`` to a page. ``takes``: bytes that it keeps
     of one part at most. ``rewrites``: bytes that one request copies at most. ``tokens``: those that are accepted; None:
@@ -96,6 +87,7 @@ class OddGcs:
         rewrites: int = 1 << 40,
         faults: Iterable[Fault] = (),
     ) -> None:
+        super().__init__()
         self.composite, self.page_keys, self.takes, self.rewrites = composite, page_keys, takes, rewrites
         self.faults = list(faults)
         self.objects: dict[str, dict[str, Stored]] = {"b": {}}
@@ -105,24 +97,13 @@ class OddGcs:
         self.life_s = 3600
         self._numbers = itertools.count(1)
         self._lock = threading.RLock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def count(self, operation: Operation) -> int:
         return sum(one.operation == operation for one in self.asked)
 
     # --- requests
 
-    def _answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> tuple[Answer, Fault | None]:
+    def answer(self, method: str, target: str, headers: dict[str, str], body: bytes) -> Answer:
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         operation, work = self._work(method, parts.path, query, headers, body)
@@ -134,11 +115,12 @@ class OddGcs:
             if fault is not None:
                 fault.times -= 1
                 if fault.answer is not None:
-                    return fault.answer, None
+                    return fault.answer
             token = headers.get("authorization", "").removeprefix("Bearer ")
             if operation != "token" and self.tokens is not None and token not in self.tokens:
-                return error(401, "authError", "Invalid Credentials"), None
-            return work(), fault
+                return error(401, "authError", "Invalid Credentials")
+            answer: Answer = work()
+            return answer if fault is None else replace(answer, lost=fault.lost, cut=fault.cut)
 
     def _work(
         self, method: str, path: str, query: dict[str, str], headers: dict[str, str], body: bytes
@@ -232,7 +214,7 @@ class OddGcs:
             return _json(stored.resource)
         start = int(headers.get("range", "bytes=0-")[6:-1])
         said = {"X-Goog-Generation": stored.resource["generation"], "ETag": stored.resource["etag"]}
-        return Answer(206 if start else 200, stored.data[start:], said)
+        return Answer(206 if start else 200, said, stored.data[start:])
 
     def _delete(self, bucket: str, key: str) -> Answer:
         if missing := self._missing(bucket, key):
@@ -313,49 +295,6 @@ class OddGcs:
     def _abort(self, upload: str) -> Answer:
         return Answer(499) if self.sessions.pop(upload, None) else error(404, "notFound", "Not Found")
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def handle_one_request(self) -> None:
-                try:
-                    super().handle_one_request()
-                except OSError:  # the client ended the connection
-                    self.close_connection = True
-
-            def do_GET(self) -> None:
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                body = self.rfile.read(int(headers.get("content-length", 0)))
-                if len(body) < int(headers.get("content-length", 0)):
-                    self.close_connection = True
-                    return
-                answer, fault = server._answer(self.command, self.path, headers, body)
-                if fault is not None and fault.lost:
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()
-                    self.close_connection = True
-                    return
-                self.send_response(answer.status)
-                for name, value in answer.headers.items():
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(answer.body)))
-                self.end_headers()
-                if fault is not None and fault.cut:
-                    self.wfile.write(answer.body[: len(answer.body) // 2])
-                    self.close_connection = True
-                    return
-                self.wfile.write(answer.body)
-
-            do_POST = do_PUT = do_DELETE = do_GET
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        return Handler
-
 
 def _json(found: object) -> Answer:
-    return Answer(200, json.dumps(found).encode(), {"Content-Type": "application/json; charset=UTF-8"})
+    return Answer(200, {"Content-Type": "application/json; charset=UTF-8"}, json.dumps(found).encode())

@@ -22,7 +22,8 @@ from ferry.storage.gcs.errors import code_of, gcs_error, meaning, parse_error, r
 from ferry.storage.gcs.resources import attributes_of, info_of
 from ferry.storage.object_info import ObjectInfo, Sent
 from ferry.storage.provider import CannotCopy, Digests, Part, TooLargeAtOnce
-from tests.servers.odd_gcs import UNIT, Answer, Fault, OddGcs, error
+from tests.servers.loopback import Answer
+from tests.servers.odd_gcs import UNIT, Fault, OddGcs, error
 
 
 def with_gcs(server: OddGcs, work: Callable[[Gcs], Awaitable[None]], bucket: str = "b") -> None:
@@ -159,7 +160,7 @@ def test_a_missing_bucket_is_not_a_missing_object() -> None:
 
 def test_a_404_of_a_proxy_proves_nothing() -> None:
     """Without Google's words, the object is missing only if the bucket is there."""
-    proxy = Answer(404, b"<html>Not Found</html>")
+    proxy = Answer(404, body=b"<html>Not Found</html>")
     with OddGcs(faults=[Fault("get", proxy, times=2), Fault("list", proxy)]) as server:
 
         async def go(gcs: Gcs) -> None:
@@ -184,7 +185,7 @@ NO_PAGES = [
 @pytest.mark.parametrize("body", NO_PAGES)
 def test_a_listing_of_something_else(body: bytes) -> None:
     """What is not a page of the JSON API is an error, never an empty listing."""
-    with OddGcs(faults=[Fault("list", Answer(200, body))]) as server:
+    with OddGcs(faults=[Fault("list", Answer(200, body=body))]) as server:
 
         async def go(gcs: Gcs) -> None:
             found = await failure(gcs.page("", "source"))
@@ -337,7 +338,9 @@ def test_an_answer_that_lacks_the_usual_digest() -> None:
 
 def test_other_bytes_are_not_confirmed() -> None:
     """An answer with another MD5 than that of the bytes sent is a difference."""
-    other = Answer(200, json.dumps({"md5Hash": "XUFAKrxLKna5cZ2REBfFkg==", "etag": "x", "generation": "1"}).encode())
+    other = Answer(
+        200, body=json.dumps({"md5Hash": "XUFAKrxLKna5cZ2REBfFkg==", "etag": "x", "generation": "1"}).encode()
+    )
     with OddGcs(faults=[Fault("insert", other)]) as server:
 
         async def go(gcs: Gcs) -> None:
@@ -384,7 +387,7 @@ def test_an_object_that_changes_between_two_requests() -> None:
             await gcs.put("a", b"old", digests(b"old"), {}, create=False)
             old = json.dumps(server.objects["b"]["a"].resource).encode()
             await gcs.put("a", b"new", digests(b"new"), {}, create=False)
-            server.faults.append(Fault("get", Answer(200, old)))
+            server.faults.append(Fault("get", Answer(200, body=old)))
             assert "was replaced while it was read" in str(await failure(gcs.get("a", "source")))
 
         with_gcs(server, go)
@@ -393,7 +396,7 @@ def test_an_object_that_changes_between_two_requests() -> None:
 @pytest.mark.parametrize("headers", [{"Content-Encoding": "gzip"}, {}])
 def test_bytes_that_are_not_the_stored_ones(headers: dict[str, str]) -> None:
     """Packed or unpacked on the way: an error, not an object."""
-    with OddGcs(faults=[Fault("media", Answer(200, b"xyz"[: 1 if headers else 2], headers))]) as server:
+    with OddGcs(faults=[Fault("media", Answer(200, headers, b"xyz"[: 1 if headers else 2]))]) as server:
 
         async def go(gcs: Gcs) -> None:
             await gcs.put("a", b"x", digests(b"x"), {}, create=False)
@@ -423,9 +426,9 @@ def test_a_copy_in_several_requests() -> None:
 
 def test_what_is_not_copied() -> None:
     """A version that is gone, another digest, no progress: the caller reads and writes. Busy: it tries again."""
-    stuck = Answer(200, b'{"done": false, "rewriteToken": "t", "totalBytesRewritten": "7"}')
-    other = Answer(200, b'{"done": true, "resource": {"md5Hash": "XUFAKrxLKna5cZ2REBfFkg=="}}')
-    crc32c = Answer(200, b'{"done": true, "resource": {"crc32c": "AAAAAA=="}}')
+    stuck = Answer(200, body=b'{"done": false, "rewriteToken": "t", "totalBytesRewritten": "7"}')
+    other = Answer(200, body=b'{"done": true, "resource": {"md5Hash": "XUFAKrxLKna5cZ2REBfFkg=="}}')
+    crc32c = Answer(200, body=b'{"done": true, "resource": {"crc32c": "AAAAAA=="}}')
     faults = [Fault("rewrite", stuck, times=2), Fault("rewrite", other), Fault("rewrite", crc32c)]
     with OddGcs() as server:
 

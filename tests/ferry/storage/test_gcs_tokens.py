@@ -21,7 +21,8 @@ from ferry.storage.access import GoogleAccess
 from ferry.storage.gcs import Anonymous, Gcs, GoogleTokens, endpoint_of, tokens_for
 from ferry.storage.gcs.tokens import ENDPOINT, load
 from ferry.storage.provider import Digests
-from tests.servers.odd_gcs import Answer, Fault, OddGcs, error
+from tests.servers.loopback import Answer
+from tests.servers.odd_gcs import Fault, OddGcs, error
 
 pytestmark = pytest.mark.usefixtures("_no_environment")
 BODY = small_body(b"x")
@@ -236,9 +237,9 @@ def test_the_event_loop_goes_on_meanwhile(server: OddGcs, account: dict[str, Any
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (Answer(400, b'{"error": "invalid_grant", "error_description": "canary"}'), (Fatal, "invalid_grant")),
-        (Answer(401, b'{"error": "unauthorized_client"}'), (Fatal, "unauthorized_client")),
-        (Answer(404, b"<html>canary"), (ObjectError, "could not be renewed (RefreshError)")),
+        (Answer(400, body=b'{"error": "invalid_grant", "error_description": "canary"}'), (Fatal, "invalid_grant")),
+        (Answer(401, body=b'{"error": "unauthorized_client"}'), (Fatal, "unauthorized_client")),
+        (Answer(404, body=b"<html>canary"), (ObjectError, "could not be renewed (RefreshError)")),
     ],
 )
 def test_what_a_token_server_refuses(
