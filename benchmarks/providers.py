@@ -24,6 +24,7 @@ from benchmarks.place import ROOT
 from benchmarks.report import table
 from benchmarks.turns import AT_ONCE, ROUNDS, Took, at_once
 from ferry.core.body import small_body
+from ferry.http import Network
 from ferry.storage.azure import AzureContainer, SharedKey
 from ferry.storage.gcs import Gcs, GoogleTokens
 from ferry.storage.provider import Digests, Provider
@@ -106,7 +107,7 @@ class Held:
 @contextlib.asynccontextmanager
 async def ferry_clients(url: str) -> AsyncIterator[dict[str, Client]]:
     s3 = S3(url, "bucket", "us-east-1", StaticCredentials(Keys("k", "s", None)), **LIMITS)  # type: ignore[arg-type]
-    gcs = Gcs(url, "b", GoogleTokens(Held), **LIMITS)  # type: ignore[arg-type]
+    gcs = Gcs(url, "b", GoogleTokens(lambda _: Held(), Network()), **LIMITS)  # type: ignore[arg-type]
     key = SharedKey("account", "a2V5" * 16)
     azure = AzureContainer("account", "box", key, endpoint_url=f"{url}/account", **LIMITS)  # type: ignore[arg-type]
 

@@ -29,10 +29,10 @@ def authority_of(account: str, access: AzureAccess) -> Authority:
         return Sas(access.secret) if "sig=" in access.secret else SharedKey(account, access.secret)
     settings = dict(access.settings)
     if "client_secret" in settings:
-        return Tokens(service_principal(**settings))
+        return Tokens(service_principal(access.network, **settings))
     if "token_file_path" in settings:
-        return Tokens(workload_identity(**settings))
-    return Tokens(managed_identity(**settings))
+        return Tokens(workload_identity(access.network, **settings))
+    return Tokens(managed_identity(access.network, **settings))
 
 
 def end_of(access: AzureAccess) -> datetime | None:

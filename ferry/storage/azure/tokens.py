@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ferry.core import UserError
-from ferry.http import RETRY_S, Token
+from ferry.http import RETRY_S, Network, Token
 from ferry.storage.azure.keys import Authority
 from ferry.storage.errors import credentials_error
 
@@ -91,29 +91,39 @@ class Tokens(Authority):
         self._token.take(found.token, found.expires_on - asked_at, asked_at)
 
 
-def managed_identity(**settings: Any) -> Callable[[], Identity]:
+def managed_identity(network: Network, **settings: Any) -> Callable[[], Identity]:
     """The identity of the machine; ``client_id`` chooses a user-assigned one. Raises UserError without the package."""
-    return _maker("ManagedIdentityCredential", settings)
+    return _maker("ManagedIdentityCredential", network, settings)
 
 
-def workload_identity(**settings: Any) -> Callable[[], Identity]:
+def workload_identity(network: Network, **settings: Any) -> Callable[[], Identity]:
     """The identity of a Kubernetes pod, from its environment. Raises UserError without the package."""
-    return _maker("WorkloadIdentityCredential", settings)
+    return _maker("WorkloadIdentityCredential", network, settings)
 
 
-def service_principal(tenant_id: str, client_id: str, client_secret: str, **settings: Any) -> Callable[[], Identity]:
+def service_principal(
+    network: Network, tenant_id: str, client_id: str, client_secret: str, **settings: Any
+) -> Callable[[], Identity]:
     """An application with a secret. Raises UserError without the package."""
     given = {"tenant_id": tenant_id, "client_id": client_id, "client_secret": client_secret, **settings}
-    return _maker("ClientSecretCredential", given)
+    return _maker("ClientSecretCredential", network, given)
 
 
-def _maker(name: str, settings: Mapping[str, Any]) -> Callable[[], Identity]:
+def _maker(name: str, network: Network, settings: Mapping[str, Any]) -> Callable[[], Identity]:
     try:
         import azure.identity
+        from azure.core.pipeline.transport import RequestsTransport
     except ImportError:
         raise UserError(
             "credentials: this identity of Azure needs the package azure-identity, which is not installed. "
             "Install it: pip install 'image-ferry[azure]'"
         ) from None
     credential: Callable[..., Identity] = getattr(azure.identity, name)
-    return lambda: credential(**settings)
+
+    def make() -> Identity:
+        from ferry.storage.token_session import TokenSession
+
+        transport = RequestsTransport(session=TokenSession(network), session_owner=False)
+        return credential(transport=transport, **settings)
+
+    return make

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ferry.core import UserError
-from ferry.http import RETRY_S, Token
+from ferry.http import RETRY_S, Network, Token
 from ferry.storage.access import GoogleAccess
 from ferry.storage.gcs.errors import google_error
 
 if TYPE_CHECKING:
     from google.auth.credentials import Credentials
+    from google.auth.transport.requests import Request
 
 ENDPOINT = "https://storage.googleapis.com"
 SCOPES = ("https://www.googleapis.com/auth/devstorage.read_write",)
@@ -56,12 +57,15 @@ class Anonymous:
 class GoogleTokens:
     """Tokens of one set of credentials, renewed 60 s before they end and once after a 401. For one event loop.
 
-    ``load`` makes the credentials. google-auth is asked in a thread, since it may read files, ask a metadata service
-    and sign. ``now`` is in seconds of Unix time.
+    ``load`` makes the credentials, and may use google-auth's client. google-auth is asked in a thread, since it may
+    read files, ask a metadata service and sign. ``now`` is in seconds of Unix time.
     """
 
-    def __init__(self, load: Callable[[], Credentials], now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, load: Callable[[Request], Credentials], network: Network, now: Callable[[], float] = time.time
+    ) -> None:
         self._load = load
+        self._network = network
         self._now = now
         self._credentials: Credentials | None = None
         self._token = Token()
@@ -97,9 +101,12 @@ class GoogleTokens:
     def _ask(self) -> tuple[str, float, float]:
         from google.auth.transport.requests import Request
 
+        from ferry.storage.token_session import TokenSession  # late, as google-auth: requests takes 0.1 s to import
+
+        request = Request(session=TokenSession(self._network))
         if self._credentials is None:
-            self._credentials = self._load()
-        self._credentials.refresh(functools.partial(Request(), timeout=_REQUEST_S))
+            self._credentials = self._load(request)
+        self._credentials.refresh(functools.partial(request, timeout=_REQUEST_S))
         asked_at, ends = self._now(), self._credentials.expiry
         return self._credentials.token, ends.replace(tzinfo=UTC).timestamp() - asked_at if ends else math.inf, asked_at
 
@@ -133,17 +140,17 @@ def tokens_for(access: GoogleAccess) -> Tokens:
             "credentials: Google Cloud Storage needs the package google-auth, which is not installed. "
             "Install it: pip install 'image-ferry[gcs]'"
         )
-    return GoogleTokens(lambda: load(access))
+    return GoogleTokens(functools.partial(load, access), access.network)
 
 
-def load(access: GoogleAccess) -> Credentials:
+def load(access: GoogleAccess, request: Request | None = None) -> Credentials:
     """Returns the credentials. It blocks. Raises exceptions of google-auth, OSError, ValueError and KeyError."""
     import google.auth
     from google.auth import impersonated_credentials
 
     path = access.key_file or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS")
     info = access.info or (json.loads(Path(path).read_text()) if path else None)
-    found: Credentials = google.auth.default(scopes=SCOPES)[0] if info is None else _from_info(info)
+    found: Credentials = google.auth.default(scopes=SCOPES, request=request)[0] if info is None else _from_info(info)
     if access.impersonate:
         found = impersonated_credentials.Credentials(found, access.impersonate, SCOPES)
     return found

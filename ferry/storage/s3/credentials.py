@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -53,8 +54,15 @@ def boto3_session(access: S3Access) -> Any:
 
 
 def session_with_credentials(access: S3Access) -> Any:
-    """Returns a boto3 session that has credentials. Raises UserError if boto3 finds none."""
+    """Returns a boto3 session that has credentials, and uses the job's proxy. Raises UserError if boto3 finds none."""
+    from botocore.config import Config
+
+    from ferry.storage.token_session import proxies_of
+
     session = boto3_session(access)
+    sts = os.environ.get("AWS_ENDPOINT_URL_STS") or "https://sts.amazonaws.com"  # for the identity of a pod, or a role
+    if proxies := proxies_of(access.network, sts):
+        session._session.set_default_client_config(Config(proxies=dict(proxies)))
     if session.get_credentials() is None:
         raise UserError(
             "no AWS credentials were found. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or name them with "

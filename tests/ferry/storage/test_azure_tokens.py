@@ -19,6 +19,7 @@ import pytest
 
 from ferry.core.errors import Fatal, ObjectError, UserError
 from ferry.core.records import ErrorClass
+from ferry.http import Network
 from ferry.storage.azure import (
     AzureContainer,
     Tokens,
@@ -49,6 +50,7 @@ class Entra:
 
     def __init__(self, pem: Path) -> None:
         self.life_s = 3600
+        self.pem = pem
         self.asked: list[str] = []  # paths of requests for tokens, with what they hold
         self.fails = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -104,11 +106,9 @@ class Entra:
 
 
 def started(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Entra]:
-    """Starts the server, whose certificate azure-identity trusts."""
+    """Starts the server, with a certificate of its own."""
     (folder / "entra").mkdir()
-    pem = certificate(folder / "entra")
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(pem))
-    with Entra(pem) as server:
+    with Entra(certificate(folder / "entra", common="entra")) as server:
         yield server
 
 
@@ -121,12 +121,13 @@ def identities(entra: Entra, folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
     monkeypatch.setenv("IDENTITY_ENDPOINT", f"{entra.url}/msi")
     monkeypatch.setenv("IDENTITY_HEADER", "local")
     (folder / "federated").write_text("a pod's token")
+    network = Network(ca_bundle=str(entra.pem))
     here = {"authority": entra.url, "disable_instance_discovery": True}
     pod = {"tenant_id": "tenant", "client_id": "client", "token_file_path": str(folder / "federated")}
     return {
-        "managed identity": managed_identity(client_id="client"),
-        "workload identity": workload_identity(**pod, **here),
-        "service principal": service_principal("tenant", "client", "canary-secret", **here),
+        "managed identity": managed_identity(network, client_id="client"),
+        "workload identity": workload_identity(network, **pod, **here),
+        "service principal": service_principal(network, "tenant", "client", "canary-secret", **here),
     }
 
 
@@ -277,9 +278,10 @@ def test_a_missing_package_is_one_sentence() -> None:
     code = (
         "import sys\n"
         "sys.modules['azure.identity'] = None\n"
+        "from ferry.http import Network\n"
         "from ferry.storage.azure import SharedKey, managed_identity\n"
         "SharedKey('a', 'a2V5')\n"
-        "managed_identity()\n"
+        "managed_identity(Network())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == (

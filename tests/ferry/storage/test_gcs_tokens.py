@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from ferry.core.body import small_body
 from ferry.core.errors import Fatal, FerryError, ObjectError, UserError
 from ferry.core.records import ErrorClass
+from ferry.http import Network
 from ferry.storage.access import GoogleAccess
 from ferry.storage.gcs import Anonymous, Gcs, GoogleTokens, endpoint_of, tokens_for
 from ferry.storage.gcs.tokens import ENDPOINT, load
@@ -178,7 +179,7 @@ def test_a_token_is_renewed_before_it_ends(server: OddGcs, account: dict[str, An
 
     async def go() -> None:
         credentials = load(GoogleAccess(info=account))
-        tokens = GoogleTokens(lambda: credentials, clock)
+        tokens = GoogleTokens(lambda _: credentials, Network(), clock)
         first = await tokens.headers()
         ends = tokens._token._ends_at
         clock.now = ends - 61
@@ -224,11 +225,11 @@ def test_the_event_loop_goes_on_meanwhile(server: OddGcs, account: dict[str, Any
     threads = []
 
     async def go() -> None:
-        def loading() -> Any:
+        def loading(_: object) -> Any:
             threads.append(threading.current_thread())
             return load(GoogleAccess(info=account))
 
-        await GoogleTokens(loading).headers()
+        await GoogleTokens(loading, Network()).headers()
 
     asyncio.run(go())
     assert threads != [threading.main_thread()]
