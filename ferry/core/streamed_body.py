@@ -73,6 +73,7 @@ class StreamedBody(Body):
         self.error: ObjectError | Fatal | None = None  # of reading: the source's or the disk's, not the destination's
         self.check: Callable[[], None] = lambda: None  # called with all digests known, before the last part is sent
         self.charge: Charge = no_delay  # takes the number of bytes that are sent
+        self.compared = False  # its bytes were read before, and the object at the destination has others
         self._pieces = pieces
         self._close = close
         self._spool_dir = spool_dir

@@ -190,6 +190,8 @@ class ObjectTransfer:
         with _report_to(permit):
             fetch = await self._sources.fetch(row, permit)
         fetch.requests += requests
+        if isinstance(fetch.body, StreamedBody):
+            fetch.body.compared = True
         with _body_of(fetch, permit):
             return await self._store(row, fetch, None, OnExisting.OVERWRITE, permit)
 
@@ -208,7 +210,7 @@ class ObjectTransfer:
             same.checked_by = CHECKED_BY_ANSWER[known.revalidate]
             same.bytes_read_at = known.bytes_read_at
             return same
-        with _body_of(fetch, permit):
+        with contextlib.suppress(_ReadToEnd), _body_of(fetch, permit):
             to_compare = isinstance(fetch.body, StreamedBody) and fetch.body.size == known.size
             if isinstance(fetch.body, StreamedBody) and to_compare:
                 await fetch.body.read_to_end()
@@ -303,6 +305,8 @@ class ObjectTransfer:
         # Rows with equal bodies have one key `{sha256}.{ext}`: the lock lets the second find the first one's object.
         async with self._key_locks.setdefault(result.key, asyncio.Lock()):
             policy = self._policy(row, result.key)
+            if isinstance(body, StreamedBody) and body.compared and policy not in GUARDED:
+                policy = OnExisting.OVERWRITE
             if policy is not OnExisting.OVERWRITE:
                 found = await self._destination.head(result.key)
             return await self._store_and_remember(row, result, body, attributes, found, policy)

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.matrix, pytest.mark.timeout(180)]
 MIB = 1024 * 1024
 DATA = random.Random(9).randbytes(12 * MIB + 5)
 OTHER = random.Random(10).randbytes(12 * MIB + 5)
+PSD = b"8BPS\x00\x01"  # how a file begins of which only the length is checked
 SPOOL_BYTES = 5 * MIB
 PARTS = 13
 
@@ -366,3 +367,26 @@ def test_a_stopped_upload_without_digests(
         world.stop_half_way()
         world.run()
         assert world.sent == PARTS
+
+
+@pytest.fixture
+def late(odd: OddS3, origin: Origin, tmp_path: Path) -> World:
+    """A job whose keys have the type that the first part shows."""
+    url = origin.add("/large", PSD + DATA, kind=Validators.BOTH)
+    return World(odd, tmp_path, url, {"name": "large"}, key="{name}.{ext}", mode="delta")
+
+
+def test_a_late_key_that_is_taken(late: World) -> None:
+    """The body is compared once; the second time it is written."""
+    late.odd.put("bucket", "p/large.psd", PSD + OTHER)
+    late.copied(PSD + DATA, "large.psd")
+
+
+@pytest.mark.parametrize("there", [PSD + DATA, PSD + DATA + b"more"])
+def test_a_late_key_on_the_next_night(there: bytes, late: World, origin: Origin) -> None:
+    """What Ferry wrote is replaced; so is what another program wrote over it with the new size."""
+    origin.add("/large", there, kind=Validators.BOTH)
+    late.copied(there, "large.psd")
+    late.odd.put("bucket", "p/large.psd", PSD + DATA)
+    origin.add("/large", PSD + OTHER, kind=Validators.BOTH)
+    late.copied(PSD + OTHER, "large.psd")
