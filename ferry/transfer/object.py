@@ -389,8 +389,13 @@ class ObjectTransfer:
         try:
             equal = await self._destination.equal(result.key, body, found)
         except ObjectError as error:
-            if error.error_class is ErrorClass.NOT_FOUND:
+            if error.error_class is ErrorClass.NOT_FOUND and not streamed:
                 return False
+            if error.error_class is ErrorClass.NOT_FOUND and policy not in GUARDED:
+                raise _ReadToEnd from None
+            if error.error_class is ErrorClass.NOT_FOUND:
+                text = "the object under the key was deleted while it was compared; the source is read again"
+                raise ObjectError(ErrorClass.STORE_ERROR, text) from None
             if error.error_class is not ErrorClass.TOO_LARGE:
                 raise
             equal = None  # it was replaced by a larger object since

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -16,8 +16,10 @@ from demo.origin import Origin, Trouble
 from demo.validators import Validators
 from ferry.core import memory_budget, streamed_body
 from ferry.core.records import Confirmed, Outcome, Status
+from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
 from ferry.state.files import DirectoryState
+from ferry.storage.directory import files
 from ferry.transfer import chunk as chunk_module
 from tests.ferry.transfer.test_memory_for_bodies import Watched
 from tests.ferry.transfer.test_resume import SENT
@@ -390,3 +392,30 @@ def test_a_late_key_on_the_next_night(there: bytes, late: World, origin: Origin)
     late.odd.put("bucket", "p/large.psd", PSD + DATA)
     origin.add("/large", PSD + OTHER, kind=Validators.BOTH)
     late.copied(PSD + OTHER, "large.psd")
+
+
+@pytest.mark.parametrize("policy", [OnExisting.SKIP_SAME, OnExisting.FAIL])
+def test_a_key_that_is_deleted_while_it_is_compared(
+    policy: OnExisting, odd: OddS3, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The body has been read to its end by then: nothing of it can be written."""
+    new, written = tmp_path / "new" / "large.bin", []
+    new.parent.mkdir()
+    new.write_bytes(OTHER)
+    read, finish = StreamedBody.read_to_end, files._finish
+
+    async def read_to_end(self: StreamedBody) -> None:
+        await read(self)
+        new.unlink()
+
+    def finished(file: BinaryIO) -> str:
+        written.append(file.tell())
+        return finish(file)
+
+    monkeypatch.setattr(StreamedBody, "read_to_end", read_to_end)
+    monkeypatch.setattr(files, "_finish", finished)
+    url = origin.add("/large.bin", DATA)
+    world = World(odd, tmp_path, url, destination=f"file://{new.parent}/", on_existing=policy)
+    assert world.run().status is Status.COPIED
+    assert new.read_bytes() == DATA
+    assert written == [len(DATA)], "a file without the parts that were read was written"
