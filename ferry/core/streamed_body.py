@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -112,7 +112,7 @@ class StreamedBody(Body):
         while (found := await self.part()) is not None:
             found[1].discard()
 
-    async def paths(self) -> AsyncIterator[Path]:
+    async def paths(self) -> AsyncGenerator[Path, None]:
         """Yields the file of each part, which is deleted afterwards. Raises as :meth:`part` does."""
         while (found := await self.part()) is not None:
             _, part = found

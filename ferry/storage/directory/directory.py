@@ -50,7 +50,8 @@ class Directory:
         source: bytes | Path = body.data if body.data is not None else body.path  # type: ignore[assignment]
         try:
             if isinstance(body, StreamedBody):
-                return await self.folder.put_parts(key, body.paths(), create=create)
+                async with contextlib.aclosing(body.paths()) as paths:  # the part that could not be written is deleted
+                    return await self.folder.put_parts(key, paths, create=create)
             return await self.folder.put(key, source, create=create)
         except FileExistsError:
             raise ObjectError(ErrorClass.EXISTS, "the destination already has this key") from None

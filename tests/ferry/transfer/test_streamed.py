@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from demo.origin import Fault as OriginFault
 from demo.origin import Origin, Trouble
 from demo.validators import Validators
 from ferry.core import memory_budget, streamed_body
+from ferry.core.errors import Fatal
 from ferry.core.records import Confirmed, Outcome, Status
 from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
@@ -419,3 +421,18 @@ def test_a_key_that_is_deleted_while_it_is_compared(
     assert world.run().status is Status.COPIED
     assert new.read_bytes() == DATA
     assert written == [len(DATA)], "a file without the parts that were read was written"
+
+
+def test_a_directory_that_is_full(odd: OddS3, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part that it did not take is deleted from the spool."""
+    (tmp_path / "new").mkdir()
+
+    def full(path: Path, file: BinaryIO) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "_append", full)
+    world = World(odd, tmp_path, origin.add("/large.bin", DATA), destination=f"file://{tmp_path}/new/")
+    with pytest.raises(Fatal, match="destination: no space left"):
+        world.run()
+    assert not list(world.state.spool_dir.glob("body-*"))
+    assert not list((tmp_path / "new").iterdir())
