@@ -17,6 +17,7 @@ from demo.origin import Origin, Trouble
 from demo.validators import Validators
 from ferry.core import memory_budget, streamed_body
 from ferry.core.errors import Fatal
+from ferry.core.memory_budget import Budget
 from ferry.core.records import Confirmed, Outcome, Status
 from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
@@ -436,3 +437,20 @@ def test_a_directory_that_is_full(odd: OddS3, origin: Origin, tmp_path: Path, mo
         world.run()
     assert not list(world.state.spool_dir.glob("body-*"))
     assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_file_that_grows_while_the_spool_is_full(odd: OddS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row is tried again: its size is not the failure."""
+    path = tmp_path / "old" / "large.bin"
+    path.parent.mkdir()
+    path.write_bytes(DATA)
+    take = Budget.take_parts
+
+    async def take_late(self: Budget, *given: Any) -> Any:
+        with path.open("ab") as file:
+            file.write(b"more")
+        return await take(self, *given)
+
+    monkeypatch.setattr(Budget, "take_parts", take_late)
+    world = World(odd, tmp_path, f"file://{path}", source={"roots": [f"file://{path.parent}/"]})
+    world.failed("truncated", "changed while it was being read")
