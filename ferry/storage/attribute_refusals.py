@@ -39,7 +39,8 @@ class AttributeRefusals:
 
     def __init__(self) -> None:
         self._known: set[tuple[str, str]] = set()
-        self._doubted: set[tuple[str, str]] = set()  # refused with a body that could not be sent again without them
+        # Refused with a body that could not be sent again without them: with its key, since it may be about the key.
+        self._doubted: set[tuple[str, tuple[str, str]]] = set()
         self._looked_for: set[str] = set()
         self._looking = asyncio.Lock()  # an object is read again
 
@@ -55,7 +56,7 @@ class AttributeRefusals:
 
     async def put(
         self, send: Send, read: Callable[[], Awaitable[Mapping[str, str]]] | None, attributes: Mapping[str, str],
-        *, may_lose: bool, wait: bool = True, again: Callable[[], bool] = lambda: True,
+        *, may_lose: bool, wait: bool = True, key: str = "", again: Callable[[], bool] = lambda: True,
     ) -> Sent:  # fmt: skip
         """Writes an object by ``send``, without what the store is known to lose or refuses now.
 
@@ -64,26 +65,26 @@ class AttributeRefusals:
         ObjectError (LOST_ATTRIBUTE), before anything is written unless that object shows it.
 
         ``again``: whether ``send`` can send the same body once more. If not, a refusal raises ObjectError
-        (STORE_ERROR), and the row's next try leaves the attribute out.
+        (STORE_ERROR), and the next try of ``key`` leaves the attribute out.
         """
         if read is None or not self._to_look_for(attributes):
-            return await self._put(send, attributes, again, may_lose=may_lose)
+            return await self._put(send, attributes, key, again, may_lose=may_lose)
         async with self._looking if wait else contextlib.nullcontext():
             if new := self._to_look_for(attributes):
-                sent = await self._put(send, attributes, again, may_lose=may_lose)
+                sent = await self._put(send, attributes, key, again, may_lose=may_lose)
                 forgotten = await self._look(read, new)
                 if forgotten and not may_lose:
                     raise lost_attributes(forgotten, written=True)
                 return replace(sent, lost=(*sent.lost, *forgotten))
-        return await self._put(send, attributes, again, may_lose=may_lose)
+        return await self._put(send, attributes, key, again, may_lose=may_lose)
 
     async def _put(
-        self, send: Send, attributes: Mapping[str, str], again: Callable[[], bool], *, may_lose: bool
+        self, send: Send, attributes: Mapping[str, str], key: str, again: Callable[[], bool], *, may_lose: bool
     ) -> Sent:
         held, lost = self.split(attributes)
         if lost and not may_lose:
             raise lost_attributes(lost)
-        doubted = {name: _case(name, held) for name in held if _case(name, held) in self._doubted}
+        doubted = {name: _case(name, held) for name in held if (key, _case(name, held)) in self._doubted}
         held = {name: value for name, value in held.items() if name not in doubted}
         try:
             sent = await send(held)
@@ -94,7 +95,7 @@ class AttributeRefusals:
             if not may_lose:
                 raise error if isinstance(error, Refused) else lost_attributes([refused], str(error)) from None
             if not again():
-                self._doubted.add(_case(refused, held))
+                self._doubted.add((key, _case(refused, held)))
                 text = f"the destination may refuse {word_of(refused)} ({error}); the object is read again without"
                 raise ObjectError(ErrorClass.STORE_ERROR, text) from None
             sent = await send({name: value for name, value in held.items() if name != refused})

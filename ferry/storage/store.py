@@ -151,7 +151,7 @@ class Store:
             return not (isinstance(body, StreamedBody) and body.taken)
 
         return await self._attribute_refusals.put(
-            send, may_forget, attributes, may_lose=may_lose, wait=wait, again=again
+            send, may_forget, attributes, may_lose=may_lose, wait=wait, key=key, again=again
         )
 
     @contextlib.asynccontextmanager

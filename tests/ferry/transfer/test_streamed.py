@@ -454,3 +454,20 @@ def test_a_file_that_grows_while_the_spool_is_full(odd: OddS3, tmp_path: Path, m
     monkeypatch.setattr(Budget, "take_parts", take_late)
     world = World(odd, tmp_path, f"file://{path}", source={"roots": [f"file://{path.parent}/"]})
     world.failed("truncated", "changed while it was being read")
+
+
+def test_a_key_that_may_not_be_written(odd: OddS3, tmp_path: Path) -> None:
+    """That its tags were refused says nothing about other objects: they keep theirs."""
+    for name, data in (("large", DATA), ("small", b"small")):
+        odd.put("old", f"a/{name}.bin", data, {"Content-Type": "image/x-large", "x-amz-tagging": "sku=1"})
+    odd.faults = [
+        Fault("status", ("CompleteMultipartUpload",), status=403, code="AccessDenied"),
+        Fault("slow", ("GetObject",), key="small", delay_s=2.0),  # it is written after the refusal
+    ]
+    world = World(odd, tmp_path, "s3://old/a/large.bin", source={"roots": ["s3://old/a/"]}, retries={"attempts": 2})
+    helpers.write_list(world.list, [["s3://old/a/large.bin"], ["s3://old/a/small.bin"]])
+    helpers.run(world.job, world.state, helpers.access(odd), 1)
+    large, small = (helpers.by_key(world.state)[f"{name}.bin"] for name in ("large", "small"))
+    assert (large.error_class, small.lost_attributes) == ("forbidden", None)
+    assert odd.requests["CreateMultipartUpload"] >= 2
+    assert odd.objects["bucket"]["p/small.bin"].headers["x-amz-tagging"] == "sku=1"
