@@ -78,11 +78,14 @@ def overload(error: ObjectError) -> Literal["sure", "maybe"] | None:
     | error | overload |
     |---|---|
     | 429, 503 (also SlowDown of a store) | sure |
+    | a 4xx but 408 and 429: a refusal, such as a store's 400 InvalidRequest | None |
     | timeout, connection error, store error | maybe: one broken object may also cause these |
     | any other | None |
     """
     if error.error_class is ErrorClass.RATE_LIMITED or error.status_code == 503:
         return "sure"
+    if error.status_code is not None and 400 <= error.status_code < 500 and error.status_code != 408:
+        return None
     maybe = (ErrorClass.TIMEOUT, ErrorClass.CONNECTION, ErrorClass.STORE_ERROR)
     return "maybe" if error.error_class in maybe else None
 

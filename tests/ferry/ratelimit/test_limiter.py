@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
+from ferry.core.errors import ObjectError
+from ferry.core.records import ErrorClass
 from ferry.job.limits import Limits
 from ferry.ratelimit.concurrency import AdaptiveConcurrency
 from ferry.ratelimit.host import HostLimit
 from ferry.ratelimit.limiter import KEPT_HOSTS, Limiter
-from ferry.ratelimit.permit import PausedTooLong
+from ferry.ratelimit.permit import PausedTooLong, overload
 from ferry.ratelimit.rate import BETA, CEILING
 
 
@@ -701,6 +703,28 @@ def test_one_broken_object_is_no_overload() -> None:
         pump.host.overloaded(None, "reset", sure=False)
         pump.host.give_back()
     assert "reduced to" in pump.host.snapshot().why
+
+
+@pytest.mark.parametrize(
+    ("error_class", "status", "how_sure"),
+    [
+        (ErrorClass.RATE_LIMITED, 429, "sure"),
+        (ErrorClass.SERVER_ERROR, 503, "sure"),
+        (ErrorClass.TIMEOUT, None, "maybe"),
+        (ErrorClass.TIMEOUT, 408, "maybe"),
+        (ErrorClass.CONNECTION, None, "maybe"),
+        (ErrorClass.STORE_ERROR, None, "maybe"),
+        (ErrorClass.STORE_ERROR, 408, "maybe"),
+        (ErrorClass.STORE_ERROR, 500, "maybe"),
+        (ErrorClass.STORE_ERROR, 400, None),
+        (ErrorClass.STORE_ERROR, 409, None),
+        (ErrorClass.NOT_FOUND, 404, None),
+        (ErrorClass.NOT_IMAGE, 200, None),
+    ],
+)
+def test_which_errors_are_overload(error_class: ErrorClass, status: int | None, how_sure: str | None) -> None:
+    """The table of overload() holds."""
+    assert overload(ObjectError(error_class, "it failed", status_code=status)) == how_sure
 
 
 def test_snapshot_of_a_host() -> None:

@@ -13,10 +13,12 @@ from demo.ports import free_ports
 from demo.s3 import S3Server
 from ferry.core.errors import Fatal, ObjectError
 from ferry.core.records import ErrorClass, Status
+from ferry.ratelimit import DESTINATION
 from ferry.storage.access import S3Access
 from ferry.transfer import destination_outage
 from ferry.transfer.chunk import run_chunk
 from ferry.transfer.destination_outage import Outage, is_silence, verdict
+from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 
 
@@ -108,6 +110,25 @@ def test_one_object_that_breaks_every_connection() -> None:
     for _ in range(100):
         assert not watched.failed("bad.jpg", REFUSED, "write")
         clock.now += 5
+
+
+def test_a_destination_that_refuses_every_put(origin: Origin, tmp_path: Path) -> None:
+    """A 400 is an answer: each row fails with the store's code, and the store is not taken for one that is down."""
+    rows = 60
+    with OddS3(faults=[Fault("status", ("PutObject",), status=400, code="InvalidRequest")]) as odd:
+        odd.make_bucket("bucket")
+        listed = [[origin.add(f"/{n}.jpg", helpers.IMAGE)] for n in range(rows)]
+        job = helpers.make_job(manifest=str(helpers.write_list(tmp_path / "list.csv", listed)))
+        state, access = helpers.directory_state(tmp_path), helpers.access(odd)
+        (ref,) = helpers.plan(job, state, server=access).chunks
+        with helpers.engine(job, state, access) as runtime:
+            run_chunk(runtime, ref)
+            limit = runtime.limiter.snapshot()[DESTINATION]
+        assert "paused" not in limit.why
+        assert "reduced" not in limit.why
+        found = helpers.latest(state).values()
+        expected = (ErrorClass.STORE_ERROR, 400, "the destination answered HTTP 400 (InvalidRequest)")
+        assert [(out.error_class, out.status_code, out.message) for out in found] == [expected] * rows
 
 
 @pytest.mark.slow
