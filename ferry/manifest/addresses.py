@@ -19,10 +19,20 @@ class Addresses:
     """Reads the addresses of batches, and counts the cells that were completed or left out."""
 
     def __init__(
-        self, url: Template | None, roots: Sequence[str], *, bare_hosts: bool, columns: Sequence[str] = ()
+        self,
+        url: Template | None,
+        roots: Sequence[str],
+        *,
+        bare_hosts: bool,
+        columns: Sequence[str] = (),
+        as_listed: bool = False,
     ) -> None:
-        """``url``: `source.url`. ``columns``: the names of the columns with addresses, if there are several."""
+        """``url``: `source.url`. ``columns``: the names of the columns with addresses, if there are several.
+
+        ``as_listed``: the addresses are those of a listing.
+        """
         self._url, self._roots, self._bare_hosts, self._columns = url, normal_roots(roots), bare_hosts, columns
+        self._as_listed = as_listed
         self.repairs: Counter[str] = Counter()  # `blanks`, `schemes` -> addresses that were completed
         self.ignored: Counter[str] = Counter()  # one of several columns -> cells without a usable address
 
@@ -75,7 +85,9 @@ class Addresses:
         if plain := PLAIN_URL.fullmatch(text):
             return text, decode_path(plain[1]).lstrip("/"), None
         source = self._repair(trim(text))
-        return (source, *key_or_problem(source, self._roots)) if source else (None, None, None)
+        if not source:
+            return None, None, None
+        return (source, *key_or_problem(source, self._roots, as_listed=self._as_listed))
 
     def _repair(self, source: str) -> str:
         better = repaired(source, bare=self._bare_hosts)

@@ -247,7 +247,7 @@ def normalise(
     that name for a template. ``sources``: columns with addresses of one object. The file gets its name
     when it is complete. Raises what ``batches`` raises, and OSError if the file cannot be written.
     """
-    addresses = Addresses(url_template, roots, bare_hosts=bare_hosts, columns=sources)
+    addresses = Addresses(url_template, roots, bare_hosts=bare_hosts, columns=sources, as_listed=as_listed)
     normaliser = Normaliser(
         addresses=addresses, key_template=key_template, prefix=prefix, for_directory=for_directory,
         as_listed=as_listed, unread=unread,

@@ -20,6 +20,11 @@ _BARE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,}
 _ANOTHER = re.compile(r"\s[A-Za-z]{2,5}://|[,;|][A-Za-z]{2,5}://")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SIGNED = re.compile(r"(?i)[?&](?:sig|x-amz-signature|x-goog-signature)=")  # of a SAS, of a presigned URL
+SIGNED = (
+    "the address of an object in a bucket ends in a query with a signature; remove the query and set "
+    "`source.credentials`, or write the https URL that has this signature"
+)
 _BAD_HOST = re.compile(r"[^A-Za-z0-9._\-\u0080-\U0010ffff]")
 _MAX_HOST = 253
 _WITH_ROOTS = {"file", *(scheme.removesuffix("://") for scheme in BUCKET_SCHEMES)}
@@ -74,15 +79,17 @@ def repaired(source: str, *, bare: bool) -> str:
     return source
 
 
-def key_or_problem(source: str, roots: Sequence[str]) -> tuple[str | None, str | None]:
+def key_or_problem(source: str, roots: Sequence[str], *, as_listed: bool = False) -> tuple[str | None, str | None]:
     """Returns the source's default key and None, or None and the problem as a sentence.
 
-    ``roots`` are the result of :func:`normal_roots`.
+    ``roots`` are the result of :func:`normal_roots`. ``as_listed``: a listing has shown that the object has this name.
     """
     scheme, mark, rest = source.partition("://")
     if not mark:
         return None, "the source is not a URL; write https://..., or set `source.url` if it is an ID"
     kind = scheme.lower()
+    if kind in _WITH_ROOTS and kind != "file" and not as_listed and _SIGNED.search(rest):
+        return None, SIGNED  # its key, which logs and reports show, would hold the signature
     if kind in _WITH_ROOTS:
         return _under_root(source, kind, roots)
     if kind not in ("http", "https"):

@@ -31,7 +31,7 @@ from ferry.manifest.normalize import (
     row_id,
 )
 from ferry.manifest.open import open_manifest
-from ferry.manifest.sources import is_bare_address
+from ferry.manifest.sources import SIGNED, is_bare_address, key_or_problem
 
 URL = "https://a.example/x/y.jpg"
 
@@ -222,6 +222,27 @@ def test_roots_at_google_and_azure(tmp_path: Path, source: str, key: str | None,
     """Their sources are literal, too: what a URL would give a meaning is a part of the key."""
     row = rows_of(tmp_path, {"source": [source]}, roots=["gs://old/", "az://shop/$web/p"])[0]
     assert (row["key"], row["message"]) == (key, message)
+
+
+@pytest.mark.parametrize(
+    ("source", "refused"),
+    [
+        ("az://shop/old/x.jpg?sv=2024-11-04&sp=r&sig=canary%3D", True),
+        ("az://shop/old/x.jpg?sig=canary", True),
+        ("s3://old/x.jpg?X-Amz-Date=20261201T000000Z&X-Amz-Signature=canary", True),
+        ("gs://old/x.jpg?X-Goog-Signature=canary", True),
+        ("az://shop/old/x.jpg?size=2&design=1", False),
+        ("file:///srv/x.jpg?sig=1", False),
+    ],
+)
+@pytest.mark.parametrize("template", [None, "{source.path}", "{id}.jpg"])
+def test_a_signature_becomes_no_key(tmp_path: Path, template: str | None, source: str, refused: bool) -> None:
+    """A SAS or a presigned query on the address of a bucket's object is refused: keys are shown to all."""
+    roots = ["az://shop/old/", "s3://old/", "gs://old/", "file:///srv/"]
+    (row,) = rows_of(tmp_path, {"source": [source], "id": ["7"]}, roots=roots, key=template)
+    assert (row["error_class"], row["message"]) == (("bad_url", SIGNED) if refused else (None, None))
+    assert "canary" not in (row["key"] or "")
+    assert key_or_problem(source, roots, as_listed=True)[1] is None, "a blob of a listing has this name"
 
 
 def test_sources_at_google_without_a_root(tmp_path: Path) -> None:
