@@ -75,12 +75,13 @@ def response_of(host: str) -> str:
 
 @contextlib.contextmanager
 def _report_to(permit: Permit) -> Iterator[None]:
-    """Reports to the source's limit how long the block took, and its error."""
+    """Reports to the source's limit how long the block took, and its error, if it is not the destination's."""
     started = time.monotonic()
     try:
         yield
     except ObjectError as error:
-        permit.failed(error, time.monotonic() - started)
+        if not error.at_destination:
+            permit.failed(error, time.monotonic() - started)
         raise
     permit.succeeded(time.monotonic() - started)
 

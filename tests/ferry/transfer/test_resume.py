@@ -19,10 +19,12 @@ from demo.origin import Fault as OriginFault
 from demo.origin import Origin, Trouble
 from demo.validators import Validators
 from ferry.core import memory_budget
-from ferry.core.errors import ChunkIncomplete
+from ferry.core.errors import ChunkIncomplete, ObjectError
 from ferry.core.records import Confirmed, Outcome, Status
 from ferry.core.retry import Tries
 from ferry.job.model import OnExisting
+from ferry.job.retries import Timeouts
+from ferry.ratelimit.permit import Permit
 from ferry.state.bucket import open_state
 from ferry.state.files import DirectoryState
 from ferry.state.plan_file import set_plan_aside
@@ -424,6 +426,20 @@ def test_a_store_whose_list_of_parts_always_fails(fault: Fault, world: World, mo
     world.run()
     assert fault.struck >= 5
     assert (world.sent, world.fetched) == (PARTS, len(DATA))
+
+
+@pytest.mark.slow
+def test_a_destination_that_is_silent_slows_no_source(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its failure is reported to its own limit alone: the source has not been asked for anything."""
+    world.stop_half_way()
+    reported: list[ObjectError] = []
+    monkeypatch.setattr(Permit, "failed", lambda _, error, __: reported.append(error))
+    world.job = world.job.model_copy(update={"timeouts": Timeouts(read_s=0.3)})
+    world.odd.faults.append(silence := Fault("silence", ("ListParts",)))
+    helpers.run(world.job, world.state, helpers.access(world.odd), 2)
+    (outcome,) = helpers.latest(world.state).values()
+    assert (outcome.error_class, outcome.message) == ("timeout", "the destination did not answer in time")
+    assert (silence.struck > 0, world.fetched, reported) == (True, 0, [])
 
 
 def test_a_row_that_left_the_list_leaves_no_upload(world: World) -> None:
