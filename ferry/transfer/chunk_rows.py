@@ -75,7 +75,7 @@ def read_chunk(state: State, ref: ChunkRef) -> tuple[pa.Table, Hints]:
             hints.in_ledger[row_id] = TransferResult(
                 Status.COPIED, hint["key"], hint["size"], hint["md5"], hint["sha256"], hint["content_type"],
                 dest_etag=hint["known_etag"], bytes_read_at=hint["bytes_read_at"],
-                confirmed=Confirmed(hint["confirmed"]),
+                confirmed=Confirmed(hint["confirmed"]), attributes_sha256=hint.get("attributes_sha256"),
             )  # fmt: skip
     return table, hints
 

@@ -345,6 +345,16 @@ def test_objects_of_an_earlier_run_are_copied(shop: Shop) -> None:
     assert shop.objects["2.jpg"].headers["Content-Type"] == "image/jpeg"
 
 
+def test_a_copy_of_an_earlier_object_has_its_attributes(shop: Shop) -> None:
+    """The ledger knows what each copy was written with: `ferry verify` and delta runs see a change of them alone."""
+    outcomes = first_then_second(shop, destination={"uri": "s3://bucket/p/", "cache_control": "max-age=9"})
+    assert outcomes["2.jpg"].copy_of == "1.jpg"
+    assert outcomes["2.jpg"].attributes_sha256 == outcomes["1.jpg"].attributes_sha256 is not None
+    shop.server.objects["bucket"]["p/2.jpg"].headers["Cache-Control"] = "no-store"
+    verify(shop)
+    assert {key: out.status for key, out in by_key(shop.state).items()} == {"1.jpg": "copied", "2.jpg": "pending"}
+
+
 def test_a_lesser_check_is_said_of_copies_too(shop: Shop) -> None:
     """A format that Ferry checks by its length alone: each row's message says so, in one run and in the next."""
     jxl = body_of("jxl code stream")
