@@ -319,18 +319,19 @@ class AzureContainer:
     async def refusal(self, prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> str | None:
         """Returns why the container cannot be used, as the end of a sentence, or None.
 
-        The rights to list, read and write are tried one after the other, and nothing is written (azure/preflight.py).
+        The rights to list, read and write, and to write ``attributes``, are tried one after the other, and nothing is
+        written (azure/preflight.py).
         Raises ObjectError if Azure does not answer or is busy.
         """
-        requests = list(probes(prefix, writing=writing))
+        requests = list(probes(prefix, writing=writing, attributes=attributes))
         if text := lasting_refusal(self._authority, [each.right for each in requests]):
             return text
-        for right, method, key, query, headers, data in requests:
+        for right, method, key, query, headers, data, given in requests:
             response = await self._send(method, key, query, headers, data, self._side)
             if response.status == 429 or response.status >= 500:
                 raise await self._error(response, self._side)
             await self._http.read(response, self._side)
-            if text := refusal(response.status, code_of(response.headers), right):
+            if text := refusal(response.status, code_of(response.headers), right, given):
                 return text
         return None
 

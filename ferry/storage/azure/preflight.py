@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from ferry.core import TAGS, word_of
 from ferry.http import Response
+from ferry.storage.azure.attributes import attribute_headers
 from ferry.storage.azure.errors import meaning
 from ferry.storage.azure.keys import Authority
 from ferry.storage.errors import Meaning
@@ -23,21 +25,25 @@ RIGHTS = {
     "list": ("l", "Storage Blob Data Reader"),
     "read": ("r", "Storage Blob Data Reader"),
     "write": ("wc", "Storage Blob Data Contributor"),
+    "write tags": ("t", "Storage Blob Data Owner"),
 }
 
 
-def lasting_refusal(authority: Authority, rights: Iterable[str]) -> str | None:
+def lasting_refusal(authority: Authority, rights: Collection[str]) -> str | None:
     """Returns why credentials cannot be used, by what they say of themselves, as the end of a sentence, or None."""
     if missing := authority.lacks({RIGHTS[right][0]: right for right in rights}):
-        return f"cannot be used with this SAS, which lacks {' and '.join(missing)}. Make one with all of {_LETTERS}"
+        letters = f"{_LETTERS}, and for tags `t`" if "write tags" in rights else _LETTERS
+        return f"cannot be used with this SAS, which lacks {' and '.join(missing)}. Make one with all of {letters}"
     if authority.ends_at is not None and authority.ends_at <= datetime.now(UTC):
         end = f"{authority.ends_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
         return f"cannot be used with this SAS, which ended at {end}. Make another one"
     return None
 
 
-def refusal(status: int, code: str, right: str) -> str | None:
+def refusal(status: int, code: str, right: str, attributes: Collection[str] = ()) -> str | None:
     """Returns why a container cannot be used, as the end of a sentence, or None.
+
+    ``attributes`` are those without which it can be written to.
 
     | answer | the container |
     |---|---|
@@ -51,6 +57,11 @@ def refusal(status: int, code: str, right: str) -> str | None:
     means = meaning(status, code)
     if status < 300 or status == 412 or means is Meaning.NO_OBJECT:
         return None
+    if attributes:
+        names = ", ".join(map(word_of, attributes))
+        letters, role = RIGHTS["write tags"]
+        hint = f"; tags need `{letters}` in a SAS or the role {role}" if TAGS in attributes else ""
+        return f"refuses blobs with the attributes that the job sets: {names} ({answer}). Correct or remove them{hint}"
     if means is Meaning.NO_BUCKET:
         return "does not exist. Create it, or correct its address in the job"
     if means is Meaning.CREDENTIALS:
@@ -73,16 +84,24 @@ class Probe(NamedTuple):
     query: Mapping[str, str]
     headers: Mapping[str, str]
     data: bytes | None
+    attributes: Collection[str] = ()
 
 
-def probes(prefix: str, *, writing: bool) -> Iterator[Probe]:
-    """Returns the requests that try the rights. The last one writes to a version that no blob can have."""
+def probes(prefix: str, *, writing: bool, attributes: Mapping[str, str] = {}) -> Iterator[Probe]:
+    """Returns the requests that try the rights. The last ones write to a version that no blob can have.
+
+    ``attributes``: what each blob is to have. They are tried after the right to write, so that their refusal is theirs.
+    """
     key = f"{prefix}/.ferry-preflight-{secrets.token_hex(8)}".lstrip("/")
     query = {"restype": "container", "comp": "list", "prefix": prefix, "maxresults": "1"}
     yield Probe("list", "GET", "", query, {}, None)
     yield Probe("read", "HEAD", key, {}, {}, None)
     if writing:
-        yield Probe("write", "PUT", key, {}, {"x-ms-blob-type": "BlockBlob", "if-match": _NO_SUCH_ETAG}, b"")
+        headers = {"x-ms-blob-type": "BlockBlob", "if-match": _NO_SUCH_ETAG}
+        yield Probe("write", "PUT", key, {}, headers, b"")
+        if attributes:
+            right = "write tags" if TAGS in attributes else "write"
+            yield Probe(right, "PUT", key, {}, {**headers, **attribute_headers(attributes)[0]}, b"", tuple(attributes))
 
 
 async def container_settings(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ferry.core import TIER, in_ascii
+from ferry.core import TAGS, TIER, in_ascii
 from ferry.core.body import Spooled, small_body
 from ferry.core.errors import Fatal, ObjectError, Refused, UserError
 from ferry.core.memory_budget import MIB
@@ -189,6 +189,59 @@ def test_what_the_preflight_says(status: int, code: str, text: str | None) -> No
     """The table in azure/preflight.py."""
     found = refusal(status, code, "write")
     assert found == text or (text is not None and found is not None and found.startswith(text))
+
+
+@pytest.mark.parametrize(
+    ("rights", "attributes", "writing", "lacks"),
+    [
+        ("rlw", {TAGS: "a=1"}, True, "`t` (write tags). Make one with all of `r`, `l` and, to write, `w`, and for"),
+        ("rl", {TAGS: "a=1"}, True, "`w` (write) and `t` (write tags). Make one"),
+        ("rlwt", {TAGS: "a=1"}, True, None),
+        ("rlw", {"sku": "4"}, True, None),
+        ("rl", {TAGS: "a=1"}, False, None),
+    ],
+)  # fmt: skip
+def test_a_sas_without_the_right_to_tags(
+    rights: str, attributes: dict[str, str], writing: bool, lacks: str | None
+) -> None:
+    """A right that the job's attributes need is told before anything moves."""
+
+    async def test(container: AzureContainer) -> None:
+        found = await container.refusal("p", writing=writing, attributes=attributes)
+        assert (found or "").startswith(f"cannot be used with this SAS, which lacks {lacks}" if lacks else "")
+        assert (found is None) is (lacks is None)
+
+    with OddAzure(Answer(200), Answer(200), Answer(412)) as server:
+        in_container(server, test, Sas(f"sp={rights}&sig=x"))
+        assert {asked.method for asked in server.asked} == (set() if lacks else {"GET", "HEAD", *["PUT"] * writing})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "answer", "text"),
+    [
+        (
+            {TAGS: "a=1"}, error(403, "AuthorizationPermissionMismatch"),
+            "tags (HTTP 403 AuthorizationPermissionMismatch). Correct or remove them; tags need `t` in a SAS or the "
+            "role Storage Blob Data Owner",
+        ),
+        ({TIER: "Cold", "sku": "4"}, error(400, "InvalidHeaderValue"),
+         "storage_class, metadata.sku (HTTP 400 InvalidHeaderValue). Correct or remove them"),
+        ({"sku": "4"}, error(412, "ConditionNotMet"), None),
+    ],
+)  # fmt: skip
+def test_attributes_that_the_container_refuses(attributes: dict[str, str], answer: Answer, text: str | None) -> None:
+    """What each blob is to have is tried on a blob that cannot be, after a write without."""
+
+    async def test(container: AzureContainer) -> None:
+        found = await container.refusal("p", writing=True, attributes=attributes)
+        assert found == (text and f"refuses blobs with the attributes that the job sets: {text}")
+
+    with OddAzure(Answer(200), Answer(200), error(412, "ConditionNotMet"), answer) as server:
+        in_container(server, test)
+        *_, plain, full = server.asked
+        assert (plain.method, full.method) == ("PUT", "PUT")
+        assert full.headers.keys() - plain.headers.keys() == attribute_headers(attributes)[0].keys()
+        assert full.headers["if-match"] == plain.headers["if-match"] == '"0x0"'
 
 
 # --- answers that are lost, cut or wrong
