@@ -471,3 +471,30 @@ def test_an_object_that_appears_meanwhile_stays(world: World) -> None:
     assert (outcome.status, outcome.error_class) == (Status.FAILED, "exists")
     assert world.odd.stored("bucket") == {"p/large.bin": b"theirs"}
     world.check_clean()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_equal_object_that_is_stored_meanwhile(known: bool, odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """With `dedupe: true` the server copies it in place of the missing parts, and the row's upload is aborted.
+
+    Without a digest in the list, the rest is fetched first, which proves the bytes.
+    """
+    world = World(odd, origin, tmp_path, dedupe=True)
+    digest, header = hashlib.sha256(DATA).hexdigest() if known else "", ("url", "sha256", "content_type")
+    large = [origin.url("/large.bin"), digest, "image/x-large"]
+    helpers.write_list(world.list, [large], header)
+    world.stop_half_way()
+    equal = [origin.add("/equal.bin", DATA), digest, "image/x-large"]
+    helpers.write_list(world.list, [large, equal], header)
+    planned = helpers.plan(world.job, world.state, 2, server=helpers.access(odd))
+    with helpers.engine(world.job, world.state, helpers.access(odd), 2) as runtime:
+        for ref in sorted(planned.chunks, key=lambda ref: -ref.run_no):
+            run_chunk(runtime, ref)
+        runtime.abandon_uploads()
+    outcome = helpers.by_key(world.state)["large.bin"]
+    assert (outcome.status, outcome.sha256) == (Status.COPIED, hashlib.sha256(DATA).hexdigest())
+    assert (outcome.copy_of, outcome.confirmed) == ("equal.bin", Confirmed.DIGEST)
+    assert (world.sent, world.fetched) == (PARTS, 0 if known else len(DATA) - SENT * MIB)
+    assert odd.stored("bucket") == {"p/large.bin": DATA, "p/equal.bin": DATA}
+    assert odd.objects["bucket"]["p/large.bin"].headers == odd.objects["bucket"]["p/equal.bin"].headers
+    world.check_clean()
