@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ferry.core import KMS_KEY, TAGS, TIER, AttributeRules
 from ferry.job.attributes import refuse_unheld
 from ferry.job.model import Job
+from ferry.job.validators import METADATA_NAME
 from tests.support.helpers import make_job
 
 
@@ -143,3 +144,11 @@ def test_what_other_providers_refuse(uri: str, values: dict[str, str], words: st
 )
 def test_what_other_providers_take(uri: str, values: dict[str, str]) -> None:
     refuse_unheld(AttributeRules(set=values), uri)
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_all_names_of_metadata(scheme: str) -> None:
+    """S3 and Google hold each name that a job may set: only Azure has a rule of its own, which its message names."""
+    for name in ("a.b", "-a", "9", "_", ".", "ean-code", "x" * 60):
+        assert METADATA_NAME.match(name)
+        refuse_unheld(AttributeRules(set={name: "1"}), f"{scheme}://bucket/")
