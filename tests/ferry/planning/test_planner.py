@@ -923,9 +923,10 @@ def test_over_many_runs_each_row_is_held_planned_or_settled(
             if part:
                 planned = plan(job, state, run_no, "pass", returned=returned)
             for ref in planned.chunks:
+                known = latest(state)
                 rows = [
-                    row for row in chunk_rows(state, ref) if latest(state).get(row.row_id) is None
-                    or latest(state)[row.row_id].attempt < row.attempt
+                    row for row in chunk_rows(state, ref)
+                    if row.row_id not in known or known[row.row_id].attempt < row.attempt
                 ]  # fmt: skip
                 ends = data.draw(st.lists(st.sampled_from(_FACTS[:-1]), min_size=len(rows), max_size=len(rows)))
                 settle_some(state, ref, rows, ends, run_no, part)
