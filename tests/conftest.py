@@ -22,6 +22,7 @@ from flows.server.local import LocalServer
 from tests.flows.project import ROOT, Cli, Prefect, Project, processes_with
 from tests.support.servers import Address, SharedS3
 
+gc.disable()  # until all tests are collected: what they import stays, and looking through it takes a sixth of that time
 LONG_S = 600.0  # tests that may take so long begin first
 _S3 = pytest.StashKey[SharedS3]()
 
@@ -141,3 +142,4 @@ def pytest_collection_finish() -> None:
     """Thousands of cases stay for the whole run: the garbage collector need not look through them each time."""
     gc.collect()
     gc.freeze()
+    gc.enable()
