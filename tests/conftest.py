@@ -95,7 +95,10 @@ def cli(s3: S3Server, prefect_local: LocalServer, tmp_path_factory: pytest.TempP
 @pytest.fixture
 def project(cli: Cli, bucket: str, tmp_path: Path) -> Iterator[Project]:
     """An empty bucket and a folder with a job for it. What a failed test left running there is ended."""
-    yield Project(tmp_path, cli, bucket)
+    made = Project(tmp_path, cli, bucket)
+    yield made
+    for process in made.forked:
+        process.kill()
     for line in processes_with(str(tmp_path), servers=True):
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(line.partition(":")[0]), signal.SIGKILL)

@@ -7,8 +7,6 @@ byte for byte, and nothing asked for again that was recorded.
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 from demo.images import make_image
 from demo.origin import Fault, Origin, Trouble
 from tests.faults.amount import LONG, some
-from tests.flows.project import Ended, Project, fold, serve, wait_for
+from tests.flows.project import Cli, Ended, Forked, Project, fold, serve, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -59,26 +57,8 @@ def finish(project: Project, origin: Origin, bodies: dict[str, bytes]) -> None:
     assert one_state_each(project, len(bodies))["copied"] == len(bodies)
 
 
-class Watched:
-    """`ferry run` in the background, its output read as it comes."""
-
-    def __init__(self, project: Project) -> None:
-        self._arguments = ["run", "job.yaml", "--json"]
-        self._process = project.start(*self._arguments)
-        self._ended: list[Ended] = []
-        self._thread = threading.Thread(target=self._read)
-        self._thread.start()
-
-    def _read(self) -> None:
-        stdout, stderr = self._process.communicate()
-        self._ended.append(Ended(self._arguments, self._process.returncode, stdout, stderr))
-
-    def end(self, within_s: float) -> Ended:
-        self._thread.join(within_s)
-        if self._thread.is_alive():
-            self._process.kill()
-            raise subprocess.TimeoutExpired(self._arguments, within_s)
-        return self._ended[0]
+def end(process: Forked, within_s: float) -> Ended:
+    return Cli.end(process, ("run",), within_s)
 
 
 def test_it_goes_away(project: Project, origin: Origin, tried: Callable[..., None]) -> None:
@@ -87,10 +67,10 @@ def test_it_goes_away(project: Project, origin: Origin, tried: Callable[..., Non
     origin.latency_s = 0.1
     project.manifest(rows)
     project.job(chunk_rows=20, concurrency=4, retries=HASTY)
-    run = Watched(project)
+    run = project.fork("run", "job.yaml", "--json")
     wait_for("some outcomes", lambda: len(recorded(project)) >= 20)
     origin.down()
-    ended = run.end(120).expect(1)
+    ended = end(run, 120).expect(1)
     done = recorded(project)
     assert 20 <= len(done) < ROWS
     states = one_state_each(project, ROWS)
@@ -116,13 +96,13 @@ def test_it_goes_away_and_returns(project: Project, origin: Origin, tried: Calla
     project.manifest(rows)
     retries = {"attempts": 4, "backoff_s": 1, "max_backoff_s": 20, "chunk_attempts": 8, "chunk_delay_s": 5, "passes": 2}
     project.job(chunk_rows=20, concurrency=4, retries=retries, failure_budget=0)
-    run = Watched(project)
+    run = project.fork("run", "job.yaml", "--json")
     wait_for("some outcomes", lambda: len(recorded(project)) >= 20)
     origin.down()
     done, asked = recorded(project), origin.requests.copy()
     time.sleep(60)
     origin.up()
-    report = run.end(600).expect(0).json
+    report = end(run, 600).expect(0).json
     assert report["counts"]["copied"] == ROWS
     assert all(origin.requests[f"/{path}"] == asked[f"/{path}"] for path in done)
     assert project.stored() == bodies

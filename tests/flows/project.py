@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 COMMAND_S = 120.0
+ALIVE_S = 900.0  # as long as a command may run beside a test
 TRACEBACK = "Traceback (most recent call last)"
 QUICK = {"attempts": 2, "backoff_s": 0.05, "max_backoff_s": 5, "chunk_delay_s": 0.3, "chunk_attempts": 1, "passes": 0}
 
@@ -66,11 +67,38 @@ class Ended:
         return self
 
 
+class Forked:
+    """A command that :meth:`Cli.fork` started, with what tests use of a Popen object. Its output goes to files."""
+
+    def __init__(self, pid: int, out: tempfile.TemporaryDirectory[str]) -> None:
+        self.pid, self._out = pid, out
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(FileNotFoundError):
+            self.returncode = int(Path(self._out.name, "code").read_text())
+        return self.returncode
+
+    def wait(self, timeout: float = COMMAND_S) -> int:
+        wait_for(f"the end of process {self.pid}", lambda: self.poll() is not None, timeout)
+        assert self.returncode is not None
+        return self.returncode
+
+    def communicate(self, timeout: float = COMMAND_S) -> tuple[str, str]:
+        self.wait(timeout)
+        return Path(self._out.name, "out").read_text(), Path(self._out.name, "err").read_text()
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
 class Cli:
     """`python -m flows`, with an environment that has nothing of the machine's.
 
-    Imports take two thirds of a command's time. :meth:`run` forks the command from a process that has done the imports.
-    Tests of the process itself (signals, servers, other settings of Prefect) use :meth:`start`.
+    Imports take two thirds of a command's time. :meth:`run` and, beside the test, :meth:`fork` fork the command from a
+    process that has done the imports. Tests of the process itself (signals, servers, other settings of Prefect) use
+    :meth:`start`.
     """
 
     def __init__(self, s3: S3Server, prefect: LocalServer, home: Path) -> None:
@@ -108,16 +136,31 @@ class Cli:
             return self.end(self.start(arguments, folder, env), arguments, within_s)
         return self._fork(arguments, folder, env, within_s)
 
+    def fork(self, arguments: Sequence[str], folder: Path, env: Environment = {}) -> Forked:
+        """Fork the command, and return while it runs. It is killed with this object, or after ALIVE_S."""
+        out = tempfile.TemporaryDirectory()
+        return Forked(self._ask(arguments, folder, env, ALIVE_S, out.name, beside=True), out)
+
     def _fork(self, arguments: Sequence[str], folder: Path, env: Environment, within_s: float) -> Ended:
-        with self._one_at_a_time, tempfile.TemporaryDirectory() as out:
+        with tempfile.TemporaryDirectory() as out:
+            code = self._ask(arguments, folder, env, within_s, out, beside=False)
+            return Ended(arguments, code, Path(out, "out").read_text(), Path(out, "err").read_text())
+
+    def _ask(
+        self, arguments: Sequence[str], folder: Path, env: Environment, within_s: float, out: str, *, beside: bool
+    ) -> int:
+        """Returns what the forking process answers: an exit code, or with ``beside`` the ID of the new process."""
+        kept = {name: value for name, value in {**self.environment, **env}.items() if value is not None}
+        asked = {
+            "arguments": list(arguments), "folder": str(folder), "env": kept, "out": out, "within": within_s,
+            "beside": beside,
+        }  # fmt: skip
+        with self._one_at_a_time:
             assert self._forker.stdin is not None
             assert self._forker.stdout is not None
-            kept = {name: value for name, value in {**self.environment, **env}.items() if value is not None}
-            asked = {"arguments": list(arguments), "folder": str(folder), "env": kept, "out": out, "within": within_s}
             self._forker.stdin.write(json.dumps(asked) + "\n")
             self._forker.stdin.flush()
-            code = int(self._forker.stdout.readline())
-            return Ended(arguments, code, Path(out, "out").read_text(), Path(out, "err").read_text())
+            return int(self._forker.stdout.readline())
 
     def close(self) -> None:
         assert self._forker.stdin is not None
@@ -125,7 +168,7 @@ class Cli:
         self._forker.wait(10)
 
     @staticmethod
-    def end(process: subprocess.Popen[str], arguments: Sequence[str], within_s: float = COMMAND_S) -> Ended:
+    def end(process: subprocess.Popen[str] | Forked, arguments: Sequence[str], within_s: float = COMMAND_S) -> Ended:
         try:
             stdout, stderr = process.communicate(timeout=within_s)
         except BaseException:
@@ -133,6 +176,7 @@ class Cli:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
+        assert process.returncode is not None
         return Ended(arguments, process.returncode, stdout, stderr)
 
 
@@ -165,6 +209,14 @@ for line in sys.stdin:
     pid = os.fork()
     if not pid:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if asked["beside"] and (command := os.fork()):  # this process waits for it, and ends it with the tests
+            print(command, flush=True)
+            code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+            with open(asked["out"] + "/part", "w") as file:
+                file.write(str(code))
+            os.rename(file.name, asked["out"] + "/code")
+            os._exit(0)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         os.setsid()
         os.chdir(asked["folder"])
         os.environ.clear()
@@ -183,7 +235,8 @@ for line in sys.stdin:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(ended.code or 0)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    if not asked["beside"]:
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 os._exit(0)
 """
 
@@ -224,6 +277,7 @@ class Project:
         self.name = f"job-{secrets.token_hex(4)}"
         self.prefix = "products/"
         self.settings: dict[str, Any] = {}
+        self.forked: list[Forked] = []
         self.job()
 
     @property
@@ -258,6 +312,10 @@ class Project:
 
     def start(self, *arguments: str, env: Environment = {}) -> subprocess.Popen[str]:
         return self.cli.start(arguments, self.folder, env)
+
+    def fork(self, *arguments: str) -> Forked:
+        self.forked.append(self.cli.fork(arguments, self.folder))
+        return self.forked[-1]
 
     def client(self) -> S3Client:
         return self.cli.s3.client()

@@ -56,7 +56,7 @@ def test_a_killed_run_and_its_rerun(project: Project, origin: Origin, cdn: Origi
     limited = project.ferry("run", "job.yaml", "--limit", "6", "--json").expect(0).json
     assert limited["this_run"] == {"copied": 4, "failed": 2}
     origin.latency_s = cdn.latency_s = 0.5
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 30 or process.poll() is not None)
     assert process.poll() is None, Cli.end(process, ("run",)).text
     os.kill(process.pid, signal.SIGKILL)

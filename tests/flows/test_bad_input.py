@@ -306,7 +306,7 @@ def test_disk_that_fills_up_on_the_way(project: Project, origin: Origin, tiny_di
     origin.latency_s = 0.1
     project.manifest(rows)
     project.job(state=str(tiny_disk / "state"), concurrency=4, chunk_rows=100)
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     state = tiny_disk / "state"
     wait_for("recorded rows", lambda: len(fold(state)) >= 8 or process.poll() is not None)
     assert process.poll() is None

@@ -291,7 +291,7 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
     origin.latency_s = 3.0  # it lasts 45 s, until it is told to hurry
     project.job(concurrency=4)
     project.manifest(rows)
-    first = project.start("run", "job.yaml", "--json")
+    first = project.fork("run", "job.yaml", "--json")
     wait_for("the first run's lease", lambda: (project.state / "lease.json").exists() or first.poll() is not None)
     unreachable: dict[str, str | None] = {"PREFECT_API_URL": f"http://127.0.0.1:{free_ports(1)[0]}/api"}
     refused = project.ferry("run", "job.yaml", env=unreachable)
@@ -302,7 +302,7 @@ def test_one_run_at_a_time(project: Project, origin: Origin, prefect_api: Prefec
     assert "--wait" in refused.stderr
     assert first.poll() is None
     project.ferry("plan", "job.yaml", "--json").expect(0)  # a plan beside a run does it no harm
-    waiting = project.start("run", "job.yaml", "--wait", "--json")
+    waiting = project.fork("run", "job.yaml", "--wait", "--json")
     assert "another run" in project.ferry("run", "job.yaml", "--replan").expect(3).stderr
     assert first.poll() is None
     origin.latency_s = 0.0

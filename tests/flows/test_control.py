@@ -270,7 +270,7 @@ def test_a_verification(project: Project, origin: Origin, prefect_api: Prefect) 
     rows, _ = serve(origin, 20)
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
-    process = project.start("verify", "job.yaml")
+    process = project.fork("verify", "job.yaml")
 
     def begun() -> list[dict[str, Any]]:
         return [run for run in prefect_api.runs(project.name, "verify") if run["state_type"] == "RUNNING"]

@@ -17,7 +17,7 @@ def test_a_run_is_paused_resumed_and_cancelled(project: Project, origin: Origin,
     project.job(concurrency=4, chunk_rows=100)
     project.manifest(rows)
     assert "there is none to pause" in project.ferry("pause", "job.yaml").expect(2).stderr
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 10)
     said = project.ferry("pause", "job.yaml").expect(0).stdout
     assert "To go on: ferry resume job.yaml" in said
@@ -59,7 +59,7 @@ def test_a_run_of_another_server(project: Project, origin: Origin) -> None:
     origin.latency_s = 0.3
     project.job(concurrency=2)
     project.manifest(rows)
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 2)
     alone = {"PREFECT_API_URL": None, "PREFECT_HOME": None}
     ended = project.ferry("cancel", "job.yaml", env=alone).expect(2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from demo.origin import Origin
 from ferry.core import UserError
 from flows.cli.commands import app
 from flows.cli.limits import end_of
-from tests.flows.project import QUICK, Cli, Prefect, Project, fold, serve, wait_for
+from tests.flows.project import QUICK, Cli, Forked, Prefect, Project, fold, serve, wait_for
 from tests.flows.test_processes import helpers
 
 HOST = "127.0.0.1"
@@ -132,12 +131,12 @@ def limited(project: Project) -> list[dict[str, Any]]:
     return [host for host in found if host["host"].startswith(HOST) and host["requests_per_s"] is not None]
 
 
-def begin(project: Project, origin: Origin, rows: int, **job: Any) -> tuple[subprocess.Popen[str], dict[str, bytes]]:
+def begin(project: Project, origin: Origin, rows: int, **job: Any) -> tuple[Forked, dict[str, bytes]]:
     """Start a run, and wait until it transfers."""
     listed, bodies = serve(origin, rows)
     project.job(**{"chunk_rows": 20, **job})
     project.manifest(listed)
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("recorded rows", lambda: len(fold(project.state)) >= 10 or process.poll() is not None, 60)
     assert process.poll() is None, Cli.end(process, ("run",)).text
     return process, bodies
@@ -205,7 +204,7 @@ def test_a_run_that_starts_later_with_a_state_in_a_bucket(
     project.job(state=f"s3://{project.bucket}/state/", limits={"timetable": timetable})
     project.manifest(serve(origin, 120)[0])
     project.ferry("limits", "job.yaml", "--requests-per-s", "4").expect(0)
-    process = project.start("run", "job.yaml", "--json")
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("requests", lambda: origin.total >= 4 or process.poll() is not None, 60)
     check_rate(origin, 4, 0)
     said = project.ferry("limits", "job.yaml", "--reset").expect(0).stdout

@@ -41,7 +41,7 @@ def test_several_wait(project: Project, origin: Origin) -> None:
     rows, bodies = serve(origin, 20)
     project.manifest(rows)
     origin.latency_s = 0.2
-    waiters = [project.start("run", "job.yaml", "--wait", "--json") for _ in range(3)]
+    waiters = [project.fork("run", "job.yaml", "--wait", "--json") for _ in range(3)]
     ended = [project.cli.end(process, ("run", "--wait")) for process in waiters]
     assert [end.code for end in ended] == [0, 0, 0], [end.stderr for end in ended]
     assert sum(origin.requests[f"/{name}"] for name in bodies) == 20

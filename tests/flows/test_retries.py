@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 
 import pytest
 
@@ -23,21 +22,13 @@ def test_a_host_in_trouble_is_waited_for(project: Project, origin: Origin, prefe
     project.job(
         chunk_rows=60, concurrency=4, retries={**QUICK, "attempts": 1, "chunk_attempts": 12, "chunk_delay_s": 13}
     )
-    process = project.start("run", "job.yaml", "--json")
-    drawn: list[str] = []
-    readers = [
-        threading.Thread(target=lambda s=stream: drawn.append(s.read())) for stream in (process.stdout, process.stderr)
-    ]
-    for reader in readers:
-        reader.start()
+    process = project.fork("run", "job.yaml", "--json")
     wait_for("the circuit to open", lambda: origin.total >= 50)
     for name in bodies:
         origin.mend(f"/{name}")
     asked = origin.total
     assert asked < 120
-    assert process.wait(120) in (0, 1), drawn
-    for reader in readers:
-        reader.join()
+    assert process.wait(120) in (0, 1), process.communicate()
     run = prefect_api.runs(project.name)[-1]
     states = prefect_api.chunk_states(run)
     assert states == ["Completed"] * len(states), states
