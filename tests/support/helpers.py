@@ -211,14 +211,17 @@ def directory_state(folder: Path, name: str = "state") -> DirectoryState:
     return DirectoryState(folder / name)
 
 
+def stored_keys(s3: S3Server, bucket: str, prefix: str = "") -> set[str]:
+    """The keys in a bucket, listed with boto3 and not with Ferry."""
+    pages = s3.client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return {item["Key"] for page in pages for item in page.get("Contents", [])}
+
+
 def stored(s3: S3Server, bucket: str, prefix: str = "") -> dict[str, bytes]:
     """Everything in a bucket by key, read with boto3 and not with Ferry."""
     client = s3.client()
-    found: dict[str, bytes] = {}
-    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
-        for item in page.get("Contents", []):
-            found[item["Key"]] = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
-    return found
+    keys = sorted(stored_keys(s3, bucket, prefix))
+    return {key: client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
 def bindings(function: Callable[..., Any]) -> list[tuple[ModuleType, str]]:

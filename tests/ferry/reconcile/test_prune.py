@@ -47,7 +47,7 @@ def results(world: World) -> dict[str, str]:
 
 
 def there(world: World) -> set[str]:
-    return {key.removeprefix("p/") for key in helpers.stored(world.s3, world.bucket)}
+    return {key.removeprefix("p/") for key in helpers.stored_keys(world.s3, world.bucket)}
 
 
 def test_they_stay_unless_asked_for(world: World) -> None:

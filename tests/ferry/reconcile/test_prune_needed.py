@@ -45,7 +45,7 @@ def pruned(world: World | Listed) -> PruneResult:
 
 
 def there(world: World) -> set[str]:
-    return {key.removeprefix("p/") for key in helpers.stored(world.s3, world.bucket)}
+    return {key.removeprefix("p/") for key in helpers.stored_keys(world.s3, world.bucket)}
 
 
 def results(world: World | Listed) -> dict[str, str]:
