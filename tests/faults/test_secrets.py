@@ -55,9 +55,8 @@ AwsCredentials(
 class DebugServer(LocalServer):
     """A Prefect server that logs all it can."""
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home)
-        self._more = DEBUG
+    def _environment(self) -> dict[str, str]:
+        return super()._environment() | DEBUG
 
 
 @dataclass
