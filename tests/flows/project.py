@@ -136,10 +136,13 @@ class Cli:
             return self.end(self.start(arguments, folder, env), arguments, within_s)
         return self._fork(arguments, folder, env, within_s)
 
-    def fork(self, arguments: Sequence[str], folder: Path, env: Environment = {}) -> Forked:
-        """Fork the command, and return while it runs. It is killed with this object, or after ALIVE_S."""
+    def fork(self, arguments: Sequence[str], folder: Path, env: Environment = {}, first: str = "") -> Forked:
+        """Fork the command, and return while it runs. It is killed with this object, or after ALIVE_S.
+
+        ``first`` is code that it executes before: a change of a constant, or of what the machine answers.
+        """
         out = tempfile.TemporaryDirectory()
-        return Forked(self._ask(arguments, folder, env, ALIVE_S, out.name, beside=True), out)
+        return Forked(self._ask(arguments, folder, env, ALIVE_S, out.name, beside=True, first=first), out)
 
     def _fork(self, arguments: Sequence[str], folder: Path, env: Environment, within_s: float) -> Ended:
         with tempfile.TemporaryDirectory() as out:
@@ -147,13 +150,21 @@ class Cli:
             return Ended(arguments, code, Path(out, "out").read_text(), Path(out, "err").read_text())
 
     def _ask(
-        self, arguments: Sequence[str], folder: Path, env: Environment, within_s: float, out: str, *, beside: bool
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        env: Environment,
+        within_s: float,
+        out: str,
+        *,
+        beside: bool,
+        first: str = "",
     ) -> int:
         """Returns what the forking process answers: an exit code, or with ``beside`` the ID of the new process."""
         kept = {name: value for name, value in {**self.environment, **env}.items() if value is not None}
         asked = {
             "arguments": list(arguments), "folder": str(folder), "env": kept, "out": out, "within": within_s,
-            "beside": beside,
+            "beside": beside, "first": first,
         }  # fmt: skip
         with self._one_at_a_time:
             assert self._forker.stdin is not None
@@ -226,6 +237,7 @@ for line in sys.stdin:
             os.dup2(os.open(asked["out"] + "/" + name, os.O_WRONLY | os.O_CREAT), number)
         sys.argv = ["ferry", *asked["arguments"]]
         signal.alarm(int(asked["within"]))
+        exec(asked["first"], {})
         try:
             flows.cli.main.main()
         except SystemExit as ended:
@@ -313,8 +325,8 @@ class Project:
     def start(self, *arguments: str, env: Environment = {}) -> subprocess.Popen[str]:
         return self.cli.start(arguments, self.folder, env)
 
-    def fork(self, *arguments: str) -> Forked:
-        self.forked.append(self.cli.fork(arguments, self.folder))
+    def fork(self, *arguments: str, env: Environment = {}, first: str = "") -> Forked:
+        self.forked.append(self.cli.fork(arguments, self.folder, env, first))
         return self.forked[-1]
 
     def client(self) -> S3Client:
@@ -323,12 +335,15 @@ class Project:
     def stored(self) -> dict[str, bytes]:
         """Returns the bucket's objects under the prefix: key (without it) to bytes."""
         client = self.client()
-        found: dict[str, bytes] = {}
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix):
-            for item in page.get("Contents", []):
-                key = item["Key"]
-                found[key.removeprefix(self.prefix)] = client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-        return found
+        return {
+            key: client.get_object(Bucket=self.bucket, Key=self.prefix + key)["Body"].read()
+            for key in sorted(self.stored_keys())
+        }
+
+    def stored_keys(self) -> set[str]:
+        """Returns the keys under the prefix, without it."""
+        pages = self.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self.prefix)
+        return {item["Key"].removeprefix(self.prefix) for page in pages for item in page.get("Contents", [])}
 
     def written_at(self) -> dict[str, Any]:
         """Returns each key's time of the last write."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,14 +12,14 @@ from tests.flows.project import Cli, Ended, Prefect, Project, serve
 
 pytestmark = pytest.mark.slow
 
-# The command, with a resolver of our own: `img.example` is this machine, but for a while after so many look-ups.
+# A resolver of our own: `img.example` is this machine, but for a while after so many look-ups.
 # Nobody else is asked for it: nothing leaves this machine.
-COMMAND = """
-import asyncio, os, runpy, socket, sys, time
+RESOLVER = """
+import os, socket, time
 from ferry.http.address_filter import Resolved, SystemResolver
 from ferry.ratelimit import circuit_breaker
 circuit_breaker.SILENT_S = float(os.environ.get("SILENT_S", circuit_breaker.SILENT_S))
-first, seconds = int(sys.argv[1]), float(sys.argv[2])
+first, seconds = FIRST, SECONDS
 ask, asked = SystemResolver.resolve, []
 async def resolve(self, host, port=0):
     if host != "img.example":
@@ -31,19 +29,12 @@ async def resolve(self, host, port=0):
         raise socket.gaierror(socket.EAI_NONAME, "no such name")
     return [Resolved(host="127.0.0.1", port=port, family=socket.AF_INET)]
 SystemResolver.resolve = resolve
-sys.argv = ["ferry", *sys.argv[3:]]
-runpy.run_module("flows", run_name="__main__", alter_sys=True)
 """
 
 
 def run(project: Project, first: int, seconds: float, **env: str) -> Ended:
-    arguments = ["run", "job.yaml", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND, str(first), str(seconds), *arguments],
-        cwd=project.folder, env={**project.cli.environment, **env}, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    return Cli.end(process, arguments)
+    resolver = RESOLVER.replace("FIRST", str(first)).replace("SECONDS", str(seconds))
+    return Cli.end(project.fork("run", "job.yaml", "--json", env=env, first=resolver), ("run",))
 
 
 def list_of_two_hosts(project: Project, origin: Origin, **retries: Any) -> dict[str, bytes]:
@@ -104,7 +95,7 @@ def test_a_host_that_nobody_answers_at(project: Project, origin: Origin) -> None
         row["url"] = row["url"].replace(dead, live)
     project.manifest(rows)
     project.ferry("run", "job.yaml", "--json").expect(0)
-    assert set(project.stored()) == set(bodies)
+    assert project.stored_keys() == set(bodies)
 
 
 def test_a_list_of_which_nothing_answers(project: Project, prefect_api: Prefect) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,31 +14,26 @@ import pytest
 
 from demo.origin import Fault as OriginFault
 from demo.origin import Origin, Trouble
-from tests.flows.project import Cli, Prefect, Project, serve, wait_for
+from tests.flows.project import Cli, Environment, Forked, Prefect, Project, serve, wait_for
 from tests.flows.test_processes import helpers
 from tests.servers.odd_s3 import Fault, OddS3
 
 pytestmark = pytest.mark.slow
 
-# The command, with a watchdog that has less patience.
-COMMAND = """
-import runpy, sys
+# A watchdog that has less patience; tasks.workers has its own names for some of these.
+LESS_PATIENCE = """
 from ferry import transfer
 from ferry.transfer import stall
-for names in (transfer, stall):
-    names.WARN_S, names.END_S, names.SILENT_WARN_S, names.SILENT_END_S = map(float, sys.argv[1:5])
-sys.argv = ["ferry", *sys.argv[5:]]
-runpy.run_module("flows", run_name="__main__", alter_sys=True)
+from tasks.workers import handle, pool
+for names in (transfer, stall, handle, pool):
+    names.WARN_S, names.END_S, names.SILENT_WARN_S, names.SILENT_END_S = BOUNDS
 """
 PATIENT = {"connect_s": 60, "read_s": 300, "total_s": 600}
 
 
-def start(project: Project, *bounds: float, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *map(str, bounds), "run", "job.yaml", "--json"],
-        cwd=project.folder, env={**project.cli.environment, **(env or {})}, text=True, start_new_session=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+def start(project: Project, *bounds: float, env: Environment = {}) -> Forked:
+    first = LESS_PATIENCE.replace("BOUNDS", repr(tuple(map(float, bounds))))
+    return project.fork("run", "job.yaml", "--json", env=env, first=first)
 
 
 def bar(prefect_api: Prefect, project: Project) -> str:
@@ -126,7 +119,7 @@ def test_an_engine_process_that_is_stopped(project: Project, origin: Origin) -> 
     project.job(processes=2, concurrency=8, chunk_rows=10)
     project.manifest(rows)
     process = start(project, 120, 600, 2, 6)
-    wait_for("recorded rows", lambda: len(project.stored()) >= 30 or process.poll() is not None, 60)
+    wait_for("recorded rows", lambda: len(project.stored_keys()) >= 30 or process.poll() is not None, 60)
     (helper,) = helpers(process.pid)
     os.kill(helper, signal.SIGSTOP)
     origin.latency_s = 0.0
