@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 import random
@@ -22,11 +23,13 @@ from ferry.core.records import Confirmed, Outcome, Status
 from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
 from ferry.state.files import DirectoryState
+from ferry.storage.access import GoogleAccess
 from ferry.storage.directory import files
 from ferry.transfer import chunk as chunk_module
 from tests.ferry.transfer.test_memory_for_bodies import Watched
 from tests.ferry.transfer.test_resume import SENT
 from tests.ferry.transfer.test_resume import World as Stopped
+from tests.servers.odd_gcs import UNIT, OddGcs
 from tests.servers.odd_s3 import Fault, OddS3
 from tests.support import helpers
 
@@ -70,7 +73,7 @@ class World:
         with Watched(self.state.spool_dir) as spool:
             helpers.run(job, self.state, helpers.access(self.odd), self.run_no)
         (outcome,) = helpers.latest(self.state).values()
-        assert spool.most <= SPOOL_BYTES
+        assert spool.most <= min(SPOOL_BYTES, job.spool_bytes)
         assert not list(self.state.spool_dir.glob("body-*"))
         assert self.odd.uploads == {}
         assert set(self.state.list("uploads")) <= {"uploads/mark"}  # that of a directory's writer
@@ -168,6 +171,12 @@ def test_a_full_disk_would_not_hold_it(
 def test_less_than_one_part(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
     world = World(odd, tmp_path, origin.add("/large.bin", DATA), spool_bytes=MIB - 1)
     world.failed("too_large", "`spool_bytes` (1,048,575 bytes for each process)")
+
+
+@pytest.mark.parametrize("spool_bytes", [MIB, 2 * MIB])
+def test_room_for_few_parts(spool_bytes: int, odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """As many parts are read at once as the spool can hold."""
+    World(odd, tmp_path, origin.add("/large.bin", DATA), spool_bytes=spool_bytes).copied()
 
 
 def test_a_body_without_a_length(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
@@ -471,3 +480,31 @@ def test_a_key_that_may_not_be_written(odd: OddS3, tmp_path: Path) -> None:
     assert (large.error_class, small.lost_attributes) == ("forbidden", None)
     assert odd.requests["CreateMultipartUpload"] >= 2
     assert odd.objects["bucket"]["p/small.bin"].headers["x-amz-tagging"] == "sku=1"
+
+
+def test_a_stopped_upload_with_other_attributes(stopped: Stopped) -> None:
+    """A store takes them when an upload begins: another one begins."""
+    stopped.origin.add("/large.bin", DATA, "image/x-other")
+    stopped.run()
+    assert stopped.sent == PARTS
+    assert stopped.odd.objects["bucket"]["p/large.bin"].headers["Content-Type"] == "image/x-other"
+
+
+def test_google_gets_the_parts_in_order(origin: Origin, tmp_path: Path) -> None:
+    """It keeps less of each than was sent, so the next one waits."""
+    with OddGcs(takes=3 * UNIT) as server:
+        server.objects["bucket"] = {}
+        url = origin.add("/large.bin", DATA)
+        rows = helpers.write_list(tmp_path / "list.csv", [[url]])
+        job = helpers.make_job(
+            manifest=str(rows), destination="gs://bucket/p/", checks="length", spool_bytes=SPOOL_BYTES
+        )
+        state = DirectoryState(tmp_path / "state")
+        helpers.run(job, state, GoogleAccess(server.url, anonymous=True), 1)
+        (outcome,) = helpers.latest(state).values()
+        assert (outcome.status, outcome.confirmed) == (Status.COPIED, Confirmed.DIGEST), outcome
+        assert outcome.sha256 == hashlib.sha256(DATA).hexdigest()
+        assert server.objects["bucket"]["p/large.bin"].data == DATA
+        assert (server.count("begin"), origin.bytes_sent["/large.bin"]) == (1, len(DATA))
+        last = [asked.headers.get("x-goog-hash") for asked in server.asked if asked.operation == "part"][-1]
+        assert last == "md5=" + base64.b64encode(hashlib.md5(DATA).digest()).decode()
