@@ -163,6 +163,7 @@ class StreamedBody(Body):
         """Waits for the end of the body, which shows that it is whole, and checks its digests."""
         async for _ in self._pieces:
             pass  # no byte comes: the pieces raise an error for more than the size
+        self._close = lambda: None  # the connection may have another request by now
         self.md5, self.sha256 = self._hash.digests
         self.check()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import errno
 import hashlib
@@ -16,6 +17,7 @@ from demo.images import make_image
 from demo.origin import Fault as OriginFault
 from demo.origin import Origin, Trouble
 from demo.validators import Validators
+from ferry import http
 from ferry.core import memory_budget, streamed_body
 from ferry.core.errors import Fatal
 from ferry.core.memory_budget import Budget
@@ -508,3 +510,27 @@ def test_google_gets_the_parts_in_order(origin: Origin, tmp_path: Path) -> None:
         assert (server.count("begin"), origin.bytes_sent["/large.bin"]) == (1, len(DATA))
         last = [asked.headers.get("x-goog-hash") for asked in server.asked if asked.operation == "part"][-1]
         assert last == "md5=" + base64.b64encode(hashlib.md5(DATA).digest()).decode()
+
+
+def test_a_connection_that_has_another_request(origin: Origin, tmp_path: Path) -> None:
+    """It is free once the body was read to its end. The end of the upload does not close it."""
+    large, slow = origin.add("/large.bin", DATA), origin.add("/slow", b"x" * 100, fault=OriginFault(Trouble.SLOW))
+    options = http.OriginOptions({}, [], connect_s=5, read_s=5, total_s=20, max_bytes=100 * MIB)
+
+    async def scenario() -> int:
+        client = http.Origin(
+            options, http.AddressFilter(["127.0.0.1"]), tmp_path, budget=Budget(spool_bytes=SPOOL_BYTES)
+        )
+        try:
+            body = (await client.get(large, may_stream=True)).body
+            assert isinstance(body, StreamedBody)
+            await body.read_to_end()
+            other = asyncio.create_task(client.get(slow))
+            await asyncio.sleep(0.3)
+            body.discard()
+            assert (await other).body.size == 100
+            return client.connections_opened
+        finally:
+            await client.close()
+
+    assert asyncio.run(scenario()) == 1
