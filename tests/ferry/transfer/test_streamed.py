@@ -24,10 +24,12 @@ from ferry.core.memory_budget import Budget
 from ferry.core.records import Confirmed, Outcome, Status
 from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
+from ferry.ratelimit import DESTINATION
 from ferry.state.files import DirectoryState
 from ferry.storage.access import GoogleAccess
 from ferry.storage.directory import files
 from ferry.transfer import chunk as chunk_module
+from ferry.transfer.chunk import run_chunk
 from tests.ferry.transfer.test_memory_for_bodies import Watched
 from tests.ferry.transfer.test_resume import SENT
 from tests.ferry.transfer.test_resume import World as Stopped
@@ -244,6 +246,21 @@ def test_a_source_that_breaks_off(odd: OddS3, origin: Origin, tmp_path: Path) ->
     once = OriginFault(Trouble.TRUNCATED_LENGTH, times=1)
     (tmp_path / "again").mkdir()
     World(odd, tmp_path / "again", origin.add("/large.bin", DATA, fault=once)).copied()
+
+
+@pytest.mark.slow
+def test_a_source_that_falls_silent(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """It is the source's failure, and not the destination's, although that waits for the bytes."""
+    urls = [origin.add(f"/{number}.bin", DATA, fault=OriginFault(Trouble.STALL)) for number in range(6)]
+    world = World(odd, tmp_path, urls[0], timeouts={"read_s": 0.3})
+    helpers.write_list(world.list, [[url] for url in urls])
+    planned = helpers.plan(world.job, world.state, server=helpers.access(odd))
+    with helpers.engine(world.job, world.state, helpers.access(odd)) as runtime:
+        run_chunk(runtime, planned.chunks[0])
+        source, store = (runtime.limiter.host(name) for name in (urls[0].split("/")[2], DESTINATION))
+        assert source._broken > 0
+        assert store._broken == 0
+    assert {outcome.error_class for outcome in helpers.latest(world.state).values()} == {"timeout"}
 
 
 def test_a_store_that_fails(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
