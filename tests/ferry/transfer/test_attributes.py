@@ -22,6 +22,7 @@ from tests.support.helpers import access, by_key, counts_of, directory_state, ma
 from tests.support.nights import World
 
 IMAGE = make_image("jpeg", 3)
+EARLIER = "Thu, 01 Jan 2026 00:00:00 GMT"
 LATER = "Fri, 02 Jan 2026 00:00:00 GMT"
 GIVEN: dict[str, Any] = {
     "CacheControl": "max-age=60",
@@ -102,6 +103,30 @@ def test_what_an_origin_gives(origin: Origin, s3: S3Server, bucket: str, tmp_pat
         head = s3.client().head_object(Bucket=bucket, Key=f"{n}/a.jpg")
         assert {k: head[k] for k in ("CacheControl", "ContentDisposition", "Metadata") if k in head} == there
         assert head["ContentType"] == "image/jpeg"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "sees_dates"),
+    [
+        (Validators.DATE, True),
+        (Validators.WEAK_DATE, True),
+        (Validators.SERVERS_DATE, True),  # each answer has another strong ETag
+        (Validators.BOTH, False),  # the ETag says that nothing has changed, and the object is not read
+    ],
+)
+def test_a_date_that_is_kept(
+    kind: Validators, sees_dates: bool, origin: Origin, s3: S3Server, bucket: str, tmp_path: Path
+) -> None:
+    """A delta run writes an object with equal bytes once for each new date, and never for the same one."""
+    uri = {"uri": f"s3://{bucket}/p/", "endpoint_url": s3.endpoint_url, "attributes": {"keep": ["Last-Modified"]}}
+    world, ends = World(origin, s3, bucket, tmp_path), []
+    for date in (EARLIER, EARLIER, LATER, LATER):
+        world.put("a.jpg", 1, kind=kind, modified=date)
+        ends.append(world.night(destination=uri)["a.jpg"].status)
+    assert ends == ["copied", "unchanged", "copied" if sees_dates else "unchanged", "unchanged"]
+    metadata = s3.client().head_object(Bucket=bucket, Key="p/a.jpg")["Metadata"]
+    assert metadata == {"mtime": "1767312000" if sees_dates else "1767225600"}
 
 
 def test_a_directory_loses_them_and_says_so(copies: Copies, tmp_path: Path) -> None:
