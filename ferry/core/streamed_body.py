@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
-from ferry.core.body import ONE_PUT_BYTES, Batches, Body, BodyWriter, Charge, Hash, no_delay, to_disk
+from ferry.core.body import ONE_PUT_BYTES, Batches, Body, BodyWriter, Charge, Hash, no_delay, pace, to_disk
 from ferry.core.errors import Fatal, FerryError, ObjectError, disk_error
 from ferry.core.memory_budget import PART_BYTES, Budget, part_bytes
 from ferry.core.quota import Share
@@ -118,6 +118,7 @@ class StreamedBody(Body):
             _, part = found
             assert part.path is not None
             try:
+                await pace(self.charge, part.size)
                 yield part.path
             finally:
                 part.discard()

@@ -7,6 +7,7 @@ import base64
 import errno
 import hashlib
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -555,3 +556,13 @@ def test_a_connection_that_has_another_request(origin: Origin, tmp_path: Path) -
             await client.close()
 
     assert asyncio.run(scenario()) == 1
+
+
+def test_a_limit_of_bytes_holds_for_a_directory(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """`limits.destination.bytes_per_s` counts the parts of a streamed file."""
+    (tmp_path / "new").mkdir()
+    limits = {"destination": {"bytes_per_s": 6 * MIB}}
+    world = World(odd, tmp_path, origin.add("/large.bin", DATA), limits=limits, destination=f"file://{tmp_path}/new/")
+    started = time.monotonic()
+    assert world.run().status is Status.COPIED
+    assert time.monotonic() - started > 1.0
