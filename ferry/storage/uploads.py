@@ -118,8 +118,7 @@ class PartsUpload:
         if isinstance(self._body, StreamedBody):
             body, sending = self._body, asyncio.Semaphore(at_once)
             await _all(self._send_streamed(upload, body, sending) for _ in range(min(at_once + 1, body.at_once)))
-            if None in self._parts:
-                raise ObjectError(ErrorClass.STORE_ERROR, _NO_START)
+            assert None not in self._parts
             return
         with self._body.upload() as whole:
             assert isinstance(whole, Spooled)

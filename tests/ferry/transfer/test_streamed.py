@@ -8,7 +8,7 @@ import errno
 import hashlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,9 +20,9 @@ from demo.origin import Origin, Trouble
 from demo.validators import Validators
 from ferry import http
 from ferry.core import memory_budget, streamed_body
-from ferry.core.errors import Fatal
+from ferry.core.errors import Fatal, ObjectError
 from ferry.core.memory_budget import Budget
-from ferry.core.records import Confirmed, Outcome, Status
+from ferry.core.records import Confirmed, ErrorClass, Outcome, Status
 from ferry.core.streamed_body import StreamedBody
 from ferry.job.model import Job, OnExisting
 from ferry.ratelimit import DESTINATION
@@ -359,6 +359,7 @@ def test_a_stopped_upload_of_another_source(stopped: Stopped) -> None:
     stopped.origin.add("/large.bin", OTHER)
     stopped.run(OTHER)
     assert stopped.sent == PARTS
+    assert stopped.odd.requests["CreateMultipartUpload"] == 1, "no part of another object is looked for"
 
 
 def test_a_source_that_changed_under_its_etag(stopped: Stopped) -> None:
@@ -566,3 +567,39 @@ def test_a_limit_of_bytes_holds_for_a_directory(odd: OddS3, origin: Origin, tmp_
     started = time.monotonic()
     assert world.run().status is Status.COPIED
     assert time.monotonic() - started > 1.0
+
+
+def test_a_streamed_object_counts_at_its_source_until_its_end(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
+    """With `concurrency: 1` the source is asked for one object at a time, however slow the store is."""
+    odd.faults.append(Fault("slow", ("UploadPart",), delay_s=0.15))
+    rows = helpers.write_list(tmp_path / "list.csv", [[origin.add(f"/{n}.bin", DATA)] for n in range(2)])
+    job = helpers.make_job(manifest=str(rows), checks="length", spool_bytes=2 * SPOOL_BYTES, concurrency=1)
+    helpers.run(job, DirectoryState(tmp_path / "state"), helpers.access(odd))
+    assert odd.stored("bucket") == {f"p/{n}.bin": DATA for n in range(2)}
+    first, second = origin.times
+    assert second - first > 3 * 0.15, "13 parts, five of them at once at most"
+
+
+def test_the_error_of_a_body_stays(tmp_path: Path) -> None:
+    """Each later request for a part raises the same error."""
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield bytes(MIB)
+        raise ObjectError(ErrorClass.TRUNCATED, "cut")
+
+    async def scenario() -> None:
+        body = await streamed_body.begin_stream(
+            pieces(), lambda: None, 3 * MIB, Budget(spool_bytes=2 * MIB), tmp_path, None, "host"
+        )
+        index, first = await body.part() or (None, None)
+        assert (index, first and first.size) == (0, MIB)
+        for _ in range(2):
+            with pytest.raises(ObjectError, match="cut") as raised:
+                await body.part()
+            assert raised.value is body.error
+        if first is not None:
+            first.discard()
+        body.discard()
+
+    asyncio.run(scenario())
+    assert not list(tmp_path.iterdir())
