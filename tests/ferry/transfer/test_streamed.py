@@ -570,10 +570,11 @@ def test_a_limit_of_bytes_holds_for_a_directory(odd: OddS3, origin: Origin, tmp_
 
 
 def test_a_streamed_object_counts_at_its_source_until_its_end(odd: OddS3, origin: Origin, tmp_path: Path) -> None:
-    """With `concurrency: 1` the source is asked for one object at a time, however slow the store is."""
+    """With a concurrency of 1 the source is asked for one object at a time, however slow the store is."""
     odd.faults.append(Fault("slow", ("UploadPart",), delay_s=0.15))
     rows = helpers.write_list(tmp_path / "list.csv", [[origin.add(f"/{n}.bin", DATA)] for n in range(2)])
-    job = helpers.make_job(manifest=str(rows), checks="length", spool_bytes=2 * SPOOL_BYTES, concurrency=1)
+    limits = {"hosts": {"127.0.0.1": {"concurrency": 1}}}
+    job = helpers.make_job(manifest=str(rows), checks="length", spool_bytes=2 * SPOOL_BYTES, limits=limits)
     helpers.run(job, DirectoryState(tmp_path / "state"), helpers.access(odd))
     assert odd.stored("bucket") == {f"p/{n}.bin": DATA for n in range(2)}
     first, second = origin.times
