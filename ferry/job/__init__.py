@@ -7,6 +7,7 @@ from ferry.job.delta import Delta
 from ferry.job.limits import LIMIT_NAMES, NO_LIMIT, HostLimits, Limits, changed_limit, limits_by_key
 from ferry.job.model import Checks, Job, OnExisting, Side
 from ferry.job.prices import Prices
+from ferry.job.public_url import PublicUrl
 from ferry.job.retries import Retries
 from ferry.job.templates import (
     FIELD_FORMATS,
@@ -40,6 +41,7 @@ __all__ = [
     "OnExisting",
     "Paginator",
     "Prices",
+    "PublicUrl",
     "Retries",
     "Side",
     "SourceAuth",

@@ -28,6 +28,7 @@ from ferry.job.delta import Delta
 from ferry.job.limits import Limits
 from ferry.job.network import JobNetwork
 from ferry.job.prices import Prices
+from ferry.job.public_url import public_address
 from ferry.job.retries import Retries, Timeouts
 from ferry.job.units import UNLIMITED_BYTES, MaxBytes, SpoolBytes
 from ferry.job.validators import (
@@ -95,6 +96,8 @@ class Source(_Model):
     """The region of an `s3://` bucket."""
     credentials: Annotated[str | None, AfterValidator(credentials_reference)] = None
     """Credentials for source buckets, a reference as of `destination.credentials`."""
+    public_url: Annotated[str | None, AfterValidator(partial(public_address, setting="source.public_url"))] = None
+    """The address under which visitors asked for an object at the source, if that is not the row's own address: `https://img.old.example/{key}`. `{key}` is the object's key below its root, or the path of its URL. Redirects and `ferry missing` use it."""
 
     @field_validator("url")
     @classmethod
@@ -191,6 +194,8 @@ class Job(_Model):
     """The destination: an address, or a mapping with `uri` and other keys."""
     source: Part[Source] = Source()
     """Sources of the objects."""
+    public_url: Annotated[str | None, AfterValidator(partial(public_address, setting="public_url"))] = None
+    """The address under which visitors get an object of the destination: `https://img.new.example/{key}`. Fields: `{key}` (below the destination's prefix), `{key.name}`, `{key.stem}`, `{key.ext}` and `{id}`. Maps, redirects, reports and `ferry verify --public` use it."""
     columns: Part[Columns] = Columns()
     """Manifest columns by role."""
     include: list[str] = []

@@ -81,7 +81,7 @@ class Field:
         return {"lower": value.lower(), "upper": value.upper()}.get(self.case, value)
 
 
-def _tokens(text: str, what: str) -> Iterable[str | Field]:
+def tokens(text: str, what: str) -> Iterable[str | Field]:
     """Yields texts and fields in order. Doubled braces are literal braces. Raises UserError for invalid syntax."""
     at = 0
     while at < len(text):
@@ -124,7 +124,7 @@ class Template:
 
         ``columns`` are the manifest's columns and roles.
         """
-        template = cls(text, tuple(_tokens(text, "key template")))
+        template = cls(text, tuple(tokens(text, "key template")))
         for name, plain in ((field.name, field.is_plain) for field in template._fields):
             if name in DEFERRED_FIELDS and not plain:
                 raise UserError(f"key template `{text}`: write {{{name}}} without a format")
@@ -141,7 +141,7 @@ class Template:
     @classmethod
     def parse_url(cls, text: str, columns: Collection[str] | None = None) -> Template:
         """Parses a `source.url` template. Its fields are columns, at least one; values are percent-encoded."""
-        template = cls(text, tuple(_tokens(text, "source.url")), for_url=True)
+        template = cls(text, tuple(tokens(text, "source.url")), for_url=True)
         names = [field.name for field in template._fields]
         if not names:
             raise UserError(f"source.url `{text.partition('?')[0]}` names no column; write {{id}} where the ID goes")

@@ -1,0 +1,91 @@
+"""Old and new addresses of the objects that a job has stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ferry.core import UserError, short
+from ferry.job import Job, PublicUrl, default_key
+
+if TYPE_CHECKING:
+    import duckdb
+
+
+def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
+    """Creates `addresses`, with a line for each old address of each row that has a copy.
+
+    ``con`` is that of :func:`ferry.state.folded_ledger`. A duplicate row has the copy of the row that it repeats. A row
+    with several addresses has a line for each.
+
+    | column | content |
+    |---|---|
+    | `row_id`, `row_no`, `id` | the row, its number in the manifest, the user's ID |
+    | `source` | the row's address, byte for byte: it may hold a signature |
+    | `old_url` | the address under which visitors asked for the object; NULL if that is not known |
+    | `key` | the key of the copy below the destination's prefix |
+    | `size`, `md5`, `sha256`, `content_type` | the copy, by the ledger |
+    | `destination` | the URI of the copy, nothing in it percent-encoded |
+    | `public_url` | the address under which visitors get the copy; NULL if that is not known |
+
+    Raises UserError if `public_url` gives two keys one address.
+    """
+    old = "address"
+    if job.source.public_url is not None:
+        roots = sorted(job.roots(), key=len, reverse=True)
+        con.create_function("source_key", lambda source: source_key(source, roots), ["VARCHAR"], "VARCHAR")
+        old = PublicUrl.parse(job.source.public_url).sql({"key": "source_key(source)", "id": "id"})
+    new = "NULL::VARCHAR"
+    if job.public_url is not None:
+        new = PublicUrl.parse(job.public_url).sql({"key": "key", "id": "id"})
+    con.execute(
+        f"""
+        CREATE OR REPLACE TABLE addresses AS
+        WITH rows AS (
+            SELECT m.row_no, row_id, m.source, m.alternatives, m.key AS planned_key, l.id, l.key, l.status,
+                   l.error_class, l.size, l.md5, l.sha256, l.content_type
+            FROM latest l JOIN manifest m USING (row_id)
+        ), done AS (SELECT * FROM rows WHERE status IN ('copied', 'unchanged')),
+        copies AS (
+            SELECT * EXCLUDE (planned_key, status, error_class) FROM done
+            UNION ALL BY NAME
+            SELECT r.row_no, r.row_id, r.source, r.alternatives, r.id, d.key, d.size, d.md5, d.sha256, d.content_type
+            FROM rows r JOIN done d USING (source, planned_key) WHERE r.error_class = 'duplicate'
+        ), each AS (
+            SELECT * EXCLUDE (alternatives), unnest(list_concat([source], coalesce(alternatives, []))) AS address FROM copies
+        )
+        SELECT DISTINCT * EXCLUDE (address, old), CASE WHEN old SIMILAR TO '(?i)https?://.*' THEN old END AS old_url
+        FROM (SELECT *, {old} AS old, $root || key AS destination, {new} AS public_url FROM each)
+        """,
+        {"root": job.destination.uri_of("")},
+    )
+    refuse_shared(con)
+
+
+def refuse_shared(con: duckdb.DuckDBPyConnection) -> None:
+    """Raises UserError if two keys have one public address."""
+    shared = con.execute(
+        """
+        SELECT public_url, min(key), max(key), count(*) OVER () FROM addresses
+        WHERE public_url IS NOT NULL GROUP BY 1 HAVING min(key) <> max(key) ORDER BY 1 LIMIT 1
+        """
+    ).fetchall()
+    if shared:
+        url, one, other, more = shared[0]
+        others = f" {more:,} addresses are shared." if more > 1 else ""
+        raise UserError(
+            f"public_url gives `{short(one)}` and `{short(other)}` one address, {short(url, 200)}.{others} Write a "
+            "template that differs for each key, such as one with {key}"
+        )
+
+
+def source_key(source: str, roots: list[str]) -> str:
+    """Returns the key of a source below the first of ``roots`` that holds it, else :func:`default_key`.
+
+    | source | roots | key |
+    |---|---|---|
+    | `s3://old/images/a/1.jpg` | `s3://old/images/` | `a/1.jpg` |
+    | `file:///srv/images/1.jpg` | `file:///srv/images/` | `1.jpg` |
+    | `https://origin.internal/img/a%20b.jpg` | | `img/a b.jpg` |
+    """
+    below = next((source[len(root) :] for root in roots if source.startswith(root)), None)
+    return default_key(source) if below is None else below
