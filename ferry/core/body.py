@@ -28,6 +28,7 @@ class Digests(NamedTuple):
 
     md5: str
     sha256: str
+    whole_md5: str | None = None  # of a streamed body, with its last part: it was not known when the upload began
 
 
 class Parts(NamedTuple):
@@ -240,7 +241,8 @@ class _Hashes:
     def body(self, *, data: bytes | None = None, path: Path | None = None) -> Body:
         last = [self._part.digests] if self._part.size else []
         parts = Parts(self._part_bytes, self._done + last) if self._part_bytes else None
-        return Body(self.whole.size, *self.whole.digests, data, path, parts=parts)
+        whole = self.whole.digests
+        return Body(self.whole.size, whole.md5, whole.sha256, data, path, parts=parts)
 
 
 class BodyWriter:

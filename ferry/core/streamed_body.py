@@ -165,7 +165,8 @@ class StreamedBody(Body):
         async for _ in self._pieces:
             pass  # no byte comes: the pieces raise an error for more than the size
         self._close = lambda: None  # the connection may have another request by now
-        self.md5, self.sha256 = self._hash.digests
+        whole = self._hash.digests
+        self.md5, self.sha256 = whole.md5, whole.sha256
         self.check()
 
     def discard(self) -> None:

@@ -119,21 +119,8 @@ class Provider(Protocol):
         """
         ...
 
-    async def put_part(
-        self,
-        key: str,
-        upload: str,
-        part: int,
-        data: Upload,
-        digests: Digests,
-        offset: int,
-        *,
-        whole_md5: str | None = None,
-    ) -> Part:
-        """Sends a part. All parts but the last one have a multiple of 256 KiB.
-
-        ``whole_md5`` comes with the last part of a body whose MD5 was not known at the beginning.
-        """
+    async def put_part(self, key: str, upload: str, part: int, data: Upload, digests: Digests, offset: int) -> Part:
+        """Sends a part. All parts but the last one have a multiple of 256 KiB."""
         ...
 
     async def complete(

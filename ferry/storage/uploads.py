@@ -143,21 +143,20 @@ class PartsUpload:
                 if (there := self._there[index]) is not None and there.md5 == part.md5:
                     self._parts[index] = there
                     continue
-                md5 = body.md5 if index == len(self._offsets) - 1 else None
+                last = index == len(self._offsets) - 1
+                digests = Digests(part.md5, part.sha256, body.md5 if last else None)
                 async with sending:  # granted in the order of the parts
                     await pace(body.charge, part.size)
                     with part.upload() as data:
                         assert isinstance(data, Spooled)
-                        self._parts[index] = await self._send(upload, index, data, Digests(part.md5, part.sha256), md5)
+                        self._parts[index] = await self._send(upload, index, data, digests)
             finally:
                 part.discard()
 
-    async def _send(
-        self, upload: str, index: int, data: Spooled, digests: Digests, whole_md5: str | None = None
-    ) -> Part:
+    async def _send(self, upload: str, index: int, data: Spooled, digests: Digests) -> Part:
         offset = self._offsets[index]
         return await self._tries.call_async(
-            lambda: self._provider.put_part(self._key, upload, index + 1, data, digests, offset, whole_md5=whole_md5)
+            lambda: self._provider.put_part(self._key, upload, index + 1, data, digests, offset)
         )
 
 

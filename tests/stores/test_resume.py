@@ -45,11 +45,11 @@ memory_budget.PARTS_AT_ONCE, store.ONE_PUT_BYTES = 1, ONE_PUT_BYTES
 sent = 0
 
 def dying(put_part):
-    async def put(*given, **more):
+    async def put(*given):
         global sent
         if sent == SENT:
             os.kill(os.getpid(), signal.SIGKILL)
-        part = await put_part(*given, **more)
+        part = await put_part(*given)
         sent += 1
         return part
     return put
@@ -108,9 +108,9 @@ def test_killed_half_way(
     provider = PROVIDERS[server.scheme]
     put_part = provider.put_part
 
-    async def counted(*args: Any, **more: Any) -> Any:
+    async def counted(*args: Any) -> Any:
         sent.append(args[3])
-        return await put_part(*args, **more)
+        return await put_part(*args)
 
     monkeypatch.setattr(provider, "put_part", counted)
     helpers.run(job, state, access, 2)

@@ -216,15 +216,7 @@ class AzureContainer:
         return secrets.token_hex(8)
 
     async def put_part(
-        self,
-        key: str,
-        upload: str,
-        part: int,
-        data: bytes | Upload,
-        digests: Digests,
-        offset: int,
-        *,
-        whole_md5: str | None = None,
+        self, key: str, upload: str, part: int, data: bytes | Upload, digests: Digests, offset: int
     ) -> Part:
         """Sends a block (Put Block).
 

@@ -265,19 +265,9 @@ class Gcs:
     ) -> str | None:
         return await self._sessions.begin(key, attributes, size, md5=md5, create=create)
 
-    async def put_part(
-        self,
-        key: str,
-        upload: str,
-        part: int,
-        data: Upload,
-        digests: Digests,
-        offset: int,
-        *,
-        whole_md5: str | None = None,
-    ) -> Part:
+    async def put_part(self, key: str, upload: str, part: int, data: Upload, digests: Digests, offset: int) -> Part:
         """Sends a part, or what Google does not have of it. The parts come in order."""
-        await self._sessions.put(upload, data, offset, whole_md5)
+        await self._sessions.put(upload, data, offset, digests.whole_md5)
         return Part(part, len(data), "", digests.md5)
 
     async def complete(

@@ -249,17 +249,7 @@ class S3:
         reply = await self._client.ask("POST", key, self._side, headers, query={"uploads": ""}, again=False)
         return xml.upload_id(reply.body, self._side)
 
-    async def put_part(
-        self,
-        key: str,
-        upload: str,
-        part: int,
-        data: Upload,
-        digests: Digests,
-        offset: int,
-        *,
-        whole_md5: str | None = None,
-    ) -> Part:
+    async def put_part(self, key: str, upload: str, part: int, data: Upload, digests: Digests, offset: int) -> Part:
         """Sends a part, with its SHA-256 in the signature (S3 API: UploadPart)."""
         query = {"partNumber": str(part), "uploadId": upload}
         reply = await self._client.ask("PUT", key, self._side, {}, data, digests.sha256, query=query, ok=(200, 404))

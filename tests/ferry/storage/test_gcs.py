@@ -555,9 +555,7 @@ def test_a_body_whose_md5_is_known_at_its_end(right: bool) -> None:
             assert upload is not None
             for number in range(4):
                 md5 = (WHOLE.md5 if right else "0" * 32) if number == 3 else None
-                sending = gcs.put_part(
-                    "a", upload, number + 1, part(number), digests(b""), number * PART, whole_md5=md5
-                )
+                sending = gcs.put_part("a", upload, number + 1, part(number), Digests("", "", md5), number * PART)
                 if right or number < 3:
                     await sending
                 else:
