@@ -11,7 +11,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 
-from ferry.core import FerryError
+from ferry.core import FerryError, Progress
+from ferry.cutover import PublicReport
 from ferry.job import Job
 from ferry.reconcile import check_choice
 from flows.migrate import failure_message, run_name, wait_for_server
@@ -22,7 +23,9 @@ from tasks.dead_runs import mark_dead_runs, mark_predecessor
 from tasks.job_file import with_absolute_paths
 from tasks.reporting.prefect_logs import configure_logging
 from tasks.reporting.run_view import RunView
-from tasks.verify import compare_listing, draw, open_check, parts, read_part
+from tasks.verify import ask_public, compare_listing, draw, open_check, parts, read_part
+
+public_report: PublicReport | None = None  # of this process's last check of public addresses
 
 
 @flow(
@@ -32,7 +35,12 @@ from tasks.verify import compare_listing, draw, open_check, parts, read_part
     persist_result=False,
 )
 def verify(
-    job: Job, list_only: bool = False, sample: str | int | None = None, seed: int | None = None, wait: bool = False
+    job: Job,
+    list_only: bool = False,
+    sample: str | int | None = None,
+    seed: int | None = None,
+    wait: bool = False,
+    public: bool = False,
 ) -> State[Any]:
     """Read the objects at the destination, all or a sample, and compare them with the ledger.
 
@@ -42,11 +50,12 @@ def verify(
         sample: Read objects drawn at random: a share (`1%`) or a count (`500`). Default: all objects.
         seed: Draw the sample of an earlier run again; that run's message names its seed. Default: a new sample.
         wait: Wait while another run of the job holds the lease. Without it, this run fails and names the other run.
+        public: Ask for the public addresses as visitors do, and read nothing at the destination.
     """
     configure_logging()
     interrupts = signals.current()
     interrupts.listen()
-    state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, interrupts)
+    state = run_check(with_absolute_paths(job, Path.cwd()), list_only, sample, seed, wait, interrupts, public)
     if not wait_for_server(interrupts):
         return state
     warn = get_run_logger().warning
@@ -60,13 +69,16 @@ def run_check(
     seed: int | None,
     wait: bool,
     interrupts: signals.Interrupts,
+    public: bool = False,
 ) -> State[Any]:
-    """Verify under the lease and return the state that Prefect is to record."""
+    """Verify under the lease, or the public addresses without it, and return the state that Prefect is to record."""
     warn, own = get_run_logger().warning, UUID(flow_run.id)
     try:
-        check_choice(list_only, sample, seed)
+        check_choice(list_only, sample, seed, public)
         prefect_state.check_start(flow_run.run_count, warn)
         mark_dead_runs(own, flow_run.run_count, warn)
+        if public:
+            return _check_public(job, sample, seed, interrupts)
         with (
             prefect_state.polling_state(own, flow_run.run_count, warn, interrupts) as follower,
             open_check(job, flow_run.name or job.name, str(own), warn, wait=wait or flow_run.run_count > 1) as check,
@@ -89,3 +101,19 @@ def run_check(
     except FerryError as error:
         return Failed(message=failure_message(error))
     return Completed(message=check.message) if check.proven else Failed(message=check.message)
+
+
+def _check_public(job: Job, sample: str | int | None, seed: int | None, interrupts: signals.Interrupts) -> State[Any]:
+    """Check the public addresses and return the state that Prefect is to record."""
+    global public_report
+    progress = Progress()
+    with (
+        prefect_state.polling_state(
+            UUID(flow_run.id), flow_run.run_count, get_run_logger().warning, interrupts
+        ) as follower,
+        reporting(RunView(job.name, "verify", progress)),
+        prefect_patches.without_tags(),
+    ):
+        follower.pause_by(progress.pause)
+        public_report = found = ask_public(job, progress, sample, seed)
+    return Completed(message=found.message) if found.proven else Failed(message=found.message)

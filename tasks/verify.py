@@ -12,6 +12,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ferry.core import Fatal, Outcome, Progress
+from ferry.cutover import PublicReport, check_public
 from ferry.images import kind_of_type
 from ferry.job import Checks, Job
 from ferry.planning import check_locations
@@ -191,3 +192,11 @@ def compare_listing(check: Verification, bounds: list[tuple[str, str]]) -> int:
         check.add(result)
         wrong += len(result.wrong)
     return wrong
+
+
+@task(name="verify-public", cache_policy=NO_CACHE, persist_result=False)
+def ask_public(job: Job, progress: Progress, sample: str | int | None, seed: int | None) -> PublicReport:
+    """Ask for the public addresses of all copies or of a sample. No lease: the ledger stays as it is."""
+    state_location.refuse_lost_state(str(job.state))
+    access = secrets.destination_access(job)
+    return check_public(job, state_of(job, access), access.network, progress, sample, seed)

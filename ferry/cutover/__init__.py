@@ -1,5 +1,6 @@
 """The switch from the old store to the new one: old and new addresses of the objects."""
 
 from ferry.cutover.addresses import create_addresses
+from ferry.cutover.public_check import PublicReport, check_public, public_site
 
-__all__ = ["create_addresses"]
+__all__ = ["PublicReport", "check_public", "create_addresses", "public_site"]

@@ -51,7 +51,8 @@ def create_addresses(con: duckdb.DuckDBPyConnection, job: Job) -> None:
             SELECT r.row_no, r.row_id, r.source, r.alternatives, r.id, d.key, d.size, d.md5, d.sha256, d.content_type
             FROM rows r JOIN done d USING (source, planned_key) WHERE r.error_class = 'duplicate'
         ), each AS (
-            SELECT * EXCLUDE (alternatives), unnest(list_concat([source], coalesce(alternatives, []))) AS address FROM copies
+            SELECT * EXCLUDE (alternatives), unnest(list_concat([source], coalesce(alternatives, []))) AS address
+            FROM copies
         )
         SELECT DISTINCT * EXCLUDE (address, old), CASE WHEN old SIMILAR TO '(?i)https?://.*' THEN old END AS old_url
         FROM (SELECT *, {old} AS old, $root || key AS destination, {new} AS public_url FROM each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from multidict import CIMultiDict
 
@@ -80,8 +81,15 @@ class NotModified:
 
 @dataclass(frozen=True, slots=True)
 class Downloaded:
-    """The metadata of a response whose body was written to a file. ``url`` is its URL, after redirects."""
+    """The metadata of a response whose body was written. ``url`` is its URL, after that many ``redirects``."""
 
     url: str
     status: int
     headers: CIMultiDict[str]
+    redirects: int = 0
+
+
+class Writable(Protocol):
+    """Takes a body piece by piece."""
+
+    def write(self, piece: bytes, /) -> object: ...

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from multidict import CIMultiDict
 from yarl import URL
@@ -33,7 +32,7 @@ from ferry.http.auth import Credential, Header
 from ferry.http.connection import Response
 from ferry.http.dial import Site
 from ferry.http.errors import closed_before_response, from_origin, from_status
-from ferry.http.exchange import Downloaded, Fetched, NotModified, OriginOptions, Rest
+from ferry.http.exchange import Downloaded, Fetched, NotModified, OriginOptions, Rest, Writable
 from ferry.http.header_hosts import OPEN_HEADERS, Recipients
 from ferry.http.headers import media_type, printable_header
 from ferry.http.pool import Connections
@@ -75,6 +74,7 @@ class _FetchState:
     requests: int = 0
     host: str = ""  # `host:port` of the row's URL, not of a redirect
     url: str = ""  # of the last response
+    redirects: int = 0  # before it
     answered: bool = False  # whether a response has come, which may be a redirect
 
 
@@ -220,12 +220,14 @@ class Origin:
             strong_etag(headers),
         )
 
-    async def download(self, url: str, headers: Mapping[str, str], into: BinaryIO, max_bytes: int) -> Downloaded:
-        """Write the content at ``url`` to a file.
+    async def download(
+        self, url: str, headers: Mapping[str, str], into: Writable, max_bytes: int, charge: Charge = no_delay
+    ) -> Downloaded:
+        """Write the content at ``url`` to a file, or to what hashes it.
 
-        For lists, with the same address filter, redirects, credential, decoding and errors as :meth:`get`. ``headers``
-        take the place of the job's, which are for the images' hosts. A file in a compressed format stays compressed.
-        After an error, ``into`` may hold a part of the content.
+        For lists and public addresses, with the same address filter, redirects, credential, decoding and errors as
+        :meth:`get`. ``headers`` take the place of the job's, which are for the images' hosts. A file in a compressed
+        format stays compressed. After an error, ``into`` may hold a part of the content.
         """
         state = _FetchState(self._loop.time())
         sent = CIMultiDict({**headers, "Accept-Encoding": "identity"})
@@ -233,13 +235,13 @@ class Origin:
             response = await self._open(url, state, _RequestSpec(headers=sent))
             try:  # without a memory budget: no transfer is running yet
                 write = to_disk(into.write, "the file of the downloaded list")
-                await stream_body(response, Batches(write, self._pool), max_bytes, no_delay)
+                await stream_body(response, Batches(write, self._pool), max_bytes, charge)
             except BaseException:
                 response.close()
                 raise
         except Exception as exc:
             raise _mapped(exc, state) from None
-        return Downloaded(state.url, response.status, response.headers)
+        return Downloaded(state.url, response.status, response.headers, state.redirects)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -276,7 +278,7 @@ class Origin:
             if status in spec.valid:
                 if credential is not None:
                     credential.accepted(header)
-                state.url = str(target.url)
+                state.url, state.redirects = str(target.url), len(seen)
                 return response
             if status == _UNAUTHORIZED and credential is not None and not renewed and credential.refused(header):
                 renewed = True

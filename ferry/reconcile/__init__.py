@@ -13,6 +13,7 @@ from ferry.reconcile.verify import (
     expected_objects,
     note_verified,
     read_back,
+    sample_rows,
     verify_parts,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "note_verified",
     "prune_removed",
     "read_back",
+    "sample_rows",
     "verify_parts",
 ]

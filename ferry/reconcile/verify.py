@@ -112,8 +112,10 @@ def sample_rows(sample: str | int, rows: int) -> int:
     raise UserError(f"the sample `{text[:40]}` is neither a share (`1%`, up to `100%`) nor a count of objects (`500`)")
 
 
-def check_choice(list_only: bool, sample: str | int | None, seed: int | None) -> None:
+def check_choice(list_only: bool, sample: str | int | None, seed: int | None, public: bool = False) -> None:
     """Raises UserError for options that cannot be combined."""
+    if list_only and public:
+        raise UserError("a listing does not show what visitors get; leave out either --list or --public")
     if list_only and sample is not None:
         raise UserError("a listing compares every object and cannot be combined with a sample; leave one out")
     if seed is not None and sample is None:

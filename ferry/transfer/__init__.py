@@ -3,6 +3,7 @@
 from ferry.transfer.body_check import lesser_check_of
 from ferry.transfer.chunk import ChunkResult, run_chunk
 from ferry.transfer.dispatcher import AHEAD_ROWS, READY_ROWS
+from ferry.transfer.retry import Next, next_step
 from ferry.transfer.runtime import Runtime
 from ferry.transfer.stall import (
     CHECK_S,
@@ -28,6 +29,7 @@ __all__ = [
     "Action",
     "ChunkResult",
     "Moment",
+    "Next",
     "Runtime",
     "Silence",
     "Wait",
@@ -37,5 +39,6 @@ __all__ = [
     "duration",
     "is_excused",
     "lesser_check_of",
+    "next_step",
     "run_chunk",
 ]

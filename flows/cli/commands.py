@@ -168,31 +168,41 @@ def verify(
         str | None, Parameter(help="Read objects drawn at random: a share such as `1%`, or a count.")
     ] = None,
     seed: Annotated[int | None, Parameter(help="Draw the sample with this seed again.")] = None,
+    public: Annotated[
+        bool, Parameter(negative="", help="Ask for the public addresses instead, as visitors do (public_url).")
+    ] = False,
     json_: JsonFlag = False,
 ) -> int:
     """Read the destination, all of it or a sample, and compare it with the ledger."""
     with signals.ended_by_the_system():
+        from ferry.cutover import public_site
         from ferry.reconcile import check_choice
         from ferry.state import folded_ledger, select_wrong
         from flows.cli import terminal
         from flows.cli.local_run import exit_code, load_flows, prefect_for, run_flow, tagged
+        from flows.cli.public import show_public
         from flows.running import reporter
         from tasks.state_location import state_of
 
-    check_choice(list_, sample, seed)
+    check_choice(list_, sample, seed, public)
     job = load_job(job_file)
-    local_run.refuse_second_run(job)
+    if public:
+        public_site(job)
+    else:
+        local_run.refuse_second_run(job)
     draw = terminal.is_terminal() and not json_
     local_run.say_start(job, job_file.absolute().parent)
     reporter.progress_drawer = terminal.draw_progress if draw else None
     with prefect_for(job_file.absolute().parent, quiet=draw):
         load_flows()
-        from flows.verify import verify as verify_flow
+        from flows import verify as flow
 
         interrupts = signals.current()
         with interrupts.listening(), tagged():
-            state = run_flow(verify_flow, job, list_, sample, seed)
+            state = run_flow(flow.verify, job, list_, sample, seed, False, public)
     code, end = exit_code(interrupts, state)
+    if flow.public_report is not None and code < 2:
+        return show_public(flow.public_report, code, as_json=json_)
     wrong: list[dict[str, str]] = []
     if code == 1:
         with folded_ledger(state_of(job)) as con:
