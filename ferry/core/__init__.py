@@ -69,6 +69,7 @@ from ferry.core.locations import ADDRESS_FORMS, BUCKET_SCHEMES, Bucket, below, i
 from ferry.core.memory_budget import FIRST_BYTES, PART_BYTES, Budget, over_spool_bytes, part_bytes
 from ferry.core.process_identity import boot_id, process_start
 from ferry.core.progress import Progress, Snapshot
+from ferry.core.quantities import duration, size
 from ferry.core.quota import Share
 from ferry.core.records import (
     AGAIN,
@@ -172,6 +173,7 @@ __all__ = [
     "date_over_at",
     "die_with_parent",
     "disk_error",
+    "duration",
     "errno_name",
     "escaped",
     "file_body",
@@ -196,6 +198,7 @@ __all__ = [
     "redact_id",
     "scheme_of",
     "short",
+    "size",
     "split",
     "to_disk",
     "whole_body",

@@ -10,13 +10,12 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from ferry.core import UserError
+from ferry.core import UserError, duration
 from flows.cli import local_run, terminal
 from flows.cli.output import JsonFlag, print_json
 from flows.server.local import Running, is_free
 from flows.server.shared import SharedServer, idle_setting, is_in_use, is_running, stop
 from tasks.job_file import load_job
-from tasks.reporting.text import duration
 
 server = App(name="server", help="Show, start or stop the local Prefect server.", help_epilogue="")
 Idle = Annotated[str | None, Parameter(help="End the server when it was unused for this long (30m, 8h). Default: 30m.")]

@@ -19,7 +19,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
-from ferry.core import ErrorClass, Snapshot, escaped
+from ferry.core import ErrorClass, Snapshot, duration, escaped, size
 from ferry.ratelimit import Hosts, HostSnapshot
 from ferry.state import PLAIN_WORDS, Counts
 from tasks.reporting.text import (
@@ -28,10 +28,8 @@ from tasks.reporting.text import (
     dedupe_note,
     delta_table,
     describe,
-    duration,
     lost_note,
     outcome_table,
-    size,
     speed,
     worth_retrying,
 )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from ferry.core import Confirmed, ErrorClass, Reason, in_bucket
+from ferry.core import Confirmed, ErrorClass, Reason, duration, in_bucket, size
 from ferry.preflight import CheckResult, DestinationFacts, HostFacts, Range
 from ferry.state import PLAIN_WORDS, REMEDIES
-from tasks.reporting.text import describe, duration, lost_note, size
+from tasks.reporting.text import describe, lost_note
 
 ROUNDING = 1e-6
 CONFIRMED = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from ferry.core import ErrorClass, Snapshot
+from ferry.core import ErrorClass, Snapshot, duration, size
 from ferry.state import PLAIN_WORDS, Planned
 
 if TYPE_CHECKING:
@@ -389,19 +389,3 @@ def progress_words(progress: Mapping[str, Any]) -> str:
         f"this run, since {since:%Y-%m-%d %H:%M:%S} UTC: {progress['done']:,} of {progress['todo']:,} rows{failed}, "
         f"{size(progress['bytes'])}, {progress['rate']:,.0f} rows/s, {size(progress['bytes_rate'])}/s{left}"
     )
-
-
-def size(count: float) -> str:
-    """Returns a number of bytes such as `63.4 kB` (decimal units)."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def duration(seconds: float) -> str:
-    """Returns a duration as `0:11` or `1:02:03`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -49,8 +49,13 @@ def ferry(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_it_installs(wheel: Path) -> None:
-    """The packages flows, tasks and ferry, and nothing else at the top: `demo` is a name that others have."""
-    tops = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    """The packages flows, tasks and ferry, with the templates of pages, and nothing else at the top: `demo` is a name
+    that others have."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "ferry").glob("*/templates/*")}
+    assert templates
+    assert templates <= names
+    tops = {name.partition("/")[0] for name in names}
     assert tops == {"flows", "tasks", "ferry", "image_ferry-0.1.0.dist-info"}
 
 
